@@ -1,0 +1,201 @@
+"""One shard of a token store: written as a stream, visible only when whole."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from jaxtyping import Int, UInt
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """One shard's counts, file sizes (bytes) and SHA-256 checksums; `fingerprint` says what it was made from."""
+
+    index: int
+    num_documents: int
+    num_tokens: int
+    num_tag_tokens: int
+    max_token: int
+    tokens_bytes: int
+    bounds_bytes: int
+    tokens_sha256: str
+    bounds_sha256: str
+    fingerprint: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every id of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def shard_file(kind: str, index: int, num_shards: int) -> str:
+    """File name of a shard's "tokens", "bounds" (.npy) or "shard" (.json)."""
+    return f"{kind}-{index:05d}-of-{num_shards:05d}.{'json' if kind == 'shard' else 'npy'}"
+
+
+class ShardWriter:
+    """Streams documents into one shard; nothing has a final name until `close`.
+
+    A context manager: leaving it by an exception removes the temporary files. `add` and `close` raise `OSError`
+    naming the file when the disk is full, and leave nothing behind.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        shard_index: int,
+        num_shards: int,
+        dtype: np.dtype | str | type,
+        *,
+        harm_tag_id: int,
+        fingerprint: str = "",
+    ):
+        """`harm_tag_id` is counted; `fingerprint` is handed back by `read_shard_info` when a later run continues."""
+        if not 0 <= shard_index < num_shards:
+            raise ValueError(f"shard_index must be in 0..{num_shards - 1}, got {shard_index}")
+        self._directory, self._index, self._num_shards = os.fspath(directory), shard_index, num_shards
+        self._dtype, self._harm_tag_id, self._fingerprint = np.dtype(dtype), harm_tag_id, fingerprint
+        self._path = os.path.join(self._directory, shard_file("tokens", shard_index, num_shards))
+        self._bounds, self._num_tags, self._max_token = [0], 0, -1
+        os.makedirs(self._directory, exist_ok=True)
+        # A leftover marker would describe arrays that are about to be replaced.
+        marker = os.path.join(self._directory, shard_file("shard", shard_index, num_shards))
+        if os.path.exists(marker):
+            os.remove(marker)
+        self._file = open(self._path + ".tmp", "wb")
+        self._guard(lambda: _write_npy_header(self._file, self._dtype, 0))
+
+    def add(self, tokens: Int[np.ndarray, " n"] | UInt[np.ndarray, " n"] | list[int]) -> None:
+        """Appends one document, its end token included; ValueError when empty or an id does not fit the dtype."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self._path}: document {len(self._bounds) - 1} must be a non-empty 1-D integer array, "
+                f"got shape {tokens.shape} of {tokens.dtype}"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high > np.iinfo(self._dtype).max:
+            raise ValueError(
+                f"{self._path}: document {len(self._bounds) - 1} has token id {low if low < 0 else high}, "
+                f"outside {self._dtype.name}"
+            )
+        self._guard(lambda: self._file.write(tokens.astype(self._dtype, copy=False).tobytes()))
+        self._bounds.append(self._bounds[-1] + tokens.size)
+        self._num_tags += int(np.count_nonzero(tokens == self._harm_tag_id))
+        self._max_token = max(self._max_token, high)
+
+    def close(self, extra: Mapping[str, Any] | None = None) -> ShardInfo:
+        """Puts both arrays, then the shard's JSON, under their final names; `extra` is stored in the JSON."""
+        return self._guard(lambda: self._close(dict(extra or {})))
+
+    def abort(self) -> None:
+        """Removes the temporary files; safe to call twice."""
+        self._file.close()
+        for kind in ("tokens", "bounds", "shard"):
+            path = os.path.join(self._directory, shard_file(kind, self._index, self._num_shards)) + ".tmp"
+            if os.path.exists(path):
+                os.remove(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:
+            self.abort()
+        elif not self._file.closed:
+            self.close()
+
+    def _close(self, extra: dict[str, Any]) -> ShardInfo:
+        bounds_path = os.path.join(self._directory, shard_file("bounds", self._index, self._num_shards))
+        self._file.seek(0)
+        _write_npy_header(self._file, self._dtype, self._bounds[-1])
+        _sync_and_close(self._file)
+        with open(bounds_path + ".tmp", "wb") as file:
+            _write_npy_header(file, np.dtype(np.int64), len(self._bounds))
+            file.write(np.asarray(self._bounds, np.int64).tobytes())
+            _sync_and_close(file)
+        info = ShardInfo(
+            index=self._index,
+            num_documents=len(self._bounds) - 1,
+            num_tokens=self._bounds[-1],
+            num_tag_tokens=self._num_tags,
+            max_token=self._max_token,
+            tokens_bytes=os.path.getsize(self._path + ".tmp"),
+            bounds_bytes=os.path.getsize(bounds_path + ".tmp"),
+            tokens_sha256=file_sha256(self._path + ".tmp"),
+            bounds_sha256=file_sha256(bounds_path + ".tmp"),
+            fingerprint=self._fingerprint,
+            extra=extra,
+        )
+        os.replace(self._path + ".tmp", self._path)
+        os.replace(bounds_path + ".tmp", bounds_path)
+        name = shard_file("shard", self._index, self._num_shards)
+        write_json(os.path.join(self._directory, name), dataclasses.asdict(info))
+        return info
+
+    def _guard(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except OSError as error:
+            try:
+                self.abort()
+            except OSError:  # closing flushes, which fails again on a full disk; the files are removed next
+                self.abort()
+            raise OSError(error.errno, f"cannot write token shard: {error.strerror or error}", self._path) from error
+
+
+def read_shard_info(
+    directory: str | os.PathLike, index: int, num_shards: int, *, fingerprint: str | None = None
+) -> ShardInfo | None:
+    """The shard a former run completed here, or None if it is absent, damaged or made from something else."""
+    directory = os.fspath(directory)
+    try:
+        with open(os.path.join(directory, shard_file("shard", index, num_shards)), encoding="utf-8") as file:
+            info = ShardInfo(**json.load(file))
+        paths = [os.path.join(directory, shard_file(kind, index, num_shards)) for kind in ("tokens", "bounds")]
+        sizes = [os.path.getsize(path) for path in paths]
+    except (OSError, TypeError, ValueError):
+        return None
+    whole = sizes == [info.tokens_bytes, info.bounds_bytes] and fingerprint in (None, info.fingerprint)
+    return info if whole else None
+
+
+def write_json(path: str, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file atomically (temporary name, fsync, rename); OSError names the file."""
+    try:
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1, sort_keys=True)
+            _sync_and_close(file)
+        os.replace(path + ".tmp", path)
+        descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if os.path.exists(path + ".tmp"):
+            os.remove(path + ".tmp")
+        raise OSError(error.errno, f"cannot write: {error.strerror or error}", path) from error
+
+
+def _sync_and_close(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_npy_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
+    # numpy leaves room in the header for the first axis to grow: rewriting it with the final length fits exactly.
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,231 @@
+"""Token stores: the tokens of one task's split on disk, with random access to every document.
+
+A store is a folder of numpy files, readable with `np.load` alone, and a manifest:
+
+    tokens-00000-of-00004.npy   1-D uint16 (uint32 beyond 65,536 ids): documents end to end, each with its end token
+    bounds-00000-of-00004.npy   int64, documents + 1: document i is tokens[bounds[i]:bounds[i + 1]]
+    shard-00000-of-00004.json   the shard's counts and checksums, written after its two arrays
+    manifest.json               the whole store's counts and shards, written last
+
+Every file appears under its name only when complete (temporary name, fsync, rename), so a killed run or a full
+disk leaves no shard that looks whole, and a folder without `manifest.json` is not a store.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt
+
+from safelm.data import remote
+from safelm.data.shard import (
+    ShardInfo,
+    ShardWriter,
+    file_sha256,
+    read_shard_info,
+    shard_file,
+    token_dtype,
+    write_json,
+)
+
+__all__ = ["Manifest", "ShardInfo", "ShardWriter", "TokenStore", "read_manifest", "read_shard_info", "token_dtype"]
+__all__ += ["shard_file", "write_manifest"]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a store holds and which vocabulary made it; `extra` is the writer's own."""
+
+    task: str
+    split: str
+    vocab_hash: str
+    vocab_size: int
+    eos_id: int
+    harm_tag_id: int
+    dtype: str
+    shards: tuple[ShardInfo, ...]
+    num_documents: int
+    num_tokens: int
+    num_tag_tokens: int
+    num_lost_bytes: int = 0
+    num_quarantined: int = 0
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
+    """Completes a store; ValueError when counts, ids or files contradict the manifest."""
+    directory = os.fspath(directory)
+    path = os.path.join(directory, MANIFEST_NAME)
+    _check_manifest(path, manifest)
+    for shard in manifest.shards:
+        if shard.max_token >= manifest.vocab_size:
+            token, limit = shard.max_token, manifest.vocab_size
+            raise ValueError(f"{path}: shard {shard.index} has token id {token}, vocab_size is {limit}")
+        _open_shard(directory, manifest, shard)
+    write_json(path, dataclasses.asdict(manifest))
+
+
+class TokenStore:
+    """Random access to the documents and the token stream of one store (memory-mapped, cheap to pickle)."""
+
+    def __init__(self, directory: str, manifest: Manifest):
+        """Use `TokenStore.open`."""
+        self.directory, self.manifest = directory, manifest
+        shards = [_open_shard(directory, manifest, shard) for shard in manifest.shards]
+        self.shard_tokens = [tokens for tokens, _ in shards]
+        self.shard_bounds = [bounds for _, bounds in shards]
+        self.token_offsets = np.cumsum([0] + [s.num_tokens for s in manifest.shards], dtype=np.int64)
+        self.document_offsets = np.cumsum([0] + [s.num_documents for s in manifest.shards], dtype=np.int64)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike, *, vocab_hash: str | None = None, verify_checksums: bool = False
+    ) -> "TokenStore":
+        """Opens a store; a remote path (`gs://...`) is first copied to a local cache folder.
+
+        FileNotFoundError when there is no manifest (caching never finished) or a shard is gone; ValueError for an
+        unreadable manifest, another vocabulary than `vocab_hash`, a shard of the wrong size (checked always) or
+        checksum (`verify_checksums`: reads everything once).
+        """
+        path = os.fspath(path)
+        if remote.is_remote(path):
+            text, path = remote.read_text(f"{path.rstrip('/')}/{MANIFEST_NAME}"), path.rstrip("/")
+            manifest = _parse_manifest(f"{path}/{MANIFEST_NAME}", text)
+            path = remote.fetch_folder(path, _file_sizes(manifest), last=(MANIFEST_NAME, text))
+        else:
+            manifest = read_manifest(path)
+        if vocab_hash is not None and vocab_hash != manifest.vocab_hash:
+            raise ValueError(
+                f"token store {path} was made with vocabulary {manifest.vocab_hash} "
+                f"(vocab_size {manifest.vocab_size}), wanted {vocab_hash}"
+            )
+        store = cls(path, manifest)
+        if verify_checksums:
+            store.verify_checksums()
+        return store
+
+    def __reduce__(self):
+        return TokenStore, (self.directory, self.manifest)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the store."""
+        return self.manifest.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the store, end tokens included."""
+        return self.manifest.num_tokens
+
+    def document(self, index: int) -> UInt[np.ndarray, " n"]:
+        """Document `index`'s tokens (a view of the file), its end token included."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents} in {self.directory}")
+        shard = int(np.searchsorted(self.document_offsets, index, side="right")) - 1
+        local = index - int(self.document_offsets[shard])
+        bounds = self.shard_bounds[shard]
+        return self.shard_tokens[shard][bounds[local] : bounds[local + 1]]
+
+    def tokens(self, start: int, stop: int) -> UInt[np.ndarray, " n"]:
+        """Tokens [start, stop) of the stream of all documents end to end; clipped at the end of the store."""
+        if start < 0 or stop < start:
+            raise IndexError(f"tokens [{start}, {stop}) of {self.num_tokens} in {self.directory}")
+        stop, pieces = min(stop, self.num_tokens), []
+        while start < stop:
+            shard = int(np.searchsorted(self.token_offsets, start, side="right")) - 1
+            offset = int(self.token_offsets[shard])
+            piece = self.shard_tokens[shard][start - offset : stop - offset]
+            pieces.append(piece)
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.manifest.dtype), *pieces])
+
+    def verify_checksums(self) -> None:
+        """Reads every shard; ValueError names the first file whose SHA-256 is not the manifest's."""
+        for shard in self.manifest.shards:
+            for kind, wanted in (("tokens", shard.tokens_sha256), ("bounds", shard.bounds_sha256)):
+                path = os.path.join(self.directory, shard_file(kind, shard.index, len(self.manifest.shards)))
+                if (got := file_sha256(path)) != wanted:
+                    raise ValueError(f"{path}: checksum {got}, the manifest says {wanted}")
+
+
+def read_manifest(directory: str | os.PathLike) -> Manifest:
+    """The manifest of a local store; FileNotFoundError without one, ValueError when it cannot be read."""
+    path = os.path.join(os.fspath(directory), MANIFEST_NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path}: no such file: not a token store, or caching it did not finish") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: unreadable manifest: {error}") from error
+    return _parse_manifest(path, text)
+
+
+def _parse_manifest(path: str, text: str) -> Manifest:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError(f"expected an object, got {type(values).__name__}")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise TypeError(f"format_version {values.get('format_version')!r}, this program reads {FORMAT_VERSION}")
+        shards = tuple(ShardInfo(**shard) for shard in values.pop("shards"))
+        manifest = Manifest(**values, shards=shards)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: unreadable manifest: {error}") from error
+    _check_manifest(path, manifest)
+    return manifest
+
+
+def _check_manifest(path: str, manifest: Manifest) -> None:
+    if manifest.dtype != token_dtype(manifest.vocab_size).name:
+        raise ValueError(f"{path}: dtype {manifest.dtype!r} for vocab_size {manifest.vocab_size}")
+    if not manifest.shards or manifest.num_documents == 0:
+        raise ValueError(f"{path}: empty store: {len(manifest.shards)} shards, {manifest.num_documents} documents")
+    if [shard.index for shard in manifest.shards] != list(range(len(manifest.shards))):
+        raise ValueError(f"{path}: shards {[s.index for s in manifest.shards]} are not 0..{len(manifest.shards) - 1}")
+    for field in ("num_documents", "num_tokens", "num_tag_tokens"):
+        total = sum(getattr(shard, field) for shard in manifest.shards)
+        if getattr(manifest, field) != total:
+            raise ValueError(f"{path}: {field} is {getattr(manifest, field)}, its shards sum to {total}")
+
+
+def _file_sizes(manifest: Manifest) -> dict[str, int]:
+    total = len(manifest.shards)
+    sizes = {shard_file("tokens", s.index, total): s.tokens_bytes for s in manifest.shards}
+    return sizes | {shard_file("bounds", s.index, total): s.bounds_bytes for s in manifest.shards}
+
+
+def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
+    total = len(manifest.shards)
+    tokens = _open_array(os.path.join(directory, shard_file("tokens", shard.index, total)), shard.tokens_bytes)
+    bounds_path = os.path.join(directory, shard_file("bounds", shard.index, total))
+    bounds = _open_array(bounds_path, shard.bounds_bytes)
+    if tokens.dtype != manifest.dtype or tokens.shape != (shard.num_tokens,):
+        raise ValueError(
+            f"{os.path.join(directory, shard_file('tokens', shard.index, total))}: {tokens.shape[0]} tokens of "
+            f"{tokens.dtype}, the manifest says {shard.num_tokens} of {manifest.dtype}"
+        )
+    if bounds.dtype != np.int64 or bounds.shape != (shard.num_documents + 1,) or bounds[0] or bounds[-1] != len(tokens):
+        raise ValueError(f"{bounds_path}: not the bounds of {shard.num_documents} documents of {len(tokens)} tokens")
+    return tokens, bounds
+
+
+def _open_array(path: str, wanted_bytes: int) -> np.ndarray:
+    try:
+        size = os.path.getsize(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: shard is missing, though the manifest lists it") from None
+    if size != wanted_bytes:
+        raise ValueError(f"{path}: truncated or replaced: {size} bytes, the manifest says {wanted_bytes}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
+    return array.view(np.ndarray)
