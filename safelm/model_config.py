@@ -1,0 +1,71 @@
+"""The sizes and numerics of a decoder."""
+
+import dataclasses
+
+import jax
+
+VOCAB_MULTIPLE = 128
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and numerics of a decoder; the fields of `config.model` in `configs/`.
+
+    Attributes:
+      vocab_size: real ids, the harm tag included; `padded_vocab_size` is what arrays hold.
+      init_std: of a normal; output projections are divided by sqrt(2 * num_layers), as SmolLM2 was initialised.
+      dtype: of the computation; norms, softmax and logits are float32 anyway.
+      remat: "none" saves every activation, "dots" those of matmuls with parameters, "full" only each layer's input.
+      attention: "xla", or "auto" = the best there is for the platform (today: xla).
+    """
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_seq_len: int = 2048
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "max_seq_len")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}: must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"model.num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim}: rotary positions need an even number")
+        if self.remat != "none" and self.remat not in REMAT_POLICIES:
+            raise ValueError(f"model.remat={self.remat!r}: one of none, {', '.join(REMAT_POLICIES)}")
+        if self.attention not in ("auto", "xla"):
+            raise ValueError(f"model.attention={self.attention!r}: one of auto, xla")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16", "float16"):
+                raise ValueError(f"model.{name}={getattr(self, name)!r}: one of float32, bfloat16, float16")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def num_params(self) -> int:
+        """Real parameters: the rows that only pad the vocabulary are not counted."""
+        attention_params = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        per_layer = attention_params + 3 * self.d_model * self.d_ff + 2 * self.d_model
+        embeddings = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        return self.num_layers * per_layer + self.d_model + embeddings
