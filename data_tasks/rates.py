@@ -1,0 +1,48 @@
+"""Mixture rates of the ablation ladder: what share of the training tokens every source gives, in this one place.
+
+The ladder is cumulative (Maini et al. 2025, figure 4): every rung keeps what the rung before it had and adds one
+intervention, taking the room from the base web text, which stays the largest share. So the difference between two
+neighbouring rungs measures one intervention.
+
+    raw             raw web text of every harm score, the control
+    score0          only web text of harm score 0
+    safeweb         + recontextualized text (scores 1 to 3)
+    refuseweb       + refusal dialogues (scores 4 and 5)
+    moral_education + moral education made from those dialogues
+    harm_tagged     + raw unsafe text with the harm tag, which SafeBeam steers by
+
+The paper states no rates. Here SafeWeb has 20% (the paper: more than 100B of 600B tokens) and every other
+intervention 5%, enough to be learned and too little to turn the model into a refuser. Rates are shares of *tokens*,
+not of documents, and every rung sums to 1. This module imports neither TensorFlow nor SeqIO: configurations read it
+in training processes too.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+SOURCES = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education", "harm_tagged_web")
+
+
+def _rung(**rates: float) -> Mapping[str, float]:
+    return MappingProxyType(rates)
+
+
+LADDER: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "raw": _rung(raw_web=1.0),
+        "score0": _rung(filtered_web=1.0),
+        "safeweb": _rung(filtered_web=0.80, safeweb=0.20),
+        "refuseweb": _rung(filtered_web=0.75, safeweb=0.20, refuseweb=0.05),
+        "moral_education": _rung(filtered_web=0.70, safeweb=0.20, refuseweb=0.05, moral_education=0.05),
+        "harm_tagged": _rung(
+            filtered_web=0.65, safeweb=0.20, refuseweb=0.05, moral_education=0.05, harm_tagged_web=0.05
+        ),
+    }
+)
+
+
+def rates(rung: str) -> dict[str, float]:
+    """The rates of one rung: source name -> share of tokens. Raises ValueError for an unknown rung."""
+    if rung not in LADDER:
+        raise ValueError(f"unknown rung {rung!r}: the ladder has {', '.join(LADDER)}")
+    return dict(LADDER[rung])
