@@ -1,0 +1,244 @@
+"""Checkpoints: Orbax folders of parameters, optimizer state and a JSON record of what they belong to.
+
+A run's folder (a workdir, local or `gs://`), and equally one written by `save_params`:
+
+    <folder>/checkpoints/<step>/params      the parameters
+    <folder>/checkpoints/<step>/optimizer   the optimizer's state (training only)
+    <folder>/checkpoints/<step>/meta        JSON: step, model config, vocabulary hash, data position, run settings
+    <folder>/tokenizer/                     the tokenizer, so that the folder is all one needs
+
+A step's folder gets its name only when it is whole, so a killed or failed save leaves the checkpoints before it as they
+were. `meta` holds the data position as integers: what is fed at a step is a function of the step (`safelm.data`).
+"""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils imports TensorFlow for gs:// where it is installed
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from safelm import model as model_lib
+from safelm.tokenizer import Tokenizer
+
+Meta = dict[str, Any]
+PyTree = Any
+
+# What a checkpoint's arrays and their meaning depend on. The other fields (dtype, remat, attention ...) say how to compute.
+ARCHITECTURE_FIELDS = (
+    "vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim",
+    "rope_theta", "rms_norm_eps", "tie_embeddings",
+)  # fmt: skip
+
+
+class Checkpoints:
+    """The checkpoints under `<folder>/checkpoints`, written in the background, read on demand.
+
+    Keeps the newest `keep_last`, and each whose step is a multiple of `keep_every` (0: none) for good.
+    """
+
+    def __init__(self, folder: str, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False):
+        self.folder = epath.Path(folder)
+        policies = [checkpoint_managers.LatestN(keep_last)]
+        if keep_every:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every))
+        handler = ocp.StandardCheckpointHandler
+        self._manager = ocp.CheckpointManager(
+            self.folder / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            ),
+            item_handlers={"params": handler(), "optimizer": handler(), "meta": ocp.JsonCheckpointHandler()},
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def read_meta(self, step: int) -> Meta:
+        """The JSON record of one checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+    def save(self, step: int, meta: Mapping[str, Any], params: PyTree, opt_state: PyTree | None = None) -> None:
+        """Starts writing a checkpoint in the background; returns once the arrays may be reused.
+
+        Raises OSError if this save can't begin or the one before it failed (a full disk, say).
+        """
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardSave(params),
+            "meta": ocp.args.JsonSave({**meta, "step": step}),
+        }
+        if opt_state is not None:
+            items["optimizer"] = ocp.args.StandardSave(opt_state)
+        with self._write_errors(step):
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def check(self) -> None:
+        """Raises OSError if a save in the background has failed; doesn't wait."""
+        with self._write_errors(None):
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; raises OSError if it failed."""
+        with self._write_errors(None):
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, params: PyTree, opt_state: PyTree | None = None) -> tuple[PyTree, PyTree | None]:
+        """Reads a checkpoint into arrays of the given abstract trees' shapes, dtypes and shardings.
+
+        Raises ValueError naming the parameter if the checkpoint's arrays have other names or shapes.
+        """
+        self._check_shapes(step, params)
+        items: dict[str, Any] = {"params": ocp.args.StandardRestore(params)}
+        if opt_state is not None:
+            items["optimizer"] = ocp.args.StandardRestore(opt_state)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored.params, restored.get("optimizer")
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+    def _check_shapes(self, step: int, params: PyTree) -> None:
+        stored = _shapes(self._manager.item_metadata(step).params.tree)
+        for name, shape in _shapes(params).items():
+            if name not in stored:
+                raise ValueError(f"{self._name(step)} is of another model: it has no parameter {name}")
+            if stored[name] != shape:
+                raise ValueError(
+                    f"{self._name(step)} is of another model: {name} has shape {stored[name]} there, {shape} here"
+                )
+        if extra := sorted(stored.keys() - _shapes(params).keys()):
+            raise ValueError(f"{self._name(step)} is of another model: this one has no parameter {extra[0]}")
+
+    def _name(self, step: int) -> str:
+        return f"checkpoint {self.folder}/checkpoints/{step}"
+
+    @contextlib.contextmanager
+    def _write_errors(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and tensorstore raise many kinds; to a run they mean the same
+            which = "a checkpoint" if step is None else f"the checkpoint before or at step {step}"
+            kept = self.steps()
+            good = f"the last good one is {self._name(kept[-1])}" if kept else "there is none before it"
+            raise OSError(f"could not write {which} under {self.folder}/checkpoints ({good}): {error}") from error
+
+
+def save_params(folder: str, model_config: model_lib.ModelConfig, params: PyTree, tokenizer: Tokenizer) -> None:
+    """Writes a folder that `load_for_inference` and a config's `init_checkpoint` read: step 0, parameters only.
+
+    Raises FileExistsError if the folder holds a checkpoint already, OSError if it can't be written.
+    """
+    checkpoints = Checkpoints(folder)
+    if (step := checkpoints.latest_step()) is not None:
+        raise FileExistsError(f"{folder} already holds a checkpoint (step {step})")
+    save_tokenizer(folder, tokenizer)
+    checkpoints.save(0, model_meta(model_config, tokenizer), params)
+    checkpoints.close()
+
+
+def load_for_inference(path: str, *, step: int | None = None) -> tuple[model_lib.ModelConfig, PyTree, Tokenizer]:
+    """A model from a workdir or a `save_params` folder: its config, its parameters on one device, its tokenizer.
+
+    Takes the newest checkpoint unless `step` is given. Raises FileNotFoundError if there is none, ValueError if the
+    folder's tokenizer isn't the one the model was trained with.
+    """
+    checkpoints, step, meta = open_checkpoint(path, step=step)
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(meta, tokenizer, where=f"checkpoint {path} (step {step})")
+    config = model_config_from_meta(meta, where=f"checkpoint {path} (step {step})")
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), model_lib.abstract_params(config)
+    )
+    params, _ = checkpoints.restore(step, target)
+    checkpoints.close()
+    return config, params, tokenizer
+
+
+def open_checkpoint(path: str, *, step: int | None = None) -> tuple[Checkpoints, int, Meta]:
+    """Opens a folder's newest (or the given) checkpoint for reading; FileNotFoundError if it isn't there."""
+    if not (epath.Path(path) / "checkpoints").is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}: it has no folder 'checkpoints'")
+    checkpoints = Checkpoints(path, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint at {path}: nothing whole under {path}/checkpoints")
+    if step is None:
+        step = steps[-1]
+    elif step not in steps:
+        raise FileNotFoundError(f"no checkpoint of step {step} at {path}: it has {', '.join(map(str, steps))}")
+    return checkpoints, step, checkpoints.read_meta(step)
+
+
+def model_meta(model_config: model_lib.ModelConfig, tokenizer: Tokenizer) -> Meta:
+    """The part of `meta` that every checkpoint has."""
+    return {"model": dataclasses.asdict(model_config), "vocab_hash": tokenizer.hash}
+
+
+def model_config_from_meta(meta: Meta, *, where: str) -> model_lib.ModelConfig:
+    """The model config a checkpoint records; ValueError if it has fields this version doesn't know."""
+    known = {field.name for field in dataclasses.fields(model_lib.ModelConfig)}
+    if unknown := sorted(meta["model"].keys() - known):
+        raise ValueError(f"{where} has an unknown model field: {unknown[0]}")
+    return model_lib.ModelConfig(**meta["model"])
+
+
+def check_model(meta: Meta, model_config: model_lib.ModelConfig, *, where: str) -> None:
+    """Raises ValueError naming the first architecture field in which the checkpoint's model differs."""
+    for name in ARCHITECTURE_FIELDS:
+        there, here = meta["model"][name], getattr(model_config, name)
+        if there != here:
+            raise ValueError(f"{where} is of another model: {name} is {there} there, {here} here")
+
+
+def check_vocabulary(meta: Meta, tokenizer: Tokenizer, *, where: str) -> None:
+    """Raises ValueError if the checkpoint was trained with another tokenizer."""
+    if meta["vocab_hash"] != tokenizer.hash:
+        raise ValueError(
+            f"{where} is of another vocabulary: hash {meta['vocab_hash'][:12]} there, {tokenizer.hash[:12]} here"
+        )
+
+
+def save_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
+    """Writes `<folder>/tokenizer`, local or remote."""
+    target = epath.Path(folder) / "tokenizer"
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save(local)
+        for file in Path(local).iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+
+
+def load_tokenizer(folder: str) -> Tokenizer:
+    """Reads `<folder>/tokenizer`; FileNotFoundError if there is none."""
+    source = epath.Path(folder) / "tokenizer"
+    if not source.is_dir():
+        raise FileNotFoundError(f"no tokenizer at {source}")
+    with tempfile.TemporaryDirectory() as local:
+        for file in source.iterdir():
+            (Path(local) / file.name).write_bytes(file.read_bytes())
+        return Tokenizer.from_pretrained(local)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
