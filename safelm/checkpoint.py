@@ -32,7 +32,7 @@ from safelm.tokenizer import Tokenizer
 Meta = dict[str, Any]
 PyTree = Any
 
-# What a checkpoint's arrays and their meaning depend on. The other fields (dtype, remat, attention ...) say how to compute.
+# What a checkpoint's arrays mean depends on these. The other fields (dtype, remat, attention ...) say how to compute.
 ARCHITECTURE_FIELDS = (
     "vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim",
     "rope_theta", "rms_norm_eps", "tie_embeddings",

@@ -1,0 +1,49 @@
+"""Next-token cross-entropy as sums over tokens, so that any split of a batch adds up to exactly the same loss."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@flax.struct.dataclass
+class LossSums:
+    """Sums over the tokens of a batch or a part of one; add two with `+`, read means off the total."""
+
+    cross_entropy: Float[Array, ""]  # nats
+    z_square: Float[Array, ""]  # squares of the logits' log-partition
+    tokens: Float[Array, ""]  # targets counted, the sum of the mask
+
+    @classmethod
+    def zero(cls) -> "LossSums":
+        """The sums over no token."""
+        return cls(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        return jax.tree.map(jnp.add, self, other)
+
+    def total(self, z_loss: float | int) -> Float[Array, ""]:
+        """What is minimised, summed over tokens: cross-entropy + z_loss * log(Z)^2."""
+        return self.cross_entropy + z_loss * self.z_square
+
+    def mean_cross_entropy(self) -> Float[Array, ""]:
+        """Nats per token; 0 when no token counts."""
+        return self.cross_entropy / jnp.maximum(self.tokens, 1.0)
+
+
+def loss_sums(
+    logits_BTV: Float[Array, "B T V"], targets_BT: Int[Array, "B T"], loss_mask_BT: Float[Array, "B T"]
+) -> LossSums:
+    """Sums the cross-entropy of `targets_BT` over the positions whose mask is 1, in float32.
+
+    A mask weights its position; what stands at a position of mask 0 (even NaN-free garbage) has no effect.
+    """
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    loss_mask_BT = loss_mask_BT.astype(jnp.float32)
+    return LossSums(
+        cross_entropy=jnp.sum((log_z_BT - target_logit_BT) * loss_mask_BT),
+        z_square=jnp.sum(jnp.square(log_z_BT) * loss_mask_BT),
+        tokens=jnp.sum(loss_mask_BT),
+    )
