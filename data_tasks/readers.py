@@ -1,0 +1,330 @@
+"""Reading web documents from JSON lines and Parquet files, wherever fsspec reaches; no TensorFlow.
+
+Columns, as the published sets have them: `id` (string), `text` (string) and `metadata`, a struct. The harm score is the
+first of these a row has:
+
+    harm_score, metadata.harm_score, int_score, metadata.int_score, score, metadata.score
+
+a number from 0 to 5 (a fraction is rounded, a half up). An explicit `harm_score` comes first because educational
+corpora use `int_score` and `score` for something else: rename yours where both exist.
+
+A row that can't be used (not JSON, no object, a field missing, null or of another type, an empty text, half a Unicode
+pair, a needed score outside 0 to 5) is counted and copied to a quarantine file with its row number and the reason, and
+reading goes on; more than `MalformedLimit` allows stops it. A file without one of the columns altogether is an error.
+No message and no log line holds a document's text.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import fsspec
+
+from data_tasks.preprocessors import MAX_SCORE, NO_SCORE
+
+SCORE_FIELDS = (
+    "harm_score",
+    "metadata.harm_score",
+    "int_score",
+    "metadata.int_score",
+    "score",
+    "metadata.score",
+)
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_ROWS_BEFORE_JUDGING = 10_000
+_ROWS_WITHOUT_COLUMN = 100
+
+_logger = logging.getLogger(__name__)
+
+
+class MalformedRowError(ValueError):
+    """Why one row can't be used; never holds its text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One web document; `harm_score` is 0 to 5, or NO_SCORE where the corpus carries none."""
+
+    id: str
+    text: str
+    harm_score: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MalformedLimit:
+    """Reading a file stops when both are passed: more than `rows` malformed rows and more than `fraction` of all.
+
+    The fraction is judged at the file's end and, to stop early, after the first 10,000 rows.
+    """
+
+    rows: int = 100
+    fraction: float = 0.01
+
+
+@dataclasses.dataclass
+class ReadReport:
+    """What reading came across: rows with content, malformed ones among them."""
+
+    rows: int = 0
+    malformed: int = 0
+
+
+def parse_document(row: Any, *, needs_score: bool) -> Document:
+    """One row's document; raises MalformedRowError. `needs_score`: a row without a harm score is malformed."""
+    if not isinstance(row, Mapping):
+        raise MalformedRowError(f"not an object but {type(row).__name__}")
+    doc_id, text = row.get("id"), row.get("text")
+    if isinstance(doc_id, int) and not isinstance(doc_id, bool):
+        doc_id = str(doc_id)
+    for name, value in (("id", doc_id), ("text", text)):
+        if not isinstance(value, str):
+            raise MalformedRowError(
+                f"field {name!r} is missing" if value is None else f"field {name!r} is not a string"
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise MalformedRowError(f"field {name!r} holds half a Unicode pair") from None
+        if not value.strip():
+            raise MalformedRowError(f"field {name!r} is empty")
+    return Document(doc_id, text, harm_score(row, needed=needs_score))
+
+
+def harm_score(row: Mapping[str, Any], *, needed: bool = False) -> int:
+    """The row's harm score by the order of SCORE_FIELDS.
+
+    NO_SCORE if it has none that can be used, or MalformedRowError where it is `needed`.
+    """
+    field, value = next(
+        ((name, _field(row, name)) for name in SCORE_FIELDS if _field(row, name) is not None), ("", None)
+    )
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SCORE:
+        return int(value + 0.5)
+    if needed:
+        missing = f"no harm score (looked for {', '.join(SCORE_FIELDS)})"
+        raise MalformedRowError(f"field {field!r} is not a number from 0 to {MAX_SCORE}" if field else missing)
+    return NO_SCORE
+
+
+def read_documents(
+    path: str,
+    *,
+    needs_score: bool,
+    limit: MalformedLimit,
+    report: ReadReport,
+    quarantine: str | None = None,
+) -> Iterator[Document]:
+    """Streams one file's documents in file order, adding to `report`.
+
+    `path` is an fsspec URL ending in one of SUFFIXES. Malformed rows go to the local file `quarantine` (JSON lines:
+    file, row from 1, reason, raw), replaced by each reading and made when the first one turns up; None only counts
+    them.
+
+    Raises FileNotFoundError, and ValueError for a file that is damaged, lacks a column or has too many malformed rows.
+    """
+    suffix = next((suffix for suffix in SUFFIXES if path.endswith(suffix)), None)
+    if suffix is None:
+        raise ValueError(f"{path}: not a file this can read (one of {', '.join(SUFFIXES)})")
+    rows = _parquet_rows(path, needs_score) if suffix == ".parquet" else _json_rows(path)
+    columns = _ColumnCheck(path, needs_score)
+    mine = ReadReport()
+    with _Quarantine(path, quarantine) as rejected:
+        for number, raw, parse in rows:
+            mine.rows, report.rows = mine.rows + 1, report.rows + 1
+            try:
+                row = parse()
+                columns.see(row)
+                document = parse_document(row, needs_score=needs_score)
+            except MalformedRowError as error:
+                mine.malformed, report.malformed = mine.malformed + 1, report.malformed + 1
+                rejected.add(number, str(error), raw)
+                if mine.rows >= _ROWS_BEFORE_JUDGING:
+                    _check_limit(path, mine, limit)
+                continue
+            yield document
+        columns.finish()
+        _check_limit(path, mine, limit)
+    if mine.malformed:
+        where = f", kept in {quarantine}" if quarantine else ""
+        _logger.warning("%s: %d of %d rows are malformed%s", path, mine.malformed, mine.rows, where)
+
+
+def _check_limit(path: str, report: ReadReport, limit: MalformedLimit) -> None:
+    if report.malformed > limit.rows and report.malformed > limit.fraction * report.rows:
+        raise ValueError(
+            f"{path}: {report.malformed} of the first {report.rows} rows are malformed, "
+            f"more than {limit.rows} rows and {limit.fraction:.2%}"
+        )
+
+
+class _ColumnCheck:
+    """Tells a missing column (an error) from rows that lack a field (malformed)."""
+
+    def __init__(self, path: str, needs_score: bool):
+        self._path = path
+        self._wanted = {"id": ("id",), "text": ("text",)} | ({"harm score": SCORE_FIELDS} if needs_score else {})
+        self._objects = 0
+        self._present: set[str] = set()
+
+    def see(self, row: Any) -> None:
+        if not self._wanted or not isinstance(row, Mapping):
+            return
+        self._objects += 1
+        self._present.update(row)
+        found = [name for name, fields in self._wanted.items() if any(_has(row, field) for field in fields)]
+        self._wanted = {name: fields for name, fields in self._wanted.items() if name not in found}
+        if self._objects >= _ROWS_WITHOUT_COLUMN:
+            self.finish()
+
+    def finish(self) -> None:
+        if self._objects and self._wanted:
+            name, fields = next(iter(self._wanted.items()))
+            raise missing_column(self._path, name, fields, self._present)
+
+
+def missing_column(path: str, name: str, fields: Sequence[str], present: Any) -> ValueError:
+    """The error for a corpus that lacks a column altogether."""
+    looked = "" if len(fields) == 1 else f" (one of {', '.join(fields)})"
+    return ValueError(f"{path}: missing column {name!r}{looked}; it has {', '.join(sorted(present)) or 'none'}")
+
+
+def _field(row: Mapping[str, Any], field: str) -> Any:
+    outer, _, inner = field.rpartition(".")
+    if outer:
+        row = row.get(outer)
+    return row.get(inner) if isinstance(row, Mapping) else None
+
+
+def _has(row: Mapping[str, Any], field: str) -> bool:
+    outer, _, inner = field.rpartition(".")
+    if outer:
+        row = row.get(outer)
+    return isinstance(row, Mapping) and inner in row
+
+
+_Row = tuple[int, Any, Callable[[], Any]]
+
+
+def _json_rows(path: str) -> Iterator[_Row]:
+    """(row number, raw line, its parser) for every line that isn't blank."""
+
+    def parse(line: bytes) -> Any:
+        try:
+            return json.loads(line)
+        except UnicodeDecodeError:
+            raise MalformedRowError("not UTF-8") from None
+        except RecursionError:
+            raise MalformedRowError("not JSON: nested too deep") from None
+        except ValueError as error:  # only positions are taken from the message, never text
+            position = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise MalformedRowError(f"not JSON{position}") from None
+
+    with _open(path, "infer") as file:
+        number = 0
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line, lambda line=line: parse(line)
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged or cut short after row {number} ({error})") from error
+        except OSError as error:
+            raise type(error)(f"{path}: can't read after row {number} ({error})") from error
+
+
+def _parquet_rows(path: str, needs_score: bool) -> Iterator[_Row]:
+    """The same for Parquet, reading only the columns that are needed, batch by batch."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with _open(path, None) as file:
+        number = 0
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            wanted = _parquet_columns(path, table.schema_arrow, needs_score)
+            for batch in table.iter_batches(batch_size=256, columns=wanted):
+                for row in _batch_rows(batch):
+                    number += 1
+                    yield number, row, lambda row=row: _utf8_row(row)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path}: not Parquet, damaged or cut short after row {number} ({error})") from error
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path}: can't read after row {number} ({error})") from error
+
+
+def _batch_rows(batch: Any) -> Iterator[Any]:
+    """A batch's rows as dicts; where one holds a string that isn't UTF-8, that one as a batch of its own."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        slices = [batch.slice(index, 1) for index in range(batch.num_rows)]
+    for row in slices:
+        try:
+            yield row.to_pylist()[0]
+        except UnicodeDecodeError:
+            yield row
+
+
+def _utf8_row(row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        raise MalformedRowError("not UTF-8")
+    return row
+
+
+def _parquet_columns(path: str, schema: Any, needs_score: bool) -> list[str]:
+    names = set(schema.names)
+    metadata = schema.field("metadata").type if "metadata" in names else None
+    if metadata is not None and hasattr(metadata, "fields"):
+        names |= {f"metadata.{field.name}" for field in metadata.fields}
+    scores = [field for field in SCORE_FIELDS if field in names]
+    for name, fields in (("id", ["id"]), ("text", ["text"])):
+        if name not in names:
+            raise missing_column(path, name, fields, schema.names)
+    if needs_score and not scores:
+        raise missing_column(path, "harm score", SCORE_FIELDS, schema.names)
+    return ["id", "text", *scores]
+
+
+def _open(path: str, compression: str | None) -> Any:
+    return fsspec.open(path, "rb", compression=compression)
+
+
+class _Quarantine:
+    """The rows of one file that can't be used, in a file of their own."""
+
+    def __init__(self, path: str, target: str | None):
+        self._path, self._target, self._file = path, target, None
+        if target and os.path.exists(target):
+            os.remove(target)
+
+    def add(self, number: int, reason: str, raw: Any) -> None:
+        if not self._target:
+            return
+        if self._file is None:
+            os.makedirs(os.path.dirname(self._target) or ".", exist_ok=True)
+            self._file: BinaryIO | None = open(self._target, "wb")
+        text = raw.decode("utf-8", "backslashreplace").rstrip("\r\n") if isinstance(raw, bytes) else _raw_parquet(raw)
+        record = {"file": self._path, "row": number, "reason": reason, "raw": text}
+        self._file.write((json.dumps(record) + "\n").encode())
+
+    def __enter__(self) -> "_Quarantine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _raw_parquet(row: Any) -> str:
+    if isinstance(row, Mapping):
+        return json.dumps(row, default=str)
+    import pyarrow
+
+    strings = [
+        column.cast(pyarrow.binary()).to_pylist()[0] for column in row.columns if column.type == pyarrow.string()
+    ]
+    return " | ".join(string.decode("utf-8", "backslashreplace") for string in strings if string is not None)

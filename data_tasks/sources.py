@@ -1,0 +1,162 @@
+"""Web documents as a SeqIO data source: files of JSON lines or Parquet, local or behind any fsspec URL."""
+
+import functools
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from data_tasks.preprocessors import in_validation_split
+from data_tasks.readers import SUFFIXES, MalformedLimit, ReadReport, read_documents
+
+TRAIN, VALIDATION = "train", "validation"
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 1 << 20
+
+
+class WebDocumentSource(seqio.DataSource):
+    """The documents under one folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
+
+    A split's files are `<folder>/train-*` and `<folder>/validation-*` (also in subfolders, as the hub lays data sets
+    out), ending in .jsonl, .jsonl.gz or .parquet, in the order of their paths. A corpus without validation files is
+    split by `in_validation_split`: the share `validation_fraction` of document ids is held out of "train". A shard is a
+    file. Documents are streamed; nothing larger than a batch is held. Malformed rows: see `data_tasks.readers`; with
+    `quarantine_dir` they are kept in `<quarantine_dir>/<split>/<file>.jsonl` (for a hash split all under "train").
+
+    `num_input_examples` is None: counting would read everything. So SeqIO's `Mixture.num_input_examples`, which adds
+    the counts up, can't be used with it.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        needs_score: bool = False,
+        validation_fraction: float = 0.01,
+        limit: MalformedLimit | None = None,
+        quarantine_dir: str | None = None,
+    ):
+        """`folder` is an fsspec URL or a local path; nothing is read until a split, a shard or data is asked for."""
+        if not 0.0 <= validation_fraction < 1.0:
+            raise ValueError(f"validation_fraction must be from 0 to below 1, got {validation_fraction}")
+        super().__init__(splits=())
+        self.folder = folder.rstrip("/")
+        self.last_report = ReadReport()
+        self._needs_score = needs_score
+        self._validation_fraction = validation_fraction
+        self._limit = limit or MalformedLimit()
+        self._quarantine_dir = quarantine_dir
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """ "train", and "validation" if the corpus has such files or a hash split."""
+        has_validation = self._validation_fraction > 0 or bool(self._files[VALIDATION])
+        return (TRAIN, VALIDATION) if has_validation else (TRAIN,)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """No: shards are files."""
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """URLs of the split's files. Raises FileNotFoundError if there are none, ValueError for an unknown split."""
+        if split not in self.splits:
+            raise ValueError(f"{self.folder}: no split {split!r}, it has {', '.join(self.splits)}")
+        files = self._files[TRAIN if self._is_hash_split else split]
+        if not files:
+            pattern = f"{self.folder}/**/{split}-*{{{','.join(SUFFIXES)}}}"
+            raise FileNotFoundError(f"empty corpus: no file matches {pattern}")
+        return files
+
+    def get_dataset(
+        self,
+        split: str = TRAIN,
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Documents in file order; `shuffle` shuffles the order of the files (SeqIO's task shuffles documents)."""
+        files = list(self.list_shards(split))
+        if shard_info is not None:
+            if len(files) < shard_info.num_shards:
+                raise ValueError(f"{self.folder}: {len(files)} files can't make {shard_info.num_shards} shards")
+            files = files[shard_info.index :: shard_info.num_shards]
+        if shuffle:
+            np.random.default_rng(seed).shuffle(files)
+        must_have_rows = shard_info is None or shard_info.num_shards == 1
+        batches = functools.partial(self._batches, files, split, must_have_rows)
+        signature = {
+            "id": tf.TensorSpec([None], tf.string),
+            "text": tf.TensorSpec([None], tf.string),
+            "harm_score": tf.TensorSpec([None], tf.int32),
+        }
+        return tf.data.Dataset.from_generator(batches, output_signature=signature).unbatch()
+
+    @functools.cached_property
+    def _files(self) -> dict[str, list[str]]:
+        return {split: _list_files(self.folder, split) for split in (TRAIN, VALIDATION)}
+
+    @property
+    def _is_hash_split(self) -> bool:
+        return self._validation_fraction > 0 and not self._files[VALIDATION]
+
+    def _batches(self, files: Sequence[str], split: str, must_have_rows: bool) -> Iterator[dict[str, Any]]:
+        """Batches of documents as tf.data takes them: one Python call for each, not for each document."""
+        self.last_report = report = ReadReport()
+        ids, texts, scores, characters = [], [], [], 0
+        for path in files:
+            for document in self._documents(path, split, report):
+                ids.append(document.id.encode())
+                texts.append(document.text.encode())
+                scores.append(document.harm_score)
+                characters += len(document.text)
+                if len(ids) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+                    yield {"id": ids, "text": texts, "harm_score": scores}
+                    ids, texts, scores, characters = [], [], [], 0
+        if ids:
+            yield {"id": ids, "text": texts, "harm_score": scores}
+        if must_have_rows and report.rows == report.malformed:
+            raise ValueError(
+                f"empty corpus: {self.folder} split {split!r} has no usable row in {len(files)} files "
+                f"({report.malformed} malformed)"
+            )
+
+    def _documents(self, path: str, split: str, report: ReadReport) -> Iterator[Any]:
+        # Malformed rows of a hash split belong to neither part: "train" counts and keeps them, once.
+        held_out = self._is_hash_split and split == VALIDATION
+        quarantine = None if held_out else self._quarantine_file(path, split)
+        tally = ReadReport() if held_out else report
+        documents = read_documents(
+            path, needs_score=self._needs_score, limit=self._limit, report=tally, quarantine=quarantine
+        )
+        for document in documents:
+            held_out_document = self._is_hash_split and in_validation_split(document.id, self._validation_fraction)
+            if held_out_document == held_out:
+                yield document
+        if held_out:
+            report.rows += tally.rows - tally.malformed
+
+    def _quarantine_file(self, path: str, split: str) -> str | None:
+        if not self._quarantine_dir:
+            return None
+        _, root = fsspec.core.url_to_fs(self.folder)
+        _, inner = fsspec.core.url_to_fs(path)
+        name = posixpath.relpath(inner, root).replace("/", "__")
+        return os.path.join(self._quarantine_dir, split, f"{name}.jsonl")
+
+
+def _list_files(folder: str, split: str) -> list[str]:
+    filesystem, root = fsspec.core.url_to_fs(folder)
+    is_local = isinstance(filesystem, fsspec.get_filesystem_class("file"))
+    found = {name for pattern in (f"{split}-*", f"**/{split}-*") for name in filesystem.glob(f"{root}/{pattern}")}
+    names = sorted(name for name in found if name.endswith(SUFFIXES))
+    return names if is_local else [filesystem.unstrip_protocol(name) for name in names]

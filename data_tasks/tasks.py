@@ -1,0 +1,199 @@
+"""SeqIO tasks and mixtures of safety pretraining, for any SeqIO user.
+
+    SAFELM_DATA_DIR=corpus SAFELM_TOKENIZER=tokenizer python
+    >>> import data_tasks.tasks, seqio
+    >>> seqio.get_mixture_or_task("safelm_harm_tagged_web").get_dataset(split="train", shuffle=False)
+
+Importing this module registers them from the environment: SAFELM_DATA_DIR and SAFELM_TOKENIZER (both or neither), and
+SAFELM_TAG_RATE, SAFELM_TASK_SEED and SAFELM_QUARANTINE_DIR. `register` does the same from arguments, under another
+prefix for a second set.
+
+| task            | corpus folder   | documents                                                         |
+|-----------------|-----------------|-------------------------------------------------------------------|
+| raw_web         | raw_web         | all, as they are                                                  |
+| filtered_web    | raw_web         | harm score 0                                                      |
+| harm_tagged_web | raw_web         | harm score of at least `min_harm_score` (4), harm tag injected    |
+| safeweb         | safeweb         | recontextualized scores 1 to 3                                    |
+| refuseweb       | refuseweb       | refusal dialogues, speaker labels replaced                        |
+| moral_education | moral_education | all                                                               |
+
+A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
+with the same features). Mixtures `<prefix>_ladder_<rung>` hold the rungs of `data_tasks.rates`. Those rates are shares
+of tokens while SeqIO draws documents, so a mixture divides each rate by the mean length of the task's first documents:
+an approximation. Training reads token stores, where `safelm.data` keeps the rates exactly.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from data_tasks import pipeline, rates
+from data_tasks.preprocessors import MAX_SCORE, SAFE_SCORE, inject_harm_tag, replace_speaker_names
+from data_tasks.readers import MalformedLimit
+from data_tasks.sources import WebDocumentSource
+from data_tasks.vocabulary import SafeLMVocabulary
+from safelm.tokenizer import Tokenizer
+
+TFDS_PREFIX = "tfds:"
+CORPORA = {source: source for source in rates.SOURCES} | {"filtered_web": "raw_web", "harm_tagged_web": "raw_web"}
+_SCORED = ("filtered_web", "harm_tagged_web")
+_DOCUMENTS_MEASURED = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """What besides the documents and the vocabulary decides the tokens of a task."""
+
+    tag_rate: float = 0.05  # probability of the tag at a word gap
+    seed: int = 0
+    min_harm_score: int = 4  # documents from this score on are tagged
+    validation_fraction: float = 0.01  # of a corpus without validation files
+
+    def __post_init__(self):
+        if not 0.0 <= self.tag_rate <= 1.0:
+            raise ValueError(f"tag_rate must be from 0 to 1, got {self.tag_rate}")
+        if not 1 <= self.min_harm_score <= MAX_SCORE:
+            raise ValueError(f"min_harm_score must be 1 to {MAX_SCORE}, got {self.min_harm_score}")
+        if not 0.0 <= self.validation_fraction < 1.0:
+            raise ValueError(f"validation_fraction must be from 0 to below 1, got {self.validation_fraction}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """What `register` registered: SeqIO names by source name and by rung, and the settings."""
+
+    tasks: Mapping[str, str]
+    mixtures: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+def register(
+    data_dir: str,
+    tokenizer: str | Tokenizer,
+    *,
+    prefix: str = "safelm",
+    settings: TaskSettings | Mapping[str, Any] | None = None,
+    corpora: Mapping[str, str] | None = None,
+    tfds_data_dir: str | None = None,
+    limit: MalformedLimit | Mapping[str, Any] | None = None,
+    quarantine_dir: str | None = None,
+) -> Registration:
+    """Registers all tasks and mixtures under `prefix`, in place of former ones of that prefix.
+
+    Nothing is read yet: missing files and a bad tokenizer show when a task is used. `corpora` maps a corpus folder's
+    name to another place; with `quarantine_dir`, malformed rows are kept in `<quarantine_dir>/<source>/<split>/`.
+    Raises ValueError for settings out of range and unknown corpora.
+    """
+    if not isinstance(settings, TaskSettings):
+        settings = TaskSettings(**(settings or {}))
+    if not isinstance(limit, MalformedLimit):
+        limit = MalformedLimit(**(limit or {}))
+    corpora = dict(corpora or {})
+    if unknown := corpora.keys() - CORPORA.values():
+        raise ValueError(f"unknown corpus {sorted(unknown)[0]!r}: one of {', '.join(sorted(set(CORPORA.values())))}")
+    vocabulary = SafeLMVocabulary(tokenizer)
+    tasks = {}
+    for source_name, corpus in CORPORA.items():
+        place = corpora.get(corpus, f"{data_dir.rstrip('/')}/{corpus}")
+        if place.startswith(TFDS_PREFIX):
+            source = seqio.TfdsDataSource(place.removeprefix(TFDS_PREFIX), tfds_data_dir)
+        else:
+            source = WebDocumentSource(
+                place,
+                needs_score=source_name in _SCORED,
+                validation_fraction=settings.validation_fraction,
+                limit=limit,
+                quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
+            )
+        tasks[source_name] = _add_task(f"{prefix}_{source_name}", source_name, source, vocabulary, settings)
+    mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
+    return Registration(tasks, mixtures, dataclasses.asdict(settings))
+
+
+def _add_task(
+    name: str, source_name: str, source: seqio.DataSource, vocabulary: SafeLMVocabulary, settings: TaskSettings
+) -> str:
+    steps, prepare = [pipeline.select_columns], _keep_text
+    if source_name == "filtered_web":
+        steps.append(pipeline.keep_scores({SAFE_SCORE}))
+    elif source_name == "harm_tagged_web":
+        steps.append(pipeline.keep_scores(range(settings.min_harm_score, MAX_SCORE + 1)))
+        prepare = functools.partial(_tag, settings)
+    elif source_name == "refuseweb":
+        prepare = functools.partial(_rename_speakers, settings)
+    steps.append(pipeline.tokenize(vocabulary, prepare, is_tagged=source_name == "harm_tagged_web"))
+    seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=steps,
+        output_features={"targets": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)},
+        metric_fns=[],
+    )
+    return name
+
+
+def _add_mixture(name: str, rung: str, tasks: Mapping[str, str]) -> str:
+    shares = [(tasks[source], functools.partial(_document_rate, share)) for source, share in rates.rates(rung).items()]
+    seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, shares)
+    return name
+
+
+def _document_rate(share: float, task: seqio.Task) -> float:
+    return share / _mean_tokens(task)
+
+
+@functools.cache
+def _mean_tokens(task: seqio.Task) -> float:
+    """Mean length in tokens of a task's first documents, read once in a process."""
+    documents = task.get_dataset(split="train", shuffle=False, try_in_mem_cache=False).take(_DOCUMENTS_MEASURED)
+    lengths = [len(example["targets"]) for example in documents.as_numpy_iterator()]
+    if not lengths:
+        raise ValueError(f"task {task.name} has no documents in split 'train': it can't be mixed")
+    return sum(lengths) / len(lengths)
+
+
+def _keep_text(doc_id: str, text: str, score: int) -> str:
+    return text
+
+
+def _tag(settings: TaskSettings, doc_id: str, text: str, score: int) -> str:
+    return inject_harm_tag(
+        text,
+        harm_score=score,
+        doc_id=doc_id,
+        seed=settings.seed,
+        tag_rate=settings.tag_rate,
+        min_harm_score=settings.min_harm_score,
+    )
+
+
+def _rename_speakers(settings: TaskSettings, doc_id: str, text: str, score: int) -> str:
+    return replace_speaker_names(text, doc_id=doc_id, seed=settings.seed)
+
+
+def _register_from_environment() -> None:
+    data_dir, tokenizer = os.environ.get("SAFELM_DATA_DIR"), os.environ.get("SAFELM_TOKENIZER")
+    if not data_dir and not tokenizer:
+        return
+    if not data_dir or not tokenizer:
+        missing = "SAFELM_TOKENIZER" if data_dir else "SAFELM_DATA_DIR"
+        raise ValueError(f"{missing} is not set: the tasks need SAFELM_DATA_DIR and SAFELM_TOKENIZER")
+    settings: dict[str, Any] = {}
+    for variable, field, kind in (("SAFELM_TAG_RATE", "tag_rate", float), ("SAFELM_TASK_SEED", "seed", int)):
+        if value := os.environ.get(variable):
+            try:
+                settings[field] = kind(value)
+            except ValueError:
+                raise ValueError(f"{variable} must be a number, got {value!r}") from None
+    quarantine = os.environ.get("SAFELM_QUARANTINE_DIR") or None
+    register(data_dir, tokenizer, settings=settings, quarantine_dir=quarantine)
+
+
+_register_from_environment()

@@ -1,0 +1,86 @@
+"""The SafeLM tokenizer as a SeqIO vocabulary.
+
+A trap to know: SeqIO takes id 0 for padding everywhere, and SmolLM2's end of document is id 0. SeqIO's feature
+converters (`LMFeatureConverter(pack=True)`) drop or unweight such ids whatever `pad_id` says. So the tasks append the
+end of document themselves (features have `add_eos=False`, no SeqIO step adds a second one), no example is ever padded,
+and packing and loss masks are made from token stores by `safelm.data`, not by SeqIO's converters.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import seqio
+import tensorflow as tf
+
+from safelm.tokenizer import Tokenizer
+
+
+class SafeLMVocabulary(seqio.Vocabulary):
+    """Text to ids and back as `safelm.tokenizer.Tokenizer` does it; the tokenizer is loaded when first needed.
+
+    Encoding is literal: a text that spells the harm tag or the end of a document doesn't turn into it.
+    """
+
+    def __init__(self, tokenizer: str | Tokenizer):
+        """`tokenizer`: a loaded one, or the path it is loaded from (folder, tokenizer.json or GGUF file)."""
+        super().__init__()
+        self._origin = tokenizer
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer itself; its errors for a bad path come from here."""
+        return self._origin if isinstance(self._origin, Tokenizer) else Tokenizer.from_pretrained(self._origin)
+
+    @property
+    def bos_id(self) -> None:
+        """None: documents have no beginning token."""
+        return None
+
+    @property
+    def eos_id(self) -> int:
+        """The end of a document."""
+        return self.tokenizer.eos_id
+
+    @property
+    def unk_id(self) -> None:
+        """None: bytes without a token vanish (`Tokenizer.count_lost_bytes`)."""
+        return None
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def _encode(self, s: str) -> Sequence[int]:
+        return self.tokenizer.encode(s)
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode([int(i) for i in ids])
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        def encode(text: bytes) -> tf.Tensor:
+            return tf.constant(self.tokenizer.encode(text.decode()), tf.int32)
+
+        ids = tf.numpy_function(lambda text: encode(text).numpy(), [s], tf.int32, stateful=False)
+        return tf.ensure_shape(ids, [None])
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        """Of one sequence [T] a string, of a batch [B, T] strings [B]."""
+
+        def decode(rows):
+            texts = [self.tokenizer.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1])]
+            return tf.constant(texts).numpy()
+
+        texts = tf.numpy_function(decode, [ids], tf.string, stateful=False)
+        return tf.reshape(texts, tf.shape(ids)[:-1])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SafeLMVocabulary):
+            return False
+        same_path = isinstance(self._origin, str) and self._origin == other._origin
+        return same_path or self.tokenizer.hash == other.tokenizer.hash
+
+    def __hash__(self) -> int:
+        return hash(SafeLMVocabulary)
+
+    def __str__(self) -> str:
+        return f"SafeLMVocabulary({self._origin if isinstance(self._origin, str) else self._origin.hash})"
