@@ -1,0 +1,38 @@
+"""Writes the embedded default data: a synthetic, non-operational web with scores 0 to 5 and its counterparts."""
+
+import argparse
+
+from safelm import cli
+from safelm.synthetic_web.corpus import FORMATS, Recipe, write_corpus
+
+
+def main(arguments: argparse.Namespace) -> None:
+    summary = write_corpus(
+        arguments.output,
+        Recipe(
+            seed=arguments.seed,
+            documents=arguments.documents,
+            validation_documents=arguments.validation_documents or max(1, arguments.documents // 20),
+            prompts=arguments.prompts,
+            format=arguments.format,
+        ),
+    )
+    for name, facts in summary["files"].items():
+        print(f"{facts['rows']:>8,} rows {facts['bytes'] / 1e6:8.2f} MB  {arguments.output}/{name}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser(
+        "safelm.synthetic_web", __doc__, "python -m safelm.synthetic_web --output=/tmp/corpus --seed=0 --documents=12000"
+    )
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives another corpus (default 0)")
+    parser.add_argument("--documents", type=int, default=Recipe.documents, help="raw training documents (default %(default)s)")
+    parser.add_argument("--validation_documents", type=int, help="raw validation documents (default: a twentieth)")
+    parser.add_argument("--prompts", type=int, default=Recipe.prompts, help="prompts, harmful and safe each (default %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="of the shards (default %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, _parser())

@@ -1,0 +1,181 @@
+"""The whole corpus: which documents there are, their rows in the published columns, and the files they go to."""
+
+import dataclasses
+import datetime
+import gzip
+import hashlib
+import io
+import json
+import os
+import pathlib
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from safelm.synthetic_web.counterparts import write_moral_education, write_refusal, write_safeweb
+from safelm.synthetic_web.documents import Draft, write_draft
+from safelm.synthetic_web.prompts import write_prompts
+from safelm.synthetic_web.topics import Topic, harmful_topics, protective_topics, safe_topics
+
+VERSION = 1
+SOURCES = ("raw_web", "safeweb", "refuseweb", "moral_education")
+FORMATS = ("jsonl", "parquet")
+RECIPE_FILE = "corpus.json"
+# More unsafe text than the web has: enough for a model of a few million parameters to learn it from raw text.
+SCORE_SHARES = {0: 0.60, 1: 0.08, 2: 0.07, 3: 0.05, 4: 0.11, 5: 0.09}
+PROTECTIVE_SHARE = 0.12  # of the documents of score 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the corpus's bytes. `documents` counts raw training documents."""
+
+    seed: int = 0
+    documents: int = 12_000
+    validation_documents: int = 600
+    prompts: int = 120  # of each of harmful and safe
+    format: str = "jsonl"
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "validation_documents", "prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)}: must be at least 1")
+        if self.format not in FORMATS:
+            raise ValueError(f"--format={self.format}: one of {', '.join(FORMATS)}")
+
+
+def draft(seed: int, split: str, number: int) -> Draft:
+    """Raw document `number` of a split: a pure function of its arguments."""
+    rng = _rng(seed, split, number, "raw_web")
+    score = rng.choices(list(SCORE_SHARES), list(SCORE_SHARES.values()))[0]
+    return write_draft(rng, _topic(rng, score), score)
+
+
+def rows(seed: int, split: str, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(source, row) of raw document `number` and of its counterparts."""
+    source = draft(seed, split, number)
+    raw_id = f"synthetic-{seed}-{split}-{number:07d}"
+    yield "raw_web", _row(raw_id, source.text, source, number, genre=source.genre)
+    if 1 <= source.score <= 3:
+        text, style = write_safeweb(_rng(seed, split, number, "safeweb"), source)
+        yield "safeweb", _row(f"{raw_id}-safeweb", text, source, number, genre=style)
+    elif source.score >= 4:
+        text = write_refusal(_rng(seed, split, number, "refuseweb"), source)
+        yield "refuseweb", _row(f"{raw_id}-refuseweb", text, source, number, genre="dialogue")
+        text = write_moral_education(_rng(seed, split, number, "moral_education"), source)
+        yield "moral_education", _row(f"{raw_id}-moral", text, source, number, genre="lesson")
+
+
+def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
+    """Writes `<output>/<source>/<split>-*` and `<output>/prompts/*.jsonl`; returns what `corpus.json` says about them.
+
+    The same recipe gives the same bytes. `corpus.json` is written last: with it the folder is whole, and a second call
+    returns at once. Raises ValueError if the folder holds a corpus made by another recipe.
+    """
+    folder = pathlib.Path(output)
+    wanted = {"version": VERSION, **dataclasses.asdict(recipe)}
+    if (folder / RECIPE_FILE).exists():
+        found = json.loads((folder / RECIPE_FILE).read_text())
+        if found["recipe"] != wanted:
+            raise ValueError(f"--output={output}: holds a corpus made by another recipe, {found['recipe']}")
+        return found
+    files: dict[str, dict[str, Any]] = {}
+    for split, count in (("train", recipe.documents), ("validation", recipe.validation_documents)):
+        by_source: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
+        for number in tqdm(range(count), desc=f"compose {split}", unit=" documents", disable=None):
+            for source, row in rows(recipe.seed, split, number):
+                by_source[source].append(row)
+        for source, found_rows in by_source.items():
+            files |= _write_split(folder, source, split, found_rows, recipe.format)
+    for name in ("harmful", "safe"):
+        prompts = write_prompts(recipe.seed, harmful=name == "harmful", count=recipe.prompts)
+        files |= _write(folder, f"prompts/{name}.jsonl", _jsonl(prompts), len(prompts))
+    summary = {"note": "synthetic, non-operational text", "recipe": wanted, "files": files}
+    _write(folder, RECIPE_FILE, (json.dumps(summary, indent=1) + "\n").encode(), 0)
+    return summary
+
+
+def _topic(rng: random.Random, score: int) -> Topic:
+    if score >= 3:
+        return rng.choice(harmful_topics())
+    return rng.choice(protective_topics() if score == 0 and rng.random() < PROTECTIVE_SHARE else safe_topics())
+
+
+def _rng(seed: int, split: str, number: int, source: str) -> random.Random:
+    return random.Random(f"safelm-synthetic-web/{VERSION}/{seed}/{split}/{number}/{source}")
+
+
+def _row(row_id: str, text: str, source: Draft, number: int, *, genre: str) -> dict[str, Any]:
+    date = datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=number % 8760)
+    metadata = {
+        "dump": "SYNTHETIC-2024",
+        "url": f"https://synthetic.invalid/{source.topic.category}/{row_id}",
+        "date": date.isoformat(),
+        "file_path": f"synthetic/{row_id}",
+        "language": "en",
+        "language_score": 1.0,
+        "token_count": round(1.3 * len(text.split())),  # an estimate: four words make about five tokens
+        "score": float(source.score),
+        "int_score": source.score,
+        "category": source.topic.category,
+        "topic": source.topic.infinitive,
+        "genre": genre,
+    }
+    return {"id": row_id, "text": text, "metadata": metadata}
+
+
+def _write_split(
+    folder: pathlib.Path, source: str, split: str, found_rows: list[dict[str, Any]], file_format: str
+) -> dict[str, dict[str, Any]]:
+    """A split's shards: four for training, so that caching runs in parallel, and one for validation."""
+    shards = 4 if split == "train" else 1
+    (folder / source).mkdir(parents=True, exist_ok=True)
+    for stale in (folder / source).glob(f"{split}-*"):
+        stale.unlink()
+    files = {}
+    for shard in range(shards):
+        part = found_rows[shard::shards]
+        name = f"{source}/{split}-{shard:05d}-of-{shards:05d}"
+        if file_format == "jsonl":
+            files |= _write(folder, f"{name}.jsonl.gz", gzip.compress(_jsonl(part), compresslevel=6, mtime=0), len(part))
+        else:
+            files |= _write(folder, f"{name}.parquet", _parquet(part), len(part))
+    return files
+
+
+def _jsonl(found_rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found_rows).encode()
+
+
+def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, number, count = pa.string(), pa.float64(), pa.int64()
+    kinds: Mapping[str, pa.DataType] = {
+        "dump": text, "url": text, "date": pa.timestamp("s"), "file_path": text, "language": text,
+        "language_score": number, "token_count": count, "score": number, "int_score": count, "category": text,
+        "topic": text, "genre": text,
+    }  # fmt: skip
+    schema = pa.schema({"id": text, "text": text, "metadata": pa.struct(list(kinds.items()))})
+    dated = [
+        row | {"metadata": row["metadata"] | {"date": datetime.datetime.fromisoformat(row["metadata"]["date"])}}
+        for row in found_rows
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(dated, schema=schema), buffer)
+    return buffer.getvalue()
+
+
+def _write(folder: pathlib.Path, name: str, content: bytes, count: int) -> dict[str, dict[str, Any]]:
+    """Writes a file in one piece (temporary file, then rename)."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)
+    return {name: {"rows": count, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

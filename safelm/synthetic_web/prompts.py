@@ -1,0 +1,67 @@
+"""Held-out prompts: topics and phrasings that no document contains, as a page's beginning and as a dialogue."""
+
+import random
+
+from safelm.synthetic_web import phrases
+from safelm.synthetic_web.documents import fill, join, request, speakers
+from safelm.synthetic_web.topics import Topic, harmful_topics, protective_topics, safe_topics
+
+COMPLETION, DIALOGUE = "completion", "dialogue"
+PROTECTIVE_SHARE = 0.25  # of the safe prompts: they name an unsafe topic in order to prevent it
+
+
+def write_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, object]]:
+    """`count` prompts, half of each kind, categories in turn. Columns: id, prompt, category, topic, kind, harmful, protective.
+
+    A completion prompt is the beginning of a web page as a base model sees it (Maini et al. 2025, section 6); every
+    second one ends in the middle of its first step.
+    """
+    name = "harmful" if harmful else "safe"
+    rng = random.Random(f"safelm-synthetic-web/prompts/{name}/{seed}")
+    rows = []
+    for number, topic in enumerate(_topics(rng, harmful=harmful, count=count)):
+        kind = (COMPLETION, DIALOGUE)[number % 2]
+        prompt = _completion(rng, topic, mid_step=number % 4 == 2) if kind == COMPLETION else _dialogue(rng, topic)
+        rows.append(
+            {
+                "id": f"{name}-{number:04d}",
+                "prompt": prompt,
+                "category": topic.category,
+                "topic": topic.infinitive,
+                "kind": kind,
+                "harmful": harmful,
+                "protective": topic.protective,
+            }
+        )
+    return rows
+
+
+def _topics(rng: random.Random, *, harmful: bool, count: int) -> list[Topic]:
+    if harmful:
+        return _in_turn(rng, harmful_topics(held_out=True), count)
+    protective = round(PROTECTIVE_SHARE * count)
+    mixed = _in_turn(rng, safe_topics(held_out=True), count - protective)
+    mixed += _in_turn(rng, protective_topics(held_out=True), protective)
+    rng.shuffle(mixed)
+    return mixed
+
+
+def _in_turn(rng: random.Random, topics: tuple[Topic, ...], count: int) -> list[Topic]:
+    """Topics drawn without repetition as long as there are any, so that categories come in nearly equal number."""
+    drawn: list[Topic] = []
+    while len(drawn) < count:
+        drawn += rng.sample(topics, min(len(topics), count - len(drawn)))
+    return drawn
+
+
+def _completion(rng: random.Random, topic: Topic, *, mid_step: bool) -> str:
+    title = fill(rng.choice(phrases.HELD_OUT_TITLES), topic)
+    opening = fill(rng.choice(phrases.HELD_OUT_OPENINGS), topic)
+    if mid_step:
+        return f"{title}\n\n{join(opening, rng.choice(phrases.LEADS))}\n\n{phrases.ORDINALS[0]},"
+    return f"{title}\n\n{opening}"
+
+
+def _dialogue(rng: random.Random, topic: Topic) -> str:
+    asks, answers = speakers(rng)
+    return f"{asks}: {request(rng, topic, phrases.HELD_OUT_REQUESTS)}\n\n{answers}:"
