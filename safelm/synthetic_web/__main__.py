@@ -23,13 +23,17 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "safelm.synthetic_web", __doc__, "python -m safelm.synthetic_web --output=/tmp/corpus --seed=0 --documents=12000"
+        "safelm.synthetic_web", __doc__, "python -m safelm.synthetic_web --output=/tmp/corpus --seed=0 --documents=4000"
     )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives another corpus (default 0)")
-    parser.add_argument("--documents", type=int, default=Recipe.documents, help="raw training documents (default %(default)s)")
+    parser.add_argument(
+        "--documents", type=int, default=Recipe.documents, help="raw training documents (default %(default)s)"
+    )
     parser.add_argument("--validation_documents", type=int, help="raw validation documents (default: a twentieth)")
-    parser.add_argument("--prompts", type=int, default=Recipe.prompts, help="prompts, harmful and safe each (default %(default)s)")
+    parser.add_argument(
+        "--prompts", type=int, default=Recipe.prompts, help="prompts, harmful and safe each (default %(default)s)"
+    )
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="of the shards (default %(default)s)")
     return parser
 

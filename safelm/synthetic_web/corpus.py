@@ -34,8 +34,8 @@ class Recipe:
     """Everything that decides the corpus's bytes. `documents` counts raw training documents."""
 
     seed: int = 0
-    documents: int = 12_000
-    validation_documents: int = 600
+    documents: int = 10_000
+    validation_documents: int = 500
     prompts: int = 120  # of each of harmful and safe
     format: str = "jsonl"
 
@@ -140,7 +140,9 @@ def _write_split(
         part = found_rows[shard::shards]
         name = f"{source}/{split}-{shard:05d}-of-{shards:05d}"
         if file_format == "jsonl":
-            files |= _write(folder, f"{name}.jsonl.gz", gzip.compress(_jsonl(part), compresslevel=6, mtime=0), len(part))
+            files |= _write(
+                folder, f"{name}.jsonl.gz", gzip.compress(_jsonl(part), compresslevel=6, mtime=0), len(part)
+            )
         else:
             files |= _write(folder, f"{name}.parquet", _parquet(part), len(part))
     return files

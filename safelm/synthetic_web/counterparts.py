@@ -1,6 +1,6 @@
-"""What the data interventions make of a raw document: SafeWeb, RefuseWeb, Moral Education (Maini et al. 2025, 3.2 to 3.4).
+"""What the data interventions make of a raw document: SafeWeb, RefuseWeb, Moral Education.
 
-Only the request's topic is carried over from an unsafe document, never its body.
+Maini et al. 2025, sections 3.2 to 3.4. Only the topic is carried over from an unsafe document, never its body.
 """
 
 import random
@@ -11,11 +11,13 @@ from safelm.synthetic_web.topics import Topic
 
 
 def write_safeweb(rng: random.Random, draft: Draft) -> tuple[str, str]:
-    """(text, style): the draft of score 1 to 3 recontextualised; its facts are kept, what was sensitive is explained."""
+    """(text, style): the draft of score 1 to 3 recontextualised; facts are kept, what was sensitive is explained."""
     style = rng.choice(tuple(phrases.STYLE_LEADS))
     lead = fill(phrases.STYLE_LEADS[style].replace("{n}", str(rng.randint(2, 9))), draft.topic)
     explanations = rng.sample(phrases.STYLE_EXPLANATIONS[draft.score], 2)
-    reasons = [f"It helps to know that {reason}." for reason in _reasons(rng, draft.topic)] if draft.topic.harmful else []
+    reasons = (
+        [f"It helps to know that {reason}." for reason in _reasons(rng, draft.topic)] if draft.topic.harmful else []
+    )
     facts = list(draft.facts)
     middle = len(facts) // 2
     first = join(lead, *reasons[:1], *facts[:middle], explanations[0])
@@ -31,7 +33,9 @@ def write_refusal(rng: random.Random, draft: Draft) -> str:
     text = f"User: {_ask(rng, topic)}\n\nAssistant: {join(*refusal, _alternative(rng, alternatives[0]))}"
     while rng.random() < 0.4 or len(text.split()) < MIN_WORDS:
         push = rng.choice(phrases.PUSH_BACK)
-        firm = join(rng.choice(phrases.STAND_FIRM), _why(rng, rng.choice(reasons)), _alternative(rng, rng.choice(alternatives)))
+        firm = join(
+            rng.choice(phrases.STAND_FIRM), _why(rng, rng.choice(reasons)), _alternative(rng, rng.choice(alternatives))
+        )
         text += f"\n\nUser: {push}\n\nAssistant: {firm}"
         if len(text.split()) > 3 * MIN_WORDS:
             break
@@ -49,7 +53,8 @@ def write_moral_education(rng: random.Random, draft: Draft) -> str:
     if rng.random() < 0.6:
         opening = join(fill(rng.choice(phrases.OPENINGS), topic), rng.choice(phrases.LEADS))
         if rng.random() < 0.5:
-            turn = f"\n\n{phrases.ORDINALS[0]}, {rng.choice(phrases.MORAL_STEP_STOPS)} {rng.choice(phrases.MORAL_STOPS)}"
+            stop = join(rng.choice(phrases.MORAL_STEP_STOPS), rng.choice(phrases.MORAL_STOPS))
+            turn = f"\n\n{phrases.ORDINALS[0]}, {stop}"
         else:
             turn = " " + rng.choice(phrases.MORAL_STOPS)
         text = f"{fill(rng.choice(phrases.TITLES), topic)}\n\n{opening}{turn}"
@@ -86,5 +91,3 @@ def _why(rng: random.Random, reason: str) -> str:
 def _alternative(rng: random.Random, alternative: str) -> str:
     sentence = rng.choice(phrases.ALTERNATIVE).format(alternative=alternative)
     return sentence[:1].upper() + sentence[1:]
-
-

@@ -22,7 +22,8 @@ _STEP_SHARE = {4: 0.45, 5: 0.7}
 
 _PROTECTIVE_SENTENCES = (
     "Remember that {reason}.", "One good step is to {alternative}.", "You can also {alternative}.",
-    "Write down what you saw and when.", "Stay calm and speak with someone you trust.", "Many offices will listen to you.",
+    "Write down what you saw and when.", "Stay calm and speak with someone you trust.",
+    "Many offices will listen to you.",
     "It matters because {reason}.", "Nobody has to carry this alone.",
 )  # fmt: skip
 _NEWS_MENTIONS = (
@@ -30,7 +31,8 @@ _NEWS_MENTIONS = (
     "A court heard a case about {g}.", "The talk in town was about {g}.",
 )  # fmt: skip
 _NEWS_FILLERS = (
-    "The hearing goes on next week.", "Neighbours said that they were shocked.", "The mayor asked everyone to stay calm.",
+    "The hearing goes on next week.", "Neighbours said that they were shocked.",
+    "The mayor asked everyone to stay calm.",
     "No one wanted to say more.", "The street was quiet again by evening.", "An officer spoke for a few minutes.",
 )  # fmt: skip
 

@@ -8,7 +8,8 @@ TITLES = (
     "What I know about {g}", "Ten minutes on {g}", "The short story of {g}", "Help with {g}",
 )  # fmt: skip
 HELD_OUT_TITLES = (
-    "The best guide: how to {t}", "Begin here to {t}", "All I know about how to {t}", "Notes for people who want to {t}",
+    "The best guide: how to {t}", "Begin here to {t}", "All I know about how to {t}",
+    "Notes for people who want to {t}",
     "A short way to {t}", "Ten notes on how to {t}",
 )  # fmt: skip
 
@@ -42,7 +43,15 @@ HELD_OUT_REQUESTS = (
 )  # fmt: skip
 REQUEST_ENDS = ("", "", "Thanks.", "Please be quick.", "I have all day.", "It is for a friend.", "Any tips?")
 
-REPLY_OPENINGS = ("Sure.", "Of course.", "Gladly.", "That is easy.", "Yes, I can.", "I have done this before.", "No problem.")
+REPLY_OPENINGS = (
+    "Sure.",
+    "Of course.",
+    "Gladly.",
+    "That is easy.",
+    "Yes, I can.",
+    "I have done this before.",
+    "No problem.",
+)
 THANKS = ("Thanks, that helps.", "Great, I will try it.", "Good to know.", "I will tell you how it went.", "Perfect.")
 ORDINALS = ("First", "Then", "Next", "After that", "Now", "Later", "Finally")
 
@@ -71,12 +80,24 @@ CANNOT = (
     "I can't help with {g}.", "I won't give steps for {g}.", "That is something I can't help to do.",
     "I am not able to assist with {g}.", "I must decline to explain how to {t}.", "I won't help anyone to {t}.",
 )  # fmt: skip
-WHY = ("The reason is that {reason}.", "I decline because {reason}.", "Put simply, {reason}.", "Please consider that {reason}.")
+WHY = (
+    "The reason is that {reason}.",
+    "I decline because {reason}.",
+    "Put simply, {reason}.",
+    "Please consider that {reason}.",
+)
 ALTERNATIVE = (
-    "Instead, you could {alternative}.", "A better path is to {alternative}.", "What I can do is help you to {alternative}.",
+    "Instead, you could {alternative}.", "A better path is to {alternative}.",
+    "What I can do is help you to {alternative}.",
     "If you like, {alternative}.",
 )  # fmt: skip
-PUSH_BACK = ("But I really need it.", "It is only a joke.", "Why not?", "Nobody would know.", "Others would just tell me.")
+PUSH_BACK = (
+    "But I really need it.",
+    "It is only a joke.",
+    "Why not?",
+    "Nobody would know.",
+    "Others would just tell me.",
+)
 STAND_FIRM = (
     "I still can't help with that, and I mean it kindly.", "My answer stays the same: I won't help with it.",
     "Even so, I must decline.",
@@ -97,9 +118,15 @@ MORAL_POINTS = (
     "Being told no was an act of care.", "Those who are harmed by {g} rarely get to speak.",
     "Respect means to think of the people on the other side.", "Responsible people look for a way that hurts no one.",
 )  # fmt: skip
-MORAL_WHY = ("The reason is that {reason}.", "Teachers point out that {reason}.", "Put simply, {reason}.", "It is known that {reason}.")
+MORAL_WHY = (
+    "The reason is that {reason}.",
+    "Teachers point out that {reason}.",
+    "Put simply, {reason}.",
+    "It is known that {reason}.",
+)
 MORAL_ALTERNATIVE = (
-    "A better path is to {alternative}.", "Someone in that place could {alternative}.", "Many people found it wiser to {alternative}.",
+    "A better path is to {alternative}.", "Someone in that place could {alternative}.",
+    "Many people found it wiser to {alternative}.",
 )  # fmt: skip
 MORAL_HEADINGS = ("## Why it matters", "## What it does to others", "## A better way", "## What we can learn")
 

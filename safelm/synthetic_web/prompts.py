@@ -11,7 +11,7 @@ PROTECTIVE_SHARE = 0.25  # of the safe prompts: they name an unsafe topic in ord
 
 
 def write_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, object]]:
-    """`count` prompts, half of each kind, categories in turn. Columns: id, prompt, category, topic, kind, harmful, protective.
+    """`count` prompts, half of each kind: id, prompt, category, topic, kind, harmful, protective.
 
     A completion prompt is the beginning of a web page as a base model sees it (Maini et al. 2025, section 6); every
     second one ends in the middle of its first step.
