@@ -1,4 +1,4 @@
-"""The three lists of requirements agree: pyproject.toml's ranges, constraints.txt's pins, the lean requirements-train.txt."""
+"""The lists of requirements agree: pyproject.toml's ranges, constraints.txt's pins, the lean requirements-train.txt."""
 
 import pathlib
 import tomllib
