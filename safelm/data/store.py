@@ -14,11 +14,11 @@ disk leaves no shard that looks whole, and a folder without `manifest.json` is n
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Int, UInt
 
 from safelm.data import remote
 from safelm.data.shard import (
@@ -146,6 +146,39 @@ class TokenStore:
             start += len(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.manifest.dtype), *pieces])
 
+    def find_shards(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The shard of each position in the token stream."""
+        if len(self.shard_tokens) == 1:
+            return np.zeros(len(positions), np.int64)
+        return np.searchsorted(self.token_offsets, positions, side="right") - 1
+
+    def find_documents(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The document that holds each position of the token stream."""
+        documents = np.empty(len(positions), np.int64)
+        for shard, chosen in _by_shard(self.find_shards(positions)):
+            local = positions[chosen] - self.token_offsets[shard]
+            found = np.searchsorted(self.shard_bounds[shard], local, side="right") - 1
+            documents[chosen] = found + self.document_offsets[shard]
+        return documents
+
+    def document_bounds(
+        self, documents: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Start and stop of each document in the token stream."""
+        start, stop = np.empty(len(documents), np.int64), np.empty(len(documents), np.int64)
+        for shard, chosen in _by_shard(np.searchsorted(self.document_offsets, documents, side="right") - 1):
+            local, offset = documents[chosen] - self.document_offsets[shard], self.token_offsets[shard]
+            start[chosen] = self.shard_bounds[shard][local] + offset
+            stop[chosen] = self.shard_bounds[shard][local + 1] + offset
+        return start, stop
+
+    def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
+        """The token at each position of the token stream."""
+        tokens = np.empty(len(positions), self.manifest.dtype)
+        for shard, chosen in _by_shard(self.find_shards(positions)):
+            tokens[chosen] = self.shard_tokens[shard][positions[chosen] - self.token_offsets[shard]]
+        return tokens
+
     def verify_checksums(self) -> None:
         """Reads every shard; ValueError names the first file whose SHA-256 is not the manifest's."""
         for shard in self.manifest.shards:
@@ -153,6 +186,15 @@ class TokenStore:
                 path = os.path.join(self.directory, shard_file(kind, shard.index, len(self.manifest.shards)))
                 if (got := file_sha256(path)) != wanted:
                     raise ValueError(f"{path}: checksum {got}, the manifest says {wanted}")
+
+
+def _by_shard(shards: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
+    """Each shard that occurs, with what selects its entries."""
+    if len(shards) and (shards == shards[0]).all():
+        yield int(shards[0]), slice(None)
+        return
+    for shard in np.unique(shards).tolist():
+        yield shard, np.flatnonzero(shards == shard)
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
