@@ -42,6 +42,7 @@ from safelm.tokenizer import Tokenizer
 TFDS_PREFIX = "tfds:"
 CORPORA = {source: source for source in rates.SOURCES} | {"filtered_web": "raw_web", "harm_tagged_web": "raw_web"}
 _SCORED = ("filtered_web", "harm_tagged_web")
+PREPROCESSING_VERSION = 1  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256
 
 
@@ -112,7 +113,8 @@ def register(
             )
         tasks[source_name] = _add_task(f"{prefix}_{source_name}", source_name, source, vocabulary, settings)
     mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
-    return Registration(tasks, mixtures, dataclasses.asdict(settings))
+    decides_tokens = dataclasses.asdict(settings) | {"preprocessing_version": PREPROCESSING_VERSION}
+    return Registration(tasks, mixtures, decides_tokens)
 
 
 def _add_task(

@@ -1,0 +1,209 @@
+"""What a token cache has to hold and what of it is there: a store's settings, its inputs, its missing shards."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import fsspec
+
+from safelm.cache_shards import ShardJob
+from safelm.data.shard import ShardInfo, read_shard_info, token_dtype, write_json
+from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
+from safelm.tokenizer import Tokenizer
+
+SETTINGS_NAME = "settings.json"
+_SAMPLE_BYTES = 1 << 16
+
+
+@dataclasses.dataclass
+class StorePlan:
+    """One store: the shards that are done, the jobs for the others, and what goes into the manifest."""
+
+    source_name: str
+    task_name: str
+    split: str
+    directory: str
+    tokenizer: Tokenizer
+    settings: Mapping[str, Any]
+    num_shards: int
+    done: dict[int, ShardInfo]
+    jobs: list[ShardJob]
+    pending_bytes: int
+
+    def finish(self) -> Manifest | None:
+        """Writes the manifest; None for a split other than train without any document.
+
+        Raises ValueError if the train split has none.
+        """
+        shards = tuple(self.done[index] for index in range(self.num_shards))
+        if not any(shard.num_documents for shard in shards):
+            if self.split != "train":
+                return None
+            rows = sum(shard.extra.get("num_rows", 0) for shard in shards)
+            raise ValueError(f"empty corpus: task {self.task_name} keeps none of {rows} rows of split {self.split!r}")
+        totals = {
+            name: sum(shard.extra.get(name, 0) for shard in shards)
+            for name in ("num_lost_bytes", "num_quarantined", "num_removed_tags", "num_rows")
+        }
+        manifest = Manifest(
+            task=self.source_name,
+            split=self.split,
+            vocab_hash=self.tokenizer.hash,
+            vocab_size=self.tokenizer.vocab_size,
+            eos_id=self.tokenizer.eos_id,
+            harm_tag_id=self.tokenizer.harm_tag_id,
+            dtype=token_dtype(self.tokenizer.vocab_size).name,
+            shards=shards,
+            num_documents=sum(shard.num_documents for shard in shards),
+            num_tokens=sum(shard.num_tokens for shard in shards),
+            num_tag_tokens=sum(shard.num_tag_tokens for shard in shards),
+            num_lost_bytes=totals.pop("num_lost_bytes"),
+            num_quarantined=totals.pop("num_quarantined"),
+            extra={"seqio_task": self.task_name, "settings": dict(self.settings), **totals},
+        )
+        if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
+            write_manifest(self.directory, manifest)
+        return manifest
+
+
+def find_tasks(names: Sequence[str], registration: Any) -> dict[str, str]:
+    """Source name -> SeqIO task name of every task asked for; a mixture stands for its tasks.
+
+    A name is a source name or a rung of the registration, or any name in SeqIO's registry. Raises ValueError for
+    others.
+    """
+    import seqio
+
+    sources = dict(getattr(registration, "tasks", {}))
+    mixtures = dict(getattr(registration, "mixtures", {}))
+    source_names = {task_name: source_name for source_name, task_name in sources.items()}
+    found = {}
+    for name in names:
+        seqio_name = sources.get(name) or mixtures.get(name.removeprefix("ladder_")) or name
+        if seqio_name not in (*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()):
+            known = ", ".join([*sources, *(f"ladder_{rung}" for rung in mixtures)] or seqio.TaskRegistry.names())
+            raise ValueError(f"--tasks: no task or mixture {name!r}; there are {known}")
+        provider = seqio.get_mixture_or_task(seqio_name)
+        for task in provider.tasks if isinstance(provider, seqio.Mixture) else [provider]:
+            found[source_names.get(task.name, task.name)] = task.name
+    return found
+
+
+def plan_store(
+    source_name: str,
+    task_name: str,
+    split: str,
+    directory: str,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+) -> StorePlan | None:
+    """What to do for one store; None if the task lacks the split (other than train).
+
+    Raises ValueError when the folder holds, or was begun with, something else than this task, these `settings`,
+    this vocabulary or these input files would give, and FileNotFoundError when there is no input.
+    """
+    import seqio
+
+    task = seqio.TaskRegistry.get(task_name)
+    if split not in task.splits:
+        if split == "train":
+            raise ValueError(f"task {task_name}: no split {split!r}, it has {', '.join(task.splits)}")
+        return None
+    _check_vocabulary(task, tokenizer)
+    inputs = [_describe_input(path) for path in task.source.list_shards(split)]
+    wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
+    _check_settings(directory, wanted)
+    _drop_broken_manifest(directory, tokenizer.hash)
+    os.makedirs(directory, exist_ok=True)
+    write_json(os.path.join(directory, SETTINGS_NAME), wanted)
+    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0)
+    for index, file in enumerate(inputs):
+        fingerprint = _fingerprint({key: value for key, value in wanted.items() if key != "inputs"} | {"input": file})
+        info = read_shard_info(directory, index, len(inputs), fingerprint=fingerprint)
+        if info is not None:
+            plan.done[index] = info
+            continue
+        plan.pending_bytes += file.get("bytes", 0)
+        plan.jobs.append(
+            ShardJob(
+                source_name=source_name,
+                task_name=task_name,
+                split=split,
+                index=index,
+                num_shards=len(inputs),
+                directory=directory,
+                fingerprint=fingerprint,
+                dtype=token_dtype(tokenizer.vocab_size).name,
+                eos_id=tokenizer.eos_id,
+                harm_tag_id=tokenizer.harm_tag_id,
+            )
+        )
+    return plan
+
+
+def _check_vocabulary(task: Any, tokenizer: Tokenizer) -> None:
+    used = getattr(task.output_features["targets"].vocabulary, "tokenizer", None)
+    if used is not None and used.hash != tokenizer.hash:
+        raise ValueError(f"task {task.name} has vocabulary {used.hash}, --tokenizer is {tokenizer.hash}")
+
+
+def _describe_input(path: str) -> dict[str, Any]:
+    """A source file's name, size and a hash of its beginning and end: a moved copy is the same input.
+
+    The end of a gzip or Parquet file holds a checksum or the footer, so other content shows there.
+    """
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    if not filesystem.exists(inner):
+        return {"name": os.path.basename(path)}
+    size = int(filesystem.info(inner)["size"])
+    digest = hashlib.sha256(filesystem.cat_file(inner, 0, min(size, _SAMPLE_BYTES)))
+    if size > _SAMPLE_BYTES:
+        digest.update(filesystem.cat_file(inner, size - _SAMPLE_BYTES, size))
+    return {"name": os.path.basename(path), "bytes": size, "sample_sha256": digest.hexdigest()}
+
+
+def _fingerprint(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _check_settings(directory: str, wanted: Mapping[str, Any]) -> None:
+    path = os.path.join(directory, SETTINGS_NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            former = json.load(file)
+    except FileNotFoundError:
+        if os.path.exists(os.path.join(directory, MANIFEST_NAME)):
+            former = dict(read_manifest(directory).extra.get("settings", {}))
+        else:
+            return
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove the folder or choose another --output") from error
+    for key in sorted({*former, *wanted}):
+        if former.get(key) != wanted.get(key):
+            was, now = _shown_difference(former.get(key), wanted.get(key))
+            raise ValueError(
+                f"{directory} was begun with {key} {was}, now it is {now}: "
+                "choose another --output, or remove that folder"
+            )
+
+
+def _shown_difference(was: Any, now: Any) -> tuple[Any, Any]:
+    """Two settings as they are, or of two lists of input files the first that differ."""
+    if not (isinstance(was, list) and isinstance(now, list)):
+        return was, now
+    if len(was) != len(now):
+        return f"of {len(was)} files", f"{len(now)} files"
+    return next((old, new) for old, new in zip(was, now, strict=True) if old != new)
+
+
+def _drop_broken_manifest(directory: str, vocab_hash: str) -> None:
+    """A store whose shards went missing or were cut is not whole: without its manifest they are made again."""
+    path = os.path.join(directory, MANIFEST_NAME)
+    if os.path.exists(path):
+        try:
+            TokenStore.open(directory, vocab_hash=vocab_hash)
+        except (OSError, ValueError):
+            os.remove(path)

@@ -1,0 +1,135 @@
+"""One shard of a token cache: a SeqIO task's examples of one source file, written as one shard of a token store.
+
+Apart from `safelm.cache_tasks` so that worker processes can import it. TensorFlow and SeqIO are imported by the
+functions that run a task, never by this module.
+"""
+
+import builtins
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from safelm.data.shard import ShardInfo, ShardWriter
+
+_PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
+_REPORT_EVERY_DOCUMENTS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskModule:
+    """A module that registers SeqIO tasks, and the arguments of its `register` function, if it has one."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def load(self) -> Any:
+        """Imports the module and registers its tasks; what `register` returned, or None without such a function."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import absl.logging
+        import tensorflow
+
+        absl.logging.set_verbosity(absl.logging.WARNING)  # SeqIO and TFDS may log examples below that
+        with contextlib.suppress(RuntimeError):  # the process already uses TensorFlow, with the devices it has
+            tensorflow.config.set_visible_devices([], "GPU")
+        try:
+            module = importlib.import_module(self.name)
+        except ModuleNotFoundError as error:
+            if error.name != self.name and not self.name.startswith(f"{error.name}."):
+                raise
+            raise ValueError(f"--module: no module named {self.name!r} can be imported") from error
+        register = getattr(module, "register", None)
+        if register is None:
+            return None
+        unknown = self.arguments.keys() - inspect.signature(register).parameters.keys()
+        if unknown:
+            raise ValueError(f"--module {self.name}: its register() takes no {sorted(unknown)[0]!r}")
+        return register(**self.arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """What a worker needs to know to write one shard."""
+
+    source_name: str
+    task_name: str
+    split: str
+    index: int
+    num_shards: int
+    directory: str
+    fingerprint: str
+    dtype: str
+    eos_id: int
+    harm_tag_id: int
+
+
+def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda count: None) -> ShardInfo:
+    """Runs the task over one shard of its source and writes the tokens; on an error nothing is left under its name.
+
+    `on_documents` is told now and then how many more documents are done. Raises ValueError or OSError with one clear
+    line for bad input, also where TensorFlow wraps the error.
+    """
+    import seqio
+    import tensorflow as tf
+
+    task = seqio.TaskRegistry.get(job.task_name)
+    writer = ShardWriter(
+        job.directory, job.index, job.num_shards, job.dtype, harm_tag_id=job.harm_tag_id, fingerprint=job.fingerprint
+    )
+    counts = {"num_lost_bytes": 0, "num_removed_tags": 0}
+    unreported = 0
+    with writer:
+        try:
+            for example in _examples(task, job):
+                tokens = example["targets"]
+                if not len(tokens) or tokens[-1] != job.eos_id:
+                    raise ValueError(f"task {job.task_name}: a document's targets don't end in eos_id {job.eos_id}")
+                writer.add(tokens)
+                counts["num_lost_bytes"] += int(example.get("lost_bytes", 0))
+                counts["num_removed_tags"] += int(example.get("removed_tags", 0))
+                unreported += 1
+                if unreported == _REPORT_EVERY_DOCUMENTS:
+                    on_documents(unreported)
+                    unreported = 0
+        except tf.errors.OpError as error:
+            raise _clear_error(error) from None
+        on_documents(unreported)
+        report = getattr(task.source, "last_report", None)
+        counts |= {"num_quarantined": report.malformed, "num_rows": report.rows} if report else {}
+        return writer.close(counts)
+
+
+def _examples(task: Any, job: ShardJob) -> Any:
+    import seqio
+
+    return task.get_dataset(
+        split=job.split,
+        shuffle=False,
+        shard_info=seqio.ShardInfo(job.index, job.num_shards),
+        num_epochs=1,
+        trim_output_features=False,
+        try_in_mem_cache=False,
+    ).as_numpy_iterator()
+
+
+def _clear_error(error: Exception) -> Exception:
+    """The ValueError or OSError that Python code inside tf.data raised; another error as it is."""
+    found = _PYTHON_ERROR.search(str(error))
+    kind = getattr(builtins, found["kind"], None) if found else None
+    if not isinstance(kind, type):
+        return error
+    if issubclass(kind, FileNotFoundError):
+        return FileNotFoundError(found["message"])
+    if issubclass(kind, OSError):
+        return OSError(found["message"])
+    return ValueError(found["message"]) if issubclass(kind, ValueError) else error
+
+
+def start_worker(module: TaskModule, threads: int) -> None:
+    """Initializer of a worker process: tokenizer threads, TensorFlow, tasks."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    module.load()

@@ -1,0 +1,220 @@
+"""SeqIO tasks to token stores: runs each task as SeqIO runs it and keeps the tokens, ready for random access.
+
+For every task and split this writes the folder OUTPUT/<source name>/<split>, a token store (see safelm.data.store): a
+shard for each source file, and the manifest last, with the task, the vocabulary's hash, counts and checksums.
+A killed run leaves no store without its shards; the same command again keeps the finished shards and does the rest.
+A folder begun with other settings, another vocabulary or other input files is an error that names the difference.
+Malformed rows are kept in OUTPUT/quarantine/<source name>/<split>/. Document texts are never logged.
+"""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import fsspec
+import tqdm
+
+from safelm import cli
+from safelm.cache_plan import StorePlan, find_tasks, plan_store
+from safelm.cache_shards import ShardJob, TaskModule, start_worker, write_shard
+from safelm.data.shard import ShardInfo
+from safelm.tokenizer import Tokenizer
+
+_PROCESSES_FROM_BYTES = (
+    256 << 20
+)  # of source files: below that one process is faster than starting TensorFlow in several
+
+_logger = logging.getLogger("safelm.cache_tasks")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.parser(
+        "safelm.cache_tasks",
+        __doc__,
+        "python -m safelm.cache_tasks --tasks=raw_web,safeweb --data_dir=corpus --tokenizer=tokenizer --output=tokens",
+    )
+    parser.add_argument(
+        "--tasks", required=True, help="source names, SeqIO task or mixture names (their tasks), by comma"
+    )
+    parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json or GGUF file")
+    parser.add_argument("--output", required=True, help="local folder of the token stores")
+    parser.add_argument("--data_dir", help="folder or URL (gs://, hf://) that holds the corpus folders")
+    parser.add_argument("--module", default="data_tasks.tasks", help="module that registers the tasks")
+    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PLACE", help="a corpus folder elsewhere")
+    parser.add_argument("--tfds_data_dir", help="where corpora named tfds:NAME are")
+    parser.add_argument("--splits", default="train,validation", help="a split other than train may be absent")
+    parser.add_argument("--tag_rate", type=float, help="probability of the harm tag at a word gap (0.05)")
+    parser.add_argument("--min_harm_score", type=int, help="documents from this harm score on are tagged (4)")
+    parser.add_argument("--seed", type=int, help="of the tags and the speaker names (0)")
+    parser.add_argument("--validation_fraction", type=float, help="held out where there are no validation files (0.01)")
+    parser.add_argument("--max_malformed_rows", type=int, help="a file with more of them (100) and ...")
+    parser.add_argument("--max_malformed_fraction", type=float, help="... a larger share of them (0.01) stops the run")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: by the size of the input)")
+    return parser
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Writes the stores that the flags ask for; ValueError or OSError with one clear line for bad input."""
+    if fsspec.utils.get_protocol(flags.output) != "file":
+        raise ValueError(f"--output {flags.output}: must be a local folder; copy it to a bucket, the manifest last")
+    if flags.workers < 0:
+        raise ValueError(f"--workers must be 0 (by the size of the input) or more, got {flags.workers}")
+    tokenizer = Tokenizer.from_pretrained(flags.tokenizer)
+    module = TaskModule(flags.module, _register_arguments(flags))
+    registration = module.load()
+    tasks = find_tasks(_names("--tasks", flags.tasks), registration)
+    settings = dict(getattr(registration, "settings", {})) | {"module": flags.module}
+    with contextlib.ExitStack() as locks:
+        plans = []
+        for source_name, task_name in tasks.items():
+            for split in _names("--splits", flags.splits):
+                directory = os.path.join(flags.output, source_name, split)
+                locks.enter_context(_only_writer(directory))
+                plan = plan_store(source_name, task_name, split, directory, tokenizer, settings)
+                plans += [plan] if plan else []
+        if not plans:
+            raise ValueError(f"--splits {flags.splits}: no task has one of these splits")
+        try:
+            _run(plans, module, flags.workers)
+        except OSError as error:
+            raise _advise(error) from error
+
+
+def _register_arguments(flags: argparse.Namespace) -> dict[str, Any]:
+    """What `register` of a task module is called with: only what was asked for, so that its own defaults hold."""
+    corpora = {}
+    for entry in flags.corpus:
+        name, separator, place = entry.partition("=")
+        if not (name and separator and place):
+            raise ValueError(f"--corpus must be NAME=PLACE, got {entry!r}")
+        corpora[name] = place
+    wanted: dict[str, Any] = {
+        "data_dir": flags.data_dir,
+        "tokenizer": flags.tokenizer,
+        "tfds_data_dir": flags.tfds_data_dir,
+        "corpora": corpora,
+        "quarantine_dir": os.path.join(flags.output, "quarantine"),
+        "settings": _given(flags, "tag_rate", "seed", "min_harm_score", "validation_fraction"),
+        "limit": _given(flags, rows="max_malformed_rows", fraction="max_malformed_fraction"),
+    }
+    return {name: value for name, value in wanted.items() if value not in (None, {})}
+
+
+def _given(flags: argparse.Namespace, *names: str, **renamed: str) -> dict[str, Any]:
+    fields = {name: name for name in names} | renamed
+    return {field: getattr(flags, flag) for field, flag in fields.items() if getattr(flags, flag) is not None}
+
+
+def _names(flag: str, value: str) -> list[str]:
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"{flag} names nothing: {value!r}")
+    return list(dict.fromkeys(names))
+
+
+@contextlib.contextmanager
+def _only_writer(directory: str) -> Iterator[None]:
+    """Holds a lock on a store's folder; the system lets go of it when the process ends, however it ends."""
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{directory}: another process is writing this token store") from None
+        yield
+
+
+def _run(plans: Sequence[StorePlan], module: TaskModule, workers: int) -> None:
+    """Writes all missing shards, and every store's manifest as soon as it has them all."""
+    jobs = [job for plan in plans for job in plan.jobs]
+    started = time.monotonic()
+    for plan in plans:
+        if not plan.jobs:
+            _complete(plan, started)
+    by_store = {plan.directory: plan for plan in plans}
+    workers = min(workers or _automatic_workers(plans), len(jobs))
+    with tqdm.tqdm(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:
+        for job, info in _write_in_processes(jobs, module, workers) if workers > 1 else _write_here(jobs, bar):
+            plan = by_store[job.directory]
+            plan.done[job.index] = info
+            bar.update()
+            if len(plan.done) == plan.num_shards:
+                _complete(plan, started)
+
+
+def _automatic_workers(plans: Sequence[StorePlan]) -> int:
+    large = sum(plan.pending_bytes for plan in plans) >= _PROCESSES_FROM_BYTES
+    return len(os.sched_getaffinity(0)) if large else 1
+
+
+def _write_here(jobs: Sequence[ShardJob], bar: tqdm.tqdm) -> Iterator[tuple[ShardJob, ShardInfo]]:
+    documents = 0
+
+    def count(more: int) -> None:
+        nonlocal documents
+        documents += more
+        bar.set_postfix_str(f"{documents} documents", refresh=False)
+        bar.update(0)
+
+    for job in jobs:
+        yield job, write_shard(job, count)
+
+
+def _write_in_processes(
+    jobs: Sequence[ShardJob], module: TaskModule, workers: int
+) -> Iterator[tuple[ShardJob, ShardInfo]]:
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with TensorFlow's threads hangs
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(module, threads))
+    try:
+        futures = {pool.submit(write_shard, job): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a worker process died (killed, or out of memory): run the same command again, with fewer --workers; "
+            "finished shards are kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _complete(plan: StorePlan, started: float) -> None:
+    manifest = plan.finish()
+    seconds = time.monotonic() - started
+    if manifest is None:
+        _logger.warning("%s: no document is in this split; no store written", plan.directory)
+        return
+    extra = manifest.extra
+    _logger.info(
+        "%s: %d documents, %d tokens, %d harm tags, %d literal tags removed, %d bytes lost, %d rows malformed; %.1f s",
+        plan.directory,
+        manifest.num_documents,
+        manifest.num_tokens,
+        manifest.num_tag_tokens,
+        extra.get("num_removed_tags", 0),
+        manifest.num_lost_bytes,
+        manifest.num_quarantined,
+        seconds,
+    )
+
+
+def _advise(error: OSError) -> OSError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    advice = "free some space and run the same command again, finished shards are kept"
+    return OSError(error.errno, f"{error.strerror}; {advice}", error.filename)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
