@@ -14,10 +14,8 @@ were. `meta` holds the data position as integers: what is fed at a step is a fun
 import contextlib
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils imports TensorFlow for gs:// where it is installed
 
@@ -116,6 +114,14 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        """Lets a save in the background finish; its failure doesn't hide an error that is on its way already."""
+        with contextlib.suppress(OSError) if error_type else contextlib.nullcontext():
+            self.close()
+
     def _check_shapes(self, step: int, params: PyTree) -> None:
         stored = _shapes(self._manager.item_metadata(step).params.tree)
         for name, shape in _shapes(params).items():
@@ -137,7 +143,7 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax and tensorstore raise many kinds; to a run they mean the same
             which = "a checkpoint" if step is None else f"the checkpoint before or at step {step}"
-            kept = self.steps()
+            kept = sorted(self._manager.all_steps(read=True))
             good = f"the last good one is {self._name(kept[-1])}" if kept else "there is none before it"
             raise OSError(f"could not write {which} under {self.folder}/checkpoints ({good}): {error}") from error
 
@@ -220,23 +226,12 @@ def check_vocabulary(meta: Meta, tokenizer: Tokenizer, *, where: str) -> None:
 
 def save_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
     """Writes `<folder>/tokenizer`, local or remote."""
-    target = epath.Path(folder) / "tokenizer"
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as local:
-        tokenizer.save(local)
-        for file in Path(local).iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
+    tokenizer.save(f"{folder}/tokenizer")
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
     """Reads `<folder>/tokenizer`; FileNotFoundError if there is none."""
-    source = epath.Path(folder) / "tokenizer"
-    if not source.is_dir():
-        raise FileNotFoundError(f"no tokenizer at {source}")
-    with tempfile.TemporaryDirectory() as local:
-        for file in source.iterdir():
-            (Path(local) / file.name).write_bytes(file.read_bytes())
-        return Tokenizer.from_pretrained(local)
+    return Tokenizer.from_pretrained(f"{folder}/tokenizer")
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,32 @@
+"""The quickstart's two models: 1.1M parameters, one pretrained on raw text, one on the safety mixture.
+
+    python -m safelm.train --config=configs/quickstart.py:raw --workdir=W/raw \
+        --config.tokenizer=W/tokenizer --config.data.root=W/tokens
+    python -m safelm.train --config=configs/quickstart.py:safety --workdir=W/safety \
+        --config.tokenizer=W/tokenizer --config.data.root=W/tokens
+
+The variants differ in their data only: `raw` and `safety` are the bottom and the top rung of the ladder
+(`data_tasks/rates.py`); any other rung's name works too.
+Hardware: two CPU cores. Time: not yet measured. Result: not yet measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+RUNGS = {"raw": "raw", "safety": "harm_tagged"}
+
+
+def get_config(variant: str = "safety") -> ConfigDict:
+    config = base.default_config()
+    config.total_steps = 400
+    config.batch_size = 16
+    config.seq_len = 256
+    config.model.update(num_layers=4, d_model=128, d_ff=384, num_heads=4, num_kv_heads=2, head_dim=32)
+    config.model.update(max_seq_len=512, init_std=0.05, dtype="float32")
+    config.data.phases = (base.phase(RUNGS.get(variant, variant)),)
+    config.eval.update(every_steps=100, sources=("filtered_web",), batches=4)
+    config.optimizer.update(schedule="wsd", peak_lr=3e-3, warmup_steps=40, decay_fraction=0.2, weight_decay=0.1)
+    config.checkpoint.update(every_steps=100, keep_last=1)
+    config.log.every_steps = 10
+    return config.lock()

@@ -1,0 +1,242 @@
+"""What a training run says about itself: JSON lines, TensorBoard events and a progress line. No TensorFlow.
+
+Throughput counts the positions the model computes (rows x seq_len, padding included).
+
+MFU, the model-FLOPs utilisation of PaLM (Chowdhery et al. 2022, appendix B), is
+
+    tokens/s * (6 * M + 12 * layers * heads * head_dim * seq_len) / (devices * peak FLOP/s of a device)
+
+M counts the parameters in matrix products: all but the norms' scales and, when embeddings are not tied, the looked-up
+table (tied, the table counts once, as the unembedding), without rows that only pad the vocabulary. 6 is a multiply and
+an add in the forward and twice that in the backward pass; recomputation (remat) does not. Attention counts the full
+square, not the causal half, as is the custom. The peak is the chip's dense bfloat16 rate.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Self, TextIO
+
+import jax
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from safelm.model import ModelConfig
+from safelm.train_step import StepMetrics
+
+# Dense bfloat16 FLOP/s of one JAX device, by the start of its `device_kind` (the longest that fits).
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,  # a device is a core, two on a chip
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v6 lite": 918e12,  # v6e
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # a device is one of a chip's two dies
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(device_kind: str, configured: float | int = 0.0) -> float | None:
+    """The peak FLOP/s of a device: as configured, else from the table, else None (a CPU, an unknown chip)."""
+    if configured:
+        return float(configured)
+    fitting = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
+    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> int:
+    """Model FLOPs to train on one token: see the formula above."""
+    per_layer = 2 * config.d_model * config.head_dim * (config.num_heads + config.num_kv_heads)
+    per_layer += 3 * config.d_model * config.d_ff
+    matmul_params = config.num_layers * per_layer + config.vocab_size * config.d_model
+    return 6 * matmul_params + 12 * config.num_layers * config.num_heads * config.head_dim * seq_len
+
+
+class MetricsLog:
+    """`<workdir>/metrics.jsonl`, one object per line with its step, and the same in `<workdir>/tensorboard`.
+
+    A run resumed at a step drops the lines after it, so that no step is there twice. Only process 0 writes.
+    """
+
+    def __init__(self, workdir: str, *, start_step: int, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines = _lines_up_to(self._path, start_step)
+        self._is_local = "://" not in str(workdir)
+        self._write_all()
+        self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Appends one line; OSError if it can't be written."""
+        if not self._enabled:
+            return
+        line = json.dumps({"step": step, **values}, allow_nan=False)
+        if self._is_local:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        else:  # an object store can't append: `flush` uploads the whole file
+            self._lines.append(line)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Makes what was written visible; call it at checkpoints."""
+        if self._enabled:
+            self._board.flush()
+            if not self._is_local:
+                self._write_all()
+
+    def close(self) -> None:
+        """Flushes and lets go of the files."""
+        if self._enabled:
+            self.flush()
+            self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_all(self) -> None:
+        """Replaces the file by the lines kept; a local file is never half there."""
+        text = "".join(line + "\n" for line in self._lines)
+        temporary = self._path.with_name(self._path.name + ".tmp") if self._is_local else self._path
+        temporary.write_text(text)
+        if self._is_local:
+            os.replace(temporary, self._path)
+
+
+def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+    """The lines of a metrics file whose step isn't later; a last line cut by a kill is dropped."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] <= step:
+            kept.append(line)
+    return kept
+
+
+class LossWindow:
+    """Adds up the updates since the last log line, and refuses numbers that aren't finite."""
+
+    def __init__(self):
+        self._cross_entropy, self._tokens = 0.0, 0.0
+        self._last: dict[str, float] = {}
+
+    def add(self, step: int, update: StepMetrics) -> None:
+        """Reads one update's numbers; FloatingPointError naming the step if the loss or the gradients aren't finite."""
+        update = jax.device_get(update)
+        loss, norm = float(update.loss.cross_entropy), float(update.grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {step}: the loss is {float(update.loss.mean_cross_entropy())} and the gradients' norm {norm}: "
+                "halted; nothing of this state was saved"
+            )
+        self._cross_entropy += loss
+        self._tokens += float(update.loss.tokens)
+        self._last = {"grad_norm": norm, "learning_rate": float(update.learning_rate)}
+
+    def take(self) -> dict[str, float]:
+        """Mean loss in nats per token over the window, with the last update's numbers; starts a new window."""
+        values = {"loss": self._cross_entropy / max(self._tokens, 1.0), **self._last}
+        self._cross_entropy, self._tokens = 0.0, 0.0
+        return values
+
+
+class Progress:
+    """The progress line: a bar that rewrites itself on a terminal, plain lines elsewhere. Silent when disabled."""
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float | None,  # FLOP/s of all devices
+        stream: TextIO | None = None,
+        enabled: bool = True,
+    ):
+        self._stream = stream or sys.stderr
+        self._total, self._tokens, self._flops, self._peak = total_steps, tokens_per_step, flops_per_token, peak_flops
+        self._enabled = enabled
+        self._bar: tqdm | None = None
+        self._counted: tuple[int, float] | None = None  # step and time from which throughput is measured
+        self._begin: tuple[int, float] | None = None  # the same for the time left
+        self._last: dict[str, float] = {}
+
+    def start(self, step: int) -> None:
+        """Says where the run begins; the clocks start with the first `restart_clock`, after compilation."""
+        if self._enabled and self._stream.isatty():
+            self._bar = tqdm(total=self._total, initial=step, unit="step", file=self._stream, dynamic_ncols=True)
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves what has passed since the last update (compilation, evaluation, a save) out of the throughput."""
+        self._counted = (step, time.monotonic())
+        self._begin = self._begin or self._counted
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Tokens/s and, where the peak is known, MFU since the clock was restarted."""
+        if self._counted and step > self._counted[0]:
+            steps, seconds = step - self._counted[0], time.monotonic() - self._counted[1]
+            self._last = {"tokens_per_second": steps * self._tokens / seconds}
+            if self._peak:
+                self._last["mfu"] = self._last["tokens_per_second"] * self._flops / self._peak
+        return dict(self._last)
+
+    def show(self, step: int, loss: float) -> None:
+        """One line: step, loss in nats per token, tokens/s, MFU, time left."""
+        if not self._enabled:
+            return
+        speed = self._last.get("tokens_per_second")
+        text = f"loss {loss:.4f}  {f'{speed:,.0f} tokens/s' if speed else 'n/a tokens/s'}"
+        text += f"  MFU {self._last['mfu']:.1%}" if "mfu" in self._last else "  MFU n/a"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        else:
+            print(f"step {step}/{self._total}  {text}  ETA {self._eta(step)}", file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        elif self._enabled:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands; later notes are plain lines."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _eta(self, step: int) -> str:
+        if self._begin is None or step <= self._begin[0]:
+            return "n/a"
+        per_step = (time.monotonic() - self._begin[1]) / (step - self._begin[0])
+        seconds = round(per_step * (self._total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def device_peak_flops(configured: float | int = 0.0) -> float | None:
+    """The peak FLOP/s of all devices of all processes together, or None where it isn't known."""
+    peak: Any = peak_flops(jax.devices()[0].device_kind, configured)
+    return peak and peak * jax.device_count()

@@ -1,0 +1,177 @@
+"""One update as one compiled program: loss and gradients over micro-batches, summed by tokens, then the optimizer.
+
+Gradients of micro-batches are *summed* over tokens and divided once by the number of tokens in the whole batch, so
+that accumulation changes nothing but the order of additions, however unequal the masks are.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from safelm import model, sharding
+from safelm.loss import LossSums, loss_sums
+from safelm.model import ModelConfig
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+BATCH_FIELDS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes, and all of it that a checkpoint keeps."""
+
+    step: Int[Array, ""]  # updates done
+    params: PyTree
+    opt_state: PyTree
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What an update tells about itself, before the update."""
+
+    loss: LossSums
+    grad_norm: Float[Array, ""]  # of the mean gradient, before the clip
+    learning_rate: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled functions of a run and where their arguments live.
+
+    Attributes:
+      abstract_state: shapes, dtypes and shardings, to restore a checkpoint into.
+      batch_sharding: of every array in a batch.
+      init_params: key -> parameters.
+      start: parameters -> state at step 0 (the parameters are taken over).
+      step: (state, batch) -> (state, StepMetrics); the old state is taken over.
+      evaluate: (parameters, batch) -> LossSums.
+    """
+
+    abstract_state: TrainState
+    batch_sharding: NamedSharding
+    init_params: Callable[[jax.Array], PyTree]
+    start: Callable[[PyTree], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    evaluate: Callable[[PyTree, Batch], LossSums]
+
+
+def make_program(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Any], jax.Array],
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    grad_accum_steps: int,
+    z_loss: float | int = 0.0,
+) -> Program:
+    """Builds a run's functions for a mesh, inputs and outputs pinned to their shardings; call them under the mesh.
+
+    Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh.
+    """
+    abstract = _abstract_state(config, optimizer, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    batch_sharding = sharding.batch_sharding(mesh, batch_size // grad_accum_steps)
+    everywhere = sharding.replicated(mesh)
+
+    def start(params: PyTree) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def loss(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
+        sums = _loss(config, params, batch)
+        return sums.total(z_loss), sums
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        gradients, sums = _summed_gradients(loss, state.params, batch, grad_accum_steps, shardings.params)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        return new, StepMetrics(sums, optax.global_norm(gradients), schedule(state.step))
+
+    return Program(
+        abstract_state=abstract,
+        batch_sharding=batch_sharding,
+        init_params=jax.jit(lambda key: model.init(config, key), out_shardings=shardings.params),
+        start=jax.jit(start, in_shardings=(shardings.params,), out_shardings=shardings, donate_argnums=0),
+        step=jax.jit(
+            update,
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+        ),
+        evaluate=jax.jit(
+            lambda params, batch: _loss(config, params, batch),
+            in_shardings=(shardings.params, batch_sharding),
+            out_shardings=everywhere,
+        ),
+    )
+
+
+def _loss(config: ModelConfig, params: PyTree, batch: Batch) -> LossSums:
+    logits_BTV = model.apply(
+        config,
+        params,
+        batch["inputs_BT"],
+        positions_BT=batch["positions_BT"],
+        segment_ids_BT=batch["segment_ids_BT"],
+    )
+    return loss_sums(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
+
+
+def _summed_gradients(
+    loss: Callable[[PyTree, Batch], tuple[Float[Array, ""], LossSums]],
+    params: PyTree,
+    batch: Batch,
+    grad_accum_steps: int,
+    param_shardings: PyTree,
+) -> tuple[PyTree, LossSums]:
+    """Float32 gradients of the summed loss, and the sums, over all micro-batches."""
+
+    def gradients_of(micro_batch: Batch) -> tuple[PyTree, LossSums]:
+        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params, micro_batch)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+        return jax.lax.with_sharding_constraint(gradients, param_shardings), sums
+
+    if grad_accum_steps == 1:
+        return gradients_of(batch)
+
+    def split(x: jax.Array) -> jax.Array:
+        # Every device's rows are cut into micro-batches, so that no row has to move to another device.
+        micro = x.reshape(x.shape[0] // grad_accum_steps, grad_accum_steps, *x.shape[1:])
+        return micro.swapaxes(0, 1)
+
+    def accumulate(total: tuple[PyTree, LossSums], micro_batch: Batch) -> tuple[tuple[PyTree, LossSums], None]:
+        return jax.tree.map(jnp.add, total, gradients_of(micro_batch)), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    zeros = jax.lax.with_sharding_constraint(zeros, param_shardings)
+    total, _ = jax.lax.scan(accumulate, (zeros, LossSums.zero()), jax.tree.map(split, batch))
+    return total
+
+
+def _abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes with shardings; the optimizer's moments live where their parameters do."""
+    params = model.abstract_params(config)
+    param_shardings = sharding.param_shardings(mesh, model.logical_axes(config), params)
+    everywhere = sharding.replicated(mesh)
+
+    def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        placed,
+        jax.eval_shape(optimizer.init, params),
+        param_shardings,
+        transform_non_params=lambda leaf: placed(leaf, everywhere),
+    )
+    step = placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
+    return TrainState(step, jax.tree.map(placed, params, param_shardings), opt_state)
