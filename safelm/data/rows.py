@@ -107,6 +107,8 @@ def assemble(
 
 def _copy_tokens(store: TokenStore, pieces: Pieces, flat: np.ndarray, out: np.ndarray) -> None:
     """Copies every piece to its place in `out`, neighbours in one go."""
+    if not len(flat):
+        return
     shard = store.find_shards(pieces.start)
     joins = (pieces.start[1:] == pieces.start[:-1] + pieces.length[:-1]) & (flat[1:] == flat[:-1] + pieces.length[:-1])
     heads = np.flatnonzero(np.concatenate([[True], ~(joins & (shard[1:] == shard[:-1]))]))
@@ -120,11 +122,14 @@ def _copy_tokens(store: TokenStore, pieces: Pieces, flat: np.ndarray, out: np.nd
 
 def _spread(row: np.ndarray, flat: np.ndarray, length: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Segment ids and positions of all `size` tokens from the pieces sorted by their place `flat`."""
-    number = np.arange(len(row)) - np.searchsorted(row, row) + 1
+    number = np.arange(1, len(row) + 1) - np.searchsorted(row, row)
     gap = np.diff(flat, append=size) - length  # padding between a piece and the next
-    spans = np.stack([length, gap], axis=1).ravel()
-    segments = np.repeat(np.stack([number, np.zeros_like(number)], axis=1).ravel().astype(np.int32), spans)
-    positions = np.arange(size, dtype=np.int32) - np.repeat(np.repeat(flat, 2).astype(np.int32), spans)
-    if gap.any():
+    first = flat[0] if len(flat) else size  # padding before the first piece
+    spans = np.concatenate([[first], np.stack([length, gap], axis=1).ravel()])
+    segments = np.concatenate([[0], np.stack([number, np.zeros_like(number)], axis=1).ravel()])
+    starts = np.concatenate([[0], np.repeat(flat, 2)])
+    segments = np.repeat(segments.astype(np.int32), spans)
+    positions = np.arange(size, dtype=np.int32) - np.repeat(starts.astype(np.int32), spans)
+    if first or gap.any():
         positions[segments == 0] = 0
     return segments, positions

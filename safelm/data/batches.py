@@ -1,0 +1,83 @@
+"""What is in a batch: a pure function of the seed, the step, the row and the mixture schedule, with no state."""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from grain.experimental import index_shuffle
+from jaxtyping import Int
+
+from safelm.data.packing import make_rows
+from safelm.data.rows import assemble
+from safelm.data.schedule import MixtureSchedule
+from safelm.data.store import TokenStore
+
+
+class Batches:
+    """The batches of a run, any part of any step at random.
+
+    A source's rows are handed out epoch after epoch, each epoch in its own random order that holds every row once; a
+    run may end, and phases may change, within an epoch. The order of one source does not depend on the others.
+    """
+
+    def __init__(self, stores: Mapping[str, TokenStore], schedule: MixtureSchedule, *, packing: str = "concat"):
+        """ValueError when a source of the schedule has no store or the stores are of different vocabularies."""
+        if missing := [name for name in schedule.sources if name not in stores]:
+            raise ValueError(f"mixture schedule names unknown sources {missing}, there are stores for {sorted(stores)}")
+        self.schedule, self.sources = schedule, schedule.sources
+        self._plans = []
+        first = stores[self.sources[0]]
+        for name in self.sources:
+            store = stores[name]
+            if store.manifest.vocab_hash != first.manifest.vocab_hash:
+                raise ValueError(
+                    f"token stores of different vocabularies: {first.directory} has {first.manifest.vocab_hash}, "
+                    f"{store.directory} has {store.manifest.vocab_hash}"
+                )
+            self._plans.append(make_rows(store, schedule.seq_len, packing))
+
+    def rows_per_epoch(self) -> dict[str, int]:
+        """Rows of `seq_len` in one epoch of each source."""
+        return {name: plan.num_rows for name, plan in zip(self.sources, self._plans, strict=True)}
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How many times each source has been gone through before `step`."""
+        given = self.schedule.cumulative(step)
+        return {name: given[name] / rows for name, rows in self.rows_per_epoch().items()}
+
+    def locate(
+        self, seed: int, step: int, start: int, stop: int
+    ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+        """Source (index into `sources`) and row of that source's store for rows [start, stop) of the global batch."""
+        if not 0 <= start <= stop <= self.schedule.batch_size:
+            raise IndexError(f"rows [{start}, {stop}) of a batch of {self.schedule.batch_size}")
+        source_ids_B, stream_B = (values[start:stop] for values in self.schedule.layout(step))
+        store_rows_B = np.empty(stop - start, np.int64)
+        for i, (source, number) in enumerate(zip(source_ids_B.tolist(), stream_B.tolist(), strict=True)):
+            num_rows = self._plans[source].num_rows
+            epoch, index = divmod(number, num_rows)
+            key = _epoch_key(seed, self.sources[source], epoch)
+            store_rows_B[i] = index_shuffle(index=index, max_index=num_rows - 1, seed=key, rounds=4)
+        return source_ids_B, store_rows_B
+
+    def batch(self, seed: int, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows [start, stop) of the global batch of `step`: the arrays of `safelm.data.rows.assemble`.
+
+        `source_ids_B` is the index into `sources`.
+        """
+        source_ids_B, store_rows_B = self.locate(seed, step, start, stop)
+        parts = []
+        for source, plan in enumerate(self._plans):
+            chosen = np.flatnonzero(source_ids_B == source)
+            parts.append((plan, store_rows_B[chosen], chosen))
+        return assemble(parts, stop - start, self.schedule.seq_len)
+
+    def sample(self, seed: int, step: int, row: int) -> dict[str, np.ndarray]:
+        """One row of the global batch of `step`: as `batch`, without the leading axis."""
+        return {name: array[0] for name, array in self.batch(seed, step, row, row + 1).items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _epoch_key(seed: int, source: str, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{source}/{epoch}".encode()).digest()[:4], "little")
