@@ -23,7 +23,7 @@ from absl import logging as absl_logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from safelm import checkpoint, metrics, model, sharding, train_config, train_data, train_step
+from safelm import checkpoint, model, sharding, train_config, train_data, train_metrics, train_step
 from safelm.loss import LossSums
 from safelm.optimizer import decayed_params, make_optimizer, make_schedule
 
@@ -50,23 +50,23 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     if dry_run:
         return
 
-    progress = metrics.Progress(
+    progress = train_metrics.Progress(
         total_steps=config.total_steps,
         tokens_per_step=config.batch_size * config.seq_len,
-        flops_per_token=metrics.flops_per_token(run.model, config.seq_len),
-        peak_flops=metrics.device_peak_flops(config.log.peak_flops),
+        flops_per_token=train_metrics.flops_per_token(run.model, config.seq_len),
+        peak_flops=train_metrics.device_peak_flops(config.log.peak_flops),
         enabled=is_main,
     )
     keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
     with checkpoint.Checkpoints(workdir, **keep) as checkpoints:
         state, start_step = _restore_or_init(checkpoints, program, run, data, workdir)
-        with jax.set_mesh(mesh), metrics.MetricsLog(workdir, start_step=start_step, enabled=is_main) as log:
+        with jax.set_mesh(mesh), train_metrics.MetricsLog(workdir, start_step=start_step, enabled=is_main) as log:
             if is_main:
                 _store_config(workdir, run, progress.note)
             progress.start(start_step)
             batches = data.batches(start_step, program.batch_sharding)
             unread = collections.deque()  # (step, StepMetrics): read while the next update runs
-            window = metrics.LossWindow()
+            window = train_metrics.LossWindow()
             for step in range(start_step + 1, config.total_steps + 1):
                 state, step_metrics = program.step(state, next(batches))
                 unread.append((step, step_metrics))

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from safelm import data
+from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import TokenStore
 from safelm.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ class TrainData:
 
     def batches(self, start_step: int, sharding: NamedSharding) -> Iterator[Batch]:
         """Global batches from a step on, put on the devices: every process reads its own rows only."""
-        loader = data.make_loader(
+        loader = make_loader(
             self.stores,
             self.schedule,
             seed=self._config.seed,
@@ -44,16 +44,16 @@ class TrainData:
 
     def eval_batches(self, source: str, sharding: NamedSharding) -> Iterator[Batch]:
         """The same batches of a source's held-out split each time."""
-        batch_size = self._config.batch_size // self._config.grad_accum_steps
-        own_rows = batch_size // jax.process_count()
-        rows = slice(jax.process_index() * own_rows, (jax.process_index() + 1) * own_rows)
-        for batch in data.eval_batches(
+        for batch in eval_batches(
             self.eval_stores[source],
-            batch_size=batch_size,
+            batch_size=self._config.batch_size // self._config.grad_accum_steps,
             seq_len=self._config.seq_len,
             max_batches=self._config.eval.batches,
+            packing=self._config.data.packing,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         ):
-            yield _to_devices({name: batch[name][rows] for name in BATCH_FIELDS}, sharding)
+            yield _to_devices(batch, sharding)
 
     def tokens_given(self, step: int) -> dict[str, int]:
         """Tokens every source has given before an update, exactly."""
