@@ -4,13 +4,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+ArrayLike = Array | np.ndarray
 MASKED_SCORE = -1e30  # finite, so that a query without any key averages instead of giving NaN
 
 
 def rope_angles(
-    positions_BT: Int[Array, "B T"], head_dim: int, theta: float
+    positions_BT: Int[ArrayLike, "B T"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B T 1 P"], Float[Array, "B T 1 P"]]:
     """Cosine and sine per position and pair (P = head_dim / 2), float32, with a broadcast axis for heads."""
     frequencies_P = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
@@ -27,7 +29,7 @@ def rotate(
     return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
 
 
-def causal_mask(length: int, segment_ids_BT: Int[Array, "B T"] | None = None) -> Bool[Array, "b T T"]:
+def causal_mask(length: int, segment_ids_BT: Int[ArrayLike, "B T"] | None = None) -> Bool[Array, "b T T"]:
     """True where query t may attend to key s: s <= t, and the same document when segment ids are given."""
     mask_1TS = jnp.tril(jnp.ones((1, length, length), dtype=bool))
     if segment_ids_BT is None:
@@ -49,7 +51,7 @@ def attend(
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
-    mask_BTS: Bool[Array, "b T S"],
+    mask_BTS: Bool[ArrayLike, "b T S"],
 ) -> Float[Array, "B T N H"]:
     """Softmax attention, several query heads per key head; softmax in float32."""
     scores_BKGTS = _scores(_grouped(q_BTNH, k_BSKH.shape[2]), k_BSKH, mask_BTS)
@@ -61,7 +63,7 @@ def attend_cached(
     q_BTNH: Float[Array, "B T N H"],
     new_kv: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     cache_kv: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]],
-    new_mask_BTT: Bool[Array, "b T T"],
+    new_mask_BTT: Bool[ArrayLike, "_ T T"],
     cache_mask_BS: Bool[Array, "B S"],
 ) -> Float[Array, "B T N H"]:
     """Attention over cached keys and the new ones together, without joining (copying) the two."""

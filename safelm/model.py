@@ -21,6 +21,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm import attention, sharding
@@ -31,6 +32,7 @@ __all__ = ["KVCache", "ModelConfig", "Params", "abstract_params", "apply", "appl
 
 MASKED_LOGIT = -1e9  # of ids that exist only to pad the vocabulary
 Params = dict[str, Any]
+ArrayLike = Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -196,10 +198,10 @@ def logical_axes(config: ModelConfig) -> Params:
 def hidden_states(
     config: ModelConfig,
     params: Params,
-    tokens_BT: Int[Array, "B T"],
+    tokens_BT: Int[ArrayLike, "B T"],
     *,
-    positions_BT: Int[Array, "B T"] | None = None,
-    segment_ids_BT: Int[Array, "B T"] | None = None,
+    positions_BT: Int[ArrayLike, "B T"] | None = None,
+    segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
     layer: int | None = None,
 ) -> Float[Array, "B T D"]:
     """The residual stream, in `config.dtype`.
@@ -241,10 +243,10 @@ def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) ->
 def apply(
     config: ModelConfig,
     params: Params,
-    tokens_BT: Int[Array, "B T"],
+    tokens_BT: Int[ArrayLike, "B T"],
     *,
-    positions_BT: Int[Array, "B T"] | None = None,
-    segment_ids_BT: Int[Array, "B T"] | None = None,
+    positions_BT: Int[ArrayLike, "B T"] | None = None,
+    segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
 ) -> Float[Array, "B T V"]:
     """Float32 logits of the next token at every position; arguments as in `hidden_states`."""
     x_BTD = hidden_states(config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
@@ -260,12 +262,12 @@ def init_cache(config: ModelConfig, batch_size: int, max_len: int) -> KVCache:
 def apply_cached(
     config: ModelConfig,
     params: Params,
-    tokens_BT: Int[Array, "B T"],
+    tokens_BT: Int[ArrayLike, "B T"],
     cache: KVCache,
     *,
-    lengths_B: Int[Array, " B"],
-    positions_BT: Int[Array, "B T"],
-    new_mask_BTT: Bool[Array, "b T T"] | None = None,
+    lengths_B: Int[ArrayLike, " B"],
+    positions_BT: Int[ArrayLike, "B T"],
+    new_mask_BTT: Bool[ArrayLike, "_ T T"] | None = None,
 ) -> tuple[Float[Array, "B T V"], KVCache]:
     """Logits of new tokens after cached ones, and the new tokens' keys and values (S = T).
 
@@ -275,6 +277,7 @@ def apply_cached(
     """
     if new_mask_BTT is None:
         new_mask_BTT = attention.causal_mask(tokens_BT.shape[1])
+    new_mask_BTT, lengths_B = jnp.asarray(new_mask_BTT), jnp.asarray(lengths_B)
     cache_mask_BS = jnp.arange(cache.k_LBSKH.shape[2]) < lengths_B[:, None]
     rope = attention.rope_angles(positions_BT, config.head_dim, config.rope_theta)
     x_BTD, new_kv = Decoder(config).apply(
@@ -283,7 +286,7 @@ def apply_cached(
     return unembed(config, params, x_BTD), KVCache(*new_kv)
 
 
-def write_cache(cache: KVCache, new_kv: KVCache, starts_B: Int[Array, " B"]) -> KVCache:
+def write_cache(cache: KVCache, new_kv: KVCache, starts_B: Int[ArrayLike, " B"]) -> KVCache:
     """Writes every row's new entries from its start on; entries past the end of the cache are dropped."""
     rows_B1 = jnp.arange(cache.k_LBSKH.shape[1])[:, None]
     columns_BT = starts_B[:, None] + jnp.arange(new_kv.k_LBSKH.shape[2])

@@ -118,7 +118,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-    """Pins an activation to the table under `jax.set_mesh`; without a mesh, or where an axis does not divide, a no-op."""
+    """Pins an activation to the table under `jax.set_mesh`; a no-op without a mesh or where an axis does not divide."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
