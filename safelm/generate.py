@@ -1,0 +1,124 @@
+"""Continues prompts with a trained model: greedy, sampling, beam search, SafeBeam, or sampling with a tag penalty.
+
+Prints the new text of every prompt; with --json one JSON object a line with tokens, log-prob and P(tag) as well.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from safelm import checkpoint, cli, inference
+from safelm.inference import methods
+from safelm.tokenizer import Tokenizer
+
+METHODS: dict[str, type[methods.Method]] = {
+    "greedy": methods.Greedy,
+    "sample": methods.Sampling,
+    "beam": methods.Beam,
+    "safe_beam": methods.SafeBeam,
+    "tag_penalty": methods.TagPenaltySampling,
+}
+_SETTINGS: dict[str, tuple[type, str]] = {
+    "num_beams": (int, "beams per prompt"),
+    "num_candidates": (int, "next tokens tried per beam (safe_beam) or step (tag_penalty)"),
+    "drop_fraction": (float, "share of candidates with the highest P(tag) that is dropped"),
+    "length_penalty": (float, "beams compare log-prob / length ** this"),
+    "temperature": (float, "of sampling"),
+    "top_k": (int, "sample from so many likeliest tokens (0: all)"),
+    "top_p": (float, "sample from the likeliest tokens that reach this probability"),
+    "threshold": (float, "P(tag) from which a continuation is penalised"),
+    "penalty": (float, "nats taken from penalised continuations"),
+    "tag_candidate": (str, "the harm tag as the next token: mask, stop or (not in safe_beam, tag_penalty) allow"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    example = "python -m safelm.generate --checkpoint=/tmp/run --prompt='Once upon a time' --method=safe_beam"
+    parser = cli.parser("safelm.generate", __doc__, example)
+    parser.add_argument("--checkpoint", required=True, help="workdir of a training run, or what safelm.convert wrote")
+    parser.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="text to continue; may be empty")
+    source.add_argument("--prompts_file", help='jsonl, one {"prompt": text} a line; other columns are kept with --json')
+    parser.add_argument("--method", choices=METHODS, default="greedy")
+    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--batch_size", type=int, default=64, help="prompts decoded at once")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message (ChatML)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
+    for name, (kind, meaning) in _SETTINGS.items():
+        takers = {key: _defaults(method)[name] for key, method in METHODS.items() if name in _defaults(method)}
+        defaults = ", ".join(f"{key} {value}" for key, value in takers.items())
+        parser.add_argument(f"--{name}", type=kind, help=f"{meaning} (default: {defaults})")
+    return parser
+
+
+def _defaults(method: type[methods.Method]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(method)}
+
+
+def method_from_flags(flags: argparse.Namespace) -> methods.Method:
+    """The method with the settings given; ValueError for a setting that this method does not have."""
+    given = {name: getattr(flags, name) for name in _SETTINGS if getattr(flags, name) is not None}
+    known = _defaults(METHODS[flags.method])
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"--{name}={value}: --method={flags.method} does not take it")
+    return METHODS[flags.method](**given)
+
+
+def read_prompts(path: str) -> list[dict[str, Any]]:
+    """The rows of a jsonl file, each with a string in "prompt"; ValueError names file and line of a bad one."""
+    rows = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+                raise ValueError(f'{path}, line {number}: wants an object with a string "prompt", got {line.strip()}')
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"--prompts_file={path}: no prompts in it")
+    return rows
+
+
+def _encode(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
+    if chat:
+        return tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return tokenizer.encode(prompt)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Loads, decodes, prints."""
+    method = method_from_flags(flags)
+    rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
+    config, params, tokenizer = checkpoint.load_for_inference(flags.checkpoint, step=flags.step)
+    generations = inference.generate(
+        config,
+        params,
+        [_encode(tokenizer, row["prompt"], flags.chat) for row in rows],
+        method,
+        max_new_tokens=flags.max_new_tokens,
+        eos_id=tokenizer.chat_end_id if flags.chat else tokenizer.eos_id,
+        harm_tag_id=tokenizer.harm_tag_id,
+        seed=flags.seed,
+        batch_size=flags.batch_size,
+        show_progress=True,
+    )
+    for row, generation in zip(rows, generations, strict=True):
+        text = tokenizer.decode(generation.text_tokens)
+        if flags.json:
+            line = json.dumps(row | {"text": text} | dataclasses.asdict(generation), ensure_ascii=False)
+        else:
+            line = text if len(rows) == 1 else f"=== {row['prompt']}\n{text}"
+        sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, _parser())

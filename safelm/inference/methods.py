@@ -1,0 +1,135 @@
+"""How to choose the next token: every decoding method is a small frozen dataclass of its settings.
+
+`tag_candidate` says what becomes of the harm tag as the next token: "mask" (never chosen; the default, for the tag
+is an annotation of the training text and nothing to show), "stop" (choosing it ends the sequence with
+`stopped_by="tag"`), or, in the methods that do not look ahead, "allow" (a token like any other).
+"""
+
+import dataclasses
+import math
+from fractions import Fraction
+from typing import Literal
+
+TagCandidate = Literal["allow", "mask", "stop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+    """The most likely next token; of equally likely ones that with the smallest id."""
+
+    tag_candidate: TagCandidate = "mask"
+
+    def __post_init__(self) -> None:
+        _check_tag_candidate(self, ("allow", "mask", "stop"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """A draw from softmax(logits / temperature), cut to the `top_k` likeliest tokens, then to the nucleus.
+
+    `top_p` keeps the smallest set of likeliest tokens whose probability (after temperature and `top_k`) reaches it.
+    `top_k=0` and `top_p=1` cut nothing.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    tag_candidate: TagCandidate = "mask"
+
+    def __post_init__(self) -> None:
+        _check_tag_candidate(self, ("allow", "mask", "stop"))
+        _check_sampling(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+    """Beam search. A hypothesis' score is its log-prob / (generated tokens, the ending one included) ** length_penalty.
+
+    The score is used both to prune and to choose at the end; 0 (the default) compares plain log-probs, larger values
+    favour longer texts.
+    """
+
+    num_beams: int = 4
+    length_penalty: float = 0.0
+    tag_candidate: TagCandidate = "mask"
+
+    def __post_init__(self) -> None:
+        _check_tag_candidate(self, ("allow", "mask", "stop"))
+        _check(self, "num_beams", self.num_beams >= 1, "at least 1")
+        _check(self, "length_penalty", 0 <= self.length_penalty < math.inf, "a finite number of at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class SafeBeam:
+    """Beam search steered by the harm tag's one-token lookahead (Maini et al. 2025, algorithm 1).
+
+    See `safelm.inference.safe_beam` for what the paper leaves open.
+    """
+
+    num_beams: int = 4
+    num_candidates: int = 4
+    drop_fraction: float = 0.5
+    tag_candidate: Literal["mask", "stop"] = "mask"
+
+    def __post_init__(self) -> None:
+        _check_tag_candidate(self, ("mask", "stop"))
+        _check(self, "num_beams", self.num_beams >= 1, "at least 1")
+        _check(self, "num_candidates", self.num_candidates >= 1, "at least 1")
+        _check(self, "drop_fraction", 0 <= self.drop_fraction < 1, "in [0, 1)")
+
+    def drop_counts(self) -> tuple[int, ...]:
+        """How many candidates are dropped from a pool of 0, 1, .. num_beams * num_candidates: rounded down.
+
+        Exact on the decimal as written, so 0.3 of 10 is 3; since the fraction is below 1, one always stays.
+        """
+        fraction = Fraction(repr(float(self.drop_fraction)))
+        return tuple(math.floor(fraction * size) for size in range(self.num_beams * self.num_candidates + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class TagPenaltySampling:
+    """Sampling that shuns continuations which look harmful: the cheap mode, one sequence and no beams.
+
+    Each step draws `num_candidates` different tokens without replacement (the largest log-probs + Gumbel noise), looks
+    one token ahead over all of them in one forward, subtracts `penalty` (nats) from those whose P(tag) exceeds
+    `threshold`, and takes the best under the same noise. So with `penalty=0` it is `Sampling` with the same seed,
+    token for token; with all tokens as candidates it is an exact draw from p(t) * exp(-penalty * [P(tag) > threshold]).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_candidates: int = 4
+    threshold: float = 0.01
+    penalty: float = 10.0
+    tag_candidate: Literal["mask", "stop"] = "mask"
+
+    def __post_init__(self) -> None:
+        _check_tag_candidate(self, ("mask", "stop"))
+        _check_sampling(self)
+        _check(self, "num_candidates", self.num_candidates >= 1, "at least 1")
+        _check(self, "threshold", 0 <= self.threshold <= 1, "a probability in [0, 1]")
+        _check(self, "penalty", 0 <= self.penalty < math.inf, "a finite number of at least 0 (nats)")
+
+
+Method = Greedy | Sampling | Beam | SafeBeam | TagPenaltySampling
+
+
+def looks_ahead(method: Method) -> bool:
+    """Whether the method needs a model with the harm tag."""
+    return isinstance(method, SafeBeam | TagPenaltySampling)
+
+
+def _check(method: object, field: str, is_good: bool, want: str) -> None:
+    if not is_good:
+        raise ValueError(f"{type(method).__name__}: {field}={getattr(method, field)!r}, want {want}")
+
+
+def _check_tag_candidate(method: Method, known: tuple[str, ...]) -> None:
+    _check(method, "tag_candidate", method.tag_candidate in known, f"one of {', '.join(known)}")
+
+
+def _check_sampling(method: Sampling | TagPenaltySampling) -> None:
+    _check(method, "temperature", 0 < method.temperature < math.inf, "a number above 0 (use Greedy for 0)")
+    _check(method, "top_k", method.top_k >= 0, "at least 0 (0 keeps all)")
+    _check(method, "top_p", 0 < method.top_p <= 1, "in (0, 1]")

@@ -1,0 +1,73 @@
+"""Prompts to right-padded batches whose shapes come from few buckets, so that few programs are compiled."""
+# ruff: noqa: N815
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+from safelm.model_config import ModelConfig
+
+SMALLEST_BUCKET = 16  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of similar length; rows past `len(indices)` only fill the bucket up."""
+
+    indices: tuple[int, ...]  # where each row's prompt stands in the caller's list
+    tokens_PT: Int32[np.ndarray, "P T"]
+    lengths_P: Int32[np.ndarray, " P"]  # 0 marks a filling row
+
+
+def check_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_id: int
+) -> list[list[int]]:
+    """The prompts as lists of ids, an empty one as [eos_id]: generation then starts as after a document's end.
+
+    Raises:
+      ValueError: a prompt with `max_new_tokens` more does not fit the context, or an id is not in the vocabulary.
+    """
+    checked = []
+    for index, prompt in enumerate(prompts):
+        ids = [int(token) for token in prompt] or [eos_id]
+        foreign = next((token for token in ids if not 0 <= token < config.vocab_size), None)
+        if foreign is not None:
+            raise ValueError(f"prompt {index}: id {foreign} is not in the model's vocabulary of {config.vocab_size}")
+        if len(ids) + max_new_tokens > config.max_seq_len:
+            raise ValueError(
+                f"prompt {index}: its {len(ids)} tokens and max_new_tokens={max_new_tokens} make "
+                f"{len(ids) + max_new_tokens}, more than the model's context of {config.max_seq_len}"
+            )
+        checked.append(ids)
+    return checked
+
+
+def batches(rows: Sequence[Sequence[int]], *, max_rows: int, max_len: int) -> Iterator[PromptBatch]:
+    """Rows in batches of at most `max_rows`, shortest first; widths are powers of two up to `max_len`, heights too."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    by_width: dict[int, list[int]] = {}
+    for index in order:
+        by_width.setdefault(bucket(len(rows[index]), SMALLEST_BUCKET, max_len), []).append(index)
+    for width, members in by_width.items():
+        for start in range(0, len(members), max_rows):
+            yield _pad(rows, tuple(members[start : start + max_rows]), width, max_rows)
+
+
+def bucket(size: int, smallest: int, largest: int) -> int:
+    """The smallest power of two times `smallest` that holds `size`, at most `largest`."""
+    width = smallest
+    while width < size:
+        width *= 2
+    return min(width, largest)
+
+
+def _pad(rows: Sequence[Sequence[int]], members: tuple[int, ...], width: int, max_rows: int) -> PromptBatch:
+    height = bucket(len(members), 1, max_rows)
+    tokens_PT = np.zeros((height, width), np.int32)
+    lengths_P = np.zeros(height, np.int32)
+    for row, index in enumerate(members):
+        lengths_P[row] = len(rows[index])
+        tokens_PT[row, : len(rows[index])] = rows[index]
+    return PromptBatch(members, tokens_PT, lengths_P)
