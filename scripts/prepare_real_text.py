@@ -77,7 +77,7 @@ def main(arguments: argparse.Namespace) -> None:
     counts: Counter[tuple[str, int]] = Counter()
     seen: set[str] = set()
     paths = {split: folder / f"{split}-00000-of-00001.jsonl.gz" for split in ("train", "validation")}
-    files = {split: gzip.open(f"{path}.partial", "wt", encoding="utf-8") for split, path in paths.items()}  # noqa: SIM115
+    files = {split: gzip.open(f"{path}.partial", "wt", encoding="utf-8") for split, path in paths.items()}
     for read in (wikitext, c4, comments):
         for key, text, score in read(Path(arguments.source)):
             if not text.strip() or text in seen:
@@ -95,7 +95,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    flags = cli.parser("scripts.prepare_real_text", __doc__, "python scripts/prepare_real_text.py --source=D --output=O")
+    example = "python scripts/prepare_real_text.py --source=DATA --output=DIR"
+    flags = cli.parser("scripts.prepare_real_text", __doc__, example)
     flags.add_argument("--source", required=True, help="folder that holds text/ and classifier/")
     flags.add_argument("--output", required=True, help="folder to write raw_web/ into; must not hold one")
     cli.run(main, flags)
