@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Self
 
 import grain
 import numpy as np
@@ -85,7 +84,7 @@ class Loader:
             self._iterator.close()
             self._iterator = None
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:

@@ -183,7 +183,7 @@ def _apportion(segment: _Segment, batch_size: int) -> list[list[int]]:
     """Rows per source in each step of the segment.
 
     A source's next row may be given once its plan has begun it and must be given when its plan completes it; among
-    those begun, the ones due first go first. With one row a source begun at a time this never misses a deadline.
+    those begun, the ones due first go first, then those further on. With one row a source begun at a time this never misses a deadline.
     """
     steps, rows, given, counts = segment.steps, segment.rows, [0] * len(segment.rows), []
     for step in range(1, segment.stop - segment.start + 1):
@@ -196,10 +196,10 @@ def _apportion(segment: _Segment, batch_size: int) -> list[list[int]]:
                 has = due
             after.append(has)
             if part and has == due:
-                begun.append((-(-(due + 1) * steps // row_rate), i))
+                begun.append((-(-(due + 1) * steps // row_rate), -part, i))
         if left:
             begun.sort()
-            for _, i in begun[:left]:
+            for *_, i in begun[:left]:
                 after[i] += 1
         counts.append([a - b for a, b in zip(after, given, strict=True)])
         given = after

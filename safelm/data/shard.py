@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int, UInt
@@ -101,7 +101,7 @@ class ShardWriter:
             if os.path.exists(path):
                 os.remove(path)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
