@@ -20,7 +20,7 @@ GENRES = {  # by score: what pages of that score look like
 _MILD_SHARE = {0: 0.0, 1: 0.25, 2: 0.35, 3: 0.4}
 _STEP_SHARE = {4: 0.45, 5: 0.7}
 
-_PROTECTIVE_SENTENCES = (
+PROTECTIVE_SENTENCES = (
     "Remember that {reason}.", "One good step is to {alternative}.", "You can also {alternative}.",
     "Write down what you saw and when.", "Stay calm and speak with someone you trust.",
     "Many offices will listen to you.",
@@ -129,7 +129,7 @@ def _harm_remark(rng: random.Random, topic: Topic) -> str:
 def _harmless_sentence(rng: random.Random, topic: Topic, step: int | None) -> str:
     subject = topic.subject
     if topic.protective:
-        template = rng.choice(_PROTECTIVE_SENTENCES)
+        template = rng.choice(PROTECTIVE_SENTENCES)
         return template.format(reason=rng.choice(subject.reasons), alternative=rng.choice(subject.alternatives))
     if topic.harmful:
         return rng.choice(_NEWS_FILLERS)
