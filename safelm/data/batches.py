@@ -9,7 +9,7 @@ from grain.experimental import index_shuffle
 from jaxtyping import Int
 
 from safelm.data.packing import make_rows
-from safelm.data.rows import assemble
+from safelm.data.rows import Part, assemble
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import TokenStore
 
@@ -70,7 +70,7 @@ class Batches:
         parts = []
         for source, plan in enumerate(self._plans):
             chosen = np.flatnonzero(source_ids_B == source)
-            parts.append((plan, store_rows_B[chosen], chosen))
+            parts.append(Part(plan, store_rows_B[chosen], chosen))
         return assemble(parts, stop - start, self.schedule.seq_len)
 
     def sample(self, seed: int, step: int, row: int) -> dict[str, np.ndarray]:

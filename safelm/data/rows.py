@@ -9,7 +9,7 @@ target. Positions start at 0 with every piece; segment ids count a row's pieces 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -29,6 +29,7 @@ class Pieces:
     goes_on: Bool[np.ndarray, " pieces"]
 
 
+@runtime_checkable
 class RowPlan(Protocol):
     """How a store is cut into rows of `seq_len` positions; a pure function of the store and `seq_len`."""
 
@@ -65,10 +66,17 @@ class ConcatRows:
         return Pieces(row, start - row_start[row], start, stop - start, document_stop > stop)
 
 
-def assemble(
-    parts: Sequence[tuple[RowPlan, Int[np.ndarray, " b"], Int[np.ndarray, " b"]]], batch_size: int, seq_len: int
-) -> dict[str, np.ndarray]:
-    """The arrays of a batch from parts (plan, its rows, the batch rows they fill); rows not filled are padding.
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows of a store that go into a batch, and the rows of the batch they fill."""
+
+    plan: RowPlan
+    rows: Int[np.ndarray, " b"]
+    batch_rows: Int[np.ndarray, " b"]
+
+
+def assemble(parts: Sequence[Part], batch_size: int, seq_len: int) -> dict[str, np.ndarray]:
+    """The arrays of a batch from its parts; rows that no part fills are padding.
 
     Keys: inputs_BT, targets_BT, positions_BT, segment_ids_BT (int32), loss_mask_BT (float32, 1 where there is a
     target) and source_ids_B (int32, the part's index).
@@ -76,8 +84,8 @@ def assemble(
     inputs = np.zeros(batch_size * seq_len, np.int32)
     source_ids_B = np.zeros(batch_size, np.int32)
     placed = []
-    for source, (plan, rows, batch_rows) in enumerate(parts):
-        pieces = plan.pieces(rows)
+    for source, part in enumerate(parts):
+        plan, batch_rows, pieces = part.plan, part.batch_rows, part.plan.pieces(part.rows)
         flat = batch_rows[pieces.row] * seq_len + pieces.column
         _copy_tokens(plan.store, pieces, flat, inputs)
         after = np.zeros(len(flat), np.int32)

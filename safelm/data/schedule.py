@@ -183,7 +183,7 @@ def _apportion(segment: _Segment, batch_size: int) -> list[list[int]]:
     """Rows per source in each step of the segment.
 
     A source's next row may be given once its plan has begun it and must be given when its plan completes it; among
-    those begun, the ones due first go first, then those further on. With one row a source begun at a time this never misses a deadline.
+    those begun, the ones due first go first, then those further on. This never misses a deadline (Tijdeman, 1980).
     """
     steps, rows, given, counts = segment.steps, segment.rows, [0] * len(segment.rows), []
     for step in range(1, segment.stop - segment.start + 1):

@@ -4,11 +4,10 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Int, UInt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ class ShardWriter:
         self._file = open(self._path + ".tmp", "wb")
         self._guard(lambda: _write_npy_header(self._file, self._dtype, 0))
 
-    def add(self, tokens: Int[np.ndarray, " n"] | UInt[np.ndarray, " n"] | list[int]) -> None:
+    def add(self, tokens: np.ndarray | Sequence) -> None:
         """Appends one document, its end token included; ValueError when empty or an id does not fit the dtype."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":

@@ -1,0 +1,298 @@
+"""Batches: every token of every document exactly once an epoch, whatever the hosts, workers and restarts."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_stores import EOS_ID, numbered_documents, write_store
+
+from safelm.data.batches import Batches
+from safelm.data.loader import Loader, eval_batches, host_rows, make_loader
+from safelm.data.packing import FitRows, make_rows
+from safelm.data.rows import Part, assemble
+from safelm.data.schedule import MixtureSchedule, Phase
+
+PACKINGS = ("concat", "fit")
+RATES = {"raw": 0.5, "safe": 0.3, "moral": 0.2}
+
+
+def all_rows(store, seq_len, packing):
+    plan = make_rows(store, seq_len, packing)
+    return assemble([Part(plan, np.arange(plan.num_rows), np.arange(plan.num_rows))], plan.num_rows, seq_len)
+
+
+def pairs_of(batch):
+    """Every (input, target) with a loss."""
+    chosen = batch["loss_mask_BT"] > 0
+    return Counter(zip(batch["inputs_BT"][chosen].tolist(), batch["targets_BT"][chosen].tolist(), strict=True))
+
+
+def pairs_in(documents):
+    return Counter(pair for d in documents for pair in zip(d[:-1].tolist(), d[1:].tolist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    root, first, result = tmp_path_factory.mktemp("stores"), 2, {}
+    for name, count in (("raw", 60), ("safe", 25), ("moral", 9)):
+        documents = numbered_documents(rng.integers(1, 70, count), first)
+        first += sum(len(d) - 1 for d in documents)
+        result[name] = write_store(root / name, documents, num_shards=3, vocab_size=10_000)
+    return result
+
+
+def schedule_of(rates=RATES, *, batch_size=8, seq_len=16, total_steps=40):
+    phases = [Phase(0.0, {"raw": 1.0}), Phase(0.3, rates)]
+    return MixtureSchedule(phases, batch_size=batch_size, seq_len=seq_len, total_steps=total_steps)
+
+
+def assert_equal_batches(one, two):
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].dtype == two[name].dtype
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+# ---- rows and packing
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    num_shards=st.integers(1, 4),
+    seq_len=st.integers(1, 24),
+    packing=st.sampled_from(PACKINGS),
+)
+def test_an_epoch_holds_every_pair_of_every_document_once(tmp_path_factory, lengths, num_shards, seq_len, packing):
+    documents = numbered_documents(lengths)
+    directory = tmp_path_factory.mktemp("store")
+    store = write_store(directory, documents, num_shards=num_shards, vocab_size=2000)
+    batch = all_rows(store, seq_len, packing)
+    assert pairs_of(batch) == pairs_in(documents)
+    # Every stored token is an input exactly once as well, the documents' ends included.
+    real = batch["segment_ids_BT"] > 0
+    assert Counter(batch["inputs_BT"][real].tolist()) == Counter(np.concatenate(documents).tolist())
+    for name in ("inputs_BT", "targets_BT", "positions_BT", "loss_mask_BT"):
+        assert not batch[name][~real].any(), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    num_shards=st.integers(1, 4),
+    seq_len=st.integers(1, 24),
+    packing=st.sampled_from(PACKINGS),
+)
+def test_packed_equals_unpacked(tmp_path_factory, lengths, num_shards, seq_len, packing):
+    """Cut a row at its segments: each is a contiguous run of one document with its own next tokens."""
+    documents = numbered_documents(lengths)
+    store = write_store(tmp_path_factory.mktemp("store"), documents, num_shards=num_shards, vocab_size=2000)
+    owner = {int(token): d for d in documents for token in d[:-1]}
+    batch = all_rows(store, seq_len, packing)
+    for row in range(len(batch["inputs_BT"])):
+        segments = batch["segment_ids_BT"][row]
+        count = int(segments.max())
+        real = segments[segments > 0]
+        assert (np.diff(real) >= 0).all() and sorted(set(real)) == list(range(1, count + 1))
+        for segment in range(1, count + 1):
+            at = np.flatnonzero(segments == segment)
+            assert (np.diff(at) == 1).all()
+            np.testing.assert_array_equal(batch["positions_BT"][row, at], np.arange(len(at)))
+            inputs, targets = batch["inputs_BT"][row, at], batch["targets_BT"][row, at]
+            mask = batch["loss_mask_BT"][row, at]
+            np.testing.assert_array_equal(mask, inputs != EOS_ID)  # ends, and only ends, have no target
+            if inputs[0] == EOS_ID:
+                assert len(at) == 1
+                continue
+            document = owner[int(inputs[0])]
+            start = int(np.flatnonzero(document == inputs[0])[0])
+            np.testing.assert_array_equal(inputs, document[start : start + len(at)])
+            following = document[start + 1 : start + 1 + len(at)]
+            np.testing.assert_array_equal(targets[: len(following)], following)
+
+
+def test_concat_row_by_hand(tmp_path):
+    store = write_store(tmp_path, [[5, 6, 0], [7, 8, 9, 0]])
+    batch = all_rows(store, 5, "concat")
+    np.testing.assert_array_equal(batch["inputs_BT"], [[5, 6, 0, 7, 8], [9, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["targets_BT"], [[6, 0, 0, 8, 9], [0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["loss_mask_BT"], [[1, 1, 0, 1, 1], [1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["segment_ids_BT"], [[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["positions_BT"], [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]])
+    assert [batch[name].dtype for name in ("inputs_BT", "loss_mask_BT")] == [np.int32, np.float32]
+
+
+def test_fit_cuts_only_what_is_longer_than_a_row(tmp_path):
+    rng = np.random.default_rng(1)
+    lengths = np.minimum(1 + rng.lognormal(2.5, 1, 6000).astype(int), 200)
+    documents = [np.append(np.full(n - 1, 2 + i % 900), 0) for i, n in enumerate(lengths)]
+    store = write_store(tmp_path, documents, num_shards=2)
+    rows = FitRows(store, 64)
+    pieces = rows.pieces(np.arange(rows.num_rows))
+    start, stop = store.document_bounds(store.find_documents(pieces.start))
+    cut = pieces.length < stop - start
+    assert ((stop - start)[cut] > 64).all() and (~cut).sum() == (lengths <= 64).sum()
+    assert (pieces.goes_on == (pieces.start + pieces.length < stop)).all()
+    assert pieces.length.sum() / (rows.num_rows * 64) > 0.98
+    again = FitRows(store, 64).pieces(np.arange(rows.num_rows))
+    np.testing.assert_array_equal(pieces.start, again.start)
+
+
+# ---- the order of an epoch and the mixture
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_epochs_hold_every_document_once_and_differ(stores, packing):
+    store = stores["safe"]
+    documents = [store.document(i) for i in range(store.num_documents)]
+    batches = Batches(stores, schedule_of({"safe": 1.0}, batch_size=1, total_steps=900), packing=packing)
+    size = batches.rows_per_epoch()["safe"]
+    orders = []
+    for epoch in range(3):
+        found, order = Counter(), []
+        for step in range(270 + epoch * size, 270 + (epoch + 1) * size):
+            found += pairs_of(batches.batch(3, step, 0, 1))
+            order.append(int(batches.locate(3, step, 0, 1)[1][0]))
+        assert found == pairs_in(documents)
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert batches.epochs(270 + 2 * size)["safe"] == 2.0
+    other_seed = [int(batches.locate(4, step, 0, 1)[1][0]) for step in range(270, 270 + size)]
+    assert other_seed != orders[0]
+
+
+def test_sources_and_counts_are_the_schedules(stores):
+    schedule = schedule_of()
+    batches = Batches(stores, schedule)
+    owner = {int(t): name for name, s in stores.items() for t in s.tokens(0, s.num_tokens) if t != EOS_ID}
+    for step in (0, 11, 12, 25, 39):
+        batch = batches.batch(0, step, 0, 8)
+        names = [batches.sources[i] for i in batch["source_ids_B"]]
+        assert Counter(names) == Counter({k: v for k, v in schedule.counts(step).items() if v})
+        for name, inputs in zip(names, batch["inputs_BT"], strict=True):
+            assert {owner[int(t)] for t in inputs if t != EOS_ID} <= {name}
+
+
+def test_order_of_one_source_does_not_depend_on_the_others(stores):
+    def safe_rows(rates):
+        batches = Batches(stores, schedule_of(rates))
+        located = [batches.locate(0, step, 0, 8) for step in range(40)]
+        index = batches.sources.index("safe")
+        return [int(row) for ids, rows in located for i, row in zip(ids, rows, strict=True) if i == index]
+
+    few, many = safe_rows(RATES), safe_rows({"safe": 0.9, "moral": 0.1})
+    assert few == many[: len(few)]
+
+
+# ---- one pure function: hosts, workers, restarts
+
+
+@settings(max_examples=30, deadline=None)
+@given(step=st.integers(0, 39), row=st.integers(0, 7), seed=st.integers(0, 2**40), packing=st.sampled_from(PACKINGS))
+def test_a_sample_is_its_row_of_the_global_batch(stores, step, row, seed, packing):
+    sample = Batches(stores, schedule_of(), packing=packing).sample(seed, step, row)
+    whole = Batches(stores, schedule_of(), packing=packing).batch(seed, step, 0, 8)
+    assert_equal_batches(sample, {name: array[row] for name, array in whole.items()})
+
+
+def loader_of(stores, packing="concat", **options):
+    return make_loader(stores, schedule_of(), seed=5, batch_size=8, seq_len=16, packing=packing, **options)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+def test_hosts_share_one_global_batch(stores, packing, process_count):
+    loaders = [
+        loader_of(stores, packing, process_index=i, process_count=process_count) for i in range(process_count)
+    ]
+    batches = Batches(stores, schedule_of(), packing=packing)
+    for step in range(40):
+        shares = [next(loader) for loader in loaders]
+        joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+        assert_equal_batches(joined, batches.batch(5, step, 0, 8))
+    for loader in loaders:
+        with pytest.raises(StopIteration):
+            next(loader)
+
+
+def test_worker_processes_change_nothing(stores):
+    plain, workers = list(loader_of(stores, start_step=7)), list(loader_of(stores, start_step=7, num_workers=2))
+    assert len(plain) == len(workers) == 33
+    for one, two in zip(plain, workers, strict=True):
+        assert_equal_batches(one, two)
+
+
+@settings(max_examples=10, deadline=None)
+@given(stop=st.integers(0, 40), back=st.integers(0, 40))
+def test_restart_at_any_step(stores, stop, back):
+    loader = loader_of(stores)
+    whole = list(loader_of(stores))
+    for _ in range(stop):
+        next(loader)
+    state = loader.get_state()
+    assert state == stop and isinstance(state, int)
+    assert sum(loader.tokens_given().values()) == stop * 8 * 16
+    resumed = loader_of(stores, start_step=state)
+    for one, two in zip(list(resumed), whole[stop:], strict=True):
+        assert_equal_batches(one, two)
+    loader.set_state(back)
+    for one, two in zip(list(loader), whole[back:], strict=True):
+        assert_equal_batches(one, two)
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_evaluation_sees_every_document_once(stores, packing, process_count):
+    store, found = stores["moral"], Counter()
+    for index in range(process_count):
+        shares = eval_batches(
+            store, batch_size=8, seq_len=16, packing=packing, process_index=index, process_count=process_count
+        )
+        for batch in shares:
+            assert batch["inputs_BT"].shape == (8 // process_count, 16)
+            found += pairs_of(batch)
+    assert found == pairs_in([store.document(i) for i in range(store.num_documents)])
+
+
+def test_evaluation_of_a_part_is_spread_over_the_store(stores):
+    store = stores["raw"]
+    (batch,) = eval_batches(store, batch_size=4, seq_len=16, max_batches=1)
+    rows = make_rows(store, 16).num_rows
+    firsts = [store.tokens(16 * (i * rows // 4), store.num_tokens)[0] for i in range(4)]
+    np.testing.assert_array_equal(batch["inputs_BT"][:, 0], firsts)
+
+
+# ---- bad input
+
+
+def test_bad_input(stores, tmp_path):
+    with pytest.raises(ValueError, match=re.escape("unknown sources ['web'], there are stores for ['moral', 'raw'")):
+        Batches(stores, schedule_of({"web": 1.0}))
+    foreign = write_store(tmp_path / "foreign", [[5, 0]], vocab="b")
+    with pytest.raises(ValueError, match=f"different vocabularies: .*{foreign.manifest.vocab_hash}"):
+        Batches({**stores, "safe": foreign}, schedule_of())
+    with pytest.raises(ValueError, match=r"packing must be one of \['concat', 'fit'\], got 'first'"):
+        Batches(stores, schedule_of(), packing="first")
+    with pytest.raises(ValueError, match="batch_size=4, seq_len=16 are not the schedule's batch_size=8"):
+        make_loader(stores, schedule_of(), seed=0, batch_size=4, seq_len=16)
+    with pytest.raises(ValueError, match="batch_size 8 does not divide by process_count 3"):
+        loader_of(stores, process_count=3)
+    with pytest.raises(ValueError, match=r"process_index must be in 0\.\.1, got 2"):
+        host_rows(8, 2, 2)
+    with pytest.raises(ValueError, match=r"step 41 is outside the schedule's 0\.\.40"):
+        loader_of(stores, start_step=41)
+    with pytest.raises(ValueError, match="num_workers must be >= 0"):
+        Loader(Batches(stores, schedule_of()), seed=0, num_workers=-1)
+    with pytest.raises(ValueError, match="max_batches must be at least 1, got 0"):
+        eval_batches(stores["raw"], batch_size=4, seq_len=16, max_batches=0)
+    with pytest.raises(ValueError, match="seq_len must be at least 1 token, got 0"):
+        eval_batches(stores["raw"], batch_size=4, seq_len=0)
+    with pytest.raises(IndexError, match=r"rows \[0, 9\) of a batch of 8"):
+        Batches(stores, schedule_of()).batch(0, 0, 0, 9)
