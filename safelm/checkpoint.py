@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils imports TensorFlow for gs:// where it is installed
 
@@ -114,7 +114,7 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:

@@ -1,5 +1,7 @@
 """Next-token cross-entropy as sums over tokens, so that any split of a batch adds up to exactly the same loss."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,11 @@ from jaxtyping import Array, Float, Int
 
 @flax.struct.dataclass
 class LossSums:
-    """Sums over the tokens of a batch or a part of one; add two with `+`, read means off the total."""
+    """Sums over the tokens of a batch or a part of one, on device or host; add two with `+`, then take the mean."""
 
-    cross_entropy: Float[Array, ""]  # nats
-    z_square: Float[Array, ""]  # squares of the logits' log-partition
-    tokens: Float[Array, ""]  # targets counted, the sum of the mask
+    cross_entropy: Any  # float32 scalar, nats
+    z_square: Any  # float32 scalar, squares of the logits' log-partition
+    tokens: Any  # float32 scalar, targets counted: the sum of the mask
 
     @classmethod
     def zero(cls) -> "LossSums":
@@ -22,11 +24,11 @@ class LossSums:
     def __add__(self, other: "LossSums") -> "LossSums":
         return jax.tree.map(jnp.add, self, other)
 
-    def total(self, z_loss: float | int) -> Float[Array, ""]:
+    def total(self, z_loss: float | int) -> Any:
         """What is minimised, summed over tokens: cross-entropy + z_loss * log(Z)^2."""
         return self.cross_entropy + z_loss * self.z_square
 
-    def mean_cross_entropy(self) -> Float[Array, ""]:
+    def mean_cross_entropy(self) -> Any:
         """Nats per token; 0 when no token counts."""
         return self.cross_entropy / jnp.maximum(self.tokens, 1.0)
 

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import jax
 from etils import epath
@@ -107,7 +107,7 @@ class MetricsLog:
             self.flush()
             self._board.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from safelm import model, sharding
 from safelm.loss import LossSums, loss_sums
@@ -26,9 +26,9 @@ BATCH_FIELDS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "lo
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes, and all of it that a checkpoint keeps."""
+    """What an update changes, and all of it that a checkpoint keeps (or its shapes, or its shardings)."""
 
-    step: Int[Array, ""]  # updates done
+    step: Any  # int32 scalar: updates done
     params: PyTree
     opt_state: PyTree
 
@@ -38,8 +38,8 @@ class StepMetrics:
     """What an update tells about itself, before the update."""
 
     loss: LossSums
-    grad_norm: Float[Array, ""]  # of the mean gradient, before the clip
-    learning_rate: Float[Array, ""]
+    grad_norm: Any  # float32 scalar: of the mean gradient, before the clip
+    learning_rate: Any  # float32 scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def make_program(
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        return new, StepMetrics(sums, optax.global_norm(gradients), schedule(state.step))
+        return new, StepMetrics(sums, optax.tree.norm(gradients), schedule(state.step))
 
     return Program(
         abstract_state=abstract,
