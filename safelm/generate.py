@@ -34,7 +34,8 @@ _SETTINGS: dict[str, tuple[type, str]] = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """The command's flags."""
     example = "python -m safelm.generate --checkpoint=/tmp/run --prompt='Once upon a time' --method=safe_beam"
     parser = cli.parser("safelm.generate", __doc__, example)
     parser.add_argument("--checkpoint", required=True, help="workdir of a training run, or what safelm.convert wrote")
@@ -121,4 +122,4 @@ def main(flags: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _parser())
+    cli.run(main, arguments())

@@ -43,6 +43,9 @@ class BeamState:
         return self.is_beam_PW & (self.ends_PW == forward.RUNNING)
 
 
+OUTCOME = ("tokens_PWT", "tag_log_probs_PWT", "num_tokens_PW", "log_prob_PW", "score_PW", "ends_PW")
+
+
 @flax.struct.dataclass
 class Candidates:
     """The continuations of every beam. An ended beam's only candidate is itself, in its first place."""
@@ -171,10 +174,20 @@ def run(
     is_decided: Callable[[BeamState], Array],
     max_new_tokens: int,
 ) -> BeamState:
-    """Steps until every prompt's outcome is decided or the length is reached."""
+    """Steps until every prompt's outcome is decided or the length is reached; decided prompts stay as they are."""
 
-    def goes_on(state: BeamState) -> Array:
-        is_over_P = is_decided(state) | ~state.is_running_PW.any(axis=1)
-        return (state.step < max_new_tokens) & ~is_over_P.all()
+    def is_over_P(state: BeamState) -> Array:
+        return is_decided(state) | ~state.is_running_PW.any(axis=1)
 
-    return jax.lax.while_loop(goes_on, step, state)
+    def step_the_undecided(old: BeamState) -> BeamState:
+        new, is_over = step(old), is_over_P(old)
+
+        def frozen(name: str) -> Array:
+            mine, others = getattr(old, name), getattr(new, name)
+            return jnp.where(is_over.reshape(-1, *(1 for _ in mine.shape[1:])), mine, others)
+
+        return new.replace(**{name: frozen(name) for name in OUTCOME})
+
+    return jax.lax.while_loop(
+        lambda state: (state.step < max_new_tokens) & ~is_over_P(state).all(), step_the_undecided, state
+    )

@@ -8,9 +8,8 @@ is an annotation of the training text and nothing to show), "stop" (choosing it 
 import dataclasses
 import math
 from fractions import Fraction
-from typing import Literal
 
-TagCandidate = Literal["allow", "mask", "stop"]
+TagCandidate = str  # "allow", "mask" or "stop": checked by value, with an error that names the choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class SafeBeam:
     num_beams: int = 4
     num_candidates: int = 4
     drop_fraction: float = 0.5
-    tag_candidate: Literal["mask", "stop"] = "mask"
+    tag_candidate: TagCandidate = "mask"
 
     def __post_init__(self) -> None:
         _check_tag_candidate(self, ("mask", "stop"))
@@ -102,7 +101,7 @@ class TagPenaltySampling:
     num_candidates: int = 4
     threshold: float = 0.01
     penalty: float = 10.0
-    tag_candidate: Literal["mask", "stop"] = "mask"
+    tag_candidate: TagCandidate = "mask"
 
     def __post_init__(self) -> None:
         _check_tag_candidate(self, ("mask", "stop"))
