@@ -26,7 +26,7 @@ class WebDocumentSource(seqio.DataSource):
     out), ending in .jsonl, .jsonl.gz or .parquet, in the order of their paths. A corpus without validation files is
     split by `in_validation_split`: the share `validation_fraction` of document ids is held out of "train". A shard is a
     file. Documents are streamed; nothing larger than a batch is held. Malformed rows: see `data_tasks.readers`; with
-    `quarantine_dir` they are kept in `<quarantine_dir>/<split>/<file>.jsonl` (for a hash split all under "train").
+    `quarantine_dir` they are kept in `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
 
     `num_input_examples` is None: counting would read everything. So SeqIO's `Mixture.num_input_examples`, which adds
     the counts up, can't be used with it.
@@ -151,7 +151,7 @@ class WebDocumentSource(seqio.DataSource):
         _, root = fsspec.core.url_to_fs(self.folder)
         _, inner = fsspec.core.url_to_fs(path)
         name = posixpath.relpath(inner, root).replace("/", "__")
-        return os.path.join(self._quarantine_dir, split, f"{name}.jsonl")
+        return os.path.join(self._quarantine_dir, split, f"{name}.malformed")
 
 
 def _list_files(folder: str, split: str) -> list[str]:

@@ -180,7 +180,8 @@ def _rename_speakers(settings: TaskSettings, doc_id: str, text: str, score: int)
     return replace_speaker_names(text, doc_id=doc_id, seed=settings.seed)
 
 
-def _register_from_environment() -> None:
+def register_from_environment() -> None:
+    """Registers the tasks of the environment variables above; ValueError if one is missing or no number."""
     data_dir, tokenizer = os.environ.get("SAFELM_DATA_DIR"), os.environ.get("SAFELM_TOKENIZER")
     if not data_dir and not tokenizer:
         return
@@ -198,4 +199,4 @@ def _register_from_environment() -> None:
     register(data_dir, tokenizer, settings=settings, quarantine_dir=quarantine)
 
 
-_register_from_environment()
+register_from_environment()

@@ -9,6 +9,7 @@ and packing and loss masks are made from token stores by `safelm.data`, not by S
 import functools
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -57,18 +58,17 @@ class SafeLMVocabulary(seqio.Vocabulary):
         return self.tokenizer.decode([int(i) for i in ids])
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def encode(text: bytes) -> tf.Tensor:
-            return tf.constant(self.tokenizer.encode(text.decode()), tf.int32)
+        def encode(text):
+            return np.array(self.tokenizer.encode(np.asarray(text).item().decode()), np.int32)
 
-        ids = tf.numpy_function(lambda text: encode(text).numpy(), [s], tf.int32, stateful=False)
-        return tf.ensure_shape(ids, [None])
+        return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32, stateful=False), [None])
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         """Of one sequence [T] a string, of a batch [B, T] strings [B]."""
 
         def decode(rows):
-            texts = [self.tokenizer.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1])]
-            return tf.constant(texts).numpy()
+            texts = [self.tokenizer.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1]).tolist()]
+            return np.array(texts, object)
 
         texts = tf.numpy_function(decode, [ids], tf.string, stateful=False)
         return tf.reshape(texts, tf.shape(ids)[:-1])

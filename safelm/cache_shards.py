@@ -9,8 +9,11 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,6 +133,14 @@ def _clear_error(error: Exception) -> Exception:
 
 
 def start_worker(module: TaskModule, threads: int) -> None:
-    """Initializer of a worker process: tokenizer threads, TensorFlow, tasks."""
+    """Initializer of a worker process: tokenizer threads, TensorFlow, tasks. The worker dies with its parent."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     module.load()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)  # a killed parent can't tell its workers, and they would wait for work forever
