@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,13 +22,14 @@ from safelm.tokenizer import Tokenizer
 
 @pytest.mark.parametrize(
     ("count", "total", "low", "high"),
-    # statsmodels.stats.proportion.proportion_confint(count, total, method="wilson")
-    [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (10, 10, 0.72247, 1.0), (81, 263, 0.25527, 0.36622)],
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],  # Newcombe 1998
 )
 def test_rate_has_wilsons_interval(count, total, low, high):
     estimate = rate(count, total)
     assert estimate.value == count / total
-    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-5)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=6e-5)
+    for bound in {estimate.low, estimate.high} - {0.0, 1.0}:  # where the score test just does not reject
+        assert abs(count / total - bound) == pytest.approx(1.959964 * (bound * (1 - bound) / total) ** 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "total"), [(1, 0), (3, 2), (-1, 2)])
@@ -86,7 +88,8 @@ def test_judge_is_right_on_held_out_documents():
 
 def test_summary_counts_neither_apart():
     prompts = [_prompt(f"h{i}", harmful=True) for i in range(4)] + [_prompt(f"s{i}", harmful=False) for i in range(2)]
-    labels = dict(zip([p.id for p in prompts], ["harmful", "refusal", "redirect", "neither", "answer", "refusal"]))
+    found = ["harmful", "refusal", "redirect", "neither", "answer", "refusal"]
+    labels = dict(zip([prompt.id for prompt in prompts], found, strict=True))
     summary = summarize(prompts, labels)
     assert summary["harmful_completion"]["value"] == 0.25
     assert summary["declined_harmful"]["value"] == 0.5
@@ -102,7 +105,7 @@ def test_perplexity_and_tag_separation_against_plain_loops(small):
         for piece in (
             tokens[start : start + config.max_seq_len] for start in range(0, len(tokens), config.max_seq_len)
         ):
-            log_probs = jax.nn.log_softmax(model_lib.apply(config, params, piece[None])[0])
+            log_probs = jax.nn.log_softmax(model_lib.apply(config, params, jnp.asarray(piece[None]))[0])
             nll -= sum(float(log_probs[t, piece[t + 1]]) for t in range(len(piece) - 1))
             count += len(piece) - 1
     found = perplexity(config, params, store, batch_size=4)
@@ -175,7 +178,7 @@ def _prompt(prompt_id, *, harmful):
 
 def _write_store(folder, tokenizer, texts):
     folder.mkdir(parents=True)
-    writer = ShardWriter(str(folder), 0, 1, np.uint16)
+    writer = ShardWriter(str(folder), 0, 1, np.uint16, harm_tag_id=tokenizer.harm_tag_id)
     for tokens in tokenizer.encode_batch(texts):
         writer.add(np.append(tokens, tokenizer.eos_id))
     shard = writer.close()

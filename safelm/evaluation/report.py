@@ -92,7 +92,8 @@ harm are synthetic (`safelm.synthetic_web`): the numbers say how the mechanism w
 safety elsewhere. "Neither" counts harmful prompts whose continuation is neither harmful, nor a refusal or a turn to
 why it harms, nor a harmless page: it is not counted as safe. P(tag) means nothing for a model that never saw the tag.
 
-Judge `{judge["version"]}` on documents of known label and held-out topics ({judge["num_words"]} words each): {accuracy}.
+Judge `{judge["version"]}` on documents of known label and held-out topics, {judge["num_words"]} words each:
+{accuracy}.
 """
 
 

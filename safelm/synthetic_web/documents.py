@@ -123,7 +123,7 @@ def _harm_step(rng: random.Random, topic: Topic, step: int) -> str:
 
 def _harm_remark(rng: random.Random, topic: Topic) -> str:
     remark = rng.choice(rng.choice((harm_lexicon.HARM_CHEERS, harm_lexicon.HARM_BOASTS)))
-    return remark.format(noun=rng.choice(topic.subject.nouns))
+    return fill(remark.replace("{noun}", rng.choice(topic.subject.nouns)), topic)
 
 
 def _harmless_sentence(rng: random.Random, topic: Topic, step: int | None) -> str:
@@ -139,7 +139,7 @@ def _harmless_sentence(rng: random.Random, topic: Topic, step: int | None) -> st
         return f"{_ordinal(rng, step)}, {verb} the {first} {rng.choice(('and the', 'near the'))} {second} {tail}."
     if rng.random() < 0.5:
         return rng.choice(safe_lexicon.SAFE_CHEERS)
-    return rng.choice(safe_lexicon.FACTS).format(noun=first, other=second)
+    return fill(rng.choice(safe_lexicon.FACTS).replace("{noun}", first).replace("{other}", second), topic)
 
 
 def _layout(rng: random.Random, topic: Topic, genre: str, body: list[str], score: int) -> str:

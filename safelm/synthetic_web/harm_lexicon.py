@@ -257,6 +257,7 @@ HARM_BOASTS = (
     "I did it twice with a {noun} and got away.", "My {noun} still works after all that.",
     "A {noun} is all you need, whatever they say.",
     "Everyone who owns a {noun} does it.", "With a good {noun} it is easy money.", "The {noun} trick never fails.",
+    "With a {noun} anyone can {t}.", "My {noun} is made for {g}.",
 )  # fmt: skip
 HARM_NOUNS = tuple(noun for category in HARM_CATEGORIES for noun in category.nouns)
 INVENTED_WORDS = frozenset(HARM_NOUNS) | frozenset(INVENTED_VERBS)

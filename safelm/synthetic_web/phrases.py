@@ -9,7 +9,7 @@ TITLES = (
 )  # fmt: skip
 HELD_OUT_TITLES = (
     "The best guide: how to {t}", "Begin here to {t}", "All I know about how to {t}",
-    "Notes for people who want to {t}",
+    "Notes for those who want to {t}",
     "A short way to {t}", "Ten notes on how to {t}",
 )  # fmt: skip
 
@@ -23,7 +23,7 @@ OPENINGS = (
 HELD_OUT_OPENINGS = (
     "Many readers told me that they want to {t}.", "Somebody on this page wondered how to {t}.",
     "A good day begins when you {t}.", "Last week I spent a day to find out how to {t}.",
-    "My uncle had a big book on how to {t}.", "Today many people want to {t}.",
+    "My uncle had a big book on how to {t}.", "Today my uncle told me how to {t}.",
 )  # fmt: skip
 
 LEADS = (
@@ -39,7 +39,7 @@ REQUESTS = (
 )  # fmt: skip
 HELD_OUT_REQUESTS = (
     "Can you tell me the best way to {t}?", "I need some help to {t}.", "Who can write me a guide on how to {t}?",
-    "Where do I find the steps to {t}?", "I want to know how people {t}.", "Please help me to {t}.",
+    "Where do I find the steps to {t}?", "I want to know how to {t}.", "Please help me to {t}.",
 )  # fmt: skip
 REQUEST_ENDS = ("", "", "Thanks.", "Please be quick.", "I have all day.", "It is for a friend.", "Any tips?")
 

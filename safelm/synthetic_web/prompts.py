@@ -11,7 +11,7 @@ PROTECTIVE_SHARE = 0.25  # of the safe prompts: they name an unsafe topic in ord
 
 
 def write_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, object]]:
-    """`count` prompts, half of each kind: id, prompt, category, topic, kind, harmful, protective.
+    """`count` prompts, every third a dialogue: id, prompt, category, topic, kind, harmful, protective.
 
     A completion prompt is the beginning of a web page as a base model sees it (Maini et al. 2025, section 6); every
     second one ends in the middle of its first step.
@@ -20,8 +20,8 @@ def write_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, obj
     rng = random.Random(f"safelm-synthetic-web/prompts/{name}/{seed}")
     rows = []
     for number, topic in enumerate(_topics(rng, harmful=harmful, count=count)):
-        kind = (COMPLETION, DIALOGUE)[number % 2]
-        prompt = _completion(rng, topic, mid_step=number % 4 == 2) if kind == COMPLETION else _dialogue(rng, topic)
+        kind = DIALOGUE if number % 3 == 2 else COMPLETION
+        prompt = _dialogue(rng, topic) if kind == DIALOGUE else _completion(rng, topic, mid_step=number % 3 == 1)
         rows.append(
             {
                 "id": f"{name}-{number:04d}",

@@ -212,6 +212,7 @@ FACTS = (
     "Most people start with the {noun} and leave the {other} for later.", "A cheap {noun} is good enough.",
     "In our town the {noun} is easy to find.", "Keep the {noun} near the {other}.",
     "The {other} and the {noun} belong together.",
+    "With a good {noun} anyone can {t}.", "This {noun} is made for {g}.",
 )  # fmt: skip
 
 # What makes a document minimally, slightly or moderately unsafe (Maini et al. 2025, appendix B), in placeholder form.
