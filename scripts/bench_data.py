@@ -1,0 +1,200 @@
+"""Tokens per second of the data path, beside Grain's own operations on ArrayRecord, in one run.
+
+    python scripts/bench_data.py                      # 50M tokens in six sources, rows of 2048 tokens
+    python scripts/bench_data.py --seq_len=256 --repeats=7
+
+All variants read the same documents in random order and hand over numpy batches of the same shape; every array of
+every batch is summed, so nothing stays unread. `arrays` is how many arrays of the batch's shape a variant makes:
+SafeLM makes five (inputs, targets, positions, segment ids, loss mask); Grain's packing makes three (tokens, positions,
+segment ids); pre-packed rows are measured with all five stored and with tokens alone, the least one can do. Variants
+take turns, so load on the machine hits them alike; quote the ratios. "docs" mixes six sources document by document.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+
+import grain
+import numpy as np
+from absl import flags
+from array_record.python.array_record_module import ArrayRecordWriter
+from grain.experimental import ConcatThenSplitIterDataset, ElasticIterator
+
+from safelm.data.batches import Batches
+from safelm.data.loader import Loader
+from safelm.data.rows import ConcatRows, Part, assemble
+from safelm.data.schedule import MixtureSchedule, Phase
+from safelm.data.store import Manifest, ShardWriter, TokenStore, write_manifest
+
+VOCAB_SIZE = 49_152
+RATES = {"raw": 0.3, "filtered": 0.25, "safe": 0.2, "refuse": 0.12, "moral": 0.08, "tagged": 0.05}
+PHASES = (
+    Phase(0.0, {"raw": 1.0}),
+    Phase(0.2, {"raw": 0.6, "filtered": 0.2, "safe": 0.2}),
+    Phase(0.6, RATES),
+)
+ARRAYS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
+READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # one thread is ArrayRecord's fastest on a local disk
+
+
+def write_source(directory: str, num_tokens: int, seed: int, seq_len: int) -> TokenStore:
+    """One source with web-like document lengths (median 450 tokens, long tail): store, documents and rows on disk."""
+    rng, written, docs = np.random.default_rng(seed), 0, os.path.join(directory, "docs.array_record")
+    os.makedirs(directory)
+    records = ArrayRecordWriter(docs, "group_size:1")
+    with ShardWriter(directory, 0, 1, np.uint16, harm_tag_id=3) as shard:
+        while written < num_tokens:
+            length = int(np.clip(rng.lognormal(np.log(450), 1.1), 20, 20_000))
+            document = np.append(rng.integers(4, VOCAB_SIZE, length, dtype=np.uint16), np.uint16(0))
+            shard.add(document)
+            records.write(document.tobytes())
+            written += len(document)
+        info = shard.close()
+    records.close()
+    counts = (info.num_documents, info.num_tokens, info.num_tag_tokens)
+    write_manifest(directory, Manifest("bench", "train", "v", VOCAB_SIZE, 0, 3, "uint16", (info,), *counts))
+    store = TokenStore.open(directory)
+    write_rows(store, directory, seq_len)
+    return store
+
+
+def write_rows(store: TokenStore, directory: str, seq_len: int) -> None:
+    """The store's rows as ArrayRecord: all five arrays as uint16, and the inputs alone."""
+    plan = ConcatRows(store, seq_len)
+    full = ArrayRecordWriter(os.path.join(directory, "rows5.array_record"), "group_size:1")
+    bare = ArrayRecordWriter(os.path.join(directory, "rows1.array_record"), "group_size:1")
+    for start in range(0, plan.num_rows, 512):
+        rows = np.arange(start, min(start + 512, plan.num_rows))
+        batch = assemble([Part(plan, rows, np.arange(len(rows)))], len(rows), seq_len)
+        arrays = np.stack([batch[name].astype(np.uint16) for name in ARRAYS], axis=1)
+        for row in arrays:
+            full.write(row.tobytes())
+            bare.write(row[0].tobytes())
+    full.close()
+    bare.close()
+
+
+class DecodeDocument(grain.transforms.Map):
+    """Record to tokens."""
+
+    def map(self, element: bytes) -> dict[str, np.ndarray]:
+        return {"tokens": np.frombuffer(element, np.uint16).astype(np.int32)}
+
+
+class DecodeRow(grain.transforms.Map):
+    """Record to the arrays of a row."""
+
+    def __init__(self, seq_len: int):
+        self.seq_len = seq_len
+
+    def map(self, element: bytes) -> dict[str, np.ndarray]:
+        arrays = np.frombuffer(element, np.uint16).reshape(-1, self.seq_len)
+        return {
+            name: values.astype(np.float32 if name == "loss_mask_BT" else np.int32)
+            for name, values in zip(ARRAYS, arrays, strict=False)
+        }
+
+
+def mixed_records(root: str, name: str) -> grain.MapDataset:
+    """The six sources' records, each shuffled and repeated, mixed by Grain at the last phase's rates."""
+    sources = []
+    for seed, source in enumerate(RATES):
+        records = grain.sources.ArrayRecordDataSource(os.path.join(root, source, f"{name}.array_record"))
+        sources.append(grain.MapDataset.source(records).shuffle(seed=seed).repeat())
+    return grain.MapDataset.mix(sources, weights=list(RATES.values()))
+
+
+def grain_documents(root: str, seq_len: int, batch_size: int, num_workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Grain: documents from ArrayRecord, concatenated and split while reading."""
+    dataset = mixed_records(root, "docs").map(DecodeDocument()).to_iter_dataset(READ)
+    dataset = ConcatThenSplitIterDataset(dataset, length_struct={"tokens": seq_len}).batch(batch_size)
+    if num_workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(dataset)
+
+
+def grain_rows(root: str, name: str, seq_len: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Grain: pre-packed rows from ArrayRecord through ElasticIterator."""
+    dataset = mixed_records(root, name).map(DecodeRow(seq_len))
+    shard = grain.sharding.ShardOptions(shard_index=0, shard_count=1)
+    return iter(ElasticIterator(dataset, batch_size, shard, read_options=READ))
+
+
+def ours(stores: Mapping[str, TokenStore], phases, seq_len: int, batch_size: int, **options) -> Loader:
+    """SafeLM's loader, from the middle of the schedule's last phase on."""
+    packing, total_steps = options.pop("packing", "concat"), 100_000
+    schedule = MixtureSchedule(phases, batch_size=batch_size, seq_len=seq_len, total_steps=total_steps)
+    return Loader(Batches(stores, schedule, packing=packing), seed=0, start_step=total_steps * 7 // 10, **options)
+
+
+def measure(batches: Iterator[dict[str, np.ndarray]], seq_len: int, seconds: float) -> float:
+    """Tokens a second over at least `seconds`, after draining what was read ahead."""
+    for _ in range(16):
+        touch(next(batches))
+    rows, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        rows += touch(next(batches))
+    return rows * seq_len / elapsed
+
+
+def touch(batch: Mapping[str, np.ndarray]) -> int:
+    """Reads every array of a batch; the number of rows."""
+    for array in batch.values():
+        array.sum()
+    return max(len(array) for array in batch.values())
+
+
+def main() -> None:
+    """Makes the data in a temporary folder, measures every variant in turn, prints a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=50_000_000, help="tokens in all sources together")
+    parser.add_argument("--seq_len", type=int, default=2048, help="tokens a row")
+    parser.add_argument("--batch_tokens", type=int, default=131_072, help="tokens a batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
+    parser.add_argument("--folder", default=None, help="where the temporary data goes")
+    args = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()
+    seq_len, batch_size = args.seq_len, args.batch_tokens // args.seq_len
+    with tempfile.TemporaryDirectory(dir=args.folder) as root:
+        stores = {
+            name: write_source(os.path.join(root, name), args.tokens // len(RATES), seed, seq_len)
+            for seed, name in enumerate(RATES)
+        }
+        one = (Phase(0.0, {"raw": 1.0}),)
+        variants = {
+            "safelm, 1 source": (5, ours(stores, one, seq_len, batch_size)),
+            "safelm, 6 sources, 3 phases": (5, ours(stores, PHASES, seq_len, batch_size)),
+            "safelm, 6 sources, 3 phases, 2 workers": (5, ours(stores, PHASES, seq_len, batch_size, num_workers=2)),
+            "safelm, 6 sources, whole documents": (5, ours(stores, PHASES, seq_len, batch_size, packing="fit")),
+            "grain docs, concat-split": (3, grain_documents(root, seq_len, batch_size, 0)),
+            "grain docs, concat-split, 2 workers": (3, grain_documents(root, seq_len, batch_size, 2)),
+            "grain pre-packed rows, elastic": (5, grain_rows(root, "rows5", seq_len, batch_size)),
+            "grain pre-packed rows, elastic, tokens only": (1, grain_rows(root, "rows1", seq_len, batch_size)),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(args.repeats):
+            for name, (_, batches) in variants.items():
+                rates[name].append(measure(batches, seq_len, args.seconds))
+        report(rates, {name: arrays for name, (arrays, _) in variants.items()}, args)
+
+
+def report(rates: Mapping[str, list[float]], arrays: Mapping[str, int], args: argparse.Namespace) -> None:
+    """The table: median, smallest and largest of the repeats in million tokens/s, and the ratio to our mixture."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    base = medians["safelm, 6 sources, 3 phases"]
+    print(f"rows of {args.seq_len} tokens, {args.batch_tokens} tokens a batch, {os.cpu_count()} cores")
+    print(f"{'variant':46s} {'arrays':>6s} {'Mtok/s':>8s} {'min':>7s} {'max':>7s} {'ours/it':>8s}")
+    for name, values in rates.items():
+        low, middle, high = min(values) / 1e6, medians[name] / 1e6, max(values) / 1e6
+        print(f"{name:46s} {arrays[name]:6d} {middle:8.2f} {low:7.2f} {high:7.2f} {base / medians[name]:8.2f}")
+    rounded = {name: [round(value) for value in values] for name, values in rates.items()}
+    print(json.dumps({"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "tokens_per_second": rounded}))
+
+
+if __name__ == "__main__":
+    main()
