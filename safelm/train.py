@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     run = train_config.resolve(config)
     config = run.config
     data = train_data.TrainData(config, run.tokenizer)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh.to_dict())
     program = _compile(run, mesh)
     is_main = jax.process_index() == 0
     if is_main:
