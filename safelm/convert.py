@@ -133,7 +133,7 @@ def main(arguments: argparse.Namespace) -> None:
     convert(arguments.source, arguments.target, to=arguments.to, step=arguments.step, dtype=arguments.dtype)
 
 
-if __name__ == "__main__":
+def argument_parser() -> argparse.ArgumentParser:
     parser = cli.parser("safelm.convert", __doc__, "python -m safelm.convert --source=model.gguf --target=checkpoint")
     parser.add_argument("--source", required=True, help="Hugging Face folder, GGUF file or a checkpoint of ours")
     parser.add_argument("--target", required=True, help="folder to write; must not exist")
@@ -141,4 +141,8 @@ if __name__ == "__main__":
     parser.add_argument("--step", type=int, help="which checkpoint of ours (the newest when not given)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of a Hugging Face folder's weights, or of our checkpoint's computation")  # fmt: skip
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, argument_parser())
