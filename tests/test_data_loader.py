@@ -206,9 +206,7 @@ def loader_of(stores, packing="concat", **options):
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 def test_hosts_share_one_global_batch(stores, packing, process_count):
-    loaders = [
-        loader_of(stores, packing, process_index=i, process_count=process_count) for i in range(process_count)
-    ]
+    loaders = [loader_of(stores, packing, process_index=i, process_count=process_count) for i in range(process_count)]
     batches = Batches(stores, schedule_of(), packing=packing)
     for step in range(40):
         shares = [next(loader) for loader in loaders]
@@ -226,7 +224,7 @@ def test_worker_processes_change_nothing(stores):
         assert_equal_batches(one, two)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(stop=st.integers(0, 40), back=st.integers(0, 40))
 def test_restart_at_any_step(stores, stop, back):
     loader = loader_of(stores)

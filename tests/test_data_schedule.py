@@ -125,6 +125,10 @@ def test_large_schedule_is_quick():
             [Phase(0.0, {"a": 1.0}), Phase(0.9, {"a": 1.0}), Phase(rates={"a": 1.0}, start_tokens=9)],
             r"phases must be sorted by their start, theirs are at steps \[0, 45, 1\]",
         ),
+        (["raw"], "a phase must map start and rates to values, got 'raw'"),
+        ([{"start": 0.0, "rates": 5}], "phase rates must map source names to numbers, got 5"),
+        ([{"start": 0.0, "rates": {"a": "all"}}], "phase rates must map source names to numbers, got {'a': 'all'}"),
+        ([{"start": "early", "rates": {"a": 1.0}}], "phase start must be a number, got start='early'"),
         ([{"start": 0.0, "weights": {"a": 1.0}}], r"unknown fields \['weights'\]"),
     ],
 )

@@ -97,6 +97,7 @@ class Loader:
         return batch
 
     def _open(self) -> Iterator[dict[str, np.ndarray]]:
+        self.batches.schedule.cumulative(self._step)  # counted once here, not in every thread and worker
         steps = _HostSteps(self.batches, self._seed, self._step, self._start, self._stop)
         options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads)
         dataset = grain.MapDataset.source(steps).to_iter_dataset(options)

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,24 @@ class Phase:
     start_tokens: int | None = None
 
     @classmethod
-    def parse(cls, value: "Phase | Mapping[str, Any]") -> "Phase":
-        """A phase from a mapping such as `{"start": 0.2, "rates": {"raw_web": 1.0}}`; ValueError on other fields."""
+    def parse(cls, value: Any) -> "Phase":
+        """A phase, or one from a dict or ConfigDict such as `{"start": 0.2, "rates": {"raw_web": 1.0}}`.
+
+        ValueError on unknown fields and values of the wrong type.
+        """
         if isinstance(value, Phase):
             return value
+        if not hasattr(value, "items"):
+            raise ValueError(f"a phase must map start and rates to values, got {value!r}")
         fields = dict(value.items())
         if unknown := set(fields) - {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"phase has unknown fields {sorted(unknown)}, known are start, start_tokens, rates")
-        fields["rates"] = dict(fields.get("rates", {}).items())
-        return cls(**fields)
+        rates, start, start_tokens = (fields.get(name) for name in ("rates", "start", "start_tokens"))
+        if not hasattr(rates, "items") or not all(isinstance(rate, Real) for rate in rates.values()):
+            raise ValueError(f"phase rates must map source names to numbers, got {rates!r}")
+        if not isinstance(start, Real | None) or not isinstance(start_tokens, int | None):
+            raise ValueError(f"phase start must be a number, got start={start!r}, start_tokens={start_tokens!r}")
+        return cls(float(start or 0), {name: float(rate) for name, rate in rates.items()}, start_tokens)
 
     def start_step(self, batch_tokens: int, total_steps: int) -> int:
         """The first step before which at least the start's share of the tokens was given."""
@@ -64,9 +74,7 @@ class _Segment:
 class MixtureSchedule:
     """Rows per source of every step of a run; a pure function of the phases, the batch size and the step."""
 
-    def __init__(
-        self, phases: Sequence[Phase | Mapping[str, Any]], *, batch_size: int, seq_len: int, total_steps: int
-    ):
+    def __init__(self, phases: Sequence[Any], *, batch_size: int, seq_len: int, total_steps: int):
         """Shapes are of the global batch (rows, tokens a row). ValueError names the phase and the value at fault."""
         for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("total_steps", total_steps)):
             if value < 1:

@@ -161,9 +161,7 @@ class TokenStore:
             documents[chosen] = found + self.document_offsets[shard]
         return documents
 
-    def document_bounds(
-        self, documents: Int[np.ndarray, " n"]
-    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    def document_bounds(self, documents: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Start and stop of each document in the token stream."""
         start, stop = np.empty(len(documents), np.int64), np.empty(len(documents), np.int64)
         for shard, chosen in _by_shard(np.searchsorted(self.document_offsets, documents, side="right") - 1):
