@@ -23,6 +23,14 @@ CONFIG = model.ModelConfig(
 apply = jax.jit(functools.partial(model.apply, CONFIG))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compiling is most of these tests' time, and the programs are tiny."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def random_model(seed: int, *, eos_bias: float = 0.0, tag_bias: float = 0.0):
     """Random parameters, EOS and the tag made likelier, differently in every context."""
     params = model.init(CONFIG, jax.random.key(seed))

@@ -121,11 +121,11 @@ def _read(state: SequenceState | BeamState, num_rows: int, harm_tag_id: int | No
     """The decoded rows on the host; of beams the best, which stands first."""
     if isinstance(state, BeamState):
         device = (state.tokens_PWT, state.tag_log_probs_PWT, state.num_tokens_PW, state.log_prob_PW, state.ends_PW)
-        device = tuple(array[:, 0] for array in device)
+        host = [array[:num_rows, 0] for array in jax.device_get(device)]
     else:
         device = (state.tokens_PT, state.tag_log_probs_PT, state.num_tokens_P, state.log_prob_P, state.ends_P)
+        host = [array[:num_rows] for array in jax.device_get(device)]
     rows = []
-    host = [array[:num_rows] for array in jax.device_get(device)]
     for tokens, tag_log_probs, length, log_prob, end in zip(*host, strict=True):
         rows.append(
             Generation(
