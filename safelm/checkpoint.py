@@ -53,7 +53,7 @@ class Checkpoints:
             self.folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
-                read_only=read_only,
+                save_root_metadata=not read_only,
                 cleanup_tmp_directories=not read_only,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             ),

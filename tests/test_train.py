@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
@@ -50,7 +51,7 @@ def test_a_run_leaves_all_it_needs(finished):
     assert json.loads((finished / "config.json").read_text())["model"]["vocab_size"] == tiny_runs.tokenizer().vocab_size
     config, params, tokenizer = checkpoint.load_for_inference(str(finished))
     assert config.d_model == 16 and tokenizer.hash == tiny_runs.tokenizer().hash
-    assert model.apply(config, params, np.asarray([[5, 6, 7]], np.int32)).shape == (1, 3, config.padded_vocab_size)
+    assert model.apply(config, params, jnp.asarray([[5, 6, 7]])).shape == (1, 3, config.padded_vocab_size)
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(inputs, finished, copy):
