@@ -152,7 +152,7 @@ def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_continues(cac
     command += [f"--output={tmp_path / 'tokens'}", f"--data_dir={data}", "--splits=train"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     store = tmp_path / "tokens" / "raw_web" / "train"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while not list(store.glob("shard-*.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
