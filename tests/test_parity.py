@@ -17,14 +17,27 @@ transformers = pytest.importorskip("transformers", reason="needs the parity extr
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_PROMPT_TOKENS = 6  # the same for all: one batch without padding for the reference too
 PROMPTS = (
-    "The capital of France is a city with many", "Once upon a time in a small village there", "Water boils at a lower temperature when the",
-    "def fibonacci(n):\n    if n <", "Dear Sir or Madam, I am writing to", "The three primary colours are red, yellow and",
-    "Photosynthesis is the process by which plants", "In 1969 the first humans landed on the", "My favourite recipe for bread needs flour,",
-    "The quick brown fox jumps over the lazy", "To solve a quadratic equation you can use", "It was raining hard when the train finally",
-    "Machine learning models are trained on large sets", "A good night's sleep helps the body to", "SELECT name, age FROM users WHERE age >",
-    "The stock market fell sharply on Monday after", "Birds migrate south in winter because the", "She opened the old wooden box and found",
-    "The main difference between weather and climate is", "Once the dough has risen, punch it down",
-)  # fmt: skip
+    "The capital of France is a city with many",
+    "Once upon a time in a small village there",
+    "Water boils at a lower temperature when the",
+    "def fibonacci(n):\n    if n <",
+    "Dear Sir or Madam, I am writing to",
+    "The three primary colours are red, yellow and",
+    "Photosynthesis is the process by which plants",
+    "In 1969 the first humans landed on the",
+    "My favourite recipe for bread needs flour,",
+    "The quick brown fox jumps over the lazy",
+    "To solve a quadratic equation you can use",
+    "It was raining hard when the train finally",
+    "Machine learning models are trained on large sets",
+    "A good night's sleep helps the body to",
+    "SELECT name, age FROM users WHERE age >",
+    "The stock market fell sharply on Monday after",
+    "Birds migrate south in winter because the",
+    "She opened the old wooden box and found",
+    "The main difference between weather and climate is",
+    "Once the dough has risen, punch it down",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +56,15 @@ def ours(gguf_path):
 
 @pytest.fixture(scope="module")
 def theirs(gguf_path):
-    """The same file read, dequantised and unpermuted by `transformers` itself."""
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32
-    )
-    return loaded.eval()
+    """The same file read, dequantised and unpermuted by `transformers` itself (its public way asks for accelerate)."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    settings = transformers.AutoConfig.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
+    loaded = transformers.LlamaForCausalLM(settings)
+    tensors = load_gguf_checkpoint(str(gguf_path), return_tensors=True, model_to_load=loaded)["tensors"]
+    report = loaded.load_state_dict(tensors, strict=False)
+    assert report.missing_keys == ["lm_head.weight"] and not report.unexpected_keys  # tied
+    return loaded.float().eval()
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +126,7 @@ def test_greedy_32_tokens_are_equal_on_20_prompts(ours, theirs, prompts):
         new = row[NUM_PROMPT_TOKENS:]
         if tokenizer.eos_id in new:
             new = new[: new.index(tokenizer.eos_id) + 1]
-        assert len(generation.tokens) >= len(new) - 1 and list(generation.tokens) == new[: len(generation.tokens)], (
-            prompt
-        )
+        assert list(generation.tokens) == new, prompt
 
 
 def test_export_and_reload_are_equal(ours, our_logits, long_tokens, tmp_path):
@@ -123,6 +138,5 @@ def test_export_and_reload_are_equal(ours, our_logits, long_tokens, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again_params, jax.tree.map(np.asarray, params))
     reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     np.testing.assert_allclose(our_logits[..., :49_153], logits_of(reloaded, long_tokens), rtol=0, atol=1e-3)
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("The harm tag")["input_ids"] == tokenizer.encode(
-        "The harm tag"
-    )
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert their_tokenizer("The harm tag")["input_ids"] == tokenizer.encode("The harm tag")
