@@ -1,5 +1,6 @@
 """Evaluation: intervals against known values, the judge, bad input, and a whole run on tiny random models."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,8 +14,9 @@ from safelm.data.store import Manifest, ShardWriter, TokenStore, write_manifest
 from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.intervals import auroc, rate
 from safelm.evaluation.language_modeling import perplexity, tag_separation
+from safelm.evaluation.protocol import Protocol
 from safelm.evaluation.report import format_table, table_rows
-from safelm.evaluation.runs import summarize
+from safelm.evaluation.runs import resume, summarize
 from safelm.evaluation.suite import Prompt, read_prompts
 from safelm.synthetic_web.corpus import Recipe, write_corpus
 from safelm.tokenizer import Tokenizer
@@ -134,8 +136,11 @@ def test_command_writes_table_json_and_figure_and_resumes(small, tmp_path, capsy
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     evaluate.main(evaluate._parser().parse_args(argv))
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
-    evaluate.main(evaluate._parser().parse_args([*argv, "--max_new_tokens=4"]))  # another protocol: measured anew
-    assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["protocol"]["max_new_tokens"] == 4
+    protocol = Protocol(**run["protocol"])
+    path = tmp_path / "runs/raw.greedy.json"
+    assert resume(path, protocol, dict)["protocol_sha256"] == run["protocol_sha256"]
+    other = dataclasses.replace(protocol, max_new_tokens=4)  # another protocol: measured anew
+    assert resume(path, other, lambda: {"new": True})["new"]
 
 
 @pytest.mark.parametrize(
