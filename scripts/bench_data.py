@@ -6,8 +6,9 @@
 All variants read the same documents in random order and hand over numpy batches of the same shape; every array of
 every batch is summed, so nothing stays unread. `arrays` is how many arrays of the batch's shape a variant makes:
 SafeLM makes five (inputs, targets, positions, segment ids, loss mask); Grain's packing makes three (tokens, positions,
-segment ids); pre-packed rows are measured with all five stored and with tokens alone, the least one can do. Variants
-take turns, so load on the machine hits them alike; quote the ratios. "docs" mixes six sources document by document.
+segment ids); pre-packed rows are measured with all five stored and with tokens alone, the least one can do. "docs"
+mixes six sources document by document. Variants take turns, each opened anew and closed, so load on the machine hits
+them alike; quote the ratios.
 """
 
 import argparse
@@ -167,19 +168,24 @@ def main() -> None:
         }
         one = (Phase(0.0, {"raw": 1.0}),)
         variants = {
-            "safelm, 1 source": (5, ours(stores, one, seq_len, batch_size)),
-            "safelm, 6 sources, 3 phases": (5, ours(stores, PHASES, seq_len, batch_size)),
-            "safelm, 6 sources, 3 phases, 2 workers": (5, ours(stores, PHASES, seq_len, batch_size, num_workers=2)),
-            "safelm, 6 sources, whole documents": (5, ours(stores, PHASES, seq_len, batch_size, packing="fit")),
-            "grain docs, concat-split": (3, grain_documents(root, seq_len, batch_size, 0)),
-            "grain docs, concat-split, 2 workers": (3, grain_documents(root, seq_len, batch_size, 2)),
-            "grain pre-packed rows, elastic": (5, grain_rows(root, "rows5", seq_len, batch_size)),
-            "grain pre-packed rows, elastic, tokens only": (1, grain_rows(root, "rows1", seq_len, batch_size)),
+            "safelm, 1 source": (5, lambda: ours(stores, one, seq_len, batch_size)),
+            "safelm, 6 sources, 3 phases": (5, lambda: ours(stores, PHASES, seq_len, batch_size)),
+            "safelm, 6 sources, 3 phases, 2 workers": (
+                5,
+                lambda: ours(stores, PHASES, seq_len, batch_size, num_workers=2),
+            ),
+            "safelm, 6 sources, whole documents": (5, lambda: ours(stores, PHASES, seq_len, batch_size, packing="fit")),
+            "grain docs, concat-split": (3, lambda: grain_documents(root, seq_len, batch_size, 0)),
+            "grain docs, concat-split, 2 workers": (3, lambda: grain_documents(root, seq_len, batch_size, 2)),
+            "grain pre-packed rows, elastic": (5, lambda: grain_rows(root, "rows5", seq_len, batch_size)),
+            "grain pre-packed rows, elastic, tokens only": (1, lambda: grain_rows(root, "rows1", seq_len, batch_size)),
         }
         rates: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(args.repeats):
-            for name, (_, batches) in variants.items():
+            for name, (_, make) in variants.items():
+                batches = make()
                 rates[name].append(measure(batches, seq_len, args.seconds))
+                batches.close()
         report(rates, {name: arrays for name, (arrays, _) in variants.items()}, args)
 
 
