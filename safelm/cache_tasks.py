@@ -70,7 +70,7 @@ def main(flags: argparse.Namespace) -> None:
     if flags.workers < 0:
         raise ValueError(f"--workers must be 0 (by the size of the input) or more, got {flags.workers}")
     tokenizer = Tokenizer.from_pretrained(flags.tokenizer)
-    module = TaskModule(flags.module, _register_arguments(flags))
+    module = TaskModule(flags.module, _register_arguments(flags, tokenizer))
     registration = module.load()
     tasks = find_tasks(_names("--tasks", flags.tasks), registration)
     settings = dict(getattr(registration, "settings", {})) | {"module": flags.module}
@@ -90,7 +90,7 @@ def main(flags: argparse.Namespace) -> None:
             raise _advise(error) from error
 
 
-def _register_arguments(flags: argparse.Namespace) -> dict[str, Any]:
+def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
     """What `register` of a task module is called with: only what was asked for, so that its own defaults hold."""
     corpora = {}
     for entry in flags.corpus:
@@ -100,7 +100,7 @@ def _register_arguments(flags: argparse.Namespace) -> dict[str, Any]:
         corpora[name] = place
     wanted: dict[str, Any] = {
         "data_dir": flags.data_dir,
-        "tokenizer": flags.tokenizer,
+        "tokenizer": tokenizer,
         "tfds_data_dir": flags.tfds_data_dir,
         "corpora": corpora,
         "quarantine_dir": os.path.join(flags.output, "quarantine"),

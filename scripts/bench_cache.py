@@ -28,9 +28,9 @@ def main() -> None:
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         words = _words(np.random.default_rng(0))
-        tokenizer = flags.tokenizer or os.path.join(folder, "tokenizer")
-        if not flags.tokenizer:
-            Tokenizer.train([" ".join(words)] * 2, 4096).save(tokenizer)
+        tokenizer = os.path.join(folder, "tokenizer")
+        trained = Tokenizer.from_pretrained(flags.tokenizer) if flags.tokenizer else Tokenizer.train(words * 2, 4096)
+        trained.save(tokenizer)  # as JSON, which loads in a second; reading a GGUF vocabulary takes several
         _write_corpus(os.path.join(folder, "corpus", "raw_web"), words, flags.megabytes)
         _measure(folder, tokenizer)
 
