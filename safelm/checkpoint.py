@@ -44,7 +44,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False):
-        self.folder = epath.Path(folder)
+        self.folder = epath.Path(folder) if "://" in folder else epath.Path(folder).resolve()  # Orbax wants it absolute
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils imports TensorFlow for gs:// where it is installed
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
@@ -29,6 +29,7 @@ from safelm.optimizer import decayed_params, make_optimizer, make_schedule
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several: call jax.distributed.initialize().")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print the run's size, train nothing.")
 
 
@@ -154,7 +155,7 @@ def _restore_or_init(
         if step > run.config.total_steps:
             raise ValueError(f"{where} is past the run's end: total_steps is {run.config.total_steps}")
         params, opt_state = checkpoints.restore(step, target.params, target.opt_state)
-        return train_step.TrainState(jnp.asarray(step, jnp.int32), params, opt_state), step
+        return train_step.TrainState(jax.device_put(np.int32(step), target.step.sharding), params, opt_state), step
     if run.config.init_checkpoint:
         source, step, _ = checkpoint.open_checkpoint(run.config.init_checkpoint)
         params, _ = source.restore(step, target.params)
@@ -226,6 +227,8 @@ def _main(_: Sequence[str]) -> None:
             raise ValueError("--config is missing: give a file of configs/")
         if not _WORKDIR.value:
             raise ValueError("--workdir is missing: give the run's folder")
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
         train(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value)
     except (ValueError, OSError) as error:
         _fail(str(error), 2)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -80,14 +81,18 @@ def test_ten_kills_at_random_moments_change_no_bit(inputs, tmp_path):
 
 
 def test_full_disk_is_an_error_and_the_checkpoint_before_stays_good(inputs, tmp_path):
-    overrides = {"checkpoint.every_steps": 2, "checkpoint.keep_last": 1, "model.d_ff": 2048}
-    for total_steps, limit, exit_code in ((2, None, 0), (6, 150_000, 2)):
-        child = _start(inputs, tmp_path, overrides | {"total_steps": total_steps}, limit)
-        child.join()
-        assert child.exitcode == exit_code
-        assert checkpoint.open_checkpoint(str(tmp_path))[1] == 2
+    overrides = {"checkpoint.every_steps": 2, "model.d_ff": 2048}
+    child = _start(inputs, tmp_path, overrides | {"checkpoint.keep_last": 3})
+    child.join()
+    assert child.exitcode == 0
+    for step in ("4", "6"):
+        shutil.rmtree(tmp_path / "checkpoints" / step)
+    overrides["checkpoint.keep_last"] = 1
+    child = _start(inputs, tmp_path, overrides, file_size_limit=150_000)
+    child.join()
+    assert child.exitcode == 2 and checkpoint.open_checkpoint(str(tmp_path))[1] == 2
     error = (tmp_path / "error.txt").read_text()
     assert "could not write" in error and f"last good one is checkpoint {tmp_path}/checkpoints/2" in error
-    child = _start(inputs, tmp_path, overrides | {"total_steps": 6})
+    child = _start(inputs, tmp_path, overrides)
     child.join()
     assert child.exitcode == 0 and checkpoint.open_checkpoint(str(tmp_path))[1] == 6
