@@ -33,11 +33,12 @@ SIZES = {
 
 @functools.cache
 def params_of(config):
-    # norm scales away from one, so that leaving a norm out would show
-    params = model.init(dataclasses.replace(config, remat="none", scan_layers=True), jax.random.key(0))
-    for name in ("attention_norm", "mlp_norm"):
-        scale = params["layers"][name]["scale"]
-        params["layers"][name]["scale"] = scale + 0.3 * jax.random.normal(jax.random.key(7), scale.shape)
+    """Random parameters, made without a compiler; norm scales away from one, so that leaving a norm out would show."""
+    rng = np.random.default_rng(0)
+    random = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    params = jax.tree.map(random, model.abstract_params(config))
+    for norm in (params["layers"]["attention_norm"], params["layers"]["mlp_norm"], params["final_norm"]):
+        norm["scale"] += 1.0
     return params
 
 
@@ -69,7 +70,7 @@ def test_published_parameter_counts(size):
 @pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
 def test_num_params_leaves_out_padding(config):
     rows = (config.padded_vocab_size - config.vocab_size) * config.d_model * (1 if config.tie_embeddings else 2)
-    assert sum(leaf.size for leaf in jax.tree.leaves(model.init(config, jax.random.key(0)))) == config.num_params + rows
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(config))) == config.num_params + rows
 
 
 @pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
@@ -94,6 +95,8 @@ def test_init_is_as_documented():
     assert np.std(params["layers"]["mlp"]["down"]) == pytest.approx(0.05 / np.sqrt(6), rel=0.02)
     assert np.std(params["embedder"]["embedding"][:300]) == pytest.approx(0.05, rel=0.02)
     assert not params["embedder"]["embedding"][300:].any() and not params["unembed"]["kernel"][:, 300:].any()
+    unrolled = model.init(dataclasses.replace(config, scan_layers=False, remat="full"), jax.random.key(3))
+    assert_trees_close(params, unrolled, atol=0)
     layers = np.asarray(params["layers"]["mlp"]["up"])
     assert not np.array_equal(layers[0], layers[1])
 
@@ -133,7 +136,9 @@ def test_packed_documents_equal_unpacked(config):
 def test_loop_equals_scan(config, remat):
     scanned = dataclasses.replace(config, remat=remat)
     unrolled = dataclasses.replace(scanned, scan_layers=False)
-    assert_trees_close(model.init(scanned, jax.random.key(0)), model.init(unrolled, jax.random.key(0)), atol=0)
+    assert jax.tree.map(jnp.shape, model.abstract_params(scanned)) == jax.tree.map(
+        jnp.shape, model.abstract_params(unrolled)
+    )
     (loss_scan, grads_scan), (loss_loop, grads_loop) = (
         value_and_grad(c)(params_of(config), tokens(2, 12)) for c in (scanned, unrolled)
     )
@@ -189,6 +194,7 @@ def test_hidden_states_of_a_layer():
     )
     last = model.hidden_states(TINY, params, tokens_BT, layer=3)
     normed = last / np.sqrt(np.mean(np.square(last), axis=-1, keepdims=True) + TINY.rms_norm_eps)
+    normed *= params["final_norm"]["scale"]
     np.testing.assert_allclose(normed, model.hidden_states(TINY, params, tokens_BT), atol=1e-5)
     with pytest.raises(ValueError, match="layer=4: the model has layers 0 to 3"):
         model.hidden_states(TINY, params, tokens_BT, layer=4)
