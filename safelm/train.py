@@ -151,9 +151,9 @@ def _restore_or_init(
     target = program.abstract_state
     if (step := checkpoints.latest_step()) is not None:
         where = f"checkpoint {workdir}/checkpoints/{step}"
-        train_config.check_resumable(checkpoints.read_meta(step), run, data.record(step), where=where)
         if step > run.config.total_steps:
             raise ValueError(f"{where} is past the run's end: total_steps is {run.config.total_steps}")
+        train_config.check_resumable(checkpoints.read_meta(step), run, data.record(step), where=where)
         params, opt_state = checkpoints.restore(step, target.params, target.opt_state)
         return train_step.TrainState(jax.device_put(np.int32(step), target.step.sharding), params, opt_state), step
     if run.config.init_checkpoint:
@@ -212,9 +212,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(arguments)
     except (AttributeError, KeyError, TypeError) as error:
-        config = flags.FLAGS["config"].value
-        line = train_config.unknown_field(config, arguments) if isinstance(config, ConfigDict) else None
-        _fail(line or str(error), 2)
+        # The flag has no value yet, so the file it names is read again to say which field it lacks.
+        paths = [argument.split("=", 1)[1] for argument in arguments if argument.lstrip("-").startswith("config=")]
+        config = flags.FLAGS["config"].parser.parse(paths[-1]) if paths else ConfigDict()
+        _fail(train_config.unknown_field(config, arguments) or str(error), 2)
     if rest[1:]:
         _fail(f"unexpected argument: {rest[1]}", 2)
     return rest

@@ -22,24 +22,24 @@ class TrainData:
         self._config = config
         self.schedule = _schedule(config)
         self.stores = {name: _open(config, tokenizer, name, config.data.split) for name in self.schedule.sources}
+        self._loader = make_loader(
+            self.stores,
+            self.schedule,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            seq_len=config.seq_len,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            packing=config.data.packing,
+            num_workers=config.data.num_workers,
+        )
         eval_sources = config.eval.sources if config.eval.every_steps else ()
         self.eval_stores = {name: _open(config, tokenizer, name, config.eval.split) for name in eval_sources}
 
     def batches(self, start_step: int, sharding: NamedSharding) -> Iterator[Batch]:
         """Global batches from a step on, put on the devices: every process reads its own rows only."""
-        loader = make_loader(
-            self.stores,
-            self.schedule,
-            seed=self._config.seed,
-            batch_size=self._config.batch_size,
-            seq_len=self._config.seq_len,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            packing=self._config.data.packing,
-            start_step=start_step,
-            num_workers=self._config.data.num_workers,
-        )
-        for batch in loader:
+        self._loader.set_state(start_step)
+        for batch in self._loader:
             yield _to_devices(batch, sharding)
 
     def eval_batches(self, source: str, sharding: NamedSharding) -> Iterator[Batch]:

@@ -187,7 +187,7 @@ def test_unset_model_field_is_named(inputs, tmp_path):
     config = tiny_runs.tiny_config(inputs)
     with config.unlocked():
         config.model = default_config().model
-    with pytest.raises(ValueError, match=r"model.num_layers is not set"):
+    with pytest.raises(ValueError, match=r"model\.\w+ is not set"):
         train(config, str(tmp_path))
 
 

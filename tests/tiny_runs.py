@@ -65,7 +65,7 @@ def shrink(config: ConfigDict, inputs: Path) -> ConfigDict:
         config.tokenizer, config.data.root = str(inputs / "tokenizer"), str(inputs / "tokens")
         config.model.update(num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8)
         config.model.vocab_size = tokenizer().vocab_size
-        config.update(total_steps=1, total_tokens=0, batch_size=8, seq_len=16)
+        config.update(total_steps=1, total_tokens=0, batch_size=8 * config.grad_accum_steps, seq_len=16)
         config.optimizer.update(warmup_steps=0, decay_steps=0)
         config.mesh.update(data=-1, fsdp=1, tensor=1)
         config.eval.update(batches=1)
