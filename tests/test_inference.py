@@ -107,8 +107,9 @@ def test_sampling_follows_the_seed():
 def chi_square(tokens, probs):
     counts = np.bincount(tokens, minlength=len(probs))
     expected = len(tokens) * probs
-    is_large = expected > 5
-    return float((((counts - expected) ** 2 / expected)[is_large]).sum()), int(is_large.sum())
+    assert not counts[expected == 0].any()
+    counts, expected = counts[expected > 5], expected[expected > 5]
+    return float(((counts - expected) ** 2 / expected).sum()), len(expected)
 
 
 def test_sampling_draws_from_the_tempered_distribution():
@@ -166,7 +167,8 @@ def test_padded_ids_and_a_masked_tag_are_never_chosen():
 
 
 def test_an_empty_prompt_starts_as_after_a_document():
-    assert decode([[], [EOS]], Greedy())[0] == decode([[EOS]], Greedy())[0]
+    generations = decode([[], [EOS], *PROMPTS[2:]], Greedy())
+    assert generations[0].tokens == generations[1].tokens
 
 
 def test_a_vocabulary_without_the_tag_decodes_without_a_trace():
@@ -253,8 +255,6 @@ def test_the_command_prints_the_text_and_all_about_it(checkpoint_folder, tmp_pat
         assert row["logprob"] < 0 and row["stopped_by"] in ("eos", "length")
     run_command(*flags, "--prompt=the fox")
     assert capsys.readouterr().out == rows[0]["text"] + "\n"
-    run_command(*flags, "--prompt=fox", "--chat", "--json")
-    assert json.loads(capsys.readouterr().out)["prompt"] == "fox"
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,13 @@ def decode(params, prompts, method, max_new_tokens=NEW_TOKENS):
     return generate(CONFIG, params, prompts, method, max_new_tokens=max_new_tokens, eos_id=EOS, harm_tag_id=TAG)
 
 
-MODELS = [(0, 0.0, 0.0), (1, 2.0, 0.0), (2, 0.0, 2.0), (3, 1.5, 1.5)]  # seed, EOS-prone, tag-prone
+MODELS = [(0, 0.0, 0.0), (1, 2.0, 0.0), (2, 0.0, 3.0), (3, 1.5, 1.5)]  # seed, EOS-prone, tag-prone
+TAG_STOPS = SafeBeam(num_beams=2, num_candidates=3, drop_fraction=0.0, tag_candidate="stop")
 METHODS = [
     SafeBeam(),
     SafeBeam(tag_candidate="stop"),
     SafeBeam(num_beams=3, num_candidates=3, tag_candidate="stop"),  # pools of odd size
+    TAG_STOPS,
     SafeBeam(num_beams=4, num_candidates=1),
     SafeBeam(num_beams=1, num_candidates=5),
     SafeBeam(num_beams=2, num_candidates=7, drop_fraction=0.3),
@@ -97,13 +99,13 @@ def test_equals_the_slow_reference(method):
             np.testing.assert_allclose(got.tag_probs, want.trace, atol=1e-5, rtol=1e-3)
             stopped_by.add(got.stopped_by)
     assert {"eos", "length"} <= stopped_by, "the draws must show both ends"
+    assert "tag" in stopped_by or method != TAG_STOPS
 
 
 def test_the_tag_can_stop_a_beam():
     params = random_model(2, tag_bias=3.0)
     prompts = random_prompts(5, 8)
-    method = SafeBeam(tag_candidate="stop")
-    stopped = [g for g in decode(params, prompts, method) if g.stopped_by == "tag"]
+    stopped = [g for g in decode(params, prompts, TAG_STOPS) if g.stopped_by == "tag"]
     assert stopped
     assert all(g.tokens[-1] == TAG and TAG not in g.text_tokens and g.finished for g in stopped)
     assert not any(TAG in g.tokens for g in decode(params, prompts, SafeBeam()))
