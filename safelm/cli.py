@@ -21,7 +21,9 @@ def parser(module: str, doc: str, example: str) -> argparse.ArgumentParser:
     )
 
 
-def run(main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> None:
+def run(
+    main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> None:
     """Parses the command line and runs `main`; bad input ends the process with one line and code 2.
 
     A `ValueError` or `OSError` is taken for bad input (the message is the line), an interrupt ends with 130;
