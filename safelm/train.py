@@ -208,9 +208,13 @@ def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str]
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; a config field that doesn't exist ends the process with one line."""
+    """Parses the flags; a config field that doesn't exist ends the process with one line, `--help` with code 0."""
     try:
         rest = app.parse_flags_with_usage(arguments)
+    except SystemExit:
+        if any(argument.lstrip("-") in ("help", "helpshort", "helpfull", "?") for argument in arguments):
+            sys.exit(0)  # absl would end with 1
+        raise
     except (AttributeError, KeyError, TypeError) as error:
         # The flag has no value yet, so the file it names is read again to say which field it lacks.
         paths = [argument.split("=", 1)[1] for argument in arguments if argument.lstrip("-").startswith("config=")]

@@ -22,7 +22,6 @@ from typing import Any, TextIO
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from safelm.model import ModelConfig
@@ -79,6 +78,8 @@ class MetricsLog:
         self._lines = _lines_up_to(self._path, start_step)
         self._is_local = "://" not in str(workdir)
         self._write_all()
+        from tensorboardX import SummaryWriter  # here because it loads PyTorch where that is installed
+
         self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
