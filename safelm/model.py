@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        initializer = nn.with_partitioning(nn.initializers.ones_init(), ("norm",))
+        initializer = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         scale_D = self.param("scale", initializer, (x_BTD.shape[-1],), self.config.param_dtype)
         x = x_BTD.astype(jnp.float32)
         x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.rms_norm_eps)
@@ -75,7 +75,7 @@ class _WithKernels(nn.Module):
 
     def kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, is_output: bool = False) -> jax.Array:
         std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if is_output else 1.0)
-        initializer = nn.with_partitioning(_normal(std), axes)
+        initializer = nn.with_logical_partitioning(_normal(std), axes)
         return self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
 
 
@@ -131,11 +131,12 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, cache_kv: Any, rope: Any, masks: Any) -> tuple[jax.Array, Any]:
         c = self.config
-        initializer = nn.with_partitioning(_normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
+        initializer = nn.with_logical_partitioning(_normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
         shape = (c.padded_vocab_size, c.d_model)
         embedding_VD = _Table(initializer, shape, "embedding", c.param_dtype, name="embedder")()
         if not c.tie_embeddings:
-            initializer = nn.with_partitioning(_normal(c.init_std, num_real=c.vocab_size, axis=1), ("embed", "vocab"))
+            initializer = _normal(c.init_std, num_real=c.vocab_size, axis=1)
+            initializer = nn.with_logical_partitioning(initializer, ("embed", "vocab"))
             _Table(initializer, shape[::-1], "kernel", c.param_dtype, name="unembed")()
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(c.dtype)
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))

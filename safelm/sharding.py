@@ -104,12 +104,23 @@ def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:
     """Rows of a batch split over data and fsdp; works for every array whose first axis is the batch.
 
     Raises:
-      ValueError: `batch_size` (sequences, global) is not a multiple of the number of shards.
+      ValueError: `batch_size` (sequences, global) is not a multiple of the number of shards, or several processes
+        would hold the same rows (each reads only its own share).
     """
     shards = _num_shards(mesh.shape, LOGICAL_AXES["batch"])
-    if batch_size is not None and batch_size % shards:
+    batch = NamedSharding(mesh, partition_spec(("batch",)))
+    if batch_size is None:
+        return batch
+    if batch_size % shards:
         raise ValueError(f"batch_size={batch_size} is not a multiple of mesh.data x mesh.fsdp = {shards}")
-    return NamedSharding(mesh, partition_spec(("batch",)))
+    held = {index[0].indices(batch_size) for index in batch.addressable_devices_indices_map((batch_size,)).values()}
+    num_held, processes = sum(stop - start for start, stop, _ in held), jax.process_count()
+    if num_held and num_held * processes != batch_size:
+        raise ValueError(
+            f"mesh.tensor={mesh.shape['tensor']}: a process holds {num_held} of {batch_size} rows of a batch, it must "
+            f"be one of {processes} equal shares: the tensor axis can't reach over processes"
+        )
+    return batch
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

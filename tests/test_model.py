@@ -277,6 +277,21 @@ def test_sharded_equals_single_device(shape):
         assert up.addressable_shards[0].data.size < up.size
 
 
+def test_parameters_can_be_made_under_a_mesh():
+    shapes, axes = model.abstract_params(TINY), model.logical_axes(TINY)
+    with jax.set_mesh(sharding.make_mesh({"data": -1})):
+        assert model.logical_axes(TINY) == axes
+        assert jax.eval_shape(functools.partial(model.init, TINY), jax.random.key(0)) == shapes
+
+
+def test_processes_must_not_hold_the_same_rows(monkeypatch):
+    mesh = sharding.make_mesh({"data": 1, "tensor": 8})
+    sharding.batch_sharding(mesh, 8)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"mesh.tensor=8: a process holds 8 of 8 rows .* one of 2 equal shares"):
+        sharding.batch_sharding(mesh, 8)
+
+
 def test_mesh_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"mesh.data=3 x mesh.fsdp=1 x mesh.tensor=1 needs 3 devices, but there are 8"):
         sharding.make_mesh({"data": 3})
