@@ -24,6 +24,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from safelm import checkpoint, model, sharding, train_config, train_data, train_metrics, train_step
+from safelm.data.shard import write_json
 from safelm.loss import LossSums
 from safelm.optimizer import decayed_params, make_optimizer, make_schedule
 
@@ -201,9 +202,16 @@ def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str]
     path = epath.Path(workdir) / "config.json"
     new = json.loads(run.config.to_json_best_effort())
     if path.exists():
-        for line in train_config.changed_fields(json.loads(path.read_text()), new):
+        try:
+            lines = train_config.changed_fields(json.loads(path.read_text()), new)
+        except ValueError:
+            lines = [f"{path} was not JSON: written anew"]
+        for line in lines:
             note(f"changed since the last start: {line}")
-    path.write_text(json.dumps(new, indent=2) + "\n")
+    if "://" in workdir:
+        path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")  # an object appears only when it is whole
+    else:
+        write_json(str(path), new)
     checkpoint.save_tokenizer(workdir, run.tokenizer)
 
 

@@ -12,6 +12,7 @@ an add in the forward and twice that in the backward pass; recomputation (remat)
 square, not the causal half, as is the custom. The peak is the chip's dense bfloat16 rate.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -78,22 +79,28 @@ class MetricsLog:
         self._lines = _lines_up_to(self._path, start_step)
         self._is_local = "://" not in str(workdir)
         self._write_all()
-        from tensorboardX import SummaryWriter  # here because it loads PyTorch where that is installed
-
-        self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
+        self._board = _Board(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Appends one line; OSError if it can't be written."""
+        """Appends one line; OSError names the file if it can't be written."""
         if not self._enabled:
             return
+        try:
+            self._append(step, values)
+        except OSError as error:
+            reason = f"cannot write the metrics of step {step}: {error.strerror or error}"
+            raise OSError(error.errno, reason, str(self._path)) from error
+
+    def _append(self, step: int, values: Mapping[str, float | int]) -> None:
         line = json.dumps({"step": step, **values}, allow_nan=False)
         if self._is_local:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         else:  # an object store can't append: `flush` uploads the whole file
             self._lines.append(line)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._board.write(step, values)
+        if self._is_local:
+            self._board.flush()
 
     def flush(self) -> None:
         """Makes what was written visible; call it at checkpoints."""
@@ -111,8 +118,9 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(OSError) if error_type else contextlib.nullcontext():
+            self.close()  # its failure doesn't hide an error that is on its way already
 
     def _write_all(self) -> None:
         """Replaces the file by the lines kept; a local file is never half there."""
@@ -121,6 +129,27 @@ class MetricsLog:
         temporary.write_text(text)
         if self._is_local:
             os.replace(temporary, self._path)
+
+
+class _Board:
+    """TensorBoard events, written at once: `SummaryWriter`'s thread dies on a full disk, and then the run hangs."""
+
+    def __init__(self, folder: str, *, purge_step: int):
+        # Here because tensorboardX loads PyTorch where that is installed.
+        from tensorboardX import event_file_writer, record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        record_writer.directory_check(folder)
+        self._writer = event_file_writer.EventsWriter(os.path.join(folder, "events"), f".{purge_step}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides a stopped run's later events
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
+        self.flush, self.close = self._writer.flush, self._writer.close
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        for name, value in values.items():
+            summary = self._scalar(name, value)
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
 
 
 def _lines_up_to(path: epath.Path, step: int) -> list[str]:

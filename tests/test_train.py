@@ -64,9 +64,11 @@ def test_resumed_is_uninterrupted_bit_for_bit(inputs, finished, copy):
 
 
 def test_running_a_finished_run_again_changes_nothing(inputs, finished, copy):
+    (copy / "config.json").write_text('{"seed": 0, "mod')  # cut by a full disk
     train(tiny_runs.tiny_config(inputs), str(copy))
     tiny_runs.assert_same_checkpoint(finished, copy, 6)
     assert tiny_runs.metric_lines(copy) == tiny_runs.metric_lines(finished)
+    assert json.loads((copy / "config.json").read_text())["seq_len"] == 16
 
 
 def test_resume_on_another_mesh_with_more_steps(inputs, copy, capsys):
