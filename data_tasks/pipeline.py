@@ -125,6 +125,7 @@ def _score(example) -> tf.Tensor:
         outer, _, inner = field.rpartition(".")
         holder = example.get(outer) if outer else example
         if isinstance(holder, dict) and inner in holder:
-            score = tf.cast(tf.floor(tf.cast(holder[inner], tf.float64) + 0.5), tf.int32)
-            return tf.where((score >= 0) & (score <= MAX_SCORE), score, NO_SCORE)
+            value = tf.cast(holder[inner], tf.float64)
+            is_score = (value >= 0) & (value <= MAX_SCORE)  # not of NaN
+            return tf.where(is_score, tf.cast(tf.floor(tf.where(is_score, value, 0.0) + 0.5), tf.int32), NO_SCORE)
     return tf.constant(NO_SCORE, tf.int32)

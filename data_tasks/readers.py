@@ -232,7 +232,7 @@ def _json_rows(path: str) -> Iterator[_Row]:
         except (EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged or cut short after row {number} ({error})") from error
         except OSError as error:
-            raise type(error)(f"{path}: can't read after row {number} ({error})") from error
+            raise OSError(f"{path}: can't read after row {number} ({error})") from error
 
 
 def _parquet_rows(path: str, needs_score: bool) -> Iterator[_Row]:
@@ -253,6 +253,8 @@ def _parquet_rows(path: str, needs_score: bool) -> Iterator[_Row]:
             raise ValueError(f"{path}: not Parquet, damaged or cut short after row {number} ({error})") from error
         except pyarrow.ArrowException as error:
             raise ValueError(f"{path}: can't read after row {number} ({error})") from error
+        except OSError as error:  # pyarrow's own for damaged pages, or the file system's
+            raise OSError(f"{path}: can't read after row {number} ({error})") from error
 
 
 def _batch_rows(batch: Any) -> Iterator[Any]:
