@@ -197,7 +197,8 @@ def _resolve_model(config: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
         where = f"init_checkpoint {config.init_checkpoint}"
         checkpoints, _, meta = checkpoint.open_checkpoint(config.init_checkpoint)
         checkpoints.close()
-        fields |= {name: value for name, value in meta["model"].items() if fields[name] is None}
+        theirs = dataclasses.asdict(checkpoint.model_config_from_meta(meta, where=where))
+        fields |= {name: value for name, value in theirs.items() if fields[name] is None}
         checkpoint.check_vocabulary(meta, tokenizer, where=where)
         checkpoint.check_model(meta, ModelConfig(**fields), where=where)
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)} | {

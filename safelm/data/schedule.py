@@ -7,6 +7,7 @@ plan of a phase that ends is its rates times its rows, rounded once to whole row
 everything after that is integer arithmetic: the same on every platform.
 """
 
+import array
 import dataclasses
 import functools
 import hashlib
@@ -187,13 +188,14 @@ def _largest_remainder(weights: Sequence[int], total: int) -> list[int]:
     return parts
 
 
-def _apportion(segment: _Segment, batch_size: int) -> list[list[int]]:
+def _apportion(segment: _Segment, batch_size: int) -> Int[np.ndarray, "steps sources"]:
     """Rows per source in each step of the segment.
 
     A source's next row may be given once its plan has begun it and must be given when its plan completes it; among
     those begun, the ones due first go first, then those further on. This never misses a deadline (Tijdeman, 1980).
     """
-    steps, rows, given, counts = segment.steps, segment.rows, [0] * len(segment.rows), []
+    steps, rows, given = segment.steps, segment.rows, [0] * len(segment.rows)
+    counts = array.array("q")  # a long run has millions of steps
     for step in range(1, segment.stop - segment.start + 1):
         after, left, begun = [], batch_size, []
         for i, row_rate in enumerate(rows):
@@ -209,6 +211,6 @@ def _apportion(segment: _Segment, batch_size: int) -> list[list[int]]:
             begun.sort()
             for *_, i in begun[:left]:
                 after[i] += 1
-        counts.append([a - b for a, b in zip(after, given, strict=True)])
+        counts.extend([a - b for a, b in zip(after, given, strict=True)])
         given = after
-    return counts
+    return np.frombuffer(counts, np.int64).reshape(-1, len(rows))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from safelm import model as model_lib
 from safelm.data.store import TokenStore
 from safelm.evaluation.intervals import Estimate, auroc
+from safelm.inference.tag_probability import LOGITS_AT_ONCE
 
 TagProbability = Callable[[Sequence[Sequence[int]]], Sequence[Float[np.ndarray, " positions"]]]
 
@@ -24,7 +25,8 @@ def perplexity(
     """exp(mean negative log-likelihood per token, nats) over the store's documents, each by itself.
 
     A document longer than the model's context is cut into pieces of that length. A piece's first token is context and
-    not predicted. Raises ValueError if there is nothing to predict.
+    not predicted. `batch_size` is lowered where its logits would be too large. Raises ValueError if there is nothing to
+    predict.
     """
     count = min(store.num_documents, max_documents or store.num_documents)
     width = min(config.max_seq_len, max((len(store.document(index)) for index in range(count)), default=0))
@@ -36,6 +38,7 @@ def perplexity(
     ]
     if not pieces:
         raise ValueError("perplexity: the validation store holds no document of two tokens or more")
+    batch_size = max(1, min(batch_size, LOGITS_AT_ONCE // (config.padded_vocab_size * width)))
     total_nll, total_tokens = 0.0, 0
     for start in tqdm(range(0, len(pieces), batch_size), desc="perplexity", unit=" batches", leave=False, disable=None):
         tokens_BT, lengths_B = _pad(pieces[start : start + batch_size], batch_size, width)
