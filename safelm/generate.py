@@ -82,7 +82,8 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
             if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-                raise ValueError(f'{path}, line {number}: wants an object with a string "prompt", got {line.strip()}')
+                found = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
+                raise ValueError(f'{path}, line {number}: wants an object with a string "prompt", has {found}')
             rows.append(row)
     if not rows:
         raise ValueError(f"--prompts_file={path}: no prompts in it")

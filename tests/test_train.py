@@ -1,5 +1,6 @@
 """Whole runs of a tiny model: resume, halt, initial checkpoints, every config, and each kind of bad input."""
 
+import errno
 import importlib
 import json
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from safelm import checkpoint, model, train_config, train_data
+from safelm import checkpoint, model, train_config, train_data, train_metrics
 from safelm.train import train
 from safelm.train_config import default_config
 
@@ -119,6 +120,20 @@ def test_nan_halts_and_keeps_the_last_good_checkpoint(inputs, finished, tmp_path
     monkeypatch.undo()
     train(tiny_runs.tiny_config(inputs), str(tmp_path))
     tiny_runs.assert_same_checkpoint(finished, tmp_path, 6)
+
+
+def test_metrics_are_on_disk_when_written_and_hide_no_error(tmp_path):
+    def full_disk():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(FloatingPointError), train_metrics.MetricsLog(str(tmp_path), start_step=0) as log:
+        log.write(1, {"loss": 2.0})
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        assert b"loss" in events.read_bytes() and tiny_runs.metric_lines(tmp_path) == [{"step": 1, "loss": 2.0}]
+        log._board.flush = full_disk
+        with pytest.raises(OSError, match=r"cannot write the metrics of step 2: No space left on device.*metrics"):
+            log.write(2, {"loss": 1.0})
+        raise FloatingPointError
 
 
 def test_keep_policy(inputs, tmp_path):

@@ -32,7 +32,7 @@ def read_prompts(folder: str, *, max_prompts: int = 0) -> list[Prompt]:
         path = pathlib.Path(folder) / f"{name}.jsonl"
         if not path.is_file():
             raise FileNotFoundError(f"--prompts={folder}: there is no file {path.name}")
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         if not lines:
             raise ValueError(f"{path}: holds no prompts")
         rows = [_parse(line, f"{path}, row {number}") for number, line in enumerate(lines, 1)]
