@@ -217,13 +217,13 @@ def test_dry_run_says_what_it_would_do_and_writes_nothing(inputs, tmp_path, caps
 
 CONFIGS = [
     *("quickstart:raw", "quickstart:safety", "smollm2_135m", "smollm2_360m", "smollm2_1b7"),
-    *("safelm_1b7_paper", "safelm_1b7_paper:start_20", "tiny_cpu"),
+    *("safelm_1b7_paper", "safelm_1b7_paper:start_20", "smollm2_135m_real_text", "tiny_cpu"),
 ]
 
 
 def test_every_config_is_listed():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"base", "__init__"}
-    assert {name.split(":")[0] for name in CONFIGS} <= files
+    assert {name.split(":")[0] for name in CONFIGS} == files
     for name in files:
         document = (ROOT / "configs" / f"{name}.py").read_text()
         assert "python -m safelm.train --config=configs/" in document and "Hardware:" in document, name
