@@ -1,6 +1,6 @@
 """The paper's run: a 1.7B model safe from pretraining on (Maini et al. 2025, section 5; card of locuslab/safelm-1.7b).
 
-    python -m safelm.train --config=configs/safelm_1b7_paper.py[:STUDY] --workdir=gs://BUCKET/safelm_1b7 \
+    python -m safelm.train --config=configs/safelm_1b7_paper.py[:STUDY] --workdir=gs://BUCKET/safelm_1b7 --distributed \
         --config.data.root=gs://BUCKET/tokens --config.tokenizer=gs://BUCKET/smollm2 --config.mesh.fsdp=256
 
 STUDY is a rung of `data_tasks.rates.LADDER` (harm_tagged unless given), or start_20 or start_60: interventions after

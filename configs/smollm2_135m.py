@@ -1,6 +1,6 @@
 """SmolLM2-135M's architecture and hyperparameters on the safety mixture, from fresh parameters.
 
-    python -m safelm.train --config=configs/smollm2_135m.py --workdir=gs://BUCKET/smollm2_135m \
+    python -m safelm.train --config=configs/smollm2_135m.py --workdir=gs://BUCKET/smollm2_135m --distributed \
         --config.data.root=gs://BUCKET/tokens --config.tokenizer=gs://BUCKET/smollm2 --config.mesh.fsdp=16
 
 1,048,576 tokens a step (512 x 2048), 2 trillion tokens as released; learning rate 3e-3 with a decay over the last 20%.

@@ -1,6 +1,6 @@
 """SmolLM2-1.7B's architecture and hyperparameters on the safety mixture, from fresh parameters.
 
-    python -m safelm.train --config=configs/smollm2_1b7.py --workdir=gs://BUCKET/smollm2_1b7 \
+    python -m safelm.train --config=configs/smollm2_1b7.py --workdir=gs://BUCKET/smollm2_1b7 --distributed \
         --config.data.root=gs://BUCKET/tokens --config.tokenizer=gs://BUCKET/smollm2 --config.mesh.fsdp=256
 
 2,097,152 tokens a step (1024 x 2048), 11 trillion tokens as released; learning rate 5e-4 with a decay over the last

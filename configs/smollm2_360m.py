@@ -1,6 +1,6 @@
 """SmolLM2-360M's architecture and hyperparameters on the safety mixture, from fresh parameters.
 
-    python -m safelm.train --config=configs/smollm2_360m.py --workdir=gs://BUCKET/smollm2_360m \
+    python -m safelm.train --config=configs/smollm2_360m.py --workdir=gs://BUCKET/smollm2_360m --distributed \
         --config.data.root=gs://BUCKET/tokens --config.tokenizer=gs://BUCKET/smollm2 --config.mesh.fsdp=16
 
 1,572,864 tokens a step (768 x 2048), 4 trillion tokens as released; learning rate 3e-3 with a decay over the last 20%.
