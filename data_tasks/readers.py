@@ -58,7 +58,8 @@ class Document:
 class MalformedLimit:
     """Reading a file stops when both are passed: more than `rows` malformed rows and more than `fraction` of all.
 
-    The fraction is judged at the file's end and, to stop early, after the first 10,000 rows.
+    The fraction is judged at the file's end and, to stop early, after the first 10,000 rows. A file of which more than
+    half is malformed is refused at its end, however short it is.
     """
 
     rows: int = 100
@@ -148,6 +149,8 @@ def read_documents(
             yield document
         columns.finish()
         _check_limit(path, mine, limit)
+        if 2 * mine.malformed > mine.rows:
+            raise ValueError(f"{path}: {mine.malformed} of {mine.rows} rows are malformed, more than half of the file")
     if mine.malformed:
         where = f", kept in {quarantine}" if quarantine else ""
         _logger.warning("%s: %d of %d rows are malformed%s", path, mine.malformed, mine.rows, where)

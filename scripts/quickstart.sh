@@ -8,17 +8,18 @@ cd "$(dirname "$0")/.."
 run_dir=${1:-runs/quickstart}
 scripts/install.sh dev eval
 python="${SAFELM_VENV:-.venv}/bin/python"
-export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TF_CPP_MIN_LOG_LEVEL=3 JAX_COMPILATION_CACHE_DIR="$PWD/$run_dir/compiled"
 mkdir -p "$run_dir"
+run_dir=$(cd "$run_dir" && pwd)
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TF_CPP_MIN_LOG_LEVEL=3 JAX_COMPILATION_CACHE_DIR="$run_dir/compiled"
 started=$SECONDS
 
 step() { printf '\n[%4d s] %s\n' $((SECONDS - started)) "$1"; }
 
 step "1/6 synthetic web: known harm scores, abstract text"
-[ -d "$run_dir/corpus" ] || "$python" -m safelm.synthetic_web --output="$run_dir/corpus" --seed=0
+"$python" -m safelm.synthetic_web --output="$run_dir/corpus" --seed=0
 
 step "2/6 vocabulary"
-[ -d "$run_dir/tokenizer" ] || "$python" -m safelm.train_tokenizer --input="$run_dir/corpus/*/train-*.jsonl.gz" \
+[ -f "$run_dir/tokenizer/tokenizer.json" ] || "$python" -m safelm.train_tokenizer --input="$run_dir/corpus/*/train-*.jsonl.gz" \
   --vocab_size=2048 --output="$run_dir/tokenizer"
 
 step "3/6 SeqIO tasks to token stores"

@@ -12,4 +12,4 @@ python="${SAFELM_VENV:-.venv}/bin/python"
 
 "$python" -m ruff check .
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TF_CPP_MIN_LOG_LEVEL=2
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest --numprocesses=auto --dist=loadfile "$@"
