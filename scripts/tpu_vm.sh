@@ -284,10 +284,7 @@ require_training_flags() {
 command=${1:-}
 case $command in
   create | setup | run | tail | status | stop | resume | delete) shift ;;
-  -h | --help | help)
-    usage
-    exit 0
-    ;;
+  -h | --help | help) usage && exit 0 ;;
   *)
     usage >&2
     echo "tpu_vm.sh: ${command:+"'$command' is no command; "}give one of create, setup, run, tail, status, stop," \
@@ -302,10 +299,7 @@ create_flags=()
 training_flags=()
 while [ $# -gt 0 ]; do
   case $1 in
-    -h | --help)
-      usage
-      exit 0
-      ;;
+    -h | --help) usage && exit 0 ;;
     --dry-run) dry_run=1 ;;
     --wait) wait=1 ;;
     --spot | --reserved) set_tier "$1" ;;
