@@ -36,6 +36,7 @@ SCORE_FIELDS = (
 )
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _ROWS_BEFORE_JUDGING = 10_000
+_FEW_ROWS = 20
 _ROWS_WITHOUT_COLUMN = 100
 
 _logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class MalformedLimit:
     """Reading a file stops when both are passed: more than `rows` malformed rows and more than `fraction` of all.
 
     The fraction is judged at the file's end and, to stop early, after the first 10,000 rows. A file of which more than
-    half is malformed is refused at its end, however short it is.
+    half (and more than 20 rows) is malformed is refused at its end even if that is fewer than `rows`.
     """
 
     rows: int = 100
@@ -149,7 +150,7 @@ def read_documents(
             yield document
         columns.finish()
         _check_limit(path, mine, limit)
-        if 2 * mine.malformed > mine.rows:
+        if mine.malformed > _FEW_ROWS and 2 * mine.malformed > mine.rows:
             raise ValueError(f"{path}: {mine.malformed} of {mine.rows} rows are malformed, more than half of the file")
     if mine.malformed:
         where = f", kept in {quarantine}" if quarantine else ""

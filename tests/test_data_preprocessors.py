@@ -308,6 +308,10 @@ def test_too_many_malformed_rows_stop(tmp_path):
         read(path)
     assert len(read(path, limit=MalformedLimit(rows=101))) == 900
     assert len(read(path, limit=MalformedLimit(fraction=0.2))) == 900
+    short = write_jsonl(tmp_path / "short.jsonl", [good] * 20 + [b"{"] * 21)
+    with pytest.raises(ValueError, match=r"short\.jsonl: 21 of 41 rows are malformed, more than half"):
+        read(short)
+    assert len(read(write_jsonl(tmp_path / "even.jsonl", [good] * 21 + [b"{"] * 21))) == 21
 
 
 @pytest.mark.parametrize("column", ["id", "text", "harm_score"])
