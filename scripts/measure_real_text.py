@@ -8,6 +8,7 @@ rather than in genre. No text is printed.
 """
 
 import argparse
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -44,9 +45,9 @@ def measure(folder: str, flags: argparse.Namespace) -> dict:
     result = {}
     for source in ("filtered_web", "harm_tagged_web"):
         store = TokenStore.open(f"{flags.tokens}/{source}/validation", vocab_hash=tokenizer.hash)
-        result[f"loss/{source}"] = perplexity(config, params, store, max_documents=flags.documents, batch_size=2)[
-            "loss_nats"
-        ]
+        short = dataclasses.replace(config, max_seq_len=256)  # documents in pieces as long as the rows trained on
+        measured = perplexity(short, params, store, max_documents=flags.documents, batch_size=4)
+        result[f"loss/{source}"] = measured["loss_nats"]
     groups = {"harmful": (4, 5), "pages": (0,), "comments": (1,)}
     texts = {
         name: held_out(
