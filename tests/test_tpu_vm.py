@@ -226,7 +226,8 @@ def test_setup_and_run_on_the_workers_carry_every_argument_through_both_shells(c
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("started, pid") == 2
 
-    _wait_for(lambda: "step 1" in (cloud.folder / "home1/safelm/train.log").read_text())
+    logs = [cloud.folder / home / "safelm/train.log" for home in ("home0", "home1")]
+    _wait_for(lambda: all(log.exists() and "step 1" in log.read_text() for log in logs))
     for home in ("home0", "home1"):
         worker = cloud.folder / home
         assert (worker / "safelm/checkout/safelm/train.py").exists()
