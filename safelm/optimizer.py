@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 PyTree = Any
 Number = float | int
-Schedule = Callable[[Any], jax.Array]
+Schedule = Callable[[Any], np.ndarray]
 
 SCHEDULES = ("wsd", "cosine", "linear")
 
@@ -22,11 +22,12 @@ SCHEDULES = ("wsd", "cosine", "linear")
 def make_schedule(
     name: str, *, peak_lr: Number, min_lr: Number, warmup_steps: int, decay_steps: int, total_steps: int
 ) -> Schedule:
-    """The learning rate as a function of the number of updates done so far.
+    """The learning rate as a function of the number of updates done so far (an int or an array of them), float64.
 
-    All rise linearly, step 0 at peak / warmup_steps and the peak at the last step of the warmup. Then
-    `wsd`: constant, and linear to `min_lr` over the last `decay_steps`; `linear`, `cosine`: from the peak to `min_lr`
-    over all remaining steps. Raises ValueError naming the field for a schedule that doesn't fit the run.
+    Computed on the host and given to the compiled step as data, so that no schedule is part of the program. All rise
+    linearly, step 0 at peak / warmup_steps and the peak at the last step of the warmup. Then `wsd`: constant, and
+    linear to `min_lr` over the last `decay_steps`; `linear`, `cosine`: from the peak to `min_lr` over all remaining
+    steps. Raises ValueError naming the field for a schedule that doesn't fit the run.
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule is {name!r}: known are {', '.join(SCHEDULES)}")
@@ -40,17 +41,16 @@ def make_schedule(
     decay_start = total_steps - decay_steps
 
     def schedule(count):
-        count = jnp.asarray(count, jnp.float32)
-        warmup = jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
-        gone = jnp.clip((count - decay_start) / max(decay_steps, 1), 0.0, 1.0)
-        share = 0.5 * (1 + jnp.cos(jnp.pi * gone)) if name == "cosine" else 1 - gone
-        return jnp.where(count < decay_start, peak_lr * warmup, min_lr + (peak_lr - min_lr) * share)
+        count = np.asarray(count, np.float64)
+        warmup = np.minimum(1.0, (count + 1) / max(warmup_steps, 1))
+        gone = np.clip((count - decay_start) / max(decay_steps, 1), 0.0, 1.0)
+        share = 0.5 * (1 + np.cos(np.pi * gone)) if name == "cosine" else 1 - gone
+        return np.where(count < decay_start, peak_lr * warmup, min_lr + (peak_lr - min_lr) * share)
 
     return schedule
 
 
 def make_optimizer(
-    schedule: Schedule,
     *,
     name: str = "adamw",
     b1: Number = 0.9,
@@ -60,16 +60,18 @@ def make_optimizer(
     clip_norm: Number = 1.0,
     decayed: PyTree | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (decoupled decay, scaled by the learning rate) behind a clip to `clip_norm` (0: no clip).
+    """The direction of AdamW's step behind a clip to `clip_norm` (0: no clip): parameters -= rate * direction.
 
-    `decayed` is a tree of bools like the parameters (see `decayed_params`); None decays all.
+    The decay is decoupled and part of the direction, so the learning rate scales it too. `decayed` is a tree of bools
+    like the parameters (see `decayed_params`); None decays all.
     """
     if name != "adamw":
         raise ValueError(f"optimizer.name is {name!r}: known is adamw")
     if clip_norm < 0:
         raise ValueError(f"optimizer.clip_norm is {clip_norm}: it must be positive, or 0 for no clipping")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed))
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    return optax.chain(clip, adam, optax.add_decayed_weights(weight_decay, mask=decayed))
 
 
 def decayed_params(logical_axes: PyTree) -> PyTree:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from safelm import checkpoint, model, sharding, train_config, train_data, train_metrics, train_step
 from safelm.data.shard import write_json
 from safelm.loss import LossSums
-from safelm.optimizer import decayed_params, make_optimizer, make_schedule
+from safelm.optimizer import Schedule, decayed_params, make_optimizer, make_schedule
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
@@ -45,7 +45,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     config = run.config
     data = train_data.TrainData(config, run.tokenizer)
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    program = _compile(run, mesh)
+    program, learning_rate = _compile(run, mesh), _learning_rate(config)
     is_main = jax.process_index() == 0
     if is_main:
         print(f"{config}\n{_summary(run, data, mesh)}", flush=True)
@@ -70,7 +70,8 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
             unread = collections.deque()  # (step, StepMetrics): read while the next update runs
             window = train_metrics.LossWindow()
             for step in range(start_step + 1, config.total_steps + 1):
-                state, step_metrics = program.step(state, next(batches))
+                controls = train_step.Controls(np.float32(learning_rate(step - 1)))
+                state, step_metrics = program.step(state, next(batches), controls)
                 unread.append((step, step_metrics))
 
                 is_last = step == config.total_steps
@@ -83,7 +84,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
 
                 values = {}
                 if log_now:
-                    values |= window.take() | progress.rates(step)
+                    values |= window.take() | progress.rates(step) | {"learning_rate": float(controls.learning_rate)}
                     values |= {f"tokens/{source}": tokens for source, tokens in data.tokens_given(step).items()}
                     progress.show(step, values["loss"])
                     checkpoints.check()
@@ -112,16 +113,7 @@ def _set_compilation_cache(folder: str) -> None:
 
 def _compile(run: train_config.Resolved, mesh: jax.sharding.Mesh) -> train_step.Program:
     fields = run.config.optimizer
-    schedule = make_schedule(
-        fields.schedule,
-        peak_lr=fields.peak_lr,
-        min_lr=fields.min_lr,
-        warmup_steps=fields.warmup_steps,
-        decay_steps=fields.decay_steps,
-        total_steps=run.config.total_steps,
-    )
     optimizer = make_optimizer(
-        schedule,
         name=fields.name,
         b1=fields.b1,
         b2=fields.b2,
@@ -133,11 +125,22 @@ def _compile(run: train_config.Resolved, mesh: jax.sharding.Mesh) -> train_step.
     return train_step.make_program(
         run.model,
         optimizer,
-        schedule,
         mesh,
         batch_size=run.config.batch_size,
         grad_accum_steps=run.config.grad_accum_steps,
         z_loss=run.config.loss.z_loss,
+    )
+
+
+def _learning_rate(config: ConfigDict) -> Schedule:
+    fields = config.optimizer
+    return make_schedule(
+        fields.schedule,
+        peak_lr=fields.peak_lr,
+        min_lr=fields.min_lr,
+        warmup_steps=fields.warmup_steps,
+        decay_steps=fields.decay_steps,
+        total_steps=config.total_steps,
     )
 
 

@@ -183,7 +183,7 @@ class LossWindow:
             )
         self._cross_entropy += loss
         self._tokens += float(update.loss.tokens)
-        self._last = {"grad_norm": norm, "learning_rate": float(update.learning_rate)}
+        self._last = {"grad_norm": norm}
 
     def take(self) -> dict[str, float]:
         """Mean loss in nats per token over the window, with the last update's numbers; starts a new window."""

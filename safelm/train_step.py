@@ -11,6 +11,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
@@ -34,12 +35,25 @@ class TrainState:
 
 
 @flax.struct.dataclass
+class Controls:
+    """What the host decides for one update, float32 scalars: data, so that a new value compiles nothing anew.
+
+    An update whose loss (nats per token) or gradient norm is not finite or above its limit is not applied: parameters
+    and optimizer stay as they are, only the step goes on.
+    """
+
+    learning_rate: Any
+    max_loss: Any = np.float32(np.inf)
+    max_grad_norm: Any = np.float32(np.inf)
+
+
+@flax.struct.dataclass
 class StepMetrics:
     """What an update tells about itself, before the update."""
 
     loss: LossSums
     grad_norm: Any  # float32 scalar: of the mean gradient, before the clip
-    learning_rate: Any  # float32 scalar
+    applied: Any  # bool scalar: False if `Controls` or a number that isn't finite kept the update from being applied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +65,7 @@ class Program:
       batch_sharding: of every array in a batch.
       init_params: key -> parameters.
       start: parameters -> state at step 0 (the parameters are taken over).
-      step: (state, batch) -> (state, StepMetrics); the old state is taken over.
+      step: (state, batch, Controls) -> (state, StepMetrics); the old state is taken over.
       evaluate: (parameters, batch) -> LossSums.
     """
 
@@ -59,14 +73,13 @@ class Program:
     batch_sharding: NamedSharding
     init_params: Callable[[jax.Array], PyTree]
     start: Callable[[PyTree], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    step: Callable[[TrainState, Batch, Controls], tuple[TrainState, StepMetrics]]
     evaluate: Callable[[PyTree, Batch], LossSums]
 
 
 def make_program(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    schedule: Callable[[Any], jax.Array],
     mesh: Mesh,
     *,
     batch_size: int,
@@ -89,12 +102,17 @@ def make_program(
         sums = _loss(config, params, batch)
         return sums.total(z_loss), sums
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
         gradients, sums = _summed_gradients(loss, state.params, batch, grad_accum_steps, shardings.params)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        return new, StepMetrics(sums, optax.tree.norm(gradients), schedule(state.step))
+        norm, mean_loss = optax.tree.norm(gradients), sums.mean_cross_entropy()
+        finite = jnp.isfinite(norm) & jnp.isfinite(mean_loss)
+        applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
+        direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: (p - controls.learning_rate * u).astype(p.dtype), state.params, direction)
+        new, old = (params, opt_state), (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+        return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, applied)
 
     return Program(
         abstract_state=abstract,
@@ -103,7 +121,7 @@ def make_program(
         start=jax.jit(start, in_shardings=(shardings.params,), out_shardings=shardings, donate_argnums=0),
         step=jax.jit(
             update,
-            in_shardings=(shardings, batch_sharding),
+            in_shardings=(shardings, batch_sharding, everywhere),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
         ),
@@ -113,6 +131,19 @@ def make_program(
             out_shardings=everywhere,
         ),
     )
+
+
+def abstract_batch(program: Program, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a global batch: with `Program.abstract_state`, what `step.lower` needs."""
+    dtypes = {name: jnp.int32 for name in BATCH_FIELDS} | {"loss_mask_BT": jnp.float32}
+    shape, where = (batch_size, seq_len), program.batch_sharding
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
+
+
+def abstract_controls(mesh: Mesh) -> Controls:
+    """The shapes and shardings of `Controls`."""
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    return Controls(scalar, scalar, scalar)
 
 
 def _loss(config: ModelConfig, params: PyTree, batch: Batch) -> LossSums:

@@ -11,7 +11,7 @@ import tiny_runs
 
 from safelm import sharding, train_metrics, train_step
 from safelm.model import ModelConfig, logical_axes
-from safelm.optimizer import decayed_params, make_optimizer, make_schedule
+from safelm.optimizer import decayed_params, make_optimizer
 
 ROWS, LENGTH = 16, 12
 
@@ -32,16 +32,19 @@ def _batch(seed=0):
     }
 
 
+def _controls(step=0, **limits):
+    return train_step.Controls(np.float32(1e-2 * (1 - step / 10)), **limits)
+
+
 @functools.cache
 def _program(mesh_shape, grad_accum_steps):
     """The functions of a tiny run on a mesh over the first devices, and the mesh."""
     config = ModelConfig(**tiny_runs.model_fields(num_kv_heads=2))
-    schedule = make_schedule("linear", peak_lr=1e-2, min_lr=0, warmup_steps=0, decay_steps=0, total_steps=10)
-    optimizer = make_optimizer(schedule, eps=1e-4, weight_decay=0.0, decayed=decayed_params(logical_axes(config)))
+    optimizer = make_optimizer(eps=1e-4, weight_decay=0.0, decayed=decayed_params(logical_axes(config)))
     num_devices = int(np.prod([size for _, size in mesh_shape]))
     mesh = sharding.make_mesh(dict(mesh_shape), devices=jax.devices()[:num_devices])
     program = train_step.make_program(
-        config, optimizer, schedule, mesh, batch_size=ROWS, grad_accum_steps=grad_accum_steps, z_loss=1e-3
+        config, optimizer, mesh, batch_size=ROWS, grad_accum_steps=grad_accum_steps, z_loss=1e-3
     )
     return program, mesh
 
@@ -52,7 +55,7 @@ def _update(mesh_shape, *, grad_accum_steps=1, steps=3):
     state = program.start(program.init_params(jax.random.key(0)))
     with jax.set_mesh(mesh):
         for step in range(steps):
-            state, metrics = program.step(state, jax.device_put(_batch(step), program.batch_sharding))
+            state, metrics = program.step(state, jax.device_put(_batch(step), program.batch_sharding), _controls(step))
         assert program.step._cache_size() == 1  # nothing is compiled twice
     for leaf, target in zip(jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True):
         assert leaf.sharding == target.sharding and leaf.dtype == target.dtype
@@ -91,9 +94,48 @@ def test_a_batch_without_targets_changes_nothing():
     batch = _batch() | {"loss_mask_BT": np.zeros((ROWS, LENGTH), np.float32)}
     with jax.set_mesh(mesh):
         state = program.start(jax.device_put(before))
-        state, metrics = program.step(state, jax.device_put(batch, program.batch_sharding))
+        state, metrics = program.step(state, jax.device_put(batch, program.batch_sharding), _controls())
     assert metrics.loss.tokens == 0 and metrics.grad_norm == 0
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
+
+
+@pytest.mark.parametrize("limit", [{"max_loss": np.float32(0.5)}, {"max_grad_norm": np.float32(1e-3)}, "nan"])
+def test_an_update_above_a_limit_is_not_applied(limit):
+    program, mesh = _program((("data", 1),), 1)
+    with jax.set_mesh(mesh):
+        state = program.start(program.init_params(jax.random.key(1)))
+        batch = jax.device_put(_batch(), program.batch_sharding)
+        if limit == "nan":
+            poisoned = _batch()["loss_mask_BT"]
+            poisoned[3, 3] = np.nan
+            bad, limits = batch | {"loss_mask_BT": jax.device_put(poisoned, program.batch_sharding)}, {}
+        else:
+            bad, limits = batch, limit
+        state, _ = program.step(state, batch, _controls())
+        before = jax.device_get(state)
+        state, metrics = program.step(state, bad, _controls(1, **limits))
+        assert not metrics.applied and int(state.step) == 2
+        after = jax.device_get((state.params, state.opt_state))
+        jax.tree.map(np.testing.assert_array_equal, after, (before.params, before.opt_state))
+        state, metrics = program.step(state, batch, _controls(2))
+        assert metrics.applied and program.step._cache_size() == 1
+
+
+def test_the_learning_rate_is_data():
+    program, mesh = _program((("data", 1),), 1)
+    with jax.set_mesh(mesh):
+        batch = jax.device_put(_batch(), program.batch_sharding)
+        moved = []
+        for rate in (1e-3, 2e-3):
+            start = program.start(program.init_params(jax.random.key(1)))
+            old = jax.device_get(start.params["final_norm"]["scale"])
+            state, _ = program.step(start, batch, train_step.Controls(np.float32(rate)))
+            moved.append(jax.device_get(state.params["final_norm"]["scale"]) - old)
+        np.testing.assert_allclose(moved[1], 2 * moved[0], rtol=1e-3)
+        lowered = program.step.lower(
+            program.abstract_state, train_step.abstract_batch(program, ROWS, LENGTH), train_step.abstract_controls(mesh)
+        )
+        assert lowered.out_info[1].applied.dtype == bool
 
 
 def test_evaluation_is_the_loss_of_the_step():
@@ -102,17 +144,16 @@ def test_evaluation_is_the_loss_of_the_step():
     batch = jax.device_put(_batch(), program.batch_sharding)
     with jax.set_mesh(mesh):
         evaluated = program.evaluate(state.params, batch)
-        _, metrics = program.step(state, batch)
+        _, metrics = program.step(state, batch, _controls())
     np.testing.assert_allclose(evaluated.cross_entropy, metrics.loss.cross_entropy, rtol=1e-5)
     assert evaluated.tokens == _batch()["loss_mask_BT"].sum()
 
 
 def test_micro_batches_that_do_not_divide_are_refused():
     config = ModelConfig(**tiny_runs.model_fields())
-    schedule = make_schedule("wsd", peak_lr=1e-2, min_lr=0, warmup_steps=0, decay_steps=0, total_steps=10)
     with pytest.raises(ValueError, match=r"batch_size.*4.*8"):
         train_step.make_program(
-            config, optax.sgd(0.1), schedule, sharding.make_mesh({"data": 8}), batch_size=16, grad_accum_steps=4
+            config, optax.identity(), sharding.make_mesh({"data": 8}), batch_size=16, grad_accum_steps=4
         )
 
 
@@ -129,10 +170,10 @@ def test_mfu_formula():
 
 def test_window_names_the_step_that_is_not_finite():
     sums = train_step.LossSums(jnp.float32(6.0), jnp.float32(0.0), jnp.float32(3.0))
-    good = train_step.StepMetrics(sums, jnp.float32(1.0), jnp.float32(0.1))
+    good = train_step.StepMetrics(sums, jnp.float32(1.0), jnp.bool(True))
     window = train_metrics.LossWindow()
     window.add(1, good)
-    assert window.take() == {"loss": 2.0, "grad_norm": 1.0, "learning_rate": pytest.approx(0.1)}
+    assert window.take() == {"loss": 2.0, "grad_norm": 1.0}
     nan = sums.replace(cross_entropy=jnp.float32(np.nan))
     for bad in (good.replace(grad_norm=jnp.float32(np.inf)), good.replace(loss=nan)):
         with pytest.raises(FloatingPointError, match="step 7"):
