@@ -1,13 +1,14 @@
 """Mixture schedule: which source every row of every step comes from, as exact integers over the token budget.
 
-A phase holds from its start until the next one and gives each source a share of the tokens. Rows are apportioned
-step by step with the error carried over, by earliest deadline (Tijdeman's "chairman assignment"): after every step
-each source has had its planned number of rows rounded down or up, so the plan is never missed by a whole row. The
-plan of a phase that ends is its rates times its rows, rounded once to whole rows. Rates are kept to nine decimals,
-everything after that is integer arithmetic: the same on every platform.
+A phase is a range of the tokens: it holds from its start until the next one and gives each source a share of them. A
+token here is a position of a row that is fed to the model, so a row counts `seq_len` of them, whatever its padding or
+loss mask. Rows are apportioned step by step with the error carried over (`safelm.data.apportion`), anew in every
+phase: after every step of a phase each source has had its planned number of rows rounded down or up. What is given
+before a step depends on the phases begun before it only, never on later ones or on `total_steps`, so a phase can be
+appended while a run is under way. Rates are kept to nine decimals, everything after that is integer arithmetic: the
+same on every platform.
 """
 
-import array
 import dataclasses
 import functools
 import hashlib
@@ -22,9 +23,12 @@ import numpy as np
 from jaxtyping import Int
 
 from safelm.data import interleave
+from safelm.data.apportion import Apportionment
 
 RATE_UNITS = 10**9
 RATE_TOLERANCE = 1e-6
+MAX_STEPS = 10**9
+_BLOCK_STEPS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +68,13 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class _Segment:
-    """Steps [start, stop) of one phase: source i's plan after k of its steps is `k * rows[i] / steps` rows."""
+    """Steps [start, stop) of one phase, and the rows of every source before them."""
 
     start: int
     stop: int
-    rows: tuple[int, ...]
-    steps: int
+    weights: tuple[int, ...]
+    apportionment: Apportionment
+    rows_before: Int[np.ndarray, " N"]
 
 
 class MixtureSchedule:
@@ -80,6 +85,8 @@ class MixtureSchedule:
         for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("total_steps", total_steps)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if total_steps > MAX_STEPS:
+            raise ValueError(f"total_steps must be at most {MAX_STEPS:,}, got {total_steps}")
         self.batch_size, self.seq_len, self.total_steps = int(batch_size), int(seq_len), int(total_steps)
         self.phases = tuple(Phase.parse(phase) for phase in phases)
         _check_phases(self.phases)
@@ -88,6 +95,7 @@ class MixtureSchedule:
         if self._starts != sorted(self._starts):
             raise ValueError(f"phases must be sorted by their start, theirs are at steps {self._starts}")
         self._weights = [_integer_rates(phase.rates, self.sources) for phase in self.phases]
+        self._blocks: tuple[tuple[int, np.ndarray], ...] = ()  # the last ones asked for: replaced whole, for threads
 
     @functools.cached_property
     def hash(self) -> str:
@@ -101,16 +109,35 @@ class MixtureSchedule:
     def counts(self, step: int) -> dict[str, int]:
         """Rows of each source in the batch of `step`."""
         self._check_step(step, self.total_steps - 1)
-        return self._by_source(self._cumulative[step + 1] - self._cumulative[step])
+        before_N, after_N = self._rows_around(step)
+        return self._by_source(after_N - before_N)
 
     def cumulative(self, step: int) -> dict[str, int]:
         """Rows of each source in all steps before `step`."""
         self._check_step(step, self.total_steps)
-        return self._by_source(self._cumulative[step])
+        return self._by_source(self._rows_around(step)[0])
 
     def tokens_given(self, step: int) -> dict[str, int]:
         """Tokens of the budget each source has had before `step`: rows times `seq_len`."""
         return {name: rows * self.seq_len for name, rows in self.cumulative(step).items()}
+
+    def tokens_planned(self, step: int) -> dict[str, Fraction]:
+        """Tokens each source's rates ask for before `step`, exactly; `tokens_given` is less than a row a phase off."""
+        self._check_step(step, self.total_steps)
+        planned = [Fraction(0)] * len(self.sources)
+        for segment in self._segments:
+            tokens = max(min(segment.stop, step) - segment.start, 0) * self.batch_size * self.seq_len
+            shares = (Fraction(weight, RATE_UNITS) for weight in segment.weights)
+            planned = [sum_ + tokens * share for sum_, share in zip(planned, shares, strict=True)]
+        return dict(zip(self.sources, planned, strict=True))
+
+    def spans(self) -> list[tuple[int, int, dict[str, float]]]:
+        """For every phase that has any of the run's steps: its first step, the first after it, and its rates."""
+        spans = []
+        for segment in self._segments:
+            rates = {n: weight / RATE_UNITS for n, weight in zip(self.sources, segment.weights, strict=True) if weight}
+            spans.append((segment.start, segment.stop, rates))
+        return spans
 
     def layout(self, step: int) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
         """For each row of the global batch: its source (index into `sources`) and its number in the source's stream.
@@ -118,29 +145,38 @@ class MixtureSchedule:
         The stream of a source counts its rows from the start of the run, so it says which row of which epoch this is.
         """
         self._check_step(step, self.total_steps - 1)
-        before = self._cumulative[step]
-        source_ids_B, ranks_B = interleave.arrange(self._cumulative[step + 1] - before, step)
-        return source_ids_B, before[source_ids_B] + ranks_B
+        before_N, after_N = self._rows_around(step)
+        source_ids_B, ranks_B = interleave.arrange(after_N - before_N, step)
+        return source_ids_B, before_N[source_ids_B] + ranks_B
+
+    def _rows_around(self, step: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+        """Rows of every source before a step and after it (at the run's end, before it twice)."""
+        index, at = divmod(step, _BLOCK_STEPS)
+        block_KN = next((block for i, block in self._blocks if i == index), None)
+        if block_KN is None:
+            block_KN = self._rows_before(index * _BLOCK_STEPS, min((index + 1) * _BLOCK_STEPS, self.total_steps) + 1)
+            self._blocks = ((index, block_KN), *self._blocks[:7])
+        return block_KN[at], block_KN[min(at + 1, len(block_KN) - 1)]
+
+    def _rows_before(self, start: int, stop: int) -> Int[np.ndarray, "K N"]:
+        """Rows of every source before each of the steps [start, stop)."""
+        parts = [np.zeros((1 if start == 0 else 0, len(self.sources)), np.int64)]
+        for segment in self._segments:
+            first, last = max(start, segment.start + 1), min(stop, segment.stop + 1)
+            if first < last:
+                given_KN = segment.apportionment.given(first - segment.start, last - segment.start)
+                parts.append(segment.rows_before + given_KN)
+        return np.concatenate(parts)
 
     @functools.cached_property
-    def _cumulative(self) -> Int[np.ndarray, "steps_plus_1 sources"]:
-        counts = np.zeros((self.total_steps + 1, len(self.sources)), np.int64)
-        for segment in self._segments():
-            counts[segment.start + 1 : segment.stop + 1] = _apportion(segment, self.batch_size)
-        return np.cumsum(counts, axis=0)
-
     def _segments(self) -> list[_Segment]:
-        segments = []
-        for i, (start, weights) in enumerate(zip(self._starts, self._weights, strict=True)):
-            if i + 1 < len(self._starts):
-                stop = self._starts[i + 1]
-                rows, steps = _largest_remainder(weights, (stop - start) * self.batch_size), stop - start
-            else:  # open-ended: its plan must not depend on total_steps
-                stop, rows, steps = self.total_steps, [self.batch_size * weight for weight in weights], RATE_UNITS
-            if start < min(stop, self.total_steps):
-                divisor = math.gcd(steps, *rows)
-                rows = tuple(row // divisor for row in rows)
-                segments.append(_Segment(start, min(stop, self.total_steps), rows, steps // divisor))
+        segments, before_N = [], np.zeros(len(self.sources), np.int64)
+        starts = [min(start, self.total_steps) for start in (*self._starts, self.total_steps)]
+        for start, stop, weights in zip(starts[:-1], starts[1:], self._weights, strict=True):
+            if start < stop:
+                apportionment = Apportionment(weights, self.batch_size)
+                segments.append(_Segment(start, stop, tuple(weights), apportionment, before_N))
+                before_N = before_N + apportionment.given(stop - start, stop - start + 1)[0]
         return segments
 
     def _by_source(self, values: np.ndarray) -> dict[str, int]:
@@ -186,31 +222,3 @@ def _largest_remainder(weights: Sequence[int], total: int) -> list[int]:
     for i in by_remainder[: total - sum(parts)]:
         parts[i] += 1
     return parts
-
-
-def _apportion(segment: _Segment, batch_size: int) -> Int[np.ndarray, "steps sources"]:
-    """Rows per source in each step of the segment.
-
-    A source's next row may be given once its plan has begun it and must be given when its plan completes it; among
-    those begun, the ones due first go first, then those further on. This never misses a deadline (Tijdeman, 1980).
-    """
-    steps, rows, given = segment.steps, segment.rows, [0] * len(segment.rows)
-    counts = array.array("q")  # a long run has millions of steps
-    for step in range(1, segment.stop - segment.start + 1):
-        after, left, begun = [], batch_size, []
-        for i, row_rate in enumerate(rows):
-            due, part = divmod(step * row_rate, steps)
-            has = given[i]
-            if due > has:
-                left -= due - has
-                has = due
-            after.append(has)
-            if part and has == due:
-                begun.append((-(-(due + 1) * steps // row_rate), -part, i))
-        if left:
-            begun.sort()
-            for *_, i in begun[:left]:
-                after[i] += 1
-        counts.extend([a - b for a, b in zip(after, given, strict=True)])
-        given = after
-    return np.frombuffer(counts, np.int64).reshape(-1, len(rows))
