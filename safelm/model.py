@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from safelm import attention, sharding
+from safelm import attention, attention_kernels, sharding
 from safelm.model_config import REMAT_POLICIES, ModelConfig
 
 __all__ = ["KVCache", "ModelConfig", "Params", "abstract_params", "apply", "apply_cached", "hidden_states", "init",
@@ -81,7 +81,7 @@ class _WithKernels(nn.Module):
 
 class Attention(_WithKernels):
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, cache_kv: Any, rope: Any, masks: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD: jax.Array, cache_kv: Any, rope: Any, visible: Any) -> tuple[jax.Array, Any]:
         c = self.config
         query_DNH = self.kernel("query", (c.d_model, c.num_heads, c.head_dim), ("embed", "heads", "head_dim"))
         key_DKH = self.kernel("key", (c.d_model, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"))
@@ -93,10 +93,10 @@ class Attention(_WithKernels):
         k_BTKH = attention.rotate(jnp.einsum("btd,dkh->btkh", x_BTD, key_DKH), *rope)
         v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, value_DKH)
         if cache_kv is None:
-            out_BTNH, new_kv = attention.attend(q_BTNH, k_BTKH, v_BTKH, masks), None
+            out_BTNH, new_kv = attention_kernels.attend(c.attention, q_BTNH, k_BTKH, v_BTKH, visible), None
         else:
             new_kv = (k_BTKH, v_BTKH)
-            out_BTNH = attention.attend_cached(q_BTNH, new_kv, cache_kv, *masks)
+            out_BTNH = attention.attend_cached(q_BTNH, new_kv, cache_kv, *visible)
         return jnp.einsum("btnh,nhd->btd", out_BTNH, output_NHD), new_kv
 
 
@@ -114,9 +114,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, cache_kv: Any, rope: Any, masks: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD: jax.Array, cache_kv: Any, rope: Any, visible: Any) -> tuple[jax.Array, Any]:
         normed = RMSNorm(self.config, name="attention_norm")(x_BTD)
-        attended, new_kv = Attention(self.config, name="attention")(normed, cache_kv, rope, masks)
+        attended, new_kv = Attention(self.config, name="attention")(normed, cache_kv, rope, visible)
         x_BTD += attended
         x_BTD += MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_BTD))
         return sharding.constrain(x_BTD, ("batch", "length", "residual")), new_kv
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
     final_norm: bool = True
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, cache_kv: Any, rope: Any, masks: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, tokens_BT: jax.Array, cache_kv: Any, rope: Any, visible: Any) -> tuple[jax.Array, Any]:
         c = self.config
         initializer = nn.with_logical_partitioning(_normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
         shape = (c.padded_vocab_size, c.d_model)
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
             _Table(initializer, shape[::-1], "kernel", c.param_dtype, name="unembed")()
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(c.dtype)
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))
-        x_BTD, new_kv = _stacked_block(c)(c, name="layers")(x_BTD, cache_kv, rope, masks)
+        x_BTD, new_kv = _stacked_block(c)(c, name="layers")(x_BTD, cache_kv, rope, visible)
         if self.final_norm:
             x_BTD = RMSNorm(c, name="final_norm")(x_BTD)
         return x_BTD, new_kv
@@ -174,6 +174,7 @@ def _stacked_block(config: ModelConfig) -> Any:
 
 
 def _init_boxed(config: ModelConfig, key: jax.Array) -> Params:
+    config = dataclasses.replace(config, attention="xla")
     tokens_BT = jnp.zeros((1, 1), dtype=jnp.int32)
     rope = attention.rope_angles(tokens_BT, config.head_dim, config.rope_theta)
     return Decoder(config).init(key, tokens_BT, None, rope, attention.causal_mask(1))["params"]
@@ -223,9 +224,9 @@ def hidden_states(
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
     rope = attention.rope_angles(positions_BT, config.head_dim, config.rope_theta)
-    mask_BTS = attention.causal_mask(tokens_BT.shape[1], segment_ids_BT)
+    visible = attention_kernels.what_is_visible(config.attention, tokens_BT.shape[1], segment_ids_BT)
     decoder = Decoder(config, final_norm=layer is None)
-    x_BTD, _ = decoder.apply({"params": params}, tokens_BT, None, rope, mask_BTS)
+    x_BTD, _ = decoder.apply({"params": params}, tokens_BT, None, rope, visible)
     return x_BTD
 
 

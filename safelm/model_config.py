@@ -5,9 +5,14 @@ import dataclasses
 import jax
 
 VOCAB_MULTIPLE = 128
+ATTENTIONS = ("auto", "xla", "splash", "cudnn")
+ATTENTION_OUTPUT = "attention_output"  # of a fused kernel: its result and what its backward pass needs
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT),
+    ),
 }
 
 
@@ -19,8 +24,10 @@ class ModelConfig:
       vocab_size: real ids, the harm tag included; `padded_vocab_size` is what arrays hold.
       init_std: of a normal; output projections are divided by sqrt(2 * num_layers), as SmolLM2 was initialised.
       dtype: of the computation; norms, softmax and logits are float32 anyway.
-      remat: "none" saves every activation, "dots" those of matmuls with parameters, "full" only each layer's input.
-      attention: "xla", or "auto" = the best there is for the platform (today: xla).
+      remat: "none" saves every activation, "dots" those of matmuls with parameters and a fused attention kernel's
+        output, "full" only each layer's input.
+      attention: of training: "xla", "splash" (TPU), "cudnn" (GPU), or "auto" = the fused one of the platform where it
+        can run, else xla; settled by `attention_kernels.choose` for a mesh, until when "auto" computes with xla.
     """
 
     vocab_size: int
@@ -52,8 +59,8 @@ class ModelConfig:
             raise ValueError(f"model.head_dim={self.head_dim}: rotary positions need an even number")
         if self.remat != "none" and self.remat not in REMAT_POLICIES:
             raise ValueError(f"model.remat={self.remat!r}: one of none, {', '.join(REMAT_POLICIES)}")
-        if self.attention not in ("auto", "xla"):
-            raise ValueError(f"model.attention={self.attention!r}: one of auto, xla")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"model.attention={self.attention!r}: one of {', '.join(ATTENTIONS)}")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16", "float16"):
                 raise ValueError(f"model.{name}={getattr(self, name)!r}: one of float32, bfloat16, float16")
