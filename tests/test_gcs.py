@@ -30,7 +30,7 @@ import tiny_runs
 from token_stores import numbered_documents, write_store
 
 from safelm import checkpoint, model, train_tokenizer
-from safelm.data import remote
+from safelm.data import cache, remote
 from safelm.data.store import TokenStore
 from safelm.model_config import ModelConfig
 from safelm.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ def bounded():
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(remote.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -282,7 +282,7 @@ def test_token_store_comes_to_the_cache_once(bucket, tmp_path, cache_folder, mon
         assert store.document(index).tolist() == document.tolist()
     assert pickle.loads(pickle.dumps(store)).tokens(0, 100).tolist() == local.tokens(0, 100).tolist()
 
-    monkeypatch.setattr(remote, "_fetch_file", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(remote, "download", lambda *_: pytest.fail("fetched again"))
     assert TokenStore.open(f"{url}/").directory == store.directory
     monkeypatch.undo()
 

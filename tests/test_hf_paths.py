@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from token_stores import numbered_documents, write_store
 
 from safelm import train_tokenizer
-from safelm.data import remote
+from safelm.data import cache
 from safelm.data.store import TokenStore
 from safelm.tokenizer import Tokenizer
 
@@ -127,7 +127,7 @@ def hub(monkeypatch, tmp_path):
     thread.start()
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setenv(remote.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template[1] + template[2])

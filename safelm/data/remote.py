@@ -1,10 +1,39 @@
-"""Token stores behind a URL (`gs://...`): copied once, file by file and atomically, to a local cache folder."""
+"""Files behind a URL (`gs://...`, `hf://...`): reading, listing, writing, with retries, and errors that name the URL.
 
-import hashlib
+gcsfs repeats a request six times within half a minute on 408, 429, 5xx and a lost connection, tensorstore (checkpoint
+arrays) 32 times. `retrying` goes on from there for token shards and uploads, with waits that double up to 32 s and are
+drawn at random between half and whole, until `$SAFELM_RETRY_SECONDS` (600) have passed; and no connection may be silent
+for more than a minute, which gcsfs alone would not notice.
+
+Credentials come from the environment only, as Google's libraries look for them: the file that
+`GOOGLE_APPLICATION_CREDENTIALS` names, then `gcloud auth application-default login`, then the machine's service
+account. Without any, requests are anonymous, which is enough to read a public bucket. No flag, config field or URL
+holds a credential, and messages quote URLs and the server's reason, never a request.
+"""
+
+import functools
+import itertools
+import logging
 import os
-from collections.abc import Mapping
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, TypeVar
 
-CACHE_VARIABLE = "SAFELM_CACHE"
+import fsspec
+
+RETRY_VARIABLE = "SAFELM_RETRY_SECONDS"
+PART_BYTES = 32 << 20
+_PARTS_AT_ONCE = 4
+_CREDENTIALS = (
+    "credentials come from GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login` or the machine's "
+    "service account"
+)
+
+_logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 def is_remote(path: str) -> bool:
@@ -12,59 +41,187 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def cache_root() -> str:
-    """Folder for local copies: `$SAFELM_CACHE`, or `~/.cache/safelm`."""
-    return os.environ.get(CACHE_VARIABLE) or os.path.join(os.path.expanduser("~"), ".cache", "safelm")
+def options(url: str) -> dict[str, Any]:
+    """What to hand fsspec beside a URL: for `gs://` a limit on silence (60 s), and listings as they are now."""
+    if not url.startswith(("gs://", "gcs://")):
+        return {}
+    import aiohttp
+
+    silence = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    return {"requests_timeout": silence, "use_listings_cache": False}
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it."""
+    return fsspec.core.url_to_fs(url, **options(url))
 
 
 def read_text(url: str) -> str:
-    """A small remote text file; FileNotFoundError or ValueError name the URL."""
-    import fsspec
-
+    """A small remote text file (UTF-8); OSError or ValueError name the URL."""
+    files, path = filesystem(url)
     try:
-        with fsspec.open(url, "rb") as file:
-            return file.read().decode("utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{url}: no such file: not a token store, or caching it did not finish") from None
+        return retrying(url, "reading", lambda: files.cat_file(path)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{url}: unreadable: {error}") from error
 
 
-def fetch_folder(url: str, sizes: Mapping[str, int], *, last: tuple[str, str]) -> str:
-    """Local folder with the named files of `url`; files already there with the right size are kept.
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Bytes [start, stop) of files of one file system, all at once; OSError names the URL, also of a short answer."""
+    files, _ = filesystem(ranges[0][0])
+    paths = [filesystem(url)[1] for url, _, _ in ranges]
+    found = files.cat_ranges(paths, [start for _, start, _ in ranges], [stop for *_, stop in ranges], on_error="return")
+    for index, (url, start, stop) in enumerate(ranges):
+        if isinstance(found[index], Exception):
+            again = functools.partial(files.cat_file, paths[index], start, stop)
+            found[index] = retrying(url, "reading", again, failed=found[index])
+        if len(found[index]) != stop - start:
+            raise OSError(f"{url}: truncated: bytes {start} to {stop} gave {len(found[index])} of {stop - start}")
+    return found
 
-    `last` is the (name, text) of the file that makes the folder whole. The folder is named after the URL and that
-    text, so a remote store that was rewritten gets a new one. ValueError when a file's size (bytes) is wrong.
+
+def download(url: str, size: int, target: BinaryIO, on_bytes: Callable[[int], object] = lambda count: None) -> None:
+    """Writes a remote file of `size` bytes to an open local one, four parts of 32 MiB at a time.
+
+    `on_bytes` is told how many more bytes are there. ValueError when the file is shorter than `size`.
     """
-    name, text = last
-    folder = os.path.join(cache_root(), "stores", hashlib.sha256(f"{url}\n{text}".encode()).hexdigest()[:24])
-    os.makedirs(folder, exist_ok=True)
-    for file_name, size in sizes.items():
-        local = os.path.join(folder, file_name)
-        if not (os.path.exists(local) and os.path.getsize(local) == size):
-            _fetch_file(f"{url}/{file_name}", local, size)
-    temporary = os.path.join(folder, f"{name}.tmp-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, os.path.join(folder, name))
-    return folder
+    parts = [(start, min(start + PART_BYTES, size)) for start in range(0, size, PART_BYTES)]
+    target.seek(0)
+    for at in range(0, len(parts), _PARTS_AT_ONCE):
+        for part in read_ranges([(url, *part) for part in parts[at : at + _PARTS_AT_ONCE]]):
+            target.write(part)
+            on_bytes(len(part))
+    target.flush()
 
 
-def _fetch_file(url: str, local: str, size: int) -> None:
-    import fsspec
-
-    temporary = f"{local}.tmp-{os.getpid()}"
+def list_sizes(url: str) -> dict[str, int] | None:
+    """Name and size (bytes) of every file right in a remote folder; None where listing it is not allowed."""
+    files, path = filesystem(url)
     try:
-        with fsspec.open(url, "rb") as source, open(temporary, "wb") as target:
-            while block := source.read(1 << 24):
-                target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-        if (got := os.path.getsize(temporary)) != size:
-            raise ValueError(f"{url}: truncated or replaced: {got} bytes, the manifest says {size}")
-        os.replace(temporary, local)
+        entries = retrying(url, "listing", lambda: files.ls(path, detail=True))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{url}: shard is missing, though the manifest lists it") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        return {}
+    except PermissionError:
+        return None
+    return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
+
+
+def upload(local: str, url: str) -> None:
+    """Copies a local file to a URL, where it appears only when it is whole; OSError names the URL."""
+    files, path = filesystem(url)
+    retrying(url, "writing", lambda: files.put_file(local, path))
+
+
+def write_text(url: str, text: str) -> None:
+    """Writes a small remote text file (UTF-8); OSError names the URL."""
+    files, path = filesystem(url)
+    retrying(url, "writing", lambda: files.pipe_file(path, text.encode()))
+
+
+def remove(url: str) -> None:
+    """Removes a remote file; OSError names the URL."""
+    files, path = filesystem(url)
+    retrying(url, "removing", lambda: files.rm_file(path))
+
+
+def check_writable(folder: str) -> None:
+    """Writes and removes a tiny file in a folder, local or remote; OSError says what was refused and where."""
+    probe = f"{folder.rstrip('/')}/.probe-{secrets.token_hex(8)}"
+    if is_remote(folder):
+        write_text(probe, "")
+        remove(probe)
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(probe, "xb"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write there: {error.strerror or error}", folder) from error
+
+
+def retrying(url: str, action: str, call: Callable[[], _Result], *, failed: Exception | None = None) -> _Result:
+    """What `call` returns, called again after a failure that may pass; `action` ("reading") is for the messages.
+
+    `failed` is what a first try already met. Raises FileNotFoundError, PermissionError (401, 403) or OSError, each of
+    one line that begins with the URL.
+    """
+    seconds = _seconds()
+    deadline = time.monotonic() + seconds
+    for attempt in itertools.count():
+        try:
+            if failed is not None and attempt == 0:
+                raise failed
+            return call()
+        except Exception as error:  # the libraries raise many kinds, HTTP errors among them that are no OSError
+            pause = min(2.0**attempt, 32.0) * random.uniform(0.5, 1.0)
+            if not _may_pass(error) or time.monotonic() + pause > deadline:
+                raise _clear_error(url, action, error, seconds if _may_pass(error) else None) from error
+            _logger.warning("%s: %s failed (%s); trying again in %.1f s", url, action, _reason(error), pause)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _seconds() -> float:
+    text = os.environ.get(RETRY_VARIABLE) or "600"
+    try:
+        if (seconds := float(text)) >= 0:
+            return seconds
+    except ValueError:
+        pass
+    raise ValueError(f"{RETRY_VARIABLE} must be a number of seconds, got {text!r}")
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of a library's error, where it has one."""
+    response = getattr(error, "response", None)
+    values = (getattr(error, "code", None), getattr(error, "status", None), getattr(response, "status_code", None))
+    status = next((value for value in values if value is not None), None)
+    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs
+        return 403
+    return int(status) if str(status).isdigit() else None
+
+
+def _may_pass(error: Exception) -> bool:
+    status = _status(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    roots = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "aiohttp" in roots:
+        return "ClientError" in names
+    return bool(roots & {"requests", "httpx"}) and bool(names & {"ConnectionError", "Timeout", "TransportError"})
+
+
+def _clear_error(url: str, action: str, error: Exception, seconds: float | None) -> OSError:
+    status = _status(error)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        missing = f": {bucket!r} is no bucket, or not one that can be seen" if (bucket := _missing_bucket(url)) else ""
+        return FileNotFoundError(f"{url}: no such file{missing}")
+    if status in (401, 403):
+        return PermissionError(f"{url}: {action} is refused ({status}: {_reason(error)}); {_CREDENTIALS}")
+    if seconds is not None:
+        return OSError(f"{url}: {action} failed for {seconds:.0f} s, the last time with {_reason(error)}")
+    return OSError(f"{url}: {action} failed: {_reason(error)}")
+
+
+def _missing_bucket(url: str) -> str | None:
+    if not url.startswith(("gs://", "gcs://")):
+        return None
+    files, path = filesystem(url)
+    bucket = path.split("/")[0]
+    try:
+        files.ls(bucket, max_results=1)
+    except FileNotFoundError:
+        return bucket
+    except Exception:  # only for a better message
+        return None
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """What an error says in one line, without the request's address."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Forbidden:")]
+    text = re.sub(r"https?://\S+", "<address>", " ".join(lines))
+    return text[:300] if text else type(error).__name__

@@ -87,6 +87,7 @@ def assemble(parts: Sequence[Part], batch_size: int, seq_len: int) -> dict[str, 
     for source, part in enumerate(parts):
         plan, batch_rows, pieces = part.plan, part.batch_rows, part.plan.pieces(part.rows)
         flat = batch_rows[pieces.row] * seq_len + pieces.column
+        plan.store.prefetch(pieces.start, pieces.start + pieces.length + pieces.goes_on)
         _copy_tokens(plan.store, pieces, flat, inputs)
         after = np.zeros(len(flat), np.int32)
         after[pieces.goes_on] = plan.store.take((pieces.start + pieces.length)[pieces.goes_on])

@@ -4,15 +4,21 @@ import dataclasses
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
+BLOCK_BYTES = 1 << 16  # of tokens, each with a checksum of its own
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """One shard's counts, file sizes (bytes) and SHA-256 checksums; `fingerprint` says what it was made from."""
+    """One shard's counts, file sizes (bytes) and SHA-256 checksums; `fingerprint` says what it was made from.
+
+    A shard of an early version has no file of block checksums: `sums_bytes` is 0.
+    """
 
     index: int
     num_documents: int
@@ -23,8 +29,15 @@ class ShardInfo:
     bounds_bytes: int
     tokens_sha256: str
     bounds_sha256: str
+    sums_bytes: int = 0
+    sums_sha256: str = ""
     fingerprint: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Size (bytes) and SHA-256 of each of its arrays: "tokens", "bounds" and, where it has them, "sums"."""
+        files = {"tokens": (self.tokens_bytes, self.tokens_sha256), "bounds": (self.bounds_bytes, self.bounds_sha256)}
+        return files | ({"sums": (self.sums_bytes, self.sums_sha256)} if self.sums_bytes else {})
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -33,7 +46,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def shard_file(kind: str, index: int, num_shards: int) -> str:
-    """File name of a shard's "tokens", "bounds" (.npy) or "shard" (.json)."""
+    """File name of a shard's "tokens", "bounds", "sums" (.npy) or "shard" (.json)."""
     return f"{kind}-{index:05d}-of-{num_shards:05d}.{'json' if kind == 'shard' else 'npy'}"
 
 
@@ -95,7 +108,7 @@ class ShardWriter:
     def abort(self) -> None:
         """Removes the temporary files; safe to call twice."""
         self._file.close()
-        for kind in ("tokens", "bounds", "shard"):
+        for kind in ("tokens", "bounds", "sums", "shard"):
             path = os.path.join(self._directory, shard_file(kind, self._index, self._num_shards)) + ".tmp"
             if os.path.exists(path):
                 os.remove(path)
@@ -110,14 +123,16 @@ class ShardWriter:
             self.close()
 
     def _close(self, extra: dict[str, Any]) -> ShardInfo:
-        bounds_path = os.path.join(self._directory, shard_file("bounds", self._index, self._num_shards))
+        bounds_path, sums_path = (
+            os.path.join(self._directory, shard_file(kind, self._index, self._num_shards))
+            for kind in ("bounds", "sums")
+        )
         self._file.seek(0)
         _write_npy_header(self._file, self._dtype, self._bounds[-1])
         _sync_and_close(self._file)
-        with open(bounds_path + ".tmp", "wb") as file:
-            _write_npy_header(file, np.dtype(np.int64), len(self._bounds))
-            file.write(np.asarray(self._bounds, np.int64).tobytes())
-            _sync_and_close(file)
+        tokens_sha256, sums = _checksums(self._path + ".tmp", self._bounds[-1] * self._dtype.itemsize)
+        _write_array(bounds_path + ".tmp", np.asarray(self._bounds, np.int64))
+        _write_array(sums_path + ".tmp", sums)
         info = ShardInfo(
             index=self._index,
             num_documents=len(self._bounds) - 1,
@@ -126,13 +141,15 @@ class ShardWriter:
             max_token=self._max_token,
             tokens_bytes=os.path.getsize(self._path + ".tmp"),
             bounds_bytes=os.path.getsize(bounds_path + ".tmp"),
-            tokens_sha256=file_sha256(self._path + ".tmp"),
+            sums_bytes=os.path.getsize(sums_path + ".tmp"),
+            tokens_sha256=tokens_sha256,
             bounds_sha256=file_sha256(bounds_path + ".tmp"),
+            sums_sha256=file_sha256(sums_path + ".tmp"),
             fingerprint=self._fingerprint,
             extra=extra,
         )
-        os.replace(self._path + ".tmp", self._path)
-        os.replace(bounds_path + ".tmp", bounds_path)
+        for path in (self._path, bounds_path, sums_path):
+            os.replace(path + ".tmp", path)
         name = shard_file("shard", self._index, self._num_shards)
         write_json(os.path.join(self._directory, name), dataclasses.asdict(info))
         return info
@@ -156,11 +173,11 @@ def read_shard_info(
     try:
         with open(os.path.join(directory, shard_file("shard", index, num_shards)), encoding="utf-8") as file:
             info = ShardInfo(**json.load(file))
-        paths = [os.path.join(directory, shard_file(kind, index, num_shards)) for kind in ("tokens", "bounds")]
+        paths = [os.path.join(directory, shard_file(kind, index, num_shards)) for kind in info.files()]
         sizes = [os.path.getsize(path) for path in paths]
     except (OSError, TypeError, ValueError):
         return None
-    whole = sizes == [info.tokens_bytes, info.bounds_bytes] and fingerprint in (None, info.fingerprint)
+    whole = sizes == [size for size, _ in info.files().values()] and fingerprint in (None, info.fingerprint)
     return info if whole else None
 
 
@@ -192,6 +209,39 @@ def file_sha256(path: str) -> str:
     """SHA-256 of a file's bytes, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_array(path: str, wanted_bytes: int) -> np.ndarray:
+    """A numpy file mapped into memory; FileNotFoundError or ValueError when it is gone or of another size (bytes)."""
+    try:
+        size = os.path.getsize(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: shard is missing, though the manifest lists it") from None
+    if size != wanted_bytes:
+        raise ValueError(f"{path}: truncated or replaced: {size} bytes, the manifest says {wanted_bytes}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
+    return array.view(np.ndarray)
+
+
+def _checksums(path: str, data_bytes: int) -> tuple[str, np.ndarray]:
+    """SHA-256 of a file, and the CRC-32 of every block of its last `data_bytes`."""
+    digest, sums = hashlib.sha256(), []
+    with open(path, "rb") as file:
+        digest.update(file.read(os.path.getsize(path) - data_bytes))
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            sums.append(zlib.crc32(block))
+    return digest.hexdigest(), np.asarray(sums, np.uint32)
+
+
+def _write_array(path: str, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        _write_npy_header(file, array.dtype, len(array))
+        file.write(array.tobytes())
+        _sync_and_close(file)
 
 
 def _write_npy_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:

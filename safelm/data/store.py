@@ -4,7 +4,8 @@ A store is a folder of numpy files, readable with `np.load` alone, and a manifes
 
     tokens-00000-of-00004.npy   1-D uint16 (uint32 beyond 65,536 ids): documents end to end, each with its end token
     bounds-00000-of-00004.npy   int64, documents + 1: document i is tokens[bounds[i]:bounds[i + 1]]
-    shard-00000-of-00004.json   the shard's counts and checksums, written after its two arrays
+    sums-00000-of-00004.npy     uint32: the CRC-32 of every 64 KiB of tokens, to check what is read from afar in parts
+    shard-00000-of-00004.json   the shard's counts and checksums, written after its arrays
     manifest.json               the whole store's counts and shards, written last
 
 Every file appears under its name only when complete (temporary name, fsync, rename), so a killed run or a full
@@ -21,10 +22,13 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from safelm.data import remote
+from safelm.data.cache import CacheFolder
+from safelm.data.remote_shards import RemoteShards
 from safelm.data.shard import (
     ShardInfo,
     ShardWriter,
     file_sha256,
+    open_array,
     read_shard_info,
     shard_file,
     token_dtype,
@@ -73,14 +77,24 @@ def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
 
 
 class TokenStore:
-    """Random access to the documents and the token stream of one store (memory-mapped, cheap to pickle)."""
+    """Random access to the documents and the token stream of one store (memory-mapped, cheap to pickle).
 
-    def __init__(self, directory: str, manifest: Manifest):
+    `directory` is the store's folder, of a remote one (`url`) that of its local copies.
+    """
+
+    def __init__(self, directory: str, manifest: Manifest, url: str | None = None):
         """Use `TokenStore.open`."""
-        self.directory, self.manifest = directory, manifest
-        shards = [_open_shard(directory, manifest, shard) for shard in manifest.shards]
-        self.shard_tokens = [tokens for tokens, _ in shards]
-        self.shard_bounds = [bounds for _, bounds in shards]
+        self.manifest, self.url, self._remote = manifest, url, None
+        if url is None:
+            self.directory = directory
+            shards = [_open_shard(directory, manifest, shard) for shard in manifest.shards]
+            self.shard_tokens = [tokens for tokens, _ in shards]
+            self.shard_bounds = [bounds for _, bounds in shards]
+        else:
+            folder = CacheFolder(url, json.dumps(dataclasses.asdict(manifest), sort_keys=True))
+            self._remote = RemoteShards(url, manifest.shards, manifest.dtype, folder)
+            self.directory = folder.path
+            self.shard_tokens, self.shard_bounds = self._remote.tokens, self._remote.bounds
         self.token_offsets = np.cumsum([0] + [s.num_tokens for s in manifest.shards], dtype=np.int64)
         self.document_offsets = np.cumsum([0] + [s.num_documents for s in manifest.shards], dtype=np.int64)
 
@@ -88,31 +102,27 @@ class TokenStore:
     def open(
         cls, path: str | os.PathLike, *, vocab_hash: str | None = None, verify_checksums: bool = False
     ) -> "TokenStore":
-        """Opens a store; a remote path (`gs://...`) is first copied to a local cache folder.
+        """Opens a store; of a remote one (`gs://...`) only the manifest is read now (see `safelm.data.remote_shards`).
 
         FileNotFoundError when there is no manifest (caching never finished) or a shard is gone; ValueError for an
         unreadable manifest, another vocabulary than `vocab_hash`, a shard of the wrong size (checked always) or
         checksum (`verify_checksums`: reads everything once).
         """
         path = os.fspath(path)
-        if remote.is_remote(path):
-            text, path = remote.read_text(f"{path.rstrip('/')}/{MANIFEST_NAME}"), path.rstrip("/")
-            manifest = _parse_manifest(f"{path}/{MANIFEST_NAME}", text)
-            path = remote.fetch_folder(path, _file_sizes(manifest), last=(MANIFEST_NAME, text))
-        else:
-            manifest = read_manifest(path)
+        url = path.rstrip("/") if remote.is_remote(path) else None
+        manifest = read_manifest(path if url is None else url)
         if vocab_hash is not None and vocab_hash != manifest.vocab_hash:
             raise ValueError(
                 f"token store {path} was made with vocabulary {manifest.vocab_hash} "
                 f"(vocab_size {manifest.vocab_size}), wanted {vocab_hash}"
             )
-        store = cls(path, manifest)
+        store = cls(path, manifest, url)
         if verify_checksums:
             store.verify_checksums()
         return store
 
     def __reduce__(self):
-        return TokenStore, (self.directory, self.manifest)
+        return TokenStore, (self.directory, self.manifest, self.url)
 
     @property
     def num_documents(self) -> int:
@@ -146,6 +156,16 @@ class TokenStore:
             start += len(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.manifest.dtype), *pieces])
 
+    def prefetch(self, start: Int[np.ndarray, " n"], stop: Int[np.ndarray, " n"]) -> None:
+        """Fetches the tokens [start, stop) of the stream together, each part within a shard; nothing where it is local.
+
+        Reading them then waits for nothing.
+        """
+        if self._remote is None or not len(start):
+            return
+        shards = self.find_shards(start)
+        self._remote.prefetch(shards, start - self.token_offsets[shards], stop - self.token_offsets[shards])
+
     def find_shards(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The shard of each position in the token stream."""
         if len(self.shard_tokens) == 1:
@@ -154,8 +174,10 @@ class TokenStore:
 
     def find_documents(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The document that holds each position of the token stream."""
-        documents = np.empty(len(positions), np.int64)
-        for shard, chosen in _by_shard(self.find_shards(positions)):
+        documents, shards = np.empty(len(positions), np.int64), self.find_shards(positions)
+        if self._remote is not None:
+            self._remote.bring(np.unique(shards).tolist(), "bounds")
+        for shard, chosen in _by_shard(shards):
             local = positions[chosen] - self.token_offsets[shard]
             found = np.searchsorted(self.shard_bounds[shard], local, side="right") - 1
             documents[chosen] = found + self.document_offsets[shard]
@@ -179,8 +201,11 @@ class TokenStore:
 
     def verify_checksums(self) -> None:
         """Reads every shard; ValueError names the first file whose SHA-256 is not the manifest's."""
+        if self._remote is not None:
+            self._remote.verify()
+            return
         for shard in self.manifest.shards:
-            for kind, wanted in (("tokens", shard.tokens_sha256), ("bounds", shard.bounds_sha256)):
+            for kind, (_, wanted) in shard.files().items():
                 path = os.path.join(self.directory, shard_file(kind, shard.index, len(self.manifest.shards)))
                 if (got := file_sha256(path)) != wanted:
                     raise ValueError(f"{path}: checksum {got}, the manifest says {wanted}")
@@ -196,13 +221,19 @@ def _by_shard(shards: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
-    """The manifest of a local store; FileNotFoundError without one, ValueError when it cannot be read."""
+    """The manifest of a store, local or remote; FileNotFoundError without one, ValueError when it cannot be read."""
     path = os.path.join(os.fspath(directory), MANIFEST_NAME)
+    unfinished = "not a token store, or caching it did not finish"
+    if remote.is_remote(path):
+        try:
+            return _parse_manifest(path, remote.read_text(path))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}: {unfinished}") from None
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path}: no such file: not a token store, or caching it did not finish") from None
+        raise FileNotFoundError(f"{path}: no such file: {unfinished}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: unreadable manifest: {error}") from error
     return _parse_manifest(path, text)
@@ -236,17 +267,11 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
             raise ValueError(f"{path}: {field} is {getattr(manifest, field)}, its shards sum to {total}")
 
 
-def _file_sizes(manifest: Manifest) -> dict[str, int]:
-    total = len(manifest.shards)
-    sizes = {shard_file("tokens", s.index, total): s.tokens_bytes for s in manifest.shards}
-    return sizes | {shard_file("bounds", s.index, total): s.bounds_bytes for s in manifest.shards}
-
-
 def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
     total = len(manifest.shards)
-    tokens = _open_array(os.path.join(directory, shard_file("tokens", shard.index, total)), shard.tokens_bytes)
+    tokens = open_array(os.path.join(directory, shard_file("tokens", shard.index, total)), shard.tokens_bytes)
     bounds_path = os.path.join(directory, shard_file("bounds", shard.index, total))
-    bounds = _open_array(bounds_path, shard.bounds_bytes)
+    bounds = open_array(bounds_path, shard.bounds_bytes)
     if tokens.dtype != manifest.dtype or tokens.shape != (shard.num_tokens,):
         raise ValueError(
             f"{os.path.join(directory, shard_file('tokens', shard.index, total))}: {tokens.shape[0]} tokens of "
@@ -255,17 +280,3 @@ def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> tuple[n
     if bounds.dtype != np.int64 or bounds.shape != (shard.num_documents + 1,) or bounds[0] or bounds[-1] != len(tokens):
         raise ValueError(f"{bounds_path}: not the bounds of {shard.num_documents} documents of {len(tokens)} tokens")
     return tokens, bounds
-
-
-def _open_array(path: str, wanted_bytes: int) -> np.ndarray:
-    try:
-        size = os.path.getsize(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: shard is missing, though the manifest lists it") from None
-    if size != wanted_bytes:
-        raise ValueError(f"{path}: truncated or replaced: {size} bytes, the manifest says {wanted_bytes}")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
-    return array.view(np.ndarray)
