@@ -24,6 +24,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from safelm import checkpoint, model, sharding, train_config, train_data, train_metrics, train_step
+from safelm.data import remote
 from safelm.data.shard import write_json
 from safelm.loss import LossSums
 from safelm.optimizer import Schedule, decayed_params, make_optimizer, make_schedule
@@ -51,6 +52,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
         print(f"{config}\n{_summary(run, data, mesh)}", flush=True)
     if dry_run:
         return
+    remote.check_writable(workdir)  # now, not after an hour
 
     progress = train_metrics.Progress(
         total_steps=config.total_steps,

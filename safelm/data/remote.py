@@ -127,7 +127,7 @@ def check_writable(folder: str) -> None:
     """Writes and removes a tiny file in a folder, local or remote; OSError says what was refused and where."""
     probe = f"{folder.rstrip('/')}/.probe-{secrets.token_hex(8)}"
     if is_remote(folder):
-        write_text(probe, "")
+        write_text(probe, "probe")
         remove(probe)
         return
     try:
