@@ -5,11 +5,13 @@ axes each is split. Data parallel and FSDP are the main plan; "tensor" splits he
 Run a step under `jax.set_mesh(mesh)` so that the activation constraints in the model take effect.
 """
 
+import collections
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -30,32 +32,75 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "residual": None,
 }
 
+# What decides the size of an axis that is split, to name it in an error.
+MODEL_FIELDS = {
+    "vocab": "the padded vocabulary",
+    "embed": "model.d_model",
+    "mlp": "model.d_ff",
+    "heads": "model.num_heads",
+    "kv_heads": "model.num_kv_heads",
+}
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes data, fsdp and tensor, in that order, in Auto mode.
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor, in that order, in Auto mode, laid out for the devices' network.
+
+    Over several TPU slices (devices with different `slice_index`) the data axis spans the slices, whose network is
+    slow; fsdp and tensor stay inside one. Inside a slice, neighbours on an axis are neighbours in the torus.
 
     Args:
       shape: devices along each axis; an axis left out is 1; at most one may be -1 (whatever is left).
-      devices: defaults to all devices of all processes.
+      devices: defaults to all devices of all processes; those of an AOT topology do as well.
 
     Raises:
-      ValueError: an unknown axis, a size below 1, or a product that is not the number of devices.
+      ValueError: an unknown axis, a size below 1, a product that is not the number of devices, or fsdp x tensor that
+        does not fit into a slice.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes, slices = _axis_sizes(shape, len(devices)), _devices_by_slice(devices)
+    if len(slices) == 1:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        _check_slices(sizes, slices)
+        inside, across = (sizes[0] // len(slices), *sizes[1:]), (len(slices), 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _axis_sizes(shape: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
     unknown = sorted(set(shape) - set(MESH_AXES))
     if unknown:
         raise ValueError(f"mesh.{unknown[0]}: unknown mesh axis; the axes are {', '.join(MESH_AXES)}")
     sizes = [int(shape.get(axis, 1)) for axis in MESH_AXES]
     if sizes.count(-1) == 1:
-        rest = int(np.prod([size for size in sizes if size != -1]))
-        sizes[sizes.index(-1)] = max(len(devices) // max(rest, 1), 1)
+        rest = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(num_devices // max(rest, 1), 1)
     for axis, size in zip(MESH_AXES, sizes, strict=True):
         if size < 1:
-            raise ValueError(f"mesh.{axis}={size}: a mesh axis has at least one device")
-    if int(np.prod(sizes)) != len(devices):
-        spelled = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-        raise ValueError(f"{spelled} needs {int(np.prod(sizes))} devices, but there are {len(devices)}")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+            raise ValueError(f"mesh.{axis}={size}: a mesh axis has at least one device, or -1 for those left")
+    if math.prod(sizes) != num_devices:
+        raise ValueError(f"{_spelled(sizes)} needs {math.prod(sizes)} devices, but there are {num_devices}")
+    return tuple(sizes)
+
+
+def _spelled(sizes: Sequence[int]) -> str:
+    return " x ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+
+
+def _devices_by_slice(devices: Sequence[Any]) -> Mapping[int, int]:
+    """The number of devices of each TPU slice; other devices count as one slice, whatever joins them."""
+    return collections.Counter(getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices)
+
+
+def _check_slices(sizes: Sequence[int], slices: Mapping[int, int]) -> None:
+    if len(set(slices.values())) > 1:
+        raise ValueError(f"the slices have different numbers of devices: {dict(sorted(slices.items()))}")
+    if sizes[0] % len(slices):
+        per_slice = max(slices.values())
+        raise ValueError(
+            f"{_spelled(sizes)} over {len(slices)} slices of {per_slice} devices: mesh.data spans the slices and must "
+            f"be a multiple of {len(slices)}, so that mesh.fsdp x mesh.tensor = {sizes[1] * sizes[2]} fits into a slice"
+        )
 
 
 def partition_spec(names: Sequence[str | None]) -> PartitionSpec:
@@ -69,7 +114,7 @@ def partition_spec(names: Sequence[str | None]) -> PartitionSpec:
 def _num_shards(mesh_shape: Mapping[str, int], axes: str | tuple[str, ...] | None) -> int:
     if axes is None:
         return 1
-    return int(np.prod([mesh_shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
+    return math.prod(mesh_shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def param_shardings(mesh: Mesh, logical_axes: Any, shapes: Any | None = None) -> Any:
@@ -80,24 +125,29 @@ def param_shardings(mesh: Mesh, logical_axes: Any, shapes: Any | None = None) ->
         every dimension is checked.
 
     Raises:
-      ValueError: a dimension that its mesh axes do not divide, named with the parameter's path.
+      ValueError: a mesh axis that does not divide what it splits: names the model's fields and the sizes that would do.
     """
     is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+    shardings = jax.tree.map(lambda names: NamedSharding(mesh, partition_spec(names)), logical_axes, is_leaf=is_names)
     if shapes is not None:
-        jax.tree_util.tree_map_with_path(
-            lambda path, names, leaf: _check_divides(mesh, jax.tree_util.keystr(path), names, leaf.shape),
-            logical_axes,
-            shapes,
-            is_leaf=is_names,
-        )
-    return jax.tree.map(lambda names: NamedSharding(mesh, partition_spec(names)), logical_axes, is_leaf=is_names)
+        sizes: dict[str, set[int]] = collections.defaultdict(set)
+        for names, leaf in zip(jax.tree.leaves(logical_axes, is_leaf=is_names), jax.tree.leaves(shapes), strict=True):
+            for name, size in zip(names, leaf.shape, strict=True):
+                sizes[name].add(size)
+        _check_divides(mesh, sizes)
+    return shardings
 
 
-def _check_divides(mesh: Mesh, path: str, names: Sequence[str | None], shape: Sequence[int]) -> None:
-    for name, size, axes in zip(names, shape, partition_spec(names), strict=True):
-        shards = _num_shards(mesh.shape, axes)
-        if size % shards:
-            raise ValueError(f"mesh.{axes}={shards} does not divide axis {name!r} of parameter {path}: size {size}")
+def _check_divides(mesh: Mesh, sizes: Mapping[str, set[int]]) -> None:
+    """`sizes` are those of every logical axis in the parameters."""
+    for mesh_axis, shards in mesh.shape.items():
+        split = [name for name, axes in LOGICAL_AXES.items() if axes == mesh_axis and name in sizes]
+        uneven = [name for name in split if any(size % shards for size in sizes[name])]
+        if uneven:
+            spelled = ", ".join(f"{MODEL_FIELDS[name]}={'/'.join(map(str, sorted(sizes[name])))}" for name in uneven)
+            common = math.gcd(*(size for name in split for size in sizes[name]))
+            fit = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+            raise ValueError(f"mesh.{mesh_axis}={shards} does not divide {spelled}: for this model it can be {fit}")
 
 
 def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:
