@@ -23,11 +23,11 @@ from absl import logging as absl_logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from safelm import checkpoint, model, sharding, train_config, train_data, train_metrics, train_step
+from safelm import checkpoint, sharding, train_config, train_data, train_metrics, train_program, train_step
 from safelm.data import remote
 from safelm.data.shard import write_json
 from safelm.loss import LossSums
-from safelm.optimizer import Schedule, decayed_params, make_optimizer, make_schedule
+from safelm.optimizer import Schedule, make_schedule
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
@@ -46,10 +46,11 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     config = run.config
     data = train_data.TrainData(config, run.tokenizer)
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    program, learning_rate = _compile(run, mesh), _learning_rate(config)
+    program, attention = train_program.make_program(config, run.model, mesh)
+    learning_rate = _learning_rate(config)
     is_main = jax.process_index() == 0
     if is_main:
-        print(f"{config}\n{_summary(run, data, mesh)}", flush=True)
+        print(f"{config}\n{_summary(run, data, mesh)}\nattention:  {attention.kernel} ({attention.reason})", flush=True)
     if dry_run:
         return
     remote.check_writable(workdir)  # now, not after an hour
@@ -111,27 +112,6 @@ def _set_compilation_cache(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _compile(run: train_config.Resolved, mesh: jax.sharding.Mesh) -> train_step.Program:
-    fields = run.config.optimizer
-    optimizer = make_optimizer(
-        name=fields.name,
-        b1=fields.b1,
-        b2=fields.b2,
-        eps=fields.eps,
-        weight_decay=fields.weight_decay,
-        clip_norm=fields.clip_norm,
-        decayed=decayed_params(model.logical_axes(run.model)),
-    )
-    return train_step.make_program(
-        run.model,
-        optimizer,
-        mesh,
-        batch_size=run.config.batch_size,
-        grad_accum_steps=run.config.grad_accum_steps,
-        z_loss=run.config.loss.z_loss,
-    )
 
 
 def _learning_rate(config: ConfigDict) -> Schedule:

@@ -1,0 +1,39 @@
+"""From a config to the compiled functions of its run: what training and ahead-of-time compilation share."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from safelm import attention_kernels, model, train_step
+from safelm.model import ModelConfig
+from safelm.optimizer import decayed_params, make_optimizer
+
+
+def make_program(
+    config: ConfigDict, model_config: ModelConfig, mesh: Mesh
+) -> tuple[train_step.Program, attention_kernels.Choice]:
+    """The program of a resolved config for a mesh, and the attention kernel settled for its devices.
+
+    Raises ValueError for sizes that don't divide over the mesh, and for an attention kernel that can't run on it.
+    """
+    fields = config.optimizer
+    optimizer = make_optimizer(
+        name=fields.name,
+        b1=fields.b1,
+        b2=fields.b2,
+        eps=fields.eps,
+        weight_decay=fields.weight_decay,
+        clip_norm=fields.clip_norm,
+        decayed=decayed_params(model.logical_axes(model_config)),
+    )
+    attention = attention_kernels.choose(model_config, config.seq_len, mesh)
+    program = train_step.make_program(
+        dataclasses.replace(model_config, attention=attention.kernel),
+        optimizer,
+        mesh,
+        batch_size=config.batch_size,
+        grad_accum_steps=config.grad_accum_steps,
+        z_loss=config.loss.z_loss,
+    )
+    return program, attention
