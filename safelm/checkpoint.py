@@ -8,12 +8,15 @@ A run's folder (a workdir, local or `gs://`), and equally one written by `save_p
     <folder>/tokenizer/                     the tokenizer, so that the folder is all one needs
 
 A step's folder gets its name only when it is whole, so a killed or failed save leaves the checkpoints before it as they
-were. `meta` holds the data position as integers: what is fed at a step is a function of the step (`safelm.data`).
+were. `meta` holds the data position as integers: what is fed at a step is a function of the step (`safelm.data`); and
+fingerprints of all arrays, which a restore compares, so that a damaged checkpoint is an error and never a wrong model.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,7 +27,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from safelm import checkpoint_integrity
 from safelm import model as model_lib
+from safelm.checkpoint_integrity import CorruptCheckpointError
 from safelm.tokenizer import Tokenizer
 
 Meta = dict[str, Any]
@@ -35,6 +40,11 @@ ARCHITECTURE_FIELDS = (
     "vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim",
     "rope_theta", "rms_norm_eps", "tie_embeddings",
 )  # fmt: skip
+
+CORRUPT_FOLDER = "corrupt_checkpoints"
+# What reading a whole checkpoint may also end in.
+_PASSING_ERRORS = (PermissionError, MemoryError, TimeoutError, ConnectionError)
+_PASSING_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
 class Checkpoints:
@@ -69,17 +79,24 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def read_meta(self, step: int) -> Meta:
-        """The JSON record of one checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        """The JSON record of one checkpoint; CorruptCheckpointError if it isn't as it was written."""
+        with self._read_errors(step):
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if not isinstance(meta, dict):
+            raise CorruptCheckpointError(f"{self._name(step)}: its meta is not a JSON object")
+        checkpoint_integrity.check_seal(meta, where=self._name(step))
+        return meta
 
     def save(self, step: int, meta: Mapping[str, Any], params: PyTree, opt_state: PyTree | None = None) -> None:
         """Starts writing a checkpoint in the background; returns once the arrays may be reused.
 
         Raises OSError if this save can't begin or the one before it failed (a full disk, say).
         """
+        arrays = {"params": params} if opt_state is None else {"params": params, "optimizer": opt_state}
+        record = {**meta, "step": step, "fingerprints": checkpoint_integrity.fingerprints(arrays)}
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(params),
-            "meta": ocp.args.JsonSave({**meta, "step": step}),
+            "meta": ocp.args.JsonSave(checkpoint_integrity.seal(record)),
         }
         if opt_state is not None:
             items["optimizer"] = ocp.args.StandardSave(opt_state)
@@ -100,14 +117,28 @@ class Checkpoints:
     def restore(self, step: int, params: PyTree, opt_state: PyTree | None = None) -> tuple[PyTree, PyTree | None]:
         """Reads a checkpoint into arrays of the given abstract trees' shapes, dtypes and shardings.
 
-        Raises ValueError naming the parameter if the checkpoint's arrays have other names or shapes.
+        Raises ValueError naming the parameter if the checkpoint's arrays have other names or shapes,
+        CorruptCheckpointError if they can't be read or aren't those that were written.
         """
+        wanted = self.read_meta(step).get("fingerprints", {})
         self._check_shapes(step, params)
         items: dict[str, Any] = {"params": ocp.args.StandardRestore(params)}
         if opt_state is not None:
             items["optimizer"] = ocp.args.StandardRestore(opt_state)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        with self._read_errors(step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            checkpoint_integrity.check_fingerprints(dict(restored.items()), wanted, where=self._name(step))
         return restored.params, restored.get("optimizer")
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Moves a checkpoint out of the run's way, to `<folder>/corrupt_checkpoints`; returns where it is now."""
+        aside = self.folder / CORRUPT_FOLDER
+        aside.mkdir(parents=True, exist_ok=True)
+        taken = {path.name for path in aside.iterdir()}
+        name = next(name for name in (str(step), *(f"{step}.{i}" for i in range(2, 10**6))) if name not in taken)
+        (self.folder / "checkpoints" / str(step)).rename(aside / name)
+        self._manager.reload()
+        return aside / name
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
@@ -123,7 +154,8 @@ class Checkpoints:
             self.close()
 
     def _check_shapes(self, step: int, params: PyTree) -> None:
-        stored = _shapes(self._manager.item_metadata(step).params.tree)
+        with self._read_errors(step):
+            stored = _shapes(self._manager.item_metadata(step).params.tree)
         for name, shape in _shapes(params).items():
             if name not in stored:
                 raise ValueError(f"{self._name(step)} is of another model: it has no parameter {name}")
@@ -136,6 +168,19 @@ class Checkpoints:
 
     def _name(self, step: int) -> str:
         return f"checkpoint {self.folder}/checkpoints/{step}"
+
+    @contextlib.contextmanager
+    def _read_errors(self, step: int) -> Iterator[None]:
+        """Tells a damaged checkpoint from storage or a machine that fails: the first can only be left behind."""
+        _hush_reads_under_way()
+        try:
+            yield
+        except CorruptCheckpointError:
+            raise
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            reason = f"{self._name(step)} can't be read: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            passing = isinstance(error, _PASSING_ERRORS) or any(status in str(error) for status in _PASSING_STATUS)
+            raise (OSError if passing else CorruptCheckpointError)(reason) from error
 
     @contextlib.contextmanager
     def _write_errors(self, step: int | None) -> Iterator[None]:
@@ -234,6 +279,18 @@ def load_tokenizer(folder: str) -> Tokenizer:
     return Tokenizer.from_pretrained(f"{folder}/tokenizer")
 
 
+@functools.cache  # once
+def _hush_reads_under_way() -> None:
+    """After a failed restore, tensorstore's other reads report to an event loop that is gone: pages of tracebacks."""
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {checkpoint_integrity.path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -71,7 +71,22 @@ def default_config() -> ConfigDict:
             "loss": {"z_loss": 0.0},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1: those left
             "checkpoint": {"every_steps": 1000, "keep_last": 2, "keep_every": 0},
-            "log": {"every_steps": 10, "peak_flops": 0.0},  # FLOP/s of one device for MFU; 0: from a table of chips
+            "log": {
+                "every_steps": 10,
+                "peak_flops": 0.0,  # FLOP/s of one device for MFU; 0: from a table of chips
+                "profile_start_step": 0,  # a profile of `profile_steps` steps from here on; 0: none but by SIGUSR1
+                "profile_steps": 5,
+            },
+            "faults": {  # see safelm.train_faults
+                "on_nonfinite": "halt",  # halt, skip or rollback, when the loss or the gradients aren't finite
+                "on_spike": "ignore",  # ignore, skip or rollback, at a spike of the loss or the gradients' norm
+                "spike_loss_ratio": 2.0,  # a spike is so many times the median over the window; 0: no limit
+                "spike_grad_norm_ratio": 10.0,
+                "spike_window": 128,  # updates
+                "max_skips": 10,  # in spike_window steps; one more halts the run
+                "max_rollbacks": 5,  # in the whole run; one more halts it
+                "grace_s": 25.0,  # seconds from SIGTERM to the end of the step; then the process ends without a save
+            },
         }
     )
 

@@ -1,0 +1,94 @@
+"""Proof that a checkpoint read back is the one that was written, whatever mesh it was written from or is read onto.
+
+Neither Orbax nor tensorstore notices every flipped bit or missing chunk (a chunk that isn't there reads as zeros). So
+`meta` keeps a fingerprint of every array, taken on the devices before the save and again after a restore, and a
+checksum of itself. A fingerprint is two sums over all elements, modulo 2^32, of hashes of an element's bits and its
+place: whole numbers, so the order of the additions, and with it the sharding, changes nothing.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, UInt32
+
+PyTree = Any
+CHECKSUM = "checksum"  # the field of `meta` that holds the hash of the others
+
+
+class CorruptCheckpointError(OSError):
+    """A checkpoint that is there but can't be read, or isn't what was written."""
+
+
+def fingerprints(tree: PyTree) -> dict[str, str]:
+    """Dtype and sixteen hex digits by the path of every array; the same on any mesh, different if any bit is."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    sums = jax.device_get([_fingerprint_of(leaf)(leaf) for _, leaf in leaves])
+    return {
+        path_name(path): f"{leaf.dtype}:{first:08x}{second:08x}"
+        for (path, leaf), (first, second) in zip(leaves, sums, strict=True)
+    }
+
+
+def check_fingerprints(tree: PyTree, wanted: Mapping[str, str], *, where: str) -> None:
+    """Raises CorruptCheckpointError naming the first array that isn't as it was written.
+
+    Arrays that were read as another dtype, or have no fingerprint, pass.
+    """
+    for name, found in fingerprints(tree).items():
+        there = wanted.get(name, found)
+        if there != found and there.split(":")[0] == found.split(":")[0]:
+            raise CorruptCheckpointError(f"{where}: {name} is not what was written ({there}, read {found})")
+
+
+def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with a checksum of itself."""
+    return {**meta, CHECKSUM: _checksum(meta)}
+
+
+def check_seal(meta: Mapping[str, Any], *, where: str) -> None:
+    """Raises CorruptCheckpointError if the record isn't as it was written; one without a checksum passes."""
+    if CHECKSUM in meta and meta[CHECKSUM] != _checksum(meta):
+        raise CorruptCheckpointError(f"{where}: its meta does not match its checksum")
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A leaf's path in a tree as one string, with slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _checksum(meta: Mapping[str, Any]) -> str:
+    content = json.dumps({name: value for name, value in meta.items() if name != CHECKSUM}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _fingerprint_of(leaf: jax.Array):
+    mesh = leaf.sharding.mesh if isinstance(leaf.sharding, NamedSharding) else None
+    return _compiled(mesh)
+
+
+@functools.cache
+def _compiled(mesh: Mesh | None):
+    # Every process needs the sums, so they are on every device.
+    return jax.jit(_sums, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+
+
+def _sums(x: Array) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        place = place * jnp.uint32(x.shape[axis] % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = _mix(bits ^ _mix(place + jnp.uint32(0x9E3779B9)))
+    return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(_mix(mixed + jnp.uint32(0x85EBCA6B)), dtype=jnp.uint32)
+
+
+def _mix(h: Array) -> Array:
+    """A permutation of the 32-bit numbers, so that any changed element changes its term (murmur3's finalizer)."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
