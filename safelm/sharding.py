@@ -117,6 +117,12 @@ def _num_shards(mesh_shape: Mapping[str, int], axes: str | tuple[str, ...] | Non
     return math.prod(mesh_shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
+def num_shards(name: str) -> int:
+    """Into how many parts `jax.set_mesh`'s mesh splits an axis of this logical name; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else _num_shards(mesh.shape, LOGICAL_AXES[name])
+
+
 def param_shardings(mesh: Mesh, logical_axes: Any, shapes: Any | None = None) -> Any:
     """A `NamedSharding` for every leaf of `logical_axes` (a tree whose leaves are tuples of names).
 
@@ -163,12 +169,14 @@ def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:
         return batch
     if batch_size % shards:
         raise ValueError(f"batch_size={batch_size} is not a multiple of mesh.data x mesh.fsdp = {shards}")
-    held = {index[0].indices(batch_size) for index in batch.addressable_devices_indices_map((batch_size,)).values()}
-    num_held, processes = sum(stop - start for start, stop, _ in held), jax.process_count()
-    if num_held and num_held * processes != batch_size:
+    held: dict[int, set[tuple[int, int, int]]] = collections.defaultdict(set)
+    for device, index in batch.devices_indices_map((batch_size,)).items():
+        held[device.process_index].add(index[0].indices(batch_size))
+    num_rows = {sum(stop - start for start, stop, _ in parts) for parts in held.values()}
+    if num_rows != {batch_size // len(held)}:
         raise ValueError(
-            f"mesh.tensor={mesh.shape['tensor']}: a process holds {num_held} of {batch_size} rows of a batch, it must "
-            f"be one of {processes} equal shares: the tensor axis can't reach over processes"
+            f"mesh.tensor={mesh.shape['tensor']}: a process holds {max(num_rows)} of {batch_size} rows of a batch, it "
+            f"must be one of {len(held)} equal shares: the tensor axis can't reach over processes"
         )
     return batch
 
