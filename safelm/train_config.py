@@ -102,19 +102,34 @@ class Resolved:
 
 def resolve(config: ConfigDict) -> Resolved:
     """Settles steps, tokenizer and model. Raises ValueError or FileNotFoundError naming the field and its value."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        _check_numbers(config)
-        config.total_steps = _total_steps(config)
-        config.total_tokens = config.total_steps * config.batch_size * config.seq_len
-        if config.optimizer.schedule == "wsd" and not config.optimizer.decay_steps:
-            config.optimizer.decay_steps = round(config.optimizer.decay_fraction * config.total_steps)
-        tokenizer = _load_tokenizer(config)
-        model = _resolve_model(config, tokenizer)
-        config.model = ConfigDict(dataclasses.asdict(model))
+    config = _settle_run(config)
+    tokenizer = _load_tokenizer(config)
+    return Resolved(*_settle_model(config, _resolve_model(config, tokenizer)), tokenizer)
+
+
+def resolve_sizes(config: ConfigDict) -> tuple[ConfigDict, ModelConfig]:
+    """`resolve` for what needs shapes only: loads the tokenizer only if `model.vocab_size` is not set."""
+    config = _settle_run(config)
+    tokenizer = None if config.model.vocab_size else _load_tokenizer(config)
+    return _settle_model(config, _resolve_model(config, tokenizer))
+
+
+def _settle_run(config: ConfigDict) -> ConfigDict:
+    """An unlocked copy with its steps settled."""
+    config = config.copy_and_resolve_references().unlock()
+    _check_numbers(config)
+    config.total_steps = _total_steps(config)
+    config.total_tokens = config.total_steps * config.batch_size * config.seq_len
+    if config.optimizer.schedule == "wsd" and not config.optimizer.decay_steps:
+        config.optimizer.decay_steps = round(config.optimizer.decay_fraction * config.total_steps)
+    return config
+
+
+def _settle_model(config: ConfigDict, model: ModelConfig) -> tuple[ConfigDict, ModelConfig]:
     if config.seq_len > model.max_seq_len:
         raise ValueError(f"seq_len is {config.seq_len}, longer than model.max_seq_len {model.max_seq_len}")
-    return Resolved(config.lock(), model, tokenizer)
+    config.model = ConfigDict(dataclasses.asdict(model))
+    return config.lock(), model
 
 
 def run_record(resolved: Resolved, data: Mapping[str, Any]) -> checkpoint.Meta:
@@ -206,7 +221,8 @@ def _load_tokenizer(config: ConfigDict) -> Tokenizer:
     raise ValueError("tokenizer is not set: give --config.tokenizer=PATH or an init_checkpoint that has one")
 
 
-def _resolve_model(config: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
+def _resolve_model(config: ConfigDict, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The model; without a tokenizer its vocabulary is taken from the config and not compared with any."""
     fields = config.model.to_dict()
     if config.init_checkpoint:
         where = f"init_checkpoint {config.init_checkpoint}"
@@ -214,15 +230,16 @@ def _resolve_model(config: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
         checkpoints.close()
         theirs = dataclasses.asdict(checkpoint.model_config_from_meta(meta, where=where))
         fields |= {name: value for name, value in theirs.items() if fields[name] is None}
-        checkpoint.check_vocabulary(meta, tokenizer, where=where)
+        if tokenizer is not None:
+            checkpoint.check_vocabulary(meta, tokenizer, where=where)
         checkpoint.check_model(meta, ModelConfig(**fields), where=where)
-    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)} | {
-        "vocab_size": tokenizer.vocab_size
-    }
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    if tokenizer is not None:
+        defaults["vocab_size"] = tokenizer.vocab_size
     for name in (name for name, value in fields.items() if value is None):
         if defaults[name] is dataclasses.MISSING:
             raise ValueError(f"model.{name} is not set: give it, or an init_checkpoint to take it from")
         fields[name] = defaults[name]
-    if fields["vocab_size"] < tokenizer.vocab_size:
+    if tokenizer is not None and fields["vocab_size"] < tokenizer.vocab_size:
         raise ValueError(f"model.vocab_size is {fields['vocab_size']}, the tokenizer has {tokenizer.vocab_size} ids")
     return ModelConfig(**fields)
