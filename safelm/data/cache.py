@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -41,6 +42,7 @@ class CacheFolder:
         self.url, self.root = url, os.path.join(cache_root(), "stores")
         self.path = os.path.join(self.root, hashlib.sha256(f"{url}\n{manifest_text}".encode()).hexdigest()[:24])
         self._in_use = _lock(os.path.join(self.path, _IN_USE), fcntl.LOCK_SH)
+        weakref.finalize(self, self._in_use.close)
         os.utime(self._in_use.fileno())
 
     def has(self, name: str) -> bool:

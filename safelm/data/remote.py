@@ -33,6 +33,7 @@ _CREDENTIALS = (
 )
 
 _logger = logging.getLogger(__name__)
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of what it raises
 _Result = TypeVar("_Result")
 
 
@@ -124,11 +125,13 @@ def remove(url: str) -> None:
 
 
 def check_writable(folder: str) -> None:
-    """Writes and removes a tiny file in a folder, local or remote; OSError says what was refused and where."""
+    """Writes a tiny file in a folder, local or remote, lists and removes it; OSError says what was refused where."""
     probe = f"{folder.rstrip('/')}/.probe-{secrets.token_hex(8)}"
     if is_remote(folder):
-        write_text(probe, "probe")
-        remove(probe)
+        files, path = filesystem(probe)
+        retrying(folder, "writing", lambda: files.pipe_file(path, b"probe"))
+        retrying(folder, "listing", lambda: files.ls(path.rpartition("/")[0]))  # how checkpoints are found
+        retrying(folder, "removing", lambda: files.rm_file(path))
         return
     try:
         os.makedirs(folder, exist_ok=True)
@@ -197,8 +200,8 @@ def _may_pass(error: Exception) -> bool:
 def _clear_error(url: str, action: str, error: Exception, seconds: float | None) -> OSError:
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status == 404:
-        missing = f": {bucket!r} is no bucket, or not one that can be seen" if (bucket := _missing_bucket(url)) else ""
-        return FileNotFoundError(f"{url}: no such file{missing}")
+        bucket = _missing_bucket(url)
+        return FileNotFoundError(f"{url}: " + (f"there is no bucket {bucket!r}" if bucket else "no such file"))
     if status in (401, 403):
         return PermissionError(f"{url}: {action} is refused ({status}: {_reason(error)}); {_CREDENTIALS}")
     if seconds is not None:

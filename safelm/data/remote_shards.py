@@ -20,6 +20,7 @@ size has been copied once; then reading is that of a local store.
 """
 
 import collections
+import hashlib
 import io
 import logging
 import threading
@@ -192,10 +193,7 @@ class RemoteShards:
             elif kind == "tokens":
                 return None
             else:
-                buffer = io.BytesIO()
-                remote.download(url, size, buffer)
-                buffer.seek(0)
-                array = np.load(buffer, allow_pickle=False)
+                array = np.load(io.BytesIO(_read_checked(url, size, sha256)), allow_pickle=False)
             self._check_array(kind, shard, array)
             self._mapped[kind, shard] = array
             return array
@@ -304,6 +302,14 @@ class RemoteShards:
             zlib.crc32(view[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]) == sums[block]
             for at, (_, block) in enumerate(run)
         )
+
+
+def _read_checked(url: str, size: int, sha256: str) -> bytes:
+    for _ in range(2):
+        (data,) = remote.read_ranges([(url, 0, size)])
+        if (got := hashlib.sha256(data).hexdigest()) == sha256:
+            return data
+    raise ValueError(f"{url}: damaged: checksum {got}, the manifest says {sha256} (fetched twice)")
 
 
 class ShardTokens:
