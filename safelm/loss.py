@@ -41,8 +41,14 @@ def loss_sums(
     A mask weights its position; what stands at a position of mask 0 (even NaN-free garbage) has no effect.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return loss_sums_of(jax.nn.logsumexp(logits_BTV, axis=-1), target_logit_BT, loss_mask_BT)
+
+
+def loss_sums_of(
+    log_z_BT: Float[Array, "B T"], target_logit_BT: Float[Array, "B T"], loss_mask_BT: Float[Array, "B T"]
+) -> LossSums:
+    """`loss_sums` from what it needs of the logits: their log-partition and the target's, both float32."""
     loss_mask_BT = loss_mask_BT.astype(jnp.float32)
     return LossSums(
         cross_entropy=jnp.sum((log_z_BT - target_logit_BT) * loss_mask_BT),

@@ -28,7 +28,7 @@ from safelm import attention, attention_kernels, sharding
 from safelm.model_config import REMAT_POLICIES, ModelConfig
 
 __all__ = ["KVCache", "ModelConfig", "Params", "abstract_params", "apply", "apply_cached", "hidden_states", "init",
-           "init_cache", "logical_axes", "unembed", "write_cache"]  # fmt: skip
+           "init_cache", "logical_axes", "unembed", "unembedding", "write_cache"]  # fmt: skip
 
 MASKED_LOGIT = -1e9  # of ids that exist only to pad the vocabulary
 Params = dict[str, Any]
@@ -232,14 +232,16 @@ def hidden_states(
 
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
-    if config.tie_embeddings:
-        kernel, equation = params["embedder"]["embedding"], "...d,vd->...v"
-    else:
-        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
-    logits = jnp.einsum(equation, x_BTD, kernel.astype(config.dtype), preferred_element_type=jnp.float32)
+    kernel_VD = unembedding(config, params).astype(config.dtype)
+    logits = jnp.einsum("...d,vd->...v", x_BTD, kernel_VD, preferred_element_type=jnp.float32)
     if config.padded_vocab_size == config.vocab_size:
         return logits
     return jnp.where(jnp.arange(config.padded_vocab_size) < config.vocab_size, logits, MASKED_LOGIT)
+
+
+def unembedding(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
+    """The kernel of the logits, in `param_dtype`: the embedding itself where it is tied."""
+    return params["embedder"]["embedding"] if config.tie_embeddings else params["unembed"]["kernel"].T
 
 
 def apply(

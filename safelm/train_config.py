@@ -72,7 +72,10 @@ def default_config() -> ConfigDict:
                 "weight_decay": 0.01,
                 "clip_norm": 1.0,  # 0: no clipping
             },
-            "loss": {"z_loss": 0.0, "vocab_chunks": 0},
+            "loss": {
+                "z_loss": 0.0,
+                "vocab_chunks": 0,  # parts of the vocabulary whose logits are in memory at a time; 0: as size asks
+            },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1: those left
             "checkpoint": {"every_steps": 1000, "keep_last": 2, "keep_every": 0},
             "log": {
@@ -199,7 +202,8 @@ def _check_numbers(config: ConfigDict) -> None:
     for name in (*positive, "log.every_steps", "eval.batches"):
         if get_field(config, name) < 1:
             raise ValueError(f"{name} is {get_field(config, name)}: it must be at least 1")
-    for name in ("total_steps", "total_tokens", "eval.every_steps", "checkpoint.keep_every", "loss.z_loss", "loss.vocab_chunks"):
+    not_negative = ("total_steps", "total_tokens", "eval.every_steps", "checkpoint.keep_every")
+    for name in (*not_negative, "loss.z_loss", "loss.vocab_chunks"):
         if get_field(config, name) < 0:
             raise ValueError(f"{name} is {get_field(config, name)}: it can't be negative")
     for name, (low, high) in _RANGES.items():

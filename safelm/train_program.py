@@ -35,5 +35,6 @@ def make_program(
         batch_size=config.batch_size,
         grad_accum_steps=config.grad_accum_steps,
         z_loss=config.loss.z_loss,
+        vocab_chunks=config.loss.vocab_chunks,
     )
     return program, attention

@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from safelm import model, sharding
-from safelm.loss import LossSums, loss_sums
+from safelm.chunked_loss import next_token_loss
+from safelm.loss import LossSums
 from safelm.model import ModelConfig
 
 PyTree = Any
@@ -85,8 +86,11 @@ def make_program(
     batch_size: int,
     grad_accum_steps: int,
     z_loss: float | int = 0.0,
+    vocab_chunks: int = 0,
 ) -> Program:
     """Builds a run's functions for a mesh, inputs and outputs pinned to their shardings; call them under the mesh.
+
+    `vocab_chunks`: parts of the vocabulary whose logits are in memory one at a time (`chunked_loss.num_chunks`).
 
     Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh.
     """
@@ -99,7 +103,7 @@ def make_program(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def loss(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
-        sums = _loss(config, params, batch)
+        sums = _loss(config, params, batch, vocab_chunks)
         return sums.total(z_loss), sums
 
     def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
@@ -126,7 +130,7 @@ def make_program(
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            lambda params, batch: _loss(config, params, batch),
+            lambda params, batch: _loss(config, params, batch, vocab_chunks),
             in_shardings=(shardings.params, batch_sharding),
             out_shardings=everywhere,
         ),
@@ -146,15 +150,16 @@ def abstract_controls(mesh: Mesh) -> Controls:
     return Controls(scalar, scalar, scalar)
 
 
-def _loss(config: ModelConfig, params: PyTree, batch: Batch) -> LossSums:
-    logits_BTV = model.apply(
+def _loss(config: ModelConfig, params: PyTree, batch: Batch, vocab_chunks: int) -> LossSums:
+    x_BTD = model.hidden_states(
         config,
         params,
         batch["inputs_BT"],
         positions_BT=batch["positions_BT"],
         segment_ids_BT=batch["segment_ids_BT"],
     )
-    return loss_sums(logits_BTV, batch["targets_BT"], batch["loss_mask_BT"])
+    targets_BT, loss_mask_BT = batch["targets_BT"], batch["loss_mask_BT"]
+    return next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, vocab_chunks=vocab_chunks)
 
 
 def _summed_gradients(
