@@ -137,8 +137,12 @@ class Checkpoints:
         taken = {path.name for path in aside.iterdir()}
         name = next(name for name in (str(step), *(f"{step}.{i}" for i in range(2, 10**6))) if name not in taken)
         (self.folder / "checkpoints" / str(step)).rename(aside / name)
-        self._manager.reload()
+        self.reload()
         return aside / name
+
+    def reload(self) -> None:
+        """Looks again which checkpoints there are."""
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""

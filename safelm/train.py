@@ -2,8 +2,10 @@
 
     python -m safelm.train --config=configs/quickstart.py:safety --workdir=runs/safety [--config.a.b=value ...]
 
-The workdir (local or gs://) gets `config.json`, `tokenizer/`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`. To
-resume, run the same command again: it goes on from the newest checkpoint, bit for bit as if it had never stopped.
+The workdir (local or gs://) gets `config.json`, `tokenizer/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/` and
+`checkpoints/`. To resume, run the same command again: it goes on from the newest checkpoint, bit for bit as if it had
+never stopped. SIGTERM and Ctrl-C save and end it with code 143 and 130; bad input or a disk that is full end it with 2,
+numbers that aren't finite with 3. SIGUSR1 makes a profile of the next steps.
 `--dry_run` checks everything, prints parameters, tokens and steps, and trains nothing.
 """
 
@@ -13,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils imports TensorFlow for gs:// where it is installed
 
@@ -23,7 +26,24 @@ from absl import logging as absl_logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from safelm import checkpoint, sharding, train_config, train_data, train_metrics, train_program, train_step
+from safelm import (
+    checkpoint,
+    processes,
+    sharding,
+    train_clock,
+    train_config,
+    train_data,
+    train_events,
+    train_faults,
+    train_metrics,
+    train_plan,
+    train_preemption,
+    train_profile,
+    train_program,
+    train_restore,
+    train_resume,
+    train_step,
+)
 from safelm.data import remote
 from safelm.data.shard import write_json
 from safelm.loss import LossSums
@@ -39,18 +59,23 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     """Runs a config to its last step, from the newest checkpoint in `workdir` if there is one.
 
     Raises ValueError or OSError for input that can't be used (the message names the field or file), OSError when the
-    disk is full, FloatingPointError when the loss or the gradients stop being finite.
+    disk is full, FloatingPointError where `config.faults` halts the run (a loss that isn't finite, say), Preempted
+    after a signal, when all is saved.
     """
     _set_compilation_cache(config.compilation_cache_dir)
-    run = train_config.resolve(config)
+    train_faults.check_config(config.faults)
+    run = train_config.resolve(config, workdir)
     config = run.config
     data = train_data.TrainData(config, run.tokenizer)
+    if dry_run and (absent := train_plan.absent_mesh(config.mesh.to_dict(), jax.device_count())):
+        print(f"{config}\n{train_plan.summary(run, data, absent)}", flush=True)
+        return
     mesh = sharding.make_mesh(config.mesh.to_dict())
     program, attention = train_program.make_program(config, run.model, mesh)
     learning_rate = _learning_rate(config)
     is_main = jax.process_index() == 0
     if is_main:
-        print(f"{config}\n{_summary(run, data, mesh)}\nattention:  {attention.kernel} ({attention.reason})", flush=True)
+        print(f"{config}\n{train_plan.summary(run, data, mesh, attention)}", flush=True)
     if dry_run:
         return
     remote.check_writable(workdir)  # now, not after an hour
@@ -62,48 +87,114 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
         peak_flops=train_metrics.device_peak_flops(config.log.peak_flops),
         enabled=is_main,
     )
+
+    def tell(event: str, step: int | None = None, **values: Any) -> None:
+        """Says it and keeps it in the run's history."""
+        progress.note(f"{event.replace('_', ' ')}, step {step}: " + "; ".join(f"{k} {v}" for k, v in values.items()))
+        events.write(event, step, **values)
+
     keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
-    with checkpoint.Checkpoints(workdir, **keep) as checkpoints:
-        state, start_step = _restore_or_init(checkpoints, program, run, data, workdir)
-        with jax.set_mesh(mesh), train_metrics.MetricsLog(workdir, start_step=start_step, enabled=is_main) as log:
+    with (
+        train_events.Events(workdir, enabled=is_main) as events,
+        train_preemption.Preemption(grace_s=config.faults.grace_s, note=progress.note) as preemption,
+        train_profile.Profile(workdir, config.log, note=progress.note) as profile,
+        checkpoint.Checkpoints(workdir, **keep) as checkpoints,
+        jax.set_mesh(mesh),
+    ):
+        source = train_restore.Source(checkpoints, program, run, data, tell)
+        state, step, meta = source.restore()
+        faults, window = train_faults.Faults(config.faults), train_metrics.LossWindow()
+        clock = train_clock.Clock(events.first_launch)
+        kept = {"faults": faults, "window": window, "clock": clock}  # parts whose state is in the checkpoints
+        for name, part in kept.items():
+            part.load(meta.get(name))
+        with train_metrics.MetricsLog(workdir, start_step=step, enabled=is_main) as log:
             if is_main:
                 _store_config(workdir, run, progress.note)
-            progress.start(start_step)
-            batches = data.batches(start_step, program.batch_sharding)
+            events.write("resume", step)
+            with clock.aside("compile"):
+                update, evaluate = train_program.compile_ahead(program, config, has_evaluation=bool(data.eval_stores))
+            leave = processes.AnyProcess()
+
+            def is_due(every_steps: int) -> bool:
+                return step == config.total_steps or step % every_steps == 0
+
+            def finish(values: dict[str, float]) -> bool:
+                """Evaluates if it is time and writes the step's line; False if the evaluation was broken off."""
+                if data.eval_stores and is_due(config.eval.every_steps):
+                    with clock.aside("eval"):
+                        losses = _evaluate(evaluate, data, program.batch_sharding, state.params, step, should_stop)
+                    if losses is None:
+                        return False
+                    progress.note(f"step {step}  " + "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+                    values = values | losses
+                if values:
+                    log.write(step, values | clock.take())
+                return True
+
+            def should_stop() -> bool:
+                return leave(preemption.requested)
+
+            if "unfinished" in meta:  # the run left in the evaluation after this step
+                finish(meta["unfinished"])
+            progress.start(step)
+            batches = data.batches(step, program.batch_sharding)
             unread = collections.deque()  # (step, StepMetrics): read while the next update runs
-            window = train_metrics.LossWindow()
-            for step in range(start_step + 1, config.total_steps + 1):
-                controls = train_step.Controls(np.float32(learning_rate(step - 1)))
-                state, step_metrics = program.step(state, next(batches), controls)
+            progress.restart_clock(step)
+            clock.run()
+            while step < config.total_steps:
+                step += 1
+                with clock.data_wait():
+                    batch = next(batches)
+                limits = (np.float32(limit) for limit in faults.limits(step))
+                controls = train_step.Controls(np.float32(learning_rate(step - 1)), *limits)
+                with profile.step(step, asked=preemption.take_profile_request()):
+                    state, step_metrics = update(state, batch, controls)
                 unread.append((step, step_metrics))
+                preemption.begin()
 
-                is_last = step == config.total_steps
-                log_now = is_last or step % config.log.every_steps == 0
-                eval_now = data.eval_stores and (is_last or step % config.eval.every_steps == 0)
-                save_now = is_last or step % config.checkpoint.every_steps == 0
-                pause = log_now or eval_now or save_now or step == start_step + 1
-                while len(unread) > (0 if pause else 1):
-                    window.add(*unread.popleft())  # FloatingPointError halts the run, before anything bad is saved
+                log_now, save_now = is_due(config.log.every_steps), is_due(config.checkpoint.every_steps)
+                leaving = should_stop()
+                pause = log_now or save_now or leaving or (data.eval_stores and is_due(config.eval.every_steps))
+                bad = _read(unread, 0 if pause else 1, window, faults, clock, tell)
+                if bad is not None:  # FloatingPointError has halted the run if it must not go on
+                    state = None  # its memory is needed
+                    state, meta = source.roll_back(bad)
+                    faults.roll_back(bad, meta)
+                    clock.load(meta.get("clock"))
+                    if bad < step:  # the update under way is done again, from here
+                        step, batches = bad, data.batches(bad, program.batch_sharding)
+                        continue
 
+                checkpoints.check()
                 values = {}
                 if log_now:
                     values |= window.take() | progress.rates(step) | {"learning_rate": float(controls.learning_rate)}
                     values |= {f"tokens/{source}": tokens for source, tokens in data.tokens_given(step).items()}
-                    progress.show(step, values["loss"])
-                    checkpoints.check()
-                if eval_now:
-                    values |= (losses := _evaluate(program, data, state, step))
-                    progress.note(f"step {step}  " + "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
-                if values:
-                    log.write(step, values)
-                if save_now:
+                    values["steps_not_applied"] = faults.steps_not_applied
+                    progress.show(step, values.get("loss"))
+                finished = finish(values)
+                leaving = leaving or not finished
+                if save_now or leaving:
                     log.flush()
-                    meta = train_config.run_record(run, data.record(step))
-                    checkpoints.save(step, meta, state.params, state.opt_state)
+                    events.flush()
+                    meta = train_resume.run_record(run, data.record(step), source.history)
+                    meta |= {name: part.record() for name, part in kept.items()}
+                    meta |= {} if finished else {"unfinished": values}
+                    preemption.saving(leaving)
+                    with clock.aside("checkpoint_stall"):
+                        checkpoints.save(step, meta, state.params, state.opt_state)
+                if leaving and (step < config.total_steps or not finished):
+                    with clock.aside("checkpoint_stall"):
+                        checkpoints.wait()
+                    raise train_preemption.Preempted(f"stopped after step {step}: saved", preemption.exit_code)
                 if pause:
                     progress.restart_clock(step)
-            checkpoints.wait()
+            with clock.aside("checkpoint_stall"):
+                checkpoints.wait()
         progress.close()
+        events.write("done", step, **clock.take())
+        progress.note(f"tokens given, against the plan:\n{data.ledger_table(step)}")
         progress.note(f"done: step {config.total_steps}, checkpoints in {checkpoints.folder / 'checkpoints'}")
 
 
@@ -126,60 +217,49 @@ def _learning_rate(config: ConfigDict) -> Schedule:
     )
 
 
-def _restore_or_init(
-    checkpoints: checkpoint.Checkpoints,
-    program: train_step.Program,
-    run: train_config.Resolved,
-    data: train_data.TrainData,
-    workdir: str,
-) -> tuple[train_step.TrainState, int]:
-    """The state to go on from, and its step: the newest checkpoint's, else `init_checkpoint`'s or fresh parameters."""
-    target = program.abstract_state
-    if (step := checkpoints.latest_step()) is not None:
-        where = f"checkpoint {workdir}/checkpoints/{step}"
-        if step > run.config.total_steps:
-            raise ValueError(f"{where} is past the run's end: total_steps is {run.config.total_steps}")
-        train_config.check_resumable(checkpoints.read_meta(step), run, data.record(step), where=where)
-        params, opt_state = checkpoints.restore(step, target.params, target.opt_state)
-        return train_step.TrainState(jax.device_put(np.int32(step), target.step.sharding), params, opt_state), step
-    if run.config.init_checkpoint:
-        source, step, _ = checkpoint.open_checkpoint(run.config.init_checkpoint)
-        params, _ = source.restore(step, target.params)
-        source.close()
-    else:
-        params = program.init_params(jax.random.key(run.config.seed))
-    return program.start(params), 0
+def _read(
+    unread: collections.deque,
+    keep: int,
+    window: train_metrics.LossWindow,
+    faults: train_faults.Faults,
+    clock: train_clock.Clock,
+    tell: Callable[..., None],
+) -> int | None:
+    """Reads the numbers of all updates but the last `keep`; the step to roll back from, if there is one."""
+    while len(unread) > keep:
+        step, step_metrics = unread.popleft()
+        loss, grad_norm, applied = window.add(step_metrics)
+        verdict = faults.judge(step, loss, grad_norm, applied=applied)
+        if verdict.action != "none":
+            tell(verdict.action, step, reason=verdict.reason)
+        if verdict.action == "skip":
+            clock.skipped()
+        if verdict.action == "rollback":
+            unread.clear()
+            return step
+    return None
 
 
 def _evaluate(
-    program: train_step.Program, data: train_data.TrainData, state: train_step.TrainState, step: int
-) -> dict[str, float]:
-    """Nats per token on the held-out split of every source named."""
+    evaluate: Callable[..., LossSums],
+    data: train_data.TrainData,
+    batch_sharding: jax.sharding.NamedSharding,
+    params: Any,
+    step: int,
+    should_stop: Callable[[], bool],
+) -> dict[str, float] | None:
+    """Nats per token on the held-out split of every source named; None if it was told to stop between two batches."""
     losses = {}
     for source in data.eval_stores:
         total = LossSums.zero()
-        for batch in data.eval_batches(source, program.batch_sharding):
-            total += program.evaluate(state.params, batch)
+        for batch in data.eval_batches(source, batch_sharding):
+            if should_stop():
+                return None
+            total += evaluate(params, batch)
         losses[f"eval_loss/{source}"] = float(total.mean_cross_entropy())
         if not math.isfinite(losses[f"eval_loss/{source}"]):
             raise FloatingPointError(f"step {step}: evaluation loss on {source} is not finite")
     return losses
-
-
-def _summary(run: train_config.Resolved, data: train_data.TrainData, mesh: jax.sharding.Mesh) -> str:
-    """Parameters, tokens and steps of a run, and what each source will have given."""
-    config, steps = run.config, run.config.total_steps
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    lines = [
-        f"parameters: {run.model.num_params:,}",
-        f"tokens:     {steps * config.batch_size * config.seq_len:,} ({config.batch_size} x {config.seq_len} a step)",
-        f"steps:      {steps:,}",
-        f"devices:    {mesh.size} {jax.devices()[0].device_kind} ({axes})",
-    ]
-    for source, tokens in data.tokens_given(steps).items():
-        epochs = tokens / data.stores[source].num_tokens
-        lines.append(f"source:     {source}: {tokens:,} tokens, {epochs:.2f} epochs")
-    return "\n".join(lines)
 
 
 def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str], None]) -> None:
@@ -232,6 +312,8 @@ def _main(_: Sequence[str]) -> None:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 3)
+    except train_preemption.Preempted as stop:
+        _fail(str(stop), stop.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -14,7 +14,6 @@ square, not the causal half, as is the custom. The peak is the chip's dense bflo
 
 import contextlib
 import json
-import math
 import os
 import sys
 import time
@@ -166,30 +165,37 @@ def _lines_up_to(path: epath.Path, step: int) -> list[str]:
 
 
 class LossWindow:
-    """Adds up the updates since the last log line, and refuses numbers that aren't finite."""
+    """Adds up the updates since the last log line: those that were applied."""
 
     def __init__(self):
         self._cross_entropy, self._tokens = 0.0, 0.0
         self._last: dict[str, float] = {}
 
-    def add(self, step: int, update: StepMetrics) -> None:
-        """Reads one update's numbers; FloatingPointError naming the step if the loss or the gradients aren't finite."""
+    def add(self, update: StepMetrics) -> tuple[float, float, bool]:
+        """Reads one update's numbers: loss in nats per token, the gradients' norm, and whether it was applied."""
         update = jax.device_get(update)
-        loss, norm = float(update.loss.cross_entropy), float(update.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {step}: the loss is {float(update.loss.mean_cross_entropy())} and the gradients' norm {norm}: "
-                "halted; nothing of this state was saved"
-            )
-        self._cross_entropy += loss
-        self._tokens += float(update.loss.tokens)
-        self._last = {"grad_norm": norm}
+        numbers = float(update.loss.mean_cross_entropy()), float(update.grad_norm), bool(update.applied)
+        if update.applied:
+            self._cross_entropy += float(update.loss.cross_entropy)
+            self._tokens += float(update.loss.tokens)
+            self._last = {"grad_norm": float(update.grad_norm)}
+        return numbers
 
     def take(self) -> dict[str, float]:
-        """Mean loss in nats per token over the window, with the last update's numbers; starts a new window."""
-        values = {"loss": self._cross_entropy / max(self._tokens, 1.0), **self._last}
-        self._cross_entropy, self._tokens = 0.0, 0.0
+        """Mean loss in nats per token, and the last gradient norm, if an update was applied; starts a new window."""
+        values = {"loss": self._cross_entropy / max(self._tokens, 1.0), **self._last} if self._last else {}
+        self._cross_entropy, self._tokens, self._last = 0.0, 0.0, {}
         return values
+
+    def record(self) -> dict[str, Any]:
+        """The window so far as JSON, for a checkpoint between two log lines."""
+        return {"cross_entropy": self._cross_entropy, "tokens": self._tokens, "last": self._last}
+
+    def load(self, record: Mapping[str, Any] | None) -> None:
+        """Goes on with a checkpoint's window."""
+        record = record or {"cross_entropy": 0.0, "tokens": 0.0, "last": {}}
+        self._cross_entropy, self._tokens = record["cross_entropy"], record["tokens"]
+        self._last = dict(record["last"])
 
 
 class Progress:
@@ -232,12 +238,13 @@ class Progress:
                 self._last["mfu"] = self._last["tokens_per_second"] * self._flops / self._peak
         return dict(self._last)
 
-    def show(self, step: int, loss: float) -> None:
-        """One line: step, loss in nats per token, tokens/s, MFU, time left."""
+    def show(self, step: int, loss: float | None) -> None:
+        """One line: step, loss in nats per token (None: no update was applied), tokens/s, MFU, time left."""
         if not self._enabled:
             return
         speed = self._last.get("tokens_per_second")
-        text = f"loss {loss:.4f}  {f'{speed:,.0f} tokens/s' if speed else 'n/a tokens/s'}"
+        text = "loss n/a" if loss is None else f"loss {loss:.4f}"
+        text += f"  {speed:,.0f} tokens/s" if speed else "  n/a tokens/s"
         text += f"  MFU {self._last['mfu']:.1%}" if "mfu" in self._last else "  MFU n/a"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)

@@ -1,7 +1,10 @@
 """From a config to the compiled functions of its run: what training and ahead-of-time compilation share."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -38,3 +41,20 @@ def make_program(
         vocab_chunks=config.loss.vocab_chunks,
     )
     return program, attention
+
+
+def compile_ahead(
+    program: train_step.Program, config: ConfigDict, *, has_evaluation: bool
+) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """The update and the evaluation, compiled before the first step so that nothing later has to wait for it."""
+
+    def batch(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return train_step.abstract_batch(program, rows, config.seq_len)
+
+    state = program.abstract_state
+    controls = train_step.abstract_controls(program.batch_sharding.mesh)
+    update = program.step.lower(state, batch(config.batch_size), controls).compile()
+    if not has_evaluation:
+        return update, None
+    micro_batch = batch(config.batch_size // config.grad_accum_steps)
+    return update, program.evaluate.lower(state.params, micro_batch).compile()

@@ -89,7 +89,11 @@ def tiny_config(inputs: Path, **overrides) -> ConfigDict:
 def metric_lines(workdir: Path) -> list[dict]:
     """The metrics of a run without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("tokens_per_second", "mfu")} for line in lines]
+
+    def depends_on_time(name: str) -> bool:
+        return name in ("tokens_per_second", "mfu", "goodput") or name.startswith("time/")
+
+    return [{name: value for name, value in line.items() if not depends_on_time(name)} for line in lines]
 
 
 def model_fields(**overrides) -> dict:

@@ -1,0 +1,96 @@
+"""`<workdir>/events.jsonl`: what happened to a run, over all its starts, in order of time.
+
+One object a line: `time` (seconds since 1970), `event`, `step` where there is one, and what belongs to it. Unlike
+`metrics.jsonl`, which has every step once, it is a history: what a run did again after a kill is there again.
+
+    launch              a process began (its host, its process id)
+    resume              it goes on from a checkpoint, or begins at step 0
+    corrupt_checkpoint  a checkpoint was set aside, and why
+    skip, rollback      an update was not applied, and why
+    rolled_back         to which step, and how many updates were undone
+    stop                it saved and left because it was told to
+    error, done         how it ended otherwise; after a SIGKILL, neither
+
+The open file is also the lock that keeps a second run of this machine out of a local workdir.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from typing import Any
+
+from etils import epath
+
+_TOLD_TO_STOP = ("Preempted", "KeyboardInterrupt")
+
+
+class Events:
+    """Appends to a run's history while entered; only one process of a run does (`enabled`).
+
+    Raises ValueError if another live process of this machine holds a local workdir, OSError if it can't be written.
+    """
+
+    def __init__(self, workdir: str, *, enabled: bool = True):
+        self._workdir, self._enabled = workdir, enabled
+        self._lines: list[str] = []
+        self._file: Any = None
+        self.first_launch = time.time()
+
+    def write(self, event: str, step: int | None = None, **values: Any) -> None:
+        """Appends one line."""
+        if not self._enabled:
+            return
+        record = {"time": time.time(), "event": event, **({} if step is None else {"step": step}), **values}
+        self._lines.append(json.dumps(record))
+        if self._file is not None:
+            self._file.write(self._lines[-1] + "\n")
+            self._file.flush()
+
+    def flush(self) -> None:
+        """Uploads the history to an object store, which can't append; call it at checkpoints."""
+        if self._enabled and self._file is None:
+            self._path.write_text("".join(line + "\n" for line in self._lines))
+
+    def __enter__(self) -> "Events":
+        if not self._enabled:
+            return self
+        self._path = epath.Path(self._workdir) / "events.jsonl"
+        if "://" not in self._workdir:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a+", encoding="utf-8")
+            self._lock()
+            self._file.seek(0)
+            self._lines = self._file.read().splitlines()
+            if self._lines and not self._lines[-1].endswith("}"):
+                self._file.write("\n")  # a line cut by a kill or a full disk
+        elif self._path.exists():
+            self._lines = self._path.read_text().splitlines()
+        with contextlib.suppress(IndexError, ValueError, KeyError):
+            self.first_launch = float(json.loads(self._lines[0])["time"])
+        self.write("launch", host=socket.gethostname(), pid=os.getpid())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not self._enabled:
+            return
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            if error is not None and kind.__name__ not in _TOLD_TO_STOP:
+                self.write("error", kind=kind.__name__, message=str(error))
+            self.flush()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()  # and with it the lock
+
+    def _lock(self) -> None:
+        try:
+            # A lock of the process, not of the open file: a worker process that outlives it doesn't hold it.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self._file.seek(0)
+            launches = [line for line in self._file.read().splitlines() if '"launch"' in line]
+            self._file.close()
+            by = f" by process {json.loads(launches[-1])['pid']}" if launches else ""
+            raise ValueError(f"workdir {self._workdir} is in use{by}: one run at a time") from error
