@@ -1,5 +1,11 @@
-"""The token stores and the mixture schedule of a run, and its batches on the devices."""
+"""The token stores and the mixture schedule of a run, its batches on the devices, and the ledger of its tokens.
 
+A token of the ledger is a position of a row that was fed to the model: rows x seq_len, whatever of a row is padding or
+masked out of the loss. So the ledger is exact at any step, on any number of hosts and after any kill, without counting
+anything. Rows whose update was not applied have been given all the same: they don't come again.
+"""
+
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +18,23 @@ from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import TokenStore
 from safelm.tokenizer import Tokenizer
 from safelm.train_step import BATCH_FIELDS, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class LedgerEntry:
+    """What a source has given.
+
+    Attributes:
+      planned_share: of all tokens so far, by the rates of the phases so far.
+      planned_tokens: the same in tokens, rounded; `tokens` differs by less than a row for every phase.
+      epochs: how often the source's rows have been gone through.
+    """
+
+    source: str
+    planned_share: float
+    planned_tokens: int
+    tokens: int
+    epochs: float
 
 
 class TrainData:
@@ -59,11 +82,29 @@ class TrainData:
         """Tokens every source has given before an update, exactly."""
         return {name: int(count) for name, count in self.schedule.tokens_given(step).items()}
 
+    def ledger(self, step: int) -> list[LedgerEntry]:
+        """Every source's tokens before `step`, against the plan."""
+        given, planned = self.schedule.tokens_given(step), self.schedule.tokens_planned(step)
+        epochs, total = self._loader.batches.epochs(step), max(sum(given.values()), 1)
+        return [
+            LedgerEntry(name, float(planned[name] / total), round(planned[name]), given[name], epochs[name])
+            for name in self.schedule.sources
+        ]
+
+    def ledger_table(self, step: int) -> str:
+        """The ledger as lines for people."""
+        return "\n".join(
+            f"source:     {entry.source}: {entry.tokens:,} tokens ({entry.planned_share:.3%} planned, "
+            f"{entry.tokens - entry.planned_tokens:+,}), {entry.epochs:.2f} epochs"
+            for entry in self.ledger(step)
+        )
+
     def record(self, step: int) -> dict[str, Any]:
         """The data position and what it is a position in, for a checkpoint: integers and hashes."""
         return {
             "step": step,
             "schedule_hash": self.schedule.hash,
+            "phases": [{"start_step": start, "rates": rates} for start, rates in self.schedule.starts()],
             "rows_given": {name: int(rows) for name, rows in self.schedule.cumulative(step).items() if rows},
             "stores": {name: _fingerprint(store) for name, store in self.stores.items()},
         }

@@ -15,7 +15,8 @@ micro-batch on a device, L layers and the axis letters of `safelm.model`:
                      remat none   t (24D + w (2D + 2 N H + 2 K H + 6F) + 4 N H), and P w / s / L for the kernels in w;
                                   with attention "xla" also t T N (4 + w): scores and weights
                  and twice one layer's "none": the layer that the backward pass is in, recomputed, and its gradients
-    logits       t V / chunks in float32, three times: logits, their softmax and its gradient; and 3 t D in float32
+    logits       t V in float32, or a part of the vocabulary's (`loss.vocab_chunks`), three times: logits, their softmax
+                 and its gradient; and 3 t D in float32
 
 N, K, F and V are divided by the tensor axis. What is kept is exactly what JAX hands to the backward pass (a test
 counts it); what of the rest the compiler holds at once is not known before compiling: `safelm.aot` asks it.
@@ -23,14 +24,17 @@ counts it); what of the rest the compiler holds at once is not known before comp
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from ml_collections import ConfigDict
 
-from safelm import model, sharding
+from safelm import attention_kernels, chunked_loss, model, sharding, train_metrics
 from safelm.model import ModelConfig
+from safelm.train_config import Resolved
+from safelm.train_data import TrainData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,56 +60,53 @@ def memory_estimate(
     grad_accum_steps: int,
     seq_len: int,
     *,
-    vocab_chunks: int = 1,
+    vocab_chunks: int = 0,
 ) -> MemoryEstimate:
     """What a device holds at the peak of an update: batch in rows of `seq_len` tokens over all devices.
 
-    `model_config.attention` "auto" counts as "xla". `vocab_chunks`: parts in which the loss makes the logits.
+    `model_config.attention` "auto" counts as "xla"; `vocab_chunks` as in `loss.vocab_chunks`. Raises ValueError for a
+    mesh that doesn't divide the parameters or a micro-batch's rows.
     """
-    c, tensor = model_config, mesh_shape.get("tensor", 1)
-    layer, table, all_params = _param_bytes(c, mesh_shape)
-    rows = batch_size / grad_accum_steps / _shards(mesh_shape, ("batch",))
-    tokens, width = math.ceil(rows) * seq_len, jnp.dtype(c.dtype).itemsize
+    c, mesh = model_config, abstract_mesh(mesh_shape)
+    micro_batch, tensor = batch_size // grad_accum_steps, mesh.shape["tensor"]
+    if micro_batch % (shards := mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise ValueError(
+            f"batch_size={batch_size} / grad_accum_steps={grad_accum_steps} is not a multiple of mesh.data x mesh.fsdp "
+            f"= {shards}"
+        )
+    tokens = sharding.batch_sharding(mesh).shard_shape((micro_batch,))[0] * seq_len
+    width, param_width = jnp.dtype(c.dtype).itemsize, jnp.dtype(c.param_dtype).itemsize
+    mine, gathered = _param_counts(c, mesh), _param_counts(c, abstract_mesh({"tensor": tensor}))
+    is_gathered = mine["layers"] != gathered["layers"]
+    with jax.sharding.use_abstract_mesh(mesh):
+        chunks = chunked_loss.num_chunks(vocab_chunks, micro_batch * seq_len, c.padded_vocab_size)
     none_layer = tokens * _none_bytes_per_token(c, seq_len, width, tensor)
     if c.remat == "none":
-        kept = c.num_layers * none_layer + layer.sharded // jnp.dtype(c.param_dtype).itemsize * width
+        kept = c.num_layers * none_layer + mine["layers"] * width
     else:
         kept = c.num_layers * tokens * _saved_bytes_per_token(c, width, tensor)
-    is_gathered = layer.sharded != layer.whole
-    gathered_layer = 3 * layer.whole // c.num_layers // jnp.dtype(c.param_dtype).itemsize * width
-    gathered_table = table.whole // jnp.dtype(c.param_dtype).itemsize * (width + 4)
     return MemoryEstimate(
-        params=all_params,
-        optimizer=2 * all_params,
-        gradients=all_params // jnp.dtype(c.param_dtype).itemsize * 4 * (1 if grad_accum_steps == 1 else 2),
-        gathered=max(gathered_layer, gathered_table) if is_gathered else 0,
+        params=sum(mine.values()) * param_width,
+        optimizer=2 * sum(mine.values()) * param_width,
+        gradients=4 * sum(mine.values()) * (1 if grad_accum_steps == 1 else 2),
+        gathered=max(3 * gathered["layers"] // c.num_layers * width, gathered["embedder"] * (width + 4)) * is_gathered,
         activations=kept + 2 * none_layer,
-        logits=3 * 4 * tokens * (c.padded_vocab_size // tensor // vocab_chunks + c.d_model),
+        logits=3 * 4 * tokens * (c.padded_vocab_size // tensor // chunks + c.d_model),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bytes:
-    sharded: int  # on one device
-    whole: int  # with the parts of all devices on the fsdp axis together
+def abstract_mesh(shape: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of no devices, to compute with its sizes; an axis left out has size 1."""
+    sizes = tuple(int(shape.get(axis, 1)) for axis in sharding.MESH_AXES)
+    return AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _param_bytes(config: ModelConfig, mesh_shape: Mapping[str, int]) -> tuple[_Bytes, _Bytes, int]:
-    """Of all layers together, of the larger embedding table, and of everything on one device."""
-    axes, shapes = model.logical_axes(config), model.abstract_params(config)
-    is_names = lambda node: isinstance(node, tuple)  # noqa: E731
-
-    def size(names: tuple[str | None, ...], leaf: Any) -> _Bytes:
-        in_all = leaf.size * leaf.dtype.itemsize
-        return _Bytes(
-            in_all // _shards(mesh_shape, names), in_all // _shards({**mesh_shape, "fsdp": 1, "data": 1}, names)
-        )
-
-    sizes = jax.tree.map(size, axes, shapes, is_leaf=is_names)
-    total = lambda tree: _Bytes(  # noqa: E731
-        sum(leaf.sharded for leaf in jax.tree.leaves(tree)), sum(leaf.whole for leaf in jax.tree.leaves(tree))
-    )
-    return total(sizes["layers"]), total(sizes["embedder"]), total(sizes).sharded
+def _param_counts(config: ModelConfig, mesh: AbstractMesh) -> dict[str, int]:
+    """Parameters on one device, padded vocabulary included, by the top of their path."""
+    shapes = model.abstract_params(config)
+    shardings = sharding.param_shardings(mesh, model.logical_axes(config), shapes)
+    counts = jax.tree.map(lambda leaf, where: math.prod(where.shard_shape(leaf.shape)), shapes, shardings)
+    return {name: sum(jax.tree.leaves(tree)) for name, tree in counts.items()}
 
 
 def _saved_bytes_per_token(c: ModelConfig, width: int, tensor: int) -> int:
@@ -125,8 +126,70 @@ def _none_bytes_per_token(c: ModelConfig, seq_len: int, width: int, tensor: int)
     return (24 + 2 * width) * c.d_model + split // tensor
 
 
-def _shards(mesh_shape: Mapping[str, int], names: Sequence[str | None]) -> int:
-    """How many devices share an array with these logical axes."""
-    axes = [axis for axis in sharding.partition_spec(names) if axis is not None]
-    flat = [name for axis in axes for name in ((axis,) if isinstance(axis, str) else axis)]
-    return math.prod(mesh_shape.get(name, 1) for name in flat)
+def absent_mesh(shape: Mapping[str, int], num_devices: int) -> AbstractMesh | None:
+    """The mesh of a config that needs more devices than there are here (an axis of -1 is 1 then), or None."""
+    fixed = {axis: size for axis, size in shape.items() if size != -1}
+    if min(fixed.values(), default=1) < 1 or math.prod(fixed.values()) <= num_devices:
+        return None  # or an error that `sharding.make_mesh` words
+    return abstract_mesh(fixed)
+
+
+def summary(
+    run: Resolved, data: TrainData, mesh: Mesh | AbstractMesh, attention: attention_kernels.Choice | None = None
+) -> str:
+    """A run's size in lines for people: what `--dry_run` prints and every run begins with.
+
+    `attention` is the kernel settled for the mesh's devices; None where they aren't here.
+    """
+    config, steps = run.config, run.config.total_steps
+    tokens = steps * config.batch_size * config.seq_len
+    device_kind = mesh.devices.flat[0].device_kind if isinstance(mesh, Mesh) else ""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    attention = attention or _assumed_attention(run.model, config.seq_len)
+    memory = memory_estimate(
+        dataclasses.replace(run.model, attention=attention.kernel),
+        mesh.shape,
+        config.batch_size,
+        config.grad_accum_steps,
+        config.seq_len,
+        vocab_chunks=config.loss.vocab_chunks,
+    )
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in dataclasses.asdict(memory).items())
+    flops = tokens * train_metrics.flops_per_token(run.model, config.seq_len)
+    lines = [
+        f"parameters: {run.model.num_params:,}",
+        f"tokens:     {tokens:,} ({config.batch_size} x {config.seq_len} a step)",
+        f"steps:      {steps:,}",
+        f"devices:    {mesh.size} {device_kind or 'planned for, not here'} ({axes})",
+        f"attention:  {attention.kernel} ({attention.reason})",
+        f"memory:     about {_bytes(memory.total)} a device ({parts})",
+        f"compute:    {flops:.3g} FLOPs, {_time(config, flops, mesh.size, device_kind)}",
+        *(f"phase:      from step {start:,}: {_spelled(rates)}" for start, rates in data.schedule.starts()),
+        data.ledger_table(steps),
+    ]
+    return "\n".join(lines)
+
+
+def _assumed_attention(config: ModelConfig, seq_len: int) -> attention_kernels.Choice:
+    if config.attention == "auto" and seq_len % attention_kernels.LANES == 0:
+        return attention_kernels.Choice("splash", "assumed: auto, and the devices aren't here")
+    return attention_kernels.Choice("xla" if config.attention == "auto" else config.attention, "assumed")
+
+
+def _bytes(size: int) -> str:
+    unit, name = (2**30, "GiB") if size >= 2**27 else (2**20, "MiB")
+    return f"{size / unit:.2f} {name}"
+
+
+def _spelled(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
+
+
+def _time(config: ConfigDict, flops: float, num_devices: int, device_kind: str) -> str:
+    peak = train_metrics.peak_flops(device_kind, config.log.peak_flops)
+    if peak is None:
+        return "no time to name: the devices' peak isn't known, give log.peak_flops"
+    seconds = flops / (num_devices * peak * config.log.assumed_mfu)
+    days, hours, minutes = int(seconds // 86400), int(seconds // 3600 % 24), int(seconds // 60 % 60)
+    spelled = f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{seconds / 60:.1f} min"
+    return f"{spelled} at {config.log.assumed_mfu:.0%} MFU of {num_devices} x {peak / 1e12:g} TFLOP/s"

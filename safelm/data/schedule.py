@@ -106,6 +106,13 @@ class MixtureSchedule:
         content = {"batch_size": self.batch_size, "seq_len": self.seq_len, "phases": phases}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def starts(self) -> list[tuple[int, dict[str, float]]]:
+        """For every phase, also those past the run's end, the step it starts before and its rates."""
+        return [
+            (start, {name: weight / RATE_UNITS for name, weight in zip(self.sources, weights, strict=True) if weight})
+            for start, weights in zip(self._starts, self._weights, strict=True)
+        ]
+
     def counts(self, step: int) -> dict[str, int]:
         """Rows of each source in the batch of `step`."""
         self._check_step(step, self.total_steps - 1)
@@ -130,14 +137,6 @@ class MixtureSchedule:
             shares = (Fraction(weight, RATE_UNITS) for weight in segment.weights)
             planned = [sum_ + tokens * share for sum_, share in zip(planned, shares, strict=True)]
         return dict(zip(self.sources, planned, strict=True))
-
-    def spans(self) -> list[tuple[int, int, dict[str, float]]]:
-        """For every phase that has any of the run's steps: its first step, the first after it, and its rates."""
-        spans = []
-        for segment in self._segments:
-            rates = {n: weight / RATE_UNITS for n, weight in zip(self.sources, segment.weights, strict=True) if weight}
-            spans.append((segment.start, segment.stop, rates))
-        return spans
 
     def layout(self, step: int) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
         """For each row of the global batch: its source (index into `sources`) and its number in the source's stream.
