@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -123,7 +123,7 @@ def num_shards(name: str) -> int:
     return 1 if mesh.empty else _num_shards(mesh.shape, LOGICAL_AXES[name])
 
 
-def param_shardings(mesh: Mesh, logical_axes: Any, shapes: Any | None = None) -> Any:
+def param_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: Any | None = None) -> Any:
     """A `NamedSharding` for every leaf of `logical_axes` (a tree whose leaves are tuples of names).
 
     Args:
@@ -144,7 +144,7 @@ def param_shardings(mesh: Mesh, logical_axes: Any, shapes: Any | None = None) ->
     return shardings
 
 
-def _check_divides(mesh: Mesh, sizes: Mapping[str, set[int]]) -> None:
+def _check_divides(mesh: Mesh | AbstractMesh, sizes: Mapping[str, set[int]]) -> None:
     """`sizes` are those of every logical axis in the parameters."""
     for mesh_axis, shards in mesh.shape.items():
         split = [name for name, axes in LOGICAL_AXES.items() if axes == mesh_axis and name in sizes]
@@ -156,7 +156,7 @@ def _check_divides(mesh: Mesh, sizes: Mapping[str, set[int]]) -> None:
             raise ValueError(f"mesh.{mesh_axis}={shards} does not divide {spelled}: for this model it can be {fit}")
 
 
-def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int | None = None) -> NamedSharding:
     """Rows of a batch split over data and fsdp; works for every array whose first axis is the batch.
 
     Raises:
@@ -181,7 +181,7 @@ def batch_sharding(mesh: Mesh, batch_size: int | None = None) -> NamedSharding:
     return batch
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
