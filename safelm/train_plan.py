@@ -185,7 +185,7 @@ def _spelled(rates: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
 
 
-def _time(config: ConfigDict, flops: float, num_devices: int, device_kind: str) -> str:
+def _time(config: ConfigDict, flops: int, num_devices: int, device_kind: str) -> str:
     peak = train_metrics.peak_flops(device_kind, config.log.peak_flops)
     if peak is None:
         return "no time to name: the devices' peak isn't known, give log.peak_flops"
