@@ -7,6 +7,7 @@ import http.server
 import importlib.resources
 import importlib.util
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -80,6 +81,11 @@ def clients_at(endpoint: str) -> Iterator[None]:
         _use_for_gs(usual)
 
 
+def forget_clients() -> None:
+    """Makes clients look for their credentials again."""
+    gcsfs.core.GCSFileSystem.clear_instance_cache()
+
+
 def _use_for_gs(implementation) -> None:
     implementation.clear_instance_cache()
     for protocol in ("gs", "gcs"):
@@ -114,8 +120,8 @@ def names(url: str) -> list[str]:
 class Proxy:
     """Hands requests on to the server; `rule(method, path)` may answer instead: a status, "reset", or an object.
 
-    `requests` are the (method, path, Authorization header) seen, `refused` how many the rule answered. `delay` seconds
-    pass before each answer.
+    A path has `name=` of the object also where the request has it in its body. `requests` are the (method, path,
+    Authorization header) seen, `refused` is how many the rule answered. `delay` seconds pass before each answer.
     """
 
     def __init__(self, upstream: str):
@@ -168,10 +174,13 @@ def proxy_before(upstream: str) -> Iterator[tuple[Proxy, str]]:
 def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def handle_any(self) -> None:
             body = self._body()
-            answer = proxy.answer(self.command, self.path, self.headers.get("Authorization", ""))
+            named = re.search(rb'"name": *"([^"]+)"', body[:2000]) if "uploadType=multipart" in self.path else None
+            path = f"{self.path}&name={named[1].decode()}" if named else self.path
+            answer = proxy.answer(self.command, path, self.headers.get("Authorization", ""))
             if answer == "reset":
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
