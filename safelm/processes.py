@@ -20,15 +20,19 @@ barrier made of a collective (`multihost_utils.sync_global_devices`) knows no ti
 
 import collections
 import contextlib
+import hashlib
+import importlib.metadata
 import itertools
 import json
 import os
+import platform
 import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -42,6 +46,8 @@ from orbax.checkpoint import multihost
 LOST_WORKER = 4  # exit code: another process is gone; start all of them again
 _LONGEST_SILENCE_S = 90.0
 _MAX_DIFFERENCES = 5
+_LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 
 _timeout_s = 300.0
 _hosts: list[str] = []  # host name of every process, once they have met
@@ -224,17 +230,30 @@ def _end(line: str | None, code: int) -> None:
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Compares nested values (JSON) over all processes.
+    """Compares nested values (JSON), the code, the libraries and what the environment tells XLA over all processes.
 
     Raises ValueError, the same in all of them, naming each value that differs and the worker that has another one.
     """
     if jax.process_count() == 1:
         return
     barrier("agree")
-    views = [json.loads(text) for text in _gather(json.dumps(dict(_flat(values)), default=str))]
+    views = [json.loads(text) for text in _gather(json.dumps(dict(_flat({**values, **_installation()})), default=str))]
     if lines := differences(views, [worker(index) for index in range(len(views))]):
         more = f"; and {len(lines) - _MAX_DIFFERENCES} more" if len(lines) > _MAX_DIFFERENCES else ""
         raise ValueError(f"the workers of a run must be alike: {'; '.join(lines[:_MAX_DIFFERENCES])}{more}")
+
+
+def _installation() -> dict[str, Any]:
+    """What a compiled program depends on besides its config."""
+    sources, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        sources.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    variables = {name: os.environ.get(name) for name in _VARIABLES}
+    return {"code of safelm": sources.hexdigest()[:12], "version of": versions, "environment": variables}
 
 
 def differences(views: Sequence[Mapping[str, Any]], workers: Sequence[str]) -> list[str]:

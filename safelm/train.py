@@ -51,7 +51,10 @@ from safelm.optimizer import Schedule, make_schedule
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several: call jax.distributed.initialize().")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several, which JAX finds by itself on TPU pods.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Where JAX doesn't: HOST:PORT that process 0 takes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address: how many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address: which this is, from 0.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print the run's size, train nothing.")
 
 
@@ -67,6 +70,10 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     run = train_config.resolve(config, workdir)
     config = run.config
     data = train_data.TrainData(config, run.tokenizer)
+    settings = json.loads(config.to_json_best_effort())
+    processes.agree(
+        {"config": settings, "workdir": workdir, "tokenizer": run.tokenizer.hash, "data": data.fingerprints()}
+    )
     if dry_run and (absent := train_plan.absent_mesh(config.mesh.to_dict(), jax.device_count())):
         print(f"{config}\n{train_plan.summary(run, data, absent)}", flush=True)
         return
@@ -78,6 +85,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
         print(f"{config}\n{train_plan.summary(run, data, mesh, attention)}", flush=True)
     if dry_run:
         return
+    processes.check_shared(workdir)
     remote.check_writable(workdir)  # now, not after an hour
 
     progress = train_metrics.Progress(
@@ -306,21 +314,29 @@ def _main(_: Sequence[str]) -> None:
         if not _WORKDIR.value:
             raise ValueError("--workdir is missing: give the run's folder")
         if _DISTRIBUTED.value:
-            jax.distributed.initialize()
+            timeout_s = _CONFIG.value.faults.barrier_timeout_s
+            processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout_s=timeout_s)
+        elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
+            raise ValueError("--coordinator_address, --num_processes and --process_id need --distributed")
         train(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value)
+        processes.finish()
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 3)
     except train_preemption.Preempted as stop:
         _fail(str(stop), stop.exit_code)
+    except jax.errors.JaxRuntimeError as error:
+        if (line := processes.lost(error)) is None:
+            raise
+        _fail(line, processes.LOST_WORKER)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
 
 def _fail(line: str, code: int) -> None:
     print("python -m safelm.train: " + " ".join(line.split()), file=sys.stderr, flush=True)
-    sys.exit(code)
+    processes.leave(code)
 
 
 if __name__ == "__main__":

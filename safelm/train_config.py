@@ -93,6 +93,7 @@ def default_config() -> ConfigDict:
                 "spike_window": 128,  # updates
                 "max_skips": 10,  # in spike_window steps; one more halts the run
                 "max_rollbacks": 5,  # in the whole run; one more halts it
+                "barrier_timeout_s": 300.0,  # for how long processes wait for each other
                 "grace_s": 25.0,  # seconds from SIGTERM to the end of the step; then the process ends without a save
             },
         }

@@ -99,6 +99,12 @@ class TrainData:
             for entry in self.ledger(step)
         )
 
+    def fingerprints(self) -> dict[str, str]:
+        """What every store holds, by "<source>/<split>": counts and checksums."""
+        train = {f"{name}/{self._config.data.split}": store for name, store in self.stores.items()}
+        held_out = {f"{name}/{self._config.eval.split}": store for name, store in self.eval_stores.items()}
+        return {name: _fingerprint(store) for name, store in (train | held_out).items()}
+
     def record(self, step: int) -> dict[str, Any]:
         """The data position and what it is a position in, for a checkpoint: integers and hashes."""
         return {
