@@ -195,6 +195,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
                 if leaving and (step < config.total_steps or not finished):
                     with clock.aside("checkpoint_stall"):
                         checkpoints.wait()
+                    events.write("stop", step)
                     raise train_preemption.Preempted(f"stopped after step {step}: saved", preemption.exit_code)
                 if pause:
                     progress.restart_clock(step)
