@@ -12,8 +12,8 @@ micro-batch on a device, L layers and the axis letters of `safelm.model`:
     activations  what is kept for the backward pass, L times
                      remat full   t w D
                      remat dots   t w (2D + N H + 2 K H + 2F), and with a fused attention kernel t (w N H + 4N)
-                     remat none   t (24D + w (2D + 2 N H + 2 K H + 6F) + 4 N H), and P w / s / L for the kernels in w;
-                                  with attention "xla" also t T N (4 + w): scores and weights
+                     remat none   t (24D + 16 + w (2D + 2 K H + 6F)), the layer's kernels in w / s, and for attention
+                                  t (3 w N H + 4N) fused, t (2 w N H + 4 N H + 8N + T N (4 + w)) with "xla"
                  and twice one layer's "none": the layer that the backward pass is in, recomputed, and its gradients
     logits       t V in float32, or a part of the vocabulary's (`loss.vocab_chunks`), three times: logits, their softmax
                  and its gradient; and 3 t D in float32
@@ -121,9 +121,11 @@ def _saved_bytes_per_token(c: ModelConfig, width: int, tensor: int) -> int:
 def _none_bytes_per_token(c: ModelConfig, seq_len: int, width: int, tensor: int) -> int:
     """Kept for the backward pass in one layer without rematerialisation."""
     heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    scores = 0 if c.attention in ("splash", "cudnn") else seq_len * c.num_heads * (4 + width)
-    split = width * (2 * heads + 2 * kv_heads + 6 * c.d_ff) + 4 * heads + scores
-    return (24 + 2 * width) * c.d_model + split // tensor
+    if c.attention in ("splash", "cudnn"):
+        attention = 3 * width * heads + 4 * c.num_heads
+    else:
+        attention = (2 * width + 4) * heads + (8 + seq_len * (4 + width)) * c.num_heads
+    return (24 + 2 * width) * c.d_model + 16 + (width * (2 * kv_heads + 6 * c.d_ff) + attention) // tensor
 
 
 def absent_mesh(shape: Mapping[str, int], num_devices: int) -> AbstractMesh | None:
