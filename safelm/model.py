@@ -139,6 +139,7 @@ class Decoder(nn.Module):
             initializer = nn.with_logical_partitioning(initializer, ("embed", "vocab"))
             _Table(initializer, shape[::-1], "kernel", c.param_dtype, name="unembed")()
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(c.dtype)
+        x_BTD = sharding.constrain(x_BTD, ("lookup_batch", "length", "embed"))  # then rows change places with columns
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))
         x_BTD, new_kv = _stacked_block(c)(c, name="layers")(x_BTD, cache_kv, rope, visible)
         if self.final_norm:

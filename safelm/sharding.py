@@ -28,6 +28,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "norm": None,
     # Activations.
     "batch": ("data", "fsdp"),
+    "lookup_batch": "data",  # where "embed" is split over fsdp as in the table
     "length": None,
     "residual": None,
 }
