@@ -253,7 +253,11 @@ def apply(
     positions_BT: Int[ArrayLike, "B T"] | None = None,
     segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
 ) -> Float[Array, "B T V"]:
-    """Float32 logits of the next token at every position; arguments as in `hidden_states`."""
+    """Float32 logits of the next token at every position, for inference; arguments as in `hidden_states`.
+
+    Attention is xla's, which takes rows of any length on any device, whatever `config.attention` is.
+    """
+    config = dataclasses.replace(config, attention="xla")
     x_BTD = hidden_states(config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
     return unembed(config, params, x_BTD)
 
