@@ -10,17 +10,20 @@ from typing import Any
 import fsspec
 
 from safelm.cache_shards import ShardJob
+from safelm.cache_upload import SETTINGS_NAME, Bucket
 from safelm.data.shard import ShardInfo, read_shard_info, token_dtype, write_json
 from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
 from safelm.tokenizer import Tokenizer
 
-SETTINGS_NAME = "settings.json"
 _SAMPLE_BYTES = 1 << 16
 
 
 @dataclasses.dataclass
 class StorePlan:
-    """One store: the shards that are done, the jobs for the others, and what goes into the manifest."""
+    """One store: the shards that are done, the jobs for the others, and what goes into the manifest.
+
+    With a `bucket`, done means that a shard is there, or here and still to be uploaded.
+    """
 
     source_name: str
     task_name: str
@@ -32,6 +35,7 @@ class StorePlan:
     done: dict[int, ShardInfo]
     jobs: list[ShardJob]
     pending_bytes: int
+    bucket: Bucket | None = None
 
     def finish(self) -> Manifest | None:
         """Writes the manifest; None for a split other than train without any document.
@@ -65,7 +69,9 @@ class StorePlan:
             extra={"seqio_task": self.task_name, "settings": dict(self.settings), **totals},
         )
         if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
-            write_manifest(self.directory, manifest)
+            write_manifest(self.directory, manifest, elsewhere=self.bucket.sizes if self.bucket else None)
+            if self.bucket:
+                self.bucket.push(MANIFEST_NAME)
         return manifest
 
 
@@ -99,6 +105,7 @@ def plan_store(
     directory: str,
     tokenizer: Tokenizer,
     settings: Mapping[str, Any],
+    bucket: Bucket | None = None,
 ) -> StorePlan | None:
     """What to do for one store; None if the task lacks the split (other than train).
 
@@ -115,14 +122,17 @@ def plan_store(
     _check_vocabulary(task, tokenizer)
     inputs = [_describe_input(path) for path in task.source.list_shards(split)]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
-    _check_settings(directory, wanted)
-    _drop_broken_manifest(directory, tokenizer.hash)
+    _check_settings(directory, wanted, place=bucket.url if bucket else directory)
+    _drop_broken_manifest(directory, tokenizer.hash, bucket)
     os.makedirs(directory, exist_ok=True)
     write_json(os.path.join(directory, SETTINGS_NAME), wanted)
-    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0)
+    if bucket and SETTINGS_NAME not in bucket.sizes:
+        bucket.push(SETTINGS_NAME)
+    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0, bucket)
+    elsewhere = bucket.sizes if bucket else None
     for index, file in enumerate(inputs):
         fingerprint = _fingerprint({key: value for key, value in wanted.items() if key != "inputs"} | {"input": file})
-        info = read_shard_info(directory, index, len(inputs), fingerprint=fingerprint)
+        info = read_shard_info(directory, index, len(inputs), fingerprint=fingerprint, elsewhere=elsewhere)
         if info is not None:
             plan.done[index] = info
             continue
@@ -169,7 +179,7 @@ def _fingerprint(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _check_settings(directory: str, wanted: Mapping[str, Any]) -> None:
+def _check_settings(directory: str, wanted: Mapping[str, Any], *, place: str) -> None:
     path = os.path.join(directory, SETTINGS_NAME)
     try:
         with open(path, encoding="utf-8") as file:
@@ -185,7 +195,7 @@ def _check_settings(directory: str, wanted: Mapping[str, Any]) -> None:
         if former.get(key) != wanted.get(key):
             was, now = _shown_difference(former.get(key), wanted.get(key))
             raise ValueError(
-                f"{directory} was begun with {key} {was}, now it is {now}: "
+                f"{place} was begun with {key} {was}, now it is {now}: "
                 "choose another --output, or remove that folder"
             )
 
@@ -199,11 +209,13 @@ def _shown_difference(was: Any, now: Any) -> tuple[Any, Any]:
     return next((old, new) for old, new in zip(was, now, strict=True) if old != new)
 
 
-def _drop_broken_manifest(directory: str, vocab_hash: str) -> None:
+def _drop_broken_manifest(directory: str, vocab_hash: str, bucket: Bucket | None) -> None:
     """A store whose shards went missing or were cut is not whole: without its manifest they are made again."""
     path = os.path.join(directory, MANIFEST_NAME)
     if os.path.exists(path):
         try:
-            TokenStore.open(directory, vocab_hash=vocab_hash)
-        except (OSError, ValueError):
+            TokenStore.open(bucket.url if bucket else directory, vocab_hash=vocab_hash)
+        except (FileNotFoundError, ValueError):
+            if bucket:
+                bucket.drop(MANIFEST_NAME)
             os.remove(path)

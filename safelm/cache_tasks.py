@@ -4,7 +4,8 @@ For every task and split this writes the folder OUTPUT/<source name>/<split>, a 
 shard for each source file, and the manifest last, with the task, the vocabulary's hash, counts and checksums.
 A killed run leaves no store without its shards; the same command again keeps the finished shards and does the rest.
 A folder begun with other settings, another vocabulary or other input files is an error that names the difference.
-Malformed rows are kept in OUTPUT/quarantine/<source name>/<split>/. Document texts are never logged.
+Malformed rows are kept in OUTPUT/quarantine/<source name>/<split>/. With an OUTPUT on gs:// every finished shard is
+uploaded and removed here (see safelm.cache_upload). Document texts are never logged.
 """
 
 import argparse
@@ -20,18 +21,21 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import fsspec
 import tqdm
 
 from safelm import cli
 from safelm.cache_plan import StorePlan, find_tasks, plan_store
 from safelm.cache_shards import ShardJob, TaskModule, start_worker, write_shard
+from safelm.cache_upload import Bucket, push_folder, staging_folder
+from safelm.data import remote
 from safelm.data.shard import ShardInfo
 from safelm.tokenizer import Tokenizer
 
 _PROCESSES_FROM_BYTES = (
     256 << 20
 )  # of source files: below that one process is faster than starting TensorFlow in several
+
+_WRITABLE = ("gs://", "gcs://")
 
 _logger = logging.getLogger("safelm.cache_tasks")
 
@@ -47,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
         "--tasks", required=True, help="source names, SeqIO task or mixture names (their tasks), by comma"
     )
     parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json or GGUF file")
-    parser.add_argument("--output", required=True, help="local folder of the token stores")
+    parser.add_argument("--output", required=True, help="folder of the token stores, local or gs://")
     parser.add_argument("--data_dir", help="folder or URL (gs://, hf://) that holds the corpus folders")
     parser.add_argument("--module", default="data_tasks.tasks", help="module that registers the tasks")
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PLACE", help="a corpus folder elsewhere")
@@ -65,11 +69,14 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(flags: argparse.Namespace) -> None:
     """Writes the stores that the flags ask for; ValueError or OSError with one clear line for bad input."""
-    if fsspec.utils.get_protocol(flags.output) != "file":
-        raise ValueError(f"--output {flags.output}: must be a local folder; copy it to a bucket, the manifest last")
+    output = flags.output.rstrip("/")
+    if remote.is_remote(output) and not output.startswith(_WRITABLE):
+        raise ValueError(f"--output {output}: must be a local folder or gs://")
     if flags.workers < 0:
         raise ValueError(f"--workers must be 0 (by the size of the input) or more, got {flags.workers}")
     tokenizer = Tokenizer.from_pretrained(flags.tokenizer)
+    if remote.is_remote(output):
+        remote.check_writable(output)
     module = TaskModule(flags.module, _register_arguments(flags, tokenizer))
     registration = module.load()
     tasks = find_tasks(_names("--tasks", flags.tasks), registration)
@@ -78,9 +85,10 @@ def main(flags: argparse.Namespace) -> None:
         plans = []
         for source_name, task_name in tasks.items():
             for split in _names("--splits", flags.splits):
-                directory = os.path.join(flags.output, source_name, split)
+                directory = os.path.join(staging_folder(output), source_name, split)
                 locks.enter_context(_only_writer(directory))
-                plan = plan_store(source_name, task_name, split, directory, tokenizer, settings)
+                bucket = Bucket(f"{output}/{source_name}/{split}", directory) if remote.is_remote(output) else None
+                plan = plan_store(source_name, task_name, split, directory, tokenizer, settings, bucket)
                 plans += [plan] if plan else []
         if not plans:
             raise ValueError(f"--splits {flags.splits}: no task has one of these splits")
@@ -88,6 +96,8 @@ def main(flags: argparse.Namespace) -> None:
             _run(plans, module, flags.workers)
         except OSError as error:
             raise _advise(error) from error
+        if remote.is_remote(output):
+            push_folder(_quarantine(output), f"{output}/quarantine")
 
 
 def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -103,11 +113,15 @@ def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict
         "tokenizer": tokenizer,
         "tfds_data_dir": flags.tfds_data_dir,
         "corpora": corpora,
-        "quarantine_dir": os.path.join(flags.output, "quarantine"),
+        "quarantine_dir": _quarantine(flags.output.rstrip("/")),
         "settings": _given(flags, "tag_rate", "seed", "min_harm_score", "validation_fraction"),
         "limit": _given(flags, rows="max_malformed_rows", fraction="max_malformed_fraction"),
     }
     return {name: value for name, value in wanted.items() if value not in (None, {})}
+
+
+def _quarantine(output: str) -> str:
+    return os.path.join(staging_folder(output), "quarantine")
 
 
 def _given(flags: argparse.Namespace, *names: str, **renamed: str) -> dict[str, Any]:
@@ -139,6 +153,9 @@ def _run(plans: Sequence[StorePlan], module: TaskModule, workers: int) -> None:
     jobs = [job for plan in plans for job in plan.jobs]
     started = time.monotonic()
     for plan in plans:
+        for info in plan.done.values():
+            if plan.bucket:
+                plan.bucket.push_shard(info, plan.num_shards)
         if not plan.jobs:
             _complete(plan, started)
     by_store = {plan.directory: plan for plan in plans}
@@ -147,6 +164,8 @@ def _run(plans: Sequence[StorePlan], module: TaskModule, workers: int) -> None:
         for job, info in _write_in_processes(jobs, module, workers) if workers > 1 else _write_here(jobs, bar):
             plan = by_store[job.directory]
             plan.done[job.index] = info
+            if plan.bucket:
+                plan.bucket.push_shard(info, plan.num_shards)
             bar.update()
             if len(plan.done) == plan.num_shards:
                 _complete(plan, started)
@@ -191,14 +210,14 @@ def _write_in_processes(
 
 def _complete(plan: StorePlan, started: float) -> None:
     manifest = plan.finish()
-    seconds = time.monotonic() - started
+    seconds, place = time.monotonic() - started, plan.bucket.url if plan.bucket else plan.directory
     if manifest is None:
-        _logger.warning("%s: no document is in this split; no store written", plan.directory)
+        _logger.warning("%s: no document is in this split; no store written", place)
         return
     extra = manifest.extra
     _logger.info(
         "%s: %d documents, %d tokens, %d harm tags, %d literal tags removed, %d bytes lost, %d rows malformed; %.1f s",
-        plan.directory,
+        place,
         manifest.num_documents,
         manifest.num_tokens,
         manifest.num_tag_tokens,

@@ -117,7 +117,7 @@ def test_a_second_run_changes_nothing_and_mends_a_lost_shard(cache):
     cache("harm_tagged_web")
     assert contents(store) == before
     changed = {name for name, when in write_times(store).items() if when != times[name]}
-    assert changed == {"tokens-00001-of-00002.npy", "bounds-00001-of-00002.npy"}
+    assert changed == {f"{kind}-00001-of-00002.npy" for kind in ("tokens", "bounds", "sums")}
 
 
 def test_other_settings_for_the_same_output_are_named(cache, corpus, tmp_path):
@@ -250,7 +250,7 @@ def test_inputs_without_documents(cache, corpus, tmp_path):
         ("raw_web", {"module": "json"}, "--tasks: no task or mixture 'raw_web'; there are"),
         ("raw_web", {"corpus": "raw_web"}, "--corpus must be NAME=PLACE, got 'raw_web'"),
         ("raw_web", {"corpus": "web=x"}, "unknown corpus 'web'"),
-        ("raw_web", {"output": "gs://bucket/tokens"}, "--output gs://bucket/tokens: must be a local folder"),
+        ("raw_web", {"output": "hf://tokens"}, "--output hf://tokens: must be a local folder or gs://"),
         ("raw_web", {"workers": -1}, "--workers must be 0 .* got -1"),
         ("raw_web", {"tag_rate": 7}, "tag_rate must be from 0 to 1, got 7.0"),
         ("raw_web", {"tokenizer": "no/tokenizer"}, "no/tokenizer: no such tokenizer"),

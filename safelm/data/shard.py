@@ -166,19 +166,32 @@ class ShardWriter:
 
 
 def read_shard_info(
-    directory: str | os.PathLike, index: int, num_shards: int, *, fingerprint: str | None = None
+    directory: str | os.PathLike,
+    index: int,
+    num_shards: int,
+    *,
+    fingerprint: str | None = None,
+    elsewhere: Mapping[str, int] | None = None,
 ) -> ShardInfo | None:
-    """The shard a former run completed here, or None if it is absent, damaged or made from something else."""
+    """The shard a former run completed here, or None if it is absent, damaged or made from something else.
+
+    `elsewhere` has the sizes (bytes) of arrays that aren't here but, say, in a bucket.
+    """
     directory = os.fspath(directory)
     try:
         with open(os.path.join(directory, shard_file("shard", index, num_shards)), encoding="utf-8") as file:
             info = ShardInfo(**json.load(file))
-        paths = [os.path.join(directory, shard_file(kind, index, num_shards)) for kind in info.files()]
-        sizes = [os.path.getsize(path) for path in paths]
+        names = [shard_file(kind, index, num_shards) for kind in info.files()]
+        sizes = [_size(os.path.join(directory, name), elsewhere or {}) for name in names]
     except (OSError, TypeError, ValueError):
         return None
     whole = sizes == [size for size, _ in info.files().values()] and fingerprint in (None, info.fingerprint)
     return info if whole else None
+
+
+def _size(path: str, elsewhere: Mapping[str, int]) -> int:
+    name = os.path.basename(path)
+    return elsewhere[name] if name in elsewhere and not os.path.exists(path) else os.path.getsize(path)
 
 
 def write_json(path: str, values: Mapping[str, Any]) -> None:

@@ -63,8 +63,13 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
-def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
-    """Completes a store; ValueError when counts, ids or files contradict the manifest."""
+def write_manifest(
+    directory: str | os.PathLike, manifest: Manifest, *, elsewhere: Mapping[str, int] | None = None
+) -> None:
+    """Completes a store; ValueError when counts, ids or files contradict the manifest.
+
+    `elsewhere` has the sizes (bytes) of arrays that aren't here but in a bucket.
+    """
     directory = os.fspath(directory)
     path = os.path.join(directory, MANIFEST_NAME)
     _check_manifest(path, manifest)
@@ -72,7 +77,10 @@ def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
         if shard.max_token >= manifest.vocab_size:
             token, limit = shard.max_token, manifest.vocab_size
             raise ValueError(f"{path}: shard {shard.index} has token id {token}, vocab_size is {limit}")
-        _open_shard(directory, manifest, shard)
+        if elsewhere is None:
+            _open_shard(directory, manifest, shard)
+        elif read_shard_info(directory, shard.index, len(manifest.shards), elsewhere=elsewhere) is None:
+            raise ValueError(f"{path}: shard {shard.index} isn't whole")
     write_json(path, dataclasses.asdict(manifest))
 
 
