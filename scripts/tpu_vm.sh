@@ -11,7 +11,7 @@ commands
   create   ask for the TPU as a queued resource (--wait: until it is there)
   setup    copy the committed files of this checkout to every worker and install the lean requirements there
   run      start `python -m safelm.train --distributed TRAINING FLAGS` on every worker, detached
-  tail     follow the log of one worker (--worker=N, default 0)
+  tail     follow the log of one worker (--worker=N, default 0; of slice --node=N, default 0)
   status   state of the queued resource and of the TPU, and each worker's last line of log
   stop     end the training on every worker; the TPU stays
   resume   after a preemption: delete, create, wait, setup, run; training goes on from its newest checkpoint
@@ -22,6 +22,8 @@ flags
   --accelerator-type=TYPE  --runtime-version=VERSION create and resume: v5litepod-256 with v2-alpha-tpuv5-lite,
                                                     v5p-64 with v2-alpha-tpuv5, v6e-64 with v2-alpha-tpuv6e
   --spot | --reserved | --reservation=RESERVATION   at most one of them; --reservation goes through `gcloud alpha`
+  --node-count=N                                    N slices of that type as one request (multi-slice), with every
+                                                    command from create to delete; the default is 1
   --create-flag=FLAG                                a further flag of `queued-resources create`, may be repeated
   --poll-seconds=N                                  pause between two looks at the state (default 60)
   --dry-run                                         print the commands, quoted for a shell, and run nothing
@@ -49,16 +51,10 @@ die() {
   exit "${2:-1}"
 }
 
-note() { echo "tpu_vm.sh $command: $1" >&2; }
+# shellcheck source=scripts/tpu_vm_workers.sh
+. scripts/tpu_vm_workers.sh
 
-# One word of a shell command: as it is where that is safe, in single quotes otherwise.
-quote() {
-  local escaped="'\\''"
-  case $1 in
-    '' | *[!A-Za-z0-9_./:=,@%+-]*) printf "'%s'" "${1//\'/$escaped}" ;;
-    *) printf '%s' "$1" ;;
-  esac
-}
+note() { echo "tpu_vm.sh $command: $1" >&2; }
 
 # Runs a command, or prints it.
 execute() {
@@ -73,46 +69,14 @@ execute() {
 
 queued_resources() { execute gcloud compute tpus queued-resources "$@" --zone="$zone" --project="$project"; }
 tpu_vm() { execute gcloud compute tpus tpu-vm "$@" --zone="$zone" --project="$project"; }
-on_workers() { tpu_vm ssh "$name" --worker="$1" --command="$2"; }
 
-# ---- what runs on a worker, each as one line ----
-
-# True while the process of train.pid is a training: after a reboot its number may be another's.
-# shellcheck disable=SC2016  # expands on the worker
-training='training() { [ -f ~/safelm/train.pid ] && grep -aqs safelm.train /proc/"$(cat ~/safelm/train.pid)"/cmdline; }'
-
-# shellcheck disable=SC2016
-refuse_if_training='if training; then echo "$(hostname): already training" >&2; exit 1; fi'
-
-# uv brings a Python where the image has an older one (Ubuntu 22.04 has 3.10).
-# shellcheck disable=SC2016
-remote_setup="set -eu; $training; $refuse_if_training; "'rm -rf ~/safelm/checkout; mkdir -p ~/safelm/checkout; '\
-'tar -xzf ~/safelm.tar.gz -C ~/safelm/checkout; cd ~/safelm/checkout; PATH=$HOME/.local/bin:$PATH; '\
-'command -v uv >/dev/null || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv; '\
-'[ -x ../venv/bin/python ] || uv venv --quiet --python ">=3.11,<3.13" ../venv; '\
-'uv pip install --quiet --python ../venv/bin/python -r requirements-train.txt -c constraints.txt "jax[tpu]"; '\
-'uv pip install --quiet --python ../venv/bin/python --no-deps -e .; '\
-'../venv/bin/python -c "import safelm.train"; echo "$(hostname): ready"'
-
-# Prints the line that starts training with the given flags.
-remote_run() {
-  local word flags=
-  for word in "$@"; do flags+=" $(quote "$word")"; done
-  # shellcheck disable=SC2016
-  printf '%s' "set -eu; $training; $refuse_if_training; "\
-'[ -x ~/safelm/venv/bin/python ] || { echo "$(hostname): nothing installed, run setup first" >&2; exit 1; }; '\
-'cd ~/safelm/checkout; trap "" HUP; '\
-"setsid ../venv/bin/python -u -m safelm.train --distributed$flags"' >>../train.log 2>&1 </dev/null & '\
-'echo $! >../train.pid; echo "$(hostname): started, pid $!"'
+# ssh and scp of one slice go by the TPU's name, of several by the queued resource's.
+on_slices() {
+  local verb=$1 slice=$2
+  shift 2
+  if [ "$node_count" = 1 ]; then tpu_vm "$verb" "$@"; else queued_resources "$verb" "$@" --node="$slice"; fi
 }
-
-# shellcheck disable=SC2016
-remote_status="$training; "'if training; then state=training; else state="not training"; fi; '\
-'echo "$(hostname): $state: $(tail -n 1 ~/safelm/train.log 2>/dev/null)"'
-
-# shellcheck disable=SC2016
-remote_stop="$training; "'if training; then kill "$(cat ~/safelm/train.pid)"; echo "$(hostname): stopped"; '\
-'else echo "$(hostname): not training"; fi'
+on_workers() { on_slices ssh "${3:-all}" "$name" --worker="$1" --command="$2"; }
 
 # ---- states ----
 
@@ -130,7 +94,29 @@ state_of() {
 }
 
 describe_queued() { queued_resources describe "$name" --format='value(state.state)'; }
-describe_node() { tpu_vm describe "$name" --format='value(state)'; }
+# The TPUs of the request: one with its name, several with numbers after it.
+node_names() {
+  if [ "$node_count" = 1 ]; then
+    echo "$name"
+  else
+    local number
+    for ((number = 0; number < node_count; number++)); do echo "$name-$number"; done
+  fi
+}
+describe_node() { tpu_vm describe "$1" --format='value(state)'; }
+
+# One state for all TPUs: READY where all are, otherwise the first other one.
+node_state() {
+  local node state
+  for node in $(node_names); do
+    state=$(state_of describe_node "$node") || exit 1
+    if [ "$state" != READY ]; then
+      echo "$state"
+      return
+    fi
+  done
+  echo READY
+}
 
 wait_until_active() {
   if [ "$dry_run" = 1 ]; then
@@ -155,7 +141,9 @@ wait_until_active() {
 create() {
   local gcloud=(gcloud)
   case $tier in --reservation=*) gcloud+=(alpha) ;; esac
-  execute "${gcloud[@]}" compute tpus queued-resources create "$name" --node-id="$name" \
+  local nodes=(--node-id="$name")
+  if [ "$node_count" != 1 ]; then nodes=(--node-count="$node_count" --node-prefix="$name"); fi
+  execute "${gcloud[@]}" compute tpus queued-resources create "$name" "${nodes[@]}" \
     --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" ${tier:+"$tier"} \
     ${create_flags[@]+"${create_flags[@]}"} --zone="$zone" --project="$project"
 }
@@ -168,7 +156,7 @@ setup() {
       note "uncommitted changes are not copied: workers get $(git rev-parse --short HEAD)"
   fi
   execute git archive --format=tar.gz --output="$archive" HEAD
-  tpu_vm scp "$archive" "$name:safelm.tar.gz" --worker=all
+  on_slices scp all "$archive" "$name:safelm.tar.gz" --worker=all
   on_workers all "$remote_setup"
 }
 
@@ -179,13 +167,14 @@ delete() { queued_resources delete "$name" --force --quiet; }
 status() {
   if [ "$dry_run" = 1 ]; then
     describe_queued
-    describe_node
+    local node
+    for node in $(node_names); do describe_node "$node"; done
     on_workers all "$remote_status"
     return
   fi
   local queued node
   queued=$(state_of describe_queued)
-  node=$(state_of describe_node)
+  node=$(node_state)
   echo "queued resource: $queued"
   echo "TPU: $node"
   if [ "$node" = READY ]; then on_workers all "$remote_status"; fi
@@ -208,7 +197,7 @@ recreate() {
     state=$(state_of describe_queued)
   done
   if [ "$state" = ACTIVE ]; then
-    node=$(state_of describe_node)
+    node=$(node_state)
     case $node in
       READY)
         note "$name is ACTIVE and READY, so it was not preempted; if its training has ended, \`run\` starts it again"
@@ -240,7 +229,7 @@ resume() {
 set_flag() {
   case $1 in
     --name | --zone | --project | --accelerator-type | --runtime-version | --reservation | --create-flag | --worker | \
-      --poll-seconds) [ -n "$2" ] || die "$1 has no value" 2 ;;
+      --poll-seconds | --node-count | --node) [ -n "$2" ] || die "$1 has no value" 2 ;;
     *) die "unknown flag $1 (flags of the training go after --)" 2 ;;
   esac
   case $1 in
@@ -252,6 +241,8 @@ set_flag() {
     --reservation) set_tier "--reservation=$2" ;;
     --create-flag) create_flags+=("$2") ;;
     --worker) worker=$2 ;;
+    --node) slice=$2 ;;
+    --node-count) node_count=$2 ;;
     --poll-seconds) poll_seconds=$2 ;;
   esac
 }
@@ -294,7 +285,8 @@ case $command in
 esac
 
 # shellcheck disable=SC2034  # require reads some of them by name
-name='' zone='' project='' accelerator_type='' runtime_version='' tier='' worker=0 poll_seconds=60 dry_run=0 wait=0
+name='' zone='' project='' accelerator_type='' runtime_version='' tier='' worker=0 slice=0 node_count=1
+poll_seconds=60 dry_run=0 wait=0
 create_flags=()
 training_flags=()
 while [ $# -gt 0 ]; do
@@ -327,6 +319,8 @@ case $command in
 esac
 case $poll_seconds in *[!0-9]*) die "--poll-seconds is no whole number: '$poll_seconds'" 2 ;; esac
 case $worker in *[!0-9]*) die "--worker is no whole number: '$worker'" 2 ;; esac
+case $slice in *[!0-9]*) die "--node is no whole number: '$slice'" 2 ;; esac
+case $node_count in *[!0-9]* | 0*) die "--node-count is no whole number from 1: '$node_count'" 2 ;; esac
 
 if [ "$dry_run" = 0 ]; then
   [ -n "$(type -P gcloud)" ] || die "gcloud is not on PATH: install the Google Cloud CLI"
@@ -339,7 +333,7 @@ case $command in
     create
     if [ "$wait" = 1 ]; then wait_until_active; fi
     ;;
-  tail) on_workers "$worker" 'tail -n 50 -F ~/safelm/train.log' ;;
+  tail) on_workers "$worker" 'tail -n 50 -F ~/safelm/train.log' "$slice" ;;
   stop) on_workers all "$remote_stop" ;;
   *) "$command" ;;
 esac

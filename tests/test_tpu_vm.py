@@ -10,85 +10,14 @@ import sys
 import time
 
 import pytest
+from fake_gcloud import Cloud
+from fake_gcloud import run as _run
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "tpu_vm.sh"
 TPU = ["--name=pod", "--zone=us-west4-a", "--project=my-project"]
 KIND = ["--accelerator-type=v5litepod-256", "--runtime-version=v2-alpha-tpuv5-lite"]
 TRAINING = ["--config=configs/smollm2_1b7.py", "--workdir=gs://BUCKET/run"]
 WHERE = ["--zone=us-west4-a", "--project=my-project"]
-
-# Writes its arguments to $FAKE/calls and answers a `describe` from the next line of $FAKE/states (TPU: $FAKE/node). ssh
-# and scp act on the two workers $FAKE/home0 and $FAKE/home1, each the home of the commands that run there.
-GCLOUD = r"""#!/usr/bin/env bash
-set -eu
-printf '%s\0' "$@" >>"$FAKE/calls"; printf '\n' >>"$FAKE/calls"
-if [ -f "$FAKE/fails" ] && [[ " $* " == *"$(cat "$FAKE/fails")"* ]]; then
-  echo 'ERROR: PERMISSION_DENIED' >&2; exit 1
-fi
-case " $* " in
-  *' queued-resources describe '*)
-    state=$(head -n 1 "$FAKE/states"); sed -i 1d "$FAKE/states"
-    if [ "$state" = NOT_FOUND ]; then echo 'ERROR: NOT_FOUND: no such resource' >&2; exit 1; fi
-    echo 'WARNING: of gcloud' >&2; echo "$state" ;;
-  *' tpu-vm describe '*) cat "$FAKE/node" ;;
-  *' tpu-vm scp '*) for home in "$FAKE"/home*; do cp "$5" "$home/${6#*:}"; done ;;
-  *' tpu-vm ssh '*)
-    for word in "$@"; do case $word in --command=*) command=${word#--command=} ;; esac; done
-    for home in "$FAKE"/home*; do (cd "$home"; HOME=$home PATH="$FAKE/worker_bin:$PATH" bash -c "$command"); done ;;
-esac
-"""
-# `uv venv` makes a "Python" that notes how it was called and, as a training, goes on until it is killed.
-UV = r"""#!/usr/bin/env bash
-set -eu
-printf '%s\0' "$@" >>"$HOME/uv_calls"; printf '\n' >>"$HOME/uv_calls"
-if [ "$1" = venv ]; then
-  mkdir -p ../venv/bin
-  cp "$FAKE/worker_python" ../venv/bin/python
-fi
-"""
-PYTHON = r"""#!/usr/bin/env bash
-printf '%s\0' "$@" >>"$HOME/python_calls"; printf '\n' >>"$HOME/python_calls"
-if [ "$2" = -m ]; then echo "step 1"; exec -a safelm.train sleep 60; fi
-"""
-
-
-def _executable(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-class Cloud:
-    """A folder with the fake gcloud, its answers, and the homes of two workers."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        for worker in ("home0", "home1"):
-            (folder / worker).mkdir()
-        _executable(folder / "bin" / "gcloud", GCLOUD)
-        _executable(folder / "worker_bin" / "uv", UV)
-        _executable(folder / "worker_python", PYTHON)
-        self.answer()
-
-    def answer(self, *states: str, node: str = "READY") -> None:
-        (self.folder / "states").write_text("".join(f"{state}\n" for state in states))
-        (self.folder / "node").write_text(f"{node}\n")
-
-    def fail_at(self, words: str) -> None:
-        (self.folder / "fails").write_text(words)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        return _run(*arguments, path=f"{self.folder / 'bin'}:{os.environ['PATH']}", FAKE=str(self.folder))
-
-    def calls(self, path: str = "calls") -> list[list[str]]:
-        file = self.folder / path
-        lines = file.read_bytes().decode().split("\0\n") if file.exists() else []
-        return [line.split("\0") for line in lines if line]
-
-    def verbs(self) -> list[str]:
-        """What was called, as `queued-resources create`, `tpu-vm ssh`, ..."""
-        return [" ".join(call[2:4]) for call in self.calls()]
 
 
 @pytest.fixture
@@ -96,11 +25,6 @@ def cloud(tmp_path: pathlib.Path):
     cloud = Cloud(tmp_path)
     yield cloud
     cloud.run("stop", *TPU)
-
-
-def _run(*arguments: str, path: str | None = None, **environment: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PATH": path or os.environ["PATH"], **environment}
-    return subprocess.run([str(SCRIPT), *arguments], env=env, capture_output=True, text=True, timeout=60)
 
 
 def _dry_run(*arguments: str) -> list[list[str]]:
@@ -162,6 +86,41 @@ def test_resume_is_delete_create_wait_setup_run():
     assert _dry_run("resume", *TPU, *KIND, "--spot", "--", *TRAINING) == expected
 
 
+SLICES = [*TPU, "--node-count=3"]
+
+
+def test_several_slices_are_one_request_and_every_command_reaches_them_all():
+    queued = ["gcloud", "compute", "tpus", "queued-resources"]
+    nodes = ["--node-count=3", "--node-prefix=pod"]
+    assert _dry_run("create", *SLICES, *KIND, "--spot") == [
+        [*queued, "create", "pod", *nodes, *KIND, "--spot", *WHERE],
+    ]
+    _, copy, install = _dry_run("setup", *SLICES)
+    assert copy == [*queued, "scp", "safelm.tar.gz", "pod:safelm.tar.gz", "--worker=all", "--node=all", *WHERE]
+    assert install == [*queued, "ssh", "pod", "--worker=all", install[7], "--node=all", *WHERE]
+    assert install[7] == _dry_run("setup", *TPU)[2][7]
+    (start,) = _dry_run("run", *SLICES, "--", *TRAINING)
+    assert start[:7] == install[:7] and start[8:] == install[8:]
+    (tail,) = _dry_run("tail", *SLICES, "--worker=1", "--node=2")
+    assert tail[4:] == ["ssh", "pod", "--worker=1", "--command=tail -n 50 -F ~/safelm/train.log", "--node=2", *WHERE]
+    described = [command[5] for command in _dry_run("status", *SLICES) if command[3:5] == ["tpu-vm", "describe"]]
+    assert described == ["pod-0", "pod-1", "pod-2"]
+
+
+def test_one_preempted_slice_makes_resume_ask_for_all_of_them_again(cloud: Cloud):
+    cloud.answer("ACTIVE", "ACTIVE")
+    (cloud.folder / "node-pod-1").write_text("PREEMPTED\n")
+    done = cloud.run("resume", *SLICES, *RESUME[4:])
+    assert done.returncode == 0, done.stderr
+    states = [f"{QUEUED} describe", f"{VM} describe", f"{VM} describe"]
+    after = ["delete", "create", "describe", "scp", "ssh", "ssh"]
+    assert cloud.verbs() == [*states, *(f"{QUEUED} {verb}" for verb in after)]
+    (cloud.folder / "node-pod-1").write_text("READY\n")
+    cloud.answer("ACTIVE")
+    assert "was not preempted" in cloud.run("resume", *SLICES, *RESUME[4:]).stderr
+    assert cloud.run("stop", *SLICES).stdout.count("stopped") == 2
+
+
 def test_a_dry_run_needs_no_gcloud_and_runs_none(cloud: Cloud):
     for command in ("create", "setup", "tail", "status", "stop", "delete"):
         assert cloud.run(command, "--dry-run", *TPU, *KIND).returncode == 0
@@ -198,6 +157,8 @@ def test_without_gcloud_the_error_says_so(tmp_path: pathlib.Path):
         ),
         (["setup", *TPU, "--", *TRAINING], "setup: takes no flags of the training"),
         (["tail", *TPU, "--worker=all"], "tail: --worker is no whole number: 'all'"),
+        (["create", *TPU, *KIND, "--node-count=0"], "create: --node-count is no whole number from 1: '0'"),
+        (["tail", *TPU, "--node=all"], "tail: --node is no whole number: 'all'"),
         (["create", *TPU, *KIND, "--poll-seconds=1m"], "create: --poll-seconds is no whole number: '1m'"),
     ],
 )
@@ -221,7 +182,7 @@ def test_setup_and_run_on_the_workers_carry_every_argument_through_both_shells(c
     assert cloud.run("run", *TPU, "--", *TRAINING).returncode == 1  # nothing is installed yet
     done = cloud.run("setup", *TPU)
     assert done.returncode == 0, done.stderr
-    odd = ["--config.note=two  words", "--config.quote=it's \"$HOME\" `id` \\ * ~ & ; #", "--config.lines=a\nb", ""]
+    odd = ["--config.note=two  words", '--config.quote=it\'s "$HOME" `id` \\ * ~ & ; #', "--config.lines=a\nb", ""]
     done = cloud.run("run", *TPU, "--", *TRAINING, *odd)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("started, pid") == 2
