@@ -72,12 +72,16 @@ def _refuse_cudnn(config: ModelConfig, seq_len: int, mesh: Mesh) -> str | None:
         return f"it needs NVIDIA GPUs, these are {device.platform} devices"
     if config.dtype == "float32":
         return "it computes in bfloat16 or float16, model.dtype is float32"
+    return _refused_by_cudnn(config, seq_len, device)
+
+
+def _refused_by_cudnn(config: ModelConfig, seq_len: int, device: jax.Device) -> str | None:
+    """cuDNN's own words: which sizes and devices it takes changes with its version, so a small program is tried."""
 
     def attend(q_BTNH: jax.Array, kv_BTKH: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
         mask_BTS = attention.causal_mask(seq_len, segment_ids_BT)
         return cudnn(q_BTNH, kv_BTKH, kv_BTKH, mask_BTS).sum(dtype=jnp.float32)
 
-    # Which sizes and devices it takes changes with cuDNN's version: the library itself is asked.
     placed = functools.partial(jax.ShapeDtypeStruct, sharding=jax.sharding.SingleDeviceSharding(device))
     q_BTNH = placed((1, seq_len, config.num_heads, config.head_dim), config.dtype)
     kv_BTKH = placed((1, seq_len, config.num_kv_heads, config.head_dim), config.dtype)

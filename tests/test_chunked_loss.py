@@ -32,6 +32,7 @@ def _inputs(config: ModelConfig, dtype="float32"):
     return params, x_BTD, targets_BT, loss_mask_BT
 
 
+@functools.cache
 def _step(config: ModelConfig, chunks: int, z_loss: float = 0.01):
     def loss(params, x_BTD, targets_BT, loss_mask_BT):
         sums = next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, vocab_chunks=chunks)
@@ -47,7 +48,7 @@ def _assert_close(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("chunks, z_loss", [(2, 0.01), (3, 0.0), (48, 0.01)])
+@pytest.mark.parametrize("chunks, z_loss", [(3, 0.01), (48, 0.0)])
 def test_parts_give_the_loss_and_gradients_of_the_whole(config, chunks, z_loss):
     ours = _step(config, chunks, z_loss)(*_inputs(config))
     _assert_close(ours, _step(config, 1, z_loss)(*_inputs(config)), 1e-5)
