@@ -15,6 +15,7 @@ No message and no log line holds a document's text.
 """
 
 import dataclasses
+import gzip
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from data_tasks.preprocessors import MAX_SCORE, NO_SCORE
+from safelm.data import remote
 
 SCORE_FIELDS = (
     "harm_score",
@@ -296,7 +298,10 @@ def _parquet_columns(path: str, schema: Any, needs_score: bool) -> list[str]:
 
 
 def _open(path: str, compression: str | None) -> Any:
-    return fsspec.open(path, "rb", compression=compression)
+    if not remote.is_remote(path) or path.startswith("file://"):
+        return fsspec.open(path, "rb", compression=compression)
+    file = remote.open_file(path)
+    return gzip.GzipFile(fileobj=file) if compression and path.endswith(".gz") else file
 
 
 class _Quarantine:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from data_tasks.preprocessors import in_validation_split
 from data_tasks.readers import SUFFIXES, MalformedLimit, ReadReport, read_documents
+from safelm.data import remote
 
 TRAIN, VALIDATION = "train", "validation"
 _BATCH_DOCUMENTS = 256
@@ -155,8 +156,13 @@ class WebDocumentSource(seqio.DataSource):
 
 
 def _list_files(folder: str, split: str) -> list[str]:
-    filesystem, root = fsspec.core.url_to_fs(folder)
+    filesystem, root = remote.filesystem(folder)
     is_local = isinstance(filesystem, fsspec.get_filesystem_class("file"))
-    found = {name for pattern in (f"{split}-*", f"**/{split}-*") for name in filesystem.glob(f"{root}/{pattern}")}
+    patterns = (f"{root}/{split}-*", f"{root}/**/{split}-*")
+
+    def list_names() -> set[str]:
+        return {name for pattern in patterns for name in filesystem.glob(pattern)}
+
+    found = list_names() if is_local else remote.retrying(folder, "listing", list_names)
     names = sorted(name for name in found if name.endswith(SUFFIXES))
     return names if is_local else [filesystem.unstrip_protocol(name) for name in names]

@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import fsspec
-
 from safelm.cache_shards import ShardJob
 from safelm.cache_upload import SETTINGS_NAME, Bucket
+from safelm.data import remote
 from safelm.data.shard import ShardInfo, read_shard_info, token_dtype, write_json
 from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
 from safelm.tokenizer import Tokenizer
@@ -165,14 +164,22 @@ def _describe_input(path: str) -> dict[str, Any]:
 
     The end of a gzip or Parquet file holds a checksum or the footer, so other content shows there.
     """
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    if not filesystem.exists(inner):
+    filesystem, inner = remote.filesystem(path)
+
+    def read() -> tuple[int, str] | None:
+        if not filesystem.exists(inner):
+            return None
+        size = int(filesystem.info(inner)["size"])
+        digest = hashlib.sha256(filesystem.cat_file(inner, 0, min(size, _SAMPLE_BYTES)))
+        if size > _SAMPLE_BYTES:
+            digest.update(filesystem.cat_file(inner, size - _SAMPLE_BYTES, size))
+        return size, digest.hexdigest()
+
+    found = remote.retrying(path, "reading", read)
+    if found is None:
         return {"name": os.path.basename(path)}
-    size = int(filesystem.info(inner)["size"])
-    digest = hashlib.sha256(filesystem.cat_file(inner, 0, min(size, _SAMPLE_BYTES)))
-    if size > _SAMPLE_BYTES:
-        digest.update(filesystem.cat_file(inner, size - _SAMPLE_BYTES, size))
-    return {"name": os.path.basename(path), "bytes": size, "sample_sha256": digest.hexdigest()}
+    size, sample = found
+    return {"name": os.path.basename(path), "bytes": size, "sample_sha256": sample}
 
 
 def _fingerprint(values: Mapping[str, Any]) -> str:
@@ -195,8 +202,7 @@ def _check_settings(directory: str, wanted: Mapping[str, Any], *, place: str) ->
         if former.get(key) != wanted.get(key):
             was, now = _shown_difference(former.get(key), wanted.get(key))
             raise ValueError(
-                f"{place} was begun with {key} {was}, now it is {now}: "
-                "choose another --output, or remove that folder"
+                f"{place} was begun with {key} {was}, now it is {now}: choose another --output, or remove that folder"
             )
 
 

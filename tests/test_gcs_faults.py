@@ -1,5 +1,6 @@
 """Cloud Storage that fails, is slow, refuses or isn't there: an emulator behind a proxy that does so when told to."""
 
+import gzip
 import json
 import logging
 
@@ -8,6 +9,8 @@ import gcs_server
 import gcsfs.retry
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tiny_runs
 from cryptography.hazmat.primitives import serialization
@@ -75,6 +78,24 @@ def test_slow_answers_are_waited_for(proxy, tmp_path):
     upload(tmp_path / "store", f"{BUCKET}/slow")
     proxy.delay = 0.5
     np.testing.assert_array_equal(TokenStore.open(f"{BUCKET}/slow").tokens(0, 300), local.tokens(0, 300))
+
+
+def test_documents_are_streamed_through_failures(proxy, tmp_path):
+    from data_tasks.readers import MalformedLimit, ReadReport, read_documents
+
+    rows = [{"id": str(i), "text": f"Document {i}.", "metadata": {"int_score": 1}} for i in range(300)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    upload(tmp_path, f"{BUCKET}/documents")
+    options = {"needs_score": True, "limit": MalformedLimit(), "report": ReadReport()}
+    for name, answer in (("a.jsonl.gz", 503), ("a.parquet", "reset")):
+        proxy.fail_first(1, answer, where=lambda method, path: "alt=media" in path)
+        found = [document.text for document in read_documents(f"{BUCKET}/documents/{name}", **options)]
+        assert found == [row["text"] for row in rows] and proxy.refused == 1
+        proxy.rule = lambda method, path: 403 if "alt=media" in path else None
+        with pytest.raises(OSError) as raised:
+            list(read_documents(f"{BUCKET}/documents/{name}", **options))
+        one_line(raised, f"{BUCKET}/documents/{name}: ", "reading is refused (403: ")
 
 
 def test_writing_through_failures(proxy):

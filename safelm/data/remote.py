@@ -12,6 +12,7 @@ holds a credential, and messages quote URLs and the server's reason, never a req
 """
 
 import functools
+import io
 import itertools
 import logging
 import os
@@ -92,6 +93,42 @@ def download(url: str, size: int, target: BinaryIO, on_bytes: Callable[[int], ob
             target.write(part)
             on_bytes(len(part))
     target.flush()
+
+
+class _RangeReader(io.RawIOBase):
+    """A remote file read by ranges, each with retries."""
+
+    def __init__(self, url: str, size: int):
+        self._url, self._size, self._at = url, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        if stop <= self._at:
+            return 0
+        (data,) = read_ranges([(self._url, self._at, stop)])
+        buffer[: len(data)] = data
+        self._at = stop
+        return len(data)
+
+
+def open_file(url: str) -> io.BufferedReader:
+    """A remote file to stream or seek in, 8 MiB a request; OSError names the URL, also later."""
+    files, path = filesystem(url)
+    size = retrying(url, "reading", lambda: files.info(path)["size"])
+    return io.BufferedReader(_RangeReader(url, int(size)), 8 << 20)
 
 
 def list_sizes(url: str) -> dict[str, int] | None:
