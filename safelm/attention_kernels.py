@@ -13,12 +13,13 @@ evaluation with a cache always use xla.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from safelm import attention, sharding
 from safelm.model_config import ATTENTION_OUTPUT, ModelConfig
@@ -67,12 +68,11 @@ def _refuse_splash(config: ModelConfig, seq_len: int, mesh: Mesh) -> str | None:
 
 
 def _refuse_cudnn(config: ModelConfig, seq_len: int, mesh: Mesh) -> str | None:
-    device = mesh.devices.flat[0]
-    if device.platform != "gpu":
-        return f"it needs NVIDIA GPUs, these are {device.platform} devices"
+    if (platform := mesh.devices.flat[0].platform) != "gpu":
+        return f"it needs NVIDIA GPUs, these are {platform} devices"
     if config.dtype == "float32":
         return "it computes in bfloat16 or float16, model.dtype is float32"
-    return _refused_by_cudnn(config, seq_len, device)
+    return _refused_by_cudnn(config, seq_len, mesh.local_devices[0])
 
 
 def _refused_by_cudnn(config: ModelConfig, seq_len: int, device: jax.Device) -> str | None:
@@ -120,12 +120,19 @@ def cudnn(
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
-    mask_BTS: Array,
+    mask_BTS: Bool[Array, "b T T"],
 ) -> Float[Array, "B T N H"]:
-    """Attention by cuDNN's flash kernel, causal, further restricted by a boolean mask [b, T, T]; sums in float32."""
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None], is_causal=True, implementation="cudnn"
-    )
+    """Attention by cuDNN's flash kernel, causal, further restricted by a mask; sums in float32.
+
+    Under `jax.set_mesh` every device computes its own rows and heads.
+    """
+
+    def on_device(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None], is_causal=True, implementation="cudnn"
+        )
+
+    return _on_every_device(on_device, q_BTNH, k_BTKH, v_BTKH, mask_BTS)
 
 
 def splash(
@@ -141,17 +148,24 @@ def splash(
     Under `jax.set_mesh` every device computes its own rows and heads. T must be a multiple of 128. `interpret` runs
     the kernel's operations one by one on any platform, slowly.
     """
-    segment_ids_BT = jnp.broadcast_to(segment_ids_BT, q_BTNH.shape[:2])
     on_device = functools.partial(_splash_on_device, interpret=interpret)
+    return _on_every_device(on_device, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+
+
+def _on_every_device(
+    attend: Callable[..., jax.Array], q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, visible: jax.Array
+) -> jax.Array:
+    """Runs a kernel, which no compiler can split, on every device's rows and heads."""
+    visible = jnp.broadcast_to(visible, (q_BTNH.shape[0], *visible.shape[1:]))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return on_device(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+        return attend(q_BTNH, k_BTKH, v_BTKH, visible)
     query = sharding.partition_spec(("batch", "length", "heads", "head_dim"))
     key = sharding.partition_spec(("batch", "length", "kv_heads", "head_dim"))
-    segments = sharding.partition_spec(("batch", "length"))
-    # Pallas calls carry no record of the axes their results vary over: check_vma would refuse them.
-    mapped = jax.shard_map(on_device, in_specs=(query, key, key, segments), out_specs=query, check_vma=False)
-    return mapped(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    rows = sharding.partition_spec(("batch",))
+    # Kernels carry no record of the axes their results vary over: check_vma would refuse them.
+    mapped = jax.shard_map(attend, in_specs=(query, key, key, rows), out_specs=query, check_vma=False)
+    return mapped(q_BTNH, k_BTKH, v_BTKH, visible)
 
 
 def _splash_on_device(

@@ -63,17 +63,31 @@ def test_splash_is_the_plain_attention(small_blocks, segment_ids):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_splash_over_a_mesh_gives_every_device_its_rows_and_heads(small_blocks):
+@pytest.fixture
+def cudnn_by_xla(monkeypatch):
+    """What cuDNN is asked for, computed by XLA: there is no GPU here. Gives the list of implementations asked for."""
+    asked, real = [], jax.nn.dot_product_attention
+
+    def on_xla(*args, implementation, **kwargs):
+        asked.append(implementation)
+        return real(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_xla)
+    return asked
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_over_a_mesh_every_device_has_its_rows_and_heads(small_blocks, cudnn_by_xla, monkeypatch, kernel):
+    monkeypatch.setattr(attention_kernels, "splash", functools.partial(attention_kernels.splash, interpret=True))
     arrays = inputs(4, heads=4, kv_heads=2, head_dim=8)
     mask = attention.causal_mask(LENGTH, segments(4))
     plain = outputs_and_gradients(lambda *qkv: attention.attend(*qkv, mask), *arrays)
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    visible = attention_kernels.what_is_visible(kernel, LENGTH, segments(4))
     with jax.set_mesh(mesh):
-        splash = outputs_and_gradients(
-            lambda *qkv: attention_kernels.splash(*qkv, segments(4), interpret=True), *arrays
-        )
-    assert splash[0].addressable_shards[0].data.shape == (1, LENGTH, 2, 8)
-    for ours, theirs in zip(splash, plain, strict=True):
+        fused = outputs_and_gradients(lambda *qkv: attention_kernels.attend(kernel, *qkv, visible), *arrays)
+    assert fused[0].addressable_shards[0].data.shape == (1, LENGTH, 2, 8)
+    for ours, theirs in zip(fused, plain, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
@@ -117,21 +131,13 @@ def test_logits_for_inference_need_no_kernel():
         jax.eval_shape(functools.partial(model.hidden_states, config), params, tokens_BT)
 
 
-def test_cudnn_is_asked_for_the_plain_attention(monkeypatch):
-    """What cuDNN is given, computed by XLA: there is no GPU here."""
-    asked, real = [], jax.nn.dot_product_attention
-
-    def on_xla(*args, implementation, **kwargs):
-        asked.append(implementation)
-        return real(*args, implementation="xla", **kwargs)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", on_xla)
+def test_cudnn_is_asked_for_the_plain_attention(cudnn_by_xla):
     q, k, v, _ = inputs(2, heads=6, kv_heads=2, head_dim=8)
     visible = attention_kernels.what_is_visible("cudnn", LENGTH, segments(2))
     ours = attention_kernels.attend("cudnn", q, k, v, visible)
     plain = attention.attend(q, k, v, attention.causal_mask(LENGTH, segments(2)))
     np.testing.assert_allclose(ours, plain, atol=1e-5)
-    assert asked == ["cudnn"]
+    assert cudnn_by_xla == ["cudnn"]
 
 
 def mesh_of(platform: str) -> Mesh:
