@@ -19,10 +19,10 @@ LAYERS = [
     ("safelm.checkpoint", "safelm.formats", "safelm.inference"),
     ("safelm.evaluation",),
     # commands: nothing in the package imports them, but for train's own parts
-    ("safelm.train", "safelm.generate", "safelm.evaluate", "safelm.convert", "safelm.cache"),
+    ("safelm.train", "safelm.aot", "safelm.generate", "safelm.evaluate", "safelm.convert", "safelm.cache"),
 ]
 PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
-COMMANDS = ("train", "generate", "evaluate", "convert", "train_tokenizer", "synthetic_web", "cache_tasks")
+COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "synthetic_web", "cache_tasks")
 
 
 def module_name(path: Path) -> str:
