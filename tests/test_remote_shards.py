@@ -4,6 +4,7 @@ The URLs are `file://` here; tests/test_gcs_faults.py has the same over HTTP.
 """
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import multiprocessing
@@ -20,7 +21,7 @@ from safelm.data import cache, remote, remote_shards
 from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule, Phase
 from safelm.data.shard import file_sha256
-from safelm.data.store import TokenStore
+from safelm.data.store import TokenStore, write_manifest
 
 
 def documents(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -111,6 +112,18 @@ def test_empty_shards_and_uint32(tmp_path):
     assert store.tokens(0, 9).tolist() == [5, 0, 70_000, 0] and store.tokens(0, 9).dtype == np.uint32
     assert store.find_documents(np.array([3])).tolist() == [1]
     store.verify_checksums()
+
+
+def test_a_store_of_an_early_version_has_no_block_checksums(local, tmp_path, only_blocks):
+    source = moved(local, tmp_path / "source")
+    shards = tuple(dataclasses.replace(shard, sums_bytes=0, sums_sha256="") for shard in source.manifest.shards)
+    write_manifest(source.directory, dataclasses.replace(source.manifest, shards=shards))
+    for path in Path(source.directory).glob("sums-*"):
+        path.unlink()
+    assert_same(batches(TokenStore.open(url_of(source), verify_checksums=True)), batches(local))
+    damage(Path(source.directory) / "tokens-00001-of-00003.npy")
+    with pytest.raises(ValueError, match=r"tokens-00001-of-00003\.npy: damaged"):
+        TokenStore.open(url_of(source), verify_checksums=True)
 
 
 def test_the_first_batch_reads_a_few_blocks_and_copies_no_shard(local, only_blocks, monkeypatch, cache_folder):

@@ -146,7 +146,11 @@ class RemoteShards:
         self.bring(range(len(self._infos)), "bounds", "sums", "tokens")
         size = BLOCK_BYTES // self._dtype.itemsize
         for shard, info in enumerate(self._infos):
-            if ("tokens", shard) not in self._mapped:
+            if ("tokens", shard) in self._mapped:
+                continue
+            if not info.sums_bytes:
+                _read_checked(self._url_of("tokens", shard), info.tokens_bytes, info.tokens_sha256)
+            else:
                 for start in range(0, info.num_tokens, 64 * size):
                     self.read(shard, start, min(start + 64 * size, info.num_tokens))
 
@@ -200,11 +204,8 @@ class RemoteShards:
 
     def _spare_bytes(self) -> int:
         """Room that the bounds and block checksums not yet there will take: tokens leave it to them."""
-        missing = [
-            size for shard, info in enumerate(self._infos) for kind, (size, _) in info.files().items()
-            if kind != "tokens" and (kind, shard) not in self._mapped
-        ]  # fmt: skip
-        return sum(missing)
+        small = (("bounds", shard) for shard in range(len(self._infos)) if ("bounds", shard) not in self._mapped)
+        return sum(self._infos[shard].bounds_bytes + self._infos[shard].sums_bytes for _, shard in small)
 
     def _check_array(self, kind: str, shard: int, array: np.ndarray) -> None:
         info, blocks = self._infos[shard], BLOCK_BYTES // self._dtype.itemsize
