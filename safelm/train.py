@@ -1,4 +1,4 @@
-"""Trains a model: pretraining, instruction tuning, finetuning, as the config says.
+r"""Trains a model: pretraining, instruction tuning, finetuning, as the config says.
 
     python -m safelm.train --config=configs/quickstart.py:safety --workdir=runs/safety [--config.a.b=value ...]
 
@@ -6,7 +6,13 @@ The workdir (local or gs://) gets `config.json`, `tokenizer/`, `metrics.jsonl`, 
 `checkpoints/`. To resume, run the same command again: it goes on from the newest checkpoint, bit for bit as if it had
 never stopped. SIGTERM and Ctrl-C save and end it with code 143 and 130; bad input or a disk that is full end it with 2,
 numbers that aren't finite with 3. SIGUSR1 makes a profile of the next steps.
-`--dry_run` checks everything, prints parameters, tokens and steps, and trains nothing.
+`--dry_run` checks everything, prints parameters, memory, tokens, steps and time, and trains nothing; for a mesh of more
+devices than there are here, what can be checked without them.
+
+A decay of its own from a checkpoint of a wsd run's stable phase, which goes on unharmed (`safelm.train_resume`):
+
+    python -m safelm.train --config=... --workdir=runs/decayed --config.branch.workdir=runs/trunk \
+        --config.branch.step=50000 --config.optimizer.decay_steps=5000
 """
 
 import collections
