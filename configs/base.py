@@ -16,7 +16,7 @@ def smollm2() -> ConfigDict:
 
     Vocabulary 49,152 and the harm tag; AdamW (0.9, 0.95), decay 0.01, clip 1.0, 2,000 steps of warmup, then constant,
     at the end a linear decay to 0; bfloat16 computation, float32 parameters and gradient accumulation. The data is
-    the ladder's top rung, the paper's mixture.
+    the ladder's top rung, the paper's mixture. Decays can branch at every 25,000th step: it is kept.
     """
     config = default_config()
     config.tokenizer = "smollm2"  # a folder or file of SmolLM2's tokenizer: give --config.tokenizer=PATH
