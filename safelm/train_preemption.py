@@ -37,7 +37,7 @@ class Preempted(Exception):  # noqa: N818 (not an error)
 class Preemption:
     """Listens while it is entered, which only the main thread may do: elsewhere, nothing is ever requested."""
 
-    def __init__(self, *, grace_s: float, note: Callable[[str], None], leave: Callable[[int], Any] = os._exit):
+    def __init__(self, *, grace_s: float | int, note: Callable[[str], None], leave: Callable[[int], Any] = os._exit):
         """`note` is given a line for people, in the listening thread; `leave` ends the process with a code."""
         self._grace_s, self._note, self._leave = grace_s, note, leave
         self._signal: int | None = None

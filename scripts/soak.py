@@ -181,7 +181,7 @@ class Soak:
     def damage_shard(self) -> None:
         """Cuts or removes a file of tokens; the launch has to be refused. Then the file is put right."""
         tokens = self.inputs / "tokens" / "raw_web" / "train"
-        file = self.rng.choice([path for path in tokens.iterdir() if path.suffix != ".json"])
+        file = self.rng.choice(sorted([*tokens.glob("tokens-*"), *tokens.glob("bounds-*"), tokens / "manifest.json"]))
         how = self.rng.choice(["cut", "removed"])
         file.write_bytes(file.read_bytes()[:-2]) if how == "cut" else file.unlink()
         self.launch()
