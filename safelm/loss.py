@@ -41,8 +41,27 @@ def loss_sums(
     A mask weights its position; what stands at a position of mask 0 (even NaN-free garbage) has no effect.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
-    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return loss_sums_of(jax.nn.logsumexp(logits_BTV, axis=-1), target_logit_BT, loss_mask_BT)
+    return loss_sums_of(jax.nn.logsumexp(logits_BTV, axis=-1), _pick(logits_BTV, targets_BT), loss_mask_BT)
+
+
+@jax.custom_vjp
+def _pick(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """The target's logit. Its gradient is a comparison with the ids, which fuses with that of log(Z) into one pass over
+    the logits, instead of autodiff's scatter into a second array of their size."""
+    return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+
+
+def _pick_forward(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _pick(logits_BTV, targets_BT), (targets_BT, jnp.zeros((0, logits_BTV.shape[-1]), logits_BTV.dtype))
+
+
+def _pick_backward(saved: tuple[jax.Array, jax.Array], grad_BT: jax.Array) -> tuple[jax.Array, None]:
+    targets_BT, like_V = saved
+    ids_V = jnp.arange(like_V.shape[-1], dtype=targets_BT.dtype)
+    return jnp.where(ids_V == targets_BT[..., None], grad_BT[..., None], jnp.zeros((), like_V.dtype)), None
+
+
+_pick.defvjp(_pick_forward, _pick_backward)
 
 
 def loss_sums_of(

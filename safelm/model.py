@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from safelm import attention, attention_kernels, sharding
 from safelm.model_config import REMAT_POLICIES, ModelConfig
+from safelm.projection import project
 
 __all__ = ["KVCache", "ModelConfig", "Params", "abstract_params", "apply", "apply_cached", "hidden_states", "init",
            "init_cache", "logical_axes", "unembed", "unembedding", "write_cache"]  # fmt: skip
@@ -107,7 +108,7 @@ class MLP(_WithKernels):
         gate_DF = self.kernel("gate", (c.d_model, c.d_ff), ("embed", "mlp"))
         up_DF = self.kernel("up", (c.d_model, c.d_ff), ("embed", "mlp"))
         down_FD = self.kernel("down", (c.d_ff, c.d_model), ("mlp", "embed"), is_output=True)
-        return (jax.nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)) @ down_FD
+        return project(jax.nn.silu(project(x_BTD, gate_DF)) * project(x_BTD, up_DF), down_FD)
 
 
 class Block(nn.Module):
@@ -234,7 +235,7 @@ def hidden_states(
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
     kernel_VD = unembedding(config, params).astype(config.dtype)
-    logits = jnp.einsum("...d,vd->...v", x_BTD, kernel_VD, preferred_element_type=jnp.float32)
+    logits = project(x_BTD, kernel_VD.T, jnp.float32)
     if config.padded_vocab_size == config.vocab_size:
         return logits
     return jnp.where(jnp.arange(config.padded_vocab_size) < config.vocab_size, logits, MASKED_LOGIT)

@@ -1,0 +1,41 @@
+"""A matrix product whose gradients are computed in the order that moves the least memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(
+    x_BTD: Float[Array, "*B D"], kernel_DF: Float[Array, "D F"], dtype: jax.typing.DTypeLike | None = None
+) -> Float[Array, "*B F"]:
+    """`x_BTD @ kernel_DF`, summed and returned in `dtype` (that of the arguments when not given).
+
+    The kernel's gradient sums over positions, for which XLA's CPU backend first transposes the product's left side in
+    memory. Autodiff always puts the gradient of the output there, [tokens, F]; here it is the smaller of the two.
+    Where a compiler chooses layouts by itself (TPU, GPU) the order makes no difference.
+    """
+    return jnp.einsum("...d,df->...f", x_BTD, kernel_DF, preferred_element_type=dtype)
+
+
+def _forward(x_BTD: jax.Array, kernel_DF: jax.Array, dtype: jax.typing.DTypeLike | None) -> tuple[jax.Array, tuple]:
+    return project(x_BTD, kernel_DF, dtype), (x_BTD, kernel_DF)
+
+
+def _backward(
+    dtype: jax.typing.DTypeLike | None, saved: tuple[jax.Array, jax.Array], grad_BTF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x_BTD, kernel_DF = saved
+    product = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
+    positions = tuple(range(x_BTD.ndim - 1))
+    x_grad_BTD = product(grad_BTF, kernel_DF, (((grad_BTF.ndim - 1,), (1,)), ((), ())))
+    if x_BTD.shape[-1] <= grad_BTF.shape[-1]:
+        kernel_grad_DF = product(x_BTD, grad_BTF, ((positions, positions), ((), ())))
+    else:
+        kernel_grad_DF = product(grad_BTF, x_BTD, ((positions, positions), ((), ()))).T
+    return x_grad_BTD.astype(x_BTD.dtype), kernel_grad_DF.astype(kernel_DF.dtype)
+
+
+project.defvjp(_forward, _backward)
