@@ -251,7 +251,7 @@ def test_a_run_on_gs_resumes_and_is_the_local_run_bit_for_bit(bucket, tmp_path):
     config.tokenizer, config.data.root = f"{bucket}/inputs/tokenizer", f"{bucket}/inputs/tokens"
     train(config, url)
     entries = {name.split("/")[0] for name in names(url)}
-    assert entries == {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer"}
+    assert entries == {"checkpoints", "config.json", "events.jsonl", "metrics.jsonl", "tensorboard", "tokenizer"}
 
     filesystem, inner = fsspec.core.url_to_fs(url)
     filesystem.rm(f"{inner}/checkpoints/6", recursive=True)
