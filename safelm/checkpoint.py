@@ -130,12 +130,13 @@ class Checkpoints:
             checkpoint_integrity.check_fingerprints(dict(restored.items()), wanted, where=self._name(step))
         return restored.params, restored.get("optimizer")
 
-    def set_aside(self, step: int) -> epath.Path:
-        """Moves a checkpoint out of the run's way, to `<folder>/corrupt_checkpoints`; returns where it is now."""
+    def set_aside(self, step: int, reason: str) -> epath.Path:
+        """Moves a checkpoint to `<folder>/corrupt_checkpoints`, with a text that says why; returns where it is now."""
         aside = self.folder / CORRUPT_FOLDER
+        taken = {path.name for path in aside.iterdir()} if aside.is_dir() else set()
         aside.mkdir(parents=True, exist_ok=True)
-        taken = {path.name for path in aside.iterdir()}
         name = next(name for name in (str(step), *(f"{step}.{i}" for i in range(2, 10**6))) if name not in taken)
+        (aside / f"{name}.txt").write_text(reason + "\n")  # first: an object store has no folder without an object
         (self.folder / "checkpoints" / str(step)).rename(aside / name)
         self.reload()
         return aside / name

@@ -46,7 +46,7 @@ class Source:
                 damaged[step] = error
                 continue
             for bad, error in damaged.items():
-                moved_to = self._set_aside(bad)
+                moved_to = self._set_aside(bad, str(error))
                 self._tell("corrupt_checkpoint", bad, reason=str(error), moved_to=str(moved_to), going_on_from=step)
             return restored
         self._refuse_to_start_anew(damaged)
@@ -101,8 +101,8 @@ class Source:
         meta = {name: value for name, value in meta.items() if name not in ("clock", "unfinished")}
         return TrainState(self._device_step(step), params, opt_state), step, meta
 
-    def _set_aside(self, step: int) -> Any:
-        moved_to = self._checkpoints.set_aside(step) if jax.process_index() == 0 else "by process 0"
+    def _set_aside(self, step: int, reason: str) -> Any:
+        moved_to = self._checkpoints.set_aside(step, reason) if jax.process_index() == 0 else "by process 0"
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} was set aside")
             self._checkpoints.reload()

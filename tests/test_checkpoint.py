@@ -114,12 +114,13 @@ def test_storage_that_fails_is_no_damage(written, meshes, monkeypatch):
 
 def test_set_aside_keeps_all(copy, written):
     with checkpoint.Checkpoints(str(copy)) as checkpoints:
-        assert checkpoints.set_aside(7).name == "7" and checkpoints.steps() == []
+        assert checkpoints.set_aside(7, "why").name == "7" and checkpoints.steps() == []
         shutil.copytree(written / "checkpoints" / "7", copy / "checkpoints" / "7")
         checkpoints.reload()
-        assert checkpoints.set_aside(7).name == "7.2"
+        assert checkpoints.set_aside(7, "again").name == "7.2"
     for name in ("7", "7.2"):
         assert (copy / checkpoint.CORRUPT_FOLDER / name / "params").is_dir()
+    assert (copy / checkpoint.CORRUPT_FOLDER / "7.txt").read_text() == "why\n"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])

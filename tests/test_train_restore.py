@@ -49,7 +49,9 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(inputs, fi
     train(tiny_runs.tiny_config(inputs, **STEPS), str(copy))
     tiny_runs.assert_same_checkpoint(finished, copy, 9)
     assert tiny_runs.metric_lines(copy) == tiny_runs.metric_lines(finished)
-    assert sorted(path.name for path in (copy / "corrupt_checkpoints").iterdir()) == ["6", "9"]
+    aside = copy / "corrupt_checkpoints"
+    assert sorted(path.name for path in aside.iterdir()) == ["6", "6.txt", "9", "9.txt"]
+    assert "is not what was written" in (aside / "9.txt").read_text()
     lines = [json.loads(line) for line in (copy / "events.jsonl").read_text().splitlines()]
     told = [line for line in lines if line["event"] == "corrupt_checkpoint"]
     assert [(line["step"], line["going_on_from"]) for line in told] == [(9, 3), (6, 3)]
