@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from safelm import model, sharding
+from safelm.blocked_loss import num_blocks, total_loss
 from safelm.loss import LossSums, loss_sums, loss_sums_of
 from safelm.model import ModelConfig, Params
 
@@ -45,19 +46,28 @@ def next_token_loss(
     targets_BT: Int[Array, "B T"],
     loss_mask_BT: Float[Array, "B T"],
     *,
+    z_loss: float | int = 0.0,
     vocab_chunks: int = 0,
-) -> LossSums:
-    """The loss of hidden states (`model.hidden_states`): what `loss_sums` gives for their logits.
+) -> tuple[Float[Array, ""], LossSums]:
+    """The loss of hidden states (`model.hidden_states`): the total to minimise, and the sums it is made of.
 
-    `vocab_chunks`: see `num_chunks`; with 1 the logits are computed whole.
+    They are what `loss_sums` gives for the states' logits; only the total has a gradient.
+
+    Args:
+      z_loss: see `LossSums.total`.
+      vocab_chunks: see `num_chunks`; with 1 the logits are computed whole, with 0 a block of tokens at a time where
+        that is faster (`blocked_loss.num_blocks`).
     """
+    kernel_VD = model.unembedding(config, params)
+    if not vocab_chunks and (blocks := num_blocks(targets_BT.size, *kernel_VD.shape)) > 1:
+        return total_loss(blocks, config.vocab_size, z_loss, x_BTD, kernel_VD, targets_BT, loss_mask_BT)
     chunks = num_chunks(vocab_chunks, targets_BT.size, config.padded_vocab_size)
     if chunks == 1:
-        return loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_mask_BT)
-    log_z_BT, target_logit_BT = _log_z_and_target(
-        chunks, config.vocab_size, x_BTD, model.unembedding(config, params), targets_BT
-    )
-    return loss_sums_of(log_z_BT, target_logit_BT, loss_mask_BT)
+        sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_mask_BT)
+    else:
+        log_z_BT, target_logit_BT = _log_z_and_target(chunks, config.vocab_size, x_BTD, kernel_VD, targets_BT)
+        sums = loss_sums_of(log_z_BT, target_logit_BT, loss_mask_BT)
+    return sums.total(z_loss), sums
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

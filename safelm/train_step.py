@@ -103,8 +103,7 @@ def make_program(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def loss(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
-        sums = _loss(config, params, batch, vocab_chunks)
-        return sums.total(z_loss), sums
+        return _loss(config, params, batch, z_loss, vocab_chunks)
 
     def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
         gradients, sums = _summed_gradients(loss, state.params, batch, grad_accum_steps, shardings.params)
@@ -130,7 +129,7 @@ def make_program(
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            lambda params, batch: _loss(config, params, batch, vocab_chunks),
+            lambda params, batch: loss(params, batch)[1],
             in_shardings=(shardings.params, batch_sharding),
             out_shardings=everywhere,
         ),
@@ -150,7 +149,9 @@ def abstract_controls(mesh: Mesh) -> Controls:
     return Controls(scalar, scalar, scalar)
 
 
-def _loss(config: ModelConfig, params: PyTree, batch: Batch, vocab_chunks: int) -> LossSums:
+def _loss(
+    config: ModelConfig, params: PyTree, batch: Batch, z_loss: float | int, vocab_chunks: int
+) -> tuple[Float[Array, ""], LossSums]:
     x_BTD = model.hidden_states(
         config,
         params,
@@ -159,7 +160,7 @@ def _loss(config: ModelConfig, params: PyTree, batch: Batch, vocab_chunks: int) 
         segment_ids_BT=batch["segment_ids_BT"],
     )
     targets_BT, loss_mask_BT = batch["targets_BT"], batch["loss_mask_BT"]
-    return next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, vocab_chunks=vocab_chunks)
+    return next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, z_loss=z_loss, vocab_chunks=vocab_chunks)
 
 
 def _summed_gradients(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from safelm import model, sharding, train_step
+from safelm import blocked_loss, model, sharding, train_step
 from safelm.chunked_loss import next_token_loss, num_chunks
 from safelm.model import ModelConfig
 from safelm.optimizer import decayed_params, make_optimizer
@@ -35,10 +35,14 @@ def _inputs(config: ModelConfig, dtype="float32"):
 @functools.cache
 def _step(config: ModelConfig, chunks: int, z_loss: float = 0.01):
     def loss(params, x_BTD, targets_BT, loss_mask_BT):
-        sums = next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, vocab_chunks=chunks)
-        return sums.total(z_loss), sums
+        return next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, z_loss=z_loss, vocab_chunks=chunks)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+def _evaluate(config: ModelConfig):
+    """The total without a gradient."""
+    return jax.jit(lambda *inputs: next_token_loss(config, *inputs, z_loss=0.01)[0])
 
 
 def _assert_close(ours, theirs, tolerance):
@@ -56,10 +60,38 @@ def test_parts_give_the_loss_and_gradients_of_the_whole(config, chunks, z_loss):
     assert kernel_grad_VD[:REAL].any(axis=1).all() and not kernel_grad_VD[REAL:].any()
 
 
-def test_a_target_that_is_padding_gives_no_gradient_either():
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 16 tokens."""
+    monkeypatch.setattr(blocked_loss, "MIN_BLOCK_TOKENS", 4)
+    monkeypatch.setattr(blocked_loss, "BLOCK_BYTES", 4 * 16 * PADDED)
+    _step.cache_clear()
+
+
+@pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
+def test_blocks_of_tokens_give_the_loss_and_gradients_of_the_whole(small_blocks, config):
+    assert blocked_loss.num_blocks(ROWS * LENGTH, PADDED, config.d_model) == 3
+    text = _step(config, 0).lower(*_inputs(config)).as_text()
+    assert f"tensor<16x{PADDED}xf32>" in text and f"x{LENGTH}x{PADDED}xf32" not in text
+    _assert_close(_step(config, 0)(*_inputs(config)), _step(config, 1)(*_inputs(config)), 1e-5)
+    (total, _), evaluated = _step(config, 0)(*_inputs(config))[0], _evaluate(config)(*_inputs(config))
+    _assert_close(evaluated, total, 1e-6)
+
+
+def test_blocks_only_where_they_are_faster():
+    assert blocked_loss.num_blocks(4096, 2048, 128) == 16
+    assert blocked_loss.num_blocks(512, 49_280, 576) == 1  # a kernel too large
+    assert blocked_loss.num_blocks(4099, 2048, 128) == 1  # a prime number of tokens
+    assert blocked_loss.num_blocks(8, 384, 16) == 1
+    with jax.set_mesh(sharding.make_mesh({"data": 8})):
+        assert blocked_loss.num_blocks(4096, 2048, 128) == 1
+
+
+@pytest.mark.parametrize("chunks", [3, 0])
+def test_a_target_that_is_padding_gives_no_gradient_either(small_blocks, chunks):
     params, x_BTD, targets_BT, loss_mask_BT = _inputs(TIED)
     inputs = (params, x_BTD, targets_BT.at[:, 0].set(REAL + 1), loss_mask_BT)
-    _assert_close(_step(TIED, 3)(*inputs)[1], _step(TIED, 1)(*inputs)[1], 1e-5)
+    _assert_close(_step(TIED, chunks)(*inputs)[1], _step(TIED, 1)(*inputs)[1], 1e-5)
 
 
 def test_bfloat16_is_summed_in_float32():

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 # layer unless they are named; the longest name that fits decides.
 LAYERS = [
     ("safelm", "safelm.tags", "safelm.cli", "safelm.sharding", "safelm.tokenizer"),
-    ("safelm.model", "safelm.attention_kernels", "safelm.loss", "safelm.chunked_loss", "safelm.optimizer",
-     "safelm.data", "safelm.synthetic_web"),
+    ("safelm.model", "safelm.attention_kernels", "safelm.loss", "safelm.blocked_loss", "safelm.chunked_loss",
+     "safelm.optimizer", "safelm.data", "safelm.synthetic_web"),
     ("safelm.checkpoint", "safelm.formats", "safelm.inference"),
     ("safelm.evaluation",),
     # commands: nothing in the package imports them, but for train's own parts
