@@ -170,7 +170,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
                 log_now, save_now = is_due(config.log.every_steps), is_due(config.checkpoint.every_steps)
                 leaving = should_stop()
                 pause = log_now or save_now or leaving or (data.eval_stores and is_due(config.eval.every_steps))
-                bad = _read(unread, 0 if pause else 1, window, faults, clock, tell)
+                bad = faults.read(unread, 0 if pause else 1, window, clock, tell)
                 if bad is not None:  # FloatingPointError has halted the run if it must not go on
                     state = None  # its memory is needed
                     state, meta = source.roll_back(bad)
@@ -230,29 +230,6 @@ def _learning_rate(config: ConfigDict) -> Schedule:
         decay_steps=fields.decay_steps,
         total_steps=config.total_steps,
     )
-
-
-def _read(
-    unread: collections.deque,
-    keep: int,
-    window: train_metrics.LossWindow,
-    faults: train_faults.Faults,
-    clock: train_clock.Clock,
-    tell: Callable[..., None],
-) -> int | None:
-    """Reads the numbers of all updates but the last `keep`; the step to roll back from, if there is one."""
-    while len(unread) > keep:
-        step, step_metrics = unread.popleft()
-        loss, grad_norm, applied = window.add(step_metrics)
-        verdict = faults.judge(step, loss, grad_norm, applied=applied)
-        if verdict.action != "none":
-            tell(verdict.action, step, reason=verdict.reason)
-        if verdict.action == "skip":
-            clock.skipped()
-        if verdict.action == "rollback":
-            unread.clear()
-            return step
-    return None
 
 
 def _evaluate(

@@ -18,10 +18,14 @@ limits don't depend on when the numbers were read. The window is kept in checkpo
 import collections
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
+
+from safelm.train_clock import Clock
+from safelm.train_metrics import LossWindow
+from safelm.train_step import StepMetrics
 
 ON_NONFINITE = ("halt", "skip", "rollback")
 ON_SPIKE = ("ignore", "skip", "rollback")
@@ -68,6 +72,31 @@ class Faults:
         ratios = self._config.spike_loss_ratio, self._config.spike_grad_norm_ratio
         medians = (statistics.median(update[i] for update in known) for i in (1, 2))
         return tuple(ratio * median if ratio else math.inf for ratio, median in zip(ratios, medians, strict=True))
+
+    def read(
+        self,
+        unread: collections.deque[tuple[int, StepMetrics]],
+        keep: int,
+        window: LossWindow,
+        clock: Clock,
+        tell: Callable[..., None],
+    ) -> int | None:
+        """Reads the numbers of all updates but the last `keep`; the step to roll back from, if there is one.
+
+        Raises FloatingPointError as `judge` does; `tell` is called with what happened, the step and why.
+        """
+        while len(unread) > keep:
+            step, update = unread.popleft()
+            loss, grad_norm, applied = window.add(update)
+            verdict = self.judge(step, loss, grad_norm, applied=applied)
+            if verdict.action != "none":
+                tell(verdict.action, step, reason=verdict.reason)
+            if verdict.action == "skip":
+                clock.skipped()
+            if verdict.action == "rollback":
+                unread.clear()
+                return step
+        return None
 
     def judge(self, step: int, loss: float, grad_norm: float, *, applied: bool) -> Verdict:
         """What is to be done after an update, in order of the steps: loss in nats per token, norm before the clip.
