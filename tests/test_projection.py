@@ -25,9 +25,7 @@ def test_value_and_gradients_are_those_of_a_plain_product(D, F, dtype):
     expected, got = (jax.value_and_grad(f, argnums=(0, 1))(*arguments) for f in (plain, ours))
     assert [g.dtype for g in got[1]] == [dtype, dtype]
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 2e-2}
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **tolerance), got, expected
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **tolerance), got, expected)
 
 
 def test_gradient_of_the_loss_is_that_of_log_softmax():
