@@ -128,6 +128,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
             events.write("resume", step)
             with clock.aside("compile"):
                 update, evaluate = train_program.compile_ahead(program, config, has_evaluation=bool(data.eval_stores))
+                processes.barrier("compiled")  # the first collective waits for others for seconds only
             leave = processes.AnyProcess()
 
             def is_due(every_steps: int) -> bool:
