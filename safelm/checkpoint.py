@@ -82,8 +82,8 @@ class Checkpoints:
         """The JSON record of one checkpoint; CorruptCheckpointError if it isn't as it was written."""
         with self._read_errors(step):
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        if not isinstance(meta, dict):
-            raise CorruptCheckpointError(f"{self._name(step)}: its meta is not a JSON object")
+        if not isinstance(meta, dict) or "step" not in meta:
+            raise CorruptCheckpointError(f"{self._name(step)}: its meta is not the record of a checkpoint")
         checkpoint_integrity.check_seal(meta, where=self._name(step))
         return meta
 
