@@ -77,7 +77,8 @@ class _WithKernels(nn.Module):
     def kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, is_output: bool = False) -> jax.Array:
         std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if is_output else 1.0)
         initializer = nn.with_logical_partitioning(_normal(std), axes)
-        return self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
+        kernel = self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
+        return sharding.gather(kernel, axes)  # in `dtype`: half the bytes
 
 
 class Attention(_WithKernels):
@@ -159,11 +160,17 @@ class _Table(nn.Module):
         return self.param(self.param_name, self.initializer, self.shape, self.param_dtype)
 
 
+def _all_but_what_is_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Remat policy "none" under FSDP: kernels are gathered again for the backward pass, not kept whole."""
+    return primitive.name != "sharding_constraint"
+
+
 def _stacked_block(config: ModelConfig) -> Any:
     """`Block` scanned over a leading layers axis; unrolled to a plain loop when not `scan_layers`: same parameters."""
     block = Block
-    if config.remat != "none":
-        block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+    if config.remat != "none" or sharding.splits_parameters():
+        policy = REMAT_POLICIES.get(config.remat, _all_but_what_is_gathered)
+        block = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
     return nn.scan(
         block,
         variable_axes={"params": 0},

@@ -6,6 +6,7 @@ Run a step under `jax.set_mesh(mesh)` so that the activation constraints in the 
 """
 
 import collections
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -196,3 +197,32 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     pairs = zip(x.shape, spec, strict=True)
     kept = [axes if size % _num_shards(mesh.shape, axes) == 0 else None for size, axes in pairs]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def splits_parameters() -> bool:
+    """Whether FSDP is on: whether `gather` has something to bring together."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """A parameter with its FSDP shards brought together for a product; its gradient is scattered again.
+
+    Left to itself, XLA for TPUs turns such a product into a loop over the shards, each a slice of what is summed over:
+    a sixteenth of SmolLM2-1.7B's 2048 is far too thin for the matrix unit, and every round reads and writes all of the
+    result. Compiled for v5e:4x4 (`safelm.aot`, remat dots, 32 micro-batches of 2 rows a chip), the step's estimate was
+    10.8 s at best and 26.5 s by the compiler's cycle counts; gathered first, it is 9.5 s and 17.8 s.
+    """
+    return constrain(x, [None if LOGICAL_AXES[name] == "fsdp" else name for name in names])
+
+
+def _gather_forward(x: jax.Array, names: tuple[str, ...]) -> tuple[jax.Array, None]:
+    return gather(x, names), None
+
+
+def _gather_backward(names: tuple[str, ...], _: None, grad: jax.Array) -> tuple[jax.Array]:
+    return (constrain(grad, names),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
