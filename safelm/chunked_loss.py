@@ -1,6 +1,6 @@
 """The loss from hidden states, with the logits of a part of the vocabulary at a time, in forward and backward.
 
-Only log(Z) of every position is kept for the backward pass, which computes each part's logits again: a quarter more
+Only log(Z) of every position is kept for the backward pass, which computes each part's logits again: a third more
 work on the unembedding, no [tokens, vocabulary] array. Parts are cut from the vocabulary and not from the tokens, so
 that on a mesh every part of the kernel's gradient is summed over devices once, and the hidden states' stays local.
 
