@@ -167,7 +167,7 @@ def test_sigterm_on_one_worker_stops_both_after_the_same_step(config_file, tmp_p
 
 def test_a_worker_that_dies_takes_the_other_with_it(config_file, tmp_path):
     workdir = tmp_path / "run"
-    launch = Launch(config_file, workdir, "--config.total_steps=100000", "--config.faults.barrier_timeout_s=5.0")
+    launch = Launch(config_file, workdir, "--config.total_steps=100000")
     wait_for_step(workdir, 3, launch)
     launch.workers[1].kill()
     (code, output), _ = launch.ends()
