@@ -41,6 +41,7 @@ from safelm import (
     train_data,
     train_events,
     train_faults,
+    train_flags,
     train_metrics,
     train_plan,
     train_preemption,
@@ -273,24 +274,6 @@ def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str]
     checkpoint.save_tokenizer(workdir, run.tokenizer)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; a config field that doesn't exist ends the process with one line, `--help` with code 0."""
-    try:
-        rest = app.parse_flags_with_usage(arguments)
-    except SystemExit:
-        if any(argument.lstrip("-") in ("help", "helpshort", "helpfull", "?") for argument in arguments):
-            sys.exit(0)  # absl would end with 1
-        raise
-    except (AttributeError, KeyError, TypeError) as error:
-        # The flag has no value yet, so the file it names is read again to say which field it lacks.
-        paths = [argument.split("=", 1)[1] for argument in arguments if argument.lstrip("-").startswith("config=")]
-        config = flags.FLAGS["config"].parser.parse(paths[-1]) if paths else ConfigDict()
-        _fail(train_config.unknown_field(config, arguments) or str(error), 2)
-    if rest[1:]:
-        _fail(f"unexpected argument: {rest[1]}", 2)
-    return rest
-
-
 def _main(_: Sequence[str]) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs whole tracebacks of what is raised here anyway
     try:
@@ -319,10 +302,10 @@ def _main(_: Sequence[str]) -> None:
         _fail("interrupted", 130)
 
 
-def _fail(line: str, code: int) -> None:
+def _fail(line: str, code: int = 2) -> None:
     print("python -m safelm.train: " + " ".join(line.split()), file=sys.stderr, flush=True)
     processes.leave(code)
 
 
 if __name__ == "__main__":
-    app.run(_main, flags_parser=_parse_flags)
+    app.run(_main, flags_parser=lambda arguments: train_flags.parse(arguments, _fail))
