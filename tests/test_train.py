@@ -246,7 +246,7 @@ def test_unknown_field_is_named_with_its_siblings(inputs):
     unknown = train_config.unknown_field
     assert unknown(config, ["--config=x.py", "--config.optimizer.peak_lr=1", "--other"]) is None
     line = unknown(config, ["--config.loss.zloss=1"])
-    assert line == "unknown config field --config.loss.zloss=1: config.loss has z_loss"
+    assert line == "unknown config field --config.loss.zloss=1: config.loss has vocab_chunks, z_loss"
     assert "it is a value" in unknown(config, ["--config.seed.x=1"])
 
 
