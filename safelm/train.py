@@ -289,6 +289,9 @@ def _main(_: Sequence[str]) -> None:
         train(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value)
         processes.finish()
     except (ValueError, OSError) as error:
+        by_jax = isinstance(error.__cause__, jax.errors.JaxRuntimeError)  # a save breaks off when a worker is gone, say
+        if by_jax and (line := processes.lost(error)):
+            _fail(line, processes.LOST_WORKER)
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 3)
