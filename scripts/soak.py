@@ -14,6 +14,7 @@ metric but those of time, the faults' record and the data position are those of 
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -156,7 +157,7 @@ class Soak:
         filler = self.disk / "filler"
         free = shutil.disk_usage(self.disk).free
         try:
-            with open(filler, "wb") as file:
+            with contextlib.suppress(OSError), open(filler, "wb") as file:  # the run may take the room first
                 file.write(bytes(max(0, free - self.rng.randrange(1, 400_000))))
             self.end("disk full", {2})
         finally:
