@@ -1,23 +1,33 @@
-"""Tokens per second of the data path, beside Grain's own operations on ArrayRecord, in one run.
+"""Tokens per second of the data path, beside Grain on ArrayRecord, HF `datasets` and LitData, in one run.
 
-    python scripts/bench_data.py                      # 50M tokens in six sources, rows of 2048 tokens
+    scripts/bench_rivals.sh                           # once: .venv-bench with `datasets` and LitData
+    python scripts/bench_data.py                      # 24M tokens in six sources, rows of 2048 tokens
     python scripts/bench_data.py --seq_len=256 --repeats=7
 
 All variants read the same documents in random order and hand over numpy batches of the same shape; every array of
 every batch is summed, so nothing stays unread. `arrays` is how many arrays of the batch's shape a variant makes:
 SafeLM makes five (inputs, targets, positions, segment ids, loss mask); Grain's packing makes three (tokens, positions,
 segment ids); pre-packed rows are measured with all five stored and with tokens alone, the least one can do. "docs"
-mixes six sources document by document. Variants take turns, each opened anew and closed, so load on the machine hits
-them alike; quote the ratios.
+mixes six sources document by document.
+
+HF `datasets` streams from Arrow on disk, shuffles shards and a buffer of 1,000 documents, mixes by document and packs
+as transformers' run_clm does, which drops the end of every thousand documents; two arrays (inputs, labels). LitData
+reads LitGPT's way: blocks of a row + 1 cut from chunks when they were written, shuffled by chunk and inside, sources
+mixed by block; two arrays, made as its loop does. Neither keeps documents apart nor has a schedule; both have 1 and 6 sources, 0 and 2 workers.
+They run in a process of their own, one variant at work at a time. Variants take turns, each opened anew and closed, so
+load on the machine hits them alike; quote the ratios.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -38,6 +48,8 @@ PHASES = (
     Phase(0.2, {"raw": 0.6, "filtered": 0.2, "safe": 0.2}),
     Phase(0.6, RATES),
 )
+RIVALS = Path(__file__).resolve().parent / "bench_data_rivals.py"
+RIVAL_ARRAYS = {"datasets": 2, "litdata": 2}
 ARRAYS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # one thread is ArrayRecord's fastest on a local disk
 
@@ -46,16 +58,19 @@ def write_source(directory: str, num_tokens: int, seed: int, seq_len: int) -> To
     """One source with web-like document lengths (median 450 tokens, long tail): store, documents and rows on disk."""
     rng, written, docs = np.random.default_rng(seed), 0, os.path.join(directory, "docs.array_record")
     os.makedirs(directory)
-    records = ArrayRecordWriter(docs, "group_size:1")
+    records, documents = ArrayRecordWriter(docs, "group_size:1"), []
     with ShardWriter(directory, 0, 1, np.uint16, harm_tag_id=3) as shard:
         while written < num_tokens:
             length = int(np.clip(rng.lognormal(np.log(450), 1.1), 20, 20_000))
             document = np.append(rng.integers(4, VOCAB_SIZE, length, dtype=np.uint16), np.uint16(0))
             shard.add(document)
             records.write(document.tobytes())
+            documents.append(document)
             written += len(document)
         info = shard.close()
     records.close()
+    np.save(os.path.join(directory, "tokens.npy"), np.concatenate(documents))  # for the rivals' own formats
+    np.save(os.path.join(directory, "lengths.npy"), [len(document) for document in documents])
     counts = (info.num_documents, info.num_tokens, info.num_tag_tokens)
     write_manifest(directory, Manifest("bench", "train", "v", VOCAB_SIZE, 0, 3, "uint16", (info,), *counts))
     store = TokenStore.open(directory)
@@ -149,14 +164,53 @@ def touch(batch: Mapping[str, np.ndarray]) -> int:
     return max(len(array) for array in batch.values())
 
 
+class Rivals:
+    """The process of `bench_data_rivals.py`, or none where its Python is missing."""
+
+    def __init__(self, root: str, python: str, seq_len: int, batch_size: int):
+        self._process = None
+        if not os.access(python, os.X_OK):
+            print(f"datasets and litdata skipped: no {python}: scripts/bench_rivals.sh")
+            return
+        rates = json.dumps({os.path.join(root, name): rate for name, rate in RATES.items()})
+        command = [python, str(RIVALS), rates, f"--seq_len={seq_len}", f"--batch_size={batch_size}"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self._read()
+
+    def variants(self) -> list[tuple[str, int, int]]:
+        """(library, sources, workers) of every variant."""
+        if self._process is None:
+            return []
+        return [(kind, sources, workers) for kind in RIVAL_ARRAYS for sources in (1, len(RATES)) for workers in (0, 2)]
+
+    def measure(self, kind: str, sources: int, workers: int, seconds: float) -> float:
+        """Tokens a second of one variant, opened anew."""
+        print(kind, sources, workers, seconds, file=self._process.stdin, flush=True)
+        return self._read()["rate"]
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        for line in self._process.stdout:
+            if line.startswith("BENCH "):
+                return json.loads(line.removeprefix("BENCH "))
+        raise SystemExit(f"{RIVALS.name} ended with {self._process.wait()}")
+
+
 def main() -> None:
     """Makes the data in a temporary folder, measures every variant in turn, prints a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=50_000_000, help="tokens in all sources together")
+    parser.add_argument("--tokens", type=int, default=24_000_000, help="tokens in all sources together")
     parser.add_argument("--seq_len", type=int, default=2048, help="tokens a row")
     parser.add_argument("--batch_tokens", type=int, default=131_072, help="tokens a batch")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of one measurement")
+    parser.add_argument("--rivals_python", default=str(RIVALS.parent.parent / ".venv-bench/bin/python"))
     parser.add_argument("--folder", default=None, help="where the temporary data goes")
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
@@ -180,24 +234,31 @@ def main() -> None:
             "grain pre-packed rows, elastic": (5, lambda: grain_rows(root, "rows5", seq_len, batch_size)),
             "grain pre-packed rows, elastic, tokens only": (1, lambda: grain_rows(root, "rows1", seq_len, batch_size)),
         }
-        rates: dict[str, list[float]] = {name: [] for name in variants}
+        rivals = Rivals(root, args.rivals_python, seq_len, batch_size)
+        names = {f"{k}, {s} source{'s'[: s - 1]}, {w} workers": (k, s, w) for k, s, w in rivals.variants()}
+        rates: dict[str, list[float]] = {name: [] for name in (*variants, *names)}
         for _ in range(args.repeats):
             for name, (_, make) in variants.items():
                 batches = make()
                 rates[name].append(measure(batches, seq_len, args.seconds))
                 batches.close()
-        report(rates, {name: arrays for name, (arrays, _) in variants.items()}, args)
+            for name, variant in names.items():
+                rates[name].append(rivals.measure(*variant, args.seconds))
+        rivals.close()
+        arrays = {name: number for name, (number, _) in variants.items()}
+        report(rates, arrays | {name: RIVAL_ARRAYS[kind] for name, (kind, _, _) in names.items()}, args)
 
 
 def report(rates: Mapping[str, list[float]], arrays: Mapping[str, int], args: argparse.Namespace) -> None:
-    """The table: median, smallest and largest of the repeats in million tokens/s, and the ratio to our mixture."""
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    base = medians["safelm, 6 sources, 3 phases"]
+    """The table: median, smallest and largest of the repeats in million tokens/s, and our mixture over each."""
+    ours = rates["safelm, 6 sources, 3 phases"]
     print(f"rows of {args.seq_len} tokens, {args.batch_tokens} tokens a batch, {os.cpu_count()} cores")
-    print(f"{'variant':46s} {'arrays':>6s} {'Mtok/s':>8s} {'min':>7s} {'max':>7s} {'ours/it':>8s}")
+    print(f"{'variant':46s} {'arrays':>6s} {'Mtok/s':>8s} {'min':>7s} {'max':>7s}  ours/it (spread)")
     for name, values in rates.items():
-        low, middle, high = min(values) / 1e6, medians[name] / 1e6, max(values) / 1e6
-        print(f"{name:46s} {arrays[name]:6d} {middle:8.2f} {low:7.2f} {high:7.2f} {base / medians[name]:8.2f}")
+        low, middle, high = (pick(values) / 1e6 for pick in (min, statistics.median, max))
+        ratios = [mine / theirs for mine, theirs in zip(ours, values, strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{name:46s} {arrays[name]:6d} {middle:8.2f} {low:7.2f} {high:7.2f}  {spread}")
     rounded = {name: [round(value) for value in values] for name, values in rates.items()}
     print(json.dumps({"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "tokens_per_second": rounded}))
 
