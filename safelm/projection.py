@@ -17,11 +17,16 @@ def project(
     memory. Autodiff always puts the gradient of the output there, [tokens, F]; here it is the smaller of the two.
     Where a compiler chooses layouts by itself (TPU, GPU) the order makes no difference.
     """
+    return _product(x_BTD, kernel_DF, dtype)
+
+
+def _product(x_BTD: jax.Array, kernel_DF: jax.Array, dtype: jax.typing.DTypeLike | None) -> jax.Array:
     return jnp.einsum("...d,df->...f", x_BTD, kernel_DF, preferred_element_type=dtype)
 
 
 def _forward(x_BTD: jax.Array, kernel_DF: jax.Array, dtype: jax.typing.DTypeLike | None) -> tuple[jax.Array, tuple]:
-    return project(x_BTD, kernel_DF, dtype), (x_BTD, kernel_DF)
+    # Not by `project`, which would hide the product from the remat policy "dots": it would be computed again.
+    return _product(x_BTD, kernel_DF, dtype), (x_BTD, kernel_DF)
 
 
 def _backward(

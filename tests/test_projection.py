@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from safelm.loss import loss_sums
+from safelm.model_config import REMAT_POLICIES
 from safelm.projection import project
 
 
@@ -26,6 +27,13 @@ def test_value_and_gradients_are_those_of_a_plain_product(D, F, dtype):
     assert [g.dtype for g in got[1]] == [dtype, dtype]
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 2e-2}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **tolerance), got, expected)
+
+
+def test_remat_dots_keeps_the_product_and_does_not_compute_it_again():
+    x_BTD, kernel_DF = jnp.ones((2, 5, 3)), jnp.ones((3, 7))
+    layer = jax.checkpoint(lambda x: jnp.sin(project(x, kernel_DF)), policy=REMAT_POLICIES["dots"])
+    kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(layer, x)[1], x_BTD))
+    assert (2, 5, 7) in [array.shape for array in kept]
 
 
 def test_gradient_of_the_loss_is_that_of_log_softmax():
