@@ -13,9 +13,10 @@ mixes six sources document by document.
 HF `datasets` streams from Arrow on disk, shuffles shards and a buffer of 1,000 documents, mixes by document and packs
 as transformers' run_clm does, which drops the end of every thousand documents; two arrays (inputs, labels). LitData
 reads LitGPT's way: blocks of a row + 1 cut from chunks when they were written, shuffled by chunk and inside, sources
-mixed by block; two arrays, made as its loop does. Neither keeps documents apart nor has a schedule; both have 1 and 6 sources, 0 and 2 workers.
-They run in a process of their own, one variant at work at a time. Variants take turns, each opened anew and closed, so
-load on the machine hits them alike; quote the ratios.
+mixed by block; two arrays, made as its loop does. Neither
+keeps documents apart nor has a schedule; both have 1 and 6 sources, 0 and 2 workers, in a process of their own, one
+variant at work at a time. Variants take turns, each opened anew and closed, so load on the machine hits them alike;
+quote the ratios.
 """
 
 import argparse
