@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ def start(sides: list[Side], name: str, command: list[str] | str, environment: d
     try:
         if isinstance(command, str):
             raise RuntimeError(f"{name} skipped: {command}")
+        began = time.perf_counter()
         sides.append(Side(name, command, environment))
+        print(f"{name}: compiled after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     except RuntimeError as error:
         if name == OURS:
             raise
