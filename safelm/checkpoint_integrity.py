@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
@@ -67,9 +68,9 @@ def _checksum(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _fingerprint_of(leaf: jax.Array):
-    mesh = leaf.sharding.mesh if isinstance(leaf.sharding, NamedSharding) else None
-    return _compiled(mesh)
+def _fingerprint_of(leaf: jax.Array | np.ndarray):
+    where = getattr(leaf, "sharding", None)
+    return _compiled(where.mesh if isinstance(where, NamedSharding) else None)
 
 
 @functools.cache

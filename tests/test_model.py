@@ -1,5 +1,6 @@
 """Properties of the decoder: causal, blind across documents, the same however it is computed."""
 
+import collections
 import dataclasses
 import functools
 
@@ -287,7 +288,9 @@ def test_parameters_can_be_made_under_a_mesh():
 def test_processes_must_not_hold_the_same_rows(monkeypatch):
     mesh = sharding.make_mesh({"data": 1, "tensor": 8})
     sharding.batch_sharding(mesh, 8)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    device = collections.namedtuple("device", "id process_index")
+    held = {device(index, index // 4): (slice(None),) for index in range(8)}  # as if the devices were two processes'
+    monkeypatch.setattr(jax.sharding.NamedSharding, "devices_indices_map", lambda *_: held)
     with pytest.raises(ValueError, match=r"mesh.tensor=8: a process holds 8 of 8 rows .* one of 2 equal shares"):
         sharding.batch_sharding(mesh, 8)
 
