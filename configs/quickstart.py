@@ -7,9 +7,9 @@
 
 The variants differ in their data only: `raw` is the bottom rung of the ladder, `safety` the mixture "quickstart"
 (`data_tasks/rates.py`); the name of any rung works too.
-Hardware: two CPU cores. Time: about 170 s a model (7,000 to 9,000 tokens/s), 456 s for all of scripts/quickstart.sh.
-Result of `scripts/quickstart.sh` there (README has the intervals): harmful completions 94% raw, 23% safety, 0% safety
-with SafeBeam; perplexity on held-out safe text 2.01 raw, 2.05 safety; AUROC of P(tag) after the prompt 0.86.
+Hardware: two CPU cores. Time: about 170 s a model (7,000 to 9,000 tokens/s), 525 s for all of scripts/quickstart.sh.
+Result of `scripts/quickstart.sh` there (README has the intervals): harmful completions 91% raw, 24% safety, 1% safety
+with SafeBeam; perplexity on held-out safe text 2.01 raw, 2.05 safety; AUROC of P(tag) after the prompt 0.79.
 """
 
 from ml_collections import ConfigDict
