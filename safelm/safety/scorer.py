@@ -1,0 +1,63 @@
+"""What every harm scorer is: texts in, one `Verdict` a text out (Maini et al. 2025, section 3.1).
+
+A scorer is named by a string that workers can rebuild it from:
+
+    classifier:DIRECTORY   embedding and linear head, made by `python -m safelm.train_classifier`
+    judge:MODEL            a language model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
+    endpoint:URL#MODEL     a language model behind an OpenAI-compatible address
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
+
+MIN_SCORE, MAX_SCORE = 0, 5
+KINDS = ("classifier", "judge", "endpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One scorer's answer for one text.
+
+    Attributes:
+      score: 0 (safe) to 5 (highly unsafe); None where the scorer gave no usable answer (counted, never guessed).
+      reason: one sentence, empty where the scorer gives none.
+      details: further values this scorer reports, e.g. {"unsafe_probability": 0.93}; the same keys for every text.
+    """
+
+    score: int | None
+    reason: str = ""
+    details: Mapping[str, float | int | str] = MappingProxyType({})
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not MIN_SCORE <= self.score <= MAX_SCORE:
+            raise ValueError(f"score {self.score} is outside {MIN_SCORE} to {MAX_SCORE}")
+
+
+class Scorer(Protocol):
+    """Scores texts; `name` prefixes its output columns, `fingerprint` is what its scores depend on."""
+
+    name: str
+    fingerprint: str
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict a text, in order; an empty text is scored too."""
+        ...
+
+
+def load_scorer(spec: str) -> Scorer:
+    """The scorer that a string names (see the module); ValueError for a kind that does not exist."""
+    kind, separator, place = spec.partition(":")
+    if not separator or not place or kind not in KINDS:
+        raise ValueError(f"scorer {spec!r}: expected one of {', '.join(f'{k}:...' for k in KINDS)}")
+    if kind == "classifier":
+        from safelm.safety import classifier
+
+        return classifier.load(place)
+    from safelm.safety import judge
+
+    if kind == "judge":
+        return judge.load_judge(place)
+    url, _, model = place.partition("#")
+    return judge.load_endpoint(url, model)
