@@ -1,13 +1,11 @@
 """What is in a batch: a pure function of the seed, the step, the row and the mixture schedule, with no state."""
 
-import functools
-import hashlib
 from collections.abc import Mapping
 
 import numpy as np
-from grain.experimental import index_shuffle
 from jaxtyping import Int
 
+from safelm.data.order import shuffled_row
 from safelm.data.packing import make_rows
 from safelm.data.rows import Part, assemble
 from safelm.data.schedule import MixtureSchedule
@@ -57,8 +55,7 @@ class Batches:
         for i, (source, number) in enumerate(zip(source_ids_B.tolist(), stream_B.tolist(), strict=True)):
             num_rows = self._plans[source].num_rows
             epoch, index = divmod(number, num_rows)
-            key = _epoch_key(seed, self.sources[source], epoch)
-            store_rows_B[i] = index_shuffle(index=index, max_index=num_rows - 1, seed=key, rounds=4)
+            store_rows_B[i] = shuffled_row(seed, self.sources[source], epoch, index, num_rows)
         return source_ids_B, store_rows_B
 
     def batch(self, seed: int, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -76,8 +73,3 @@ class Batches:
     def sample(self, seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         """One row of the global batch of `step`: as `batch`, without the leading axis."""
         return {name: array[0] for name, array in self.batch(seed, step, row, row + 1).items()}
-
-
-@functools.lru_cache(maxsize=256)
-def _epoch_key(seed: int, source: str, epoch: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{source}/{epoch}".encode()).digest()[:4], "little")

@@ -1,0 +1,42 @@
+"""The order of an epoch is a permutation, the same anywhere, unlike the next epoch's and unlike the rows' own."""
+
+import numpy as np
+import pytest
+
+from safelm.data.order import shuffled_row
+
+
+def order_of(num_rows, *, seed=0, source="web", epoch=0):
+    return np.array([shuffled_row(seed, source, epoch, index, num_rows) for index in range(num_rows)])
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 500, 4096, (1 << 16) + 1])  # the last by the cipher
+def test_every_row_comes_once(num_rows):
+    np.testing.assert_array_equal(np.sort(order_of(num_rows)), np.arange(num_rows))
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"source": "safe"}, {"epoch": 1}])
+def test_another_seed_source_or_epoch_is_another_order(other):
+    same_place = np.mean(order_of(1000) == order_of(1000, **other))
+    assert same_place < 0.02  # by chance 0.001
+
+
+def test_an_order_has_no_trace_of_the_rows_own():
+    correlations = [
+        np.corrcoef(np.arange(500), order_of(500, seed=seed, epoch=epoch))[0, 1]
+        for seed in range(8)
+        for epoch in range(8)
+    ]
+    assert abs(np.mean(correlations)) < 3 / np.sqrt(500 * 64) and np.std(correlations) < 1.3 / np.sqrt(500)
+
+
+def test_all_first_rows_are_equally_likely():
+    firsts = [shuffled_row(seed, "web", 0, 0, 16) for seed in range(1600)]
+    counts = np.bincount(firsts, minlength=16)
+    assert ((counts - 100) ** 2 / 100).sum() < 37.7  # chi-squared of 15 degrees of freedom, p = 0.001
+
+
+def test_the_order_is_fixed():
+    """Runs resume with the order they began with: these rows may not change."""
+    assert [shuffled_row(3, "web", 2, index, 100) for index in range(5)] == [36, 48, 50, 72, 31]
+    assert [shuffled_row(3, "web", 2, index, 100_000) for index in range(5)] == [27038, 25380, 75325, 4908, 96456]
