@@ -41,7 +41,7 @@ def read_config(folder: Path) -> model.ModelConfig:
         activation, scaled rotary positions ...); the message names the key.
     """
     path = folder / CONFIG_FILE
-    values = _read_json(path)
+    values = read_json(path)
     values["rope_scaling"] = _refuse_default_rope(values.get("rope_scaling"))
     rope = values.get("rope_parameters") or {}
     if rope:
@@ -92,10 +92,10 @@ def read_folder(folder: Path) -> tuple[model.ModelConfig, model.Params]:
       ValueError: see `read_config` and `llama_tensors.params_from_tensors`; or a truncated file.
     """
     config = read_config(folder)
-    files = _tensor_files(folder)
+    files = tensor_files(folder)
 
     def read(name: str) -> np.ndarray:
-        with _opened(files[name]) as file:
+        with open_tensors(files[name]) as file:
             return np.asarray(file.get_tensor(name).astype(jnp.float32))
 
     return config, llama_tensors.params_from_tensors(config, files, read, where=str(folder))
@@ -151,10 +151,14 @@ def _config_json(config: model.ModelConfig, tokenizer: Tokenizer, dtype: str) ->
     }
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor."""
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The file that holds each tensor of a folder, whole or sharded.
+
+    Raises FileNotFoundError if there is no safetensors file or one named in the index is missing, ValueError for a
+    broken index.
+    """
     if (folder / _INDEX_FILE).exists():
-        weight_map = _read_json(folder / _INDEX_FILE).get("weight_map")
+        weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{folder / _INDEX_FILE}: weight_map is missing")
         files = {name: folder / str(file) for name, file in weight_map.items()}
@@ -164,18 +168,20 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         return files
     if not (folder / _WEIGHTS_FILE).exists():
         raise FileNotFoundError(f"{folder}: has neither {_WEIGHTS_FILE} nor {_INDEX_FILE}")
-    with _opened(folder / _WEIGHTS_FILE) as file:
+    with open_tensors(folder / _WEIGHTS_FILE) as file:
         return dict.fromkeys(file.keys(), folder / _WEIGHTS_FILE)
 
 
-def _opened(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
+    """A safetensors file, open for reading; ValueError if it isn't whole."""
     try:
         return safetensors.safe_open(path, framework="flax")  # numpy has no bfloat16
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object; ValueError names it if it doesn't."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

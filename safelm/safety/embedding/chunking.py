@@ -1,0 +1,163 @@
+"""Text to chunks of token ids that a backbone can take, in bounded memory whatever the text is.
+
+A chunk is at most `max_tokens` ids, its own special tokens and prefix among them. Chunks are cut where they are full:
+together they hold every token of the text once, in order. A text without any token gives one chunk.
+
+The string of a special token in a text is taken literally. A lone surrogate, which is no Unicode text, becomes U+FFFD.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int32
+
+from safelm.tokenizer import Tokenizer
+
+PART_CHARACTERS = 1 << 16  # of a text are tokenised at once
+_BATCH_CHARACTERS = 1 << 20
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LAST_WORD_END = re.compile(r"\S(?=\s+\S*\Z)")
+_PREFIXED_PROBE = "a"
+
+Chunk = Int32[np.ndarray, " tokens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkTokenizer:
+    """Cuts texts into chunks of ids. Picklable.
+
+    Attributes:
+      backend: gives ids without special tokens: our `Tokenizer`, or `tokenizers`' own of an encoder.
+      before, after: ids that begin and end every chunk (special tokens and the prefix).
+      empty: the id that stands for a text without tokens where a chunk has nothing around it.
+      pad_id: fills rows up to their bucket's length.
+    """
+
+    backend: Tokenizer | tokenizers.Tokenizer
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    empty: int | None = None
+    pad_id: int = 0
+
+    def chunks(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, Chunk]]:
+        """Every chunk with the index of its text, texts in order.
+
+        Raises ValueError if `max_tokens` leaves no room for text.
+        """
+        room = max_tokens - len(self.before) - len(self.after)
+        if room < 1:
+            raise ValueError(f"max_tokens={max_tokens}: {max_tokens - room} of them are special tokens or the prefix")
+        for group in _groups(texts):
+            parts = [(index, part) for index, text in group for part in _parts(text)]
+            ids: list[np.ndarray] = []
+            for position, (index, encoded) in enumerate(zip((i for i, _ in parts), self._encode(parts), strict=True)):
+                ids.append(encoded)
+                if position + 1 == len(parts) or parts[position + 1][0] != index:
+                    for chunk in self._cut(np.concatenate(ids), room):
+                        yield index, chunk
+                    ids = []
+
+    def _encode(self, parts: Sequence[tuple[int, str]]) -> list[np.ndarray]:
+        texts = [text for _, text in parts]
+        if isinstance(self.backend, Tokenizer):
+            return self.backend.encode_batch(texts)
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def _cut(self, ids: np.ndarray, room: int) -> Iterator[Chunk]:
+        for start in range(0, max(len(ids), 1), room):
+            chunk = np.concatenate([self._before, ids[start : start + room], self._after])
+            yield chunk if len(chunk) else np.asarray([self.empty], dtype=np.int32)
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id plus one."""
+        if isinstance(self.backend, Tokenizer):
+            return self.backend.vocab_size
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 (hex) over the vocabulary and what stands around a chunk."""
+        own = self.backend.hash if isinstance(self.backend, Tokenizer) else self.backend.to_str()
+        return hashlib.sha256(f"{own}{self.before}{self.after}{self.empty}".encode()).hexdigest()
+
+    @functools.cached_property
+    def _before(self) -> np.ndarray:
+        return np.asarray(self.before, dtype=np.int32)
+
+    @functools.cached_property
+    def _after(self) -> np.ndarray:
+        return np.asarray(self.after, dtype=np.int32)
+
+    def with_prefix(self, prefix: str) -> "ChunkTokenizer":
+        """The same with a text in front of every chunk, such as E5's `query: `."""
+        if not prefix:
+            return self
+        text = prefix if isinstance(self.backend, Tokenizer) else prefix.rstrip()
+        return dataclasses.replace(self, before=self.before + tuple(self._encode([(0, text)])[0].tolist()))
+
+
+def of_decoder(tokenizer: Tokenizer) -> ChunkTokenizer:
+    """Chunks for one of our decoders: text only, the end-of-document id where there is none."""
+    return ChunkTokenizer(tokenizer, empty=tokenizer.eos_id, pad_id=tokenizer.eos_id)
+
+
+def of_encoder(folder: Path) -> ChunkTokenizer:
+    """Chunks for an encoder by its folder's tokenizer.json, whose post-processor says which ids stand around.
+
+    Raises FileNotFoundError if there is no tokenizer.json, ValueError if it can't be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise ValueError(f"{path}: not a tokenizer.json that `tokenizers` can read ({error})") from error
+    padding: dict[str, Any] = backend.padding or {}
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # in `tokenizers`, this name means: encode their strings as plain text
+    plain = backend.encode(_PREFIXED_PROBE, add_special_tokens=False).ids
+    whole = backend.encode(_PREFIXED_PROBE).ids
+    starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
+    if not plain or not starts:
+        raise ValueError(f"{path}: its special tokens don't stand before and after the text")
+    before, after = whole[: starts[0]], whole[starts[0] + len(plain) :]
+    return ChunkTokenizer(backend, tuple(before), tuple(after), empty=plain[0], pad_id=padding.get("pad_id", 0))
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    """Texts by the megabyte: what is tokenised at once."""
+    group: list[tuple[int, str]] = []
+    size = 0
+    for index, text in enumerate(texts):
+        group.append((index, text))
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts, cut in front of white space where there is any: there no token reaches across."""
+    text = _LONE_SURROGATE.sub("\ufffd", text)
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        end = start + PART_CHARACTERS
+        window = text[max(start, end - 1024) : end]
+        found = _LAST_WORD_END.search(window)
+        cut = end - len(window) + found.end() if found else end
+        yield text[start:cut]
+        start = cut
+    yield text[start:]

@@ -1,0 +1,152 @@
+"""Bidirectional encoders in Flax Linen: BERT and its kin, and the GTE v1.5 variant (rotary positions, gated MLP).
+
+Axes: B batch, T query position, S key position, D embed, F mlp, N heads, H head_dim, V vocab, P positions, 3 query,
+key and value.
+
+Parameters: embeddings/{words [V, D], positions [P, D], types [types, D], norm/{scale, bias} [D]};
+layer_<i>/{qkv [D, 3, N, H], qkv_bias [3, N, H], output [N, H, D], output_bias [D], attention_norm/{scale, bias} [D],
+up [D, F] and up_bias [F], or up_gate [D, 2, F], down [F, D], down_bias [D], mlp_norm/{scale, bias} [D]}.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from safelm import attention
+from safelm.safety.embedding.encoder_config import EncoderConfig
+
+Params = dict[str, Any]
+_ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def hidden_states(
+    config: EncoderConfig, params: Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
+) -> list[Float[Array, "B T D"]]:
+    """The stream behind the embeddings and behind every layer, `num_layers + 1` arrays in `config.dtype`.
+
+    Args:
+      lengths_B: real tokens of each row; what stands behind them changes nothing in front of them.
+    """
+    return Encoder(config).apply({"params": params}, tokens_BT, lengths_B)
+
+
+def init(config: EncoderConfig, key: jax.Array) -> Params:
+    """Fresh parameters, float32 (for tests and shapes; real ones come from a checkpoint)."""
+    tokens_BT, lengths_B = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
+    return Encoder(config).init(key, tokens_BT, lengths_B)["params"]
+
+
+class Encoder(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> list[jax.Array]:
+        c = self.config
+        visible_B11S = (jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None])[:, None, None]
+        rope = None if c.rope_theta is None else rope_angles(c, tokens_BT.shape[1])
+        x_BTD = Embeddings(c, name="embeddings")(tokens_BT)
+        states = [x_BTD]
+        for i in range(c.num_layers):
+            x_BTD = Layer(c, name=f"layer_{i}")(x_BTD, visible_B11S, rope)
+            states.append(x_BTD)
+        return states
+
+
+class LayerNorm(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        D = x_BTD.shape[-1]
+        scale_D = self.param("scale", nn.initializers.ones, (D,))
+        bias_D = self.param("bias", nn.initializers.zeros, (D,))
+        x = x_BTD.astype(jnp.float32)
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+        x = (x - mean) * jax.lax.rsqrt(variance + self.config.norm_eps)
+        return (x * scale_D + bias_D).astype(self.config.dtype)
+
+
+class Embeddings(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        c, T = self.config, tokens_BT.shape[1]
+        normal = nn.initializers.normal(0.02)
+        x_BTD = jnp.take(self.param("words", normal, (c.vocab_size, c.d_model)), tokens_BT, axis=0)
+        if c.rope_theta is None:
+            positions_PD = self.param("positions", normal, (c.max_positions, c.d_model))
+            x_BTD += positions_PD[c.position_offset : c.position_offset + T]
+        if c.type_vocab_size:
+            x_BTD += self.param("types", normal, (c.type_vocab_size, c.d_model))[0]
+        return LayerNorm(c, name="norm")(x_BTD)
+
+
+class Layer(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, visible_B11S: jax.Array, rope: Any) -> jax.Array:
+        c = self.config
+        x_BTD = LayerNorm(c, name="attention_norm")(x_BTD + self._attention(x_BTD, visible_B11S, rope))
+        return LayerNorm(c, name="mlp_norm")(x_BTD + self._mlp(x_BTD))
+
+    def _kernel(self, name: str, shape: tuple[int, ...]) -> jax.Array:
+        return self.param(name, nn.initializers.normal(0.02), shape).astype(self.config.dtype)
+
+    def _attention(self, x_BTD: jax.Array, visible_B11S: jax.Array, rope: Any) -> jax.Array:
+        c, D = self.config, x_BTD.shape[-1]
+        N, H = c.num_heads, c.head_dim
+        qkv_D3NH, bias_3NH = self._kernel("qkv", (D, 3, N, H)), self._kernel("qkv_bias", (3, N, H))
+        output_NHD, output_bias_D = self._kernel("output", (N, H, D)), self._kernel("output_bias", (D,))
+        qkv_BT3NH = jnp.einsum("btd,dcnh->btcnh", x_BTD, qkv_D3NH) + bias_3NH
+        q_BTNH, k_BTNH, v_BTNH = qkv_BT3NH[:, :, 0], qkv_BT3NH[:, :, 1], qkv_BT3NH[:, :, 2]
+        if rope is not None:
+            q_BTNH, k_BTNH = attention.rotate(q_BTNH, *rope), attention.rotate(k_BTNH, *rope)
+        scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH * (1 / math.sqrt(H)), k_BTNH,
+                                 preferred_element_type=jnp.float32)  # fmt: skip
+        scores_BNTS = jnp.where(visible_B11S, scores_BNTS, attention.MASKED_SCORE)
+        weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(v_BTNH.dtype)
+        out_BTNH = jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BTNH)
+        return jnp.einsum("btnh,nhd->btd", out_BTNH, output_NHD) + output_bias_D
+
+    def _mlp(self, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        D, F = c.d_model, c.d_ff
+        activate = _ACTIVATIONS[c.activation]
+        if c.is_gated:
+            up_gate_BT2F = jnp.einsum("btd,dcf->btcf", x_BTD, self._kernel("up_gate", (D, 2, F)))
+            h_BTF = up_gate_BT2F[:, :, 0] * activate(up_gate_BT2F[:, :, 1])
+        else:
+            h_BTF = activate(x_BTD @ self._kernel("up", (D, F)) + self._kernel("up_bias", (F,)))
+        return h_BTF @ self._kernel("down", (F, D)) + self._kernel("down_bias", (D,))
+
+
+def rope_angles(config: EncoderConfig, length: int) -> tuple[Float[Array, "1 T 1 P"], Float[Array, "1 T 1 P"]]:
+    """Cosine and sine of rotary positions 0 to `length - 1` and pairs (P = head_dim / 2), float32.
+
+    With a factor the frequencies are NTK-scaled at any length: the base times the factor and all divided by
+    factor^(2 / head_dim), or, when mixed, each divided by exp(ln(factor) (i / P)^b) for pair i = 1 to P.
+    """
+    H, factor, mixed_b = config.head_dim, config.rope_factor, config.rope_mixed_b
+    if factor == 1.0:
+        base, divisor_P = config.rope_theta, 1.0
+    elif mixed_b is None:
+        base, divisor_P = config.rope_theta * factor, factor ** (2 / H)
+    else:
+        pairs_P = jnp.arange(1, H // 2 + 1, dtype=jnp.float32)
+        base, divisor_P = config.rope_theta, jnp.exp(math.log(factor) * (pairs_P / (H // 2)) ** mixed_b)
+    frequencies_P = base ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H) / divisor_P
+    angles_1T1P = jnp.arange(length, dtype=jnp.float32)[None, :, None, None] * frequencies_P
+    return jnp.cos(angles_1T1P), jnp.sin(angles_1T1P)

@@ -1,0 +1,178 @@
+"""The sizes and numerics of an encoder, read from a Hugging Face `config.json`.
+
+| model_type | models | what is special |
+|---|---|---|
+| bert | BERT, MiniLM, E5, arctic-embed xs to l, BGE | learned absolute positions |
+| roberta, xlm-roberta, camembert | multilingual E5, arctic-embed-l-v2.0 | positions begin behind the padding id |
+| new, gte | GTE v1.5, gte-multilingual, arctic-embed-m-v2.0 | rotary positions, packed qkv, gated MLP |
+
+Not taken: nomic_bert (arctic-embed-m-long), modernbert, mpnet, distilbert, deberta.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safelm.formats import huggingface, llama_tensors
+
+BERT_TYPES = ("bert",)
+ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
+GTE_TYPES = ("new", "gte")
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+_POOLING_MODES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+# What the encoder can represent; a key that is absent or null has the first value.
+_SUPPORTED_BERT: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "embedding_size": (None,),
+}
+_SUPPORTED_GTE: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("rope",),
+    "layer_norm_type": ("layer_norm",),
+    "logn_attention_scale": (False,),
+    "pack_qkv": (True,),
+    "embedding_size": (None,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes and numerics of a bidirectional encoder with normalisation behind each residual sum.
+
+    Attributes:
+      type_vocab_size: rows of the token-type table, of which only row 0 is used; 0: there is no table.
+      position_offset: index of the first token's row in the table of positions.
+      rope_theta: base of the rotary positions; None: a learned table of positions.
+      rope_factor, rope_mixed_b: NTK scaling of the rotary frequencies, fixed or mixed; factor 1: none.
+      is_gated: gated MLP without a bias in front, as GTE v1.5 has it.
+      dtype: of the computation; norms and softmax are float32 anyway.
+    """
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    max_positions: int
+    type_vocab_size: int = 2
+    position_offset: int = 0
+    norm_eps: float = 1e-12
+    activation: str = "gelu"
+    rope_theta: float | None = None
+    rope_factor: float = 1.0
+    rope_mixed_b: float | None = None
+    is_gated: bool = False
+    dtype: str = "float32"
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row that has positions."""
+        return self.max_positions - self.position_offset
+
+
+def model_type(folder: Path) -> str | None:
+    """The `model_type` that a folder's config.json names."""
+    return huggingface.read_json(folder / huggingface.CONFIG_FILE).get("model_type")
+
+
+def read_config(folder: Path) -> EncoderConfig:
+    """Our config of the encoder in a Hugging Face folder.
+
+    Raises:
+      ValueError: config.json is not JSON, lacks a size, or names a model type or a feature that the encoder doesn't
+        have; the message names the key and its value.
+    """
+    path = folder / huggingface.CONFIG_FILE
+    values = huggingface.read_json(path)
+    kind = values.get("model_type")
+    if kind not in BERT_TYPES + ROBERTA_TYPES + GTE_TYPES:
+        known = ", ".join((*BERT_TYPES, *ROBERTA_TYPES, *GTE_TYPES, "llama"))
+        raise ValueError(f"{path}: model_type = {kind!r} is not an embedding model known here ({known})")
+    is_gte = kind in GTE_TYPES
+    llama_tensors.check_expected(str(path), values, _SUPPORTED_GTE if is_gte else _SUPPORTED_BERT)
+    activation = values.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{path}: hidden_act = {activation!r} is not supported (one of {', '.join(ACTIVATIONS)})")
+    config = EncoderConfig(
+        vocab_size=_size(path, values, "vocab_size"),
+        num_layers=_size(path, values, "num_hidden_layers"),
+        d_model=_size(path, values, "hidden_size"),
+        d_ff=_size(path, values, "intermediate_size"),
+        num_heads=_size(path, values, "num_attention_heads"),
+        max_positions=_size(path, values, "max_position_embeddings"),
+        type_vocab_size=_size(path, values, "type_vocab_size", smallest=0),
+        position_offset=values.get("pad_token_id", 1) + 1 if kind in ROBERTA_TYPES else 0,
+        norm_eps=float(values.get("layer_norm_eps", 1e-12)),
+        activation=activation,
+        **(_rope(path, values) | {"is_gated": True} if is_gte else {}),
+    )
+    if config.d_model % config.num_heads:
+        raise ValueError(f"{path}: hidden_size = {config.d_model} is not a multiple of {config.num_heads} heads")
+    return config
+
+
+def read_modules(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers' files say: "pooling", "normalize", "max_tokens", each where a folder says it.
+
+    Raises ValueError for a pooling or a module that isn't known here (a Dense layer, say).
+    """
+    found: dict[str, Any] = {}
+    modules_file = folder / "modules.json"
+    pooling_folder = "1_Pooling"
+    if modules_file.exists():
+        types = {str(entry["type"]).rsplit(".", 1)[-1]: entry["path"] for entry in _read_modules(modules_file)}
+        if unknown := sorted(set(types) - {"Transformer", "Pooling", "Normalize"}):
+            raise ValueError(f"{modules_file}: module {unknown[0]} is not supported")
+        found["normalize"] = "Normalize" in types
+        pooling_folder = types.get("Pooling", pooling_folder)
+    pooling_file = folder / pooling_folder / "config.json"
+    if pooling_file.exists():
+        values = huggingface.read_json(pooling_file)
+        modes = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
+        if len(modes) != 1 or modes[0] not in _POOLING_MODES:
+            raise ValueError(f"{pooling_file}: {', '.join(modes) or 'no pooling'} is not supported")
+        found["pooling"] = _POOLING_MODES[modes[0]]
+    limits_file = folder / "sentence_bert_config.json"
+    if limits_file.exists() and isinstance(limit := huggingface.read_json(limits_file).get("max_seq_length"), int):
+        found["max_tokens"] = limit
+    return found
+
+
+def _read_modules(path: Path) -> list[dict[str, Any]]:
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
+        raise ValueError(f"{path}: not a list of modules, each with a type and a path")
+    return modules
+
+
+def _size(path: Path, values: dict[str, Any], key: str, *, smallest: int = 1) -> int:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{path}: {key} is missing" if value is None else f"{path}: {key} = {value!r}: no integer")
+    if value < smallest:
+        raise ValueError(f"{path}: {key} = {value}: must be at least {smallest}")
+    return value
+
+
+def _rope(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    scaling = values.get("rope_scaling")
+    theta = {"rope_theta": float(values.get("rope_theta", 10_000.0))}
+    if scaling is None:
+        return theta
+    if scaling.get("type", scaling.get("rope_type")) != "ntk" or not isinstance(scaling.get("factor"), int | float):
+        raise ValueError(f"{path}: rope_scaling = {scaling!r} is not supported (type ntk with a factor is)")
+    return theta | {"rope_factor": float(scaling["factor"]), "rope_mixed_b": scaling.get("mixed_b")}

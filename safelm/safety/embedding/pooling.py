@@ -1,0 +1,25 @@
+"""One vector a row from the vectors of its tokens; padding takes no part."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+POOLINGS = ("mean", "cls", "max", "last")
+
+
+def pool(kind: str, x_BTD: Float[Array, "B T D"], lengths_B: Int[Array, " B"]) -> Float[Array, "B D"]:
+    """The mean, the first, the largest per dimension or the last of each row's first `lengths_B` vectors, float32."""
+    if kind == "cls":
+        return x_BTD[:, 0].astype(jnp.float32)
+    if kind == "last":
+        return jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+    is_real_BT1 = (jnp.arange(x_BTD.shape[1]) < lengths_B[:, None])[..., None]
+    x = x_BTD.astype(jnp.float32)
+    if kind == "max":
+        return jnp.where(is_real_BT1, x, -jnp.inf).max(axis=1)
+    return jnp.where(is_real_BT1, x, 0).sum(axis=1) / lengths_B[:, None].astype(jnp.float32)
+
+
+def normalize(x_BD: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Rows of length 1; a row of zeros stays one."""
+    return x_BD * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True), 1e-24))
