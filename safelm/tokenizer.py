@@ -149,6 +149,10 @@ class Tokenizer:
             ids += [self.chat_start_id, *self.encode("assistant\n")]
         return ids
 
+    def to_json(self) -> str:
+        """The vocabulary as the text of a `tokenizer.json`."""
+        return self._backend.to_str()
+
     def save(self, path: str) -> None:
         """Writes the folder `path` (local or an fsspec URL) in the Hugging Face layout; no file is ever half there."""
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._eos_token}

@@ -1,0 +1,73 @@
+"""A model from wherever it is: our checkpoint, a Hugging Face folder or a GGUF file."""
+
+import logging
+from pathlib import Path
+
+from safelm import checkpoint, model
+from safelm.formats import gguf, huggingface, llama_tensors
+from safelm.tags import HARM_TAG
+from safelm.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Model = tuple[model.ModelConfig, model.Params, Tokenizer]
+
+
+def source_kind(source: str) -> str:
+    """What is at `source`: "safelm", "huggingface" or "gguf".
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: it is none of the three.
+    """
+    path = Path(source)
+    if "://" in source:
+        return "safelm"
+    if not path.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(gguf.MAGIC)) == gguf.MAGIC:
+                return "gguf"
+        raise ValueError(f"{source}: not a GGUF file; a Hugging Face model is given as its folder")
+    if (path / "checkpoints").is_dir():
+        return "safelm"
+    if (path / huggingface.CONFIG_FILE).exists():
+        return "huggingface"
+    raise ValueError(f"{source}: holds neither checkpoints/ (ours) nor config.json (Hugging Face)")
+
+
+def read_model(source: str, *, step: int | None = None) -> Model:
+    """The model at `source`, of any kind, with the harm tag in its vocabulary.
+
+    Args:
+      step: which checkpoint of ours; the newest when not given.
+    """
+    kind = source_kind(source)
+    if kind == "safelm":
+        return checkpoint.load_for_inference(source, step=step)
+    if step is not None:
+        raise ValueError(f"step={step}: only our own checkpoints have steps, {source} is of kind {kind}")
+    path = Path(source)
+    tokenizer = Tokenizer.from_pretrained(source)
+    if kind == "gguf":
+        config, params = gguf.read_file(path)
+        has_tag = gguf.has_token(path, HARM_TAG)
+    else:
+        config, params = huggingface.read_folder(path)
+        has_tag = HARM_TAG in (path / "tokenizer.json").read_text(encoding="utf-8")
+    return _fit_vocabulary(config, params, tokenizer, has_tag=has_tag)
+
+
+def _fit_vocabulary(config: model.ModelConfig, params: model.Params, tokenizer: Tokenizer, *, has_tag: bool) -> Model:
+    """Fits the embedding to the tokenizer's ids; the tag's row starts as the mean when the source had no tag."""
+    num_trained = min(config.vocab_size, tokenizer.vocab_size)
+    if not has_tag:
+        num_trained = min(num_trained, tokenizer.harm_tag_id)
+    if config.vocab_size > tokenizer.vocab_size:
+        log.info("ids %d to %d have no token: dropped", tokenizer.vocab_size, config.vocab_size - 1)
+    if num_trained < tokenizer.vocab_size:
+        log.info("ids from %d to %d (%s) are new: their embedding starts as the mean of the %d others",
+                 num_trained, tokenizer.vocab_size - 1, HARM_TAG, num_trained)  # fmt: skip
+    config, params = llama_tensors.resize_vocabulary(config, params, tokenizer.vocab_size, num_trained=num_trained)
+    return config, params, tokenizer
