@@ -100,7 +100,7 @@ def read_rows(
     report = on_malformed or functools.partial(_refuse, path)
     if suffix(path) == ".parquet":
         for first, batch in iter_parquet(path, wanted, text_column=text_column):
-            yield from _batch_rows(first, batch, text_column, report)
+            yield from batch_rows(first, batch, text_column, report)
         return
     for row in iter_json(path, report, text_column=text_column):
         kept = row.row if wanted is None else {name: row.row[name] for name in wanted if name in row.row}
@@ -299,9 +299,10 @@ def check_columns(path: str, schema: Any, columns: Sequence[str], text_column: s
             raise ValueError(f"{path}: column {text_column!r} holds {kind}, not strings")
 
 
-def _batch_rows(
+def batch_rows(
     first: int, batch: Any, text_column: str | None, on_malformed: _OnMalformed
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, row) of an Arrow batch whose first row has number `first`; malformed rows go to `on_malformed`."""
     try:
         rows = batch.to_pylist()
     except UnicodeDecodeError:
