@@ -5,15 +5,20 @@ A scorer is named by a string that workers can rebuild it from:
     classifier:DIRECTORY   embedding and linear head, made by `python -m safelm.train_classifier`
     judge:MODEL            a language model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
     endpoint:URL#MODEL     a language model behind an OpenAI-compatible address
+    python:MODULE:FACTORY  a scorer of yours: what FACTORY(), found in an importable module, returns
+
+Your own scorer is any object with the three members of `Scorer`. Its module must be importable in every worker
+(installed, or on PYTHONPATH), and its fingerprint must change whenever its scores would.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 MIN_SCORE, MAX_SCORE = 0, 5
-KINDS = ("classifier", "judge", "endpoint")
+KINDS = ("classifier", "judge", "endpoint", "python")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Verdict:
 
     score: int | None
     reason: str = ""
-    details: Mapping[str, float | int | str] = MappingProxyType({})
+    details: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.score is not None and not MIN_SCORE <= self.score <= MAX_SCORE:
@@ -47,17 +52,49 @@ class Scorer(Protocol):
 
 
 def load_scorer(spec: str) -> Scorer:
-    """The scorer that a string names (see the module); ValueError for a kind that does not exist."""
-    kind, separator, place = spec.partition(":")
-    if not separator or not place or kind not in KINDS:
+    """The scorer that a string names (see the module).
+
+    Raises ValueError for a kind that does not exist or an option that the scorer does not have; what loading it raises.
+    """
+    kind, separator, rest = spec.partition(":")
+    if not separator or not rest or kind not in KINDS:
         raise ValueError(f"scorer {spec!r}: expected one of {', '.join(f'{k}:...' for k in KINDS)}")
+    place, model, options = _split(kind, rest)
     if kind == "classifier":
         from safelm.safety import classifier
 
-        return classifier.load(place)
+        return classifier.load(place, **options)
     from safelm.safety import judge
 
     if kind == "judge":
-        return judge.load_judge(place)
-    url, _, model = place.partition("#")
-    return judge.load_endpoint(url, model)
+        return judge.load_judge(place, **options)
+    return judge.load_endpoint(place, model, **options)
+
+
+def _split(kind: str, rest: str) -> tuple[str, str, dict[str, Any]]:
+    """Place, model and options of `PLACE?options` or, for an endpoint, `URL#MODEL?options`."""
+    if kind == "endpoint":
+        place, _, rest = rest.partition("#")  # the address may have a query of its own
+        model, _, query = rest.partition("?")
+        return place, model, _options(query)
+    place, _, query = rest.rpartition("?") if "?" in rest else (rest, "", "")
+    return place, "", _options(query)
+
+
+def _options(query: str) -> dict[str, Any]:
+    """`a=1&b=x` with numbers and true/false as such."""
+    try:
+        return {name: _value(text) for name, text in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))}
+    except ValueError as error:
+        raise ValueError(f"scorer options {query!r}: expected name=value&name=value") from error
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
