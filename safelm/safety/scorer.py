@@ -64,6 +64,8 @@ def load_scorer(spec: str) -> Scorer:
         from safelm.safety import classifier
 
         return classifier.load(place, **options)
+    if kind == "python":
+        return _load_python(spec, place, options)
     from safelm.safety import judge
 
     if kind == "judge":
@@ -84,7 +86,8 @@ def _split(kind: str, rest: str) -> tuple[str, str, dict[str, Any]]:
 def _options(query: str) -> dict[str, Any]:
     """`a=1&b=x` with numbers and true/false as such."""
     try:
-        return {name: _value(text) for name, text in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))}
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        return {name: _value(text) for name, text in pairs}
     except ValueError as error:
         raise ValueError(f"scorer options {query!r}: expected name=value&name=value") from error
 
@@ -98,3 +101,16 @@ def _value(text: str) -> bool | int | float | str:
         except ValueError:
             continue
     return text
+
+
+def _load_python(spec: str, place: str, options: Mapping[str, Any]) -> Scorer:
+    module, _, factory = place.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ValueError(f"scorer {spec!r}: expected python:MODULE:FACTORY ({error})") from error
+    scorer = make(**options)
+    for member in ("name", "fingerprint", "score"):
+        if not hasattr(scorer, member):
+            raise ValueError(f"scorer {spec!r}: what it gives has no {member!r}")
+    return scorer
