@@ -34,6 +34,7 @@ from ml_collections import ConfigDict, config_flags
 
 from safelm import (
     checkpoint,
+    host_memory,
     processes,
     sharding,
     train_clock,
@@ -275,6 +276,7 @@ def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str]
 
 
 def _main(_: Sequence[str]) -> None:
+    host_memory.keep_freed_memory()
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs whole tracebacks of what is raised here anyway
     try:
         if not _CONFIG.value:

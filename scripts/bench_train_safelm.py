@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from safelm import model, sharding, train_config, train_metrics, train_program
+from safelm import host_memory, model, sharding, train_config, train_metrics, train_program
 from safelm.formats import llama_tensors
 from safelm.train_step import Controls
 
@@ -109,6 +109,7 @@ def main() -> None:
     if args.write:
         write_folder(args.folder, json.loads(args.write))
         return
+    host_memory.keep_freed_memory()  # as `safelm.train` does
     step, about = make_step(args.folder)
     answer({"losses": [step() for _ in range(3)]} | about)
     for line in sys.stdin:

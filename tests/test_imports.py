@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import modules of its own layer or an earlier one, never a later one. A package's modules share its
 # layer unless they are named; the longest name that fits decides.
 LAYERS = [
-    ("safelm", "safelm.tags", "safelm.cli", "safelm.sharding", "safelm.tokenizer"),
+    ("safelm", "safelm.tags", "safelm.cli", "safelm.host_memory", "safelm.sharding", "safelm.tokenizer"),
     ("safelm.model", "safelm.attention_kernels", "safelm.loss", "safelm.blocked_loss", "safelm.chunked_loss",
      "safelm.optimizer", "safelm.data", "safelm.synthetic_web"),
     ("safelm.checkpoint", "safelm.formats", "safelm.inference"),

@@ -1,0 +1,43 @@
+"""Freed memory is kept where a CPU computes, and the allocator is left alone elsewhere."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library isn't glibc")
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from safelm import host_memory
+changed = host_memory.keep_freed_memory() if sys.argv[1] == "keep" else None
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(16 << 20)  # 128 MiB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(changed, faults())
+"""
+TUNED = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+
+
+def faults(choice: str, **environment: str) -> tuple[str, int]:
+    inherited = {name: value for name, value in os.environ.items() if name not in TUNED}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, choice], capture_output=True, text=True, env=inherited | environment, check=True
+    )
+    changed, number = done.stdout.split()
+    return changed, int(number)
+
+
+def test_memory_that_was_freed_is_used_again_without_page_faults():
+    _, before = faults("leave", JAX_PLATFORMS="cpu")
+    changed, after = faults("keep", JAX_PLATFORMS="cpu")
+    assert changed == "True" and after < 100 < before
+
+
+def test_an_environment_that_sets_the_allocator_is_left_alone():
+    assert faults("keep", JAX_PLATFORMS="cpu", MALLOC_ARENA_MAX="4")[0] == "False"
