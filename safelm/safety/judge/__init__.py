@@ -1,0 +1,20 @@
+"""A language model as the judge of harm: a rubric in, {"score": 0 to 5, "reason"} out, always JSON."""
+
+from typing import Any
+
+from safelm.safety.scorer import Scorer
+
+
+def load_judge(source: str, **options: Any) -> Scorer:
+    """A model on our own engine: our checkpoint, a Hugging Face folder, a GGUF file, or "smollm2" (installed weights).
+
+    Args:
+      options: fields of `local.Settings`; `dtype` of the computation; `name`; `show_progress`.
+
+    Raises:
+      FileNotFoundError: nothing at `source`.
+      ValueError: a model that can't be represented or can't judge, or an option that doesn't exist or is out of range.
+    """
+    from safelm.safety.judge import local
+
+    return local.load(source, **options)
