@@ -14,7 +14,7 @@ Your own scorer is any object with the three members of `Scorer`. Its module mus
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl
 
 MIN_SCORE, MAX_SCORE = 0, 5
@@ -40,6 +40,7 @@ class Verdict:
             raise ValueError(f"score {self.score} is outside {MIN_SCORE} to {MAX_SCORE}")
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Scores texts; `name` prefixes its output columns, `fingerprint` is what its scores depend on."""
 
