@@ -1,0 +1,191 @@
+"""One file, or a part of one, to its counts: a plain function of its arguments, whoever runs it."""
+
+import collections
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from safelm.safety import documents
+from safelm.safety.report_card import queries as query_sets
+from safelm.safety.report_card.matching import Found, Matcher
+from safelm.safety.report_card.queries import QuerySet
+from safelm.safety.report_card.tally import ALL, MAX_SCORE, Count, Tally, TopDocument
+
+SCORE_COLUMNS = (
+    "harm_score",
+    "metadata.harm_score",
+    "int_score",
+    "metadata.int_score",
+    "score",
+    "metadata.score",
+)
+SCORE_SLICES = {"score 0": (0, 0), "score 1 to 3": (1, 3), "score 4 to 5": (4, 5)}
+UNSCORED_SLICE = "unscored"
+_SLICE_OF = {
+    "unscored": UNSCORED_SLICE,
+    **{str(score): name for name, (low, high) in SCORE_SLICES.items() for score in range(low, high + 1)},
+}
+_BATCH_CHARACTERS = 1 << 19
+_EXCERPT_BYTES = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides a count, beside the text. `tokenizer` is a path, or None for words."""
+
+    queries: str | None = None
+    tokenizer: str | None = None
+    text_column: str = "text"
+    id_column: str = "id"
+    score_column: str | None = None
+    top: int = 20
+    show_text: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A file or a part of one. `slice` None: each document's slice is that of its harm score."""
+
+    slice: str | None
+    path: str
+    bytes: int
+    part: documents.Part | None = None
+
+
+@functools.lru_cache(1)
+def _matcher(path: str | None) -> tuple[QuerySet, Matcher]:
+    queries = query_sets.load(path)
+    return queries, Matcher(queries)
+
+
+@functools.lru_cache(1)
+def _tokenizer(path: str) -> Any:
+    from safelm.tokenizer import Tokenizer
+
+    return Tokenizer.from_pretrained(path)
+
+
+def count_piece(piece: Piece, settings: Settings) -> tuple[Count, int]:
+    """Counts, and how many lines of JSON were read: TopDocument.row counts from the piece's first line.
+
+    Rows of Parquet are counted from the file's first one, in every piece (and no lines are read).
+
+    Raises ValueError or OSError that names the file where it is damaged or has no text column.
+    """
+    counter = _Counter(piece, settings)
+    for number, row in counter.rows():
+        counter.add(number, row)
+    counter.flush()
+    return counter.count, counter.lines
+
+
+class _Counter:
+    def __init__(self, piece: Piece, settings: Settings):
+        self.count, self.lines = Count(), 0
+        self._piece, self._settings = piece, settings
+        self._queries, self._matcher = _matcher(settings.queries)
+        self._score_columns = (settings.score_column,) if settings.score_column else SCORE_COLUMNS
+        self._texts: list[str] = []
+        self._facts: list[tuple[int, str, str]] = []
+        self._characters = 0
+
+    def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        piece, text = self._piece, self._settings.text_column
+        if documents.suffix(piece.path) != ".parquet":
+            for row in documents.iter_json(
+                piece.path, self._malformed, text_column=text, part=piece.part, on_bytes=self._line
+            ):
+                yield row.number, row.row
+            return
+        with documents.open_parquet(piece.path) as table:
+            present = table.schema_arrow.names
+        wanted = [text, self._settings.id_column, *(name.split(".")[0] for name in self._score_columns)]
+        columns = [name for name in dict.fromkeys(wanted) if name in present] if text in present else None
+        for first, batch in documents.iter_parquet(piece.path, columns, text_column=text, groups=piece.part):
+            yield from documents.batch_rows(first, batch, text, self._malformed)
+
+    def _line(self, _: int) -> None:
+        self.lines += 1
+
+    def _malformed(self, malformed: documents.Malformed) -> None:
+        self.count.rows += 1
+        self.count.malformed[re.sub(r" at column \d+", "", malformed.reason)] += 1
+
+    def add(self, number: int, row: Mapping[str, Any]) -> None:
+        text, identity = row[self._settings.text_column], row.get(self._settings.id_column)
+        self.count.rows += 1
+        self._texts.append(text)
+        self._facts.append((number, "" if identity is None else str(identity), self._score(row)))
+        self._characters += len(text)
+        if self._characters >= _BATCH_CHARACTERS or len(self._texts) >= 4096:
+            self.flush()
+
+    def _score(self, row: Mapping[str, Any]) -> str:
+        for name in self._score_columns:
+            value: Any = row
+            for field in name.split("."):
+                value = value.get(field) if isinstance(value, Mapping) else None
+            if value is None:
+                continue
+            self.count.score_columns[name] += 1
+            if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SCORE:
+                return str(int(value + 0.5))
+            self.count.unusable_scores += 1
+            return "unscored"
+        return "unscored"
+
+    def flush(self) -> None:
+        if not self._texts:
+            return
+        found = self._matcher.find(self._texts)
+        tokens = found.words_D.tolist() if self._settings.tokenizer is None else self._count_tokens()
+        tallies = [self._tally(score) for _, _, score in self._facts]
+        for tally, (_, _, score), num_tokens, text in zip(tallies, self._facts, tokens, self._texts, strict=True):
+            tally.add_document(score, num_tokens, len(text) if text.isascii() else len(text.encode()))
+        by_document: dict[int, list[int]] = collections.defaultdict(list)
+        for match, document in enumerate(found.document_M.tolist()):
+            by_document[document].append(match)
+        for document, matches in by_document.items():
+            self._add_hits(tallies[document], self._facts[document], found, matches)
+        self._texts, self._facts, self._characters = [], [], 0
+
+    def _count_tokens(self) -> list[int]:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # every core has a process already
+        return [len(ids) for ids in _tokenizer(self._settings.tokenizer).encode_batch(self._texts)]
+
+    def _tally(self, score: str) -> Tally:
+        name = self._piece.slice
+        if name is None:
+            bands = (
+                band for band, (low, high) in SCORE_SLICES.items() if score.isdigit() and low <= int(score) <= high
+            )
+            name = next(bands, UNSCORED_SLICE)
+        return self.count.tallies.setdefault(name, Tally())
+
+    def _add_hits(self, tally: Tally, facts: tuple[int, str, str], found: Found, matches: list[int]) -> None:
+        names = self._queries.queries
+        by_query = collections.Counter(found.query_M[matches].tolist())
+        by_category: collections.Counter[int] = collections.Counter()
+        for query, hits in by_query.items():
+            tally.add_hits(f"query:{names[query]}", hits)
+            by_category.update(dict.fromkeys(self._queries.categories_of[query], hits))
+        for category, hits in by_category.items():
+            tally.add_hits(f"category:{self._queries.categories[category]}", hits)
+        tally.add_hits(ALL, len(matches))
+        if len(tally.top) == self._settings.top and len(matches) < tally.top[-1].hits:
+            return
+        number, identity, score = facts
+        counts = tuple((names[query], hits) for query, hits in by_query.most_common())
+        excerpt = self._excerpt(found, matches) if self._settings.show_text else ""
+        top = TopDocument(len(matches), self._piece.path, number, identity, score, counts, excerpt)
+        tally.add_top([top], self._settings.top)
+
+    @staticmethod
+    def _excerpt(found: Found, matches: list[int]) -> str:
+        at = int(found.position_M[matches].min())
+        start = max(found.normal.rfind(b"\n", 0, at) + 1, at - _EXCERPT_BYTES)
+        stop = min(found.normal.find(b"\n", at), at + 2 * _EXCERPT_BYTES)
+        return found.normal[start:stop].decode("utf-8", "ignore")

@@ -1,0 +1,101 @@
+"""Which n-grams a report card looks for, by category; the paper's by default (`queries.json` names its source)."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import itertools
+import json
+from typing import Any
+
+from safelm.safety.report_card import normal_form
+
+MAX_WORDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class QuerySet:
+    """Queries by category.
+
+    Attributes:
+      name, source: which list this is and where it comes from.
+      categories: names, in order.
+      queries: the normal forms, each once: words with one space between.
+      categories_of: for each query, the indexes of the categories that list it.
+      listed: how many queries the list has by category, as written.
+    """
+
+    name: str
+    source: str
+    categories: tuple[str, ...]
+    queries: tuple[str, ...]
+    categories_of: tuple[tuple[int, ...], ...]
+    listed: tuple[int, ...]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of what is counted: categories and normal forms; not of names, sources or spelling."""
+        facts = [self.categories, self.queries, self.categories_of, normal_form.RULES_VERSION]
+        return hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
+
+    def patterns(self) -> list[tuple[bytes, int]]:
+        """(a normal form in UTF-8 that is an occurrence, index of its query): a space or hyphen after each word."""
+        found = []
+        for index, query in enumerate(self.queries):
+            first, *rest = query.encode().split(normal_form.SPACE)
+            for joints in itertools.product((normal_form.SPACE, normal_form.HYPHEN), repeat=len(rest)):
+                tail = b"".join(itertools.chain.from_iterable(zip(joints, rest, strict=True)))
+                found.append((first + tail, index))
+        return found
+
+
+def load(path: str | None = None) -> QuerySet:
+    """The queries of a JSON file {"name", "source", "categories": {name: [query, ...]}}; None for the paper's.
+
+    Also takes the bare {category: [query, ...]}. ValueError names the file and what is wrong with which entry.
+    """
+    if path is None:
+        text = importlib.resources.files(__package__).joinpath("queries.json").read_text("utf-8")
+        return parse(json.loads(text), "queries.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return parse(json.load(file), path)
+    except ValueError as error:
+        raise error if str(error).startswith(path) else ValueError(f"{path}: not JSON in UTF-8: {error}") from None
+
+
+def parse(value: Any, where: str) -> QuerySet:
+    """A QuerySet from parsed JSON (see `load`); `where` names it in errors."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object of categories, found {type(value).__name__}")
+    categories = value.get("categories", value)
+    if not isinstance(categories, dict) or not categories:
+        raise ValueError(f"{where}: no categories")
+    found: dict[str, list[int]] = {}
+    for index, (category, queries) in enumerate(categories.items()):
+        if not isinstance(queries, list) or not queries:
+            raise ValueError(f"{where}: category {category!r} holds no list of queries")
+        for query in queries:
+            members = found.setdefault(_words(query, category, where), [])
+            if index not in members:
+                members.append(index)
+    return QuerySet(
+        name=str(value.get("name", where)) if "categories" in value else where,
+        source=str(value.get("source", where)) if "categories" in value else where,
+        categories=tuple(categories),
+        queries=tuple(found),
+        categories_of=tuple(map(tuple, found.values())),
+        listed=tuple(map(len, categories.values())),
+    )
+
+
+def _words(query: Any, category: str, where: str) -> str:
+    if not isinstance(query, str):
+        raise ValueError(f"{where}: category {category!r}: {query!r} is not a string")
+    form = normal_form.normal([query])[:-1].strip(b" .")
+    words = form.replace(normal_form.HYPHEN, normal_form.SPACE).split(normal_form.SPACE)
+    if normal_form.BREAK in form or not all(words):
+        raise ValueError(f"{where}: category {category!r}: {query!r} is no words with spaces or hyphens between")
+    if len(words) > MAX_WORDS:
+        raise ValueError(f"{where}: category {category!r}: {query!r} has more than {MAX_WORDS} words")
+    return b" ".join(words).decode()
