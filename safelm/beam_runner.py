@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 RUNNERS = {
     "local": ("apache_beam.runners.portability.fn_api_runner", "FnApiRunner"),
@@ -47,6 +47,7 @@ _POLL_SECONDS = 0.2
 _LIVENESS_VARIABLE = "SAFELM_BEAM_PARENT"
 
 
+@runtime_checkable
 class Work(Protocol):
     """What workers do; picklable, and small when pickled."""
 

@@ -1,0 +1,1 @@
+"""Scoring files of documents: input shards to scored rows by folder, resumable, on any Beam runner."""

@@ -1,0 +1,62 @@
+"""The manifest of a scored corpus: exactly-once counts, per shard and in all, and the agreement of the scorers."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from safelm.safety.ensemble import Agreement
+from safelm.safety.scoring.columns import FOLDERS, QUARANTINE
+from safelm.safety.scoring.output import OutputFolder
+from safelm.safety.scoring.plan import FORMAT, MANIFEST_NAME, ScorePlan
+from safelm.safety.scoring.shard import FAILURES
+
+_SUMMED = ("rows", "empty", "characters")
+
+
+def raise_failures(out: OutputFolder) -> None:
+    """Raises the ValueError of the first shard that failed, with how many others there are."""
+    names = sorted(out.sizes(FAILURES))
+    messages = [str(found["message"]) for found in out.read_json([f"{FAILURES}/{name}" for name in names]) if found]
+    if messages:
+        others = f" (and {len(messages) - 1} more shards failed)" if len(messages) > 1 else ""
+        raise ValueError(f"{messages[0]}{others}; the finished shards are kept, run the same command again")
+
+
+def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the manifest when every shard has its record; the manifest. Raises ValueError where one lacks."""
+    missing = [job.name for job in plan.shards if job.name not in plan.done]
+    if missing:
+        raise ValueError(f"{out.root}: {len(missing)} shards have no record, the first is {missing[0]}: run again")
+    records = [plan.done[job.name] for job in plan.shards]
+    totals = {name: sum(record[name] for record in records) for name in _SUMMED}
+    totals |= {name: sum(record["folders"][name] for record in records) for name in (*FOLDERS, QUARANTINE)}
+    _check(out, totals)
+    names = [spec.name for spec in plan.work.scorers]
+    agreements = [Agreement.from_json(record["agreement"]) for record in records]
+    manifest = {
+        "format": FORMAT,
+        "input": list(plan.inputs),
+        "scorers": [{"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint} for s in plan.work.scorers],
+        "columns": dict(plan.work.columns.types),
+        "text_column": plan.work.text_column,
+        "id_column": plan.work.id_column,
+        "totals": totals,
+        "agreement": functools.reduce(Agreement.merge, agreements, Agreement(names)).report(),
+        "shards": [_shard(job, record) for job, record in zip(plan.shards, records, strict=True)],
+        "speed": dict(speed),
+    }
+    out.write_json(MANIFEST_NAME, manifest)
+    return manifest
+
+
+def _check(out: OutputFolder, totals: Mapping[str, int]) -> None:
+    written = sum(totals[name] for name in (*FOLDERS, QUARANTINE))
+    if totals["rows"] != written:
+        raise ValueError(f"{out.root}: {totals['rows']} rows were read, {written} written: the records don't agree")
+
+
+def _shard(job: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    part = [job.part.start, job.part.stop] if job.part else None
+    return {"name": job.name, "path": job.path, "part": part} | {
+        key: record[key] for key in ("rows", "folders", "files", "empty", "seconds")
+    }

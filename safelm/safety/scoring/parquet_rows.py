@@ -1,0 +1,120 @@
+"""Parquet in, Parquet out: rows stay in Arrow, so nested columns and their types come out as they went in."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from safelm.safety.documents import (
+    Malformed,
+    MalformedError,
+    Part,
+    check_columns,
+    check_text,
+    iter_parquet,
+    open_parquet,
+    raw_parquet,
+)
+from safelm.safety.scoring.columns import Columns, check_free
+
+SUFFIX = ".parquet"
+_GROUP_BYTES = 32 << 20
+_FEATURES = b"huggingface"
+
+Payload = tuple[Any, int]  # a record batch and the row's place in it
+
+
+def read(
+    path: str, part: Part | None, text_column: str, columns: Columns, on_malformed: Callable[[Malformed], object]
+) -> Iterator[tuple[str, Payload]]:
+    """(text, the row in its record batch) of a file or of some of its row groups; malformed rows are reported."""
+    for first, batch in iter_parquet(path, None, text_column=text_column, groups=part):
+        column = batch.column(batch.schema.get_field_index(text_column))
+        for offset, text in enumerate(_texts(column)):
+            try:
+                check_text(text() if callable(text) else text, text_column)
+            except (MalformedError, UnicodeDecodeError) as error:
+                reason = str(error) if isinstance(error, MalformedError) else "not UTF-8"
+                on_malformed(Malformed(first + offset, reason, raw_parquet(batch.slice(offset, 1))))
+                continue
+            yield (text() if callable(text) else text), (batch, offset)
+
+
+def _texts(column: Any) -> Sequence[Any]:
+    """The strings of a column, or, where one isn't UTF-8, what gives each."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [value.as_py for value in column]
+
+
+def output_schema(path: str, text_column: str, columns: Columns) -> tuple[Any, str]:
+    """The Arrow schema of the scored rows of a file, and its compression. Raises ValueError as `check_columns` does."""
+    import pyarrow
+
+    with open_parquet(path) as table:
+        schema, facts = table.schema_arrow, table.metadata
+        check_columns(path, schema, (), text_column)
+        check_free(path, schema.names, columns)
+        codec = facts.row_group(0).column(0).compression.lower() if facts.num_row_groups else "snappy"
+    for name, kind in columns.types.items():
+        schema = schema.append(pyarrow.field(name, pyarrow.type_for_alias(kind)))
+    if schema.metadata and _FEATURES in schema.metadata:
+        features = _with_features(schema.metadata[_FEATURES], columns)
+        schema = schema.with_metadata({**schema.metadata, _FEATURES: features})
+    return schema, {"uncompressed": "none", "lz4_raw": "lz4"}.get(codec, codec)
+
+
+def _with_features(written: bytes, columns: Columns) -> bytes:
+    """What the `datasets` library wrote about the columns, with ours: it refuses a file that has others."""
+    try:
+        values = json.loads(written)
+        values["info"]["features"] |= {name: {"dtype": t, "_type": "Value"} for name, t in columns.types.items()}
+    except (ValueError, KeyError, TypeError):
+        return written
+    return json.dumps(values).encode()
+
+
+class Sink:
+    """One output file; the same rows give the same bytes."""
+
+    def __init__(self, path: str, schema: Any, codec: str, columns: Columns):
+        import pyarrow.parquet
+
+        self.rows, self._bytes, self._pending = 0, 0, []
+        self._schema, self._columns = schema, columns
+        self._writer = pyarrow.parquet.ParquetWriter(path, schema, compression=codec)
+
+    def write(self, payloads: Sequence[Payload], values: Sequence[Mapping[str, Any]]) -> None:
+        """Adds rows: as they were read, and what to add to each."""
+        import pyarrow
+
+        start = 0
+        while start < len(payloads):
+            batch, stop = payloads[start][0], start
+            while stop < len(payloads) and payloads[stop][0] is batch:
+                stop += 1
+            rows = batch.take(pyarrow.array([offset for _, offset in payloads[start:stop]], pyarrow.int64()))
+            added = [
+                pyarrow.array([row[name] for row in values[start:stop]], pyarrow.type_for_alias(kind))
+                for name, kind in self._columns.types.items()
+            ]
+            whole = pyarrow.RecordBatch.from_arrays([*rows.columns, *added], schema=self._schema)
+            self._pending.append(whole)
+            self._bytes += whole.nbytes
+            start = stop
+        self.rows += len(payloads)
+        if self._bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        if self._pending:
+            table = pyarrow.Table.from_batches(self._pending, self._schema)
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._pending, self._bytes = [], 0

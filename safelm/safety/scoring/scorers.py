@@ -1,0 +1,72 @@
+"""The scorers a run asks, named by `--scorers`, and checked to be the same ones in every worker."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from safelm.safety.scorer import KINDS, Scorer, Verdict, load_scorer
+
+_ALIAS = re.compile(rf"([a-z][a-z0-9_]*)=(?=(?:{'|'.join(KINDS)}):)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerSpec:
+    """`spec` is what `load_scorer` takes; name and fingerprint are "" until the scorer was loaded once."""
+
+    spec: str
+    name: str = ""
+    fingerprint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Renamed:
+    scorer: Scorer
+    name: str
+
+    @property
+    def fingerprint(self) -> str:
+        return self.scorer.fingerprint
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        return self.scorer.score(texts)
+
+
+def parse_specs(text: str) -> tuple[ScorerSpec, ...]:
+    """The scorers of a flag: KIND:PLACE or NAME=KIND:PLACE, by comma. Raises ValueError for none or one named twice."""
+    specs = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        alias = _ALIAS.match(piece)
+        specs.append(ScorerSpec(piece[alias.end() :], alias[1]) if alias else ScorerSpec(piece))
+    if not specs:
+        raise ValueError(f"--scorers names nothing: {text!r}")
+    if len(specs) > len(set(specs)):
+        raise ValueError(f"--scorers names one twice: {text!r}")
+    return tuple(specs)
+
+
+def load_scorers(specs: Sequence[ScorerSpec], *, check: bool = False) -> list[Scorer]:
+    """Loads scorers under the names they were given. `check`: they must be those that the specs describe.
+
+    Raises ValueError for two of one name or a name that can't begin a column's, and what loading a scorer raises.
+    """
+    scorers: list[Scorer] = []
+    for spec in specs:
+        scorer = load_scorer(spec.spec)
+        if check and scorer.fingerprint != spec.fingerprint:
+            raise ValueError(
+                f"scorer {spec.spec}: it is {scorer.fingerprint} now, the run began with {spec.fingerprint}"
+            )
+        if spec.name and spec.name != scorer.name:
+            scorer = _Renamed(scorer, spec.name)
+        if not re.fullmatch(r"\w+", scorer.name):
+            raise ValueError(f"scorer {spec.spec}: its name {scorer.name!r} can't begin the name of a column")
+        if any(scorer.name == other.name for other in scorers):
+            raise ValueError(f"--scorers: two are named {scorer.name!r}; name one by NAME=KIND:PLACE")
+        scorers.append(scorer)
+    return scorers
+
+
+def describe(specs: Sequence[ScorerSpec], scorers: Sequence[Scorer]) -> tuple[ScorerSpec, ...]:
+    """The specs with the names and fingerprints of what was loaded from them."""
+    pairs = zip(specs, scorers, strict=True)
+    return tuple(ScorerSpec(spec.spec, scorer.name, scorer.fingerprint) for spec, scorer in pairs)

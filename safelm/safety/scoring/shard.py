@@ -1,0 +1,231 @@
+"""One shard of the input scored: read, asked of every scorer in batches, written by score, recorded."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from safelm.safety.documents import Malformed, Part
+from safelm.safety.ensemble import Agreement, Ensemble
+from safelm.safety.scorer import Scorer, Verdict
+from safelm.safety.scoring import json_rows, parquet_rows
+from safelm.safety.scoring.columns import EMPTY, FOLDERS, QUARANTINE, Columns, folder
+from safelm.safety.scoring.output import OutputFolder
+from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
+
+RECORDS, FAILURES = "_shards", "_failures"
+MALFORMED_SUFFIX = ".malformed"
+BATCH_CHARACTERS, BATCH_ROWS = 2 << 20, 2048
+_QUOTE = 24  # so many characters of a text in a message are a quotation
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """A file of the input or a part of one; `name` begins the names of its output files."""
+
+    index: int
+    name: str
+    path: str
+    part: Part | None = None
+
+    @property
+    def record(self) -> str:
+        """Where its done-record is, relative to the output."""
+        return f"{RECORDS}/{self.name}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreWork:
+    """What workers need to score shards (see `safelm.beam_runner.Work`)."""
+
+    output: str
+    scorers: tuple[ScorerSpec, ...]
+    columns: Columns
+    text_column: str
+    id_column: str
+
+    def load(self) -> "LoadedScorers":
+        """The scorers; ValueError where one is another here than where the run began."""
+        return LoadedScorers(load_scorers(self.scorers, check=True))
+
+    def run(self, job: ShardJob, loaded: "LoadedScorers") -> None:
+        """Scores a shard; its done-record is written last."""
+        out = OutputFolder(self.output)
+        with out.at_work():
+            out.write_json(job.record, score_shard(job, self, loaded, out))
+
+    def failed(self, job: ShardJob, message: str) -> None:
+        """Leaves the message where the calling process finds it."""
+        OutputFolder(self.output).write_json(f"{FAILURES}/{job.name}.json", {"message": message})
+
+
+class LoadedScorers:
+    """Scorers of one process, and the lock that lets its threads ask them in turn."""
+
+    def __init__(self, scorers: Sequence[Scorer]):
+        self.scorers, self.ensemble = list(scorers), Ensemble(scorers)
+        self._lock = threading.Lock()
+
+    def ask(self, texts: Sequence[str]) -> list[dict[str, Verdict]]:
+        """For each text the verdict of every scorer by name; none where it has no content, and none is asked."""
+        asked = [index for index, text in enumerate(texts) if text.strip()]
+        answers: list[dict[str, Verdict]] = [{} for _ in texts]
+        if not asked:
+            return answers
+        chosen = [texts[index] for index in asked]
+        for scorer in self.scorers:
+            with self._lock, _no_quotations(scorer.name, chosen):
+                verdicts = scorer.score(chosen)
+            if len(verdicts) != len(chosen):
+                raise ValueError(f"scorer {scorer.name}: {len(verdicts)} verdicts for {len(chosen)} texts")
+            for index, verdict in zip(asked, verdicts, strict=True):
+                answers[index][scorer.name] = verdict
+        return answers
+
+
+@contextlib.contextmanager
+def _no_quotations(name: str, texts: Sequence[str]) -> Iterator[None]:
+    """Lets errors of a scorer through, but no message with a piece of a text."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message, kind = str(error), OSError if isinstance(error, OSError) else ValueError
+    except Exception as error:
+        message, kind = type(error).__name__, ValueError
+    else:
+        return
+    pieces = {message[at : at + _QUOTE] for at in range(max(1, len(message) - _QUOTE + 1))}
+    whole = {text for text in texts if 0 < len(text.strip()) < _QUOTE and text in message}
+    if whole or any(piece in text for piece in pieces for text in texts):
+        message = "an error whose message quotes a document"
+    raise kind(f"scorer {name}: {message}") from None
+
+
+def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: OutputFolder) -> dict[str, Any]:
+    """Scores one shard and publishes its files; its record: counts, files, agreement. Raises as reading does."""
+    started = time.monotonic()
+    with out.staging() as staging, contextlib.ExitStack() as files:
+        writer = _ShardWriter(job, work, staging, files)
+        agreement, empty, characters = Agreement(loaded.ensemble.names), 0, 0
+        rows = writer.format.read(job.path, job.part, work.text_column, work.columns, writer.quarantine)
+        for batch in batches(rows):
+            answers = loaded.ask([text for text, _ in batch])
+            for verdicts in filter(None, answers):
+                agreement.add(list(verdicts.values()))
+            decisions = [loaded.ensemble.combine(list(given.values())) if given else EMPTY for given in answers]
+            writer.write([payload for _, payload in batch], decisions, answers)
+            empty += answers.count({})
+            characters += sum(len(text) for text, _ in batch)
+        files.close()
+        record = writer.publish(out)
+    seconds = round(time.monotonic() - started, 3)
+    return record | {
+        "empty": empty,
+        "characters": characters,
+        "agreement": agreement.to_json(),
+        "seconds": seconds,
+    }
+
+
+def batches(rows: Iterator[tuple[str, _T]]) -> Iterator[list[tuple[str, _T]]]:
+    """Rows in lists of at most BATCH_ROWS, and of BATCH_CHARACTERS unless one alone is longer."""
+    batch: list[tuple[str, _T]] = []
+    characters = 0
+    for row in rows:
+        if batch and (len(batch) == BATCH_ROWS or characters + len(row[0]) > BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(row)
+        characters += len(row[0])
+    if batch:
+        yield batch
+
+
+class _ShardWriter:
+    """The output files of one shard, each made when its first row comes."""
+
+    def __init__(self, job: ShardJob, work: ScoreWork, staging: str, files: contextlib.ExitStack):
+        self._job, self._work, self._staging, self._files = job, work, staging, files
+        self.format = parquet_rows if job.path.endswith(parquet_rows.SUFFIX) else json_rows
+        self._schema = None
+        if self.format is parquet_rows:
+            self._schema = parquet_rows.output_schema(job.path, work.text_column, work.columns)
+        self._sinks: dict[str, Any] = {}
+        self._quarantined = 0
+        self._quarantine_file: Any = None
+
+    def write(
+        self, payloads: Sequence[Any], decisions: Sequence[Verdict], answers: Sequence[Mapping[str, Verdict]]
+    ) -> None:
+        """Adds a batch of rows to the files of their scores."""
+        by_folder: dict[str, list[tuple[Any, Mapping[str, Any]]]] = {}
+        for payload, decision, verdicts in zip(payloads, decisions, answers, strict=True):
+            values = self._work.columns.values(decision, verdicts)
+            by_folder.setdefault(folder(decision.score), []).append((payload, values))
+        for name, pairs in by_folder.items():
+            self._sink(name).write([payload for payload, _ in pairs], [values for _, values in pairs])
+
+    def _sink(self, name: str) -> Any:
+        if name not in self._sinks:
+            path = self._path(name)
+            sink = (
+                json_rows.Sink(path)
+                if self._schema is None
+                else parquet_rows.Sink(path, *self._schema, self._work.columns)
+            )
+            self._files.callback(sink.close)
+            self._sinks[name] = sink
+        return self._sinks[name]
+
+    def quarantine(self, malformed: Malformed) -> None:
+        """Keeps a malformed row with file, row number, reason and, where it can be read, the document's id."""
+        if self._quarantine_file is None:
+            self._quarantine_file = self._files.enter_context(open(self._path(QUARANTINE), "w", encoding="utf-8"))
+        record = {
+            "file": self._job.path,
+            "row": malformed.row,
+            "reason": malformed.reason,
+            "id": _id(malformed.raw, self._work.id_column),
+            "raw": malformed.raw,
+        }
+        self._quarantine_file.write(json.dumps(record) + "\n")
+        self._quarantined += 1
+
+    def publish(self, out: OutputFolder) -> dict[str, Any]:
+        """Gives the closed files their names and removes those of a former try; the record of counts and files."""
+        rows = {name: self._sinks[name].rows if name in self._sinks else 0 for name in FOLDERS}
+        rows[QUARANTINE] = self._quarantined
+        files = {}
+        for name, count in rows.items():
+            target = output_name(self._job, name)
+            if count:
+                files[target] = {"rows": count} | out.publish(self._path(name), target)
+            elif not out.is_remote:
+                out.remove(target)
+        return {"rows": sum(rows.values()), "folders": rows, "files": files}
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._staging, name)
+
+
+def output_name(job: ShardJob, name: str) -> str:
+    """A shard's file in one of the folders, relative to the output."""
+    if name == QUARANTINE:
+        return f"{QUARANTINE}/{job.name}{MALFORMED_SUFFIX}"
+    suffix = parquet_rows.SUFFIX if job.path.endswith(parquet_rows.SUFFIX) else json_rows.SUFFIX
+    return f"{name}/{job.name}{suffix}"
+
+
+def _id(raw: str, column: str) -> Any:
+    try:
+        row = json.loads(raw)
+        value = row.get(column)
+    except (ValueError, RecursionError, AttributeError):
+        return None
+    return value if isinstance(value, str | int) else None

@@ -1,0 +1,141 @@
+"""Scores a corpus for harm: documents in, the same rows out with scores 0 (safe) to 5, in a folder for each score.
+
+Reads .jsonl, .jsonl.gz, .jsonl.zst and .parquet, local, gs:// or hf://; writes what came as JSON lines as .jsonl.gz and
+Parquet as Parquet, every column as it was and after them harm_score (the largest of the scorers'), harm_reason and
+each scorer's own columns:
+
+    OUTPUT/score=0/ ... score=5/   rows by their score
+    OUTPUT/unscored/               rows for which no scorer gave a usable answer
+    OUTPUT/quarantine/             malformed rows: file, row number, reason, id, the row
+    OUTPUT/manifest.json           written last: counts, checksums, scorers, their agreement, speed
+
+A text without content gets score 0 and the reason "empty"; no scorer is asked. Runs on Apache Beam, by default with a
+process for each core of this machine. A shard is a file or a part of a large one. A stopped run goes on where it was
+when the same command is given again, and ends with the same files; an output folder of another input, other scorers or
+columns is refused. Documents are never logged.
+
+scorers: classifier:DIR, judge:MODEL, endpoint:URL#MODEL or python:MODULE:FACTORY, several by comma; NAME=KIND:PLACE
+names one's columns.
+"""
+
+import argparse
+import logging
+import time
+from typing import Any
+
+import tqdm
+
+from safelm import beam_runner, cli
+from safelm.data import remote
+from safelm.safety import documents
+from safelm.safety.scoring import columns, manifest, plan, scorers
+from safelm.safety.scoring.output import OutputFolder
+from safelm.safety.scoring.shard import RECORDS, ScoreWork
+
+_WRITABLE = ("gs://", "gcs://")
+_POLL_SECONDS = {False: 0.5, True: 10.0}  # between two looks at how many shards are done, by whether it is remote
+
+_logger = logging.getLogger("safelm.score")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.parser(
+        "safelm.score",
+        __doc__ + "\n" + beam_runner.__doc__.split("\n\n", 2)[2],
+        "python -m safelm.score --input='gs://bucket/web/*.parquet' --output=scored "
+        "--scorers=classifier:DIR,judge:MODEL",
+    )
+    parser.add_argument("--input", required=True, action="append", help="file, folder or pattern; may be given again")
+    parser.add_argument("--output", required=True, help="folder, local or gs://")
+    parser.add_argument("--scorers", required=True, help="by comma, see above")
+    parser.add_argument("--text_column", default="text", help="the column that is scored (default %(default)s)")
+    parser.add_argument("--id_column", help="told of malformed rows (default: id, where there is one)")
+    parser.add_argument(
+        "--part_mb", type=int, default=64, help="larger files are cut into shards (default %(default)s)"
+    )
+    beam_runner.add_flags(parser, default="local")
+    return parser
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Scores what the flags name; ValueError or OSError with one clear line for bad input."""
+    runner = beam_runner.from_flags(flags)
+    specs = scorers.parse_specs(flags.scorers)
+    if flags.part_mb < 1:
+        raise ValueError(f"--part_mb must be at least 1, got {flags.part_mb}")
+    if remote.is_remote(flags.output) and not flags.output.startswith(_WRITABLE):
+        raise ValueError(f"--output {flags.output}: must be a local folder or gs://")
+    files = documents.find(flags.input)
+    loaded = scorers.load_scorers(specs)
+    work = ScoreWork(
+        output=flags.output.rstrip("/"),
+        scorers=scorers.describe(specs, loaded),
+        columns=columns.probe(loaded),
+        text_column=flags.text_column,
+        id_column=flags.id_column or "id",
+    )
+    plan.check_input(files[0].path, work, needs_id=flags.id_column is not None)
+    summary = score(files, work, runner, flags.part_mb << 20)
+    _report(work.output, summary)
+
+
+def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: int) -> dict[str, Any]:
+    """Scores the files into `work.output`, what is missing there; the manifest."""
+    out = OutputFolder(work.output)
+    with out.only_writer():
+        todo = plan.make_plan(out, work, files, part_bytes)
+        former = next(out.read_json([plan.MANIFEST_NAME]))
+        if not todo.jobs and former is not None:
+            return former
+        started = time.monotonic()
+        with tqdm.tqdm(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
+            beam_runner.run_jobs(todo.jobs, work, runner, _Progress(out, bar))
+        manifest.raise_failures(out)
+        names = {job.name for job in todo.jobs}
+        plan.refresh(out, todo)
+        seconds = time.monotonic() - started
+        return manifest.finish(out, todo, _speed(todo, names, seconds, runner))
+
+
+class _Progress:
+    """Moves the bar to the number of shards that have their record."""
+
+    def __init__(self, out: OutputFolder, bar: Any):
+        self._out, self._bar, self._next = out, bar, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self._bar.disable or now < self._next:
+            return
+        self._next = now + _POLL_SECONDS[self._out.is_remote]
+        self._bar.update(len(self._out.sizes(RECORDS)) - self._bar.n)
+
+
+def _speed(todo: plan.ScorePlan, names: set[str], seconds: float, runner: beam_runner.Runner) -> dict[str, Any]:
+    """Of the shards this run did: seconds on the clock, documents and characters per second."""
+    records = [todo.done[name] for name in names]
+    rows, characters = (sum(record[key] for record in records) for key in ("rows", "characters"))
+    return {
+        "runner": runner.name,
+        "shards": len(records),
+        "seconds": round(seconds, 3),
+        "documents_per_second": round(rows / max(seconds, 1e-9), 3),
+        "characters_per_second": round(characters / max(seconds, 1e-9), 1),
+    }
+
+
+def _report(output: str, summary: dict[str, Any]) -> None:
+    totals, speed = summary["totals"], summary["speed"]
+    by_score = ", ".join(f"{name} {totals[name]}" for name in columns.FOLDERS)
+    _logger.info(
+        "%s: %d rows: %s, quarantined %d; %s shards in %.1f s, %.1f documents/s",
+        *(output, totals["rows"], by_score, totals[columns.QUARANTINE]),
+        *(speed["shards"], speed["seconds"], speed["documents_per_second"]),
+    )
+    if totals[columns.QUARANTINE]:
+        _logger.warning("%s/quarantine: %d of %d rows are malformed", output, totals["quarantine"], totals["rows"])
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
