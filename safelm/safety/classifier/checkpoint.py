@@ -1,0 +1,183 @@
+"""A classifier on disk: a folder, local or behind a URL, that is whole or not loadable at all.
+
+    config.json           which backbone (arguments and fingerprint), classes, calibration, thresholds, what it was
+                          trained on and how good it was on held-out text, and the sha256 of the files beside it
+    head.safetensors      kernel [D, 6] and bias [6], float32
+    backbone.safetensors  the backbone's parameters where they were trained, else absent
+
+A local folder gets its name when everything is in it; behind a URL `config.json`, without which nothing loads, comes
+last.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from safelm.data import remote
+from safelm.safety.classifier.calibration import Calibration
+from safelm.safety.classifier.metrics import CLASSES
+from safelm.safety.embedding import Backbone, load_backbone
+
+CONFIG_FILE, HEAD_FILE, BACKBONE_FILE = "config.json", "head.safetensors", "backbone.safetensors"
+_FORMAT = "safelm-classifier"
+_SEPARATOR = "/"
+Tensors = dict[str, np.ndarray]
+
+
+def check_free(folder: str) -> None:
+    """Raises ValueError if something stands at `folder` already (an empty local folder is fine)."""
+    files, inner = remote.filesystem(folder)
+    if files.exists(inner) and (files.isfile(inner) or files.ls(inner, detail=False)):
+        raise ValueError(f"--output={folder}: not empty; name a new folder")
+
+
+def save(
+    folder: str,
+    backbone: Backbone,
+    head: Mapping[str, Any],
+    calibration: Calibration,
+    training: Mapping[str, Any],
+    tuned: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a classifier. `tuned` are the backbone's parameters if they were trained; `training` is JSON-able."""
+    check_free(folder)
+    config = {
+        "format": _FORMAT,
+        "version": 1,
+        "classes": CLASSES,
+        "backbone": {"spec": dict(backbone.spec), "fingerprint": backbone.fingerprint, "dim": backbone.dim},
+        "calibration": calibration.to_json(),
+        "training": training,
+    }
+    tensors = {HEAD_FILE: {name: np.asarray(value, np.float32) for name, value in head.items()}}
+    if tuned is not None:
+        tensors[BACKBONE_FILE] = _flat(tuned)
+    place = pathlib.Path(folder).absolute()
+    parent = None if remote.is_remote(folder) else place.parent
+    if parent:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{place.name}.partial-") as temporary:
+        whole = pathlib.Path(temporary) / "classifier"
+        whole.mkdir()
+        _write(whole, config, tensors)
+        if parent is None:
+            for name in (*tensors, CONFIG_FILE):
+                remote.upload(str(whole / name), f"{folder.rstrip('/')}/{name}")
+            return
+        if place.is_dir():
+            place.rmdir()  # empty: see `check_free`
+        os.replace(whole, place)
+
+
+def _write(folder: pathlib.Path, config: dict[str, Any], tensors: Mapping[str, Tensors]) -> None:
+    config["files"] = {}
+    for name, values in tensors.items():
+        data = safetensors.save({key: np.ascontiguousarray(value) for key, value in values.items()})
+        config["files"][name] = hashlib.sha256(data).hexdigest()
+        _write_bytes(folder / name, data)
+    _write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _write_bytes(path: pathlib.Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(
+    folder: str, backbone: Backbone | None = None
+) -> tuple[Backbone, dict[str, Any], Tensors, Calibration, dict[str, Any]]:
+    """(backbone, its parameters, head, calibration, config.json) of a classifier.
+
+    Args:
+      backbone: already loaded; when not given, what config.json names is loaded.
+
+    Raises:
+      FileNotFoundError: no classifier there.
+      ValueError: damaged, of another class count, or trained on another backbone than the one given or found.
+    """
+    config = read_config(folder)
+    trained_on = config["backbone"]
+    if backbone is None:
+        backbone = load_backbone(**trained_on["spec"])
+    if backbone.fingerprint != trained_on["fingerprint"]:
+        raise ValueError(
+            f"{folder}: trained on another backbone: {trained_on['spec'].get('source')} with fingerprint "
+            f"{trained_on['fingerprint'][:12]}, not {backbone.spec.get('source')} with {backbone.fingerprint[:12]}"
+        )
+    head = _tensors(folder, HEAD_FILE, config)
+    shapes = {name: value.shape for name, value in head.items()}
+    if shapes != {"kernel": (backbone.dim, CLASSES), "bias": (CLASSES,)}:
+        raise ValueError(f"{folder}: the head is {shapes}, not {backbone.dim} dimensions to {CLASSES} classes")
+    params = backbone.params
+    if BACKBONE_FILE in config["files"]:
+        params = _nested(folder, _tensors(folder, BACKBONE_FILE, config), backbone.params)
+    return backbone, params, head, Calibration.from_json(config["calibration"]), config
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """config.json, checked; errors as in `read`."""
+    try:
+        data = _bytes(folder, CONFIG_FILE)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: no classifier there (no {CONFIG_FILE})") from None
+    try:
+        config = json.loads(data)
+    except ValueError:
+        raise ValueError(f"{folder}/{CONFIG_FILE}: not JSON") from None
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        raise ValueError(f"{folder}/{CONFIG_FILE}: not a classifier's")
+    if config.get("classes") != CLASSES:
+        raise ValueError(f"{folder}: has {config.get('classes')} classes, where scores 0 to 5 need {CLASSES}")
+    missing = [name for name in ("backbone", "calibration", "files") if name not in config]
+    if missing:
+        raise ValueError(f"{folder}/{CONFIG_FILE}: field {missing[0]!r} is missing")
+    return config
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """What scores depend on: backbone, tensors, calibration. Not where it lies or how it was measured."""
+    parts = [config["backbone"]["fingerprint"], config["files"], config["calibration"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _bytes(folder: str, name: str) -> bytes:
+    files, inner = remote.filesystem(folder)
+    path = f"{inner.rstrip('/')}/{name}"
+    return remote.retrying(f"{folder}/{name}", "reading", lambda: files.cat_file(path))
+
+
+def _tensors(folder: str, name: str, config: Mapping[str, Any]) -> Tensors:
+    try:
+        data = _bytes(folder, name)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: {name} is missing") from None
+    if hashlib.sha256(data).hexdigest() != config["files"].get(name):
+        raise ValueError(f"{folder}/{name}: damaged (its sha256 is not the one in {CONFIG_FILE})")
+    try:
+        return safetensors.load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}/{name}: not a safetensors file ({error})") from None
+
+
+def _flat(params: Mapping[str, Any]) -> Tensors:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {_SEPARATOR.join(key.key for key in path): np.asarray(leaf, np.float32) for path, leaf in leaves}
+
+
+def _nested(folder: str, tensors: Tensors, like: Mapping[str, Any]) -> dict[str, Any]:
+    expected = {name: value.shape for name, value in _flat(like).items()}
+    if {name: value.shape for name, value in tensors.items()} != expected:
+        raise ValueError(f"{folder}/{BACKBONE_FILE}: its tensors are not those of the backbone")
+    leaves = [tensors[name] for name in _flat(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -1,0 +1,209 @@
+"""Labelled texts to train and test on: from files, from the installed `pyrit` package, from our synthetic web.
+
+A source is named by one string:
+
+    SCHEME:PATH                        files whose text and label stand in the scheme's columns (see `labels`)
+    SCHEME:PATH#TEXT_COLUMN,LABEL_COLUMN
+    pyrit                              the human harm scores inside the installed package `pyrit`, read in place
+    synthetic_web[:DOCUMENTS]          our own abstract documents with the scores that they were written with
+
+PATH is a file, a folder or a pattern (`safelm.safety.documents`), local, gs:// or hf://: `.jsonl`, `.parquet`, or one
+local file `.csv`, `.csv.gz`, `.json`, `.json.gz` (one list). Messages name file, row and label, never the text.
+"""
+
+import collections
+import csv
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from safelm.safety import documents
+from safelm.safety.classifier.labels import LABEL_TABLE, LabelError, Scheme
+
+SYNTHETIC = "synthetic_web"
+_SYNTHETIC_DOCUMENTS = 2000
+_TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A text with its harm score 0 to 5. Examples of one `group` never stand on both sides of a split."""
+
+    text: str = dataclasses.field(repr=False)
+    score: int
+    group: str
+    source: str
+
+
+def read(source: str) -> list[Example]:
+    """The examples that a source string names (see the module).
+
+    Raises ValueError for an unknown scheme, a missing column, and an absent or out-of-range label (file, row, value);
+    FileNotFoundError where nothing is there.
+    """
+    scheme_name, _, place = source.partition(":")
+    if scheme_name == SYNTHETIC:
+        return list(_synthetic(source, place))
+    scheme = LABEL_TABLE.get(scheme_name)
+    if scheme is None:
+        raise ValueError(f"--data={source}: {scheme_name!r} is none of {', '.join((*LABEL_TABLE, SYNTHETIC))}")
+    path, _, columns = place.partition("#")
+    if not path:
+        if scheme_name != "pyrit":
+            raise ValueError(f"--data={source}: expected {scheme_name}:PATH")
+        return [example for file in pyrit_files() for example in _file(file, scheme, source)]
+    return [e for file in _files(path) for e in _file(file, _with_columns(scheme, columns, source), source)]
+
+
+def read_all(sources: Sequence[str]) -> list[Example]:
+    """All examples of all sources, each text once.
+
+    A text that occurs again (but for case and white space) joins the groups it occurs in, and keeps the higher score:
+    recall on unsafe text comes first.
+    """
+    return without_duplicates([example for source in sources for example in read(source)])
+
+
+def without_duplicates(examples: Sequence[Example]) -> list[Example]:
+    """Each text once, with its highest score; groups that share a text become one group."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    kept: dict[str, Example] = {}
+    for example in examples:
+        key = text_key(example.text)
+        first = kept.setdefault(key, example)
+        if first is not example:
+            parent[root(example.group)] = root(first.group)
+            kept[key] = dataclasses.replace(first, score=max(first.score, example.score))
+    return [dataclasses.replace(example, group=root(example.group)) for example in kept.values()]
+
+
+def text_key(text: str) -> str:
+    """Equal for texts that are equal but for case and white space."""
+    return hashlib.sha256(" ".join(text.lower().split()).encode("utf-8", "replace")).hexdigest()
+
+
+def fold_of(group: str, folds: int, seed: int) -> int:
+    """Which fold a group stands in: a pure function of its arguments."""
+    digest = hashlib.sha256(f"{seed}/{group}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") % folds
+
+
+def folds_of(groups: Sequence[str], folds: int, seed: int) -> Int[np.ndarray, " n"]:
+    """The fold of each example: whole groups, the largest first into the emptiest fold, ties drawn by `seed`.
+
+    Raises ValueError if there are fewer groups than folds.
+    """
+    sizes = collections.Counter(groups)
+    if len(sizes) < folds:
+        raise ValueError(f"{len(sizes)} groups of texts can't be split into {folds} folds")
+    order = sorted(sizes, key=lambda group: (-sizes[group], fold_of(group, 1 << 62, seed)))
+    filled, chosen = [0] * folds, {}
+    for group in order:
+        chosen[group] = min(range(folds), key=lambda fold: filled[fold])
+        filled[chosen[group]] += sizes[group]
+    return np.asarray([chosen[group] for group in groups], dtype=np.int64)
+
+
+def held_out(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, " n"]:
+    """True for some `share` of the examples, whole groups at a time."""
+    folds = max(2, round(1 / share))
+    return folds_of(groups, folds, seed) == 0
+
+
+def pyrit_files() -> list[str]:
+    """The files of human harm scores in the installed package `pyrit`, which is not imported."""
+    spec = importlib.util.find_spec("pyrit")
+    places = spec.submodule_search_locations if spec else None
+    if not places:
+        raise FileNotFoundError("--data=pyrit: the package is not installed (pip install --no-deps pyrit==1.1.0)")
+    found = sorted(pathlib.Path(places[0]).glob("datasets/scorer_evals/harm/*.csv"))
+    if not found:
+        raise FileNotFoundError(f"--data=pyrit: {places[0]}: no datasets/scorer_evals/harm/*.csv")
+    return [str(path) for path in found]
+
+
+def _with_columns(scheme: Scheme, columns: str, source: str) -> Scheme:
+    if not columns:
+        return scheme
+    text_column, _, label_column = columns.partition(",")
+    if label_column and not scheme.label_is_column:
+        raise ValueError(f"--data={source}: this scheme's labels are several columns and can't be renamed")
+    return dataclasses.replace(
+        scheme, text_column=text_column or scheme.text_column, label_column=label_column or scheme.label_column
+    )
+
+
+def _files(path: str) -> list[str]:
+    if path.endswith(_TABLES):
+        if not pathlib.Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        return [path]
+    return documents.list_files(path)
+
+
+def _file(path: str, scheme: Scheme, source: str) -> Iterator[Example]:
+    for number, row in _rows(path, scheme):
+        text = row.get(scheme.text_column)
+        if not isinstance(text, str):
+            raise ValueError(f"{path}: row {number}: column {scheme.text_column!r} holds no text")
+        if scheme.label_is_column and number == 1 and not any(name.startswith(scheme.label_column) for name in row):
+            raise ValueError(
+                f"{path}: missing column {scheme.label_column!r}; it has {', '.join(sorted(map(str, row)))}"
+            )
+        try:
+            score = scheme.score(row, scheme.label_column)
+        except LabelError as error:
+            raise ValueError(f"{path}: row {number}: {error}") from None
+        group = row.get(scheme.group_column) if scheme.group_column else None
+        yield Example(text, score, f"{source}/{text_key(str(group) if group else text)}", source)
+
+
+def _rows(path: str, scheme: Scheme) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.endswith(_TABLES):
+        yield from documents.read_rows(path, text_column=scheme.text_column)
+        return
+    try:
+        data = pathlib.Path(path).read_bytes()
+        text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig")
+        rows = json.loads(text) if ".json" in path[-8:] else list(_csv_rows(text))
+    except (UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+        raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: not a list of objects")
+    if rows and not any(scheme.text_column in row for row in rows):
+        raise ValueError(f"{path}: missing column {scheme.text_column!r}; it has {', '.join(map(str, rows[0]))}")
+    yield from enumerate(rows, start=1)
+
+
+def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
+    if text.startswith("#"):  # pyrit's line of versions
+        text = text.partition("\n")[2]
+    csv.field_size_limit(1 << 30)
+    return csv.DictReader(io.StringIO(text, newline=""))
+
+
+def _synthetic(source: str, count: str) -> Iterator[Example]:
+    from safelm.synthetic_web import corpus
+
+    if count and not (count.isdigit() and int(count) > 0):
+        raise ValueError(f"--data={source}: {count!r} is not a number of documents")
+    for number in range(int(count or _SYNTHETIC_DOCUMENTS)):
+        draft = corpus.draft(0, "train", number)
+        yield Example(draft.text, draft.score, f"{SYNTHETIC}/{draft.topic.infinitive}", source)

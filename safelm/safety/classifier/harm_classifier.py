@@ -1,0 +1,84 @@
+"""The classifier as a scorer: chunks of a text to logits, calibrated, and the maximum over the chunks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int32
+
+from safelm.safety.classifier import checkpoint, head
+from safelm.safety.classifier.calibration import Calibration, expected_score
+from safelm.safety.embedding import Backbone, Embedder
+from safelm.safety.scorer import Verdict
+
+
+class Classifier:
+    """Embedder and linear 6-class head (Maini et al. 2025, 3.1 and C.1): a text is as harmful as its worst chunk.
+
+    A verdict's details: `unsafe_probability` and `unsafe_probability_3`, the calibrated probabilities of a score of at
+    least 1 and at least 3; `expected_score`, a graded 0 to 5; `n_chunks`. Each is the maximum over the text's chunks.
+    The score follows from the thresholds in the checkpoint (`Calibration.scores`).
+    """
+
+    name = "classifier"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head_params: Any,
+        calibration: Calibration,
+        *,
+        params: Any = None,
+        fingerprint: str = "",
+    ):
+        self.calibration = calibration
+        self.fingerprint = fingerprint
+        self._head_params = head_params
+        self._embedder = Embedder(backbone, params)
+
+    def logits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C 6"], Int32[np.ndarray, " C"]]:
+        """The head's logits for every chunk and the index of the text that each is of."""
+        return self._embedder.map_chunks(texts, self._head_params, head.apply)
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict a text, in order."""
+        logits_CK, text_C = self.logits(texts)
+        columns = {
+            "score": self.calibration.scores(logits_CK).astype(np.float64),
+            "unsafe_probability": self.calibration.probability(1, logits_CK),
+            "unsafe_probability_3": self.calibration.probability(3, logits_CK),
+            "expected_score": expected_score(logits_CK),
+        }
+        highest = {name: maximum_by_text(value_C, text_C, len(texts)) for name, value_C in columns.items()}
+        chunks_N = np.bincount(text_C, minlength=len(texts))
+        return [
+            Verdict(
+                int(highest["score"][i]),
+                details={name: float(highest[name][i]) for name in columns if name != "score"}
+                | {"n_chunks": int(chunks_N[i])},
+            )
+            for i in range(len(texts))
+        ]
+
+
+def maximum_by_text(
+    value_C: Float[np.ndarray, " C"], text_C: Int32[np.ndarray, " C"], texts: int
+) -> Float[np.ndarray, " N"]:
+    """The largest value among each text's chunks; every text has at least one."""
+    highest_N = np.full(texts, -np.inf)
+    np.maximum.at(highest_N, text_C, value_C)
+    return highest_N
+
+
+def load(directory: str, backbone: Backbone | None = None) -> Classifier:
+    """The classifier in a folder made by `python -m safelm.train_classifier`, local or behind a URL.
+
+    Args:
+      backbone: already loaded; when not given, the one that the folder names is loaded.
+
+    Raises:
+      FileNotFoundError: no classifier there, or its backbone is not installed.
+      ValueError: damaged, of another class count, or trained on another backbone.
+    """
+    found, params, head_params, calibration, config = checkpoint.read(directory, backbone)
+    return Classifier(found, head_params, calibration, params=params, fingerprint=checkpoint.fingerprint(config))

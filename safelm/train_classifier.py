@@ -1,0 +1,89 @@
+"""Train the classifier of harm scores: labelled texts to a folder that `classifier:DIR` scores with.
+
+A text's label is mapped to our 0 to 5 by its scheme; a source of texts is SCHEME:PATH[#TEXT_COLUMN,LABEL_COLUMN], or
+
+  pyrit                      human harm scores inside the installed package pyrit (pip install --no-deps pyrit==1.1.0)
+  synthetic_web[:DOCUMENTS]  abstract documents with the scores they were written with
+
+PATH is .jsonl[.gz], .parquet (a file, a folder, a pattern, gs://, hf://), or one local .csv[.gz] or .json[.gz].
+Schemes:
+"""
+
+import argparse
+import ast
+import json
+import logging
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from safelm import cli
+from safelm.safety import classifier
+from safelm.safety.classifier import labels, recipe_config
+
+_logger = logging.getLogger(__name__)
+_EXAMPLE = "python -m safelm.train_classifier --config=configs/classifier_default.py --output=classifier"
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = cli.parser("safelm.train_classifier", f"{__doc__}{labels.describe()}", _EXAMPLE)
+    parser.add_argument("--config", required=True, help="a file of configs/; --config.FIELD=VALUE changes a field")
+    parser.add_argument("--output", required=True, help="a new folder, local or behind a URL")
+    parser.add_argument("--data", action="append", help="a source of texts, instead of the config's; may be repeated")
+    parser.add_argument("--target_recall", type=float, help="share of unsafe held-out texts that thresholds must find")
+    parser.add_argument("--cache", help="a local folder for embeddings: an interrupted run goes on where it was")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    config = read_config(args.config, args.set)
+    if args.target_recall is not None:
+        config.target_recall_1 = config.target_recall_3 = args.target_recall
+    recipe = recipe_config.recipe(config)
+    sources = args.data or list(config.data)
+    if not sources:
+        raise cli.UserError("--data is missing, and the config names none")
+    record = classifier.train(recipe, sources, args.output, cache=args.cache)
+    measured = record["measured"]
+    print(json.dumps({"output": args.output, "texts": record["data"]["texts"], **measured}))
+
+
+def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
+    """The config of a file, with `FIELD=VALUE` changes. Raises UserError for an unknown field or a value of no use."""
+    try:
+        config = runpy.run_path(path)["get_config"]()
+    except (KeyError, SyntaxError, ImportError) as error:
+        raise cli.UserError(f"--config={path}: not a config file ({type(error).__name__}: {error})") from None
+    with config.unlocked():
+        for change in changes:
+            field, _, text = change.partition("=")
+            try:
+                config.update_from_flattened_dict({field: _value(config, field, text)})
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise cli.UserError(f"--config.{field}={text}: no such field, or no value for it") from None
+    return config
+
+
+def _value(config: ConfigDict, field: str, text: str) -> Any:
+    node = config
+    for name in field.split(".")[:-1]:
+        node = node[name]
+    current = node[field.split(".")[-1]]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    is_tuple = isinstance(current, tuple) or (field == "backbone.layer" and value is not None)
+    if is_tuple and not isinstance(value, tuple):
+        return tuple(value) if isinstance(value, list) else (value,)
+    return float(value) if isinstance(current, float) and isinstance(value, int) else value
+
+
+if __name__ == "__main__":
+    given = [f"--set={a.removeprefix('--config.')}" if a.startswith("--config.") else a for a in sys.argv[1:]]
+    cli.run(main, arguments(), given)
