@@ -1,0 +1,104 @@
+"""The data safety report card of a corpus: its harm scores, and how often harmful n-grams occur in it, by category
+(Maini et al. 2025, section 3.5 and appendix D).
+
+Any jsonl or Parquet files will do, local or behind gs:// and hf://; a folder that safelm.score wrote too. --input is
+cut into slices by the documents' harm score (0, 1 to 3, 4 to 5, unscored); --slice gives files a slice of their own.
+Writes card.json, card.html (one self-contained page) and card.png, and prints a table. Documents are named by id only.
+--diff compares two cards.
+"""
+
+import argparse
+import os
+import pathlib
+
+from safelm import cli
+from safelm.safety.report_card import card, corpus, difference, output
+from safelm.safety.report_card import queries as query_sets
+from safelm.safety.report_card.corpus import SliceInput
+from safelm.safety.report_card.counting import Settings
+
+
+def main(arguments: argparse.Namespace) -> None:
+    folder = pathlib.Path(arguments.output)
+    if arguments.diff:
+        if arguments.input or arguments.slice:
+            raise cli.UserError("--diff: compares cards; leave out --input and --slice")
+        before, after = (difference.read_card(path) for path in arguments.diff)
+        output.write_difference(folder, difference.compare(before, after))
+        return
+    inputs = _inputs(arguments)
+    settings = Settings(
+        queries=arguments.queries,
+        tokenizer=arguments.tokenizer,
+        text_column=arguments.text_column,
+        id_column=arguments.id_column,
+        score_column=arguments.score_column,
+        top=arguments.top,
+        show_text=arguments.show_text,
+    )
+    for name, lowest in (("workers", 1), ("top", 0)):
+        if getattr(arguments, name) < lowest:
+            raise cli.UserError(f"--{name}={getattr(arguments, name)}: must be at least {lowest}")
+    queries = query_sets.load(settings.queries)
+    card.definitions(queries, settings)  # a tokenizer that can't be read is found before the corpus is
+    kept = folder / "counted"
+    counted = corpus.count_corpus(
+        inputs, settings, workers=arguments.workers, kept=kept, max_malformed=arguments.max_malformed
+    )
+    output.write_card(folder, card.build(inputs, counted, queries, settings))
+    corpus.forget(kept)
+
+
+def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:
+    inputs = [SliceInput(None, tuple(arguments.input))] if arguments.input else []
+    for value in arguments.slice:
+        name, separator, pattern = value.partition("=")
+        if not separator or not name.strip() or not pattern:
+            raise cli.UserError(f"--slice={value}: expected NAME=FILES")
+        inputs.append(SliceInput(name.strip(), tuple(pattern.split(","))))
+    if not inputs:
+        raise cli.UserError("--input or --slice: one is needed")
+    names = [one.name for one in inputs]
+    for name in names:
+        if names.count(name) > 1:
+            raise cli.UserError(f"--slice={name}: given twice; several patterns of one slice stand with commas between")
+    return inputs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser(
+        "safelm.report_card",
+        __doc__,
+        "python -m safelm.report_card --input=W/scored --slice=SafeWeb='W/corpus/safeweb/*.jsonl.gz' --output=W/card\n"
+        "  python -m safelm.report_card --diff W/before/card.json W/after/card.json --output=W/diff",
+    )
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--input", nargs="+", default=[], metavar="FILES", help="files, folders or patterns")
+    parser.add_argument(
+        "--slice",
+        action="append",
+        default=[],
+        metavar="NAME=FILES",
+        help="a slice of its own (repeat; commas: several)",
+    )
+    parser.add_argument("--diff", nargs=2, metavar="CARD", help="compare two card.json, before and after")
+    parser.add_argument("--queries", help='other queries: JSON {"categories": {name: [query, ...]}}')
+    parser.add_argument("--tokenizer", help="count this tokenizer's tokens instead of words")
+    parser.add_argument("--text_column", default="text", help="(default %(default)s)")
+    parser.add_argument("--id_column", default="id", help="(default %(default)s)")
+    parser.add_argument(
+        "--score_column", help="harm score 0 to 5, e.g. metadata.harm_score (default: the first there is)"
+    )
+    parser.add_argument("--top", type=int, default=20, help="documents with most hits to name (default %(default)s)")
+    parser.add_argument("--show_text", action="store_true", help="quote what surrounds their first hit")
+    parser.add_argument(
+        "--max_malformed", type=float, default=0.01, help="share of malformed rows to bear (default %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, _parser())

@@ -1,0 +1,177 @@
+"""Two cards, before and after: what became of each slice's scores and frequencies."""
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from safelm import cli
+from safelm.evaluation.intervals import Z_95
+from safelm.safety.report_card import page
+from safelm.safety.report_card.card import SCHEMA
+from safelm.safety.report_card.charts import number
+from safelm.safety.report_card.tally import SCORES
+
+DIFFERENCE_SCHEMA = "safelm.report_card.difference/1"
+_MUST_AGREE = ("token", "queries_sha256", "matching_version")
+_Card = Mapping[str, Any]
+
+
+def read_card(path: str) -> dict[str, Any]:
+    """A card.json (or the folder it is in); ValueError names the file where it is none."""
+    from safelm.data import remote
+
+    path = path if path.endswith(".json") else f"{path.rstrip('/')}/card.json"
+    try:
+        if remote.is_remote(path):
+            text = remote.read_text(path)
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        card = json.loads(text)
+    except ValueError as error:
+        raise cli.UserError(f"{path}: not a report card: {error}") from None
+    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
+        found = card.get("schema") if isinstance(card, dict) else type(card).__name__
+        raise cli.UserError(f"{path}: not a report card of schema {SCHEMA!r}: {found!r}")
+    return card | {"path": path}
+
+
+def compare(before: _Card, after: _Card) -> dict[str, Any]:
+    """What changed, slice by slice of one name; where both cards have a single slice, those two.
+
+    Raises ValueError where the cards count other things (tokens, queries, rules) or share no slice.
+    """
+    for key in _MUST_AGREE:
+        one, other = before["definitions"][key], after["definitions"][key]
+        if one != other:
+            raise cli.UserError(
+                f"{before['path']} and {after['path']} can't be compared: {key} is {one!r} in one and {other!r} in the "
+                "other"
+            )
+    named = [{one["name"]: one for one in card["slices"]} for card in (before, after)]
+    pairs = [(name, named[0][name], named[1][name]) for name in named[0] if name in named[1]]
+    if not pairs and len(named[0]) == len(named[1]) == 1:
+        (first,), (second,) = (card["slices"] for card in (before, after))
+        pairs = [(f"{first['name']} to {second['name']}", first, second)]
+    if not pairs:
+        names = " and ".join(", ".join(one) for one in named)
+        raise cli.UserError(f"{before['path']} and {after['path']} share no slice: {names}")
+    return {
+        "schema": DIFFERENCE_SCHEMA,
+        "definitions": before["definitions"],
+        "before": before["path"],
+        "after": after["path"],
+        "only_before": [name for name in named[0] if name not in named[1] and len(pairs) < len(named[0])],
+        "only_after": [name for name in named[1] if name not in named[0] and len(pairs) < len(named[1])],
+        "slices": [_slice(*pair) for pair in pairs],
+    }
+
+
+def _slice(name: str, before: _Card, after: _Card) -> dict[str, Any]:
+    def sides(value: Any) -> dict[str, Any]:
+        return {"before": value(before), "after": value(after)}
+
+    return {
+        "name": name,
+        "documents": sides(lambda one: one["documents"]),
+        "tokens": sides(lambda one: one["tokens"]),
+        "scores": {score: sides(lambda one, score=score: one["scores"][score]["share"]) for score in SCORES},
+        "all": _change(before["all"], after["all"]),
+        "categories": {
+            category: _change(found, after["categories"][category]) for category, found in before["categories"].items()
+        },
+    }
+
+
+def _change(before: _Card, after: _Card) -> dict[str, Any]:
+    """Both frequencies, their ratio with a 95% interval (normal on the log scale), whether the intervals overlap."""
+    keys = ("hits", "per_million", "low", "high")
+    change: dict[str, Any] = {
+        "before": {key: before[key] for key in keys},
+        "after": {key: after[key] for key in keys},
+        "ratio": None,
+        "ratio_low": None,
+        "ratio_high": None,
+        "overlap": None,
+    }
+    if before["low"] is None or after["low"] is None:
+        return change
+    change["overlap"] = before["low"] <= after["high"] and after["low"] <= before["high"]
+    if before["hits"]:
+        change["ratio"] = after["per_million"] / before["per_million"]
+    if before["hits"] and after["hits"]:
+        variance = sum(one["squares"] / one["hits"] ** 2 for one in (before, after))
+        factor = math.exp(Z_95 * math.sqrt(variance))
+        change |= {"ratio_low": change["ratio"] / factor, "ratio_high": change["ratio"] * factor}
+    return change
+
+
+def markdown(difference: _Card) -> str:
+    """One table a slice."""
+    return "\n\n".join(_markdown(one) for one in difference["slices"])
+
+
+def _markdown(one: _Card) -> str:
+    rows = [[one["name"], "before", "after", "ratio", "intervals"]]
+    rows += [[key, *(f"{one[key][side]:,}" for side in ("before", "after")), "", ""] for key in ("documents", "tokens")]
+    for score, found in one["scores"].items():
+        if found["before"] or found["after"]:
+            rows.append([f"score {score}".replace("score un", "un"), *map(page.percent, found.values()), "", ""])
+    for category, change in (("hits per 1M tokens", one["all"]), *one["categories"].items()):
+        cells = [f"{number(change[side]['per_million'])}" for side in ("before", "after")]
+        rows.append([category, *cells, _ratio(change), _overlap(change)])
+    header, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
+
+
+def write_page(difference: _Card) -> str:
+    """The page of a difference."""
+    parts = [
+        "<h1>Data safety report cards compared</h1>",
+        f'<p class="quiet">Before: {html.escape(difference["before"])}<br>After: {html.escape(difference["after"])}<br>'
+        f"Token: {html.escape(difference['definitions']['token'])}.</p>",
+    ]
+    for key, side in (("only_before", "before"), ("only_after", "after")):
+        if difference[key]:
+            parts.append(f"<p>Only {side}: {html.escape(', '.join(difference[key]))}.</p>")
+    for one in difference["slices"]:
+        parts += [f"<h2>{html.escape(one['name'])}</h2>", _scores_table(one), _frequencies_table(one)]
+    parts.append(f"<p>{html.escape(difference['definitions']['intervals'])} Ratios: normal on the log scale.</p>")
+    return page.fill("Data safety report cards compared", "\n".join(parts))
+
+
+def _scores_table(one: _Card) -> str:
+    rows = [
+        [page.words(key), *(page.count(one[key][side]) for side in ("before", "after"))]
+        for key in ("documents", "tokens")
+    ]
+    for score, found in one["scores"].items():
+        if found["before"] or found["after"]:
+            rows.append([page.words(f"score {score}"), *((page.percent(value), value) for value in found.values())])
+    return page.table("Documents, tokens and share of documents by score", ["", "before", "after"], rows)
+
+
+def _frequencies_table(one: _Card) -> str:
+    rows = []
+    for category, change in (("any", one["all"]), *one["categories"].items()):
+        low, high = change["ratio_low"], change["ratio_high"]
+        interval = "" if low is None else f"<small>{number(low)} to {number(high)}</small>"
+        ratio = (_ratio(change) + interval, -1 if change["ratio"] is None else change["ratio"])
+        sides = [page.frequency(change[side]) for side in ("before", "after")]
+        rows.append([page.words(category), *sides, ratio, page.words(_overlap(change))])
+    heads = ["category", "before", "after", "after / before", "intervals*"]
+    return page.table("Hits per million tokens with 95% intervals", heads, rows)
+
+
+def _ratio(change: _Card) -> str:
+    if change["ratio"] is None:
+        return "new" if change["after"]["hits"] and change["overlap"] is not None else "–"
+    return f"{number(change['ratio'])}x"
+
+
+def _overlap(change: _Card) -> str:
+    if change["overlap"] is None:
+        return "–"
+    return "overlap" if change["overlap"] else "apart"
