@@ -52,12 +52,11 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> list[jax.Array]:
         c = self.config
-        visible_B11S = (jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None])[:, None, None]
         rope = None if c.rope_theta is None else rope_angles(c, tokens_BT.shape[1])
         x_BTD = Embeddings(c, name="embeddings")(tokens_BT)
         states = [x_BTD]
         for i in range(c.num_layers):
-            x_BTD = Layer(c, name=f"layer_{i}")(x_BTD, visible_B11S, rope)
+            x_BTD = Layer(c, name=f"layer_{i}")(x_BTD, lengths_B, rope)
             states.append(x_BTD)
         return states
 
@@ -97,28 +96,21 @@ class Layer(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, visible_B11S: jax.Array, rope: Any) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array, rope: Any) -> jax.Array:
         c = self.config
-        x_BTD = LayerNorm(c, name="attention_norm")(x_BTD + self._attention(x_BTD, visible_B11S, rope))
+        x_BTD = LayerNorm(c, name="attention_norm")(x_BTD + self._attention(x_BTD, lengths_B, rope))
         return LayerNorm(c, name="mlp_norm")(x_BTD + self._mlp(x_BTD))
 
     def _kernel(self, name: str, shape: tuple[int, ...]) -> jax.Array:
         return self.param(name, nn.initializers.normal(0.02), shape).astype(self.config.dtype)
 
-    def _attention(self, x_BTD: jax.Array, visible_B11S: jax.Array, rope: Any) -> jax.Array:
+    def _attention(self, x_BTD: jax.Array, lengths_B: jax.Array, rope: Any) -> jax.Array:
         c, D = self.config, x_BTD.shape[-1]
         N, H = c.num_heads, c.head_dim
         qkv_D3NH, bias_3NH = self._kernel("qkv", (D, 3, N, H)), self._kernel("qkv_bias", (3, N, H))
         output_NHD, output_bias_D = self._kernel("output", (N, H, D)), self._kernel("output_bias", (D,))
         qkv_BT3NH = jnp.einsum("btd,dcnh->btcnh", x_BTD, qkv_D3NH) + bias_3NH
-        q_BTNH, k_BTNH, v_BTNH = qkv_BT3NH[:, :, 0], qkv_BT3NH[:, :, 1], qkv_BT3NH[:, :, 2]
-        if rope is not None:
-            q_BTNH, k_BTNH = attention.rotate(q_BTNH, *rope), attention.rotate(k_BTNH, *rope)
-        scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH * (1 / math.sqrt(H)), k_BTNH,
-                                 preferred_element_type=jnp.float32)  # fmt: skip
-        scores_BNTS = jnp.where(visible_B11S, scores_BNTS, attention.MASKED_SCORE)
-        weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(v_BTNH.dtype)
-        out_BTNH = jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BTNH)
+        out_BTNH = attend(qkv_BT3NH, lengths_B, rope)
         return jnp.einsum("btnh,nhd->btd", out_BTNH, output_NHD) + output_bias_D
 
     def _mlp(self, x_BTD: jax.Array) -> jax.Array:
@@ -131,6 +123,31 @@ class Layer(nn.Module):
         else:
             h_BTF = activate(x_BTD @ self._kernel("up", (D, F)) + self._kernel("up_bias", (F,)))
         return h_BTF @ self._kernel("down", (F, D)) + self._kernel("down_bias", (D,))
+
+
+def attend(
+    qkv_BT3NH: Float[Array, "B T 3 N H"], lengths_B: Int[Array, " B"], rope: tuple[jax.Array, jax.Array] | None
+) -> Float[Array, "B T N H"]:
+    """Attention of every token to its row's first `lengths_B` tokens; scores and sums in float32.
+
+    Row by row: on a CPU the scores of one row stay in a core's cache, which makes it two to three times as fast as
+    all rows at once.
+    """
+
+    def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        qkv_T3NH, length = row
+        q_TNH, k_TNH, v_TNH = qkv_T3NH[:, 0], qkv_T3NH[:, 1], qkv_T3NH[:, 2]
+        if rope is not None:
+            q_TNH, k_TNH = (attention.rotate(x[None], *rope)[0] for x in (q_TNH, k_TNH))
+        q_NTH, k_NSH, v_NSH = ((x.transpose(1, 0, 2)) for x in (q_TNH * (1 / math.sqrt(q_TNH.shape[-1])), k_TNH, v_TNH))
+        scores_NTS = jnp.einsum("nth,nsh->nts", q_NTH, k_NSH, preferred_element_type=jnp.float32)
+        scores_NTS = jnp.where(jnp.arange(len(qkv_T3NH)) < length, scores_NTS, attention.MASKED_SCORE)
+        weights_NTS = jnp.exp(scores_NTS - jax.lax.stop_gradient(scores_NTS.max(axis=-1, keepdims=True)))
+        sums_NT1 = weights_NTS.sum(axis=-1, keepdims=True)
+        out_NTH = jnp.einsum("nts,nsh->nth", weights_NTS.astype(v_NSH.dtype), v_NSH, preferred_element_type=jnp.float32)
+        return (out_NTH / sums_NT1).astype(qkv_T3NH.dtype).transpose(1, 0, 2)
+
+    return jax.lax.map(of_row, (qkv_BT3NH, lengths_B))
 
 
 def rope_angles(config: EncoderConfig, length: int) -> tuple[Float[Array, "1 T 1 P"], Float[Array, "1 T 1 P"]]:

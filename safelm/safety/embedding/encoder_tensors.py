@@ -96,7 +96,7 @@ def _gte_layer(read: _Reader, c: EncoderConfig, prefix: str) -> dict[str, Any]:
 
 
 def _kernel(read: _Reader, name: str, shape: tuple[int, ...], *, rows: int | None = None) -> np.ndarray:
-    """A linear layer's kernel as [in, out] in `shape`; its first `rows` axes are the input, all but the last if None."""
+    """A linear kernel as [in, out] in `shape`; its first `rows` axes are the input, all but the last if None."""
     rows = len(shape) - 1 if rows is None else rows
     size_in, size_out = int(np.prod(shape[:rows])), int(np.prod(shape[rows:]))
     return np.ascontiguousarray(read(f"{name}.weight", size_out, size_in).T).reshape(shape)
