@@ -44,6 +44,7 @@ _REFUSED = {
 }
 _WORKER_THREADS = ("PJRT_NPROC", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 _POLL_SECONDS = 0.2
+_END_SECONDS = 3.0  # for threads of a pipeline that is given up
 _LIVENESS_VARIABLE = "SAFELM_BEAM_PARENT"
 
 
@@ -107,7 +108,7 @@ def from_flags(flags: argparse.Namespace) -> Runner:
 
 def pipeline_options(runner: Runner, jobs: int) -> Any:
     """Beam's PipelineOptions for a runner and a number of jobs; ValueError names a flag that is missing."""
-    from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+    from apache_beam.options.pipeline_options import PipelineOptions
 
     own = ["--default_sdk_harness_log_level=WARNING", *runner.beam_flags]  # below that workers may log elements
     given = PipelineOptions(own).get_all_options(drop_default=True)
@@ -127,9 +128,7 @@ def pipeline_options(runner: Runner, jobs: int) -> Any:
         for name in ("project", "region", "temp_location"):
             _require(runner, given, (name,))
         own += [f"--num_workers={runner.workers}", f"--max_num_workers={runner.workers}"] if runner.workers else []
-    options = PipelineOptions(own)
-    options.view_as(PortableOptions)
-    return options
+    return PipelineOptions(own)
 
 
 def _require(runner: Runner, given: dict[str, Any], names: Sequence[str]) -> None:
@@ -205,17 +204,21 @@ def _run_here(pipeline: Any, workers: int, on_tick: Callable[[], object]) -> Non
         except BaseException as error:
             failures.append(error)
 
-    with _liveness(workers) as dead_workers:
-        thread = threading.Thread(target=run, name="beam", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            on_tick()
-            if dead_workers:
-                raise OSError(
-                    "a worker process died (killed, or out of memory): run the same command again, with fewer "
-                    "--workers; finished shards are kept"
-                )
+    thread = threading.Thread(target=run, name="beam", daemon=True)
+    with _watch_threads() as dead_workers:
+        try:
+            with _liveness(workers):
+                thread.start()
+                while thread.is_alive():
+                    thread.join(_POLL_SECONDS)
+                    on_tick()
+                    if dead_workers:
+                        raise OSError(
+                            "a worker process died (killed, or out of memory): run the same command again, with fewer "
+                            "--workers; finished shards are kept"
+                        )
+        finally:
+            thread.join(_END_SECONDS)
     if failures:
         raise OSError(f"the Beam pipeline failed: {_kind(failures[0])}") from None
 
@@ -235,34 +238,42 @@ def _run_elsewhere(pipeline: Any, on_tick: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def _liveness(workers: int) -> Iterator[list[str]]:
-    """While this lasts, worker processes live and share the cores; gives a list that names those that died.
-
-    Workers try to lock a file that this process holds: however it ends, the system lets go and they end too.
-    """
+def _watch_threads() -> Iterator[list[str]]:
+    """A list that a worker process's death is added to, by the thread of Beam that waits for it."""
     dead: list[str] = []
-    if workers == 1:
-        yield dead
-        return
-    threads = str(max(1, len(os.sched_getaffinity(0)) // workers))
-    former_hook = threading.excepthook
+    former = threading.excepthook
 
     def hook(arguments: Any) -> None:
         if arguments.thread is not None and arguments.thread.name == "run_worker":
             dead.append(str(arguments.exc_value))
-        else:
-            former_hook(arguments)
+        elif "RpcError" not in [kind.__name__ for kind in arguments.exc_type.__mro__]:  # what follows from it
+            former(arguments)
 
+    threading.excepthook = hook
+    try:
+        yield dead
+    finally:
+        threading.excepthook = former
+
+
+@contextlib.contextmanager
+def _liveness(workers: int) -> Iterator[None]:
+    """While this lasts, worker processes live and share the cores.
+
+    Workers try to lock a file that this process holds: however it ends, the system lets go and they end too.
+    """
+    if workers == 1:
+        yield
+        return
+    threads = str(max(1, len(os.sched_getaffinity(0)) // workers))
     with tempfile.NamedTemporaryFile(prefix="safelm-beam-") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         wanted = dict.fromkeys(_WORKER_THREADS, threads) | {_LIVENESS_VARIABLE: file.name}
         former = {name: os.environ.get(name) for name in wanted}
         os.environ.update({name: value for name, value in wanted.items() if former[name] is None})
-        threading.excepthook = hook
         try:
-            yield dead
+            yield
         finally:
-            threading.excepthook = former_hook
             for name, value in former.items():
                 if value is None:
                     os.environ.pop(name, None)
