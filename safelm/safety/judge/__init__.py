@@ -18,3 +18,16 @@ def load_judge(source: str, **options: Any) -> Scorer:
     from safelm.safety.judge import local
 
     return local.load(source, **options)
+
+
+def load_endpoint(url: str, model: str, **options: Any) -> Scorer:
+    """A model behind an OpenAI-compatible address; the key is read from SAFELM_ENDPOINT_KEY or OPENAI_API_KEY.
+
+    Args:
+      options: fields of `endpoint.Settings`; `name`.
+
+    Raises ValueError for an address or an option that can't be. The endpoint itself is asked first when scoring.
+    """
+    from safelm.safety.judge import endpoint
+
+    return endpoint.load(url, model, **options)

@@ -34,5 +34,5 @@ def combine(answered: Sequence[tuple[Answer | None, dict[str, float]]]) -> Verdi
     return Verdict(None, details=details) if answer is None else Verdict(answer.score, answer.reason, details)
 
 
-def _rank(answer: Answer, details: dict[str, float]) -> tuple[float, float]:
+def _rank(answer: Answer, details: dict[str, float]) -> tuple[int, float]:
     return answer.score, details.get("expected_score", 0.0)

@@ -19,6 +19,7 @@ from safelm.safety.judge import chunks, decoding
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
 from safelm.safety.judge.chat import Frame, make_frame
 from safelm.safety.judge.grammar import AnswerGrammar
+from safelm.safety.judge.options import make_settings
 from safelm.safety.judge.rubric import escape, load_rubric
 from safelm.safety.scorer import Verdict
 from safelm.tokenizer import Tokenizer
@@ -211,16 +212,13 @@ class Judge:
 
 def load(source: str, *, dtype: str = "", name: str = "judge", show_progress: bool = False, **settings: Any) -> Judge:
     """See `safelm.safety.judge.load_judge`."""
-    known = {field.name for field in dataclasses.fields(Settings)}
-    if unknown := sorted(set(settings) - known):
-        raise ValueError(f"judge: no option {unknown[0]!r}; there are {', '.join(sorted(known))}, dtype and name")
     if dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"judge: dtype={dtype!r}: one of float32, bfloat16")
-    settings = Settings(**settings)
+    checked = make_settings(Settings, settings, where="judge", others="dtype, name, show_progress")
     place = str(installed_path(source)) if source == "smollm2" else source
     config, params, tokenizer = read_model(place)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
-    return Judge(config, params, tokenizer, settings, source=place, name=name, show_progress=show_progress)
+    return Judge(config, params, tokenizer, checked, source=place, name=name, show_progress=show_progress)
 
 
 def _fingerprint(

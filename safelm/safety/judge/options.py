@@ -1,0 +1,28 @@
+"""A judge's options, from code or from the string that names it, checked against its settings."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+_Settings = TypeVar("_Settings")
+
+
+def make_settings(kind: type[_Settings], options: Mapping[str, Any], *, where: str, others: str) -> _Settings:
+    """Settings of a kind; a whole number will do where a float is wanted.
+
+    Args:
+      others: the names of options that are no settings, for messages.
+
+    Raises ValueError, naming option and value, for one that doesn't exist, is of another type or out of range.
+    """
+    types = {field.name: type(field.default) for field in dataclasses.fields(kind)}
+    values = {}
+    for name, value in options.items():
+        if name not in types:
+            raise ValueError(f"{where}: no option {name!r}; there are {', '.join(sorted(types))} and {others}")
+        if types[name] is float and type(value) is int:
+            value = float(value)
+        if type(value) is not types[name]:
+            raise ValueError(f"{where}: {name}={value!r}: expected {types[name].__name__}")
+        values[name] = value
+    return kind(**values)
