@@ -4,49 +4,49 @@
 Any jsonl or Parquet files will do, local or behind gs:// and hf://; a folder that safelm.score wrote too. --input is
 cut into slices by the documents' harm score (0, 1 to 3, 4 to 5, unscored); --slice gives files a slice of their own.
 Writes card.json, card.html (one self-contained page) and card.png, and prints a table. Documents are named by id only.
---diff compares two cards.
+--diff compares two cards. Large corpora are counted by Apache Beam, by default with a process for each core of this
+machine; a run that was stopped goes on where it was.
 """
 
 import argparse
-import os
-import pathlib
 
-from safelm import cli
+from safelm import beam_runner, cli
+from safelm.data import remote
 from safelm.safety.report_card import card, corpus, difference, output
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import SliceInput
 from safelm.safety.report_card.counting import Settings
+from safelm.safety.scoring.output import OutputFolder
 
 
 def main(arguments: argparse.Namespace) -> None:
-    folder = pathlib.Path(arguments.output)
+    if remote.is_remote(arguments.output) and not arguments.output.startswith(("gs://", "gcs://")):
+        raise cli.UserError(f"--output={arguments.output}: must be a local folder or gs://")
+    out = OutputFolder(arguments.output)
     if arguments.diff:
         if arguments.input or arguments.slice:
             raise cli.UserError("--diff: compares cards; leave out --input and --slice")
         before, after = (difference.read_card(path) for path in arguments.diff)
-        output.write_difference(folder, difference.compare(before, after))
+        found = difference.compare(before, after)
+        with out.only_writer():
+            output.write_difference(out, found)
         return
-    inputs = _inputs(arguments)
-    settings = Settings(
-        queries=arguments.queries,
-        tokenizer=arguments.tokenizer,
-        text_column=arguments.text_column,
-        id_column=arguments.id_column,
-        score_column=arguments.score_column,
-        top=arguments.top,
-        show_text=arguments.show_text,
-    )
-    for name, lowest in (("workers", 1), ("top", 0)):
-        if getattr(arguments, name) < lowest:
-            raise cli.UserError(f"--{name}={getattr(arguments, name)}: must be at least {lowest}")
+    inputs, runner, settings = _inputs(arguments), beam_runner.from_flags(arguments), _settings(arguments)
     queries = query_sets.load(settings.queries)
     card.definitions(queries, settings)  # a tokenizer that can't be read is found before the corpus is
-    kept = folder / "counted"
-    counted = corpus.count_corpus(
-        inputs, settings, workers=arguments.workers, kept=kept, max_malformed=arguments.max_malformed
-    )
-    output.write_card(folder, card.build(inputs, counted, queries, settings))
-    corpus.forget(kept)
+    with out.only_writer():
+        counted = corpus.count_corpus(inputs, settings, out.path("counted"), runner, arguments.max_malformed)
+        output.write_card(out, card.build(inputs, counted, queries, settings))
+        corpus.forget(out.path("counted"))
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    if arguments.top < 0:
+        raise cli.UserError(f"--top={arguments.top}: must be at least 0")
+    if not 0 <= arguments.max_malformed <= 1:
+        raise cli.UserError(f"--max_malformed={arguments.max_malformed}: must be from 0 to 1")
+    names = ("queries", "tokenizer", "text_column", "id_column", "score_column", "top", "show_text")
+    return Settings(**{name: getattr(arguments, name) for name in names})
 
 
 def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:
@@ -68,12 +68,14 @@ def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "safelm.report_card",
-        __doc__,
+        __doc__ + "\n" + beam_runner.__doc__.split("\n\n", 2)[2],
         "python -m safelm.report_card --input=W/scored --slice=SafeWeb='W/corpus/safeweb/*.jsonl.gz' --output=W/card\n"
         "  python -m safelm.report_card --diff W/before/card.json W/after/card.json --output=W/diff",
     )
     parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--input", nargs="+", default=[], metavar="FILES", help="files, folders or patterns")
+    parser.add_argument(
+        "--input", nargs="+", action="extend", default=[], metavar="FILES", help="files, folders or patterns"
+    )
     parser.add_argument(
         "--slice",
         action="append",
@@ -94,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_malformed", type=float, default=0.01, help="share of malformed rows to bear (default %(default)s)"
     )
-    parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
-    )
+    beam_runner.add_flags(parser, default="local")
     return parser
 
 

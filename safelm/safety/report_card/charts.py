@@ -105,7 +105,7 @@ def heat(axis: Any, card: _Card) -> None:
             ink = _QUIET if not value else ("white" if _luminance(color) < 0.4 else "#1a1b1f")
             axis.text(x, y, "–" if value is None else number(value), ha="center", va="center", color=ink, fontsize=9.5)
     axis.set(xlim=(-0.5, len(slices) - 0.5), ylim=(len(categories) - 0.5, -0.5))
-    axis.set_xticks(range(len(slices)), [_column(name) for name in _names(card)])
+    axis.set_xticks(range(len(slices)), [_column(name, 12 if len(slices) < 6 else 8) for name in _names(card)])
     axis.set_yticks(range(len(categories)), categories)
     axis.xaxis.tick_top()
     axis.set_title("Harmful n-grams per million tokens", loc="left", pad=16)
@@ -136,11 +136,11 @@ def _names(card: _Card) -> list[str]:
     return [one["name"] for one in card["slices"]]
 
 
-def _column(name: str) -> str:
+def _column(name: str, width: int) -> str:
     """A slice's name over a column: broken where it is long."""
     words, lines = name.split(), [""]
     for word in words:
-        if lines[-1] and len(lines[-1]) + len(word) > 12:
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(line if len(line) <= 18 else line[:17] + "…" for line in lines)
@@ -153,7 +153,7 @@ def _rows(axis: Any) -> None:
 
 
 def _rows_height(card: _Card) -> float:
-    return 1.7 + 0.5 * len(card["slices"])
+    return 1.6 + 0.44 * len(card["slices"])
 
 
 def _heat_height(card: _Card) -> float:

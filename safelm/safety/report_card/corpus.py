@@ -1,32 +1,34 @@
-"""A corpus to its counts: files cut into pieces, counted by as many processes as there are cores, and added up.
+"""A corpus to its counts: files cut into pieces, counted on Beam's workers, and added up.
 
-What is counted of a piece is kept in a folder until the card is written, so an interrupted run goes on where it was.
+What is counted of a piece is a small file in a folder until the card is written: workers leave it there, and a run that
+was stopped goes on where it was. Little text is counted in this process, where a runner would only take time to start.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
-import multiprocessing
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from safelm import cli
+from safelm import beam_runner, cli
 from safelm.data import remote
 from safelm.safety import document_files, documents
 from safelm.safety.report_card import normal_form
 from safelm.safety.report_card.counting import Piece, Settings, count_piece
 from safelm.safety.report_card.tally import Count
+from safelm.safety.scoring.output import OutputFolder
 
 PIECE_BYTES = 64 << 20
+SMALL_BYTES = 32 << 20  # up to so much a local run starts no workers, unless it is told how many
 MALFORMED_ROWS = 100  # so many are let pass whatever their share
-_ROWS_BEFORE_JUDGING = 10_000
+QUARANTINE = "quarantine"  # safelm.score's folder of rows that are no documents
 
 _logger = logging.getLogger(__name__)
 
@@ -48,51 +50,115 @@ class Counted:
     count: Count = dataclasses.field(default_factory=Count)
 
 
+@dataclasses.dataclass(frozen=True)
+class CountJob:
+    """A piece and the name its counts have in the folder."""
+
+    name: str
+    piece: Piece
+
+
+@dataclasses.dataclass(frozen=True)
+class CountWork:
+    """What workers need to count pieces (see `safelm.beam_runner.Work`)."""
+
+    folder: str
+    settings: Settings
+
+    def load(self) -> None:
+        """Queries and tokenizer are loaded with the first piece."""
+
+    def run(self, job: CountJob, loaded: None) -> None:
+        """Counts a piece and leaves the result in the folder."""
+        count, lines = count_piece(job.piece, self.settings)
+        OutputFolder(self.folder).write_json(f"{job.name}.json", {"lines": lines, "count": count.to_json()})
+
+    def failed(self, job: CountJob, message: str) -> None:
+        """Leaves the message where the calling process finds it."""
+        OutputFolder(self.folder).write_json(f"{job.name}.failed", {"message": message})
+
+
 def count_corpus(
     inputs: Sequence[SliceInput],
     settings: Settings,
-    *,
-    workers: int,
-    kept: pathlib.Path | None = None,
+    folder: str,
+    runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
     max_malformed: float = 0.01,
 ) -> list[Counted]:
     """Counts of each input, in order.
 
     Args:
-      workers: processes; 1 counts in this one.
-      kept: folder for the counts of finished pieces, used again by the next run; removed by `forget`.
-      max_malformed: share of malformed rows from which on the run stops, if there are more than MALFORMED_ROWS.
+      folder: where counts of pieces are kept, local or gs://; those of an earlier run are used. `forget` empties it.
+      max_malformed: share of malformed rows beyond which there is no card, if they are more than MALFORMED_ROWS.
 
     Raises ValueError or OSError naming the file, and for an input without a document or with too many malformed rows.
     """
     results = [Counted() for _ in inputs]
-    jobs = [(index, piece) for index, one in enumerate(inputs) for piece in _pieces(one, results[index])]
-    files: dict[tuple[int, str], dict[int, tuple[Count, int] | None]] = {}
-    for index, piece in jobs:
-        files.setdefault((index, piece.path), {})[_start(piece)] = None
-    total = sum(piece.bytes for _, piece in jobs)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="counting", disable=None) as progress:
-        for (index, piece), result in _run(jobs, settings, workers, kept):
-            parts = files[index, piece.path]
-            parts[_start(piece)] = result
-            progress.update(piece.bytes)
-            if None not in parts.values():
-                _add_file(results[index].count, files.pop((index, piece.path)), settings.top)
-                _check_malformed(inputs[index], results[index].count, max_malformed, last=False)
-    for one, result in zip(inputs, results, strict=True):
-        _check_malformed(one, result.count, max_malformed, last=True)
+    pieces = [list(_pieces(one, result)) for one, result in zip(inputs, results, strict=True)]
+    names = _names([piece for some in pieces for piece in some], settings)
+    folder = folder if remote.is_remote(folder) else os.path.abspath(folder)
+    work, out = CountWork(folder, settings), OutputFolder(folder)
+    _count_missing([CountJob(name, piece) for piece, name in names.items()], work, out, runner)
+    for one, result, some in zip(inputs, results, pieces, strict=True):
+        for _, parts in itertools.groupby(some, key=lambda piece: piece.path):
+            _add_file(result.count, _read(out, [names[piece] for piece in parts]), settings.top)
+        _check_malformed(one, result.count, max_malformed)
         if not any(tally.documents for tally in result.count.tallies.values()):
             raise cli.UserError(f"{_named(one)}: no document in {result.files} files")
     return results
 
 
-def forget(kept: pathlib.Path) -> None:
+def forget(folder: str) -> None:
     """Removes what `count_corpus` kept."""
-    shutil.rmtree(kept, ignore_errors=True)
+    out = OutputFolder(folder)
+    for name in out.sizes(""):
+        out.remove(name)
+    if not out.is_remote and os.path.isdir(folder):
+        os.rmdir(folder)
+
+
+def _count_missing(jobs: list[CountJob], work: CountWork, out: OutputFolder, runner: beam_runner.Runner) -> None:
+    there = out.sizes("")
+    for name in there:
+        if name.endswith(".failed"):
+            out.remove(name)
+    todo = [job for job in jobs if f"{job.name}.json" not in there]
+    if len(todo) < len(jobs):
+        _logger.info("%d of %d pieces were counted by an earlier run", len(jobs) - len(todo), len(jobs))
+    sizes = {f"{job.name}.json": job.piece.bytes for job in todo}
+    few = not runner.workers and sum(sizes.values()) <= SMALL_BYTES
+    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="counting", disable=None) as bar:
+        if runner.is_here and (few or beam_runner.local_workers(runner, len(todo)) == 1):
+            for job in todo:
+                work.run(job, None)
+                bar.update(job.piece.bytes)
+            return
+        todo.sort(key=lambda job: -job.piece.bytes)
+        beam_runner.run_jobs(todo, work, runner, _Progress(out, bar, sizes))
+    failed = sorted(name for name in out.sizes("") if name.endswith(".failed"))
+    if failed:
+        raise cli.UserError(next(out.read_json(failed))["message"])
+
+
+class _Progress:
+    """Moves the bar to the bytes of pieces whose counts are there."""
+
+    def __init__(self, out: OutputFolder, bar: Any, sizes: Mapping[str, int]):
+        self._out, self._bar, self._sizes, self._next = out, bar, sizes, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self._bar.disable or now < self._next:
+            return
+        self._next = now + (10 if self._out.is_remote else 0.5)
+        self._bar.update(sum(self._sizes.get(name, 0) for name in self._out.sizes("")) - self._bar.n)
 
 
 def _pieces(one: SliceInput, result: Counted) -> Iterator[Piece]:
-    for file in documents.find(one.patterns):
+    files = documents.find(one.patterns)
+    if not any(QUARANTINE in pattern for pattern in one.patterns):
+        files = [file for file in files if QUARANTINE not in pathlib.PurePosixPath(file.path).parts]
+    for file in files:
         result.files, result.bytes = result.files + 1, result.bytes + file.bytes
         yield from _cut(one.name, file)
 
@@ -117,58 +183,27 @@ def _start(piece: Piece) -> int:
     return piece.part.start if piece.part else 0
 
 
-def _run(
-    jobs: Sequence[tuple[int, Piece]], settings: Settings, workers: int, kept: pathlib.Path | None
-) -> Iterator[tuple[tuple[int, Piece], tuple[Count, int]]]:
-    names = _names(jobs, settings) if kept else {}
-    todo = []
-    for job in jobs:
-        before = _read(kept / names[job[1]]) if kept else None
-        if before is None:
-            todo.append(job)
-        else:
-            yield job, before
-    if len(todo) < len(jobs):
-        _logger.info("%d of %d pieces were counted by an earlier run", len(jobs) - len(todo), len(jobs))
-    for job, result in _in_processes(todo, settings, min(workers, len(todo))):
-        if kept:
-            _write(kept / names[job[1]], result)
-        yield job, result
-
-
-def _in_processes(
-    jobs: Sequence[tuple[int, Piece]], settings: Settings, workers: int
-) -> Iterator[tuple[tuple[int, Piece], tuple[Count, int]]]:
-    if workers <= 1:
-        yield from ((job, count_piece(job[1], settings)) for job in jobs)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        try:
-            futures = {pool.submit(count_piece, job[1], settings): job for job in jobs}
-            for future in concurrent.futures.as_completed(list(futures)):
-                yield futures.pop(future), future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise OSError("a counting process died (out of memory?); fewer --workers need less") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _add_file(count: Count, parts: Mapping[int, Any], top: int) -> None:
-    lines = 0
-    for start in sorted(parts):
-        part, read = parts[start]
+def _add_file(count: Count, parts: Iterable[tuple[Count, int]], top: int) -> None:
+    """Adds a file's parts, in order; their rows then count from the file's first one."""
+    before = 0
+    for part, lines in parts:
         for tally in part.tallies.values():
-            tally.top = [dataclasses.replace(one, row=one.row + lines) for one in tally.top]
+            tally.top = [dataclasses.replace(one, row=one.row + before) for one in tally.top]
         count.merge(part, top)
-        lines += read
+        before += lines
 
 
-def _check_malformed(one: SliceInput, count: Count, share: float, *, last: bool) -> None:
+def _read(out: OutputFolder, names: Sequence[str]) -> Iterator[tuple[Count, int]]:
+    for name, value in zip(names, out.read_json([f"{name}.json" for name in names]), strict=True):
+        try:
+            yield Count.from_json(value["count"]), value["lines"]
+        except (ValueError, KeyError, TypeError):
+            raise OSError(f"{out.path(name)}.json: no count is there; remove the folder and run again") from None
+
+
+def _check_malformed(one: SliceInput, count: Count, share: float) -> None:
     malformed = count.malformed.total()
-    judged = last or count.rows >= _ROWS_BEFORE_JUDGING
-    half = last and 2 * malformed > count.rows
-    if judged and (half or malformed > max(MALFORMED_ROWS, share * count.rows)):
+    if 2 * malformed > count.rows or malformed > max(MALFORMED_ROWS, share * count.rows):
         reasons = ", ".join(f"{reason} ({times})" for reason, times in count.malformed.most_common(3))
         raise cli.UserError(
             f"{_named(one)}: {malformed} of {count.rows} rows are malformed, "
@@ -180,15 +215,13 @@ def _named(one: SliceInput) -> str:
     return f"--slice={one.name}" if one.name else f"--input={','.join(one.patterns)}"
 
 
-def _names(jobs: Sequence[tuple[int, Piece]], settings: Settings) -> dict[Piece, str]:
-    """A file name for each piece's counts that says what they depend on."""
+def _names(pieces: Sequence[Piece], settings: Settings) -> dict[Piece, str]:
+    """A name for each piece's counts that depends on all that they depend on."""
     facts = [dataclasses.asdict(settings), normal_form.RULES_VERSION]
     for path in (settings.queries, settings.tokenizer):
         facts.append(_version(path) if path else None)
-    versions = {path: _version(path) for path in {piece.path for _, piece in jobs}}
-    return {
-        piece: _sha256([facts, versions[piece.path], dataclasses.asdict(piece)])[:32] + ".json" for _, piece in jobs
-    }
+    versions = {path: _version(path) for path in {piece.path for piece in pieces}}
+    return {piece: _sha256([facts, versions[piece.path], dataclasses.asdict(piece)])[:32] for piece in pieces}
 
 
 def _version(path: str) -> Any:
@@ -203,18 +236,3 @@ def _local_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _read(path: pathlib.Path) -> tuple[Count, int] | None:
-    try:
-        lines, count = path.read_text().split("\n", 1)
-        return Count.from_json(count), int(lines)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(path: pathlib.Path, result: tuple[Count, int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(f"{result[1]}\n{result[0].to_json()}")
-    os.replace(unfinished, path)
