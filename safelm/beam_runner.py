@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import importlib
 import logging
 import os
@@ -91,18 +92,22 @@ class Runner:
 
 
 def add_flags(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    """Adds --runner, --workers and Beam's own flags, which stand behind `--`."""
-    shown = ", ".join(RUNNERS)
-    parser.add_argument("--runner", default=default, help=f"Beam runner, one of {shown} (default {default})")
+    """Adds --runner, --workers and Beam's own flags, which stand behind `--`. A `default` of None is to do without."""
+    shown = f"Apache Beam runner: {', '.join(RUNNERS)} (default: {default or 'none, a pool of processes'})"
+    parser.add_argument("--runner", default=default, help=shown)
     parser.add_argument("--workers", type=int, default=0, help="worker processes (default: by the machine)")
     parser.add_argument("beam_flags", nargs="*", metavar="-- --BEAM_FLAG", help="flags of Beam, behind --")
 
 
-def from_flags(flags: argparse.Namespace) -> Runner:
-    """The runner that parsed flags ask for; ValueError names the flag that is wrong or missing."""
+def from_flags(flags: argparse.Namespace) -> Runner | None:
+    """The runner that parsed flags ask for, if any; ValueError names the flag that is wrong or missing."""
     stray = [flag for flag in flags.beam_flags if not flag.startswith("--")]
     if stray and flags.beam_flags[0] == stray[0]:
         raise ValueError(f"unexpected argument {stray[0]!r}: Beam's own flags begin with -- and stand behind --")
+    if flags.runner is None:
+        if flags.beam_flags:
+            raise ValueError(f"{flags.beam_flags[0]}: flags behind -- are Beam's and need a --runner")
+        return None
     return Runner(flags.runner, flags.workers, tuple(flags.beam_flags))
 
 
@@ -283,12 +288,12 @@ class _Worker:
     """What Beam calls with each job. Never raises, so that no runner repeats a job that bad input ended."""
 
     def __init__(self, work: Work):
-        self._work = work
+        self._work, self._key = work, hashlib.sha256(pickle.dumps(work)).digest()
 
     def __call__(self, job: Any) -> None:
         die_with_parent()
         try:
-            self._work.run(job, _load_once(self._work))
+            self._work.run(job, _load_once(self._key, self._work))
         except (ValueError, OSError) as error:
             self._work.failed(job, str(error))
         except Exception as error:
@@ -300,9 +305,8 @@ _loading = threading.Lock()
 _watching = threading.Event()
 
 
-def _load_once(work: Work) -> Any:
+def _load_once(key: bytes, work: Work) -> Any:
     """What the work loads, the same for all threads of this process."""
-    key = pickle.dumps(work)
     with _loading:
         if key not in _loaded:
             _loaded.clear()  # of another pipeline in this process

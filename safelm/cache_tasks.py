@@ -6,6 +6,8 @@ A killed run leaves no store without its shards; the same command again keeps th
 A folder begun with other settings, another vocabulary or other input files is an error that names the difference.
 Malformed rows are kept in OUTPUT/quarantine/<source name>/<split>/. With an OUTPUT on gs:// every finished shard is
 uploaded and removed here (see safelm.cache_upload). Document texts are never logged.
+
+With --runner the shards are made on Apache Beam, the same bytes: see safelm.beam_runner for the runners.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from typing import Any
 
 import tqdm
 
-from safelm import cli
+from safelm import beam_runner, cli
+from safelm.cache_beam import write_on_beam
 from safelm.cache_plan import StorePlan, find_tasks, plan_store
 from safelm.cache_shards import ShardJob, TaskModule, start_worker, write_shard
 from safelm.cache_upload import Bucket, push_folder, staging_folder
@@ -63,7 +66,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--validation_fraction", type=float, help="held out where there are no validation files (0.01)")
     parser.add_argument("--max_malformed_rows", type=int, help="a file with more of them (100) and ...")
     parser.add_argument("--max_malformed_fraction", type=float, help="... a larger share of them (0.01) stops the run")
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: by the size of the input)")
+    beam_runner.add_flags(parser, default=None)
     return parser
 
 
@@ -73,7 +76,8 @@ def main(flags: argparse.Namespace) -> None:
     if remote.is_remote(output) and not output.startswith(_WRITABLE):
         raise ValueError(f"--output {output}: must be a local folder or gs://")
     if flags.workers < 0:
-        raise ValueError(f"--workers must be 0 (by the size of the input) or more, got {flags.workers}")
+        raise ValueError(f"--workers must be 0 (by the machine and the input) or more, got {flags.workers}")
+    runner = beam_runner.from_flags(flags)
     tokenizer = Tokenizer.from_pretrained(flags.tokenizer)
     if remote.is_remote(output):
         remote.check_writable(output)
@@ -93,7 +97,7 @@ def main(flags: argparse.Namespace) -> None:
         if not plans:
             raise ValueError(f"--splits {flags.splits}: no task has one of these splits")
         try:
-            _run(plans, module, flags.workers)
+            _run(plans, module, flags.workers, output, runner)
         except OSError as error:
             raise _advise(error) from error
         if remote.is_remote(output):
@@ -148,7 +152,9 @@ def _only_writer(directory: str) -> Iterator[None]:
         yield
 
 
-def _run(plans: Sequence[StorePlan], module: TaskModule, workers: int) -> None:
+def _run(
+    plans: Sequence[StorePlan], module: TaskModule, workers: int, output: str, runner: beam_runner.Runner | None
+) -> None:
     """Writes all missing shards, and every store's manifest as soon as it has them all."""
     jobs = [job for plan in plans for job in plan.jobs]
     started = time.monotonic()
@@ -158,6 +164,12 @@ def _run(plans: Sequence[StorePlan], module: TaskModule, workers: int) -> None:
                 plan.bucket.push_shard(info, plan.num_shards)
         if not plan.jobs:
             _complete(plan, started)
+    if runner is not None:
+        write_on_beam(plans, module, output, runner)
+        for plan in plans:
+            if plan.jobs:
+                _complete(plan, started)
+        return
     by_store = {plan.directory: plan for plan in plans}
     workers = min(workers or _automatic_workers(plans), len(jobs))
     with tqdm.tqdm(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:

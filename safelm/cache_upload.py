@@ -77,6 +77,15 @@ class Bucket:
             self.sizes = {other: size for other, size in self.sizes.items() if other != name}
 
 
+def push_new_shard(url: str, directory: str, info: ShardInfo, num_shards: int) -> None:
+    """Uploads a shard just made, its record last, and removes the arrays here; for workers without a `Bucket`."""
+    arrays = [shard_file(kind, info.index, num_shards) for kind in info.files()]
+    for name in [*arrays, shard_file("shard", info.index, num_shards)]:
+        remote.upload(os.path.join(directory, name), f"{url}/{name}")
+    for name in arrays:
+        os.remove(os.path.join(directory, name))
+
+
 def push_folder(folder: str, url: str) -> None:
     """Uploads every file under a local folder, if it is there."""
     for parent, _, names in os.walk(folder):

@@ -91,7 +91,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         started = time.monotonic()
         with tqdm.tqdm(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
             beam_runner.run_jobs(todo.jobs, work, runner, _Progress(out, bar))
-        manifest.raise_failures(out)
+        out.raise_failures()
         names = {job.name for job in todo.jobs}
         plan.refresh(out, todo)
         seconds = time.monotonic() - started

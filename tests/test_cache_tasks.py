@@ -212,6 +212,26 @@ def test_malformed_rows_are_kept_and_counted_and_too_many_stop(cache, corpus, tm
     assert not (tmp_path / "strict" / "raw_web" / "train" / "manifest.json").exists()
 
 
+def test_on_beam_the_same_bytes_and_the_same_errors(cache, corpus, tmp_path, caplog):
+    file = corpus / "raw_web" / "train-00001.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"id": "x", "text": "SECRET"\n' * 3) + file.read_bytes())
+    cache("raw_web,refuseweb")
+    beam = {"output": tmp_path / "beam", "runner": "local", "workers": 1}
+    with pytest.raises(ValueError, match=r"train-00001\.jsonl\.gz: 3 of .* more than 2 .*finished shards are kept"):
+        cache("raw_web", **beam, max_malformed_rows=2)
+    shards = sorted((tmp_path / "beam" / "raw_web").rglob("shard-*.json"))
+    assert [path.name for path in shards] == ["shard-00000-of-00002.json", "shard-00000-of-00001.json"]
+    times = write_times(tmp_path / "beam" / "raw_web" / "train")
+    cache("raw_web,refuseweb", **beam)
+    assert contents(tmp_path / "beam") == contents(tmp_path / "tokens")
+    assert times.items() <= write_times(tmp_path / "beam" / "raw_web" / "train").items()
+    assert "SECRET" not in caplog.text
+    with pytest.raises(ValueError, match="--flink_master"):
+        cache("raw_web", output=tmp_path / "flink", runner="flink")
+    with pytest.raises(ValueError, match="loses records"):
+        cache("raw_web", **beam | {"runner": "dask"})
+
+
 def test_lost_bytes_and_removed_tags_are_in_the_manifest(cache, tmp_path, monkeypatch):
     folder = tmp_path / "odd" / "raw_web"
     folder.mkdir(parents=True)

@@ -100,6 +100,14 @@ def test_the_store_in_a_bucket_is_the_local_one(make, tmp_path, monkeypatch, pro
     assert written == [1] and contents(url) == wanted
 
 
+def test_workers_on_beam_put_the_same_store_in_a_bucket(make, tmp_path):
+    make(str(tmp_path / "tokens"))
+    url = f"{BUCKET}/beam"
+    make(url, "--runner=local", "--workers=1")
+    assert contents(url) == local_contents(tmp_path / "tokens")
+    assert not list((tmp_path / "here").rglob("*.npy"))
+
+
 @pytest.mark.parametrize("machine", ["here", "there"])
 def test_a_stopped_run_goes_on_from_what_is_in_the_bucket(make, tmp_path, monkeypatch, machine):
     make(str(tmp_path / "tokens"))

@@ -8,18 +8,8 @@ from safelm.safety.ensemble import Agreement
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.plan import FORMAT, MANIFEST_NAME, ScorePlan
-from safelm.safety.scoring.shard import FAILURES
 
 _SUMMED = ("rows", "empty", "characters")
-
-
-def raise_failures(out: OutputFolder) -> None:
-    """Raises the ValueError of the first shard that failed, with how many others there are."""
-    names = sorted(out.sizes(FAILURES))
-    messages = [str(found["message"]) for found in out.read_json([f"{FAILURES}/{name}" for name in names]) if found]
-    if messages:
-        others = f" (and {len(messages) - 1} more shards failed)" if len(messages) > 1 else ""
-        raise ValueError(f"{messages[0]}{others}; the finished shards are kept, run the same command again")
 
 
 def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict[str, Any]:

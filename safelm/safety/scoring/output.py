@@ -12,7 +12,7 @@ from typing import Any
 from safelm.data import remote
 from safelm.data.shard import file_sha256, write_json
 
-STAGING = "_staging"
+STAGING, FAILURES = "_staging", "_failures"
 _READ_AT_ONCE = 256
 
 
@@ -113,6 +113,26 @@ class OutputFolder:
         """Removes a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             remote.remove(self.path(name)) if self.is_remote else os.remove(self.path(name))
+
+    def record_failure(self, name: str, message: str) -> None:
+        """Keeps what a worker has to say of a shard it could not do."""
+        self.write_json(f"{FAILURES}/{name}.json", {"message": message})
+
+    def clear_failures(self) -> None:
+        """Forgets the failures of a former run."""
+        for name in self.sizes(FAILURES):
+            self.remove(f"{FAILURES}/{name}")
+        if not self.is_remote:
+            shutil.rmtree(self.path(FAILURES), ignore_errors=True)
+
+    def raise_failures(self) -> None:
+        """Raises a ValueError of the first failure, with how many others there are."""
+        names = sorted(self.sizes(FAILURES))
+        found = self.read_json([f"{FAILURES}/{name}" for name in names])
+        messages = [str(failure["message"]) for failure in found if failure]
+        if messages:
+            others = f" (and {len(messages) - 1} more shards failed)" if len(messages) > 1 else ""
+            raise ValueError(f"{messages[0]}{others}; finished shards are kept, run the same command again")
 
     @contextlib.contextmanager
     def only_writer(self) -> Iterator[None]:

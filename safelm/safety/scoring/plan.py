@@ -12,7 +12,7 @@ from safelm.safety import documents
 from safelm.safety.documents import DocumentFile, Part
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE, check_free
 from safelm.safety.scoring.output import OutputFolder
-from safelm.safety.scoring.shard import FAILURES, RECORDS, ScoreWork, ShardJob, output_name
+from safelm.safety.scoring.shard import RECORDS, ScoreWork, ShardJob, output_name
 
 FORMAT = 1
 SETTINGS_NAME, MANIFEST_NAME = "_settings.json", "manifest.json"
@@ -155,8 +155,7 @@ def _is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
 
 def _clear(out: OutputFolder, shards: Sequence[ShardJob], done: Mapping[str, Any]) -> None:
     """Removes what tells of shards that are not done: files of a killed run, records without files, failures."""
-    for name in out.sizes(FAILURES):
-        out.remove(f"{FAILURES}/{name}")
+    out.clear_failures()
     if len(done) == len(shards):
         return
     out.remove(MANIFEST_NAME)

@@ -17,7 +17,7 @@ from safelm.safety.scoring.columns import EMPTY, FOLDERS, QUARANTINE, Columns, f
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 
-RECORDS, FAILURES = "_shards", "_failures"
+RECORDS = "_shards"
 MALFORMED_SUFFIX = ".malformed"
 BATCH_CHARACTERS, BATCH_ROWS = 2 << 20, 2048
 _QUOTE = 24  # so many characters of a text in a message are a quotation
@@ -62,7 +62,7 @@ class ScoreWork:
 
     def failed(self, job: ShardJob, message: str) -> None:
         """Leaves the message where the calling process finds it."""
-        OutputFolder(self.output).write_json(f"{FAILURES}/{job.name}.json", {"message": message})
+        OutputFolder(self.output).record_failure(job.name, message)
 
 
 class LoadedScorers:
