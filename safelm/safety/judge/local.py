@@ -189,7 +189,7 @@ class Judge:
             )
             lengths_B = lengths_B + tokens_BT.shape[1]
             tokens_BT = np.asarray(next_B, np.int32)[:, None]
-            replies.consume(tokens_BT[:, 0])
+            replies.consume(tokens_BT[:, 0].tolist())
             if replies.are_over:
                 break
         return replies.answers(scores)
