@@ -118,7 +118,7 @@ def heat(axis: Any, card: _Card) -> None:
         bar.outline.set_visible(False)
 
 
-def number(value: float | None) -> str:
+def number(value: int | float | None) -> str:
     """A frequency as people read it: three digits, no exponent."""
     if value is None:
         return "–"

@@ -10,7 +10,7 @@ from safelm.safety.report_card import charts
 from safelm.safety.report_card.charts import number
 
 _Card = Mapping[str, Any]
-Cell = tuple[str, float | str | None]  # what is shown (HTML), what it is sorted by
+Cell = tuple[str, int | float | str | None]  # what is shown (HTML), what it is sorted by
 
 
 def write(card: _Card) -> str:
@@ -83,7 +83,7 @@ def share(found: Mapping[str, Any]) -> Cell:
     return f"{percent(found['share'])}<small>{low:.3g}% to {high:.3g}%</small>", found["share"]
 
 
-def percent(value: float | None) -> str:
+def percent(value: int | float | None) -> str:
     return "–" if value is None else f"{100 * value:.3g}%"
 
 
@@ -112,7 +112,7 @@ def _slice_row(one: _Card) -> list[Cell]:
     return [words(one["name"]), *counts, frequency(one["all"]), count(one["all"]["hits"]), share(one["all"])]
 
 
-def _scored(one: _Card, scores: str) -> float | None:
+def _scored(one: _Card, scores: str) -> int | float | None:
     if not one["documents"] or one["scores"]["unscored"]["documents"] == one["documents"]:
         return None
     return sum(one["scores"][score]["share"] for score in scores)
