@@ -6,7 +6,7 @@
     python scripts/bench_report_card.py --rivals_python=.venv-datatrove/bin/python
 
 All variants get the same queries and documents, which are in memory, and run on one core, in turn, `--rounds` times.
-The slow ones get the first `--slow_megabytes` of them. MB is UTF-8. Quote the ratios: load on the machine hits all alike.
+The slow ones get the first `--slow_megabytes` of them. MB is UTF-8. Quote the ratios: load hits all alike.
 `report card` counts every occurrence by query and the words; the regular expressions count non-overlapping occurrences
 in lower-cased text without any other rule:
 

@@ -24,7 +24,7 @@ LAYERS = [
 ]
 PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
 COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "synthetic_web", "cache_tasks",
-            "score")
+            "score", "report_card")
 
 
 def module_name(path: Path) -> str:
