@@ -60,6 +60,8 @@ def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:
         raise cli.UserError("--input or --slice: one is needed")
     names = [one.name for one in inputs]
     for name in names:
+        if arguments.input and name in card.AUTOMATIC:
+            raise cli.UserError(f"--slice={name}: a slice of --input has this name")
         if names.count(name) > 1:
             raise cli.UserError(f"--slice={name}: given twice; several patterns of one slice stand with commas between")
     return inputs

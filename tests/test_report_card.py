@@ -169,6 +169,8 @@ def test_malformed_rows_are_counted_and_bounded(tmp_path, queries):
         (ROWS, ("--slice=x=nowhere.jsonl",), "nowhere.jsonl: no such file"),
         (ROWS, ("--tokenizer=nowhere",), "nowhere: no such"),
         (ROWS, ("--runner=dask",), "loses records"),
+        (ROWS, ("--score_column=metadata.harm",), "--score_column=metadata.harm: no document has it"),
+        (ROWS, ("--slice=score 0=a.jsonl",), "--slice=score 0: a slice of --input has this name"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, rows, flags, complaint):

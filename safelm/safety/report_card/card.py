@@ -4,17 +4,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm import cli
 from safelm.evaluation.intervals import rate
 from safelm.safety.report_card import normal_form
 from safelm.safety.report_card.corpus import Counted, SliceInput
-from safelm.safety.report_card.counting import SCORE_SLICES, UNSCORED_SLICE, Settings
+from safelm.safety.report_card.counting import SCORE_SLICES, UNSCORED_SLICE, Settings, token_definition
 from safelm.safety.report_card.queries import QuerySet
 from safelm.safety.report_card.tally import ALL, SCORES, Hits, Tally
 
 SCHEMA = "safelm.report_card/1"
 WHOLE = "all"
-WORD_TOKENS = "words by the matching rules (runs of letters and digits)"
+AUTOMATIC = (WHOLE, *SCORE_SLICES, UNSCORED_SLICE)
 INTERVALS = (
     "95%. Frequencies: the gamma interval of Fay and Feuer (1997) over documents, whose hits count as one event of "
     "their size (hits cluster within documents, so an interval that took hits for independent would be too narrow); "
@@ -44,10 +43,6 @@ def build(
     slices: list[dict[str, Any]] = []
     for one, result in zip(inputs, counted, strict=True):
         slices += [_slice(name, tally, queries) for name, tally in _tallies(one, result, settings.top)]
-    names = [one["name"] for one in slices]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise cli.UserError(f"--slice={min(twice)}: two slices have this name")
     return {
         "schema": SCHEMA,
         "definitions": definitions(queries, settings),
@@ -59,13 +54,8 @@ def build(
 
 def definitions(queries: QuerySet, settings: Settings) -> dict[str, Any]:
     """What two cards must agree in to be compared."""
-    token = WORD_TOKENS
-    if settings.tokenizer:
-        from safelm.tokenizer import Tokenizer
-
-        token = f"tokens of the tokenizer with hash {Tokenizer.from_pretrained(settings.tokenizer).hash}"
     return {
-        "token": token,
+        "token": token_definition(settings),
         "queries_sha256": queries.sha256,
         "matching_version": normal_form.RULES_VERSION,
         "matching": list(normal_form.RULES),

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from safelm import beam_runner, cli
 from safelm.data import remote
 from safelm.safety import document_files, documents
-from safelm.safety.report_card import normal_form
-from safelm.safety.report_card.counting import Piece, Settings, count_piece
+from safelm.safety.report_card import queries as query_sets
+from safelm.safety.report_card.counting import Piece, Settings, count_piece, token_definition
 from safelm.safety.report_card.tally import Count
 from safelm.safety.scoring.output import OutputFolder
 
@@ -105,6 +105,8 @@ def count_corpus(
         _check_malformed(one, result.count, max_malformed)
         if not any(tally.documents for tally in result.count.tallies.values()):
             raise cli.UserError(f"{_named(one)}: no document in {result.files} files")
+    if settings.score_column and not any(result.count.score_columns for result in results):
+        raise cli.UserError(f"--score_column={settings.score_column}: no document has it")
     return results
 
 
@@ -160,14 +162,22 @@ def _pieces(one: SliceInput, result: Counted) -> Iterator[Piece]:
         files = [file for file in files if QUARANTINE not in pathlib.PurePosixPath(file.path).parts]
     for file in files:
         result.files, result.bytes = result.files + 1, result.bytes + file.bytes
-        yield from _cut(one.name, file)
+        yield from _cut(Piece(one.name, file.path, file.bytes, version=_version(file)))
 
 
-def _cut(name: str | None, file: documents.DocumentFile) -> Iterator[Piece]:
+def _version(file: documents.DocumentFile) -> str:
+    """What changes when the file's content does."""
+    local = file.path.removeprefix("file://")
+    if not remote.is_remote(local):
+        return str(os.stat(local).st_mtime_ns)
+    return file.version or document_files.describe(file)["sample_sha256"]
+
+
+def _cut(file: Piece) -> Iterator[Piece]:
     """JSON lines by bytes, Parquet by row groups; compressed JSON lines can't be entered in the middle."""
     kind = documents.suffix(file.path)
     if file.bytes <= PIECE_BYTES or kind not in (".jsonl", ".parquet"):
-        yield Piece(name, file.path, file.bytes)
+        yield file
         return
     last, step = file.bytes, PIECE_BYTES
     if kind == ".parquet":
@@ -176,7 +186,8 @@ def _cut(name: str | None, file: documents.DocumentFile) -> Iterator[Piece]:
         step = max(1, last * PIECE_BYTES // file.bytes)
     for start in range(0, last, step):
         stop = min(start + step, last)
-        yield Piece(name, file.path, file.bytes * (stop - start) // last, documents.Part(start, stop))
+        size = file.bytes * (stop - start) // last
+        yield dataclasses.replace(file, bytes=size, part=documents.Part(start, stop))
 
 
 def _start(piece: Piece) -> int:
@@ -217,22 +228,10 @@ def _named(one: SliceInput) -> str:
 
 def _names(pieces: Sequence[Piece], settings: Settings) -> dict[Piece, str]:
     """A name for each piece's counts that depends on all that they depend on."""
-    facts = [dataclasses.asdict(settings), normal_form.RULES_VERSION]
-    for path in (settings.queries, settings.tokenizer):
-        facts.append(_version(path) if path else None)
-    versions = {path: _version(path) for path in {piece.path for piece in pieces}}
-    return {piece: _sha256([facts, versions[piece.path], dataclasses.asdict(piece)])[:32] for piece in pieces}
+    definition = [query_sets.load(settings.queries).sha256, token_definition(settings)]
+    facts = [dataclasses.asdict(settings), definition]
 
+    def name(piece: Piece) -> str:
+        return hashlib.sha256(json.dumps([facts, dataclasses.asdict(piece)]).encode()).hexdigest()[:32]
 
-def _version(path: str) -> Any:
-    if remote.is_remote(path):
-        return [document_files.describe(file) for file in documents.find(path)]
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _local_files(pathlib.Path(path))]
-
-
-def _local_files(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return {piece: name(piece) for piece in pieces}

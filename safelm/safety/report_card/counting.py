@@ -24,6 +24,7 @@ SCORE_COLUMNS = (
 )
 SCORE_SLICES = {"score 0": (0, 0), "score 1 to 3": (1, 3), "score 4 to 5": (4, 5)}
 UNSCORED_SLICE = "unscored"
+WORD_TOKENS = "words by the matching rules (runs of letters and digits)"
 _SLICE_OF = {
     "unscored": UNSCORED_SLICE,
     **{str(score): name for name, (low, high) in SCORE_SLICES.items() for score in range(low, high + 1)},
@@ -53,6 +54,14 @@ class Piece:
     path: str
     bytes: int
     part: documents.Part | None = None
+    version: str = ""
+
+
+def token_definition(settings: Settings) -> str:
+    """What a token is; the tokenizer is named by its hash, wherever it lies."""
+    if settings.tokenizer is None:
+        return WORD_TOKENS
+    return f"tokens of the tokenizer with hash {_tokenizer(settings.tokenizer).hash}"
 
 
 @functools.lru_cache(1)

@@ -6,8 +6,10 @@ import hashlib
 import importlib.resources
 import itertools
 import json
+import pathlib
 from typing import Any
 
+from safelm.data import remote
 from safelm.safety.report_card import normal_form
 
 MAX_WORDS = 8
@@ -58,10 +60,11 @@ def load(path: str | None = None) -> QuerySet:
         text = importlib.resources.files(__package__).joinpath("queries.json").read_text("utf-8")
         return parse(json.loads(text), "queries.json")
     try:
-        with open(path, encoding="utf-8") as file:
-            return parse(json.load(file), path)
+        text = remote.read_text(path) if remote.is_remote(path) else pathlib.Path(path).read_text("utf-8")
+        value = json.loads(text)
     except ValueError as error:
-        raise error if str(error).startswith(path) else ValueError(f"{path}: not JSON in UTF-8: {error}") from None
+        raise ValueError(f"{path}: not JSON in UTF-8: {error}") from None
+    return parse(value, path)
 
 
 def parse(value: Any, where: str) -> QuerySet:
