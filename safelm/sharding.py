@@ -189,9 +189,12 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-    """Pins an activation to the table under `jax.set_mesh`; a no-op without a mesh or where an axis does not divide."""
+    """Pins an activation to the table under `jax.set_mesh`; a no-op without a mesh or where an axis does not divide.
+
+    So it is inside `jax.shard_map`, where each device has its own rows.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
         return x
     spec = partition_spec(names)
     pairs = zip(x.shape, spec, strict=True)

@@ -67,9 +67,7 @@ class Backbone:
     def is_encoder(self) -> bool:
         return isinstance(self.config, EncoderConfig)
 
-    def pooled(
-        self, params: Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
-    ) -> Float[Array, "B D"]:
+    def pooled(self, params: Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]) -> Float[Array, "B D"]:
         """One float32 vector a row of chunk ids; a pure function to be compiled and differentiated.
 
         What stands behind a row's first `lengths_B` ids changes nothing; every row has at least one id.
@@ -104,8 +102,8 @@ class Backbone:
             if group == "layers":  # a decoder's, stacked
                 return (np.arange(leaf.shape[0]) >= first).astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
             if group.startswith("layer_"):
-                return np.float32(int(group.removeprefix("layer_")) >= first)
-            return np.float32(last_n is None or (group == "final_norm" and last_n > 0))
+                return np.asarray(int(group.removeprefix("layer_")) >= first, np.float32)
+            return np.asarray(last_n is None or (group == "final_norm" and last_n > 0), np.float32)
 
         return jax.tree_util.tree_map_with_path(mask, params)
 
@@ -238,7 +236,7 @@ def _read_decoder(place: str, layers: tuple[int, ...]) -> tuple[Any, Params, chu
         config = dataclasses.replace(config, num_layers=max(*layers, 1))
         params["layers"] = jax.tree.map(lambda p: np.ascontiguousarray(p[: config.num_layers]), params["layers"])
         params.pop("final_norm")
-    config = dataclasses.replace(config, attention="xla", scan_layers=False, remat="none")
+    config = dataclasses.replace(config, attention="xla", scan_layers=True, remat="none")
     limits = {"max_tokens": min(MAX_TOKENS, config.max_seq_len), "positions": config.max_seq_len}
     return config, params, chunking.of_decoder(tokenizer), limits
 

@@ -21,10 +21,11 @@ from jaxtyping import Int32
 from safelm.tokenizer import Tokenizer
 
 PART_CHARACTERS = 1 << 16  # of a text are tokenised at once
-_BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 20
+_LONGEST_WORD = 1024  # characters within which an end of a word is looked for
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LAST_WORD_END = re.compile(r"\S(?=\s+\S*\Z)")
-_PREFIXED_PROBE = "a"
+_PROBE = "a"
 
 Chunk = Int32[np.ndarray, " tokens"]
 
@@ -54,25 +55,23 @@ class ChunkTokenizer:
         room = max_tokens - len(self.before) - len(self.after)
         if room < 1:
             raise ValueError(f"max_tokens={max_tokens}: {max_tokens - room} of them are special tokens or the prefix")
+        rest = np.zeros(0, np.int32)
         for group in _groups(texts):
-            parts = [(index, part) for index, text in group for part in _parts(text)]
-            ids: list[np.ndarray] = []
-            for position, (index, encoded) in enumerate(zip((i for i, _ in parts), self._encode(parts), strict=True)):
-                ids.append(encoded)
-                if position + 1 == len(parts) or parts[position + 1][0] != index:
-                    for chunk in self._cut(np.concatenate(ids), room):
-                        yield index, chunk
-                    ids = []
+            for (index, _, is_last), ids in zip(group, self._encode([part for _, part, _ in group]), strict=True):
+                ids = np.concatenate([rest, ids])
+                whole = len(ids) if is_last else (len(ids) // room) * room
+                for chunk in self._cut(ids[:whole], room, is_empty=is_last and not whole):
+                    yield index, chunk
+                rest = ids[whole:]
 
-    def _encode(self, parts: Sequence[tuple[int, str]]) -> list[np.ndarray]:
-        texts = [text for _, text in parts]
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         if isinstance(self.backend, Tokenizer):
             return self.backend.encode_batch(texts)
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def _cut(self, ids: np.ndarray, room: int) -> Iterator[Chunk]:
-        for start in range(0, max(len(ids), 1), room):
+    def _cut(self, ids: np.ndarray, room: int, *, is_empty: bool) -> Iterator[Chunk]:
+        for start in range(0, 1 if is_empty else len(ids), room):
             chunk = np.concatenate([self._before, ids[start : start + room], self._after])
             yield chunk if len(chunk) else np.asarray([self.empty], dtype=np.int32)
 
@@ -102,7 +101,7 @@ class ChunkTokenizer:
         if not prefix:
             return self
         text = prefix if isinstance(self.backend, Tokenizer) else prefix.rstrip()
-        return dataclasses.replace(self, before=self.before + tuple(self._encode([(0, text)])[0].tolist()))
+        return dataclasses.replace(self, before=self.before + tuple(self._encode([text])[0].tolist()))
 
 
 def of_decoder(tokenizer: Tokenizer) -> ChunkTokenizer:
@@ -126,8 +125,8 @@ def of_encoder(folder: Path) -> ChunkTokenizer:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # in `tokenizers`, this name means: encode their strings as plain text
-    plain = backend.encode(_PREFIXED_PROBE, add_special_tokens=False).ids
-    whole = backend.encode(_PREFIXED_PROBE).ids
+    plain = backend.encode(_PROBE, add_special_tokens=False).ids
+    whole = backend.encode(_PROBE).ids
     starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
     if not plain or not starts:
         raise ValueError(f"{path}: its special tokens don't stand before and after the text")
@@ -135,29 +134,29 @@ def of_encoder(folder: Path) -> ChunkTokenizer:
     return ChunkTokenizer(backend, tuple(before), tuple(after), empty=plain[0], pad_id=padding.get("pad_id", 0))
 
 
-def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """Texts by the megabyte: what is tokenised at once."""
-    group: list[tuple[int, str]] = []
+def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str, bool]]]:
+    """Parts of texts by the megabyte, which is what is tokenised at once: text's index, part, whether the last one."""
+    group: list[tuple[int, str, bool]] = []
     size = 0
     for index, text in enumerate(texts):
-        group.append((index, text))
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield group
-            group, size = [], 0
+        for part, is_last in _parts(text):
+            group.append((index, part, is_last))
+            size += len(part)
+            if size >= BATCH_CHARACTERS:
+                yield group
+                group, size = [], 0
     if group:
         yield group
 
 
-def _parts(text: str) -> Iterator[str]:
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
     """A text in parts, cut in front of white space where there is any: there no token reaches across."""
-    text = _LONE_SURROGATE.sub("\ufffd", text)
     start = 0
     while len(text) - start > PART_CHARACTERS:
         end = start + PART_CHARACTERS
-        window = text[max(start, end - 1024) : end]
+        window = text[max(start, end - _LONGEST_WORD) : end]
         found = _LAST_WORD_END.search(window)
         cut = end - len(window) + found.end() if found else end
-        yield text[start:cut]
+        yield _LONE_SURROGATE.sub("\ufffd", text[start:cut]), False
         start = cut
-    yield text[start:]
+    yield _LONE_SURROGATE.sub("\ufffd", text[start:]), True

@@ -1,7 +1,8 @@
 """Embeddings of many texts: chunks in length-bucketed batches, model, pooling and head in one compiled program.
 
 A bucket is a row length; a batch of it has as many rows as `batch_tokens` hold. So there is one program a bucket and
-a fixed set of them, whatever the texts are, and every batch costs about the same.
+a fixed set of them, whatever the texts are, and every batch costs about the same. With several local devices the rows
+of a batch are split over them, every device computing its own.
 """
 
 import bisect
@@ -10,30 +11,37 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int32
 
 from safelm.safety.embedding.backbone import Backbone, Params
 
-BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-BATCH_TOKENS = 4096
-_WINDOW_BATCHES = 64  # chunks are sorted into buckets among this many batches' worth
+BUCKETS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+CPU_BATCH_TOKENS = 512  # what one layer makes of them stays in a core's cache; larger batches are slower
+BATCH_TOKENS = 16_384
+_WINDOW_TOKENS = 1 << 18  # chunks are sorted by length among so many tokens' worth
 
 Head = Callable[[Any, jax.Array], Any]
 
 
 class Embedder:
-    """Embeds texts with a backbone, its parameters on the device.
+    """Embeds texts with a backbone, its parameters on all local devices.
 
     Args:
       params: instead of the backbone's own (fine-tuned ones).
-      batch_tokens: tokens in a batch, padding included; a row longer than that makes a batch of its own.
+      batch_tokens: tokens in a device's batch, padding included; 512 on CPUs and 16,384 elsewhere when not given. A row
+        longer than that makes a batch of its own.
     """
 
-    def __init__(self, backbone: Backbone, params: Params | None = None, batch_tokens: int = BATCH_TOKENS):
+    def __init__(self, backbone: Backbone, params: Params | None = None, batch_tokens: int | None = None):
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens={batch_tokens}: must be at least 1")
+        devices = jax.local_devices()
         self.backbone = backbone
         self.buckets = bucket_lengths(backbone.max_tokens)
-        self._batch_tokens = batch_tokens
-        self._params = jax.device_put(backbone.params if params is None else params)
+        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if devices[0].platform == "cpu" else BATCH_TOKENS)
+        self._mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+        self._params = self._replicated(backbone.params if params is None else params)
         self._programs: dict[Head, Any] = {}
 
     def embed(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C D"], Int32[np.ndarray, " C"]]:
@@ -44,32 +52,38 @@ class Embedder:
         """`fn(fn_params, embedding_BD)` of every chunk, computed in the same program as the embedding.
 
         Args:
-          fn: pure; from a batch of embeddings to an array of rows [B, ...]. Give the same function each time: a new
+          fn: pure, row by row: from a batch of embeddings to an array [B, ...]. Give the same function each time: a new
             one is compiled anew.
 
         Returns:
           The results of all chunks [C, ...] and the index of each chunk's text.
         """
         program = self._program(fn)
+        fn_params = self._replicated(fn_params)
         documents: list[int] = []
         results: list[np.ndarray] = []
         for window in self._windows(texts):
-            rows: list[Any] = [None] * len(window)
+            pending = []  # the next batch is made ready while the device is at work
             for batch, length in self._batches([len(chunk) for _, chunk in window]):
-                tokens_BT, lengths_B = self._padded([window[i][1] for i in batch], length)
-                out = np.asarray(program(self._params, fn_params, tokens_BT, lengths_B))
-                for row, i in zip(out, batch, strict=False):
-                    rows[i] = row
+                inputs = self._padded([window[i][1] for i in batch], length)
+                pending.append((batch, program(self._params, fn_params, *inputs)))
+            first = np.asarray(pending[0][1])
+            out = np.empty((len(window), *first.shape[1:]), first.dtype)
+            for batch, rows in pending:
+                out[batch] = np.asarray(rows)[: len(batch)]
             documents += [document for document, _ in window]
-            results += rows
+            results.append(out)
         if not results:
             shape = jax.eval_shape(program, self._params, fn_params, *self._padded([], self.buckets[0]))
             return np.zeros((0, *shape.shape[1:]), shape.dtype), np.zeros(0, np.int32)
-        return np.stack(results), np.asarray(documents, np.int32)
+        return np.concatenate(results), np.asarray(documents, np.int32)
 
     def rows(self, length: int) -> int:
-        """Rows in a batch of a bucket."""
-        return max(self._batch_tokens // length, 1)
+        """Rows in a batch of a bucket, over all devices."""
+        return max(self._batch_tokens // length, 1) * self._mesh.size
+
+    def _replicated(self, tree: Any) -> Any:
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
     def _program(self, fn: Head) -> Any:
         if fn not in self._programs:
@@ -77,16 +91,19 @@ class Embedder:
             def run(params: Params, fn_params: Any, tokens_BT: jax.Array, lengths_B: jax.Array) -> Any:
                 return fn(fn_params, self.backbone.pooled(params, tokens_BT, lengths_B))
 
-            self._programs[fn] = jax.jit(run)
+            whole, rows = PartitionSpec(), PartitionSpec("batch")
+            specs = {"in_specs": (whole, whole, rows, rows), "out_specs": rows}
+            self._programs[fn] = jax.jit(jax.shard_map(run, mesh=self._mesh, **specs, check_vma=False))
         return self._programs[fn]
 
     def _windows(self, texts: Sequence[str]) -> Iterator[list[tuple[int, np.ndarray]]]:
         window: list[tuple[int, np.ndarray]] = []
         tokens = 0
+        limit = max(_WINDOW_TOKENS, 16 * self._batch_tokens * self._mesh.size)
         for document, chunk in self.backbone.tokenizer.chunks(texts, self.backbone.max_tokens):
             window.append((document, chunk))
             tokens += len(chunk)
-            if tokens >= _WINDOW_BATCHES * self._batch_tokens:
+            if tokens >= limit:
                 yield window
                 window, tokens = [], 0
         if window:
