@@ -27,6 +27,8 @@ import fsspec
 
 from data_tasks.preprocessors import MAX_SCORE, NO_SCORE
 from safelm.data import remote
+from safelm.safety.documents import MalformedError as MalformedRowError
+from safelm.safety.documents import parse_object
 
 SCORE_FIELDS = (
     "harm_score",
@@ -42,10 +44,6 @@ _FEW_ROWS = 20
 _ROWS_WITHOUT_COLUMN = 100
 
 _logger = logging.getLogger(__name__)
-
-
-class MalformedRowError(ValueError):
-    """Why one row can't be used; never holds its text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,24 +215,12 @@ _Row = tuple[int, Any, Callable[[], Any]]
 
 def _json_rows(path: str) -> Iterator[_Row]:
     """(row number, raw line, its parser) for every line that isn't blank."""
-
-    def parse(line: bytes) -> Any:
-        try:
-            return json.loads(line)
-        except UnicodeDecodeError:
-            raise MalformedRowError("not UTF-8") from None
-        except RecursionError:
-            raise MalformedRowError("not JSON: nested too deep") from None
-        except ValueError as error:  # only positions are taken from the message, never text
-            position = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise MalformedRowError(f"not JSON{position}") from None
-
     with _open(path, "infer") as file:
         number = 0
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, line, lambda line=line: parse(line)
+                    yield number, line, lambda line=line: parse_object(line)
         except (EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged or cut short after row {number} ({error})") from error
         except OSError as error:

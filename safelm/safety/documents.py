@@ -153,7 +153,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_ROW_BYTES:
         raise MalformedError(f"longer than {MAX_ROW_BYTES >> 20} MiB")
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise MalformedError("not UTF-8") from None
     except RecursionError:
