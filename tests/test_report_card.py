@@ -261,6 +261,18 @@ def test_count_survives_json():
     assert Count.from_json(count.to_json()) == count
 
 
+def test_hits_of_parts_add_up_in_any_order():
+    documents, whole = [3, 1, 7, 2], Hits()
+    for hits in documents:
+        whole.add(hits)
+    for cut in range(5):
+        parts = [Hits(), Hits()]
+        for at, hits in enumerate(documents):
+            parts[at < cut].add(hits)
+        parts[0].merge(parts[1])
+        assert parts[0] == whole == Hits(hits=13, documents=4, squares=63, largest=7)
+
+
 def test_intervals_are_exact_poisson_without_clusters_and_cover_with_them():
     low, high = card.gamma_interval(Hits(hits=10, documents=10, squares=10, largest=1), 1.0)
     assert (low, high) == (pytest.approx(4.795, abs=1e-3), pytest.approx(18.390, abs=1e-3))  # Garwood 1936
