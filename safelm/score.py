@@ -10,16 +10,18 @@ each scorer's own columns:
     OUTPUT/manifest.json           written last: counts, checksums, scorers, their agreement, speed
 
 A text without content gets score 0 and the reason "empty"; no scorer is asked. Runs on Apache Beam, by default with a
-process for each core of this machine. A shard is a file or a part of a large one. A stopped run goes on where it was
-when the same command is given again, and ends with the same files; an output folder of another input, other scorers or
-columns is refused. Documents are never logged.
+process for each core of this machine (a single one where JAX has an accelerator). A shard is a file or a part of a
+large one. A stopped run goes on where it was when the same command is given again, and ends with the same files; an
+output folder of another input, other scorers or columns is refused. Documents are never logged.
 
 scorers: classifier:DIR, judge:MODEL, endpoint:URL#MODEL or python:MODULE:FACTORY, several by comma; NAME=KIND:PLACE
 names one's columns.
 """
 
 import argparse
+import dataclasses
 import logging
+import sys
 import time
 from typing import Any
 
@@ -76,8 +78,16 @@ def main(flags: argparse.Namespace) -> None:
         id_column=flags.id_column or "id",
     )
     plan.check_input(files[0].path, work, needs_id=flags.id_column is not None)
+    if not runner.workers and _has_accelerator():
+        runner = dataclasses.replace(runner, workers=1) if runner.is_here else runner
     summary = score(files, work, runner, flags.part_mb << 20)
     _report(work.output, summary)
+
+
+def _has_accelerator() -> bool:
+    """Whether a scorer has loaded JAX and it uses more than processors: then one process has it to itself."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.default_backend() != "cpu"
 
 
 def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: int) -> dict[str, Any]:

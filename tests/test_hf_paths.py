@@ -24,6 +24,7 @@ from token_stores import numbered_documents, write_store
 from safelm import train_tokenizer
 from safelm.data import cache
 from safelm.data.store import TokenStore
+from safelm.safety import documents as safety_documents
 from safelm.tokenizer import Tokenizer
 
 REPO = "hf://datasets/someone/web"
@@ -251,3 +252,24 @@ def test_token_store_of_a_repository(hub, tmp_path):
     store = TokenStore.open("hf://datasets/someone/tokens/train", verify_checksums=True)
     assert store.directory.startswith(str(tmp_path / "cache"))
     assert store.tokens(0, 100).tolist() == local.tokens(0, 100).tolist()
+
+
+def test_documents_of_a_hub_folder_are_found_described_and_read(hub, tmp_path):
+    for name in ("train-0.jsonl", "sub/train-1.parquet", "README.md"):
+        (tmp_path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": str(i), "text": f"Document {i}."} for i in range(20)]
+    (tmp_path / "web/train-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "web/sub/train-1.parquet")
+    (tmp_path / "web/README.md").write_text("about it")
+    hub.add("someone/web", tmp_path / "web")
+    files = [f"{REPO}/sub/train-1.parquet", f"{REPO}/train-0.jsonl"]
+    assert safety_documents.list_files(REPO) == files
+    assert safety_documents.list_files(f"{REPO}/*.jsonl") == files[1:]
+    for file in safety_documents.find(REPO):
+        assert file.bytes == (tmp_path / "web" / file.path.removeprefix(f"{REPO}/")).stat().st_size
+        assert safety_documents.describe(file).keys() == {
+            "path",
+            "bytes",
+            "version" if file.version else "sample_sha256",
+        }
+        assert [row for _, row in safety_documents.read_rows(file.path)] == rows

@@ -20,7 +20,7 @@ from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 RECORDS = "_shards"
 MALFORMED_SUFFIX = ".malformed"
 BATCH_CHARACTERS, BATCH_ROWS = 2 << 20, 2048
-_QUOTE = 24  # so many characters of a text in a message are a quotation
+_SHORT, _QUOTE = 8, 24  # so many characters of a text in a message are a quotation; of a shorter one all it has
 
 _T = TypeVar("_T")
 
@@ -100,8 +100,8 @@ def _no_quotations(name: str, texts: Sequence[str]) -> Iterator[None]:
         message, kind = type(error).__name__, ValueError
     else:
         return
-    pieces = {message[at : at + _QUOTE] for at in range(max(1, len(message) - _QUOTE + 1))}
-    whole = {text for text in texts if 0 < len(text.strip()) < _QUOTE and text in message}
+    pieces = {message[at : at + _QUOTE] for at in range(len(message) - _QUOTE + 1)}
+    whole = {text for text in texts if _SHORT <= len(text) < _QUOTE and text in message}
     if whole or any(piece in text for piece in pieces for text in texts):
         message = "an error whose message quotes a document"
     raise kind(f"scorer {name}: {message}") from None
@@ -112,7 +112,7 @@ def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: Outp
     started = time.monotonic()
     with out.staging() as staging, contextlib.ExitStack() as files:
         writer = _ShardWriter(job, work, staging, files)
-        agreement, empty, characters = Agreement(loaded.ensemble.names), 0, 0
+        agreement, read, empty, characters = Agreement(loaded.ensemble.names), 0, 0, 0
         rows = writer.format.read(job.path, job.part, work.text_column, work.columns, writer.quarantine)
         for batch in batches(rows):
             answers = loaded.ask([text for text, _ in batch])
@@ -120,12 +120,14 @@ def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: Outp
                 agreement.add(list(verdicts.values()))
             decisions = [loaded.ensemble.combine(list(given.values())) if given else EMPTY for given in answers]
             writer.write([payload for _, payload in batch], decisions, answers)
+            read += len(batch)
             empty += answers.count({})
             characters += sum(len(text) for text, _ in batch)
         files.close()
         record = writer.publish(out)
     seconds = round(time.monotonic() - started, 3)
     return record | {
+        "rows": read + record["folders"][QUARANTINE],
         "empty": empty,
         "characters": characters,
         "agreement": agreement.to_json(),
@@ -208,7 +210,7 @@ class _ShardWriter:
                 files[target] = {"rows": count} | out.publish(self._path(name), target)
             elif not out.is_remote:
                 out.remove(target)
-        return {"rows": sum(rows.values()), "folders": rows, "files": files}
+        return {"folders": rows, "files": files}
 
     def _path(self, name: str) -> str:
         return os.path.join(self._staging, name)
