@@ -12,22 +12,26 @@ import csv
 import importlib.util
 import json
 import logging
+import os
 import platform
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from safelm.formats.sources import read_model
+from safelm.safety.embedding import installed_path
 from safelm.safety.ensemble import Agreement
-from safelm.safety.judge import load_judge
+from safelm.safety.judge.local import Judge, Settings
 from safelm.safety.scorer import Verdict
 
 log = logging.getLogger("bench_judge")
 LEVELS = {0.0: 0, 0.25: 1, 0.5: 3, 0.75: 4, 1.0: 5}  # a human level and its place among the rubric's
 
 
-def human_scored(count: int) -> list[tuple[str, str, int]]:
+def human_scored(count: int, max_characters: int) -> list[tuple[str, str, int]]:
     """(id, text, level) of a fixed sample, as many of each level as there are; FileNotFoundError without pyrit."""
     spec = importlib.util.find_spec("pyrit")
     if spec is None:
@@ -38,26 +42,27 @@ def human_scored(count: int) -> list[tuple[str, str, int]]:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         for number, row in enumerate(csv.DictReader(lines[1:] if lines[0].startswith("#") else lines)):
             ratings = [float(value) for name, value in row.items() if name and name.startswith("human_score") and value]
-            if ratings and (level := LEVELS.get(round(float(np.median(ratings)) * 4) / 4)) is not None:
+            if not ratings or len(row["assistant_response"]) > max_characters:
+                continue
+            if (level := LEVELS.get(round(float(np.median(ratings)) * 4) / 4)) is not None:
                 by_level.setdefault(level, []).append((f"{path.stem}:{number}", row["assistant_response"], level))
     rng = random.Random(0)
     share = -(-count // len(by_level))
-    return [row for level in sorted(by_level) for row in rng.sample(sorted(by_level[level]), share)][:count]
+    sample = [row for level in sorted(by_level) for row in rng.sample(sorted(by_level[level]), share)]
+    rng.shuffle(sample)  # so that any first few are of all levels
+    return sample[:count]
 
 
-def timed(source: str, texts: list[str], **options) -> tuple[dict, list[Verdict]]:
-    """Loads, warms up on the same documents (so that every bucket is compiled), and scores them once more."""
-    started = time.perf_counter()
-    judge = load_judge(source, **options)
-    loaded = time.perf_counter()
-    judge.score(texts)
-    warm = time.perf_counter()
-    unusable = judge.num_unusable
+def measured(judge: Judge, texts: list[str], timed: int) -> tuple[dict, list[Verdict]]:
+    """The verdicts on all texts, and the speed on the first `timed` of them, whose programs are compiled by then."""
     verdicts = judge.score(texts)
-    took = time.perf_counter() - warm
-    figures = {"load_s": loaded - started, "first_run_s": warm - loaded, "seconds": took}
-    figures |= {"documents_per_s": len(texts) / took, "kB_per_s": sum(map(len, texts)) / took / 1000}
-    figures |= {"chunks": sum(int(v.details["chunks"]) for v in verdicts), "unusable": unusable}
+    figures: dict = {"documents": len(texts), "unusable": judge.num_unusable}
+    if timed:
+        started = time.perf_counter()
+        judge.score(texts[:timed])
+        took = time.perf_counter() - started
+        size = sum(map(len, texts[:timed])) / 1000
+        figures |= {"timed_documents": timed, "documents_per_s": timed / took, "kB_per_s": size / took}
     return {name: round(value, 3) for name, value in figures.items()}, verdicts
 
 
@@ -73,10 +78,10 @@ def against_people(levels: list[int], verdicts: list[Verdict]) -> dict:
     return pair
 
 
-def spearman(a: list[float], b: list[float]) -> float:
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Rank correlation, ties at their mean rank."""
 
-    def ranks(values: list[float]) -> np.ndarray:
+    def ranks(values: Sequence[float]) -> np.ndarray:
         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
         return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
@@ -86,25 +91,33 @@ def spearman(a: list[float], b: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="smollm2", help="what safelm.safety.judge.load_judge takes")
-    parser.add_argument("--documents", type=int, default=60)
-    parser.add_argument("--reason_tokens", type=int, default=40)
+    parser.add_argument("--documents", type=int, default=60, help="scored without a reason, against people")
+    parser.add_argument("--timed", type=int, default=20, help="of these, scored again for the speed")
+    parser.add_argument("--with_reason", type=int, default=10, help="scored with a reason")
+    parser.add_argument("--free", type=int, default=30, help="answered freely")
+    parser.add_argument("--max_characters", type=int, default=1500, help="documents longer than this are left out")
     parser.add_argument("--output", help="write the figures as JSON here too")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows = human_scored(flags.documents)
+    rows = human_scored(flags.documents, flags.max_characters)
     texts, levels = [text for _, text, _ in rows], [level for *_, level in rows]
-    result: dict = {"machine": platform.platform(), "source": flags.source, "documents": len(rows)}
+    result: dict = {"machine": platform.platform(), "load_average": os.getloadavg(), "source": flags.source}
     result["mean_characters"] = round(float(np.mean([len(text) for text in texts])))
     runs = {
-        "score only": {"reason_tokens": 0},
-        "score and reason": {"reason_tokens": flags.reason_tokens},
-        "free answer": {"constrained": False},
+        "score only": (flags.documents, flags.timed, Settings(reason_tokens=0)),
+        "score and reason": (flags.with_reason, flags.with_reason, Settings()),
+        "free answer": (flags.free, 0, Settings(constrained=False)),
     }
-    for name, options in runs.items():
-        figures, verdicts = timed(flags.source, texts, **options)
-        result[name] = figures | {"against_people": against_people(levels, verdicts)}
+    place = str(installed_path("smollm2")) if flags.source == "smollm2" else flags.source
+    loaded = read_model(place)
+    for name, (count, timed, settings) in runs.items():
+        figures, verdicts = measured(Judge(*loaded, settings, source=place), texts[:count], timed)
+        if not timed or not settings.reason_tokens:
+            figures["against_people"] = against_people(levels[:count], verdicts)
+        if not settings.reason_tokens:
+            result["scores"] = {identity: verdict.score for (identity, *_), verdict in zip(rows, verdicts, strict=True)}
+        result[name] = figures
         log.info("%s: %s", name, json.dumps(figures))
-    result["scores"] = {identity: verdict.score for (identity, *_), verdict in zip(rows, verdicts, strict=True)}
     if flags.output:
         Path(flags.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     log.info("%s", json.dumps(result))

@@ -45,9 +45,12 @@ def tokenizer() -> Tokenizer:
 def tiny():
     config = model.ModelConfig(
         num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8, max_seq_len=1024,
-        vocab_size=tokenizer().vocab_size, dtype="float32", init_std=0.5,
+        vocab_size=tokenizer().vocab_size, dtype="float32",
     )  # fmt: skip
-    return config, model.init(config, jax.random.key(1))
+    rng = np.random.default_rng(1)
+    return config, jax.tree.map(
+        lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), model.abstract_params(config)
+    )
 
 
 def tiny_judge(**settings) -> Judge:
@@ -59,7 +62,8 @@ def judge():
     return tiny_judge(reason_tokens=8)
 
 
-TEXTS = ["the cat sat", "", "a" * 70, "a number is safe for all ages " * 5, "ünïcode 猫 \U0001f600", *HOSTILE]
+# All of one bucket: the fewer programs to compile, the faster the tests.
+TEXTS = ["the cat sat on it " * 4, "ünïcode 猫" * 3, "a number is safe for all ages " * 6, HOSTILE[0], HOSTILE[3]]
 
 
 @given(st.text())
@@ -247,18 +251,17 @@ def test_the_installed_models_vocabulary_can_answer():
     assert [answer.reason for answer in replies.answers([4, 5])] == ["Says Ünïcode 猫 names a group"] * 2
 
 
+@jax.jit
+def all_logits(params, tokens_1T):
+    return model.apply(tiny()[0], params, tokens_1T)
+
+
 def by_hand(judge: Judge, text: str, steps: int) -> tuple[np.ndarray, str]:
     """P(score) of the six, and the reason, by whole forwards of one row and masks of a state of its own."""
-    config, params = tiny()
     ids = [*judge._frame.before, *tokenizer().encode(escape(text)), *judge._frame.after, *grammar().opening]
-    width = 1024
-
-    @jax.jit
-    def logits_at(tokens_1T, place):
-        return model.apply(config, params, tokens_1T)[0, place]
 
     def logits():
-        return np.asarray(logits_at(jnp.asarray([ids + [0] * (width - len(ids))]), len(ids) - 1))
+        return np.asarray(all_logits(tiny()[1], jnp.asarray([ids + [0] * (768 - len(ids))]))[0, len(ids) - 1])
 
     six = logits()[list(grammar().score_ids)]
     score_id = grammar().score_ids[int(six.argmax())]
@@ -294,12 +297,12 @@ def test_the_batch_changes_no_answer(judge):
     together = judge.score(TEXTS)
     assert all(verdict.score in SCORES and verdict.reason for verdict in together)
     assert_same(judge.score(TEXTS[::-1])[::-1], together)
-    assert_same([judge.score([text])[0] for text in TEXTS[:4]], together[:4])
-    assert_same(tiny_judge(reason_tokens=8, batch_tokens=1).score(TEXTS[:4]), together[:4])
+    assert_same(tiny_judge(reason_tokens=8, batch_tokens=1).score(TEXTS), together)  # one by one
+    assert_same(judge.score(TEXTS[:1]), together[:1])
     without = tiny_judge(reason_tokens=0)
     assert_same(without.score(TEXTS), [dataclasses.replace(verdict, reason="") for verdict in together])
     assert judge.num_unusable == 0 and without.num_answers == len(TEXTS)
-    assert judge.score([]) == []
+    assert judge.score([]) == [] and without.score([""])[0].score in SCORES
 
 
 @given(st.integers(0, 10_000), st.integers(1, 300), st.integers(0, 20))
@@ -314,22 +317,24 @@ def test_chunks_cover_a_document_once(length, size, most):
 
 
 def test_the_highest_chunk_decides():
-    judge = tiny_judge(reason_tokens=4, chunk_tokens=16)
+    judge = tiny_judge(reason_tokens=0, chunk_tokens=16)
     text = " ".join(random.Random(2).choices(["cat", "violence", "group", "17", "mild", "a"], k=60))
     (verdict,) = judge.score([text])
     assert verdict.details["chunks"] > 3
     ids = tokenizer().encode(escape(text))
     spans = chunks.spans(len(ids), 16, 0)
-    alone = [judge.score([tokenizer().decode(ids[start:end])])[0] for start, end in spans]
+    alone = judge.score([tokenizer().decode(ids[start:end]) for start, end in spans])
     assert verdict.score == max(each.score for each in alone) and len(alone) == verdict.details["chunks"]
-    assert verdict.reason in {each.reason for each in alone if each.score == verdict.score}
-    limited = tiny_judge(reason_tokens=0, chunk_tokens=16, max_chunks=2).score([text, "a"])
-    assert [each.details["chunks"] for each in limited] == [2, 1]
+    best = max(each.details["expected_score"] for each in alone if each.score == verdict.score)
+    assert verdict.details["expected_score"] == pytest.approx(best, abs=1e-4)
+    limited = tiny_judge(reason_tokens=0, chunk_tokens=16, max_chunks=2)
+    assert [limited._cut(each) for each in ("", "a")] == [judge._cut(each) for each in ("", "a")]
+    assert limited._cut(text) == [judge._cut(text)[0], judge._cut(text)[-1]]
 
 
 def test_free_answers_are_counted_and_never_guessed():
     judge = tiny_judge(constrained=False, free_tokens=6)
-    verdicts = judge.score(["the cat", "sat"])
+    verdicts = judge.score(["the cat", "the dog"])
     assert verdicts == [Verdict(None, details={"chunks": 1})] * 2
     assert (judge.num_answers, judge.num_unusable) == (2, 2)
 
@@ -338,13 +343,13 @@ def test_any_source_judges(tmp_path):
     config, params = tiny()
     checkpoint.save_params(str(tmp_path / "ours"), config, params, tokenizer())
     huggingface.write_folder(tmp_path / "hf", config, jax.tree.map(np.asarray, params), tokenizer())
-    expected = tiny_judge(reason_tokens=0).score(TEXTS[:2])
+    expected = tiny_judge(reason_tokens=0).score(TEXTS)
     ours = load_scorer(f"judge:{tmp_path}/ours?reason_tokens=0&name=small")
     assert ours.name == "small"
-    assert_same(ours.score(TEXTS[:2]), expected)
-    assert_same(load_judge(str(tmp_path / "hf"), reason_tokens=0, dtype="float32").score(TEXTS[:2]), expected)
-    same = load_judge(str(tmp_path / "ours"), reason_tokens=0, batch_tokens=64)
-    other = load_judge(str(tmp_path / "ours"), reason_tokens=0, chunk_tokens=64)
+    assert_same(ours.score(TEXTS), expected)
+    assert_same(load_judge(str(tmp_path / "hf"), reason_tokens=0, dtype="float32").score(TEXTS), expected)
+    same = tiny_judge(reason_tokens=0, batch_tokens=64)
+    other = tiny_judge(reason_tokens=0, chunk_tokens=64)
     assert ours.fingerprint == same.fingerprint != other.fingerprint
 
 
