@@ -90,6 +90,10 @@ class Runner:
         """Whether all workers are processes of this machine."""
         return self.name == "local"
 
+    def may_stay_here(self, jobs: int) -> bool:
+        """Whether workers of this many jobs may be threads of this process."""
+        return self.name == "portable" or (self.is_here and local_workers(self, jobs) == 1)
+
 
 def add_flags(parser: argparse.ArgumentParser, *, default: str | None) -> None:
     """Adds --runner, --workers and Beam's own flags, which stand behind `--`. A `default` of None is to do without."""

@@ -77,6 +77,8 @@ def main(flags: argparse.Namespace) -> None:
         text_column=flags.text_column,
         id_column=flags.id_column or "id",
     )
+    scorers.keep(work.scorers, loaded)
+    del loaded
     plan.check_input(files[0].path, work, needs_id=flags.id_column is not None)
     if not runner.workers and _has_accelerator():
         runner = dataclasses.replace(runner, workers=1) if runner.is_here else runner
@@ -99,6 +101,8 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         if not todo.jobs and former is not None:
             return former
         started = time.monotonic()
+        if not runner.may_stay_here(len(todo.jobs)):
+            scorers.forget()
         with tqdm.tqdm(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
             beam_runner.run_jobs(todo.jobs, work, runner, _Progress(out, bar))
         out.raise_failures()

@@ -9,6 +9,9 @@ from safelm.safety.scorer import KINDS, Scorer, Verdict, load_scorer
 _ALIAS = re.compile(rf"([a-z][a-z0-9_]*)=(?=(?:{'|'.join(KINDS)}):)")
 
 
+_kept: dict[tuple["ScorerSpec", ...], list[Scorer]] = {}
+
+
 @dataclasses.dataclass(frozen=True)
 class ScorerSpec:
     """`spec` is what `load_scorer` takes; name and fingerprint are "" until the scorer was loaded once."""
@@ -49,6 +52,8 @@ def load_scorers(specs: Sequence[ScorerSpec], *, check: bool = False) -> list[Sc
 
     Raises ValueError for two of one name or a name that can't begin a column's, and what loading a scorer raises.
     """
+    if check and tuple(specs) in _kept:
+        return _kept[tuple(specs)]
     scorers: list[Scorer] = []
     for spec in specs:
         scorer = load_scorer(spec.spec)
@@ -64,6 +69,16 @@ def load_scorers(specs: Sequence[ScorerSpec], *, check: bool = False) -> list[Sc
             raise ValueError(f"--scorers: two are named {scorer.name!r}; name one by NAME=KIND:PLACE")
         scorers.append(scorer)
     return scorers
+
+
+def keep(specs: Sequence[ScorerSpec], scorers: Sequence[Scorer]) -> None:
+    """Lets workers that are threads of this process use what was loaded here, instead of loading it again."""
+    _kept[tuple(specs)] = list(scorers)
+
+
+def forget() -> None:
+    """Lets go of what `keep` kept, before other processes load it."""
+    _kept.clear()
 
 
 def describe(specs: Sequence[ScorerSpec], scorers: Sequence[Scorer]) -> tuple[ScorerSpec, ...]:
