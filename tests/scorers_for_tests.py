@@ -1,4 +1,4 @@
-"""A tiny deterministic scorer, loaded as python:scorers_for_tests:NAME: the words level0 ... level5 of a text decide."""
+"""A tiny deterministic scorer, loaded as python:scorers_for_tests:LevelScorer: the highest levelN of a text decides."""
 
 import os
 import re
