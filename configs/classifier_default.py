@@ -13,8 +13,8 @@ from safelm.safety.classifier.recipe_config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.backbone.update(source="smollm2", layer=(15,), pooling="mean", max_tokens=512)
-    config.data = ("pyrit", "synthetic_web:500")
-    config.head.update(solver="exact", standardize=True, l2=(0.03, 0.1, 0.3, 1.0))
+    config.backbone.update(source="smollm2", layer=(15, 17, 21, 24), pooling="mean", max_tokens=512)
+    config.data = ("pyrit",)
+    config.head.update(solver="exact", standardize=True, l2=(0.1, 0.3, 1.0))
     config.tuning.last_n = 0
     return config.lock()

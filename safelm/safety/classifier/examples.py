@@ -179,16 +179,22 @@ def _rows(path: str, scheme: Scheme) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.endswith(_TABLES):
         yield from documents.read_rows(path, text_column=scheme.text_column)
         return
+    rows = list(table_rows(path))
+    if rows and not any(scheme.text_column in row for _, row in rows):
+        raise ValueError(f"{path}: missing column {scheme.text_column!r}; it has {', '.join(map(str, rows[0][1]))}")
+    yield from rows
+
+
+def table_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of a local `.csv[.gz]` or `.json[.gz]` file. Raises ValueError if it can't be read."""
     try:
         data = pathlib.Path(path).read_bytes()
         text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig")
-        rows = json.loads(text) if ".json" in path[-8:] else list(_csv_rows(text))
+        rows = list(_csv_rows(text)) if path.removesuffix(".gz").endswith(".csv") else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
         raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: not a list of objects")
-    if rows and not any(scheme.text_column in row for row in rows):
-        raise ValueError(f"{path}: missing column {scheme.text_column!r}; it has {', '.join(map(str, rows[0]))}")
     yield from enumerate(rows, start=1)
 
 

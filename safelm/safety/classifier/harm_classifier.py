@@ -43,22 +43,29 @@ class Classifier:
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, in order."""
         logits_CK, text_C = self.logits(texts)
-        columns = {
-            "score": self.calibration.scores(logits_CK).astype(np.float64),
-            "unsafe_probability": self.calibration.probability(1, logits_CK),
-            "unsafe_probability_3": self.calibration.probability(3, logits_CK),
-            "expected_score": expected_score(logits_CK),
-        }
-        highest = {name: maximum_by_text(value_C, text_C, len(texts)) for name, value_C in columns.items()}
+        columns = highest(self.calibration, logits_CK, text_C, len(texts))
         chunks_N = np.bincount(text_C, minlength=len(texts))
         return [
             Verdict(
-                int(highest["score"][i]),
-                details={name: float(highest[name][i]) for name in columns if name != "score"}
+                int(columns["score"][i]),
+                details={name: float(columns[name][i]) for name in columns if name != "score"}
                 | {"n_chunks": int(chunks_N[i])},
             )
             for i in range(len(texts))
         ]
+
+
+def highest(
+    calibration: Calibration, logits_CK: Float[np.ndarray, "C 6"], text_C: Int32[np.ndarray, " C"], texts: int
+) -> dict[str, Float[np.ndarray, " N"]]:
+    """Score, probabilities and expected score of each text: the highest among its chunks."""
+    columns = {
+        "score": calibration.scores(logits_CK).astype(np.float64),
+        "unsafe_probability": calibration.probability(1, logits_CK),
+        "unsafe_probability_3": calibration.probability(3, logits_CK),
+        "expected_score": expected_score(logits_CK),
+    }
+    return {name: maximum_by_text(value_C, text_C, texts) for name, value_C in columns.items()}
 
 
 def maximum_by_text(

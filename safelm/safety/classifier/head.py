@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from safelm.safety.classifier.metrics import CLASSES
 
+ArrayLike = Array | np.ndarray
 HeadParams = dict[str, Array | np.ndarray]  # kernel [D, 6], bias [6], float32
 
 
@@ -48,17 +49,19 @@ def init(dim: int) -> HeadParams:
     return {"kernel": jnp.zeros((dim, CLASSES), jnp.float32), "bias": jnp.zeros(CLASSES, jnp.float32)}
 
 
-def apply(params: Any, x_BD: Float[Array, "B D"]) -> Float[Array, "B 6"]:
+def apply(params: Any, x_BD: Float[ArrayLike, "B D"]) -> Float[ArrayLike, "B 6"]:
     """Logits of the six scores."""
     return x_BD @ params["kernel"] + params["bias"]
 
 
-def weights_of(scores_B: Int[Any, " B"], harm_weight: float) -> Any:
+def weights_of(scores_B: Int[ArrayLike, " B"], harm_weight: float | Array) -> Any:
     """Each example's weight in the loss: lambda where its score is above 0, else 1."""
     return jnp.where(scores_B > 0, harm_weight, 1.0)
 
 
-def weighted_loss(logits_BC: Float[Array, "B 6"], scores_B: Int[Any, " B"], harm_weight: float) -> Float[Array, ""]:
+def weighted_loss(
+    logits_BC: Float[ArrayLike, "B 6"], scores_B: Int[ArrayLike, " B"], harm_weight: float | Array
+) -> Float[Array, ""]:
     """Mean cross-entropy over the six classes, that of unsafe examples times lambda (Maini et al. 2025, C.1)."""
     losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, scores_B)
     return jnp.mean(losses_B * weights_of(scores_B, harm_weight))
@@ -111,7 +114,7 @@ def _exact(x_ND: jax.Array, scores_N: jax.Array, recipe: HeadRecipe) -> HeadPara
 
 @functools.partial(jax.jit, static_argnames="max_steps")
 def _lbfgs(
-    x_ND: jax.Array, scores_N: jax.Array, harm_weight: Any, l2: Any, mean_weight: Any, max_steps: int = 500
+    x_ND: jax.Array, scores_N: jax.Array, harm_weight: Any, l2: Any, mean_weight: Any, max_steps: int = 200
 ) -> HeadParams:
     """The optimum of a convex function: weights of mean 1, half the kernel's squared norm times l2."""
 
@@ -129,7 +132,7 @@ def _lbfgs(
         return optax.apply_updates(params, updates), state, optax.tree.norm(gradient), count + 1
 
     def unfinished(carry: Any) -> Any:
-        return (carry[3] < max_steps) & (carry[2] > 1e-5)
+        return (carry[3] < max_steps) & (carry[2] > 1e-4)
 
     params = init(x_ND.shape[1])
     params, *_ = jax.lax.while_loop(unfinished, step, (params, solver.init(params), jnp.inf, 0))

@@ -48,7 +48,7 @@ def _value(row: Row, column: str) -> Any:
     return value
 
 
-def _number(row: Row, column: str, low: float, high: float) -> float:
+def _number(row: Row, column: str, low: int | float, high: int | float) -> float:
     value = _value(row, column)
     try:
         number = float(value)
@@ -70,7 +70,7 @@ def _own(row: Row, column: str) -> int:
     return _whole(row, column, MIN_SCORE, MAX_SCORE)
 
 
-def _of_levels(levels: tuple[float, ...], low: float, high: float) -> Callable[[Row, str], int]:
+def _of_levels(levels: tuple[int, ...], low: float, high: float) -> Callable[[Row, str], int]:
     """Evenly wide bands of a scale: `levels[i]` is the score of the i-th."""
 
     def score(row: Row, column: str) -> int:
@@ -95,7 +95,7 @@ def _pyrit(row: Row, column: str) -> int:
     ratings = [_number(row, name, 0, 1) for name in row if name.startswith(column) and row[name] not in (None, "")]
     if not ratings:
         raise LabelError(f"column {column!r}: no label")
-    return _of_levels((0, 1, 3, 4, 5), 0, 1)({"mean": sum(ratings) / len(ratings)}, "mean")
+    return _of_levels((0, 1, 3, 4, 5), 0.0, 1.0)({"mean": sum(ratings) / len(ratings)}, "mean")
 
 
 OPENAI_FLAGS = {"S": 4, "H": 5, "V": 4, "HR": 4, "SH": 4, "S3": 5, "H2": 5, "V2": 5}
@@ -110,7 +110,7 @@ def _openai(row: Row, column: str) -> int:
 
 def _civil(row: Row, column: str) -> int:
     raters = _number(row, "n_raters", 1, math.inf)
-    return _of_levels((0, 1, 3, 4, 4), 0, 1)({"share": _number(row, column, 0, raters) / raters}, "share")
+    return _of_levels((0, 1, 3, 4, 4), 0.0, 1.0)({"share": _number(row, column, 0, raters) / raters}, "share")
 
 
 JIGSAW_FLAGS = {"toxic": 3, "obscene": 4, "insult": 4, "severe_toxic": 5, "threat": 5, "identity_hate": 5}
@@ -138,7 +138,7 @@ LABEL_TABLE: dict[str, Scheme] = {
         _of_classes({"0": 5, "1": 3, "2": 0}), "tweet", "class", "0 hate -> 5, 1 offensive -> 3, 2 neither -> 0"
     ),
     "toxigen": Scheme(
-        _of_levels((0, 1, 3, 4, 5), 1, 5), "text", "toxicity_score",
+        _of_levels((0, 1, 3, 4, 5), 1.0, 5.0), "text", "toxicity_score",
         "mean of the raters' 1 to 5, nearest whole number -> 0, 1, 3, 4, 5",
     ),
     "dynahate": Scheme(
@@ -154,7 +154,7 @@ LABEL_TABLE: dict[str, Scheme] = {
         "share of raters who say toxic, nearest of 0, .25, .5, .75, 1 -> 0, 1, 3, 4, 4", group_column="comment_id",
     ),
     "civil_toxicity": Scheme(
-        _of_levels((0, 1, 3, 4, 4), 0, 1), "text", "toxicity",
+        _of_levels((0, 1, 3, 4, 4), 0.0, 1.0), "text", "toxicity",
         "Civil Comments' toxicity 0 to 1, nearest of 0, .25, .5, .75, 1 -> 0, 1, 3, 4, 4",
     ),
     "source": Scheme(

@@ -96,15 +96,28 @@ class _Fitted:
 
 
 def _frozen(backbone: Backbone, texts: Sequence[examples.Example], recipe: Recipe, cache: str | None) -> _Fitted:
-    embedder = CachedEmbedder(Embedder(backbone), cache)
-    x_CD, text_C = embedder.embed([e.text for e in texts])
-    scores_N = np.asarray([e.score for e in texts])
-    fold_N = examples.folds_of([e.group for e in texts], recipe.folds, recipe.seed)
+    x_CD, text_C = CachedEmbedder(Embedder(backbone), cache).embed([e.text for e in texts])
+    scores_N, groups = np.asarray([e.score for e in texts]), [e.group for e in texts]
+    final, fitted, l2, logits_NK = fit_head(x_CD, text_C, scores_N, groups, recipe)
+    how = f"{recipe.folds}-fold cross-validation, whole groups"
+    return _Fitted(final, fitted, {"l2": l2, "measured": measures(how, fitted, logits_NK, scores_N)})
+
+
+def fit_head(
+    x_CD: Float[np.ndarray, "C D"],
+    text_C: Int32[np.ndarray, " C"],
+    scores_N: Int[np.ndarray, " N"],
+    groups: Sequence[str],
+    recipe: Recipe,
+) -> tuple[head.HeadParams, calibration.Calibration, float, Float[np.ndarray, "N 6"]]:
+    """A head on embeddings of all chunks, its calibration, the l2 chosen, and the logits that calibrated it.
+
+    Those logits are each text's (worst chunk) from a head that was fitted without its group.
+    """
+    fold_N = examples.folds_of(groups, recipe.folds, recipe.seed)
     chosen, logits_NK = cross_fit(x_CD, text_C, scores_N, fold_N, recipe)
     fitted = calibration.fit(logits_NK, scores_N, recipe.target_recall)
-    final = head.fit(_first(x_CD, text_C, len(texts)), scores_N, chosen)
-    how = f"{recipe.folds}-fold cross-validation, whole groups"
-    return _Fitted(final, fitted, {"l2": chosen.l2, "measured": measures(how, fitted, logits_NK, scores_N)})
+    return head.fit(_first(x_CD, text_C, len(scores_N)), scores_N, chosen), fitted, chosen.l2, logits_NK
 
 
 def cross_fit(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
@@ -127,10 +127,10 @@ class _Program:
     def __init__(self, backbone: Backbone, frozen: Params, recipe: TuningRecipe, harm_weight: float, batch_size: int):
         self._backbone, self._batch_size = backbone, batch_size
         self._buckets = bucket_lengths(backbone.max_tokens)
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         divides = batch_size % jax.device_count() == 0
-        self._rows = NamedSharding(mesh, PartitionSpec("data")) if divides else self.everywhere
+        self._rows = NamedSharding(mesh, PartitionSpec("batch")) if divides else self.everywhere
         self._frozen = jax.device_put(frozen, self.everywhere)
         self.optimizer = optax.adamw(recipe.learning_rate, weight_decay=recipe.weight_decay)
 

@@ -1,0 +1,127 @@
+"""The labelled sets that `eval_classifier.py` tests on: which texts, which of them are harmful, who is spoken of.
+
+Texts stay where they are and are never printed. A set is a fixed random sample (by the texts' hashes), each text once.
+"""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from safelm.safety.classifier import examples
+
+WIKITEXT_PAGE_CHARACTERS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledSet:
+    """Texts of one source. `harmful` is the source's own binary label, `score` ours by `LABEL_TABLE`.
+
+    `graded` is the source's own graded label where it has one (pyrit: 0 to 1); `identities` whom a text is about.
+    """
+
+    name: str
+    texts: Sequence[str] = dataclasses.field(repr=False)
+    score: np.ndarray
+    harmful: np.ndarray
+    groups: np.ndarray
+    graded: np.ndarray | None = None
+    identities: Sequence[str] = ()
+
+
+class AbsentError(Exception):
+    """Why a set can't be had here."""
+
+
+def pyrit(shared: pathlib.Path | None, limit: int) -> LabelledSet:
+    """Human harm scores of 5 levels; grouped by the objective asked for and by equal answers."""
+    try:
+        found = examples.read("pyrit")
+    except FileNotFoundError as error:
+        raise AbsentError(str(error)) from None
+    graded = []
+    for path in examples.pyrit_files():
+        for _, row in examples.table_rows(path):
+            marks = [float(v) for k, v in row.items() if k.startswith("human_score") and v not in (None, "")]
+            graded.append(sum(marks) / len(marks))
+    unique = {examples.text_key(e.text): e.group for e in examples.without_duplicates(found)}
+    groups = np.asarray([unique[examples.text_key(e.text)] for e in found])
+    value = np.asarray(graded)
+    score = np.asarray([e.score for e in found])
+    return LabelledSet("pyrit", [e.text for e in found], score, value >= 0.75, groups, value)
+
+
+def _scheme_set(name: str, file: str, scheme: str, harmful_from: int) -> Callable[..., LabelledSet]:
+    def read(shared: pathlib.Path | None, limit: int) -> LabelledSet:
+        path = _place(shared, file)
+        found = _sample(examples.without_duplicates(examples.read(f"{scheme}:{path}")), limit)
+        score = np.asarray([e.score for e in found])
+        return LabelledSet(
+            name, [e.text for e in found], score, score >= harmful_from, np.asarray([e.group for e in found]),
+            identities=_identities(path, found) if scheme == "toxigen" else (),
+        )  # fmt: skip
+
+    return read
+
+
+def _identities(path: pathlib.Path, found: Sequence[examples.Example]) -> list[str]:
+    named = {}
+    for _, row in examples.table_rows(str(path)):
+        groups = row.get("target_groups") or []
+        named[examples.text_key(row["text"])] = str(groups[0]) if groups else "none"
+    return [named[examples.text_key(e.text)] for e in found]
+
+
+def _safe_set(name: str, read: Callable[[pathlib.Path], list[str]], file: str) -> Callable[..., LabelledSet]:
+    def load(shared: pathlib.Path | None, limit: int) -> LabelledSet:
+        texts = read(_place(shared, file))
+        found = _sample([examples.Example(t, 0, examples.text_key(t), name) for t in texts], limit)
+        zero = np.zeros(len(found), np.int64)
+        return LabelledSet(name, [e.text for e in found], zero, zero > 0, np.asarray([e.group for e in found]))
+
+    return load
+
+
+def _web_pages(path: pathlib.Path) -> list[str]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+def _articles(path: pathlib.Path) -> list[str]:
+    """WikiText's articles, cut to pages of about the length of a web page."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        text = file.read()
+    return [
+        text[start : start + WIKITEXT_PAGE_CHARACTERS]
+        for start in range(0, len(text) - WIKITEXT_PAGE_CHARACTERS, WIKITEXT_PAGE_CHARACTERS)
+    ]
+
+
+def _sample(found: Sequence[examples.Example], limit: int) -> list[examples.Example]:
+    return sorted(found, key=lambda e: examples.text_key(e.text))[:limit]
+
+
+def _place(shared: pathlib.Path | None, file: str) -> pathlib.Path:
+    if shared is None:
+        raise AbsentError("--shared_data is not given")
+    if not (shared / file).exists():
+        raise AbsentError(f"{shared / file}: not there")
+    return shared / file
+
+
+# Harmful by each source's own line: any OpenAI flag; ToxiGen's mean of 3 or more (rounded); hate; hate or offensive.
+SETS: dict[str, Callable[[pathlib.Path | None, int], LabelledSet]] = {
+    "pyrit": pyrit,
+    "openai_moderation": _scheme_set(
+        "openai_moderation", "classifier/openai_moderation_train_840.jsonl.gz", "openai_moderation", 1
+    ),
+    "toxigen": _scheme_set("toxigen", "classifier/toxigen_human_train.json.gz", "toxigen", 3),
+    "dynahate": _scheme_set("dynahate", "classifier/dyn21_train_union.jsonl.gz", "dynahate", 1),
+    "davidson": _scheme_set("davidson", "classifier/davidson_labeled_data.csv.gz", "davidson", 1),
+    "c4": _safe_set("c4", _web_pages, "text/c4_validation.jsonl.gz"),
+    "wikitext": _safe_set("wikitext", _articles, "text/wiki.test.tokens.gz"),
+}
+SAFE_SETS = ("c4", "wikitext")
