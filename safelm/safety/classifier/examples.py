@@ -61,7 +61,8 @@ def read(source: str) -> list[Example]:
         if scheme_name != "pyrit":
             raise ValueError(f"--data={source}: expected {scheme_name}:PATH")
         return [example for file in pyrit_files() for example in _file(file, scheme, source)]
-    return [e for file in _files(path) for e in _file(file, _with_columns(scheme, columns, source), source)]
+    scheme = _with_columns(scheme, columns, source)
+    return [example for file in _files(path) for example in _file(file, scheme, source)]
 
 
 def read_all(sources: Sequence[str]) -> list[Example]:

@@ -110,7 +110,7 @@ def _openai(row: Row, column: str) -> int:
 
 def _civil(row: Row, column: str) -> int:
     raters = _number(row, "n_raters", 1, math.inf)
-    return _of_levels((0, 1, 3, 4, 4), 0.0, 1.0)({"share": _number(row, column, 0, raters) / raters}, "share")
+    return _of_levels((0, 1, 3, 4, 4), 0.0, 1.0)({"share": _whole(row, column, 0, int(raters)) / raters}, "share")
 
 
 JIGSAW_FLAGS = {"toxic": 3, "obscene": 4, "insult": 4, "severe_toxic": 5, "threat": 5, "identity_hate": 5}
