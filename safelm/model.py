@@ -40,8 +40,8 @@ ArrayLike = Array | np.ndarray
 class KVCache:
     """Keys (already rotated) and values of tokens seen, in `config.dtype`."""
 
-    k_LBSKH: jax.Array  # noqa: N815
-    v_LBSKH: jax.Array  # noqa: N815
+    k_LBSKH: jax.Array
+    v_LBSKH: jax.Array
 
 
 def _normal(std: float, *, num_real: int | None = None, axis: int = 0) -> nn.initializers.Initializer:

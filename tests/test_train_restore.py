@@ -35,16 +35,18 @@ def copy(finished, tmp_path):
     return tmp_path / "run"
 
 
-def flip_a_bit(workdir, step):
+def flip_bits(workdir, step):
+    """One at every eighth of the files with parameters: which file and which part of it counts is Orbax's affair."""
     folder = workdir / "checkpoints" / str(step) / "params"
-    file = max((path for path in folder.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 16
-    file.write_bytes(content)
+    for file in (path for path in folder.rglob("d/*") if path.stat().st_size > 4096):
+        content = bytearray(file.read_bytes())
+        for eighth in range(1, 8):
+            content[len(content) * eighth // 8] ^= 16
+        file.write_bytes(content)
 
 
 def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(inputs, finished, copy, capsys):
-    flip_a_bit(copy, 9)
+    flip_bits(copy, 9)
     (copy / "checkpoints" / "6" / "meta" / "metadata").unlink()
     train(tiny_runs.tiny_config(inputs, **STEPS), str(copy))
     tiny_runs.assert_same_checkpoint(finished, copy, 9)
@@ -61,7 +63,7 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(inputs, fi
 
 def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew(inputs, copy):
     for step in (3, 9):
-        flip_a_bit(copy, step)
+        flip_bits(copy, step)
     (copy / "checkpoints" / "6" / "meta" / "metadata").write_text("{}")
     with pytest.raises(CorruptCheckpointError, match=r"no checkpoint under .* can be used, all were left there"):
         train(tiny_runs.tiny_config(inputs, **STEPS), str(copy))
@@ -72,7 +74,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew(inputs, copy)
 
 
 def test_a_damaged_model_is_not_loaded(copy):
-    flip_a_bit(copy, 9)
+    flip_bits(copy, 9)
     with pytest.raises(CorruptCheckpointError, match=r"checkpoints/9"):
         checkpoint.load_for_inference(str(copy))
     assert checkpoint.load_for_inference(str(copy), step=6)[0].d_model == 16

@@ -4,7 +4,6 @@ W beams per prompt, C candidates per beam. The pool of a prompt's candidates is 
 beams stand in order of their score and candidates in order of their log-prob (equal ones by token id). Wherever two
 candidates compare equal, the one that stands earlier in the pool is preferred: so every choice is deterministic.
 """
-# ruff: noqa: N815
 
 from collections.abc import Callable
 

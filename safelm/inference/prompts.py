@@ -1,5 +1,4 @@
 """Prompts to right-padded batches whose shapes come from few buckets, so that few programs are compiled."""
-# ruff: noqa: N815
 
 import dataclasses
 from collections.abc import Iterator, Sequence

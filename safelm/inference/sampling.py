@@ -3,7 +3,6 @@
 The three are one loop: rank the next tokens (log-probs, with Gumbel noise when sampling: the largest is then an exact
 draw), put the best C through one forward, choose among them. C is 1 but for the tag penalty.
 """
-# ruff: noqa: N815
 
 import functools
 
