@@ -23,8 +23,8 @@ LAYERS = [
      "safelm.score", "safelm.report_card"),
 ]
 PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
-COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "synthetic_web", "cache_tasks",
-            "score", "report_card")
+COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "train_classifier", "synthetic_web",
+            "cache_tasks", "score", "report_card")
 
 
 def module_name(path: Path) -> str:
