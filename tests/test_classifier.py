@@ -32,6 +32,15 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train((corpus.draft(0, "train", i).text for i in range(100)), vocab_size=400)
 
 
+def bag_of_tokens(tokenizer: Tokenizer, seed: int = 0) -> Backbone:
+    """A backbone whose vector is the mean of its token embeddings: what words there are is all it tells."""
+    tiny = tiny_backbone(tokenizer, seed=seed)
+    table = np.random.default_rng(seed).normal(size=(tiny.config.padded_vocab_size, 256)).astype(np.float32)
+    config = dataclasses.replace(tiny.config, d_model=256, num_layers=1)
+    params = {"embedder": {"embedding": table}, "layers": jax.tree.map(lambda p: p[:1], tiny.params["layers"])}
+    return dataclasses.replace(tiny, config=config, params=params, layers=(0,))
+
+
 def tiny_backbone(tokenizer: Tokenizer, *, seed: int = 0, max_tokens: int = 64) -> Backbone:
     config = model.ModelConfig(
         vocab_size=tokenizer.vocab_size, num_layers=LAYERS, d_model=32, d_ff=64, num_heads=2, num_kv_heads=1,
@@ -58,9 +67,14 @@ def recipe(**changes) -> training.Recipe:
 
 
 @pytest.fixture(scope="module")
-def trained(backbone: Backbone, tmp_path_factory) -> Path:
+def bag(tokenizer: Tokenizer) -> Backbone:
+    return bag_of_tokens(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def trained(bag: Backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "trained"
-    training.train(recipe(), ["synthetic_web:300"], str(folder), backbone=backbone)
+    training.train(recipe(), ["synthetic_web:300"], str(folder), backbone=bag)
     return folder
 
 
@@ -157,7 +171,9 @@ def test_the_epoch_that_is_best_on_held_out_texts_is_kept(backbone: Backbone):
     texts = [corpus.draft(0, "train", i).text for i in range(8)]
     chunks = [next(backbone.tokenizer.chunks([t], backbone.max_tokens))[1] for t in texts]
     tokens = np.stack([np.pad(c, (0, backbone.max_tokens - len(c))) for c in chunks])
-    pooled = backbone.pooled(params, jnp.asarray(tokens), jnp.asarray([len(c) for c in chunks]))
+    pooled = backbone.pooled(
+        jax.tree.map(jnp.asarray, params), jnp.asarray(tokens), jnp.asarray([len(c) for c in chunks])
+    )
     np.testing.assert_allclose(head.apply(final, pooled), seen[0], atol=1e-4)
 
 
@@ -181,19 +197,19 @@ def test_head_first_then_all_through_the_whole_command(backbone: Backbone, tmp_p
 # --- scoring
 
 
-def test_frozen_training_learns_and_leaves_the_backbone_alone(backbone: Backbone, trained: Path):
+def test_frozen_training_learns_and_leaves_the_backbone_alone(bag: Backbone, trained: Path):
     config = checkpoint.read_config(str(trained))
     assert checkpoint.BACKBONE_FILE not in config["files"]
     assert config["training"]["measured"]["auroc_3"]["value"] > 0.8
     assert sum(config["training"]["data"]["by_score"].values()) == config["training"]["data"]["texts"]
 
 
-def test_a_text_is_as_harmful_as_its_worst_chunk(backbone: Backbone, trained: Path):
-    scorer = classifier.load(str(trained), backbone)
+def test_a_text_is_as_harmful_as_its_worst_chunk(bag: Backbone, trained: Path):
+    scorer = classifier.load(str(trained), bag)
     drafts = [corpus.draft(0, "validation", i) for i in range(40)]
-    safe = " ".join(d.text for d in drafts if d.score == 0)
-    chunks = list(backbone.tokenizer.chunks([safe], backbone.max_tokens))
-    harmful = max((d.text for d in drafts), key=lambda t: scorer.score([t])[0].details["unsafe_probability"])
+    ranked = sorted((d.text for d in drafts), key=lambda t: scorer.score([t])[0].details["expected_score"])
+    safe, harmful = " ".join(ranked[:10]), ranked[-1]
+    chunks = list(bag.tokenizer.chunks([safe], bag.max_tokens))
     deep = f"{safe} {harmful * 2} {safe}"
     whole, without = scorer.score([deep, f"{safe} {safe}"])
     assert whole.details["n_chunks"] > 2 * len(chunks)
@@ -204,16 +220,12 @@ def test_a_text_is_as_harmful_as_its_worst_chunk(backbone: Backbone, trained: Pa
     assert whole.details["unsafe_probability"] == scorer.calibration.probability(1, logits[text == 0]).max()
 
 
-def test_any_text_is_scored(backbone: Backbone, trained: Path):
-    scorer = load_scorer_of(backbone, trained)
+def test_any_text_is_scored(bag: Backbone, trained: Path):
+    scorer = classifier.load(str(trained), bag)
     verdicts = scorer.score(["", "\x00\ud800 \U0001f600", "x" * 20_000])
     assert [v.score in range(6) for v in verdicts] == [True] * 3
     assert len({tuple(v.details) for v in verdicts}) == 1
     assert scorer.score([]) == []
-
-
-def load_scorer_of(backbone: Backbone, folder: Path) -> classifier.Classifier:
-    return classifier.load(str(folder), backbone)
 
 
 # --- calibration
@@ -295,29 +307,29 @@ def test_texts_that_occur_twice_join_their_groups():
 # --- the folder
 
 
-def test_a_saved_classifier_scores_as_before(backbone: Backbone, trained: Path, tmp_path: Path):
-    first = classifier.load(str(trained), backbone)
+def test_a_saved_classifier_scores_as_before(bag: Backbone, trained: Path, tmp_path: Path):
+    first = classifier.load(str(trained), bag)
     config = checkpoint.read_config(str(trained))
-    parts = checkpoint.read(str(trained), backbone)
-    checkpoint.save(str(tmp_path / "again"), backbone, parts[2], parts[3], config["training"], tuned=parts[1])
-    second = classifier.load(str(tmp_path / "again"), tiny_backbone_like(backbone))
+    parts = checkpoint.read(str(trained), bag)
+    checkpoint.save(str(tmp_path / "again"), bag, parts[2], parts[3], config["training"], tuned=parts[1])
+    second = classifier.load(str(tmp_path / "again"), other_params(bag))
     texts = [corpus.draft(0, "validation", i).text for i in range(10)]
     assert first.score(texts) == second.score(texts)
     assert first.fingerprint != second.fingerprint  # one has the backbone's parameters with it
 
 
-def tiny_backbone_like(backbone: Backbone) -> Backbone:
+def other_params(bag: Backbone) -> Backbone:
     """The same fingerprint, other parameters: those in the folder count."""
-    return dataclasses.replace(backbone, params=jax.tree.map(lambda p: p + 1, backbone.params))
+    return dataclasses.replace(bag, params=jax.tree.map(lambda p: p + 1, bag.params))
 
 
 def test_another_backbone_or_class_count_is_one_clear_error(
-    tokenizer: Tokenizer, backbone: Backbone, trained: Path, tmp_path: Path
+    tokenizer: Tokenizer, bag: Backbone, trained: Path, tmp_path: Path
 ):
     with pytest.raises(
         ValueError, match="trained on another backbone: tiny with fingerprint tiny-0, not tiny with tiny-1"
     ):
-        classifier.load(str(trained), tiny_backbone(tokenizer, seed=1))
+        classifier.load(str(trained), bag_of_tokens(tokenizer, seed=1))
     config = json.loads((trained / "config.json").read_text())
     for folder, changes, message in (
         ("classes", {"classes": 2}, "has 2 classes, where scores 0 to 5 need 6"),
@@ -329,10 +341,10 @@ def test_another_backbone_or_class_count_is_one_clear_error(
             (tmp_path / folder / file.name).write_bytes(file.read_bytes())
         (tmp_path / folder / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(ValueError, match=message):
-            classifier.load(str(tmp_path / folder), backbone)
+            classifier.load(str(tmp_path / folder), bag)
 
 
-def test_a_damaged_or_absent_classifier_is_one_clear_error(backbone: Backbone, trained: Path, tmp_path: Path):
+def test_a_damaged_or_absent_classifier_is_one_clear_error(bag: Backbone, trained: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no classifier there \(no config\.json\)"):
         load_scorer(f"classifier:{tmp_path}/nowhere")
     (tmp_path / "c").mkdir()
@@ -342,9 +354,9 @@ def test_a_damaged_or_absent_classifier_is_one_clear_error(backbone: Backbone, t
     data[-1] ^= 1
     (tmp_path / "c" / checkpoint.HEAD_FILE).write_bytes(data)
     with pytest.raises(ValueError, match="damaged"):
-        classifier.load(str(tmp_path / "c"), backbone)
+        classifier.load(str(tmp_path / "c"), bag)
     with pytest.raises(ValueError, match="not empty"):
-        training.train(recipe(), ["synthetic_web:20"], str(tmp_path / "c"), backbone=backbone)
+        training.train(recipe(), ["synthetic_web:20"], str(tmp_path / "c"), backbone=bag)
 
 
 KILLED = """
