@@ -17,6 +17,7 @@ from data_tasks import rates, tasks
 from data_tasks.preprocessors import in_validation_split, inject_harm_tag, replace_speaker_names
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
+from safelm import score
 from safelm.tags import HARM_TAG
 from safelm.tokenizer import Tokenizer
 
@@ -302,3 +303,17 @@ def test_registration_from_the_environment(monkeypatch, corpus, tokenizer, tmp_p
     monkeypatch.setenv("SAFELM_TASK_SEED", "0")
     tasks.register_from_environment()
     assert targets(examples("safelm_harm_tagged_web")) == before
+
+
+def test_what_scoring_wrote_is_a_corpus_of_the_tasks(tmp_path):
+    rows = [{"id": f"d{i}", "text": f"Document {i} has level{i % 6}."} for i in range(20)]
+    rows[3]["text"] = "unusable"
+    for name, part in (("web", rows[:15]), ("validation-00000", rows[15:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    flags = [f"--input={tmp_path}/*.jsonl", f"--output={tmp_path}/scored", "--workers=1"]
+    score.main(score.arguments().parse_args([*flags, "--scorers=python:scorers_for_tests:LevelScorer"]))
+    corpus = WebDocumentSource(str(tmp_path / "scored"), needs_score=True)
+    for split, numbers in (("train", set(range(15)) - {3}), ("validation", range(15, 20))):
+        examples = corpus.get_dataset(split, shuffle=False).as_numpy_iterator()
+        found = {example["id"].decode(): int(example["harm_score"]) for example in examples}
+        assert found == {f"d{i}": i % 6 for i in numbers}

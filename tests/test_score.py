@@ -235,8 +235,8 @@ def test_a_run_ends_in_a_manifest_and_is_not_done_again(tmp_path, caplog):
 
     before = data(tmp_path / "out")
     assert run(tmp_path / "out", *inputs, scorers=two) == manifest
-    (tmp_path / "out" / "score=5" / "000001-b.parquet").write_bytes(b"cut")
-    (tmp_path / "out" / "score=0" / "000001-b.parquet").write_bytes(b"left by another try")
+    (tmp_path / "out" / "score=5" / "train-000001-b.parquet").write_bytes(b"cut")
+    (tmp_path / "out" / "score=0" / "train-000001-b.parquet").write_bytes(b"left by another try")
     again = run(tmp_path / "out", *inputs, scorers=two)
     assert again["speed"]["shards"] == 1
     assert data(tmp_path / "out") == before

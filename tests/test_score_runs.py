@@ -145,8 +145,8 @@ def test_a_bucket_in_and_out_gives_the_same_files_and_is_resumed(corpus, tmp_pat
         assert whole["totals"] == manifest["totals"]
         assert all(entry["version"] and entry["path"].startswith(bucket) for entry in whole["input"])
 
-        files.rm(f"{gcs_server.BUCKET}/out/score=3/000004-web-04.jsonl.gz")
-        files.rm(f"{gcs_server.BUCKET}/out/_shards/000007-web-07.json")
+        files.rm(f"{gcs_server.BUCKET}/out/score=3/train-000004-web-04.jsonl.gz")
+        files.rm(f"{gcs_server.BUCKET}/out/_shards/train-000007-web-07.json")
         files.pipe_file(f"{gcs_server.BUCKET}/out/unscored/000007-web-07.jsonl.gz", b"of another try")
         score.main(flags)
         second = scored()

@@ -17,7 +17,7 @@ _READ_AT_ONCE = 256
 
 
 class OutputFolder:
-    """Files by their names relative to the folder, e.g. "score=3/000001-web.jsonl.gz". Picklable."""
+    """Files by their names relative to the folder, e.g. "score=3/train-000001-web.jsonl.gz". Picklable."""
 
     def __init__(self, root: str):
         self.root = root.rstrip("/")

@@ -99,7 +99,8 @@ def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
 
 def _job(index: int, path: str, part: Part | None) -> ShardJob:
     stem = os.path.basename(path).removesuffix(documents.suffix(path))
-    return ShardJob(index, f"{index:06d}-{re.sub(r'[^A-Za-z0-9._-]', '_', stem)[:80]}", path, part)
+    split = "validation" if stem.startswith("validation-") else "train"  # so that SeqIO tasks read the output as it is
+    return ShardJob(index, f"{split}-{index:06d}-{re.sub(r'[^A-Za-z0-9._-]', '_', stem)[:80]}", path, part)
 
 
 def refresh(out: OutputFolder, plan: ScorePlan) -> None:

@@ -13,7 +13,7 @@ from safelm.safety.documents import Malformed, Part
 from safelm.safety.ensemble import Agreement, Ensemble
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import json_rows, parquet_rows
-from safelm.safety.scoring.columns import EMPTY, FOLDERS, QUARANTINE, Columns, folder
+from safelm.safety.scoring.columns import EMPTY, FOLDERS, QUARANTINE, UNSCORED, Columns, folder
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 
@@ -221,6 +221,8 @@ def output_name(job: ShardJob, name: str) -> str:
     if name == QUARANTINE:
         return f"{QUARANTINE}/{job.name}{MALFORMED_SUFFIX}"
     suffix = parquet_rows.SUFFIX if job.path.endswith(parquet_rows.SUFFIX) else json_rows.SUFFIX
+    if name == UNSCORED:  # under no name that the tasks of `data_tasks` take for theirs
+        return f"{name}/{job.name.partition('-')[2]}{suffix}"
     return f"{name}/{job.name}{suffix}"
 
 
