@@ -28,6 +28,7 @@ MAPPINGS = [
     ("jigsaw", [dict.fromkeys(("toxic", "obscene", "insult", "severe_toxic", "threat", "identity_hate"), 0)], [0]),
     ("civil_comments", [{"n_all_toxic": v, "n_raters": 4} for v in range(5)], [0, 1, 3, 4, 4]),
     ("civil_toxicity", [{"toxicity": v} for v in (0.0, 0.1, 0.5, 1)], [0, 0, 3, 4]),
+    ("safe", [{}], [0]),
     ("source", [{"source": v} for v in ("4chan", "fineweb")], [4, 0]),
 ]
 
@@ -43,7 +44,7 @@ def test_every_scheme_is_tested_and_says_its_rule():
     assert all(scheme.mapping for scheme in LABEL_TABLE.values())
 
 
-@pytest.mark.parametrize("scheme", list(LABEL_TABLE))
+@pytest.mark.parametrize("scheme", sorted(set(LABEL_TABLE) - {"safe"}))
 @pytest.mark.parametrize("label", [None, "", "seven", -1, 6, 0.5, float("nan")])
 def test_a_label_out_of_range_is_never_guessed(scheme: str, label):
     found = LABEL_TABLE[scheme]

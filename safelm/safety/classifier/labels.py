@@ -121,6 +121,10 @@ def _jigsaw(row: Row, column: str) -> int:
     return max((JIGSAW_FLAGS[name] for name, flag in flags.items() if flag), default=0)
 
 
+def _all_safe(row: Row, column: str) -> int:
+    return MIN_SCORE
+
+
 SOURCE_SCORES = {"fineweb": 0, "wikitext": 0, "c4": 0, "4chan": 4}
 
 LABEL_TABLE: dict[str, Scheme] = {
@@ -156,6 +160,10 @@ LABEL_TABLE: dict[str, Scheme] = {
     "civil_toxicity": Scheme(
         _of_levels((0, 1, 3, 4, 4), 0.0, 1.0), "text", "toxicity",
         "Civil Comments' toxicity 0 to 1, nearest of 0, .25, .5, .75, 1 -> 0, 1, 3, 4, 4",
+    ),
+    "safe": Scheme(
+        _all_safe, "text", "text", "every row -> 0, no label needed: pages that you know to be safe",
+        label_is_column=False,
     ),
     "source": Scheme(
         _of_classes(SOURCE_SCORES), "text", "source",
