@@ -6,6 +6,7 @@ A source is named by one string:
     SCHEME:PATH#TEXT_COLUMN,LABEL_COLUMN
     pyrit                              the human harm scores inside the installed package `pyrit`, read in place
     synthetic_web[:DOCUMENTS]          our own abstract documents with the scores that they were written with
+    installed_text[:PAGES]             safe prose that the Python installation carries (see `installed_text`)
 
 PATH is a file, a folder or a pattern (`safelm.safety.documents`), local, gs:// or hf://: `.jsonl`, `.parquet`, or one
 local file `.csv`, `.csv.gz`, `.json`, `.json.gz` (one list). Messages name file, row and label, never the text.
@@ -29,7 +30,7 @@ from jaxtyping import Bool, Int
 from safelm.safety import documents
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError, Scheme
 
-SYNTHETIC = "synthetic_web"
+SYNTHETIC, INSTALLED = "synthetic_web", "installed_text"
 _SYNTHETIC_DOCUMENTS = 2000
 _TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 
@@ -53,9 +54,14 @@ def read(source: str) -> list[Example]:
     scheme_name, _, place = source.partition(":")
     if scheme_name == SYNTHETIC:
         return list(_synthetic(source, place))
+    if scheme_name == INSTALLED:
+        from safelm.safety.classifier import installed_text
+
+        return installed_text.read(source, place)
     scheme = LABEL_TABLE.get(scheme_name)
     if scheme is None:
-        raise ValueError(f"--data={source}: {scheme_name!r} is none of {', '.join((*LABEL_TABLE, SYNTHETIC))}")
+        known = ", ".join((*LABEL_TABLE, SYNTHETIC, INSTALLED))
+        raise ValueError(f"--data={source}: {scheme_name!r} is none of {known}")
     path, _, columns = place.partition("#")
     if not path:
         if scheme_name != "pyrit":

@@ -11,6 +11,7 @@ Training takes a text's first chunk; held-out texts are scored as the classifier
 
 import collections
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def train(
     else:
         fitted = _tuned(backbone, texts, recipe, training_state.Place(output, recipe, texts, backbone.fingerprint))
     record = {
-        "data": {"sources": list(sources), "texts": len(texts), "by_score": _counts(texts)},
+        "data": _described(sources, texts),
         "recipe": dataclasses.asdict(recipe) | {"backbone": dict(backbone.spec)},
         **fitted.record,
     }
@@ -222,6 +223,17 @@ def _parts(groups: Sequence[str], held_out: float, seed: int) -> Int[np.ndarray,
     """0 training, 1 choice of the epoch, 2 calibration: whole groups, half of `held_out` for each of the last two."""
     fold_N = examples.folds_of(groups, max(3, round(2 / held_out)), seed)
     return np.where(fold_N == 0, 1, np.where(fold_N == 1, 2, 0))
+
+
+def _described(sources: Sequence[str], texts: Sequence[examples.Example]) -> dict[str, Any]:
+    """What was trained on: counts and a hash of the texts by source (what is installed differs from place to place)."""
+    by_source = {}
+    for source in sources:
+        own = [e for e in texts if e.source == source]
+        digest = hashlib.sha256("".join(sorted(examples.text_key(e.text) for e in own)).encode()).hexdigest()
+        by_source[source] = {"texts": len(own), "groups": len({e.group for e in own}), "by_score": _counts(own),
+                             "sha256": digest}  # fmt: skip
+    return {"sources": list(sources), "texts": len(texts), "by_score": _counts(texts), "by_source": by_source}
 
 
 def _counts(texts: Sequence[examples.Example]) -> dict[str, int]:

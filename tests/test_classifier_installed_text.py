@@ -1,0 +1,92 @@
+"""Safe prose from the installed packages: what is cut away, the same pages every time, one group a distribution."""
+
+import importlib.metadata
+from email.message import Message
+
+import pytest
+
+from safelm.safety.classifier import examples, installed_text
+
+SENTENCE = "The river is wide here and the boats go slowly past the old mill."
+MARKUP = f"""# A title
+
+[![build](https://a.example/badge.svg)](https://a.example) ![logo](logo.png)
+
+{SENTENCE} Read [the guide](https://a.example/guide) to learn **more** about `boats` and <b>mills</b>.
+
+```python
+code = "It is not prose that is written here, whatever it may look like to you."
+```
+
+.. code-block:: python
+
+    this is code as well, and should not be on any page that a model is trained on.
+
+| a table | whose rows are long enough to be taken for prose | by the count of words. |
+
+- {SENTENCE}
+
+This software is licensed under the terms of a licence that nobody should learn by heart.
+"""
+
+
+class Distribution:
+    def __init__(self, name: str, text: str):
+        self.metadata = Message()
+        self.metadata["Name"] = name
+        self.metadata.set_payload(text)
+
+
+def installed(monkeypatch, **texts: str) -> None:
+    found = [Distribution(name, text) for name, text in texts.items()]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
+
+
+def long_text(word: str, paragraphs: int) -> str:
+    return "\n\n".join(f"{SENTENCE} " * 5 + f"It is about the {word} of {chr(97 + i)}{word}." for i in range(paragraphs))
+
+
+def test_only_sentences_are_left():
+    assert installed_text.prose(MARKUP) == [
+        f"{SENTENCE} Read the guide to learn more about boats and mills.",
+        SENTENCE,
+    ]
+
+
+def test_pages_are_whole_paragraphs_of_about_one_length():
+    paragraphs = installed_text.prose(long_text("bridge", 20))
+    pages = list(installed_text.cut(paragraphs))
+    assert "\n\n".join(pages).split("\n\n") == paragraphs
+    assert all(installed_text.PAGE_WORDS <= len(p.split()) < installed_text.PAGE_WORDS + 80 for p in pages[:-1])
+    assert len(list(installed_text.cut(paragraphs[:1] * 2))) == 1 and not list(installed_text.cut([SENTENCE] * 2))
+
+
+def test_pages_come_in_one_order_each_once_with_their_distribution_as_group(monkeypatch):
+    texts = {"Some_Thing": long_text("cloud", 9), "another": long_text("meadow", 99), "copy": long_text("cloud", 9)}
+    installed(monkeypatch, **texts)
+    found = installed_text.read("installed_text")
+    installed(monkeypatch, **dict(reversed(texts.items())))
+    assert installed_text.read("installed_text") == found
+    own = [e.group for e in found if not e.group.endswith("/python-help")]
+    assert own[:2] == ["installed_text/another", "installed_text/copy"] and own.count("installed_text/another") == 4
+    assert "installed_text/some-thing" not in own  # its pages are those of "copy"
+    assert len({e.text for e in found}) == len(found) and {e.score for e in found} == {0}
+    assert examples.read("installed_text:7")[:7] == [
+        examples.Example(e.text, 0, e.group, "installed_text:7") for e in found[:7]
+    ]
+
+
+def test_python_alone_has_pages(monkeypatch):
+    installed(monkeypatch)
+    assert len(examples.read("installed_text")) >= 20
+
+
+@pytest.mark.parametrize("source, message", [("installed_text:0", "'0' is not a number of pages"),
+                                             ("installed_text:99999", "99999 are needed")])  # fmt: skip
+def test_too_little_prose_is_a_clear_error(source: str, message: str, monkeypatch):
+    installed(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        examples.read(source)
+    monkeypatch.setattr(installed_text, "_help", lambda: "")
+    with pytest.raises(ValueError, match="only 0 pages of prose are installed, 20 are needed"):
+        examples.read("installed_text")
