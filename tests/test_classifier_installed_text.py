@@ -43,7 +43,9 @@ def installed(monkeypatch, **texts: str) -> None:
 
 
 def long_text(word: str, paragraphs: int) -> str:
-    return "\n\n".join(f"{SENTENCE} " * 5 + f"It is about the {word} of {chr(97 + i)}{word}." for i in range(paragraphs))
+    return "\n\n".join(
+        f"{SENTENCE} " * 5 + f"It is about the {word} of {chr(97 + i)}{word}." for i in range(paragraphs)
+    )
 
 
 def test_only_sentences_are_left():
