@@ -15,6 +15,7 @@ Rows of padded ids are zero and stay zero: their logits are masked, so they get 
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax
@@ -29,7 +30,7 @@ from safelm.model_config import REMAT_POLICIES, ModelConfig
 from safelm.projection import project
 
 __all__ = ["KVCache", "ModelConfig", "Params", "abstract_params", "apply", "apply_cached", "hidden_states", "init",
-           "init_cache", "logical_axes", "unembed", "unembedding", "write_cache"]  # fmt: skip
+           "init_cache", "layer_states", "logical_axes", "unembed", "unembedding", "write_cache"]  # fmt: skip
 
 MASKED_LOGIT = -1e9  # of ids that exist only to pad the vocabulary
 Params = dict[str, Any]
@@ -125,10 +126,9 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens to the residual stream after the blocks, normed when `final_norm`."""
+    """Tokens to the residual stream after the blocks, normed."""
 
     config: ModelConfig
-    final_norm: bool = True
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, cache_kv: Any, rope: Any, visible: Any) -> tuple[jax.Array, Any]:
@@ -144,9 +144,7 @@ class Decoder(nn.Module):
         x_BTD = sharding.constrain(x_BTD, ("lookup_batch", "length", "embed"))  # then rows change places with columns
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))
         x_BTD, new_kv = _stacked_block(c)(c, name="layers")(x_BTD, cache_kv, rope, visible)
-        if self.final_norm:
-            x_BTD = RMSNorm(c, name="final_norm")(x_BTD)
-        return x_BTD, new_kv
+        return RMSNorm(c, name="final_norm")(x_BTD), new_kv
 
 
 class _Table(nn.Module):
@@ -223,20 +221,53 @@ def hidden_states(
       layer: None for the last layer after the final norm (what `unembed` takes), else the stream after this many
         blocks, not normed (0 = the embeddings); the later blocks are not computed.
     """
-    if layer is not None and not 0 <= layer <= config.num_layers:
-        raise ValueError(f"layer={layer}: the model has layers 0 to {config.num_layers}")
-    if layer == 0:
-        return jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0).astype(config.dtype)
     if layer is not None:
-        config = dataclasses.replace(config, num_layers=layer)
-        params = {**params, "layers": jax.tree.map(lambda p: p[:layer], params["layers"])}
+        (x_BTD,) = layer_states(
+            config, params, tokens_BT, (layer,), positions_BT=positions_BT, segment_ids_BT=segment_ids_BT
+        )
+        return x_BTD
+    seen = _rope_and_visible(config, tokens_BT, positions_BT, segment_ids_BT)
+    x_BTD, _ = Decoder(config).apply({"params": params}, tokens_BT, None, *seen)
+    return x_BTD
+
+
+def layer_states(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: Int[ArrayLike, "B T"],
+    layers: Sequence[int],
+    *,
+    positions_BT: Int[ArrayLike, "B T"] | None = None,
+    segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
+) -> list[Float[Array, "B T D"]]:
+    """The residual stream after each of these many blocks, not normed (0 = the embeddings); every block runs once.
+
+    Blocks after the last one asked for are not computed. Other arguments as in `hidden_states`; ValueError for a layer
+    that the model does not have.
+    """
+    for layer in layers:
+        if not 0 <= layer <= config.num_layers:
+            raise ValueError(f"layer={layer}: the model has layers 0 to {config.num_layers}")
+    seen = _rope_and_visible(config, tokens_BT, positions_BT, segment_ids_BT)
+    states = {0: jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0).astype(config.dtype)}
+    before = 0
+    for layer in sorted(set(layers) - {0}):
+        part = dataclasses.replace(config, num_layers=layer - before)
+        blocks = jax.tree.map(functools.partial(_part, before, layer), params["layers"])
+        states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], None, *seen)
+        before = layer
+    return [states[layer] for layer in layers]
+
+
+def _part(start: int, stop: int, stacked: ArrayLike) -> ArrayLike:
+    return stacked[start:stop]
+
+
+def _rope_and_visible(config: ModelConfig, tokens_BT: Any, positions_BT: Any, segment_ids_BT: Any) -> tuple[Any, Any]:
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
     rope = attention.rope_angles(positions_BT, config.head_dim, config.rope_theta)
-    visible = attention_kernels.what_is_visible(config.attention, tokens_BT.shape[1], segment_ids_BT)
-    decoder = Decoder(config, final_norm=layer is None)
-    x_BTD, _ = decoder.apply({"params": params}, tokens_BT, None, rope, visible)
-    return x_BTD
+    return rope, attention_kernels.what_is_visible(config.attention, tokens_BT.shape[1], segment_ids_BT)
 
 
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

@@ -197,6 +197,18 @@ def test_hidden_states_of_a_layer():
     normed = last / np.sqrt(np.mean(np.square(last), axis=-1, keepdims=True) + TINY.rms_norm_eps)
     normed *= params["final_norm"]["scale"]
     np.testing.assert_allclose(normed, model.hidden_states(TINY, params, tokens_BT), atol=1e-5)
+    several = model.layer_states(TINY, params, tokens_BT, (3, 0, 2, 2))
+    for layer, states in zip((3, 0, 2, 2), several, strict=True):
+        np.testing.assert_allclose(states, model.hidden_states(TINY, params, tokens_BT, layer=layer), atol=1e-6)
+    unrolled = dataclasses.replace(TINY, scan_layers=False)  # costs of a scan's body are counted once
+    flops = [
+        jax.jit(run).lower().cost_analysis()["flops"]
+        for run in (
+            lambda: model.layer_states(unrolled, params, tokens_BT, (1, 2, 3)),
+            lambda: model.hidden_states(unrolled, params, tokens_BT),
+        )
+    ]
+    assert flops[0] < 1.1 * flops[1]
     with pytest.raises(ValueError, match="layer=4: the model has layers 0 to 3"):
         model.hidden_states(TINY, params, tokens_BT, layer=4)
 

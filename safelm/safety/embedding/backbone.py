@@ -1,7 +1,6 @@
 """Backbones: the models that turn a chunk of text into one vector (Maini et al. 2025, section 3.1)."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import json
@@ -80,8 +79,9 @@ class Backbone:
         if isinstance(self.config, EncoderConfig):
             states = encoder.hidden_states(self.config, params, tokens_BT, lengths_B)
             return [states[i] for i in self.layers or (-1,)]
-        hidden = functools.partial(model.hidden_states, self.config, params, tokens_BT)
-        return [hidden(layer=layer) for layer in self.layers or (None,)]
+        if self.layers:
+            return model.layer_states(self.config, params, tokens_BT, self.layers)
+        return [model.hidden_states(self.config, params, tokens_BT)]
 
     @property
     def layer_names(self) -> tuple[str, ...]:
