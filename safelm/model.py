@@ -154,7 +154,7 @@ class _Table(nn.Module):
     param_dtype: str
 
     @nn.compact
-    def __call__(self) -> jax.Array:
+    def __call__(self) -> ArrayLike:
         return self.param(self.param_name, self.initializer, self.shape, self.param_dtype)
 
 

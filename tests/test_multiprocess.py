@@ -65,7 +65,7 @@ class Launch:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         environment = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {os.environ['SAFELM_TESTS_XLA']}",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         }
         self.workers = [

@@ -204,7 +204,7 @@ def test_an_interrupt_ends_the_workers(corpus, tmp_path):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=240)[1]
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].endswith("interrupted")
     assert "Traceback" not in errors

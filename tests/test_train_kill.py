@@ -25,7 +25,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 def _run(inputs: Path, workdir: Path, overrides: dict, file_size_limit: int | None) -> None:
     """In the child: the run on two devices; writes may be limited to so many bytes a file, as on a full disk."""
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {os.environ['SAFELM_TESTS_XLA']}"
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
     try:

@@ -63,7 +63,7 @@ def _slow_steps(_):
 
 def _run(inputs: Path, workdir: Path, slow) -> None:
     """In the child: the run on two devices, slow where `slow` makes it."""
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {os.environ['SAFELM_TESTS_XLA']}"
     if slow is not None:
         slow(workdir.parent / "marker")
     try:

@@ -81,7 +81,7 @@ def test_a_damaged_model_is_not_loaded(copy):
 
 
 def _train_on_four_devices(inputs, workdir):
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {os.environ['SAFELM_TESTS_XLA']}"
     train(tiny_runs.tiny_config(inputs, **STEPS, **{"mesh.fsdp": 2}), str(workdir))
 
 
