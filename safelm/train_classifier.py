@@ -5,6 +5,8 @@ A text's label is mapped to our 0 to 5 by its scheme; a source of texts is SCHEM
   pyrit                      human harm scores inside the installed package pyrit (pip install --no-deps pyrit==1.1.0)
   synthetic_web[:DOCUMENTS]  abstract documents with the scores they were written with
   installed_text[:PAGES]     safe prose that the Python installation carries: READMEs of its packages, Python's help
+  generated_text[:PAGES]     safe pages that the installed SmolLM2 writes (about a second a page on 2 CPU cores)
+  gensim                     300 news articles inside the installed package gensim (pip install --no-deps gensim==4.4.0)
 
 PATH is .jsonl[.gz], .parquet (a file, a folder, a pattern, gs://, hf://), or one local .csv[.gz] or .json[.gz].
 Schemes:

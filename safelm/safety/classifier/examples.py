@@ -7,6 +7,8 @@ A source is named by one string:
     pyrit                              the human harm scores inside the installed package `pyrit`, read in place
     synthetic_web[:DOCUMENTS]          our own abstract documents with the scores that they were written with
     installed_text[:PAGES]             safe prose that the Python installation carries (see `installed_text`)
+    gensim                             safe news inside the installed package `gensim`, read in place
+    generated_text[:PAGES]             safe pages that the installed SmolLM2 writes (see `generated_text`)
 
 PATH is a file, a folder or a pattern (`safelm.safety.documents`), local, gs:// or hf://: `.jsonl`, `.parquet`, or one
 local file `.csv`, `.csv.gz`, `.json`, `.json.gz` (one list). Messages name file, row and label, never the text.
@@ -30,7 +32,7 @@ from jaxtyping import Bool, Int
 from safelm.safety import documents
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError, Scheme
 
-SYNTHETIC, INSTALLED = "synthetic_web", "installed_text"
+SYNTHETIC, INSTALLED, GENERATED, NEWS = "synthetic_web", "installed_text", "generated_text", "gensim"
 _SYNTHETIC_DOCUMENTS = 2000
 _TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 
@@ -54,13 +56,17 @@ def read(source: str) -> list[Example]:
     scheme_name, _, place = source.partition(":")
     if scheme_name == SYNTHETIC:
         return list(_synthetic(source, place))
-    if scheme_name == INSTALLED:
+    if scheme_name in (INSTALLED, NEWS):
         from safelm.safety.classifier import installed_text
 
-        return installed_text.read(source, place)
+        return installed_text.read(source, place) if scheme_name == INSTALLED else installed_text.read_news(source)
+    if scheme_name == GENERATED:
+        from safelm.safety.classifier import generated_text
+
+        return generated_text.read(source, place)
     scheme = LABEL_TABLE.get(scheme_name)
     if scheme is None:
-        known = ", ".join((*LABEL_TABLE, SYNTHETIC, INSTALLED))
+        known = ", ".join((*LABEL_TABLE, SYNTHETIC, INSTALLED, GENERATED, NEWS))
         raise ValueError(f"--data={source}: {scheme_name!r} is none of {known}")
     path, _, columns = place.partition("#")
     if not path:

@@ -1,11 +1,13 @@
-"""Safe prose from the installed packages: what is cut away, the same pages every time, one group a distribution."""
+"""Safe prose from the installed packages and from SmolLM2: what is cut away, the same pages every time, groups."""
 
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 from email.message import Message
 
 import pytest
 
-from safelm.safety.classifier import examples, installed_text
+from safelm.safety.classifier import examples, generated_text, installed_text
 
 SENTENCE = "The river is wide here and the boats go slowly past the old mill."
 MARKUP = f"""# A title
@@ -92,3 +94,32 @@ def test_too_little_prose_is_a_clear_error(source: str, message: str, monkeypatc
     monkeypatch.setattr(installed_text, "_help", lambda: "")
     with pytest.raises(ValueError, match="only 0 pages of prose are installed, 20 are needed"):
         examples.read("installed_text")
+
+
+def test_pages_to_be_written_are_asked_for_in_one_order_each_once():
+    asked = generated_text.requests(64)
+    assert generated_text.requests(8) == asked[:8] and len({request for _, request in asked}) == 64
+    assert all(subject in request for subject, request in asked) and len({subject for subject, _ in asked}) > 20
+
+
+def test_answers_become_examples_of_their_subject(monkeypatch):
+    pages = (("wine", "word " * 50), ("dogs", "too short"))
+    monkeypatch.setattr(generated_text, "_pages", lambda count: pages[:count])
+    found = examples.read("generated_text:2")
+    assert [(e.group, e.score, e.text) for e in found] == [("generated_text/wine", 0, "word " * 50)]
+    for count in ("0", "many", "99999"):
+        with pytest.raises(ValueError, match=f"'{count}' is not a number of pages from 1 to 512"):
+            examples.read(f"generated_text:{count}")
+
+
+def test_news_are_read_in_place_or_said_to_be_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps gensim"):
+        examples.read("gensim")
+    place = tmp_path / "test" / "test_data"
+    place.mkdir(parents=True)
+    (place / "lee_background.cor").write_text("One article.\n\nAnother one.\n")
+    found = importlib.machinery.ModuleSpec("gensim", None, is_package=True)
+    found.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    assert [(e.text, e.score) for e in examples.read("gensim")] == [("One article.", 0), ("Another one.", 0)]

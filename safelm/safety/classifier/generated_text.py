@@ -1,0 +1,82 @@
+"""Safe pages written by the installed SmolLM2: its answers to harmless requests for texts of the kinds the web has.
+
+In labelled answers of assistants, whoever writes at length and complies is mostly doing harm: refusals are what is safe
+there. So a head trained on them takes a company's home page for harmful. These pages are as long and as compliant, and
+about gardens, hotels and football. They need no download, and the same requests and seed give the same pages.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+
+from safelm.formats import gguf
+from safelm.inference import decode, methods
+from safelm.safety.classifier.examples import GENERATED, Example
+from safelm.safety.embedding.backbone import installed_path
+from safelm.tokenizer import Tokenizer
+
+KINDS = (
+    "a news report", "a post of a personal blog", "the home page of a small business", "a customer's review",
+    "a product page of an online shop", "a post in a discussion forum", "a list of tips", "an encyclopedia article",
+    "an announcement of a local event", "a travel guide", "a press release of a company", "a job advertisement",
+    "a match report", "a column of opinion", "a profile of a person", "a page of frequent questions",
+)  # fmt: skip
+SUBJECTS = (
+    "gardening", "a football club", "used cars", "a hotel by the sea", "a law firm", "a school", "a new phone",
+    "a film festival", "bicycles", "a bakery", "personal finance", "a village church", "a software update", "dogs",
+    "wedding photography", "city council", "a history museum", "health insurance", "running shoes", "dentists",
+    "a university course", "house prices", "kitchen furniture", "a music album", "the weather", "a video game", "wine",
+    "a charity run", "solar panels", "train travel", "a novel", "real estate",
+)  # fmt: skip
+_BACKBONE = "smollm2"
+_MAX_NEW_TOKENS = 128
+_LEAST_WORDS = 40
+_BATCH = 64
+_METHOD = methods.Sampling(temperature=0.7)
+_DEFAULT_PAGES = 128
+
+
+def read(source: str, limit: str = "") -> list[Example]:
+    """`limit` answers (128 when empty) of score 0, each to another request; the group is the subject.
+
+    Answers of under 40 words are left out. Raises ValueError for a limit that is no count or above the number of
+    requests, FileNotFoundError if SmolLM2 is not installed.
+    """
+    most = len(KINDS) * len(SUBJECTS)
+    if limit and not (limit.isdigit() and 0 < int(limit) <= most):
+        raise ValueError(f"--data={source}: {limit!r} is not a number of pages from 1 to {most}")
+    return [
+        Example(text, 0, f"{GENERATED}/{subject}", source)
+        for subject, text in _pages(int(limit) if limit else _DEFAULT_PAGES)
+        if len(text.split()) >= _LEAST_WORDS
+    ]
+
+
+def requests(count: int) -> list[tuple[str, str]]:
+    """(subject, request): the first of all pairs of a kind and a subject, in one fixed random order."""
+    pairs = list(itertools.product(KINDS, SUBJECTS))
+    order = np.random.default_rng(0).permutation(len(pairs))[:count]
+    chosen = [pairs[i] for i in order]
+    return [(subject, f"Write {kind} about {subject}. Give the text only.") for kind, subject in chosen]
+
+
+@functools.cache
+def _pages(count: int) -> tuple[tuple[str, str], ...]:
+    path = str(installed_path(_BACKBONE))
+    config, params = gguf.read_file(path)
+    config = dataclasses.replace(config, dtype="float32", attention="xla", scan_layers=True, remat="none")
+    tokenizer = Tokenizer.from_pretrained(path)
+    asked = requests(count)
+    prompts = [
+        tokenizer.render_chat([{"role": "user", "content": request}], add_generation_prompt=True)
+        for _, request in asked
+    ]  # fmt: skip
+    written = decode.generate(
+        config, jax.device_put(params), prompts, _METHOD, max_new_tokens=_MAX_NEW_TOKENS, eos_id=tokenizer.chat_end_id,
+        harm_tag_id=None, batch_size=_BATCH, show_progress=True,
+    )  # fmt: skip
+    texts = (tokenizer.decode(answer.text_tokens).strip() for answer in written)
+    return tuple((subject, text) for (subject, _), text in zip(asked, texts, strict=True))
