@@ -2,10 +2,11 @@
 
     python scripts/eval_classifier.py --shared_data=DATA --cache=embeddings --output=report.json
 
-Three parts, each text tested by a head that was fitted without its group (5 folds; what a recipe chooses, l2,
+Four parts, each text tested by a head that was fitted without its group (5 folds; what a recipe chooses, l2,
 calibration and thresholds, it chooses inside the training folds):
 
 - each set by itself: AUROC by backbone, beside TF-IDF with logistic regression and alt-profanity-check;
+- the default config's recipe, on its own data and, untrained on them, on all other sets;
 - one classifier for all sets together: the paper's table, confusion, calibration, false positives on safe pages and by
   identity. WikiText is in no training fold;
 - --classifier=DIR: a trained classifier as it is, on the sets it was not trained on.
@@ -36,6 +37,7 @@ from safelm.train_classifier import read_config
 
 _logger = logging.getLogger("eval_classifier")
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+_DEFAULT = str(_ROOT / "configs" / "classifier_default.py")
 _OUTER_FOLDS = 5
 TEST_ONLY = ("wikitext",)
 Features = tuple[np.ndarray, np.ndarray]  # x_CD, text_C
@@ -77,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
             result["own"][name] = test_alone(labelled, methods, {b: f[name] for b, f in features.items()})
             _write(args.output, result)
     if "default" in features:
+        result["recipe"] = test_recipe(sets, features["default"], args.cache)
         result["together"] = test_together(sets, features["default"])
     if args.classifier:
         result["shipped"] = test_shipped(args.classifier, sets, args.cache)
@@ -102,7 +105,7 @@ def read_sets(args: argparse.Namespace) -> tuple[dict[str, LabelledSet], dict[st
 
 def recipe_of(backbone: str) -> training.Recipe:
     """The default recipe with another backbone: "smollm2" and "minilm" with their defaults."""
-    config = read_config(str(_ROOT / "configs" / "classifier_default.py"), ())
+    config = read_config(_DEFAULT, ())
     if backbone != "default":
         fresh = recipe_config.default_config().backbone
         fresh.source = backbone
@@ -222,9 +225,9 @@ def test_alone(
     result = {}
     for name, method in methods.items():
         found = method(labelled, features.get(name), fold_n)
-        entry: dict[str, Any] = {"auroc": _area(labelled.harmful, found.value)}
+        entry: dict[str, Any] = {"auroc": report.area(labelled.harmful, found.value)}
         if labelled.graded is not None:
-            entry |= _graded(labelled, found.value)
+            entry |= report.graded(labelled, found.value)
         if name in features:
             entry |= report.table(labelled.score, found.score, found.probability)
         result[name] = entry
@@ -232,18 +235,30 @@ def test_alone(
     return result
 
 
-def _graded(labelled: LabelledSet, value: np.ndarray) -> dict[str, Any]:
-    graded = labelled.graded
-    interval = metrics.bootstrap(metrics.spearman, value, graded, groups=labelled.groups)
-    clear = (graded >= 0.75) | (graded <= 0.25)
-    return {
-        "spearman": {"value": metrics.spearman(value, graded), "low": interval[0], "high": interval[1]},
-        "auroc_high_vs_low": _area(graded[clear] >= 0.75, value[clear]),
-    }
-
-
 def test_together(sets: Mapping[str, LabelledSet], features: Mapping[str, Features]) -> dict[str, Any]:
     """One classifier for all sets: trained on every set but TEST_ONLY's, in grouped folds."""
+    return _test_jointly(sets, features, [name for name in sets if name not in TEST_ONLY])
+
+
+def test_recipe(sets: Mapping[str, LabelledSet], features: Mapping[str, Features], cache: str | None) -> dict[str, Any]:
+    """The default config's own data in grouped folds, as its command trains on it; other sets are only tested on."""
+    sources = [str(source) for source in read_config(_DEFAULT, ()).data]
+    found = {source: labelled_source(source) for source in sources if source not in sets}
+    embedded = embed_sets("default", found, cache)
+    names = [*sources, *(name for name in sets if name not in sources)]
+    return _test_jointly({n: {**sets, **found}[n] for n in names}, {**features, **embedded}, sources)
+
+
+def labelled_source(source: str) -> LabelledSet:
+    """What the training command reads for a source."""
+    found = examples.read_all([source])
+    score = np.asarray([e.score for e in found])
+    return LabelledSet(source, [e.text for e in found], score, score >= 1, np.asarray([e.group for e in found]))
+
+
+def _test_jointly(
+    sets: Mapping[str, LabelledSet], features: Mapping[str, Features], trained_on: Sequence[str]
+) -> dict[str, Any]:
     names = list(sets)
     which = np.concatenate([np.full(len(sets[name].texts), i) for i, name in enumerate(names)])
     counts = np.cumsum([0, *(len(sets[name].texts) for name in names)])
@@ -256,7 +271,7 @@ def test_together(sets: Mapping[str, LabelledSet], features: Mapping[str, Featur
     )
     text_C = np.concatenate([features[name][1] + counts[i] for i, name in enumerate(names)])
     x_CD = np.concatenate([features[name][0] for name in names])
-    trained = np.isin(which, [i for i, name in enumerate(names) if name not in TEST_ONLY])
+    trained = np.isin(which, [i for i, name in enumerate(names) if name in trained_on])
     fold_n = np.full(len(which), -1)
     fold_n[trained] = examples.folds_of(list(union.groups[trained]), _OUTER_FOLDS, 0)
     recipe = dataclasses.replace(recipe_of("default"), folds=3)
@@ -280,11 +295,6 @@ def test_shipped(folder: str, sets: Mapping[str, LabelledSet], cache: str | None
     _predict(found, head_params, fitted, *embedder.embed(texts), np.ones(len(texts), bool))
     which = np.concatenate([np.full(len(s.texts), i) for i, s in enumerate(unseen.values())])
     return result | report.by_set(unseen, which, found)
-
-
-def _area(positive: np.ndarray, value: np.ndarray) -> dict[str, float] | None:
-    estimate = metrics.area(positive, value)
-    return vars(estimate) if estimate else None
 
 
 def _write(path: str, result: Mapping[str, Any]) -> None:

@@ -16,9 +16,26 @@ def table(score: np.ndarray, given: np.ndarray, probability: Mapping[int, np.nda
         unsafe = score >= level
         result[f"calibration_error_{level}"] = metrics.expected_calibration_error(unsafe, probability[level])
         result[f"reliability_{level}"] = metrics.reliability(unsafe, probability[level])
-        area = metrics.area(unsafe, probability[level])
-        result[f"auroc_{level}"] = vars(area) if area else None
+        result[f"auroc_{level}"] = area(unsafe, probability[level])
     return result
+
+
+def area(positive: np.ndarray, value: np.ndarray) -> dict[str, float] | None:
+    """AUROC and its interval; None without both kinds."""
+    estimate = metrics.area(positive, value)
+    return vars(estimate) if estimate else None
+
+
+def graded(labelled: LabelledSet, value: np.ndarray) -> dict[str, Any]:
+    """How well a graded value follows the graded label, and tells its upper end (.75 on) from its lower (to .25)."""
+    interval = metrics.bootstrap(metrics.spearman, value, labelled.graded, groups=labelled.groups)
+    clear = (labelled.graded >= 0.75) | (labelled.graded <= 0.25)
+    return {
+        "spearman": {
+            "value": metrics.spearman(value, labelled.graded), "low": interval[0], "high": interval[1],
+        },
+        "auroc_high_vs_low": area(labelled.graded[clear] >= 0.75, value[clear]),
+    }  # fmt: skip
 
 
 def by_set(sets: Mapping[str, LabelledSet], which: np.ndarray, found: Any) -> dict[str, Any]:
@@ -28,10 +45,9 @@ def by_set(sets: Mapping[str, LabelledSet], which: np.ndarray, found: Any) -> di
     for i, (name, labelled) in enumerate(sets.items()):
         here = which == i
         entry = table(labelled.score, found.score[here], {t: p[here] for t, p in found.probability.items()})
-        area = metrics.area(labelled.harmful, found.value[here])
-        entry["auroc"] = vars(area) if area else None
+        entry["auroc"] = area(labelled.harmful, found.value[here])
         if labelled.graded is not None:
-            entry["spearman"] = {"value": metrics.spearman(found.value[here], labelled.graded)}
+            entry |= graded(labelled, found.value[here])
         result["sets"][name] = entry
         if len(labelled.identities):
             result["identities"] |= _identities(labelled, found.score[here])
@@ -55,7 +71,12 @@ def page(result: Mapping[str, Any]) -> str:
     lines += [f"- skipped {name}: {reason}" for name, reason in result["skipped"].items()]
     lines += ["", "## Each set by itself: AUROC, grouped 5-fold, 95% intervals", ""]
     lines += _own(result["own"])
-    for part, title in (("together", "One classifier for all sets"), ("shipped", "A trained classifier as it is")):
+    titles = {
+        "recipe": "The default recipe: its own data in folds, all other sets only tested on",
+        "together": "One classifier for all sets",
+        "shipped": "A trained classifier as it is",
+    }
+    for part, title in titles.items():
         if "all" in result.get(part, {}):
             lines += ["", f"## {title}", "", *_table(result[part])]
     return "\n".join(lines)
@@ -81,6 +102,8 @@ def _table(part: Mapping[str, Any]) -> list[str]:
             name, str(e["texts"]), f"{e['macro_f1']:.3f}", *(_interval(e[key]) for key in keys),
             *(f"{e[f'calibration_error_{t}']:.3f}" for t in metrics.LEVELS), _interval(e.get("auroc")),
         ])  # fmt: skip
+    for name, e in part["sets"].items():
+        lines += [f"\n{name}: {x} {_interval(e[x])}" for x in ("spearman", "auroc_high_vs_low") if e.get(x)]
     lines += ["", "Confusion (rows true 0 to 5, columns given):", ""]
     lines += [f"    {' '.join(f'{n:5d}' for n in row)}" for row in part["all"]["confusion"]]
     for level in metrics.LEVELS:
