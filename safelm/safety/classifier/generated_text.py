@@ -36,11 +36,11 @@ _MAX_NEW_TOKENS = 128
 _LEAST_WORDS = 40
 _BATCH = 64
 _METHOD = methods.Sampling(temperature=0.7)
-_DEFAULT_PAGES = 128
+_DEFAULT_PAGES = 64
 
 
 def read(source: str, limit: str = "") -> list[Example]:
-    """`limit` answers (128 when empty) of score 0, each to another request; the group is the subject.
+    """`limit` answers (64 when empty) of score 0, each to another request; the group is the subject.
 
     Answers of under 40 words are left out. Raises ValueError for a limit that is no count or above the number of
     requests, FileNotFoundError if SmolLM2 is not installed.
