@@ -79,7 +79,10 @@ def main(args: argparse.Namespace) -> None:
             result["own"][name] = test_alone(labelled, methods, {b: f[name] for b, f in features.items()})
             _write(args.output, result)
     if "default" in features:
-        result["recipe"] = test_recipe(sets, features["default"], args.cache)
+        try:
+            result["recipe"] = test_recipe(sets, features["default"], args.cache)
+        except FileNotFoundError as error:
+            skipped["recipe"] = str(error)
         result["together"] = test_together(sets, features["default"])
     if args.classifier:
         result["shipped"] = test_shipped(args.classifier, sets, args.cache)
