@@ -22,7 +22,9 @@ web text add safe pages of your own (more of them than 64), beside the sources b
     --data=pyrit --data=installed_text:150 --data=gensim --data=generated_text:64 --data=safe:pages.jsonl
 
 What did not help: synthetic_web:400 (its templated texts are told apart at once; Spearman .753 -> .744, C4 unchanged).
-The price of each addition is some accuracy on pyrit. Hardware: 2 CPU cores, shared.
+The mixture was chosen by looking at these same C4 pages, so its figures there are somewhat too good. "This config"
+in the nested table is the part `recipe` of the script, run alone on saved pages of SmolLM2; the rows below it are of an
+earlier run. The price of each addition is some accuracy on pyrit. Hardware: 2 CPU cores, shared.
 
 By `python scripts/eval_classifier.py --only=pyrit,c4 --safe_limit=100 --shared_data=DATA` (nested, grouped 5-fold; 95%
 intervals; pyrit's embeddings from a cache: 68 texts cut at 480 tokens, 528 rounded to float16):
