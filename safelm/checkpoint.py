@@ -22,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils imports TensorFlow for gs:// where it is installed
 
+import fsspec.config
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -34,6 +35,9 @@ from safelm.tokenizer import Tokenizer
 
 Meta = dict[str, Any]
 PyTree = Any
+
+# By default fsspec remembers a folder's listing for good: no host would see what another one has written since.
+fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 
 # What a checkpoint's arrays mean depends on these. The other fields (dtype, remat, attention ...) say how to compute.
 ARCHITECTURE_FIELDS = (

@@ -243,6 +243,19 @@ def test_checkpoint_for_inference(bucket):
         checkpoint.load_for_inference(url, step=3)
 
 
+def test_a_checkpoint_that_another_host_writes_is_seen(bucket):
+    url, config = f"{bucket}/shared", ModelConfig(**tiny_runs.model_fields())
+    checkpoint.save_params(url, config, model.init(config, jax.random.key(0)), tiny_runs.tokenizer())
+    with checkpoint.Checkpoints(url, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [0]
+        other_host = gcsfs.core.GCSFileSystem(skip_instance_cache=True)
+        folder = url.removeprefix("gs://") + "/checkpoints"
+        for path in other_host.find(f"{folder}/0"):
+            other_host.pipe_file(path.replace(f"{folder}/0/", f"{folder}/7/"), other_host.cat_file(path))
+        checkpoints.reload()
+        assert checkpoints.steps() == [0, 7]
+
+
 def test_a_run_on_gs_resumes_and_is_the_local_run_bit_for_bit(bucket, tmp_path):
     inputs, url = tiny_runs.write_inputs(tmp_path / "inputs"), f"{bucket}/run"
     upload(inputs, f"{bucket}/inputs")
