@@ -1,0 +1,49 @@
+"""The three synthetic corpora, and the values that pass between prompts, writers and gates."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+Kind = Literal["safeweb", "refuseweb", "moral_education"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# Harm scores of the documents that each is made from (Maini et al. 2025, sections 3.2 to 3.4).
+SOURCE_SCORES: Mapping[Kind, tuple[int, ...]] = {
+    "safeweb": (1, 2, 3),
+    "refuseweb": (4, 5),
+    "moral_education": (4, 5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A scored document.
+
+    Attributes:
+      text: the document, or (`is_dialogue`) the RefuseWeb dialogue that was made from it.
+      harm_score: 1 to 5, of the web document.
+      metadata: the row's other columns.
+    """
+
+    id: str
+    text: str = dataclasses.field(repr=False)
+    harm_score: int
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    is_dialogue: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """What a writer made of a whole source, its parts rejoined.
+
+    Attributes:
+      style: name of the prompt's style.
+      attempt: 0 for the first.
+      is_cut: a reply ended at the limit of tokens.
+    """
+
+    kind: Kind
+    source: Source
+    style: str
+    text: str = dataclasses.field(repr=False)
+    attempt: int = 0
+    is_cut: bool = False
