@@ -1,4 +1,4 @@
-"""The output folder of a scoring run, local or behind a URL: whole files only, listings, small JSON records."""
+"""The output folder of a long run, local or behind a URL: whole files only, listings, small JSON records."""
 
 import contextlib
 import fcntl
@@ -94,7 +94,7 @@ class OutputFolder:
         parent = None if self.is_remote else self.path(STAGING)
         if parent:
             os.makedirs(parent, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="safelm-score-", dir=parent) as folder:
+        with tempfile.TemporaryDirectory(prefix="safelm-", dir=parent) as folder:
             yield folder
 
     def publish(self, local: str, name: str) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class OutputFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"{self.root}: another process is writing scores there") from None
+                raise ValueError(f"{self.root}: another process is writing there") from None
             fcntl.flock(workers, fcntl.LOCK_EX)  # workers of a killed run end within a second
             fcntl.flock(workers, fcntl.LOCK_UN)
             shutil.rmtree(self.path(STAGING), ignore_errors=True)

@@ -1,0 +1,81 @@
+"""Files of documents to shards of work, and an output folder that goes on only with what it was begun with."""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from safelm.safety import documents
+from safelm.safety.documents import DocumentFile, Part
+from safelm.safety.scoring.output import OutputFolder
+
+SETTINGS_NAME = "_settings.json"
+_AT_ONCE = 16
+
+_T, _R = TypeVar("_T"), TypeVar("_R")
+
+
+def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
+    """The parts of a file: bytes of plain JSON lines, row groups of Parquet; None for a file that is one shard."""
+    if file.bytes <= part_bytes or not file.path.endswith((".jsonl", ".parquet")):
+        return [None]
+    if file.path.endswith(".jsonl"):
+        count = -(-file.bytes // part_bytes)
+        return [Part(at * part_bytes, min((at + 1) * part_bytes, file.bytes)) for at in range(count)]
+    parts, start, size = [], 0, 0
+    with documents.open_parquet(file.path) as table:
+        groups = table.num_row_groups
+        for group in range(groups):
+            facts = table.metadata.row_group(group)
+            grown = size + sum(facts.column(column).total_compressed_size for column in range(facts.num_columns))
+            if group > start and grown > part_bytes:
+                parts.append(Part(start, group))
+                start, grown = group, grown - size
+            size = grown
+    return [*parts, Part(start, groups)] if parts else [None]
+
+
+def shard_name(index: int, path: str) -> str:
+    """What the output files of a shard are called; begins with its split, so that SeqIO tasks read them as they are."""
+    stem = os.path.basename(path).removesuffix(documents.suffix(path))
+    split = "validation" if stem.startswith("validation-") else "train"
+    return f"{split}-{index:06d}-{re.sub(r'[^A-Za-z0-9._-]', '_', stem)[:80]}"
+
+
+def side_by_side(function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
+    """A function of files that waits for the network, several at once."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(function, values))
+
+
+def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[str, str]) -> None:
+    """Raises ValueError where the folder holds, or was begun with, something else, naming the flag of the setting."""
+    (former,) = out.read_json([SETTINGS_NAME])
+    if not isinstance(former, dict):
+        if not out.is_empty():
+            raise ValueError(f"--output {out.root}: it holds other files; choose a new folder, or remove that one")
+        return
+    for key in sorted({*former, *wanted}, key=lambda key: (key == "columns", key)):
+        if former.get(key) != wanted.get(key):
+            was, now = _shown(former.get(key), wanted.get(key))
+            raise ValueError(
+                f"--output {out.root} was begun with {flags.get(key, key)} {was}, now it is {now}: choose "
+                "another --output, or remove that folder"
+            )
+
+
+def _shown(was: Any, now: Any) -> tuple[Any, Any]:
+    """Two settings as they are, or of two lists the first entries that differ."""
+    if not (isinstance(was, list) and isinstance(now, list)):
+        return was, now
+    pairs = itertools.zip_longest(was, now, fillvalue="nothing more")
+    return next((old, new) for old, new in pairs if old != new)
+
+
+def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
+    """Whether every file that a done-record names is there (`sizes` by name) with the recorded size."""
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        return False
+    return all(sizes.get(name) == facts["bytes"] for name, facts in record["files"].items())
