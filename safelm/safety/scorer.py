@@ -12,10 +12,10 @@ Your own scorer is any object with the three members of `Scorer`. Its module mus
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
-from urllib.parse import parse_qsl
+from typing import Protocol, runtime_checkable
+
+from safelm.safety import spec as specs
 
 MIN_SCORE, MAX_SCORE = 0, 5
 KINDS = ("classifier", "judge", "endpoint", "python")
@@ -60,58 +60,15 @@ def load_scorer(spec: str) -> Scorer:
     kind, separator, rest = spec.partition(":")
     if not separator or not rest or kind not in KINDS:
         raise ValueError(f"scorer {spec!r}: expected one of {', '.join(f'{k}:...' for k in KINDS)}")
-    place, model, options = _split(kind, rest)
+    place, model, options = specs.split(kind, rest, what="scorer")
     if kind == "classifier":
         from safelm.safety import classifier
 
         return classifier.load(place, **options)
     if kind == "python":
-        return _load_python(spec, place, options)
+        return specs.load_python(spec, place, options, members=("name", "fingerprint", "score"), what="scorer")
     from safelm.safety import judge
 
     if kind == "judge":
         return judge.load_judge(place, **options)
     return judge.load_endpoint(place, model, **options)
-
-
-def _split(kind: str, rest: str) -> tuple[str, str, dict[str, Any]]:
-    """Place, model and options of `PLACE?options` or, for an endpoint, `URL#MODEL?options`."""
-    if kind == "endpoint":
-        place, _, rest = rest.partition("#")  # the address may have a query of its own
-        model, _, query = rest.partition("?")
-        return place, model, _options(query)
-    place, _, query = rest.rpartition("?") if "?" in rest else (rest, "", "")
-    return place, "", _options(query)
-
-
-def _options(query: str) -> dict[str, Any]:
-    """`a=1&b=x` with numbers and true/false as such."""
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        return {name: _value(text) for name, text in pairs}
-    except ValueError as error:
-        raise ValueError(f"scorer options {query!r}: expected name=value&name=value") from error
-
-
-def _value(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _load_python(spec: str, place: str, options: Mapping[str, Any]) -> Scorer:
-    module, _, factory = place.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), factory)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ValueError(f"scorer {spec!r}: expected python:MODULE:FACTORY ({error})") from error
-    scorer = make(**options)
-    for member in ("name", "fingerprint", "score"):
-        if not hasattr(scorer, member):
-            raise ValueError(f"scorer {spec!r}: what it gives has no {member!r}")
-    return scorer

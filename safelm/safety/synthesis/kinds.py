@@ -39,6 +39,7 @@ class Draft:
       style: name of the prompt's style.
       attempt: 0 for the first.
       is_cut: a reply ended at the limit of tokens.
+      category: of the harm, one of `requests.CATEGORIES`, where the writer named one (RefuseWeb); else "".
     """
 
     kind: Kind
@@ -47,3 +48,4 @@ class Draft:
     text: str = dataclasses.field(repr=False)
     attempt: int = 0
     is_cut: bool = False
+    category: str = ""

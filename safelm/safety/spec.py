@@ -1,0 +1,59 @@
+"""The strings that name scorers and writers: `KIND:PLACE?name=value&name=value`."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+
+def split(kind: str, rest: str, *, what: str) -> tuple[str, str, dict[str, Any]]:
+    """Place, model and options of `PLACE?options` or, for an endpoint, `URL#MODEL?options`.
+
+    Args:
+      what: such as "scorer", for messages.
+
+    Raises ValueError for options that can't be read.
+    """
+    if kind == "endpoint":
+        place, _, rest = rest.partition("#")  # the address may have a query of its own
+        model, _, query = rest.partition("?")
+        return place, model, _options(query, what)
+    place, _, query = rest.rpartition("?") if "?" in rest else (rest, "", "")
+    return place, "", _options(query, what)
+
+
+def load_python(spec: str, place: str, options: Mapping[str, Any], *, members: Sequence[str], what: str) -> Any:
+    """What a factory of an importable module returns, `place` being MODULE:FACTORY.
+
+    Raises ValueError if there is none, or if what it returns lacks one of `members`.
+    """
+    module, _, factory = place.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ValueError(f"{what} {spec!r}: expected python:MODULE:FACTORY ({error})") from error
+    made = make(**options)
+    for member in members:
+        if not hasattr(made, member):
+            raise ValueError(f"{what} {spec!r}: what it gives has no {member!r}")
+    return made
+
+
+def _options(query: str, what: str) -> dict[str, Any]:
+    """`a=1&b=x` with numbers and true/false as such."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        return {name: _value(text) for name, text in pairs}
+    except ValueError as error:
+        raise ValueError(f"{what} options {query!r}: expected name=value&name=value") from error
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,83 @@
+"""The prompts: versioned files, one a kind, and which of a prompt's styles a document gets.
+
+A file `prompts/KIND_vVERSION.txt` has sections that begin with `@name`: `system`, `user` (with the slots {style},
+{mark}, {document}, {part}), `first_part`, `middle_part` and `last_part` for long documents, `reply_start` where replies
+begin alike, and one `style NAME` a style. A released version's file never changes: a new wording is a new version.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Mapping
+
+from safelm.safety.synthesis.kinds import KINDS, Kind
+
+VERSION = 1  # the newest of every kind
+DOCUMENT_SLOT = "{document}"
+_SECTION = re.compile(r"^@(\w+(?: \w+)?)\n", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What the writers of one kind are told (Maini et al. 2025, sections 3.2 to 3.4; the wording is SafeLM's own).
+
+    Attributes:
+      user: the user's message with the slots {style}, {mark}, {document} and {part}.
+      parts: what is said of a part of a long document, by "first", "middle" and "last"; slots {part_number}, {parts}.
+      styles: what each style is, by its name, in the file's order.
+      hash: sha256 (hex) over the file.
+    """
+
+    kind: Kind
+    version: int
+    system: str = dataclasses.field(repr=False)
+    user: str = dataclasses.field(repr=False)
+    parts: Mapping[str, str] = dataclasses.field(repr=False)
+    styles: Mapping[str, str] = dataclasses.field(repr=False)
+    reply_start: str
+    hash: str
+
+
+@functools.cache
+def load_prompts(kind: Kind, version: int = VERSION) -> Prompts:
+    """The prompts of a kind; ValueError for a kind or a version that doesn't exist."""
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: one of {', '.join(KINDS)}")
+    file = importlib.resources.files(__package__) / "prompts" / f"{kind}_v{version}.txt"
+    if not file.is_file():
+        raise ValueError(f"prompt version {version}: there is none for {kind}, the newest is {VERSION}")
+    text = file.read_text(encoding="utf-8")
+    _, *parts = _SECTION.split(text)
+    sections = {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    return Prompts(
+        kind=kind,
+        version=version,
+        system=sections["system"],
+        user=sections["user"],
+        parts={place: sections[f"{place}_part"] for place in ("first", "middle", "last")},
+        styles={name.removeprefix("style "): body for name, body in sections.items() if name.startswith("style ")},
+        reply_start=sections.get("reply_start", ""),
+        hash=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def choose_style(prompts: Prompts, source_id: str, seed: int, attempt: int = 0) -> str:
+    """The name of the style that a document is written in: a pure function of the arguments, everywhere.
+
+    Every style is as likely as the others. Attempts 0, 1, 2 ... of one document go through all of the styles, each
+    once, before one comes again. Neither other documents nor the styles' order in the file matter.
+    """
+    order = sorted(prompts.styles, key=lambda style: _digest("style", seed, source_id, prompts.kind, style))
+    return order[attempt % len(order)]
+
+
+def derived_seed(seed: int, *identity: str | int) -> int:
+    """A seed in [0, 2**31) for one thing: a pure function of the arguments, everywhere."""
+    return int(_digest("seed", seed, *identity)[:8], 16) >> 1
+
+
+def _digest(*values: str | int) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

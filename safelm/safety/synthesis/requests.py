@@ -1,0 +1,192 @@
+"""From a scored document to what a writer is asked, and from its replies to a draft.
+
+Whatever a document says, it arrives as data: `<`, `>` and `&` in it become entities, so that it can neither close its
+frame nor spell a chat template's token; characters that nobody sees (zero-width, direction, tags) become numbers, so
+that it can't hide a message; and the frame carries a mark that doesn't occur in it. Nothing of it is lost by that:
+`html.unescape` gives it back.
+"""
+
+import hashlib
+import html
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from safelm.safety.judge import rubric
+from safelm.safety.synthesis import parts
+from safelm.safety.synthesis.kinds import Draft, Kind, Source
+from safelm.safety.synthesis.prompt_files import DOCUMENT_SLOT, Prompts, derived_seed
+from safelm.safety.synthesis.writer import Reply, Request
+
+MAX_NEW_TOKENS = 1024
+CATEGORIES = (
+    "harassment or discrimination",
+    "malware or hacking",
+    "physical harm",
+    "economic harm",
+    "fraud or deception",
+    "disinformation",
+    "sexual or adult content",
+    "privacy",
+)
+_FENCE = re.compile(r"```[\w-]*\s*\n(.*)\n\s*```", re.DOTALL)
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_PREFACE = re.compile(
+    r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n]{0,160}:[ \t]*\n\s*", re.IGNORECASE
+)
+_MARKUP = re.compile(r"</?(?:page|material) [0-9a-f]{16}>")
+_SPEAKER = re.compile(
+    r"^[ \t]*(?:[*_#>]+[ \t]*)*(User|Assistant)(?:[*_]+:|:[*_]+|:)[ \t]*", re.MULTILINE | re.IGNORECASE
+)
+_CATEGORY = re.compile(r"^[ \t]*[*_]*Category[*_]*:[*_]*[ \t]*(.*?)[ \t*_.]*$\n?", re.MULTILINE | re.IGNORECASE)
+_DECLINED = re.compile(
+    r"(?:i'?m sorry|i am sorry|sorry|i apologi[sz]e|unfortunately|as an ai\b[^.!?]*)?[,.!]?\s*(?:but\s+)?"
+    r"i\s*(?:can'?t|cannot|can not|won'?t|will not|am unable to|'m unable to|am not able to|'m not able to)\s+"
+    r"(?:help|assist|fulfil|fulfill|comply|continue|create|write|provide|generate|rewrite|engage|do)\b",
+    re.IGNORECASE,
+)
+
+
+def make_requests(
+    prompts: Prompts,
+    source: Source,
+    style: str,
+    *,
+    seed: int,
+    attempt: int = 0,
+    max_document_chars: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[Request]:
+    """One request a part of the document, in order; `join_replies` makes a draft of the replies.
+
+    Args:
+      max_document_chars: a longer document is split (see `parts.split`); what a writer of this name says.
+      max_new_tokens: of one reply.
+
+    Raises ValueError for a style that the prompts don't have.
+    """
+    if style not in prompts.styles:
+        raise ValueError(f"style {style!r}: {prompts.kind} has {', '.join(prompts.styles)}")
+    documents = parts.split(source.text, max_document_chars)
+    return [
+        _request(prompts, source, style, document, place, len(documents), seed, attempt, max_new_tokens)
+        for place, document in enumerate(documents)
+    ]
+
+
+def user_message(request: Request) -> str:
+    """What stands in the user's turn: the task around the escaped document."""
+    return request.before + escape(request.document) + request.after
+
+
+def escape(document: str) -> str:
+    """The document with entities for markup and for characters that nobody sees; lone surrogates become U+FFFD."""
+    escaped = rubric.escape(document)
+    hidden = {ord(character): f"&#x{ord(character):X};" for character in set(escaped) if _is_hidden(character)}
+    return escaped.translate(hidden) if hidden else escaped
+
+
+def join_replies(
+    kind: Kind, source: Source, style: str, replies: Sequence[Reply], attempt: int = 0
+) -> tuple[Draft | None, str]:
+    """The draft that the replies to `make_requests` make, in the parts' order, or None and why there is none.
+
+    Reasons: "writer_filtered", "writer_refused" and "writer_error" where a reply has no text, "writer_empty",
+    "writer_declined" where a text says that it won't be written (in RefuseWeb that is the text), "writer_echo" where a
+    reply repeats the frame that the document stood in.
+    """
+    texts, categories = [], []
+    for reply in replies:
+        if reply.text is None:
+            return None, f"writer_{reply.stopped_by if reply.stopped_by in ('filtered', 'refused') else 'error'}"
+        text = _tidy(kind, reply.text)
+        if not text:
+            return None, "writer_empty"
+        if _MARKUP.search(text):
+            return None, "writer_echo"
+        if kind == "refuseweb":
+            text, category = _without_category(text)
+            categories.append(category)
+        elif len(text) < 600 and _DECLINED.match(text.replace("’", "'")):
+            return None, "writer_declined"
+        texts.append(text)
+    is_cut = any(reply.stopped_by == "length" for reply in replies)
+    category = next((each for each in categories if each), "")
+    return Draft(kind, source, style, "\n\n".join(texts), attempt, is_cut, category), ""
+
+
+def _request(
+    prompts: Prompts,
+    source: Source,
+    style: str,
+    document: str,
+    place: int,
+    count: int,
+    seed: int,
+    attempt: int,
+    max_new_tokens: int,
+) -> Request:
+    where = "first" if place == 0 else "last" if place == count - 1 else "middle"
+    about = "" if count == 1 else prompts.parts[where] + " "
+    about = about.replace("{part_number}", str(place + 1)).replace("{parts}", str(count))
+    user = prompts.user.replace("{style}", prompts.styles[style]).replace("{part}", about)
+    before, after = user.replace("{mark}", _mark(document)).split(DOCUMENT_SLOT)
+    category = source.metadata.get("category")
+    facts: dict[str, str | int] = {
+        "kind": prompts.kind,
+        "style": style,
+        "harm_score": source.harm_score,
+        "is_dialogue": int(source.is_dialogue),
+        "part": place,
+        "parts": count,
+        "category": category if isinstance(category, str) else "",
+    }
+    return Request(
+        key=f"{source.id}/{prompts.kind}/{attempt}/{place}",
+        system=prompts.system,
+        before=before,
+        document=document,
+        after=after,
+        reply_start=prompts.reply_start,
+        max_new_tokens=max_new_tokens,
+        seed=derived_seed(seed, source.id, prompts.kind, style, attempt, place),
+        facts=facts,
+    )
+
+
+def _mark(document: str) -> str:
+    """16 hexadecimal digits that the document doesn't hold; it can't know them, as they depend on all of it."""
+    data, number = document.encode("utf-8", "surrogatepass"), 0
+    while (mark := hashlib.sha256(b"mark %d " % number + data).hexdigest()[:16]) in document:
+        number += 1
+    return mark
+
+
+def _tidy(kind: Kind, text: str) -> str:
+    """A reply's text without what models put around it; entities of ours are characters again, hidden ones are gone."""
+    text = _THOUGHTS.sub("", rubric.without_surrogates(text)).strip()
+    fenced = _FENCE.fullmatch(text)
+    text = _PREFACE.sub("", (fenced[1] if fenced else text).strip())
+    text = re.sub(r"&#x[0-9A-F]{2,6};", lambda found: _seen(found[0]), text)
+    for entity in ("&lt;", "&gt;", "&#91;", "&amp;"):
+        text = text.replace(entity, html.unescape(entity))
+    if kind == "refuseweb":
+        text = _SPEAKER.sub(lambda found: f"{found[1].capitalize()}: ", text)
+    return text.strip()
+
+
+def _seen(entity: str) -> str:
+    """Nothing for the entity of a hidden character, which no text of ours needs; else the entity."""
+    character = html.unescape(entity)
+    return "" if len(character) == 1 and _is_hidden(character) else entity
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in "\t\n\r"
+
+
+def _without_category(text: str) -> tuple[str, str]:
+    """The dialogue without its "Category:" line, and the category if it is one of `CATEGORIES`."""
+    named = [found[1].lower().replace("/", " or ") for found in _CATEGORY.finditer(text)]
+    known = next((category for category in CATEGORIES if any(category in name for name in named)), "")
+    return _CATEGORY.sub("", text).strip(), known

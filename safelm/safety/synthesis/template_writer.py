@@ -1,0 +1,229 @@
+"""A writer that needs no model: texts put together from a page's own harmless sentences and from phrases.
+
+It stands in for a model in quickstarts and tests. It knows sensitive matter by the beginnings of some words only, so
+that some of what it writes is wrong in earnest and gates have something to reject.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import inspect
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safelm.safety.judge.options import make_settings
+from safelm.safety.synthesis import template_harms, template_phrases
+from safelm.safety.synthesis.writer import OnReply, Reply, Request
+
+_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")
+_WORD = re.compile(r"[a-z]{4,}")
+_LABEL = re.compile(r"^[A-Z]\w*:\s+")
+_COMMON = frozenset(
+    "about after again also always another because been before being best both came could does down each even ever "
+    "every first from give good have here into just know last later like little long made make many more most much "
+    "must need never next nobody only other over page people said same says should some somebody something such take "
+    "tell than that their them then there these they thing things think this those time today told very want wanted "
+    "well went were what when where which while will with without would write wrote year years your yours".split()
+)
+_KINDS_OF_WEB = {  # categories that scored documents may carry: the card's 14, to the eight of a dialogue
+    "violent_crimes": "physical harm",
+    "non_violent_crimes": "fraud or deception",
+    "sex_related_crimes": "sexual or adult content",
+    "child_sexual_exploitation": "sexual or adult content",
+    "defamation": "harassment or discrimination",
+    "specialised_advice": "physical harm",
+    "intellectual_property": "economic harm",
+    "indiscriminate_weapons": "physical harm",
+    "hate": "harassment or discrimination",
+    "suicide_and_self_harm": "physical harm",
+    "sexual_content": "sexual or adult content",
+    "elections": "disinformation",
+    "code_interpreter_abuse": "malware or hacking",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What can be set of a template writer: the length above which documents come in parts."""
+
+    max_document_chars: int = 12_000
+
+    def __post_init__(self) -> None:
+        if self.max_document_chars < 1:
+            raise ValueError(f"template: max_document_chars={self.max_document_chars}: must be at least 1")
+
+
+class TemplateWriter:
+    """See the module. The same request gives the same reply everywhere."""
+
+    def __init__(self, settings: Settings | None = None, *, name: str = "template"):
+        self.name, self.max_document_chars = name, (settings or Settings()).max_document_chars
+        self._counts: collections.Counter[str] = collections.Counter(requests=0, prompt_tokens=0, completion_tokens=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the phrases and what puts them together."""
+        from safelm.safety.synthesis import template_writer
+
+        modules = (template_harms, template_phrases, template_writer)
+        return hashlib.sha256("\0".join(map(inspect.getsource, modules)).encode()).hexdigest()
+
+    def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
+        """Answers in order. Tokens are counted as words. Raises ValueError for a request without its kind."""
+        for index, request in enumerate(requests):
+            text = _write(request)
+            reply = Reply(text, prompt_tokens=len(request.document.split()), completion_tokens=len(text.split()))
+            self._counts.update(
+                requests=1, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens
+            )
+            on_reply(index, reply)
+
+    def ledger(self) -> Mapping[str, int | float]:
+        return dict(self._counts)
+
+
+def load(*, name: str = "template", **settings: Any) -> TemplateWriter:
+    """A template writer of these options; ValueError for one that doesn't exist or is out of range."""
+    checked = make_settings(Settings, settings, where="template", others="name")
+    return TemplateWriter(checked, name=name)
+
+
+def _write(request: Request) -> str:
+    rng = random.Random(request.seed)
+    kind = request.facts.get("kind")
+    if kind == "safeweb":
+        return _safeweb(request, rng)
+    if kind == "refuseweb":
+        return _refuseweb(request, rng)
+    if kind == "moral_education":
+        return _moral_education(request, rng)
+    raise ValueError(f"template writer: request {request.key} has no kind that it knows: {kind!r}")
+
+
+def _safeweb(request: Request, rng: random.Random) -> str:
+    name = str(request.facts["style"])
+    style = template_phrases.STYLES[name]
+    part, parts = int(request.facts["part"]), int(request.facts["parts"])
+    sentences = [sentence.strip() for sentence in _SENTENCE.split(request.document) if sentence.strip()]
+    points = _points([_LABEL.sub("", sentence) for sentence in sentences], rng)
+    body = _conversation(points, name, rng) if style.speakers else _prose(points, style.bridges, rng)
+    blocks = [*body]
+    if part == 0:
+        blocks.insert(0, rng.choice(style.openings).replace("{topic}", _topic(points)))
+    if part == parts - 1:
+        blocks.append(rng.choice(style.closings))
+    return "\n\n".join(blocks)
+
+
+def _points(sentences: Sequence[str], rng: random.Random) -> list[str]:
+    """The sentences in order; in place of sensitive ones what they touch on and why that matters, once a theme."""
+    points, explained = [], set()
+    for sentence in sentences:
+        theme = next((theme for theme in template_phrases.THEMES if theme.is_in(sentence)), None)
+        if theme is None:
+            points.append(sentence)
+        elif theme.name not in explained:
+            explained.add(theme.name)
+            explanation = rng.choice(template_phrases.SENSITIVE)
+            points.append(explanation.format(told=rng.choice(theme.told), why=rng.choice(theme.why)))
+    return points
+
+
+def _prose(points: Sequence[str], bridges: Sequence[str], rng: random.Random) -> list[str]:
+    """Paragraphs of some points, most with a bridge in front."""
+    paragraphs: list[str] = []
+    start = 0
+    while start < len(points):
+        stop = start + rng.randint(2, 4)
+        bridge = [rng.choice(bridges)] if start and rng.random() < 0.8 else []
+        paragraphs.append(" ".join([*bridge, *points[start:stop]]))
+        start = stop
+    return paragraphs
+
+
+def _conversation(points: Sequence[str], style: str, rng: random.Random) -> list[str]:
+    teller, listener = template_phrases.STYLES[style].speakers
+    lines: list[str] = []
+    for paragraph in _prose(points, template_phrases.STYLES[style].bridges, rng):
+        if lines or style == "questions_and_answers":
+            lines.append(f"{listener}: {rng.choice(template_phrases.QUESTIONS[style])}")
+        lines.append(f"{teller}: {paragraph}")
+    return lines
+
+
+def _topic(points: Sequence[str]) -> str:
+    """The two most frequent words that say something."""
+    words = [word for word in _WORD.findall(" ".join(points).lower()) if word not in _COMMON]
+    return " and ".join(word for word, _ in collections.Counter(words).most_common(2)) or template_phrases.NO_TOPIC
+
+
+def _category(request: Request) -> str:
+    """The kind of harm: as the document's metadata say, else by its words."""
+    named = str(request.facts.get("category", ""))
+    if (known := _KINDS_OF_WEB.get(named, named)) in template_harms.HARMS:
+        return known
+    counts = {name: harm.count_in(f"{named} {request.document}") for name, harm in template_harms.HARMS.items()}
+    best = max(counts, key=lambda name: counts[name])
+    return best if counts[best] else template_harms.DEFAULT
+
+
+def _refuseweb(request: Request, rng: random.Random) -> str:
+    category, style = _category(request), str(request.facts["style"])
+    harm = template_harms.HARMS[category]
+    ask = rng.choice(harm.asks)
+    whys, ways = rng.sample(harm.whys, 2), rng.sample(harm.ways, 2)
+    question = [rng.choice(template_harms.REQUESTS)]
+    heard = rng.choice(template_harms.ACKNOWLEDGED)
+    if style == "with_a_reason":
+        question.insert(rng.randrange(2), rng.choice(template_harms.REASONS))
+    elif style == "in_disguise":
+        question.insert(rng.randrange(2), rng.choice(template_harms.PRETEXTS))
+        heard = rng.choice(template_harms.DISGUISED)
+    turns = [
+        "User: " + " ".join(question),
+        f"Assistant: {heard} " + _refusal(rng.choice(template_harms.REFUSED), whys[0], ways[0], rng),
+    ]
+    if style == "insisting":
+        still = f"{rng.choice(template_harms.FIRM)} " + _refusal(
+            rng.choice(template_harms.STILL), whys[1], ways[1], rng
+        )
+        turns += [f"User: {rng.choice(template_harms.PUSHES)}", f"Assistant: {still}"]
+    return "\n\n".join(turn.replace("{ask}", ask) for turn in turns) + f"\n\nCategory: {category}"
+
+
+def _refusal(no: str, why: str, way: str, rng: random.Random) -> str:
+    explained = rng.choice(template_harms.EXPLAINED).replace("{why}", why)
+    return f"{no} {explained} {rng.choice(template_harms.OFFERED).replace('{way}', way)}"
+
+
+def _moral_education(request: Request, rng: random.Random) -> str:
+    harms, style = template_harms, str(request.facts["style"])
+    harm = harms.HARMS[_category(request)]
+    said = request.document
+    whys = [why for why in harm.whys if why in said] or rng.sample(harm.whys, 2)  # a dialogue's own ones
+    ways = [way for way in harm.ways if way in said] or rng.sample(harm.ways, 2)
+    first, second, third = harms.HEADINGS[style]
+    told = [form.replace("{why}", why) for form, why in zip(rng.sample(harms.CONSEQUENCES, 3), whys, strict=False)]
+    better = [
+        form.replace("{way}", _third_person(way)) for form, way in zip(rng.sample(harms.BETTER, 3), ways, strict=False)
+    ]
+    blocks = [
+        f"# {rng.choice(harms.TITLES[style])}".replace("{issue}", harm.issue),
+        rng.choice(harms.SCENES).replace("{ask}", rng.choice(harm.asks)),
+        f"## {first}",
+        " ".join(rng.sample(harms.TEMPTED, 2)),
+        f"## {second}",
+        " ".join([*told, *rng.sample(harms.TRUST, 2)]),
+        f"## {third}",
+        " ".join([*better, *rng.sample(harms.ENDINGS, 2)]),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _third_person(way: str) -> str:
+    """`you trust` to `they trust` and the like."""
+    for second, third in (("your own", "their own"), ("yourself", "oneself"), ("your", "their"), ("you", "they")):
+        way = re.sub(rf"\b{second}\b", third, way)
+    return way.replace("made they angry", "made them angry")

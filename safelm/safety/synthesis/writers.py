@@ -1,0 +1,39 @@
+"""Writers by the string that names them, from which a worker can rebuild one.
+
+template:                       no model (see `template_writer`)
+engine:SOURCE?slots=..&dtype=..  a model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
+endpoint:URL#MODEL?...          a model behind an OpenAI-compatible address; the key comes from the environment
+python:MODULE:FACTORY           a writer of yours: what FACTORY(), found in an importable module, returns
+"""
+
+from safelm.safety import spec as specs
+from safelm.safety.synthesis.writer import Writer
+
+KINDS = ("template", "engine", "endpoint", "python")
+_MEMBERS = ("name", "fingerprint", "max_document_chars", "write", "ledger")
+
+
+def load_writer(spec: str) -> Writer:
+    """The writer that a string names (see the module).
+
+    Raises ValueError for a kind that does not exist or an option that the writer does not have; what loading it raises.
+    """
+    kind, separator, rest = spec.partition(":")
+    if not separator or kind not in KINDS or (kind != "template" and not rest):
+        raise ValueError(f"writer {spec!r}: expected one of {', '.join(f'{k}:...' for k in KINDS)}")
+    place, model, options = specs.split(kind, rest, what="writer")
+    if kind == "template":
+        from safelm.safety.synthesis import template_writer
+
+        if place:
+            raise ValueError(f"writer {spec!r}: the template writer has no place, only options: template:?name=...")
+        return template_writer.load(**options)
+    if kind == "engine":
+        from safelm.safety.synthesis import engine_writer
+
+        return engine_writer.load(place, **options)
+    if kind == "endpoint":
+        from safelm.safety.synthesis import endpoint_writer
+
+        return endpoint_writer.load(place, model, **options)
+    return specs.load_python(spec, place, options, members=_MEMBERS, what="writer")
