@@ -13,6 +13,7 @@ from safelm.safety.scoring.output import OutputFolder
 
 SETTINGS_NAME = "_settings.json"
 _AT_ONCE = 16
+_FORMER_NAME = re.compile(r"^((train|validation)-(\d{6}-)?)+")  # of a step before, else names grow with each step
 
 _T, _R = TypeVar("_T"), TypeVar("_R")
 
@@ -41,6 +42,7 @@ def shard_name(index: int, path: str) -> str:
     """What the output files of a shard are called; begins with its split, so that SeqIO tasks read them as they are."""
     stem = os.path.basename(path).removesuffix(documents.suffix(path))
     split = "validation" if stem.startswith("validation-") else "train"
+    stem = _FORMER_NAME.sub("", stem) or split
     return f"{split}-{index:06d}-{re.sub(r'[^A-Za-z0-9._-]', '_', stem)[:80]}"
 
 

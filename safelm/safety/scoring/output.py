@@ -80,6 +80,10 @@ class OutputFolder:
         except FileNotFoundError:
             return None
 
+    def open(self, name: str) -> Any:
+        """A file to read in (bytes). Raises FileNotFoundError, or OSError that names it."""
+        return remote.open_file(self.path(name)) if self.is_remote else open(self.path(name), "rb")
+
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a small JSON file, whole or not at all; OSError names it."""
         if self.is_remote:

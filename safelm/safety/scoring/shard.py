@@ -80,7 +80,7 @@ class LoadedScorers:
             return answers
         chosen = [texts[index] for index in asked]
         for scorer in self.scorers:
-            with self._lock, _no_quotations(scorer.name, chosen):
+            with self._lock, no_quotations(f"scorer {scorer.name}", chosen):
                 verdicts = scorer.score(chosen)
             if len(verdicts) != len(chosen):
                 raise ValueError(f"scorer {scorer.name}: {len(verdicts)} verdicts for {len(chosen)} texts")
@@ -90,7 +90,7 @@ class LoadedScorers:
 
 
 @contextlib.contextmanager
-def _no_quotations(name: str, texts: Sequence[str]) -> Iterator[None]:
+def no_quotations(who: str, texts: Sequence[str]) -> Iterator[None]:
     """Lets errors of a scorer through, but no message with a piece of a text."""
     try:
         yield
@@ -104,7 +104,7 @@ def _no_quotations(name: str, texts: Sequence[str]) -> Iterator[None]:
     whole = {text for text in texts if _SHORT <= len(text) < _QUOTE and text in message}
     if whole or any(piece in text for piece in pieces for text in texts):
         message = "an error whose message quotes a document"
-    raise kind(f"scorer {name}: {message}") from None
+    raise kind(f"{who}: {message}") from None
 
 
 def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: OutputFolder) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""The columns of synthetic documents: those of the published sets, then where each text comes from.
+
+id              of the source with the kind behind it: the same source gives the same id
+text
+metadata        of the source: dump, url, date, file_path, language, language_score, token_count (null where it had
+                none), and its harm score as score and int_score
+style           name of the prompt's style
+model           name of the writer
+prompt_version  kind, version and hash of the prompts
+source_id       id of the web document
+gates           JSON: what each gate measured
+"""
+
+import datetime
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safelm.safety.synthesis.gate import Finding
+from safelm.safety.synthesis.kinds import Draft, Source
+
+PARQUET, JSON_LINES = ".parquet", ".jsonl.gz"
+_METADATA = {
+    "dump": "string",
+    "url": "string",
+    "date": "timestamp[s]",
+    "file_path": "string",
+    "language": "string",
+    "language_score": "float64",
+    "token_count": "int64",
+    "score": "float64",
+    "int_score": "int64",
+}
+_STRINGS = ("id", "text", "metadata", "style", "model", "prompt_version", "source_id", "gates")
+_GROUP_BYTES = 32 << 20
+_LEVEL = 6
+
+
+def row_id(source: Source, kind: str) -> str:
+    """The id of what is made of a source."""
+    return f"{source.id}-{kind}"
+
+
+def make_row(draft: Draft, findings: Sequence[Finding], model: str, prompt_version: str) -> dict[str, Any]:
+    """The published row of a draft that passed; its date is a datetime."""
+    gates = {finding.gate: dict(finding.values) for finding in findings}
+    return {
+        "id": row_id(draft.source, draft.kind),
+        "text": draft.text,
+        "metadata": _metadata(draft.source),
+        "style": draft.style,
+        "model": model,
+        "prompt_version": prompt_version,
+        "source_id": draft.source.id,
+        "gates": json.dumps(gates, sort_keys=True),
+    }
+
+
+def _metadata(source: Source) -> dict[str, Any]:
+    """Fields of the row's own metadata, else its columns of these names (FineWeb has them so)."""
+    nested = source.metadata.get("metadata")
+    found = {**source.metadata, **(nested if isinstance(nested, Mapping) else {})}
+    values = {name: _typed(found.get(name), kind) for name, kind in _METADATA.items()}
+    return values | {"score": float(source.harm_score), "int_score": source.harm_score}
+
+
+def _typed(value: Any, kind: str) -> Any:
+    """The value if it can be of the type, else None."""
+    if kind == "string":
+        return value if isinstance(value, str) else None
+    if kind == "timestamp[s]":
+        return _date(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return None
+    if kind == "float64":
+        return float(value)
+    return int(value) if abs(value) < 1 << 63 else None
+
+
+def _date(value: Any) -> datetime.datetime | None:
+    """A moment in UTC without a zone, in whole seconds."""
+    if isinstance(value, str):
+        try:
+            value = datetime.datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime.datetime):
+        return None
+    if value.tzinfo is not None:
+        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+    return value.replace(microsecond=0)
+
+
+def schema() -> Any:
+    """The Arrow schema of the rows."""
+    import pyarrow
+
+    types = {name: pyarrow.type_for_alias(kind) for name, kind in _METADATA.items()}
+    columns = {name: pyarrow.string() for name in _STRINGS} | {"metadata": pyarrow.struct(list(types.items()))}
+    return pyarrow.schema(columns)
+
+
+def suffix(input_path: str) -> str:
+    """What the output files of an input file end in."""
+    return PARQUET if input_path.endswith(PARQUET) else JSON_LINES
+
+
+class RowFile:
+    """A file of rows being written, Parquet or JSON lines (gzip) by `kind`; the same rows give the same bytes."""
+
+    def __init__(self, path: str, kind: str):
+        self.rows, self._pending, self._bytes = 0, [], 0
+        self._parquet = self._file = None
+        if kind == PARQUET:
+            import pyarrow.parquet
+
+            self._parquet = pyarrow.parquet.ParquetWriter(path, schema())
+        else:
+            self._file = open(path, "wb")
+            self._gzip = gzip.GzipFile("", "wb", _LEVEL, self._file, mtime=0)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Writes one row."""
+        self.rows += 1
+        if self._file is not None:
+            self._gzip.write(json.dumps(row, default=_plain).encode() + b"\n")
+            return
+        self._pending.append(row)
+        self._bytes += len(row["text"])
+        if self._bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._file is not None:
+            self._gzip.close()
+            self._file.close()
+            return
+        self._flush()
+        self._parquet.close()
+
+    def __enter__(self) -> "RowFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        if self._pending:
+            table = pyarrow.Table.from_pylist(self._pending, schema())
+            self._parquet.write_table(table, row_group_size=max(1, table.num_rows))
+        self._pending, self._bytes = [], 0
+
+
+def read_rows(path: str, kind: str) -> Any:
+    """The rows of a file that `RowFile` wrote, in order, whatever its name ends in."""
+    if kind == PARQUET:
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(1024):
+                yield from batch.to_pylist()
+        return
+    with gzip.open(path, "rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat()

@@ -1,0 +1,204 @@
+"""The finishing pass: near-duplicates go, files get the names that tasks read, report and manifest are written.
+
+It decides in the order of the shards and from their files alone, so that a second pass after a kill does the same.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from safelm.safety.scoring.output import OutputFolder
+from safelm.safety.scoring.shard import RECORDS, ShardJob
+from safelm.safety.synthesis import census, columns, journal
+from safelm.safety.synthesis.attempts import MIN_REPLIES, nothing_written
+from safelm.safety.synthesis.gates.duplicates import Duplicates
+from safelm.safety.synthesis.plan import FORMAT, MANIFEST_NAME, SynthesisPlan
+from safelm.safety.synthesis.report import Funnel
+from safelm.safety.synthesis.shard import PASSED, PROGRESS, REJECTED, REJECTED_SUFFIX, output_names
+
+_DUPLICATES_NAME = f"{REJECTED}/near_duplicates{REJECTED_SUFFIX}"
+_NO_TEXT = ("writer_filtered", "writer_refused", "writer_error", "writer_empty")
+_TOTALS = ("rows", "passed", "rejected", "malformed", "replies", "prompt_tokens", "completion_tokens")
+
+
+@dataclasses.dataclass
+class Duplicate:
+    """A row that is left out: its id, its place among a shard's passed rows, and the id of the one it repeats."""
+
+    shard: str
+    index: int
+    id: str
+    of: str
+
+
+def check_writes(out: OutputFolder, plan: SynthesisPlan, model: str) -> Funnel:
+    """The funnel of all shards. Raises ValueError where the writer wrote (almost) nothing, and forgets those shards."""
+    empty = Funnel(plan.work.selection.kind)
+    funnels = {job.name: Funnel.from_json(plan.done[job.name]["funnel"]) for job in plan.shards}
+    whole = functools.reduce(_merged, funnels.values(), empty)
+    missing = {reason: whole.no_draft[reason] for reason in _NO_TEXT if whole.no_draft[reason]}
+    lost, tried = sum(missing.values()), whole.attempts
+    if lost and (lost == tried or (tried >= MIN_REPLIES and lost > plan.work.max_without_text * tried)):
+        for job in plan.shards:
+            if any(funnels[job.name].no_draft[reason] for reason in _NO_TEXT):
+                out.remove(job.record)
+        raise ValueError(nothing_written(model, missing, tried))
+    return whole
+
+
+def _merged(one: Funnel, other: Funnel) -> Funnel:
+    one.merge(other)
+    return one
+
+
+def remove_duplicates(out: OutputFolder, plan: SynthesisPlan, funnel: Funnel) -> list[Duplicate]:
+    """Which passed rows nearly repeat an earlier one, in the order of the shards; the funnel is told."""
+    seen, found = Duplicates(plan.work.gates.duplicate_threshold), []
+    with tqdm(total=sum(r["passed"] for r in plan.done.values()), desc="comparing", disable=None) as bar:
+        for job in plan.shards:
+            if not plan.done[job.name]["passed"]:
+                continue
+            names = output_names(job)
+            with out.open(names["signatures.npy"]) as file:
+                signatures_ND = np.load(io.BytesIO(file.read()))
+            for index, (identity, style, score, category) in enumerate(_facts(out, job)["rows"]):
+                if (first := seen.add(identity, signatures_ND[index])) is not None:
+                    found.append(Duplicate(job.name, index, identity, str(first)))
+                    funnel.drop_near_duplicate(style, score, category)
+                bar.update()
+    return found
+
+
+def _facts(out: OutputFolder, job: ShardJob) -> dict[str, Any]:
+    with out.open(output_names(job)["facts"]) as file:
+        return json.loads(file.read())
+
+
+def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate]) -> dict[str, dict[str, Any]]:
+    """Writes each shard's rows, but for the duplicates, where tasks find them; rows, bytes and sha256 by file."""
+    dropped: dict[str, set[int]] = {}
+    for each in duplicates:
+        dropped.setdefault(each.shard, set()).add(each.index)
+    files = {}
+    for job in tqdm(plan.shards, unit="file", desc="publishing", disable=None):
+        name = job.name + columns.suffix(job.path)
+        without = dropped.get(job.name, set())
+        rows = plan.done[job.name]["passed"] - len(without)
+        if rows:
+            files[name] = {"rows": rows} | _publish(out, job, name, without)
+        else:
+            out.remove(name)
+    if duplicates:
+        lines = [json.dumps({"id": each.id, "near_duplicate_of": each.of}) + "\n" for each in duplicates]
+        with out.staging() as staging:
+            path = os.path.join(staging, "duplicates")
+            with open(path, "w", encoding="utf-8") as file:
+                file.writelines(lines)
+            out.publish(path, _DUPLICATES_NAME)
+    return files
+
+
+def _publish(out: OutputFolder, job: ShardJob, name: str, without: set[int]) -> dict[str, Any]:
+    kind = columns.suffix(job.path)
+    with out.staging() as staging:
+        path, kept = os.path.join(staging, "passed"), os.path.join(staging, "kept")
+        with out.open(output_names(job)["passed"]) as file, open(path, "wb") as target:
+            shutil.copyfileobj(file, target, 8 << 20)
+        if not without:
+            return out.publish(path, name)
+        with columns.RowFile(kept, kind) as target:
+            for index, row in enumerate(columns.read_rows(path, kind)):
+                if index not in without:
+                    target.add(row)
+        return out.publish(kept, name)
+
+
+def pairs(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate]) -> list[dict[str, Any]]:
+    """Pairs of source and text for review: of those published the ones with the smallest hashes."""
+    gone = {each.id for each in duplicates}
+    found = [pair for job in plan.shards if plan.done[job.name]["passed"] for pair in _facts(out, job)["pairs"]]
+    kept = [(rank, pair["id"], pair) for rank, pair in found if pair["id"] not in gone]
+    return [pair for _, _, pair in sorted(kept, key=lambda one: one[:2])[: plan.work.pairs]]
+
+
+def write_manifest(
+    out: OutputFolder,
+    plan: SynthesisPlan,
+    model: str,
+    funnel: Funnel,
+    files: Mapping[str, Any],
+    speed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the manifest, with which the folder is whole. Raises ValueError where the counts don't agree."""
+    records = [plan.done[job.name] for job in plan.shards]
+    totals = {name: sum(record[name] for record in records) for name in _TOTALS}
+    totals["near_duplicates"] = funnel.near_duplicates
+    totals["published"] = sum(facts["rows"] for facts in files.values())
+    totals["left_out"] = _sums(record["left_out"] for record in records)
+    totals["spent"] = _sums(record["spent"] for record in records)
+    agree = (
+        totals["rows"] == totals["passed"] + totals["rejected"] == funnel.documents,
+        totals["passed"] == totals["published"] + totals["near_duplicates"],
+    )
+    if not all(agree):
+        raise ValueError(f"{out.root}: the records of the shards don't agree ({totals}): remove the folder, run again")
+    manifest = {
+        "format": FORMAT,
+        "settings": {name: value for name, value in plan.settings.items() if name != "input"},
+        "input": list(plan.inputs),
+        "folders_left_out": dict(plan.folders_left_out),
+        "model": model,
+        "totals": totals,
+        "funnel": funnel.to_json(),
+        "files": dict(files),
+        "shards": [_shard(job, record) for job, record in zip(plan.shards, records, strict=True)],
+        "speed": dict(speed),
+    }
+    out.write_json(MANIFEST_NAME, manifest)
+    return manifest
+
+
+def _sums(several: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for values in several:
+        for name, amount in values.items():
+            found[name] = found.get(name, 0) + amount
+    return dict(sorted(found.items()))
+
+
+def _shard(job: ShardJob, record: Mapping[str, Any]) -> dict[str, Any]:
+    part = [job.part.start, job.part.stop] if job.part else None
+    names = ("rows", "passed", "rejected", "malformed", "replies", "seconds")
+    return {"name": job.name, "path": job.path, "part": part} | {name: record[name] for name in names}
+
+
+def check_whole(out: OutputFolder, manifest: Mapping[str, Any]) -> None:
+    """Raises ValueError where a file of a finished run isn't as the manifest says."""
+    sizes = out.sizes("")
+    for name, facts in manifest["files"].items():
+        if sizes.get(name) != facts["bytes"]:
+            raise ValueError(
+                f"{out.path(name)}: {sizes.get(name, 'no')} bytes, {MANIFEST_NAME} says {facts['bytes']}: remove "
+                "the folder and run again"
+            )
+
+
+def clean_up(out: OutputFolder, plan: SynthesisPlan) -> None:
+    """Removes what only an unfinished run needs: journals, staged rows, records."""
+    for job in plan.shards:
+        journal.forget(out, job.name)
+    for folder in (PASSED, PROGRESS, census.FOLDER, journal.FOLDER, RECORDS):
+        for name in out.sizes(folder):
+            out.remove(f"{folder}/{name}")
+        if not out.is_remote:
+            with contextlib.suppress(OSError):
+                os.rmdir(out.path(folder))

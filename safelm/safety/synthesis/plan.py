@@ -1,0 +1,173 @@
+"""What a run has to do: its input files, its settings against those of the output folder, its shards."""
+
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safelm.safety import documents
+from safelm.safety.documents import DocumentFile
+from safelm.safety.file_shards import SETTINGS_NAME, check_settings, is_whole, shard_name, side_by_side, split
+from safelm.safety.scoring.columns import UNSCORED
+from safelm.safety.scoring.output import OutputFolder
+from safelm.safety.scoring.shard import RECORDS, ShardJob
+from safelm.safety.synthesis.attempts import Desk
+from safelm.safety.synthesis.kinds import SOURCE_SCORES, Kind
+from safelm.safety.synthesis.shard import PASSED, QUARANTINE, REJECTED, SynthesisWork, output_names, prompt_version
+from safelm.safety.synthesis.sources import Selection, wrong_score
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+_FLAGS = {
+    "kind": "--kind",
+    "scores": "--scores",
+    "input": "--input",
+    "writer": "--writer",
+    "gates": "--scorer, --embedder or --gate",
+    "prompts": "--prompt_version",
+    "part_bytes": "--part_mb",
+    "pairs": "--review",
+}
+_FLAGS |= {
+    name: f"--{name}"
+    for name in (
+        *("seed", "attempts", "max_new_tokens", "text_column", "id_column", "score_column", "dialogues"),
+        "keep_rejected_text",
+    )
+}
+_SCORE_FOLDER = re.compile(r"[/\\]score=(\d)[/\\]")
+
+
+@dataclasses.dataclass
+class SynthesisPlan:
+    """A run: every shard in the input's order, and the records of those that are done.
+
+    Attributes:
+      inputs: what tells each file from another.
+      folders_left_out: files of a scored folder that hold other scores, by the folder.
+    """
+
+    work: SynthesisWork
+    settings: Mapping[str, Any]
+    inputs: Sequence[Mapping[str, Any]]
+    input_bytes: int
+    shards: Sequence[ShardJob]
+    done: dict[str, Mapping[str, Any]]
+    folders_left_out: Mapping[str, int]
+
+    @property
+    def jobs(self) -> list[ShardJob]:
+        """Shards that are not done."""
+        return [job for job in self.shards if job.name not in self.done]
+
+
+def find_files(patterns: Sequence[str], selection: Selection) -> tuple[list[DocumentFile], dict[str, int]]:
+    """The input's files, and how many files were left out by folder: those of other scores in a scored folder.
+
+    Raises ValueError where an input is nothing but documents of another score; as `documents.find` does.
+    """
+    taken: dict[str, DocumentFile] = {}
+    left_out: dict[str, int] = {}
+    for pattern in patterns:
+        found = documents.find([pattern])
+        folders = {file.path: _scored_folder(file.path) for file in found}
+        is_scored = any(folder.startswith("score=") for folder in folders.values())
+        wanted = {"", *(f"score={score}" for score in selection.scores), *(() if is_scored else (UNSCORED,))}
+        chosen = [file for file in found if folders[file.path] in wanted]
+        if not chosen:
+            score = int(folders[found[0].path].removeprefix("score="))
+            raise ValueError(f"{found[0].path}: {wrong_score(selection, score)}")
+        taken |= {file.path: file for file in chosen}
+        for file in found:
+            if folders[file.path] not in wanted:
+                left_out[folders[file.path]] = left_out.get(folders[file.path], 0) + 1
+    return [taken[path] for path in sorted(taken)], left_out
+
+
+def _scored_folder(path: str) -> str:
+    """Which folder of `safelm.score` a file is in: "score=3", "unscored" or ""."""
+    if found := _SCORE_FOLDER.search(path):
+        return f"score={found[1]}"
+    return UNSCORED if UNSCORED in path.split("/")[:-1] else ""
+
+
+def source_scores(kind: Kind, asked: str | None) -> tuple[tuple[int, ...], bool]:
+    """The harm scores that are taken, and whether others are left out instead of refused: where scores are asked for.
+
+    Raises ValueError for what is no score of harm.
+    """
+    if asked is None:
+        return SOURCE_SCORES[kind], False
+    scores = sorted({piece.strip() for piece in asked.split(",")})
+    if not all(re.fullmatch("[1-5]", score) for score in scores):
+        raise ValueError(f"--scores={asked}: expected harm scores from 1 to 5 with commas between")
+    return tuple(map(int, scores)), True
+
+
+def make_plan(
+    out: OutputFolder,
+    work: SynthesisWork,
+    desk: Desk,
+    files: Sequence[DocumentFile],
+    folders_left_out: Mapping[str, int],
+    part_bytes: int,
+) -> SynthesisPlan:
+    """Compares with what is in the output folder, clears what no done shard has there, and lists the shards.
+
+    Raises ValueError where the folder holds, or was begun with, something else, naming the difference.
+    """
+    inputs = side_by_side(documents.describe, files)
+    settings = _settings(work, desk, inputs) | {"part_bytes": part_bytes}
+    check_settings(out, settings, _FLAGS)
+    parts = side_by_side(lambda file: split(file, part_bytes), files)
+    pieces = [(file.path, part) for file, found in zip(files, parts, strict=True) for part in found]
+    shards = [ShardJob(index, shard_name(index, path), path, part) for index, (path, part) in enumerate(pieces)]
+    out.write_json(SETTINGS_NAME, settings)
+    plan = SynthesisPlan(work, settings, inputs, sum(file.bytes for file in files), shards, {}, folders_left_out)
+    refresh(out, plan)
+    return plan
+
+
+def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    selection = work.selection
+    return {
+        "format": FORMAT,
+        "kind": selection.kind,
+        "scores": list(selection.scores) + (["others left out"] if selection.leaves_out else []),
+        "input": [{"name": os.path.basename(i["path"])} | {k: v for k, v in i.items() if k != "path"} for i in inputs],
+        "writer": {"name": desk.writer.name, "fingerprint": desk.writer.fingerprint},
+        "gates": [{"name": gate.name, "fingerprint": gate.fingerprint} for gate in desk.gates],
+        "prompts": prompt_version(work.prompts),
+        "seed": work.seed,
+        "attempts": work.attempts,
+        "max_new_tokens": work.max_new_tokens,
+        "text_column": selection.text_column,
+        "id_column": selection.id_column,
+        "score_column": selection.score_column,
+        "dialogues": selection.are_dialogues,
+        "keep_rejected_text": work.keeps_rejected_text,
+        "pairs": work.pairs,
+    }
+
+
+def refresh(out: OutputFolder, plan: SynthesisPlan) -> None:
+    """Looks again which shards are done: they have a record, and all files that it names."""
+    recorded = out.sizes(RECORDS)
+    jobs = [job for job in plan.shards if os.path.basename(job.record) in recorded]
+    folders = (PASSED, REJECTED, QUARANTINE)
+    sizes = {f"{folder}/{name}": size for folder in folders for name, size in out.sizes(folder).items()}
+    records = zip(jobs, out.read_json([job.record for job in jobs]), strict=True)
+    plan.done = {job.name: record for job, record in records if is_whole(record, sizes)}
+
+
+def clear(out: OutputFolder, plan: SynthesisPlan) -> None:
+    """Removes what a killed run left of shards that are not done; journals stay."""
+    out.clear_failures()
+    there = {folder: out.sizes(folder) for folder in (PASSED, REJECTED, QUARANTINE, RECORDS)}
+    for job in plan.jobs:
+        for name in itertools.chain(output_names(job).values(), [job.record]):
+            folder, _, file = name.partition("/")
+            if file in there[folder]:
+                out.remove(name)

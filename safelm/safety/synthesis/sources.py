@@ -1,0 +1,186 @@
+"""Scored rows to sources: which rows a run takes, which it leaves out, and what it refuses by file and row.
+
+The harm score is the first of these columns that a row has: harm_score, metadata.harm_score, int_score,
+metadata.int_score, score, metadata.score. Rows of RefuseWeb that this package wrote are known by their prompt_version:
+Moral Education takes them as dialogues (Maini et al. 2025, section 3.4), anything else refuses them.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from safelm.safety import documents
+from safelm.safety.documents import Malformed, MalformedError
+from safelm.safety.report_card.counting import SCORE_COLUMNS
+from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
+from safelm.safety.scoring.shard import ShardJob
+from safelm.safety.synthesis.kinds import Kind, Source
+
+PUBLISHED_SIGNS = ("prompt_version", "source_id")
+
+OnMalformed = Callable[[Malformed], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which rows of the input a run takes.
+
+    Attributes:
+      scores: harm scores that are taken.
+      leaves_out: whether rows of other scores are left out, because scores were asked for; else they are refused.
+      score_column: may name a field of a struct, e.g. "metadata.harm_score"; None for the first there is.
+      are_dialogues: every row is a dialogue of RefuseWeb, whether it says so or not.
+    """
+
+    kind: Kind
+    scores: tuple[int, ...]
+    leaves_out: bool = False
+    text_column: str = "text"
+    id_column: str = "id"
+    score_column: str | None = None
+    are_dialogues: bool = False
+
+
+class ShardRows:
+    """The rows of one shard of the input.
+
+    Attributes:
+      left_out: how many rows each other harm score had.
+    """
+
+    def __init__(self, job: ShardJob, selection: Selection, on_malformed: OnMalformed = lambda malformed: None):
+        self.left_out: dict[int, int] = {}
+        self._job, self._selection, self._on_malformed = job, selection, on_malformed
+        self._is_parquet = documents.suffix(job.path) == ".parquet"
+
+    def sources(self) -> Iterator[tuple[int, Source]]:
+        """(row number from 1 in the file, source) of the rows to be written from.
+
+        Raises ValueError that names file and row for an unscored row, a score that is none or the wrong kind's, and
+        text that is synthetic already; ValueError or OSError for a file that is damaged or lacks a column.
+        """
+        for number, row in self._rows(None, self._selection.text_column):
+            try:
+                score = self._score(number, row)
+                identity = self._id(row)
+                if score is None:
+                    continue
+                if not row[self._selection.text_column].strip():
+                    raise MalformedError(f"field {self._selection.text_column!r} is empty")
+            except MalformedError as error:
+                self._on_malformed(Malformed(self.number(number), str(error), json.dumps(row, default=str)))
+                continue
+            yield self.number(number), self._source(identity, row, score)
+
+    def ids(self) -> Iterator[tuple[int, str]]:
+        """(row number from 1, counted from the shard's first row, source id) of the same rows, without their texts.
+
+        Checks as `sources` does, but for what is malformed.
+        """
+        names = [self._selection.id_column, *self._score_columns, *PUBLISHED_SIGNS]
+        for number, row in self._rows([name.split(".")[0] for name in names], None):
+            try:
+                score, identity = self._score(number, row), self._id(row)
+            except MalformedError:
+                continue
+            if score is not None:
+                yield number, self._source_id(identity, row)
+
+    def number(self, in_shard: int) -> int:
+        """A row's number in the file, of its number in the shard."""
+        return in_shard + self._before
+
+    @functools.cached_property
+    def _before(self) -> int:
+        part = self._job.part
+        return (
+            0
+            if part is None or not part.start or self._is_parquet
+            else documents.lines_before(self._job.path, part.start)
+        )
+
+    @property
+    def _score_columns(self) -> tuple[str, ...]:
+        return (self._selection.score_column,) if self._selection.score_column else SCORE_COLUMNS
+
+    def _rows(self, columns: list[str] | None, text_column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        path, part = self._job.path, self._job.part
+        if not self._is_parquet:
+            for row in documents.iter_json(path, self._malformed, text_column=text_column, part=part):
+                yield row.number, row.row
+            return
+        with documents.open_parquet(path) as table:
+            schema = table.schema_arrow
+        documents.check_columns(path, schema, [self._selection.id_column], self._selection.text_column)
+        wanted = None if columns is None else [name for name in dict.fromkeys(columns) if name in schema.names]
+        for first, batch in documents.iter_parquet(path, wanted, text_column=text_column, groups=part):
+            yield from documents.batch_rows(first, batch, text_column, self._on_malformed)
+
+    def _malformed(self, malformed: Malformed) -> None:
+        self._on_malformed(Malformed(self.number(malformed.row), malformed.reason, malformed.raw))
+
+    def _id(self, row: Mapping[str, Any]) -> str:
+        value = row.get(self._selection.id_column)
+        if value is None or isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise MalformedError(f"field {self._selection.id_column!r} is missing, empty or not a string")
+        return str(value)
+
+    def _source_id(self, identity: str, row: Mapping[str, Any]) -> str:
+        """A dialogue's source is the web document that it was made from."""
+        return str(row["source_id"]) if _kind_of(row) == "refuseweb" and row.get("source_id") else identity
+
+    def _source(self, identity: str, row: Mapping[str, Any], score: int) -> Source:
+        selection = self._selection
+        others = {name: value for name, value in row.items() if name != selection.text_column}
+        is_dialogue = selection.are_dialogues or _kind_of(row) == "refuseweb"
+        return Source(self._source_id(identity, row), row[selection.text_column], score, others, is_dialogue)
+
+    def _score(self, number: int, row: Mapping[str, Any]) -> int | None:
+        """The row's harm score if it is taken, None if it is left out."""
+        selection = self._selection
+        made = _kind_of(row)
+        if made and not (made == "refuseweb" and selection.kind == "moral_education"):
+            raise self._refused(number, f"is text of {made} already; {selection.kind} is made from web documents")
+        found = ((name, _field(row, name)) for name in self._score_columns)
+        name, value = next(((name, value) for name, value in found if value is not None), ("", None))
+        if value is None:
+            looked = ", ".join(self._score_columns)
+            raise self._refused(number, f"has no harm score (looked for {looked}): score it first (safelm.score)")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_SCORE <= value <= MAX_SCORE:
+            shown = value if isinstance(value, int | float) else type(value).__name__
+            raise self._refused(number, f"field {name!r} is {shown}, not a harm score from {MIN_SCORE} to {MAX_SCORE}")
+        score = int(value + 0.5)
+        if score in selection.scores:
+            return score
+        if not selection.leaves_out:
+            raise self._refused(number, wrong_score(selection, score))
+        self.left_out[score] = self.left_out.get(score, 0) + 1
+        return None
+
+    def _refused(self, number: int, reason: str) -> ValueError:
+        return ValueError(f"{self._job.path}: row {self.number(number)} {reason}")
+
+
+def wrong_score(selection: Selection, score: int) -> str:
+    """Why a document of this score is refused, and what to do."""
+    wanted = ",".join(map(str, selection.scores))
+    also = ",".join(map(str, sorted({*selection.scores, score})))
+    return (
+        f"has harm score {score}, and {selection.kind} is made from {wanted}: --scores={wanted} leaves others out, "
+        f"--scores={also} takes it too"
+    )
+
+
+def _kind_of(row: Mapping[str, Any]) -> str:
+    """Which kind of synthetic text a row says it is; "" for a web document."""
+    version = row.get("prompt_version")
+    return version.partition("-")[0].partition("/")[0] if isinstance(version, str) and row.get("source_id") else ""
+
+
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,231 @@
+"""SafeWeb, RefuseWeb and Moral Education from scored documents (Maini et al. 2025, sections 3.2 to 3.4).
+
+Reads documents with harm scores, as safelm.score writes them (.jsonl, .jsonl.gz, .jsonl.zst, .parquet; local, gs://,
+hf://); a writer turns each into a text of the kind, gates check it, what fails is written again in another style, and
+what passes is a corpus that the tasks of data_tasks read as it is, Parquet where the input is Parquet, else .jsonl.gz:
+
+    OUTPUT/train-*, validation-*   id, text, metadata, style, model, prompt_version, source_id, gates
+    OUTPUT/rejected/               by id: every attempt's style and what it failed; near-duplicates
+    OUTPUT/quarantine/             malformed rows: file, row number, reason, the row
+    OUTPUT/report/                 the funnel, scores and report card before and after, as JSON and a page
+    OUTPUT/manifest.json           written last: counts, checksums, cost; without it the folder is not whole
+
+safeweb takes harm scores 1 to 3, refuseweb and moral_education 4 and 5. Of a whole scored folder the files of other
+scores are left out. Anywhere else a document of another score, one without a score or two of one id end the run before
+anything is written, by file and row; --scores=4,5 takes just these scores and leaves out the others. moral_education
+reads RefuseWeb's output too, and is then made from the dialogues.
+
+Every reply goes into a journal as it comes. A stopped run, killed ones too, goes on where it was when the same command
+is given again: no reply in the journal is asked for twice, and the files are the same as without the stop. A folder of
+another input or other settings is refused. Documents are never logged.
+
+writers: template: (no model), engine:SOURCE?..., endpoint:URL#MODEL?... (the key comes from the environment),
+python:MODULE:FACTORY. scorers: as for safelm.score. One process does the writing with engine and endpoint unless
+--workers says otherwise.
+"""
+
+import argparse
+import dataclasses
+import logging
+import time
+from typing import Any
+
+import tqdm
+
+from safelm import beam_runner, cli
+from safelm.data import remote
+from safelm.safety.scoring.output import OutputFolder
+from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
+from safelm.safety.synthesis.attempts import Desk
+from safelm.safety.synthesis.gates import GateSettings
+from safelm.safety.synthesis.kinds import KINDS
+from safelm.safety.synthesis.shard import PROGRESS, SynthesisWork
+from safelm.safety.synthesis.sources import Selection
+
+_WRITABLE = ("gs://", "gcs://")
+_POLL_SECONDS = {False: 1.0, True: 15.0}
+_ALONE = ("engine:", "endpoint:")  # writers that use a machine, or a server's patience, by themselves
+
+_logger = logging.getLogger("safelm.synthesize")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.parser(
+        "safelm.synthesize",
+        __doc__ + "\n" + beam_runner.__doc__.split("\n\n", 2)[2],
+        "python -m safelm.synthesize --kind=safeweb --input=W/scored --output=W/corpus/safeweb --writer=template: "
+        "--scorer=classifier:W/classifier",
+    )
+    add = parser.add_argument
+    add("--kind", required=True, choices=KINDS)
+    add("--input", required=True, action="append", help="file, folder or pattern; may be given again")
+    add("--output", required=True, help="folder, local or gs://")
+    add("--writer", required=True, help="see above")
+    add("--scorer", required=True, help="scores what was written")
+    add("--similarity", help="backbone that compares source and text: minilm, smollm2, a folder (default: words)")
+    add("--gate", action="append", default=[], metavar="NAME=VALUE", help="a limit of the gates; may be given again")
+    add("--scores", help="take documents of these harm scores, leave out others (default: the kind's, refuse others)")
+    add("--attempts", type=int, default=3, help="at a document, each in another style (default %(default)s)")
+    add("--seed", type=int, default=0, help="of styles and sampling (default %(default)s)")
+    add("--prompt_version", type=int, default=prompt_files.VERSION, help="(default %(default)s)")
+    add("--max_new_tokens", type=int, default=1024, help="of a reply (default %(default)s)")
+    add("--max_without_text", type=float, default=0.5, help="share of replies without text to bear (default 0.5)")
+    add("--text_column", default="text", help="(default %(default)s)")
+    add("--id_column", default="id", help="(default %(default)s)")
+    add("--score_column", help="e.g. metadata.harm_score (default: the first there is)")
+    add("--dialogues", action="store_true", help="the input is RefuseWeb from elsewhere (for moral_education)")
+    add("--keep_rejected_text", action="store_true", help="rejected texts too; they may be harmful")
+    add("--review", type=int, default=0, metavar="N", help="keep N random pairs of source and text for human review")
+    add("--part_mb", type=int, default=32, help="larger files are cut into shards (default %(default)s)")
+    beam_runner.add_flags(parser, default="local")
+    return parser
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Writes what the flags name; ValueError or OSError with one clear line for bad input."""
+    runner = beam_runner.from_flags(flags)
+    _check_flags(flags)
+    scores, leaves_out = plan.source_scores(flags.kind, flags.scores)
+    columns = {name: getattr(flags, name) for name in ("text_column", "id_column", "score_column")}
+    selection = Selection(flags.kind, scores, leaves_out, are_dialogues=flags.dialogues, **columns)
+    files, left_out = plan.find_files(flags.input, selection)
+    same = ("writer", "scorer", "similarity", "prompt_version", "seed", "attempts", "max_new_tokens")
+    work = SynthesisWork(
+        output=flags.output.rstrip("/"),
+        selection=selection,
+        gates=gate_settings(flags.gate),
+        max_without_text=flags.max_without_text,
+        keeps_rejected_text=flags.keep_rejected_text,
+        pairs=flags.review,
+        **{name: getattr(flags, name) for name in same},
+    )
+    prompt_files.load_prompts(flags.kind, flags.prompt_version)
+    desk = work.make_desk()
+    work = dataclasses.replace(work, fingerprints=desk.fingerprints)
+    if not runner.workers and runner.is_here and flags.writer.startswith(_ALONE):
+        runner = dataclasses.replace(runner, workers=1)
+    out = OutputFolder(work.output)
+    with out.only_writer():
+        todo = plan.make_plan(out, work, desk, files, left_out, flags.part_mb << 20)
+        _report(work.output, synthesize(out, todo, desk, runner))
+
+
+def _check_flags(flags: argparse.Namespace) -> None:
+    for name, least in (("part_mb", 1), ("attempts", 1), ("max_new_tokens", 1), ("review", 0)):
+        if getattr(flags, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(flags, name)}")
+    if not 0 <= flags.max_without_text <= 1:
+        raise ValueError(f"--max_without_text must be from 0 to 1, got {flags.max_without_text}")
+    if flags.dialogues and flags.kind != "moral_education":
+        raise ValueError(f"--dialogues: {flags.kind} is made from web documents")
+    if remote.is_remote(flags.output) and not flags.output.startswith(_WRITABLE):
+        raise ValueError(f"--output {flags.output}: must be a local folder or gs://")
+
+
+def gate_settings(given: list[str]) -> GateSettings:
+    """Settings of NAME=VALUE strings; a value with commas is a list. Raises ValueError that names the flag."""
+    values: dict[str, Any] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        try:
+            numbers = [float(piece) if "." in piece else int(piece) for piece in value.split(",")]
+        except ValueError:
+            raise ValueError(f"--gate={text}: expected NAME=NUMBER") from None
+        values[name] = numbers if "," in value else numbers[0]
+        if not separator:
+            raise ValueError(f"--gate={text}: expected NAME=NUMBER")
+    return GateSettings.from_mapping(values)
+
+
+def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: beam_runner.Runner) -> dict[str, Any]:
+    """Writes what is missing of a plan; the manifest."""
+    former = next(out.read_json([plan.MANIFEST_NAME]))
+    if former is not None:
+        finish.check_whole(out, former)
+        finish.clean_up(out, todo)
+        return former
+    plan.clear(out, todo)
+    counts = census.take(out, todo.shards, todo.work.selection, runner, todo.input_bytes)
+    if not sum(counts):
+        wanted = ", ".join(map(str, todo.work.selection.scores))
+        raise ValueError(f"{todo.inputs[0]['path']} ...: no document with harm score {wanted} in the input")
+    started, names = time.monotonic(), {job.name for job in todo.jobs}
+    _run(out, todo, desk, runner, counts)
+    plan.refresh(out, todo)
+    if todo.jobs:
+        raise ValueError(f"{out.root}: {len(todo.jobs)} shards have no record, such as {todo.jobs[0].name}: run again")
+    speed = _speed(todo, names, time.monotonic() - started, runner)
+    funnel = finish.check_writes(out, todo, desk.writer.name)
+    duplicates = finish.remove_duplicates(out, todo, funnel)
+    files = finish.publish(out, todo, duplicates)
+    manifest = finish.write_manifest(out, todo, desk.writer.name, funnel, files, speed)
+    finish.clean_up(out, todo)
+    return manifest
+
+
+def _run(
+    out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: beam_runner.Runner, counts: list[int]
+) -> None:
+    sizes = {job.name: count for job, count in zip(todo.shards, counts, strict=True)}
+    jobs = sorted(todo.jobs, key=lambda job: -sizes[job.name])
+    if runner.may_stay_here(len(jobs)):
+        shard.keep(desk)
+    before = sum(sizes[name] for name in todo.done)
+    try:
+        with tqdm.tqdm(total=sum(counts), initial=before, unit="document", disable=None) as bar:
+            beam_runner.run_jobs(jobs, todo.work, runner, _Progress(out, bar, before, {job.name for job in jobs}))
+    finally:
+        shard.forget()
+    out.raise_failures()
+
+
+class _Progress:
+    """Moves the bar to the number of documents that workers say are done."""
+
+    def __init__(self, out: OutputFolder, bar: Any, before: int, jobs: set[str]):
+        self._out, self._bar, self._before, self._jobs, self._next = out, bar, before, jobs, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self._bar.disable or now < self._next:
+            return
+        self._next = now + _POLL_SECONDS[self._out.is_remote]
+        names = [name for name in self._out.sizes(PROGRESS) if name.removesuffix(".json") in self._jobs]
+        found = [said or {} for said in self._out.read_json([f"{PROGRESS}/{name}" for name in names])]
+        done = self._before + sum(said.get("documents", 0) for said in found)
+        self._bar.set_postfix(replies=sum(said.get("replies", 0) for said in found), refresh=False)
+        self._bar.update(max(0, done - self._bar.n))
+
+
+def _speed(todo: plan.SynthesisPlan, names: set[str], seconds: float, runner: beam_runner.Runner) -> dict[str, Any]:
+    """Of the shards that this run finished: seconds on the clock, documents and tokens per second."""
+    records = [todo.done[name] for name in names]
+    rows, tokens = (sum(record[key] for record in records) for key in ("rows", "completion_tokens"))
+    return {
+        "runner": runner.name,
+        "shards": len(records),
+        "seconds": round(seconds, 3),
+        "documents_per_second": round(rows / max(seconds, 1e-9), 3),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+    }
+
+
+def _report(output: str, manifest: dict[str, Any]) -> None:
+    totals, speed = manifest["totals"], manifest["speed"]
+    _logger.info(
+        "%s: %d of %d documents published, %d rejected, %d near-duplicates, %d malformed; %.1f s, %.2f documents/s",
+        *(output, totals["published"], totals["rows"], totals["rejected"], totals["near_duplicates"]),
+        *(totals["malformed"], speed["seconds"], speed["documents_per_second"]),
+    )
+    if left_out := totals["left_out"]:
+        shown = ", ".join(f"{count} with score {score}" for score, count in left_out.items())
+        _logger.warning("%s: documents of other scores were left out: %s", output, shown)
+    if totals["malformed"]:
+        _logger.warning("%s/quarantine: %d rows are malformed", output, totals["malformed"])
+    if not totals["published"]:
+        _logger.warning("%s: no document passed the gates, see %s/report", output, output)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
