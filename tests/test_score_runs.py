@@ -1,6 +1,7 @@
 """Scoring on real worker processes, job services and buckets: killed, resumed, and the same files whatever ran them."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -197,14 +198,15 @@ def test_an_interrupt_ends_the_workers(corpus, tmp_path):
     folder, _, _ = corpus
     argv = [sys.executable, "-m", "safelm.score", f"--input={folder}/*.jsonl", f"--output={tmp_path}/out"]
     argv += [f"--scorers={SCORER}?pause=0.5&loads={tmp_path}/loads", "--workers=2"]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=TESTS.parent)
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=TESTS.parent, preexec_fn=listens)
     loads = tmp_path / "loads"
     deadline = time.monotonic() + 120
     while (not loads.exists() or len(loads.read_text().split()) < 3) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=240)[1]
+    errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].endswith("interrupted")
     assert "Traceback" not in errors
