@@ -9,30 +9,20 @@ import asyncio
 import dataclasses
 import hashlib
 import json
-import logging
-import os
-import threading
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Sequence
+from typing import Any
 
+from safelm.safety import endpoint_client
+from safelm.safety.endpoint_client import EndpointClient, EndpointError, RequestRefusedError
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCHEMA, Answer, read_answer
 from safelm.safety.judge.options import make_settings
 from safelm.safety.judge.rubric import Rubric, load_rubric
 from safelm.safety.scorer import Verdict
 
-KEY_VARIABLES = ("SAFELM_ENDPOINT_KEY", "OPENAI_API_KEY")
-_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")  # at DEBUG they record requests: documents and keys
+__all__ = ["EndpointError", "EndpointJudge", "Ledger", "Settings", "load"]
+
 _JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
-_REFUSES = (400, 413, 422)  # what a server says to one request: a field that it doesn't know, a text too long for it
-# Fields that some servers or models refuse: by what a refusal of each is known.
-_OPTIONAL_FIELDS = {
-    "response_format": ("response_format", "response format", "json_schema", "guided", "structured"),
-    "max_tokens": ("max_completion_tokens' instead", "unsupported parameter: 'max_tokens'"),
-    "temperature": ("'temperature' does not support", "unsupported parameter: 'temperature'"),
-}
-_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +85,6 @@ class Ledger:
     completion_tokens: int = 0
 
 
-class EndpointError(OSError):
-    """The endpoint can't be used: the message names the address, without a key or anything of a document."""
-
-
 class EndpointJudge:
     """A scorer. Neither documents nor the key are ever logged or shown.
 
@@ -115,18 +101,13 @@ class EndpointJudge:
           ImportError: openai isn't installed.
           ValueError: no http(s) address, an address with a password in it, or no model.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"endpoint {url!r}: expected an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-            raise ValueError(f"endpoint {shown}: no user, password or query in the address; {_key_help()}")
-        if not model:
-            raise ValueError(f"endpoint {url}: no model named; expected endpoint:{url}#MODEL")
-        self.name, self.url, self.model, self.settings = name, url, model, settings or Settings()
+        settings = settings or Settings()
+        self._endpoint = EndpointClient(url, model, timeout_s=settings.timeout_s, retries=settings.retries)
+        self.name, self.url, self.model, self.settings = name, url, model, settings
         self.ledger = Ledger()
         self._rubric: Rubric = load_rubric(self.settings.rubric)
-        self._left_out = set() if self.settings.schema else {"response_format"}
+        if not self.settings.schema:
+            self._endpoint.left_out.add("response_format")
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _COST_ONLY}
         identity = [url, model, self._rubric.hash, shaping]
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -137,7 +118,7 @@ class EndpointJudge:
         Raises EndpointError if the endpoint is down, keeps failing, refuses the key or the model, doesn't speak the
         API, or gives too many unusable answers.
         """
-        return _run(self._score(texts)) if texts else []
+        return endpoint_client.run(self._score(texts)) if texts else []
 
     async def _score(self, texts: Sequence[str]) -> list[Verdict]:
         settings = self.settings
@@ -146,7 +127,7 @@ class EndpointJudge:
             for text in texts
         ]
         free = asyncio.Semaphore(settings.concurrency)
-        async with self._client() as client:
+        async with self._endpoint.open() as client:
             tasks = [[asyncio.create_task(self._ask(client, free, chunk)) for chunk in pieces] for pieces in cut]
             every = [task for of_text in tasks for task in of_text]
             try:
@@ -157,18 +138,9 @@ class EndpointJudge:
                 await asyncio.gather(*every, return_exceptions=True)
                 raise
         if self.ledger.refused == self.ledger.answers:
-            raise EndpointError(f"{self._label}: refused all of {self.ledger.refused} requests (400, 413 or 422)")
+            refused = f"refused all of {self.ledger.refused} requests (400, 413 or 422)"
+            raise EndpointError(f"{self._endpoint.label}: {refused}")
         return [chunks.combine([(task.result(), {}) for task in of_text]) for of_text in tasks]
-
-    def _client(self) -> Any:
-        import openai
-
-        for logger in _LOGGERS:
-            logging.getLogger(logger).setLevel(logging.WARNING)
-        key = next((os.environ[name].strip() for name in KEY_VARIABLES if os.environ.get(name, "").strip()), "none")
-        return openai.AsyncOpenAI(
-            base_url=self.url, api_key=key, max_retries=self.settings.retries, timeout=self.settings.timeout_s
-        )
 
     async def _ask(self, client: Any, free: asyncio.Semaphore, chunk: str) -> Answer | None:
         async with free:
@@ -179,112 +151,31 @@ class EndpointJudge:
         ledger.unusable += answer is None
         if ledger.answers >= _MIN_ANSWERS and ledger.unusable > self.settings.max_unusable * ledger.answers:
             raise EndpointError(
-                f"{self._label}: {ledger.unusable} of {ledger.answers} answers are unusable, of which {ledger.refused} "
-                f"refused requests and the others not the JSON asked for (max_unusable={self.settings.max_unusable})"
+                f"{self._endpoint.label}: {ledger.unusable} of {ledger.answers} answers are unusable, of which "
+                f"{ledger.refused} refused requests and the others not the JSON asked for "
+                f"(max_unusable={self.settings.max_unusable})"
             )
         return answer
 
     async def _reply(self, client: Any, chunk: str) -> str | None:
         """The text of the answer; None where there is none: the server refused this request, or filtered its answer."""
-        import openai
-
-        self.ledger.requests += 1
-        fields = self._fields()
+        messages = [
+            {"role": "system", "content": self._rubric.system},
+            {"role": "user", "content": self._rubric.user(chunk)},
+        ]
+        fields = {"response_format": _JSON_SCHEMA, "temperature": 0, "max_tokens": self.settings.max_tokens}
         try:
-            completion = await client.chat.completions.create(
-                model=self.model,
-                messages=[
-                    {"role": "system", "content": self._rubric.system},
-                    {"role": "user", "content": self._rubric.user(chunk)},
-                ],
-                **fields,
-            )
-        except openai.APIStatusError as error:
-            if refused := _refused_fields(error, fields):
-                self._left_out |= refused
-                return await self._reply(client, chunk)
-            if error.status_code in _REFUSES:
-                self.ledger.refused += 1
-                return None
-            raise EndpointError(f"{self._label}: {_explain(error.status_code)}") from None
-        except openai.APITimeoutError:
-            tried = f"{self.settings.retries + 1} times timeout_s={self.settings.timeout_s}"
-            raise EndpointError(f"{self._label}: no answer within {tried}") from None
-        except openai.APIConnectionError as error:
-            raise EndpointError(f"{self._label}: can't be reached ({type(error.__cause__).__name__})") from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:  # such as a body that isn't JSON
-            raise EndpointError(f"{self._label}: no OpenAI-compatible answer ({type(error).__name__})") from None
-        return self._read(completion)
-
-    def _fields(self) -> dict[str, Any]:
-        """The request's optional fields, but for those that the server has refused."""
-        limit = "max_completion_tokens" if "max_tokens" in self._left_out else "max_tokens"
-        fields = {"response_format": _JSON_SCHEMA, "temperature": 0, limit: self.settings.max_tokens}
-        return {name: value for name, value in fields.items() if name not in self._left_out}
-
-    @property
-    def _label(self) -> str:
-        return f"endpoint {self.url}, model {self.model}"
-
-    def _read(self, completion: Any) -> str | None:
-        """Books an answer's tokens and takes its text out of a structure that a foreign server made."""
-        usage = getattr(completion, "usage", None)
-        self.ledger.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
-        self.ledger.completion_tokens += getattr(usage, "completion_tokens", None) or 0
-        choices = getattr(completion, "choices", None)
-        if not isinstance(choices, list):  # a page of HTML arrives as a string, other JSON without choices
-            what = "HTML or plain text" if isinstance(completion, str) else "JSON without choices"
-            raise EndpointError(f"{self._label}: answers with {what}: is it the API's base, such as .../v1?")
-        content = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
-        return content if isinstance(content, str) else None
+            completion = await self._endpoint.complete(client, messages, fields)
+        except RequestRefusedError:
+            self.ledger.refused += 1
+            return None
+        finally:
+            self.ledger.requests = self._endpoint.num_requests
+        self.ledger.prompt_tokens += completion.prompt_tokens or 0
+        self.ledger.completion_tokens += completion.completion_tokens or 0
+        return completion.text
 
 
 def load(url: str, model: str, *, name: str = "endpoint", **settings: Any) -> EndpointJudge:
     """See `safelm.safety.judge.load_endpoint`."""
     return EndpointJudge(url, model, make_settings(Settings, settings, where="endpoint", others="name"), name=name)
-
-
-def _key_help() -> str:
-    return f"the key goes into the environment variable {' or '.join(KEY_VARIABLES)}"
-
-
-def _explain(status: int) -> str:
-    """What a status that stayed means to the user."""
-    reasons = {
-        401: f"401, the key is refused; {_key_help()}",
-        403: f"403, the key may not do this; {_key_help()}",
-        404: "404, no such address or model",
-        429: "429, too many requests, and it stays so; a smaller concurrency may help",
-    }
-    return reasons.get(status, f"status {status}, and it stays so" if status >= 500 else f"status {status}")
-
-
-def _refused_fields(error: Any, sent: Mapping[str, Any]) -> set[str]:
-    """The optional fields that a status says a server doesn't take."""
-    if error.status_code not in (*_REFUSES, 404, 415, 501) or error.body is None:
-        return set()
-    text = json.dumps(error.body, default=str).lower()
-    return {name for name, signs in _OPTIONAL_FIELDS.items() if name in sent and any(sign in text for sign in signs)}
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Runs to the end, in a thread of its own where this one has an event loop already (notebooks)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((asyncio.run(work), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value

@@ -1,0 +1,244 @@
+"""A client of OpenAI-compatible endpoints for judges and writers: chat completions, and what their failures mean.
+
+The `openai` client retries what may pass (429 by the server's Retry-After, 5xx, timeouts, lost connections) with
+growing pauses. Here its outcome becomes one of four: an answer, a request that the server refuses, a failure that may
+have passed later, an endpoint that can't be used. Neither the key nor anything of a message is ever logged or shown.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+KEY_VARIABLES = ("SAFELM_ENDPOINT_KEY", "OPENAI_API_KEY")
+_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")  # at DEBUG they record requests: documents and keys
+_NO_KEY = "none"  # the client wants some key; servers that need none take it
+_REFUSES = (400, 413, 422)  # what a server says to one request: a field that it doesn't know, a text too long for it
+_PASSES = (408, 409, 429)  # and 500 and above
+# Fields that some servers or models refuse: by what a refusal of each is known.
+_OPTIONAL_FIELDS = {
+    "response_format": ("response_format", "response format", "json_schema", "guided", "structured"),
+    "max_tokens": ("max_completion_tokens' instead", "unsupported parameter: 'max_tokens'"),
+    "temperature": ("'temperature' does not support", "unsupported parameter: 'temperature'"),
+    "top_p": ("'top_p' does not support", "unsupported parameter: 'top_p'"),
+    "seed": ("'seed'", '\\"seed\\"', "field seed", "argument supplied: seed", "seed is not supported"),
+}
+_NO_MODEL = re.compile(r"model\b[^.]{0,120}(?:not found|not exist|doesn't exist|not available|unknown)|unknown model")
+_FILTERS = ("content_filter", "content filter", "content_policy", "responsibleai")
+_T = TypeVar("_T")
+
+
+class EndpointError(OSError):
+    """The endpoint can't be used: the message names the address, without a key or anything of a document."""
+
+
+class PassingError(EndpointError):
+    """A request failed in a way that may pass, and did so at every retry."""
+
+
+class RequestRefusedError(Exception):
+    """The server refuses one request as it stands.
+
+    Attributes:
+      is_filtered: by a filter of contents, not because of its form or length.
+    """
+
+    def __init__(self, status: int, *, is_filtered: bool):
+        super().__init__(f"status {status}")
+        self.status, self.is_filtered = status, is_filtered
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+      text: None where the answer holds none.
+      finish_reason: as the server says, e.g. "stop", "length", "content_filter"; "" if it doesn't.
+      is_refusal: the answer came as the model's refusal and not as content.
+      prompt_tokens, completion_tokens: None where the server doesn't count.
+      model: who answered, as the server says.
+    """
+
+    text: str | None = dataclasses.field(repr=False)
+    finish_reason: str = ""
+    is_refusal: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    model: str = ""
+
+
+class EndpointClient:
+    """One model behind one address.
+
+    Attributes:
+      left_out: optional fields that are not sent (any more), as the server has refused them.
+      num_requests: sent so far, the retries of the openai client not counted.
+      num_retries: those retries, as far as the client tells.
+    """
+
+    def __init__(self, url: str, model: str, *, timeout_s: float, retries: int):
+        """`url` is the API's base, such as http://localhost:8000/v1; of one request `timeout_s` and `retries`.
+
+        Raises ValueError: no http(s) address, an address with a password in it, or no model.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"endpoint {url!r}: expected an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+            raise ValueError(f"endpoint {shown}: no user, password or query in the address; {_key_help()}")
+        if not model:
+            raise ValueError(f"endpoint {url}: no model named; expected endpoint:{url}#MODEL")
+        self.url, self.model, self.timeout_s, self.retries = url, model, timeout_s, retries
+        self.left_out: set[str] = set()
+        self.num_requests = self.num_retries = 0
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"endpoint {self.url}, model {self.model}"
+
+    def open(self) -> Any:
+        """An `openai.AsyncOpenAI`, to be entered in the event loop that uses it. Raises ImportError without openai."""
+        import openai
+
+        for logger in _LOGGERS:
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        return openai.AsyncOpenAI(
+            base_url=self.url, api_key=_key() or _NO_KEY, max_retries=self.retries, timeout=self.timeout_s
+        )
+
+    async def complete(
+        self, client: Any, messages: Sequence[Mapping[str, str]], fields: Mapping[str, Any]
+    ) -> Completion:
+        """Asks `client` (of `open`) for an answer.
+
+        Args:
+          fields: the request's optional fields. One that the server refuses is left out from then on; "max_tokens"
+            goes under its newer name then.
+
+        Raises:
+          RequestRefusedError: the server refuses this request.
+          PassingError: no answer after all retries (429, 5xx, timeout, no connection).
+          EndpointError: nothing will be answered: no or a wrong key, no such model or address, no such API.
+        """
+        import openai
+
+        self.num_requests += 1
+        sent = {name: value for name, value in fields.items() if name not in self.left_out}
+        if "max_tokens" in self.left_out and "max_tokens" in fields:
+            sent["max_completion_tokens"] = fields["max_tokens"]
+        try:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=self.model, messages=list(messages), **sent
+            )
+            self.num_retries += raw.retries_taken
+            answer = raw.parse()
+        except openai.APIStatusError as error:
+            self._count_retries(error)
+            if refused := _refused_fields(error, sent):
+                self.left_out |= refused
+                return await self.complete(client, messages, fields)
+            raise self._status_error(error) from None
+        except openai.APITimeoutError as error:
+            self._count_retries(error)
+            tried = f"{self.retries + 1} times timeout_s={self.timeout_s}"
+            raise PassingError(f"{self.label}: no answer within {tried}") from None
+        except openai.APIConnectionError as error:
+            self._count_retries(error)
+            raise PassingError(f"{self.label}: can't be reached ({type(error.__cause__).__name__})") from None
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:  # such as a body that isn't JSON
+            raise EndpointError(f"{self.label}: no OpenAI-compatible answer ({type(error).__name__})") from None
+        return self._read(answer)
+
+    def _count_retries(self, error: Any) -> None:
+        self.num_retries += int(error.request.headers.get("x-stainless-retry-count") or 0)
+
+    def _status_error(self, error: Any) -> Exception:
+        """What a status that stayed means."""
+        status, said = error.status_code, _said(error)
+        if status in _REFUSES and _NO_MODEL.search(said):
+            return EndpointError(f"{self.label}: {status}, no such model")
+        if status in _REFUSES:
+            return RequestRefusedError(status, is_filtered=any(sign in said for sign in _FILTERS))
+        kind = PassingError if status in _PASSES or status >= 500 else EndpointError
+        return kind(f"{self.label}: {_explain(status)}")
+
+    def _read(self, answer: Any) -> Completion:
+        """Takes an answer out of a structure that a foreign server made."""
+        choices = getattr(answer, "choices", None)
+        if not isinstance(choices, list):  # a page of HTML arrives as a string, other JSON without choices
+            what = "HTML or plain text" if isinstance(answer, str) else "JSON without choices"
+            raise EndpointError(f"{self.label}: answers with {what}: is it the API's base, such as .../v1?")
+        usage, message = getattr(answer, "usage", None), getattr(choices[0], "message", None) if choices else None
+        content = getattr(message, "content", None)
+        return Completion(
+            text=content if isinstance(content, str) else None,
+            finish_reason=str(getattr(choices[0], "finish_reason", None) or "") if choices else "",
+            is_refusal=bool(getattr(message, "refusal", None)),
+            prompt_tokens=getattr(usage, "prompt_tokens", None),
+            completion_tokens=getattr(usage, "completion_tokens", None),
+            model=str(getattr(answer, "model", None) or ""),
+        )
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Runs to the end, in a thread of its own where this one has an event loop already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    outcome: list[Any] = []
+
+    def in_thread() -> None:
+        try:
+            outcome.append((asyncio.run(work), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _key() -> str:
+    return next((os.environ[name].strip() for name in KEY_VARIABLES if os.environ.get(name, "").strip()), "")
+
+
+def _key_help() -> str:
+    return f"the key goes into the environment variable {' or '.join(KEY_VARIABLES)}"
+
+
+def _explain(status: int) -> str:
+    """What a status that stayed means to the user."""
+    reasons = {
+        401: f"401, {'the key is refused' if _key() else 'a key is asked for and none is set'}; {_key_help()}",
+        403: f"403, the key may not do this; {_key_help()}",
+        404: "404, no such address or model",
+        429: "429, too many requests, and it stays so; a smaller concurrency may help",
+    }
+    return reasons.get(status, f"status {status}, and it stays so" if status >= 500 else f"status {status}")
+
+
+def _said(error: Any) -> str:
+    """A failure's body in lower case, to look for signs in; may hold the document."""
+    return "" if error.body is None else json.dumps(error.body, default=str).lower()
+
+
+def _refused_fields(error: Any, sent: Mapping[str, Any]) -> set[str]:
+    """The optional fields that a status says a server doesn't take."""
+    if error.status_code not in (*_REFUSES, 404, 415, 501):
+        return set()
+    said = _said(error)
+    return {name for name, signs in _OPTIONAL_FIELDS.items() if name in sent and any(sign in said for sign in signs)}
