@@ -20,6 +20,10 @@ class Reply:
     body: str | None = None  # instead of a completion
     delay_s: float = 0.0
     hang_up: bool = False  # close the connection without a word
+    finish_reason: str | None = "stop"
+    refusal: str | None = None
+    model: str | None = None  # another one than asked for
+    counts_tokens: bool = True
 
     @classmethod
     def error(cls, status: int, message: str = "no", **kwargs: Any) -> "Reply":
@@ -80,7 +84,7 @@ def serve(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Stub]:
             if reply.hang_up or self.path != "/v1/chat/completions":
                 self.close_connection = True
                 return
-            data = (_completion(reply.content, body) if reply.body is None else reply.body).encode()
+            data = (_completion(reply, body) if reply.body is None else reply.body).encode()
             with contextlib.suppress(ConnectionError):  # the client may have gone
                 self.send_response(reply.status)
                 headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **reply.headers}
@@ -105,16 +109,17 @@ def serve(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Stub]:
         server.server_close()
 
 
-def _completion(content: str | None, request: dict[str, Any]) -> str:
-    message = {"role": "assistant", "content": content}
+def _completion(reply: Reply, request: dict[str, Any]) -> str:
+    message = {"role": "assistant", "content": reply.content, "refusal": reply.refusal}
     prompt_tokens = sum(len(each["content"].split()) for each in request["messages"])
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 7, "total_tokens": prompt_tokens + 7}
     return json.dumps(
         {
             "id": "stub",
             "object": "chat.completion",
             "created": 0,
-            "model": request["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 7, "total_tokens": prompt_tokens + 7},
+            "model": reply.model or request["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}],
+            "usage": usage if reply.counts_tokens else None,
         }
     )

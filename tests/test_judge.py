@@ -18,9 +18,9 @@ pytest.importorskip("llguidance", reason="needs the extra scoring")
 from safelm import checkpoint, model
 from safelm.formats import huggingface
 from safelm.safety import embedding
+from safelm.safety.chat import make_frame
 from safelm.safety.judge import chunks, load_judge
 from safelm.safety.judge.answer import MAX_REASON_CHARS, OPENING, SCORES, Answer, read_answer
-from safelm.safety.judge.chat import make_frame
 from safelm.safety.judge.grammar import AnswerGrammar
 from safelm.safety.judge.local import Judge, Settings
 from safelm.safety.judge.rubric import escape, load_rubric

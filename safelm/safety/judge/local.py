@@ -1,8 +1,6 @@
 """A language model on our own engine as the judge of harm (Maini et al. 2025, section 3.1)."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,13 +12,14 @@ import tqdm
 from safelm import inference, model
 from safelm.formats.sources import read_model
 from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
+from safelm.safety.chat import make_frame
 from safelm.safety.embedding import installed_path
 from safelm.safety.judge import chunks, decoding
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
-from safelm.safety.judge.chat import Frame, make_frame
 from safelm.safety.judge.grammar import AnswerGrammar
 from safelm.safety.judge.options import make_settings
 from safelm.safety.judge.rubric import escape, load_rubric
+from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.scorer import Verdict
 from safelm.tokenizer import Tokenizer
 
@@ -103,7 +102,8 @@ class Judge:
         self._behind = (*self._frame.after, *(self._grammar.opening if self.settings.constrained else ()))
         self._chunk_tokens = self._fit_chunks(source)
         self._rubric = decoding.read_rubric(self._config, self._params, jnp.asarray(self._frame.before, jnp.int32))
-        self.fingerprint = _fingerprint(config, params, tokenizer, self._frame, self.settings)
+        shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _SPEED_ONLY}
+        self.fingerprint = model_fingerprint(config, params, tokenizer, text=self._frame.text, settings=shaping)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text."""
@@ -219,16 +219,3 @@ def load(source: str, *, dtype: str = "", name: str = "judge", show_progress: bo
     config, params, tokenizer = read_model(place)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     return Judge(config, params, tokenizer, checked, source=place, name=name, show_progress=show_progress)
-
-
-def _fingerprint(
-    config: model.ModelConfig, params: model.Params, tokenizer: Tokenizer, frame: Frame, settings: Settings
-) -> str:
-    shaping = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _SPEED_ONLY}
-    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
-    for text in (repr(config), tokenizer.hash, frame.text):
-        digest.update(text.encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()

@@ -3,12 +3,12 @@
 Whatever a document says, it arrives as data: `<`, `>` and `&` in it become entities, so that it can neither close its
 frame nor spell a chat template's token; characters that nobody sees (zero-width, direction, tags) become numbers, so
 that it can't hide a message; and the frame carries a mark that doesn't occur in it. Nothing of it is lost by that:
-`html.unescape` gives it back.
+`unescape` gives it back.
 """
 
 import hashlib
-import html
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -39,6 +39,8 @@ _SPEAKER = re.compile(
     r"^[ \t]*(?:[*_#>]+[ \t]*)*(User|Assistant)(?:[*_]+:|:[*_]+|:)[ \t]*", re.MULTILINE | re.IGNORECASE
 )
 _CATEGORY = re.compile(r"^[ \t]*[*_]*Category[*_]*:[*_]*[ \t]*(.*?)[ \t*_.]*$\n?", re.MULTILINE | re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:amp|lt|gt|#91|#x[0-9A-F]{2,6});")
+_CHARACTERS = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&#91;": "["}
 _DECLINED = re.compile(
     r"(?:i'?m sorry|i am sorry|sorry|i apologi[sz]e|unfortunately|as an ai\b[^.!?]*)?[,.!]?\s*(?:but\s+)?"
     r"i\s*(?:can'?t|cannot|can not|won'?t|will not|am unable to|'m unable to|am not able to|'m not able to)\s+"
@@ -82,8 +84,13 @@ def user_message(request: Request) -> str:
 def escape(document: str) -> str:
     """The document with entities for markup and for characters that nobody sees; lone surrogates become U+FFFD."""
     escaped = rubric.escape(document)
-    hidden = {ord(character): f"&#x{ord(character):X};" for character in set(escaped) if _is_hidden(character)}
+    hidden = {ord(character): f"&#x{ord(character):02X};" for character in set(escaped) if _is_hidden(character)}
     return escaped.translate(hidden) if hidden else escaped
+
+
+def unescape(escaped: str) -> str:
+    """The document that `escape` made this of."""
+    return _ENTITY.sub(lambda entity: _character(entity[0]), escaped)
 
 
 def join_replies(
@@ -167,18 +174,22 @@ def _tidy(kind: Kind, text: str) -> str:
     text = _THOUGHTS.sub("", rubric.without_surrogates(text)).strip()
     fenced = _FENCE.fullmatch(text)
     text = _PREFACE.sub("", (fenced[1] if fenced else text).strip())
-    text = re.sub(r"&#x[0-9A-F]{2,6};", lambda found: _seen(found[0]), text)
-    for entity in ("&lt;", "&gt;", "&#91;", "&amp;"):
-        text = text.replace(entity, html.unescape(entity))
+    text = _ENTITY.sub(lambda entity: _seen(entity[0]), text)
     if kind == "refuseweb":
         text = _SPEAKER.sub(lambda found: f"{found[1].capitalize()}: ", text)
     return text.strip()
 
 
+def _character(entity: str) -> str:
+    return _CHARACTERS.get(entity) or chr(int(entity[3:-1], 16))
+
+
 def _seen(entity: str) -> str:
-    """Nothing for the entity of a hidden character, which no text of ours needs; else the entity."""
-    character = html.unescape(entity)
-    return "" if len(character) == 1 and _is_hidden(character) else entity
+    """What an entity stands for; nothing for a hidden character, which no text of ours needs."""
+    if entity in _CHARACTERS:
+        return _CHARACTERS[entity]
+    code = int(entity[3:-1], 16)
+    return "" if code <= sys.maxunicode and _is_hidden(chr(code)) else entity
 
 
 def _is_hidden(character: str) -> bool:

@@ -1,0 +1,189 @@
+"""A writer on our own engine: a checkpoint of ours, a Hugging Face folder or a GGUF file."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from safelm import inference, model
+from safelm.formats.sources import read_model
+from safelm.inference.methods import Greedy, Method, Sampling
+from safelm.safety.chat import ChatTemplate
+from safelm.safety.embedding import installed_path
+from safelm.safety.judge.options import make_settings
+from safelm.safety.model_fingerprint import model_fingerprint
+from safelm.safety.synthesis.requests import escape
+from safelm.safety.synthesis.writer import OnReply, Reply, Request
+from safelm.tokenizer import Tokenizer
+
+_SPEED_ONLY = ("slots",)  # settings that no reply depends on
+_LEAST_REPLY = 32  # tokens that must be left in the context for a reply
+_CHARS_A_TOKEN = 3  # of English text, rather few
+_FRAME_TOKENS = 1400  # of the longest prompt, without the document
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model writes.
+
+    Attributes:
+      slots: requests written at once.
+      temperature: 0 takes the likeliest token, always.
+      top_k, top_p: as `safelm.inference.Sampling` has them.
+      max_document_chars: a longer document comes in parts; 0 leaves it to the model's context, 6,000 at most.
+    """
+
+    slots: int = 32
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 0.95
+    max_document_chars: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("slots", 1), ("temperature", 0), ("top_k", 0), ("max_document_chars", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"engine: {name}={getattr(self, name)}: must be at least {least}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"engine: top_p={self.top_p}: must be above 0 and at most 1")
+
+    @property
+    def method(self) -> Method:
+        return Greedy() if self.temperature == 0 else Sampling(self.temperature, self.top_k, self.top_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    system: str
+    before: str
+    after: str
+
+
+class EngineWriter:
+    """A writer.
+
+    The prompt goes through the model's own chat template; the document is encoded literally, behind `requests.escape`,
+    so that no text becomes a special token. A reply depends neither on the requests around it nor on `slots` (up to
+    float rounding).
+
+    Attributes:
+      name: the model's folder or file.
+      fingerprint: sha256 (hex) over weights, vocabulary, template and settings.
+    """
+
+    def __init__(
+        self,
+        config: model.ModelConfig,
+        params: model.Params,
+        tokenizer: Tokenizer,
+        settings: Settings | None = None,
+        *,
+        source: str = "",
+        name: str = "engine",
+    ):
+        """Takes a model of ours; `source` is where its chat template is looked for.
+
+        Raises ValueError for a chat template that can't be used, or a context too small for the prompts.
+        """
+        self.name, self.settings = name, settings or Settings()
+        self._config = dataclasses.replace(config, attention="xla", remat="none")
+        self._params, self._tokenizer = jax.device_put(params), tokenizer
+        self._template = ChatTemplate(tokenizer, source=source)
+        frame = self._template.frame(_Question("system", "before", "after"))
+        self._end_id = frame.end_id
+        room = (config.max_seq_len - _FRAME_TOKENS) // 2 * _CHARS_A_TOKEN
+        self.max_document_chars = self.settings.max_document_chars or max(1, min(6_000, room))
+        shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _SPEED_ONLY}
+        self.fingerprint = model_fingerprint(config, params, tokenizer, text=frame.text, settings=shaping)
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._seconds = 0.0
+
+    def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
+        """See `Writer`. A request that the context can't hold gets an error as its reply."""
+        prompts: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            prompt = self.encode(request)
+            if len(prompt) + _LEAST_REPLY > self._config.max_seq_len:
+                reason = f"its {len(prompt)} tokens don't fit a context of {self._config.max_seq_len}"
+                self._hand_over(index, Reply(None, "error", len(prompt), reason=reason), on_reply)
+            else:
+                prompts[index] = prompt
+        started = time.monotonic()
+        try:
+            self._generate(requests, prompts, on_reply)
+        finally:
+            self._seconds += time.monotonic() - started
+
+    def encode(self, request: Request) -> list[int]:
+        """The prompt's ids: the template around the message, the document literal, the beginning of the reply."""
+        frame = self._template.frame(request)
+        document = self._tokenizer.encode(escape(request.document))
+        return [*frame.before, *document, *frame.after, *self._tokenizer.encode(request.reply_start)]
+
+    def ledger(self) -> Mapping[str, int | float]:
+        """Counts so far: `requests`, of which `truncated` at the limit of tokens and `failed`; tokens; `seconds`."""
+        names = ("requests", "truncated", "failed", "prompt_tokens", "completion_tokens")
+        return {**{name: self._counts[name] for name in names}, "seconds": self._seconds}
+
+    def _generate(self, requests: Sequence[Request], prompts: Mapping[int, list[int]], on_reply: OnReply) -> None:
+        by_limit: dict[int, list[int]] = {}
+        for index, prompt in prompts.items():
+            limit = min(requests[index].max_new_tokens, self._config.max_seq_len - len(prompt))
+            by_limit.setdefault(limit, []).append(index)
+        for limit, indices in by_limit.items():
+            for start in range(0, len(indices), self.settings.slots):
+                some = indices[start : start + self.settings.slots]
+                generations = inference.generate(
+                    self._config,
+                    self._params,
+                    [prompts[index] for index in some],
+                    self.settings.method,
+                    max_new_tokens=limit,
+                    eos_id=self._end_id,
+                    harm_tag_id=self._tokenizer.harm_tag_id,
+                    seed=requests[some[0]].seed,
+                    batch_size=self.settings.slots,
+                )
+                for index, generation in zip(some, generations, strict=True):
+                    self._reply(index, requests[index], len(prompts[index]), generation, on_reply)
+
+    def _reply(
+        self, index: int, request: Request, prompt_tokens: int, generation: inference.Generation, on_reply: OnReply
+    ) -> None:
+        text = request.reply_start + self._tokenizer.decode(generation.text_tokens, keep_special=False)
+        stopped_by = "end" if generation.finished else "length"
+        self._hand_over(index, Reply(text, stopped_by, prompt_tokens, len(generation.tokens)), on_reply)
+
+    def _hand_over(self, index: int, reply: Reply, on_reply: OnReply) -> None:
+        self._counts.update(
+            requests=1,
+            truncated=int(reply.stopped_by == "length"),
+            failed=int(reply.text is None),
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+        )
+        on_reply(index, reply)
+
+
+def load(source: str, *, dtype: str = "", name: str = "", **settings: Any) -> EngineWriter:
+    """The writer of a model at `source` ("smollm2": the installed weights).
+
+    Args:
+      dtype: of the computation, float32 or bfloat16; the model's own when empty.
+      settings: fields of `Settings`.
+
+    Raises:
+      FileNotFoundError: nothing at `source`.
+      ValueError: a model that can't be represented, or an option that doesn't exist or is out of range.
+    """
+    if dtype not in ("", "float32", "bfloat16"):
+        raise ValueError(f"engine: dtype={dtype!r}: one of float32, bfloat16")
+    checked = make_settings(Settings, settings, where="engine", others="dtype, name")
+    place = str(installed_path(source)) if source == "smollm2" else source
+    config, params, tokenizer = read_model(place)
+    config = dataclasses.replace(config, dtype=dtype or config.dtype)
+    shown = name or (source if source == "smollm2" else Path(place.rstrip("/")).name)
+    return EngineWriter(config, params, tokenizer, checked, source=place, name=shown)
