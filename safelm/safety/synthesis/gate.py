@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from safelm.safety.synthesis.kinds import Draft
 
@@ -22,6 +22,7 @@ class Finding:
     values: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
 
 
+@runtime_checkable
 class Gate(Protocol):
     """Checks drafts.
 

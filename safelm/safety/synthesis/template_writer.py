@@ -6,10 +6,12 @@ that some of what it writes is wrong in earnest and gates have something to reje
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import inspect
 import random
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,19 +58,16 @@ class Settings:
 
 
 class TemplateWriter:
-    """See the module. The same request gives the same reply everywhere."""
+    """See the module. The same request gives the same reply everywhere.
+
+    Attributes:
+      fingerprint: sha256 (hex) over the phrases and what puts them together.
+    """
 
     def __init__(self, settings: Settings | None = None, *, name: str = "template"):
         self.name, self.max_document_chars = name, (settings or Settings()).max_document_chars
+        self.fingerprint = _fingerprint()
         self._counts: collections.Counter[str] = collections.Counter(requests=0, prompt_tokens=0, completion_tokens=0)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 (hex) over the phrases and what puts them together."""
-        from safelm.safety.synthesis import template_writer
-
-        modules = (template_harms, template_phrases, template_writer)
-        return hashlib.sha256("\0".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
     def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
         """Answers in order. Tokens are counted as words. Raises ValueError for a request without its kind."""
@@ -88,6 +87,12 @@ def load(*, name: str = "template", **settings: Any) -> TemplateWriter:
     """A template writer of these options; ValueError for one that doesn't exist or is out of range."""
     checked = make_settings(Settings, settings, where="template", others="name")
     return TemplateWriter(checked, name=name)
+
+
+@functools.cache
+def _fingerprint() -> str:
+    modules = (template_harms, template_phrases, sys.modules[__name__])
+    return hashlib.sha256("\0".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
 def _write(request: Request) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 StoppedBy = Literal["end", "length", "filtered", "refused", "error"]
 
@@ -53,6 +53,7 @@ class Reply:
 OnReply = Callable[[int, Reply], None]
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Writes replies to requests.
 
