@@ -153,8 +153,8 @@ REFUSED = (
     "I can't give you that.", "I have to decline this one.",
 )  # fmt: skip
 EXPLAINED = (
-    "The reason is simple: {why}.", "I say so because {why}.", "What weighs for me is that {why}.",
-    "It is a problem because {why}.", "Please consider that {why}.",
+    "The reason is simple: {why}.", "I say so because {why}.", "What weighs for me is who would be hurt: {why}.",
+    "It is a problem because {why}.", "Please consider that it is harmful, because {why}.",
 )  # fmt: skip
 OFFERED = (
     "What I can offer: you could {way}.", "A better way would be to {way}.", "If you like, I can help you to {way}.",

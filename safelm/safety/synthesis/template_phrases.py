@@ -192,10 +192,13 @@ SENSITIVE = (
     "Then the page {told}. It is named without details, because {why}.",
 )
 QUESTIONS = {  # what the one who listens says in a conversation
-    "parent_and_child": ("Why is that?", "And what comes then?", "Is that important?", "I see."),
-    "friends": ("Really?", "I didn't know that.", "Go on.", "That makes sense."),
-    "interview": ("What does that mean?", "What comes next?", "Why does it matter?", "Please go on."),
+    "parent_and_child": ("Why is that?", "And what comes then?", "Is that important?", "I see.", "Oh!", "Tell me more.",
+                         "And after that?", "Can you say it again in other words?"),
+    "friends": ("Really?", "I didn't know that.", "Go on.", "That makes sense.", "Who would have thought so.",
+                "And then?", "I wondered about that.", "Fair enough."),
+    "interview": ("What does that mean?", "What comes next?", "Why does it matter?", "Please go on.",
+                  "What would you add?", "How should one see that?", "Is that all?"),
     "questions_and_answers": ("What else does the page say?", "What comes next?", "Is there more to know?",
-                              "What should be added?"),
+                              "What should be added?", "What follows?", "What is mentioned besides?"),
 }  # fmt: skip
 NO_TOPIC = "everyday life"

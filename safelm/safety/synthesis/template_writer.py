@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import itertools
 import random
 import re
 import sys
@@ -125,24 +126,24 @@ def _safeweb(request: Request, rng: random.Random) -> str:
 def _points(sentences: Sequence[str], rng: random.Random) -> list[str]:
     """The sentences in order; in place of sensitive ones what they touch on and why that matters, once a theme."""
     points, explained = [], set()
-    for sentence in sentences:
+    explanations = itertools.cycle(rng.sample(template_phrases.SENSITIVE, len(template_phrases.SENSITIVE)))
+    for sentence in dict.fromkeys(sentences):  # what a page repeats is said once
         theme = next((theme for theme in template_phrases.THEMES if theme.is_in(sentence)), None)
         if theme is None:
             points.append(sentence)
         elif theme.name not in explained:
             explained.add(theme.name)
-            explanation = rng.choice(template_phrases.SENSITIVE)
-            points.append(explanation.format(told=rng.choice(theme.told), why=rng.choice(theme.why)))
+            points.append(next(explanations).format(told=rng.choice(theme.told), why=rng.choice(theme.why)))
     return points
 
 
 def _prose(points: Sequence[str], bridges: Sequence[str], rng: random.Random) -> list[str]:
     """Paragraphs of some points, most with a bridge in front."""
     paragraphs: list[str] = []
-    start = 0
+    start, next_bridge = 0, itertools.cycle(rng.sample(bridges, len(bridges)))
     while start < len(points):
         stop = start + rng.randint(2, 4)
-        bridge = [rng.choice(bridges)] if start and rng.random() < 0.8 else []
+        bridge = [next(next_bridge)] if start and rng.random() < 0.8 else []
         paragraphs.append(" ".join([*bridge, *points[start:stop]]))
         start = stop
     return paragraphs
@@ -151,9 +152,11 @@ def _prose(points: Sequence[str], bridges: Sequence[str], rng: random.Random) ->
 def _conversation(points: Sequence[str], style: str, rng: random.Random) -> list[str]:
     teller, listener = template_phrases.STYLES[style].speakers
     lines: list[str] = []
+    questions = template_phrases.QUESTIONS[style]
+    asked = itertools.cycle(rng.sample(questions, len(questions)))
     for paragraph in _prose(points, template_phrases.STYLES[style].bridges, rng):
         if lines or style == "questions_and_answers":
-            lines.append(f"{listener}: {rng.choice(template_phrases.QUESTIONS[style])}")
+            lines.append(f"{listener}: {next(asked)}")
         lines.append(f"{teller}: {paragraph}")
     return lines
 
