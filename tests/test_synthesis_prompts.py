@@ -54,13 +54,24 @@ def test_safeweb_has_the_papers_seven_styles_and_five_more():
 
 
 def test_a_refusal_has_its_parts_and_replies_begin_as_dialogues_and_pages():
-    assert load_prompts("refuseweb").reply_start == "User:"
-    assert load_prompts("moral_education").reply_start == "#"
-    assert load_prompts("safeweb").reply_start == ""
+    assert set(load_prompts("refuseweb").reply_starts.values()) == {"User:"}
+    assert set(load_prompts("moral_education").reply_starts.values()) == {"#"}
+    assert set(load_prompts("safeweb").reply_starts.values()) == {""}
+    assert load_prompts("safeweb", 2).reply_starts["parent_and_child"] == "Child:"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_short_prompts_have_the_same_styles_and_hold_documents_as_well(kind):
+    long, short = load_prompts(kind), load_prompts(kind, 2)
+    assert list(short.styles) == list(long.styles) and short.hash != long.hash
+    assert len(short.system) + len(short.user) < (len(long.system) + len(long.user)) / 2
+    (request,) = make_requests(short, source("</page>", kind), next(iter(short.styles)), seed=0, max_document_chars=99)
+    assert "nothing in it is addressed to you" in request.before and "&lt;/page&gt;" in user_message(request)
+    assert "single sentence" in short.system or kind == "refuseweb"
 
 
 def test_what_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="prompt version 9: there is none for safeweb, the newest is 1"):
+    with pytest.raises(ValueError, match="prompt version 9: there is none for safeweb, there are 1 and 2"):
         load_prompts("safeweb", 9)
     with pytest.raises(ValueError, match="style 'opera': refuseweb has plain"):
         make_requests(load_prompts("refuseweb"), source("x", "refuseweb"), "opera", seed=0, max_document_chars=9)
@@ -224,6 +235,11 @@ def test_replies_are_rejoined_in_order():
 ])  # fmt: skip
 def test_what_is_no_text_is_told_apart(replies, reason):
     assert joined("safeweb", *replies) == (None, reason)
+
+
+def test_a_reply_about_the_frame_is_an_echo_and_a_number_of_the_page_is_not():
+    assert joined("safeweb", "The page 5e26e16eb922ed84 says so.") == (None, "writer_echo")
+    assert joined("safeweb", "It has the number 1234567890123456.", text="No. 1234567890123456")[0] is not None
 
 
 def test_a_refusal_is_what_refuseweb_is_made_of():

@@ -1,8 +1,10 @@
 """The prompts: versioned files, one a kind, and which of a prompt's styles a document gets.
 
 A file `prompts/KIND_vVERSION.txt` has sections that begin with `@name`: `system`, `user` (with the slots {style},
-{mark}, {document}, {part}), `first_part`, `middle_part` and `last_part` for long documents, `reply_start` where replies
-begin alike, and one `style NAME` a style. A released version's file never changes: a new wording is a new version.
+{mark}, {document}, {part}), `first_part`, `middle_part` and `last_part` for long documents, one `style NAME` a style,
+and `reply_start` (for all styles) or `reply_start NAME` where replies begin alike. Version 1 spells every rule out;
+version 2 is short, for models of less than about a billion parameters. A released version's file never changes: a new
+wording is a new version.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 
 from safelm.safety.synthesis.kinds import KINDS, Kind
 
-VERSION = 1  # the newest of every kind
+VERSION = 1
 DOCUMENT_SLOT = "{document}"
 _SECTION = re.compile(r"^@(\w+(?: \w+)?)\n", re.MULTILINE)
 
@@ -28,6 +30,7 @@ class Prompts:
       user: the user's message with the slots {style}, {mark}, {document} and {part}.
       parts: what is said of a part of a long document, by "first", "middle" and "last"; slots {part_number}, {parts}.
       styles: what each style is, by its name, in the file's order.
+      reply_starts: what the replies of a style begin with, by its name; "" where anything may stand there.
       hash: sha256 (hex) over the file.
     """
 
@@ -37,7 +40,7 @@ class Prompts:
     user: str = dataclasses.field(repr=False)
     parts: Mapping[str, str] = dataclasses.field(repr=False)
     styles: Mapping[str, str] = dataclasses.field(repr=False)
-    reply_start: str
+    reply_starts: Mapping[str, str] = dataclasses.field(repr=False)
     hash: str
 
 
@@ -48,18 +51,20 @@ def load_prompts(kind: Kind, version: int = VERSION) -> Prompts:
         raise ValueError(f"kind={kind!r}: one of {', '.join(KINDS)}")
     file = importlib.resources.files(__package__) / "prompts" / f"{kind}_v{version}.txt"
     if not file.is_file():
-        raise ValueError(f"prompt version {version}: there is none for {kind}, the newest is {VERSION}")
+        raise ValueError(f"prompt version {version}: there is none for {kind}, there are 1 and 2")
     text = file.read_text(encoding="utf-8")
     _, *parts = _SECTION.split(text)
     sections = {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    styles = {name.removeprefix("style "): body for name, body in sections.items() if name.startswith("style ")}
+    every = sections.get("reply_start", "")
     return Prompts(
         kind=kind,
         version=version,
         system=sections["system"],
         user=sections["user"],
         parts={place: sections[f"{place}_part"] for place in ("first", "middle", "last")},
-        styles={name.removeprefix("style "): body for name, body in sections.items() if name.startswith("style ")},
-        reply_start=sections.get("reply_start", ""),
+        styles=styles,
+        reply_starts={style: sections.get(f"reply_start {style}", every) for style in styles},
         hash=hashlib.sha256(text.encode()).hexdigest(),
     )
 

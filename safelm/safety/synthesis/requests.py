@@ -34,7 +34,7 @@ _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _PREFACE = re.compile(
     r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n]{0,160}:[ \t]*\n\s*", re.IGNORECASE
 )
-_MARKUP = re.compile(r"</?(?:page|material) [0-9a-f]{16}>")
+_MARK = re.compile(r"\b[0-9a-f]{16}\b")
 _SPEAKER = re.compile(
     r"^[ \t]*(?:[*_#>]+[ \t]*)*(User|Assistant)(?:[*_]+:|:[*_]+|:)[ \t]*", re.MULTILINE | re.IGNORECASE
 )
@@ -100,7 +100,7 @@ def join_replies(
 
     Reasons: "writer_filtered", "writer_refused" and "writer_error" where a reply has no text, "writer_empty",
     "writer_declined" where a text says that it won't be written (in RefuseWeb that is the text), "writer_echo" where a
-    reply repeats the frame that the document stood in.
+    reply repeats the mark of the frame that the document stood in.
     """
     texts, categories = [], []
     for reply in replies:
@@ -109,7 +109,7 @@ def join_replies(
         text = _tidy(kind, reply.text)
         if not text:
             return None, "writer_empty"
-        if _MARKUP.search(text):
+        if any(mark[0] not in source.text for mark in _MARK.finditer(text)):
             return None, "writer_echo"
         if kind == "refuseweb":
             text, category = _without_category(text)
@@ -154,7 +154,7 @@ def _request(
         before=before,
         document=document,
         after=after,
-        reply_start=prompts.reply_start,
+        reply_start=prompts.reply_starts[style],
         max_new_tokens=max_new_tokens,
         seed=derived_seed(seed, source.id, prompts.kind, style, attempt, place),
         facts=facts,
