@@ -239,15 +239,21 @@ def test_another_model_and_missing_counts_are_told(caplog):
     assert writer.ledger()["uncounted"] == 3 and writer.ledger()["cost"] == 0
 
 
+CLIENT_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
+
+
 def test_neither_key_nor_document_is_logged_or_shown(monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("OPENAI_LOG", "debug")
     replies = [Reply.error(503), Reply("private x"), Reply.error(400, "private sk-secret"), Reply.error(401, "private")]
     with caplog.at_level(logging.DEBUG), serve(lambda number, _: replies[min(number, 3)]) as stub:
         writer, found = writer_of(stub, concurrency=1), Replies()
+        for name in CLIENT_LOGGERS:
+            logging.getLogger(name).setLevel(logging.DEBUG)
         with pytest.raises(EndpointError) as caught:
             writer.write([request(number) for number in range(4)], found)
     assert stub.keys[0] == "Bearer sk-secret" and len(found) == 2
+    assert not {record.name.split(".")[0] for record in caplog.records} & set(CLIENT_LOGGERS)
     logged = " ".join(record.getMessage() + repr(record.args) for record in caplog.records)
     for said in (logged, str(caught.value), repr(vars(writer)), repr(found), repr(request())):
         assert "secret" not in said and "private" not in said
