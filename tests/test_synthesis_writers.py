@@ -216,10 +216,16 @@ def test_no_document_becomes_a_special_token(document):
     assert shown.endswith("assistant\nUser:")
 
 
-def test_replies_are_the_models_own_whatever_stands_around_them():
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_replies_are_the_models_own_whatever_stands_around_them(temperature):
+    writer = engine(temperature=temperature)
     requests = [short_request("word " * (number % 3 + 1), number) for number in range(7)]
-    replies = replies_of(engine(), requests)
-    assert replies == [replies_of(engine(), [request])[0] for request in requests]
+    replies = replies_of(writer, requests)
+    assert replies == [replies_of(writer, [request])[0] for request in requests]
+    if temperature:
+        again = replies_of(writer, [short_request("word ", number) for number in range(7)])
+        assert len({reply.text for reply in again}) == 7  # by their seeds
+        return
     assert all(reply.text.startswith("User:") and reply.stopped_by in ("end", "length") for reply in replies)
     assert all(reply.prompt_tokens == len(engine().encode(r)) for reply, r in zip(replies, requests, strict=True))
     assert all(0 < reply.completion_tokens <= 12 for reply in replies)

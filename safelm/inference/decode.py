@@ -61,6 +61,7 @@ def generate(
     eos_id: int,
     harm_tag_id: int | None,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> list[Generation]:
@@ -72,6 +73,7 @@ def generate(
 
     Args:
       max_new_tokens: at most so many tokens, the ending one included.
+      seeds: one a prompt, in place of `seed` and the prompt's index: then its place doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
       show_progress: a bar over batches (quiet when not on a terminal).
 
@@ -88,7 +90,8 @@ def generate(
     generations: dict[int, Generation] = {}
     with tqdm.tqdm(total=len(checked), unit="prompt", disable=None if show_progress else True) as progress:
         for batch in batches(checked, max_rows=batch_size, max_len=config.max_seq_len - max_new_tokens):
-            state = _decode(config, params, batch, method, ends, max_new_tokens, seed)
+            own_seeds = seed if seeds is None else [seeds[index] for index in batch.indices]
+            state = _decode(config, params, batch, method, ends, max_new_tokens, own_seeds)
             generations |= zip(batch.indices, _read(state, len(batch.indices), harm_tag_id), strict=True)
             progress.update(len(batch.indices))
     return [generations[index] for index in range(len(checked))]
@@ -101,7 +104,7 @@ def _decode(
     method: Method,
     ends: forward.Ends,
     max_new_tokens: int,
-    seed: int,
+    seed: int | Sequence[int],
 ) -> SequenceState | BeamState:
     args = (config, params, batch.tokens_PT, batch.lengths_P)
     static = {"ends": ends, "max_new_tokens": max_new_tokens}
@@ -111,9 +114,12 @@ def _decode(
         return safe_beam.decode(*args, method=method, **static)
     if isinstance(method, Greedy):
         return sampling.decode(*args, None, method=method, **static)
-    row_indices = np.zeros(len(batch.lengths_P), np.uint32)
-    row_indices[: len(batch.indices)] = batch.indices
-    keys_P = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), row_indices)
+    row_numbers = np.zeros(len(batch.lengths_P), np.uint32)
+    row_numbers[: len(batch.indices)] = batch.indices if isinstance(seed, int) else seed
+    if isinstance(seed, int):
+        keys_P = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), row_numbers)
+    else:
+        keys_P = jax.vmap(jax.random.key)(row_numbers)
     return sampling.decode(*args, keys_P, method=method, **static)
 
 

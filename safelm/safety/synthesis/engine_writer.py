@@ -144,7 +144,7 @@ class EngineWriter:
                     max_new_tokens=limit,
                     eos_id=self._end_id,
                     harm_tag_id=self._tokenizer.harm_tag_id,
-                    seed=requests[some[0]].seed,
+                    seeds=[requests[index].seed for index in some],
                     batch_size=self.settings.slots,
                 )
                 for index, generation in zip(some, generations, strict=True):
