@@ -1,0 +1,65 @@
+"""The gates between what a writer wrote and what becomes a corpus; each can reject."""
+
+from collections.abc import Sequence
+
+from safelm.safety.scorer import Scorer
+from safelm.safety.synthesis.gate import Finding, Gate
+from safelm.safety.synthesis.gates.copying import Copying
+from safelm.safety.synthesis.gates.dialogue import Dialogue, Request
+from safelm.safety.synthesis.gates.faithfulness import Faithfulness, Similarity, WordSimilarity, load_similarity
+from safelm.safety.synthesis.gates.form import Language, Length, Repetition
+from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
+from safelm.safety.synthesis.gates.obedience import Obedience
+from safelm.safety.synthesis.gates.rescoring import Score, Sentences
+from safelm.safety.synthesis.gates.settings import GateSettings
+from safelm.safety.synthesis.kinds import KINDS, Draft, Kind
+
+__all__ = ["GateSettings", "load_similarity", "make_gates", "run_gates"]
+
+
+def make_gates(
+    kind: Kind,
+    *,
+    scorer: Scorer,
+    settings: GateSettings = GateSettings(),  # noqa: B008 (frozen)
+    similarity: Similarity | None = None,
+    prompt_texts: Sequence[str] = (),
+    queries: str | None = None,
+) -> list[Gate]:
+    """The gates of a kind, the cheap ones first; near-duplicates are found later, in one pass over all shards.
+
+    Args:
+      scorer: scores drafts, sentences, copied runs and requests.
+      similarity: `load_similarity("minilm")`; None compares words.
+      prompt_texts: the prompts, so that a leak of them is seen.
+      queries: a JSON file with harmful n-grams; None for the report card's.
+
+    Raises OSError where a library is not installed, ValueError for another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: one of {', '.join(KINDS)}")
+    phrases = HarmfulPhrases(queries)
+    form: list[Gate] = [Length(settings), Obedience(settings, prompt_texts), Repetition(settings), Language(settings)]
+    dialogue: list[Gate] = [Dialogue(settings), Request(settings, scorer, phrases)] if kind == "refuseweb" else []
+    return [
+        *form,
+        *dialogue,
+        Score(settings, scorer),
+        Copying(settings, scorer, phrases),
+        Faithfulness(settings, similarity or WordSimilarity()),
+        Sentences(settings, scorer),
+    ]
+
+
+def run_gates(gates: Sequence[Gate], drafts: Sequence[Draft]) -> list[list[Finding]]:
+    """Findings of each draft in the gates' order; a draft that fails one meets none behind it."""
+    findings: list[list[Finding]] = [[] for _ in drafts]
+    waiting = list(range(len(drafts)))
+    for gate in gates:
+        if not waiting:
+            break
+        found = gate.check([drafts[i] for i in waiting])
+        for i, finding in zip(waiting, found, strict=True):
+            findings[i].append(finding)
+        waiting = [i for i, finding in zip(waiting, found, strict=True) if finding.passed]
+    return findings

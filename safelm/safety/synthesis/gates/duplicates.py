@@ -1,0 +1,85 @@
+"""Near-duplicates among what was written: MinHash signatures and locality-sensitive hashing (datasketch, MIT).
+
+Shards make signatures; one pass over them in a fixed order decides, so that the same documents stay however the work
+was divided (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3).
+"""
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt32
+
+from safelm.safety.synthesis.gates.words import words
+
+PERMUTATIONS = 128
+SHINGLE_WORDS = 5
+_SCHEME = "affine32"
+_SEED = 1
+VERSION = f"datasketch-{_SCHEME}-{PERMUTATIONS}-{SHINGLE_WORDS}-{_SEED}"  # signatures of another one can't be compared
+
+
+def signature(text: str) -> UInt32[np.ndarray, " 128"]:
+    """The MinHash of the text's word 5-grams (of all its words together where it has fewer).
+
+    Raises OSError where datasketch is not installed.
+    """
+    found = words(text).words
+    grams = {" ".join(found[i : i + SHINGLE_WORDS]).encode() for i in range(max(len(found) - SHINGLE_WORDS + 1, 1))}
+    sketch = _library().MinHash(num_perm=PERMUTATIONS, seed=_SEED, scheme=_SCHEME, permutations=_permutations())
+    sketch.update_batch(grams)
+    return sketch.hashvalues.astype(np.uint32)
+
+
+class Duplicates:
+    """Documents seen so far, the near-duplicates left out.
+
+    Args:
+      threshold: estimated Jaccard similarity of word 5-grams from which on two documents are near-duplicates.
+
+    Memory is about 3 KB a document: a pass over more than some ten million wants the index in parts.
+    """
+
+    def __init__(self, threshold: float = 0.7):
+        if not 0 < threshold <= 1:
+            raise ValueError(f"duplicate_threshold={threshold}: must be above 0 and at most 1")
+        self.threshold = threshold
+        # Found too many rather than too few: every candidate's similarity is computed before it counts.
+        lsh = _library().MinHashLSH
+        self._index = lsh(threshold=min(threshold, 0.95), num_perm=PERMUTATIONS, weights=(0.2, 0.8))
+        self._signatures: dict[Hashable, Any] = {}
+        self._order: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, key: Hashable, signature: UInt32[np.ndarray, " 128"]) -> Hashable | None:
+        """Adds a document and returns None, or returns the key of the first one that it nearly repeats.
+
+        A near-duplicate is not added: what it resembles is what stays. The same documents in the same order give the
+        same answers. Raises ValueError for a key that is there.
+        """
+        if key in self._order:
+            raise ValueError(f"near-duplicates: {key!r} was added before")
+        sketch = _library().MinHash(hashvalues=signature, seed=_SEED, scheme=_SCHEME, permutations=_permutations())
+        for other in sorted(self._index.query(sketch), key=self._order.__getitem__):
+            if np.mean(self._signatures[other] == signature) >= self.threshold:
+                return other
+        self._index.insert(key, sketch)
+        self._signatures[key], self._order[key] = np.array(signature, np.uint32), len(self._order)
+        return None
+
+
+@functools.cache
+def _library() -> Any:
+    try:
+        import datasketch
+    except ModuleNotFoundError as error:
+        raise OSError("removing near-duplicates needs datasketch: pip install 'safelm[synthesis]'") from error
+    return datasketch
+
+
+@functools.cache
+def _permutations() -> Any:
+    return _library().MinHash(num_perm=PERMUTATIONS, seed=_SEED, scheme=_SCHEME).permutations

@@ -1,0 +1,162 @@
+"""A draft is about its source and isn't it: similarity within bounds, and which names and numbers went over."""
+
+import collections
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from safelm.safety.synthesis.gate import Finding
+from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
+from safelm.safety.synthesis.gates.words import words
+from safelm.safety.synthesis.kinds import Draft
+
+_NUMBER = re.compile(r"(?<![\w.])\d[\d.,:/]*")
+_NAME = re.compile(r"(?<=[a-z0-9,;:)] )[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*")
+_ORDINAL_WORDS = frozenset({"I", "I'm", "I've", "I'd", "I'll"})
+
+
+class Similarity(Protocol):
+    """How alike two texts are, from -1 or 0 to 1; `is_embedding` says which limits of GateSettings apply."""
+
+    name: str
+    fingerprint: str
+    is_embedding: bool
+
+    def compare(self, sources: Sequence[str], texts: Sequence[str]) -> Float[np.ndarray, " N"]:
+        """The similarity of each pair."""
+        ...
+
+
+class EmbeddingSimilarity:
+    """Cosine of the mean embeddings of two texts' chunks.
+
+    Args:
+      embedder: a `safelm.safety.embedding.Embedder`, e.g. of MiniLM or SmolLM2.
+    """
+
+    is_embedding = True
+
+    def __init__(self, embedder: Any):
+        self._embedder = embedder
+        self.name, self.fingerprint = embedder.backbone.name, embedder.backbone.fingerprint
+
+    def compare(self, sources: Sequence[str], texts: Sequence[str]) -> Float[np.ndarray, " N"]:
+        """The cosine of each pair; 0 where a text has no direction."""
+        both = [*sources, *texts]
+        embedding_CD, text_C = self._embedder.embed(both)
+        sum_ND = np.zeros((len(both), embedding_CD.shape[1]), np.float64)
+        norm_C1 = np.linalg.norm(embedding_CD, axis=1, keepdims=True)
+        np.add.at(sum_ND, text_C, embedding_CD / np.maximum(norm_C1, 1e-9))
+        return _cosines(sum_ND[: len(sources)], sum_ND[len(sources) :])
+
+
+class WordSimilarity:
+    """Cosine of the counts of words, on a log scale and without the commonest English ones: no model, no meaning."""
+
+    name, is_embedding = "words", False
+    fingerprint = "words-1"
+
+    def compare(self, sources: Sequence[str], texts: Sequence[str]) -> Float[np.ndarray, " N"]:
+        """The cosine of each pair; 0 where nothing is left of a text."""
+        return np.array([self._cosine(source, text) for source, text in zip(sources, texts, strict=True)])
+
+    @staticmethod
+    def _cosine(source: str, text: str) -> float:
+        counts = [
+            {word: 1 + np.log(count) for word, count in collections.Counter(words(one).words).items() if len(word) > 3}
+            for one in (source, text)
+        ]
+        dot = sum(weight * counts[1].get(word, 0.0) for word, weight in counts[0].items())
+        norms = [sum(weight**2 for weight in one.values()) ** 0.5 for one in counts]
+        return float(dot / (norms[0] * norms[1])) if all(norms) else 0.0
+
+
+def load_similarity(backbone: str | None) -> Similarity:
+    """Similarity by a backbone ("minilm", "smollm2", a folder), or of words for None."""
+    if backbone is None:
+        return WordSimilarity()
+    from safelm.safety import embedding
+
+    return EmbeddingSimilarity(embedding.Embedder(embedding.load_backbone(backbone)))
+
+
+class Faithfulness:
+    """The draft is about what its source is about: too unlike is another text, too like a copy.
+
+    SafeWeb keeps facts, so it must keep some of the source's names and numbers and not invent numbers; RefuseWeb and
+    Moral Education carry over the topic, so they must not hand on its details. Names are words with a capital letter
+    within a sentence, which is English and rough; where there are few, they don't decide. A name or number is kept when
+    it occurs anywhere in the draft.
+    """
+
+    name, worth_another = "faithfulness", True
+
+    def __init__(self, settings: GateSettings, similarity: Similarity):
+        self._settings, self._similarity = settings, similarity
+        fields = "min_similarity min_topic_similarity max_similarity min_word_similarity min_topic_word_similarity "
+        fields += "max_word_similarity min_details max_details min_details_counted max_new_numbers"
+        self.fingerprint = fingerprint(self.name, 1, settings, fields, similarity=similarity.fingerprint)
+
+    def check(self, drafts: Sequence[Draft]) -> list[Finding]:
+        """Reasons "another_text", "near_copy", "details_lost", "details_kept", "numbers_invented"."""
+        cosines_N = self._similarity.compare([draft.source.text for draft in drafts], [draft.text for draft in drafts])
+        return [self._finding(draft, float(cosine)) for draft, cosine in zip(drafts, cosines_N, strict=True)]
+
+    def _finding(self, draft: Draft, cosine: float) -> Finding:
+        limits, keeps_facts = self._settings, draft.kind == "safeweb"
+        low, high = self._bounds(keeps_facts)
+        there = details(draft.source.text)
+        kept = _share_kept(there, draft.text)
+        judged = len(there) >= limits.min_details_counted
+        new_numbers = _share_new(draft)
+        wrong = {
+            "another_text": cosine < low,
+            "near_copy": cosine > high,
+            "details_lost": judged and keeps_facts and kept < limits.min_details,
+            "details_kept": judged and not keeps_facts and kept > limits.max_details,
+            "numbers_invented": keeps_facts and new_numbers > limits.max_new_numbers,
+        }
+        reason = next((name for name, applies in wrong.items() if applies), "")
+        values = {"similarity": cosine, "similarity_by": self._similarity.name, "new_numbers": new_numbers}
+        return Finding(self.name, not reason, reason, values | ({"details_kept": kept} if there else {}))
+
+    def _bounds(self, keeps_facts: bool) -> tuple[float, float]:
+        limits = self._settings
+        if self._similarity.is_embedding:
+            return (limits.min_similarity if keeps_facts else limits.min_topic_similarity), limits.max_similarity
+        low = limits.min_word_similarity if keeps_facts else limits.min_topic_word_similarity
+        return low, limits.max_word_similarity
+
+
+def details(text: str) -> set[str]:
+    """Names and numbers of a text, folded: "2,500" and "2500" are one number, "New York" is one name."""
+    names = {match[0].casefold() for match in _NAME.finditer(text) if match[0] not in _ORDINAL_WORDS}
+    return names | numbers(text)
+
+
+def numbers(text: str) -> set[str]:
+    """Numbers with two digits or more, without separators for thousands."""
+    found = {re.sub(r"(?<=\d),(?=\d{3})", "", match[0]).rstrip(".,:/") for match in _NUMBER.finditer(text)}
+    return {number for number in found if len(number) > 1}
+
+
+def _share_kept(there: set[str], text: str) -> float:
+    if not there:
+        return 1.0
+    here, folded = numbers(text), text.casefold()
+    return sum(detail in here or (not detail[0].isdigit() and detail in folded) for detail in there) / len(there)
+
+
+def _share_new(draft: Draft) -> float:
+    """Share of the draft's numbers that its source hasn't; 0 for fewer than two of them."""
+    own = numbers(draft.text)
+    new = {number for number in own if number not in draft.source.text.replace(",", "")}
+    return len(new) / len(own) if len(new) > 1 else 0.0
+
+
+def _cosines(a_ND: Float[np.ndarray, "N D"], b_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " N"]:
+    norms_N = np.linalg.norm(a_ND, axis=1) * np.linalg.norm(b_ND, axis=1)
+    return np.where(norms_N > 0, np.einsum("nd,nd->n", a_ND, b_ND) / np.maximum(norms_N, 1e-12), 0.0)

@@ -1,0 +1,24 @@
+"""The report card's harmful n-grams, counted in pieces of text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from safelm.safety.report_card import queries as query_sets
+from safelm.safety.report_card.matching import Matcher
+
+
+class HarmfulPhrases:
+    """Counts the n-grams of a query list in texts: the report card's list, or one of yours (a JSON file)."""
+
+    def __init__(self, path: str | None = None):
+        queries = query_sets.load(path)
+        self.fingerprint = queries.sha256
+        self._matcher = Matcher(queries)
+
+    def hits(self, texts: Sequence[str]) -> list[int]:
+        """How many times any of the n-grams occurs in each text."""
+        if not texts:
+            return []
+        found = self._matcher.find(texts)
+        return np.bincount(found.document_M, minlength=len(texts)).tolist()

@@ -1,0 +1,125 @@
+"""Every limit that a gate has, in one place, with its default and where that comes from."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSettings:
+    """Limits of the gates. A word is a run of letters and digits; an upper limit is the largest value that passes.
+
+    Attributes:
+      language_confidence: below it the draft's language is unclear, which fails too (mixed or broken text).
+      language_words: a shorter draft's language is not judged.
+      min_words, max_words: of a draft.
+      min_length_ratio, max_length_ratio: words of a SafeWeb draft over words of its source; sources shorter than
+        `short_source_words` count as that long for the upper one (a style needs room).
+      repetition_words: a shorter draft is not judged for repetition.
+      max_duplicate_lines: share of lines that occurred before; 0.30 in Rae et al. 2021, table A1 (Gopher).
+      max_top_ngram: share of characters in the most frequent n-gram, for n = 2, 3, 4; same table.
+      max_duplicate_ngrams: share of characters in n-grams that occurred before, for n = 5 to 10; same table.
+      max_compression: characters in UTF-8 over their zlib size; prose has about 2, a loop of one sentence 10 and more.
+      max_score: highest harm score of a SafeWeb or Moral Education text, as the method demands.
+      max_sentence_score: highest score of any sentence alone.
+      max_answer_score: highest score of a refusal, read without the request.
+      max_request_score: highest score of the request in a RefuseWeb dialogue; it names a harm, so it is not 0.
+      max_request_hits: harmful n-grams (the report card's queries) in the request.
+      max_request_copied_words: longest run of the source's words in the request.
+      max_request_words: longest request.
+      min_refusal_parts: how many of acknowledge, cannot, why, alternative the first answer needs; "cannot" and "why"
+        are needed whatever this says. An alternative isn't always apt, so 3 by default.
+      min_similarity, min_topic_similarity, max_similarity: bounds of the cosine of source and draft by an embedder;
+        the topic's for RefuseWeb and Moral Education, which carry over nothing but the topic.
+      min_word_similarity, min_topic_word_similarity, max_word_similarity: the same where no embedder is given and
+        similarity is of the words.
+      min_details: names and numbers of the source that a SafeWeb draft must keep, a share.
+      max_details: the same upwards, for RefuseWeb and Moral Education, which must not hand details on.
+      min_details_counted: a source with fewer distinct names and numbers is not judged by them.
+      max_new_numbers: share of a SafeWeb draft's numbers that its source has not (invented facts).
+      copied_words: a run of so many words of the source or more is a copy and must not be harmful by its score.
+      copied_query_words: a run of so many words or more must not hold a harmful n-gram.
+      max_copied_score: highest harm score of a copied run.
+      max_copied_share: share of the draft's words in copied runs.
+      leaked_words: a run of so many words of the prompt in the draft is a leak.
+      duplicate_threshold: estimated Jaccard similarity of word 5-grams from which on two drafts are near-duplicates;
+        0.7 to 0.8 in most published web corpora.
+    """
+
+    language_confidence: float = 0.5
+    language_words: int = 12
+    min_words: int = 25
+    max_words: int = 4000
+    min_length_ratio: float = 0.3
+    max_length_ratio: float = 4.0
+    short_source_words: int = 100
+    repetition_words: int = 50
+    max_duplicate_lines: float = 0.30
+    max_top_ngram: tuple[float, ...] = (0.20, 0.18, 0.16)
+    max_duplicate_ngrams: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    max_compression: float = 4.0
+    max_score: int = 1
+    max_sentence_score: int = 1
+    max_answer_score: int = 2
+    max_request_score: int = 4
+    max_request_hits: int = 2
+    max_request_copied_words: int = 15
+    max_request_words: int = 120
+    min_refusal_parts: int = 3
+    min_similarity: float = 0.45
+    min_topic_similarity: float = 0.2
+    max_similarity: float = 0.985
+    min_word_similarity: float = 0.1
+    min_topic_word_similarity: float = 0.02
+    max_word_similarity: float = 0.95
+    min_details: float = 0.2
+    max_details: float = 0.6
+    min_details_counted: int = 4
+    max_new_numbers: float = 0.5
+    copied_words: int = 12
+    copied_query_words: int = 6
+    max_copied_score: int = 1
+    max_copied_share: float = 0.8
+    leaked_words: int = 12
+    duplicate_threshold: float = 0.7
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                    raise ValueError(f"gate settings: {field.name}={value!r} is no number of at least 0")
+        for low, high in _ORDERED:
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"gate settings: {low}={getattr(self, low)} is above {high}={getattr(self, high)}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "GateSettings":
+        """The defaults with some of them changed; ValueError for a name that is no setting."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := values.keys() - names:
+            raise ValueError(f"gate settings: no setting {min(unknown)!r}; there are {', '.join(sorted(names))}")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+_ORDERED = (
+    ("min_words", "max_words"),
+    ("min_length_ratio", "max_length_ratio"),
+    ("min_similarity", "max_similarity"),
+    ("min_topic_similarity", "max_similarity"),
+    ("min_word_similarity", "max_word_similarity"),
+    ("min_topic_word_similarity", "max_word_similarity"),
+)
+
+
+def fingerprint(name: str, version: int, settings: GateSettings, fields: str = "", **parts: str) -> str:
+    """sha256 (hex) over a gate's name, the version of its code, the settings it reads and what else it depends on.
+
+    Args:
+      fields: names of the settings, with spaces between.
+      parts: fingerprints and versions of scorers, embedders, queries, libraries.
+    """
+    facts = [name, version, {field: getattr(settings, field) for field in fields.split()}, parts]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

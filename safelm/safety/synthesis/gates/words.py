@@ -1,0 +1,146 @@
+"""Words and sentences of a text, with where they stand, and the runs of words that two texts share."""
+
+import collections
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Sequence
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+|(?<=[。！？])")
+_SHORT_WORDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A text's words, compared without case and compatibility forms, and the (start, stop) of each in the text."""
+
+    words: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Words [start, stop) of a text that another one holds in the same order, and no longer run around them."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def words(text: str) -> Words:
+    """Runs of letters and digits of any script; "don't" is one word."""
+    found = list(_WORD.finditer(text))
+    folded = (_folded(match[0]) for match in found)
+    return Words(tuple(folded), tuple(match.span() for match in found))
+
+
+def sentences(text: str) -> list[str]:
+    """The text cut at sentence and line ends; a piece of fewer than three words goes with the one behind it.
+
+    An abbreviation may cut a sentence in two. That is harmless here: what is asked of sentences is that each is safe.
+    """
+    found: list[str] = []
+    short = ""
+    for piece in _SENTENCE_END.split(text):
+        piece = f"{short} {piece}".strip()
+        if len(_WORD.findall(piece)) < _SHORT_WORDS:
+            short = piece
+            continue
+        found.append(piece)
+        short = ""
+    if short and _WORD.search(short):
+        found[-1:] = [f"{found[-1]} {short}"] if found else [short]
+    return found
+
+
+def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> list[Run]:
+    """The longest runs of `at_least` words or more of `text` that `source` holds too; of each place, the longest.
+
+    A suffix automaton of the source is walked along the text: linear in both.
+    """
+    lengths = _match_lengths(source, text)
+    runs = []
+    for end, length in enumerate(lengths):
+        goes_on = end + 1 < len(lengths) and lengths[end + 1] == length + 1
+        if length >= max(at_least, 1) and not goes_on:
+            runs.append(Run(end + 1 - length, end + 1))
+    return runs
+
+
+def longest_run(runs: Sequence[Run]) -> int:
+    """Words of the longest run; 0 where there is none."""
+    return max(map(len, runs), default=0)
+
+
+def covered(runs: Sequence[Run]) -> int:
+    """How many words lie in one run or more."""
+    count, reached = 0, 0
+    for run in sorted(runs, key=lambda run: run.start):
+        count += max(0, run.stop - max(run.start, reached))
+        reached = max(reached, run.stop)
+    return count
+
+
+def ngrams(items: Sequence[str], n: int) -> collections.Counter[tuple[str, ...]]:
+    """How often each run of n words occurs."""
+    return collections.Counter(zip(*(items[i:] for i in range(n)), strict=False))
+
+
+def _folded(word: str) -> str:
+    return word.lower() if word.isascii() else unicodedata.normalize("NFKC", word).casefold().replace("’", "'")
+
+
+def _match_lengths(source: Sequence[str], text: Sequence[str]) -> list[int]:
+    """For each word of the text, how many words ending there are a run of the source."""
+    steps, links, lengths = _automaton(source)
+    state, length, found = 0, 0, []
+    for word in text:
+        while state and word not in steps[state]:
+            state = links[state]
+            length = lengths[state]
+        if word in steps[state]:
+            state, length = steps[state][word], length + 1
+        found.append(length)
+    return found
+
+
+def _automaton(source: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
+    """Transitions, suffix links and lengths of the suffix automaton (Blumer et al. 1985)."""
+    steps: list[dict[str, int]] = [{}]
+    links, lengths = [-1], [0]
+    last = 0
+    for word in source:
+        new = len(steps)
+        steps.append({})
+        lengths.append(lengths[last] + 1)
+        links.append(0)
+        state = last
+        while state >= 0 and word not in steps[state]:
+            steps[state][word] = new
+            state = links[state]
+        if state >= 0:
+            links[new] = _target(steps, links, lengths, state, word)
+        last = new
+    return steps, links, lengths
+
+
+def _target(steps: list[dict[str, int]], links: list[int], lengths: list[int], state: int, word: str) -> int:
+    """The state that a new suffix link points to; a state reached by longer runs too is split."""
+    target = steps[state][word]
+    if lengths[target] == lengths[state] + 1:
+        return target
+    copy = len(steps)
+    steps.append(dict(steps[target]))
+    lengths.append(lengths[state] + 1)
+    links.append(links[target])
+    links[target] = copy
+    while state >= 0 and steps[state].get(word) == target:
+        steps[state][word] = copy
+        state = links[state]
+    return copy
