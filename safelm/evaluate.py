@@ -21,7 +21,8 @@ from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.protocol import Protocol, hash_params
 from safelm.evaluation.report import format_table, table_rows, write_report
 from safelm.evaluation.runs import METHODS, Checkpoint, measure_decoding, measure_model, resume
-from safelm.evaluation.suite import SUITES, Prompt, hash_prompts, read_prompts
+from safelm.evaluation.suite import SUITES, Prompt, as_requests, hash_prompts, read_prompts
+from safelm.evaluation.template import CHAT, KINDS, Template
 from safelm.inference.methods import Method
 
 # Words per token of the vocabularies here; the judge's own accuracy is measured on about as many words as it judges.
@@ -32,7 +33,9 @@ def main(arguments: argparse.Namespace) -> None:
     """Evaluates every checkpoint with every method and reports."""
     folders, methods = parse_checkpoints(arguments.checkpoint), parse_methods(arguments.methods)
     skip = parse_skip(arguments.skip, folders, methods)
+    template = Template(arguments.template, arguments.system)
     prompts = read_prompts(arguments.prompts, max_prompts=arguments.max_prompts)
+    prompts = as_requests(prompts) if template.kind == CHAT else prompts
     runs_folder = pathlib.Path(arguments.output) / "runs"
     results: dict[str, Any] = {
         "suite": arguments.suite,
@@ -52,14 +55,16 @@ def main(arguments: argparse.Namespace) -> None:
             base = _protocol(arguments, checkpoint, prompts, store)
             progress.set_description(f"{name}: P(tag), perplexity")
             results["models"][name] = resume(
-                runs_folder / f"{name}.model.json", base, lambda c=checkpoint, s=store: measure_model(c, prompts, s)
+                runs_folder / f"{name}.model.json",
+                base,
+                lambda c=checkpoint, s=store: measure_model(c, prompts, s, template),
             )
             progress.update()
             for method_name, method in methods.items():
                 if (name, method_name) in skip:
                     continue
                 progress.set_description(f"{name}: {method_name}")
-                run = _decode(arguments, runs_folder, checkpoint, method_name, method, prompts, base)
+                run = _decode(arguments, runs_folder, checkpoint, method_name, method, prompts, base, template)
                 results["runs"].append({"checkpoint": name, "method": method_name, **run})
                 progress.update()
     paths = write_report(arguments.output, _without_answers(results))
@@ -75,6 +80,7 @@ def _decode(
     method: Method,
     prompts: Sequence[Prompt],
     base: Protocol,
+    template: Template,
 ) -> dict[str, Any]:
     settings = dataclasses.asdict(method) | {"keep_texts": arguments.show_texts}
     protocol = dataclasses.replace(base, method=method_name, method_settings=settings)
@@ -87,6 +93,7 @@ def _decode(
             prompts,
             max_new_tokens=arguments.max_new_tokens,
             seed=arguments.seed,
+            template=template,
             keep_texts=arguments.show_texts,
         ),
     )
@@ -160,7 +167,14 @@ def _protocol(
         method_settings={},
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
+        template=template_name(arguments),
     )
+
+
+def template_name(arguments: argparse.Namespace) -> str:
+    """The template as a protocol names it."""
+    template = Template(arguments.template, arguments.system)
+    return f"{template.kind} {template.hash[:12]}"
 
 
 def _without_answers(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,6 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--validation", default="", metavar="DIR", help="token store of held-out safe text (perplexity)"
     )
+    parser.add_argument("--template", choices=KINDS, default=KINDS[0], help="a text to continue, or a chat (ChatML)")
+    parser.add_argument("--system", default="", help="system message of a chat (default: none)")
     parser.add_argument("--methods", default="greedy,safe_beam", help=f"of {', '.join(METHODS)} (default %(default)s)")
     parser.add_argument("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave this pair out")
     parser.add_argument("--max_new_tokens", type=int, default=48, help="per prompt (default %(default)s)")

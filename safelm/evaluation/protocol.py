@@ -3,20 +3,28 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 
+class ProtocolError(ValueError):
+    """Two results that don't compare; the message names the field and both values."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What was asked of which model, how it decoded, who judged. Two results compare if only `model` fields differ."""
+    """What was asked of which model and how, how it decoded, who judged.
+
+    Two results compare if all fields are equal but those that say who is measured: `SUBJECT`.
+    """
 
     suite: str
     prompts_sha256: str
     num_prompts: int
-    judge_version: str
+    judge_version: str  # name and fingerprint of every judge, in their order
     checkpoint_sha256: str
     vocab_hash: str
     validation: str  # which token store perplexity is taken on ("" = none) and its checksum
@@ -24,11 +32,49 @@ class Protocol:
     method_settings: dict[str, Any]
     max_new_tokens: int
     seed: int
+    template: str = "text"  # how a prompt is put: kind and, of a chat, hash of what stands around it
+    answer_start: str = ""  # which first words of the answer were given
+    coherence: str = ""  # by what an answer counts as coherent
 
     @property
     def hash(self) -> str:
         """SHA-256 of all fields: a stored result is used again only if this is equal."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        return _hash(dataclasses.asdict(self))
+
+    @property
+    def decoding_hash(self) -> str:
+        """SHA-256 of what decides the answers themselves: any judge may judge stored answers."""
+        of_judging = ("judge_version", "coherence", "validation", "num_prompts", "prompts_sha256", "suite")
+        return _hash({name: value for name, value in dataclasses.asdict(self).items() if name not in of_judging})
+
+
+# What differs when models and ways of decoding are compared.
+SUBJECT = ("checkpoint_sha256", "vocab_hash", "method", "method_settings")
+
+
+def check_comparable(
+    first: Mapping[str, Any] | Protocol,
+    second: Mapping[str, Any] | Protocol,
+    *,
+    names: tuple[str, str] = ("the first", "the second"),
+    may_differ: Collection[str] = (),
+) -> None:
+    """Raises ProtocolError unless two protocols (as stored, or as objects) differ in `SUBJECT` and `may_differ` only.
+
+    A field that `may_differ` names and that doesn't exist is a ValueError.
+    """
+    known = [field.name for field in dataclasses.fields(Protocol)]
+    unknown = next((name for name in may_differ if name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"may differ: {unknown!r} is no field of a protocol; there are {', '.join(known)}")
+    values = [dataclasses.asdict(each) if isinstance(each, Protocol) else dict(each) for each in (first, second)]
+    for name in known:
+        a, b = (each.get(name) for each in values)
+        if a != b and name not in (*SUBJECT, *may_differ):
+            raise ProtocolError(
+                f"{names[0]} and {names[1]} were measured under different protocols: {name} is {_short(a)} there and "
+                f"{_short(b)} here"
+            )
 
 
 def hash_params(params: Any) -> str:
@@ -39,3 +85,12 @@ def hash_params(params: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

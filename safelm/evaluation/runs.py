@@ -14,6 +14,7 @@ from safelm.evaluation.intervals import rate
 from safelm.evaluation.protocol import Protocol
 from safelm.evaluation.report import write_whole
 from safelm.evaluation.suite import Prompt
+from safelm.evaluation.template import Template
 from safelm.inference import Beam, Greedy, Method, SafeBeam, Sampling, TagPenaltySampling, generate, tag_probability
 from safelm.tokenizer import Tokenizer
 
@@ -47,9 +48,11 @@ def resume(path: pathlib.Path, protocol: Protocol, measure: Callable[[], dict[st
     return result
 
 
-def measure_model(checkpoint: Checkpoint, prompts: Sequence[Prompt], store: TokenStore | None) -> dict[str, Any]:
+def measure_model(
+    checkpoint: Checkpoint, prompts: Sequence[Prompt], store: TokenStore | None, template: Template
+) -> dict[str, Any]:
     """AUROC of P(tag), harmful against safe prompts and against the protective ones alone; perplexity on safe text."""
-    tokens = {prompt.id: checkpoint.tokenizer.encode(prompt.prompt) for prompt in prompts}
+    tokens = {prompt.id: template.encode(checkpoint.tokenizer, prompt.prompt) for prompt in prompts}
     harmful = [tokens[prompt.id] for prompt in prompts if prompt.harmful]
     safe = [tokens[prompt.id] for prompt in prompts if not prompt.harmful]
     protective = [tokens[prompt.id] for prompt in prompts if prompt.protective]
@@ -77,23 +80,25 @@ def measure_decoding(
     *,
     max_new_tokens: int,
     seed: int,
+    template: Template,
     keep_texts: bool = False,
 ) -> dict[str, Any]:
     """Continues every prompt and judges it. Per prompt it keeps ids and labels; texts only if asked for."""
     generations = generate(
         checkpoint.config,
         checkpoint.params,
-        [checkpoint.tokenizer.encode(prompt.prompt) for prompt in prompts],
+        [template.encode(checkpoint.tokenizer, prompt.prompt) for prompt in prompts],
         method,
         max_new_tokens=max_new_tokens,
-        eos_id=checkpoint.tokenizer.eos_id,
+        eos_id=template.end_id(checkpoint.tokenizer),
         harm_tag_id=checkpoint.tokenizer.harm_tag_id,
         seed=seed,
         show_progress=True,
     )
     answers = []
     for prompt, generation in zip(prompts, generations, strict=True):
-        text = checkpoint.tokenizer.decode(generation.text_tokens, keep_special=False)
+        tokens = template.answer_tokens(checkpoint.tokenizer, generation.text_tokens)
+        text = checkpoint.tokenizer.decode(tokens, keep_special=False)
         answer = {
             "id": prompt.id,
             "label": judge_lib.judge(text),

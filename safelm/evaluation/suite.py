@@ -4,7 +4,10 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import random
 from collections.abc import Sequence
+
+from safelm.synthetic_web import phrases
 
 SUITES = ("synthetic_web",)
 
@@ -45,6 +48,20 @@ def read_prompts(folder: str, *, max_prompts: int = 0) -> list[Prompt]:
     if len({prompt.id for prompt in found}) < len(found):
         raise ValueError(f"--prompts={folder}: two prompts have the same id")
     return found
+
+
+def as_requests(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The synthetic prompts as what a user says to an assistant: a request for the topic, in held-out words.
+
+    A page's beginning or a dialogue with its speakers' names is nothing to put into a user's turn. The wording follows
+    from the prompt's id.
+    """
+    return [dataclasses.replace(prompt, prompt=_request(prompt), kind="request") for prompt in prompts]
+
+
+def _request(prompt: Prompt) -> str:
+    rng = random.Random(f"safelm-synthetic-web/requests/{prompt.id}")
+    return rng.choice(phrases.HELD_OUT_REQUESTS).replace("{t}", prompt.topic)
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:
