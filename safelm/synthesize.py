@@ -4,7 +4,7 @@ Reads documents with harm scores, as safelm.score writes them (.jsonl, .jsonl.gz
 hf://); a writer turns each into a text of the kind, gates check it, what fails is written again in another style, and
 what passes is a corpus that the tasks of data_tasks read as it is, Parquet where the input is Parquet, else .jsonl.gz:
 
-    OUTPUT/train-*, validation-*   id, text, metadata, style, model, prompt_version, source_id, gates
+    OUTPUT/train-*, validation-*   id, text, metadata, style, category, model, prompt_version, source_id, gates
     OUTPUT/rejected/               by id: every attempt's style and what it failed; near-duplicates
     OUTPUT/quarantine/             malformed rows: file, row number, reason, the row
     OUTPUT/report/                 the funnel, scores and report card before and after, as JSON and a page

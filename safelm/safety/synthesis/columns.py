@@ -5,6 +5,7 @@ text
 metadata        of the source: dump, url, date, file_path, language, language_score, token_count (null where it had
                 none), and its harm score as score and int_score
 style           name of the prompt's style
+category        of the harm, as the writer of a dialogue named it, else as the source's columns do; may be empty
 model           name of the writer
 prompt_version  kind, version and hash of the prompts
 source_id       id of the web document
@@ -32,7 +33,7 @@ _METADATA = {
     "score": "float64",
     "int_score": "int64",
 }
-_STRINGS = ("id", "text", "metadata", "style", "model", "prompt_version", "source_id", "gates")
+_STRINGS = ("id", "text", "metadata", "style", "category", "model", "prompt_version", "source_id", "gates")
 _GROUP_BYTES = 32 << 20
 _LEVEL = 6
 
@@ -42,7 +43,9 @@ def row_id(source: Source, kind: str) -> str:
     return f"{source.id}-{kind}"
 
 
-def make_row(draft: Draft, findings: Sequence[Finding], model: str, prompt_version: str) -> dict[str, Any]:
+def make_row(
+    draft: Draft, findings: Sequence[Finding], model: str, prompt_version: str, category: str
+) -> dict[str, Any]:
     """The published row of a draft that passed; its date is a datetime."""
     gates = {finding.gate: dict(finding.values) for finding in findings}
     return {
@@ -50,6 +53,7 @@ def make_row(draft: Draft, findings: Sequence[Finding], model: str, prompt_versi
         "text": draft.text,
         "metadata": _metadata(draft.source),
         "style": draft.style,
+        "category": category,
         "model": model,
         "prompt_version": prompt_version,
         "source_id": draft.source.id,

@@ -30,6 +30,15 @@ class Source:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     is_dialogue: bool = False
 
+    def named(self, name: str) -> str:
+        """A column of strings: the row's own, else that of its `metadata`, as the published sets have it; else ""."""
+        nested = self.metadata.get("metadata")
+        for values in (self.metadata, nested if isinstance(nested, Mapping) else {}):
+            value = values.get(name)
+            if isinstance(value, str) and value:
+                return value
+        return ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Draft:

@@ -34,7 +34,7 @@ _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _PREFACE = re.compile(
     r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n]{0,160}:[ \t]*\n\s*", re.IGNORECASE
 )
-_MARK = re.compile(r"\b[0-9a-f]{16}\b")
+_MARK = re.compile(r"\b[0-9a-f]{16}\b", re.IGNORECASE)
 _SPEAKER = re.compile(
     r"^[ \t]*(?:[*_#>]+[ \t]*)*(User|Assistant)(?:[*_]+:|:[*_]+|:)[ \t]*", re.MULTILINE | re.IGNORECASE
 )
@@ -109,7 +109,7 @@ def join_replies(
         text = _tidy(kind, reply.text)
         if not text:
             return None, "writer_empty"
-        if any(mark[0] not in source.text for mark in _MARK.finditer(text)):
+        if any(mark[0].lower() not in source.text.lower() for mark in _MARK.finditer(text)):
             return None, "writer_echo"
         if kind == "refuseweb":
             text, category = _without_category(text)
@@ -138,7 +138,6 @@ def _request(
     about = about.replace("{part_number}", str(place + 1)).replace("{parts}", str(count))
     user = prompts.user.replace("{style}", prompts.styles[style]).replace("{part}", about)
     before, after = user.replace("{mark}", _mark(document)).split(DOCUMENT_SLOT)
-    category = source.metadata.get("category")
     facts: dict[str, str | int] = {
         "kind": prompts.kind,
         "style": style,
@@ -146,7 +145,7 @@ def _request(
         "is_dialogue": int(source.is_dialogue),
         "part": place,
         "parts": count,
-        "category": category if isinstance(category, str) else "",
+        "category": source.named("category"),
     }
     return Request(
         key=f"{source.id}/{prompts.kind}/{attempt}/{place}",

@@ -22,7 +22,6 @@ from safelm.safety.synthesis.gates.duplicates import signature
 from safelm.safety.synthesis.journal import Journal
 from safelm.safety.synthesis.prompt_files import Prompts, derived_seed, load_prompts
 from safelm.safety.synthesis.report import Funnel
-from safelm.safety.synthesis.report.funnel import category_of
 from safelm.safety.synthesis.sources import Selection, ShardRows
 from safelm.safety.synthesis.writers import load_writer
 
@@ -194,18 +193,19 @@ class _Results:
         """Puts a source's outcome where it belongs."""
         source, draft = trial.source, trial.drafts[-1]
         category = next((each.category for each in reversed(trial.drafts) if each and each.category), "")
+        category = category or source.named("category")
         self._funnel.add(source, trial.attempts, category)
         if not trial.passed:
             self._write_line(REJECTED, self._rejection(trial))
             return
         last = trial.attempts[-1]
-        row = columns.make_row(draft, last.findings, self._model, self._version)
+        row = columns.make_row(draft, last.findings, self._model, self._version, category)
         if self._passed is None:
             path = os.path.join(self._staging, "passed")
             self._passed = self._files.enter_context(columns.RowFile(path, columns.suffix(self._job.path)))
         self._passed.add(row)
         self._signatures_ND.append(signature(draft.text))
-        self._facts.append((row["id"], last.style, source.harm_score, category or category_of(source)))
+        self._facts.append((row["id"], last.style, source.harm_score, category))
         self._keep_pair(row["id"], trial)
 
     def quarantine(self, malformed: Malformed) -> None:

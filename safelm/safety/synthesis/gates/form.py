@@ -45,8 +45,7 @@ class Language:
 
     def _expected(self, draft: Draft) -> str:
         """Two letters; "" where the source's language is unknown and unclear."""
-        named = draft.source.metadata.get("language")
-        if isinstance(named, str):
+        if named := draft.source.named("language"):
             code = named.replace("_", "-").split("-")[0].lower()
             code = _ISO_639_3.get(code, code)
             if code in self._identifier.labels:

@@ -199,9 +199,8 @@ class Funnel:
 
 
 def category_of(source: Source) -> str:
-    """The category in the source's metadata, or "(none)"."""
-    named = source.metadata.get("category")
-    return named if isinstance(named, str) and named else NO_CATEGORY
+    """The category that the source's row or metadata name, or "(none)"."""
+    return source.named("category") or NO_CATEGORY
 
 
 _COUNTERS = frozenset({"attempts_needed", "outcomes", "no_draft", "matrix", "matrix_passed", "similarity_by"})
