@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,11 +16,15 @@ from safelm.tokenizer import CHAT_END, CHAT_START, Tokenizer
 
 _ANY_DAY = datetime.date(2026, 1, 1)  # for templates that tell the date: a score must not depend on it
 _SLOT = "0a9f2c71-the-document-goes-here"
+_MARK = "\ufdd0"  # a noncharacter: in no text
 _CHATML = (
     "{% for message in messages %}{{ '" + CHAT_START + "' + message.role + '\n' + message.content + '" + CHAT_END
-    + "\n' }}{% endfor %}{{ '" + CHAT_START + "assistant\n' }}"
+    + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '" + CHAT_START + "assistant\n' }}{% endif %}"
 )  # fmt: skip
-_PLAIN = "{% for message in messages %}{{ message.content + '\n\n' }}{% endfor %}Answer:\n"
+_PLAIN = (
+    "{% for message in messages %}{{ message.content + '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Answer:\n{% endif %}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,11 @@ class Question(Protocol):
 
 
 class ChatTemplate:
-    """The chat template of the folder `source`, else ChatML, else (a vocabulary without it) the messages as text."""
+    """The chat template of the folder `source`, else ChatML, else (a vocabulary without it) the messages as text.
+
+    Attributes:
+      text: the template.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, source: str):
         """Raises ValueError for a template that isn't one."""
@@ -67,9 +76,9 @@ class ChatTemplate:
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = _ANY_DAY.strftime
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        template, self._special = _template(source, tokenizer)
+        self.text, self._special = _template(source, tokenizer)
         try:
-            self._template = environment.from_string(template)
+            self._template = environment.from_string(self.text)
         except jinja2.TemplateError as error:
             raise self._problem(source, error) from error
         self._tokenizer, self._source = tokenizer, source
@@ -90,15 +99,45 @@ class ChatTemplate:
         tokenizer = self._tokenizer
         is_chatml = tokenizer.chat_end_id is not None and CHAT_END in rendered
         end_id = tokenizer.chat_end_id if is_chatml else tokenizer.eos_id
-        return Frame(self._encode(before), self._encode(others[0]), end_id=end_id, text=rendered)
+        return Frame(tuple(self.encode(before)), tuple(self.encode(others[0])), end_id=end_id, text=rendered)
 
-    def _render(self, *conversations: list[dict[str, str]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, open_last: bool = False
+    ) -> str:
+        """A conversation as text for `encode`, special tokens of the template spelled out.
+
+        One that a message spells stays text: a noncharacter in it, which `encode` takes out again, keeps it apart.
+
+        Args:
+          messages: each with "role" and "content".
+          add_generation_prompt: open the assistant's turn at the end.
+          open_last: end in the last message's content, to be continued (without a generation prompt).
+
+        Raises:
+          ValueError: a template that can't render it.
+        """
+        marked = [{**each, "content": self._cut.sub(_mark, each["content"])} for each in messages]
+        if not open_last:
+            return self._render(marked, add_generation_prompt=add_generation_prompt)
+        marked[-1]["content"] += _SLOT
+        return self._render(marked, add_generation_prompt=False).split(_SLOT)[0]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a rendered text, special tokens that it spells as their ids."""
+        ids: list[int] = []
+        for piece in self._cut.split(text):
+            ids += [self._ids[piece]] if piece in self._ids else self._tokenizer.encode(piece.replace(_MARK, ""))
+        return ids
+
+    def _render(self, *conversations: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         import jinja2
 
         problem: Exception | None = None
         for messages in conversations:  # some templates take no system message
             try:
-                return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+                return self._template.render(
+                    messages=messages, add_generation_prompt=add_generation_prompt, **self._special
+                )
             except (jinja2.TemplateError, TypeError, KeyError) as error:
                 problem = error
         raise self._problem(self._source, problem) from problem
@@ -106,12 +145,9 @@ class ChatTemplate:
     def _problem(self, source: str, error: Exception | None) -> ValueError:
         return ValueError(f"{source}: its chat template can't be rendered ({error})")
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """The ids of a text of ours, special tokens that it spells as their ids."""
-        ids: list[int] = []
-        for piece in self._cut.split(text):
-            ids += [self._ids[piece]] if piece in self._ids else self._tokenizer.encode(piece)
-        return tuple(ids)
+
+def _mark(special: re.Match[str]) -> str:
+    return special[0][0] + _MARK + special[0][1:]
 
 
 def make_frame(tokenizer: Tokenizer, question: Question, *, source: str) -> Frame:

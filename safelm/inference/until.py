@@ -1,0 +1,63 @@
+"""Generation that ends at given strings, as benchmarks ask for."""
+
+from collections.abc import Sequence
+
+from safelm import model
+from safelm.inference.decode import generate
+from safelm.inference.methods import Greedy, Method
+from safelm.model_config import ModelConfig
+from safelm.tokenizer import Tokenizer
+
+FIRST_PIECE = 16  # tokens; each next piece is twice as long
+
+
+def generate_until(
+    config: ModelConfig,
+    params: model.Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    method: Method,
+    *,
+    until: Sequence[str],
+    max_new_tokens: int,
+    eos_id: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> list[str]:
+    """The text after each prompt, cut before the first of the strings `until`; the strings may span tokens.
+
+    Greedy decoding goes in pieces and stops where every text has ended, most answers being far shorter than
+    `max_new_tokens`. Other methods hold a state (a draw, beams) that can't be resumed: they make all tokens.
+    """
+    made: list[list[int]] = [[] for _ in prompts]
+    open_rows, piece = list(range(len(prompts))), FIRST_PIECE if isinstance(method, Greedy) else max_new_tokens
+    num_made = 0
+    while open_rows and num_made < max_new_tokens:
+        piece = min(piece, max_new_tokens - num_made)
+        generations = generate(
+            config,
+            params,
+            [[*prompts[row], *made[row]] for row in open_rows],
+            method,
+            max_new_tokens=piece,
+            eos_id=eos_id,
+            harm_tag_id=tokenizer.harm_tag_id,
+            seed=seed,
+            batch_size=batch_size,
+            show_progress=show_progress,
+        )
+        still_open = []
+        for row, generation in zip(open_rows, generations, strict=True):
+            made[row] += generation.text_tokens
+            text = tokenizer.decode(made[row], keep_special=False)
+            if not generation.finished and not any(stop in text for stop in until if stop):
+                still_open.append(row)
+        open_rows, num_made, piece = still_open, num_made + piece, 2 * piece
+    return [_cut(tokenizer.decode(tokens, keep_special=False), until) for tokens in made]
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        text = text.split(stop)[0] if stop else text
+    return text

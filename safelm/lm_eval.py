@@ -1,0 +1,50 @@
+"""lm-evaluation-harness's own command line (0.4.13) with our checkpoints as the model `safelm`.
+
+Everything behind the module's name goes to `lm_eval` as it is: tasks by name with --include_path=DIR, or task files by
+path. --model_args: checkpoint=DIR, and step, dtype, chat_source, tokens_at_once, max_length, max_gen_toks, seed.
+The harness finds no models of other packages by itself, so its own command knows `safelm` only where a task file given
+by path names one of our functions, as those in safelm/evaluation/capability/tasks do:
+`lm_eval --model safelm --model_args checkpoint=DIR --tasks .../tasks/piqa.yaml --metadata '{"data": "DIR"}'`.
+"""
+
+import argparse
+import logging
+import sys
+
+from safelm import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the harness; `--help` shows this module's own text, `run --help` the harness's flags."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.print_help()
+        return
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    cli.run(lambda _: _run(argv), parser, [])
+
+
+def _run(argv: list[str]) -> None:
+    try:
+        from lm_eval.__main__ import cli_evaluate
+
+        from safelm.evaluation import lm_eval_model  # noqa: F401  registers `safelm`
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "lm_eval":
+            raise
+        raise ValueError("lm-evaluation-harness is not installed: pip install 'safelm[eval]'") from error
+    sys.argv = ["lm_eval", *argv]
+    cli_evaluate()
+
+
+def _parser() -> argparse.ArgumentParser:
+    return cli.parser(
+        "safelm.lm_eval",
+        __doc__,
+        "python -m safelm.lm_eval --model safelm --model_args checkpoint=/tmp/run --tasks my_task --include_path tasks",
+    )
+
+
+if __name__ == "__main__":
+    main()
