@@ -20,11 +20,11 @@ LAYERS = [
     ("safelm.evaluation", "safelm.safety"),
     # commands: nothing in the package imports them, but for train's own parts
     ("safelm.train", "safelm.aot", "safelm.generate", "safelm.evaluate", "safelm.convert", "safelm.cache",
-     "safelm.score", "safelm.report_card", "safelm.synthesize"),
+     "safelm.score", "safelm.report_card", "safelm.synthesize", "safelm.lm_eval"),
 ]
 PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
 COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "train_classifier", "synthetic_web",
-            "cache_tasks", "score", "report_card", "synthesize")
+            "cache_tasks", "score", "report_card", "synthesize", "lm_eval")
 
 
 def module_name(path: Path) -> str:

@@ -6,6 +6,7 @@ nor transformers for it. Importing this module needs the package `lm_eval` (the 
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,6 +120,9 @@ class SafeLM(TemplateLM):
         return self._template.render(
             chat_history, add_generation_prompt=add_generation_prompt, open_last=not add_generation_prompt
         )
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any

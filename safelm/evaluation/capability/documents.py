@@ -43,7 +43,7 @@ def read(name: str, folders: Sequence[str]) -> list[Document]:
 
 def find(name: str, folders: Sequence[str]) -> pathlib.Path:
     """The one file of a benchmark in the folders; FileNotFoundError, or ValueError where there are several."""
-    found = _candidates(name, folders)
+    found = candidates(name, folders)
     if not found:
         names = ", ".join(f"{stem}.jsonl[.gz]" for stem in FILES[name][0])
         raise FileNotFoundError(f"--data={','.join(folders)}: no file of {name} (want {names} or .json[.gz])")
@@ -52,7 +52,8 @@ def find(name: str, folders: Sequence[str]) -> pathlib.Path:
     return found[0]
 
 
-def _candidates(name: str, folders: Sequence[str]) -> list[pathlib.Path]:
+def candidates(name: str, folders: Sequence[str]) -> list[pathlib.Path]:
+    """Every file in the folders that is named like a benchmark's."""
     wanted = {stem + suffix for stem in FILES[name][0] for suffix in _SUFFIXES}
     files = [path for folder in folders if pathlib.Path(folder).is_dir() for path in pathlib.Path(folder).iterdir()]
     return sorted(path for path in files if path.name.lower() in wanted)
@@ -68,26 +69,6 @@ def sample(documents: Sequence[Document], max_items: int, seed: int = 0) -> list
     if not max_items or max_items >= len(documents):
         return list(documents)
     return [documents[index] for index in sorted(random.Random(seed).sample(range(len(documents)), max_items))]
-
-
-def load(documents: str, data: str = "", max_items: int = 0, fewshot: str = "", **_: Any) -> dict[str, Any]:
-    """What the task files name as `custom_dataset`: splits `test` and, where there is one, `train`.
-
-    Args:
-      documents, fewshot: names in `FILES` (from the task file).
-      data: folders, with commas between them; max_items: of the test split, 0 for all (from `--metadata`).
-    """
-    import datasets
-
-    from safelm.evaluation import lm_eval_model  # noqa: F401  the harness's own command then knows `safelm`
-
-    folders = [folder for folder in data.split(",") if folder]
-    if not folders:
-        raise ValueError('no data folder: give --metadata \'{"data": "DIR"}\' to lm_eval')
-    splits = {"test": datasets.Dataset.from_list(sample(read(documents, folders), max_items))}
-    if fewshot and _candidates(fewshot, folders):
-        splits["train"] = datasets.Dataset.from_list(read(fewshot, folders))
-    return splits
 
 
 def _rows(path: pathlib.Path) -> list[Row]:
