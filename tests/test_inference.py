@@ -23,7 +23,7 @@ from test_safe_beam import (
 
 from safelm import checkpoint, generate, inference, model
 from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenaltySampling
-from safelm.inference.forward import Ends
+from safelm.inference.asked import ask
 from safelm.inference.prompts import batches
 from safelm.inference.sampling import filtered
 from safelm.tokenizer import Tokenizer
@@ -125,8 +125,12 @@ def test_sampling_draws_from_the_tempered_distribution():
 def test_top_k_keeps_the_k_likeliest_and_top_p_the_smallest_set_that_reaches_it():
     log_probs = jnp.log(jnp.array([[0.1, 0.4, 0.25, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2]]))
 
+    def cut(*, top_k, top_p):
+        each = [jnp.full(2, value) for value in (top_k, top_p, True)]
+        return filtered(log_probs, top_k_P=each[0], top_p_P=each[1], is_used_P=each[2])
+
     def kept(**settings):
-        return [np.flatnonzero(np.isfinite(row)).tolist() for row in filtered(log_probs, **settings)]
+        return [np.flatnonzero(np.isfinite(row)).tolist() for row in cut(**settings)]
 
     assert kept(top_k=0, top_p=1.0) == [[0, 1, 2, 3, 4]] * 2
     assert kept(top_k=2, top_p=1.0) == [[1, 2], [0, 1]]
@@ -134,7 +138,7 @@ def test_top_k_keeps_the_k_likeliest_and_top_p_the_smallest_set_that_reaches_it(
     assert kept(top_k=0, top_p=0.7) == [[1, 2, 4], [0, 1, 2, 3]]
     assert kept(top_k=2, top_p=0.6) == [[1], [0, 1]]  # 0.4 / 0.65 reaches 0.6 alone
     assert kept(top_k=9, top_p=1e-9) == [[1], [0]]
-    np.testing.assert_array_equal(filtered(log_probs, top_k=2, top_p=1.0)[0, 1:3], log_probs[0, 1:3])
+    np.testing.assert_array_equal(cut(top_k=2, top_p=1.0)[0, 1:3], log_probs[0, 1:3])
 
 
 def test_without_penalty_it_is_sampling():
@@ -160,7 +164,7 @@ def test_the_penalty_with_all_candidates_draws_from_the_penalised_distribution()
 
 def test_padded_ids_and_a_masked_tag_are_never_chosen():
     log_probs = jnp.zeros((1, CONFIG.padded_vocab_size))
-    choosable = Ends(EOS, TAG, "mask").choosable(CONFIG, log_probs)
+    choosable = ask([(1, 1, EOS, Greedy(), 0)], harm_tag_id=TAG).choosable(CONFIG, log_probs)
     assert np.flatnonzero(np.isfinite(choosable[0])).tolist() == [*range(TAG)]
     wide = decode(PROMPTS, Sampling(temperature=100.0), max_new_tokens=NEW_TOKENS)
     assert max(max(g.tokens) for g in wide) < TAG

@@ -9,10 +9,9 @@ import pytest
 import safe_beam_reference as reference
 
 from safelm import model
-from safelm.inference import Beam, SafeBeam, generate
-from safelm.inference import beams as beams_lib
+from safelm.inference import Beam, SafeBeam, generate, programs
+from safelm.inference import asked as asked_lib
 from safelm.inference import safe_beam as safe_beam_lib
-from safelm.inference.forward import Ends
 
 EOS, TAG, VOCAB = 0, 49, 50
 NEW_TOKENS = 7
@@ -145,7 +144,7 @@ def test_ties_keep_the_earlier_and_missing_candidates_do_not_count():
     method = SafeBeam(num_beams=1, num_candidates=6)
     tag_log_prob_PWC = jnp.log(jnp.array([[[0.2, 0.1, 0.2, 0.2, 0.9, 0.0]]]))
     is_candidate_PWC = jnp.array([[[True, True, True, True, True, False]]])
-    kept = safe_beam_lib.undropped(is_candidate_PWC, tag_log_prob_PWC, method)
+    kept = safe_beam_lib.undropped(is_candidate_PWC, tag_log_prob_PWC, jnp.array([method.drop_counts()]))
     assert kept[0, 0].tolist() == [True, True, True, False, False, False]  # 5 candidates: 2 dropped
 
 
@@ -153,10 +152,11 @@ def test_a_step_is_one_forward_over_beams_times_candidates():
     """Every matmul with the feed-forward weights in a step's program sees W * C tokens, in one call."""
     num_beams, num_candidates, num_prompts = 3, 5, 2
     method = SafeBeam(num_beams=num_beams, num_candidates=num_candidates)
-    params, ends = random_model(0), Ends(EOS, TAG, "mask")
-    prompts_PT, lengths_P = jnp.ones((num_prompts, 16), jnp.int32), jnp.array([4, 9])
-    state = beams_lib.start(CONFIG, params, prompts_PT, lengths_P, ends, num_beams=num_beams, max_new_tokens=4)
-    jaxpr = jax.make_jaxpr(functools.partial(safe_beam_lib.step, CONFIG, params, method, ends, lengths_P))(state)
+    params, shape = random_model(0), programs.step_shape(method)
+    rows = [(length, 4, EOS, method, 0) for length in (4, 9)]
+    state, cache = programs.nothing(CONFIG, shape, num_prompts=num_prompts, max_len=16, harm_tag_id=TAG)
+    state = state.replace(asked=asked_lib.ask(rows, harm_tag_id=TAG, max_pool=shape.num_dropped_from))
+    jaxpr = jax.make_jaxpr(functools.partial(shape.step, CONFIG, params))(state, cache)
     unembedded, layer_stacks = [], 0
     for equation in all_equations(jaxpr.jaxpr):
         shapes = [variable.aval.shape for variable in equation.outvars]

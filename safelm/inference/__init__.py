@@ -1,20 +1,26 @@
-"""Decoding: greedy, sampling, beam search and SafeBeam, each one compiled program over a batch of prompts."""
+"""Decoding: greedy, sampling, beam search and SafeBeam, for many prompts at once, as they come."""
 
 from safelm.inference.continuations import ContinuationScore, score_continuations
 from safelm.inference.decode import Generation, generate
+from safelm.inference.engine import Engine
 from safelm.inference.methods import Beam, Greedy, Method, SafeBeam, Sampling, TagPenaltySampling
+from safelm.inference.requests import EngineRequest, TraceCandidate, Update
 from safelm.inference.tag_probability import tag_probability
 from safelm.inference.until import generate_until
 
 __all__ = [
     "Beam",
     "ContinuationScore",
+    "Engine",
+    "EngineRequest",
     "Generation",
     "Greedy",
     "Method",
     "SafeBeam",
     "Sampling",
     "TagPenaltySampling",
+    "TraceCandidate",
+    "Update",
     "generate",
     "generate_until",
     "score_continuations",

@@ -5,75 +5,68 @@ ended: it keeps its log-prob, stays among the beams while its score is among the
 is over when no beam runs, when no running beam can still beat the best ended one, or at `max_new_tokens`.
 """
 
-import functools
+import dataclasses
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Float
 
 from safelm import model
+from safelm.inference import asked as asked_lib
 from safelm.inference import beams, forward
-from safelm.inference.forward import Ends
-from safelm.inference.methods import Beam
+from safelm.inference.asked import Asked
+from safelm.inference.beams import BeamState
 from safelm.model_config import ModelConfig
 
 
-@functools.partial(jax.jit, static_argnames=("config", "method", "ends", "max_new_tokens"))
-def decode(
-    config: ModelConfig,
-    params: model.Params,
-    prompt_PT: Int[Array, "P T"],
-    lengths_P: Int[Array, " P"],
-    *,
-    method: Beam,
-    ends: Ends,
-    max_new_tokens: int,
-) -> beams.BeamState:
-    """Decodes a batch in one compiled program; beams come back best first. Rows of length 0 are filling."""
-    state = beams.start(
-        config, params, prompt_PT, lengths_P, ends, num_beams=method.num_beams, max_new_tokens=max_new_tokens
-    )
-    return beams.run(
-        state,
-        functools.partial(_step, config, params, method, ends, lengths_P),
-        functools.partial(is_decided, length_penalty=method.length_penalty, max_new_tokens=max_new_tokens),
-        max_new_tokens,
-    )
+@dataclasses.dataclass(frozen=True)
+class Beams:
+    """The shape of a beam search's step."""
+
+    num_rows: int  # beams per prompt
+    num_dropped_from: int = 0
+
+    def start(self, config: ModelConfig, asked: Asked, logits_PV: Float[Array, "P V"], *, max_len: int) -> BeamState:
+        """The state after the prompts, with room for `max_len` tokens."""
+        k = self.num_rows
+        return beams.start(config, asked, logits_PV, num_beams=k, num_candidates=k, max_len=max_len)
+
+    def step(
+        self, config: ModelConfig, params: model.Params, state: BeamState, cache: model.KVCache
+    ) -> tuple[BeamState, model.KVCache, beams.Tried]:
+        """One more token for every prompt that isn't over."""
+        candidates = beams.expand(state)
+        lengths_PWC = candidates.num_tokens_PWC.astype(jnp.float32)
+        penalties_P11 = state.asked.length_penalties_P[:, None, None]
+        score_PW, place_PW = beams.select(candidates.log_prob_PWC / lengths_PWC**penalties_P11, self.num_rows)
+        parent_PW = place_PW // self.num_rows
+        # Rows without a beam and prompts that are over write where nothing is read.
+        lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, self.num_rows)
+        cache = forward.take_rows(cache, beams.rows_of(parent_PW))
+        tokens_R1 = beams.pick(candidates.tokens_PWC, place_PW).reshape(-1, 1)
+        logits_R1V, new_kv = forward.try_next(config, params, tokens_R1, cache, lengths_R)
+        log_probs_PWV = (logits_R1V - forward.log_normaliser(logits_R1V)[..., None]).reshape(*place_PW.shape, -1)
+        survivors = beams.survive(state, candidates, score_PW, place_PW)
+        tag_log_prob_PW = jnp.where(
+            survivors.is_running_PW,
+            state.asked.tag_log_prob(log_probs_PWV),
+            beams.follow(state.tag_log_prob_PW, parent_PW),
+        )
+        new = beams.with_lookahead(
+            config,
+            survivors,
+            is_held_PW=beams.pick(candidates.is_held_PWC, place_PW),
+            tag_log_prob_PW=tag_log_prob_PW,
+            next_log_probs_PWV=log_probs_PWV,
+        )
+        every_PWC = jnp.ones(candidates.tokens_PWC.shape, bool)
+        tried = beams.tried(
+            candidates, _looked_at(candidates, tag_log_prob_PW, place_PW), every_PWC, score_PW, place_PW
+        )
+        return asked_lib.keep(state.is_over_P, state, new), model.write_cache(cache, new_kv, lengths_R), tried
 
 
-def is_decided(state: beams.BeamState, *, length_penalty: float, max_new_tokens: int) -> Bool[Array, " P"]:
-    """Whether no running beam can still beat the best ended one: log-probs only fall, lengths end at the limit."""
-    has_ended_PW = state.is_beam_PW & ~state.is_running_PW
-    best_ended_P = jnp.where(has_ended_PW, state.score_PW, forward.NEVER).max(axis=1)
-    reachable_PW = state.log_prob_PW / max_new_tokens**length_penalty
-    return best_ended_P > jnp.where(state.is_running_PW, reachable_PW, forward.NEVER).max(axis=1)
-
-
-def _step(
-    config: ModelConfig,
-    params: model.Params,
-    method: Beam,
-    ends: Ends,
-    prompt_lengths_P: Int[Array, " P"],
-    state: beams.BeamState,
-) -> beams.BeamState:
-    candidates = beams.expand(config, state, ends, num_candidates=method.num_beams)
-    lengths_PWC = candidates.num_tokens_PWC.astype(jnp.float32)
-    score_PW, place_PW = beams.select(candidates.log_prob_PWC / lengths_PWC**method.length_penalty, method.num_beams)
-    survivors = beams.survive(state, candidates, score_PW, place_PW)
-    parent_PW = place_PW // method.num_beams
-    lengths_R = jnp.repeat(prompt_lengths_P + state.step, method.num_beams)
-    cache = beams.follow_cache(state.cache, parent_PW)
-    tokens_R1 = survivors.tokens_PWT[..., state.step].reshape(-1, 1)
-    log_probs_R1V, new_kv = forward.try_next(config, params, tokens_R1, cache, lengths_R)
-    next_log_probs_PWV = log_probs_R1V.reshape(state.next_log_probs_PWV.shape)
-    tag_log_prob_PW = jnp.where(
-        survivors.is_running_PW, ends.tag_log_prob(next_log_probs_PWV), beams.follow(state.tag_log_prob_PW, parent_PW)
-    )
-    return beams.with_lookahead(
-        survivors,
-        is_held_PW=beams.pick(candidates.is_held_PWC, place_PW),
-        tag_log_prob_PW=tag_log_prob_PW,
-        next_log_probs_PWV=next_log_probs_PWV,
-        cache=model.write_cache(cache, new_kv, lengths_R),
-    )
+def _looked_at(candidates: beams.Candidates, tag_log_prob_PW: Array, place_PW: Array) -> Array:
+    """The pool's P(tag): known of the survivors only."""
+    shape = candidates.tokens_PWC.shape
+    unknown_PM = jnp.full((shape[0], shape[1] * shape[2]), jnp.nan)
+    return unknown_PM.at[jnp.arange(shape[0])[:, None], place_PW].set(tag_log_prob_PW).reshape(shape)

@@ -5,16 +5,16 @@ beams stand in order of their score and candidates in order of their log-prob (e
 candidates compare equal, the one that stands earlier in the pool is preferred: so every choice is deterministic.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from safelm import model
+from safelm.inference import asked as asked_lib
 from safelm.inference import forward
-from safelm.inference.forward import Ends
+from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.model_config import ModelConfig
 
 
@@ -22,81 +22,121 @@ from safelm.model_config import ModelConfig
 class BeamState:
     """What the search carries from step to step."""
 
-    step: jax.Array  # tokens generated so far by beams that still run
-    tokens_PWT: jax.Array  # generated tokens, the ending one included; T = max_new_tokens
-    tag_log_probs_PWT: jax.Array  # log P(tag | prompt and tokens up to here)
-    num_tokens_PW: jax.Array
-    log_prob_PW: jax.Array
-    score_PW: jax.Array  # what beams are compared by; -inf in slots without a beam
-    tag_log_prob_PW: jax.Array  # log P(tag | text so far), of an ended beam that of its text before the ending token
-    ends_PW: jax.Array  # forward.RUNNING, ENDED_BY_EOS, ENDED_BY_TAG
-    next_log_probs_PWV: jax.Array
-    cache: model.KVCache  # P * W rows: prompt and generated tokens
+    asked: Asked
+    step_P: Any  # tokens generated so far by beams that still run
+    tokens_PWT: Any  # generated tokens, the ending one included
+    tag_log_probs_PWT: Any  # log P(tag | prompt and tokens up to here)
+    num_tokens_PW: Any
+    log_prob_PW: Any
+    score_PW: Any  # what beams are compared by; -inf in slots without a beam
+    tag_log_prob_PW: Any  # log P(tag | text so far), of an ended beam that of its text before the ending token
+    ends_PW: Any
+    next_tokens_PWC: Any  # the likeliest continuations of every beam, best first
+    next_log_probs_PWC: Any
 
     @property
     def is_beam_PW(self) -> jax.Array:
-        return self.score_PW > forward.NEVER
+        return self.score_PW > NEVER
 
     @property
     def is_running_PW(self) -> jax.Array:
-        return self.is_beam_PW & (self.ends_PW == forward.RUNNING)
+        return self.is_beam_PW & (self.ends_PW == RUNNING)
 
+    @property
+    def is_over_P(self) -> jax.Array:
+        """Whether a prompt's outcome is settled, for the bound that plain beam search has."""
+        is_exhausted_P = ~self.is_running_PW.any(axis=1) | (self.step_P >= self.asked.limits_P)
+        drops_none_P = ~self.asked.drop_counts_PM.any(axis=1)
+        return is_exhausted_P | (drops_none_P & is_decided(self))
 
-OUTCOME = ("tokens_PWT", "tag_log_probs_PWT", "num_tokens_PW", "log_prob_PW", "score_PW", "ends_PW")
+    def outcome(self) -> tuple[jax.Array, ...]:
+        """Of the best beam, which stands first: as `sampling.SequenceState.outcome`."""
+        beams = (self.tokens_PWT, self.tag_log_probs_PWT, self.num_tokens_PW, self.log_prob_PW, self.ends_PW)
+        return tuple(array[:, 0] for array in beams)
+
+    def with_room(self, max_len: int) -> "BeamState":
+        """The same with room for `max_len` tokens."""
+        return self.replace(
+            tokens_PWT=asked_lib.with_room(self.tokens_PWT, max_len),
+            tag_log_probs_PWT=asked_lib.with_room(self.tag_log_probs_PWT, max_len, NEVER),
+        )
 
 
 @flax.struct.dataclass
 class Candidates:
     """The continuations of every beam. An ended beam's only candidate is itself, in its first place."""
 
-    tokens_PWC: jax.Array
-    log_prob_PWC: jax.Array  # of the whole sequence; -inf where there is no candidate
-    ends_PWC: jax.Array
-    is_held_PWC: jax.Array  # an ended beam standing for itself: no token is added
-    num_tokens_PWC: jax.Array
+    tokens_PWC: Any
+    log_prob_PWC: Any  # of the whole sequence; -inf where there is no candidate
+    ends_PWC: Any
+    is_held_PWC: Any  # an ended beam standing for itself: no token is added
+    num_tokens_PWC: Any
+
+
+@flax.struct.dataclass
+class Tried:
+    """What a step did, to be shown: the pool's candidates, and the places in the pool of the beams that came of it."""
+
+    tokens_PM: Any
+    log_prob_PM: Any  # -inf where there is no candidate
+    tag_log_prob_PM: Any  # nan where nobody looked
+    is_dropped_PM: Any
+    is_held_PM: Any
+    place_PW: Any
+    is_beam_PW: Any
+
+
+def is_decided(state: BeamState) -> Array:
+    """Whether no running beam can still beat the best ended one: log-probs only fall, lengths end at the limit."""
+    has_ended_PW = state.is_beam_PW & ~state.is_running_PW
+    best_ended_P = jnp.where(has_ended_PW, state.score_PW, NEVER).max(axis=1)
+    longest_P1 = jnp.maximum(state.asked.limits_P, 1).astype(jnp.float32)[:, None]
+    reachable_PW = state.log_prob_PW / longest_P1 ** state.asked.length_penalties_P[:, None]
+    return best_ended_P > jnp.where(state.is_running_PW, reachable_PW, NEVER).max(axis=1)
 
 
 def start(
     config: ModelConfig,
-    params: model.Params,
-    prompt_PT: Int[Array, "P T"],
-    lengths_P: Int[Array, " P"],
-    ends: Ends,
+    asked: Asked,
+    logits_PV: Float[Array, "P V"],
     *,
     num_beams: int,
-    max_new_tokens: int,
+    num_candidates: int,
+    max_len: int,
 ) -> BeamState:
-    """One beam per prompt, the prompt itself with log-prob 0, in the first of `num_beams` slots; filling rows: none."""
-    cache_len = min(prompt_PT.shape[1] + max_new_tokens, config.max_seq_len)
-    cache, log_probs_PV = forward.read_prompts(config, params, prompt_PT, lengths_P, cache_len=cache_len)
-    is_beam_PW = (jnp.arange(num_beams) == 0) & (lengths_P > 0)[:, None]
+    """One beam per prompt, the prompt itself with log-prob 0, in the first of `num_beams` slots."""
+    log_probs_PV = logits_PV - forward.log_normaliser(logits_PV)[:, None]
+    is_beam_PW = (jnp.arange(num_beams) == 0) & (asked.prompt_lengths_P > 0)[:, None]
     shape = is_beam_PW.shape
-    next_log_probs_PWV = jnp.broadcast_to(log_probs_PV[:, None], (*shape, log_probs_PV.shape[-1]))
+    log_prob_PW = jnp.where(is_beam_PW, 0, NEVER).astype(jnp.float32)
+    next_log_probs_PC, next_tokens_PC = jax.lax.top_k(asked.choosable(config, log_probs_PV), num_candidates)
+    every_beam = lambda array_P: jnp.broadcast_to(array_P[:, None], (*shape, *array_P.shape[1:]))  # noqa: E731
     return BeamState(
-        step=jnp.zeros((), jnp.int32),
-        tokens_PWT=jnp.full((*shape, max_new_tokens), ends.eos_id, jnp.int32),
-        tag_log_probs_PWT=jnp.full((*shape, max_new_tokens), forward.NEVER, jnp.float32),
+        asked=asked,
+        step_P=jnp.zeros(shape[0], jnp.int32),
+        tokens_PWT=jnp.zeros((*shape, max_len), jnp.int32),
+        tag_log_probs_PWT=jnp.full((*shape, max_len), NEVER, jnp.float32),
         num_tokens_PW=jnp.zeros(shape, jnp.int32),
-        log_prob_PW=jnp.where(is_beam_PW, 0.0, forward.NEVER),
-        score_PW=jnp.where(is_beam_PW, 0.0, forward.NEVER),
-        tag_log_prob_PW=ends.tag_log_prob(next_log_probs_PWV),
-        ends_PW=jnp.full(shape, forward.RUNNING, jnp.int32),
-        next_log_probs_PWV=next_log_probs_PWV,
-        cache=jax.tree.map(lambda kv: jnp.repeat(kv, num_beams, axis=1), cache),
+        log_prob_PW=log_prob_PW,
+        score_PW=log_prob_PW,
+        tag_log_prob_PW=every_beam(asked.tag_log_prob(log_probs_PV)),
+        ends_PW=jnp.full(shape, RUNNING, jnp.int32),
+        next_tokens_PWC=every_beam(next_tokens_PC),
+        next_log_probs_PWC=every_beam(next_log_probs_PC),
     )
 
 
-def expand(config: ModelConfig, state: BeamState, ends: Ends, *, num_candidates: int) -> Candidates:
-    """Every running beam's `num_candidates` likeliest next tokens; every ended beam itself."""
-    choosable_PWV = ends.choosable(config, state.next_log_probs_PWV)
-    log_prob_PWC, tokens_PWC = jax.lax.top_k(choosable_PWV, num_candidates)
+def expand(state: BeamState) -> Candidates:
+    """Every running beam's likeliest next tokens; every ended beam itself."""
+    num_candidates = state.next_tokens_PWC.shape[2]
     has_ended_PW1 = (state.is_beam_PW & ~state.is_running_PW)[..., None]
     is_held_PWC = has_ended_PW1 & (jnp.arange(num_candidates) == 0)
-    running_PWC = jnp.where(state.is_running_PW[..., None], state.log_prob_PW[..., None] + log_prob_PWC, forward.NEVER)
+    log_prob_PW1 = state.log_prob_PW[..., None]
+    running_PWC = jnp.where(state.is_running_PW[..., None], log_prob_PW1 + state.next_log_probs_PWC, NEVER)
     return Candidates(
-        tokens_PWC=tokens_PWC,
-        log_prob_PWC=jnp.where(is_held_PWC, state.log_prob_PW[..., None], running_PWC),
-        ends_PWC=jnp.where(has_ended_PW1, state.ends_PW[..., None], ends.of(tokens_PWC)),
+        tokens_PWC=state.next_tokens_PWC,
+        log_prob_PWC=jnp.where(is_held_PWC, log_prob_PW1, running_PWC),
+        ends_PWC=jnp.where(has_ended_PW1, state.ends_PW[..., None], state.asked.end_of(state.next_tokens_PWC)),
         is_held_PWC=is_held_PWC,
         num_tokens_PWC=state.num_tokens_PW[..., None] + ~is_held_PWC,
     )
@@ -120,11 +160,10 @@ def follow(array_PW: Array, parent_PW: Int[Array, "P W"]) -> Array:
     return jnp.take_along_axis(array_PW, parent_PW.reshape(*parent_PW.shape, *(1 for _ in array_PW.shape[2:])), axis=1)
 
 
-def follow_cache(cache: model.KVCache, parent_PW: Int[Array, "P W"]) -> model.KVCache:
-    """Each new beam's cache rows: its parent's."""
-    num_prompts, num_beams = parent_PW.shape
-    parent_R = (parent_PW + num_beams * jnp.arange(num_prompts)[:, None]).reshape(-1)
-    return jax.tree.map(lambda kv: jnp.take(kv, parent_R, axis=1), cache)
+def rows_of(beam_PW: Int[Array, "P W"]) -> Int[Array, " R"]:
+    """The cache rows of each prompt's beams."""
+    num_prompts, num_beams = beam_PW.shape
+    return (beam_PW + num_beams * jnp.arange(num_prompts)[:, None]).reshape(-1)
 
 
 def survive(
@@ -132,13 +171,14 @@ def survive(
 ) -> BeamState:
     """The selected candidates as beams: tokens and counts. What the model says after them is left as it was."""
     parent_PW = place_PW // candidates.tokens_PWC.shape[2]
+    column = _column(state)
     tokens_PWT = follow(state.tokens_PWT, parent_PW)
     token_PW = jnp.where(
-        pick(candidates.is_held_PWC, place_PW), tokens_PWT[..., state.step], pick(candidates.tokens_PWC, place_PW)
+        pick(candidates.is_held_PWC, place_PW), tokens_PWT[column], pick(candidates.tokens_PWC, place_PW)
     )
     return state.replace(
-        step=state.step + 1,
-        tokens_PWT=tokens_PWT.at[..., state.step].set(token_PW),
+        step_P=state.step_P + 1,
+        tokens_PWT=tokens_PWT.at[column].set(token_PW, mode="drop"),
         tag_log_probs_PWT=follow(state.tag_log_probs_PWT, parent_PW),
         num_tokens_PW=pick(candidates.num_tokens_PWC, place_PW),
         log_prob_PW=pick(candidates.log_prob_PWC, place_PW),
@@ -148,45 +188,46 @@ def survive(
 
 
 def with_lookahead(
+    config: ModelConfig,
     survivors: BeamState,
     *,
-    is_held_PW: Bool[Array, "P W"],
+    is_held_PW: Array,
     tag_log_prob_PW: Float[Array, "P W"],
     next_log_probs_PWV: Float[Array, "P W V"],
-    cache: model.KVCache,
 ) -> BeamState:
     """The survivors with what the model says after them; held beams get no new entry in their trace."""
-    column = survivors.step - 1
+    column = _column(survivors, before=1)
     trace_PWT = survivors.tag_log_probs_PWT
-    trace_PW = jnp.where(is_held_PW, trace_PWT[..., column], tag_log_prob_PW)
+    trace_PW = jnp.where(is_held_PW, trace_PWT[column], tag_log_prob_PW)
+    choosable_PWV = survivors.asked.choosable(config, next_log_probs_PWV)
+    next_log_probs_PWC, next_tokens_PWC = jax.lax.top_k(choosable_PWV, survivors.next_tokens_PWC.shape[2])
     return survivors.replace(
-        tag_log_probs_PWT=trace_PWT.at[..., column].set(trace_PW),
+        tag_log_probs_PWT=trace_PWT.at[column].set(trace_PW, mode="drop"),
         tag_log_prob_PW=tag_log_prob_PW,
-        next_log_probs_PWV=next_log_probs_PWV,
-        cache=cache,
+        next_tokens_PWC=next_tokens_PWC,
+        next_log_probs_PWC=next_log_probs_PWC,
     )
 
 
-def run(
-    state: BeamState,
-    step: Callable[[BeamState], BeamState],
-    is_decided: Callable[[BeamState], Array],
-    max_new_tokens: int,
-) -> BeamState:
-    """Steps until every prompt's outcome is decided or the length is reached; decided prompts stay as they are."""
+def _column(state: BeamState, before: int = 0) -> tuple[Array, Array, Array]:
+    """Where the token of this step stands in arrays [P, W, T]."""
+    num_prompts, num_beams = state.num_tokens_PW.shape
+    prompts_P1, beams_1W = jnp.arange(num_prompts)[:, None], jnp.arange(num_beams)[None, :]
+    return prompts_P1, beams_1W, state.step_P[:, None] - before
 
-    def is_over_P(state: BeamState) -> Array:
-        return is_decided(state) | ~state.is_running_PW.any(axis=1)
 
-    def step_the_undecided(old: BeamState) -> BeamState:
-        new, is_over = step(old), is_over_P(old)
-
-        def frozen(name: str) -> Array:
-            mine, others = getattr(old, name), getattr(new, name)
-            return jnp.where(is_over.reshape(-1, *(1 for _ in mine.shape[1:])), mine, others)
-
-        return new.replace(**{name: frozen(name) for name in OUTCOME})
-
-    return jax.lax.while_loop(
-        lambda state: (state.step < max_new_tokens) & ~is_over_P(state).all(), step_the_undecided, state
+def tried(
+    candidates: Candidates, tag_log_prob_PWC: Array, is_kept_PWC: Array, score_PW: Array, place_PW: Array
+) -> Tried:
+    """What is shown of a step."""
+    flat = lambda array_PWC: array_PWC.reshape(array_PWC.shape[0], -1)  # noqa: E731
+    is_candidate_PWC = candidates.log_prob_PWC > NEVER
+    return Tried(
+        tokens_PM=flat(candidates.tokens_PWC),
+        log_prob_PM=flat(candidates.log_prob_PWC),
+        tag_log_prob_PM=flat(tag_log_prob_PWC),
+        is_dropped_PM=flat(is_candidate_PWC & ~is_kept_PWC),
+        is_held_PM=flat(candidates.is_held_PWC),
+        place_PW=place_PW,
+        is_beam_PW=score_PW > NEVER,
     )

@@ -1,30 +1,22 @@
-"""From prompts to generations: checks, batches, and the decoder that a method asks for."""
+"""From prompts to generations, all at once: the engine with nothing but these prompts to do."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
-import numpy as np
 import tqdm
 
 from safelm import model
-from safelm.inference import beam, forward, safe_beam, sampling
-from safelm.inference.beams import BeamState
-from safelm.inference.methods import Beam, Greedy, Method, SafeBeam, looks_ahead
-from safelm.inference.prompts import PromptBatch, batches, check_prompts
-from safelm.inference.sampling import SequenceState
+from safelm.inference.engine import Engine
+from safelm.inference.methods import Method, check_ids
+from safelm.inference.prompts import check_prompt
+from safelm.inference.requests import EngineRequest, Update
 from safelm.model_config import ModelConfig
 
 StoppedBy = Literal["eos", "tag", "length"]
-_STOPPED_BY: dict[int, StoppedBy] = {
-    forward.RUNNING: "length",
-    forward.ENDED_BY_EOS: "eos",
-    forward.ENDED_BY_TAG: "tag",
-}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Generation:
     """What a prompt was continued with.
 
@@ -68,8 +60,8 @@ def generate(
     """Continues every prompt; the results are in the prompts' order.
 
     A prompt's result depends on neither the batch it is in nor its neighbours (up to float rounding): sampling draws
-    from (seed, the prompt's index, step). An empty prompt starts from `eos_id`, as after a document's end. One program
-    is compiled per (method, max_new_tokens, bucket of prompt lengths, bucket of batch sizes).
+    from (seed, the prompt's index, step). An empty prompt starts from `eos_id`, as after a document's end. An `Engine`
+    of `batch_size` prompts does the work: a finished prompt's place goes to the next one.
 
     Args:
       max_new_tokens: at most so many tokens, the ending one included.
@@ -81,78 +73,33 @@ def generate(
       ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, or the method
         needs the harm tag and the vocabulary has none.
     """
-    _check_ids(config, method, eos_id, harm_tag_id)
+    check_ids(config, method, eos_id, harm_tag_id)
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
-    checked = check_prompts(config, prompts, max_new_tokens=max_new_tokens, eos_id=eos_id)
-    ends = forward.Ends(eos_id, harm_tag_id, method.tag_candidate)
-    generations: dict[int, Generation] = {}
+    checked = [
+        check_prompt(config, prompt, max_new_tokens=max_new_tokens, eos_id=eos_id, name=f"prompt {index}")
+        for index, prompt in enumerate(prompts)
+    ]
+    slots = min(batch_size, max(1, len(checked))) * getattr(method, "num_beams", 1)
+    engine = Engine(config, params, harm_tag_id=harm_tag_id, slots=slots, max_tokens=slots * config.max_seq_len)
+    index_of = {}
+    for index in sorted(range(len(checked)), key=lambda index: len(checked[index])):
+        own_seed = (seed & 0xFFFFFFFF) << 32 | index if seeds is None else seeds[index]
+        request = EngineRequest(tuple(checked[index]), method, max_new_tokens, eos_id, own_seed)
+        index_of[engine.submit(request)] = index
+    generations = [Generation([], 0.0, [], "length") for _ in checked]
     with tqdm.tqdm(total=len(checked), unit="prompt", disable=None if show_progress else True) as progress:
-        for batch in batches(checked, max_rows=batch_size, max_len=config.max_seq_len - max_new_tokens):
-            own_seeds = seed if seeds is None else [seeds[index] for index in batch.indices]
-            state = _decode(config, params, batch, method, ends, max_new_tokens, own_seeds)
-            generations |= zip(batch.indices, _read(state, len(batch.indices), harm_tag_id), strict=True)
-            progress.update(len(batch.indices))
-    return [generations[index] for index in range(len(checked))]
+        while not engine.is_idle:
+            for update in engine.step():
+                _add(generations[index_of[update.request_id]], update)
+                progress.update(bool(update.finished))
+    return generations
 
 
-def _decode(
-    config: ModelConfig,
-    params: model.Params,
-    batch: PromptBatch,
-    method: Method,
-    ends: forward.Ends,
-    max_new_tokens: int,
-    seed: int | Sequence[int],
-) -> SequenceState | BeamState:
-    args = (config, params, batch.tokens_PT, batch.lengths_P)
-    static = {"ends": ends, "max_new_tokens": max_new_tokens}
-    if isinstance(method, Beam):
-        return beam.decode(*args, method=method, **static)
-    if isinstance(method, SafeBeam):
-        return safe_beam.decode(*args, method=method, **static)
-    if isinstance(method, Greedy):
-        return sampling.decode(*args, None, method=method, **static)
-    row_numbers = np.zeros(len(batch.lengths_P), np.uint32)
-    row_numbers[: len(batch.indices)] = batch.indices if isinstance(seed, int) else seed
-    if isinstance(seed, int):
-        keys_P = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), row_numbers)
-    else:
-        keys_P = jax.vmap(jax.random.key)(row_numbers)
-    return sampling.decode(*args, keys_P, method=method, **static)
-
-
-def _read(state: SequenceState | BeamState, num_rows: int, harm_tag_id: int | None) -> list[Generation]:
-    """The decoded rows on the host; of beams the best, which stands first."""
-    if isinstance(state, BeamState):
-        device = (state.tokens_PWT, state.tag_log_probs_PWT, state.num_tokens_PW, state.log_prob_PW, state.ends_PW)
-        host = [array[:num_rows, 0] for array in jax.device_get(device)]
-    else:
-        device = (state.tokens_PT, state.tag_log_probs_PT, state.num_tokens_P, state.log_prob_P, state.ends_P)
-        host = [array[:num_rows] for array in jax.device_get(device)]
-    rows = []
-    for tokens, tag_log_probs, length, log_prob, end in zip(*host, strict=True):
-        rows.append(
-            Generation(
-                tokens=tokens[:length].tolist(),
-                logprob=float(log_prob),
-                tag_probs=[] if harm_tag_id is None else np.exp(tag_log_probs[:length]).tolist(),
-                stopped_by=_STOPPED_BY[int(end)],
-            )
-        )
-    return rows
-
-
-def _check_ids(config: ModelConfig, method: Method, eos_id: int, harm_tag_id: int | None) -> None:
-    for name, token in (("eos_id", eos_id), ("harm_tag_id", harm_tag_id)):
-        if token is not None and not 0 <= token < config.vocab_size:
-            raise ValueError(f"{name}={token} is not in the model's vocabulary of {config.vocab_size}")
-    if eos_id == harm_tag_id:
-        raise ValueError(f"eos_id and harm_tag_id are both {eos_id}")
-    name = type(method).__name__
-    if harm_tag_id is None and (looks_ahead(method) or method.tag_candidate == "stop"):
-        raise ValueError(f"{name} needs a model with the harm tag, and this vocabulary has none (harm_tag_id=None)")
-    for field in ("num_beams", "num_candidates"):
-        if (wanted := getattr(method, field, 0)) > config.vocab_size:
-            raise ValueError(f"{name}: {field}={wanted} is more than the vocabulary of {config.vocab_size}")
+def _add(generation: Generation, update: Update) -> None:
+    if update.finished == "error":
+        raise RuntimeError(update.error)
+    generation.tokens.extend(update.tokens)
+    generation.tag_probs.extend(update.tag_probs)
+    generation.logprob, generation.stopped_by = update.log_prob, update.finished or "length"

@@ -1,66 +1,20 @@
-"""The two calls of the model that decoding is made of, and which tokens may be chosen. Pure functions under `jit`.
+"""The model's two calls that decoding is made of, and the cache they share. Pure functions under `jit`.
 
-Axes beside `safelm.model`'s: P prompts, W beams, C candidates, R = P * W cache rows.
+A cache has R rows of S positions; every prompt has one row per beam. Axes: see `safelm.inference.asked`.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm import model
-from safelm.inference.methods import TagCandidate
 from safelm.model_config import ModelConfig
-
-RUNNING, ENDED_BY_EOS, ENDED_BY_TAG = 0, 1, 2
-NEVER = -jnp.inf
-
-
-@dataclasses.dataclass(frozen=True)
-class Ends:
-    """The ids that end a sequence, and what becomes of the harm tag (None: the vocabulary has none)."""
-
-    eos_id: int
-    harm_tag_id: int | None
-    tag_candidate: TagCandidate
-
-    def of(self, tokens: Int[Array, "*A"]) -> Int[Array, "*A"]:
-        """RUNNING, ENDED_BY_EOS or ENDED_BY_TAG for every token as the one just chosen."""
-        ends = jnp.where(tokens == self.eos_id, ENDED_BY_EOS, RUNNING)
-        if self.harm_tag_id is not None and self.tag_candidate == "stop":
-            ends = jnp.where(tokens == self.harm_tag_id, ENDED_BY_TAG, ends)
-        return ends.astype(jnp.int32)
-
-    def choosable(self, config: ModelConfig, log_probs: Float[Array, "*A V"]) -> Float[Array, "*A V"]:
-        """Log-probs with -inf for ids that only pad the vocabulary and for a masked tag; not renormalised."""
-        ids_V = np.arange(config.padded_vocab_size)
-        allowed_V = ids_V < config.vocab_size
-        if self.harm_tag_id is not None and self.tag_candidate == "mask":
-            allowed_V &= ids_V != self.harm_tag_id
-        return jnp.where(allowed_V, log_probs, NEVER)
-
-    def tag_log_prob(self, log_probs: Float[Array, "*A V"]) -> Float[Array, "*A"]:
-        """log P(tag | text so far); -inf where the vocabulary has no tag."""
-        if self.harm_tag_id is None:
-            return jnp.full(log_probs.shape[:-1], NEVER, jnp.float32)
-        return log_probs[..., self.harm_tag_id]
 
 
 def read_prompts(
-    config: ModelConfig,
-    params: model.Params,
-    tokens_PT: Int[Array, "P T"],
-    lengths_P: Int[Array, " P"],
-    *,
-    cache_len: int,
+    config: ModelConfig, params: model.Params, tokens_PT: Int[Array, "P T"], lengths_P: Int[Array, " P"]
 ) -> tuple[model.KVCache, Float[Array, "P V"]]:
-    """A cache of `cache_len` positions holding every prompt, and the log-probs of the token after it.
-
-    The last token goes through on its own: so the wide forward's logits, the size of P * T * V, are never computed.
-    Padding's keys lie past each row's length, where nothing attends and the first new tokens overwrite them.
-    """
+    """Keys and values of every prompt's tokens (and of padding after them), and the logits of the token after it."""
     num_prompts, width = tokens_PT.shape
     nothing_P = jnp.zeros(num_prompts, jnp.int32)
     _, new_kv = model.apply_cached(
@@ -71,11 +25,10 @@ def read_prompts(
         lengths_B=nothing_P,
         positions_BT=jnp.broadcast_to(jnp.arange(width), tokens_PT.shape),
     )
-    cache = model.write_cache(model.init_cache(config, num_prompts, cache_len), new_kv, nothing_P)
     last_P = jnp.maximum(lengths_P - 1, 0)
     last_tokens_P1 = jnp.take_along_axis(tokens_PT, last_P[:, None], axis=1)
-    log_probs_P1V, _ = try_next(config, params, last_tokens_P1, cache, last_P)
-    return cache, log_probs_P1V[:, 0]
+    logits_P1V, _ = try_next(config, params, last_tokens_P1, new_kv, last_P)
+    return new_kv, logits_P1V[:, 0]
 
 
 def try_next(
@@ -87,10 +40,10 @@ def try_next(
 ) -> tuple[Float[Array, "R C V"], model.KVCache]:
     """One forward over C alternatives for every row's next token: each sees its row's cache and itself, no other.
 
-    Returns float32 log-probs of the token after each alternative, and the alternatives' keys and values.
+    Returns float32 logits of the token after each alternative, and the alternatives' keys and values.
     """
     num_candidates = tokens_RC.shape[1]
-    logits_RCV, new_kv = model.apply_cached(
+    return model.apply_cached(
         config,
         params,
         tokens_RC,
@@ -99,7 +52,11 @@ def try_next(
         positions_BT=jnp.broadcast_to(lengths_R[:, None], tokens_RC.shape),
         new_mask_BTT=jnp.eye(num_candidates, dtype=bool)[None],
     )
-    return jax.nn.log_softmax(logits_RCV.astype(jnp.float32), axis=-1), new_kv
+
+
+def log_normaliser(logits: Float[Array, "*A V"]) -> Float[Array, "*A"]:
+    """What log-probs are less than logits by."""
+    return jax.nn.logsumexp(logits, axis=-1)
 
 
 def keep_one(
@@ -108,3 +65,24 @@ def keep_one(
     """Writes each row's chosen alternative into its cache."""
     pick = lambda kv: jnp.take_along_axis(kv, choice_R[None, :, None, None, None], axis=2)  # noqa: E731
     return model.write_cache(cache, jax.tree.map(pick, new_kv), lengths_R)
+
+
+def take_rows(cache: model.KVCache, rows: Int[Array, " R"], max_len: int | None = None) -> model.KVCache:
+    """These rows of a cache, cut or filled up to `max_len` positions; rows past the end are zeros."""
+
+    def take(kv: jax.Array) -> jax.Array:
+        missing = max(0, (max_len or 0) - kv.shape[2])
+        kv = jnp.take(kv[:, :, :max_len], rows, axis=1, mode="fill", fill_value=0)
+        return jnp.pad(kv, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))) if missing else kv
+
+    return jax.tree.map(take, cache)
+
+
+def put_rows(cache: model.KVCache, rows: Int[Array, " N"], new_kv: model.KVCache) -> model.KVCache:
+    """New rows' keys and values from position 0 on; rows past the end of the cache are dropped."""
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = new[:, :, : old.shape[2]].astype(old.dtype)
+        return old.at[:, rows, : new.shape[2]].set(new, mode="drop")
+
+    return jax.tree.map(put, cache, new_kv)

@@ -9,6 +9,8 @@ import dataclasses
 import math
 from fractions import Fraction
 
+from safelm.model_config import ModelConfig
+
 TagCandidate = str  # "allow", "mask" or "stop": checked by value, with an error that names the choices
 
 
@@ -117,6 +119,21 @@ Method = Greedy | Sampling | Beam | SafeBeam | TagPenaltySampling
 def looks_ahead(method: Method) -> bool:
     """Whether the method needs a model with the harm tag."""
     return isinstance(method, SafeBeam | TagPenaltySampling)
+
+
+def check_ids(config: ModelConfig, method: Method, eos_id: int, harm_tag_id: int | None) -> None:
+    """ValueError for ids outside the vocabulary, or a method that this vocabulary can't serve."""
+    for name, token in (("eos_id", eos_id), ("harm_tag_id", harm_tag_id)):
+        if token is not None and not 0 <= token < config.vocab_size:
+            raise ValueError(f"{name}={token} is not in the model's vocabulary of {config.vocab_size}")
+    if eos_id == harm_tag_id:
+        raise ValueError(f"eos_id and harm_tag_id are both {eos_id}")
+    name = type(method).__name__
+    if harm_tag_id is None and (looks_ahead(method) or method.tag_candidate == "stop"):
+        raise ValueError(f"{name} needs a model with the harm tag, and this vocabulary has none (harm_tag_id=None)")
+    for field in ("num_beams", "num_candidates"):
+        if (wanted := getattr(method, field, 0)) > config.vocab_size:
+            raise ValueError(f"{name}: {field}={wanted} is more than the vocabulary of {config.vocab_size}")
 
 
 def _check(method: object, field: str, is_good: bool, want: str) -> None:

@@ -20,27 +20,27 @@ class PromptBatch:
     lengths_P: Int32[np.ndarray, " P"]  # 0 marks a filling row
 
 
-def check_prompts(
-    config: ModelConfig, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_id: int
-) -> list[list[int]]:
-    """The prompts as lists of ids, an empty one as [eos_id]: generation then starts as after a document's end.
+def check_prompt(
+    config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: int, eos_id: int, name: str
+) -> list[int]:
+    """The prompt as a list of ids, an empty one as [eos_id]: generation then starts as after a document's end.
 
     Raises:
-      ValueError: a prompt with `max_new_tokens` more does not fit the context, or an id is not in the vocabulary.
+      ValueError: `max_new_tokens` is below 1, the prompt with so many more does not fit the context, or an id is not in
+        the vocabulary; calls the prompt `name`.
     """
-    checked = []
-    for index, prompt in enumerate(prompts):
-        ids = [int(token) for token in prompt] or [eos_id]
-        foreign = next((token for token in ids if not 0 <= token < config.vocab_size), None)
-        if foreign is not None:
-            raise ValueError(f"prompt {index}: id {foreign} is not in the model's vocabulary of {config.vocab_size}")
-        if len(ids) + max_new_tokens > config.max_seq_len:
-            raise ValueError(
-                f"prompt {index}: its {len(ids)} tokens and max_new_tokens={max_new_tokens} make "
-                f"{len(ids) + max_new_tokens}, more than the model's context of {config.max_seq_len}"
-            )
-        checked.append(ids)
-    return checked
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    ids = [int(token) for token in prompt] or [eos_id]
+    foreign = next((token for token in ids if not 0 <= token < config.vocab_size), None)
+    if foreign is not None:
+        raise ValueError(f"{name}: id {foreign} is not in the model's vocabulary of {config.vocab_size}")
+    if len(ids) + max_new_tokens > config.max_seq_len:
+        raise ValueError(
+            f"{name}: its {len(ids)} tokens and max_new_tokens={max_new_tokens} make {len(ids) + max_new_tokens}, more "
+            f"than the model's context of {config.max_seq_len}"
+        )
+    return ids
 
 
 def batches(rows: Sequence[Sequence[int]], *, max_rows: int, max_len: int) -> Iterator[PromptBatch]:

@@ -26,84 +26,80 @@ What the algorithm leaves open, decided here:
   drop_fraction = 0 this is beam search (and ends early as that does); else an ended beam can still be dropped later.
 """
 
-import functools
+import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm import model
-from safelm.inference import beam, beams, forward
-from safelm.inference.forward import Ends
-from safelm.inference.methods import SafeBeam
+from safelm.inference import asked as asked_lib
+from safelm.inference import beams, forward
+from safelm.inference.asked import NEVER, RUNNING, Asked
+from safelm.inference.beams import BeamState
 from safelm.model_config import ModelConfig
 
 
-@functools.partial(jax.jit, static_argnames=("config", "method", "ends", "max_new_tokens"))
-def decode(
-    config: ModelConfig,
-    params: model.Params,
-    prompt_PT: Int[Array, "P T"],
-    lengths_P: Int[Array, " P"],
-    *,
-    method: SafeBeam,
-    ends: Ends,
-    max_new_tokens: int,
-) -> beams.BeamState:
-    """Decodes a batch in one compiled program; beams come back best first. Rows of length 0 are filling."""
-    state = beams.start(
-        config, params, prompt_PT, lengths_P, ends, num_beams=method.num_beams, max_new_tokens=max_new_tokens
-    )
-    never = lambda state: jnp.zeros(lengths_P.shape, bool)  # noqa: E731
-    drops_none = not any(method.drop_counts())
-    by_bound = functools.partial(beam.is_decided, length_penalty=0.0, max_new_tokens=max_new_tokens)
-    return beams.run(
-        state,
-        functools.partial(step, config, params, method, ends, lengths_P),
-        by_bound if drops_none else never,
-        max_new_tokens,
-    )
+@dataclasses.dataclass(frozen=True)
+class SafeBeams:
+    """The shape of a SafeBeam's step."""
 
+    num_rows: int  # beams per prompt
+    num_candidates: int
 
-def step(
-    config: ModelConfig,
-    params: model.Params,
-    method: SafeBeam,
-    ends: Ends,
-    prompt_lengths_P: Int[Array, " P"],
-    state: beams.BeamState,
-) -> beams.BeamState:
-    """One step of algorithm 1 for every prompt."""
-    num_prompts, num_beams, vocab_size = state.next_log_probs_PWV.shape
-    candidates = beams.expand(config, state, ends, num_candidates=method.num_candidates)
-    lengths_R = jnp.repeat(prompt_lengths_P + state.step, num_beams)
-    tokens_RC = candidates.tokens_PWC.reshape(num_prompts * num_beams, method.num_candidates)
-    log_probs_RCV, new_kv = forward.try_next(config, params, tokens_RC, state.cache, lengths_R)
-    log_probs_PWCV = log_probs_RCV.reshape(*candidates.tokens_PWC.shape, vocab_size)
-    tag_log_prob_PWC = jnp.where(
-        candidates.ends_PWC == forward.RUNNING, ends.tag_log_prob(log_probs_PWCV), state.tag_log_prob_PW[..., None]
-    )
-    is_kept_PWC = undropped(candidates.log_prob_PWC > forward.NEVER, tag_log_prob_PWC, method)
-    score_PW, place_PW = beams.select(jnp.where(is_kept_PWC, candidates.log_prob_PWC, forward.NEVER), num_beams)
-    parent_PW, choice_PW = jnp.divmod(place_PW, method.num_candidates)
-    new_kv = beams.follow_cache(new_kv, parent_PW)
-    return beams.with_lookahead(
-        beams.survive(state, candidates, score_PW, place_PW),
-        is_held_PW=beams.pick(candidates.is_held_PWC, place_PW),
-        tag_log_prob_PW=beams.pick(tag_log_prob_PWC, place_PW),
-        next_log_probs_PWV=beams.pick(log_probs_PWCV, place_PW),
-        cache=forward.keep_one(beams.follow_cache(state.cache, parent_PW), new_kv, choice_PW.reshape(-1), lengths_R),
-    )
+    @property
+    def num_dropped_from(self) -> int:
+        return self.num_rows * self.num_candidates
+
+    def start(self, config: ModelConfig, asked: Asked, logits_PV: Float[Array, "P V"], *, max_len: int) -> BeamState:
+        """The state after the prompts, with room for `max_len` tokens."""
+        sizes = {"num_beams": self.num_rows, "num_candidates": self.num_candidates}
+        return beams.start(config, asked, logits_PV, **sizes, max_len=max_len)
+
+    def step(
+        self, config: ModelConfig, params: model.Params, state: BeamState, cache: model.KVCache
+    ) -> tuple[BeamState, model.KVCache, beams.Tried]:
+        """One step of algorithm 1 for every prompt that isn't over."""
+        candidates = beams.expand(state)
+        shape = candidates.tokens_PWC.shape
+        lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, self.num_rows)
+        tokens_RC = candidates.tokens_PWC.reshape(-1, self.num_candidates)
+        logits_RCV, new_kv = forward.try_next(config, params, tokens_RC, cache, lengths_R)
+        normaliser_PWC = forward.log_normaliser(logits_RCV).reshape(shape)
+        logits_PWCV = logits_RCV.reshape(*shape, -1)
+        tag_log_prob_PWC = jnp.where(
+            candidates.ends_PWC == RUNNING,
+            state.asked.tag_log_prob(logits_PWCV) - normaliser_PWC,
+            state.tag_log_prob_PW[..., None],
+        )
+        is_kept_PWC = undropped(candidates.log_prob_PWC > NEVER, tag_log_prob_PWC, state.asked.drop_counts_PM)
+        score_PW, place_PW = beams.select(jnp.where(is_kept_PWC, candidates.log_prob_PWC, NEVER), self.num_rows)
+        parent_PW, choice_PW = jnp.divmod(place_PW, self.num_candidates)
+        rows_R = beams.rows_of(parent_PW)
+        new = beams.with_lookahead(
+            config,
+            beams.survive(state, candidates, score_PW, place_PW),
+            is_held_PW=beams.pick(candidates.is_held_PWC, place_PW),
+            tag_log_prob_PW=beams.pick(tag_log_prob_PWC, place_PW),
+            next_log_probs_PWV=beams.pick(logits_PWCV, place_PW) - beams.pick(normaliser_PWC, place_PW)[..., None],
+        )
+        cache = forward.keep_one(
+            forward.take_rows(cache, rows_R), forward.take_rows(new_kv, rows_R), choice_PW.reshape(-1), lengths_R
+        )
+        tried = beams.tried(candidates, tag_log_prob_PWC, is_kept_PWC, score_PW, place_PW)
+        return asked_lib.keep(state.is_over_P, state, new), cache, tried
 
 
 def undropped(
-    is_candidate_PWC: Bool[Array, "P W C"], tag_log_prob_PWC: Float[Array, "P W C"], method: SafeBeam
+    is_candidate_PWC: Bool[Array, "P W C"], tag_log_prob_PWC: Float[Array, "P W C"], drop_counts_PM: Int[Array, "P m"]
 ) -> Bool[Array, "P W C"]:
-    """Which candidates stay when those with the highest lookahead of each prompt's pool are dropped."""
+    """Which candidates stay when those with the highest lookahead of each prompt's pool are dropped.
+
+    `drop_counts_PM` says how many of a pool of 0, 1, .. W * C candidates.
+    """
     is_candidate_PM = is_candidate_PWC.reshape(is_candidate_PWC.shape[0], -1)
     tag_log_prob_PM = jnp.where(is_candidate_PM, tag_log_prob_PWC.reshape(is_candidate_PM.shape), jnp.inf)
     safest_first_PM = jnp.argsort(tag_log_prob_PM, axis=1, stable=True)
     rank_PM = jnp.argsort(safest_first_PM, axis=1)
     size_P1 = is_candidate_PM.sum(axis=1, keepdims=True)
-    num_kept_P1 = size_P1 - jnp.asarray(method.drop_counts())[size_P1]
+    num_kept_P1 = size_P1 - jnp.take_along_axis(drop_counts_PM, size_P1, axis=1)
     return (is_candidate_PM & (rank_PM < num_kept_P1)).reshape(is_candidate_PWC.shape)

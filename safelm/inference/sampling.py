@@ -1,138 +1,186 @@
 """One sequence per prompt: greedy, temperature / top-k / top-p sampling, and sampling with a tag penalty.
 
-The three are one loop: rank the next tokens (log-probs, with Gumbel noise when sampling: the largest is then an exact
-draw), put the best C through one forward, choose among them. C is 1 but for the tag penalty.
+The three are one step: put the best C next tokens (by log-prob, with Gumbel noise when sampling: the largest is then an
+exact draw) through one forward, choose among them, rank what may follow. C is 1 but for the tag penalty.
 """
 
-import functools
+import dataclasses
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from safelm import model
+from safelm.inference import asked as asked_lib
 from safelm.inference import forward
-from safelm.inference.forward import Ends
-from safelm.inference.methods import Greedy, Sampling, TagPenaltySampling
+from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.model_config import ModelConfig
 
 
 @flax.struct.dataclass
 class SequenceState:
-    """What the decoding loop carries."""
+    """What decoding carries from step to step."""
 
-    step: jax.Array  # tokens generated so far by rows that still run
-    tokens_PT: jax.Array  # generated tokens, the ending one included; T = max_new_tokens
-    tag_log_probs_PT: jax.Array  # log P(tag | prompt and tokens up to here)
-    num_tokens_P: jax.Array
-    log_prob_P: jax.Array  # the model's own, neither tempered nor filtered
-    ends_P: jax.Array  # forward.RUNNING, ENDED_BY_EOS, ENDED_BY_TAG
-    next_log_probs_PV: jax.Array
-    cache: model.KVCache  # prompt and generated tokens
+    asked: Asked
+    step_P: Any  # tokens generated so far
+    tokens_PT: Any  # generated tokens, the ending one included
+    tag_log_probs_PT: Any  # log P(tag | prompt and tokens up to here)
+    log_prob_P: Any  # the model's own, neither tempered nor filtered
+    ends_P: Any
+    tag_log_prob_P: Any  # log P(tag | text so far)
+    next_tokens_PC: Any  # what is tried next, best first
+    next_log_probs_PC: Any
+    next_scores_PC: Any  # what the next token is the argmax of
+
+    @property
+    def is_over_P(self) -> jax.Array:
+        return (self.ends_P != RUNNING) | (self.step_P >= self.asked.limits_P)
+
+    def outcome(self) -> tuple[jax.Array, ...]:
+        """Tokens, log P(tag) of each, their number, the log-prob of all, and how each prompt's sequence ended."""
+        return self.tokens_PT, self.tag_log_probs_PT, self.step_P, self.log_prob_P, self.ends_P
+
+    def with_room(self, max_len: int) -> "SequenceState":
+        """The same with room for `max_len` tokens."""
+        return self.replace(
+            tokens_PT=asked_lib.with_room(self.tokens_PT, max_len),
+            tag_log_probs_PT=asked_lib.with_room(self.tag_log_probs_PT, max_len, NEVER),
+        )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "method", "ends", "max_new_tokens"))
-def decode(
-    config: ModelConfig,
-    params: model.Params,
-    prompt_PT: Int[Array, "P T"],
-    lengths_P: Int[Array, " P"],
-    keys_P: Key[Array, " P"] | None,
-    *,
-    method: Greedy | Sampling | TagPenaltySampling,
-    ends: Ends,
-    max_new_tokens: int,
-) -> SequenceState:
-    """Decodes a batch in one compiled program; rows of length 0 are filling. `keys_P` is None for Greedy."""
-    num_prompts, width = prompt_PT.shape
-    cache_len = min(width + max_new_tokens, config.max_seq_len)
-    cache, next_log_probs_PV = forward.read_prompts(config, params, prompt_PT, lengths_P, cache_len=cache_len)
-    state = SequenceState(
-        step=jnp.zeros((), jnp.int32),
-        tokens_PT=jnp.full((num_prompts, max_new_tokens), ends.eos_id, jnp.int32),
-        tag_log_probs_PT=jnp.full((num_prompts, max_new_tokens), forward.NEVER, jnp.float32),
-        num_tokens_P=jnp.zeros(num_prompts, jnp.int32),
-        log_prob_P=jnp.zeros(num_prompts, jnp.float32),
-        ends_P=jnp.where(lengths_P > 0, forward.RUNNING, forward.ENDED_BY_EOS).astype(jnp.int32),
-        next_log_probs_PV=next_log_probs_PV,
-        cache=cache,
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """The shape of a decoding step with one row of the cache per prompt."""
+
+    num_candidates: int = 1
+    num_rows: int = 1
+    num_dropped_from: int = 0
+
+    def start(
+        self, config: ModelConfig, asked: Asked, logits_PV: Float[Array, "P V"], *, max_len: int
+    ) -> SequenceState:
+        """The state after the prompts, with room for `max_len` tokens."""
+        num_prompts = logits_PV.shape[0]
+        log_probs_PV = logits_PV - forward.log_normaliser(logits_PV)[:, None]
+        step_P = jnp.zeros(num_prompts, jnp.int32)
+        return SequenceState(
+            asked=asked,
+            step_P=step_P,
+            tokens_PT=jnp.zeros((num_prompts, max_len), jnp.int32),
+            tag_log_probs_PT=jnp.full((num_prompts, max_len), NEVER, jnp.float32),
+            log_prob_P=jnp.zeros(num_prompts, jnp.float32),
+            ends_P=jnp.full(num_prompts, RUNNING, jnp.int32),
+            tag_log_prob_P=asked.tag_log_prob(log_probs_PV),
+            **_ranked(config, asked, log_probs_PV, step_P, self.num_candidates),
+        )
+
+    def step(
+        self, config: ModelConfig, params: model.Params, state: SequenceState, cache: model.KVCache
+    ) -> tuple[SequenceState, model.KVCache, None]:
+        """One more token for every prompt that isn't over."""
+        asked = state.asked
+        lengths_P = asked.prompt_lengths_P + state.step_P
+        logits_PCV, new_kv = forward.try_next(config, params, state.next_tokens_PC, cache, lengths_P)
+        normaliser_PC = forward.log_normaliser(logits_PCV)
+        # A token that ends the text adds nothing to it: its lookahead is the one of the text as it stands.
+        ends_PC = asked.end_of(state.next_tokens_PC)
+        tag_log_prob_PC = jnp.where(
+            ends_PC == RUNNING, asked.tag_log_prob(logits_PCV) - normaliser_PC, state.tag_log_prob_P[:, None]
+        )
+        is_penalised_PC = jnp.exp(tag_log_prob_PC) > asked.thresholds_P[:, None]
+        scores_PC = state.next_scores_PC - jnp.where(is_penalised_PC, asked.penalties_P[:, None], 0.0)
+        choice_P = jnp.argmax(scores_PC, axis=1)
+        pick = lambda array_PC: jnp.take_along_axis(array_PC, choice_P[:, None], axis=1)[:, 0]  # noqa: E731
+        log_probs_PV = jnp.take_along_axis(logits_PCV, choice_P[:, None, None], axis=1)[:, 0]
+        log_probs_PV -= pick(normaliser_PC)[:, None]
+        is_over_P, step_P = state.is_over_P, state.step_P
+        put = lambda old_PT, new_P: old_PT.at[jnp.arange(len(step_P)), step_P].set(  # noqa: E731
+            new_P, mode="drop"
+        )
+        new = SequenceState(
+            asked=asked,
+            step_P=step_P + 1,
+            tokens_PT=put(state.tokens_PT, pick(state.next_tokens_PC)),
+            tag_log_probs_PT=put(state.tag_log_probs_PT, pick(tag_log_prob_PC)),
+            log_prob_P=state.log_prob_P + pick(state.next_log_probs_PC),
+            ends_P=pick(ends_PC),
+            tag_log_prob_P=pick(tag_log_prob_PC),
+            **_ranked(config, asked, log_probs_PV, step_P + 1, self.num_candidates),
+        )
+        return asked_lib.keep(is_over_P, state, new), forward.keep_one(cache, new_kv, choice_P, lengths_P), None
+
+
+def _ranked(
+    config: ModelConfig, asked: Asked, log_probs_PV: Float[Array, "P V"], step_P: Int[Array, " P"], num_candidates: int
+) -> dict[str, Any]:
+    """The `num_candidates` next tokens of the highest score, best first."""
+    choosable_PV = asked.choosable(config, log_probs_PV)
+    scores_PC, tokens_PC = jax.lax.top_k(choosable_PV, num_candidates)
+    scores_PC, tokens_PC = jax.lax.cond(
+        asked.is_sampled_P.any(),
+        lambda: _drawn(asked, choosable_PV, step_P, scores_PC, tokens_PC),
+        lambda: (scores_PC, tokens_PC),
     )
-    return jax.lax.while_loop(
-        lambda state: (state.step < max_new_tokens) & (state.ends_P == forward.RUNNING).any(),
-        functools.partial(_step, config, params, method, ends, keys_P, lengths_P),
-        state,
-    )
+    log_probs_PC = jnp.take_along_axis(log_probs_PV, tokens_PC, axis=1)
+    return {"next_tokens_PC": tokens_PC, "next_log_probs_PC": log_probs_PC, "next_scores_PC": scores_PC}
 
 
-def _step(
-    config: ModelConfig,
-    params: model.Params,
-    method: Greedy | Sampling | TagPenaltySampling,
-    ends: Ends,
-    keys_P: Key[Array, " P"] | None,
-    prompt_lengths_P: Int[Array, " P"],
-    state: SequenceState,
-) -> SequenceState:
-    scores_PV = _scores(method, ends.choosable(config, state.next_log_probs_PV), keys_P, state.step)
-    num_candidates = method.num_candidates if isinstance(method, TagPenaltySampling) else 1
-    scores_PC, tokens_PC = jax.lax.top_k(scores_PV, num_candidates)
-    lengths_P = prompt_lengths_P + state.step
-    log_probs_PCV, new_kv = forward.try_next(config, params, tokens_PC, state.cache, lengths_P)
-    # A token that ends the text adds nothing to it: its lookahead is the one of the text as it stands.
-    ends_PC = ends.of(tokens_PC)
-    tag_log_prob_PC = jnp.where(
-        ends_PC == forward.RUNNING,
-        ends.tag_log_prob(log_probs_PCV),
-        ends.tag_log_prob(state.next_log_probs_PV)[:, None],
-    )
-    if isinstance(method, TagPenaltySampling):
-        scores_PC -= jnp.where(jnp.exp(tag_log_prob_PC) > method.threshold, method.penalty, 0.0)
-    choice_P = jnp.argmax(scores_PC, axis=1)
-    pick = lambda array_PC: jnp.take_along_axis(array_PC, choice_P[:, None], axis=1)[:, 0]  # noqa: E731
-    token_P, is_running_P = pick(tokens_PC), state.ends_P == forward.RUNNING
-    log_prob_P = jnp.take_along_axis(state.next_log_probs_PV, token_P[:, None], axis=1)[:, 0]
-    put = lambda old_PT, new_P: old_PT.at[:, state.step].set(  # noqa: E731
-        jnp.where(is_running_P, new_P, old_PT[:, state.step])
-    )
-    return SequenceState(
-        step=state.step + 1,
-        tokens_PT=put(state.tokens_PT, token_P),
-        tag_log_probs_PT=put(state.tag_log_probs_PT, pick(tag_log_prob_PC)),
-        num_tokens_P=state.num_tokens_P + is_running_P,
-        log_prob_P=state.log_prob_P + jnp.where(is_running_P, log_prob_P, 0.0),
-        ends_P=jnp.where(is_running_P, pick(ends_PC), state.ends_P),
-        next_log_probs_PV=jnp.take_along_axis(log_probs_PCV, choice_P[:, None, None], axis=1)[:, 0],
-        cache=forward.keep_one(state.cache, new_kv, choice_P, lengths_P),
-    )
-
-
-def _scores(
-    method: Greedy | Sampling | TagPenaltySampling,
+def _drawn(
+    asked: Asked,
     log_probs_PV: Float[Array, "P V"],
-    keys_P: Key[Array, " P"] | None,
-    step: Int[Array, ""],
-) -> Float[Array, "P V"]:
-    """What the next token is the argmax of."""
-    if isinstance(method, Greedy):
-        return log_probs_PV
-    keys_P = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_P, step)
+    step_P: Int[Array, " P"],
+    scores_PC: Float[Array, "P C"],
+    tokens_PC: Int[Array, "P C"],
+) -> tuple[Float[Array, "P C"], Int[Array, "P C"]]:
+    """Draws without replacement for prompts that are sampled; the others' candidates stay as they are."""
+    keys_P = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(asked.key_data_P2), step_P)
     gumbel_PV = jax.vmap(lambda key: jax.random.gumbel(key, log_probs_PV.shape[1:]))(keys_P)
-    return filtered(log_probs_PV / method.temperature, top_k=method.top_k, top_p=method.top_p) + gumbel_PV
+    tempered_PV = log_probs_PV / asked.temperatures_P[:, None]
+    filtered_PV = filtered(tempered_PV, top_k_P=asked.top_k_P, top_p_P=asked.top_p_P, is_used_P=asked.is_sampled_P)
+    drawn_scores_PC, drawn_tokens_PC = jax.lax.top_k(filtered_PV + gumbel_PV, scores_PC.shape[1])
+    is_sampled_P1 = asked.is_sampled_P[:, None]
+    return jnp.where(is_sampled_P1, drawn_scores_PC, scores_PC), jnp.where(is_sampled_P1, drawn_tokens_PC, tokens_PC)
 
 
-def filtered(log_probs_PV: Float[Array, "P V"], *, top_k: int, top_p: float) -> Float[Array, "P V"]:
+FEW = 256  # likeliest tokens that a nucleus nearly always lies within: so the vocabulary need not be sorted
+
+
+def filtered(
+    log_probs_PV: Float[Array, "P V"],
+    *,
+    top_k_P: Int[Array, " P"],
+    top_p_P: Float[Array, " P"],
+    is_used_P: Bool[Array, " P"],
+) -> Float[Array, "P V"]:
     """-inf for tokens outside the `top_k` likeliest (0: all) and, of those, outside the smallest set reaching `top_p`.
 
-    Of equally likely tokens the one with the smaller id is taken first; the likeliest token always stays.
+    Of equally likely tokens the one with the smaller id is taken first; the likeliest token always stays. What becomes
+    of rows that are not used is left open.
     """
     vocab_size = log_probs_PV.shape[1]
-    if (top_k == 0 or top_k >= vocab_size) and top_p == 1:
-        return log_probs_PV
-    kept_PK, ids_PK = jax.lax.top_k(log_probs_PV, min(top_k or vocab_size, vocab_size))
-    if top_p < 1:
-        probs_PK = jax.nn.softmax(kept_PK, axis=-1)
-        before_PK = jnp.cumsum(probs_PK, axis=-1) - probs_PK
-        kept_PK = jnp.where(before_PK < top_p, kept_PK, forward.NEVER).at[:, 0].set(kept_PK[:, 0])
-    rows_P1 = jnp.arange(log_probs_PV.shape[0])[:, None]
-    return jnp.full_like(log_probs_PV, forward.NEVER).at[rows_P1, ids_PK].set(kept_PK)
+    top_k_P = jnp.where(top_k_P == 0, vocab_size, jnp.minimum(top_k_P, vocab_size))
+    is_cut_P = is_used_P & ((top_k_P < vocab_size) | (top_p_P < 1))
+
+    def cut_to(num_sorted: int) -> tuple[Float[Array, "P V"], Bool[Array, ""]]:
+        sorted_PK, ids_PK = jax.lax.top_k(log_probs_PV, num_sorted)
+        is_in_PK = jnp.arange(num_sorted) < top_k_P[:, None]
+        peak_P1 = sorted_PK[:, :1]
+        in_top_k_P = jnp.where(is_in_PK, jnp.exp(sorted_PK - peak_P1), 0).sum(axis=1)
+        all_P = jnp.exp(log_probs_PV - peak_P1).sum(axis=1)
+        sum_P = jnp.where(top_k_P < vocab_size, in_top_k_P, all_P)
+        probs_PK = jnp.exp(sorted_PK - peak_P1) / sum_P[:, None]
+        before_PK = jnp.cumsum(probs_PK, axis=1) - probs_PK
+        is_kept_PK = (is_in_PK & ((before_PK < top_p_P[:, None]) | (top_p_P == 1)[:, None])).at[:, 0].set(True)
+        reaches_P = (top_k_P <= num_sorted) | ((top_k_P == vocab_size) & (before_PK[:, -1] >= top_p_P))
+        kept_PK = jnp.where(is_kept_PK, sorted_PK, NEVER)
+        rows_P1 = jnp.arange(log_probs_PV.shape[0])[:, None]
+        cut_PV = jnp.full_like(log_probs_PV, NEVER).at[rows_P1, ids_PK].set(kept_PK)
+        return jnp.where(is_cut_P[:, None], cut_PV, log_probs_PV), (reaches_P | ~is_cut_P).all()
+
+    def cut() -> Float[Array, "P V"]:
+        few_PV, is_enough = cut_to(min(FEW, vocab_size))
+        return jax.lax.cond(is_enough, lambda: few_PV, lambda: cut_to(vocab_size)[0])
+
+    return jax.lax.cond(is_cut_P.any(), cut, lambda: log_probs_PV)

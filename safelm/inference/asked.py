@@ -1,0 +1,124 @@
+"""What was asked for each prompt, as numbers that compiled programs take: one program serves all settings of a method.
+
+Axes beside `safelm.model`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W cache rows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from safelm.inference.methods import Greedy, Method, SafeBeam
+from safelm.model_config import ModelConfig
+
+RUNNING, ENDED_BY_EOS, ENDED_BY_TAG = 0, 1, 2
+NEVER = -jnp.inf
+
+
+@flax.struct.dataclass
+class Asked:
+    """One entry per prompt; settings that its method doesn't have are neutral. A slot without a prompt: zeros."""
+
+    prompt_lengths_P: Any  # tokens; 0: no prompt
+    limits_P: Any  # new tokens at most
+    eos_ids_P: Any
+    masks_tag_P: Any  # the harm tag is never chosen
+    stops_at_tag_P: Any  # choosing the harm tag ends the sequence
+    key_data_P2: Any  # of the random draws
+    is_sampled_P: Any  # not greedy
+    temperatures_P: Any
+    top_k_P: Any
+    top_p_P: Any
+    thresholds_P: Any
+    penalties_P: Any
+    length_penalties_P: Any
+    drop_counts_PM: Any  # dropped from a pool of 0, 1, .. M - 1 candidates
+    harm_tag_id: int | None = flax.struct.field(pytree_node=False, default=None)
+
+    def end_of(self, tokens: Int[Array, "P ..."]) -> Int[Array, "P ..."]:
+        """RUNNING, ENDED_BY_EOS or ENDED_BY_TAG for every token as the one just chosen."""
+        ends = jnp.where(tokens == _along(self.eos_ids_P, tokens), ENDED_BY_EOS, RUNNING)
+        if self.harm_tag_id is not None:
+            stops = (tokens == self.harm_tag_id) & _along(self.stops_at_tag_P, tokens)
+            ends = jnp.where(stops, ENDED_BY_TAG, ends)
+        return ends.astype(jnp.int32)
+
+    def choosable(self, config: ModelConfig, log_probs: Float[Array, "P ... V"]) -> Float[Array, "P ... V"]:
+        """Log-probs with -inf for ids that only pad the vocabulary and for a masked tag; not renormalised."""
+        ids_V = np.arange(config.padded_vocab_size)
+        chosen = jnp.where(ids_V < config.vocab_size, log_probs, NEVER)
+        if self.harm_tag_id is None:
+            return chosen
+        return jnp.where(_along(self.masks_tag_P, chosen) & (ids_V == self.harm_tag_id), NEVER, chosen)
+
+    def tag_log_prob(self, log_probs: Float[Array, "*A V"]) -> Float[Array, "*A"]:
+        """log P(tag | text so far); -inf where the vocabulary has no tag."""
+        if self.harm_tag_id is None:
+            return jnp.full(log_probs.shape[:-1], NEVER, jnp.float32)
+        return log_probs[..., self.harm_tag_id]
+
+
+def _along(value_P: Any, like: Array) -> Array:
+    return jnp.asarray(value_P).reshape(-1, *(1 for _ in like.shape[1:]))
+
+
+def key_data(seed: int) -> tuple[int, int]:
+    """The random key of a 64-bit seed."""
+    return seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF
+
+
+def ask(
+    rows: Sequence[tuple[int, int, int, Method, int] | None], *, harm_tag_id: int | None, max_pool: int = 0
+) -> Asked:
+    """Numpy arrays of (prompt length, max_new_tokens, eos_id, method, seed) per prompt; None: a slot without one.
+
+    `max_pool` is the most candidates that a prompt of this batch has at once, if any of its methods drops some.
+    """
+    nothing = (0, 0, 0, Greedy(), 0)
+    lengths, limits, eos_ids, methods, seeds = zip(*(row or nothing for row in rows), strict=True)
+
+    def setting(name: str, neutral: float | int, dtype: Any = np.float32) -> np.ndarray:
+        return np.array([getattr(method, name, neutral) for method in methods], dtype)
+
+    drop_counts_PM = np.zeros((len(rows), max_pool + 1), np.int32)
+    for row, method in enumerate(methods):
+        if isinstance(method, SafeBeam):
+            drop_counts_PM[row] = method.drop_counts()
+    return Asked(
+        prompt_lengths_P=np.array(lengths, np.int32),
+        limits_P=np.array(limits, np.int32),
+        eos_ids_P=np.array(eos_ids, np.int32),
+        masks_tag_P=np.array([method.tag_candidate == "mask" for method in methods]),
+        stops_at_tag_P=np.array([method.tag_candidate == "stop" for method in methods]),
+        key_data_P2=np.array([key_data(seed) for seed in seeds], np.uint32),
+        is_sampled_P=np.array([hasattr(method, "temperature") for method in methods]),
+        temperatures_P=setting("temperature", 1.0),
+        top_k_P=setting("top_k", 0, np.int32),
+        top_p_P=setting("top_p", 1.0),
+        thresholds_P=setting("threshold", math.inf),
+        penalties_P=setting("penalty", 0.0),
+        length_penalties_P=setting("length_penalty", 0.0),
+        drop_counts_PM=drop_counts_PM,
+        harm_tag_id=harm_tag_id,
+    )
+
+
+def pick_rows(tree: Any, rows: Int[Array, " N"]) -> Any:
+    """Entries of every leaf's first axis; those of rows past the end are zeros."""
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="fill", fill_value=0), tree)
+
+
+def keep(is_kept_P: Array, old: Any, new: Any) -> Any:
+    """`old` where it is kept, else `new`: along the first axis of every leaf."""
+    return jax.tree.map(lambda mine, others: jnp.where(_along(is_kept_P, mine), mine, others), old, new)
+
+
+def with_room(tokens: Array, max_len: int, fill: float = 0) -> Array:
+    """An array over tokens (the last axis) cut or filled up to `max_len`."""
+    missing = max(0, max_len - tokens.shape[-1])
+    return jnp.pad(tokens[..., :max_len], [(0, 0)] * (tokens.ndim - 1) + [(0, missing)], constant_values=fill)

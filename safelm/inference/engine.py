@@ -1,0 +1,172 @@
+"""Continuous batching: many requests at once, each replaced by the next as soon as it is finished.
+
+Requests whose methods share a program form a lane (`safelm.inference.lane`): greedy decoding and sampling together,
+others by their numbers of beams and candidates. Each has a row of a slotted cache per beam. A request waits until its
+rows and the tokens that it may come to fit what is left of both; requests are admitted in the order they came, so none
+waits forever.
+"""
+
+import collections
+from collections.abc import Sequence
+
+import jax
+
+from safelm import model
+from safelm.inference import programs
+from safelm.inference.lane import Entry, Lane
+from safelm.inference.methods import check_ids
+from safelm.inference.prompts import check_prompt
+from safelm.inference.requests import EngineRequest, TraceCandidate, Update
+from safelm.model_config import ModelConfig
+
+__all__ = ["Engine", "EngineRequest", "TraceCandidate", "Update"]
+
+
+class Engine:
+    """Decodes requests as they come. For one thread at a time.
+
+    engine.submit(request)
+    while not engine.is_idle:
+        for update in engine.step(): ...
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: model.Params,
+        *,
+        harm_tag_id: int | None,
+        slots: int = 8,
+        max_tokens: int = 0,
+        steps_per_call: int = 8,
+    ):
+        """An idle engine.
+
+        Args:
+          harm_tag_id: None if the vocabulary has no tag.
+          slots: sequences decoded at once; beam methods take `num_beams` of them.
+          max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
+          steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
+            more spend less time between steps.
+
+        Raises:
+          ValueError: a size below 1, or a tag outside the vocabulary.
+        """
+        for name, value, least in (("slots", slots, 1), ("max_tokens", max_tokens, 0), ("steps", steps_per_call, 1)):
+            if value < least:
+                raise ValueError(f"engine: {name}={value}: must be at least {least}")
+        if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
+            raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
+        self._config, self._params, self._harm_tag_id = config, params, harm_tag_id
+        self._num_slots = slots
+        self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
+        self._steps_per_call = steps_per_call
+        self._lanes: dict[programs.StepShape, Lane] = {}
+        self._waiting: collections.deque[Entry] = collections.deque()
+        self._cancelled: list[int] = []
+        self._num_submitted = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot yet."""
+        return len(self._waiting)
+
+    @property
+    def num_active(self) -> int:
+        """Requests with a slot."""
+        return sum(len(lane.entries) for lane in self._lanes.values())
+
+    @property
+    def tokens_reserved(self) -> int:
+        """Tokens of cache that the active requests may come to, all rows together; at most `max_tokens`."""
+        return sum(lane.tokens_with() for lane in self._lanes.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is active, waiting or still to be told."""
+        return not (self._waiting or self._cancelled or self.num_active)
+
+    def submit(self, request: EngineRequest) -> int:
+        """Queues a request; returns its id.
+
+        Raises:
+          ValueError: it can never run: prompt and new tokens don't fit the context or the cache, an id is outside the
+            vocabulary, or the method needs the harm tag and the vocabulary has none.
+        """
+        check_ids(self._config, request.method, request.end_id, self._harm_tag_id)
+        prompt = check_prompt(
+            self._config, request.prompt, max_new_tokens=request.max_new_tokens, eos_id=request.end_id, name="prompt"
+        )
+        entry = Entry(self._num_submitted, request, prompt)
+        shape = programs.step_shape(request.method)
+        if shape.num_rows > self._num_slots:
+            raise ValueError(f"num_beams={shape.num_rows} is more than the engine's {self._num_slots} slots")
+        tokens = self._lane(shape).tokens_alone(entry)
+        if tokens > self._max_tokens:
+            raise ValueError(
+                f"the prompt's {len(prompt)} tokens and max_new_tokens={request.max_new_tokens} take {tokens} tokens "
+                f"of cache, the engine's has {self._max_tokens}"
+            )
+        self._num_submitted += 1
+        self._waiting.append(entry)
+        return entry.request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Frees the request's slot, or its place in the queue, at the next step; of a finished one: nothing."""
+        self._cancelled.append(request_id)
+
+    def step(self) -> list[Update]:
+        """Admits what fits, runs one block of steps for what is active; returns what is new ([] when idle)."""
+        updates = self._drop_cancelled()
+        joining = self._admissible()
+        for shape, lane in list(self._lanes.items()):
+            try:
+                lane.admit(joining.get(shape, ()))
+                if lane.entries:
+                    updates += lane.run(stops_early=bool(self._waiting))
+            except jax.errors.JaxRuntimeError as error:  # out of memory, a lost device: of this lane's requests alone
+                failed = {entry.request_id: entry for entry in [*lane.entries, *joining.get(shape, ())]}
+                updates += [Update(request_id, finished="error", error=str(error)) for request_id in failed]
+                del self._lanes[shape]
+        return updates
+
+    def _lane(self, shape: programs.StepShape) -> Lane:
+        if shape not in self._lanes:
+            self._lanes[shape] = Lane(
+                self._config,
+                self._params,
+                shape,
+                harm_tag_id=self._harm_tag_id,
+                max_prompts=self._num_slots // shape.num_rows,
+                steps_per_call=self._steps_per_call,
+            )
+        return self._lanes[shape]
+
+    def _drop_cancelled(self) -> list[Update]:
+        updates = []
+        for request_id in self._cancelled:
+            is_waiting = any(entry.request_id == request_id for entry in self._waiting)
+            if is_waiting or any(lane.remove(request_id) for lane in self._lanes.values()):
+                updates.append(Update(request_id, finished="cancelled"))
+        cancelled = set(self._cancelled)
+        self._waiting = collections.deque(entry for entry in self._waiting if entry.request_id not in cancelled)
+        self._cancelled = []
+        return updates
+
+    def _admissible(self) -> dict[programs.StepShape, Sequence[Entry]]:
+        """Takes from the queue's head what fits into the slots and the cache."""
+        joining: dict[programs.StepShape, list[Entry]] = {}
+        rows_left = self._num_slots - sum(len(lane.entries) * shape.num_rows for shape, lane in self._lanes.items())
+        tokens = {shape: lane.tokens_with() for shape, lane in self._lanes.items()}
+        while self._waiting:
+            entry = self._waiting[0]
+            shape = programs.step_shape(entry.request.method)
+            lane = self._lane(shape)
+            with_it = lane.tokens_with([*joining.get(shape, ()), entry])
+            others = sum(count for other, count in tokens.items() if other != shape)
+            if shape.num_rows > rows_left or others + with_it > self._max_tokens:
+                break
+            tokens[shape] = with_it
+            rows_left -= shape.num_rows
+            joining.setdefault(shape, []).append(self._waiting.popleft())
+        return joining

@@ -1,0 +1,221 @@
+"""The prompts that one decoding program works on together, and their cache."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from safelm import model
+from safelm.inference import asked, programs
+from safelm.inference.prompts import SMALLEST_BUCKET, bucket
+from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
+from safelm.model_config import ModelConfig
+
+READ_AT_ONCE = 4096  # tokens of prompts, padding included
+SHORTEST_CACHE = 64  # tokens of a row
+_FINISHED: dict[int, Finished] = {asked.RUNNING: "length", asked.ENDED_BY_EOS: "eos", asked.ENDED_BY_TAG: "tag"}
+
+
+@dataclasses.dataclass
+class Entry:
+    """A request with a slot.
+
+    Attributes:
+      num_tokens: generated so far.
+      num_told: of them, those that an update spoke of.
+    """
+
+    request_id: int
+    request: EngineRequest
+    prompt: list[int]
+    num_tokens: int = 0
+    num_told: int = 0
+    trace: list[tuple[TraceCandidate, ...]] = dataclasses.field(default_factory=list)
+
+    @property
+    def need(self) -> int:
+        """Tokens of cache for a row, in the end."""
+        return len(self.prompt) + self.request.max_new_tokens
+
+
+class Lane:
+    """Slots for prompts whose methods share a program, with a cache that grows and shrinks with what they need.
+
+    The cache has a power of four times `shape.num_rows` rows (or the most there can be) of a power of two of positions:
+    of those that the longest prompt will have reached after the coming block of steps. What is reserved is what they
+    can come to.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: model.Params,
+        shape: programs.StepShape,
+        *,
+        harm_tag_id: int | None,
+        max_prompts: int,
+        steps_per_call: int,
+    ):
+        self._config, self._params, self._shape = config, params, shape
+        self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
+        self._slots: list[Entry | None] = []
+        self._max_len = 0
+        self._state: Any = None
+        self._cache: model.KVCache | None = None
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The requests that have a slot."""
+        return [entry for entry in self._slots if entry is not None]
+
+    def tokens_with(self, joining: Sequence[Entry] = ()) -> int:
+        """Tokens of cache that those with a slot and these may come to, all rows together."""
+        return self._tokens([*self.entries, *joining])
+
+    def tokens_alone(self, entry: Entry) -> int:
+        """Tokens of cache that a request may come to with nothing else there."""
+        return self._tokens([entry])
+
+    def remove(self, request_id: int) -> bool:
+        """Takes a request's slot away; False if it has none here."""
+        for slot, entry in enumerate(self._slots):
+            if entry is not None and entry.request_id == request_id:
+                self._slots[slot] = None
+                return True
+        return False
+
+    def admit(self, joining: Sequence[Entry]) -> None:
+        """Reads the prompts of these and gives them slots; then the cache has the size that the next block needs."""
+        entries = [*self.entries, *joining]
+        if not entries:
+            self._slots, self._state, self._cache = [], None, None
+            return
+        reached = (min(len(e.prompt) + e.num_tokens + self._steps_per_call, e.need) for e in entries)
+        self._fit(self._num_slots(len(entries)), self._length(max(reached)))
+        free = iter([slot for slot, entry in enumerate(self._slots) if entry is None])
+        by_width: dict[int, list[Entry]] = {}
+        for entry in joining:
+            width = bucket(len(entry.prompt), SMALLEST_BUCKET, self._config.max_seq_len)
+            by_width.setdefault(width, []).append(entry)
+        for width, alike in by_width.items():
+            at_once = max(1, READ_AT_ONCE // width)
+            for start in range(0, len(alike), at_once):
+                self._read(alike[start : start + at_once], width, free)
+
+    def run(self, *, stops_early: bool) -> list[Update]:
+        """One block of steps; `stops_early`: only until the first prompt is over."""
+        is_wanted_P = np.array([entry is not None for entry in self._slots])
+        self._state, self._cache, report = programs.run(
+            self._config,
+            self._shape,
+            self._params,
+            self._state,
+            self._cache,
+            is_wanted_P,
+            np.bool_(stops_early),
+            num_steps=self._steps_per_call,
+        )
+        wants_trace = any(entry.request.want_trace for entry in self.entries)
+        report = jax.device_get({key: value for key, value in report.items() if key != "tried" or wants_trace})
+        updates = []
+        for slot, entry in enumerate(self._slots):
+            if entry is None:
+                continue
+            if "tried" in report:
+                self._note(entry, report, slot)
+            is_over = bool(report["is_over_P"][slot])
+            entry.num_tokens = int(report["step_P"][slot])
+            if is_over or self._shape.num_rows == 1:
+                update = self._update(entry, [array[slot] for array in report["outcome"]], is_over)
+                updates += [update] if update.tokens or update.finished else []
+            if is_over:
+                self._slots[slot] = None
+        return updates
+
+    def _tokens(self, entries: Sequence[Entry]) -> int:
+        longest = max((entry.need for entry in entries), default=0)
+        return self._num_slots(len(entries)) * self._shape.num_rows * self._length(longest) if entries else 0
+
+    def _num_slots(self, num_entries: int) -> int:
+        size = 1
+        while size < num_entries:
+            size *= 4
+        return min(size, self._max_prompts)
+
+    def _length(self, num_tokens: int) -> int:
+        return bucket(num_tokens, SHORTEST_CACHE, self._config.max_seq_len)
+
+    def _fit(self, num_slots: int, max_len: int) -> None:
+        """Gives state and cache this size, if they have another one."""
+        if (num_slots, max_len) == (len(self._slots), self._max_len) and self._state is not None:
+            return
+        taken = [slot for slot, entry in enumerate(self._slots) if entry is not None]
+        sizes = {"num_prompts": num_slots, "max_len": max_len}
+        if not taken:
+            self._state = self._cache = None
+            self._state, self._cache = programs.nothing(
+                self._config, self._shape, harm_tag_id=self._harm_tag_id, **sizes
+            )
+        else:
+            slots_P = np.full(num_slots, len(self._slots), np.int32)
+            slots_P[: len(taken)] = taken
+            self._state, self._cache = programs.resize(self._shape, self._state, self._cache, slots_P, max_len=max_len)
+        self._slots = [self._slots[slot] for slot in taken] + [None] * (num_slots - len(taken))
+        self._max_len = max_len
+
+    def _read(self, entries: Sequence[Entry], width: int, free: Any) -> None:
+        height = bucket(len(entries), 1, max(1, READ_AT_ONCE // width))
+        tokens_PT, lengths_P = np.zeros((height, width), np.int32), np.zeros(height, np.int32)
+        slots_P = np.full(height, len(self._slots), np.int32)
+        rows: list[Any] = [None] * height
+        for row, entry in enumerate(entries):
+            request, length = entry.request, len(entry.prompt)
+            tokens_PT[row, :length], lengths_P[row], slots_P[row] = entry.prompt, length, next(free)
+            rows[row] = (length, request.max_new_tokens, request.end_id, request.method, request.seed)
+            self._slots[slots_P[row]] = entry
+        new_kv, logits_PV = programs.read_prompts(self._config, self._params, tokens_PT, lengths_P)
+        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, max_pool=self._shape.num_dropped_from)
+        self._state, self._cache = programs.join(
+            self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV
+        )
+
+    def _update(self, entry: Entry, outcome: Sequence[Any], is_over: bool) -> Update:
+        tokens_T, tag_log_probs_T, num_tokens, log_prob, end = outcome
+        if np.isnan(log_prob):
+            return Update(entry.request_id, finished="error", error="the model's log-probs are not numbers")
+        news = slice(entry.num_told, int(num_tokens))
+        entry.num_told = int(num_tokens)
+        return Update(
+            entry.request_id,
+            tokens=tuple(tokens_T[news].tolist()),
+            tag_probs=() if self._harm_tag_id is None else tuple(np.exp(tag_log_probs_T[news]).tolist()),
+            finished=_FINISHED[int(end)] if is_over else "",
+            log_prob=float(log_prob),
+            trace=tuple(entry.trace) if is_over and entry.request.want_trace and self._shape.num_rows > 1 else None,
+        )
+
+    def _note(self, entry: Entry, report: dict[str, Any], slot: int) -> None:
+        """Adds the steps that the request went through to its trace."""
+        if not entry.request.want_trace or report["tried"] is None:
+            return
+        for step in range(int(report["step_P"][slot]) - entry.num_tokens):
+            entry.trace.append(_candidates(jax.tree.map(lambda leaf: leaf[step, slot], report["tried"])))  # noqa: B023
+
+
+def _candidates(tried: Any) -> tuple[TraceCandidate, ...]:
+    """A step's candidates, of one prompt."""
+    beam_at = {int(place): beam for beam, place in enumerate(tried.place_PW) if tried.is_beam_PW[beam]}
+    num_candidates = len(tried.tokens_PM) // len(tried.place_PW)
+    return tuple(
+        TraceCandidate(
+            parent=place // num_candidates,
+            token=None if tried.is_held_PM[place] else int(tried.tokens_PM[place]),
+            log_prob=float(tried.log_prob_PM[place]),
+            tag_prob=None if np.isnan(tried.tag_log_prob_PM[place]) else float(np.exp(tried.tag_log_prob_PM[place])),
+            outcome="dropped" if tried.is_dropped_PM[place] else "kept" if place in beam_at else "outranked",
+            beam=beam_at.get(place),
+        )
+        for place in np.flatnonzero(np.isfinite(tried.log_prob_PM)).tolist()
+    )
