@@ -11,15 +11,9 @@ from typing import Any
 
 from safelm import checkpoint, cli, inference
 from safelm.inference import methods
+from safelm.inference.methods import METHODS
 from safelm.tokenizer import Tokenizer
 
-METHODS: dict[str, type[methods.Method]] = {
-    "greedy": methods.Greedy,
-    "sample": methods.Sampling,
-    "beam": methods.Beam,
-    "safe_beam": methods.SafeBeam,
-    "tag_penalty": methods.TagPenaltySampling,
-}
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
     "num_candidates": (int, "next tokens tried per beam (safe_beam) or step (tag_penalty)"),

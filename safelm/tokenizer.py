@@ -66,6 +66,8 @@ class Tokenizer:
         self.chat_end_id = vocabulary.get(CHAT_END)
         self._eos_token = eos_token
         self._lost_bytes = _bytes_without_token(vocabulary)
+        self._byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
+        self._specials = {i: t.content for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
         self._newline = self.encode("\n")
         canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, separators=(",", ":"))
         self.hash = hashlib.sha256(canonical.encode()).hexdigest()
@@ -117,6 +119,17 @@ class Tokenizer:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise ValueError(f"token ids must lie in [0, {self.vocab_size}), got {min(ids)} to {max(ids)}")
         return self._backend.decode(ids, skip_special_tokens=not keep_special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one id adds to `decode`'s: part of a character at times, nothing for an id without a token."""
+        content = self._backend.id_to_token(token) or ""
+        if token not in self._specials and all(character in self._byte_of for character in content):
+            return bytes(self._byte_of[character] for character in content)
+        return content.encode()
+
+    def special_token(self, token: int) -> str | None:
+        """The string of a special token (end of text, ChatML's, the harm tag, ..); None for a token of text."""
+        return self._specials.get(token)
 
     def count_lost_bytes(self, text: str) -> int:
         """How many bytes of `text` in UTF-8 have no token in this vocabulary and so vanish when it is encoded."""
@@ -216,10 +229,9 @@ class Tokenizer:
         return _unpickle, (self._backend.to_str(), self._eos_token)
 
     def _check_literal(self, origin: str) -> None:
-        added = self._backend.get_added_tokens_decoder()
-        specials = {i: token.content for i, token in added.items() if token.special}
-        for token, ids in zip(specials.values(), self.encode_batch([*specials.values()]), strict=True):
-            if not specials.keys().isdisjoint(ids.tolist()):
+        strings = [*self._specials.values()]
+        for token, ids in zip(strings, self.encode_batch(strings), strict=True):
+            if not self._specials.keys().isdisjoint(ids.tolist()):
                 raise ValueError(f"{origin}: text that spells {token!r} would turn into a special token")
 
 

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-extras=(dev eval synthesis)
+extras=(dev eval serve synthesis)
 if [ "$(uname -sm)" = "Linux x86_64" ]; then extras+=(tpu); fi  # its compiler: no TPU is needed
 if [ "${SAFELM_PARITY:-0}" = 1 ]; then extras+=(parity); fi
 scripts/install.sh "${extras[@]}"

@@ -18,13 +18,15 @@ LAYERS = [
      "safelm.optimizer", "safelm.data", "safelm.synthetic_web"),
     ("safelm.checkpoint", "safelm.formats", "safelm.inference"),
     ("safelm.evaluation", "safelm.safety"),
+    ("safelm.serving",),
     # commands: nothing in the package imports them, but for train's own parts
     ("safelm.train", "safelm.aot", "safelm.generate", "safelm.evaluate", "safelm.convert", "safelm.cache",
-     "safelm.score", "safelm.report_card", "safelm.synthesize", "safelm.lm_eval"),
+     "safelm.score", "safelm.report_card", "safelm.synthesize", "safelm.lm_eval",
+     "safelm.serve"),
 ]
 PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
 COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "train_classifier", "synthetic_web",
-            "cache_tasks", "score", "report_card", "synthesize", "lm_eval")
+            "cache_tasks", "score", "report_card", "synthesize", "lm_eval", "serve")
 
 
 def module_name(path: Path) -> str:

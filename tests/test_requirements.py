@@ -10,7 +10,7 @@ from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA_ONLY = {"seqio", "sentencepiece", "tensorflow", "tensorflow-datasets", "tensorflow-text"}
-EXTRAS = ("dev", "beam", "eval", "tpu")
+EXTRAS = ("dev", "beam", "eval", "serve", "tpu")
 
 
 def _read(name: str) -> list[Requirement]:

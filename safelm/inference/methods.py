@@ -114,6 +114,13 @@ class TagPenaltySampling:
 
 
 Method = Greedy | Sampling | Beam | SafeBeam | TagPenaltySampling
+METHODS: dict[str, type[Method]] = {
+    "greedy": Greedy,
+    "sample": Sampling,
+    "beam": Beam,
+    "safe_beam": SafeBeam,
+    "tag_penalty": TagPenaltySampling,
+}
 
 
 def looks_ahead(method: Method) -> bool:

@@ -96,10 +96,13 @@ class ChatTemplate:
         before, *others = rendered.split(_SLOT)
         if len(others) != 1 or question.system not in rendered:
             raise ValueError(f"{self._source}: its chat template doesn't give a message as it is, once")
-        tokenizer = self._tokenizer
-        is_chatml = tokenizer.chat_end_id is not None and CHAT_END in rendered
-        end_id = tokenizer.chat_end_id if is_chatml else tokenizer.eos_id
-        return Frame(tuple(self.encode(before)), tuple(self.encode(others[0])), end_id=end_id, text=rendered)
+        ends = self.end_id(rendered)
+        return Frame(tuple(self.encode(before)), tuple(self.encode(others[0])), end_id=ends, text=rendered)
+
+    def end_id(self, rendered: str) -> int:
+        """What ends a reply in a rendered conversation: the end of a turn in ChatML, else that of a document."""
+        is_chatml = self._tokenizer.chat_end_id is not None and CHAT_END in rendered
+        return self._tokenizer.chat_end_id if is_chatml else self._tokenizer.eos_id
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, open_last: bool = False
@@ -153,6 +156,11 @@ def _mark(special: re.Match[str]) -> str:
 def make_frame(tokenizer: Tokenizer, question: Question, *, source: str) -> Frame:
     """One question in the template of `source`; raises as `ChatTemplate` does."""
     return ChatTemplate(tokenizer, source=source).frame(question)
+
+
+def has_own_template(source: str) -> bool:
+    """Whether the folder `source` brings a chat template."""
+    return "://" not in source and _own_template(Path(source)) is not None
 
 
 def _template(source: str, tokenizer: Tokenizer) -> tuple[str, dict[str, str]]:

@@ -1,0 +1,115 @@
+"""Serves checkpoints: the OpenAI API (completions, chats, streams) with P(tag) beside every token, and a playground.
+
+The page is at /, the API under /v1, Prometheus' metrics at /metrics. Any OpenAI client works; a `safelm` object in a
+request picks the decoding ({"method": "safe_beam", "num_beams": 4, "num_candidates": 4, "drop_fraction": 0.5}).
+Listens on this machine only unless --host says otherwise. SAFELM_SERVE_KEY, if set, is the key clients must bring.
+SIGTERM finishes what is under way and ends with code 0. Logs hold ids, counts and times, never a text.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import functools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safelm import cli
+from safelm.inference.engine import Engine
+from safelm.inference.methods import METHODS
+from safelm.serving import app, models
+from safelm.serving.limits import Limits
+
+log = logging.getLogger("safelm.serve")
+KEY_VARIABLE = "SAFELM_SERVE_KEY"
+_MEANINGS = {
+    "body_bytes": "largest request",
+    "body_seconds": "for a request to arrive, and for a client to take what is sent",
+    "prompt_tokens": "longest prompt",
+    "score_tokens": "longest text to score",
+    "new_tokens": "most tokens of one reply",
+    "open_requests": "requests answered at once, waiting ones included; more get 429",
+    "request_seconds": "longest a reply may take",
+    "beams": "largest num_beams",
+    "candidates": "largest num_candidates",
+    "shapes": "different pairs of beams and candidates that are compiled",
+    "connections": "open at once",
+    "grace_seconds": "for requests under way at SIGTERM",
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command's flags."""
+    example = "python -m safelm.serve --checkpoint=raw=runs/raw --checkpoint=safety=runs/safety --port=8000"
+    parser = cli.parser("safelm.serve", __doc__, example)
+    parser.add_argument("--checkpoint", action="append", required=True, metavar="[NAME=]SOURCE",
+                        help="training run, converted checkpoint, Hugging Face folder or GGUF file; may be repeated, "
+                        "the first is the default; clients ask for NAME (default: the folder's or file's)")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free one (default %(default)s)")
+    parser.add_argument("--method", choices=METHODS, default="sample",
+                        help="of requests that name none (default %(default)s)")  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="",
+                        help="to compute in (default: the checkpoint's)")  # fmt: skip
+    parser.add_argument("--slots", type=int, default=32, help="requests decoded at once, a model (default %(default)s)")
+    parser.add_argument("--cache_tokens", type=int, default=65536,
+                        help="a model's cache; every beam takes its own (default %(default)s)")  # fmt: skip
+    for field in dataclasses.fields(Limits):
+        parser.add_argument(f"--{field.name}", type=field.type, default=field.default,
+                            help=f"{_MEANINGS[field.name]} (default %(default)s)")  # fmt: skip
+    return parser
+
+
+def parse_checkpoints(flags: Sequence[str]) -> dict[str, str]:
+    """Sources by name. Raises ValueError for a name that is given twice or holds other than letters, digits, - . _."""
+    sources: dict[str, str] = {}
+    for flag in flags:
+        name, equals, source = flag.partition("=")
+        if not equals:
+            source = flag
+            name = Path(source.rstrip("/")).name
+        if not source or not name or not all(each.isalnum() or each in "-._" for each in name):
+            raise ValueError(f"--checkpoint={flag}: want NAME=SOURCE with a name of letters, digits, -, . and _")
+        if name in sources:
+            raise ValueError(f"--checkpoint={flag}: the name {name} is given twice")
+        sources[name] = source
+    return sources
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Loads, then serves until told to end."""
+    limits = Limits(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Limits)})
+    sources = parse_checkpoints(flags.checkpoint)
+    if not 0 <= flags.port < 65536:
+        raise ValueError(f"--port={flags.port}: want 0 to 65535")
+    for name in ("slots", "cache_tokens"):
+        if getattr(flags, name) < 1:
+            raise ValueError(f"--{name}={getattr(flags, name)}: must be at least 1")
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key and not app.is_loopback(flags.host):
+        log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
+    served = {name: models.load(name, source, dtype=flags.dtype) for name, source in sources.items()}
+    engines = {
+        name: functools.partial(
+            Engine, model.config, model.params, harm_tag_id=model.tokenizer.harm_tag_id, slots=flags.slots,
+            max_tokens=flags.cache_tokens,
+        )
+        for name, model in served.items()
+    }  # fmt: skip
+    config = app.ServerConfig(limits, key=key, default_method=flags.method, host=flags.host, port=flags.port)
+
+    def started(server: app.Server) -> None:
+        for name, model in served.items():
+            size = f"{model.config.num_params:,}"
+            log.info("model %s: %s parameters, context %d", name, size, model.config.max_seq_len)
+        sys.stdout.write(f"listening on {server.url}\n")
+        sys.stdout.flush()
+
+    asyncio.run(app.serve(config, served, engines, started=started))
+    log.info("ended")
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

@@ -1,0 +1,104 @@
+"""What stands in front of every route: who may ask, from where, and how failures are told and logged."""
+
+import asyncio
+import contextlib
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from aiohttp import web
+
+from safelm.serving.errors import ApiError, log_defect
+from safelm.serving.metrics import Metrics
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_OPEN_TO_ALL = ("/", "/health")  # and the page's files
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_HTTP_MESSAGES = {404: "no such path", 405: "this path does not take this method"}
+
+
+def count_and_tell_errors(metrics: Metrics, *, seconds_to_send: float) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Outermost: every failure becomes an error in OpenAI's form; counts and times what was answered."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.monotonic()
+        route = request.match_info.route.resource.canonical if request.match_info.route.resource else "none"
+        if request.transport is not None:  # so that a reply counts as sent only when it has left this process
+            request.transport.set_write_buffer_limits(high=0)
+        status = 499  # the client went away, unless it turns out otherwise
+        try:
+            response = await _answer(request, handler)
+            status = response.status
+            async with patience(request, seconds_to_send):
+                await response.prepare(request)
+                await response.write_eof()
+            return response
+        finally:
+            metrics.requests.labels(route, str(status)).inc()
+            metrics.request_seconds.labels(route).observe(time.monotonic() - began)
+
+    return middleware
+
+
+@contextlib.asynccontextmanager
+async def patience(request: web.Request, seconds: float) -> AsyncIterator[None]:
+    """Waits so long for a client to take what the block sends, then cuts the connection off (ConnectionResetError)."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client stopped reading") from None
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        response = await handler(request)
+    except ApiError as error:
+        response = web.json_response(error.body(), status=error.status, headers=error.headers)
+        if error.ends_connection:
+            response.force_close()
+    except web.HTTPException as error:
+        told = ApiError(error.status, _HTTP_MESSAGES.get(error.status, error.reason))
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        response = web.json_response(told.body(), status=error.status, headers=headers)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception as error:
+        log_defect(f"{request.method} {request.path} failed", error)
+        response = web.json_response(ApiError(500, "a defect of the server").body(), status=500)
+    if not response.prepared:
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def allow(*, key: str, is_loopback: bool) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Refuses requests without the key (where there is one) and, on loopback, those sent by foreign web pages.
+
+    A page elsewhere can make a browser send requests here. It can't send them as JSON without asking first, which this
+    server never answers, and if it points its own name at this address, that name stands in the Host header.
+    """
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
+        if is_loopback and host.lower() not in _LOOPBACK_HOSTS:
+            raise ApiError(403, "this server answers to localhost only (Host header)", code="wrong_host")
+        is_open = request.path in _OPEN_TO_ALL or request.path.startswith("/playground/")
+        if key and not is_open and not _has_key(request, key):
+            raise ApiError(401, "want the server's key as 'Authorization: Bearer KEY'", code="invalid_api_key",
+                           headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+        if request.method == "POST" and request.content_type != "application/json":
+            raise ApiError(415, "want Content-Type: application/json", code="wrong_content_type")
+        return await handler(request)
+
+    return middleware
+
+
+def _has_key(request: web.Request, key: str) -> bool:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    is_same = hmac.compare_digest(given.strip().encode(errors="replace"), key.encode())
+    return is_same and scheme.lower() == "bearer"

@@ -1,0 +1,167 @@
+"""The server's life: listen, answer, and on SIGTERM finish what is under way before it ends."""
+
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from aiohttp import web
+
+from safelm.inference.engine import Engine
+from safelm.serving import access, static_files
+from safelm.serving.errors import ApiError
+from safelm.serving.limits import Admission, Limits, Shapes
+from safelm.serving.metrics import Metrics
+from safelm.serving.models import ServedModel
+from safelm.serving.routes import Service
+from safelm.serving.worker import EngineWorker
+
+log = logging.getLogger(__name__)
+_HEADER_BYTES = 8190
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s"
+)
+_TOO_MANY_BODY = b'{"error": {"message": "too many connections", "type": "server_error", "param": null, "code": null}}'
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    """How to serve.
+
+    Attributes:
+      key: that clients must bring; empty for none.
+      default_method: of requests that name no method.
+      port: 0 for any free one.
+    """
+
+    limits: Limits
+    key: str = ""
+    default_method: str = "sample"
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+class Server:
+    """A running server, in one event loop.
+
+    Attributes:
+      url: where it listens.
+      service: what the routes share.
+    """
+
+    def __init__(self, config: ServerConfig, service: Service, runner: web.AppRunner, listener: asyncio.Server):
+        self.service = service
+        self._config, self._runner, self._listener = config, runner, listener
+        host, port = listener.sockets[0].getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def drain(self) -> None:
+        """Refuses new requests, waits for those under way for the grace period, and ends those that are left."""
+        admission, worker = self.service.admission, self.service.worker
+        admission.is_draining = True
+        log.info("draining: %d requests under way", admission.num_open)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.limits.grace_seconds):
+                await admission.wait_until_empty()
+        if admission.num_open:
+            log.warning("the grace period is over: %d requests are ended", admission.num_open)
+            worker.abandon(ApiError(503, "the server is shutting down", code="shutting_down"))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await admission.wait_until_empty()
+
+    async def close(self) -> None:
+        """Closes the listener and what is still connected, and ends the computing thread."""
+        self._listener.close()
+        await self._runner.cleanup()
+        await asyncio.to_thread(self.service.worker.stop)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    config: ServerConfig, models: Mapping[str, ServedModel], make_engines: Mapping[str, Callable[[], Engine]]
+) -> AsyncIterator[Server]:
+    """A server that listens for as long as the block runs. OSError if it can't listen there."""
+    limits, metrics = config.limits, Metrics()
+    service = Service(
+        models, EngineWorker(make_engines), limits, Admission(limits.open_requests), Shapes(limits.shapes), metrics,
+        config.default_method,
+    )  # fmt: skip
+    app = web.Application(
+        middlewares=[
+            access.count_and_tell_errors(metrics, seconds_to_send=limits.body_seconds),
+            access.allow(key=config.key, is_loopback=is_loopback(config.host)),
+        ],
+        client_max_size=limits.body_bytes,
+    )
+    app.add_routes([*service.routes(), *static_files.routes()])
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # its lines repeat what clients sent
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, keepalive_timeout=limits.body_seconds, lingering_time=1.0,
+        shutdown_timeout=1.0, max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES,
+    )  # fmt: skip
+    await runner.setup()
+    try:
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: _protocol(runner, limits.connections), config.host, config.port, backlog=512
+        )
+    except OSError as error:
+        await runner.cleanup()
+        raise OSError(f"--host={config.host} --port={config.port}: can't listen there ({error.strerror})") from error
+    service.worker.start()
+    server = Server(config, service, runner, listener)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+async def serve(
+    config: ServerConfig,
+    models: Mapping[str, ServedModel],
+    make_engines: Mapping[str, Callable[[], Engine]],
+    *,
+    started: Callable[[Server], None],
+) -> None:
+    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once."""
+    signalled = [asyncio.Event(), asyncio.Event()]
+
+    def note() -> None:
+        signalled[signalled[0].is_set()].set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, note)
+    async with serving(config, models, make_engines) as server:
+        started(server)
+        await signalled[0].wait()
+        waits = [asyncio.ensure_future(server.drain()), asyncio.ensure_future(signalled[1].wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _protocol(runner: web.AppRunner, most: int) -> asyncio.Protocol:
+    assert runner.server is not None
+    return runner.server() if len(runner.server.connections) < most else _Refusal()
+
+
+class _Refusal(asyncio.Protocol):
+    """A connection beyond the limit: told so and closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.write(_TOO_MANY % (len(_TOO_MANY_BODY), _TOO_MANY_BODY))
+        transport.close()

@@ -1,0 +1,56 @@
+"""What a client is told when a request can't be answered, in OpenAI's form."""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_SHOWN = 80  # characters of a value that an error repeats
+
+
+class ApiError(Exception):
+    """A request that is refused or failed; its message names the field and never holds a text.
+
+    Attributes:
+      status: of HTTP.
+      param: the field at fault, dotted where it is nested ("safelm.num_beams").
+      code: for programs ("model_not_found").
+      headers: to send with it.
+      ends_connection: close it behind the reply.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        ends_connection: bool = False,
+    ):
+        super().__init__(message)
+        self.ends_connection = ends_connection
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object of the reply."""
+        kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def bad_field(name: str, value: Any, want: str) -> ApiError:
+    """A field of the wrong type or outside its bounds."""
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + ".."
+    return ApiError(400, f"{name}={shown}: want {want}", param=name)
+
+
+def log_defect(what: str, error: Exception) -> None:
+    """Where it happened and the exception's type; not its message, which may hold a text."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s: %s\n%s", what, type(error).__name__, where.rstrip())

@@ -1,0 +1,107 @@
+"""The fields of a JSON object, each taken once and checked; what nobody took is refused by name."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from safelm.serving.errors import ApiError, bad_field
+
+
+def read_json(data: bytes) -> dict[str, Any]:
+    """The JSON object in a body; ApiError for anything else, NaN and Infinity included."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        body = json.loads(data, parse_constant=refuse)
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply", code="bad_json") from None
+    except ValueError as error:  # JSONDecodeError, bytes that aren't UTF-8, numbers of thousands of digits
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise ApiError(400, f"the body is not JSON ({reason})", code="bad_json") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body is {_type_of(body)}, want an object", code="bad_json")
+    return body
+
+
+class Fields:
+    """Takes fields out of an object one by one. A null is as good as an absent field.
+
+    Every method raises ApiError, naming the field, for a value of another type or outside the bounds.
+    """
+
+    def __init__(self, body: dict[str, Any], *, prefix: str = ""):
+        self._left = {name: value for name, value in body.items() if value is not None}
+        self._prefix = prefix
+
+    def take(self, name: str) -> Any:
+        """Whatever is there; None if nothing is."""
+        return self._left.pop(name, None)
+
+    def name_of(self, name: str) -> str:
+        """The field as errors call it."""
+        return self._prefix + name
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.take(name)
+        if value is not None and not isinstance(value, bool):
+            raise bad_field(self.name_of(name), value, "true or false")
+        return default if value is None else value
+
+    def integer(self, name: str, low: int, high: int | None = None) -> int | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        want = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+            raise bad_field(self.name_of(name), value, want)
+        return value
+
+    def number(self, name: str, low: float, high: float) -> float | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not low <= value <= high:
+            raise bad_field(self.name_of(name), value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def text(self, name: str) -> str | None:
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            raise bad_field(self.name_of(name), _type_of(value), "a string")
+        return value
+
+    def choice(self, name: str, known: Sequence[str]) -> str | None:
+        value = self.take(name)
+        if value is not None and value not in known:
+            raise bad_field(self.name_of(name), value, f"one of {', '.join(known)}")
+        return value
+
+    def object(self, name: str) -> "Fields":
+        """A nested object's fields; of none if it isn't there."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, dict):
+            raise bad_field(self.name_of(name), _type_of(value), "an object")
+        return Fields(value or {}, prefix=f"{self.name_of(name)}.")
+
+    def neutral(self, name: str, *values: Any) -> None:
+        """A field of the API that isn't supported: accepted where its value asks for nothing."""
+        value = self.take(name)
+        if value is not None and not any(type(value) is type(each) and value == each for each in values):
+            shown = " or ".join(["absent", *(json.dumps(each) for each in values)])
+            raise ApiError(400, f"{self.name_of(name)} is not supported: want it {shown}",
+                           param=self.name_of(name), code="unsupported_field")  # fmt: skip
+
+    def refuse_rest(self) -> None:
+        """To be called last: what is left is unknown."""
+        for name in sorted(self._left):
+            known_as = self.name_of(name[:80])
+            raise ApiError(400, f"unknown field {known_as!r}", param=known_as, code="unknown_field")
+
+
+def _type_of(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,142 @@
+"""One request under way: prompt to ids, ids to the engine, the engine's tokens to text until something ends it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from safelm.inference.requests import EngineRequest, Update
+from safelm.serving.errors import ApiError
+from safelm.serving.limits import Limits
+from safelm.serving.models import ServedModel
+from safelm.serving.request import GenerationRequest
+from safelm.serving.text_stream import Piece, TextStream
+from safelm.serving.worker import EngineWorker
+
+_LONG_TEXT = 4096  # characters, from which a prompt is encoded off the event loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """New text, and the tokens that have become whole with it."""
+
+    text: str
+    pieces: Sequence[Piece]
+
+
+class Generation:
+    """A checked request to a model; `chunks` runs it, the other attributes are final when it has ended.
+
+    Attributes:
+      num_prompt_tokens, num_tokens: the latter with the ending token, and those a stop string cut off.
+      stopped_by: "" while it runs and if the client went away; "eos", "length"; "stop" (a stop string); "tag" (the tag
+        was chosen); "threshold" (P(tag) above `stop_above`); "time" (the server's limit; what was there by then is the
+        reply); "error".
+      log_prob: of all new tokens under the model (nats); None where the server ended the text itself.
+      first_token_at: time.monotonic() of the first text.
+    """
+
+    def __init__(self, model: ServedModel, request: GenerationRequest, engine_request: EngineRequest):
+        self.model, self.request, self.engine_request = model, request, engine_request
+        self.num_prompt_tokens, self.num_tokens = len(engine_request.prompt), 0
+        self.stopped_by, self.log_prob = "", None
+        self.first_token_at: float | None = None
+        self.pieces: list[Piece] = []
+        self.trace: Any = None
+        self._text = TextStream(model.tokenizer, request.stop)
+
+    @classmethod
+    async def prepare(cls, model: ServedModel, request: GenerationRequest, limits: Limits) -> "Generation":
+        """Encodes the prompt; ApiError if it is too long, or the model can't take it."""
+        prompt = request.prompt
+        size = sum(len(message["content"]) for message in prompt) if request.is_chat else len(prompt)
+        encode = lambda: model.encode(prompt, is_chat=request.is_chat)  # noqa: E731
+        try:
+            ids, end_id = await asyncio.to_thread(encode) if size > _LONG_TEXT else encode()
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages" if request.is_chat else "prompt") from None
+        room = model.config.max_seq_len - len(ids)
+        max_tokens = request.max_tokens or min(limits.new_tokens, room)
+        longest = min(limits.prompt_tokens, model.config.max_seq_len - 1)
+        if len(ids) > longest:
+            raise _too_long(f"the prompt has {len(ids)} tokens: want at most {longest}")
+        if max_tokens > room:
+            raise _too_long(f"the prompt's {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens}, "
+                            f"more than the model's context of {model.config.max_seq_len}")  # fmt: skip
+        steering = request.steering
+        engine_request = EngineRequest(
+            prompt=tuple(ids), method=steering.method, max_new_tokens=max_tokens, end_id=end_id,
+            seed=request.seed, want_trace=steering.want_trace,
+        )  # fmt: skip
+        return cls(model, request, engine_request)
+
+    async def chunks(self, worker: EngineWorker, *, deadline: float) -> AsyncIterator[Chunk]:
+        """The text as it becomes certain, the last time when all is.
+
+        Args:
+          deadline: of the event loop's clock.
+
+        Raises ApiError: the engine doesn't take the request or fails, or the deadline passes before the first token.
+        """
+        async with contextlib.aclosing(worker.generate(self.model.name, self.engine_request)) as updates:
+            while not self.stopped_by:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        update = await anext(updates)
+                except TimeoutError:
+                    if not self.num_tokens:
+                        raise ApiError(408, "the time for a request passed before its first token", code="timeout",
+                                       headers={"x-should-retry": "false"}) from None  # fmt: skip
+                    self.stopped_by = "time"
+                    break
+                except ValueError as error:
+                    raise ApiError(400, str(error), code="context_length_exceeded") from None
+                except RuntimeError as error:
+                    self.stopped_by = "error"
+                    raise ApiError(500, str(error), code="engine_failed") from None
+                self._take(update)
+                if not self.stopped_by and (chunk := self._release()):
+                    yield chunk
+        self._text.finish()
+        if chunk := self._release():
+            yield chunk
+
+    def _take(self, update: Update) -> None:
+        if update.finished in ("cancelled", "error"):
+            self.stopped_by = "error"
+            raise ApiError(500, f"the engine ended the request ({update.finished})", code="engine_failed")
+        ends = {self.engine_request.end_id, self.model.tokenizer.eos_id}
+        stop_above = self.request.steering.stop_above
+        num_before = self.num_tokens
+        for token, tag_prob in zip(update.tokens, update.tag_probs or [None] * len(update.tokens), strict=True):
+            self.num_tokens += 1
+            is_last = bool(update.finished) and self.num_tokens - num_before == len(update.tokens)
+            if tag_prob is not None and tag_prob > stop_above:
+                self.stopped_by = "threshold"
+            elif token in ends:
+                self.stopped_by = "eos"
+            elif update.finished == "tag" and is_last:
+                self.stopped_by = "tag"
+            else:
+                self._text.add(token, tag_prob)
+                self.stopped_by = "stop" if self._text.is_stopped else ""
+            if self.stopped_by:
+                break
+        if update.finished:
+            self.stopped_by = self.stopped_by or update.finished
+            self.trace = update.trace
+            if self.stopped_by == update.finished:
+                self.log_prob = update.log_prob
+
+    def _release(self) -> Chunk | None:
+        text, pieces = self._text.release()
+        self.pieces += pieces
+        if (text or pieces) and self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        return Chunk(text, pieces) if text or pieces else None
+
+
+def _too_long(message: str) -> ApiError:
+    return ApiError(400, message, param="prompt", code="context_length_exceeded")

@@ -1,0 +1,106 @@
+"""What a server takes on at most, and the count of requests that are being answered."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from safelm.inference.methods import Method
+from safelm.serving.errors import ApiError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds, each a flag of `safelm.serve`.
+
+    Attributes:
+      body_bytes: of a request.
+      body_seconds: for a request's body to arrive, and for its headers.
+      prompt_tokens: of a prompt; `score_tokens` of a text to score.
+      new_tokens: to generate in one request; each request may ask for fewer.
+      open_requests: being generated or scored at once, those that wait for a slot included.
+      request_seconds: from a request's arrival to the end of its reply.
+      shapes: different pairs of beams and candidates, by method; each is compiled on its first use.
+      beams, candidates: of beam search, SafeBeam and tag-penalty sampling.
+      connections: open at once.
+      grace_seconds: for the requests under way when the server is told to end.
+    """
+
+    body_bytes: int = 256 * 1024
+    body_seconds: float = 15.0
+    prompt_tokens: int = 4096
+    score_tokens: int = 1024
+    new_tokens: int = 1024
+    open_requests: int = 64
+    request_seconds: float = 300.0
+    beams: int = 8
+    candidates: int = 16
+    shapes: int = 24
+    connections: int = 512
+    grace_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"--{field.name}={value}: must be above 0")
+
+
+class Admission:
+    """Counts the requests being answered and refuses those beyond the limit, or all while the server drains.
+
+    Attributes:
+      num_open: being answered now.
+      is_draining: set once, when the server is told to end.
+    """
+
+    def __init__(self, open_requests: int):
+        self.num_open, self.is_draining = 0, False
+        self._most = open_requests
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[None]:
+        """Holds a place for the block; ApiError 503 while draining, 429 when all places are taken."""
+        if self.is_draining:
+            raise ApiError(503, "the server is shutting down", code="shutting_down",
+                           headers={"Retry-After": "5"}, ends_connection=True)  # fmt: skip
+        if self.num_open >= self._most:
+            raise ApiError(429, f"{self.num_open} requests are being answered, as many as this server takes; try again",
+                           code="server_busy", headers={"Retry-After": "1"})  # fmt: skip
+        self.num_open += 1
+        self._is_empty.clear()
+        try:
+            yield
+        finally:
+            self.num_open -= 1
+            if not self.num_open:
+                self._is_empty.set()
+
+    async def wait_until_empty(self) -> None:
+        """Returns when no request is being answered."""
+        await self._is_empty.wait()
+
+
+class Shapes:
+    """Bounds how many programs clients can have compiled: beams and candidates shape a program, other settings don't.
+
+    A shape once used stays allowed, and that of greedy decoding and sampling is.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._used: set[tuple[str, int, int]] = set()
+
+    def take(self, method: Method) -> None:
+        """ApiError if this would be one shape too many."""
+        shape = (type(method).__name__, getattr(method, "num_beams", 1), getattr(method, "num_candidates", 1))
+        if shape[1:] == (1, 1):
+            return
+        if shape not in self._used and len(self._used) >= self._most:
+            raise ApiError(400, f"num_beams={shape[1]}, num_candidates={shape[2]}: this server has programs for "
+                           f"{self._most} pairs, as many as it will; want one that was used before",
+                           param="safelm.num_beams", code="too_many_shapes")  # fmt: skip
+        self._used.add(shape)

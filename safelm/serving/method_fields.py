@@ -1,0 +1,87 @@
+"""The `safelm` object of a request: which decoding method with which settings, and what to report."""
+
+import dataclasses
+from typing import Any
+
+from safelm.inference.methods import METHODS, Method
+from safelm.serving.errors import ApiError
+from safelm.serving.fields import Fields
+from safelm.serving.limits import Limits
+
+SAMPLING = ("sample", "tag_penalty")  # the methods that draw
+_PENALTY_MOST = 1000.0  # nats
+_TEMPERATURE_MOST = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Steering:
+    """What a request says beyond the OpenAI API.
+
+    Attributes:
+      stop_above: end in front of the first token whose P(tag) is above it (and say so); 1 never ends.
+      want_trace: report every candidate of every step (beam search and SafeBeam).
+    """
+
+    method: Method
+    stop_above: float
+    want_trace: bool
+
+
+def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Steering:
+    """Takes `temperature`, `top_p` and the `safelm` object out of a request's fields.
+
+    Without `safelm.method` it is the server's default method; where that is "sample", a temperature of 0 means greedy.
+    A default method that doesn't draw overrules temperature and top_p, which clients send unasked; together with a
+    method that the request names they are refused.
+    """
+    temperature = fields.number("temperature", 0.0, _TEMPERATURE_MOST)
+    top_p = fields.number("top_p", 0.0, 1.0)
+    own = fields.object("safelm")
+    named = own.choice("method", tuple(METHODS))
+    name = named or default_method
+    if temperature == 0 and name in SAMPLING:
+        if named is not None:
+            raise ApiError(400, f"temperature=0.0: {own.name_of('method')}={named} draws; ask for greedy instead",
+                           param="temperature")  # fmt: skip
+        name = "greedy"
+    settings = _settings(own, limits)
+    stop_above, want_trace = own.number("stop_above", 0.0, 1.0), own.flag("want_trace")
+    own.refuse_rest()
+    drawing = {"temperature": temperature, "top_p": top_p}
+    if name in SAMPLING:
+        settings |= {key: value for key, value in drawing.items() if value is not None}
+    elif named is not None:
+        for key, value in drawing.items():
+            if value is not None and value != (0.0 if key == "temperature" else 1.0):
+                raise ApiError(400, f"{key}={value}: {own.name_of('method')}={named} does not draw", param=key)
+    if want_trace and name not in ("beam", "safe_beam"):
+        raise ApiError(400, f"{own.name_of('want_trace')}: method {name} has no candidates to show; want beam or "
+                       "safe_beam", param=own.name_of("want_trace"))  # fmt: skip
+    return Steering(_build(name, settings, own), 1.0 if stop_above is None else stop_above, want_trace)
+
+
+def _settings(own: Fields, limits: Limits) -> dict[str, Any]:
+    """The settings given, whichever method they belong to."""
+    read = {
+        "num_beams": own.integer("num_beams", 1, limits.beams),
+        "num_candidates": own.integer("num_candidates", 1, limits.candidates),
+        "drop_fraction": own.number("drop_fraction", 0.0, 0.99),
+        "length_penalty": own.number("length_penalty", 0.0, 10.0),
+        "top_k": own.integer("top_k", 0, 2**31 - 1),
+        "threshold": own.number("threshold", 0.0, 1.0),
+        "penalty": own.number("penalty", 0.0, _PENALTY_MOST),
+        "tag_candidate": own.choice("tag_candidate", ("mask", "stop", "allow")),
+    }
+    return {name: value for name, value in read.items() if value is not None}
+
+
+def _build(name: str, settings: dict[str, Any], own: Fields) -> Method:
+    kind = METHODS[name]
+    known = {field.name for field in dataclasses.fields(kind)}
+    for setting in settings:
+        if setting not in known:
+            raise ApiError(400, f"{own.name_of(setting)}: method {name} does not take it", param=own.name_of(setting))
+    try:
+        return kind(**settings)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="safelm") from None

@@ -1,0 +1,102 @@
+"""The objects of the OpenAI API, with P(tag) in a `safelm` object beside what its clients know."""
+
+import dataclasses
+import time
+import uuid
+from typing import Any
+
+from safelm.inference.methods import METHODS, Method
+from safelm.serving.generation import Chunk, Generation
+from safelm.serving.numbers import rounded, summarize
+from safelm.serving.text_stream import Piece
+from safelm.serving.trace import describe_trace
+
+_FINISH = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}  # else content_filter
+_METHOD_NAMES = {kind: name for name, kind in METHODS.items()}
+
+
+class Replies:
+    """Writes one generation's reply: `whole`, or `chunk` for each chunk and then `ending`."""
+
+    def __init__(self, generation: Generation):
+        self._generation, self._is_chat = generation, generation.request.is_chat
+        self._is_first = True
+        self.id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def whole(self, text: str) -> dict[str, Any]:
+        """The reply of a request without `stream`."""
+        finish = finish_reason(self._generation.stopped_by)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        content = {"message": message} if self._is_chat else {"text": text}
+        return self._object("chat.completion" if self._is_chat else "text_completion", content, finish) | {
+            "usage": self._usage(),
+            "safelm": {"tokens": [describe_piece(piece) for piece in self._generation.pieces]} | self._outcome(),
+        }
+
+    def chunk(self, chunk: Chunk) -> dict[str, Any]:
+        """One event of a stream."""
+        return self._event(chunk.text, None) | {"safelm": {"tokens": [describe_piece(each) for each in chunk.pieces]}}
+
+    def ending(self) -> list[dict[str, Any]]:
+        """The last events: why it ended, and the token counts where they are asked for."""
+        events = [self._event("", finish_reason(self._generation.stopped_by)) | {"safelm": self._outcome()}]
+        if self._generation.request.include_usage:
+            events.append(events[0] | {"choices": [], "usage": self._usage()})
+            del events[1]["safelm"]
+        return events
+
+    def _event(self, text: str, finish: str | None) -> dict[str, Any]:
+        delta: dict[str, Any] = {"content": text} if text or self._is_first else {}
+        if self._is_first:
+            delta = {"role": "assistant"} | delta
+        self._is_first = False
+        kind, content = ("chat.completion.chunk", {"delta": delta}) if self._is_chat else (
+            "text_completion", {"text": text},
+        )  # fmt: skip
+        usage = {"usage": None} if self._generation.request.include_usage else {}
+        return self._object(kind, content, finish) | usage
+
+    def _object(self, kind: str, content: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
+        name = self._generation.model.name
+        return {"id": self.id, "object": kind, "created": self._created, "model": name, "choices": [choice]}
+
+    def _usage(self) -> dict[str, int]:
+        prompt, new = self._generation.num_prompt_tokens, self._generation.num_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+    def _outcome(self) -> dict[str, Any]:
+        generation = self._generation
+        outcome: dict[str, Any] = {
+            **describe_method(generation.engine_request.method),
+            "stopped_by": generation.stopped_by,
+            "summary": summarize([piece.tag_prob for piece in generation.pieces if piece.tag_prob is not None]),
+            "log_prob": None if generation.log_prob is None else rounded(generation.log_prob),
+        }
+        if generation.request.steering.want_trace:
+            outcome["trace"] = describe_trace(generation.trace, generation.model.tokenizer)
+        return outcome
+
+
+def finish_reason(stopped_by: str) -> str:
+    """OpenAI's word: a text ended because of P(tag) was cut by a content filter."""
+    return _FINISH.get(stopped_by, "content_filter")
+
+
+def describe_method(method: Method) -> dict[str, Any]:
+    """The method's name and settings."""
+    return {"method": method_name(method), "settings": dataclasses.asdict(method)}
+
+
+def method_name(method: Method) -> str:
+    """As in requests."""
+    return _METHOD_NAMES[type(method)]
+
+
+def describe_piece(piece: Piece) -> dict[str, Any]:
+    """A token: `special` only where it is one."""
+    described: dict[str, Any] = {"id": piece.id, "text": piece.text}
+    if piece.special is not None:
+        described["special"] = piece.special
+    return described | {"tag_prob": None if piece.tag_prob is None else rounded(piece.tag_prob)}

@@ -1,0 +1,194 @@
+"""Bodies of `/v1/completions`, `/v1/chat/completions` and `/v1/safelm/score` as checked requests."""
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from safelm.serving.errors import ApiError
+from safelm.serving.fields import Fields
+from safelm.serving.limits import Limits
+from safelm.serving.method_fields import Steering, read_steering
+
+_MOST_STOPS, _LONGEST_STOP = 8, 200  # strings, characters
+_MOST_MESSAGES = 500
+_DEFAULT_TOKENS = 16  # of OpenAI's /v1/completions
+Message = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationRequest:
+    """A request for one continuation.
+
+    Attributes:
+      model: by name; None for the server's first.
+      prompt: a text, token ids, or the messages of a chat.
+      max_tokens: None for as many as the server and the context allow.
+      seed: of sampling; drawn where the request has none.
+      include_usage: send the token counts at the end of a stream.
+    """
+
+    model: str | None
+    prompt: str | tuple[int, ...] | tuple[Message, ...]
+    is_chat: bool
+    steering: Steering
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    seed: int
+    stream: bool
+    include_usage: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRequest:
+    """A text (or token ids) whose tokens are given their P(tag)."""
+
+    model: str | None
+    input: str | tuple[int, ...]
+
+
+def read_completion(body: Mapping[str, Any], limits: Limits, *, default_method: str) -> GenerationRequest:
+    """A body of `/v1/completions`. ApiError names the field that is wrong, unknown or not supported."""
+    fields = Fields(dict(body))
+    prompt = _prompt(fields, "prompt")
+    fields.neutral("best_of", 1)
+    fields.neutral("echo", False)
+    fields.neutral("suffix", "")
+    fields.neutral("logprobs")
+    max_tokens = fields.integer("max_tokens", 1, limits.new_tokens)
+    return _rest(
+        fields, limits, default_method,
+        prompt=prompt, is_chat=False, max_tokens=max_tokens or min(_DEFAULT_TOKENS, limits.new_tokens),
+    )  # fmt: skip
+
+
+def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -> GenerationRequest:
+    """A body of `/v1/chat/completions`. ApiError names the field that is wrong, unknown or not supported."""
+    fields = Fields(dict(body))
+    messages = _messages(fields)
+    old, new = (fields.integer(name, 1, limits.new_tokens) for name in ("max_tokens", "max_completion_tokens"))
+    if old is not None and new is not None and old != new:
+        raise ApiError(400, f"max_tokens={old} and max_completion_tokens={new}: want one of them", param="max_tokens")
+    fields.neutral("logprobs", False)
+    fields.neutral("top_logprobs", 0)
+    fields.neutral("tools", [])
+    fields.neutral("functions", [])
+    fields.neutral("tool_choice", "none", "auto")
+    fields.neutral("function_call", "none", "auto")
+    fields.neutral("parallel_tool_calls", False, True)
+    fields.neutral("response_format", {"type": "text"})
+    fields.neutral("modalities", ["text"])
+    fields.neutral("store", False)
+    for name in ("reasoning_effort", "verbosity", "audio", "prediction", "web_search_options"):
+        fields.neutral(name)
+    return _rest(fields, limits, default_method, prompt=messages, is_chat=True, max_tokens=new or old)
+
+
+def read_score(body: Mapping[str, Any]) -> ScoreRequest:
+    """A body of `/v1/safelm/score`."""
+    fields = Fields(dict(body))
+    request = ScoreRequest(model=fields.text("model"), input=_prompt(fields, "input"))
+    fields.refuse_rest()
+    return request
+
+
+def _rest(fields: Fields, limits: Limits, default_method: str, **known: Any) -> GenerationRequest:
+    """The fields that both kinds have."""
+    steering = read_steering(fields, limits, default_method=default_method)
+    fields.neutral("n", 1)
+    for name in ("frequency_penalty", "presence_penalty"):
+        fields.neutral(name, 0, 0.0)
+    fields.neutral("logit_bias", {})
+    for name in ("user", "safety_identifier", "service_tier", "prompt_cache_key"):  # nothing depends on them
+        fields.text(name)
+    fields.object("metadata")
+    stream = fields.flag("stream")
+    options = fields.object("stream_options")
+    include_usage = options.flag("include_usage")
+    options.flag("include_obfuscation")
+    options.refuse_rest()
+    seed = fields.integer("seed", -(2**63), 2**64 - 1)
+    request = GenerationRequest(
+        model=fields.text("model"),
+        steering=steering,
+        stop=_stop(fields),
+        seed=secrets.randbits(31) if seed is None else seed % 2**31,
+        stream=stream,
+        include_usage=include_usage,
+        **known,
+    )
+    fields.refuse_rest()
+    return request
+
+
+def _prompt(fields: Fields, name: str) -> str | tuple[int, ...]:
+    value = fields.take(name)
+    if value is None:
+        raise ApiError(400, f"{name} is missing: want a string or an array of token ids", param=name)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]
+    if isinstance(value, str):
+        return _text(value, name)
+    if isinstance(value, list) and all(type(token) is int for token in value):
+        return tuple(value)
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(each, str | list) for each in value):
+        raise ApiError(400, f"{name} has {len(value)} prompts: want one a request", param=name)
+    raise ApiError(400, f"{name}: want a string or an array of token ids", param=name)
+
+
+def _messages(fields: Fields) -> tuple[Message, ...]:
+    value = fields.take("messages")
+    if not isinstance(value, list) or not 1 <= len(value) <= _MOST_MESSAGES:
+        raise ApiError(400, f"messages: want an array of 1 to {_MOST_MESSAGES} messages", param="messages")
+    return tuple(_message(each, f"messages[{index}]") for index, each in enumerate(value))
+
+
+def _message(value: Any, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise ApiError(400, f"{where}: want an object with role and content", param=where)
+    fields = Fields(value, prefix=f"{where}.")
+    role = fields.choice("role", ("system", "developer", "user", "assistant"))
+    if role is None:
+        raise ApiError(400, f"{where}.role is missing", param=f"{where}.role")
+    content = fields.take("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{where}.content[{index}]") for index, part in enumerate(content))
+    if not isinstance(content, str):
+        raise ApiError(400, f"{where}.content: want a string or an array of text parts", param=f"{where}.content")
+    fields.text("name")
+    fields.text("refusal")  # of replies that are sent back as history
+    for name in ("tool_calls", "annotations"):
+        fields.neutral(name, [])
+    for name in ("function_call", "audio"):
+        fields.neutral(name)
+    fields.refuse_rest()
+    return {"role": "system" if role == "developer" else role, "content": _text(content, f"{where}.content")}
+
+
+def _part(value: Any, where: str) -> str:
+    if not isinstance(value, dict) or value.get("type") != "text" or not isinstance(value.get("text"), str):
+        raise ApiError(400, f"{where}: want an object with type 'text' and a text", param=where)
+    return value["text"]
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    value = fields.take("stop")
+    strings = [value] if isinstance(value, str) else value or []
+    if (
+        not isinstance(strings, list)
+        or len(strings) > _MOST_STOPS
+        or not all(isinstance(each, str) and 1 <= len(each) <= _LONGEST_STOP for each in strings)
+    ):
+        raise ApiError(400, f"stop: want a string or up to {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters",
+                       param="stop")  # fmt: skip
+    return tuple(strings)
+
+
+def _text(value: str, name: str) -> str:
+    """The text; lone surrogates, which JSON can spell and Unicode text can't hold, are refused."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(400, f"{name}: a lone surrogate at character {error.start}, which no text can hold",
+                       param=name) from None  # fmt: skip
+    return value

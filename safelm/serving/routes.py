@@ -1,0 +1,229 @@
+"""The paths of the API: each reads a checked request, and writes a reply or a stream of events."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from safelm.inference.methods import METHODS
+from safelm.serving import metrics as metrics_lib
+from safelm.serving import request as request_lib
+from safelm.serving.access import patience
+from safelm.serving.errors import ApiError, log_defect
+from safelm.serving.fields import read_json
+from safelm.serving.generation import Generation
+from safelm.serving.limits import Admission, Limits, Shapes
+from safelm.serving.metrics import Metrics
+from safelm.serving.models import ServedModel
+from safelm.serving.numbers import summarize
+from safelm.serving.replies import Replies, describe_piece, method_name
+from safelm.serving.request import GenerationRequest
+from safelm.serving.worker import EngineWorker
+
+log = logging.getLogger(__name__)
+_STARTED = int(time.time())
+Reader = Callable[..., GenerationRequest]
+
+
+@dataclasses.dataclass
+class Service:
+    """What the routes share.
+
+    Attributes:
+      models: by name; the first is used where a request names none.
+      default_method: of requests that name none.
+    """
+
+    models: Mapping[str, ServedModel]
+    worker: EngineWorker
+    limits: Limits
+    admission: Admission
+    shapes: Shapes
+    metrics: Metrics
+    default_method: str
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every path but the page's."""
+        return [
+            web.get("/health", self.health),
+            web.get("/metrics", self.expose_metrics),
+            web.get("/v1/models", self.list_models),
+            web.get("/v1/models/{name}", self.describe_model),
+            web.post("/v1/completions", self.complete),
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/v1/safelm/score", self.score),
+        ]
+
+    async def health(self, _: web.Request) -> web.Response:
+        """200 while requests are taken; 503 while draining, or if the computing thread is gone."""
+        status = "ok" if self.worker.is_alive else "failed"
+        status = "draining" if self.admission.is_draining else status
+        return web.json_response({"status": status}, status=200 if status == "ok" else 503)
+
+    async def expose_metrics(self, _: web.Request) -> web.Response:
+        """Prometheus' text format."""
+        load = {name: getattr(self.worker, f"num_{name}") for name in ("waiting", "active")}
+        load["tokens_reserved"] = self.worker.tokens_reserved
+        body = self.metrics.expose(num_open=self.admission.num_open, load=load)
+        return web.Response(body=body, headers={"Content-Type": metrics_lib.CONTENT_TYPE})
+
+    async def list_models(self, _: web.Request) -> web.Response:
+        """All models, the default first."""
+        return web.json_response({"object": "list", "data": [self._model(each) for each in self.models.values()]})
+
+    async def describe_model(self, request: web.Request) -> web.Response:
+        """One model."""
+        return web.json_response(self._model(self._find(request.match_info["name"])))
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """Continues a text."""
+        return await self._generate(request, request_lib.read_completion)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Answers a conversation."""
+        return await self._generate(request, request_lib.read_chat)
+
+    async def score(self, request: web.Request) -> web.Response:
+        """P(tag) after every token of a text, without generating."""
+        parsed = request_lib.read_score(await self._read(request))
+        model = self._find(parsed.model)
+        with self.admission.enter():
+            try:
+                tokens, _ = await asyncio.to_thread(model.encode, parsed.input, is_chat=False)
+            except ValueError as error:
+                raise ApiError(400, str(error), param="input") from None
+            most = min(self.limits.score_tokens, model.config.max_seq_len)
+            if len(tokens) > most:
+                raise ApiError(400, f"input has {len(tokens)} tokens: want at most {most}", param="input",
+                               code="context_length_exceeded")  # fmt: skip
+            try:
+                async with asyncio.timeout(self.limits.request_seconds):
+                    pieces = await self.worker.call(lambda: model.score(tokens))
+            except TimeoutError:
+                raise ApiError(408, "the time for a request passed", code="timeout") from None
+        self.metrics.prompt_tokens.labels(model.name).inc(len(tokens))
+        log.info("score: model %s, %d tokens", model.name, len(tokens))
+        return web.json_response(
+            {
+                "object": "safelm.score",
+                "model": model.name,
+                "tokens": [describe_piece(piece) for piece in pieces],
+                "summary": summarize([piece.tag_prob for piece in pieces]),
+                "usage": {"prompt_tokens": len(tokens), "total_tokens": len(tokens)},
+            }
+        )
+
+    async def _generate(self, request: web.Request, read: Reader) -> web.StreamResponse:
+        began = time.monotonic()
+        deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
+        parsed = read(await self._read(request), self.limits, default_method=self.default_method)
+        model = self._find(parsed.model)
+        with self.admission.enter():
+            generation = await Generation.prepare(model, parsed, self.limits)
+            self.shapes.take(parsed.steering.method)
+            try:
+                if parsed.stream:
+                    return await self._stream(request, generation, deadline)
+                text = [chunk.text async for chunk in generation.chunks(self.worker, deadline=deadline)]
+                return web.json_response(Replies(generation).whole("".join(text)))
+            finally:
+                self._account(generation, began)
+
+    async def _stream(self, request: web.Request, generation: Generation, deadline: float) -> web.StreamResponse:
+        """Server-sent events. What fails before the first one is answered with a status of its own."""
+        replies = Replies(generation)
+        chunks = generation.chunks(self.worker, deadline=deadline)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+                "X-Content-Type-Options": "nosniff",
+            }
+        )
+        try:
+            first = await anext(chunks, None)
+            await response.prepare(request)
+            if first is not None:
+                await self._send(request, response, replies.chunk(first))
+            async for chunk in chunks:
+                await self._send(request, response, replies.chunk(chunk))
+            for event in replies.ending():
+                await self._send(request, response, event)
+            await self._send(request, response, None)
+        except Exception as error:
+            if not response.prepared or isinstance(error, ConnectionError):
+                raise
+            if not isinstance(error, ApiError):
+                log_defect("a stream failed", error)
+                error = ApiError(500, "a defect of the server")
+            await self._send(request, response, error.body())
+        finally:
+            await chunks.aclose()
+        return response
+
+    async def _send(self, request: web.Request, response: web.StreamResponse, event: dict[str, Any] | None) -> None:
+        """One event, None for the last."""
+        data = "[DONE]" if event is None else json.dumps(event, separators=(",", ":"))
+        async with patience(request, self.limits.body_seconds):
+            await response.write(f"data: {data}\n\n".encode())
+
+    async def _read(self, request: web.Request) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                data = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise ApiError(413, f"the body is larger than {self.limits.body_bytes} bytes", code="body_too_large",
+                           ends_connection=True) from None  # fmt: skip
+        except TimeoutError:
+            raise ApiError(408, f"the body took longer than {self.limits.body_seconds:g} s", code="body_too_slow",
+                           ends_connection=True) from None  # fmt: skip
+        return read_json(data)
+
+    def _find(self, name: str | None) -> ServedModel:
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise ApiError(404, f"model {name[:80]!r}: want one of {', '.join(self.models)}", param="model",
+                           code="model_not_found")  # fmt: skip
+        return self.models[name]
+
+    def _model(self, model: ServedModel) -> dict[str, Any]:
+        limits = self.limits
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": _STARTED,
+            "owned_by": "safelm",
+            "safelm": {
+                "context": model.config.max_seq_len,
+                "parameters": model.config.num_params,
+                "methods": list(METHODS),
+                "default_method": self.default_method,
+                "limits": {name: getattr(limits, name) for name in _TOLD_LIMITS},
+            },
+        }
+
+    def _account(self, generation: Generation, began: float) -> None:
+        """Counts a generation that has ended, by itself or not. Ids, counts and times only."""
+        model, method = generation.model.name, method_name(generation.engine_request.method)
+        stopped_by = generation.stopped_by or "cancelled"
+        self.metrics.prompt_tokens.labels(model).inc(generation.num_prompt_tokens)
+        self.metrics.new_tokens.labels(model, method).inc(generation.num_tokens)
+        self.metrics.ended.labels(model, method, stopped_by).inc()
+        if generation.first_token_at is not None:
+            self.metrics.first_token_seconds.labels(model, method).observe(generation.first_token_at - began)
+        if generation.pieces and generation.pieces[0].tag_prob is not None:
+            self.metrics.max_tag_prob.labels(model, method).observe(max(each.tag_prob for each in generation.pieces))
+        log.info(
+            "generation: model %s, %s, %d prompt tokens, %d new, ended by %s, %.3f s",
+            model, method, generation.num_prompt_tokens, generation.num_tokens, stopped_by, time.monotonic() - began,
+        )  # fmt: skip
+
+
+_TOLD_LIMITS = ("prompt_tokens", "score_tokens", "new_tokens", "beams", "candidates")

@@ -1,0 +1,39 @@
+"""The candidates of every step of a beam search, as the reply shows them."""
+
+from typing import Any
+
+from safelm.inference.requests import Trace, TraceCandidate
+from safelm.serving.numbers import rounded
+from safelm.tokenizer import Tokenizer
+
+
+def describe_trace(trace: Trace | None, tokenizer: Tokenizer) -> list[list[dict[str, Any]]]:
+    """For every step its pool, the best log-prob first; `chosen` marks the candidates that became the text.
+
+    Step i chose the text's token i; a candidate without an id is a beam that had ended and stood for itself.
+    """
+    steps = []
+    place: int | None = 0  # of the text among the beams behind the step; the best stands first
+    for pool in reversed(trace or ()):
+        chosen = next((candidate for candidate in pool if candidate.beam == place), None)
+        ordered = sorted(pool, key=lambda candidate: -candidate.log_prob)
+        steps.append([_candidate(candidate, tokenizer) | _mark(candidate is chosen) for candidate in ordered])
+        place = None if chosen is None else chosen.parent
+    return steps[::-1]
+
+
+def _candidate(candidate: TraceCandidate, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = "" if candidate.token is None else tokenizer.token_bytes(candidate.token).decode(errors="replace")
+    return {
+        "parent": candidate.parent,
+        "id": candidate.token,
+        "text": text,
+        "log_prob": rounded(candidate.log_prob),
+        "tag_prob": None if candidate.tag_prob is None else rounded(candidate.tag_prob),
+        "outcome": candidate.outcome,
+        "beam": candidate.beam,
+    }
+
+
+def _mark(is_chosen: bool) -> dict[str, bool]:
+    return {"chosen": True} if is_chosen else {}

@@ -1,0 +1,415 @@
+"""What clients do wrong or to others: floods, disconnects, slow and broken requests, wrong keys; a server's end.
+
+Behind every test: the server answers the next request, and no slot is left behind.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import threading
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving_fakes import FakeEngine, Script, running, tiny_model, wait_for
+from serving_fakes import http as ask
+
+from safelm.serving.limits import Limits
+
+LIMITS = Limits(
+    body_bytes=20_000, body_seconds=0.5, open_requests=3, request_seconds=60.0, new_tokens=450, connections=12
+)
+COMPLETION = {"prompt": "one", "max_tokens": 50}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return Script()
+
+
+@pytest.fixture(scope="module")
+def shared(script):
+    with serve(script) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared, script):
+    """The shared server; afterwards nothing is left in it."""
+    script.may_go.set()
+    script.text = " the cat"
+    yield shared
+    script.may_go.set()
+    is_empty(shared)
+    assert ask(shared, "POST", "/v1/completions", COMPLETION).status == 200
+
+
+def serve(script, *, slots=2, limits=LIMITS, **config):
+    return running({"tiny": tiny_model()}, {"tiny": lambda: FakeEngine(script, slots)}, limits=limits, **config)
+
+
+def is_empty(server):
+    service = server.server.service
+    wait_for(lambda: service.admission.num_open == 0, "no request is open")
+    wait_for(lambda: service.worker.num_active == service.worker.num_waiting == {"tiny": 0}, "no slot is taken")
+
+
+def post(server, body, path="/v1/completions", **headers):
+    return ask(server, "POST", path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+
+
+def start(server, **fields):
+    """A request whose reply isn't read yet."""
+    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    body = json.dumps(COMPLETION | fields)
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    return connection
+
+
+def number_open(server):
+    return server.server.service.admission.num_open
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[1]", "an array, want an object"),
+        (b'"x"', "a string, want an object"),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"prompt": NaN}', "not JSON"),
+        (b'{"prompt": "a", "temperature": 1e999}', "temperature=inf"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"[" * 15000, "nested too deeply"),
+        (b'{"prompt": ' + b"[" * 9000 + b"]" * 9000 + b"}", "nested too deeply"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bodies_that_are_not_what_they_should_be(server, body, message):
+    answer = post(server, body)
+    assert answer.status == 400 and message in answer.error["message"]
+
+
+def test_a_body_beyond_the_limit_is_refused(server):
+    answer = post(server, {"prompt": "a" * 30_000})
+    assert answer.status == 413 and "larger than 20000 bytes" in answer.error["message"]
+    with server.connect() as client:  # no length given in advance
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                       b"Transfer-Encoding: chunked\r\n\r\n")  # fmt: skip
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10):
+                client.sendall(b"1000\r\n" + b"a" * 4096 + b"\r\n")
+        assert b" 413 " in client.recv(100)
+
+
+def test_another_content_type_is_refused(server):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        answer = post(server, b'{"prompt": "a"}', Content_Type=kind)
+        assert answer.status == 415 and answer.error
+
+
+def test_foreign_pages_are_kept_out_of_loopback(server):
+    assert ask(server, "GET", "/v1/models", headers={"Host": "evil.example:80"}).status == 403
+    for host in ("localhost", "LOCALHOST:9", "127.0.0.1:1", "[::1]:8000", "[::1]"):
+        assert ask(server, "GET", "/v1/models", headers={"Host": host}).status == 200
+    answer = ask(server, "OPTIONS", "/v1/completions", headers={"Origin": "http://evil.example"})
+    assert answer.status == 405 and "access-control-allow-origin" not in answer.headers
+
+
+def test_a_flood_gets_429_and_those_before_it_their_answers(server, script):
+    script.may_go.clear()
+    first = [start(server) for _ in range(3)]
+    wait_for(lambda: number_open(server) == 3, "three requests are open")
+    for body, path in ((COMPLETION, "/v1/completions"), ({"input": "a"}, "/v1/safelm/score")):
+        answer = post(server, body, path)
+        assert answer.status == 429 and answer.error["type"] == "rate_limit_error"
+        assert answer.headers["retry-after"] == "1"
+    assert ask(server, "GET", "/health").status == 200
+    script.may_go.set()
+    for connection in first:
+        assert json.loads(connection.getresponse().read())["choices"][0]["text"] == " the cat"
+        connection.close()
+
+
+def test_connections_beyond_the_limit_are_told_so(server):
+    idle = [server.connect() for _ in range(LIMITS.connections)]
+    connections = server.server._runner.server
+    wait_for(lambda: len(connections.connections) == LIMITS.connections, "all connections are taken")
+    with server.connect() as late:
+        assert late.recv(1000).startswith(b"HTTP/1.1 503 ")
+    for client in idle:
+        client.close()
+    wait_for(lambda: len(connections.connections) == 0, "they are gone")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_a_client_that_goes_away_gives_its_slot_back(server, script, stream, is_waiting):
+    script.may_go.clear()
+    before = len(script.cancelled)
+    others = [start(server) for _ in range(2 * is_waiting)]  # take both slots
+    wait_for(lambda: number_open(server) == len(others), "the others are open")
+    connection = start(server, stream=stream)
+    wait_for(lambda: number_open(server) == len(others) + 1, "it is open")
+    worker = server.server.service.worker
+    if is_waiting:
+        wait_for(lambda: worker.num_waiting["tiny"] == 1, "it waits")
+    connection.close()
+    wait_for(lambda: number_open(server) == len(others), "it is gone")
+    wait_for(lambda: len(script.cancelled) == before + 1, "the engine knows")
+    script.may_go.set()
+    for other in others:
+        assert other.getresponse().status == 200
+        other.close()
+
+
+def test_a_client_that_goes_away_in_mid_stream_gives_its_slot_back(server, script):
+    script.text, before = "a b " * 100, len(script.cancelled)
+    with server.connect() as client:
+        body = json.dumps(COMPLETION | {"max_tokens": 450, "stream": True}).encode()
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                       b"Content-Length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
+        assert b"200 OK" in client.recv(200)
+        script.may_go.clear()
+    wait_for(lambda: len(script.cancelled) == before + 1, "the engine knows")
+
+
+def test_slow_requests_are_ended(server):
+    def answer_to(sent):
+        with server.connect() as client:
+            client.sendall(sent)
+            return client.recv(1000)  # returns when the server answers or closes
+
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert answer_to(b"") == b""
+    assert answer_to(head) == b"", "half a head"
+    assert b" 408 " in answer_to(head + b'Content-Length: 100\r\n\r\n{"prompt"')
+
+
+@pytest.mark.parametrize("length", [10, 80], ids=["all of it fits aiohttp's buffers", "it does not"])
+def test_a_stream_that_is_not_read_is_ended(script, length):
+    script.text = "the cat sat " * length
+    with serve(script, limits=Limits(body_seconds=0.2, new_tokens=450)) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(server.address)
+        body = json.dumps({"prompt": "a", "max_tokens": 450, "stream": True}).encode()
+        connections = server.server._runner.server
+        wait_for(lambda: connections.connections != [], "it is connected")
+        sending = connections.connections[0].transport.get_extra_info("socket")
+        sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        num_before = len(script.requests)
+        wait_for(lambda: len(script.requests) > num_before or number_open(server) == 1, "it has begun")
+        is_empty(server)
+        wait_for(lambda: connections.connections == [], "it is closed")
+        client.settimeout(60)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := client.recv(65536):
+                received += data
+        assert b"[DONE]" not in received
+
+
+BROKEN = [
+    b"\x16\x03\x01\x02\x00\x01\x00",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    b"\r\n\r\n\x00\r\n\r\n",
+]
+
+
+def test_broken_http_is_refused(server):
+    for sent in BROKEN:
+        with server.connect() as client, contextlib.suppress(ConnectionResetError):
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+            answer = client.recv(100)
+            assert answer == b"" or (answer.startswith(b"HTTP/1.") and b" 400 " in answer)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=10)
+    | st.sampled_from(["greedy", "user"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    ["prompt", "messages", "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed",
+     "stream", "stream_options", "safelm", "n", "input", "user", "logit_bias", "metadata", "response_format"]
+)  # fmt: skip
+MESSAGE = st.fixed_dictionaries({}, optional={"role": JSON | st.just("user"), "content": JSON, "name": JSON})
+STEERING = st.dictionaries(
+    st.sampled_from(
+        ["method", "num_beams", "num_candidates", "drop_fraction", "threshold", "stop_above", "want_trace"]
+    ),
+    JSON | st.integers(0, 3) | st.sampled_from(["beam", "safe_beam", "sample"]),
+    max_size=3,
+)
+FIELDS = {
+    "prompt": st.text(max_size=9),
+    "messages": st.lists(MESSAGE, max_size=2),
+    "safelm": STEERING,
+    "input": st.text(),
+}
+BODIES = st.fixed_dictionaries({}, optional={k: v | JSON for k, v in FIELDS.items()}).flatmap(
+    lambda known: st.dictionaries(NAMES, JSON, max_size=3).map(lambda more: more | known)
+)
+
+
+@given(BODIES, st.sampled_from(["/v1/completions", "/v1/chat/completions", "/v1/safelm/score"]))
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_body_breaks_the_server(server, body, path):
+    answer = post(server, json.dumps(body).encode(), path)
+    assert answer.status in (200, 400, 404), answer.body
+    if answer.status != 200:
+        assert answer.error["message"]
+
+
+@given(st.binary(max_size=300))
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_break_the_server(server, data):
+    assert post(server, data).status == 400
+
+
+def test_a_failing_engine_ends_its_requests_and_is_replaced(server, script, caplog):
+    script.may_go.clear()
+    script.text = "must not be logged"
+    connections = [start(server, stream=stream) for stream in (False, True)]
+    wait_for(lambda: sum(server.server.service.worker.num_active.values()) == 2, "both are active")
+    with caplog.at_level(logging.INFO):
+        script.fail_next_step = True
+        for connection in connections:
+            response = connection.getresponse()
+            assert response.status == 500
+            assert "the engine failed (ArithmeticError)" in json.loads(response.read())["error"]["message"]
+            connection.close()
+    assert "ArithmeticError" in caplog.text and "must not be logged" not in caplog.text
+
+
+def test_a_failure_in_mid_stream_is_told_in_the_stream(server, script):
+    script.text = "a b " * 100
+    connection = start(server, stream=True, max_tokens=450)
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data: {")
+    script.fail_next_step = True
+    events = response.read().decode().strip().split("\n\n")
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "engine_failed"
+    connection.close()
+
+
+def test_a_request_ends_when_its_time_is_over(script):
+    script.text = "a b " * 100
+    with serve(script, limits=Limits(request_seconds=0.3, new_tokens=450)) as server:
+        script.may_go.clear()
+        answer = post(server, COMPLETION)
+        assert (
+            answer.status == 408 and answer.error["code"] == "timeout" and answer.headers["x-should-retry"] == "false"
+        )
+        script.may_go.set()
+        connection = start(server, stream=True, max_tokens=450)
+        response = connection.getresponse()
+        response.readline()
+        script.may_go.clear()
+        events = response.read().decode().strip().split("\n\n")
+        ending = json.loads(events[-2].removeprefix("data: "))
+        assert ending["choices"][0]["finish_reason"] == "length" and ending["safelm"]["stopped_by"] == "time"
+        connection.close()
+        is_empty(server)
+    script.may_go.set()
+
+
+def test_a_key_is_asked_for(script):
+    with serve(script, key="sesame-\u00e9") as server:
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "sesame"},
+            {"Authorization": "Bearer "},
+        ):
+            for path in ("/v1/models", "/metrics", "/v1/nothing"):
+                answer = ask(server, "GET", path, headers=headers)
+                assert answer.status == 401 and answer.error["code"] == "invalid_api_key"
+            assert post(server, COMPLETION, **headers).status == 401
+        for path in ("/", "/health"):
+            assert ask(server, "GET", path).status == 200
+        good = {"Authorization": "Bearer sesame-\u00e9".encode()}
+        assert ask(server, "GET", "/v1/models", headers=good).status == 200
+
+
+def test_draining_finishes_what_is_under_way_and_refuses_what_is_new(script):
+    script.text = " the cat"
+    with serve(script, limits=Limits(grace_seconds=60.0)) as server:
+        script.may_go.clear()
+        connection = start(server)
+        wait_for(lambda: number_open(server) == 1, "it is open")
+        drained = asyncio.run_coroutine_threadsafe(server.server.drain(), server.loop)
+        wait_for(lambda: server.server.service.admission.is_draining, "it drains")
+        answer = post(server, COMPLETION)
+        assert answer.status == 503 and answer.error["code"] == "shutting_down" and answer.headers["retry-after"] == "5"
+        health = ask(server, "GET", "/health")
+        assert health.status == 503 and health.json == {"status": "draining"}
+        script.may_go.set()
+        assert json.loads(connection.getresponse().read())["choices"][0]["text"] == " the cat"
+        connection.close()
+        drained.result(60)
+
+
+def test_when_the_grace_period_is_over_what_is_left_is_ended(script):
+    with serve(script, limits=Limits(grace_seconds=0.05)) as server:
+        script.may_go.clear()
+        connection = start(server)
+        wait_for(lambda: sum(server.server.service.worker.num_active.values()) == 1, "it is active")
+        server.run(server.server.drain())
+        response = connection.getresponse()
+        assert response.status == 503 and json.loads(response.read())["error"]["code"] == "shutting_down"
+        connection.close()
+        is_empty(server)
+    script.may_go.set()
+
+
+def test_logs_hold_no_text(server, script, caplog):
+    script.text = " the dog secretly"
+    with caplog.at_level(logging.DEBUG):
+        post(server, COMPLETION | {"prompt": "my prompt is private", "user": "a private user"})
+        post(server, {"messages": [{"role": "user", "content": "private too"}]}, "/v1/chat/completions")
+        post(server, {"input": "private as well"}, "/v1/safelm/score")
+        post(server, b'{"prompt": "private, not JSON')
+        is_empty(server)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith(("safelm", "aiohttp"))]
+    assert len(ours) >= 3 and not any("private" in line or "dog" in line for line in ours)
+
+
+def test_many_clients_with_random_manners_leave_nothing_behind(script):
+    script.text = "the cat sat " * 5
+    with serve(script, slots=2, limits=Limits(open_requests=8)) as server:
+        statuses = []
+
+        def client(number):
+            for turn in range(4):
+                connection = start(server, stream=bool(turn % 2), max_tokens=40)
+                if (number + turn) % 3 == 0:
+                    connection.close()
+                    continue
+                response = connection.getresponse()
+                statuses.append(response.status)
+                response.read(10 if (number + turn) % 4 == 0 else None)
+                connection.close()
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        is_empty(server)
+        assert set(statuses) <= {200, 429} and 200 in statuses
+        assert post(server, COMPLETION).status == 200
