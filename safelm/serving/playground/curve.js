@@ -1,0 +1,87 @@
+// P(tag) along one or two texts as an inline SVG; pointing at it lights the token.
+import { drawn } from "./elements.js";
+import { heat, show, ticks } from "./scale.js";
+
+const WIDTH = 1000, LEFT = 62, RIGHT = 14, TOP = 14, BOTTOM = 30;
+
+export class Curve {
+  // onVisit(series name, index) while the pointer is over it, with index -1 when it leaves.
+  constructor(place, { onVisit = () => {} } = {}) {
+    this.place = place;
+    this.onVisit = onVisit;
+    this.series = [];
+    this.svg = drawn("svg", { role: "img" });
+    place.append(this.svg);
+    this.svg.addEventListener("pointermove", event => this.#point(event));
+    this.svg.addEventListener("pointerleave", () => { this.mark(null, -1); onVisit(null, -1); });
+    new ResizeObserver(() => this.draw()).observe(place);
+  }
+
+  // series: [{name: "a" or "b", label, tokens, numGiven}]
+  set(series) {
+    this.series = series;
+    this.draw();
+  }
+
+  draw() {
+    const height = this.height = this.place.clientWidth && this.place.clientWidth < 560 ? 460 : 250;
+    const length = Math.max(2, ...this.series.map(each => each.tokens.length));
+    this.x = index => LEFT + (index / (length - 1)) * (WIDTH - LEFT - RIGHT);
+    this.y = p => height - BOTTOM - heat(p) * (height - TOP - BOTTOM);
+    this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
+    this.svg.setAttribute("aria-label", this.#describe());
+    const parts = ticks().flatMap(p => [
+      drawn("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: this.y(p), y2: this.y(p) }),
+      drawn("text", { x: LEFT - 9, y: this.y(p) + 4, "text-anchor": "end", text: p > 0 && p < 1e-3 ? p.toExponential(0) : String(p) }),
+    ]);
+    const given = Math.max(0, ...this.series.map(each => each.numGiven));
+    if (given && given < length) {
+      const x = (this.x(given - 1) + this.x(given)) / 2;
+      parts.push(drawn("line", { class: "divider", x1: x, x2: x, y1: TOP, y2: height - BOTTOM }),
+        drawn("text", { x: x - 6, y: height - 9, "text-anchor": "end", text: "prompt" }),
+        drawn("text", { x: x + 6, y: height - 9, text: "continuation" }));
+    }
+    this.series.forEach((each, number) => parts.push(...this.#line(each, number)));
+    this.dots = drawn("g", {});
+    this.svg.replaceChildren(...parts, this.dots);
+  }
+
+  // Puts a dot on one series; index -1 for none.
+  mark(name, index) {
+    const each = this.series.find(candidate => candidate.name === name), token = each?.tokens[index];
+    this.dots?.replaceChildren(...(token ? [
+      drawn("circle", { class: `dot ${name}`, r: 6.5, cx: this.x(index), cy: this.y(token.tag_prob) }),
+    ] : []));
+  }
+
+  #line({ name, label, tokens }, number) {
+    if (!tokens.length) return [];
+    const points = tokens.map((token, index) => `${this.x(index).toFixed(1)},${this.y(token.tag_prob).toFixed(1)}`);
+    const shape = tokens.length > 1
+      ? drawn("polyline", { class: `line ${name}`, points: points.join(" ") })
+      : drawn("circle", { class: `dot ${name}`, r: 5, cx: this.x(0), cy: this.y(tokens[0].tag_prob) });
+    const text = drawn("text", { class: `name ${name}`, x: WIDTH - RIGHT - 4, y: TOP + 16 + number * 20, "text-anchor": "end", text: label });
+    return this.series.length > 1 ? [shape, text] : [shape];
+  }
+
+  #point(event) {
+    const matrix = this.svg.getScreenCTM();
+    if (!matrix || !this.series.length) return;
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix.inverse());
+    const distances = this.series.flatMap(({ name, tokens }) => tokens.map((token, index) => ({
+      name, index, distance: Math.hypot(this.x(index) - at.x, 0.4 * (this.y(token.tag_prob) - at.y)),
+    })));
+    const nearest = distances.reduce((best, each) => (best && best.distance <= each.distance ? best : each), null);
+    if (!nearest) return;
+    this.mark(nearest.name, nearest.index);
+    this.onVisit(nearest.name, nearest.index);
+  }
+
+  #describe() {
+    const told = this.series.filter(each => each.tokens.length).map(each => {
+      const highest = each.tokens.reduce((best, token) => Math.max(best, token.tag_prob ?? 0), 0);
+      return `${each.label}: ${each.tokens.length} tokens, highest P(tag) ${show(highest)}`;
+    });
+    return told.length ? `Curve of P(tag). ${told.join(". ")}` : "Curve of P(tag), still empty";
+  }
+}
