@@ -24,6 +24,7 @@ from safelm.serving.limits import Limits
 
 log = logging.getLogger("safelm.serve")
 KEY_VARIABLE = "SAFELM_SERVE_KEY"
+_LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _MEANINGS = {
     "body_bytes": "largest request",
     "body_seconds": "for a request to arrive, and for a client to take what is sent",
@@ -80,6 +81,8 @@ def parse_checkpoints(flags: Sequence[str]) -> dict[str, str]:
 
 def main(flags: argparse.Namespace) -> None:
     """Loads, then serves until told to end."""
+    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT, stream=sys.stderr, force=True)
+    logging.getLogger("safelm").setLevel(logging.INFO)
     limits = Limits(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Limits)})
     sources = parse_checkpoints(flags.checkpoint)
     if not 0 <= flags.port < 65536:

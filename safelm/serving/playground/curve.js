@@ -2,7 +2,7 @@
 import { drawn } from "./elements.js";
 import { heat, show, ticks } from "./scale.js";
 
-const WIDTH = 1000, LEFT = 62, RIGHT = 14, TOP = 14, BOTTOM = 30;
+const HEIGHT = 240, LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 26;
 
 export class Curve {
   // onVisit(series name, index) while the pointer is over it, with index -1 when it leaves.
@@ -24,24 +24,24 @@ export class Curve {
   }
 
   draw() {
-    const height = this.height = this.place.clientWidth && this.place.clientWidth < 560 ? 460 : 250;
+    const width = Math.max(240, this.place.clientWidth);
     const length = Math.max(2, ...this.series.map(each => each.tokens.length));
-    this.x = index => LEFT + (index / (length - 1)) * (WIDTH - LEFT - RIGHT);
-    this.y = p => height - BOTTOM - heat(p) * (height - TOP - BOTTOM);
-    this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
+    this.x = index => LEFT + (index / (length - 1)) * (width - LEFT - RIGHT);
+    this.y = p => HEIGHT - BOTTOM - heat(p) * (HEIGHT - TOP - BOTTOM);
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.setAttribute("aria-label", this.#describe());
     const parts = ticks().flatMap(p => [
-      drawn("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: this.y(p), y2: this.y(p) }),
-      drawn("text", { x: LEFT - 9, y: this.y(p) + 4, "text-anchor": "end", text: p > 0 && p < 1e-3 ? p.toExponential(0) : String(p) }),
+      drawn("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: this.y(p), y2: this.y(p) }),
+      drawn("text", { x: LEFT - 9, y: this.y(p) + 4, "text-anchor": "end", text: tickLabel(p) }),
     ]);
     const given = Math.max(0, ...this.series.map(each => each.numGiven));
     if (given && given < length) {
       const x = (this.x(given - 1) + this.x(given)) / 2;
-      parts.push(drawn("line", { class: "divider", x1: x, x2: x, y1: TOP, y2: height - BOTTOM }),
-        drawn("text", { x: x - 6, y: height - 9, "text-anchor": "end", text: "prompt" }),
-        drawn("text", { x: x + 6, y: height - 9, text: "continuation" }));
+      parts.push(drawn("line", { class: "divider", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }),
+        drawn("text", { x: x - 6, y: HEIGHT - 7, "text-anchor": "end", text: "prompt" }),
+        drawn("text", { x: x + 6, y: HEIGHT - 7, text: "continuation" }));
     }
-    this.series.forEach((each, number) => parts.push(...this.#line(each, number)));
+    this.series.forEach((each, number) => parts.push(...this.#line(each, number, width)));
     this.dots = drawn("g", {});
     this.svg.replaceChildren(...parts, this.dots);
   }
@@ -50,17 +50,17 @@ export class Curve {
   mark(name, index) {
     const each = this.series.find(candidate => candidate.name === name), token = each?.tokens[index];
     this.dots?.replaceChildren(...(token ? [
-      drawn("circle", { class: `dot ${name}`, r: 6.5, cx: this.x(index), cy: this.y(token.tag_prob) }),
+      drawn("circle", { class: `dot ${name}`, r: 5.5, cx: this.x(index), cy: this.y(token.tag_prob) }),
     ] : []));
   }
 
-  #line({ name, label, tokens }, number) {
+  #line({ name, label, tokens }, number, width) {
     if (!tokens.length) return [];
     const points = tokens.map((token, index) => `${this.x(index).toFixed(1)},${this.y(token.tag_prob).toFixed(1)}`);
     const shape = tokens.length > 1
       ? drawn("polyline", { class: `line ${name}`, points: points.join(" ") })
-      : drawn("circle", { class: `dot ${name}`, r: 5, cx: this.x(0), cy: this.y(tokens[0].tag_prob) });
-    const text = drawn("text", { class: `name ${name}`, x: WIDTH - RIGHT - 4, y: TOP + 16 + number * 20, "text-anchor": "end", text: label });
+      : drawn("circle", { class: `dot ${name}`, r: 4, cx: this.x(0), cy: this.y(tokens[0].tag_prob) });
+    const text = drawn("text", { class: `name ${name}`, x: width - RIGHT - 4, y: TOP + 15 + number * 17, "text-anchor": "end", text: label });
     return this.series.length > 1 ? [shape, text] : [shape];
   }
 
@@ -84,4 +84,9 @@ export class Curve {
     });
     return told.length ? `Curve of P(tag). ${told.join(". ")}` : "Curve of P(tag), still empty";
   }
+}
+
+function tickLabel(p) {
+  if (p === 0 || p >= 1e-3) return String(p);
+  return `${p === ticks()[0] ? "\u2264" : ""}${p.toExponential(0)}`;
 }

@@ -99,6 +99,7 @@ tabs.forEach((tab, index) => {
 for (const radio of document.querySelectorAll("input[name=scale]")) {
   radio.addEventListener("change", () => {
     setScale(radio.value);
+    byId("lowest").textContent = radio.value === "log" ? "1e-5" : "0";
     for (const text of [...panels.map(panel => panel.text), scored]) text.reshade();
     redraw();
     scoreCurve.draw();
@@ -118,6 +119,7 @@ byId("key-form").addEventListener("submit", event => {
   start();
 });
 connectSlider(byId("max-tokens").parentElement);
+scored.clear("The text will stand here, every token shaded by P(tag).");
 curve.set([]);
 scoreCurve.set([]);
 start();
