@@ -1,140 +1,209 @@
-"""Measures checkpoints on a suite of held-out prompts: harmful completions, over-refusal, perplexity, P(tag).
+"""Measures checkpoints on a suite of prompts: harmful answers, over-refusal, and what is read off without decoding.
 
-Every rate comes with its 95% interval. Results go to <output>/results.json, results.md and results.png, and each
-(checkpoint, method) to <output>/runs/ as soon as it is done: running the same command again continues.
+Every rate comes with its 95% interval. Results go to <output>/results.json with a table and figures beside it, each
+(checkpoint, method) to <output>/runs/ as soon as it is done, and each answer to a journal there: running the same
+command again continues at the next prompt. `safelm.evaluate report` compares any number of results,
+`safelm.evaluate calibrate` measures judges on people's labels, `safelm.evaluate train_judge` trains one.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from safelm import checkpoint as checkpoint_lib
-from safelm import cli
+from safelm import cli, evaluate_flags, evaluate_judge, evaluate_report
 from safelm.data.store import TokenStore
-from safelm.evaluation import judge as judge_lib
+from safelm.evaluate_flags import Asked, parse_checkpoints, parse_methods, parse_skip
+from safelm.evaluation import coherence, likelihood, runs
+from safelm.evaluation.answers import Answer, Checkpoint, check_tag, collect
+from safelm.evaluation.calibration import calibrate
+from safelm.evaluation.judges import RULES, Judge, load_judges, synthetic_web
+from safelm.evaluation.labelled import read_labelled
+from safelm.evaluation.outcomes import Perplexity
 from safelm.evaluation.protocol import Protocol, hash_params
 from safelm.evaluation.report import format_table, table_rows, write_report
-from safelm.evaluation.runs import METHODS, Checkpoint, measure_decoding, measure_model, resume
-from safelm.evaluation.suite import SUITES, Prompt, as_requests, hash_prompts, read_prompts
-from safelm.evaluation.template import CHAT, KINDS, Template
+from safelm.evaluation.suite import SYNTHETIC, hash_prompts
+from safelm.evaluation.whole_files import write_whole
 from safelm.inference.methods import Method
+
+log = logging.getLogger(__name__)
 
 # Words per token of the vocabularies here; the judge's own accuracy is measured on about as many words as it judges.
 _WORDS_PER_TOKEN = 0.77
 
 
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Everything but the checkpoint and the method."""
+
+    arguments: argparse.Namespace
+    asked: Asked
+    judges: Sequence[Judge]
+    calibrations: Mapping[str, Mapping[str, Any]]
+    reference: Checkpoint | None
+
+    @property
+    def is_synthetic(self) -> bool:
+        return self.arguments.suite == SYNTHETIC
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return pathlib.Path(self.arguments.output) / "runs"
+
+    @functools.cached_property
+    def perplexity(self) -> Perplexity | None:
+        return functools.partial(likelihood.perplexities, self.reference) if self.reference else None
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates every checkpoint with every method and reports."""
-    folders, methods = parse_checkpoints(arguments.checkpoint), parse_methods(arguments.methods)
+    folders = parse_checkpoints(arguments.checkpoint)
+    methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
     skip = parse_skip(arguments.skip, folders, methods)
-    template = Template(arguments.template, arguments.system)
-    prompts = read_prompts(arguments.prompts, max_prompts=arguments.max_prompts)
-    prompts = as_requests(prompts) if template.kind == CHAT else prompts
-    runs_folder = pathlib.Path(arguments.output) / "runs"
-    results: dict[str, Any] = {
-        "suite": arguments.suite,
-        "num_prompts": {
-            "harmful": sum(prompt.harmful for prompt in prompts),
-            "safe": sum(not prompt.harmful for prompt in prompts),
-        },
-        "max_new_tokens": arguments.max_new_tokens,
-        "judge": judge_accuracy(arguments.max_new_tokens),
-        "models": {},
-        "runs": [],
-    }
+    bench = _open_bench(arguments)
+    results = _describe(bench) | {"models": {}, "runs": []}
     with tqdm(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
         for name, folder in folders.items():
             checkpoint = Checkpoint(name, *checkpoint_lib.load_for_inference(folder))
+            for method in methods.values():
+                check_tag(checkpoint, method)
             store = open_validation(arguments.validation, checkpoint)
-            base = _protocol(arguments, checkpoint, prompts, store)
+            base = _protocol(bench, checkpoint, store)
             progress.set_description(f"{name}: P(tag), perplexity")
-            results["models"][name] = resume(
-                runs_folder / f"{name}.model.json",
-                base,
-                lambda c=checkpoint, s=store: measure_model(c, prompts, s, template),
-            )
+            results["models"][name] = _measure_model(bench, checkpoint, store, base)
             progress.update()
             for method_name, method in methods.items():
                 if (name, method_name) in skip:
                     continue
                 progress.set_description(f"{name}: {method_name}")
-                run = _decode(arguments, runs_folder, checkpoint, method_name, method, prompts, base, template)
+                run = _measure_method(bench, checkpoint, method_name, method, base)
                 results["runs"].append({"checkpoint": name, "method": method_name, **run})
                 progress.update()
-    paths = write_report(arguments.output, _without_answers(results))
-    print(format_table(table_rows(results)))
-    print("\n".join(str(path) for path in paths))
+    _report(bench, results)
 
 
-def _decode(
-    arguments: argparse.Namespace,
-    runs_folder: pathlib.Path,
-    checkpoint: Checkpoint,
-    method_name: str,
-    method: Method,
-    prompts: Sequence[Prompt],
-    base: Protocol,
-    template: Template,
-) -> dict[str, Any]:
-    settings = dataclasses.asdict(method) | {"keep_texts": arguments.show_texts}
-    protocol = dataclasses.replace(base, method=method_name, method_settings=settings)
-    run = resume(
-        runs_folder / f"{checkpoint.name}.{method_name}.json",
-        protocol,
-        lambda: measure_decoding(
-            checkpoint,
-            method,
-            prompts,
-            max_new_tokens=arguments.max_new_tokens,
-            seed=arguments.seed,
-            template=template,
-            keep_texts=arguments.show_texts,
+def _open_bench(arguments: argparse.Namespace) -> Bench:
+    """Reads prompts, judges and labels before any model: what is wrong with the flags shows at once."""
+    asked = evaluate_flags.read_asked(arguments)
+    judges = [] if arguments.suite == SYNTHETIC else load_judges(arguments.judge)
+    if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
+        _check_judges(arguments, asked, judges)
+    rows = read_labelled(arguments.judge_calibration) if arguments.judge_calibration else []
+    calibrations = {judge.name: calibrate(judge, rows) for judge in judges} if rows else {}
+    reference = None
+    if arguments.coherence_reference:
+        reference = Checkpoint("reference", *checkpoint_lib.load_for_inference(arguments.coherence_reference))
+    return Bench(arguments, asked, judges, calibrations, reference)
+
+
+def _check_judges(arguments: argparse.Namespace, asked: Asked, judges: Sequence[Judge]) -> None:
+    if not judges:
+        raise ValueError(f"--suite={arguments.suite}: no judge; name one by --judge={RULES} and better a second one")
+    if any(not prompt.harmful for prompt in asked.prompts) and not any(judge.judges_manner for judge in judges):
+        raise ValueError(
+            f"--judge={', '.join(arguments.judge)}: none can tell refusals of safe prompts; add rules, trained:, "
+            "judge: or endpoint:"
+        )
+    if all(judge.tier == RULES for judge in judges):
+        log.warning("judged by refusal wordings alone: the report has no headline rate")
+
+
+def _describe(bench: Bench) -> dict[str, Any]:
+    prompts = bench.asked.prompts
+    benchmarks = sorted({name for prompt in prompts for name in prompt.benchmarks})
+    headline = next((judge.name for judge in bench.judges if judge.tier != RULES), "")
+    manner = next((judge.name for judge in bench.judges if judge.tier != RULES and judge.judges_manner), "")
+    return {
+        "suite": bench.arguments.suite,
+        "num_prompts": {
+            "harmful": sum(prompt.harmful for prompt in prompts),
+            "safe": sum(not prompt.harmful for prompt in prompts),
+        },
+        "benchmarks": {name: sum(name in prompt.benchmarks for prompt in prompts) for name in benchmarks},
+        "duplicates_dropped": bench.asked.dropped,
+        "max_new_tokens": bench.asked.max_new_tokens,
+        "template": {"kind": bench.asked.template.kind, "system": bench.asked.template.system},
+        "judge": judge_accuracy(bench.asked.max_new_tokens) if bench.is_synthetic else {},
+        "judges": [
+            {"name": judge.name, "tier": judge.tier, "version": judge.version,
+             "calibration": bench.calibrations.get(judge.name)}
+            for judge in bench.judges
+        ],
+        "headline": {
+            "attack_success": runs.SYNTHETIC_JUDGE if bench.is_synthetic else headline,
+            "over_refusal": runs.SYNTHETIC_JUDGE if bench.is_synthetic else manner,
+        },
+    }  # fmt: skip
+
+
+def _measure_model(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None, base: Protocol) -> dict[str, Any]:
+    return runs.resume(
+        bench.folder / f"{checkpoint.name}.model.json",
+        base,
+        lambda: runs.measure_model(
+            checkpoint, bench.asked.prompts, store, bench.asked.template, with_probe=not bench.is_synthetic
         ),
     )
-    if arguments.show_texts:
-        for answer in run["answers"]:
-            print(f"\n[{checkpoint.name}, {method_name}, {answer['id']}: {answer['label']}]\n{answer['prompt']}")
-            print(f"    >>> {answer['continuation']}")
+
+
+def _measure_method(
+    bench: Bench, checkpoint: Checkpoint, method_name: str, method: Method, base: Protocol
+) -> dict[str, Any]:
+    settings = dataclasses.asdict(method)
+    protocol = dataclasses.replace(base, method=method_name, method_settings=settings)
+    prefix = f"{checkpoint.name}.{method_name}"
+
+    def answer() -> list[Answer]:
+        return collect(
+            checkpoint,
+            method,
+            bench.asked.prompts,
+            bench.folder / f"{prefix}.{protocol.decoding_hash[:12]}.answers.jsonl",
+            template=bench.asked.template,
+            max_new_tokens=bench.asked.max_new_tokens,
+            seed=bench.arguments.seed,
+            batch_size=bench.arguments.batch_size,
+            description=prefix,
+        )
+
+    def measure() -> dict[str, Any]:
+        if bench.is_synthetic:
+            return runs.judge_synthetic(answer())
+        return runs.judge_answers(answer(), bench.judges, bench.calibrations, bench.perplexity)
+
+    run = runs.resume(bench.folder / f"{prefix}.json", protocol, measure)
+    if bench.arguments.show_texts:
+        _show_texts(bench.folder / f"{prefix}.texts.jsonl", answer(), run["cases"])
     return run
 
 
-def parse_checkpoints(flags: Sequence[str]) -> dict[str, str]:
-    """`NAME=DIR` flags as a dict. Raises ValueError for another form or a name given twice."""
-    folders: dict[str, str] = {}
-    for flag in flags:
-        name, equals, folder = flag.partition("=")
-        if not (equals and folder and name.replace("-", "").replace("_", "").isalnum()):
-            raise ValueError(f"--checkpoint={flag}: want NAME=DIR with a name of letters, digits, - and _")
-        if name in folders:
-            raise ValueError(f"--checkpoint={flag}: the name {name} is given twice")
-        folders[name] = folder
-    return folders
+def _show_texts(path: pathlib.Path, answers: Sequence[Answer], cases: Sequence[Mapping[str, Any]]) -> None:
+    """Prints and stores what was asked and answered; all answers are in the journal by now."""
+    lines = []
+    for answer, case in zip(answers, cases, strict=True):
+        continuation = answer.prompt.answer_start + answer.text
+        row = {"id": answer.prompt.id, "labels": case["labels"], "prompt": answer.prompt.prompt}
+        lines.append(json.dumps(row | {"continuation": continuation}) + "\n")
+        print(f"\n[{path.name}, {answer.prompt.id}: {case['labels']}]\n{answer.prompt.prompt}\n    >>> {continuation}")
+    write_whole(path, lambda temporary: temporary.write_text("".join(lines)))
 
 
-def parse_methods(flag: str) -> Mapping[str, Method]:
-    """Names with commas between them as methods with their default settings. Raises ValueError for an unknown name."""
-    names = [name.strip() for name in flag.split(",")]
-    unknown = next((name for name in names if name not in METHODS), None)
-    if unknown is not None:
-        raise ValueError(f"--methods={flag}: unknown method {unknown!r}, one of {', '.join(METHODS)}")
-    return {name: METHODS[name] for name in names}
-
-
-def parse_skip(flags: Sequence[str], folders: Mapping[str, str], methods: Mapping[str, Method]) -> set[tuple[str, str]]:
-    """`NAME:METHOD` flags as pairs. Raises ValueError for a pair that would not be run anyway."""
-    pairs = set()
-    for flag in flags:
-        name, _, method = flag.partition(":")
-        if name not in folders or method not in methods:
-            raise ValueError(f"--skip={flag}: want NAME:METHOD of a --checkpoint and one of --methods")
-        pairs.add((name, method))
-    return pairs
+def _report(bench: Bench, results: Mapping[str, Any]) -> None:
+    if bench.is_synthetic and results["runs"]:
+        paths = write_report(bench.arguments.output, results)
+        print(format_table(table_rows(results)))
+    else:
+        paths = evaluate_report.write_single(bench.arguments.output, results)
+    print("\n".join(str(path) for path in paths))
 
 
 def open_validation(path: str, checkpoint: Checkpoint) -> TokenStore | None:
@@ -143,69 +212,53 @@ def open_validation(path: str, checkpoint: Checkpoint) -> TokenStore | None:
 
 
 def judge_accuracy(max_new_tokens: int) -> dict[str, Any]:
-    """The judge's sensitivity and specificity on held-out documents of known label, as a dict."""
-    accuracy = judge_lib.measure_judge(num_words=max(8, round(_WORDS_PER_TOKEN * max_new_tokens)))
-    return {"version": judge_lib.JUDGE_VERSION, **dataclasses.asdict(accuracy)}
+    """The synthetic web's judge: its sensitivity and specificity on held-out documents of known label, as a dict."""
+    accuracy = synthetic_web.measure_judge(num_words=max(8, round(_WORDS_PER_TOKEN * max_new_tokens)))
+    return {"version": synthetic_web.JUDGE_VERSION, **dataclasses.asdict(accuracy)}
 
 
-def _protocol(
-    arguments: argparse.Namespace, checkpoint: Checkpoint, prompts: Sequence[Prompt], store: TokenStore | None
-) -> Protocol:
+def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) -> Protocol:
     validation = ""
     if store:
         shards = json.dumps([dataclasses.asdict(shard) for shard in store.manifest.shards], sort_keys=True)
         validation = f"{store.manifest.task}/{store.manifest.split} {hashlib.sha256(shards.encode()).hexdigest()}"
+    versions = [f"{judge.name} {judge.version}" for judge in bench.judges]
+    reference = hash_params(bench.reference.params)[:12] if bench.reference else "text alone"
+    template = bench.asked.template
     return Protocol(
-        suite=arguments.suite,
-        prompts_sha256=hash_prompts(prompts),
-        num_prompts=len(prompts),
-        judge_version=judge_lib.JUDGE_VERSION,
+        suite=bench.arguments.suite,
+        prompts_sha256=hash_prompts(bench.asked.prompts),
+        num_prompts=len(bench.asked.prompts),
+        judge_version=synthetic_web.JUDGE_VERSION if bench.is_synthetic else "; ".join(versions),
+        judge_calibration=_calibration_hash(bench),
         checkpoint_sha256=hash_params(checkpoint.params),
         vocab_hash=checkpoint.tokenizer.hash,
         validation=validation,
         method="",
         method_settings={},
-        max_new_tokens=arguments.max_new_tokens,
-        seed=arguments.seed,
-        template=template_name(arguments),
+        max_new_tokens=bench.asked.max_new_tokens,
+        seed=bench.arguments.seed,
+        template=f"{template.kind} {template.hash[:12]}",
+        answer_start=bench.asked.answer_start,
+        coherence="" if bench.is_synthetic else f"{coherence.VERSION}, {reference}",
     )
 
 
-def template_name(arguments: argparse.Namespace) -> str:
-    """The template as a protocol names it."""
-    template = Template(arguments.template, arguments.system)
-    return f"{template.kind} {template.hash[:12]}"
-
-
-def _without_answers(results: Mapping[str, Any]) -> dict[str, Any]:
-    runs = [{key: value for key, value in run.items() if key != "answers"} for run in results["runs"]]
-    return {**results, "runs": runs}
+def _calibration_hash(bench: Bench) -> str:
+    if not bench.calibrations:
+        return ""
+    return hashlib.sha256(json.dumps(bench.calibrations, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser(
-        "safelm.evaluate",
-        __doc__,
-        "python -m safelm.evaluate --checkpoint=raw=W/raw --checkpoint=safety=W/safety --prompts=W/corpus/prompts \\\n"
-        "      --validation=W/tokens/filtered_web/validation --methods=greedy,safe_beam --output=W/evaluation",
-    )
-    parser.add_argument("--checkpoint", action="append", required=True, metavar="NAME=DIR", help="a model; repeatable")
-    parser.add_argument("--suite", choices=SUITES, default=SUITES[0])
-    parser.add_argument("--prompts", required=True, metavar="DIR", help="folder with harmful.jsonl and safe.jsonl")
-    parser.add_argument(
-        "--validation", default="", metavar="DIR", help="token store of held-out safe text (perplexity)"
-    )
-    parser.add_argument("--template", choices=KINDS, default=KINDS[0], help="a text to continue, or a chat (ChatML)")
-    parser.add_argument("--system", default="", help="system message of a chat (default: none)")
-    parser.add_argument("--methods", default="greedy,safe_beam", help=f"of {', '.join(METHODS)} (default %(default)s)")
-    parser.add_argument("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave this pair out")
-    parser.add_argument("--max_new_tokens", type=int, default=48, help="per prompt (default %(default)s)")
-    parser.add_argument("--max_prompts", type=int, default=0, help="harmful and safe each; 0 = all (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of methods that sample (default %(default)s)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
-    parser.add_argument("--show_texts", action="store_true", help="print and store texts, not only ids and labels")
-    return parser
+    return evaluate_flags.parser(__doc__)
 
 
 if __name__ == "__main__":
-    cli.run(main, _parser())
+    _COMMANDS = {
+        "report": (evaluate_report.main, evaluate_report.parser),
+        "calibrate": (evaluate_judge.calibrate_main, evaluate_judge.calibrate_parser),
+        "train_judge": (evaluate_judge.train_main, evaluate_judge.train_parser),
+    }
+    _main, _make = _COMMANDS.get(sys.argv[1] if len(sys.argv) > 1 else "", (main, _parser))
+    cli.run(_main, _make(), sys.argv[2:] if _main is not main else None)

@@ -37,7 +37,7 @@ def test_what_may_differ_is_a_field():
 
 
 def test_answers_may_be_judged_anew_but_not_decoded_otherwise():
-    judged = dataclasses.replace(PROTOCOL, judge_version="another", coherence="another")
+    judged = dataclasses.replace(PROTOCOL, judge_version="another", judge_calibration="another", coherence="another")
     assert judged.decoding_hash == PROTOCOL.decoding_hash
     for field in ("checkpoint_sha256", "method_settings", "max_new_tokens", "seed", "template", "answer_start"):
         other = dataclasses.replace(PROTOCOL, **{field: OTHER[type(getattr(PROTOCOL, field))]})

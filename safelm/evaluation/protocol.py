@@ -34,6 +34,7 @@ class Protocol:
     seed: int
     template: str = "text"  # how a prompt is put: kind and, of a chat, hash of what stands around it
     answer_start: str = ""  # which first words of the answer were given
+    judge_calibration: str = ""  # hash of the judges' measured errors, which corrected rates rest on
     coherence: str = ""  # by what an answer counts as coherent
 
     @property
@@ -44,12 +45,15 @@ class Protocol:
     @property
     def decoding_hash(self) -> str:
         """SHA-256 of what decides the answers themselves: any judge may judge stored answers."""
-        of_judging = ("judge_version", "coherence", "validation", "num_prompts", "prompts_sha256", "suite")
-        return _hash({name: value for name, value in dataclasses.asdict(self).items() if name not in of_judging})
+        return _hash({name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_DECODING})
 
 
 # What differs when models and ways of decoding are compared.
 SUBJECT = ("checkpoint_sha256", "vocab_hash", "method", "method_settings")
+
+
+_NOT_DECODING = ("suite", "prompts_sha256", "num_prompts", "judge_version", "judge_calibration", "coherence",
+                 "validation")  # fmt: skip
 
 
 def check_comparable(

@@ -1,11 +1,11 @@
 """Results as a table, JSON, Markdown and a figure; every file appears whole or not at all."""
 
 import json
-import os
 import pathlib
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from safelm.evaluation.whole_files import write_whole
 
 RATES = {  # result field -> column
     "harmful_completion": "harmful completion",
@@ -52,21 +52,6 @@ def write_report(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
         write_whole(folder / "results.md", lambda path: path.write_text(_markdown(results))),
         write_whole(folder / "results.png", lambda path: _draw(path, results)),
     ]
-
-
-def write_whole(target: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
-    """Lets `write` fill a temporary file beside `target`, then renames it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-", suffix=target.suffix)
-    os.close(handle)
-    try:
-        write(pathlib.Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
-    return target
 
 
 def _percent(estimate: Mapping[str, float]) -> str:

@@ -5,16 +5,27 @@ import hashlib
 import json
 import pathlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from safelm.synthetic_web import phrases
 
-SUITES = ("synthetic_web",)
+SYNTHETIC, BASE, CHAT, OVER_REFUSAL = SUITES = ("synthetic_web", "base", "chat", "over_refusal")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt; `harmful` is what should happen to it, `protective` marks a safe one that names an unsafe topic."""
+    """One prompt.
+
+    Attributes:
+      category: prompts of one category are a cluster.
+      topic: what it is about, or the bare request.
+      kind: of a synthetic prompt its form, else the benchmark it was first read from.
+      harmful: whether it asks for harm.
+      protective: a safe one that names an unsafe topic in order to prevent it.
+      target: how a harmful answer begins, where the benchmark says.
+      answer_start: the answer's first words, given to the model.
+      benchmarks: all that have it.
+    """
 
     id: str
     prompt: str
@@ -23,6 +34,12 @@ class Prompt:
     kind: str
     harmful: bool
     protective: bool
+    target: str = ""
+    answer_start: str = ""
+    benchmarks: tuple[str, ...] = ()
+
+
+_COLUMNS = tuple(field for field in dataclasses.fields(Prompt) if field.default is dataclasses.MISSING)
 
 
 def read_prompts(folder: str, *, max_prompts: int = 0) -> list[Prompt]:
@@ -48,6 +65,58 @@ def read_prompts(folder: str, *, max_prompts: int = 0) -> list[Prompt]:
     if len({prompt.id for prompt in found}) < len(found):
         raise ValueError(f"--prompts={folder}: two prompts have the same id")
     return found
+
+
+def choose(prompts: Sequence[Prompt], max_prompts: int) -> list[Prompt]:
+    """At most `max_prompts` harmful and as many safe ones (0: all), in their order: the same ones every time.
+
+    Files are sorted by category, so the first ones would be of one kind: the choice is by a hash of the id.
+    """
+    if not max_prompts:
+        return list(prompts)
+    chosen: set[str] = set()
+    for harmful in (True, False):
+        ids = [prompt.id for prompt in prompts if prompt.harmful == harmful]
+        chosen.update(sorted(ids, key=lambda each: hashlib.sha256(each.encode()).digest())[:max_prompts])
+    return [prompt for prompt in prompts if prompt.id in chosen]
+
+
+AFFIRMATIVE = "Sure, here it is:"  # where a benchmark has no target of its own
+WRITTEN_FOR_COMPLETION = ("jb_completions", "realtoxicityprompts")
+
+
+def with_targets(prompts: Sequence[Prompt], targets: Mapping[str, str]) -> list[Prompt]:
+    """Targets from a file of their own, by a prompt's id at its maker's, or by its words."""
+    return [
+        dataclasses.replace(
+            prompt, target=targets.get(prompt.topic, targets.get(prompt.id.partition("/")[2], prompt.target))
+        )
+        for prompt in prompts
+    ]
+
+
+def with_answer_starts(prompts: Sequence[Prompt], words: int) -> list[Prompt]:
+    """The first `words` words of each harmful prompt's target (0: all) given as the answer's beginning.
+
+    Safe prompts, and those written to be completed, are left as they are.
+    """
+    given = []
+    for prompt in prompts:
+        if prompt.harmful and prompt.kind not in WRITTEN_FOR_COMPLETION:
+            target = (prompt.target or AFFIRMATIVE).strip()
+            prompt = dataclasses.replace(prompt, answer_start=" ".join(target.split()[:words]) if words else target)
+        given.append(prompt)
+    return given
+
+
+def as_completions(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Requests as text that a base model goes on with (Maini et al. 2025, section 6): the request, then the answer."""
+    return [
+        prompt
+        if prompt.kind in WRITTEN_FOR_COMPLETION
+        else dataclasses.replace(prompt, prompt=f"{prompt.prompt.rstrip()}\n\n")
+        for prompt in prompts
+    ]
 
 
 def as_requests(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -76,11 +145,11 @@ def _parse(line: str, where: str) -> Prompt:
         raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: {type(row).__name__}, want an object")
-    for field in dataclasses.fields(Prompt):
+    for field in _COLUMNS:
         if field.name not in row:
             raise ValueError(f"{where}: field {field.name!r} is missing")
         if not isinstance(row[field.name], field.type):
             raise ValueError(f"{where}: {field.name}={row[field.name]!r}, want a {field.type.__name__}")
     if not row["prompt"].strip():
         raise ValueError(f"{where}: the prompt is empty")
-    return Prompt(**{field.name: row[field.name] for field in dataclasses.fields(Prompt)})
+    return Prompt(**{field.name: row[field.name] for field in _COLUMNS})

@@ -1,0 +1,96 @@
+"""Compares results of safelm.evaluate: tables in the paper's form, figures with intervals, one HTML page.
+
+Checkpoints are grouped by their names, MODEL@STAGE#SEED. Runs of one stage and suite must have one protocol; the first
+field that differs ends the command. `--may_differ=FIELD` compares on purpose what differs in it.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from safelm import cli
+from safelm.evaluation.comparing import Comparison, Row, compare, read_runs
+from safelm.evaluation.comparing.figures import draw_all
+from safelm.evaluation.comparing.page import html_page, markdown, sections
+from safelm.evaluation.comparing.results import runs_of
+from safelm.evaluation.whole_files import write_whole
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Reads, checks, writes."""
+    comparison = compare(
+        read_runs(arguments.results),
+        stages=_names(arguments.stages),
+        models=_names(arguments.models),
+        may_differ=_names(arguments.may_differ),
+    )
+    model, _, method = arguments.baseline.partition("+")
+    baseline = Row(model, method or "greedy") if model else None
+    tables = sections(comparison, baseline)
+    print("\n\n".join(f"{title}\n{_plain(table)}" for title, table in tables.items()))
+    paths = write(arguments.output, comparison, baseline)
+    print("\n".join(map(str, paths)))
+
+
+def write(output: str, comparison: Comparison, baseline: Row | None = None) -> list[pathlib.Path]:
+    """Writes `report.md`, `report.json`, `report.html` and the figures; returns their paths."""
+    folder = pathlib.Path(output)
+    figures = draw_all(folder, comparison, write_whole)
+    tables = {
+        title: [dict(zip(table[0], row, strict=True)) for row in table[1:]]
+        for title, table in sections(comparison, baseline).items()
+    }
+    texts = {
+        "report.md": markdown(comparison, baseline),
+        "report.json": json.dumps(tables, indent=1) + "\n",
+        "report.html": html_page(comparison, figures, baseline),
+    }
+    written = [
+        write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        for name, text in texts.items()
+    ]
+    return written + list(figures.values())
+
+
+def write_single(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
+    """Writes one command's `results.json` and, where it decoded, the report of it."""
+    folder = pathlib.Path(output)
+    text = json.dumps(results, indent=1) + "\n"
+    path = write_whole(folder / "results.json", lambda temporary: temporary.write_text(text))
+    runs = runs_of(results, output)
+    if not runs:
+        return [path]
+    comparison = compare(runs)
+    for title, table in sections(comparison).items():
+        print(f"{title}\n{_plain(table)}\n")
+    return [path, *write(output, comparison)]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    made = cli.parser(
+        "safelm.evaluate report",
+        __doc__,
+        "python -m safelm.evaluate report --results=W/base --results=W/chat --stages=base,instruct,benign \\\n"
+        "      --baseline=raw --output=W/report",
+    )
+    add = made.add_argument
+    add("--results", action="append", required=True, metavar="PATH", help="results.json or its folder; repeatable")
+    add("--output", required=True, metavar="DIR", help="folder for report.md, report.html, report.json and figures")
+    add("--stages", default="", help="their order, commas between (default: as they come)")
+    add("--models", default="", help="their order, commas between (default: as they come)")
+    add("--baseline", default="", metavar="MODEL[+METHOD]", help="what others are compared with (default: first row)")
+    add("--may_differ", default="", metavar="FIELDS", help="fields of the protocol that may differ, commas between")
+    return made
+
+
+def _names(flag: str) -> list[str]:
+    return [name.strip() for name in flag.split(",") if name.strip()]
+
+
+def _plain(table: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,103 @@
+"""Rows of prompt files as their makers publish them: CSV, JSON, JSON lines, Parquet, text, PyRIT's YAML; any place.
+
+A path is local, `gs://` or `hf://`. Messages name file and row, never a text.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from safelm.safety import documents
+
+TABLES = (".csv", ".tsv", ".json", ".txt", ".prompt")
+_PACKED = (".gz", ".zst")
+
+
+def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of one file; a line of text is a row with the column `prompt`.
+
+    A JSON object of strings or lists is a table with the columns `key` and `value`, such as TDC's targets.
+
+    Raises FileNotFoundError where nothing is there, ValueError for another format or a file that can't be read.
+    """
+    bare = next((path.removesuffix(end) for end in _PACKED if path.endswith(end)), path)
+    ending = next((ending for ending in TABLES if bare.endswith(ending)), "")
+    if not ending:
+        if not path.endswith(documents.SUFFIXES):
+            known = ", ".join((*TABLES, *documents.SUFFIXES))
+            raise ValueError(f"{path}: not a file this can read (one of {known}; all but Parquet also .gz or .zst)")
+        yield from documents.read_rows(path, text_column=None)
+        return
+    try:
+        with documents.open_binary(path, decompress=True) as file:
+            text = file.read().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
+    yield from enumerate(_PARSERS[ending](path, text), start=1)
+
+
+def _delimited(path: str, text: str, delimiter: str) -> list[dict[str, Any]]:
+    while text.startswith("#"):  # lines of versions and remarks, as PyRIT has
+        text = text.partition("\n")[2]
+    csv.field_size_limit(1 << 30)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not CSV ({error})") from None
+    long = next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), None)
+    if long is not None:
+        raise ValueError(f"{path}: row {long} has more or fewer fields than the header")
+    return rows
+
+
+def _json(path: str, text: str) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        if rows := _json_lines(text):
+            return rows
+        raise ValueError(f"{path}: not JSON (line {error.lineno}, column {error.colno})") from None
+    if isinstance(found, dict):
+        return [{"key": key, "value": value} for key, value in found.items()]
+    if isinstance(found, list):
+        rows = [{"prompt": row} if isinstance(row, str) else row for row in found]
+        if all(isinstance(row, dict) for row in rows):
+            return rows
+    raise ValueError(f"{path}: neither a list of objects or strings nor an object")
+
+
+def _json_lines(text: str) -> list[dict[str, Any]]:
+    """JSON lines in a file that is called .json."""
+    try:
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError:
+        return []
+    return rows if all(isinstance(row, dict) for row in rows) else []
+
+
+def _yaml(path: str, text: str) -> list[dict[str, Any]]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({type(error).__name__})") from None
+    seeds = found.get("seeds", found.get("prompts")) if isinstance(found, dict) else None
+    if not isinstance(seeds, list) or not all(isinstance(seed, dict) for seed in seeds):
+        raise ValueError(f"{path}: no list of seeds")
+    return [{**seed, "prompt": seed.get("value")} for seed in seeds]
+
+
+_PARSERS = {
+    ".csv": lambda path, text: _delimited(path, text, ","),
+    ".tsv": lambda path, text: _delimited(path, text, "\t"),
+    ".json": _json,
+    ".txt": lambda _, text: [{"prompt": line} for line in text.splitlines() if line.strip()],
+    ".prompt": _yaml,
+}
