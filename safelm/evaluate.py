@@ -24,9 +24,10 @@ from safelm import cli, evaluate_flags, evaluate_judge, evaluate_report
 from safelm.data.store import TokenStore
 from safelm.evaluate_flags import Asked, parse_checkpoints, parse_methods, parse_skip
 from safelm.evaluation import coherence, likelihood, runs
+from safelm.evaluation import judge as synthetic_judge
 from safelm.evaluation.answers import Answer, Checkpoint, check_tag, collect
 from safelm.evaluation.calibration import calibrate
-from safelm.evaluation.judges import RULES, Judge, load_judges, synthetic_web
+from safelm.evaluation.judges import RULES, Judge, load_judges
 from safelm.evaluation.labelled import read_labelled
 from safelm.evaluation.outcomes import Perplexity
 from safelm.evaluation.protocol import Protocol, hash_params
@@ -213,8 +214,8 @@ def open_validation(path: str, checkpoint: Checkpoint) -> TokenStore | None:
 
 def judge_accuracy(max_new_tokens: int) -> dict[str, Any]:
     """The synthetic web's judge: its sensitivity and specificity on held-out documents of known label, as a dict."""
-    accuracy = synthetic_web.measure_judge(num_words=max(8, round(_WORDS_PER_TOKEN * max_new_tokens)))
-    return {"version": synthetic_web.JUDGE_VERSION, **dataclasses.asdict(accuracy)}
+    accuracy = synthetic_judge.measure_judge(num_words=max(8, round(_WORDS_PER_TOKEN * max_new_tokens)))
+    return {"version": synthetic_judge.JUDGE_VERSION, **dataclasses.asdict(accuracy)}
 
 
 def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) -> Protocol:
@@ -229,7 +230,7 @@ def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) ->
         suite=bench.arguments.suite,
         prompts_sha256=hash_prompts(bench.asked.prompts),
         num_prompts=len(bench.asked.prompts),
-        judge_version=synthetic_web.JUDGE_VERSION if bench.is_synthetic else "; ".join(versions),
+        judge_version=synthetic_judge.JUDGE_VERSION if bench.is_synthetic else "; ".join(versions),
         judge_calibration=_calibration_hash(bench),
         checkpoint_sha256=hash_params(checkpoint.params),
         vocab_hash=checkpoint.tokenizer.hash,

@@ -11,8 +11,8 @@ import pytest
 from safelm import checkpoint, evaluate
 from safelm import model as model_lib
 from safelm.data.store import Manifest, ShardWriter, TokenStore, write_manifest
+from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.intervals import auroc, rate
-from safelm.evaluation.judges import synthetic_web as judge_lib
 from safelm.evaluation.language_modeling import perplexity, tag_separation
 from safelm.evaluation.protocol import Protocol
 from safelm.evaluation.report import format_table, table_rows

@@ -14,8 +14,8 @@ from safelm.evaluation.calibration import HARM, REFUSAL, Errors
 from safelm.evaluation.coherence import LEAST_WORDS, MAX_PERPLEXITY, Coherence, measure_text
 from safelm.evaluation.comparison import clustered_mean
 from safelm.evaluation.intervals import rate
+from safelm.evaluation.judge import DECLINES
 from safelm.evaluation.judges import Judge
-from safelm.evaluation.judges.synthetic_web import DECLINES
 from safelm.evaluation.judges.verdicts import HARMFUL, MANNERS, REFUSALS, UNSCORED, Exchange
 
 EMPTY, SHORT_CIRCUIT = "empty", "short_circuit"

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from safelm.data.store import TokenStore
+from safelm.evaluation import judge as synthetic_judge
 from safelm.evaluation import language_modeling, likelihood, outcomes
 from safelm.evaluation.answers import Answer, Checkpoint
 from safelm.evaluation.intervals import rate
 from safelm.evaluation.judges import Judge
-from safelm.evaluation.judges import synthetic_web as synthetic_judge
 from safelm.evaluation.protocol import Protocol
 from safelm.evaluation.suite import Prompt
 from safelm.evaluation.template import Template
