@@ -41,7 +41,7 @@ class Duplicates:
     Memory is about 3 KB a document: a pass over more than some ten million wants the index in parts.
     """
 
-    def __init__(self, threshold: float = 0.7):
+    def __init__(self, threshold: int | float = 0.7):
         if not 0 < threshold <= 1:
             raise ValueError(f"duplicate_threshold={threshold}: must be above 0 and at most 1")
         self.threshold = threshold

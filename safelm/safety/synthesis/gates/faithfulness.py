@@ -3,7 +3,7 @@
 import collections
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,10 +14,13 @@ from safelm.safety.synthesis.gates.words import words
 from safelm.safety.synthesis.kinds import Draft
 
 _NUMBER = re.compile(r"(?<![\w.])\d[\d.,:/]*")
+_DIGITS = re.compile(r"\d+")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 _NAME = re.compile(r"(?<=[a-z0-9,;:)] )[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*")
 _ORDINAL_WORDS = frozenset({"I", "I'm", "I've", "I'd", "I'll"})
 
 
+@runtime_checkable
 class Similarity(Protocol):
     """How alike two texts are, from -1 or 0 to 1; `is_embedding` says which limits of GateSettings apply."""
 
@@ -139,7 +142,7 @@ def details(text: str) -> set[str]:
 
 def numbers(text: str) -> set[str]:
     """Numbers with two digits or more, without separators for thousands."""
-    found = {re.sub(r"(?<=\d),(?=\d{3})", "", match[0]).rstrip(".,:/") for match in _NUMBER.finditer(text)}
+    found = {_THOUSANDS.sub("", match[0]).rstrip(".,:/") for match in _NUMBER.finditer(text)}
     return {number for number in found if len(number) > 1}
 
 
@@ -152,8 +155,8 @@ def _share_kept(there: set[str], text: str) -> float:
 
 def _share_new(draft: Draft) -> float:
     """Share of the draft's numbers that its source hasn't; 0 for fewer than two of them."""
-    own = numbers(draft.text)
-    new = {number for number in own if number not in draft.source.text.replace(",", "")}
+    own, there = numbers(draft.text), set(_DIGITS.findall(_THOUSANDS.sub("", draft.source.text)))
+    new = {number for number in own if not there.issuperset(_DIGITS.findall(number))}
     return len(new) / len(own) if len(new) > 1 else 0.0
 
 

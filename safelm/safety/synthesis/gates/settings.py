@@ -101,7 +101,18 @@ class GateSettings:
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := values.keys() - names:
             raise ValueError(f"gate settings: no setting {min(unknown)!r}; there are {', '.join(sorted(names))}")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        return cls(**{name: _typed(name, getattr(cls, name), value) for name, value in values.items()})
+
+
+def _typed(name: str, default: Any, value: Any) -> Any:
+    """The value as its default's type; ValueError for a list where a number is meant, or a part of a whole number."""
+    if isinstance(default, tuple):
+        return tuple(map(float, value if isinstance(value, list | tuple) else [value]))
+    if isinstance(value, list | tuple) or (isinstance(default, int) and value != int(value)):
+        raise ValueError(
+            f"gate settings: {name}={value!r}: expected {'one' if isinstance(default, float) else 'a whole'} number"
+        )
+    return value if isinstance(value, bool) else type(default)(value)
 
 
 _ORDERED = (
