@@ -39,6 +39,7 @@ from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.gates import GateSettings
 from safelm.safety.synthesis.kinds import KINDS
+from safelm.safety.synthesis.report import output as report
 from safelm.safety.synthesis.shard import PROGRESS, SynthesisWork
 from safelm.safety.synthesis.sources import Selection
 
@@ -146,10 +147,7 @@ def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: 
         finish.clean_up(out, todo)
         return former
     plan.clear(out, todo)
-    counts = census.take(out, todo.shards, todo.work.selection, runner, todo.input_bytes)
-    if not sum(counts):
-        wanted = ", ".join(map(str, todo.work.selection.scores))
-        raise ValueError(f"{todo.inputs[0]['path']} ...: no document with harm score {wanted} in the input")
+    counts = _census(out, todo, runner)
     started, names = time.monotonic(), {job.name for job in todo.jobs}
     _run(out, todo, desk, runner, counts)
     plan.refresh(out, todo)
@@ -159,9 +157,25 @@ def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: 
     funnel = finish.check_writes(out, todo, desk.writer.name)
     duplicates = finish.remove_duplicates(out, todo, funnel)
     files = finish.publish(out, todo, duplicates)
-    manifest = finish.write_manifest(out, todo, desk.writer.name, funnel, files, speed)
+    manifest = finish.make_manifest(out, todo, desk.writer.name, funnel, files, speed)
+    counted = [todo.done[job.name]["sources"] for job in todo.shards]
+    report.write(out, manifest, counted, runner, finish.pairs(out, todo, duplicates))
+    out.write_json(plan.MANIFEST_NAME, manifest)
     finish.clean_up(out, todo)
     return manifest
+
+
+def _census(out: OutputFolder, todo: plan.SynthesisPlan, runner: beam_runner.Runner) -> list[int]:
+    """Documents in each shard; where the input can't be used the folder is as if there had been no run."""
+    try:
+        counts = census.take(out, todo.shards, todo.work.selection, runner, todo.input_bytes)
+        if not sum(counts):
+            wanted = ", ".join(map(str, todo.work.selection.scores))
+            raise ValueError(f"{todo.inputs[0]['path']} ...: no document with harm score {wanted} in the input")
+    except ValueError:
+        plan.forget(out, todo)
+        raise
+    return counts
 
 
 def _run(

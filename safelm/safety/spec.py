@@ -1,6 +1,7 @@
 """The strings that name scorers and writers: `KIND:PLACE?name=value&name=value`."""
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
@@ -32,6 +33,11 @@ def load_python(spec: str, place: str, options: Mapping[str, Any], *, members: S
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, ValueError, AttributeError) as error:
         raise ValueError(f"{what} {spec!r}: expected python:MODULE:FACTORY ({error})") from error
+    try:
+        inspect.signature(make).bind(**options)
+    except (TypeError, ValueError) as error:  # ValueError: what has no signature
+        if options or isinstance(error, TypeError):
+            raise ValueError(f"{what} {spec!r}: {error}") from error
     made = make(**options)
     for member in members:
         if not hasattr(made, member):

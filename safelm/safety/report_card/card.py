@@ -31,7 +31,7 @@ def gamma_interval(hits: Hits, exposure: float) -> tuple[float, float]:
     from scipy.special import gammaincinv
 
     y, v, w = float(hits.hits), float(hits.squares), float(max(hits.largest, 1))
-    low = v / y * gammaincinv(y * y / v, 0.025) if y else 0.0
+    low = float(v / y * gammaincinv(y * y / v, 0.025)) if y else 0.0
     y, v = y + w, v + w * w
     return low / exposure, float(v / y * gammaincinv(y * y / v, 0.975)) / exposure
 

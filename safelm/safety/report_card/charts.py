@@ -13,23 +13,23 @@ from typing import Any
 from safelm.safety.report_card.tally import SCORES
 
 # From safe to unsafe, distinct also in greys and for the colour-blind; unscored is grey.
-_SCORE_COLORS = ("#2c7a7b", "#8ccfc0", "#f5e3a1", "#f2b267", "#d9643a", "#8f1d2c", "#b9bdc4")
+SCORE_COLORS = ("#2c7a7b", "#8ccfc0", "#f5e3a1", "#f2b267", "#d9643a", "#8f1d2c", "#b9bdc4")
 _LEVELS = "YlOrRd"
-_INK, _QUIET, _EMPTY = "#1a1b1e", "#6a6d75", "#e9eaed"
-_THEMED = {_INK: "var(--ink)", _QUIET: "var(--quiet)", _EMPTY: "var(--empty)"}
+INK, QUIET, EMPTY = "#1a1b1e", "#6a6d75", "#e9eaed"
+_THEMED = {INK: "var(--ink)", QUIET: "var(--quiet)", EMPTY: "var(--empty)"}
 _Card = Mapping[str, Any]
 
 
 def draw_png(path: pathlib.Path, card: _Card) -> None:
     """All charts in one picture."""
-    with _style():
-        figure = _figure(13.5, _rows_height(card) + _heat_height(card))
-        upper, lower = figure.subfigures(2, 1, height_ratios=[_rows_height(card), _heat_height(card)])
+    with style():
+        drawn = figure(13.5, _rows_height(card) + _heat_height(card))
+        upper, lower = drawn.subfigures(2, 1, height_ratios=[_rows_height(card), _heat_height(card)])
         left, right = upper.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         scores(left, card)
         shares(right, card)
         heat(lower.subplots(), card)
-        figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+        drawn.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
 
 
 def svgs(card: _Card) -> dict[str, str]:
@@ -41,14 +41,14 @@ def svgs(card: _Card) -> dict[str, str]:
     }
     heights = {"scores": _rows_height(card), "shares": _rows_height(card), "heat": _heat_height(card)}
     drawn: dict[str, Callable[[Any, _Card], None]] = {"scores": scores, "shares": shares, "heat": heat}
-    return {name: _svg(draw, card, heights[name], name, *titles[name]) for name, draw in drawn.items()}
+    return {name: svg(draw, card, heights[name], name, *titles[name]) for name, draw in drawn.items()}
 
 
 def scores(axis: Any, card: _Card) -> None:
     """Stacked bars: share of each slice's documents by score."""
     names, slices = _names(card), card["slices"]
     left = [0.0] * len(slices)
-    for score, color in zip(SCORES, _SCORE_COLORS, strict=True):
+    for score, color in zip(SCORES, SCORE_COLORS, strict=True):
         widths = [100 * (one["scores"][score]["share"] or 0) for one in slices]
         if score == "unscored" and not any(widths):
             continue
@@ -56,7 +56,7 @@ def scores(axis: Any, card: _Card) -> None:
         for bar, width in zip(bars, widths, strict=True):
             if width >= 6:
                 x, y = bar.get_x() + width / 2, bar.get_y() + bar.get_height() / 2
-                ink = "white" if _luminance(color) < 0.4 else "#1a1b1f"
+                ink = "white" if luminance(color) < 0.4 else "#1a1b1f"
                 axis.text(x, y, f"{width:.0f}%", ha="center", va="center", color=ink, fontsize=9)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axis.set(xlim=(0, 100), xlabel="% of documents")
@@ -71,16 +71,16 @@ def shares(axis: Any, card: _Card) -> None:
     rows = [(index, one["all"]) for index, one in enumerate(card["slices"]) if one["all"]["share"] is not None]
     for index, found in rows:
         value, low, high = (100 * found[key] for key in ("share", "share_low", "share_high"))
-        axis.plot([low, high], [index, index], color=_QUIET, linewidth=2.5, solid_capstyle="round")
-        axis.plot([value], [index], "o", color=_SCORE_COLORS[4], markersize=8)
-        axis.annotate(f"{value:.3g}%", (value, index), (0, 9), textcoords="offset points", ha="center", color=_INK,
+        axis.plot([low, high], [index, index], color=QUIET, linewidth=2.5, solid_capstyle="round")
+        axis.plot([value], [index], "o", color=SCORE_COLORS[4], markersize=8)
+        axis.annotate(f"{value:.3g}%", (value, index), (0, 9), textcoords="offset points", ha="center", color=INK,
                       fontsize=9)  # fmt: skip
     axis.set_yticks(range(len(card["slices"])), _names(card))
     longest = max([100 * found["share_high"] for _, found in rows], default=1)
     axis.set(xlim=(-0.06 * longest, 1.1 * longest), ylim=(-0.6, len(card["slices"]) - 0.4))
     axis.set_xlabel("% of documents, 95% interval")
     axis.set_title("Documents with a harmful n-gram", loc="left", pad=26)
-    axis.grid(axis="x", color=_EMPTY, linewidth=0.8)
+    axis.grid(axis="x", color=EMPTY, linewidth=0.8)
     axis.set_axisbelow(True)
     _rows(axis)
 
@@ -100,9 +100,9 @@ def heat(axis: Any, card: _Card) -> None:
     norm, colors = LogNorm(low, high), colormaps[_LEVELS]
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            color = colors(0.05 + 0.9 * norm(value)) if value else _EMPTY
+            color = colors(0.05 + 0.9 * norm(value)) if value else EMPTY
             axis.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=color, edgecolor="none"))
-            ink = _QUIET if not value else ("white" if _luminance(color) < 0.4 else "#1a1b1f")
+            ink = QUIET if not value else ("white" if luminance(color) < 0.4 else "#1a1b1f")
             axis.text(x, y, "–" if value is None else number(value), ha="center", va="center", color=ink, fontsize=9.5)
     axis.set(xlim=(-0.5, len(slices) - 0.5), ylim=(len(categories) - 0.5, -0.5))
     axis.set_xticks(range(len(slices)), [_column(name, 12 if len(slices) < 6 else 8) for name in _names(card)])
@@ -160,47 +160,63 @@ def _heat_height(card: _Card) -> float:
     return 1.2 + 0.36 * len(card["queries"]["by_category"])
 
 
-def _luminance(color: Any) -> float:
+def luminance(color: Any) -> float:
+    """How light a colour is, 0 to 1."""
     from matplotlib.colors import to_rgb
 
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _style() -> Any:
+def style() -> Any:
+    """The charts' fonts and colours, while this lasts."""
     import matplotlib
 
     return matplotlib.rc_context(
-        {"font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "text.color": _INK, "axes.labelcolor": _INK,
-         "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _QUIET, "svg.fonttype": "none",
+        {"font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "text.color": INK, "axes.labelcolor": INK,
+         "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": QUIET, "svg.fonttype": "none",
          "svg.hashsalt": "safelm", "font.family": "sans-serif"}
     )  # fmt: skip
 
 
-def _figure(width: float, height: float) -> Any:
+def figure(width: float, height: float) -> Any:
+    """An empty figure of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    empty = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(empty)
+    return empty
 
 
-def _svg(draw: Callable[[Any, _Card], None], card: _Card, height: float, name: str, title: str, text: str) -> str:
-    with _style():
-        figure = _figure(9.2, height)
-        draw(figure.subplots(), card)
+def svg(
+    draw: Callable[[Any, Mapping[str, Any]], None],
+    values: Mapping[str, Any],
+    height: float,
+    name: str,
+    title: str,
+    text: str,
+) -> str:
+    """What `draw(axis, values)` draws, as an SVG element for a page.
+
+    Args:
+      height: in inches; the width is 9.2.
+      name: unique on the page. `title` and `text` say what is to be seen.
+    """
+    with style():
+        drawn = figure(9.2, height)
+        draw(drawn.subplots(), values)
         target = io.StringIO()
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = target.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+        drawn.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    found = target.getvalue()
+    found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
     for color, variable in _THEMED.items():
-        svg = svg.replace(color, variable)
-    svg = re.sub(r"(\bid=\"|url\(#|href=\"#)", rf"\g<1>{name}-", svg)  # ids of several charts on one page
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+        found = found.replace(color, variable)
+    found = re.sub(r"(\bid=\"|url\(#|href=\"#)", rf"\g<1>{name}-", found)  # ids of several charts on one page
+    found = re.sub(r"font-family: [^;\"]*", "font-family: inherit", found)
     head = f'<svg role="img" aria-labelledby="{name}-title {name}-desc" '
     named = f'<title id="{name}-title">{_escaped(title)}</title><desc id="{name}-desc">{_escaped(text)}</desc>'
-    return re.sub(r"^<svg ([^>]*)>", lambda found: head + _fluid(found.group(1)) + ">" + named, svg)
+    return re.sub(r"^<svg ([^>]*)>", lambda tag: head + _fluid(tag.group(1)) + ">" + named, found)
 
 
 def _fluid(attributes: str) -> str:

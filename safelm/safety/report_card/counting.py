@@ -84,14 +84,20 @@ def count_piece(piece: Piece, settings: Settings) -> tuple[Count, int]:
 
     Raises ValueError or OSError that names the file where it is damaged or has no text column.
     """
-    counter = _Counter(piece, settings)
+    counter = Counter(piece, settings)
     for number, row in counter.rows():
         counter.add(number, row)
     counter.flush()
     return counter.count, counter.lines
 
 
-class _Counter:
+class Counter:
+    """Counts the rows it is given; they are counted for sure once `flush` was called.
+
+    Attributes:
+      lines: of JSON that `rows` read.
+    """
+
     def __init__(self, piece: Piece, settings: Settings):
         self.count, self.lines = Count(), 0
         self._piece, self._settings = piece, settings
@@ -102,6 +108,7 @@ class _Counter:
         self._characters = 0
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The piece's rows with their numbers."""
         piece, text = self._piece, self._settings.text_column
         if documents.suffix(piece.path) != ".parquet":
             for row in documents.iter_json(
@@ -124,6 +131,7 @@ class _Counter:
         self.count.malformed[re.sub(r" at column \d+", "", malformed.reason)] += 1
 
     def add(self, number: int, row: Mapping[str, Any]) -> None:
+        """Takes a row with the columns that the settings name; `number`: where it stands in the piece's file."""
         text, identity = row[self._settings.text_column], row.get(self._settings.id_column)
         self.count.rows += 1
         self._texts.append(text)
@@ -147,6 +155,7 @@ class _Counter:
         return "unscored"
 
     def flush(self) -> None:
+        """Counts what was taken."""
         if not self._texts:
             return
         found = self._matcher.find(self._texts)

@@ -137,12 +137,13 @@ def write_page(difference: _Card) -> str:
         if difference[key]:
             parts.append(f"<p>Only {side}: {html.escape(', '.join(difference[key]))}.</p>")
     for one in difference["slices"]:
-        parts += [f"<h2>{html.escape(one['name'])}</h2>", _scores_table(one), _frequencies_table(one)]
+        parts += [f"<h2>{html.escape(one['name'])}</h2>", scores_table(one), frequencies_table(one)]
     parts.append(f"<p>{html.escape(difference['definitions']['intervals'])} Ratios: normal on the log scale.</p>")
     return page.fill("Data safety report cards compared", "\n".join(parts))
 
 
-def _scores_table(one: _Card) -> str:
+def scores_table(one: _Card) -> str:
+    """A slice's documents, tokens and scores before and after (HTML)."""
     rows = [
         [page.words(key), *(page.count(one[key][side]) for side in ("before", "after"))]
         for key in ("documents", "tokens")
@@ -153,7 +154,8 @@ def _scores_table(one: _Card) -> str:
     return page.table("Documents, tokens and share of documents by score", ["", "before", "after"], rows)
 
 
-def _frequencies_table(one: _Card) -> str:
+def frequencies_table(one: _Card) -> str:
+    """A slice's frequencies by category before and after, with their ratio (HTML)."""
     rows = []
     for category, change in (("any", one["all"]), *one["categories"].items()):
         low, high = change["ratio_low"], change["ratio_high"]

@@ -1,4 +1,4 @@
-"""The finishing pass: near-duplicates go, files get the names that tasks read, report and manifest are written.
+"""The finishing pass: near-duplicates go, files get the names that tasks read, the manifest is made.
 
 It decides in the order of the shards and from their files alone, so that a second pass after a kill does the same.
 """
@@ -22,7 +22,7 @@ from safelm.safety.synthesis import census, columns, journal
 from safelm.safety.synthesis.attempts import MIN_REPLIES, nothing_written
 from safelm.safety.synthesis.gates.duplicates import Duplicates
 from safelm.safety.synthesis.plan import FORMAT, MANIFEST_NAME, SynthesisPlan
-from safelm.safety.synthesis.report import Funnel
+from safelm.safety.synthesis.report import Funnel, cards
 from safelm.safety.synthesis.shard import PASSED, PROGRESS, REJECTED, REJECTED_SUFFIX, output_names
 
 _DUPLICATES_NAME = f"{REJECTED}/near_duplicates{REJECTED_SUFFIX}"
@@ -130,7 +130,7 @@ def pairs(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate
     return [pair for _, _, pair in sorted(kept, key=lambda one: one[:2])[: plan.work.pairs]]
 
 
-def write_manifest(
+def make_manifest(
     out: OutputFolder,
     plan: SynthesisPlan,
     model: str,
@@ -138,7 +138,7 @@ def write_manifest(
     files: Mapping[str, Any],
     speed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes the manifest, with which the folder is whole. Raises ValueError where the counts don't agree."""
+    """The manifest, with which the folder is whole once it is written. Raises ValueError where counts don't agree."""
     records = [plan.done[job.name] for job in plan.shards]
     totals = {name: sum(record[name] for record in records) for name in _TOTALS}
     totals["near_duplicates"] = funnel.near_duplicates
@@ -151,7 +151,7 @@ def write_manifest(
     )
     if not all(agree):
         raise ValueError(f"{out.root}: the records of the shards don't agree ({totals}): remove the folder, run again")
-    manifest = {
+    return {
         "format": FORMAT,
         "settings": {name: value for name, value in plan.settings.items() if name != "input"},
         "input": list(plan.inputs),
@@ -163,8 +163,6 @@ def write_manifest(
         "shards": [_shard(job, record) for job, record in zip(plan.shards, records, strict=True)],
         "speed": dict(speed),
     }
-    out.write_json(MANIFEST_NAME, manifest)
-    return manifest
 
 
 def _sums(several: Any) -> dict[str, Any]:
@@ -196,6 +194,7 @@ def clean_up(out: OutputFolder, plan: SynthesisPlan) -> None:
     """Removes what only an unfinished run needs: journals, staged rows, records."""
     for job in plan.shards:
         journal.forget(out, job.name)
+    cards.forget(out)
     for folder in (PASSED, PROGRESS, census.FOLDER, journal.FOLDER, RECORDS):
         for name in out.sizes(folder):
             out.remove(f"{folder}/{name}")

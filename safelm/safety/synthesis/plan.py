@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from safelm.safety.file_shards import SETTINGS_NAME, check_settings, is_whole, s
 from safelm.safety.scoring.columns import UNSCORED
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ShardJob
+from safelm.safety.synthesis import census, journal
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.kinds import SOURCE_SCORES, Kind
 from safelm.safety.synthesis.shard import PASSED, QUARANTINE, REJECTED, SynthesisWork, output_names, prompt_version
@@ -25,7 +27,7 @@ _FLAGS = {
     "scores": "--scores",
     "input": "--input",
     "writer": "--writer",
-    "gates": "--scorer, --embedder or --gate",
+    "gates": "--scorer, --similarity, --gate or --prompt_version",
     "prompts": "--prompt_version",
     "part_bytes": "--part_mb",
     "pairs": "--review",
@@ -160,6 +162,16 @@ def refresh(out: OutputFolder, plan: SynthesisPlan) -> None:
     sizes = {f"{folder}/{name}": size for folder in folders for name, size in out.sizes(folder).items()}
     records = zip(jobs, out.read_json([job.record for job in jobs]), strict=True)
     plan.done = {job.name: record for job, record in records if is_whole(record, sizes)}
+
+
+def forget(out: OutputFolder, plan: SynthesisPlan) -> None:
+    """Gives up a folder in which nothing was written yet, so that a run with other settings may begin there."""
+    if not plan.done and not out.sizes(journal.FOLDER):
+        for name in (SETTINGS_NAME, *(f"{census.FOLDER}/{name}" for name in out.sizes(census.FOLDER))):
+            out.remove(name)
+        out.clear_failures()
+        if not out.is_remote:
+            shutil.rmtree(out.path(census.FOLDER), ignore_errors=True)
 
 
 def clear(out: OutputFolder, plan: SynthesisPlan) -> None:

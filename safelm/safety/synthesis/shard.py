@@ -22,6 +22,7 @@ from safelm.safety.synthesis.gates.duplicates import signature
 from safelm.safety.synthesis.journal import Journal
 from safelm.safety.synthesis.prompt_files import Prompts, derived_seed, load_prompts
 from safelm.safety.synthesis.report import Funnel
+from safelm.safety.synthesis.report.cards import SourceCounter
 from safelm.safety.synthesis.sources import Selection, ShardRows
 from safelm.safety.synthesis.writers import load_writer
 
@@ -120,7 +121,10 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
         results = _Results(job, work, desk.writer.name, staging, files)
         rows = ShardRows(job, work.selection, results.quarantine)
         progress = _Progress(out, job, work)
+        sources = SourceCounter(job.path)
         for block in _blocks(rows.sources()):
+            for trial in block:
+                sources.add(trial.row, trial.source)
             desk.work_through(block, journal, progress)
             for trial in block:
                 results.add(trial)
@@ -138,6 +142,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
             | {
                 "replies": len(journal.replies),
                 "spent": dict(journal.spent),
+                "sources": sources.to_json(),
                 "left_out": {str(score): count for score, count in sorted(rows.left_out.items())},
                 "seconds": round(time.monotonic() - started, 3),
             }
