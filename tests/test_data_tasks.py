@@ -317,3 +317,25 @@ def test_what_scoring_wrote_is_a_corpus_of_the_tasks(tmp_path):
         examples = corpus.get_dataset(split, shuffle=False).as_numpy_iterator()
         found = {example["id"].decode(): int(example["harm_score"]) for example in examples}
         assert found == {f"d{i}": i % 6 for i in numbers}
+
+
+def test_the_source_reads_what_safelm_synthesize_writes(tmp_path, monkeypatch):
+    for needed in ("apache_beam", "ahocorasick_rs", "datasketch", "py3langid"):
+        pytest.importorskip(needed, reason="needs the extra synthesis")
+    from test_synthesize import no_charts, published, rows_of, run, write_rows
+
+    no_charts(monkeypatch)
+    rows = rows_of((4, 5), 16)
+    for name, some in (("train-0", rows[:12]), ("validation-0", rows[12:])):
+        write_rows(tmp_path / "scored" / f"{name}.jsonl", some)
+    run(tmp_path / "refuseweb", tmp_path / "scored", kind="refuseweb")
+    source = WebDocumentSource(str(tmp_path / "refuseweb"), needs_score=True)
+    found = {
+        example["id"].decode(): (example["text"].decode(), int(example["harm_score"]))
+        for split in ("train", "validation")
+        for example in source.get_dataset(split, shuffle=False).as_numpy_iterator()
+    }
+    wanted = {
+        row["id"]: (row["text"], row["metadata"]["int_score"]) for row in published(tmp_path / "refuseweb").values()
+    }
+    assert found == wanted and len(wanted) > 10
