@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Int, Int32
+from jaxtyping import Bool, Int, Int32
 
+from data_tasks.chats import encode_chat, map_content
 from data_tasks.preprocessors import append_end_of_document, remove_harm_tags
 from data_tasks.readers import MAX_SCORE, NO_SCORE, SCORE_FIELDS, missing_column
 from data_tasks.vocabulary import SafeLMVocabulary
-from safelm.tokenizer import Tokenizer
+from safelm.tokenizer import ASSISTANT, Tokenizer
 
 _BATCH_DOCUMENTS = 256
 
@@ -27,6 +28,7 @@ class EncodedDocuments:
     """A batch of documents end to end, the end of document after each; counts are per document."""
 
     tokens: Int32[np.ndarray, " tokens"]
+    loss_mask: Bool[np.ndarray, " tokens"]  # of a conversation, what the assistant says; else everything
     lengths: Int32[np.ndarray, " documents"]
     lost_bytes: Int32[np.ndarray, " documents"]
     removed_tags: Int32[np.ndarray, " documents"]
@@ -52,7 +54,38 @@ def encode_documents(
     documents = (tokenizer.encode_tagged_batch if is_tagged else tokenizer.encode_batch)(prepared)
     tokens, lengths = append_end_of_document(documents, tokenizer.eos_id)
     lost_bytes = np.array([tokenizer.count_lost_bytes(text) for text in prepared], np.int32)
-    return EncodedDocuments(tokens, lengths, lost_bytes, np.array([count for _, count in cleaned], np.int32))
+    removed = np.array([count for _, count in cleaned], np.int32)
+    return EncodedDocuments(tokens, np.ones(len(tokens), bool), lengths, lost_bytes, removed)
+
+
+def encode_chats(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    scores: Int[np.ndarray, " documents"],
+    *,
+    tokenizer: Tokenizer,
+    prepare: PrepareText,
+    is_tagged: bool,
+) -> EncodedDocuments:
+    """`encode_documents` for conversations (`data_tasks.chats`): `prepare` gets what the assistant says, as text."""
+    encoded, lost_bytes, removed = [], [], []
+    for doc_id, text, score in zip(ids, texts, scores.tolist(), strict=True):
+        counts = {"removed": 0, "lost": 0}
+
+        def change(role, content, doc_id=doc_id, score=score, counts=counts):
+            content, found = remove_harm_tags(content)
+            content = prepare(doc_id, content, score) if role == ASSISTANT else content
+            counts["removed"] += found
+            counts["lost"] += tokenizer.count_lost_bytes(content)
+            return content
+
+        encoded.append(encode_chat(map_content(text, change), tokenizer, is_tagged=is_tagged))
+        removed.append(counts["removed"])
+        lost_bytes.append(counts["lost"])
+    tokens, masks = ([arrays[i] for arrays in encoded] for i in (0, 1))
+    lengths = np.array([len(array) for array in tokens], np.int32)
+    counted = (np.array(counts, np.int32) for counts in (lost_bytes, removed))
+    return EncodedDocuments(np.concatenate(tokens), np.concatenate(masks), lengths, *counted)
 
 
 def select_columns(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -82,16 +115,17 @@ def keep_scores(scores: Collection[int]) -> Callable[[tf.data.Dataset], tf.data.
 
 
 def tokenize(
-    vocabulary: SafeLMVocabulary, prepare: PrepareText, *, is_tagged: bool = False
+    vocabulary: SafeLMVocabulary, prepare: PrepareText, *, is_tagged: bool = False, is_chat: bool = False
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A step from text to `targets`, the ids with the end of document.
 
     Beside `targets` an example keeps its `id` and `harm_score` and gets `lost_bytes` (bytes without a token) and
-    `removed_tags` (literal tags taken out of the source text). The text goes.
+    `removed_tags` (literal tags taken out of the source text). The text goes. With `is_chat` the text is a conversation
+    (`data_tasks.chats`), and an example also gets `loss_mask`, which of its `targets` are to be learned.
     """
 
     def encode(ids, texts, scores):
-        encoded = encode_documents(
+        encoded = (encode_chats if is_chat else encode_documents)(
             [doc_id.decode() for doc_id in ids],
             [text.decode() for text in texts],
             scores,
@@ -99,22 +133,26 @@ def tokenize(
             prepare=prepare,
             is_tagged=is_tagged,
         )
-        return encoded.tokens, encoded.lengths, encoded.lost_bytes, encoded.removed_tags
+        return encoded.tokens, encoded.loss_mask, encoded.lengths, encoded.lost_bytes, encoded.removed_tags
 
     def step(batch):
         inputs = [batch["id"], batch["text"], batch["harm_score"]]
-        tokens, lengths, lost_bytes, removed_tags = tf.numpy_function(encode, inputs, [tf.int32] * 4, stateful=False)
-        tokens, lengths, lost_bytes, removed_tags = (
-            tf.ensure_shape(array, [None]) for array in (tokens, lengths, lost_bytes, removed_tags)
-        )
-        targets = tf.RaggedTensor.from_row_lengths(tokens, lengths, validate=False)
+        kinds = [tf.int32, tf.bool, tf.int32, tf.int32, tf.int32]
+        arrays = tf.numpy_function(encode, inputs, kinds, stateful=False)
+        tokens, loss_mask, lengths, lost_bytes, removed_tags = (tf.ensure_shape(array, [None]) for array in arrays)
+        ragged = {"targets": tokens} | ({"loss_mask": loss_mask} if is_chat else {})
+        ragged = {
+            name: tf.RaggedTensor.from_row_lengths(values, lengths, validate=False) for name, values in ragged.items()
+        }
         counts = {"lost_bytes": lost_bytes, "removed_tags": removed_tags}
-        return {"targets": targets, "id": batch["id"], "harm_score": batch["harm_score"], **counts}
+        return {**ragged, "id": batch["id"], "harm_score": batch["harm_score"], **counts}
 
     def run(dataset: tf.data.Dataset) -> tf.data.Dataset:
         encoded = dataset.batch(_BATCH_DOCUMENTS).map(step, num_parallel_calls=2, deterministic=True)
+        names = ("targets", "loss_mask") if is_chat else ("targets",)
         return encoded.unbatch().map(
-            lambda example: {**example, "targets": tf.convert_to_tensor(example["targets"])}, num_parallel_calls=1
+            lambda example: {**example, **{name: tf.convert_to_tensor(example[name]) for name in names}},
+            num_parallel_calls=1,
         )
 
     return run

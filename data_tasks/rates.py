@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 SOURCES = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education", "harm_tagged_web")
+CHAT_SOURCES = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k", "instructions", "harm_tagged_chat")
 
 
 def _rung(**rates: float) -> Mapping[str, float]:
@@ -48,6 +49,11 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "quickstart": _rung(
             filtered_web=0.50, safeweb=0.10, refuseweb=0.10, moral_education=0.10, harm_tagged_web=0.20
         ),
+        # Post-training (section 5). About half of WildGuardMix and WildJailbreak are refusals: 10% of the whole.
+        "instruction": _rung(ultrachat=0.80, wildguardmix=0.10, wildjailbreak=0.10),
+        # For models with the tag in pretraining: a tenth of the tokens are tagged harmful answers of WildGuardMix.
+        "instruction_tagged": _rung(ultrachat=0.70, wildguardmix=0.10, wildjailbreak=0.10, harm_tagged_chat=0.10),
+        "benign": _rung(gsm8k=1.0),
     }
 )
 

@@ -1,7 +1,7 @@
-"""Reading web documents from JSON lines and Parquet files, wherever fsspec reaches; no TensorFlow.
+"""Reading documents from the rows of files (`data_tasks.row_files`): which columns, which rows can be used.
 
-Columns, as the published sets have them: `id` (string), `text` (string) and `metadata`, a struct. The harm score is the
-first of these a row has:
+Columns of web documents, as the published sets have them: `id` (string), `text` (string) and `metadata`, a struct. The
+harm score is the first of these a row has:
 
     harm_score, metadata.harm_score, int_score, metadata.int_score, score, metadata.score
 
@@ -15,20 +15,19 @@ No message and no log line holds a document's text.
 """
 
 import dataclasses
-import gzip
+import functools
 import json
 import logging
 import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
-
-import fsspec
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from data_tasks.preprocessors import MAX_SCORE, NO_SCORE
-from safelm.data import remote
+from data_tasks.row_files import SUFFIXES, read_rows
 from safelm.safety.documents import MalformedError as MalformedRowError
-from safelm.safety.documents import parse_object
+
+__all__ = ["SUFFIXES", "Document", "MalformedLimit", "MalformedRowError", "ReadReport", "RowFormat", "WebDocuments"]
+__all__ += ["harm_score", "missing_column", "parse_document", "read_documents"]
 
 SCORE_FIELDS = (
     "harm_score",
@@ -38,7 +37,6 @@ SCORE_FIELDS = (
     "score",
     "metadata.score",
 )
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _ROWS_BEFORE_JUDGING = 10_000
 _FEW_ROWS = 20
 _ROWS_WITHOUT_COLUMN = 100
@@ -73,6 +71,44 @@ class ReadReport:
 
     rows: int = 0
     malformed: int = 0
+
+
+@runtime_checkable
+class RowFormat(Protocol):
+    """Which columns a file has and what a row becomes. A column in a struct is named "struct.column"."""
+
+    columns: Mapping[str, Sequence[str]]  # what a file must have: name -> the columns of which any will do
+    optional: Sequence[str]  # columns that are read where there are any
+    train_files: Sequence[str]  # names of a corpus's files, with *
+    validation_files: Sequence[str]
+    suffixes: tuple[str, ...]  # those of SUFFIXES that such names may have
+
+    def parse(self, row: Any) -> Document:
+        """One row's document; raises MalformedRowError."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WebDocuments:
+    """Rows with `id`, `text` and, if needed, a harm score."""
+
+    needs_score: bool = False
+    train_files: Sequence[str] = ("train-*",)
+    validation_files: Sequence[str] = ("validation-*",)
+    suffixes: tuple[str, ...] = (".jsonl", ".jsonl.gz", ".parquet")
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[str]]:
+        """`id`, `text` and the harm score where it is needed."""
+        return {"id": ("id",), "text": ("text",)} | ({"harm score": SCORE_FIELDS} if self.needs_score else {})
+
+    @property
+    def optional(self) -> Sequence[str]:
+        """The harm score."""
+        return SCORE_FIELDS
+
+    def parse(self, row: Any) -> Document:
+        """As `parse_document`."""
+        return parse_document(row, needs_score=self.needs_score)
 
 
 def parse_document(row: Any, *, needs_score: bool) -> Document:
@@ -115,24 +151,24 @@ def harm_score(row: Mapping[str, Any], *, needed: bool = False) -> int:
 def read_documents(
     path: str,
     *,
-    needs_score: bool,
     limit: MalformedLimit,
     report: ReadReport,
+    needs_score: bool = False,
+    row_format: RowFormat | None = None,
     quarantine: str | None = None,
 ) -> Iterator[Document]:
     """Streams one file's documents in file order, adding to `report`.
 
-    `path` is an fsspec URL ending in one of SUFFIXES. Malformed rows go to the local file `quarantine` (JSON lines:
+    `path` is an fsspec URL ending in one of SUFFIXES; its rows are web documents unless `row_format` says otherwise.
+    Malformed rows go to the local file `quarantine` (JSON lines:
     file, row from 1, reason, raw), replaced by each reading and made when the first one turns up; None only counts
     them.
 
     Raises FileNotFoundError, and ValueError for a file that is damaged, lacks a column or has too many malformed rows.
     """
-    suffix = next((suffix for suffix in SUFFIXES if path.endswith(suffix)), None)
-    if suffix is None:
-        raise ValueError(f"{path}: not a file this can read (one of {', '.join(SUFFIXES)})")
-    rows = _parquet_rows(path, needs_score) if suffix == ".parquet" else _json_rows(path)
-    columns = _ColumnCheck(path, needs_score)
+    row_format = row_format or WebDocuments(needs_score)
+    rows = read_rows(path, functools.partial(_choose_columns, path, row_format))
+    columns = _ColumnCheck(path, row_format)
     mine = ReadReport()
     with _Quarantine(path, quarantine) as rejected:
         for number, raw, parse in rows:
@@ -140,7 +176,7 @@ def read_documents(
             try:
                 row = parse()
                 columns.see(row)
-                document = parse_document(row, needs_score=needs_score)
+                document = row_format.parse(row)
             except MalformedRowError as error:
                 mine.malformed, report.malformed = mine.malformed + 1, report.malformed + 1
                 rejected.add(number, str(error), raw)
@@ -168,9 +204,9 @@ def _check_limit(path: str, report: ReadReport, limit: MalformedLimit) -> None:
 class _ColumnCheck:
     """Tells a missing column (an error) from rows that lack a field (malformed)."""
 
-    def __init__(self, path: str, needs_score: bool):
+    def __init__(self, path: str, row_format: RowFormat):
         self._path = path
-        self._wanted = {"id": ("id",), "text": ("text",)} | ({"harm score": SCORE_FIELDS} if needs_score else {})
+        self._wanted = dict(row_format.columns)
         self._objects = 0
         self._present: set[str] = set()
 
@@ -188,6 +224,17 @@ class _ColumnCheck:
         if self._objects and self._wanted:
             name, fields = next(iter(self._wanted.items()))
             raise missing_column(self._path, name, fields, self._present)
+
+
+def _choose_columns(path: str, row_format: RowFormat, fields: Sequence[str]) -> list[str]:
+    """The columns of a Parquet file to read; ValueError if one that rows must have isn't there."""
+    chosen: dict[str, None] = {}
+    for name, wanted in row_format.columns.items():
+        found = [field for field in wanted if field in fields]
+        if not found:
+            raise missing_column(path, name, wanted, [field for field in fields if "." not in field])
+        chosen |= dict.fromkeys(found)
+    return list(chosen | dict.fromkeys(field for field in row_format.optional if field in fields))
 
 
 def missing_column(path: str, name: str, fields: Sequence[str], present: Any) -> ValueError:
@@ -208,86 +255,6 @@ def _has(row: Mapping[str, Any], field: str) -> bool:
     if outer:
         row = row.get(outer)
     return isinstance(row, Mapping) and inner in row
-
-
-_Row = tuple[int, Any, Callable[[], Any]]
-
-
-def _json_rows(path: str) -> Iterator[_Row]:
-    """(row number, raw line, its parser) for every line that isn't blank."""
-    with _open(path, "infer") as file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line, lambda line=line: parse_object(line)
-        except (EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged or cut short after row {number} ({error})") from error
-        except OSError as error:
-            raise OSError(f"{path}: can't read after row {number} ({error})") from error
-
-
-def _parquet_rows(path: str, needs_score: bool) -> Iterator[_Row]:
-    """The same for Parquet, reading only the columns that are needed, batch by batch."""
-    import pyarrow
-    import pyarrow.parquet
-
-    with _open(path, None) as file:
-        number = 0
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-            wanted = _parquet_columns(path, table.schema_arrow, needs_score)
-            for batch in table.iter_batches(batch_size=256, columns=wanted):
-                for row in _batch_rows(batch):
-                    number += 1
-                    yield number, row, lambda row=row: _utf8_row(row)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path}: not Parquet, damaged or cut short after row {number} ({error})") from error
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path}: can't read after row {number} ({error})") from error
-        except OSError as error:  # pyarrow's own for damaged pages, or the file system's
-            raise OSError(f"{path}: can't read after row {number} ({error})") from error
-
-
-def _batch_rows(batch: Any) -> Iterator[Any]:
-    """A batch's rows as dicts; where one holds a string that isn't UTF-8, that one as a batch of its own."""
-    try:
-        yield from batch.to_pylist()
-        return
-    except UnicodeDecodeError:
-        slices = [batch.slice(index, 1) for index in range(batch.num_rows)]
-    for row in slices:
-        try:
-            yield row.to_pylist()[0]
-        except UnicodeDecodeError:
-            yield row
-
-
-def _utf8_row(row: Any) -> Any:
-    if not isinstance(row, Mapping):
-        raise MalformedRowError("not UTF-8")
-    return row
-
-
-def _parquet_columns(path: str, schema: Any, needs_score: bool) -> list[str]:
-    names = set(schema.names)
-    metadata = schema.field("metadata").type if "metadata" in names else None
-    if metadata is not None and hasattr(metadata, "fields"):
-        names |= {f"metadata.{field.name}" for field in metadata.fields}
-    scores = [field for field in SCORE_FIELDS if field in names]
-    for name, fields in (("id", ["id"]), ("text", ["text"])):
-        if name not in names:
-            raise missing_column(path, name, fields, schema.names)
-    if needs_score and not scores:
-        raise missing_column(path, "harm score", SCORE_FIELDS, schema.names)
-    return ["id", "text", *scores]
-
-
-def _open(path: str, compression: str | None) -> Any:
-    if not remote.is_remote(path) or path.startswith("file://"):
-        return fsspec.open(path, "rb", compression=compression)
-    file = remote.open_file(path)
-    return gzip.GzipFile(fileobj=file) if compression and path.endswith(".gz") else file
 
 
 class _Quarantine:

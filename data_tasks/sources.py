@@ -1,4 +1,4 @@
-"""Web documents as a SeqIO data source: files of JSON lines or Parquet, local or behind any fsspec URL."""
+"""Web documents and conversations as a SeqIO data source: files of rows, local or behind any fsspec URL."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ import seqio
 import tensorflow as tf
 
 from data_tasks.preprocessors import in_validation_split
-from data_tasks.readers import SUFFIXES, MalformedLimit, ReadReport, read_documents
+from data_tasks.readers import SUFFIXES, MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
 from safelm.data import remote
 
 TRAIN, VALIDATION = "train", "validation"
@@ -24,10 +24,11 @@ class WebDocumentSource(seqio.DataSource):
     """The documents under one folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
 
     A split's files are `<folder>/train-*` and `<folder>/validation-*` (also in subfolders, as the hub lays data sets
-    out), ending in .jsonl, .jsonl.gz or .parquet, in the order of their paths. A corpus without validation files is
-    split by `in_validation_split`: the share `validation_fraction` of document ids is held out of "train". A shard is a
-    file. Documents are streamed; nothing larger than a batch is held. Malformed rows: see `data_tasks.readers`; with
-    `quarantine_dir` they are kept in `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
+    out; a row format may name others), ending as `data_tasks.row_files` can read, in the order of their paths; in place
+    of a folder it can be one such file. A corpus without validation files is split by `in_validation_split`: the share
+    `validation_fraction` of document ids is held out of "train". A shard is a file. Documents are streamed; nothing
+    larger than a batch is held. Malformed rows: see `data_tasks.readers`; with `quarantine_dir` they are kept in
+    `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
 
     `num_input_examples` is None: counting would read everything. So SeqIO's `Mixture.num_input_examples`, which adds
     the counts up, can't be used with it.
@@ -38,17 +39,21 @@ class WebDocumentSource(seqio.DataSource):
         folder: str,
         *,
         needs_score: bool = False,
+        row_format: RowFormat | None = None,
         validation_fraction: float = 0.01,
         limit: MalformedLimit | None = None,
         quarantine_dir: str | None = None,
     ):
-        """`folder` is an fsspec URL or a local path; nothing is read until a split, a shard or data is asked for."""
+        """`folder` is an fsspec URL or a local path; nothing is read until a split, a shard or data is asked for.
+
+        `row_format`: what rows are, if not web documents with (`needs_score`) or without a harm score.
+        """
         if not 0.0 <= validation_fraction < 1.0:
             raise ValueError(f"validation_fraction must be from 0 to below 1, got {validation_fraction}")
         super().__init__(splits=())
         self.folder = folder.rstrip("/")
         self.last_report = ReadReport()
-        self._needs_score = needs_score
+        self._row_format = row_format or WebDocuments(needs_score)
         self._validation_fraction = validation_fraction
         self._limit = limit or MalformedLimit()
         self._quarantine_dir = quarantine_dir
@@ -70,7 +75,7 @@ class WebDocumentSource(seqio.DataSource):
             raise ValueError(f"{self.folder}: no split {split!r}, it has {', '.join(self.splits)}")
         files = self._files[TRAIN if self._is_hash_split else split]
         if not files:
-            pattern = f"{self.folder}/**/{split}-*{{{','.join(SUFFIXES)}}}"
+            pattern = f"{self.folder}/**/{self._names[split][0]}{{{','.join(self._row_format.suffixes)}}}"
             raise FileNotFoundError(f"empty corpus: no file matches {pattern}")
         return files
 
@@ -104,7 +109,15 @@ class WebDocumentSource(seqio.DataSource):
 
     @functools.cached_property
     def _files(self) -> dict[str, list[str]]:
-        return {split: _list_files(self.folder, split) for split in (TRAIN, VALIDATION)}
+        if self.folder.endswith(SUFFIXES):
+            return {TRAIN: [self.folder], VALIDATION: []}
+        return {
+            split: _list_files(self.folder, names, self._row_format.suffixes) for split, names in self._names.items()
+        }
+
+    @property
+    def _names(self) -> dict[str, Sequence[str]]:
+        return {TRAIN: self._row_format.train_files, VALIDATION: self._row_format.validation_files}
 
     @property
     def _is_hash_split(self) -> bool:
@@ -137,7 +150,7 @@ class WebDocumentSource(seqio.DataSource):
         quarantine = None if held_out else self._quarantine_file(path, split)
         tally = ReadReport() if held_out else report
         documents = read_documents(
-            path, needs_score=self._needs_score, limit=self._limit, report=tally, quarantine=quarantine
+            path, row_format=self._row_format, limit=self._limit, report=tally, quarantine=quarantine
         )
         for document in documents:
             held_out_document = self._is_hash_split and in_validation_split(document.id, self._validation_fraction)
@@ -151,18 +164,18 @@ class WebDocumentSource(seqio.DataSource):
             return None
         _, root = fsspec.core.url_to_fs(self.folder)
         _, inner = fsspec.core.url_to_fs(path)
-        name = posixpath.relpath(inner, root).replace("/", "__")
+        name = posixpath.basename(inner) if inner == root else posixpath.relpath(inner, root).replace("/", "__")
         return os.path.join(self._quarantine_dir, split, f"{name}.malformed")
 
 
-def _list_files(folder: str, split: str) -> list[str]:
+def _list_files(folder: str, names: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
     filesystem, root = remote.filesystem(folder)
     is_local = isinstance(filesystem, fsspec.get_filesystem_class("file"))
-    patterns = (f"{root}/{split}-*", f"{root}/**/{split}-*")
+    patterns = [f"{root}/{inner}{name}" for name in names for inner in ("", "**/")]
 
     def list_names() -> set[str]:
         return {name for pattern in patterns for name in filesystem.glob(pattern)}
 
     found = list_names() if is_local else remote.retrying(folder, "listing", list_names)
-    names = sorted(name for name in found if name.endswith(SUFFIXES))
+    names = sorted(name for name in found if name.endswith(suffixes))
     return names if is_local else [filesystem.unstrip_protocol(name) for name in names]

@@ -16,7 +16,14 @@ prefix for a second set.
 | safeweb         | safeweb         | recontextualized scores 1 to 3                                    |
 | refuseweb       | refuseweb       | refusal dialogues, speaker labels replaced                        |
 | moral_education | moral_education | all                                                               |
+| ultrachat       | ultrachat       | conversations; loss on what the assistant says, in all below      |
+| wildguardmix    | wildguardmix    | answers that give no harm: refusals and harmless ones             |
+| harm_tagged_chat| wildguardmix    | answers that do, the harm tag injected into them                  |
+| wildjailbreak   | wildjailbreak   | all                                                               |
+| gsm8k           | gsm8k           | all                                                               |
+| instructions    | instructions    | all                                                               |
 
+Columns and files of the conversations: `data_tasks.chats`. Examples of these have a `loss_mask` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
 with the same features). Mixtures `<prefix>_ladder_<rung>` hold the rungs of `data_tasks.rates`. Those rates are shares
 of tokens while SeqIO draws documents, so a mixture divides each rate by the mean length of the task's first documents:
@@ -33,6 +40,7 @@ import seqio
 import tensorflow as tf
 
 from data_tasks import pipeline, rates
+from data_tasks.chats import CHAT_ROWS
 from data_tasks.preprocessors import MAX_SCORE, SAFE_SCORE, inject_harm_tag, replace_speaker_names
 from data_tasks.readers import MalformedLimit
 from data_tasks.sources import WebDocumentSource
@@ -40,7 +48,9 @@ from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"
-CORPORA = {source: source for source in rates.SOURCES} | {"filtered_web": "raw_web", "harm_tagged_web": "raw_web"}
+CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} | {
+    "filtered_web": "raw_web", "harm_tagged_web": "raw_web", "harm_tagged_chat": "wildguardmix"
+}  # fmt: skip
 _SCORED = ("filtered_web", "harm_tagged_web")
 PREPROCESSING_VERSION = 1  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256
@@ -102,11 +112,14 @@ def register(
     for source_name, corpus in CORPORA.items():
         place = corpora.get(corpus, f"{data_dir.rstrip('/')}/{corpus}")
         if place.startswith(TFDS_PREFIX):
+            if corpus in CHAT_ROWS:
+                raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")
             source = seqio.TfdsDataSource(place.removeprefix(TFDS_PREFIX), tfds_data_dir)
         else:
             source = WebDocumentSource(
                 place,
                 needs_score=source_name in _SCORED,
+                row_format=CHAT_ROWS.get(corpus),
                 validation_fraction=settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
@@ -120,15 +133,18 @@ def register(
 def _add_task(
     name: str, source_name: str, source: seqio.DataSource, vocabulary: SafeLMVocabulary, settings: TaskSettings
 ) -> str:
-    steps, prepare = [pipeline.select_columns], _keep_text
+    steps, prepare, is_tagged = [pipeline.select_columns], _keep_text, source_name.startswith("harm_tagged")
     if source_name == "filtered_web":
         steps.append(pipeline.keep_scores({SAFE_SCORE}))
-    elif source_name == "harm_tagged_web":
+    elif is_tagged:
         steps.append(pipeline.keep_scores(range(settings.min_harm_score, MAX_SCORE + 1)))
         prepare = functools.partial(_tag, settings)
     elif source_name == "refuseweb":
         prepare = functools.partial(_rename_speakers, settings)
-    steps.append(pipeline.tokenize(vocabulary, prepare, is_tagged=source_name == "harm_tagged_web"))
+    elif source_name == "wildguardmix":
+        steps.append(pipeline.keep_scores({SAFE_SCORE}))
+    is_chat = source_name in rates.CHAT_SOURCES
+    steps.append(pipeline.tokenize(vocabulary, prepare, is_tagged=is_tagged, is_chat=is_chat))
     seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,

@@ -49,7 +49,7 @@ class StorePlan:
             raise ValueError(f"empty corpus: task {self.task_name} keeps none of {rows} rows of split {self.split!r}")
         totals = {
             name: sum(shard.extra.get(name, 0) for shard in shards)
-            for name in ("num_lost_bytes", "num_quarantined", "num_removed_tags", "num_rows")
+            for name in ("num_lost_bytes", "num_quarantined", "num_removed_tags", "num_loss_tokens", "num_rows")
         }
         manifest = Manifest(
             task=self.source_name,

@@ -73,6 +73,8 @@ class ShardJob:
 def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda count: None) -> ShardInfo:
     """Runs the task over one shard of its source and writes the tokens; on an error nothing is left under its name.
 
+    An example's `loss_mask`, one number for each of its `targets`, says which of them are to be learned (default: all).
+
     `on_documents` is told now and then how many more documents are done. Raises ValueError or OSError with one clear
     line for bad input, also where TensorFlow wraps the error.
     """
@@ -83,7 +85,7 @@ def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda co
     writer = ShardWriter(
         job.directory, job.index, job.num_shards, job.dtype, harm_tag_id=job.harm_tag_id, fingerprint=job.fingerprint
     )
-    counts = {"num_lost_bytes": 0, "num_removed_tags": 0}
+    counts = {"num_lost_bytes": 0, "num_removed_tags": 0, "num_loss_tokens": 0}
     unreported = 0
     with writer:
         try:
@@ -91,7 +93,9 @@ def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda co
                 tokens = example["targets"]
                 if not len(tokens) or tokens[-1] != job.eos_id:
                     raise ValueError(f"task {job.task_name}: a document's targets don't end in eos_id {job.eos_id}")
-                writer.add(tokens)
+                loss_mask = example.get("loss_mask")
+                writer.add(tokens, loss_mask)
+                counts["num_loss_tokens"] += len(tokens) if loss_mask is None else int(loss_mask.sum())
                 counts["num_lost_bytes"] += int(example.get("lost_bytes", 0))
                 counts["num_removed_tags"] += int(example.get("removed_tags", 0))
                 unreported += 1

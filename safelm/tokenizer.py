@@ -33,6 +33,7 @@ from safelm.tags import HARM_TAG
 END_OF_TEXT = "<|endoftext|>"
 CHAT_START = "<|im_start|>"
 CHAT_END = "<|im_end|>"
+ASSISTANT = "assistant"
 _TRAINED_SPECIALS = (END_OF_TEXT, CHAT_START, CHAT_END, HARM_TAG)  # ids 0 to 3 of a trained vocabulary
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -141,7 +142,8 @@ class Tokenizer:
     def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
         """The ids of a conversation in ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n` for each message.
 
-        Role and content are encoded literally: text can't open or close a turn. No system message is put in.
+        Role and content are encoded literally and apart: text can't open or close a turn, and an answer has the ids
+        that it has behind a generation prompt. No system message is put in.
 
         Args:
             messages: each with the keys "role" and "content".
@@ -150,17 +152,32 @@ class Tokenizer:
         Raises:
             ValueError: the vocabulary has no ChatML tokens, or a message lacks a key or has a line break in its role.
         """
+        ids, _ = self.render_chat_spans(messages)
+        return [*ids, self.chat_start_id, *self.encode(f"{ASSISTANT}\n")] if add_generation_prompt else ids
+
+    def render_chat_spans(
+        self, messages: Sequence[Mapping[str, str]], *, is_tagged: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """`render_chat`, and where in it the assistant writes: ranges [start, stop) of its words and `<|im_end|>`.
+
+        With `is_tagged` the tag's string in what the assistant says becomes the tag's id (see `encode_tagged`).
+        """
         if self.chat_start_id is None or self.chat_end_id is None:
             raise ValueError(f"this vocabulary has no {CHAT_START} and {CHAT_END}: it can't render a chat")
         ids: list[int] = []
+        spans: list[tuple[int, int]] = []
         for index, message in enumerate(messages):
             role, content = message.get("role"), message.get("content")
             if not isinstance(role, str) or not isinstance(content, str) or not role or "\n" in role:
                 raise ValueError(f"message {index}: needs a one-line role and a content string, got {dict(message)!r}")
-            ids += [self.chat_start_id, *self.encode(f"{role}\n{content}"), self.chat_end_id, *self._newline]
-        if add_generation_prompt:
-            ids += [self.chat_start_id, *self.encode("assistant\n")]
-        return ids
+            ids += [self.chat_start_id, *self.encode(f"{role}\n")]
+            start = len(ids)
+            is_assistant = role == ASSISTANT
+            ids += self.encode_tagged(content) if is_tagged and is_assistant else self.encode(content)
+            ids.append(self.chat_end_id)
+            spans += [(start, len(ids))] if is_assistant else []
+            ids += self._newline
+        return ids, spans
 
     def to_json(self) -> str:
         """The vocabulary as the text of a `tokenizer.json`."""

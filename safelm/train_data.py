@@ -135,7 +135,7 @@ def _open(config: ConfigDict, tokenizer: Tokenizer, source: str, split: str) -> 
 
 def _fingerprint(store: TokenStore) -> str:
     manifest = store.manifest
-    checksums = "".join(shard.tokens_sha256[:4] for shard in manifest.shards)
+    checksums = "".join(shard.tokens_sha256[:4] + shard.spans_sha256[:4] for shard in manifest.shards)
     return f"{manifest.num_documents} documents, {manifest.num_tokens} tokens, checksums {checksums}"
 
 

@@ -9,7 +9,7 @@ a fixed part. So:
 - A shard that was read from is also copied whole in the background, two at a time, while the cache has room (see
   `safelm.data.cache`), checked by its SHA-256, and mapped into memory from then on. Shards up to 4 MiB are copied at
   the first read.
-- A shard's bounds, 8 bytes a document, and block checksums are copied at its first read.
+- A shard's bounds, 8 bytes a document, block checksums and loss spans are copied at its first read.
 
 For 600B tokens of uint16 (1.2 TB, say 1,200 shards of 1 GB and 750M documents) on 64 hosts with 100 GB of disk, 2,048
 tokens a row: a host reads 4.6M rows an epoch, 19 GB of tokens in blocks of together 300 GB, and 6 GB of bounds and
@@ -35,7 +35,7 @@ from jaxtyping import Int, UInt
 
 from safelm.data import remote
 from safelm.data.cache import CacheFolder
-from safelm.data.shard import BLOCK_BYTES, ShardInfo, open_array, shard_file
+from safelm.data.shard import BLOCK_BYTES, ShardInfo, check_spans, open_array, shard_file
 
 _WHOLE_AT_ONCE_BYTES = 4 << 20
 _KEPT_BLOCKS = 4096  # 256 MiB
@@ -67,12 +67,12 @@ class RemoteShards:
         return self._infos[shard].num_tokens
 
     def local(self, kind: str, shard: int) -> np.ndarray:
-        """The "bounds" or "sums" of a shard, fetched if need be."""
+        """The "bounds", "sums" or "spans" of a shard, fetched if need be."""
         array = self._mapped.get((kind, shard))
         return self._bring(kind, shard) if array is None else array
 
     def bring(self, shards: Iterable[int], *kinds: str) -> None:
-        """Fetches files ("bounds", "sums", "tokens") of several shards at once; a progress bar on a terminal."""
+        """Fetches files ("bounds", "sums", "spans", "tokens") of several shards at once, with a progress bar."""
         missing = [
             (kind, shard) for shard in shards for kind in kinds
             if (kind, shard) not in self._mapped and kind in self._infos[shard].files()
@@ -143,7 +143,7 @@ class RemoteShards:
 
     def verify(self) -> None:
         """Reads every file once; ValueError names the first whose checksum is not the manifest's."""
-        self.bring(range(len(self._infos)), "bounds", "sums", "tokens")
+        self.bring(range(len(self._infos)), "bounds", "sums", "spans", "tokens")
         size = BLOCK_BYTES // self._dtype.itemsize
         for shard, info in enumerate(self._infos):
             if ("tokens", shard) in self._mapped:
@@ -203,12 +203,15 @@ class RemoteShards:
             return array
 
     def _spare_bytes(self) -> int:
-        """Room that the bounds and block checksums not yet there will take: tokens leave it to them."""
-        small = (("bounds", shard) for shard in range(len(self._infos)) if ("bounds", shard) not in self._mapped)
-        return sum(self._infos[shard].bounds_bytes + self._infos[shard].sums_bytes for _, shard in small)
+        """Room that bounds, block checksums and loss spans not yet there will take: tokens leave it to them."""
+        small = (info for shard, info in enumerate(self._infos) if ("bounds", shard) not in self._mapped)
+        return sum(info.bounds_bytes + info.sums_bytes + info.spans_bytes for info in small)
 
     def _check_array(self, kind: str, shard: int, array: np.ndarray) -> None:
         info, blocks = self._infos[shard], BLOCK_BYTES // self._dtype.itemsize
+        if kind == "spans":
+            check_spans(self._url_of(kind, shard), array, info)
+            return
         wanted = {
             "tokens": (self._dtype, info.num_tokens),
             "bounds": (np.dtype(np.int64), info.num_documents + 1),

@@ -4,7 +4,8 @@ A piece is a run of one document's tokens inside a row. Inputs are the stored to
 token of the same document. The last position of a row whose document goes on still has its target (the store is read
 one token further), and a document's last token has none, so every document's tokens 2..n are a target exactly once
 an epoch and nothing is predicted across documents. There is no begin-of-document token: a first token is never a
-target. Positions start at 0 with every piece; segment ids count a row's pieces from 1, and 0 is padding.
+target. Positions start at 0 with every piece; segment ids count a row's pieces from 1, and 0 is padding. Where a store
+says which tokens are to be learned (a chat's assistant), only those are targets.
 """
 
 import dataclasses
@@ -83,12 +84,15 @@ def assemble(parts: Sequence[Part], batch_size: int, seq_len: int) -> dict[str, 
     """
     inputs = np.zeros(batch_size * seq_len, np.int32)
     source_ids_B = np.zeros(batch_size, np.int32)
+    learned = np.ones(batch_size * seq_len, bool)
     placed = []
     for source, part in enumerate(parts):
         plan, batch_rows, pieces = part.plan, part.batch_rows, part.plan.pieces(part.rows)
         flat = batch_rows[pieces.row] * seq_len + pieces.column
         plan.store.prefetch(pieces.start, pieces.start + pieces.length + pieces.goes_on)
         _copy_tokens(plan.store, pieces, flat, inputs)
+        if plan.store.has_loss_mask:
+            _drop_unlearned(plan.store, pieces, flat, learned)
         after = np.zeros(len(flat), np.int32)
         after[pieces.goes_on] = plan.store.take((pieces.start + pieces.length)[pieces.goes_on])
         placed.append((batch_rows[pieces.row], flat, pieces.length, pieces.goes_on, after))
@@ -102,6 +106,7 @@ def assemble(parts: Sequence[Part], batch_size: int, seq_len: int) -> dict[str, 
     mask = (segments > 0).astype(np.float32)
     ends = flat + length - 1
     targets[ends], mask[ends] = after[order], goes_on[order]
+    mask[~learned] = 0
     targets[mask == 0] = 0
     arrays = {
         "inputs_BT": inputs,
@@ -127,6 +132,16 @@ def _copy_tokens(store: TokenStore, pieces: Pieces, flat: np.ndarray, out: np.nd
         flat[heads].tolist(), source.tolist(), lengths.tolist(), shard[heads].tolist(), strict=True
     ):
         out[to : to + length] = store.shard_tokens[index][start : start + length]
+
+
+def _drop_unlearned(store: TokenStore, pieces: Pieces, flat: np.ndarray, learned: np.ndarray) -> None:
+    """Sets `learned` to False at the places whose target, the token one further, is not to be learned."""
+    before = np.cumsum(pieces.length) - pieces.length
+    index = np.arange(pieces.length.sum()) - np.repeat(before, pieces.length)
+    target = np.repeat(pieces.start, pieces.length) + index + 1
+    # Behind the store's last token there is nothing; that place has no target whatever is said of it here.
+    mask = store.loss_mask(np.minimum(target, store.num_tokens - 1))
+    learned[np.repeat(flat, pieces.length) + index] = mask
 
 
 def _spread(row: np.ndarray, flat: np.ndarray, length: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ BLOCK_BYTES = 1 << 16  # of tokens, each with a checksum of its own
 class ShardInfo:
     """One shard's counts, file sizes (bytes) and SHA-256 checksums; `fingerprint` says what it was made from.
 
-    A shard of an early version has no file of block checksums: `sums_bytes` is 0.
+    A shard of an early version has no file of block checksums: `sums_bytes` is 0. Where every token is to be learned,
+    as in web text, there is no file of loss spans: `spans_bytes` is 0.
     """
 
     index: int
@@ -31,13 +32,16 @@ class ShardInfo:
     bounds_sha256: str
     sums_bytes: int = 0
     sums_sha256: str = ""
+    spans_bytes: int = 0
+    spans_sha256: str = ""
     fingerprint: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def files(self) -> dict[str, tuple[int, str]]:
-        """Size (bytes) and SHA-256 of each of its arrays: "tokens", "bounds" and, where it has them, "sums"."""
+        """Size (bytes) and SHA-256 of its arrays: "tokens", "bounds" and, where it has them, "sums" and "spans"."""
         files = {"tokens": (self.tokens_bytes, self.tokens_sha256), "bounds": (self.bounds_bytes, self.bounds_sha256)}
-        return files | ({"sums": (self.sums_bytes, self.sums_sha256)} if self.sums_bytes else {})
+        files |= {"sums": (self.sums_bytes, self.sums_sha256)} if self.sums_bytes else {}
+        return files | ({"spans": (self.spans_bytes, self.spans_sha256)} if self.spans_bytes else {})
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -46,7 +50,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def shard_file(kind: str, index: int, num_shards: int) -> str:
-    """File name of a shard's "tokens", "bounds", "sums" (.npy) or "shard" (.json)."""
+    """File name of a shard's "tokens", "bounds", "sums", "spans" (.npy) or "shard" (.json)."""
     return f"{kind}-{index:05d}-of-{num_shards:05d}.{'json' if kind == 'shard' else 'npy'}"
 
 
@@ -74,16 +78,22 @@ class ShardWriter:
         self._dtype, self._harm_tag_id, self._fingerprint = np.dtype(dtype), harm_tag_id, fingerprint
         self._path = os.path.join(self._directory, shard_file("tokens", shard_index, num_shards))
         self._bounds, self._num_tags, self._max_token = [0], 0, -1
+        self._spans: list[np.ndarray] = []
+        self._has_loss_mask = False
         os.makedirs(self._directory, exist_ok=True)
         # A leftover marker would describe arrays that are about to be replaced.
-        marker = os.path.join(self._directory, shard_file("shard", shard_index, num_shards))
-        if os.path.exists(marker):
-            os.remove(marker)
+        for kind in ("shard", "spans"):
+            leftover = os.path.join(self._directory, shard_file(kind, shard_index, num_shards))
+            if os.path.exists(leftover):
+                os.remove(leftover)
         self._file = open(self._path + ".tmp", "wb")
         self._guard(lambda: _write_npy_header(self._file, self._dtype, 0))
 
-    def add(self, tokens: np.ndarray | Sequence) -> None:
-        """Appends one document, its end token included; ValueError when empty or an id does not fit the dtype."""
+    def add(self, tokens: np.ndarray | Sequence, loss_mask: np.ndarray | Sequence | None = None) -> None:
+        """Appends one document, its end token included; ValueError when empty or an id does not fit the dtype.
+
+        `loss_mask` says which of its tokens are to be learned, as in a chat the assistant's; without it, all are.
+        """
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
             raise ValueError(
@@ -96,7 +106,15 @@ class ShardWriter:
                 f"{self._path}: document {len(self._bounds) - 1} has token id {low if low < 0 else high}, "
                 f"outside {self._dtype.name}"
             )
+        learned = np.ones(tokens.size, bool) if loss_mask is None else np.asarray(loss_mask).astype(bool)
+        if learned.shape != tokens.shape:
+            raise ValueError(
+                f"{self._path}: document {len(self._bounds) - 1} has {tokens.size} tokens and a loss mask of shape "
+                f"{learned.shape}"
+            )
         self._guard(lambda: self._file.write(tokens.astype(self._dtype, copy=False).tobytes()))
+        self._spans.append(np.flatnonzero(np.diff(learned, prepend=False, append=False)) + self._bounds[-1])
+        self._has_loss_mask |= loss_mask is not None
         self._bounds.append(self._bounds[-1] + tokens.size)
         self._num_tags += int(np.count_nonzero(tokens == self._harm_tag_id))
         self._max_token = max(self._max_token, high)
@@ -108,7 +126,7 @@ class ShardWriter:
     def abort(self) -> None:
         """Removes the temporary files; safe to call twice."""
         self._file.close()
-        for kind in ("tokens", "bounds", "sums", "shard"):
+        for kind in ("tokens", "bounds", "sums", "spans", "shard"):
             path = os.path.join(self._directory, shard_file(kind, self._index, self._num_shards)) + ".tmp"
             if os.path.exists(path):
                 os.remove(path)
@@ -123,9 +141,9 @@ class ShardWriter:
             self.close()
 
     def _close(self, extra: dict[str, Any]) -> ShardInfo:
-        bounds_path, sums_path = (
+        bounds_path, sums_path, spans_path = (
             os.path.join(self._directory, shard_file(kind, self._index, self._num_shards))
-            for kind in ("bounds", "sums")
+            for kind in ("bounds", "sums", "spans")
         )
         self._file.seek(0)
         _write_npy_header(self._file, self._dtype, self._bounds[-1])
@@ -133,6 +151,8 @@ class ShardWriter:
         tokens_sha256, sums = _checksums(self._path + ".tmp", self._bounds[-1] * self._dtype.itemsize)
         _write_array(bounds_path + ".tmp", np.asarray(self._bounds, np.int64))
         _write_array(sums_path + ".tmp", sums)
+        if self._has_loss_mask:
+            _write_array(spans_path + ".tmp", np.concatenate(self._spans).astype(np.int64))
         info = ShardInfo(
             index=self._index,
             num_documents=len(self._bounds) - 1,
@@ -145,10 +165,12 @@ class ShardWriter:
             tokens_sha256=tokens_sha256,
             bounds_sha256=file_sha256(bounds_path + ".tmp"),
             sums_sha256=file_sha256(sums_path + ".tmp"),
+            spans_bytes=os.path.getsize(spans_path + ".tmp") if self._has_loss_mask else 0,
+            spans_sha256=file_sha256(spans_path + ".tmp") if self._has_loss_mask else "",
             fingerprint=self._fingerprint,
             extra=extra,
         )
-        for path in (self._path, bounds_path, sums_path):
+        for path in (self._path, bounds_path, sums_path, *([spans_path] if self._has_loss_mask else [])):
             os.replace(path + ".tmp", path)
         name = shard_file("shard", self._index, self._num_shards)
         write_json(os.path.join(self._directory, name), dataclasses.asdict(info))
@@ -237,6 +259,13 @@ def open_array(path: str, wanted_bytes: int) -> np.ndarray:
     except ValueError:
         array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
     return array.view(np.ndarray)
+
+
+def check_spans(path: str, spans: np.ndarray, shard: ShardInfo) -> None:
+    """ValueError unless an array holds the loss spans of a shard: pairs of positions in it, in order."""
+    whole = spans.dtype == np.int64 and spans.ndim == 1 and len(spans) % 2 == 0 and (np.diff(spans) >= 0).all()
+    if not whole or (len(spans) and not 0 <= spans[0] <= spans[-1] <= shard.num_tokens):
+        raise ValueError(f"{path}: not the loss spans of {shard.num_tokens} tokens")
 
 
 def _checksums(path: str, data_bytes: int) -> tuple[str, np.ndarray]:

@@ -5,6 +5,8 @@ A store is a folder of numpy files, readable with `np.load` alone, and a manifes
     tokens-00000-of-00004.npy   1-D uint16 (uint32 beyond 65,536 ids): documents end to end, each with its end token
     bounds-00000-of-00004.npy   int64, documents + 1: document i is tokens[bounds[i]:bounds[i + 1]]
     sums-00000-of-00004.npy     uint32: the CRC-32 of every 64 KiB of tokens, to check what is read from afar in parts
+    spans-00000-of-00004.npy    int64, ascending, only where not every token is to be learned: where in the shard that
+                                begins and ends, in turn; token t is learned if the number of entries <= t is odd
     shard-00000-of-00004.json   the shard's counts and checksums, written after its arrays
     manifest.json               the whole store's counts and shards, written last
 
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt
+from jaxtyping import Bool, Int, UInt
 
 from safelm.data import remote
 from safelm.data.cache import CacheFolder
@@ -27,6 +29,7 @@ from safelm.data.remote_shards import RemoteShards
 from safelm.data.shard import (
     ShardInfo,
     ShardWriter,
+    check_spans,
     file_sha256,
     open_array,
     read_shard_info,
@@ -79,6 +82,7 @@ def write_manifest(
             raise ValueError(f"{path}: shard {shard.index} has token id {token}, vocab_size is {limit}")
         if elsewhere is None:
             _open_shard(directory, manifest, shard)
+            _open_spans(directory, manifest, shard)
         elif read_shard_info(directory, shard.index, len(manifest.shards), elsewhere=elsewhere) is None:
             raise ValueError(f"{path}: shard {shard.index} isn't whole")
     write_json(path, dataclasses.asdict(manifest))
@@ -98,6 +102,7 @@ class TokenStore:
             shards = [_open_shard(directory, manifest, shard) for shard in manifest.shards]
             self.shard_tokens = [tokens for tokens, _ in shards]
             self.shard_bounds = [bounds for _, bounds in shards]
+            self._spans = [_open_spans(directory, manifest, shard) for shard in manifest.shards]
         else:
             folder = CacheFolder(url, json.dumps(dataclasses.asdict(manifest), sort_keys=True))
             self._remote = RemoteShards(url, manifest.shards, manifest.dtype, folder)
@@ -141,6 +146,11 @@ class TokenStore:
     def num_tokens(self) -> int:
         """Tokens in the store, end tokens included."""
         return self.manifest.num_tokens
+
+    @property
+    def has_loss_mask(self) -> bool:
+        """Whether some tokens are not to be learned, such as those of a chat that the user wrote."""
+        return any(shard.spans_bytes for shard in self.manifest.shards)
 
     def document(self, index: int) -> UInt[np.ndarray, " n"]:
         """Document `index`'s tokens (a view of the file), its end token included."""
@@ -206,6 +216,16 @@ class TokenStore:
         for shard, chosen in _by_shard(self.find_shards(positions)):
             tokens[chosen] = self.shard_tokens[shard][positions[chosen] - self.token_offsets[shard]]
         return tokens
+
+    def loss_mask(self, positions: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Whether the token at each position of the token stream is to be learned."""
+        mask = np.ones(len(positions), bool)
+        for shard, chosen in _by_shard(self.find_shards(positions)):
+            if self.manifest.shards[shard].spans_bytes:
+                spans = self._spans[shard] if self._remote is None else self._remote.local("spans", shard)
+                local = positions[chosen] - self.token_offsets[shard]
+                mask[chosen] = np.searchsorted(spans, local, side="right") % 2 == 1
+        return mask
 
     def verify_checksums(self) -> None:
         """Reads every shard; ValueError names the first file whose SHA-256 is not the manifest's."""
@@ -288,3 +308,13 @@ def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> tuple[n
     if bounds.dtype != np.int64 or bounds.shape != (shard.num_documents + 1,) or bounds[0] or bounds[-1] != len(tokens):
         raise ValueError(f"{bounds_path}: not the bounds of {shard.num_documents} documents of {len(tokens)} tokens")
     return tokens, bounds
+
+
+def _open_spans(directory: str, manifest: Manifest, shard: ShardInfo) -> np.ndarray | None:
+    """Where in a shard learning begins and ends, or None where every token is learned."""
+    if not shard.spans_bytes:
+        return None
+    path = os.path.join(directory, shard_file("spans", shard.index, len(manifest.shards)))
+    spans = open_array(path, shard.spans_bytes)
+    check_spans(path, spans, shard)
+    return spans

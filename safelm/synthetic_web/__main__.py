@@ -15,6 +15,8 @@ def main(arguments: argparse.Namespace) -> None:
             validation_documents=arguments.validation_documents or max(1, arguments.documents // 20),
             prompts=arguments.prompts,
             format=arguments.format,
+            chats=arguments.chats,
+            missed_harm=arguments.missed_harm,
         ),
     )
     for name, facts in summary["files"].items():
@@ -34,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts", type=int, default=Recipe.prompts, help="prompts, harmful and safe each (default %(default)s)"
     )
+    parser.add_argument("--chats", type=int, default=0, help="conversations of instruction data (default 0: none)")
+    parser.add_argument("--missed_harm", type=float, default=0.0, help="share of unsafe documents scored 0 (default 0)")
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="of the shards (default %(default)s)")
     return parser
 

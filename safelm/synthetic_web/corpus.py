@@ -15,9 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from safelm.synthetic_web.chats import CHAT_SETS
 from safelm.synthetic_web.counterparts import write_moral_education, write_refusal, write_safeweb
 from safelm.synthetic_web.documents import Draft, write_draft
-from safelm.synthetic_web.prompts import write_prompts
+from safelm.synthetic_web.prompts import write_chat_prompts, write_prompts
 from safelm.synthetic_web.topics import Topic, harmful_topics, protective_topics, safe_topics
 
 VERSION = 1
@@ -38,8 +39,14 @@ class Recipe:
     validation_documents: int = 500
     prompts: int = 120  # of each of harmful and safe
     format: str = "jsonl"
+    chats: int = 0  # training conversations like UltraChat's; of the other sets there is a third of that each
+    missed_harm: float = 0.0  # share of unsafe documents whose recorded score is 0: what a scorer misses
 
     def __post_init__(self) -> None:
+        if self.chats < 0:
+            raise ValueError(f"--chats={self.chats}: must be at least 0")
+        if not 0.0 <= self.missed_harm < 1.0:
+            raise ValueError(f"--missed_harm={self.missed_harm}: must be from 0 to below 1")
         for name in ("documents", "validation_documents", "prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: must be at least 1")
@@ -54,9 +61,11 @@ def draft(seed: int, split: str, number: int) -> Draft:
     return write_draft(rng, _topic(rng, score), score)
 
 
-def rows(seed: int, split: str, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(source, row) of raw document `number` and of its counterparts."""
+def rows(seed: int, split: str, number: int, missed_harm: float = 0.0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(source, row) of raw document `number` and of its counterparts; a missed one has score 0 and no counterparts."""
     source = draft(seed, split, number)
+    if source.score >= 4 and missed_harm and _rng(seed, split, number, "missed").random() < missed_harm:
+        source = dataclasses.replace(source, score=0)
     raw_id = f"synthetic-{seed}-{split}-{number:07d}"
     yield "raw_web", _row(raw_id, source.text, source, number, genre=source.genre)
     if 1 <= source.score <= 3:
@@ -72,30 +81,45 @@ def rows(seed: int, split: str, number: int) -> Iterator[tuple[str, dict[str, An
 def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
     """Writes `<output>/<source>/<split>-*` and `<output>/prompts/*.jsonl`; returns what `corpus.json` says about them.
 
-    The same recipe gives the same bytes. `corpus.json` is written last: with it the folder is whole, and a second call
+    With `recipe.chats` also the sets of `safelm.synthetic_web.chats` and `<output>/chat_prompts/*.jsonl`. The same
+    recipe gives the same bytes. `corpus.json` is written last: with it the folder is whole, and a second call
     returns at once. Raises ValueError if the folder holds a corpus made by another recipe.
     """
     folder = pathlib.Path(output)
     wanted = {"version": VERSION, **dataclasses.asdict(recipe)}
     if (folder / RECIPE_FILE).exists():
         found = json.loads((folder / RECIPE_FILE).read_text())
-        if found["recipe"] != wanted:
+        if dataclasses.asdict(Recipe()) | found["recipe"] != wanted:
             raise ValueError(f"--output={output}: holds a corpus made by another recipe, {found['recipe']}")
         return found
     files: dict[str, dict[str, Any]] = {}
     for split, count in (("train", recipe.documents), ("validation", recipe.validation_documents)):
         by_source: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
         for number in tqdm(range(count), desc=f"compose {split}", unit=" documents", disable=None):
-            for source, row in rows(recipe.seed, split, number):
+            for source, row in rows(recipe.seed, split, number, recipe.missed_harm):
                 by_source[source].append(row)
         for source, found_rows in by_source.items():
             files |= _write_split(folder, source, split, found_rows, recipe.format)
     for name in ("harmful", "safe"):
         prompts = write_prompts(recipe.seed, harmful=name == "harmful", count=recipe.prompts)
         files |= _write(folder, f"prompts/{name}.jsonl", _jsonl(prompts), len(prompts))
+        if recipe.chats:
+            prompts = write_chat_prompts(recipe.seed, harmful=name == "harmful", count=recipe.prompts)
+            files |= _write(folder, f"chat_prompts/{name}.jsonl", _jsonl(prompts), len(prompts))
+    files |= _write_chats(folder, recipe)
     summary = {"note": "synthetic, non-operational text", "recipe": wanted, "files": files}
     _write(folder, RECIPE_FILE, (json.dumps(summary, indent=1) + "\n").encode(), 0)
     return summary
+
+
+def _write_chats(folder: pathlib.Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    files = {}
+    for name, write in CHAT_SETS.items() if recipe.chats else ():
+        train = recipe.chats if name == "ultrachat" else -(-recipe.chats // 3)
+        for split, count in (("train", train), ("validation", -(-train // 20))):
+            found = [write(_rng(recipe.seed, split, number, name)) for number in range(count)]
+            files |= _write_split(folder, name, split, found, recipe.format)
+    return files
 
 
 def _topic(rng: random.Random, score: int) -> Topic:
@@ -156,6 +180,10 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if "metadata" not in found_rows[0]:
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(found_rows), buffer)
+        return buffer.getvalue()
     text, number, count = pa.string(), pa.float64(), pa.int64()
     kinds: Mapping[str, pa.DataType] = {
         "dump": text, "url": text, "date": pa.timestamp("s"), "file_path": text, "language": text,

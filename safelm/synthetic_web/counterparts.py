@@ -42,6 +42,13 @@ def write_refusal(rng: random.Random, draft: Draft) -> str:
     return text
 
 
+def write_short_refusal(rng: random.Random, topic: Topic) -> str:
+    """What an assistant says to a harmful request: acknowledge (mostly), can't, why, alternative (mostly)."""
+    acknowledge = rng.choice(phrases.ACKNOWLEDGE) if rng.random() < 0.6 else ""
+    alternative = _alternative(rng, rng.choice(topic.subject.alternatives)) if rng.random() < 0.7 else ""
+    return join(acknowledge, fill(rng.choice(phrases.CANNOT), topic), _why(rng, _reasons(rng, topic)[0]), alternative)
+
+
 def write_moral_education(rng: random.Random, draft: Draft) -> str:
     """An article with headings that carries the refusal's ethical point in the third person.
 

@@ -80,6 +80,12 @@ def write_draft(rng: random.Random, topic: Topic, score: int) -> Draft:
     return Draft(topic, score, genre, _layout(rng, topic, genre, body, score), tuple(facts))
 
 
+def write_answer(rng: random.Random, topic: Topic, score: int, *, target_words: int | None = None) -> str:
+    """What an assistant answers about a topic: sentences of a document of that score, some 30 words unless said."""
+    body, _ = _body(rng, topic, score, target_words=target_words or rng.randint(18, 45))
+    return join(*body)
+
+
 def _body(rng: random.Random, topic: Topic, score: int, *, target_words: int) -> tuple[list[str], list[str]]:
     """(sentences, the harmless ones among them); a sentence is not said again within the next few."""
     body: list[str] = []

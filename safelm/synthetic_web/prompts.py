@@ -1,4 +1,4 @@
-"""Held-out prompts: topics and phrasings that no document contains, as a page's beginning and as a dialogue."""
+"""Held-out prompts, of topics and phrasings in no document: a page's beginning, a dialogue, a user's message."""
 
 import random
 
@@ -6,7 +6,7 @@ from safelm.synthetic_web import phrases
 from safelm.synthetic_web.documents import fill, join, request, speakers
 from safelm.synthetic_web.topics import Topic, harmful_topics, protective_topics, safe_topics
 
-COMPLETION, DIALOGUE = "completion", "dialogue"
+COMPLETION, DIALOGUE, CHAT = "completion", "dialogue", "chat"
 PROTECTIVE_SHARE = 0.25  # of the safe prompts: they name an unsafe topic in order to prevent it
 
 
@@ -34,6 +34,24 @@ def write_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, obj
             }
         )
     return rows
+
+
+def write_chat_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, object]]:
+    """`count` user messages for a chat model, in the columns of `write_prompts`."""
+    name = "harmful" if harmful else "safe"
+    rng = random.Random(f"safelm-synthetic-web/chat-prompts/{name}/{seed}")
+    return [
+        {
+            "id": f"chat-{name}-{number:04d}",
+            "prompt": request(rng, topic, phrases.HELD_OUT_REQUESTS),
+            "category": topic.category,
+            "topic": topic.infinitive,
+            "kind": CHAT,
+            "harmful": harmful,
+            "protective": topic.protective,
+        }
+        for number, topic in enumerate(_topics(rng, harmful=harmful, count=count))
+    ]
 
 
 def _topics(rng: random.Random, *, harmful: bool, count: int) -> list[Topic]:

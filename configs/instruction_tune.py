@@ -1,0 +1,47 @@
+"""Instruction tuning: any checkpoint, then UltraChat-200k, WildGuardMix and WildJailbreak (Maini et al. 2025, section 5).
+
+    python -m safelm.cache_tasks --data_dir=gs://BUCKET/chats --tokenizer=gs://BUCKET/smollm2 \
+        --tasks=ultrachat,wildguardmix,wildjailbreak,harm_tagged_chat --output=gs://BUCKET/tokens
+    python -m safelm.train --config=configs/instruction_tune.py:1b7_tagged --workdir=gs://BUCKET/instruct --distributed \
+        --config.init_checkpoint=gs://BUCKET/safelm_1b7 --config.data.root=gs://BUCKET/tokens --config.mesh.fsdp=16
+
+SIZE[_tagged]: SIZE is 1b7, 135m or tiny (a model of the synthetic web), `_tagged` is for models that had the harm tag in
+pretraining: a tenth of the tokens are then WildGuardMix's harmful answers with the tag in them. Loss on the assistant's
+tokens alone; whole conversations are packed into rows. The paper states neither steps nor learning rate; here 1b7 and
+135m get about two epochs of UltraChat's 200,000 conversations (some 500M tokens) at a tenth of the peak rate of
+pretraining. Model, tokenizer and chat tokens are the checkpoint's.
+Hardware: meant for a TPU slice; tiny for a CPU. Time: not yet measured. Result: not yet measured; for the tiny variants
+see configs/ladder.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+SIZES = {  # steps, rows a step, tokens a row, learning rate
+    "1b7": (2000, 256, 2048, 5e-5),
+    "135m": (2000, 256, 2048, 3e-4),
+    "tiny": (150, 16, 128, 2e-3),
+}
+
+
+def get_config(variant: str = "1b7") -> ConfigDict:
+    return post_training(
+        variant.removesuffix("_tagged"), "instruction_tagged" if "_tagged" in variant else "instruction"
+    )
+
+
+def post_training(size: str, mixture: str, sizes: dict[str, tuple[int, int, int, float]] = SIZES) -> ConfigDict:
+    """A stage after pretraining on one of the mixtures of conversations."""
+    if size not in sizes:
+        raise ValueError(f"unknown size {size!r}: there are {', '.join(sizes)}")
+    config = base.default_config()
+    config.total_steps, config.batch_size, config.seq_len, peak_lr = sizes[size]
+    config.init_checkpoint = "pretrained"  # give --config.init_checkpoint=DIR
+    config.data.root = "tokens"
+    config.data.packing = "fit"
+    config.data.phases = (base.phase(mixture),)
+    config.model.update(dtype="float32" if size == "tiny" else "bfloat16", remat="none" if size == "tiny" else "full")
+    config.optimizer.update(schedule="linear", peak_lr=peak_lr, warmup_steps=config.total_steps // 20)
+    config.checkpoint.update(every_steps=500, keep_last=1)
+    return config.lock()

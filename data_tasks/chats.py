@@ -1,0 +1,182 @@
+"""Conversations in the columns of the published instruction sets, as pure functions: no TensorFlow, no state.
+
+    ultrachat      `messages` (UltraChat-200k): a list of `role` and `content`
+    wildguardmix   `prompt`, `response`, `response_harm_label`, `prompt_harm_label`, `response_refusal_label`
+    wildjailbreak  `vanilla`, `adversarial`, `completion`, and `data_type`, which says which of the prompts it is
+    gsm8k          `question`, `answer`
+    instructions   `instruction` or `prompt`, perhaps `input` or `context`; `output` or `response`
+
+A conversation travels as JSON in the `text` of a document whose harm score is 0, HARMFUL_SCORE for an answer that gives
+the harm (WildGuardMix: `response_harm_label` "harmful"; without a label, a harmful prompt that wasn't refused), or
+NO_SCORE where nobody answers: WildGuardMix has prompts alone. Rows that name an `id` or `prompt_id` keep it; the others
+are named by a hash of what is said.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from data_tasks.preprocessors import NO_SCORE, SAFE_SCORE
+from data_tasks.readers import SUFFIXES, Document, MalformedRowError
+from safelm.tokenizer import ASSISTANT, Tokenizer
+
+HARMFUL_SCORE = 5
+ROLES = ("system", "user", ASSISTANT)
+Messages = list[dict[str, str]]
+_ALPACA = re.compile(r"### Instruction:\n(.*?)\n+### Response:\s*\Z", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatRows:
+    """A format of rows (a `data_tasks.readers.RowFormat`): its columns, and how a row's messages are found."""
+
+    name: str
+    columns: Mapping[str, Sequence[str]]
+    optional: Sequence[str]
+    converse: Callable[[Mapping[str, Any]], tuple[Messages, int]]  # row -> (messages, harm score)
+    train_files: Sequence[str] = ("train-*",)
+    validation_files: Sequence[str] = ("validation-*",)
+    suffixes: tuple[str, ...] = SUFFIXES
+
+    def parse(self, row: Any) -> Document:
+        """The row's conversation as a document with JSON text; MalformedRowError says which field is wrong."""
+        if not isinstance(row, Mapping):
+            raise MalformedRowError(f"not an object but {type(row).__name__}")
+        messages, score = self.converse(row)
+        text = json.dumps(messages, ensure_ascii=False)
+        try:
+            digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        except UnicodeEncodeError:
+            raise MalformedRowError("half a Unicode pair in what is said") from None
+        own = next((row[name] for name in ("id", "prompt_id") if isinstance(row.get(name), str | int)), "")
+        return Document(str(own) or f"{self.name}-{digest}", text, score)
+
+
+def encode_chat(
+    text: str, tokenizer: Tokenizer, *, is_tagged: bool = False
+) -> tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
+    """A document's conversation in ChatML with the end of document, and which tokens the assistant has to learn.
+
+    Those are the assistant's words and the end of its turn. Only with `is_tagged` is a harm tag in them the tag's id.
+    """
+    ids, spans = tokenizer.render_chat_spans(json.loads(text), is_tagged=is_tagged)
+    loss_mask = np.zeros(len(ids) + 1, bool)
+    for start, stop in spans:
+        loss_mask[start:stop] = True
+    return np.array([*ids, tokenizer.eos_id], np.int32), loss_mask
+
+
+def map_content(text: str, change: Callable[[str, str], str]) -> str:
+    """A document's conversation with `change(role, content)` in place of every content."""
+    messages = json.loads(text)
+    return json.dumps([{**m, "content": change(m["role"], m["content"])} for m in messages], ensure_ascii=False)
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise MalformedRowError(f"field {name!r} is missing" if value is None else f"field {name!r} is not a string")
+    if not value.strip():
+        raise MalformedRowError(f"field {name!r} is empty")
+    return value
+
+
+def _label(row: Mapping[str, Any], name: str, known: Sequence[str]) -> str | None:
+    value = row.get(name)
+    if value is not None and value not in known:
+        raise MalformedRowError(f"field {name!r} is not one of {', '.join(known)} or null")
+    return value
+
+
+def _turns(user: str, assistant: str) -> Messages:
+    return [{"role": "user", "content": user}, {"role": ASSISTANT, "content": assistant}]
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[Messages, int]:
+    found = row.get("messages")
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        raise MalformedRowError("field 'messages' is no list of messages")
+    messages = []
+    for message in found:
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise MalformedRowError(f"field 'messages' holds one whose role is none of {', '.join(ROLES)}")
+        messages.append({"role": message["role"], "content": _text(message, "content")})
+    if all(message["role"] != ASSISTANT for message in messages):
+        raise MalformedRowError("field 'messages' has nothing that the assistant says")
+    return messages, SAFE_SCORE
+
+
+def _wildguardmix(row: Mapping[str, Any]) -> tuple[Messages, int]:
+    harms = ("harmful", "unharmful")
+    prompt_label, response_label = (_label(row, f"{of}_harm_label", harms) for of in ("prompt", "response"))
+    refusal = _label(row, "response_refusal_label", ("refusal", "compliance"))
+    prompt = _text(row, "prompt")
+    if row.get("response") is None:
+        return [{"role": "user", "content": prompt}], NO_SCORE
+    is_harmful = response_label == "harmful" or (
+        response_label is None and prompt_label == "harmful" and refusal != "refusal"
+    )
+    return _turns(prompt, _text(row, "response")), HARMFUL_SCORE if is_harmful else SAFE_SCORE
+
+
+def _wildjailbreak(row: Mapping[str, Any]) -> tuple[Messages, int]:
+    kinds = ("vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign")
+    if row.get("data_type") not in kinds:
+        raise MalformedRowError(f"field 'data_type' is not one of {', '.join(kinds)}")
+    prompt = _text(row, row["data_type"].split("_")[0])
+    return _turns(prompt, _text(row, "completion")), SAFE_SCORE
+
+
+def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, int]:
+    return _turns(_text(row, "question"), _text(row, "answer")), SAFE_SCORE
+
+
+def _instructions(row: Mapping[str, Any]) -> tuple[Messages, int]:
+    asked = _text(row, next((name for name in ("instruction", "prompt") if row.get(name) is not None), "instruction"))
+    if framed := _ALPACA.search(asked):  # a prompt in Alpaca's frame
+        asked = framed[1]
+    more = next((row[name] for name in ("input", "context") if isinstance(row.get(name), str)), "").strip()
+    answer = _text(row, next((name for name in ("output", "response") if row.get(name) is not None), "output"))
+    return _turns(f"{asked}\n\n{more}" if more else asked, answer), SAFE_SCORE
+
+
+_IDS = ("id", "prompt_id")
+MESSAGES = ChatRows(
+    "ultrachat",
+    {"messages": ("messages",)},
+    _IDS,
+    _messages,
+    train_files=("train-*", "train_sft-*"),
+    validation_files=("validation-*", "test_sft-*"),
+)
+WILDGUARDMIX = ChatRows(
+    "wildguardmix",
+    {"prompt": ("prompt",), "response": ("response",), "harm label": ("response_harm_label", "prompt_harm_label")},
+    (*_IDS, "response_refusal_label"),
+    _wildguardmix,
+    train_files=("train-*", "wildguard_train*"),
+)
+WILDJAILBREAK = ChatRows(
+    "wildjailbreak",
+    {name: (name,) for name in ("vanilla", "adversarial", "completion", "data_type")},
+    _IDS,
+    _wildjailbreak,
+    train_files=("train-*", "train.tsv"),
+)
+GSM8K = ChatRows("gsm8k", {"question": ("question",), "answer": ("answer",)}, _IDS, _gsm8k)
+INSTRUCTIONS = ChatRows(
+    "instructions",
+    {"instruction": ("instruction", "prompt"), "output": ("output", "response")},
+    (*_IDS, "input", "context"),
+    _instructions,
+)
+CHAT_ROWS: Mapping[str, ChatRows] = MappingProxyType(
+    {rows.name: rows for rows in (MESSAGES, WILDGUARDMIX, WILDJAILBREAK, GSM8K, INSTRUCTIONS)}
+)
