@@ -1,17 +1,17 @@
-"""Instruction tuning: any checkpoint, then UltraChat-200k, WildGuardMix and WildJailbreak (Maini et al. 2025, section 5).
+"""Instruction tuning on UltraChat-200k, WildGuardMix and WildJailbreak (Maini et al. 2025, section 5).
 
     python -m safelm.cache_tasks --data_dir=gs://BUCKET/chats --tokenizer=gs://BUCKET/smollm2 \
         --tasks=ultrachat,wildguardmix,wildjailbreak,harm_tagged_chat --output=gs://BUCKET/tokens
-    python -m safelm.train --config=configs/instruction_tune.py:1b7_tagged --workdir=gs://BUCKET/instruct --distributed \
+    python -m safelm.train --config=configs/instruction_tune.py:1b7_tagged --workdir=gs://BUCKET/chat --distributed \
         --config.init_checkpoint=gs://BUCKET/safelm_1b7 --config.data.root=gs://BUCKET/tokens --config.mesh.fsdp=16
 
-SIZE[_tagged]: SIZE is 1b7, 135m or tiny (a model of the synthetic web), `_tagged` is for models that had the harm tag in
-pretraining: a tenth of the tokens are then WildGuardMix's harmful answers with the tag in them. Loss on the assistant's
-tokens alone; whole conversations are packed into rows. The paper states neither steps nor learning rate; here 1b7 and
-135m get about two epochs of UltraChat's 200,000 conversations (some 500M tokens) at a tenth of the peak rate of
-pretraining. Model, tokenizer and chat tokens are the checkpoint's.
-Hardware: meant for a TPU slice; tiny for a CPU. Time: not yet measured. Result: not yet measured; for the tiny variants
-see configs/ladder.py.
+The variant is SIZE or SIZE_tagged. SIZE: 1b7, 135m or tiny (a model of the synthetic web). `_tagged`: for models that
+had the harm tag in pretraining; a tenth of the tokens are then WildGuardMix's harmful answers with the tag in them.
+Loss on the assistant's tokens alone; whole conversations are packed into rows. The paper states neither steps nor
+learning rate: 1b7 and 135m get 1.05B tokens here, at a tenth of pretraining's peak rate. Model and tokenizer are the
+checkpoint's.
+Hardware: meant for a TPU slice; tiny for a CPU. Time: not yet measured. Result: not yet measured; what becomes of such
+stages on the synthetic web is in configs/ladder.py.
 """
 
 from ml_collections import ConfigDict

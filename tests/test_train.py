@@ -218,6 +218,7 @@ def test_dry_run_says_what_it_would_do_and_writes_nothing(inputs, tmp_path, caps
 CONFIGS = [
     *("quickstart:raw", "quickstart:safety", "smollm2_135m", "smollm2_360m", "smollm2_1b7"),
     *("safelm_1b7_paper", "safelm_1b7_paper:start_20", "smollm2_135m_real_text", "tiny_cpu"),
+    *("instruction_tune:1b7", "instruction_tune:tiny_tagged", "benign_finetune:135m"),
 ]
 
 

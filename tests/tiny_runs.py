@@ -15,6 +15,7 @@ from safelm.tokenizer import Tokenizer
 from safelm.train_config import default_config
 
 SOURCES = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education", "harm_tagged_web")
+CHAT_SOURCES = ("ultrachat", "wildguardmix", "wildjailbreak", "harm_tagged_chat", "gsm8k")
 
 
 @functools.cache
@@ -53,7 +54,7 @@ def write_store(root: Path, source: str, split: str = "train", *, seed: int = 0,
 def write_inputs(folder: Path) -> Path:
     """A tokenizer and a store of every source and split under a folder."""
     tokenizer().save(str(folder / "tokenizer"))
-    for source in SOURCES:
+    for source in (*SOURCES, *CHAT_SOURCES):
         for seed, split in enumerate(("train", "validation")):
             write_store(folder / "tokens", source, split, seed=seed)
     return folder
@@ -66,6 +67,7 @@ def shrink(config: ConfigDict, inputs: Path) -> ConfigDict:
         config.tokenizer, config.data.root = str(inputs / "tokenizer"), str(inputs / "tokens")
         config.model.update(num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8)
         config.model.vocab_size = tokenizer().vocab_size
+        config.init_checkpoint = ""
         config.update(total_steps=1, total_tokens=0, batch_size=8 * config.grad_accum_steps, seq_len=16)
         config.optimizer.update(warmup_steps=0, decay_steps=0)
         config.mesh.update(data=-1, fsdp=1, tensor=1)
