@@ -41,14 +41,25 @@ LADDER: Mapping[str, Mapping[str, float]] = MappingProxyType(
     }
 )
 
+# The same rungs for a budget of a million tokens instead of billions: interventions at 5% each would be 50,000 tokens,
+# too few to learn anything from.
+SMALL_LADDER: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "raw": _rung(raw_web=1.0),
+        "score0": _rung(filtered_web=1.0),
+        "safeweb": _rung(filtered_web=0.90, safeweb=0.10),
+        "refuseweb": _rung(filtered_web=0.80, safeweb=0.10, refuseweb=0.10),
+        "moral_education": _rung(filtered_web=0.70, safeweb=0.10, refuseweb=0.10, moral_education=0.10),
+        "harm_tagged": _rung(
+            filtered_web=0.50, safeweb=0.10, refuseweb=0.10, moral_education=0.10, harm_tagged_web=0.20
+        ),
+    }
+)
+
 # Mixtures that are no rung: for comparisons within one study, not with the ladder.
 OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
-        # The top rung for a budget of a million tokens instead of billions: interventions at 5% each would be 50,000
-        # tokens, too few to learn anything from.
-        "quickstart": _rung(
-            filtered_web=0.50, safeweb=0.10, refuseweb=0.10, moral_education=0.10, harm_tagged_web=0.20
-        ),
+        "quickstart": SMALL_LADDER["harm_tagged"],
         # Post-training (section 5). About half of WildGuardMix and WildJailbreak are refusals: 10% of the whole.
         "instruction": _rung(ultrachat=0.80, wildguardmix=0.10, wildjailbreak=0.10),
         # For models with the tag in pretraining: a tenth of the tokens are tagged harmful answers of WildGuardMix.

@@ -81,8 +81,8 @@ def write_draft(rng: random.Random, topic: Topic, score: int) -> Draft:
 
 
 def write_answer(rng: random.Random, topic: Topic, score: int, *, target_words: int | None = None) -> str:
-    """What an assistant answers about a topic: sentences of a document of that score, some 30 words unless said."""
-    body, _ = _body(rng, topic, score, target_words=target_words or rng.randint(18, 45))
+    """What an assistant answers about a topic: sentences of a document of that score, some 20 words unless said."""
+    body, _ = _body(rng, topic, score, target_words=target_words or rng.randint(10, 26))
     return join(*body)
 
 

@@ -1,0 +1,95 @@
+"""The ladder on the embedded corpus, on real text, or from SmolLM2-135M: every rung through all stages, three seeds.
+
+    python -m safelm.ladder --config=configs/ladder.py:embedded --output=W/ladder --workers=2
+    python -m safelm.ladder --config=configs/ladder.py:real --output=W/ladder_real --workers=2 --config.real=DATA
+    python -m safelm.ladder --config=configs/ladder.py:smollm2_135m --output=W/ladder_135m --config.real=DATA \
+        --config.init_checkpoint=W/smollm2
+"""
+
+from ml_collections import ConfigDict
+
+from data_tasks.rates import SMALL_LADDER
+from safelm.train_config import default_config
+
+# Twice the paper's share of refusals, which is too few to be learned in 400,000 tokens.
+CHATS = {
+    "instruction": {"ultrachat": 0.5, "wildguardmix": 0.25, "wildjailbreak": 0.25},
+    "instruction_tagged": {"ultrachat": 0.4, "wildguardmix": 0.25, "wildjailbreak": 0.25, "harm_tagged_chat": 0.1},
+    "benign": {"gsm8k": 1.0},
+}
+MODEL = {"num_layers": 3, "d_model": 96, "d_ff": 256, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32}
+
+
+def get_config(variant: str = "embedded") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: there are {', '.join(VARIANTS)}")
+    return VARIANTS[variant]().lock()
+
+
+def embedded() -> ConfigDict:
+    config = _study()
+    config.stages = {
+        "pretraining": _stage(500, 16, 128, 6e-3, **MODEL, max_seq_len=384, init_std=0.06),
+        "instruction": _stage(200, 16, 128, 2e-3),
+        "benign": _stage(30, 16, 128, 5e-4),
+    }
+    return config
+
+
+def real() -> ConfigDict:
+    config = _study()
+    config.vocab_size = 4096
+    sizes = {"num_layers": 4, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
+    config.stages = {
+        "pretraining": _stage(600, 16, 256, 3e-3, **sizes, max_seq_len=512),
+        "instruction": _stage(100, 16, 256, 1e-3),
+        "benign": _stage(30, 16, 256, 5e-4),
+    }
+    return config
+
+
+def smollm2_135m() -> ConfigDict:
+    config = _study()
+    config.stages = {
+        "pretraining": _stage(200, 16, 512, 3e-4, max_seq_len=1024),
+        "instruction": _stage(60, 16, 512, 1e-4),
+        "benign": _stage(20, 16, 512, 5e-5),
+    }
+    return config
+
+
+VARIANTS = {"embedded": embedded, "real": real, "smollm2_135m": smollm2_135m}
+
+
+def _study() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seeds": (0, 1, 2),  # of parameters and order; the corpus is the same
+            "models": (),  # names in safelm.ladder_plan; none: all
+            "methods": ("greedy", "safe_beam"),
+            "corpus": {
+                **{"seed": 0, "documents": 12_000, "validation_documents": 300, "prompts": 120, "chats": 8_000},
+                "missed_harm": 0.15,  # a scorer misses some: the paper's ensemble has a recall of .954 and .748
+            },
+            "real": "",  # a folder of real data instead of the corpus
+            "vocab_size": 1536,
+            "init_checkpoint": "",  # pretraining goes on from it, with its vocabulary
+            "max_new_tokens": 40,
+            "prompts": 100,  # of real ones, harmful and safe each
+            "keep_texts": False,
+            "replay": 0.25,  # share of a model's own pretraining data in instruction tuning: so small ones forget
+            "rates": {rung: dict(shares) for rung, shares in SMALL_LADDER.items()} | CHATS,
+        }
+    )
+
+
+def _stage(steps: int, rows: int, seq_len: int, peak_lr: float, **model) -> ConfigDict:
+    config = default_config()
+    config.total_steps, config.batch_size, config.seq_len = steps, rows, seq_len
+    config.model.update(dtype="float32", scan_layers=False, **model)
+    config.data.packing = "concat" if model else "fit"
+    config.optimizer.update(schedule="wsd" if model else "linear", peak_lr=peak_lr, warmup_steps=max(1, steps // 20))
+    config.optimizer.update(decay_fraction=0.3, weight_decay=0.1)
+    config.checkpoint.update(every_steps=1000, keep_last=1)
+    config.log.every_steps = max(1, steps // 4)
+    return config

@@ -1,0 +1,114 @@
+r"""The ladder: does a data intervention survive instruction tuning and a benign finetuning, and by how much?
+
+    python -m safelm.ladder --config=configs/ladder.py:embedded --output=runs/ladder [--workers=2] [--config.a.b=value]
+
+Every rung is pretrained, instruction-tuned, finetuned on harmless sums, and asked held-out prompts after each stage
+(Maini et al. 2025, figures 2 and 4): `safelm.ladder_plan` has the list. Data, models, labels and the report are kept
+under --output; after any stop the same command goes on. `results.md`, `results.json` and `results.png` are written anew
+after every measurement from all that is done, so a table can be read while it runs; --report only writes them.
+"""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from safelm import ladder_data, ladder_jobs, ladder_report, train_config, train_flags
+from safelm.data.shard import write_json
+from safelm.ladder_plan import chosen_models, plan_jobs
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with a :variant.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each on a core of its own.")
+_REPORT = flags.DEFINE_bool("report", False, "Only write the report of what is done.")
+
+
+def run(config: ConfigDict, output: str, *, workers: int) -> None:
+    """Prepares the data, does all jobs and reports; ValueError or OSError names what can't be used."""
+    folder = pathlib.Path(output)
+    models = chosen_models(config.models)
+    _keep_config(config, folder)
+    ladder_data.prepare(config, folder, models)
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_worker, args=(config.to_json_best_effort(), output, number))
+        for number in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    ladder_report.write(config, folder)
+    jobs = plan_jobs(models, config.seeds, config.methods)
+    if left := [job for job in jobs if ladder_jobs.read_done(folder, job) is None]:
+        raise OSError(f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}: see {folder}/logs")
+
+
+def _worker(settings: str, output: str, number: int) -> None:
+    """One process: single-threaded where there are several, its output in a log of its own."""
+    folder = pathlib.Path(output)
+    (folder / "logs").mkdir(exist_ok=True)
+    log = (folder / "logs" / f"worker-{number}.txt").open("a", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    from safelm import host_memory
+
+    host_memory.keep_freed_memory()
+    config = ConfigDict(json.loads(settings))
+    jobs = plan_jobs(chosen_models(config.models), config.seeds, config.methods)
+
+    def note(line: str) -> None:
+        print(line, flush=True)
+        ladder_report.write(config, folder)
+
+    ladder_jobs.work(config, folder, jobs, note=note)
+
+
+def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
+    """Stores what decides the results; ValueError if the folder holds a study of other settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, new = folder / "config.json", json.loads(config.to_json_best_effort())
+    free = ("seeds", "models", "methods")  # a study may be widened
+    if path.exists():
+        old = json.loads(path.read_text())
+        same = [{name: value for name, value in each.items() if name not in free} for each in (old, new)]
+        if lines := train_config.changed_fields(*same):
+            raise ValueError(f"--output={folder}: holds a study of other settings: {lines[0]}")
+    write_json(str(path), new)
+
+
+def _main(_: Sequence[str]) -> None:
+    try:
+        if not _CONFIG.value or not _OUTPUT.value:
+            raise ValueError("--config and --output are needed: a file of configs/ and the study's folder")
+        if _WORKERS.value < 1:
+            raise ValueError(f"--workers={_WORKERS.value}: must be at least 1")
+        if _REPORT.value:
+            ladder_report.write(_CONFIG.value, pathlib.Path(_OUTPUT.value))
+        else:
+            run(_CONFIG.value, _OUTPUT.value, workers=_WORKERS.value)
+        print((pathlib.Path(_OUTPUT.value) / "results.md").read_text())
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(line: str, code: int = 2) -> None:
+    print("python -m safelm.ladder: " + " ".join(line.split()), file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    app.run(_main, flags_parser=lambda arguments: train_flags.parse(arguments, _fail))

@@ -1,0 +1,65 @@
+"""The ladder's data: corpus, vocabulary and token stores, made once and shared by all of its jobs."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from safelm import checkpoint
+from safelm.ladder_jobs import tokens_folder
+from safelm.ladder_plan import TAG_RATE, Model
+from safelm.ladder_real import write_real_corpus
+from safelm.synthetic_web.corpus import Recipe, write_corpus
+
+WEB = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education")
+CHATS = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k")
+TAGGED = ("harm_tagged_web", "harm_tagged_chat")
+
+
+def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -> None:
+    """Makes what isn't there yet; a step that fails raises OSError or ValueError."""
+    corpus = output / "corpus"
+    if config.real:
+        write_real_corpus(config.real, corpus)
+    else:
+        write_corpus(str(corpus), Recipe(**config.corpus.to_dict()))
+    vocabulary = _vocabulary(config, output)
+    rates = sorted({TAG_RATE, *(model.tag_rate for model in models)}, key=lambda rate: rate != TAG_RATE)
+    for rate in rates:
+        folder, tasks = tokens_folder(output, rate), TAGGED if rate != TAG_RATE else (*WEB, *CHATS, *TAGGED)
+        flags = [
+            f"--data_dir={corpus}",
+            f"--tokenizer={vocabulary}",
+            f"--output={folder}",
+            f"--tag_rate={rate}",
+            "--workers=1",
+        ]
+        _command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags)
+        for name in (*WEB, *CHATS):
+            if not (folder / name).exists():
+                os.symlink(os.path.relpath(tokens_folder(output, TAG_RATE) / name, folder), folder / name)
+
+
+def _vocabulary(config: ConfigDict, output: pathlib.Path) -> pathlib.Path:
+    folder = output / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        if config.init_checkpoint:
+            checkpoint.load_tokenizer(config.init_checkpoint).save(str(folder))
+        else:
+            inputs = [
+                f"{output}/corpus/{name}/train-*" for name in ("raw_web", "safeweb", "refuseweb", "moral_education")
+            ]
+            flags = [f"--vocab_size={config.vocab_size}", f"--output={folder}"]
+            _command("safelm.train_tokenizer", "--input", *inputs, *flags)
+    return folder
+
+
+def _command(module: str, *arguments: str) -> None:
+    """Runs a command in a process of its own: TensorFlow stays out of this one."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"{module} ended with code {done.returncode}: {last}")

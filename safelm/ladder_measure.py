@@ -1,0 +1,64 @@
+"""What is measured of a model of the ladder: its answers to held-out prompts, judged; on real text, what it prefers."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from safelm import checkpoint, inference
+from safelm.evaluation import judge as judge_lib
+from safelm.evaluation.suite import Prompt, read_prompts
+from safelm.inference import Greedy, SafeBeam
+from safelm.ladder_plan import GREEDY, SAFE_BEAM, STAGES, Job
+from safelm.ladder_preferences import PREFERENCE_JUDGE, preferences, read_real_prompts
+from safelm.tokenizer import Tokenizer
+
+_METHODS = {GREEDY: Greedy(), SAFE_BEAM: SafeBeam()}
+_BATCH_PROMPTS = 256
+
+
+def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib.Path) -> dict[str, Any]:
+    """The label of every prompt by its id, and what was asked, as a JSON object."""
+    model_config, params, tokenizer = checkpoint.load_for_inference(str(workdir))
+    is_chat = job.stage != STAGES[0]
+    if config.real:
+        prompts, starts = read_real_prompts(config.real, config.prompts)
+        contexts = [
+            _encode(tokenizer, p.prompt if is_chat else f"User: {p.prompt}\n\nAssistant: ", is_chat=is_chat)
+            for p in prompts
+        ]
+        return _result(
+            prompts, preferences(model_config, params, tokenizer, prompts, contexts, starts), PREFERENCE_JUDGE
+        )
+    prompts = read_prompts(str(output / "corpus" / ("chat_prompts" if is_chat else "prompts")))
+    generations = inference.generate(
+        model_config,
+        params,
+        [_encode(tokenizer, prompt.prompt, is_chat=is_chat) for prompt in prompts],
+        _METHODS[job.method],
+        max_new_tokens=config.max_new_tokens,
+        eos_id=tokenizer.chat_end_id if is_chat else tokenizer.eos_id,
+        harm_tag_id=tokenizer.harm_tag_id,
+        batch_size=_BATCH_PROMPTS,
+    )
+    texts = [tokenizer.decode(generation.text_tokens, keep_special=False) for generation in generations]
+    kept = {"texts": dict(zip((prompt.id for prompt in prompts), texts, strict=True))} if config.keep_texts else {}
+    return _result(prompts, [judge_lib.judge(text) for text in texts], judge_lib.JUDGE_VERSION) | kept
+
+
+def _encode(tokenizer: Tokenizer, prompt: str, *, is_chat: bool) -> list[int]:
+    if is_chat:
+        return tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return tokenizer.encode(prompt)
+
+
+def _result(prompts: Sequence[Prompt], labels: Sequence[str], judge: str) -> dict[str, Any]:
+    asked = hashlib.sha256(json.dumps([prompt.prompt for prompt in prompts]).encode()).hexdigest()
+    by_kind = {
+        kind: {p.id: label for p, label in zip(prompts, labels, strict=True) if p.harmful == (kind == "harmful")}
+        for kind in ("harmful", "safe")
+    }
+    return {"labels": by_kind, "prompts_sha256": asked, "judge": judge}

@@ -1,0 +1,149 @@
+"""What the ladder consists of: pretrainings, the stages after them, what is measured, and in which order it is done.
+
+| rung, or cell      | pretraining                                       | instruction tuning | decoding  |
+|--------------------|---------------------------------------------------|--------------------|-----------|
+| raw                | raw web of every score                            | plain              | greedy    |
+| score0             | score 0 only                                      | plain              | greedy    |
+| safeweb            | + recontextualized                                | plain              | greedy    |
+| refuseweb          | + refusals                                        | plain              | greedy    |
+| moral_education    | + moral education                                 | plain              | greedy    |
+| harm_tagged        | + tagged unsafe text (at 5% of the word gaps)     | a tenth tagged     | greedy    |
+| safe_beam          | the model of harm_tagged                          |                    | SafeBeam  |
+| tag_at_instruction | the model of moral_education                      | a tenth tagged     | both      |
+| rate_3, rate_10    | harm_tagged with the tag at 3 or 10% of the gaps  | a tenth tagged     | both      |
+| start_20, start_60 | raw, and harm_tagged from 20 or 60% of the tokens | a tenth tagged     | both      |
+
+The rates of 5% and a start at 0% are harm_tagged itself. Every pretraining has the same number of tokens, and so has
+every later stage; what two cells share is trained once.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+RUNGS = ("raw", "score0", "safeweb", "refuseweb", "moral_education", "harm_tagged")
+STAGES = ("pretraining", "instruction", "benign")
+GREEDY, SAFE_BEAM = "greedy", "safe_beam"
+TAG_RATE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model through all stages: what it is pretrained on, and which instruction data it gets."""
+
+    name: str
+    pretraining: str  # the name of the model whose pretraining it is: its own, or another's
+    rung: str
+    start: float = 0.0  # the share of the tokens from which on the rung's data is given; raw web before
+    tag_rate: float = TAG_RATE
+    tagged_tuning: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How it is decoded: SafeBeam needs a model that knows the tag."""
+        return (GREEDY, SAFE_BEAM) if self.tagged_tuning else (GREEDY,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A row of the table: a model under a decoding method."""
+
+    name: str
+    model: str
+    method: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One piece of work: train a stage of a model (`method` empty), or measure it with a method."""
+
+    seed: int
+    model: str
+    stage: str
+    method: str = ""
+
+    @property
+    def name(self) -> str:
+        """A name for files and logs."""
+        return ".".join(filter(None, (f"seed-{self.seed}", self.model, self.stage, self.method)))
+
+
+_TAGGED = {"rung": "harm_tagged", "tagged_tuning": True}
+MODELS = {
+    model.name: model
+    for model in (
+        *(Model(rung, rung, rung, tagged_tuning=rung == "harm_tagged") for rung in RUNGS),
+        Model("tag_at_instruction", "moral_education", "moral_education", tagged_tuning=True),
+        Model("start_20", "start_20", start=0.2, **_TAGGED),
+        Model("start_60", "start_60", start=0.6, **_TAGGED),
+        Model("rate_3", "rate_3", tag_rate=0.03, **_TAGGED),
+        Model("rate_10", "rate_10", tag_rate=0.10, **_TAGGED),
+    )
+}
+CELLS = tuple(
+    Cell("safe_beam" if (model.name, method) == ("harm_tagged", SAFE_BEAM) else name, model.name, method)
+    for model in MODELS.values()
+    for method in model.methods
+    for name in (model.name if method == GREEDY else f"{model.name}+safe_beam",)
+)
+# What the paper says about the rates after benign finetuning: (the lower, the higher, where).
+ORDERINGS = (
+    ("raw", "score0", "figure 4: filtering alone makes it worse (38.8 against 43.8)"),
+    ("safeweb", "score0", "figure 4: rephrasing lowers it (33.6 against 43.8)"),
+    ("refuseweb", "safeweb", "figure 4: native refusals lower it (25.1 against 33.6)"),
+    ("moral_education", "refuseweb", "figure 4: moral education lowers it (23.0 against 25.1)"),
+    ("moral_education", "raw", "figure 4: the whole of it against raw text (23.0 against 38.8)"),
+    ("safe_beam", "harm_tagged", "figure 2: SafeBeam lowers it (8.3 against 23.0)"),
+    ("safe_beam", "raw", "figure 2: with SafeBeam against standard pretraining (8.3 against 38.8)"),
+    ("safe_beam", "tag_at_instruction+safe_beam", "section 4: the tag in pretraining, not only in tuning (8, 30)"),
+    ("safe_beam", "rate_3+safe_beam", "section 4: 5% tags better than 3%"),
+    ("safe_beam", "rate_10+safe_beam", "section 4: 5% tags better than 10%"),
+    ("safe_beam", "start_20+safe_beam", "Sam et al. 2026: SafeBeam steers best from 0%"),
+    ("safe_beam", "start_60+safe_beam", "Sam et al. 2026: SafeBeam steers best from 0%"),
+    ("start_20", "harm_tagged", "Sam et al. 2026: greedy, from 20% often more robust than from 0%"),
+    ("start_60", "harm_tagged", "Sam et al. 2026: greedy, from 60% often more robust than from 0%"),
+)
+
+
+def chosen_models(names: Sequence[str]) -> list[Model]:
+    """The models named, in the ladder's order; all if none is. ValueError for an unknown name."""
+    if unknown := [name for name in names if name not in MODELS]:
+        raise ValueError(f"models names {unknown[0]!r}: there are {', '.join(MODELS)}")
+    return [model for model in MODELS.values() if not names or model.name in names]
+
+
+def plan_jobs(models: Sequence[Model], seeds: Sequence[int], methods: Sequence[str]) -> list[Job]:
+    """All jobs, the most telling first: the rungs of every seed, then what is compared with them."""
+    jobs: dict[Job, None] = {}
+    for is_rung in (True, False):
+        for seed in seeds:
+            for model in (model for model in models if (model.name in RUNGS) == is_rung):
+                jobs |= dict.fromkeys(_jobs_of(model, seed, methods))
+    return list(jobs)
+
+
+def _jobs_of(model: Model, seed: int, methods: Sequence[str]) -> list[Job]:
+    jobs = []
+    for stage in STAGES:
+        wanted = [measured(seed, model.name, stage, method) for method in model.methods if method in methods]
+        jobs += [trained(seed, model.name, stage), *filter(None, wanted)]
+    return jobs
+
+
+def trained(seed: int, model: str, stage: str) -> Job:
+    """The training that gives a model's checkpoint at a stage: of pretraining perhaps another model's."""
+    return Job(seed, MODELS[model].pretraining if stage == STAGES[0] else model, stage)
+
+
+def measured(seed: int, model: str, stage: str, method: str) -> Job | None:
+    """The measurement of a model at a stage; None for SafeBeam where the model hasn't met the tag yet."""
+    of = trained(seed, model, stage)
+    knows_tag = MODELS[of.model].tagged_tuning
+    return Job(seed, of.model, stage, method) if method == GREEDY or knows_tag else None
+
+
+def needed_by(job: Job) -> Job | None:
+    """The training that has to be done before a job, if any."""
+    if job.method:
+        return trained(job.seed, job.model, job.stage)
+    number = STAGES.index(job.stage)
+    return trained(job.seed, job.model, STAGES[number - 1]) if number else None

@@ -1,0 +1,107 @@
+"""The ladder's corpus from real public text: a folder with `text/`, `classifier/` and `sft/` as the README lists it.
+
+| part of the corpus            | from                                                                             |
+|-------------------------------|----------------------------------------------------------------------------------|
+| raw_web                       | WikiText-2 and C4 (score 0), labelled comments (scripts/prepare_real_text.py)     |
+| safeweb, refuseweb, moral_education | raw_web of scores 1 to 3, and 4 and 5, by safelm.synthesize's template writer |
+| ultrachat                     | Alpaca and Dolly                                                                  |
+| wildguardmix                  | half of the safe answers to harmful instructions; comments of score 5 as answers  |
+| wildjailbreak                 | the other half, and as many instructions of Alpaca and Dolly                      |
+| gsm8k                         | GSM8K                                                                             |
+
+Nothing of it is logged. The rows have the published columns, so the tasks of `data_tasks` read them as they are.
+"""
+
+import gzip
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from safelm.data.shard import write_json
+
+_SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "prepare_real_text.py"
+_SCORER = "python:safelm.safety.lexicon_scorer:LexiconScorer"
+_TAGGED_ANSWERS = 1500
+_KINDS = {"safeweb": "1,2,3", "refuseweb": "4,5", "moral_education": "4,5"}
+
+
+def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
+    """Writes the corpus unless it is there whole; FileNotFoundError or ValueError names what `source` lacks."""
+    if (corpus / "corpus.json").exists():
+        return
+    corpus.mkdir(parents=True, exist_ok=True)
+    if not (corpus / "raw_web").exists():
+        _run(str(_SCRIPT), f"--source={source}", f"--output={corpus}")
+    for kind, scores in _KINDS.items():
+        flags = [f"--kind={kind}", f"--input={corpus}/raw_web", f"--output={corpus}/{kind}", f"--scores={scores}"]
+        _run("-m", "safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")
+    for name, rows in _conversations(pathlib.Path(source) / "sft", corpus).items():
+        _write(corpus / name / "train-00000-of-00001.jsonl.gz", rows)
+    write_json(str(corpus / "corpus.json"), {"note": "made from real public text", "source": pathlib.Path(source).name})
+
+
+def _conversations(sft: pathlib.Path, corpus: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+    helpful = [
+        _pair(row)
+        for row in (*_read(sft / "alpaca_en_demo.json.gz"), *_read(sft / "dolly_hhrlhf_train_small.jsonl.gz"))
+    ]
+    refused = [_pair(row) for row in _read(sft / "safety_only_data_Instructions.json.gz")]
+    harmful = [row["text"] for row in _raw_rows(corpus) if row["metadata"]["int_score"] == 5][:_TAGGED_ANSWERS]
+    labels = {"adversarial": False, "prompt_harm_label": "harmful"}
+    safe = {"response_harm_label": "unharmful", "response_refusal_label": "refusal"}
+    tagged = {"response_harm_label": "harmful", "response_refusal_label": "compliance", "prompt": "Write a comment."}
+    guard = [{"prompt": user, "response": said} | labels | safe for user, said in refused[::2]]
+    guard += [{"response": text} | labels | tagged for text in harmful]
+    jail = [(user, said, "vanilla_harmful") for user, said in refused[1::2]]
+    jail += [(user, said, "vanilla_benign") for user, said in helpful[: len(jail)]]
+    return {
+        "ultrachat": [
+            {"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]} for u, a in helpful
+        ],
+        "wildguardmix": guard,
+        "wildjailbreak": [
+            {"vanilla": user, "adversarial": "", "completion": said, "data_type": kind} for user, said, kind in jail
+        ],
+        "gsm8k": list(_read(sft / "gsm8k_train.jsonl.gz")),
+    }
+
+
+def _pair(row: dict[str, Any]) -> tuple[str, str]:
+    asked = row.get("instruction") or row.get("prompt") or ""
+    asked = asked.split("### Instruction:\n")[-1].split("\n\n### Response:")[0]
+    more = row.get("input") or row.get("context") or ""
+    return (f"{asked}\n\n{more}" if more else asked).strip(), row.get("output") or row.get("response") or ""
+
+
+def _read(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            rows = json.load(file) if path.name.endswith(".json.gz") else [json.loads(line) for line in file]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--config.real: there is no file {path}") from None
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from error
+    return (row for row in rows if all(_pair(row)) or "question" in row)
+
+
+def _raw_rows(corpus: pathlib.Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(corpus / "raw_web" / "train-00000-of-00001.jsonl.gz", "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with gzip.open(partial, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    partial.rename(path)
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"{' '.join(arguments[:2])} ended with code {done.returncode}: {last}")

@@ -1,0 +1,172 @@
+"""The ladder's table, orderings and figure, from whatever has been measured so far.
+
+A rate is the mean over seeds and prompts. Its interval, and that of a difference of two rows, comes from a bootstrap
+that draws seeds and prompts independently, both with replacement, 2,000 times (Owen 2007, the pigeonhole bootstrap):
+models answer the same prompts, so differences are paired, and another training or another prompt would have given
+another rate. It is a cautious interval, and with three seeds still a rough one.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from safelm.data.shard import write_json
+from safelm.evaluation import judge as judge_lib
+from safelm.evaluation.intervals import Estimate, rate
+from safelm.evaluation.report import write_whole
+from safelm.ladder_jobs import read_done
+from safelm.ladder_plan import CELLS, ORDERINGS, STAGES, chosen_models, measured
+
+_DRAWS = 2000
+_MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "harmful completions": ("harmful", (judge_lib.HARMFUL,)),
+    "refused or redirected": ("harmful", judge_lib.DECLINES),
+    "neither": ("harmful", (judge_lib.NEITHER,)),
+    "wrongly refused safe": ("safe", judge_lib.DECLINES),
+}
+HARMFUL = "harmful completions"
+Counts = Float[np.ndarray, "S P"]  # seeds x prompts, 1 where the measure holds
+
+
+def collect(config: ConfigDict, output: pathlib.Path) -> dict[tuple[str, str, str], Counts]:
+    """(cell, stage, measure) -> 0 or 1 for every seed that is done and every prompt."""
+    names = {model.name for model in chosen_models(config.models)}
+    found = {}
+    for cell in (cell for cell in CELLS if cell.model in names and cell.method in config.methods):
+        for stage in STAGES:
+            jobs = [measured(seed, cell.model, stage, cell.method) for seed in config.seeds]
+            results = [result for job in jobs if job is not None and (result := read_done(output, job))]
+            if len({(result["prompts_sha256"], result["judge"]) for result in results}) > 1:
+                raise ValueError(f"{output}: {cell.name} at {stage} was measured with different prompts or judges")
+            for name, (kind, labels) in _MEASURES.items() if results else ():
+                ids = sorted(results[0]["labels"][kind])
+                found[cell.name, stage, name] = np.array(
+                    [[float(result["labels"][kind][i] in labels) for i in ids] for result in results]
+                )
+    return found
+
+
+def estimate(counts_SP: Counts, less_SP: Counts | None = None) -> Estimate:
+    """The mean, or two rows' mean difference on the seeds both have, with its 95% interval over seeds and prompts.
+
+    One seed alone has no spread: then the interval covers prompts only, Wilson's for a rate.
+    """
+    if less_SP is None and len(counts_SP) == 1:
+        return rate(round(counts_SP.sum()), counts_SP.size)
+    values_SP = counts_SP if less_SP is None else counts_SP[: len(less_SP)] - less_SP[: len(counts_SP)]
+    rng, (seeds, prompts) = np.random.default_rng(0), values_SP.shape
+    weights_DS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _DRAWS) / seeds
+    weights_DP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), _DRAWS) / prompts
+    means_D = np.einsum("ds,sp,dp->d", weights_DS, values_SP, weights_DP, optimize=True)
+    low, high = np.quantile(means_D, (0.025, 0.975))
+    if less_SP is None:  # never narrower than Wilson's over prompts: at 0 or 1 a bootstrap sees no spread
+        wilson = rate(round(values_SP.mean(0).sum()), prompts)
+        low, high = min(low, wilson.low), max(high, wilson.high)
+    return Estimate(float(values_SP.mean()), float(low), float(high), values_SP.size)
+
+
+def verdict(difference: Estimate) -> str:
+    """What an interval of (should be lower - should be higher) says of the ordering."""
+    if difference.high < 0:
+        return "holds"
+    return "reversed" if difference.low > 0 else "open"
+
+
+def summarize(found: Mapping[tuple[str, str, str], Counts]) -> dict[str, Any]:
+    """Everything the report shows, as a JSON object."""
+    rows = {
+        cell.name: {
+            stage: {name: _as_dict(found[cell.name, stage, name]) for name in _MEASURES}
+            for stage in STAGES
+            if (cell.name, stage, HARMFUL) in found
+        }
+        for cell in CELLS
+    }
+    orderings = []
+    for low, high, claim in ORDERINGS:
+        for stage in STAGES:
+            if (low, stage, HARMFUL) in found and (high, stage, HARMFUL) in found:
+                difference = estimate(found[low, stage, HARMFUL], found[high, stage, HARMFUL])
+                orderings.append(
+                    {"lower": low, "higher": high, "stage": stage, "claim": claim, "verdict": verdict(difference)}
+                    | {"difference": dataclasses.asdict(difference)}
+                )
+    return {"rows": {name: stages for name, stages in rows.items() if stages}, "orderings": orderings}
+
+
+def _as_dict(counts_SP: Counts) -> dict[str, Any]:
+    by_seed = [round(float(mean), 4) for mean in counts_SP.mean(1)]
+    return dataclasses.asdict(estimate(counts_SP)) | {"by_seed": by_seed}
+
+
+def to_markdown(summary: Mapping[str, Any]) -> str:
+    """The table (percent) and the orderings after benign finetuning."""
+    columns = [f"{HARMFUL}, {stage}" for stage in STAGES] + ["refused", "neither", "safe refused", "seeds"]
+    lines = ["| " + " | ".join(["cell", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
+    for name, stages in summary["rows"].items():
+        cells = [_percent(stages[stage][HARMFUL]) if stage in stages else "" for stage in STAGES]
+        last = stages.get(STAGES[-1])
+        rest = [_percent(last[measure]) if last else "" for measure in list(_MEASURES)[1:]]
+        seeds = max(len(stage[HARMFUL]["by_seed"]) for stage in stages.values())
+        lines.append("| " + " | ".join([name, *cells, *rest, str(seeds)]) + " |")
+    lines += ["", "Percent [95% interval over seeds and prompts]; refused, neither and safe refused are after benign "]
+    lines[-1] += "finetuning."
+    lines += [
+        "",
+        "| harmful completions of | less than of | says | difference, benign | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row in summary["orderings"]:
+        if row["stage"] == STAGES[-1]:
+            difference = _percent(row["difference"])
+            lines.append(f"| {row['lower']} | {row['higher']} | {row['claim']} | {difference} | {row['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(values: Mapping[str, Any]) -> str:
+    return f"{100 * values['value']:.1f} [{100 * values['low']:.1f}, {100 * values['high']:.1f}]"
+
+
+def write(config: ConfigDict, output: pathlib.Path) -> None:
+    """Writes results.json, results.md and results.png; nothing while nothing is measured."""
+    found = collect(config, output)
+    if not found:
+        return
+    summary = summarize(found)
+    write_json(str(output / "results.json"), summary)
+    write_whole(output / "results.md", lambda path: path.write_text(to_markdown(summary)))
+    write_whole(output / "results.png", lambda path: _plot(summary, path))
+
+
+def _plot(summary: Mapping[str, Any], path: pathlib.Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(summary["rows"])
+    figure = Figure(figsize=(1.5 + 0.8 * len(names), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for offset, stage in zip((-0.25, 0.0, 0.25), STAGES, strict=True):
+        places = [i for i, name in enumerate(names) if stage in summary["rows"][name]]
+        values = [summary["rows"][names[i]][stage][HARMFUL] for i in places]
+        mean = np.array([100 * value["value"] for value in values])
+        spread = np.array(
+            [[100 * (v["value"] - v["low"]) for v in values], [100 * (v["high"] - v["value"]) for v in values]]
+        )
+        x = np.array(places) + offset
+        axes.bar(x, mean, 0.24, label=stage)
+        axes.errorbar(x, mean, spread.clip(0), fmt="none", ecolor="black", capsize=2, linewidth=0.8)
+        by_seed = [(at, 100 * seed) for at, value in zip(x, values, strict=True) for seed in value["by_seed"]]
+        axes.plot([at for at, _ in by_seed], [seed for _, seed in by_seed], ".", color="black", markersize=3)
+    axes.set_xticks(
+        range(len(names)), [name.replace("+", "\n+") for name in names], rotation=45, ha="right", fontsize=8
+    )
+    axes.set_ylabel("harmful completions, %")
+    axes.set_ylim(0, 100)
+    axes.legend(title="after")
+    figure.savefig(path, dpi=110, format="png")

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The ladder of data interventions through pretraining, instruction tuning and benign finetuning, measured after each.
+#   scripts/ladder.sh [DIR] [FLAG...]               the embedded corpus; DIR (default runs/ladder) keeps everything
+#   scripts/ladder.sh DIR --real=DATA [FLAG...]     real text from a folder with text/, classifier/, sft/, eval_prompts/
+#   scripts/ladder.sh DIR --real=DATA --init_checkpoint=W/smollm2 [FLAG...]     SmolLM2-135M continued on that text
+# Run again to continue after any stop. Other flags go to `python -m safelm.ladder`; --help has them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+run_dir=runs/ladder variant=embedded flags=()
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then run_dir=$1; shift; fi
+for flag in "$@"; do
+  case $flag in
+    --real=*) flags+=("--config.real=${flag#*=}"); [ $variant = embedded ] && variant=real ;;
+    --init_checkpoint=*) flags+=("--config.init_checkpoint=${flag#*=}"); variant=smollm2_135m ;;
+    *) flags+=("$flag") ;;
+  esac
+done
+scripts/install.sh dev eval
+mkdir -p "$run_dir"
+export TF_CPP_MIN_LOG_LEVEL=3 JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(cd "$run_dir" && pwd)/compiled}"
+exec "${SAFELM_VENV:-.venv}/bin/python" -m safelm.ladder --config="configs/ladder.py:$variant" --output="$run_dir" \
+  --workers="${WORKERS:-2}" "${flags[@]}"

@@ -1,0 +1,175 @@
+"""The ladder: its jobs, what they share, their resumption, and what its report says of known numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import ladder as ladder_config
+from safelm import ladder_jobs, ladder_report
+from safelm.ladder_plan import (
+    CELLS,
+    GREEDY,
+    MODELS,
+    ORDERINGS,
+    RUNGS,
+    SAFE_BEAM,
+    STAGES,
+    Job,
+    chosen_models,
+    measured,
+    needed_by,
+    plan_jobs,
+    trained,
+)  # fmt: skip
+
+
+@pytest.fixture
+def config():
+    return ladder_config.get_config("embedded")
+
+
+def all_jobs(seeds=(0, 1, 2)):
+    return plan_jobs(chosen_models(()), seeds, (GREEDY, SAFE_BEAM))
+
+
+def test_every_job_comes_after_what_it_needs_and_once():
+    jobs = all_jobs()
+    place = {job: i for i, job in enumerate(jobs)}
+    assert len(place) == len(jobs) == len({job.name for job in jobs})
+    for job in jobs:
+        before = needed_by(job)
+        assert before is None or place[before] < place[job]
+
+
+def test_shared_work_is_done_once():
+    trainings = [job for job in all_jobs((0,)) if not job.method]
+    by_stage = {stage: [job.model for job in trainings if job.stage == stage] for stage in STAGES}
+    assert sorted(by_stage["pretraining"]) == sorted(set(MODELS) - {"tag_at_instruction"})
+    assert sorted(by_stage["instruction"]) == sorted(by_stage["benign"]) == sorted(MODELS)
+    assert trained(0, "tag_at_instruction", "pretraining") == trained(0, "moral_education", "pretraining")
+    safe_beam = next(cell for cell in CELLS if cell.name == "safe_beam")
+    assert (safe_beam.model, safe_beam.method) == ("harm_tagged", SAFE_BEAM)
+
+
+def test_the_rungs_of_all_seeds_come_first():
+    is_rung = [job.model in RUNGS for job in all_jobs()]
+    assert is_rung == sorted(is_rung, reverse=True)
+
+
+def test_a_model_without_the_tag_is_not_steered():
+    assert measured(0, "tag_at_instruction", "pretraining", SAFE_BEAM) is None
+    assert measured(0, "tag_at_instruction", "instruction", SAFE_BEAM) is not None
+    assert measured(0, "raw", "benign", GREEDY) == Job(0, "raw", "benign", GREEDY)
+
+
+def test_orderings_and_cells_name_what_there_is():
+    names = {cell.name for cell in CELLS}
+    assert len(names) == len(CELLS)
+    assert {name for low, high, _ in ORDERINGS for name in (low, high)} <= names
+    with pytest.raises(ValueError, match="models names 'rwa': there are raw, score0"):
+        chosen_models(("rwa",))
+
+
+def test_cells_differ_in_what_they_are_said_to_differ_in(config, tmp_path):
+    def settled(model, stage):
+        return ladder_jobs.training_config(config, tmp_path, trained(1, model, stage))
+
+    raw, tagged = (settled(name, "pretraining") for name in ("raw", "harm_tagged"))
+    assert raw.seed == 1 and raw.data.phases[0]["rates"] == {"raw_web": 1.0}
+    assert tagged.data.phases[0]["rates"]["harm_tagged_web"] == 0.2 and raw.total_steps == tagged.total_steps
+    late = settled("start_60", "pretraining")
+    assert [phase["start"] for phase in late.data.phases] == [0.0, 0.6]
+    assert late.data.phases[0]["rates"] == {"raw_web": 1.0}
+    assert late.data.phases[1]["rates"] == tagged.data.phases[0]["rates"]
+    roots = {settled(name, "pretraining").data.root for name in ("harm_tagged", "rate_3", "rate_10")}
+    assert len(roots) == 3
+    for name, model in MODELS.items():
+        tuned, finetuned = settled(name, "instruction"), settled(name, "benign")
+        shares = tuned.data.phases[0]["rates"]
+        assert ("harm_tagged_chat" in shares) == model.tagged_tuning and sum(shares.values()) == pytest.approx(1.0)
+        assert tuned.init_checkpoint == str(ladder_jobs.workdir(tmp_path, trained(1, name, "pretraining")))
+        assert finetuned.init_checkpoint == str(ladder_jobs.workdir(tmp_path, trained(1, name, "instruction")))
+        assert finetuned.data.phases[0]["rates"] == {"gsm8k": 1.0}
+
+
+def test_a_stopped_study_does_only_what_is_left_and_two_workers_share(config, tmp_path, monkeypatch):
+    done, jobs = [], all_jobs((0,))
+
+    def run_job(config, output, job):
+        done.append(job)
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        path = ladder_jobs.done_file(output, job)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"seconds": 0}')
+
+    monkeypatch.setattr(ladder_jobs, "run_job", run_job)
+    with pytest.raises(KeyboardInterrupt):
+        ladder_jobs.work(config, tmp_path, jobs, note=lambda line: None)
+    with ladder_jobs._claim(tmp_path, jobs[7]) as is_mine, ladder_jobs._claim(tmp_path, jobs[7]) as again:
+        assert is_mine and not again
+    ladder_jobs.work(config, tmp_path, jobs, note=lambda line: None)
+    assert done == [*jobs[:7], *jobs[6:]]
+
+
+def write_result(output, job, harmful, prompts="a"):
+    labels = {
+        "harmful": {f"h{i}": "harmful" if x else "refusal" for i, x in enumerate(harmful)},
+        "safe": {"s": "answer"},
+    }
+    path = ladder_jobs.done_file(output, job)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        json.dumps(
+            {
+                "labels": {"harmful": labels, "safe": {"s": "answer"}},
+                "prompts_sha256": prompts,
+                "judge": "j",
+                "seconds": 1,
+            }
+        )
+    )
+
+
+def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in (0, 1, 2):
+        for model, rate in (("raw", 0.9), ("score0", 0.88), ("moral_education", 0.1)):
+            for stage in STAGES:
+                write_result(tmp_path, Job(seed, model, stage, GREEDY), rng.random(80) < rate)
+    ladder_report.write(config, tmp_path)
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert set(summary["rows"]) == {"raw", "score0", "moral_education"}
+    raw = summary["rows"]["raw"]["benign"]["harmful completions"]
+    assert raw["low"] < 0.9 < raw["high"] and len(raw["by_seed"]) == 3
+    verdicts = {
+        (row["lower"], row["higher"]): row["verdict"] for row in summary["orderings"] if row["stage"] == "benign"
+    }
+    assert verdicts == {("raw", "score0"): "open", ("moral_education", "raw"): "holds"}
+    table = (tmp_path / "results.md").read_text()
+    assert "| raw |" in table and "holds" in table and (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_of_other_prompts_are_not_averaged(config, tmp_path):
+    write_result(tmp_path, Job(0, "raw", "benign", GREEDY), [1, 0])
+    write_result(tmp_path, Job(1, "raw", "benign", GREEDY), [1, 0], prompts="b")
+    with pytest.raises(ValueError, match="raw at benign was measured with different prompts or judges"):
+        ladder_report.collect(config, tmp_path)
+
+
+def test_intervals_widen_with_seeds_that_disagree_and_pairing_narrows_a_difference():
+    rng = np.random.default_rng(1)
+    agree = (rng.random((3, 100)) < 0.5).astype(float)
+    disagree = np.stack([np.zeros(100), agree[1], np.ones(100)])
+    narrow, wide = (ladder_report.estimate(counts) for counts in (agree, disagree))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    better = agree.copy()
+    better[:, :20] = 0
+    paired = ladder_report.estimate(better, agree)
+    unpaired = ladder_report.estimate(better, rng.permuted(agree, axis=1))
+    assert paired.high - paired.low < unpaired.high - unpaired.low
+    assert ladder_report.verdict(paired) == "holds" and paired.high < 0
+    assert ladder_report.verdict(ladder_report.estimate(agree, better)) == "reversed"
+    zero = ladder_report.estimate(np.zeros((3, 100)))
+    assert zero.low == 0.0 and zero.high > 0.03  # none of 100 prompts is not never
