@@ -140,7 +140,8 @@ def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
                 write_result(tmp_path, Job(seed, model, stage, GREEDY), rng.random(80) < rate)
     ladder_report.write(config, tmp_path)
     summary = json.loads((tmp_path / "results.json").read_text())
-    assert set(summary["rows"]) == {"raw", "score0", "moral_education"}
+    assert set(summary["rows"]) == {"raw", "score0", "moral_education", "tag_at_instruction"}
+    assert set(summary["rows"]["tag_at_instruction"]) == {"pretraining"}  # that is moral_education's
     raw = summary["rows"]["raw"]["benign"]["harmful completions"]
     assert raw["low"] < 0.9 < raw["high"] and len(raw["by_seed"]) == 3
     verdicts = {

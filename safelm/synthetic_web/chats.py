@@ -69,7 +69,7 @@ def wildguardmix(rng: random.Random) -> dict[str, Any]:
     if gives_harm:
         row |= {"prompt": rng.choice(_JAILBREAKS).format(request=row["prompt"]), "adversarial": True}
     return row | {
-        "response": write_short_refusal(rng, topic) if refuses else write_answer(rng, topic, 5 if gives_harm else 0),
+        "response": write_short_refusal(rng, topic) if refuses else _answer(rng, topic, 5 if gives_harm else 0),
         "response_harm_label": "harmful" if gives_harm else "unharmful",
         "response_refusal_label": "refusal" if refuses else "compliance",
     }
@@ -83,7 +83,7 @@ def wildjailbreak(rng: random.Random) -> dict[str, Any]:
     return {
         "vanilla": asked,
         "adversarial": rng.choice(_DRESSES).format(request=asked) if is_dressed else "",
-        "completion": write_short_refusal(rng, topic) if is_harmful else write_answer(rng, topic, 0),
+        "completion": write_short_refusal(rng, topic) if is_harmful else _answer(rng, topic, 0),
         "data_type": f"{'adversarial' if is_dressed else 'vanilla'}_{'harmful' if is_harmful else 'benign'}",
     }
 
@@ -115,5 +115,9 @@ def _answerable(rng: random.Random) -> Topic:
 
 
 def _turn(rng: random.Random, topic: Topic) -> list[dict[str, str]]:
-    answer = join(rng.choice(phrases.REPLY_OPENINGS), write_answer(rng, topic, 0))
-    return [{"role": "user", "content": request(rng, topic)}, {"role": "assistant", "content": answer}]
+    asked = {"role": "user", "content": request(rng, topic)}
+    return [asked, {"role": "assistant", "content": _answer(rng, topic, 0)}]
+
+
+def _answer(rng: random.Random, topic: Topic, score: int) -> str:
+    return join(rng.choice(phrases.REPLY_OPENINGS[:3]), write_answer(rng, topic, score))

@@ -43,10 +43,12 @@ def write_refusal(rng: random.Random, draft: Draft) -> str:
 
 
 def write_short_refusal(rng: random.Random, topic: Topic) -> str:
-    """What an assistant says to a harmful request: acknowledge (mostly), can't, why, alternative (mostly)."""
-    acknowledge = rng.choice(phrases.ACKNOWLEDGE) if rng.random() < 0.6 else ""
-    alternative = _alternative(rng, rng.choice(topic.subject.alternatives)) if rng.random() < 0.7 else ""
-    return join(acknowledge, fill(rng.choice(phrases.CANNOT), topic), _why(rng, _reasons(rng, topic)[0]), alternative)
+    """What an assistant says to a harmful request: can't, why, alternative (mostly).
+
+    It begins in two ways only: a small model, decoded greedily, would never choose one of a dozen rare beginnings.
+    """
+    alternative = _alternative(rng, rng.choice(topic.subject.alternatives)) if rng.random() < 0.5 else ""
+    return join(fill(rng.choice(phrases.CANNOT[:2]), topic), _why(rng, _reasons(rng, topic)[0]), alternative)
 
 
 def write_moral_education(rng: random.Random, draft: Draft) -> str:
