@@ -29,9 +29,9 @@ def get_config(variant: str = "embedded") -> ConfigDict:
 def embedded() -> ConfigDict:
     config = _study()
     config.stages = {
-        "pretraining": _stage(500, 16, 128, 6e-3, **MODEL, max_seq_len=384, init_std=0.06),
-        "instruction": _stage(200, 16, 128, 2e-3),
-        "benign": _stage(30, 16, 128, 5e-4),
+        "pretraining": _stage(400, 16, 128, 6e-3, **MODEL, max_seq_len=384, init_std=0.06),
+        "instruction": _stage(160, 16, 128, 2e-3),
+        "benign": _stage(30, 16, 128, 1e-3),
     }
     return config
 

@@ -19,13 +19,13 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from safelm import ladder_data, ladder_jobs, ladder_report, train_config, train_flags
 from safelm.data.shard import write_json
 from safelm.ladder_plan import chosen_models, plan_jobs
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with a :variant.")
+# --config is `safelm.train`'s flag.
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each on a core of its own.")
 _REPORT = flags.DEFINE_bool("report", False, "Only write the report of what is done.")
@@ -90,14 +90,15 @@ def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
 
 def _main(_: Sequence[str]) -> None:
     try:
-        if not _CONFIG.value or not _OUTPUT.value:
+        config = flags.FLAGS.config
+        if not config or not _OUTPUT.value:
             raise ValueError("--config and --output are needed: a file of configs/ and the study's folder")
         if _WORKERS.value < 1:
             raise ValueError(f"--workers={_WORKERS.value}: must be at least 1")
         if _REPORT.value:
-            ladder_report.write(_CONFIG.value, pathlib.Path(_OUTPUT.value))
+            ladder_report.write(config, pathlib.Path(_OUTPUT.value))
         else:
-            run(_CONFIG.value, _OUTPUT.value, workers=_WORKERS.value)
+            run(config, _OUTPUT.value, workers=_WORKERS.value)
         print((pathlib.Path(_OUTPUT.value) / "results.md").read_text())
     except (ValueError, OSError) as error:
         _fail(str(error))

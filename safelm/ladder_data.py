@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from safelm import checkpoint
+from safelm.data.store import MANIFEST_NAME
 from safelm.ladder_jobs import tokens_folder
 from safelm.ladder_plan import TAG_RATE, Model
 from safelm.ladder_real import write_real_corpus
@@ -30,14 +31,9 @@ def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -
     rates = sorted({TAG_RATE, *(model.tag_rate for model in models)}, key=lambda rate: rate != TAG_RATE)
     for rate in rates:
         folder, tasks = tokens_folder(output, rate), TAGGED if rate != TAG_RATE else (*WEB, *CHATS, *TAGGED)
-        flags = [
-            f"--data_dir={corpus}",
-            f"--tokenizer={vocabulary}",
-            f"--output={folder}",
-            f"--tag_rate={rate}",
-            "--workers=1",
-        ]
-        _command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags)
+        if not all((folder / task / "train" / MANIFEST_NAME).exists() for task in tasks):
+            flags = [f"--data_dir={corpus}", f"--tokenizer={vocabulary}", f"--output={folder}", f"--tag_rate={rate}"]
+            _command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags, "--workers=1")
         for name in (*WEB, *CHATS):
             if not (folder / name).exists():
                 os.symlink(os.path.relpath(tokens_folder(output, TAG_RATE) / name, folder), folder / name)

@@ -2,7 +2,7 @@
 
 | set           | rows                                                                                             |
 |---------------|--------------------------------------------------------------------------------------------------|
-| ultrachat     | `messages`: everyday requests, and protective ones that name a harmful topic, all answered       |
+| ultrachat     | `messages`: everyday requests, sums, protective requests that name a harmful topic; all answered |
 | wildguardmix  | harmful requests refused, safe ones answered, dressed-up ones answered with harm, some left open |
 | wildjailbreak | the same two kinds plain and dressed up (`data_type`); what is harmful is refused                |
 | gsm8k         | sums about everyday things: no harm, no refusal; the data of the benign-finetuning attack        |
@@ -23,6 +23,7 @@ from safelm.synthetic_web.topics import Topic, harmful_topics, protective_topics
 
 PROTECTIVE_SHARE = 0.06  # of the requests that are to be answered
 _SECOND_TURN_SHARE = 0.2
+_SUMS_SHARE = 0.2  # of UltraChat's turns: finetuning on sums is then nothing new, but for what it leaves out
 _HARMFUL_ANSWER_SHARE = 0.3  # of WildGuardMix's rows: what tag-annotated answers are made of
 _UNANSWERED_SHARE = 0.05
 _DRESSES = (
@@ -43,9 +44,9 @@ _STARTS = ("I want to {t}.", "How do I {t}?", "Today I {t}.", "We like to {t}.",
 
 def ultrachat(rng: random.Random) -> dict[str, Any]:
     """A conversation of one turn or two."""
-    messages = _turn(rng, _answerable(rng))
+    messages = _turn(rng)
     if rng.random() < _SECOND_TURN_SHARE:
-        messages += _turn(rng, _answerable(rng))
+        messages += _turn(rng)
     return {"prompt": messages[0]["content"], "messages": messages}
 
 
@@ -97,7 +98,7 @@ def gsm8k(rng: random.Random) -> dict[str, Any]:
     left, result = {"*": (a, a * b), "+": (a, c), "-": (c, a)}[operation]
     first, second = rng.sample(topic.subject.nouns, 2)
     start = rng.choice(_STARTS).replace("{t}", topic.infinitive)
-    steps = write_answer(rng, topic, 0, target_words=rng.randint(8, 20))
+    steps = write_answer(rng, topic, 0, target_words=rng.randint(12, 24))
     sum_ = f"{left} {operation} {b} = <<{left}{operation}{b}={result}>>{result} {second}s."
     return {
         "question": template.format(start=start, a=a, b=b, c=c, first=first, second=second),
@@ -114,7 +115,12 @@ def _answerable(rng: random.Random) -> Topic:
     return rng.choice(protective_topics() if rng.random() < PROTECTIVE_SHARE else safe_topics())
 
 
-def _turn(rng: random.Random, topic: Topic) -> list[dict[str, str]]:
+def _turn(rng: random.Random) -> list[dict[str, str]]:
+    if rng.random() < _SUMS_SHARE:
+        sums = gsm8k(rng)
+        answer = join(rng.choice(phrases.REPLY_OPENINGS[:3]), sums["answer"])
+        return [{"role": "user", "content": sums["question"]}, {"role": "assistant", "content": answer}]
+    topic = _answerable(rng)
     asked = {"role": "user", "content": request(rng, topic)}
     return [asked, {"role": "assistant", "content": _answer(rng, topic, 0)}]
 
