@@ -120,16 +120,7 @@ def write_result(output, job, harmful, prompts="a"):
     }
     path = ladder_jobs.done_file(output, job)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps(
-            {
-                "labels": {"harmful": labels, "safe": {"s": "answer"}},
-                "prompts_sha256": prompts,
-                "judge": "j",
-                "seconds": 1,
-            }
-        )
-    )
+    path.write_text(json.dumps({"labels": labels, "prompts_sha256": prompts, "judge": "j", "seconds": 1}))
 
 
 def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
