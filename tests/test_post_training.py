@@ -1,4 +1,4 @@
-"""Instruction tuning and benign finetuning go on from any checkpoint; the tag and the chat tokens survive every stage."""
+"""Instruction tuning and finetuning go on from any checkpoint; tag and chat tokens survive every stage."""
 
 import importlib
 import json
