@@ -41,6 +41,8 @@ LADDER: Mapping[str, Mapping[str, float]] = MappingProxyType(
     }
 )
 
+POST_TRAINING = ("instruction", "instruction_tagged", "benign")  # mixtures of conversations, among OTHERS
+
 # The same rungs for a budget of a million tokens instead of billions: interventions at 5% each would be 50,000 tokens,
 # too few to learn anything from.
 SMALL_LADDER: Mapping[str, Mapping[str, float]] = MappingProxyType(

@@ -25,9 +25,10 @@ prefix for a second set.
 
 Columns and files of the conversations: `data_tasks.chats`. Examples of these have a `loss_mask` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
-with the same features). Mixtures `<prefix>_ladder_<rung>` hold the rungs of `data_tasks.rates`. Those rates are shares
-of tokens while SeqIO draws documents, so a mixture divides each rate by the mean length of the task's first documents:
-an approximation. Training reads token stores, where `safelm.data` keeps the rates exactly.
+with the same features). Mixtures `<prefix>_ladder_<rung>` hold the rungs of `data_tasks.rates`, `<prefix>_instruction`,
+`_instruction_tagged` and `_benign` what comes after pretraining. Their rates are shares of tokens while SeqIO draws
+documents, so a mixture divides each rate by the mean length of the task's first documents: an approximation. Training
+reads token stores, where `safelm.data` keeps the rates exactly.
 """
 
 import dataclasses
@@ -126,6 +127,7 @@ def register(
             )
         tasks[source_name] = _add_task(f"{prefix}_{source_name}", source_name, source, vocabulary, settings)
     mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
+    mixtures |= {name: _add_mixture(f"{prefix}_{name}", name, tasks) for name in rates.POST_TRAINING}
     decides_tokens = dataclasses.asdict(settings) | {"preprocessing_version": PREPROCESSING_VERSION}
     return Registration(tasks, mixtures, decides_tokens)
 

@@ -89,7 +89,7 @@ def find_tasks(names: Sequence[str], registration: Any) -> dict[str, str]:
     for name in names:
         seqio_name = sources.get(name) or mixtures.get(name.removeprefix("ladder_")) or name
         if seqio_name not in (*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()):
-            known = ", ".join([*sources, *(f"ladder_{rung}" for rung in mixtures)] or seqio.TaskRegistry.names())
+            known = ", ".join([*sources, *mixtures.values()] or seqio.TaskRegistry.names())
             raise ValueError(f"--tasks: no task or mixture {name!r}; there are {known}")
         provider = seqio.get_mixture_or_task(seqio_name)
         for task in provider.tasks if isinstance(provider, seqio.Mixture) else [provider]:

@@ -25,6 +25,7 @@ from safelm.data.shard import write_json
 _SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "prepare_real_text.py"
 _SCORER = "python:safelm.safety.lexicon_scorer:LexiconScorer"
 _TAGGED_ANSWERS = 1500
+_REWRITTEN = 2000  # documents of scores 1 to 3, and as many of 4 and 5
 _KINDS = {"safeweb": "1,2,3", "refuseweb": "4,5", "moral_education": "4,5"}
 
 
@@ -35,12 +36,25 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     if not (corpus / "raw_web").exists():
         _run(str(_SCRIPT), f"--source={source}", f"--output={corpus}")
+    sample = corpus / "to_rewrite" / "documents.jsonl.gz"
+    if not sample.exists():
+        _write(sample, list(_sample(corpus)))
     for kind, scores in _KINDS.items():
-        flags = [f"--kind={kind}", f"--input={corpus}/raw_web", f"--output={corpus}/{kind}", f"--scores={scores}"]
+        flags = [f"--kind={kind}", f"--input={sample}", f"--output={corpus}/{kind}", f"--scores={scores}"]
         _run("-m", "safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")
     for name, rows in _conversations(pathlib.Path(source) / "sft", corpus).items():
         _write(corpus / name / "train-00000-of-00001.jsonl.gz", rows)
     write_json(str(corpus / "corpus.json"), {"note": "made from real public text", "source": pathlib.Path(source).name})
+
+
+def _sample(corpus: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """As many documents of the scores of either kind of rewriting as are rewritten, the longest."""
+    by_kind: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for row in _raw_rows(corpus):
+        if score := row["metadata"]["int_score"]:
+            by_kind[score >= 4].append(row)
+    for rows in by_kind.values():
+        yield from sorted(rows, key=lambda row: (-len(row["text"]), row["id"]))[:_REWRITTEN]
 
 
 def _conversations(sft: pathlib.Path, corpus: pathlib.Path) -> dict[str, list[dict[str, Any]]]:

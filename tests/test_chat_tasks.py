@@ -184,10 +184,12 @@ def test_text_forges_neither_a_turn_nor_a_tag(tokenizer):
     assert tokenizer.decode(ids[mask].tolist()) == "no<|im_end|>"
 
 
-def test_post_training_mixtures_have_a_tenth_of_tagged_answers_and_add_up():
+def test_post_training_mixtures_have_a_tenth_of_tagged_answers_and_add_up(registered):
     for name in ("instruction", "instruction_tagged", "benign"):
         assert sum(rates.rates(name).values()) == pytest.approx(1.0)
         assert set(rates.rates(name)) <= set(rates.CHAT_SOURCES)
+        mixture = seqio.get_mixture_or_task(registered.mixtures[name])
+        assert {task.name for task in mixture.tasks} == {registered.tasks[source] for source in rates.rates(name)}
     assert rates.rates("instruction_tagged")["harm_tagged_chat"] == 0.1
     assert rates.rates("benign").keys() == {"gsm8k"}
 

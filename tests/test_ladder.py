@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import tiny_runs
+from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
 from safelm import ladder_jobs, ladder_report
@@ -22,6 +24,7 @@ from safelm.ladder_plan import (
     plan_jobs,
     trained,
 )  # fmt: skip
+from safelm.synthetic_web.corpus import Recipe, write_corpus
 
 
 @pytest.fixture
@@ -140,6 +143,8 @@ def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
     }
     assert verdicts == {("raw", "score0"): "open", ("moral_education", "raw"): "holds"}
     table = (tmp_path / "results.md").read_text()
+    change = summary["rows"]["raw"]["benign"]["change by benign finetuning"]
+    assert change["low"] < 0 < change["high"]
     assert "| raw |" in table and "holds" in table and (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -163,5 +168,32 @@ def test_intervals_widen_with_seeds_that_disagree_and_pairing_narrows_a_differen
     assert paired.high - paired.low < unpaired.high - unpaired.low
     assert ladder_report.verdict(paired) == "holds" and paired.high < 0
     assert ladder_report.verdict(ladder_report.estimate(agree, better)) == "reversed"
+    same = ladder_report.estimate(agree, agree)
+    assert same.value == 0.0 and same.low == -same.high < 0
     zero = ladder_report.estimate(np.zeros((3, 100)))
     assert zero.low == 0.0 and zero.high > 0.03  # none of 100 prompts is not never
+
+
+def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
+    """With the smallest data and models there are; the data is laid out as `ladder_data.prepare` does it."""
+    inputs = tiny_runs.write_inputs(tmp_path / "inputs")
+    (tmp_path / "study").mkdir()
+    for name, place in (("tokenizer", "tokenizer"), ("tokens", "tokens-rate-5")):
+        (inputs / name).rename(tmp_path / "study" / place)
+    write_corpus(str(tmp_path / "study" / "corpus"), Recipe(documents=8, validation_documents=2, prompts=2, chats=4))
+    config = ladder_config.get_config("embedded")
+    with config.unlocked():
+        config.models, config.seeds, config.methods, config.max_new_tokens = ("harm_tagged",), (3,), (GREEDY,), 3
+        for name, stage in config.stages.items():
+            stage.update(total_steps=2, batch_size=8, seq_len=16)
+            stage.optimizer.warmup_steps = 0
+            if name == STAGES[0]:
+                stage.model.update(num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8)
+    jobs = plan_jobs(chosen_models(config.models), config.seeds, config.methods)
+    settings = ConfigDict(json.loads(config.to_json_best_effort()))  # as a worker gets it
+    ladder_jobs.work(settings, tmp_path / "study", jobs, note=lambda line: None)
+    ladder_report.write(settings, tmp_path / "study")
+    summary = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert summary["rows"].keys() == {"harm_tagged"} and summary["rows"]["harm_tagged"].keys() == set(STAGES)
+    labels = ladder_jobs.read_done(tmp_path / "study", Job(3, "harm_tagged", "benign", GREEDY))["labels"]
+    assert len(labels["harmful"]) == len(labels["safe"]) == 2
