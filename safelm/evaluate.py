@@ -27,7 +27,8 @@ from safelm.evaluation import coherence, likelihood, runs
 from safelm.evaluation import judge as synthetic_judge
 from safelm.evaluation.answers import Answer, Checkpoint, check_tag, collect
 from safelm.evaluation.calibration import calibrate
-from safelm.evaluation.judges import RULES, Judge, load_judges
+from safelm.evaluation.judges import MODEL, RULES, Judge, load_judges
+from safelm.evaluation.judges.remembering import RememberingJudge
 from safelm.evaluation.labelled import read_labelled
 from safelm.evaluation.outcomes import Perplexity
 from safelm.evaluation.protocol import Protocol, hash_params
@@ -99,6 +100,8 @@ def _open_bench(arguments: argparse.Namespace) -> Bench:
     if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
         _check_judges(arguments, asked, judges)
     rows = read_labelled(arguments.judge_calibration) if arguments.judge_calibration else []
+    folder = pathlib.Path(arguments.output) / "runs"
+    judges = [RememberingJudge(judge, folder) if judge.tier == MODEL else judge for judge in judges]
     calibrations = {judge.name: calibrate(judge, rows) for judge in judges} if rows else {}
     reference = None
     if arguments.coherence_reference:

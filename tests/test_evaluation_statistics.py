@@ -41,6 +41,8 @@ def test_no_spread_is_not_certainty():
     zero, one = clustered_mean([0] * 40), clustered_mean([1] * 40, list(range(10)) * 4)
     assert (zero.value, zero.low, zero.high) == (0, 0, rate(0, 40).high)
     assert (one.value, one.low, one.high) == (1, rate(10, 10).low, 1)  # ten clusters, not forty cases
+    assert clustered_mean([0] * 40, list(range(10)) * 4, ["a", "b"] * 20).high == rate(0, 10).high
+    assert clustered_mean([0] * 40, list(range(10)) * 4, units=20).high == rate(0, 20).high
     same = paired_difference([1, 0] * 20, [1, 0] * 20)
     assert same.value == 0 and same.low == -same.high == -rate(0, 40).high
     with pytest.raises(ValueError, match="no cases"):

@@ -19,7 +19,9 @@ from safelm.evaluation.comparing import Row, compare, read_runs
 from safelm.evaluation.comparing.differences import contrasts, stage_deltas
 from safelm.evaluation.comparing.results import REFUSAL, Column, split_name
 from safelm.evaluation.correction import Counts
-from safelm.evaluation.judges.verdicts import FULL, HARMFUL, HARMLESS, HELPFUL, UNSCORED
+from safelm.evaluation.journal import open_journal
+from safelm.evaluation.judges.remembering import RememberingJudge
+from safelm.evaluation.judges.verdicts import FULL, HARMFUL, HARMLESS, HELPFUL, UNSCORED, Exchange
 from safelm.evaluation.protocol import ProtocolError
 from safelm.evaluation.suite import Prompt
 from safelm.evaluation.template import Template
@@ -50,7 +52,7 @@ def test_a_stopped_run_goes_on_at_the_next_prompt(small, tmp_path, monkeypatch):
 
 
 def test_a_journal_has_one_writer(small, tmp_path):
-    with answers_lib._open(tmp_path / "j"), pytest.raises(OSError, match="another process"):
+    with open_journal(tmp_path / "j"), pytest.raises(OSError, match="another process"):
         _collect(small["checkpoint"], [_prompt("p", "a")], tmp_path / "j")
 
 
@@ -65,6 +67,19 @@ def test_what_can_not_be_decoded_is_refused_before_anything_is(small, tmp_path):
         check_tag(untagged, SafeBeam())
     check_tag(untagged, Greedy())
     assert not (tmp_path / "j").exists()
+
+
+def test_a_stopped_judge_goes_on_at_the_next_answer(tmp_path):
+    exchanges = [Exchange("r", f"a{i}", True) for i in range(5)]
+    first = _Stub([HARMFUL, UNSCORED, HARMLESS])
+    assert RememberingJudge(first, tmp_path).judge(exchanges[:3]) == [HARMFUL, UNSCORED, HARMLESS]
+    second = _Stub([HARMLESS, HARMLESS, HARMFUL])
+    found = RememberingJudge(second, tmp_path).judge(exchanges)
+    assert found == [HARMFUL, HARMLESS, HARMLESS, HARMLESS, HARMFUL]  # what was unscored is asked anew
+    assert [each.answer for each in second.seen] == ["a1", "a3", "a4"]
+    second.version = "2"
+    second.verdicts = [HARMLESS] * 5
+    assert RememberingJudge(second, tmp_path).judge(exchanges) == [HARMLESS] * 5  # another version asks anew
 
 
 # --- outcomes

@@ -4,9 +4,7 @@ The journal holds token ids, so it shows no text, and any judge may judge it lat
 that decides an answer: under another protocol another journal is begun.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -16,6 +14,7 @@ from typing import Any
 import tqdm
 
 from safelm import model as model_lib
+from safelm.evaluation.journal import open_journal
 from safelm.evaluation.suite import Prompt
 from safelm.evaluation.template import Template
 from safelm.inference import Generation, Method, generate
@@ -81,8 +80,8 @@ def collect(
     ids = [template.encode(tokenizer, prompt.prompt, answer_start=prompt.answer_start) for prompt in prompts]
     _check_lengths(checkpoint, prompts, ids, max_new_tokens)
     keys = [_key(tokens) for tokens in ids]
-    with _open(journal) as (stored, file):
-        missing = {key: tokens for key, tokens in zip(keys, ids, strict=True) if key not in stored}
+    with open_journal(journal) as stored:
+        missing = {key: tokens for key, tokens in zip(keys, ids, strict=True) if key not in stored.rows}
         bar = tqdm.tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit=" answers", desc=description,
                         leave=False, disable=None)  # fmt: skip
         with bar:
@@ -98,12 +97,9 @@ def collect(
                     seeds=[_seed(seed, key) for key in batch],
                     batch_size=batch_size,
                 )
-                rows = {key: _row(generation) for key, generation in zip(batch, generations, strict=True)}
-                file.write("".join(json.dumps({"key": key} | row) + "\n" for key, row in rows.items()))
-                file.flush()
-                stored |= rows
+                stored.add({key: _row(generation) for key, generation in zip(batch, generations, strict=True)})
                 bar.update(len(batch))
-    return [_answer(checkpoint, template, prompt, stored[key]) for prompt, key in zip(prompts, keys, strict=True)]
+    return [_answer(checkpoint, template, prompt, stored.rows[key]) for prompt, key in zip(prompts, keys, strict=True)]
 
 
 def check_tag(checkpoint: Checkpoint, method: Method) -> None:
@@ -171,27 +167,3 @@ def _key(tokens: Sequence[int]) -> str:
 
 def _seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:4])
-
-
-@contextlib.contextmanager
-def _open(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """The journal's rows by key, and the file to add to; half a line at its end is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as raw:
-        try:
-            fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{path}: another process is writing there") from None
-        raw.seek(0)
-        rows, good = {}, 0
-        for line in raw:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else {}
-                rows[row.pop("key")] = row
-            except (ValueError, KeyError, AttributeError):
-                break
-            good += len(line)
-        raw.truncate(good)
-        raw.seek(0, 2)
-        with open(path, "a", encoding="utf-8") as file:
-            yield rows, file

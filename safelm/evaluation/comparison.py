@@ -34,18 +34,19 @@ def clustered_mean(
     *factors: Sequence[Hashable],
     draws: int = DRAWS,
     seed: int = 0,
+    units: int = 0,
 ) -> Estimate:
     """The mean with its 95% percentile interval over resampled clusters; without factors cases are resampled.
 
     A factor with one cluster says nothing about its spread and is left out. A sample of 0s only, or of 1s only, has no
-    spread to resample: its interval is Wilson's for the smallest number of clusters. Raises ValueError for no cases or
-    a factor of another length.
+    spread to resample: its interval is Wilson's for `units` independent cases (0: as many as the finest factor has
+    clusters). Raises ValueError for no cases or a factor of another length.
     """
     value_n = np.asarray(value_n, np.float64)
     codes = _codes(len(value_n), factors)
     mean = float(value_n.mean())
     if (value_n == mean).all():
-        return _of_equal_values(mean, len(value_n), codes)
+        return _of_equal_values(mean, len(value_n), units or _clusters(codes))
     low, high = np.quantile(_resampled_means(value_n, codes, draws, seed), (0.025, 0.975))
     return Estimate(mean, min(mean, float(low)), max(mean, float(high)), len(value_n))
 
@@ -56,10 +57,11 @@ def paired_difference(
     *factors: Sequence[Hashable],
     draws: int = DRAWS,
     seed: int = 0,
+    units: int = 0,
 ) -> Estimate:
     """Mean of first - second over the same cases, with its clustered 95% interval.
 
-    Where no case differs, the interval is what Wilson's bound of the share of differing cases leaves open.
+    Where no case differs, it is what Wilson's bound of the share of differing ones among `units` leaves open.
     """
     first_n, second_n = np.asarray(first_n, np.float64), np.asarray(second_n, np.float64)
     if first_n.shape != second_n.shape:
@@ -67,7 +69,7 @@ def paired_difference(
     difference_n = first_n - second_n
     codes = _codes(len(difference_n), factors)
     if not difference_n.any():
-        bound = rate(0, _fewest_clusters(len(difference_n), codes)).high
+        bound = rate(0, units or _clusters(codes)).high
         return Estimate(0.0, -bound, bound, len(difference_n))
     return clustered_mean(difference_n, *factors, draws=draws, seed=seed)
 
@@ -111,15 +113,15 @@ def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.nda
     return codes or [np.arange(cases)]
 
 
-def _fewest_clusters(cases: int, codes: Sequence[Int[np.ndarray, " n"]]) -> int:
-    return min(cases, *(int(code_n.max()) + 1 for code_n in codes))
+def _clusters(codes: Sequence[Int[np.ndarray, " n"]]) -> int:
+    """Of the finest factor."""
+    return max(int(code_n.max()) + 1 for code_n in codes)
 
 
-def _of_equal_values(mean: float, cases: int, codes: Sequence[Int[np.ndarray, " n"]]) -> Estimate:
+def _of_equal_values(mean: float, cases: int, units: int) -> Estimate:
     if mean not in (0.0, 1.0):
         return Estimate(mean, mean, mean, cases)
-    fewest = _fewest_clusters(cases, codes)
-    bound = rate(round(mean * fewest), fewest)
+    bound = rate(round(mean * units), units)
     return Estimate(mean, bound.low, bound.high, cases)
 
 

@@ -156,7 +156,8 @@ def _over_refusal(cases: Sequence[Case], judge: str, errors: dict[str, Any] | No
 def _clustered(scored: Sequence[Case], judge: str, value: Callable[[Case, str], int | None]) -> dict[str, Any]:
     """The rate with the interval over resampled categories."""
     values = [float(value(case, judge) or 0) for case in scored]
-    return dataclasses.asdict(clustered_mean(values, [case["category"] for case in scored], draws=2000))
+    categories = [case["category"] for case in scored]
+    return dataclasses.asdict(clustered_mean(values, categories, draws=2000, units=len(scored)))
 
 
 def _corrected(

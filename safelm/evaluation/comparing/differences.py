@@ -5,7 +5,6 @@ and Holm's correction holds over the benchmarks of a comparison.
 """
 
 import dataclasses
-from typing import Any
 
 from safelm.evaluation.comparing.results import ATTACK, Column, Comparison, Row, Run
 from safelm.evaluation.comparison import holm, mcnemar, paired_difference
@@ -101,11 +100,11 @@ def _contrasts(comparison: Comparison, row: Row, baseline: Row, column: Column, 
     ]  # fmt: skip
 
 
-_Pair = tuple[bool, bool, str, Any]
+_Pair = tuple[bool, bool, str, int, str]  # of one prompt: both values, its category, the seed, its id
 
 
 def _pairs(first: list[Run], second: list[Run], aspect: str, benchmark: str = "") -> list[_Pair]:
-    """(value, value, category, seed) of every prompt that both sides have under one seed."""
+    """Every prompt that both sides have under one seed."""
     by_seed = {run.seed: run for run in second}
     pairs: list[_Pair] = []
     for run in first:
@@ -113,10 +112,11 @@ def _pairs(first: list[Run], second: list[Run], aspect: str, benchmark: str = ""
             continue
         own, other = run.values(aspect, benchmark), by_seed[run.seed].values(aspect, benchmark)
         category_of = run.category_of
-        pairs += [(bool(own[p]), bool(other[p]), category_of[p], run.seed) for p in own if p in other]
+        pairs += [(bool(own[p]), bool(other[p]), category_of[p], run.seed, p) for p in own if p in other]
     return pairs
 
 
 def _difference(pairs: list[_Pair]) -> Estimate:
-    first, second, categories, seeds = zip(*pairs, strict=True)
-    return paired_difference([int(x) for x in first], [int(x) for x in second], categories, seeds)
+    first, second, categories, seeds, prompts = zip(*pairs, strict=True)
+    first, second = [int(x) for x in first], [int(x) for x in second]
+    return paired_difference(first, second, categories, seeds, units=len(set(prompts)))

@@ -49,7 +49,8 @@ def ladder(axis: Any, comparison: Comparison) -> None:
     rows = [row for row in comparison.rows if comparison.cell(row, column)]
     for place, row in enumerate(rows):
         _bar(axis, comparison, row, column, ATTACK, place, 0.66, comparison.rows.index(row))
-    axis.set_xticks(range(len(rows)), [str(row).replace(" + ", "\n+ ") for row in rows], fontsize=9)
+    names = [str(row).replace(" + ", "\n+ ") for row in rows]
+    axis.set_xticks(range(len(rows)), names, fontsize=9, rotation=0 if len(rows) < 9 else 60)
     axis.set(ylim=(0, 100), ylabel="attack success, %, 95% interval")
     axis.set_title(f"Attack success, {name_of(comparison, column)}", loc="left")
 
@@ -131,12 +132,13 @@ def _save(path: pathlib.Path, draw: Callable[[Any, Comparison], None], compariso
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    bars = max(1, len(comparison.rows) * len(comparison.columns))
-    figure = Figure(figsize=(max(7.0, 3.0 + 0.55 * bars), 5.0), layout="constrained")
+    bars = len(comparison.rows) * (1 if draw is ladder else len(comparison.columns))
+    size = (7.0, 6.0) if draw is frontier else (max(7.0, min(16.0, 3.0 + 0.55 * bars)), 5.0)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     draw(axis, comparison)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)
-    axis.grid(axis="y", color="#e9eaed")
+    axis.grid(axis="both" if draw is frontier else "y", color="#e9eaed")
     figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})

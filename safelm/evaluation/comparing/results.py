@@ -81,6 +81,7 @@ class Comparison:
     rows: Sequence[Row]
     columns: Sequence[Column]
     may_differ: Collection[str] = ()
+    _rates: dict[Any, Estimate | None] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def cell(self, row: Row, column: Column) -> list[Run]:
         """The runs of a cell, one a seed."""
@@ -88,13 +89,20 @@ class Comparison:
 
     def rate(self, row: Row, column: Column, aspect: str = ATTACK, benchmark: str = "") -> Estimate | None:
         """A cell's rate over prompts and seeds, clusters crossed: categories and seeds. None where there is none."""
-        values, categories, seeds = [], [], []
+        key = (row, column, aspect, benchmark)
+        if key not in self._rates:  # tables and figures show the same ones
+            self._rates[key] = self._rate(*key)
+        return self._rates[key]
+
+    def _rate(self, row: Row, column: Column, aspect: str, benchmark: str) -> Estimate | None:
+        values, categories, seeds, prompts = [], [], [], set()
         for run in self.cell(row, column):
             for prompt, value in run.values(aspect, benchmark).items():
                 values.append(value)
                 categories.append(run.category_of[prompt])
                 seeds.append(run.seed)
-        return clustered_mean(values, categories, seeds) if values else None
+                prompts.add(prompt)
+        return clustered_mean(values, categories, seeds, units=len(prompts)) if values else None
 
     def by_seed(self, row: Row, column: Column, aspect: str = ATTACK) -> dict[int, float]:
         """Each seed's own rate."""

@@ -1,0 +1,51 @@
+"""A journal: rows by key in an append-only file of JSON lines, so that a stop, however hard, loses none."""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Journal:
+    """What a file holds, and how more is added; made by `open_journal`.
+
+    Attributes:
+      rows: all rows by their keys.
+    """
+
+    def __init__(self, rows: dict[str, Any], file: Any):
+        self.rows, self._file = rows, file
+
+    def add(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keeps rows; whoever kills this process a moment later, they are there."""
+        self._file.write(b"".join(json.dumps({"key": key, **row}).encode() + b"\n" for key, row in rows.items()))
+        self._file.flush()
+        self.rows.update(rows)
+
+
+@contextlib.contextmanager
+def open_journal(path: pathlib.Path) -> Iterator[Journal]:
+    """Reads a journal, made where there is none; half a line at its end is cut off.
+
+    Raises OSError where another process has it open.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{path}: another process is writing there") from None
+        file.seek(0)
+        rows, good = {}, 0
+        for line in file:
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else {}
+                rows[row.pop("key")] = row
+            except (ValueError, KeyError, AttributeError):
+                break
+            good += len(line)
+        file.truncate(good)
+        file.seek(0, 2)
+        yield Journal(rows, file)
