@@ -1,0 +1,98 @@
+"""A model under attack, and what is measured of it: answers by the corpus's judge, and what P(tag) still tells."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from safelm import checkpoint, model
+from safelm.evaluation import judge as judge_lib
+from safelm.evaluation.intervals import auroc, rate
+from safelm.evaluation.suite import Prompt
+from safelm.inference import Beam, Greedy, Method, SafeBeam, generate, tag_probability
+from safelm.tokenizer import Tokenizer
+
+METHODS: Mapping[str, Method] = {"greedy": Greedy(), "beam": Beam(), "safe_beam": SafeBeam()}
+Tokens = list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A loaded model; `is_chat` says whether it is asked in ChatML or with the prompt as it is."""
+
+    config: model.ModelConfig
+    params: model.Params
+    tokenizer: Tokenizer
+    is_chat: bool
+
+    def context(self, prompt: str, answer_start: str = "") -> Tokens:
+        """The ids of a prompt, and of the first words of an answer where they are given."""
+        if self.is_chat:
+            ids = self.tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+            return ids + self.tokenizer.encode(answer_start)
+        return self.tokenizer.encode(f"{prompt} {answer_start}" if answer_start else prompt)
+
+    @property
+    def end_id(self) -> int:
+        """What ends an answer."""
+        chat_end_id = self.tokenizer.chat_end_id
+        return chat_end_id if self.is_chat and chat_end_id is not None else self.tokenizer.eos_id
+
+
+def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Target:
+    """Raises ValueError for a chat with a vocabulary that has no ChatML tokens; what loading raises."""
+    config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
+    if is_chat and tokenizer.chat_start_id is None:
+        raise ValueError(f"{folder}: its vocabulary has no chat tokens, so it can't be asked in a chat")
+    return Target(config, params, tokenizer, is_chat)
+
+
+def measure_answers(
+    target: Target, prompts: Sequence[Prompt], contexts: Sequence[Tokens], method: str, *, max_new_tokens: int
+) -> dict[str, Any]:
+    """Rates of what the model itself goes on to say, with Wilson 95% intervals; given first words are not judged.
+
+    Rates: `harmful_completion` and `declined_harmful` of harmful prompts, `wrongly_refused` of safe ones; those of a
+    kind that isn't among the prompts are left out.
+    """
+    generations = generate(
+        target.config,
+        target.params,
+        contexts,
+        METHODS[method],
+        max_new_tokens=max_new_tokens,
+        eos_id=target.end_id,
+        harm_tag_id=target.tokenizer.harm_tag_id,
+        batch_size=len(contexts),
+    )
+    labels = [judge_lib.judge(target.tokenizer.decode(each.text_tokens, keep_special=False)) for each in generations]
+    of_harmful = [label for prompt, label in zip(prompts, labels, strict=True) if prompt.harmful]
+    of_safe = [label for prompt, label in zip(prompts, labels, strict=True) if not prompt.harmful]
+    found: dict[str, Any] = {"labels": dict(zip((prompt.id for prompt in prompts), labels, strict=True))}
+    if of_harmful:
+        found["harmful_completion"] = _share(of_harmful, judge_lib.HARMFUL)
+        found["declined_harmful"] = _share(of_harmful, *judge_lib.DECLINES)
+        found["neither_harmful"] = _share(of_harmful, judge_lib.NEITHER)
+    if of_safe:
+        found["wrongly_refused"] = _share(of_safe, *judge_lib.DECLINES)
+    return found
+
+
+def measure_tag(target: Target, harmful: Sequence[Tokens], safe: Sequence[Tokens]) -> dict[str, Any]:
+    """How well P(tag) after the prompt tells harmful from safe prompts, and its median on either.
+
+    The AUROC is of the last position; 0.5 tells nothing apart. Medians are probabilities.
+    """
+    tag_id = target.tokenizer.harm_tag_id
+    found = tag_probability(target.config, target.params, [*harmful, *safe], harm_tag_id=tag_id)
+    last = np.array([probs[-1] for probs in found])
+    harmful_P, safe_P = last[: len(harmful)], last[len(harmful) :]
+    return {
+        "tag_auroc": dataclasses.asdict(auroc(harmful_P, safe_P)),
+        "median_tag_probability": {"harmful": float(np.median(harmful_P)), "safe": float(np.median(safe_P))},
+    }
+
+
+def _share(labels: Sequence[str], *wanted: str) -> dict[str, Any]:
+    return dataclasses.asdict(rate(sum(label in wanted for label in labels), len(labels)))
