@@ -3,7 +3,8 @@
 Every rate comes with its 95% interval. Results go to <output>/results.json with a table and figures beside it, each
 (checkpoint, method) to <output>/runs/ as soon as it is done, and each answer to a journal there: running the same
 command again continues at the next prompt. `safelm.evaluate report` compares any number of results,
-`safelm.evaluate calibrate` measures judges on people's labels, `safelm.evaluate train_judge` trains one.
+`safelm.evaluate calibrate` measures judges on people's labels, `safelm.evaluate train_judge` trains one,
+`safelm.evaluate capability` runs the paper's nine capability tasks.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from safelm import checkpoint as checkpoint_lib
-from safelm import cli, evaluate_flags, evaluate_judge, evaluate_report
+from safelm import cli, evaluate_capability, evaluate_flags, evaluate_judge, evaluate_report
 from safelm.data.store import TokenStore
 from safelm.evaluate_flags import Asked, parse_checkpoints, parse_methods, parse_skip
 from safelm.evaluation import coherence, likelihood, runs
@@ -261,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     _COMMANDS = {
         "report": (evaluate_report.main, evaluate_report.parser),
+        "capability": (evaluate_capability.capability_main, evaluate_capability.capability_parser),
         "calibrate": (evaluate_judge.calibrate_main, evaluate_judge.calibrate_parser),
         "train_judge": (evaluate_judge.train_main, evaluate_judge.train_parser),
     }

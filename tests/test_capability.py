@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from safelm import checkpoint, inference, model
+from safelm import checkpoint, evaluate_capability, inference, model
 from safelm.evaluation.capability import documents
 from safelm.evaluation.capability.suite import TASK_FOLDER, TASKS, CapabilityOptions, average, run_capability
 from safelm.evaluation.capability.table import capability_table
@@ -137,6 +137,24 @@ def test_nine_tasks_with_intervals_and_the_table(tiny, data):
     other = {**found, "protocol": {**found["protocol"], "max_items": 3}}
     with pytest.raises(ValueError, match=r"tiny and other.*max_items"):
         capability_table({"tiny": found, "other": other})
+
+
+def test_the_command_keeps_every_task_and_prints_the_table(tiny, data, tmp_path, capsys, monkeypatch):
+    checkpoint.save_params(str(tmp_path / "model"), *tiny)
+    flags = [f"--checkpoint=tiny={tmp_path}/model", f"--data={data}", "--tasks=piqa,mmlu", f"--output={tmp_path}/out"]
+    arguments = evaluate_capability.capability_parser().parse_args(flags)
+    evaluate_capability.capability_main(arguments)
+    first = capsys.readouterr().out
+    assert "PIQA" in first and (tmp_path / "out" / "capability.md").read_text().count("| tiny |") == 1
+    stored = json.loads((tmp_path / "out" / "capability.json").read_text())["tiny"]
+    assert list(stored["tasks"]) == ["piqa", "mmlu"] == stored["protocol"]["tasks"]
+
+    monkeypatch.setattr(evaluate_capability, "run_capability", None)  # nothing is run again
+    evaluate_capability.capability_main(arguments)
+    assert capsys.readouterr().out == first
+    arguments.data = [str(tmp_path)]
+    with pytest.raises(FileNotFoundError, match="no file of piqa"):
+        evaluate_capability.capability_main(arguments)
 
 
 def test_an_unknown_task_is_named():

@@ -76,23 +76,46 @@ def run_capability(
 def run_harness(language_model: Any, options: CapabilityOptions) -> dict[str, Any]:
     """As `run_capability`, of any model of the harness: what a comparison of two implementations needs.
 
-    Returns {"tasks": name -> {"metric", "value", "low", "high", "cases", "metrics", "correct"}, "average": ..,
-    "protocol": ..}; `correct` is the metric of each item, in the file's order.
+    Returns {"tasks": name -> {"metric", "value", "low", "high", "cases", "metrics", "correct", "responses"},
+    "average": .., "protocol": ..}; `correct` is the metric of each item, in the file's order, and `responses` a hash of
+    what was generated to it.
     """
-    files = {name: documents.find(name, options.data) for name in options.tasks}
+    protocol = task_protocol(options)
     with _quiet():
         samples = _samples(language_model, options)
     found = {name: _task_result(name, samples[f"safelm_{name}"]) for name in options.tasks}
     return {
         "tasks": found,
         "average": dataclasses.asdict(average([_estimate(result) for result in found.values()])),
-        "protocol": {
-            "harness": importlib.metadata.version("lm_eval"),
-            **{key: value for key, value in dataclasses.asdict(options).items() if key != "data"},
-            "files": {name: documents.file_hash(path) for name, path in files.items()},
-            "task_files": _task_files_hash(),
-        },
+        "protocol": protocol,
     }
+
+
+def task_protocol(options: CapabilityOptions) -> dict[str, Any]:
+    """Everything but the model that decides the numbers; raises what finding the files raises."""
+    files = {name: documents.find(name, options.data) for name in options.tasks}
+    if "gsm8k" in files and documents.candidates("gsm8k_train", options.data):
+        files["gsm8k_train"] = documents.find("gsm8k_train", options.data)
+    return {
+        "harness": importlib.metadata.version("lm_eval"),
+        **{key: value for key, value in dataclasses.asdict(options).items() if key != "data"},
+        "files": {name: documents.file_hash(path) for name, path in files.items()},
+        "task_files": _task_files_hash(),
+    }
+
+
+def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Results of one model on different tasks as one. Raises ValueError if they were asked differently."""
+    tasks = {name: task for result in results for name, task in result["tasks"].items()}
+    protocol = dict(results[0]["protocol"])
+    for result in results:
+        for key, value in result["protocol"].items():
+            if key not in ("tasks", "files") and value != protocol[key]:
+                raise ValueError(f"tasks were run under different protocols: {key} is {protocol[key]} and {value}")
+    protocol["tasks"] = list(tasks)
+    protocol["files"] = {name: file for result in results for name, file in result["protocol"]["files"].items()}
+    mean = average([_estimate(task) for task in tasks.values()])
+    return {"tasks": tasks, "average": dataclasses.asdict(mean), "protocol": protocol}
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -140,7 +163,16 @@ def _task_result(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, A
         **dataclasses.asdict(_rate(values[main])),
         "metrics": {key: dataclasses.asdict(_rate(each)) for key, each in values.items()},
         "correct": {key: [int(value) for value in each] for key, each in values.items()},
+        "responses": _response_hashes(samples),
     }
+
+
+def _response_hashes(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each item's generated text, a hash; nothing for a task that generates none."""
+    texts = {sample["doc_id"]: sample["resps"][0][0] for sample in samples}
+    if not all(isinstance(text, str) for text in texts.values()):
+        return []
+    return [hashlib.sha256(texts[item].encode()).hexdigest()[:12] for item in sorted(texts)]
 
 
 def _rate(values: Sequence[float]) -> Estimate:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from safelm.evaluation.report import write_whole
+from safelm.evaluation.whole_files import write_whole
 
 Point = Mapping[str, Any]
 FINETUNING = ("benign", "tag_free")
