@@ -95,7 +95,7 @@ def _inference(study: Study, name: str, prompts: Sequence[Prompt]) -> Iterator[J
             tag = measure_tag(attacked, asked, safe) if name in study.tagged else {}
             return [
                 {**key, "method": method, **tag, **_answers(study, attacked, harmful, asked, method)}
-                for method in _methods(study, name)
+                for method in _methods(study, name, with_beam=key["attack"] == "erased_tag")
             ]
 
         return lambda: _resume(study, {"model": name, **key}, prompts, measure)
@@ -164,7 +164,6 @@ def _measured(
     return [
         {"method": method, **tag, **_answers(study, target, prompts, contexts, method)}
         for method in _methods(study, name)
-        if method != "beam"
     ]
 
 
@@ -188,8 +187,9 @@ def _config(study: Study, attack: Finetuning, folder: str, learning_rate: float,
     return config.lock()
 
 
-def _methods(study: Study, name: str) -> tuple[str, ...]:
-    return ("greedy", "beam", "safe_beam") if name in study.tagged else ("greedy",)
+def _methods(study: Study, name: str, *, with_beam: bool = False) -> tuple[str, ...]:
+    """SafeBeam for models that know the tag; beam search beside it where the question is what the lookahead adds."""
+    return ("greedy", *(["beam"] if with_beam else []), "safe_beam") if name in study.tagged else ("greedy",)
 
 
 def _answers(study: Study, target: Target, prompts: Sequence[Prompt], contexts: Any, method: str) -> dict[str, Any]:
