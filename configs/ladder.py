@@ -29,7 +29,7 @@ def get_config(variant: str = "embedded") -> ConfigDict:
 def embedded() -> ConfigDict:
     config = _study()
     config.stages = {
-        "pretraining": _stage(400, 16, 128, 6e-3, **MODEL, max_seq_len=384, init_std=0.06),
+        "pretraining": _pretraining(400, 16, 128, 6e-3, **MODEL, max_seq_len=384, init_std=0.06),
         "instruction": _stage(160, 16, 128, 2e-3),
         "benign": _stage(30, 16, 128, 1e-3),
     }
@@ -41,8 +41,8 @@ def real() -> ConfigDict:
     config.vocab_size = 4096
     sizes = {"num_layers": 4, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
     config.stages = {
-        "pretraining": _stage(600, 16, 256, 3e-3, **sizes, max_seq_len=512),
-        "instruction": _stage(100, 16, 256, 1e-3),
+        "pretraining": _pretraining(300, 16, 256, 3e-3, **sizes, max_seq_len=512),
+        "instruction": _stage(60, 16, 256, 1e-3),
         "benign": _stage(30, 16, 256, 5e-4),
     }
     return config
@@ -51,10 +51,12 @@ def real() -> ConfigDict:
 def smollm2_135m() -> ConfigDict:
     config = _study()
     config.stages = {
-        "pretraining": _stage(200, 16, 512, 3e-4, max_seq_len=1024),
+        "pretraining": _pretraining(200, 16, 512, 3e-4, max_seq_len=1024),
         "instruction": _stage(60, 16, 512, 1e-4),
         "benign": _stage(20, 16, 512, 5e-5),
     }
+    for stage in config.stages.values():
+        stage.model.scan_layers = True  # 30 layers take long to compile one by one
     return config
 
 
@@ -83,13 +85,20 @@ def _study() -> ConfigDict:
     )
 
 
-def _stage(steps: int, rows: int, seq_len: int, peak_lr: float, **model) -> ConfigDict:
+def _pretraining(steps: int, rows: int, seq_len: int, peak_lr: float, **model) -> ConfigDict:
+    config = _stage(steps, rows, seq_len, peak_lr)
+    config.model.update(**model)
+    config.data.packing = "concat"
+    config.optimizer.update(schedule="wsd", decay_fraction=0.3)
+    return config
+
+
+def _stage(steps: int, rows: int, seq_len: int, peak_lr: float) -> ConfigDict:
     config = default_config()
     config.total_steps, config.batch_size, config.seq_len = steps, rows, seq_len
-    config.model.update(dtype="float32", scan_layers=False, **model)
-    config.data.packing = "concat" if model else "fit"
-    config.optimizer.update(schedule="wsd" if model else "linear", peak_lr=peak_lr, warmup_steps=max(1, steps // 20))
-    config.optimizer.update(decay_fraction=0.3, weight_decay=0.1)
-    config.checkpoint.update(every_steps=1000, keep_last=1)
+    config.model.update(dtype="float32", scan_layers=False)
+    config.data.packing = "fit"
+    config.optimizer.update(schedule="linear", peak_lr=peak_lr, warmup_steps=max(1, steps // 20), weight_decay=0.1)
+    config.checkpoint.update(every_steps=100, keep_last=1)
     config.log.every_steps = max(1, steps // 4)
     return config
