@@ -7,6 +7,7 @@ off goes on from its last checkpoint, a measurement begins again.
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -87,6 +89,8 @@ def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
         result = {"tokens": stage.total_steps * stage.batch_size * stage.seq_len}
     done_file(output, job).parent.mkdir(exist_ok=True)
     write_json(str(done_file(output, job)), result | {"seconds": round(time.monotonic() - started, 1)})
+    jax.clear_caches()  # a process does dozens of jobs, and each leaves its compiled programs
+    gc.collect()
 
 
 def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None]) -> None:
