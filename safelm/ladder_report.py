@@ -31,7 +31,7 @@ _MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     NEITHER: ("harmful", (judge_lib.NEITHER,)),
     OVER_REFUSED: ("safe", judge_lib.DECLINES),
 }
-Counts = Float[np.ndarray, "S P"]  # seeds x prompts, 1 where the measure holds
+Counts = Mapping[int, Float[np.ndarray, " P"]]  # of every seed, a number a prompt: 1 where the measure holds
 
 
 def collect(config: ConfigDict, output: pathlib.Path) -> dict[tuple[str, str, str], Counts]:
@@ -40,35 +40,38 @@ def collect(config: ConfigDict, output: pathlib.Path) -> dict[tuple[str, str, st
     found = {}
     for cell in (cell for cell in CELLS if cell.model in names and cell.method in config.methods):
         for stage in STAGES:
-            jobs = [measured(seed, cell.model, stage, cell.method) for seed in config.seeds]
-            results = [result for job in jobs if job is not None and (result := read_done(output, job))]
-            if len({(result["prompts_sha256"], result["judge"]) for result in results}) > 1:
+            jobs = {seed: measured(seed, cell.model, stage, cell.method) for seed in config.seeds}
+            results = {
+                seed: result for seed, job in jobs.items() if job is not None and (result := read_done(output, job))
+            }
+            if len({(result["prompts_sha256"], result["judge"]) for result in results.values()}) > 1:
                 raise ValueError(f"{output}: {cell.name} at {stage} was measured with different prompts or judges")
             for name, (kind, labels) in _MEASURES.items() if results else ():
-                ids = sorted(results[0]["labels"][kind])
-                found[cell.name, stage, name] = np.array(
-                    [[float(result["labels"][kind][i] in labels) for i in ids] for result in results]
-                )
+                found[cell.name, stage, name] = {
+                    seed: np.array([float(label in labels) for _, label in sorted(result["labels"][kind].items())])
+                    for seed, result in results.items()
+                }
     return found
 
 
-def estimate(counts_SP: Counts, less_SP: Counts | None = None) -> Estimate:
+def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
     """The mean, or two rows' mean difference on the seeds both have, with its 95% interval over seeds and prompts.
 
     One seed alone has no spread: then the interval covers prompts only, Wilson's for a rate.
     """
-    if less_SP is None and len(counts_SP) == 1:
-        return rate(round(counts_SP.sum()), counts_SP.size)
-    values_SP = counts_SP if less_SP is None else counts_SP[: len(less_SP)] - less_SP[: len(counts_SP)]
+    common = [seed for seed in counts if less is None or seed in less]
+    values_SP = np.stack([counts[seed] - (0.0 if less is None else less[seed]) for seed in common])
+    if less is None and len(common) == 1:
+        return rate(round(values_SP.sum()), values_SP.size)
     rng, (seeds, prompts) = np.random.default_rng(0), values_SP.shape
     weights_DS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _DRAWS) / seeds
     weights_DP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), _DRAWS) / prompts
     means_D = np.einsum("ds,sp,dp->d", weights_DS, values_SP, weights_DP, optimize=True)
     low, high = np.quantile(means_D, (0.025, 0.975))
-    if less_SP is not None and not values_SP.any():  # no pair differs, which with more prompts some would
+    if less is not None and not values_SP.any():  # no pair differs, which with more prompts some would
         high = rate(0, prompts).high
         low = -high
-    if less_SP is None:  # never narrower than Wilson's over prompts: at 0 or 1 a bootstrap sees no spread
+    if less is None:  # never narrower than Wilson's over prompts: at 0 or 1 a bootstrap sees no spread
         wilson = rate(round(values_SP.mean(0).sum()), prompts)
         low, high = min(low, wilson.low), max(high, wilson.high)
     return Estimate(float(values_SP.mean()), float(low), float(high), values_SP.size)
@@ -93,13 +96,14 @@ def summarize(found: Mapping[tuple[str, str, str], Counts]) -> dict[str, Any]:
     }
     for name, stages in rows.items():
         first, last = ((name, stage, HARMFUL) for stage in STAGES[1:])
-        if first in found and last in found:
+        if found.get(first, {}).keys() & found.get(last, {}).keys():
             stages[STAGES[2]][CHANGE] = dataclasses.asdict(estimate(found[last], found[first]))
     orderings = []
     for low, high, claim in ORDERINGS:
         for stage in STAGES:
-            if (low, stage, HARMFUL) in found and (high, stage, HARMFUL) in found:
-                difference = estimate(found[low, stage, HARMFUL], found[high, stage, HARMFUL])
+            lower, higher = (found.get((name, stage, HARMFUL), {}) for name in (low, high))
+            if lower.keys() & higher.keys():
+                difference = estimate(lower, higher)
                 orderings.append(
                     {"lower": low, "higher": high, "stage": stage, "claim": claim, "verdict": verdict(difference)}
                     | {"difference": dataclasses.asdict(difference)}
@@ -107,9 +111,9 @@ def summarize(found: Mapping[tuple[str, str, str], Counts]) -> dict[str, Any]:
     return {"rows": {name: stages for name, stages in rows.items() if stages}, "orderings": orderings}
 
 
-def _as_dict(counts_SP: Counts) -> dict[str, Any]:
-    by_seed = [round(float(mean), 4) for mean in counts_SP.mean(1)]
-    return dataclasses.asdict(estimate(counts_SP)) | {"by_seed": by_seed}
+def _as_dict(counts: Counts) -> dict[str, Any]:
+    by_seed = {str(seed): round(float(values.mean()), 4) for seed, values in counts.items()}
+    return dataclasses.asdict(estimate(counts)) | {"by_seed": by_seed}
 
 
 _COLUMNS = (  # what the table shows: heading, stage, measure
@@ -179,7 +183,7 @@ def _plot(summary: Mapping[str, Any], path: pathlib.Path) -> None:
         x = np.array(places) + offset
         axes.bar(x, mean, 0.24, label=stage)
         axes.errorbar(x, mean, spread.clip(0), fmt="none", ecolor="black", capsize=2, linewidth=0.8)
-        by_seed = [(at, 100 * seed) for at, value in zip(x, values, strict=True) for seed in value["by_seed"]]
+        by_seed = [(at, 100 * seed) for at, value in zip(x, values, strict=True) for seed in value["by_seed"].values()]
         axes.plot([at for at, _ in by_seed], [seed for _, seed in by_seed], ".", color="black", markersize=3)
     axes.set_xticks(
         range(len(names)), [name.replace("+", "\n+") for name in names], rotation=45, ha="right", fontsize=8

@@ -155,23 +155,33 @@ def test_results_of_other_prompts_are_not_averaged(config, tmp_path):
         ladder_report.collect(config, tmp_path)
 
 
+def by_seed(counts_SP):
+    return dict(enumerate(counts_SP))
+
+
 def test_intervals_widen_with_seeds_that_disagree_and_pairing_narrows_a_difference():
     rng = np.random.default_rng(1)
     agree = (rng.random((3, 100)) < 0.5).astype(float)
     disagree = np.stack([np.zeros(100), agree[1], np.ones(100)])
-    narrow, wide = (ladder_report.estimate(counts) for counts in (agree, disagree))
+    narrow, wide = (ladder_report.estimate(by_seed(counts)) for counts in (agree, disagree))
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
     better = agree.copy()
     better[:, :20] = 0
-    paired = ladder_report.estimate(better, agree)
-    unpaired = ladder_report.estimate(better, rng.permuted(agree, axis=1))
+    paired = ladder_report.estimate(by_seed(better), by_seed(agree))
+    unpaired = ladder_report.estimate(by_seed(better), by_seed(rng.permuted(agree, axis=1)))
     assert paired.high - paired.low < unpaired.high - unpaired.low
     assert ladder_report.verdict(paired) == "holds" and paired.high < 0
-    assert ladder_report.verdict(ladder_report.estimate(agree, better)) == "reversed"
-    same = ladder_report.estimate(agree, agree)
+    assert ladder_report.verdict(ladder_report.estimate(by_seed(agree), by_seed(better))) == "reversed"
+    same = ladder_report.estimate(by_seed(agree), by_seed(agree))
     assert same.value == 0.0 and same.low == -same.high < 0
-    zero = ladder_report.estimate(np.zeros((3, 100)))
+    zero = ladder_report.estimate(by_seed(np.zeros((3, 100))))
     assert zero.low == 0.0 and zero.high > 0.03  # none of 100 prompts is not never
+
+
+def test_a_difference_is_of_the_seeds_that_both_have():
+    ones, zeros = np.ones(50), np.zeros(50)
+    difference = ladder_report.estimate({0: zeros, 2: ones}, {1: zeros, 2: ones})
+    assert difference.value == 0.0 and difference.cases == 50
 
 
 def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
