@@ -31,7 +31,7 @@ def embedded() -> ConfigDict:
     config.stages = {
         "pretraining": _pretraining(400, 16, 128, 6e-3, **MODEL, max_seq_len=384, init_std=0.06),
         "instruction": _stage(160, 16, 128, 2e-3),
-        "benign": _stage(30, 16, 128, 1e-3),
+        "benign": _stage(10, 16, 128, 5e-4),
     }
     return config
 
