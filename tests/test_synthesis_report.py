@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from test_synthesize import TROUBLED, no_charts, published, rejected, rows_of, run, write_rows
+from synthesis_runs import TROUBLED, no_charts, published, rejected, rows_of, run, write_rows
 
 from safelm.safety.report_card import difference, queries
 from safelm.safety.synthesis import review

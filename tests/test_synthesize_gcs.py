@@ -5,7 +5,7 @@ import json
 import fsspec
 import gcs_server
 import pytest
-from test_synthesize import NAMES, SCORER, TROUBLED, data, no_charts, rows_of, run, write_rows
+from synthesis_runs import NAMES, SCORER, TROUBLED, data, no_charts, rows_of, run, write_rows
 
 from safelm import synthesize
 from safelm.safety.synthesis import journal
