@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from safelm import cli
 from safelm.inference.engine import Engine
 from safelm.inference.methods import METHODS
@@ -57,6 +59,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=int, default=32, help="requests decoded at once, a model (default %(default)s)")
     parser.add_argument("--cache_tokens", type=int, default=65536,
                         help="a model's cache; every beam takes its own (default %(default)s)")  # fmt: skip
+    parser.add_argument("--steps_per_call", type=int, default=4,
+                        help="tokens of every reply between two looks at what is new: fewer stream more finely, more "
+                        "spend less time between steps (default %(default)s)")  # fmt: skip
+    parser.add_argument("--compilation_cache_dir", default="",
+                        help="folder that keeps compiled programs: without, each start compiles anew, and the first "
+                        "requests of every kind wait for it")  # fmt: skip
     for field in dataclasses.fields(Limits):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default,
                             help=f"{_MEANINGS[field.name]} (default %(default)s)")  # fmt: skip
@@ -87,9 +95,11 @@ def main(flags: argparse.Namespace) -> None:
     sources = parse_checkpoints(flags.checkpoint)
     if not 0 <= flags.port < 65536:
         raise ValueError(f"--port={flags.port}: want 0 to 65535")
-    for name in ("slots", "cache_tokens"):
+    for name in ("slots", "cache_tokens", "steps_per_call"):
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name}={getattr(flags, name)}: must be at least 1")
+    if flags.compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", flags.compilation_cache_dir)
     key = os.environ.get(KEY_VARIABLE, "")
     if not key and not app.is_loopback(flags.host):
         log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
@@ -97,7 +107,7 @@ def main(flags: argparse.Namespace) -> None:
     engines = {
         name: functools.partial(
             Engine, model.config, model.params, harm_tag_id=model.tokenizer.harm_tag_id, slots=flags.slots,
-            max_tokens=flags.cache_tokens,
+            max_tokens=flags.cache_tokens, steps_per_call=flags.steps_per_call,
         )
         for name, model in served.items()
     }  # fmt: skip
