@@ -28,6 +28,7 @@ class Script:
     Attributes:
       text: the continuation; its tokens' P(tag) are 0.01, 0.02, ..
       may_go: while clear, no step makes a token.
+      may_return: while clear, a step takes for ever, as one that compiles does.
       fail_next_step: raise once.
       cancelled: ids, in order.
       requests: as submitted.
@@ -35,6 +36,7 @@ class Script:
 
     text: str = " the cat sat on the mat"
     may_go: threading.Event = dataclasses.field(default_factory=threading.Event)
+    may_return: threading.Event = dataclasses.field(default_factory=threading.Event)
     fail_next_step: bool = False
     cancelled: list[int] = dataclasses.field(default_factory=list)
     requests: list[EngineRequest] = dataclasses.field(default_factory=list)
@@ -42,6 +44,7 @@ class Script:
 
     def __post_init__(self) -> None:
         self.may_go.set()
+        self.may_return.set()
 
     def tokens(self, request: EngineRequest) -> list[int]:
         ids = tiny_runs.tokenizer().encode(self.text) if self.ids is None else self.ids
@@ -86,6 +89,7 @@ class FakeEngine:
             self._told.append(Update(request_id, finished="cancelled"))
 
     def step(self) -> list[Update]:
+        self._script.may_return.wait(60)
         if self._script.fail_next_step:
             self._script.fail_next_step = False
             raise ArithmeticError(self._script.text)
@@ -222,3 +226,40 @@ class Answer:
         lines = [line for line in self.body.decode().split("\n\n") if line]
         assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+COMPLETION = {"prompt": "one", "max_tokens": 50}
+
+
+def serve(
+    script: Script, *, limits: Limits, slots: int = 2, **config: Any
+) -> contextlib.AbstractContextManager[Running]:
+    """A server of one model that says what the script says."""
+    return running({"tiny": tiny_model()}, {"tiny": lambda: FakeEngine(script, slots)}, limits=limits, **config)
+
+
+def is_empty(server: Running) -> None:
+    """Waits until nothing is left in the server."""
+    service = server.server.service
+    wait_for(lambda: service.admission.num_open == 0, "no request is open")
+    wait_for(lambda: service.worker.num_active == service.worker.num_waiting == {"tiny": 0}, "no slot is taken")
+
+
+def post(server: Running, body: Any, path: str = "/v1/completions", **headers: str) -> Answer:
+    """A request with headers whose names have _ for -."""
+    return http(server, "POST", path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+
+
+def start(server: Running, **fields: Any) -> Any:
+    """A completion whose reply isn't read yet."""
+    import http.client
+
+    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    body = json.dumps(COMPLETION | fields)
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    return connection
+
+
+def number_open(server: Running) -> int:
+    """Requests being answered."""
+    return server.server.service.admission.num_open

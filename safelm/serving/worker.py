@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safelm.inference.engine import Engine
@@ -43,6 +43,7 @@ class EngineWorker:
         self._make_engines = dict(make_engines)
         self._engines = {name: make() for name, make in self._make_engines.items()}
         self._tickets: dict[str, dict[int, Ticket]] = {name: {} for name in self._engines}
+        self._open: set[Ticket] = set()  # the event loop's
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="safelm-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -66,16 +67,8 @@ class EngineWorker:
         return self._thread.is_alive()
 
     def abandon(self, error: Exception) -> None:
-        """Ends every request with this exception."""
-
-        def end_all() -> None:
-            for tickets in self._tickets.values():
-                ended = [*tickets.values()]
-                for ticket in ended:
-                    self._cancel(ticket)
-                self._to_loop(_deliver, [(ticket, error) for ticket in ended])
-
-        self._commands.put(end_all)
+        """Ends every request with this exception, at once, whatever the thread is busy with."""
+        _deliver([(ticket, error) for ticket in self._open])
 
     async def generate(self, model: str, request: EngineRequest) -> AsyncIterator[Update]:
         """A request's updates up to the last; leaving early, by whatever way, gives its slot back.
@@ -83,6 +76,7 @@ class EngineWorker:
         Raises what the engine raised: ValueError for a request that can never fit, RuntimeError if the engine failed.
         """
         ticket = Ticket(model, request)
+        self._open.add(ticket)
         self._commands.put(lambda: self._submit(ticket))
         try:
             while True:
@@ -93,6 +87,7 @@ class EngineWorker:
                 if update.finished:
                     return
         finally:
+            self._open.discard(ticket)
             ticket.is_cancelled = True
             self._commands.put(lambda: self._cancel(ticket))
 
@@ -188,7 +183,7 @@ class EngineWorker:
             log.debug("an update came after the event loop had closed")
 
 
-def _deliver(updates: list[tuple[Ticket, "Update | Exception"]]) -> None:
+def _deliver(updates: Sequence[tuple[Ticket, "Update | Exception"]]) -> None:
     for ticket, update in updates:
         ticket.updates.put_nowait(update)
 
