@@ -47,7 +47,7 @@ class Load:
         while time.monotonic() < until:
             keeps = chance.random() < 0.5
             async with aiohttp.ClientSession(
-                self.url, connector=aiohttp.TCPConnector(force_close=not keeps), timeout=aiohttp.ClientTimeout(300)
+                self.url, connector=aiohttp.TCPConnector(force_close=not keeps), timeout=aiohttp.ClientTimeout(1200)
             ) as session:
                 for _ in range(chance.randint(1, 5)):
                     try:
@@ -75,6 +75,8 @@ class Load:
         try:
             async with asyncio.timeout(patience), session.post(path, json=body) as response:
                 self.counts[str(response.status)] += 1
+                if response.status == 429 and chance.random() < 0.9:  # most do as they are told
+                    await asyncio.sleep(float(response.headers["Retry-After"]) * chance.random())
                 if response.status not in (want, 429):
                     self.faults.append(f"{kind} {method}: {response.status} {await response.text()}")
                 elif response.status == 200:
@@ -161,7 +163,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        with server(*model_flags(tiny=True, folder=folder), "--open_requests=24", "--slots=4") as (url, _):
+        with server(
+            *model_flags(tiny=True, folder=folder), "--open_requests=24", "--slots=4", "--request_seconds=1200"
+        ) as (url, _):
             problems = asyncio.run(run(url, flags))
     for problem in problems:
         print(problem)

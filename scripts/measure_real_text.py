@@ -50,9 +50,7 @@ def measure(folder: str, flags: argparse.Namespace) -> dict:
         result[f"loss/{source}"] = measured["loss_nats"]
     groups = {"harmful": (4, 5), "pages": (0,), "comments": (1,)}
     texts = {
-        name: held_out(
-            flags.corpus, tokenizer.encode, scores, prefix_tokens=flags.prefix_tokens, count=flags.prompts
-        )
+        name: held_out(flags.corpus, tokenizer.encode, scores, prefix_tokens=flags.prefix_tokens, count=flags.prompts)
         for name, scores in groups.items()
     }
     tag_id = tokenizer.harm_tag_id
