@@ -4,6 +4,7 @@ Behind every test: the server answers the next request, and no slot is left behi
 """
 
 import asyncio
+import concurrent.futures
 import json
 import logging
 import threading
@@ -142,7 +143,11 @@ def test_the_end_waits_for_no_step(script):
         response = connection.getresponse()
         response.readline()
         script.may_return.clear()
-        server.run(server.server.drain())
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            scored = pool.submit(post, server, {"input": "the"}, "/v1/safelm/score")
+            wait_for(lambda: number_open(server) == 2, "both are open")
+            server.run(server.server.drain())
+            assert scored.result().status == 503
         events = response.read().decode().strip().split("\n\n")
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         connection.close()

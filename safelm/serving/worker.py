@@ -43,7 +43,8 @@ class EngineWorker:
         self._make_engines = dict(make_engines)
         self._engines = {name: make() for name, make in self._make_engines.items()}
         self._tickets: dict[str, dict[int, Ticket]] = {name: {} for name in self._engines}
-        self._open: set[Ticket] = set()  # the event loop's
+        self._open: set[Ticket] = set()  # this and the next are the event loop's
+        self._calls: set[asyncio.Future[Any]] = set()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="safelm-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -67,8 +68,10 @@ class EngineWorker:
         return self._thread.is_alive()
 
     def abandon(self, error: Exception) -> None:
-        """Ends every request with this exception, at once, whatever the thread is busy with."""
+        """Ends every request and call with this exception, at once, whatever the thread is busy with."""
         _deliver([(ticket, error) for ticket in self._open])
+        for future in self._calls:
+            _settle(future, None, error)
 
     async def generate(self, model: str, request: EngineRequest) -> AsyncIterator[Update]:
         """A request's updates up to the last; leaving early, by whatever way, gives its slot back.
@@ -97,7 +100,7 @@ class EngineWorker:
         future: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
-            if future.cancelled():
+            if future.done():
                 return
             try:
                 result, error = function(), None
@@ -105,8 +108,12 @@ class EngineWorker:
                 result, error = None, caught
             self._to_loop(_settle, future, result, error)
 
+        self._calls.add(future)
         self._commands.put(run)
-        return await future
+        try:
+            return await future
+        finally:
+            self._calls.discard(future)
 
     def _work(self) -> None:
         while True:
