@@ -7,7 +7,8 @@ what passes is a corpus that the tasks of data_tasks read as it is, Parquet wher
     OUTPUT/train-*, validation-*   id, text, metadata, style, category, model, prompt_version, source_id, gates
     OUTPUT/rejected/               by id: every attempt's style and what it failed; near-duplicates
     OUTPUT/quarantine/             malformed rows: file, row number, reason, the row
-    OUTPUT/report/                 the funnel, scores and report card before and after, as JSON and a page
+    OUTPUT/report/                 the funnel, scores and report card before and after, cost, as JSON and a page; with
+                                   --review pairs of text for `python -m safelm.safety.synthesis.review`
     OUTPUT/manifest.json           written last: counts, checksums, cost; without it the folder is not whole
 
 safeweb takes harm scores 1 to 3, refuseweb and moral_education 4 and 5. Of a whole scored folder the files of other

@@ -4,8 +4,8 @@
 
 DATA/judge_calibration holds answers of three models to XSTest's prompts with labels of two people (refusal, partial
 refusal, compliance); DATA/sft/safety_only_data_Instructions.json.gz safe answers to harmful instructions. Printed: how
-often `is_refusal` agrees with the people, how often the whole dialogue gate (request, answer; at least three parts) lets
-an answer through by label, and which parts the safe answers have. No text is printed.
+often `is_refusal` agrees with the people, how often the whole dialogue gate (request, answer; at least three parts)
+lets an answer through by label, and which parts the safe answers have. No text is printed.
 
 Measured so (1,350 answers; 95% intervals):
 
@@ -15,9 +15,9 @@ Measured so (1,350 answers; 95% intervals):
     refusal                490   .896 [.866, .920]     .439 [.395, .483]
 
 That many refusals are stopped is as wanted: GPT-4's are mostly bare ("can't assist"; 2% pass), Llama 2's explain (88%
-pass). The rules miss more than half of Mistral's refusals (.449 [.319, .587] of 49 are seen), which costs documents, not
-safety. Of 2,483 safe answers to harmful instructions .760 [.743, .777] are called a refusal; of these .79 say why, .69
-acknowledge, .59 offer an alternative.
+pass). The rules miss more than half of Mistral's refusals (.449 [.319, .587] of 49 are seen), which costs documents,
+not safety. Of 2,483 safe answers to harmful instructions .760 [.743, .777] are called a refusal; of these .79 say why,
+.69 acknowledge, .59 offer an alternative.
 """
 
 import argparse
@@ -67,8 +67,8 @@ def main(flags: argparse.Namespace) -> None:
         print(f"{model:16s} {label:16s} {found['n']:5d}  {'  '.join(map(str, shares))}")
     with gzip.open(source / "sft/safety_only_data_Instructions.json.gz", "rt", encoding="utf-8") as file:
         answers = [row["output"] for row in json.load(file)]
-    print(f"{len(answers)} safe answers to harmful instructions: {rate(sum(map(is_refusal, answers)), len(answers))} refuse")
     refusals = [parts(answer) for answer in answers if is_refusal(answer)]
+    print(f"{len(answers)} safe answers to harmful instructions: {rate(len(refusals), len(answers))} refuse")
     for name in PARTS:
         print(f"of these have {name:12s} {rate(sum(found[name] for found in refusals), len(refusals))}")
 

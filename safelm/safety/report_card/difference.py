@@ -137,13 +137,12 @@ def write_page(difference: _Card) -> str:
         if difference[key]:
             parts.append(f"<p>Only {side}: {html.escape(', '.join(difference[key]))}.</p>")
     for one in difference["slices"]:
-        parts += [f"<h2>{html.escape(one['name'])}</h2>", scores_table(one), frequencies_table(one)]
+        parts += [f"<h2>{html.escape(one['name'])}</h2>", _scores_table(one), frequencies_table(one)]
     parts.append(f"<p>{html.escape(difference['definitions']['intervals'])} Ratios: normal on the log scale.</p>")
     return page.fill("Data safety report cards compared", "\n".join(parts))
 
 
-def scores_table(one: _Card) -> str:
-    """A slice's documents, tokens and scores before and after (HTML)."""
+def _scores_table(one: _Card) -> str:
     rows = [
         [page.words(key), *(page.count(one[key][side]) for side in ("before", "after"))]
         for key in ("documents", "tokens")

@@ -1,4 +1,7 @@
-"""The report cards of sources and of what was published, and their difference (Maini et al. 2025, section 3.5)."""
+"""The report cards of sources and of what was published, and their difference (Maini et al. 2025, section 3.5).
+
+The score of a published row is its source's, in the card too; what the scorer says of texts stands in the report.
+"""
 
 from collections.abc import Sequence
 from typing import Any

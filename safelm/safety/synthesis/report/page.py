@@ -109,8 +109,10 @@ def _card(report: _Report) -> str:
     if change is None:
         return "<p>Nothing was published, so there is nothing to compare.</p>"
     (one,) = change["slices"]
-    text = difference.frequencies_table(one)
-    return f"{difference.scores_table(one)}{text}<p>{html.escape(change['definitions']['intervals'])}</p>"
+    rows = [[words(key), *(count(one[key][side]) for side in ("before", "after"))] for key in ("documents", "tokens")]
+    sizes = page.table("Sources (before) and published texts (after)", ["", "before", "after"], rows)
+    frequencies = difference.frequencies_table(one)
+    return f"{sizes}{frequencies}<p>{html.escape(change['definitions']['intervals'])}</p>"
 
 
 def _groups(groups: Sequence[_Report], name: str) -> str:
