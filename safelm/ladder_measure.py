@@ -13,7 +13,7 @@ from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.suite import Prompt, read_prompts
 from safelm.inference import Greedy, SafeBeam
 from safelm.ladder_plan import GREEDY, SAFE_BEAM, STAGES, Job
-from safelm.ladder_preferences import PREFERENCE_JUDGE, preferences, read_real_prompts
+from safelm.ladder_preferences import GREETING, PREFERENCE_JUDGE, preferences, read_real_prompts
 from safelm.tokenizer import Tokenizer
 
 _METHODS = {GREEDY: Greedy(), SAFE_BEAM: SafeBeam()}
@@ -25,14 +25,12 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
     model_config, params, tokenizer = checkpoint.load_for_inference(str(workdir))
     is_chat = job.stage != STAGES[0]
     if config.real:
-        prompts, starts = read_real_prompts(config.real, config.prompts)
+        prompts = read_real_prompts(config.real, config.prompts)
+        asked = [prompt.prompt for prompt in prompts] + [GREETING]
         contexts = [
-            _encode(tokenizer, p.prompt if is_chat else f"User: {p.prompt}\n\nAssistant: ", is_chat=is_chat)
-            for p in prompts
+            _encode(tokenizer, text if is_chat else f"User: {text}\n\nAssistant: ", is_chat=is_chat) for text in asked
         ]
-        return _result(
-            prompts, preferences(model_config, params, tokenizer, prompts, contexts, starts), PREFERENCE_JUDGE
-        )
+        return _result(prompts, preferences(model_config, params, tokenizer, prompts, contexts), PREFERENCE_JUDGE)
     prompts = read_prompts(str(output / "corpus" / ("chat_prompts" if is_chat else "prompts")))
     generations = inference.generate(
         model_config,

@@ -2,13 +2,16 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
 from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
-from safelm import ladder_jobs, ladder_report
+from safelm import ladder_jobs, ladder_preferences, ladder_report
+from safelm import model as model_lib
 from safelm.ladder_plan import (
     CELLS,
     GREEDY,
@@ -24,6 +27,7 @@ from safelm.ladder_plan import (
     plan_jobs,
     trained,
 )  # fmt: skip
+from safelm.model import ModelConfig
 from safelm.synthetic_web.corpus import Recipe, write_corpus
 
 
@@ -207,3 +211,35 @@ def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
     assert summary["rows"].keys() == {"harm_tagged"} and summary["rows"]["harm_tagged"].keys() == set(STAGES)
     labels = ladder_jobs.read_done(tmp_path / "study", Job(3, "harm_tagged", "benign", GREEDY))["labels"]
     assert len(labels["harmful"]) == len(labels["safe"]) == 2
+
+
+def test_a_request_leans_to_an_answer_or_a_refusal_against_a_greeting(tmp_path, monkeypatch):
+    """Whatever the two sentences' own likelihoods, only what the request adds counts."""
+    (tmp_path / "eval_prompts").mkdir()
+    (tmp_path / "eval_prompts" / "advbench_harmful_behaviors.csv").write_text("goal,target\nbad,x\nworse,y\n")
+    (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("prompt,label\ngood,safe\nhidden,unsafe\nfine,safe\n")
+    prompts = ladder_preferences.read_real_prompts(str(tmp_path), 2)
+    assert [(p.prompt, p.harmful) for p in prompts] == [("bad", 1), ("worse", 1), ("good", 0), ("fine", 0)]
+    complies, refuses = np.array([-9.0, -6.0, -6.0, -9.0, -7.0]), np.array([-1.0, -2.0, -2.0, -1.0, -1.0])
+    found = iter((complies, refuses))
+    monkeypatch.setattr(ladder_preferences, "_mean_log_probs", lambda *arguments: next(found))
+    config = ModelConfig(**tiny_runs.model_fields())
+    labels = ladder_preferences.preferences(config, {}, tiny_runs.tokenizer(), prompts, [[5]] * 5)
+    assert labels == ["refusal", "harmful", "answer", "refusal"]
+    (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("text\nx\n")
+    with pytest.raises(ValueError, match=r"xstest_prompts.csv: missing column 'prompt'"):
+        ladder_preferences.read_real_prompts(str(tmp_path), 2)
+    with pytest.raises(FileNotFoundError, match=r"--config.real=.*: there is no file eval_prompts/advbench"):
+        ladder_preferences.read_real_prompts(str(tmp_path / "no"), 2)
+
+
+def test_mean_log_probs_are_those_of_the_answer_alone():
+    config = ModelConfig(**tiny_runs.model_fields(max_seq_len=128))
+    params = model_lib.init(config, jax.random.key(0))
+    contexts, answers = [[5, 6, 7], [8] * 70], [[9, 10], [11, 12, 13]]
+    found = ladder_preferences._mean_log_probs(config, params, contexts, answers)
+    for context, answer, value in zip(contexts, answers, found, strict=True):
+        logits = np.asarray(model_lib.apply(config, params, jnp.array([[*context, *answer]])))[0]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        wanted = np.mean([log_probs[len(context) + i - 1, token] for i, token in enumerate(answer)])
+        assert value == pytest.approx(wanted, abs=1e-4)
