@@ -7,6 +7,7 @@ another rate. It is a cautious interval, and with three seeds still a rough one.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from safelm.data.shard import write_json
 from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.intervals import Estimate, rate
 from safelm.evaluation.report import write_whole
@@ -160,7 +160,8 @@ def write(config: ConfigDict, output: pathlib.Path) -> None:
     if not found:
         return
     summary = summarize(found)
-    write_json(str(output / "results.json"), summary)
+    # Each under a temporary name of its own: several workers may be writing at once.
+    write_whole(output / "results.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
     write_whole(output / "results.md", lambda path: path.write_text(to_markdown(summary)))
     write_whole(output / "results.png", lambda path: _plot(summary, path))
 
