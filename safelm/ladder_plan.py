@@ -95,6 +95,7 @@ ORDERINGS = (
     ("safe_beam", "harm_tagged", "figure 2: SafeBeam lowers it (8.3 against 23.0)"),
     ("safe_beam", "raw", "figure 2: with SafeBeam against standard pretraining (8.3 against 38.8)"),
     ("safe_beam", "tag_at_instruction+safe_beam", "section 4: the tag in pretraining, not only in tuning (8, 30)"),
+    ("harm_tagged", "tag_at_instruction", "section 4: the same, decoded greedily"),
     ("safe_beam", "rate_3+safe_beam", "section 4: 5% tags better than 3%"),
     ("safe_beam", "rate_10+safe_beam", "section 4: 5% tags better than 10%"),
     ("safe_beam", "start_20+safe_beam", "Sam et al. 2026: SafeBeam steers best from 0%"),
