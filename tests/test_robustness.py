@@ -102,7 +102,7 @@ def study(target, prompts, tmp_path_factory):
     checkpoint.save_params(str(folder / "model"), target.config, target.params, target.tokenizer)
     inputs = tiny_runs.write_inputs(folder / "inputs")
     finetunings = tuple(
-        robustness.Finetuning(name, str(inputs / "tokens"), source, (1e-3,), (0, 0.25))
+        robustness.Finetuning(name, str(inputs / "tokens"), source, (1e-3,), (0.0, 0.25))
         for name, source in (("benign", "filtered_web"), ("tag_free", "raw_web"))
     )
     return robustness.Study(
