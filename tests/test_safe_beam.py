@@ -12,6 +12,7 @@ from safelm import model
 from safelm.inference import Beam, SafeBeam, generate, programs
 from safelm.inference import asked as asked_lib
 from safelm.inference import safe_beam as safe_beam_lib
+from safelm.inference.weights import prepare
 
 EOS, TAG, VOCAB = 0, 49, 50
 NEW_TOKENS = 7
@@ -156,15 +157,14 @@ def test_a_step_is_one_forward_over_beams_times_candidates():
     rows = [(length, 4, EOS, method, 0) for length in (4, 9)]
     state, cache = programs.nothing(CONFIG, shape, num_prompts=num_prompts, max_len=16, harm_tag_id=TAG)
     state = state.replace(asked=asked_lib.ask(rows, harm_tag_id=TAG, max_pool=shape.num_dropped_from))
-    jaxpr = jax.make_jaxpr(functools.partial(shape.step, CONFIG, params))(state, cache)
-    unembedded, layer_stacks = [], 0
+    jaxpr = jax.make_jaxpr(functools.partial(shape.step, CONFIG, prepare(CONFIG, params)))(state, cache)
+    products = []
     for equation in all_equations(jaxpr.jaxpr):
-        shapes = [variable.aval.shape for variable in equation.outvars]
-        if equation.primitive.name == "dot_general" and shapes[0][-1:] == (CONFIG.padded_vocab_size,):
-            unembedded.append(shapes[0])
-        layer_stacks += equation.primitive.name == "scan" and equation.params["length"] == CONFIG.num_layers
-    assert unembedded == [(num_prompts * num_beams, num_candidates, CONFIG.padded_vocab_size)]
-    assert layer_stacks == 1
+        if equation.primitive.name == "dot_general":
+            products.append(equation.outvars[0].aval.shape)
+    tokens, vocab = num_prompts * num_beams * num_candidates, CONFIG.padded_vocab_size
+    assert [shape for shape in products if shape[-1] == vocab] == [(tokens, vocab)]
+    assert products.count((tokens, CONFIG.d_ff)) == 2 * CONFIG.num_layers  # gate and up
 
 
 def all_equations(jaxpr):

@@ -10,11 +10,12 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from safelm import model
 from safelm.inference import asked as asked_lib
 from safelm.inference import beams, forward
 from safelm.inference.asked import Asked
 from safelm.inference.beams import BeamState
+from safelm.inference.forward import Cache
+from safelm.inference.weights import Weights
 from safelm.model_config import ModelConfig
 
 
@@ -31,8 +32,8 @@ class Beams:
         return beams.start(config, asked, logits_PV, num_beams=k, num_candidates=k, max_len=max_len)
 
     def step(
-        self, config: ModelConfig, params: model.Params, state: BeamState, cache: model.KVCache
-    ) -> tuple[BeamState, model.KVCache, beams.Tried]:
+        self, config: ModelConfig, weights: Weights, state: BeamState, cache: Cache
+    ) -> tuple[BeamState, Cache, beams.Tried]:
         """One more token for every prompt that isn't over."""
         candidates = beams.expand(state)
         lengths_PWC = candidates.num_tokens_PWC.astype(jnp.float32)
@@ -43,7 +44,7 @@ class Beams:
         lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, self.num_rows)
         cache = forward.take_rows(cache, beams.rows_of(parent_PW))
         tokens_R1 = beams.pick(candidates.tokens_PWC, place_PW).reshape(-1, 1)
-        logits_R1V, new_kv = forward.try_next(config, params, tokens_R1, cache, lengths_R)
+        logits_R1V, new_kv = forward.try_next(config, weights, tokens_R1, cache, lengths_R)
         log_probs_PWV = (logits_R1V - forward.log_normaliser(logits_R1V)[..., None]).reshape(*place_PW.shape, -1)
         survivors = beams.survive(state, candidates, score_PW, place_PW)
         tag_log_prob_PW = jnp.where(
@@ -62,7 +63,8 @@ class Beams:
         tried = beams.tried(
             candidates, _looked_at(candidates, tag_log_prob_PW, place_PW), every_PWC, score_PW, place_PW
         )
-        return asked_lib.keep(state.is_over_P, state, new), model.write_cache(cache, new_kv, lengths_R), tried
+        cache = forward.write_next(cache, new_kv, jnp.zeros_like(lengths_R), lengths_R)
+        return asked_lib.keep(state.is_over_P, state, new), cache, tried
 
 
 def _looked_at(candidates: beams.Candidates, tag_log_prob_PW: Array, place_PW: Array) -> Array:

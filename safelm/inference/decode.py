@@ -11,6 +11,7 @@ from safelm.inference.engine import Engine
 from safelm.inference.methods import Method, check_ids
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, Update
+from safelm.inference.weights import Weights
 from safelm.model_config import ModelConfig
 
 StoppedBy = Literal["eos", "tag", "length"]
@@ -45,7 +46,7 @@ class Generation:
 
 def generate(
     config: ModelConfig,
-    params: model.Params,
+    params: model.Params | Weights,
     prompts: Sequence[Sequence[int]],
     method: Method,
     *,

@@ -17,6 +17,7 @@ from safelm.inference.lane import Entry, Lane
 from safelm.inference.methods import check_ids
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
+from safelm.inference.weights import Weights, prepare
 from safelm.model_config import ModelConfig
 
 __all__ = ["Engine", "EngineRequest", "TraceCandidate", "Update"]
@@ -33,12 +34,13 @@ class Engine:
     def __init__(
         self,
         config: ModelConfig,
-        params: model.Params,
+        params: model.Params | Weights,
         *,
         harm_tag_id: int | None,
         slots: int = 8,
         max_tokens: int = 0,
         steps_per_call: int = 8,
+        weights: str = "",
     ):
         """An idle engine.
 
@@ -46,6 +48,7 @@ class Engine:
           harm_tag_id: None if the vocabulary has no tag.
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
+          weights: float32, bfloat16 or int8; the config's dtype when empty. Prepared `params` stay as they are.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
 
@@ -57,7 +60,8 @@ class Engine:
                 raise ValueError(f"engine: {name}={value}: must be at least {least}")
         if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
-        self._config, self._params, self._harm_tag_id = config, params, harm_tag_id
+        self._config, self._harm_tag_id = config, harm_tag_id
+        self._weights = params if isinstance(params, Weights) else prepare(config, params, weights)
         self._num_slots = slots
         self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
         self._steps_per_call = steps_per_call
@@ -134,7 +138,7 @@ class Engine:
         if shape not in self._lanes:
             self._lanes[shape] = Lane(
                 self._config,
-                self._params,
+                self._weights,
                 shape,
                 harm_tag_id=self._harm_tag_id,
                 max_prompts=self._num_slots // shape.num_rows,

@@ -1,57 +1,140 @@
-"""The model's two calls that decoding is made of, and the cache they share. Pure functions under `jit`.
+"""The two forwards that decoding is made of, and the cache they share. Pure functions under `jit`.
 
-A cache has R rows of S positions; every prompt has one row per beam. Axes: see `safelm.inference.asked`.
+A cache has R rows of S positions; every prompt has one row per beam. Layers are unrolled and each has its own arrays,
+so that nothing is sliced or stacked on the way; keys and values lie by head, as attention's products read them. Axes:
+see `safelm.inference.asked`.
 """
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm import model
+from safelm import attention
+from safelm.inference.weights import Layer, Weights, look_up, product
+from safelm.model import MASKED_LOGIT
 from safelm.model_config import ModelConfig
 
 
+@flax.struct.dataclass
+class Cache:
+    """Keys (already rotated) and values, [R, K, S, H] for every layer, in `config.dtype`."""
+
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+
+    @property
+    def max_len(self) -> int:
+        return self.keys[0].shape[2]
+
+
+def empty_cache(config: ModelConfig, num_rows: int, max_len: int) -> Cache:
+    """Zeros."""
+    shape = (num_rows, config.num_kv_heads, max_len, config.head_dim)
+    layers = range(config.num_layers)
+    return Cache(*(tuple(jnp.zeros(shape, config.dtype) for _ in layers) for _ in range(2)))
+
+
 def read_prompts(
-    config: ModelConfig, params: model.Params, tokens_PT: Int[Array, "P T"], lengths_P: Int[Array, " P"]
-) -> tuple[model.KVCache, Float[Array, "P V"]]:
+    config: ModelConfig, weights: Weights, tokens_PT: Int[Array, "P T"], lengths_P: Int[Array, " P"]
+) -> tuple[Cache, Float[Array, "P V"]]:
     """Keys and values of every prompt's tokens (and of padding after them), and the logits of the token after it."""
-    num_prompts, width = tokens_PT.shape
-    nothing_P = jnp.zeros(num_prompts, jnp.int32)
-    _, new_kv = model.apply_cached(
-        config,
-        params,
-        tokens_PT,
-        model.init_cache(config, num_prompts, 0),
-        lengths_B=nothing_P,
-        positions_BT=jnp.broadcast_to(jnp.arange(width), tokens_PT.shape),
-    )
-    last_P = jnp.maximum(lengths_P - 1, 0)
-    last_tokens_P1 = jnp.take_along_axis(tokens_PT, last_P[:, None], axis=1)
-    logits_P1V, _ = try_next(config, params, last_tokens_P1, new_kv, last_P)
-    return new_kv, logits_P1V[:, 0]
+    mask_1TT = attention.causal_mask(tokens_PT.shape[1])
+
+    def attend(_: int, q_PTNH: Array, k_PTKH: Array, v_PTKH: Array) -> Array:
+        return attention.attend(q_PTNH, k_PTKH, v_PTKH, mask_1TT)
+
+    positions_1T = jnp.arange(tokens_PT.shape[1])[None]
+    x_PTD, new_kv = _decode(config, weights, tokens_PT, positions_1T, attend)
+    last_P11 = jnp.maximum(lengths_P - 1, 0)[:, None, None]
+    x_PD = jnp.take_along_axis(x_PTD, last_P11, axis=1)[:, 0]
+    return new_kv, _logits(config, weights, x_PD)
 
 
 def try_next(
-    config: ModelConfig,
-    params: model.Params,
-    tokens_RC: Int[Array, "R C"],
-    cache: model.KVCache,
-    lengths_R: Int[Array, " R"],
-) -> tuple[Float[Array, "R C V"], model.KVCache]:
+    config: ModelConfig, weights: Weights, tokens_RC: Int[Array, "R C"], cache: Cache, lengths_R: Int[Array, " R"]
+) -> tuple[Float[Array, "R C V"], Cache]:
     """One forward over C alternatives for every row's next token: each sees its row's cache and itself, no other.
 
-    Returns float32 logits of the token after each alternative, and the alternatives' keys and values.
+    Returns float32 logits of the token after each alternative, and the alternatives' keys and values (S = C).
     """
-    num_candidates = tokens_RC.shape[1]
-    return model.apply_cached(
-        config,
-        params,
-        tokens_RC,
-        cache,
-        lengths_B=lengths_R,
-        positions_BT=jnp.broadcast_to(lengths_R[:, None], tokens_RC.shape),
-        new_mask_BTT=jnp.eye(num_candidates, dtype=bool)[None],
+    is_cached_RS = jnp.arange(cache.max_len) < lengths_R[:, None]
+
+    def attend(layer: int, q_RCNH: Array, k_RCKH: Array, v_RCKH: Array) -> Array:
+        return _attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_cached_RS)
+
+    x_RCD, new_kv = _decode(config, weights, tokens_RC, lengths_R[:, None], attend)
+    return _logits(config, weights, x_RCD), new_kv
+
+
+def _decode(
+    config: ModelConfig, weights: Weights, tokens_BT: Array, positions_BT: Array, attend: Callable[..., Array]
+) -> tuple[Array, Cache]:
+    """The stream after the final norm, and every token's keys and values."""
+    positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
+    rope = attention.rope_angles(positions_BT, config.head_dim, config.rope_theta)
+    x_BTD = look_up(weights.embedding, tokens_BT, config.dtype)
+    keys, values = [], []
+    for index, layer in enumerate(weights.layers):
+        x_BTD, k_BTKH, v_BTKH = _block(config, layer, x_BTD, rope, functools.partial(attend, index))
+        keys.append(k_BTKH.swapaxes(1, 2))
+        values.append(v_BTKH.swapaxes(1, 2))
+    return _normed(config, x_BTD, weights.final_norm_D), Cache(tuple(keys), tuple(values))
+
+
+def _block(
+    config: ModelConfig, layer: Layer, x_BTD: Array, rope: tuple[Array, Array], attend: Callable[..., Array]
+) -> tuple[Array, Array, Array]:
+    normed = _normed(config, x_BTD, layer.attention_norm_D)
+    heads = lambda kernel: product(normed, kernel).astype(config.dtype).reshape(*x_BTD.shape[:2], -1, config.head_dim)  # noqa: E731
+    q_BTNH, k_BTKH = attention.rotate(heads(layer.query), *rope), attention.rotate(heads(layer.key), *rope)
+    v_BTKH = heads(layer.value)
+    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
+    x_BTD += product(out_BTNH.reshape(*x_BTD.shape[:2], -1), layer.output).astype(config.dtype)
+    normed = _normed(config, x_BTD, layer.mlp_norm_D)
+    hidden = jax.nn.silu(product(normed, layer.gate)) * product(normed, layer.up)
+    x_BTD += product(hidden.astype(config.dtype), layer.down).astype(config.dtype)
+    return x_BTD, k_BTKH, v_BTKH
+
+
+def _normed(config: ModelConfig, x_BTD: Array, scale_D: Array) -> Array:
+    x = x_BTD.astype(jnp.float32)
+    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.rms_norm_eps)
+    return (x * scale_D).astype(config.dtype)
+
+
+def _attend_next(
+    q_RCNH: Array, k_RCKH: Array, v_RCKH: Array, k_RKSH: Array, v_RKSH: Array, is_cached_RS: Array
+) -> Array:
+    """Attention of C alternatives over their row's cache and, each, itself; scores and sums in float32."""
+    R, C, N, H = q_RCNH.shape
+    K = k_RCKH.shape[2]
+    q_RKMH = (q_RCNH * (1 / math.sqrt(H))).reshape(R, C, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(R, K, -1, H)
+    by_candidate = lambda x_RCKH: jnp.repeat(x_RCKH.swapaxes(1, 2), N // K, axis=2).astype(jnp.float32)  # noqa: E731
+    own_RKM1 = (q_RKMH.astype(jnp.float32) * by_candidate(k_RCKH)).sum(axis=-1, keepdims=True)
+    cached_RKMS = jnp.einsum("rkmh,rksh->rkms", q_RKMH, k_RKSH, preferred_element_type=jnp.float32)
+    cached_RKMS = jnp.where(is_cached_RS[:, None, None], cached_RKMS, attention.MASKED_SCORE)
+    peak_RKM1 = jnp.maximum(cached_RKMS.max(axis=-1, keepdims=True), own_RKM1)
+    weights_RKMS, own_RKM1 = jnp.exp(cached_RKMS - peak_RKM1), jnp.exp(own_RKM1 - peak_RKM1)
+    out_RKMH = jnp.einsum(
+        "rkms,rksh->rkmh", weights_RKMS.astype(v_RKSH.dtype), v_RKSH, preferred_element_type=jnp.float32
     )
+    out_RKMH += own_RKM1 * by_candidate(v_RCKH)
+    out_RKMH /= weights_RKMS.sum(axis=-1, keepdims=True) + own_RKM1
+    out_RKCGH = out_RKMH.reshape(R, K, C, N // K, H)
+    return out_RKCGH.transpose(0, 2, 1, 3, 4).reshape(R, C, N, H).astype(q_RCNH.dtype)
+
+
+def _logits(config: ModelConfig, weights: Weights, x: Float[Array, "*A D"]) -> Float[Array, "*A V"]:
+    logits = product(x, weights.unembedding, is_embedding=True)
+    if config.padded_vocab_size == config.vocab_size:
+        return logits
+    return jnp.where(jnp.arange(config.padded_vocab_size) < config.vocab_size, logits, MASKED_LOGIT)
 
 
 def log_normaliser(logits: Float[Array, "*A V"]) -> Float[Array, "*A"]:
@@ -59,30 +142,32 @@ def log_normaliser(logits: Float[Array, "*A V"]) -> Float[Array, "*A"]:
     return jax.nn.logsumexp(logits, axis=-1)
 
 
-def keep_one(
-    cache: model.KVCache, new_kv: model.KVCache, choice_R: Int[Array, " R"], lengths_R: Int[Array, " R"]
-) -> model.KVCache:
-    """Writes each row's chosen alternative into its cache."""
-    pick = lambda kv: jnp.take_along_axis(kv, choice_R[None, :, None, None, None], axis=2)  # noqa: E731
-    return model.write_cache(cache, jax.tree.map(pick, new_kv), lengths_R)
+def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_R: Int[Array, " R"]) -> Cache:
+    """Writes each row's chosen alternative after what is there; past the end of the cache nothing."""
+    rows_R = jnp.arange(len(lengths_R))
+
+    def write(old_RKSH: Array, new_RKCH: Array) -> Array:
+        return old_RKSH.at[rows_R, :, lengths_R].set(new_RKCH[rows_R, :, choice_R], mode="drop")
+
+    return jax.tree.map(write, cache, new_kv)
 
 
-def take_rows(cache: model.KVCache, rows: Int[Array, " R"], max_len: int | None = None) -> model.KVCache:
+def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) -> Cache:
     """These rows of a cache, cut or filled up to `max_len` positions; rows past the end are zeros."""
 
     def take(kv: jax.Array) -> jax.Array:
         missing = max(0, (max_len or 0) - kv.shape[2])
-        kv = jnp.take(kv[:, :, :max_len], rows, axis=1, mode="fill", fill_value=0)
-        return jnp.pad(kv, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))) if missing else kv
+        kv = jnp.take(kv[:, :, :max_len], rows, axis=0, mode="fill", fill_value=0)
+        return jnp.pad(kv, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else kv
 
     return jax.tree.map(take, cache)
 
 
-def put_rows(cache: model.KVCache, rows: Int[Array, " N"], new_kv: model.KVCache) -> model.KVCache:
+def put_rows(cache: Cache, rows: Int[Array, " N"], new_kv: Cache) -> Cache:
     """New rows' keys and values from position 0 on; rows past the end of the cache are dropped."""
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         new = new[:, :, : old.shape[2]].astype(old.dtype)
-        return old.at[:, rows, : new.shape[2]].set(new, mode="drop")
+        return old.at[rows, :, : new.shape[2]].set(new, mode="drop")
 
     return jax.tree.map(put, cache, new_kv)

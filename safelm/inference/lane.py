@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from safelm import model
 from safelm.inference import asked, programs
+from safelm.inference.forward import Cache
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
+from safelm.inference.weights import Weights
 from safelm.model_config import ModelConfig
 
 READ_AT_ONCE = 4096  # tokens of prompts, padding included
-SHORTEST_CACHE = 64  # tokens of a row
+SHORTEST_CACHE = 128  # tokens of a row
 _FINISHED: dict[int, Finished] = {asked.RUNNING: "length", asked.ENDED_BY_EOS: "eos", asked.ENDED_BY_TAG: "tag"}
 
 
@@ -51,19 +52,19 @@ class Lane:
     def __init__(
         self,
         config: ModelConfig,
-        params: model.Params,
+        weights: Weights,
         shape: programs.StepShape,
         *,
         harm_tag_id: int | None,
         max_prompts: int,
         steps_per_call: int,
     ):
-        self._config, self._params, self._shape = config, params, shape
+        self._config, self._weights, self._shape = config, weights, shape
         self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
         self._slots: list[Entry | None] = []
         self._max_len = 0
         self._state: Any = None
-        self._cache: model.KVCache | None = None
+        self._cache: Cache | None = None
 
     @property
     def entries(self) -> list[Entry]:
@@ -110,7 +111,7 @@ class Lane:
         self._state, self._cache, report = programs.run(
             self._config,
             self._shape,
-            self._params,
+            self._weights,
             self._state,
             self._cache,
             is_wanted_P,
@@ -175,7 +176,7 @@ class Lane:
             tokens_PT[row, :length], lengths_P[row], slots_P[row] = entry.prompt, length, next(free)
             rows[row] = (length, request.max_new_tokens, request.end_id, request.method, request.seed)
             self._slots[slots_P[row]] = entry
-        new_kv, logits_PV = programs.read_prompts(self._config, self._params, tokens_PT, lengths_P)
+        new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P)
         wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, max_pool=self._shape.num_dropped_from)
         self._state, self._cache = programs.join(
             self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from safelm import model
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward
 from safelm.inference.asked import Asked
 from safelm.inference.beam import Beams
+from safelm.inference.forward import Cache
 from safelm.inference.methods import Beam, Method, SafeBeam, TagPenaltySampling
 from safelm.inference.safe_beam import SafeBeams
 from safelm.inference.sampling import Sequences
+from safelm.inference.weights import Weights
 from safelm.model_config import ModelConfig
 
 StepShape = Sequences | Beams | SafeBeams
@@ -35,21 +36,21 @@ def step_shape(method: Method) -> StepShape:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def read_prompts(
-    config: ModelConfig, params: model.Params, tokens_PT: Int[Array, "P T"], lengths_P: Int[Array, " P"]
-) -> tuple[model.KVCache, Float[Array, "P V"]]:
+    config: ModelConfig, weights: Weights, tokens_PT: Int[Array, "P T"], lengths_P: Int[Array, " P"]
+) -> tuple[Cache, Float[Array, "P V"]]:
     """`forward.read_prompts`, compiled."""
-    return forward.read_prompts(config, params, tokens_PT, lengths_P)
+    return forward.read_prompts(config, weights, tokens_PT, lengths_P)
 
 
 def nothing(
     config: ModelConfig, shape: StepShape, *, num_prompts: int, max_len: int, harm_tag_id: int | None
-) -> tuple[Any, model.KVCache]:
+) -> tuple[Any, Cache]:
     """State and cache without any prompt: zeros, as every slot without one has."""
     asked = asked_lib.ask([None] * num_prompts, harm_tag_id=harm_tag_id, max_pool=shape.num_dropped_from)
     logits_PV = jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
     state = jax.eval_shape(functools.partial(shape.start, config, max_len=max_len), asked, logits_PV)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-    return zeros, model.init_cache(config, num_prompts * shape.num_rows, max_len)
+    return zeros, forward.empty_cache(config, num_prompts * shape.num_rows, max_len)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "shape"), donate_argnames=("state", "cache"))
@@ -57,41 +58,42 @@ def join(
     config: ModelConfig,
     shape: StepShape,
     state: Any,
-    cache: model.KVCache,
+    cache: Cache,
     asked: Asked,
     slots_P: Int[Array, " N"],
-    new_kv: model.KVCache,
+    new_kv: Cache,
     logits_PV: Float[Array, "N V"],
-) -> tuple[Any, model.KVCache]:
+) -> tuple[Any, Cache]:
     """Puts prompts that were read into slots; slots past the end are for rows that only filled a bucket."""
-    fresh = shape.start(config, asked, logits_PV, max_len=cache.k_LBSKH.shape[2])
+    fresh = shape.start(config, asked, logits_PV, max_len=cache.max_len)
     state = jax.tree.map(lambda old, new: old.at[slots_P].set(new, mode="drop"), state, fresh)
-    for beam in range(shape.num_rows):
-        cache = forward.put_rows(cache, slots_P * shape.num_rows + beam, new_kv)
-    return state, cache
+    new_kv = jax.tree.map(lambda kv: jnp.repeat(kv, shape.num_rows, axis=0), new_kv)
+    return state, forward.put_rows(cache, _rows(shape, slots_P), new_kv)
+
+
+def _rows(shape: StepShape, slots_P: Int[Array, " P"]) -> Int[Array, " R"]:
+    return (slots_P[:, None] * shape.num_rows + jnp.arange(shape.num_rows)).reshape(-1)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "max_len"))
-def resize(
-    shape: StepShape, state: Any, cache: model.KVCache, slots_P: Int[Array, " P"], *, max_len: int
-) -> tuple[Any, model.KVCache]:
+def resize(shape: StepShape, state: Any, cache: Cache, slots_P: Int[Array, " P"], *, max_len: int) -> tuple[Any, Cache]:
     """State and cache of these slots alone, in this order, with room for `max_len` tokens; past the end: no prompt."""
-    rows_R = (slots_P[:, None] * shape.num_rows + jnp.arange(shape.num_rows)).reshape(-1)
-    return asked_lib.pick_rows(state, slots_P).with_room(max_len), forward.take_rows(cache, rows_R, max_len)
+    cache = forward.take_rows(cache, _rows(shape, slots_P), max_len)
+    return asked_lib.pick_rows(state, slots_P).with_room(max_len), cache
 
 
 @functools.partial(jax.jit, static_argnames=("config", "shape", "num_steps"), donate_argnames=("state", "cache"))
 def run(
     config: ModelConfig,
     shape: StepShape,
-    params: model.Params,
+    weights: Weights,
     state: Any,
-    cache: model.KVCache,
+    cache: Cache,
     is_wanted_P: Bool[Array, " P"],
     stops_early: Bool[Array, ""],
     *,
     num_steps: int,
-) -> tuple[Any, model.KVCache, dict[str, Any]]:
+) -> tuple[Any, Cache, dict[str, Any]]:
     """Up to `num_steps` steps: until every prompt is over or unwanted, or (`stops_early`) the first becomes so.
 
     The report holds `is_over_P`, `step_P`, `outcome`, and `tried`: per step (first axis) what beam methods tried. Of
@@ -100,7 +102,7 @@ def run(
     limits_P = jnp.where(is_wanted_P, state.asked.limits_P, 0)
     state = state.replace(asked=state.asked.replace(limits_P=limits_P))
     was_over_P = state.is_over_P
-    one = jax.eval_shape(lambda *args: shape.step(config, params, *args)[2], state, cache)
+    one = jax.eval_shape(lambda *args: shape.step(config, weights, *args)[2], state, cache)
     tried = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), one)
 
     def goes_on(carry: tuple) -> Array:
@@ -110,7 +112,7 @@ def run(
 
     def step(carry: tuple) -> tuple:
         index, state, cache, tried = carry
-        state, cache, now = shape.step(config, params, state, cache)
+        state, cache, now = shape.step(config, weights, state, cache)
         return index + 1, state, cache, jax.tree.map(lambda all_, new: all_.at[index].set(new), tried, now)
 
     _, state, cache, tried = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, cache, tried))

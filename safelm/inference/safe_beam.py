@@ -31,11 +31,12 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from safelm import model
 from safelm.inference import asked as asked_lib
 from safelm.inference import beams, forward
 from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.inference.beams import BeamState
+from safelm.inference.forward import Cache
+from safelm.inference.weights import Weights
 from safelm.model_config import ModelConfig
 
 
@@ -56,14 +57,14 @@ class SafeBeams:
         return beams.start(config, asked, logits_PV, **sizes, max_len=max_len)
 
     def step(
-        self, config: ModelConfig, params: model.Params, state: BeamState, cache: model.KVCache
-    ) -> tuple[BeamState, model.KVCache, beams.Tried]:
+        self, config: ModelConfig, weights: Weights, state: BeamState, cache: Cache
+    ) -> tuple[BeamState, Cache, beams.Tried]:
         """One step of algorithm 1 for every prompt that isn't over."""
         candidates = beams.expand(state)
         shape = candidates.tokens_PWC.shape
         lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, self.num_rows)
         tokens_RC = candidates.tokens_PWC.reshape(-1, self.num_candidates)
-        logits_RCV, new_kv = forward.try_next(config, params, tokens_RC, cache, lengths_R)
+        logits_RCV, new_kv = forward.try_next(config, weights, tokens_RC, cache, lengths_R)
         normaliser_PWC = forward.log_normaliser(logits_RCV).reshape(shape)
         logits_PWCV = logits_RCV.reshape(*shape, -1)
         tag_log_prob_PWC = jnp.where(
@@ -82,7 +83,7 @@ class SafeBeams:
             tag_log_prob_PW=beams.pick(tag_log_prob_PWC, place_PW),
             next_log_probs_PWV=beams.pick(logits_PWCV, place_PW) - beams.pick(normaliser_PWC, place_PW)[..., None],
         )
-        cache = forward.keep_one(
+        cache = forward.write_next(
             forward.take_rows(cache, rows_R), forward.take_rows(new_kv, rows_R), choice_PW.reshape(-1), lengths_R
         )
         tried = beams.tried(candidates, tag_log_prob_PWC, is_kept_PWC, score_PW, place_PW)

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from safelm import model
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward
 from safelm.inference.asked import NEVER, RUNNING, Asked
+from safelm.inference.forward import Cache
+from safelm.inference.weights import Weights
 from safelm.model_config import ModelConfig
 
 
@@ -77,12 +78,12 @@ class Sequences:
         )
 
     def step(
-        self, config: ModelConfig, params: model.Params, state: SequenceState, cache: model.KVCache
-    ) -> tuple[SequenceState, model.KVCache, None]:
+        self, config: ModelConfig, weights: Weights, state: SequenceState, cache: Cache
+    ) -> tuple[SequenceState, Cache, None]:
         """One more token for every prompt that isn't over."""
         asked = state.asked
         lengths_P = asked.prompt_lengths_P + state.step_P
-        logits_PCV, new_kv = forward.try_next(config, params, state.next_tokens_PC, cache, lengths_P)
+        logits_PCV, new_kv = forward.try_next(config, weights, state.next_tokens_PC, cache, lengths_P)
         normaliser_PC = forward.log_normaliser(logits_PCV)
         # A token that ends the text adds nothing to it: its lookahead is the one of the text as it stands.
         ends_PC = asked.end_of(state.next_tokens_PC)
@@ -109,7 +110,7 @@ class Sequences:
             tag_log_prob_P=pick(tag_log_prob_PC),
             **_ranked(config, asked, log_probs_PV, step_P + 1, self.num_candidates),
         )
-        return asked_lib.keep(is_over_P, state, new), forward.keep_one(cache, new_kv, choice_P, lengths_P), None
+        return asked_lib.keep(is_over_P, state, new), forward.write_next(cache, new_kv, choice_P, lengths_P), None
 
 
 def _ranked(

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from safelm import inference, model
 from safelm.formats.sources import read_model
 from safelm.inference.methods import Greedy, Method, Sampling
@@ -83,21 +81,26 @@ class EngineWriter:
         *,
         source: str = "",
         name: str = "engine",
+        weights: str = "",
     ):
-        """Takes a model of ours; `source` is where its chat template is looked for.
+        """Takes a model of ours; `source` is where its chat template is looked for, `weights` as `Engine` has it.
 
         Raises ValueError for a chat template that can't be used, or a context too small for the prompts.
         """
         self.name, self.settings = name, settings or Settings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
-        self._params, self._tokenizer = jax.device_put(params), tokenizer
+        self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, source=source)
         frame = self._template.frame(_Question("system", "before", "after"))
         self._end_id = frame.end_id
         room = (config.max_seq_len - _FRAME_TOKENS) // 2 * _CHARS_A_TOKEN
         self.max_document_chars = self.settings.max_document_chars or max(1, min(6_000, room))
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _SPEED_ONLY}
+        shaping |= {"weights": weights} if weights else {}
         self.fingerprint = model_fingerprint(config, params, tokenizer, text=frame.text, settings=shaping)
+        self._engine = inference.Engine(
+            self._config, params, harm_tag_id=tokenizer.harm_tag_id, slots=self.settings.slots, weights=weights
+        )
         self._counts: collections.Counter[str] = collections.Counter()
         self._seconds = 0.0
 
@@ -129,33 +132,36 @@ class EngineWriter:
         return {**{name: self._counts[name] for name in names}, "seconds": self._seconds}
 
     def _generate(self, requests: Sequence[Request], prompts: Mapping[int, list[int]], on_reply: OnReply) -> None:
-        by_limit: dict[int, list[int]] = {}
+        """Each reply is handed over as it ends, and the next request takes its place."""
+        index_of: dict[int, int] = {}
         for index, prompt in prompts.items():
             limit = min(requests[index].max_new_tokens, self._config.max_seq_len - len(prompt))
-            by_limit.setdefault(limit, []).append(index)
-        for limit, indices in by_limit.items():
-            for start in range(0, len(indices), self.settings.slots):
-                some = indices[start : start + self.settings.slots]
-                generations = inference.generate(
-                    self._config,
-                    self._params,
-                    [prompts[index] for index in some],
-                    self.settings.method,
-                    max_new_tokens=limit,
-                    eos_id=self._end_id,
-                    harm_tag_id=self._tokenizer.harm_tag_id,
-                    seeds=[requests[index].seed for index in some],
-                    batch_size=self.settings.slots,
-                )
-                for index, generation in zip(some, generations, strict=True):
-                    self._reply(index, requests[index], len(prompts[index]), generation, on_reply)
+            seed = requests[index].seed
+            wanted = inference.EngineRequest(tuple(prompt), self.settings.method, limit, self._end_id, seed)
+            index_of[self._engine.submit(wanted)] = index
+        tokens: dict[int, list[int]] = {index: [] for index in prompts}
+        try:
+            while index_of:
+                for update in self._engine.step():
+                    index = index_of[update.request_id]
+                    tokens[index] += update.tokens
+                    if update.finished:
+                        del index_of[update.request_id]
+                        reply = self._reply(requests[index], len(prompts[index]), tokens.pop(index), update)
+                        self._hand_over(index, reply, on_reply)
+        finally:
+            for request_id in index_of:  # the caller was interrupted
+                self._engine.cancel(request_id)
+            while not self._engine.is_idle:
+                self._engine.step()
 
-    def _reply(
-        self, index: int, request: Request, prompt_tokens: int, generation: inference.Generation, on_reply: OnReply
-    ) -> None:
-        text = request.reply_start + self._tokenizer.decode(generation.text_tokens, keep_special=False)
-        stopped_by = "end" if generation.finished else "length"
-        self._hand_over(index, Reply(text, stopped_by, prompt_tokens, len(generation.tokens)), on_reply)
+    def _reply(self, request: Request, prompt_tokens: int, tokens: list[int], last: inference.Update) -> Reply:
+        if last.finished == "error":
+            return Reply(None, "error", prompt_tokens, reason=f"the engine: {last.error}")
+        text_tokens = tokens if last.finished == "length" else tokens[:-1]
+        text = request.reply_start + self._tokenizer.decode(text_tokens, keep_special=False)
+        stopped_by = "length" if last.finished == "length" else "end"
+        return Reply(text, stopped_by, prompt_tokens, len(tokens))
 
     def _hand_over(self, index: int, reply: Reply, on_reply: OnReply) -> None:
         self._counts.update(
@@ -168,11 +174,12 @@ class EngineWriter:
         on_reply(index, reply)
 
 
-def load(source: str, *, dtype: str = "", name: str = "", **settings: Any) -> EngineWriter:
+def load(source: str, *, dtype: str = "", weights: str = "", name: str = "", **settings: Any) -> EngineWriter:
     """The writer of a model at `source` ("smollm2": the installed weights).
 
     Args:
       dtype: of the computation, float32 or bfloat16; the model's own when empty.
+      weights: float32, bfloat16 or int8; as `dtype` when empty.
       settings: fields of `Settings`.
 
     Raises:
@@ -181,9 +188,9 @@ def load(source: str, *, dtype: str = "", name: str = "", **settings: Any) -> En
     """
     if dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"engine: dtype={dtype!r}: one of float32, bfloat16")
-    checked = make_settings(Settings, settings, where="engine", others="dtype, name")
+    checked = make_settings(Settings, settings, where="engine", others="dtype, weights, name")
     place = str(installed_path(source)) if source == "smollm2" else source
     config, params, tokenizer = read_model(place)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     shown = name or (source if source == "smollm2" else Path(place.rstrip("/")).name)
-    return EngineWriter(config, params, tokenizer, checked, source=place, name=shown)
+    return EngineWriter(config, params, tokenizer, checked, source=place, name=shown, weights=weights)

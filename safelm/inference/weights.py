@@ -1,0 +1,129 @@
+"""A model's weights as decoding reads them: every layer's kernels arrays of their own, in float32, bfloat16 or int8.
+
+A decoding step is bound by reading the weights once. Slices of stacked layers would be copied first: on a CPU that
+takes as long as the product. int8 kernels have a scale per output channel; a step then rounds its inputs as well, with
+a scale per token, as the int8 units of CPUs and TPUs take both sides in int8.
+"""
+
+from typing import Any, Literal, get_args
+
+import flax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from safelm import model
+from safelm.model_config import ModelConfig
+
+WeightsDtype = Literal["float32", "bfloat16", "int8"]
+
+
+@flax.struct.dataclass
+class Kernel:
+    """A matrix [inputs, outputs], or the other way around for an embedding."""
+
+    values: Any
+    scales: Any | None  # of int8: one per output, float32
+
+
+@flax.struct.dataclass
+class Layer:
+    """One block."""
+
+    attention_norm_D: Any
+    query: Kernel
+    key: Kernel
+    value: Kernel
+    output: Kernel
+    mlp_norm_D: Any
+    gate: Kernel
+    up: Kernel
+    down: Kernel
+
+
+@flax.struct.dataclass
+class Weights:
+    """A decoder. Where the embedding is tied, `unembedding` is the same arrays."""
+
+    embedding: Kernel  # [V, D]
+    layers: tuple[Layer, ...]
+    final_norm_D: Any
+    unembedding: Kernel  # [V, D]
+
+
+def prepare(config: ModelConfig, params: model.Params, dtype: str = "") -> Weights:
+    """Weights in `dtype`, that of `config` when empty. Needs room for both while it works.
+
+    Raises:
+      ValueError: a dtype that is none of float32, bfloat16, int8.
+    """
+    dtype = dtype or config.dtype
+    if dtype not in (*get_args(WeightsDtype), "float16"):
+        raise ValueError(f"weights={dtype!r}: one of {', '.join(get_args(WeightsDtype))}")
+    blocks = params["layers"]
+    embedding = _kernel(params["embedder"]["embedding"], dtype, axis=1)
+    tied = config.tie_embeddings
+    return Weights(
+        embedding=embedding,
+        layers=tuple(_layer(jax.tree.map(lambda leaf: leaf[i], blocks), dtype) for i in range(config.num_layers)),  # noqa: B023
+        final_norm_D=jnp.asarray(params["final_norm"]["scale"], jnp.float32),
+        unembedding=embedding if tied else _kernel(jnp.asarray(params["unembed"]["kernel"]).T, dtype, axis=1),
+    )
+
+
+def _layer(block: model.Params, dtype: str) -> Layer:
+    attention, mlp = block["attention"], block["mlp"]
+    d_model = attention["query"].shape[0]
+    flat = lambda name: _kernel(attention[name].reshape(d_model, -1), dtype)  # noqa: E731
+    return Layer(
+        attention_norm_D=jnp.asarray(block["attention_norm"]["scale"], jnp.float32),
+        query=flat("query"),
+        key=flat("key"),
+        value=flat("value"),
+        output=_kernel(attention["output"].reshape(-1, d_model), dtype),
+        mlp_norm_D=jnp.asarray(block["mlp_norm"]["scale"], jnp.float32),
+        gate=_kernel(mlp["gate"], dtype),
+        up=_kernel(mlp["up"], dtype),
+        down=_kernel(mlp["down"], dtype),
+    )
+
+
+def _kernel(values: Any, dtype: str, axis: int = 0) -> Kernel:
+    """`axis` is that of the inputs."""
+    if dtype != "int8":
+        return Kernel(jnp.asarray(values, dtype), None)
+    values = jnp.asarray(values, jnp.float32)
+    rounded, scales = rounded_to_int8(values, axis=axis)
+    return Kernel(rounded, jnp.squeeze(scales, axis))
+
+
+def rounded_to_int8(values: Float[Array, "..."], axis: int) -> tuple[Array, Float[Array, "..."]]:
+    """Values in -127 .. 127 and their scales, one for each line along `axis`, which stays with length 1."""
+    scales = jnp.maximum(jnp.abs(values).max(axis=axis, keepdims=True), 1e-30) / 127
+    return jnp.round(values / scales).astype(jnp.int8), scales
+
+
+def product(x_AD: Float[Array, "*A D"], kernel: Kernel, *, is_embedding: bool = False) -> Float[Array, "*A F"]:
+    """`x @ kernel`, summed and returned in float32 (in int32 over int8)."""
+    *rows, width = x_AD.shape
+    x_RD = x_AD.reshape(-1, width)
+    num_rows = x_RD.shape[0]
+    if num_rows == 1 and kernel.values.dtype != jnp.float32:
+        x_RD = jnp.concatenate([x_RD, x_RD])  # XLA's CPU backend has no fast product of a vector but in float32
+    over = (((1,), (1 if is_embedding else 0,)), ((), ()))
+    if kernel.scales is None:
+        x_RD = x_RD.astype(kernel.values.dtype)
+        out_RF = jax.lax.dot_general(x_RD, kernel.values, over, preferred_element_type=jnp.float32)
+    else:
+        rounded_RD, scale_R1 = rounded_to_int8(x_RD.astype(jnp.float32), axis=1)
+        sums_RF = jax.lax.dot_general(rounded_RD, kernel.values, over, preferred_element_type=jnp.int32)
+        out_RF = sums_RF.astype(jnp.float32) * (scale_R1 * kernel.scales)
+    return out_RF[:num_rows].reshape(*rows, -1)
+
+
+def look_up(embedding: Kernel, tokens: Array, dtype: str) -> Array:
+    """Rows of the embedding, in `dtype`."""
+    rows = jnp.take(embedding.values, tokens, axis=0)
+    if embedding.scales is not None:
+        rows = rows.astype(jnp.float32) * jnp.take(embedding.scales, tokens)[..., None]
+    return rows.astype(dtype)
