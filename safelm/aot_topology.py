@@ -131,4 +131,6 @@ def devices(tpu: Slice) -> list[jax.Device]:
         raise ValueError("compiling for a TPU needs libtpu: pip install 'safelm[tpu]' -c constraints.txt") from error
     name = f"{tpu.generation}:{'x'.join(map(str, tpu.shape))}"
     options = dict(tpu.chip.options) | ({"num_slices": tpu.num_slices} if tpu.num_slices > 1 else {})
+    if tpu.shape == (1, 1):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # a host's chips are otherwise taken to be all there
     return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)

@@ -12,6 +12,7 @@ from typing import Any
 from safelm import checkpoint, cli, inference
 from safelm.inference import methods
 from safelm.inference.methods import METHODS
+from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.tokenizer import Tokenizer
 
 _SETTINGS: dict[str, tuple[type, str]] = {
@@ -41,6 +42,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--batch_size", type=int, default=64, help="prompts decoded at once")
+    parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="default: the checkpoint's own dtype")
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message (ChatML)")
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
@@ -105,6 +107,7 @@ def main(flags: argparse.Namespace) -> None:
         harm_tag_id=tokenizer.harm_tag_id,
         seed=flags.seed,
         batch_size=flags.batch_size,
+        weights=flags.weights,
         show_progress=True,
     )
     for row, generation in zip(rows, generations, strict=True):

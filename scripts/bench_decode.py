@@ -140,8 +140,8 @@ class Llama:
         return float(self._process.stdout.readline())
 
 
-def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: int, k: int, n: int) -> dict:
-    """Every method with every weights' dtype."""
+def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: int, k: int, n: int, dtypes) -> dict:
+    """Every method with every dtype of weights."""
     from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam
 
     def decode(engine: Engine, method) -> list[int]:
@@ -154,7 +154,7 @@ def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: i
 
     runs = {}
     methods = {"greedy": Greedy(), "beam": Beam(k), "safe_beam": SafeBeam(k, n)}
-    for weights in ("float32", "bfloat16", "int8"):
+    for weights in dtypes:
         engine = Engine(config, params, harm_tag_id=tokenizer.harm_tag_id, slots=k, weights=weights, steps_per_call=16)
         runs |= {f"{name} {weights}": functools.partial(decode, engine, m) for name, m in methods.items()}
     return runs
@@ -162,7 +162,11 @@ def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: i
 
 def measure(runs: dict[str, Callable], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
     """Seconds of every run, `rounds` times in turn after one to compile and warm up; and the tokens it made."""
-    made = {name: run() for name, run in runs.items()}
+    made = {}
+    for name, run in runs.items():
+        begin = time.perf_counter()
+        made[name] = run()
+        print(f"first {name}: {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -195,6 +199,7 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=32)
     parser.add_argument("--num_beams", type=int, default=4)
     parser.add_argument("--num_candidates", type=int, default=4)
+    parser.add_argument("--weights", default="float32,bfloat16,int8", help="of our engine")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama_python", help="of an environment with llama-cpp-python")
@@ -209,7 +214,9 @@ def main() -> None:
     config = dataclasses.replace(config, dtype="float32")
     prompt, unused = tokenizer.encode(PROMPT), tokenizer.vocab_size - 2  # as EOS: every run makes all tokens
     k, n, count = flags.num_beams, flags.num_candidates, flags.max_new_tokens
-    runs: dict[str, Callable] = our_runs(config, params, tokenizer, prompt, count, unused, k, n)
+    runs: dict[str, Callable] = our_runs(
+        config, params, tokenizer, prompt, count, unused, k, n, flags.weights.split(",")
+    )
     if importlib.util.find_spec("transformers"):
         rival = load_rival(source, flags.threads)
         generate = functools.partial(with_transformers, rival, prompt, count, unused)

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -75,6 +76,7 @@ def compare(name: str, ours: Callable[[], list[Reply]], theirs: Callable[[], lis
     """Prints a row: rates, the median ratio and its range over rounds, and how many replies are the same."""
     mine, others = ours(), theirs()  # compiles, warms up
     seconds: list[tuple[float, float]] = []
+    print(f"{name}: warm", file=sys.stderr, flush=True)
     for _ in range(rounds):
         begin = time.perf_counter()
         ours()

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import safe_beam_reference as reference
 from test_safe_beam import CONFIG, EOS, TAG, VOCAB, full_model, quick_compilation, random_model
 
+from safelm import sharding
 from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, Sampling, TagPenaltySampling, lane
+from safelm.inference import weights as weights_lib
 
 __all__ = ["quick_compilation"]  # a fixture, for every test here too
 SLOTS, STEPS = 4, 3
@@ -232,3 +235,58 @@ def test_without_the_tag_there_is_no_trace_of_it(params):
         engine.submit(EngineRequest((4,), SafeBeam(2, 3), 3, EOS))
     with pytest.raises(ValueError, match="slots=0: must be at least 1"):
         make_engine(params, slots=0)
+
+
+def run_all(engine, requests):
+    updates = {engine.submit(request): [] for request in requests}
+    while not engine.is_idle:
+        for update in engine.step():
+            updates[update.request_id].append(update)
+    return [told(each) for each in updates.values()]
+
+
+REQUESTS = [
+    EngineRequest(tuple(range(1, 2 + index)), SafeBeam(2, 3) if index % 2 else Greedy(), 8, EOS) for index in range(4)
+]
+
+
+def test_a_mesh_changes_no_token(params):
+    engine = make_engine(params, mesh=sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    for got, want in zip(run_all(engine, REQUESTS), run_all(make_engine(params), REQUESTS), strict=True):
+        assert_same(got, want)
+
+
+def test_a_mesh_must_divide_the_model(params):
+    with pytest.raises(ValueError, match=r"mesh.tensor=8 does not divide"):
+        make_engine(params, mesh=sharding.make_mesh({"tensor": 8}))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-7), ("int8", 2**-5)])
+def test_rounded_weights_give_nearly_the_same_products(dtype, error, params):
+    config = dataclasses.replace(CONFIG, tie_embeddings=False)
+    exact, rounded = (weights_lib.prepare(config, params, name) for name in ("float32", dtype))
+    x = jax.random.normal(jax.random.key(1), (3, CONFIG.d_model))
+    for kernel, other in (
+        (exact.layers[1].gate, rounded.layers[1].gate),
+        (exact.layers[0].query, rounded.layers[0].query),
+    ):
+        want, got = weights_lib.product(x, kernel), weights_lib.product(x, other)
+        np.testing.assert_allclose(want, x @ kernel.values, atol=1e-4)
+        assert 0 < np.abs(got - want).max() < error * np.abs(want).max()
+        np.testing.assert_allclose(weights_lib.product(x[1], other), got[1], atol=1e-5)  # a row alone
+    tokens = np.arange(5)
+    np.testing.assert_allclose(
+        weights_lib.look_up(rounded.embedding, tokens, "float32"), params["embedder"]["embedding"][:5], atol=0.01
+    )
+    assert rounded.layers[0].down.values.dtype == dtype
+    with pytest.raises(ValueError, match="weights='int4': one of float32, bfloat16, int8"):
+        make_engine(params, weights="int4")
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_rounded_weights_decode_like_exact_ones(weights, params):
+    exact, rounded = (run_all(make_engine(params, weights=name), REQUESTS) for name in ("float32", weights))
+    first_log_probs = [(a[3], b[3]) for a, b in zip(exact, rounded, strict=True) if a[0] == b[0]]
+    assert len(first_log_probs) >= len(REQUESTS) // 2, "most results are the same tokens"
+    for want, got in first_log_probs:
+        assert got == pytest.approx(want, abs=0.5)

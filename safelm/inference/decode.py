@@ -56,6 +56,7 @@ def generate(
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
+    weights: str = "",
     show_progress: bool = False,
 ) -> list[Generation]:
     """Continues every prompt; the results are in the prompts' order.
@@ -68,7 +69,8 @@ def generate(
       max_new_tokens: at most so many tokens, the ending one included.
       seeds: one a prompt, in place of `seed` and the prompt's index: then its place doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
-      show_progress: a bar over batches (quiet when not on a terminal).
+      weights: float32, bfloat16 or int8; the config's dtype when empty.
+      show_progress: a bar over prompts (quiet when not on a terminal).
 
     Raises:
       ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, or the method
@@ -83,7 +85,9 @@ def generate(
         for index, prompt in enumerate(prompts)
     ]
     slots = min(batch_size, max(1, len(checked))) * getattr(method, "num_beams", 1)
-    engine = Engine(config, params, harm_tag_id=harm_tag_id, slots=slots, max_tokens=slots * config.max_seq_len)
+    engine = Engine(
+        config, params, harm_tag_id=harm_tag_id, slots=slots, max_tokens=slots * config.max_seq_len, weights=weights
+    )
     index_of = {}
     for index in sorted(range(len(checked)), key=lambda index: len(checked[index])):
         own_seed = (seed & 0xFFFFFFFF) << 32 | index if seeds is None else seeds[index]

@@ -7,14 +7,17 @@ waits forever.
 """
 
 import collections
+import contextlib
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from safelm import model
 from safelm.inference import programs
 from safelm.inference.lane import Entry, Lane
 from safelm.inference.methods import check_ids
+from safelm.inference.placement import place
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
 from safelm.inference.weights import Weights, prepare
@@ -41,6 +44,7 @@ class Engine:
         max_tokens: int = 0,
         steps_per_call: int = 8,
         weights: str = "",
+        mesh: Mesh | None = None,
     ):
         """An idle engine.
 
@@ -49,11 +53,12 @@ class Engine:
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
           weights: float32, bfloat16 or int8; the config's dtype when empty. Prepared `params` stay as they are.
+          mesh: splits weights and cache over its devices by `safelm.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
 
         Raises:
-          ValueError: a size below 1, or a tag outside the vocabulary.
+          ValueError: a size below 1, a tag outside the vocabulary, or a mesh that doesn't divide the model.
         """
         for name, value, least in (("slots", slots, 1), ("max_tokens", max_tokens, 0), ("steps", steps_per_call, 1)):
             if value < least:
@@ -62,6 +67,9 @@ class Engine:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
         self._config, self._harm_tag_id = config, harm_tag_id
         self._weights = params if isinstance(params, Weights) else prepare(config, params, weights)
+        self._mesh = mesh
+        if mesh is not None:
+            self._weights = place(config, self._weights, mesh)
         self._num_slots = slots
         self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
         self._steps_per_call = steps_per_call
@@ -121,6 +129,10 @@ class Engine:
 
     def step(self) -> list[Update]:
         """Admits what fits, runs one block of steps for what is active; returns what is new ([] when idle)."""
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            return self._step()
+
+    def _step(self) -> list[Update]:
         updates = self._drop_cancelled()
         joining = self._admissible()
         for shape, lane in list(self._lanes.items()):

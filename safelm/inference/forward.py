@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm import attention
+from safelm import attention, sharding
+from safelm.inference.placement import CACHE_AXES, STREAM_AXES
 from safelm.inference.weights import Layer, Weights, look_up, product
 from safelm.model import MASKED_LOGIT
 from safelm.model_config import ModelConfig
@@ -37,7 +38,11 @@ def empty_cache(config: ModelConfig, num_rows: int, max_len: int) -> Cache:
     """Zeros."""
     shape = (num_rows, config.num_kv_heads, max_len, config.head_dim)
     layers = range(config.num_layers)
-    return Cache(*(tuple(jnp.zeros(shape, config.dtype) for _ in layers) for _ in range(2)))
+    return _placed(Cache(*(tuple(jnp.zeros(shape, config.dtype) for _ in layers) for _ in range(2))))
+
+
+def _placed(cache: Cache) -> Cache:
+    return jax.tree.map(lambda kv: sharding.constrain(kv, CACHE_AXES), cache)
 
 
 def read_prompts(
@@ -99,7 +104,7 @@ def _block(
     normed = _normed(config, x_BTD, layer.mlp_norm_D)
     hidden = jax.nn.silu(product(normed, layer.gate)) * product(normed, layer.up)
     x_BTD += product(hidden.astype(config.dtype), layer.down).astype(config.dtype)
-    return x_BTD, k_BTKH, v_BTKH
+    return sharding.constrain(x_BTD, STREAM_AXES), k_BTKH, v_BTKH
 
 
 def _normed(config: ModelConfig, x_BTD: Array, scale_D: Array) -> Array:
@@ -149,7 +154,7 @@ def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_
     def write(old_RKSH: Array, new_RKCH: Array) -> Array:
         return old_RKSH.at[rows_R, :, lengths_R].set(new_RKCH[rows_R, :, choice_R], mode="drop")
 
-    return jax.tree.map(write, cache, new_kv)
+    return _placed(jax.tree.map(write, cache, new_kv))
 
 
 def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) -> Cache:
@@ -160,7 +165,7 @@ def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) 
         kv = jnp.take(kv[:, :, :max_len], rows, axis=0, mode="fill", fill_value=0)
         return jnp.pad(kv, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else kv
 
-    return jax.tree.map(take, cache)
+    return _placed(jax.tree.map(take, cache))
 
 
 def put_rows(cache: Cache, rows: Int[Array, " N"], new_kv: Cache) -> Cache:
@@ -170,4 +175,4 @@ def put_rows(cache: Cache, rows: Int[Array, " N"], new_kv: Cache) -> Cache:
         new = new[:, :, : old.shape[2]].astype(old.dtype)
         return old.at[rows, :, : new.shape[2]].set(new, mode="drop")
 
-    return jax.tree.map(put, cache, new_kv)
+    return _placed(jax.tree.map(put, cache, new_kv))

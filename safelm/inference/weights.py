@@ -5,7 +5,8 @@ takes as long as the product. int8 kernels have a scale per output channel; a st
 a scale per token, as the int8 units of CPUs and TPUs take both sides in int8.
 """
 
-from typing import Any, Literal, get_args
+import operator
+from typing import Any
 
 import flax
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from safelm import model
 from safelm.model_config import ModelConfig
 
-WeightsDtype = Literal["float32", "bfloat16", "int8"]
+WEIGHTS_DTYPES = ("float32", "bfloat16", "int8")
 
 
 @flax.struct.dataclass
@@ -46,7 +47,7 @@ class Weights:
     """A decoder. Where the embedding is tied, `unembedding` is the same arrays."""
 
     embedding: Kernel  # [V, D]
-    layers: tuple[Layer, ...]
+    layers: list[Layer]
     final_norm_D: Any
     unembedding: Kernel  # [V, D]
 
@@ -58,14 +59,14 @@ def prepare(config: ModelConfig, params: model.Params, dtype: str = "") -> Weigh
       ValueError: a dtype that is none of float32, bfloat16, int8.
     """
     dtype = dtype or config.dtype
-    if dtype not in (*get_args(WeightsDtype), "float16"):
-        raise ValueError(f"weights={dtype!r}: one of {', '.join(get_args(WeightsDtype))}")
+    if dtype not in (*WEIGHTS_DTYPES, config.dtype):
+        raise ValueError(f"weights={dtype!r}: one of {', '.join(WEIGHTS_DTYPES)}")
     blocks = params["layers"]
     embedding = _kernel(params["embedder"]["embedding"], dtype, axis=1)
     tied = config.tie_embeddings
     return Weights(
         embedding=embedding,
-        layers=tuple(_layer(jax.tree.map(lambda leaf: leaf[i], blocks), dtype) for i in range(config.num_layers)),  # noqa: B023
+        layers=[_layer(jax.tree.map(operator.itemgetter(i), blocks), dtype) for i in range(config.num_layers)],
         final_norm_D=jnp.asarray(params["final_norm"]["scale"], jnp.float32),
         unembedding=embedding if tied else _kernel(jnp.asarray(params["unembed"]["kernel"]).T, dtype, axis=1),
     )

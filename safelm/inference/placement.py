@@ -1,0 +1,52 @@
+"""Where weights and cache lie on a mesh: by `safelm.sharding`'s table, as in training."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from safelm import model, sharding
+from safelm.inference.weights import Kernel, Layer, Weights
+from safelm.model_config import ModelConfig
+
+CACHE_AXES = ("batch", "kv_heads", "length", "head_dim")
+STREAM_AXES = ("batch", "length", "residual")
+
+
+def place(config: ModelConfig, weights: Weights, mesh: Mesh) -> Weights:
+    """The weights on the mesh's devices; ValueError for a mesh axis that does not divide what it splits."""
+    return jax.tree.map(jax.device_put, weights, shardings(config, weights, mesh))
+
+
+def shardings(config: ModelConfig, weights: Weights, mesh: Mesh) -> Weights:
+    """A `NamedSharding` for every array; ValueError for a mesh axis that does not divide what it splits."""
+    sharding.param_shardings(mesh, model.logical_axes(config), model.abstract_params(config))
+    return sharding.param_shardings(mesh, _axes(weights))
+
+
+def _axes(weights: Weights) -> Weights:
+    """A tree like `weights` whose leaves are the names of an array's axes; heads and their width are one axis."""
+
+    def kernel(of: Kernel, inputs: str, outputs: str, *, is_embedding: bool = False) -> Kernel:
+        names: Any = (outputs, inputs) if is_embedding else (inputs, outputs)
+        return Kernel(names, None if of.scales is None else (outputs,))
+
+    def layer(of: Layer) -> Layer:
+        return Layer(
+            attention_norm_D=("norm",),
+            query=kernel(of.query, "embed", "heads"),
+            key=kernel(of.key, "embed", "kv_heads"),
+            value=kernel(of.value, "embed", "kv_heads"),
+            output=kernel(of.output, "heads", "embed"),
+            mlp_norm_D=("norm",),
+            gate=kernel(of.gate, "embed", "mlp"),
+            up=kernel(of.up, "embed", "mlp"),
+            down=kernel(of.down, "mlp", "embed"),
+        )
+
+    return Weights(
+        embedding=kernel(weights.embedding, "embed", "vocab", is_embedding=True),
+        layers=[layer(each) for each in weights.layers],
+        final_norm_D=("norm",),
+        unembedding=kernel(weights.unembedding, "embed", "vocab", is_embedding=True),
+    )
