@@ -219,7 +219,7 @@ def test_another_judge_judges_the_stored_answers(small, tmp_path, monkeypatch):
 
 
 def test_a_base_suite_gives_the_targets_first_words(small, tmp_path):
-    _main([*small["argv"][:2], small["advbench"], "--suite=base", "--methods=greedy", "--max_new_tokens=2",
+    _main([*small["argv"][:2], small["advbench"], "--suite=base", "--methods=greedy", "--max_new_tokens=3",
            "--target_words=2", "--judge=rules", f"--output={tmp_path}"])  # fmt: skip
     protocol = json.loads((tmp_path / "results.json").read_text())["runs"][0]["protocol"]
     assert protocol["answer_start"] == "target:2" and protocol["template"].startswith("text ")
