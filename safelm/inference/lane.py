@@ -61,6 +61,7 @@ class Lane:
     ):
         self._config, self._weights, self._shape = config, weights, shape
         self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
+        self._is_beamless = isinstance(shape, programs.Sequences)  # every token is final at once
         self._slots: list[Entry | None] = []
         self._max_len = 0
         self._state: Any = None
@@ -128,7 +129,7 @@ class Lane:
                 self._note(entry, report, slot)
             is_over = bool(report["is_over_P"][slot])
             entry.num_tokens = int(report["step_P"][slot])
-            if is_over or self._shape.num_rows == 1:
+            if is_over or self._is_beamless:
                 update = self._update(entry, [array[slot] for array in report["outcome"]], is_over)
                 updates += [update] if update.tokens or update.finished else []
             if is_over:
@@ -194,7 +195,7 @@ class Lane:
             tag_probs=() if self._harm_tag_id is None else tuple(np.exp(tag_log_probs_T[news]).tolist()),
             finished=_FINISHED[int(end)] if is_over else "",
             log_prob=float(log_prob),
-            trace=tuple(entry.trace) if is_over and entry.request.want_trace and self._shape.num_rows > 1 else None,
+            trace=tuple(entry.trace) if is_over and entry.request.want_trace and not self._is_beamless else None,
         )
 
     def _note(self, entry: Entry, report: dict[str, Any], slot: int) -> None:
