@@ -25,6 +25,7 @@ from safelm.ladder_measure import measure
 from safelm.ladder_plan import MODELS, STAGES, Job, needed_by, trained
 
 _LOOK_AGAIN_S = 1.0
+_JOBS_KEPT = 16
 
 
 def tokens_folder(output: pathlib.Path, tag_rate: float) -> pathlib.Path:
@@ -89,12 +90,11 @@ def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
         result = {"tokens": stage.total_steps * stage.batch_size * stage.seq_len}
     done_file(output, job).parent.mkdir(exist_ok=True)
     write_json(str(done_file(output, job)), result | {"seconds": round(time.monotonic() - started, 1)})
-    jax.clear_caches()  # a process does dozens of jobs, and each leaves its compiled programs
-    gc.collect()
 
 
 def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None]) -> None:
     """Does jobs, in their order as far as others leave them, until all are done."""
+    mine = 0
     with tqdm(total=len(jobs), unit="job", disable=None) as progress:
         while left := [job for job in jobs if not done_file(output, job).exists()]:
             progress.update(len(jobs) - len(left) - progress.n)
@@ -106,6 +106,10 @@ def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note:
                     if is_mine and not done_file(output, job).exists():
                         run_job(config, output, job)
                         note(f"{job.name}: {json.loads(done_file(output, job).read_text())['seconds']} s")
+                        mine += 1
+                        if mine % _JOBS_KEPT == 0:  # each leaves compiled programs behind, some 35 MB
+                            jax.clear_caches()
+                            gc.collect()
                         break
             else:
                 time.sleep(_LOOK_AGAIN_S)
