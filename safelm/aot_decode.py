@@ -2,6 +2,9 @@
 
 A step of any method reads the weights once and the cache once; that, over the memory's bandwidth, is the floor of its
 time. The compiled program's own count of bytes, and a roofline over its instructions, say how near it comes.
+
+SmolLM2-1.7B, one greedy prompt with 1,024 positions of cache, bfloat16, on a v5e chip: the floor is 3.376 GiB, the
+count 3.219 (0.95x: some of what is fetched ahead of time escapes it), 4.2 to 4.4 ms a step, 237 tokens/s at best.
 """
 
 import functools

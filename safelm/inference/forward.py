@@ -49,16 +49,24 @@ def read_prompts(
     config: ModelConfig, weights: Weights, tokens_PT: Int[Array, "P T"], lengths_P: Int[Array, " P"]
 ) -> tuple[Cache, Float[Array, "P V"]]:
     """Keys and values of every prompt's tokens (and of padding after them), and the logits of the token after it."""
-    mask_1TT = attention.causal_mask(tokens_PT.shape[1])
-
-    def attend(_: int, q_PTNH: Array, k_PTKH: Array, v_PTKH: Array) -> Array:
-        return attention.attend(q_PTNH, k_PTKH, v_PTKH, mask_1TT)
-
-    positions_1T = jnp.arange(tokens_PT.shape[1])[None]
-    x_PTD, new_kv = _decode(config, weights, tokens_PT, positions_1T, attend)
+    x_PTD, new_kv = _read(config, weights, tokens_PT)
     last_P11 = jnp.maximum(lengths_P - 1, 0)[:, None, None]
     x_PD = jnp.take_along_axis(x_PTD, last_P11, axis=1)[:, 0]
     return new_kv, _logits(config, weights, x_PD)
+
+
+def read_all(config: ModelConfig, weights: Weights, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    """Float32 logits of the next token at every position."""
+    return _logits(config, weights, _read(config, weights, tokens_BT)[0])
+
+
+def _read(config: ModelConfig, weights: Weights, tokens_BT: Array) -> tuple[Array, Cache]:
+    mask_1TT = attention.causal_mask(tokens_BT.shape[1])
+
+    def attend(_: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
+        return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_1TT)
+
+    return _decode(config, weights, tokens_BT, jnp.arange(tokens_BT.shape[1])[None], attend)
 
 
 def try_next(

@@ -3,6 +3,10 @@
 A decoding step is bound by reading the weights once. Slices of stacked layers would be copied first: on a CPU that
 takes as long as the product. int8 kernels have a scale per output channel; a step then rounds its inputs as well, with
 a scale per token, as the int8 units of CPUs and TPUs take both sides in int8.
+
+SmolLM2-135M-Instruct against float32 over 1,524 positions of C4 pages (`scripts/measure_weights.py`): the likeliest
+next token is the same at 99.3% with bfloat16 (KL 0.0002 nats) and at 86.1% with int8 (KL 0.047); the text's log-prob is
+-3.835 a token, -3.836 and -3.877. So int8 is for speed where single tokens don't matter.
 """
 
 import operator
