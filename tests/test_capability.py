@@ -229,6 +229,15 @@ def test_requests_of_different_settings_keep_their_order(tiny, harness_model):
     assert texts[0].startswith(texts[2]) and len(texts[0]) > len(texts[2])
 
 
+def test_a_batch_size_that_is_none_is_named(tiny):
+    from safelm.evaluation.lm_eval_model import SafeLM
+
+    for good in (1, 4, "8", "auto", "auto:4"):
+        SafeLM(*tiny, batch_size=good)
+    with pytest.raises(ValueError, match="batch_size=many"):
+        SafeLM(*tiny, batch_size="many")
+
+
 @pytest.mark.parametrize(("arguments", "message"), [({}, "checkpoint=DIR"), ({"checkpoint": "/none"}, "/none")])
 def test_model_arguments_that_do_not_fit_are_named(arguments, message):
     from safelm.evaluation.lm_eval_model import SafeLM

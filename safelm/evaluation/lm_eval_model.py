@@ -24,6 +24,15 @@ from safelm.tokenizer import Tokenizer
 _GENERATION_SETTINGS = ("do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks")
 
 
+def _rows_at_once(batch_size: int | str) -> int:
+    text = str(batch_size)
+    if text.startswith("auto") or text == "1":
+        return 2**16
+    if not text.isdecimal() or text == "0":
+        raise ValueError(f"batch_size={batch_size}: want a number of at least 1, or auto")
+    return int(text)
+
+
 @register_model("safelm")
 class SafeLM(TemplateLM):
     """A model for the harness.
@@ -59,7 +68,7 @@ class SafeLM(TemplateLM):
         self._config, self._params = dataclasses.replace(config, max_seq_len=self.max_length), params
         self.vocabulary = tokenizer  # not `tokenizer`: the harness takes that for one of transformers
         self._method, self._seed, self._max_gen_toks, self._origin = method or Greedy(), seed, max_gen_toks, origin
-        self._rows = 2**16 if batch_size in ("auto", "1", 1) else int(batch_size)
+        self._rows = _rows_at_once(batch_size)
         self._tokens_at_once = tokens_at_once
         self._template = ChatTemplate(tokenizer, source=chat_source)
 
@@ -103,7 +112,7 @@ class SafeLM(TemplateLM):
         return {
             "model_num_parameters": self._config.num_params,
             "model_dtype": self._config.dtype,
-            "model_sha": self.vocabulary.hash,
+            "vocabulary_sha256": self.vocabulary.hash,
             "checkpoint": self._origin,
         }
 
