@@ -75,6 +75,7 @@ def run(study: Study) -> list[dict[str, Any]]:
     return points
 
 
+_VERSION = 2  # of what a point holds
 Job = Callable[[], list[dict[str, Any]]]
 
 
@@ -95,7 +96,7 @@ def _inference(study: Study, name: str, prompts: Sequence[Prompt]) -> Iterator[J
             tag = measure_tag(attacked, asked, safe) if name in study.tagged else {}
             return [
                 {**key, "method": method, **tag, **_answers(study, attacked, harmful, asked, method)}
-                for method in _methods(study, name, with_beam=key["attack"] == "erased_tag")
+                for method in _methods(study, name, with_beam=key["attack"] != "cover")
             ]
 
         return lambda: _resume(study, {"model": name, **key}, prompts, measure)
@@ -202,6 +203,7 @@ def _resume(
     """The stored points if they were taken under the same settings, else new ones, stored."""
     settings = {
         **key,
+        "version": _VERSION,
         "checkpoint": study.models[key["model"]],
         "prompts": hash_prompts(prompts),
         **{

@@ -23,7 +23,7 @@ LAYERS = [
     ("safelm.train", "safelm.aot", "safelm.generate", "safelm.evaluate", "safelm.convert", "safelm.cache",
      "safelm.score", "safelm.report_card", "safelm.synthesize", "safelm.lm_eval",
      "safelm.serve"),
-    ("safelm.ladder",),  # runs other commands' functions
+    ("safelm.ladder", "safelm.robustness"),  # run other commands' functions
 ]
 PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
 COMMANDS = ("train", "aot", "generate", "evaluate", "convert", "train_tokenizer", "train_classifier", "synthetic_web",

@@ -122,7 +122,7 @@ def study(target, prompts, tmp_path_factory):
 
 def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeypatch, tmp_path):
     points = robustness.run(study)
-    for name, methods in (("plain", {"greedy"}), ("tagged", {"greedy", "safe_beam"})):
+    for name, methods in (("plain", {"greedy"}), ("tagged", {"greedy", "beam", "safe_beam"})):
         prefix = [point for point in points if point["model"] == name and point["attack"] == "prefix"]
         assert {(point["words"], point["method"]) for point in prefix} == {(k, m) for k in (0, 2) for m in methods}
     assert {point["method"] for point in points if point["attack"] == "erased_tag"} == {"greedy", "beam", "safe_beam"}
