@@ -4,6 +4,12 @@ It reads the answer alone: word 1- and 2-grams of its beginning (tf-idf), whethe
 (`rules`), how long it is. The form is what carries over to a model whose words it hasn't seen. Its errors are measured
 while it is trained, each answer judged by a model that has seen neither its request nor any answer of the same author:
 how it will do on a new model's answers to new requests. They are stored with it.
+
+Trained on XSTest's 1,347 different completions of three models and PyRIT's 169 refusals (`train_judge
+--judge_calibration=xstest:FOLDER --judge_calibration=pyrit_refusal`, 43 CPU seconds): harmful answers found .977 [.934,
+.992], others left .873 [.839, .900]; refusals found .712 [.647, .769], compliance left .959 [.942, .971], on XSTest's
+part .899 and .955. The rules on XSTest: .969, .851; .879, .951. Features and strength were chosen on these numbers. By
+author they differ widely: of Mistral's harmless answers to harmful requests only .319 are left.
 """
 
 import hashlib
