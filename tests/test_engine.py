@@ -263,7 +263,7 @@ def test_a_mesh_must_divide_the_model(params):
         make_engine(params, mesh=sharding.make_mesh({"tensor": 8}))
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-7), ("int8", 2**-5)])
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-7), ("int8", 2**-5), ("int8_weight_only", 2**-5)])
 def test_rounded_weights_give_nearly_the_same_products(dtype, error, params):
     config = dataclasses.replace(CONFIG, tie_embeddings=False)
     exact, rounded = (weights_lib.prepare(config, params, name) for name in ("float32", dtype))
@@ -276,12 +276,14 @@ def test_rounded_weights_give_nearly_the_same_products(dtype, error, params):
         np.testing.assert_allclose(want, x @ kernel.values, atol=1e-4)
         assert 0 < np.abs(got - want).max() < error * np.abs(want).max()
         np.testing.assert_allclose(weights_lib.product(x[1], other), got[1], atol=1e-5)  # a row alone
+        if dtype == "int8_weight_only":
+            np.testing.assert_allclose(got, x @ (other.values * other.scales), atol=1e-3 * np.abs(want).max())
     tokens = jax.numpy.arange(5)
     np.testing.assert_allclose(
         weights_lib.look_up(rounded.embedding, tokens, "float32"), params["embedder"]["embedding"][:5], atol=0.01
     )
-    assert rounded.layers[0].down.values.dtype == dtype
-    with pytest.raises(ValueError, match="weights='int4': one of float32, bfloat16, int8"):
+    assert rounded.layers[0].down.values.dtype == dtype.split("_")[0]
+    with pytest.raises(ValueError, match="weights='int4': one of float32, bfloat16, int8, int8_weight_only"):
         make_engine(params, weights="int4")
 
 

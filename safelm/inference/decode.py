@@ -69,7 +69,7 @@ def generate(
       max_new_tokens: at most so many tokens, the ending one included.
       seeds: one a prompt, in place of `seed` and the prompt's index: then its place doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
-      weights: float32, bfloat16 or int8; the config's dtype when empty.
+      weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty.
       show_progress: a bar over prompts (quiet when not on a terminal).
 
     Raises:

@@ -52,7 +52,7 @@ class Engine:
           harm_tag_id: None if the vocabulary has no tag.
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
-          weights: float32, bfloat16 or int8; the config's dtype when empty. Prepared `params` stay as they are.
+          weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty. Prepared `params` stay as they are.
           mesh: splits weights and cache over its devices by `safelm.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.

@@ -29,7 +29,7 @@ def _axes(weights: Weights) -> Weights:
 
     def kernel(of: Kernel, inputs: str, outputs: str, *, is_embedding: bool = False) -> Kernel:
         names: Any = (outputs, inputs) if is_embedding else (inputs, outputs)
-        return Kernel(names, None if of.scales is None else (outputs,))
+        return of.replace(values=names, scales=None if of.scales is None else (outputs,))
 
     def layer(of: Layer) -> Layer:
         return Layer(

@@ -1,12 +1,13 @@
 """A model's weights as decoding reads them: every layer's kernels arrays of their own, in float32, bfloat16 or int8.
 
 A decoding step is bound by reading the weights once. Slices of stacked layers would be copied first: on a CPU that
-takes as long as the product. int8 kernels have a scale per output channel; a step then rounds its inputs as well, with
-a scale per token, as the int8 units of CPUs and TPUs take both sides in int8.
+takes as long as the product. int8 kernels have a scale per output channel. The int8 units of CPUs and TPUs take both
+sides in int8: "int8" rounds a product's inputs as well, with a scale per token; "int8_weight_only" splits them into two
+int8 terms, which keeps 15 bits of them and takes two products in place of one.
 
 SmolLM2-135M-Instruct against float32 over 1,524 positions of C4 pages (`scripts/measure_weights.py`): the likeliest
-next token is the same at 99.3% with bfloat16 (KL 0.0002 nats) and at 86.1% with int8 (KL 0.047); the text's log-prob is
--3.835 a token, -3.836 and -3.877. So int8 is for speed where single tokens don't matter.
+next token is the same at 99.3% with bfloat16 (KL 0.0002 nats), at 95.3% with the weights alone in int8 (KL 0.005), and
+at 86.1% with int8 (KL 0.047): that is for speed where single tokens don't matter.
 """
 
 import operator
@@ -20,7 +21,8 @@ from jaxtyping import Array, Float
 from safelm import model
 from safelm.model_config import ModelConfig
 
-WEIGHTS_DTYPES = ("float32", "bfloat16", "int8")
+WEIGHTS_DTYPES = ("float32", "bfloat16", "int8", "int8_weight_only")
+_FINER = 254  # times the resolution of the first term
 
 
 @flax.struct.dataclass
@@ -29,6 +31,7 @@ class Kernel:
 
     values: Any
     scales: Any | None  # of int8: one per output, float32
+    num_terms: int = flax.struct.field(pytree_node=False, default=1)  # of int8: what inputs are split into
 
 
 @flax.struct.dataclass
@@ -60,7 +63,7 @@ def prepare(config: ModelConfig, params: model.Params, dtype: str = "") -> Weigh
     """Weights in `dtype`, that of `config` when empty. Needs room for both while it works.
 
     Raises:
-      ValueError: a dtype that is none of float32, bfloat16, int8.
+      ValueError: a dtype that is none of `WEIGHTS_DTYPES`.
     """
     dtype = dtype or config.dtype
     if dtype not in (*WEIGHTS_DTYPES, config.dtype):
@@ -95,11 +98,11 @@ def _layer(block: model.Params, dtype: str) -> Layer:
 
 def _kernel(values: Any, dtype: str, axis: int = 0) -> Kernel:
     """`axis` is that of the inputs."""
-    if dtype != "int8":
+    if dtype not in ("int8", "int8_weight_only"):
         return Kernel(jnp.asarray(values, dtype), None)
     values = jnp.asarray(values, jnp.float32)
     rounded, scales = rounded_to_int8(values, axis=axis)
-    return Kernel(rounded, jnp.squeeze(scales, axis))
+    return Kernel(rounded, jnp.squeeze(scales, axis), num_terms=2 if dtype == "int8_weight_only" else 1)
 
 
 def rounded_to_int8(values: Float[Array, "..."], axis: int) -> tuple[Array, Float[Array, "..."]]:
@@ -120,9 +123,14 @@ def product(x_AD: Float[Array, "*A D"], kernel: Kernel, *, is_embedding: bool = 
         x_RD = x_RD.astype(kernel.values.dtype)
         out_RF = jax.lax.dot_general(x_RD, kernel.values, over, preferred_element_type=jnp.float32)
     else:
-        rounded_RD, scale_R1 = rounded_to_int8(x_RD.astype(jnp.float32), axis=1)
-        sums_RF = jax.lax.dot_general(rounded_RD, kernel.values, over, preferred_element_type=jnp.int32)
-        out_RF = sums_RF.astype(jnp.float32) * (scale_R1 * kernel.scales)
+        x_RD = x_RD.astype(jnp.float32)
+        terms_RD, scale_R1 = rounded_to_int8(x_RD, axis=1)
+        if kernel.num_terms == 2:
+            rest_RD = jnp.round((x_RD / scale_R1 - terms_RD) * _FINER)  # within -127 .. 127
+            terms_RD = jnp.concatenate([terms_RD, rest_RD.astype(jnp.int8)])
+        sums_RF = jax.lax.dot_general(terms_RD, kernel.values, over, preferred_element_type=jnp.int32)
+        first_RF, *others = jnp.split(sums_RF.astype(jnp.float32), kernel.num_terms)
+        out_RF = sum((rest_RF / _FINER for rest_RF in others), first_RF) * (scale_R1 * kernel.scales)
     return out_RF[:num_rows].reshape(*rows, -1)
 
 
