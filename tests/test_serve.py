@@ -113,12 +113,14 @@ def test_a_stream_is_the_whole_in_parts(server):
 
 def test_who_goes_away_gives_everything_back(server):
     worker = server.server.service.worker
+    fields = {"max_tokens": 400, "safelm": {"method": "greedy"}}
+    assert complete(server, "the cat", **fields).json["choices"][0]["finish_reason"] == "length", "it goes on and on"
     with server.connect() as client:
-        body = json.dumps({"prompt": "the", "max_tokens": 400, "stream": True, "logit_bias": {}}).encode()
+        body = json.dumps({"prompt": "the cat", "stream": True} | fields).encode()
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                        b"Content-Length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
         assert b"200 OK" in client.recv(100)
-        assert worker.tokens_reserved["tiny"] > 0
+        wait_for(lambda: worker.tokens_reserved["tiny"] > 0, "it has a slot")
     wait_for(lambda: worker.tokens_reserved == worker.num_active == worker.num_waiting == {"tiny": 0}, "all is free")
 
 
