@@ -21,6 +21,7 @@ import jax
 from safelm import cli
 from safelm.inference.engine import Engine
 from safelm.inference.methods import METHODS
+from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.serving import app, models
 from safelm.serving.limits import Limits
 
@@ -56,6 +57,7 @@ def arguments() -> argparse.ArgumentParser:
                         help="of requests that name none (default %(default)s)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="",
                         help="to compute in (default: the checkpoint's)")  # fmt: skip
+    parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="to decode with (default: --dtype)")
     parser.add_argument("--slots", type=int, default=32, help="requests decoded at once, a model (default %(default)s)")
     parser.add_argument("--cache_tokens", type=int, default=65536,
                         help="a model's cache; every beam takes its own (default %(default)s)")  # fmt: skip
@@ -107,7 +109,7 @@ def main(flags: argparse.Namespace) -> None:
     engines = {
         name: functools.partial(
             Engine, model.config, model.params, harm_tag_id=model.tokenizer.harm_tag_id, slots=flags.slots,
-            max_tokens=flags.cache_tokens, steps_per_call=flags.steps_per_call,
+            max_tokens=flags.cache_tokens, steps_per_call=flags.steps_per_call, weights=flags.weights,
         )
         for name, model in served.items()
     }  # fmt: skip

@@ -156,14 +156,20 @@ def main() -> None:
     parser.add_argument("--replies_per_client", type=int, default=1, help="at least so many")
     parser.add_argument("--least_requests", type=int, default=6, help="of a level, however few its clients")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--weights", default="float32", help="float32, bfloat16 or int8")
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--steps_per_call", type=int, default=4)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        given = [f"--slots={flags.slots}", f"--steps_per_call={flags.steps_per_call}", "--request_seconds=1800"]
+        given = [
+            f"--slots={flags.slots}",
+            f"--steps_per_call={flags.steps_per_call}",
+            "--request_seconds=1800",
+            f"--weights={flags.weights}",
+        ]
         with server(*model_flags(tiny=flags.tiny, folder=folder), *given) as (url, _):
             for row in measure(url, flags):
-                print(json.dumps({"method": flags.method} | row), flush=True)
+                print(json.dumps({"method": flags.method, "weights": flags.weights} | row), flush=True)
 
 
 if __name__ == "__main__":
