@@ -193,7 +193,7 @@ def http(running: Running, method: str, path: str, body: Any = None, headers: di
     """One request on a connection of its own."""
     import http.client
 
-    connection = http.client.HTTPConnection(*running.address, timeout=60)
+    connection = http.client.HTTPConnection(*running.address, timeout=600)  # the first request may wait for compilation
     try:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} if data is not None else {}
