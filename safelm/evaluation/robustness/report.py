@@ -67,11 +67,11 @@ def _table(points: Sequence[Point], keys: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _percent(estimate: Mapping[str, float]) -> str:
+def _percent(estimate: Mapping[str, Any]) -> str:
     return f"{100 * estimate['value']:.0f}% [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
 
 
-def _interval(estimate: Mapping[str, float]) -> str:
+def _interval(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 
