@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from safelm import model
 from safelm.inference.decode import generate
 from safelm.inference.methods import Greedy, Method
+from safelm.inference.weights import prepare
 from safelm.model_config import ModelConfig
 from safelm.tokenizer import Tokenizer
 
@@ -30,6 +31,7 @@ def generate_until(
     Greedy decoding goes in pieces and stops where every text has ended, most answers being far shorter than
     `max_new_tokens`. Other methods hold a state (a draw, beams) that can't be resumed: they make all tokens.
     """
+    weights = prepare(config, params)  # once for all pieces
     made: list[list[int]] = [[] for _ in prompts]
     open_rows, piece = list(range(len(prompts))), FIRST_PIECE if isinstance(method, Greedy) else max_new_tokens
     num_made = 0
@@ -37,7 +39,7 @@ def generate_until(
         piece = min(piece, max_new_tokens - num_made)
         generations = generate(
             config,
-            params,
+            weights,
             [[*prompts[row], *made[row]] for row in open_rows],
             method,
             max_new_tokens=piece,
