@@ -16,8 +16,8 @@ and 3; no copied run was harmful. Harmful n-grams per million words: 500 [123, 1
 [0, 19015] in the 194 words published, which tells nothing. A second attempt at the first 100 documents (98 replies)
 published none more.
 
-The run was to take 209 documents, 49 of them C4 pages that the classifier gave 1 or 3. It was killed three times by
-SIGKILL, once by the machine for want of memory, and each time went on from its journal; after 100 minutes on two cores
-shared by some twenty programs the last 71 were not written. The figures are of the 138 replies in the journal, given to
-the same command by a writer that reads them back.
+The run was to take 209 documents, 49 of them C4 pages that the classifier gave 1 or 3. It was killed twice by hand
+(SIGKILL) and once by the machine for want of memory, and each time went on from its journal, no reply asked for twice;
+when it was given up, after 100 minutes on two cores shared by twenty other programs, 71 were unwritten. The figures are
+of the 138 replies in the journal, given to the same command by a writer that reads them back.
 """
