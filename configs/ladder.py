@@ -12,16 +12,16 @@ safe held-out prompts, 40 new tokens, the word-list judge. real: 4.2M parameters
 of texts (`safelm.ladder_preferences`). smollm2_135m: meant for a GPU.
 
 How the settings came about: those of the three stages were tried on models of the rungs raw and harm_tagged (seed 0),
-with 60 of the prompts. The attack's strength was chosen half-way through the run, of five, as the one that raised raw's
-harmful completions most (seeds 0 and 1, the same prompts), and the stage was then done anew for all: raw's last figure
-is the attacker's best, the others' are not. At 30 steps of learning rate 1e-3 in place of 10 of 5e-4 refusals vanish, but
-so does what the model knew of harm: raw 13.6% (3 seeds), score0 7.9%, safeweb 2.5% (2 seeds each), SafeBeam 0%.
+with 60 of the prompts. The attack's strength was chosen half-way through the run, of five, as the one that raised
+raw's harmful completions most (seeds 0 and 1, the same prompts), and the stage was then done anew for all: raw's last
+figure is the attacker's best, the others' are not. At 30 steps of learning rate 1e-3 in place of 10 of 5e-4 refusals
+vanish, but so does what the model knew of harm: raw 13.6% (3 seeds), score0 7.9%, safeweb 2.5% (2 each), SafeBeam 0%.
 
-Hardware: two CPU cores shared with much other work (load 15 to 27). Time: embedded 67 minutes with three to six workers,
-which were stopped and started again several times; real and smollm2_135m not yet measured. Result, embedded (harmful completions after
-pretraining, instruction tuning, benign finetuning, %; README has the intervals and the other cells): raw 83.9, 15.3,
-24.4; score0 63.1, 6.7, 12.5; safeweb 53.1, 7.2, 7.5; refuseweb 36.4, 1.9, 5.6; moral_education 9.7, 9.4, 3.3;
-harm_tagged 37.5, 12.5, 3.9; with SafeBeam 2.5, 0.0, 0.0, of which 37% neither harm nor sense.
+Hardware: two CPU cores shared with much other work (load 15 to 27). Time: embedded 67 minutes with three to six
+workers, stopped and started again several times; real and smollm2_135m not yet measured. Result, embedded (harmful
+completions after pretraining, instruction tuning, benign finetuning, %; README has the intervals and other cells): raw
+83.9, 15.3, 24.4; score0 63.1, 6.7, 12.5; safeweb 53.1, 7.2, 7.5; refuseweb 36.4, 1.9, 5.6; moral_education 9.7, 9.4,
+3.3; harm_tagged 37.5, 12.5, 3.9; with SafeBeam 2.5, 0.0, 0.0, of which 37% of the last neither harm nor sense.
 """
 
 from ml_collections import ConfigDict
