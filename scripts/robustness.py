@@ -5,7 +5,7 @@ every point, so that the same command goes on after a stop.
 
     python scripts/robustness.py --checkpoint=raw=W/models/raw --checkpoint=tag=W/models/tag --tagged=tag \
         --prompts=W/corpus/chat_prompts --benign=W/tokens/gsm8k --tag_free=W/tokens/raw_web --output=W/robustness
-"""
+"""  # the example is the docstring's last paragraph
 
 import argparse
 
