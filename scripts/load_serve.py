@@ -16,8 +16,9 @@ grown by over 10% since the first third, and SIGTERM ended it with code 0.
 
 10 minutes at 32 clients, two CPU cores beside much other work (load average 25), nothing compiled before: 10,339
 replies of 200 (9,000 of them in the last two minutes, when nothing was left to compile; 1,217 of them were left in
-mid-stream), 9,253 of 429, 8,080 left by their clients, no fault; in the end nothing open, 9 files as at the start, code 0 at SIGTERM. Memory grew with the programs,
-from 762 MB after a third to 1,074 MB after nine minutes and 1,076 MB at the end: so this run ended with code 1.
+mid-stream), 9,253 of 429, 8,080 left by their clients, no fault; in the end nothing open, 9 files as at the start, code
+0 at SIGTERM. Memory grew with the programs, from 762 MB after a third to 1,074 MB after nine minutes and 1,076 MB at
+the end: so this run ended with code 1.
 """
 
 import argparse

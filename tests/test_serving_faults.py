@@ -120,11 +120,12 @@ def test_connections_beyond_the_limit_are_told_so(server):
 @pytest.mark.parametrize("is_waiting", [False, True])
 def test_a_client_that_goes_away_gives_its_slot_back(server, script, stream, is_waiting):
     script.may_go.clear()
-    before = len(script.cancelled)
+    before, submitted = len(script.cancelled), len(script.requests)
     others = [start(server) for _ in range(2 * is_waiting)]  # take both slots
     wait_for(lambda: number_open(server) == len(others), "the others are open")
     connection = start(server, stream=stream)
     wait_for(lambda: number_open(server) == len(others) + 1, "it is open")
+    wait_for(lambda: len(script.requests) == submitted + len(others) + 1, "the engine has it")
     worker = server.server.service.worker
     if is_waiting:
         wait_for(lambda: worker.num_waiting["tiny"] == 1, "it waits")
