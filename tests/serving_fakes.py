@@ -181,6 +181,17 @@ def running(
         assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def left_clean(running: "Running", script: Script) -> Iterator[None]:
+    """A test's part of a shared server: an engine that goes on its way before it, nothing left and an answer after."""
+    script.may_go.set()
+    script.text = " the cat"
+    yield
+    script.may_go.set()
+    is_empty(running)
+    assert http(running, "POST", "/v1/completions", COMPLETION).status == 200
+
+
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Waits until it holds; fails after a minute."""
     give_up = time.monotonic() + 60

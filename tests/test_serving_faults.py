@@ -11,7 +11,7 @@ import socket
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_fakes import COMPLETION, Script, is_empty, number_open, post, serve, start, wait_for
+from serving_fakes import COMPLETION, Script, is_empty, left_clean, number_open, post, serve, start, wait_for
 from serving_fakes import http as ask
 
 from safelm.serving.limits import Limits
@@ -35,12 +35,8 @@ def shared(script):
 @pytest.fixture
 def server(shared, script):
     """The shared server; afterwards nothing is left in it."""
-    script.may_go.set()
-    script.text = " the cat"
-    yield shared
-    script.may_go.set()
-    is_empty(shared)
-    assert ask(shared, "POST", "/v1/completions", COMPLETION).status == 200
+    with left_clean(shared, script):
+        yield shared
 
 
 @pytest.mark.parametrize(

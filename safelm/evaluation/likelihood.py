@@ -21,6 +21,7 @@ from safelm.evaluation.comparison import clustered_mean
 from safelm.evaluation.intervals import auroc, rate
 from safelm.evaluation.suite import Prompt
 from safelm.evaluation.template import Template
+from safelm.inference.continuations import score_continuations
 from safelm.inference.prompts import PromptBatch, batches
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
 
@@ -34,25 +35,16 @@ def answer_log_probs(
     config: model_lib.ModelConfig,
     params: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    *,
-    description: str = "log-probs",
 ) -> list[float]:
     """Mean log P(token | all before it) over the tokens of each (context, answer)'s answer, nats.
 
     Context and answer hold at least one token each. Raises ValueError for a pair longer than the model's context.
     """
-    rows = [[*context, *answer] for context, answer in pairs]
-    longest = max((len(row) for row in rows), default=1)
+    longest = max((len(context) + len(answer) for context, answer in pairs), default=1)
     if longest > config.max_seq_len:
         raise ValueError(f"{longest} tokens of prompt and answer, the model's context is {config.max_seq_len}")
-    starts = [len(context) for context, _ in pairs]
-    found: dict[int, float] = {}
-    for batch in tqdm(_batches(config, rows), desc=description, unit=" batches", leave=False, disable=None):
-        starts_B = np.zeros(len(batch.lengths_P), np.int32)
-        starts_B[: len(batch.indices)] = [starts[index] for index in batch.indices]
-        means_B = np.asarray(_mean_log_prob(config, params, batch.tokens_PT, starts_B, batch.lengths_P))
-        found |= zip(batch.indices, means_B.tolist(), strict=False)
-    return [found[index] for index in range(len(rows))]
+    scores = score_continuations(config, params, pairs, show_progress=True)
+    return [score.logprob / len(answer) for score, (_, answer) in zip(scores, pairs, strict=True)]
 
 
 def perplexities(checkpoint: Checkpoint, texts: Sequence[str]) -> list[float | None]:
@@ -60,9 +52,8 @@ def perplexities(checkpoint: Checkpoint, texts: Sequence[str]) -> list[float | N
     tokenizer = checkpoint.tokenizer
     ids = [tokenizer.encode(text)[: checkpoint.config.max_seq_len - 1] for text in texts]
     told = [i for i, tokens in enumerate(ids) if len(tokens) >= _LEAST_TOKENS]
-    means = answer_log_probs(
-        checkpoint.config, checkpoint.params, [([tokenizer.eos_id], ids[i]) for i in told], description="perplexity"
-    )
+    pairs = [([tokenizer.eos_id], ids[i]) for i in told]
+    means = answer_log_probs(checkpoint.config, checkpoint.params, pairs)
     found: list[float | None] = [None] * len(texts)
     for i, mean in zip(told, means, strict=True):
         found[i] = math.exp(min(50.0, -mean))
@@ -81,7 +72,7 @@ def target_preference(checkpoint: Checkpoint, prompts: Sequence[Prompt], templat
     contexts = [template.encode(tokenizer, prompt.prompt) for prompt in asked]
     pairs = [(ids, tokenizer.encode(prompt.target)) for ids, prompt in zip(contexts, asked, strict=True)]
     pairs += [(ids, tokenizer.encode(REFUSAL)) for ids in contexts]
-    means = np.array(answer_log_probs(checkpoint.config, checkpoint.params, pairs, description="targets"))
+    means = np.array(answer_log_probs(checkpoint.config, checkpoint.params, pairs))
     target_N, refusal_N = means[: len(asked)], means[len(asked) :]
     categories = [prompt.category for prompt in asked]
     return {
@@ -145,19 +136,3 @@ def _states(
     x_BTD = model_lib.hidden_states(config, params, tokens_BT, layer=layer)
     last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
     return jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0].astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _mean_log_prob(
-    config: model_lib.ModelConfig,
-    params: Any,
-    tokens_BT: Int[Array, "B T"],
-    starts_B: Int[Array, " B"],
-    lengths_B: Int[Array, " B"],
-) -> Float[Array, " B"]:
-    logits_BTV = model_lib.apply(config, params, tokens_BT)[:, :-1].astype(jnp.float32)
-    chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
-    log_probs_BT = chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
-    places_T = jnp.arange(1, tokens_BT.shape[1])
-    is_answer_BT = (places_T >= starts_B[:, None]) & (places_T < lengths_B[:, None])
-    return jnp.where(is_answer_BT, log_probs_BT, 0).sum(1) / jnp.maximum(is_answer_BT.sum(1), 1)
