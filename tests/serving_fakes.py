@@ -30,6 +30,7 @@ class Script:
       may_go: while clear, no step makes a token.
       may_return: while clear, a step takes for ever, as one that compiles does.
       fail_next_step: raise once.
+      fail_at, hold_at: raise once, or give nothing more, when a request has been told so many tokens.
       cancelled: ids, in order.
       requests: as submitted.
     """
@@ -38,6 +39,8 @@ class Script:
     may_go: threading.Event = dataclasses.field(default_factory=threading.Event)
     may_return: threading.Event = dataclasses.field(default_factory=threading.Event)
     fail_next_step: bool = False
+    fail_at: int | None = None
+    hold_at: int | None = None
     cancelled: list[int] = dataclasses.field(default_factory=list)
     requests: list[EngineRequest] = dataclasses.field(default_factory=list)
     ids: list[int] | None = None  # in place of the text
@@ -97,6 +100,12 @@ class FakeEngine:
         if not self._script.may_go.wait(0.005):
             return updates
         for request_id, (request, num_told) in [*self._all.items()][: self._slots]:
+            if num_told == self._script.fail_at:
+                self._script.fail_at = None
+                raise ArithmeticError(self._script.text)
+            if num_told == self._script.hold_at:
+                time.sleep(0.001)
+                continue
             tokens = self._script.tokens(request)
             is_beam = isinstance(request.method, Beam | SafeBeam)
             new = tokens[num_told:] if is_beam else tokens[num_told : num_told + 1]
@@ -188,6 +197,7 @@ def left_clean(running: "Running", script: Script) -> Iterator[None]:
     script.text = " the cat"
     yield
     script.may_go.set()
+    script.hold_at = None
     is_empty(running)
     assert http(running, "POST", "/v1/completions", COMPLETION).status == 200
 

@@ -52,11 +52,10 @@ def test_a_failing_engine_ends_its_requests_and_is_replaced(server, script, capl
 
 
 def test_a_failure_in_mid_stream_is_told_in_the_stream(server, script):
-    script.text = "a b " * 100
+    script.text, script.fail_at = "a b " * 100, 3
     connection = start(server, stream=True, max_tokens=450)
     response = connection.getresponse()
     assert response.readline().startswith(b"data: {")
-    script.fail_next_step = True
     events = response.read().decode().strip().split("\n\n")
     assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "engine_failed"
     connection.close()
@@ -70,15 +69,15 @@ def test_a_request_ends_when_its_time_is_over(script):
         assert (
             answer.status == 408 and answer.error["code"] == "timeout" and answer.headers["x-should-retry"] == "false"
         )
+        script.hold_at = 3
         script.may_go.set()
         connection = start(server, stream=True, max_tokens=450)
         response = connection.getresponse()
-        response.readline()
-        script.may_go.clear()
         events = response.read().decode().strip().split("\n\n")
         ending = json.loads(events[-2].removeprefix("data: "))
         assert ending["choices"][0]["finish_reason"] == "length" and ending["safelm"]["stopped_by"] == "time"
         connection.close()
+        script.hold_at = None
         is_empty(server)
     script.may_go.set()
 
