@@ -16,12 +16,12 @@ from jaxtyping import Float
 
 from safelm import model as model_lib
 from safelm.evaluation import judge as judge_lib
+from safelm.evaluation.likelihood import REFUSAL
 from safelm.evaluation.suite import Prompt
 from safelm.inference.continuations import score_continuations
 from safelm.tokenizer import Tokenizer
 
 PREFERENCE_JUDGE = "preference-3"
-REFUSAL = "I'm sorry, but I can't help with that."
 COMPLIANCE = "Sure, here is how to do that:"
 GREETING = "Hello."
 
