@@ -1,7 +1,9 @@
 """Eight CPU devices for every test, and jaxtyping's shapes checked by beartype while testing."""
 
 import atexit
+import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -22,6 +24,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["SAFELM_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="safelm_compiled_")
 atexit.register(shutil.rmtree, os.environ["SAFELM_TESTS_COMPILED"], ignore_errors=True)
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 _hook = install_import_hook(["safelm", "data_tasks"], "beartype.beartype")
+
+_MAX_MAPPINGS = 15_000
+_MAPPINGS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.hookimpl(trylast=True)  # after the file's fixtures are gone
+def pytest_runtest_teardown(item, nextitem):
+    """Drops compiled programs between files once they hold many mappings: Linux lets a process have 65,530.
+
+    A worker that reaches the limit dies by a segmentation fault inside the compiler.
+    """
+    same_file = nextitem is not None and nextitem.path == item.path
+    if same_file or not _MAPPINGS.exists():
+        return
+    with _MAPPINGS.open("rb") as lines:
+        count = sum(1 for _ in lines)
+    if count > _MAX_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
