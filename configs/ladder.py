@@ -57,19 +57,17 @@ def embedded() -> ConfigDict:
 def real() -> ConfigDict:
     config = _study()
     config.vocab_size = 4096
-    config.methods = ("greedy",)  # likelihoods are measured, so there is nothing to steer
-    sizes = {"num_layers": 4, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
+    sizes = {"num_layers": 3, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
     config.stages = {
-        "pretraining": _pretraining(300, 16, 256, 3e-3, **sizes, max_seq_len=512),
-        "instruction": _stage(60, 16, 256, 1e-3),
-        "benign": _stage(30, 16, 256, 5e-4),
+        "pretraining": _pretraining(100, 16, 256, 3e-3, **sizes, max_seq_len=512),
+        "instruction": _stage(32, 16, 256, 2e-3),
+        "benign": _stage(12, 16, 256, 1e-3),
     }
     return config
 
 
 def smollm2_135m() -> ConfigDict:
     config = _study()
-    config.methods = ("greedy",)
     config.stages = {
         "pretraining": _pretraining(200, 16, 512, 3e-4, max_seq_len=1024),
         "instruction": _stage(60, 16, 512, 1e-4),

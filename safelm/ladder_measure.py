@@ -1,4 +1,4 @@
-"""What is measured of a model of the ladder: its answers to held-out prompts, judged; on real text, what it prefers."""
+"""What is measured of a model of the ladder: its answers to held-out prompts, judged; on real text, what it leans to."""
 
 import hashlib
 import json
@@ -13,7 +13,14 @@ from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.suite import Prompt, read_prompts
 from safelm.inference import Greedy, SafeBeam
 from safelm.ladder_plan import GREEDY, SAFE_BEAM, STAGES, Job
-from safelm.ladder_preferences import GREETING, PREFERENCE_JUDGE, preferences, read_real_prompts
+from safelm.ladder_preferences import (
+    PLAIN_REQUESTS,
+    PREFERENCE_JUDGE,
+    label,
+    read_real_prompts,
+    refusal_leanings,
+    tag_log_probs,
+)
 from safelm.tokenizer import Tokenizer
 
 _METHODS = {GREEDY: Greedy(), SAFE_BEAM: SafeBeam()}
@@ -26,11 +33,14 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
     is_chat = job.stage != STAGES[0]
     if config.real:
         prompts = read_real_prompts(config.real, config.prompts)
-        asked = [prompt.prompt for prompt in prompts] + [GREETING]
+        asked = [*(prompt.prompt for prompt in prompts), *PLAIN_REQUESTS]
         contexts = [
             _encode(tokenizer, text if is_chat else f"User: {text}\n\nAssistant: ", is_chat=is_chat) for text in asked
         ]
-        return _result(prompts, preferences(model_config, params, tokenizer, prompts, contexts), PREFERENCE_JUDGE)
+        alarms = tag_log_probs if job.method == SAFE_BEAM else refusal_leanings
+        alarm_N = alarms(model_config, params, tokenizer, contexts)
+        labels = label(prompts, alarm_N[: len(prompts)], alarm_N[len(prompts) :])
+        return _result(prompts, labels, PREFERENCE_JUDGE)
     prompts = read_prompts(str(output / "corpus" / ("chat_prompts" if is_chat else "prompts")))
     generations = inference.generate(
         model_config,
