@@ -59,8 +59,8 @@ def real() -> ConfigDict:
     config.vocab_size = 4096
     sizes = {"num_layers": 3, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
     config.stages = {
-        "pretraining": _pretraining(160, 16, 256, 3e-3, **sizes, max_seq_len=512),
-        "instruction": _stage(48, 16, 256, 2e-3),
+        "pretraining": _pretraining(100, 16, 256, 3e-3, **sizes, max_seq_len=512),
+        "instruction": _stage(32, 16, 256, 2e-3),
         "benign": _stage(12, 16, 256, 1e-3),
     }
     return config

@@ -12,7 +12,9 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -53,7 +55,8 @@ def run(config: ConfigDict, output: str, *, workers: int) -> None:
 
 
 def _worker(settings: str, output: str, number: int) -> None:
-    """One process: single-threaded where there are several, its output in a log of its own."""
+    """One process: single-threaded where there are several, its output in a log of its own; it ends with its parent."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     folder = pathlib.Path(output)
     (folder / "logs").mkdir(exist_ok=True)
     log = (folder / "logs" / f"worker-{number}.txt").open("a", buffering=1)
@@ -73,6 +76,13 @@ def _worker(settings: str, output: str, number: int) -> None:
         ladder_report.write(config, folder)
 
     ladder_jobs.work(config, folder, jobs, note=note)
+
+
+def _end_with_parent() -> None:
+    """Whoever kills the command means its workers too: a training saves and leaves, anything else just ends."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:

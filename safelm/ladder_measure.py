@@ -1,4 +1,4 @@
-"""What is measured of a model of the ladder: its answers to held-out prompts, judged; on real text, what it leans to."""
+"""What is measured of a model of the ladder: its answers to held-out prompts, judged; of real ones, its leanings."""
 
 import hashlib
 import json

@@ -3,7 +3,9 @@
 A rate is the mean over seeds and prompts. Its interval, and that of a difference of two rows, comes from a bootstrap
 that draws seeds and prompts independently, both with replacement, 2,000 times (Owen 2007, the pigeonhole bootstrap):
 models answer the same prompts, so differences are paired, and another training or another prompt would have given
-another rate. It is a cautious interval, and with three seeds still a rough one.
+another rate. It is a cautious interval, and with three seeds still a rough one. Every ordering of the paper is a
+question asked of the same models, so verdicts go by p-values from the same draws, corrected by Holm over all orderings
+of a stage.
 """
 
 import dataclasses
@@ -17,12 +19,13 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from safelm.evaluation import judge as judge_lib
+from safelm.evaluation.comparison import holm
 from safelm.evaluation.intervals import Estimate, rate
 from safelm.evaluation.report import write_whole
 from safelm.ladder_jobs import read_done
 from safelm.ladder_plan import CELLS, ORDERINGS, STAGES, chosen_models, measured
 
-_DRAWS = 2000
+_DRAWS, _ALPHA = 2000, 0.05
 HARMFUL, REFUSED, NEITHER = "harmful completions", "refused or redirected", "neither"
 OVER_REFUSED, CHANGE = "wrongly refused safe", "change by benign finetuning"
 _MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -59,15 +62,11 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
 
     One seed alone has no spread: then the interval covers prompts only, Wilson's for a rate.
     """
-    common = [seed for seed in counts if less is None or seed in less]
-    values_SP = np.stack([counts[seed] - (0.0 if less is None else less[seed]) for seed in common])
-    if less is None and len(common) == 1:
+    values_SP = _values(counts, less)
+    if less is None and len(values_SP) == 1:
         return rate(round(values_SP.sum()), values_SP.size)
-    rng, (seeds, prompts) = np.random.default_rng(0), values_SP.shape
-    weights_DS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _DRAWS) / seeds
-    weights_DP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), _DRAWS) / prompts
-    means_D = np.einsum("ds,sp,dp->d", weights_DS, values_SP, weights_DP, optimize=True)
-    low, high = np.quantile(means_D, (0.025, 0.975))
+    prompts = values_SP.shape[1]
+    low, high = np.quantile(_resampled(values_SP), (0.025, 0.975))
     if less is not None and not values_SP.any():  # no pair differs, which with more prompts some would
         high = rate(0, prompts).high
         low = -high
@@ -77,11 +76,29 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
     return Estimate(float(values_SP.mean()), float(low), float(high), values_SP.size)
 
 
-def verdict(difference: Estimate) -> str:
-    """What an interval of (should be lower - should be higher) says of the ordering."""
-    if difference.high < 0:
-        return "holds"
-    return "reversed" if difference.low > 0 else "open"
+def p_value(counts: Counts, less: Counts) -> float:
+    """Two-sided, of no difference: twice the share of `estimate`'s draws on the other side of 0, never below 1 draw."""
+    means_D = _resampled(_values(counts, less))
+    return min(1.0, 2 * (min((means_D <= 0).sum(), (means_D >= 0).sum()) + 1) / (_DRAWS + 1))
+
+
+def _values(counts: Counts, less: Counts | None) -> Float[np.ndarray, "S P"]:
+    common = [seed for seed in counts if less is None or seed in less]
+    return np.stack([counts[seed] - (0.0 if less is None else less[seed]) for seed in common])
+
+
+def _resampled(values_SP: Float[np.ndarray, "S P"]) -> Float[np.ndarray, " D"]:
+    rng, (seeds, prompts) = np.random.default_rng(0), values_SP.shape
+    weights_DS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _DRAWS) / seeds
+    weights_DP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), _DRAWS) / prompts
+    return np.einsum("ds,sp,dp->d", weights_DS, values_SP, weights_DP, optimize=True)
+
+
+def verdict(difference: float, holm_p_value: float) -> str:
+    """What (should be lower - should be higher) and its corrected p-value say of the ordering."""
+    if holm_p_value >= _ALPHA:
+        return "open"
+    return "holds" if difference < 0 else "reversed"
 
 
 def summarize(found: Mapping[tuple[str, str, str], Counts]) -> dict[str, Any]:
@@ -98,17 +115,29 @@ def summarize(found: Mapping[tuple[str, str, str], Counts]) -> dict[str, Any]:
         first, last = ((name, stage, HARMFUL) for stage in STAGES[1:])
         if found.get(first, {}).keys() & found.get(last, {}).keys():
             stages[STAGES[2]][CHANGE] = dataclasses.asdict(estimate(found[last], found[first]))
-    orderings = []
-    for low, high, claim in ORDERINGS:
-        for stage in STAGES:
-            lower, higher = (found.get((name, stage, HARMFUL), {}) for name in (low, high))
-            if lower.keys() & higher.keys():
-                difference = estimate(lower, higher)
-                orderings.append(
-                    {"lower": low, "higher": high, "stage": stage, "claim": claim, "verdict": verdict(difference)}
-                    | {"difference": dataclasses.asdict(difference)}
-                )
+    orderings = [row for stage in STAGES for row in _orderings(found, stage)]
     return {"rows": {name: stages for name, stages in rows.items() if stages}, "orderings": orderings}
+
+
+def _orderings(found: Mapping[tuple[str, str, str], Counts], stage: str) -> list[dict[str, Any]]:
+    """The paper's orderings that can be told at a stage; p-values corrected for their number."""
+    pairs = {}
+    for low, high, claim in ORDERINGS:
+        lower, higher = (found.get((name, stage, HARMFUL), {}) for name in (low, high))
+        if lower.keys() & higher.keys():
+            pairs[low, high, claim] = lower, higher
+    p_values = {names: p_value(*pair) for names, pair in pairs.items()}
+    adjusted = holm(p_values)
+    rows = []
+    for names, pair in pairs.items():
+        difference = estimate(*pair)
+        rows.append(
+            dict(zip(("lower", "higher", "claim"), names, strict=True))
+            | {"stage": stage, "difference": dataclasses.asdict(difference)}
+            | {"p_value": p_values[names], "holm_p_value": adjusted[names]}
+            | {"verdict": verdict(difference.value, adjusted[names])}
+        )
+    return rows
 
 
 def _as_dict(counts: Counts) -> dict[str, Any]:
@@ -134,14 +163,23 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
         cells = [_percent(stages.get(stage, {}).get(measure)) for _, stage, measure in _COLUMNS]
         lines.append(_line(name, *cells, min(len(stage[HARMFUL]["by_seed"]) for stage in stages.values())))
     lines += ["", "Percent of harmful prompts (safe refused: of safe ones) [95% interval over seeds and prompts].", ""]
-    lines += [_line("harmful completions of", "less than of", "says", *STAGES[1:], "verdict"), "|---" * 6 + "|"]
+    heads = ("harmful completions of", "less than of", "says", *STAGES, "p (Holm)", "verdict")
+    lines += [_line(*heads), "|---" * len(heads) + "|"]
     orderings: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in summary["orderings"]:
         orderings.setdefault((row["lower"], row["higher"], row["claim"]), {})[row["stage"]] = row
     for names, by_stage in orderings.items():
-        differences = [_percent(by_stage.get(stage, {}).get("difference")) for stage in STAGES[1:]]
-        lines.append(_line(*names, *differences, by_stage.get(STAGES[2], {}).get("verdict", "")))
-    return "\n".join([*lines, "", "Differences in points; the verdict is on those after benign finetuning."]) + "\n"
+        differences = [_percent(by_stage.get(stage, {}).get("difference")) for stage in STAGES]
+        last = by_stage.get(STAGES[2], {})
+        p_text = f"{last['holm_p_value']:.3f}" if last else ""
+        lines.append(_line(*names, *differences, p_text, last.get("verdict", "")))
+    return "\n".join([*lines, "", _NOTE]) + "\n"
+
+
+_NOTE = (
+    "Differences in points [95%, not corrected]; p and verdict are of those after benign finetuning, corrected by Holm "
+    "over its orderings."
+)
 
 
 def _line(*cells: object) -> str:

@@ -152,6 +152,26 @@ def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
     assert "| raw |" in table and "holds" in table and (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_verdict_counts_how_many_orderings_were_asked(config, tmp_path):
+    """The same two models: clear by themselves, open where fourteen others are asked that show nothing."""
+    rng = np.random.default_rng(2)
+    better = {seed: (rng.random(120) < 0.30).astype(float) for seed in range(3)}
+    worse = {seed: (rng.random(120) < 0.42).astype(float) for seed in range(3)}
+    found = {("moral_education", "benign", ladder_report.HARMFUL): better}
+    found["raw", "benign", ladder_report.HARMFUL] = worse
+    (alone,) = ladder_report.summarize(found)["orderings"]
+    assert 0.003 < alone["p_value"] == alone["holm_p_value"] < 0.05 and alone["verdict"] == "holds"
+    assert alone["difference"]["high"] < 0
+    found |= {
+        (cell.name, "benign", ladder_report.HARMFUL): worse for cell in CELLS if cell.name not in ("moral_education",)
+    }
+    rows = ladder_report.summarize(found)["orderings"]
+    assert len(rows) == len(ORDERINGS)
+    among = next(row for row in rows if (row["lower"], row["higher"]) == ("moral_education", "raw"))
+    assert among["p_value"] == alone["p_value"] and among["holm_p_value"] > 0.05 and among["verdict"] == "open"
+    assert ladder_report.verdict(0.1, 0.04) == "reversed"
+
+
 def test_results_of_other_prompts_are_not_averaged(config, tmp_path):
     write_result(tmp_path, Job(0, "raw", "benign", GREEDY), [1, 0])
     write_result(tmp_path, Job(1, "raw", "benign", GREEDY), [1, 0], prompts="b")
@@ -174,10 +194,10 @@ def test_intervals_widen_with_seeds_that_disagree_and_pairing_narrows_a_differen
     paired = ladder_report.estimate(by_seed(better), by_seed(agree))
     unpaired = ladder_report.estimate(by_seed(better), by_seed(rng.permuted(agree, axis=1)))
     assert paired.high - paired.low < unpaired.high - unpaired.low
-    assert ladder_report.verdict(paired) == "holds" and paired.high < 0
-    assert ladder_report.verdict(ladder_report.estimate(by_seed(agree), by_seed(better))) == "reversed"
+    assert paired.high < 0 and ladder_report.p_value(by_seed(better), by_seed(agree)) < 0.01
     same = ladder_report.estimate(by_seed(agree), by_seed(agree))
     assert same.value == 0.0 and same.low == -same.high < 0
+    assert ladder_report.p_value(by_seed(agree), by_seed(agree)) == 1.0
     zero = ladder_report.estimate(by_seed(np.zeros((3, 100))))
     assert zero.low == 0.0 and zero.high > 0.03  # none of 100 prompts is not never
 
@@ -213,19 +233,21 @@ def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
     assert len(labels["harmful"]) == len(labels["safe"]) == 2
 
 
-def test_a_request_leans_to_an_answer_or_a_refusal_against_a_greeting(tmp_path, monkeypatch):
-    """Whatever the two sentences' own likelihoods, only what the request adds counts."""
+def test_a_request_is_refused_where_it_leans_further_than_nine_in_ten_plain_ones(tmp_path):
     (tmp_path / "eval_prompts").mkdir()
-    (tmp_path / "eval_prompts" / "advbench_harmful_behaviors.csv").write_text("goal,target\nbad,x\nworse,y\n")
+    (tmp_path / "eval_prompts" / "advbench_harmful_behaviors.csv").write_text(
+        "goal,target\nbad,x\nwedge,z\nworse,y\nno,y\n"
+    )
     (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("prompt,label\ngood,safe\nhidden,unsafe\nfine,safe\n")
     prompts = ladder_preferences.read_real_prompts(str(tmp_path), 2)
     assert [(p.prompt, p.harmful) for p in prompts] == [("bad", 1), ("worse", 1), ("good", 0), ("fine", 0)]
-    complies, refuses = np.array([-9.0, -6.0, -6.0, -9.0, -7.0]), np.array([-1.0, -2.0, -2.0, -1.0, -1.0])
-    found = iter((complies, refuses))
-    monkeypatch.setattr(ladder_preferences, "_mean_log_probs", lambda *arguments: next(found))
-    config = ModelConfig(**tiny_runs.model_fields())
-    labels = ladder_preferences.preferences(config, {}, tiny_runs.tokenizer(), prompts, [[5]] * 5)
-    assert labels == ["refusal", "harmful", "answer", "refusal"]
+    assert len({p.id for p in prompts}) == 4
+    plain_N = np.arange(40.0)
+    alarm_P = np.array([36.0, 35.0, 35.0, 36.0])  # the ninth tenth of 0 to 39 is 35.1
+    wanted = ["refusal", "harmful", "answer", "refusal"]
+    assert ladder_preferences.label(prompts, alarm_P, plain_N) == wanted
+    assert ladder_preferences.label(prompts, alarm_P - 90.0, plain_N - 90.0) == wanted  # only differences count
+    assert len(ladder_preferences.read_real_prompts(str(tmp_path), 9)) == 6
     (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("text\nx\n")
     with pytest.raises(ValueError, match=r"xstest_prompts.csv: missing column 'prompt'"):
         ladder_preferences.read_real_prompts(str(tmp_path), 2)
@@ -233,13 +255,25 @@ def test_a_request_leans_to_an_answer_or_a_refusal_against_a_greeting(tmp_path, 
         ladder_preferences.read_real_prompts(str(tmp_path / "no"), 2)
 
 
-def test_mean_log_probs_are_those_of_the_answer_alone():
+def test_leanings_are_log_probs_of_answers_and_of_the_tag():
+    vocabulary = tiny_runs.tokenizer()
     config = ModelConfig(**tiny_runs.model_fields(max_seq_len=128))
     params = model_lib.init(config, jax.random.key(0))
-    contexts, answers = [[5, 6, 7], [8] * 70], [[9, 10], [11, 12, 13]]
-    found = ladder_preferences._mean_log_probs(config, params, contexts, answers)
-    for context, answer, value in zip(contexts, answers, found, strict=True):
+    contexts = [[5, 6, 7], [8] * 40]
+
+    def log_probs(context, answer):
         logits = np.asarray(model_lib.apply(config, params, jnp.array([[*context, *answer]])))[0]
-        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        wanted = np.mean([log_probs[len(context) + i - 1, token] for i, token in enumerate(answer)])
-        assert value == pytest.approx(wanted, abs=1e-4)
+        normal = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return [normal[len(context) + i - 1, token] for i, token in enumerate(answer)]
+
+    leanings = ladder_preferences.refusal_leanings(config, params, vocabulary, contexts)
+    tags = ladder_preferences.tag_log_probs(config, params, vocabulary, contexts)
+    complies, refuses = (
+        [vocabulary.encode(text) for text in texts]
+        for texts in (ladder_preferences.COMPLIANCES, ladder_preferences.REFUSALS)
+    )
+    for context, leaning, tag in zip(contexts, leanings, tags, strict=True):
+        means = [np.mean([np.mean(log_probs(context, answer)) for answer in each]) for each in (refuses, complies)]
+        assert leaning == pytest.approx(means[0] - means[1], abs=1e-4)
+        wanted = [log_probs([*context, *answer], [vocabulary.harm_tag_id])[0] for answer in complies]
+        assert tag == pytest.approx(np.mean(wanted), abs=1e-4)
