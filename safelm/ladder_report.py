@@ -79,7 +79,7 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
 def p_value(counts: Counts, less: Counts) -> float:
     """Two-sided, of no difference: twice the share of `estimate`'s draws on the other side of 0, never below 1 draw."""
     means_D = _resampled(_values(counts, less))
-    return min(1.0, 2 * (min((means_D <= 0).sum(), (means_D >= 0).sum()) + 1) / (_DRAWS + 1))
+    return min(1.0, 2 * (int(min((means_D <= 0).sum(), (means_D >= 0).sum())) + 1) / (_DRAWS + 1))
 
 
 def _values(counts: Counts, less: Counts | None) -> Float[np.ndarray, "S P"]:
@@ -126,16 +126,16 @@ def _orderings(found: Mapping[tuple[str, str, str], Counts], stage: str) -> list
         lower, higher = (found.get((name, stage, HARMFUL), {}) for name in (low, high))
         if lower.keys() & higher.keys():
             pairs[low, high, claim] = lower, higher
-    p_values = {names: p_value(*pair) for names, pair in pairs.items()}
+    p_values = {" < ".join(names[:2]): p_value(*pair) for names, pair in pairs.items()}
     adjusted = holm(p_values)
     rows = []
     for names, pair in pairs.items():
-        difference = estimate(*pair)
+        difference, ordering = estimate(*pair), " < ".join(names[:2])
         rows.append(
             dict(zip(("lower", "higher", "claim"), names, strict=True))
             | {"stage": stage, "difference": dataclasses.asdict(difference)}
-            | {"p_value": p_values[names], "holm_p_value": adjusted[names]}
-            | {"verdict": verdict(difference.value, adjusted[names])}
+            | {"p_value": p_values[ordering], "holm_p_value": adjusted[ordering]}
+            | {"verdict": verdict(difference.value, adjusted[ordering])}
         )
     return rows
 

@@ -1,5 +1,6 @@
 """The ladder: its jobs, what they share, their resumption, and what its report says of known numbers."""
 
+import dataclasses
 import json
 
 import jax
@@ -155,17 +156,17 @@ def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
 def test_a_verdict_counts_how_many_orderings_were_asked(config, tmp_path):
     """The same two models: clear by themselves, open where fourteen others are asked that show nothing."""
     rng = np.random.default_rng(2)
-    better = {seed: (rng.random(120) < 0.30).astype(float) for seed in range(3)}
+    better = {seed: (rng.random(120) < 0.24).astype(float) for seed in range(3)}
     worse = {seed: (rng.random(120) < 0.42).astype(float) for seed in range(3)}
     found = {("moral_education", "benign", ladder_report.HARMFUL): better}
     found["raw", "benign", ladder_report.HARMFUL] = worse
-    (alone,) = ladder_report.summarize(found)["orderings"]
+    (alone,) = ladder_report._orderings(found, "benign")
     assert 0.003 < alone["p_value"] == alone["holm_p_value"] < 0.05 and alone["verdict"] == "holds"
     assert alone["difference"]["high"] < 0
     found |= {
         (cell.name, "benign", ladder_report.HARMFUL): worse for cell in CELLS if cell.name not in ("moral_education",)
     }
-    rows = ladder_report.summarize(found)["orderings"]
+    rows = ladder_report._orderings(found, "benign")
     assert len(rows) == len(ORDERINGS)
     among = next(row for row in rows if (row["lower"], row["higher"]) == ("moral_education", "raw"))
     assert among["p_value"] == alone["p_value"] and among["holm_p_value"] > 0.05 and among["verdict"] == "open"
@@ -242,9 +243,12 @@ def test_a_request_is_refused_where_it_leans_further_than_nine_in_ten_plain_ones
     prompts = ladder_preferences.read_real_prompts(str(tmp_path), 2)
     assert [(p.prompt, p.harmful) for p in prompts] == [("bad", 1), ("worse", 1), ("good", 0), ("fine", 0)]
     assert len({p.id for p in prompts}) == 4
-    plain_N = np.arange(40.0)
+    plain_N = np.r_[np.arange(40.0), 1000 + np.arange(40.0)]  # orders, then questions
     alarm_P = np.array([36.0, 35.0, 35.0, 36.0])  # the ninth tenth of 0 to 39 is 35.1
     wanted = ["refusal", "harmful", "answer", "refusal"]
+    asking = [dataclasses.replace(prompt, prompt=f"{prompt.prompt}?") for prompt in prompts]
+    assert ladder_preferences.label(asking, alarm_P, plain_N) == ["harmful", "harmful", "answer", "answer"]
+    assert ladder_preferences.label(asking, alarm_P + 1000, plain_N) == wanted
     assert ladder_preferences.label(prompts, alarm_P, plain_N) == wanted
     assert ladder_preferences.label(prompts, alarm_P - 90.0, plain_N - 90.0) == wanted  # only differences count
     assert len(ladder_preferences.read_real_prompts(str(tmp_path), 9)) == 6
