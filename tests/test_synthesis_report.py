@@ -12,6 +12,7 @@ from synthesis_runs import TROUBLED, no_charts, published, rejected, rows_of, ru
 from safelm.safety.report_card import difference, queries
 from safelm.safety.synthesis import review
 from safelm.safety.synthesis.report import cost
+from safelm.safety.synthesis.report import page as report_page
 
 HARMFUL = next(query for query in queries.load(None).queries if query.count(" ") == 1)  # of the report card
 
@@ -135,6 +136,21 @@ def test_cost_follows_its_formula():
     assert cost.per_million(TOTALS | {"published": 0}, 1.0) is None
     worse = cost.per_million(TOTALS | {"published": 25}, 400.0)  # half the pass rate, twice the cost
     assert worse["machines"][0]["hours"] == pytest.approx(2 * found["machines"][0]["hours"])
+
+
+def test_what_the_writer_reached_stands_beside_the_roofline(made):
+    assert cost.per_million(TOTALS, 400.0)["measured"] is None  # no seconds in the ledger
+    spent = {"seconds": 80.0, "completion_tokens": 40_000, "prompt_tokens": 80_000}
+    found = cost.per_million(TOTALS | {"spent": spent}, tokens_per_second=400.0)
+    rates = {name: found["measured"][f"{name}_tokens_per_second"] for name in ("completion", "prompt")}
+    assert rates == {"completion": 500, "prompt": 1000}
+    assert found["measured"]["hours"] == pytest.approx(8e8 / 500 / 3600)
+    for one in found["machines"]:
+        assert one["times_measured"] == pytest.approx(one["completion_tokens_per_second"] / 500)
+        assert one["times_measured"] * one["hours"] == pytest.approx(found["measured"]["hours"])
+    assert cost.measured({"seconds": 80.0, "completion_tokens": 0}) is None
+    assert "measured: this run" not in report_page.write(report_of(made))
+    assert "measured: this run" in report_page.write(report_of(made) | {"cost_per_million": found})
 
 
 def test_a_model_that_does_not_fit_has_no_cost():

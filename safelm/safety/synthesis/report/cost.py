@@ -6,9 +6,11 @@ and values; a prompt token costs 2 operations a parameter:
     seconds = prompt_tokens * 2 * parameters / (flops * FLOPS_USED)
             + completion_tokens * (weight_bytes / batch + kv_bytes * context) / (bandwidth * BANDWIDTH_USED)
 
-over all chips of the machine together. `batch` is what fits beside the weights, 256 at most. FLOPS_USED and
-BANDWIDTH_USED are what well-tuned servers reach, not what was measured here; prices are list prices by the hour as of
-the docstring's writing, to be replaced by yours.
+over all chips of the machine together. Beside it stands what this run's writer reached, where its ledger counts
+seconds: tokens over the time that it wrote, prompts included, gates and files left out; of several processes the mean
+of one. `batch` is what fits beside the weights, 256 at most. FLOPS_USED and BANDWIDTH_USED are what well-tuned servers
+reach, not what was measured here; prices are list prices by the hour as of the docstring's writing, to be replaced by
+yours.
 """
 
 import dataclasses
@@ -74,6 +76,15 @@ def seconds(
     return reading + completion_tokens * per_token / (machine.bandwidth * BANDWIDTH_USED)
 
 
+def measured(spent: Mapping[str, int | float]) -> dict[str, int | float] | None:
+    """What a writer reached by its ledger; None where it doesn't count seconds, or nothing was written."""
+    seconds, tokens = spent.get("seconds", 0), spent.get("completion_tokens", 0)
+    if not (seconds and tokens):
+        return None
+    rates = {f"{name}_tokens_per_second": spent.get(f"{name}_tokens", 0) / seconds for name in ("completion", "prompt")}
+    return {"seconds": seconds, "completion_tokens": tokens, **rates}
+
+
 def per_million(totals: Mapping[str, Any], tokens_per_second: int | float) -> dict[str, Any] | None:
     """What a million published documents take, with this run's tokens a document and pass rate; None if none passed.
 
@@ -86,6 +97,7 @@ def per_million(totals: Mapping[str, Any], tokens_per_second: int | float) -> di
         return None
     tokens = {name: totals[name] / published * MILLION for name in ("prompt_tokens", "completion_tokens")}
     context = (totals["prompt_tokens"] + totals["completion_tokens"] / 2) / totals["replies"]
+    reached = measured(totals["spent"])
     machines = []
     for machine in MACHINES:
         for model in MODELS:
@@ -95,7 +107,13 @@ def per_million(totals: Mapping[str, Any], tokens_per_second: int | float) -> di
             facts |= {"hours": hours, "dollars": None if hours is None else hours * machine.dollars_an_hour}
             if needed:
                 facts["completion_tokens_per_second"] = tokens["completion_tokens"] / needed
+                if reached:
+                    facts["times_measured"] = (
+                        facts["completion_tokens_per_second"] / reached["completion_tokens_per_second"]
+                    )
             machines.append(facts)
+    if reached:
+        reached = reached | {"hours": tokens["completion_tokens"] / reached["completion_tokens_per_second"] / 3600}
     here = tokens["completion_tokens"] / tokens_per_second / 3600 if tokens_per_second else None
     spent = totals["spent"].get("cost")
     return {
@@ -103,6 +121,7 @@ def per_million(totals: Mapping[str, Any], tokens_per_second: int | float) -> di
         "context_tokens": context,
         "hours_as_here": here,
         "cost_as_here": spent / published * MILLION if spent else None,
+        "measured": reached,
         "machines": machines,
         "definition": __doc__.split("\n\n", 1)[1].strip(),
         "assumed": {"flops_used": FLOPS_USED, "bandwidth_used": BANDWIDTH_USED},

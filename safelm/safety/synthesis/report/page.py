@@ -153,13 +153,14 @@ def _cost(report: _Report) -> str:
     here = "unknown" if found["hours_as_here"] is None else f"{number(found['hours_as_here'])} h at this run's speed"
     spent = "" if found["cost_as_here"] is None else f", {number(found['cost_as_here'])} at the endpoint's prices"
     sums = f"{found['prompt_tokens']:,.0f} prompt and {found['completion_tokens']:,.0f} generated tokens"
-    rows = [
-        [words(f"{one['machine']}: {one['model']}"), count(one["batch"]),
-         *((number(one[key]), one[key] or -1) for key in ("hours", "dollars"))]
-        for one in found["machines"]
-    ]  # fmt: skip
-    caption = "A million published documents, extrapolated by the formula below, not measured"
-    table = page.table(caption, ["machine and writer", "batch", "hours", "US dollars"], rows)
+    keys = ("completion_tokens_per_second", "times_measured", "hours", "dollars")
+    cells = lambda one: [(number(one.get(key)), one.get(key) or -1) for key in keys]  # noqa: E731
+    rows = [[words(f"{one['machine']}: {one['model']}"), count(one["batch"]), *cells(one)] for one in found["machines"]]
+    if found["measured"]:
+        rows.insert(0, [words(f"measured: this run's writer, {report['model']}"), ("", -1), *cells(found["measured"])])
+    caption = "A million published documents, extrapolated by the formula below; only a row that says so is measured"
+    header = ["machine and writer", "batch", "generated tokens/s", "times measured", "hours", "US dollars"]
+    table = page.table(caption, header, rows)
     formula = html.escape(found["definition"]).replace("\n\n", "</p><p>")
     return f"{text}<p>A million published documents: {sums}; {html.escape(here + spent)}.</p>{table}<p>{formula}</p>"
 
