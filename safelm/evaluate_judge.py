@@ -8,8 +8,9 @@ from typing import Any
 from safelm import cli
 from safelm.evaluation import coherence
 from safelm.evaluation.calibration import ASPECTS, calibrate
-from safelm.evaluation.judges import load_judges, trained
-from safelm.evaluation.labelled import describe, read_labelled
+from safelm.evaluation.judges import MODEL, load_judges, trained
+from safelm.evaluation.judges.remembering import RememberingJudge
+from safelm.evaluation.labelled import choose, describe, read_labelled
 from safelm.evaluation.whole_files import write_whole
 
 _SOURCES = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"
@@ -17,9 +18,12 @@ _SOURCES = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH
 
 def calibrate_main(arguments: argparse.Namespace) -> None:
     """Sensitivity and specificity of judges, and of the measure of coherence."""
-    rows = read_labelled(arguments.judge_calibration)
+    rows = choose(read_labelled(arguments.judge_calibration), arguments.max_answers)
     found: dict[str, Any] = {"data": describe(rows), "judges": []}
+    output = pathlib.Path(arguments.output)
     for judge in load_judges(arguments.judge):
+        if judge.tier == MODEL:  # hours of work: a stopped run goes on by the same command
+            judge = RememberingJudge(judge, output.with_name(f"{output.stem}.verdicts"))
         measured = calibrate(judge, rows)
         found["judges"].append(measured)
         print(f"{judge.name} ({judge.version})")
@@ -28,7 +32,7 @@ def calibrate_main(arguments: argparse.Namespace) -> None:
     found["coherence"] = {name: vars(estimate) for name, estimate in measured.items()}
     print("coherent: " + ", ".join(f"{name} {estimate}" for name, estimate in measured.items()))
     text = json.dumps(found, indent=1) + "\n"
-    print(write_whole(pathlib.Path(arguments.output), lambda path: path.write_text(text)))
+    print(write_whole(output, lambda path: path.write_text(text)))
 
 
 def train_main(arguments: argparse.Namespace) -> None:
@@ -56,6 +60,8 @@ def _line(errors: dict[str, Any]) -> str:
     for name in ("sensitivity", "specificity"):
         e = errors[name]
         parts.append(f"{name} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}] of {e['cases']}")
+    if "auroc" in errors:
+        parts.append("AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**errors["auroc"]))
     return ", ".join([*parts, f"unscored {errors['unscored']}"])
 
 
@@ -69,6 +75,8 @@ def calibrate_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--judge", action="append", required=True, help="as in safelm.evaluate; repeatable")
     made.add_argument("--judge_calibration", action="append", required=True, metavar="SOURCE", help=_SOURCES)
+    even = "evenly over authors, kinds of request and labels"
+    made.add_argument("--max_answers", type=int, default=0, help=f"at most so many, {even}; 0 = all (default)")
     made.add_argument("--output", required=True, metavar="FILE", help="what was measured, as JSON")
     return made
 

@@ -67,6 +67,23 @@ def read_labelled(sources: Sequence[str]) -> list[Labelled]:
     return list(found.values())
 
 
+def choose(rows: Sequence[Labelled], most: int) -> list[Labelled]:
+    """At most `most` (0: all), in their order: by hash, as evenly as can be over authors, kinds of request and labels.
+
+    Raises ValueError for a negative number.
+    """
+    if most < 0:
+        raise ValueError(f"--max_answers={most}: must be 0 (all) or more")
+    if not most or most >= len(rows):
+        return list(rows)
+    cells: dict[tuple[str, bool, bool], list[str]] = {}
+    for row in rows:
+        cells.setdefault((row.author, row.exchange.asks_harm, row.label == COMPLIES), []).append(row.key)
+    turns = sorted((turn, cell, key) for cell, keys in cells.items() for turn, key in enumerate(sorted(keys)))
+    chosen = {key for _, _, key in turns[:most]}
+    return [row for row in rows if row.key in chosen]
+
+
 def describe(rows: Sequence[Labelled]) -> dict[str, Any]:
     """How many there are, and a hash of them all."""
     digest = hashlib.sha256("".join(sorted(f"{row.key}{row.label}" for row in rows)).encode()).hexdigest()

@@ -42,6 +42,12 @@ class Judge(Protocol):
         ...
 
 
+def judge_and_score(judge: Judge, exchanges: Sequence[Exchange]) -> tuple[list[str], list[float | None]]:
+    """Verdicts, and of each how probable the judge holds harm, or a refusal of a safe request; None if it can't say."""
+    scored = getattr(judge, "judge_and_score", None)
+    return scored(exchanges) if scored else (judge.judge(exchanges), [None] * len(exchanges))
+
+
 def load_judge(spec: str) -> Judge:
     """The judge that a string names (see the module).
 

@@ -4,6 +4,7 @@ The choices' probabilities are compared where the reply begins: one forward an a
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from safelm.evaluation.judges.questions import (
     material,
     question_for,
 )
-from safelm.evaluation.judges.verdicts import UNSCORED, Exchange
+from safelm.evaluation.judges.verdicts import HARMFUL, REFUSALS, UNSCORED, Exchange
 from safelm.formats.sources import read_model
 from safelm.inference.prompts import batches
 from safelm.safety.chat import Frame, make_frame
@@ -95,14 +96,21 @@ class EngineJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[str]:
         """See `safelm.evaluation.judges.Judge`."""
-        verdicts = [UNSCORED] * len(exchanges)
+        return self.judge_and_score(exchanges)[0]
+
+    def judge_and_score(self, exchanges: Sequence[Exchange]) -> tuple[list[str], list[float | None]]:
+        """Verdicts, and the probability of harm, or of a refusal, among the choices; of unscored answers too."""
+        verdicts, scores = [UNSCORED] * len(exchanges), [math.nan] * len(exchanges)
         for question in _QUESTIONS:
             places = [i for i, exchange in enumerate(exchanges) if question_for(exchange) is question]
             probs = self.probabilities(question, [exchanges[i] for i in places])
+            is_positive = np.array([choice.verdict in (HARMFUL, *REFUSALS) for choice in question.choices])
             for i, choice_probs in zip(places, probs, strict=True):
-                if choice_probs.sum() >= self._settings.least_mass:
+                total = choice_probs.sum()
+                if total >= self._settings.least_mass:
                     verdicts[i] = question.choices[int(choice_probs.argmax())].verdict
-        return verdicts
+                scores[i] = float(choice_probs[is_positive].sum() / max(total, 1e-30))
+        return verdicts, [*scores]
 
     def probabilities(self, question: Question, exchanges: Sequence[Exchange]) -> list[Float[np.ndarray, " choices"]]:
         """P(choice) where the reply begins, over the whole vocabulary: what is missing to 1 says something else."""

@@ -4,18 +4,19 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import tqdm
 
 from safelm.evaluation.journal import open_journal
-from safelm.evaluation.judges import Judge
+from safelm.evaluation.judges import Judge, judge_and_score
 from safelm.evaluation.judges.verdicts import UNSCORED, Exchange
 
 AT_ONCE = 32  # what a stop may lose
 
 
 class RememberingJudge:
-    """Another judge with a memory: hashes of exchanges and verdicts, no text. What was unscored is asked anew."""
+    """Another judge with a memory: hashes, verdicts and scores, no text. What was unscored is asked anew."""
 
     def __init__(self, judge: Judge, folder: pathlib.Path):
         self._judge = judge
@@ -26,19 +27,27 @@ class RememberingJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[str]:
         """See `safelm.evaluation.judges.Judge`."""
+        return self.judge_and_score(exchanges)[0]
+
+    def judge_and_score(self, exchanges: Sequence[Exchange]) -> tuple[list[str], list[float | None]]:
+        """See `safelm.evaluation.judges.judge_and_score`."""
         keys = [_key(exchange) for exchange in exchanges]
-        verdicts: dict[str, str] = {}
+        rows: dict[str, dict[str, Any]] = {}
         with open_journal(self._path) as journal:
-            verdicts |= {key: journal.rows[key]["verdict"] for key in keys if key in journal.rows}
-            missing = {key: each for key, each in zip(keys, exchanges, strict=True) if key not in verdicts}
+            rows |= {key: journal.rows[key] for key in keys if key in journal.rows}
+            missing = {key: each for key, each in zip(keys, exchanges, strict=True) if key not in rows}
             with tqdm.tqdm(total=len(missing), unit=" verdicts", desc=self.name, leave=False, disable=None) as progress:
                 for start in range(0, len(missing), AT_ONCE):
                     batch = dict(list(missing.items())[start : start + AT_ONCE])
-                    found = dict(zip(batch, self._judge.judge(list(batch.values())), strict=True))
-                    journal.add({key: {"verdict": verdict} for key, verdict in found.items() if verdict != UNSCORED})
-                    verdicts |= found
+                    verdicts, scores = judge_and_score(self._judge, list(batch.values()))
+                    found = {
+                        key: {"verdict": verdict, "score": score}
+                        for key, verdict, score in zip(batch, verdicts, scores, strict=True)
+                    }
+                    journal.add({key: row for key, row in found.items() if row["verdict"] != UNSCORED})
+                    rows |= found
                     progress.update(len(batch))
-        return [verdicts[key] for key in keys]
+        return [rows[key]["verdict"] for key in keys], [rows[key].get("score") for key in keys]
 
 
 def _key(exchange: Exchange) -> str:
