@@ -30,7 +30,7 @@ from safelm.evaluation.answers import Answer, Checkpoint, check_tag, collect
 from safelm.evaluation.calibration import calibrate
 from safelm.evaluation.judges import MODEL, RULES, Judge, load_judges
 from safelm.evaluation.judges.remembering import RememberingJudge
-from safelm.evaluation.labelled import read_labelled
+from safelm.evaluation.labelled import choose, read_labelled
 from safelm.evaluation.outcomes import Perplexity
 from safelm.evaluation.protocol import Protocol, hash_params
 from safelm.evaluation.report import format_table, table_rows, write_report
@@ -101,6 +101,7 @@ def _open_bench(arguments: argparse.Namespace) -> Bench:
     if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
         _check_judges(arguments, asked, judges)
     rows = read_labelled(arguments.judge_calibration) if arguments.judge_calibration else []
+    rows = choose(rows, arguments.calibration_answers)
     folder = pathlib.Path(arguments.output) / "runs"
     judges = [RememberingJudge(judge, folder) if judge.tier == MODEL else judge for judge in judges]
     calibrations = {judge.name: calibrate(judge, rows) for judge in judges} if rows else {}

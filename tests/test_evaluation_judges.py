@@ -1,5 +1,6 @@
 """Judges: refusal wordings, scorers, a trained one, a language model asked on our engine and behind an endpoint."""
 
+import collections
 import dataclasses
 import random
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from safelm import model as model_lib
-from safelm.evaluation import calibration, coherence
+from safelm.evaluation import calibration, coherence, labelled
 from safelm.evaluation.judges import Judge, endpoint, engine, load_judge, load_judges, rules, scored, trained
 from safelm.evaluation.judges.questions import HARM_QUESTION, MANNER_QUESTION, material
 from safelm.evaluation.judges.verdicts import (
@@ -144,6 +145,36 @@ def test_errors_are_counted_by_aspect():
     corrected = harm.correct(40, 100)
     assert corrected.value == pytest.approx((0.4 - 0.2) / (0.75 - 0.2)) and corrected.low < 0.2 < 0.6 < corrected.high
     assert "refusal" not in calibration.errors_of(rows[:10], verdicts[:10])  # no safe request: nothing to say
+
+
+def test_a_score_is_measured_apart_from_its_threshold():
+    rows = [_labelled(f"h{i}", "x", True, "compliance" if i < 3 else "refusal") for i in range(6)]
+    rows += [_labelled(f"s{i}", "x", False, "refusal" if i < 2 else "compliance") for i in range(4)]
+    verdicts = [HARMFUL] * 6 + [FULL] * 4  # always the same: no verdict tells anything
+    scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.75, 0.4, 0.3, 0.2, 0.1]
+    found = calibration.errors_of(rows, verdicts, scores)
+    assert found["harm"]["specificity"]["count"] == 0
+    assert found["harm"]["auroc"]["value"] == pytest.approx(8 / 9) and found["refusal"]["auroc"]["value"] == 1.0
+    assert calibration.Errors.from_json(found["harm"]).sensitivity.total == 3
+    partly = calibration.errors_of(rows, verdicts, [*scores[:6], None, *scores[7:]])
+    assert "auroc" in partly["harm"] and "auroc" not in partly["refusal"]  # one without a score: nothing is said
+
+
+def test_a_sample_of_labelled_answers_is_even_and_always_the_same():
+    rows = [
+        dataclasses.replace(_labelled(f"{author}{kind}{label}{i}", "x", kind == "h", label), author=author)
+        for author, sizes in (("one", (40, 3)), ("two", (10, 20)))
+        for kind in "hs"
+        for label, size in zip(("compliance", "refusal"), sizes, strict=True)
+        for i in range(size)
+    ]
+    chosen = labelled.choose(rows, 32)
+    assert len(chosen) == 32 and chosen == [row for row in rows if row in chosen]
+    cells = collections.Counter((row.author, row.exchange.asks_harm, row.label) for row in chosen)
+    assert len(cells) == 8 and max(cells.values()) in (4, 5) and min(cells.values()) == 3
+    assert set(labelled.choose(rows[::-1], 32)) == set(chosen) and labelled.choose(rows, 0) == rows
+    with pytest.raises(ValueError, match="-1 labelled answers"):
+        labelled.choose(rows, -1)
 
 
 def test_a_trained_judge_is_measured_on_what_it_has_not_seen(tmp_path):

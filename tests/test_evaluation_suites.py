@@ -270,9 +270,11 @@ def test_judges_are_measured_and_trained_by_command(small, tmp_path, capsys):
     source = f"--judge_calibration=xstest:{tmp_path / 'labels.csv'}"
     evaluate_judge.train_main(evaluate_judge.train_parser().parse_args([source, f"--output={tmp_path / 'judge'}"]))
     argv = [source, "--judge=rules", f"--judge=trained:{tmp_path / 'judge'}", f"--output={tmp_path / 'found.json'}"]
+    argv.append("--max_answers=20")
     evaluate_judge.calibrate_main(evaluate_judge.calibrate_parser().parse_args(argv))
     found = json.loads((tmp_path / "found.json").read_text())
     assert [judge["refusal"]["sensitivity"]["value"] for judge in found["judges"]] == [1, 1]
+    assert found["data"]["answers"] == 20
     assert "refusal: sensitivity 1.000" in capsys.readouterr().out and found["coherence"]["sensible"]["value"] > 0.9
 
 

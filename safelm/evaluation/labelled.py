@@ -73,7 +73,7 @@ def choose(rows: Sequence[Labelled], most: int) -> list[Labelled]:
     Raises ValueError for a negative number.
     """
     if most < 0:
-        raise ValueError(f"--max_answers={most}: must be 0 (all) or more")
+        raise ValueError(f"{most} labelled answers: must be 0 (all) or more")
     if not most or most >= len(rows):
         return list(rows)
     cells: dict[tuple[str, bool, bool], list[str]] = {}
