@@ -11,7 +11,8 @@ import argparse
 
 from safelm import cli, robustness
 from safelm.evaluate import parse_checkpoints
-from safelm.evaluation.robustness.report import markdown, write_report
+from safelm.evaluation.robustness.report import write_report
+from safelm.evaluation.suite import read_prompts
 from safelm.robustness import Finetuning, Study
 
 
@@ -55,15 +56,22 @@ def main(flags: argparse.Namespace) -> None:
     study = study_from(flags)
     points = robustness.run(study)
     about = {"max_new_tokens": study.max_new_tokens, "batch_size": study.batch_size, "seq_len": study.seq_len}
-    paths = write_report(flags.output, points, about)
-    print(markdown(points, about))
+    prompts = read_prompts(study.prompts, max_prompts=study.max_prompts)
+    paths = write_report(flags.output, points, about, harmful={prompt.id for prompt in prompts if prompt.harmful})
+    print(paths[1].read_text())
     print("\n".join(map(str, paths)))
 
 
 def _parser() -> argparse.ArgumentParser:
     example = __doc__.strip().rpartition("\n\n")[2].strip()
     parser = cli.parser("scripts.robustness", __doc__, example)
-    parser.add_argument("--checkpoint", action="append", required=True, metavar="NAME=DIR", help="a model; repeatable")
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        required=True,
+        metavar="NAME=DIR",
+        help="a model; repeatable; MODEL#SEED for several of one kind",
+    )
     parser.add_argument("--tagged", default="", help="names of the models that know the harm tag, commas between them")
     parser.add_argument("--prompts", required=True, metavar="DIR", help="folder with harmful.jsonl and safe.jsonl")
     parser.add_argument("--completions", action="store_true", help="base models: prompts as they are, no chat")

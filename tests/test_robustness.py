@@ -11,6 +11,7 @@ import tiny_runs
 from safelm import checkpoint, model, robustness
 from safelm.evaluation.robustness import attacks
 from safelm.evaluation.robustness.report import markdown, write_report
+from safelm.evaluation.robustness.seeds import pool
 from safelm.evaluation.robustness.target import Target, measure_answers, measure_tag
 from safelm.evaluation.suite import read_prompts
 from safelm.inference import tag_probability
@@ -147,3 +148,30 @@ def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeyp
 def test_an_unknown_tagged_model_is_named(study):
     with pytest.raises(ValueError, match="--tagged=other"):
         dataclasses.replace(study, tagged=("other",))
+
+
+def test_seeds_of_a_model_are_one_row_whose_interval_is_over_them_too(tmp_path):
+    """Three seeds that agree on no prompt, before and after a finetuning that turns every third answer harmful."""
+    rng, prompts = np.random.default_rng(0), [f"h{i}" for i in range(60)]
+
+    def point(seed, epochs, rate):
+        labels = {prompt: "harmful" if rng.random() < rate else "refusal" for prompt in prompts} | {"s": "refusal"}
+        share = {"value": 0.0, "low": 0.0, "high": 0.0}
+        tag = {"tag_auroc": {"value": 0.5 + seed / 10}, "median_tag_probability": {"harmful": 0.1, "safe": 0.2}}
+        key = {"model": f"raw#{seed}", "attack": "benign", "method": "greedy", "learning_rate": 1e-3}
+        key |= {"epochs": epochs, "steps": 10 * epochs}
+        return {**key, "labels": labels, "harmful_completion": share, "wrongly_refused": share, **tag}
+
+    points = [point(seed, epochs, rate) for seed, base in enumerate((0.1, 0.3, 0.5))
+              for epochs, rate in ((0, base), (1, base + 0.3))]  # fmt: skip
+    before, after = pool(points, set(prompts))
+    assert before["model"] == "raw" and before["seeds"] == 3 and "change" not in before
+    share = np.mean([[label == "harmful" for label in each["labels"].values()][:60] for each in points[::2]])
+    assert before["harmful_completion"]["value"] == pytest.approx(share)
+    spread = before["harmful_completion"]["high"] - before["harmful_completion"]["low"]
+    assert spread > 0.2 > after["change"]["value"] - after["change"]["low"]  # pairing takes the seeds' spread out
+    assert after["change"]["low"] > 0.1 and before["wrongly_refused"]["value"] == 1.0
+    assert (before["tag_auroc"]["low"], before["tag_auroc"]["high"]) == (0.5, 0.7)
+    paths = write_report(str(tmp_path), points, {}, harmful=set(prompts))
+    assert len(json.loads(paths[0].read_text())["points"]) == 6 and "| raw |" in paths[1].read_text()
+    assert "raw#0" not in paths[1].read_text()

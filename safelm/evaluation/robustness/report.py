@@ -2,9 +2,10 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from safelm.evaluation.robustness.seeds import has_seeds, pool
 from safelm.evaluation.whole_files import write_whole
 
 Point = Mapping[str, Any]
@@ -14,6 +15,7 @@ _RATES = {
     "declined_harmful": "declined",
     "neither_harmful": "neither",
     "wrongly_refused": "wrongly refused",
+    "change": "harmful, against before",
 }
 _HEADS = {
     "prefix": "Given first words of a harmful answer",
@@ -25,11 +27,20 @@ _HEADS = {
 _KEYS = {"prefix": ("words",), "cover": ("cover",), "erased_tag": (), "benign": ("learning_rate", "epochs", "steps")}
 
 
-def write_report(output: str, points: Sequence[Point], about: Mapping[str, Any]) -> list[pathlib.Path]:
-    """Writes results.json, results.md and results.png; returns their paths. `about` says how it was measured."""
+def write_report(
+    output: str, points: Sequence[Point], about: Mapping[str, Any], *, harmful: Collection[str] = ()
+) -> list[pathlib.Path]:
+    """Writes results.json, results.md and results.png; returns their paths. `about` says how it was measured.
+
+    Models named MODEL#SEED are shown as one, for which `harmful` has the ids of the harmful prompts; results.json has
+    each of them too.
+    """
     folder = pathlib.Path(output)
+    shown = pool(points, harmful) if has_seeds(points) else list(points)
     results = {"about": dict(about), "points": [{k: v for k, v in each.items() if k != "labels"} for each in points]}
-    text = markdown(points, about)
+    if shown != points:
+        results["pooled"] = shown
+    points, text = shown, markdown(shown, about)
     return [
         write_whole(folder / "results.json", lambda path: path.write_text(json.dumps(results, indent=1) + "\n")),
         write_whole(folder / "results.md", lambda path: path.write_text(text)),
@@ -50,7 +61,8 @@ def markdown(points: Sequence[Point], about: Mapping[str, Any]) -> str:
 _NOTE = """Synthetic text and harm; greedy decoding, beam search and SafeBeam of our own small models. Wilson 95%
 intervals for rates, DeLong's for the AUROC of P(tag) after the prompt, harmful against plain safe prompts; medians of
 P(tag) on harmful and safe prompts. Only what a model adds to given first words is judged. P(tag) is shown for models
-that know the tag; 'beam' is SafeBeam without its lookahead."""
+that know the tag; 'beam' is SafeBeam without its lookahead. With several seeds of a model rates and their intervals are
+over seeds and prompts (both resampled), and of P(tag) the mean of the seeds with the least and the most of them."""
 
 
 def _table(points: Sequence[Point], keys: Sequence[str]) -> str:
