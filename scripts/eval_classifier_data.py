@@ -112,7 +112,8 @@ def _place(shared: pathlib.Path | None, file: str) -> pathlib.Path:
     return shared / file
 
 
-# Harmful by each source's own line: any OpenAI flag; ToxiGen's mean of 3 or more (rounded); hate; hate or offensive.
+# Harmful by each source's own line: any OpenAI flag; ToxiGen's mean of 3 or more (rounded); hate; hate or
+# offensive; hate without slurs; sexism; hate; half of the raters saying toxic.
 SETS: dict[str, Callable[[pathlib.Path | None, int], LabelledSet]] = {
     "pyrit": pyrit,
     "openai_moderation": _scheme_set(
@@ -121,6 +122,10 @@ SETS: dict[str, Callable[[pathlib.Path | None, int], LabelledSet]] = {
     "toxigen": _scheme_set("toxigen", "classifier/toxigen_human_train.json.gz", "toxigen", 3),
     "dynahate": _scheme_set("dynahate", "classifier/dyn21_train_union.jsonl.gz", "dynahate", 1),
     "davidson": _scheme_set("davidson", "classifier/davidson_labeled_data.csv.gz", "davidson", 1),
+    "implicit_hate": _scheme_set("implicit_hate", "classifier/implicitHate.json.gz", "implicit_hate", 1),
+    "edos": _scheme_set("edos", "classifier/edos_labelled_aggregated.csv.gz", "edos", 1),
+    "ken20": _scheme_set("ken20", "classifier/ken20_train_20692.csv.gz", "dynahate", 1),
+    "civil_comments": _scheme_set("civil_comments", "classifier/civil_toxic_comments.jsonl.gz", "civil_comments", 3),
     "c4": _safe_set("c4", _web_pages, "text/c4_validation.jsonl.gz"),
     "wikitext": _safe_set("wikitext", _articles, "text/wiki.test.tokens.gz"),
 }

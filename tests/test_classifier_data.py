@@ -25,6 +25,8 @@ MAPPINGS = [
     ("davidson", [{"class": str(v)} for v in range(3)], [5, 3, 0]),
     ("toxigen", [{"toxicity_score": v} for v in (1, 2, 3, 4, 5, 4.6)], [0, 1, 3, 4, 5, 5]),
     ("dynahate", [{"label": v} for v in ("0", 1, "nothate", "hate")], [0, 5, 0, 5]),
+    ("implicit_hate", [{"label": "neutral"}, {"label": "hate"}], [0, 4]),
+    ("edos", [{"label_category": v} for v in ("none", "3. animosity", "2. derogation")], [0, 3, 4]),
     ("jigsaw", [dict.fromkeys(("toxic", "obscene", "insult", "severe_toxic", "threat", "identity_hate"), 0)], [0]),
     ("civil_comments", [{"n_all_toxic": v, "n_raters": 4} for v in range(5)], [0, 1, 3, 4, 4]),
     ("civil_toxicity", [{"toxicity": v} for v in (0.0, 0.1, 0.5, 1)], [0, 0, 3, 4]),

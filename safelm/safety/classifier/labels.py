@@ -125,6 +125,10 @@ def _all_safe(row: Row, column: str) -> int:
     return MIN_SCORE
 
 
+EDOS_CATEGORIES = {
+    "none": 0, "4. prejudiced discussions": 3, "3. animosity": 3, "2. derogation": 4,
+    "1. threats, plans to harm and incitement": 5,
+}  # fmt: skip
 SOURCE_SCORES = {"fineweb": 0, "wikitext": 0, "c4": 0, "4chan": 4}
 
 LABEL_TABLE: dict[str, Scheme] = {
@@ -147,6 +151,13 @@ LABEL_TABLE: dict[str, Scheme] = {
     ),
     "dynahate": Scheme(
         _of_classes({"0": 0, "1": 5, "nothate": 0, "hate": 5}), "text", "label", "0 not hate -> 0, 1 hate -> 5"
+    ),
+    "implicit_hate": Scheme(
+        _of_classes({"neutral": 0, "hate": 4}), "text", "label", "neutral -> 0, hate (said without slurs) -> 4"
+    ),
+    "edos": Scheme(
+        _of_classes(EDOS_CATEGORIES), "text", "label_category",
+        "EDOS' category of sexism: none -> 0, prejudiced discussions 3, animosity 3, derogation 4, threats 5",
     ),
     "jigsaw": Scheme(
         _jigsaw, "comment_text", "toxic",
