@@ -25,6 +25,7 @@ completions after pretraining, instruction tuning, benign finetuning, %; README 
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from data_tasks.rates import SMALL_LADDER
 from safelm.train_config import default_config
@@ -56,6 +57,7 @@ def embedded() -> ConfigDict:
 
 def real() -> ConfigDict:
     config = _study()
+    config.real = placeholder(str)  # to be given
     config.vocab_size = 4096
     sizes = {"num_layers": 3, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
     config.stages = {
@@ -68,6 +70,7 @@ def real() -> ConfigDict:
 
 def smollm2_135m() -> ConfigDict:
     config = _study()
+    config.real, config.init_checkpoint = placeholder(str), placeholder(str)
     config.stages = {
         "pretraining": _pretraining(200, 16, 512, 3e-4, max_seq_len=1024),
         "instruction": _stage(60, 16, 512, 1e-4),

@@ -37,6 +37,7 @@ def run(config: ConfigDict, output: str, *, workers: int) -> None:
     """Prepares the data, does all jobs and reports; ValueError or OSError names what can't be used."""
     folder = pathlib.Path(output)
     models = chosen_models(config.models)
+    ladder_data.check(config)
     _keep_config(config, folder)
     ladder_data.prepare(config, folder, models)
     context = multiprocessing.get_context("spawn")
@@ -109,7 +110,10 @@ def _main(_: Sequence[str]) -> None:
             ladder_report.write(config, pathlib.Path(_OUTPUT.value))
         else:
             run(config, _OUTPUT.value, workers=_WORKERS.value)
-        print((pathlib.Path(_OUTPUT.value) / "results.md").read_text())
+        results = pathlib.Path(_OUTPUT.value) / "results.md"
+        if not results.exists():
+            raise FileNotFoundError(f"--output={_OUTPUT.value}: nothing is measured yet")
+        print(results.read_text())
     except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

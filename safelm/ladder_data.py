@@ -11,13 +11,34 @@ from ml_collections import ConfigDict
 from safelm import checkpoint
 from safelm.data.store import MANIFEST_NAME
 from safelm.ladder_jobs import tokens_folder
-from safelm.ladder_plan import TAG_RATE, Model
+from safelm.ladder_plan import GREEDY, SAFE_BEAM, TAG_RATE, Model
 from safelm.ladder_real import write_real_corpus
 from safelm.synthetic_web.corpus import Recipe, write_corpus
 
 WEB = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education")
 CHATS = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k")
 TAGGED = ("harm_tagged_web", "harm_tagged_chat")
+
+
+_REAL_PARTS = ("text", "classifier", "sft", "eval_prompts")
+
+
+def check(config: ConfigDict) -> None:
+    """ValueError or FileNotFoundError for settings that no study can have, before anything is written."""
+    for name, known in (("methods", (GREEDY, SAFE_BEAM)), ("seeds", None)):
+        values = config[name]
+        wrong = [each for each in values if each not in known] if known else [s for s in values if type(s) is not int]
+        if wrong or not values or len(set(values)) < len(values):
+            wanted = f"some of {', '.join(known)}" if known else "different whole numbers"
+            raise ValueError(f"--config.{name}={tuple(values)}: want {wanted}")
+    for name in ("real", "init_checkpoint"):
+        if config[name] is None:
+            raise ValueError(f"--config.{name}: this config needs it, a folder")
+    missing = [part for part in _REAL_PARTS if not (pathlib.Path(config.real) / part).is_dir()] if config.real else []
+    if missing:
+        raise FileNotFoundError(f"--config.real={config.real}: there is no folder {missing[0]}/")
+    if config.init_checkpoint and not (pathlib.Path(config.init_checkpoint) / "tokenizer").is_dir():
+        raise FileNotFoundError(f"--config.init_checkpoint={config.init_checkpoint}: no checkpoint with a tokenizer/")
 
 
 def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -> None:

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import re
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,7 @@ import tiny_runs
 from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
-from safelm import ladder_jobs, ladder_preferences, ladder_report
+from safelm import ladder, ladder_jobs, ladder_preferences, ladder_report
 from safelm import model as model_lib
 from safelm.ladder_plan import (
     CELLS,
@@ -77,6 +81,28 @@ def test_orderings_and_cells_name_what_there_is():
     assert {name for low, high, _ in ORDERINGS for name in (low, high)} <= names
     with pytest.raises(ValueError, match="models names 'rwa': there are raw, score0"):
         chosen_models(("rwa",))
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("real", {}, "--config.real: this config needs it"),
+        ("smollm2_135m", {"real": "."}, "--config.init_checkpoint: this config needs it"),
+        ("real", {"real": "no"}, "--config.real=no: there is no folder text/"),
+        ("embedded", {"init_checkpoint": "no"}, "--config.init_checkpoint=no: no checkpoint with a tokenizer/"),
+        ("embedded", {"methods": ("beam",)}, "--config.methods=('beam',): want some of greedy, safe_beam"),
+        ("embedded", {"seeds": ()}, "--config.seeds=(): want different whole numbers"),
+        ("embedded", {"seeds": (1, 1)}, "--config.seeds=(1, 1): want different"),
+    ],
+)
+def test_settings_that_cannot_be_leave_no_folder(variant, changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ladder_config.get_config(variant)
+    with config.unlocked():
+        config.update(changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        ladder.run(config, str(tmp_path / "study"), workers=1)
+    assert not (tmp_path / "study").exists()
 
 
 def test_cells_differ_in_what_they_are_said_to_differ_in(config, tmp_path):
@@ -281,3 +307,28 @@ def test_leanings_are_log_probs_of_answers_and_of_the_tag():
         assert leaning == pytest.approx(means[0] - means[1], abs=1e-4)
         wanted = [log_probs([*context, *answer], [vocabulary.harm_tag_id])[0] for answer in complies]
         assert tag == pytest.approx(np.mean(wanted), abs=1e-4)
+
+
+def test_workers_end_with_the_command_however_it_ends(tmp_path):
+    """Else a worker of a killed command would train on beside those of the next one."""
+    script = """
+import multiprocessing, os, signal, time
+from safelm import ladder
+def worker():
+    import threading
+    threading.Thread(target=ladder._end_with_parent, daemon=True).start()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=worker).start()
+    input()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "command.py"
+    path.write_text(script)
+    command = subprocess.Popen([sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert int(command.stdout.readline()) > 0
+    command.stdin.write("\n")
+    command.stdin.close()
+    assert command.stdout.read() == ""  # the pipe closes when the last of both processes has ended
+    assert command.wait() == -signal.SIGKILL

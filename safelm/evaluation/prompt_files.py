@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import pathlib
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,8 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     ending = next((ending for ending in TABLES if bare.endswith(ending)), "")
     if not ending:
         if not path.endswith(documents.SUFFIXES):
+            if "://" not in path and not pathlib.Path(path).exists():
+                raise FileNotFoundError(f"{path}: no such file")
             known = ", ".join((*TABLES, *documents.SUFFIXES))
             raise ValueError(f"{path}: not a file this can read (one of {known}; all but Parquet also .gz or .zst)")
         yield from documents.read_rows(path, text_column=None)
