@@ -109,9 +109,14 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def check(self) -> None:
-        """Raises OSError if a save in the background has failed; doesn't wait."""
+        """Raises OSError if a save in the background has failed; doesn't wait for one that is under way.
+
+        Orbax's own `check_for_errors` is not for this: it takes the error away from Orbax's thread that finishes the
+        save, which then deletes the checkpoints before it as if it had been written.
+        """
         with self._write_errors(None):
-            self._manager.check_for_errors()
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises OSError if it failed."""

@@ -1,7 +1,9 @@
 """Checkpoints: what is read is what was written, on any mesh; every kind of damage is an error that names it."""
 
 import random
+import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +112,25 @@ def test_storage_that_fails_is_no_damage(written, meshes, monkeypatch):
         with pytest.raises(OSError, match="Permission denied") as caught:
             checkpoints.read_meta(7)
     assert not isinstance(caught.value, CorruptCheckpointError)
+
+
+@pytest.fixture
+def full_disk():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_save_that_fails_leaves_the_one_before_however_often_it_is_asked(copy, meshes, full_disk):
+    checkpoints = checkpoint.Checkpoints(str(copy), keep_last=1)
+    checkpoints.save(8, META, *(placed(tree(seed), meshes[0], PartitionSpec("x")) for seed in (2, 3)))
+    with pytest.raises(OSError, match=r"could not write .* last good one is .*checkpoints/7\)"):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            checkpoints.check()
+    checkpoints.close()
+    assert read(copy, meshes[0])[0]["step"] == 7
 
 
 def test_set_aside_keeps_all(copy, written):
