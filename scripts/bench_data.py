@@ -36,9 +36,10 @@ from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 from grain.experimental import ConcatThenSplitIterDataset, ElasticIterator
 
+from safelm.data.assembly import Assembly
 from safelm.data.batches import Batches
 from safelm.data.loader import Loader
-from safelm.data.rows import ConcatRows, Part, assemble
+from safelm.data.rows import ConcatRows
 from safelm.data.schedule import MixtureSchedule, Phase
 from safelm.data.store import Manifest, ShardWriter, TokenStore, write_manifest
 
@@ -82,11 +83,12 @@ def write_source(directory: str, num_tokens: int, seed: int, seq_len: int) -> To
 def write_rows(store: TokenStore, directory: str, seq_len: int) -> None:
     """The store's rows as ArrayRecord: all five arrays as uint16, and the inputs alone."""
     plan = ConcatRows(store, seq_len)
+    assembly = Assembly([plan])
     full = ArrayRecordWriter(os.path.join(directory, "rows5.array_record"), "group_size:1")
     bare = ArrayRecordWriter(os.path.join(directory, "rows1.array_record"), "group_size:1")
     for start in range(0, plan.num_rows, 512):
         rows = np.arange(start, min(start + 512, plan.num_rows))
-        batch = assemble([Part(plan, rows, np.arange(len(rows)))], len(rows), seq_len)
+        batch = assembly.batch(np.zeros(len(rows), np.int32), rows, len(rows))
         arrays = np.stack([batch[name].astype(np.uint16) for name in ARRAYS], axis=1)
         for row in arrays:
             full.write(row.tobytes())

@@ -1,19 +1,23 @@
 """Batches: every token of every document exactly once an epoch, whatever the hosts, workers and restarts."""
 
+import pickle
 import re
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_stores import EOS_ID, numbered_documents, write_store
 
+from safelm.data.assembly import Assembly
 from safelm.data.batches import Batches
+from safelm.data.buffers import Buffers
 from safelm.data.loader import Loader, eval_batches, host_rows, make_loader
 from safelm.data.packing import FitRows, make_rows
-from safelm.data.rows import Part, assemble
 from safelm.data.schedule import MixtureSchedule, Phase
+from safelm.data.stream import Stream
 
 PACKINGS = ("concat", "fit")
 RATES = {"raw": 0.5, "safe": 0.3, "moral": 0.2}
@@ -21,7 +25,7 @@ RATES = {"raw": 0.5, "safe": 0.3, "moral": 0.2}
 
 def all_rows(store, seq_len, packing):
     plan = make_rows(store, seq_len, packing)
-    return assemble([Part(plan, np.arange(plan.num_rows), np.arange(plan.num_rows))], plan.num_rows, seq_len)
+    return Assembly([plan]).batch(np.zeros(plan.num_rows, np.int32), np.arange(plan.num_rows), plan.num_rows)
 
 
 def pairs_of(batch):
@@ -126,20 +130,92 @@ def test_concat_row_by_hand(tmp_path):
     assert [batch[name].dtype for name in ("inputs_BT", "loss_mask_BT")] == [np.int32, np.float32]
 
 
+def pieces_of(plan):
+    rows = np.arange(plan.num_rows)
+    return type(plan).pieces([plan], Stream([plan.store]), np.zeros_like(rows), rows)
+
+
 def test_fit_cuts_only_what_is_longer_than_a_row(tmp_path):
     rng = np.random.default_rng(1)
     lengths = np.minimum(1 + rng.lognormal(2.5, 1, 6000).astype(int), 200)
     documents = [np.append(np.full(n - 1, 2 + i % 900), 0) for i, n in enumerate(lengths)]
     store = write_store(tmp_path, documents, num_shards=2)
     rows = FitRows(store, 64)
-    pieces = rows.pieces(np.arange(rows.num_rows))
+    pieces = pieces_of(rows)
     start, stop = store.document_bounds(store.find_documents(pieces.start))
     cut = pieces.length < stop - start
     assert ((stop - start)[cut] > 64).all() and (~cut).sum() == (lengths <= 64).sum()
     assert (pieces.goes_on == (pieces.start + pieces.length < stop)).all()
     assert pieces.length.sum() / (rows.num_rows * 64) > 0.98
-    again = FitRows(store, 64).pieces(np.arange(rows.num_rows))
+    again = pieces_of(FitRows(store, 64))
     np.testing.assert_array_equal(pieces.start, again.start)
+
+
+def slow_row(plan, row):
+    """A row made token by token, as `safelm.data.rows` says: what the fast way must give."""
+    store, seq_len = plan.store, plan.seq_len
+    if isinstance(plan, FitRows):
+        at = range(*plan._row_first[row : row + 2])
+        pieces = [(int(plan._start[i]), int(plan._start[i] + plan._length[i])) for i in at]
+    else:
+        pieces = [(row * seq_len, min((row + 1) * seq_len, store.num_tokens))]
+    columns = []
+    for start, stop in pieces:
+        for index in range(start, stop):
+            document = int(store.find_documents(np.array([index]))[0])
+            (begin,), (end,) = store.document_bounds(np.array([document]))
+            target = int(store.tokens(index + 1, index + 2)[0]) if index + 1 < end else None
+            opens = index == start or index == begin
+            segment = columns[-1][3] + opens if columns else 1
+            position = 0 if opens else columns[-1][2] + 1
+            columns.append((int(store.tokens(index, index + 1)[0]), target or 0, position, segment, target is not None))
+    return np.array(columns + [(0, 0, 0, 0, 0)] * (seq_len - len(columns))).T
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), num_sources=st.integers(1, 3), seq_len=st.integers(1, 24), packing=st.sampled_from(PACKINGS))
+def test_rows_of_many_stores_are_those_made_token_by_token(tmp_path_factory, data, num_sources, seq_len, packing):
+    root, plans = tmp_path_factory.mktemp("stores"), []
+    for source in range(num_sources):
+        documents = numbered_documents(data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=12)))
+        store = write_store(root / str(source), documents, num_shards=data.draw(st.integers(1, 4)))
+        plans.append(make_rows(store, seq_len, packing))
+    assembly, names = Assembly(plans), ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
+    for _ in range(3):  # the memory of the one before is used again
+        sources = np.array(data.draw(st.lists(st.integers(0, num_sources - 1), max_size=6)), np.int32)
+        rows = np.array([data.draw(st.integers(0, plans[source].num_rows - 1)) for source in sources], np.int64)
+        batch = assembly.batch(sources, rows, 6)
+        for i in range(6):
+            wanted = slow_row(plans[sources[i]], int(rows[i])) if i < len(rows) else np.zeros((5, seq_len))
+            np.testing.assert_array_equal([batch[name][i] for name in names], wanted)
+        assert batch["source_ids_B"].tolist() == sources.tolist() + [0] * (6 - len(sources))
+        del batch
+
+
+def test_a_batch_that_is_held_is_never_written_to(stores):
+    batches = Batches(stores, schedule_of())
+    held, views, on_device = [], [], []
+    for step in range(12):
+        batch = batches.batch(0, step, 0, 8)
+        held.append({name: array.copy() for name, array in batch.items()})
+        views.append(batch["targets_BT"][3:5])  # a part of a batch keeps it too
+        on_device.append(jax.device_put(batch["inputs_BT"]))  # on a CPU, JAX may not copy
+        del batch
+    for kept, view, array in zip(held, views, on_device, strict=True):
+        np.testing.assert_array_equal(view, kept["targets_BT"][3:5])
+        np.testing.assert_array_equal(array, kept["inputs_BT"])
+
+
+def test_memory_of_a_batch_nobody_holds_is_used_again():
+    buffers = Buffers()
+    first = buffers.take(2, 5)
+    view, address = first[1:], first.ctypes.data
+    del first
+    assert buffers.take(2, 5).ctypes.data != address
+    del view
+    assert address in [buffers.take(2, 5).ctypes.data for _ in range(2)]
+    assert buffers.take(3, 7).shape == (3, 7)
+    assert pickle.loads(pickle.dumps(buffers)).take(2, 5).shape == (2, 5)
 
 
 # ---- the order of an epoch and the mixture

@@ -201,20 +201,32 @@ def test_a_start_that_cannot_work_is_refused(arguments, message):
 def test_every_process_reads_its_own_rows_only(inputs, monkeypatch):
     """The tokens touched by two processes share nothing, and together are those of one."""
     config = tiny_runs.tiny_config(inputs, total_steps=2, batch_size=16, **{"data.packing": "concat"})
-    read = []
-    take = TokenStore.take
-    monkeypatch.setattr(
-        TokenStore, "take", lambda store, at: read.append((store.manifest.task, np.array(at))) or take(store, at)
-    )
+    read, open_store = set(), TokenStore.open
+
+    class Watched:
+        """A shard's tokens that note which are read."""
+
+        def __init__(self, tokens, task, shard):
+            self.tokens, self.task, self.shard = tokens, task, shard
+
+        def __getitem__(self, wanted):
+            read.update((self.task, self.shard, index) for index in np.arange(len(self.tokens))[wanted].tolist())
+            return self.tokens[wanted]
+
+    def open_watched(*arguments, **options):
+        store = open_store(*arguments, **options)
+        shards = enumerate(store.shard_tokens)
+        store.shard_tokens = [Watched(tokens, store.manifest.task, shard) for shard, tokens in shards]
+        return store
+
+    monkeypatch.setattr(TokenStore, "open", open_watched)
 
     def rows_and_reads(process_index: int, process_count: int):
         read.clear()
         monkeypatch.setattr(jax, "process_index", lambda: process_index)
         monkeypatch.setattr(jax, "process_count", lambda: process_count)
         data = train_data.TrainData(config, tiny_runs.tokenizer())
-        batches = [next(data._loader) for _ in range(2)]
-        touched = {(task, int(position)) for task, positions in read for position in positions.ravel()}
-        return batches, touched
+        return [next(data._loader) for _ in range(2)], set(read)
 
     (first, reads_0), (second, reads_1), (whole, reads) = (rows_and_reads(*who) for who in ((0, 2), (1, 2), (0, 1)))
     for a, b, both in zip(first, second, whole, strict=True):

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int
 
-from safelm.data.order import shuffled_row
+from safelm.data.assembly import Assembly
+from safelm.data.order import shuffled_rows
 from safelm.data.packing import make_rows
-from safelm.data.rows import Part, assemble
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import TokenStore
 
@@ -24,7 +24,7 @@ class Batches:
         if missing := [name for name in schedule.sources if name not in stores]:
             raise ValueError(f"mixture schedule names unknown sources {missing}, there are stores for {sorted(stores)}")
         self.schedule, self.sources = schedule, schedule.sources
-        self._plans = []
+        plans = []
         first = stores[self.sources[0]]
         for name in self.sources:
             store = stores[name]
@@ -33,11 +33,12 @@ class Batches:
                     f"token stores of different vocabularies: {first.directory} has {first.manifest.vocab_hash}, "
                     f"{store.directory} has {store.manifest.vocab_hash}"
                 )
-            self._plans.append(make_rows(store, schedule.seq_len, packing))
+            plans.append(make_rows(store, schedule.seq_len, packing))
+        self._assembly = Assembly(plans)
 
     def rows_per_epoch(self) -> dict[str, int]:
         """Rows of `seq_len` in one epoch of each source."""
-        return {name: plan.num_rows for name, plan in zip(self.sources, self._plans, strict=True)}
+        return {name: plan.num_rows for name, plan in zip(self.sources, self._assembly.plans, strict=True)}
 
     def epochs(self, step: int) -> dict[str, float]:
         """How many times each source has been gone through before `step`."""
@@ -52,23 +53,21 @@ class Batches:
             raise IndexError(f"rows [{start}, {stop}) of a batch of {self.schedule.batch_size}")
         source_ids_B, stream_B = (values[start:stop] for values in self.schedule.layout(step))
         store_rows_B = np.empty(stop - start, np.int64)
-        for i, (source, number) in enumerate(zip(source_ids_B.tolist(), stream_B.tolist(), strict=True)):
-            num_rows = self._plans[source].num_rows
-            epoch, index = divmod(number, num_rows)
-            store_rows_B[i] = shuffled_row(seed, self.sources[source], epoch, index, num_rows)
+        for source, plan in enumerate(self._assembly.plans):
+            if len(chosen := np.flatnonzero(source_ids_B == source)):
+                epochs, index = np.divmod(stream_B[chosen], plan.num_rows)
+                for epoch in range(epochs.min(), epochs.max() + 1):
+                    now = epochs == epoch
+                    order = (seed, self.sources[source], epoch)
+                    store_rows_B[chosen[now]] = shuffled_rows(*order, index[now], plan.num_rows)
         return source_ids_B, store_rows_B
 
     def batch(self, seed: int, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Rows [start, stop) of the global batch of `step`: the arrays of `safelm.data.rows.assemble`.
+        """Rows [start, stop) of the global batch of `step`: the arrays of `safelm.data.assembly`.
 
         `source_ids_B` is the index into `sources`.
         """
-        source_ids_B, store_rows_B = self.locate(seed, step, start, stop)
-        parts = []
-        for source, plan in enumerate(self._plans):
-            chosen = np.flatnonzero(source_ids_B == source)
-            parts.append(Part(plan, store_rows_B[chosen], chosen))
-        return assemble(parts, stop - start, self.schedule.seq_len)
+        return self._assembly.batch(*self.locate(seed, step, start, stop), stop - start)
 
     def sample(self, seed: int, step: int, row: int) -> dict[str, np.ndarray]:
         """One row of the global batch of `step`: as `batch`, without the leading axis."""

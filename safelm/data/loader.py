@@ -7,9 +7,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from safelm.data.assembly import Assembly
 from safelm.data.batches import Batches
 from safelm.data.packing import make_rows
-from safelm.data.rows import Part, assemble
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import TokenStore
 
@@ -166,7 +166,8 @@ def eval_batches(
     num_rows = min(plan.num_rows, num_batches * batch_size)
     rows = np.arange(num_rows) * plan.num_rows // num_rows
     shares = [rows[at : at + batch_size][start:stop] for at in range(0, num_rows, batch_size)]
-    return (assemble([Part(plan, share, np.arange(len(share)))], stop - start, seq_len) for share in shares)
+    assembly = Assembly([plan])
+    return (assembly.batch(np.zeros(len(share), np.int32), share, stop - start) for share in shares)
 
 
 def host_rows(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:

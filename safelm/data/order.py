@@ -14,9 +14,20 @@ _SORTED_UP_TO_ROWS = 1 << 16
 
 def shuffled_row(seed: int, source: str, epoch: int, index: int, num_rows: int) -> int:
     """The row that comes at `index` of the epoch; over 0 <= index < num_rows every row comes once."""
+    return int(shuffled_rows(seed, source, epoch, np.array([index]), num_rows)[0])
+
+
+def shuffled_rows(
+    seed: int, source: str, epoch: int, index_b: Int[np.ndarray, " b"], num_rows: int
+) -> Int[np.ndarray, " b"]:
+    """`shuffled_row` of several places of an epoch."""
     key = _epoch_key(seed, source, epoch)
     if num_rows <= _SORTED_UP_TO_ROWS:
-        return int(_sorted_order(key, num_rows)[index])
+        return _sorted_order(key, num_rows)[index_b]
+    return np.array([_ciphered(key, index, num_rows) for index in index_b.tolist()], np.int64)
+
+
+def _ciphered(key: int, index: int, num_rows: int) -> int:
     largest = num_rows - 1
     if not largest & (largest - 1):  # a power of two: there Grain's cipher has one bit too few and loses a row
         largest += 1

@@ -5,13 +5,14 @@ row of the window that still has room for it. A document longer than a row is cu
 is placed like a short document. Deterministic, O(n log n), and each shard is packed by itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from safelm.data.rows import ConcatRows, Pieces, RowPlan
 from safelm.data.store import TokenStore
+from safelm.data.stream import Stream
 
 WINDOW_PIECES = 4096
 
@@ -31,16 +32,28 @@ class FitRows:
         self._row_first = np.concatenate([[0], np.cumsum(row_sizes)])
         self.num_rows = len(row_sizes)
 
-    def pieces(self, rows: Int[np.ndarray, " b"]) -> Pieces:
-        """The pieces of the given rows of the store."""
-        first = self._row_first[rows]
-        counts = self._row_first[rows + 1] - first
-        row = np.repeat(np.arange(len(rows)), counts)
-        head = np.cumsum(counts) - counts
-        index = np.arange(len(row)) + (first - head)[row]
-        length = self._length[index].astype(np.int64)
+    @staticmethod
+    def pieces(
+        plans: Sequence["FitRows"], stream: Stream, source_ids_b: Int[np.ndarray, " b"], rows_b: Int[np.ndarray, " b"]
+    ) -> Pieces:
+        """The pieces of the given rows."""
+        begins = stream.store_start.tolist()
+        counts, begin, start, length, goes_on = [], [], [], [], []
+        for source, row in zip(source_ids_b.tolist(), rows_b.tolist(), strict=True):
+            plan = plans[source]
+            first, stop = plan._row_first[row : row + 2].tolist()
+            counts.append(stop - first)
+            begin.append(begins[source])
+            start.append(plan._start[first:stop])
+            length.append(plan._length[first:stop])
+            goes_on.append(plan._goes_on[first:stop])
+        counts_b = np.array(counts)
+        row = np.repeat(np.arange(len(counts_b)), counts_b)
+        start = np.concatenate(start) + np.array(begin)[row]
+        length = np.concatenate(length).astype(np.int64)
         before = np.cumsum(length) - length
-        return Pieces(row, before - before[head][row], self._start[index], length, self._goes_on[index])
+        place = row * plans[0].seq_len + before - before[np.cumsum(counts_b) - counts_b][row]
+        return Pieces(place, stream.find_shards(start), start, length, np.concatenate(goes_on))
 
 
 PACKINGS: Mapping[str, Callable[[TokenStore, int], RowPlan]] = {"concat": ConcatRows, "fit": FitRows}

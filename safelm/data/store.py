@@ -138,6 +138,11 @@ class TokenStore:
         return TokenStore, (self.directory, self.manifest, self.url)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether its files are behind a URL, and reading may have to wait for them."""
+        return self._remote is not None
+
+    @property
     def num_documents(self) -> int:
         """Documents in the store."""
         return self.manifest.num_documents
@@ -184,6 +189,11 @@ class TokenStore:
         shards = self.find_shards(start)
         self._remote.prefetch(shards, start - self.token_offsets[shards], stop - self.token_offsets[shards])
 
+    def fetch_bounds(self, shards: Int[np.ndarray, " n"]) -> None:
+        """Fetches the bounds of several shards together; nothing where they are local."""
+        if self._remote is not None:
+            self._remote.bring(np.unique(shards).tolist(), "bounds")
+
     def find_shards(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The shard of each position in the token stream."""
         if len(self.shard_tokens) == 1:
@@ -193,8 +203,7 @@ class TokenStore:
     def find_documents(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The document that holds each position of the token stream."""
         documents, shards = np.empty(len(positions), np.int64), self.find_shards(positions)
-        if self._remote is not None:
-            self._remote.bring(np.unique(shards).tolist(), "bounds")
+        self.fetch_bounds(shards)
         for shard, chosen in _by_shard(shards):
             local = positions[chosen] - self.token_offsets[shard]
             found = np.searchsorted(self.shard_bounds[shard], local, side="right") - 1

@@ -1,0 +1,92 @@
+"""Several token stores end to end as one stream, so that a batch of many sources is read in one go.
+
+Token t of store i is token `store_start[i] + t` of the stream, and every shard of every store has one number. What is
+done for a batch then costs the same for one source and for many.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from safelm.data.store import TokenStore
+
+
+class Stream:
+    """The shards of all stores by number; cheap to pickle, as the stores are."""
+
+    def __init__(self, stores: Sequence[TokenStore]):
+        """Reads nothing yet."""
+        self._stores = tuple(stores)
+        self.store_start = np.cumsum([0] + [store.num_tokens for store in stores], dtype=np.int64)
+        offsets = [begin + store.token_offsets for begin, store in zip(self.store_start, stores, strict=False)]
+        self.shard_start = np.concatenate([*(places[:-1] for places in offsets), self.store_start[-1:]])
+        self.tokens = [tokens for store in stores for tokens in store.shard_tokens]
+        infos = [shard for store in stores for shard in store.manifest.shards]
+        self.is_masked = np.array([shard.spans_bytes > 0 for shard in infos])  # whether some tokens aren't learned
+        self._first_shard = np.cumsum([0] + [len(store.shard_tokens) for store in stores])
+        self._places = [(store, index) for store in stores for index in range(len(store.shard_tokens))]
+
+    def __reduce__(self):
+        return Stream, (self._stores,)
+
+    def find_shards(self, position_n: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The shard of each token of the stream."""
+        return self.shard_start.searchsorted(position_n, "right") - 1
+
+    def document_ends(
+        self, shard_n: Int[np.ndarray, " n"], start_n: Int[np.ndarray, " n"], stop_n: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " ends"], Int[np.ndarray, " n"]]:
+        """Where the documents in the tokens [start, stop) end, each within a shard, and how many those are.
+
+        The last one's end may be behind `stop`.
+        """
+        self._fetch_bounds(shard_n)
+        local_n2 = np.stack([start_n, stop_n - 1], axis=1) - self.shard_start[shard_n, None]
+        found_n2 = np.empty_like(local_n2)
+        order = np.argsort(shard_n, kind="stable")
+        heads = np.flatnonzero(np.diff(shard_n[order], prepend=-1)).tolist()
+        bounds = {}
+        for head, stop in zip(heads, [*heads[1:], len(order)], strict=True):
+            chosen = order[head:stop]
+            shard = int(shard_n[chosen[0]])
+            bounds[shard] = self._bounds(shard)
+            found_n2[chosen] = bounds[shard].searchsorted(local_n2[chosen], "right")
+        found_n2[:, 1] += 1
+        wanted = zip(shard_n.tolist(), found_n2.tolist(), strict=True)
+        ends = np.concatenate([bounds[shard][first:last] for shard, (first, last) in wanted])
+        counts_n = found_n2[:, 1] - found_n2[:, 0]
+        return ends + np.repeat(self.shard_start[shard_n], counts_n), counts_n
+
+    def prefetch(
+        self, shard_n: Int[np.ndarray, " n"], start_n: Int[np.ndarray, " n"], stop_n: Int[np.ndarray, " n"]
+    ) -> None:
+        """Fetches the tokens [start, stop) of the stream, each within a shard, together from every remote store."""
+        for number, store in enumerate(self._stores):
+            if store.is_remote:
+                chosen = self._of_store(shard_n, number)
+                begin = self.store_start[number]
+                store.prefetch(start_n[chosen] - begin, stop_n[chosen] - begin)
+
+    def unlearned(self, shard_n: Int[np.ndarray, " n"], position_n: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Which tokens of the stream are not to be learned."""
+        result = np.zeros(len(position_n), bool)
+        for number, store in enumerate(self._stores):
+            if store.has_loss_mask:
+                chosen = self._of_store(shard_n, number)
+                result[chosen] = ~store.loss_mask(position_n[chosen] - self.store_start[number])
+        return result
+
+    def _of_store(self, shard_n: np.ndarray, number: int) -> np.ndarray:
+        first, stop = self._first_shard[number : number + 2]
+        return np.flatnonzero((shard_n >= first) & (shard_n < stop))
+
+    def _bounds(self, shard: int) -> np.ndarray:
+        store, index = self._places[shard]
+        return store.shard_bounds[index]
+
+    def _fetch_bounds(self, shard_n: np.ndarray) -> None:
+        for number, store in enumerate(self._stores):
+            if store.is_remote:
+                shards = shard_n[self._of_store(shard_n, number)] - self._first_shard[number]
+                store.fetch_bounds(shards)
