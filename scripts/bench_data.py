@@ -4,18 +4,18 @@
     python scripts/bench_data.py                      # 24M tokens in six sources, rows of 2048 tokens
     python scripts/bench_data.py --seq_len=256 --repeats=7
 
-All variants read the same documents in random order and hand over numpy batches of the same shape; every array of
-every batch is summed, so nothing stays unread. `arrays` is how many arrays of the batch's shape a variant makes:
-SafeLM makes five (inputs, targets, positions, segment ids, loss mask); Grain's packing makes three (tokens, positions,
-segment ids); pre-packed rows are measured with all five stored and with tokens alone, the least one can do. "docs"
-mixes six sources document by document.
+All variants read the same documents in random order and hand over batches of the same shape; every array of every
+batch is summed, eight bytes at a time, so nothing stays unread. `arrays` is how many arrays of the batch's shape a
+variant makes: SafeLM makes five (inputs, targets, positions, segment ids, loss mask); Grain's packing makes three
+(tokens, positions, segment ids); pre-packed rows are measured with all five stored and with tokens alone, the least one
+can do. "docs" mixes six sources document by document.
 
 HF `datasets` streams from Arrow on disk, shuffles shards and a buffer of 1,000 documents, mixes by document and packs
 as transformers' run_clm does, which drops the end of every thousand documents; two arrays (inputs, labels). LitData
 reads LitGPT's way: blocks of a row + 1 cut from chunks when they were written, shuffled by chunk and inside, sources
-mixed by block; two arrays, made as its loop does. Neither
-keeps documents apart nor has a schedule; both have 1 and 6 sources, 0 and 2 workers, in a process of their own, one
-variant at work at a time. Variants take turns, each opened anew and closed, so load on the machine hits them alike;
+mixed by block; two arrays, made as its loop does. "litdata-documents" is the same with our five arrays, made of its
+blocks by numpy. None has a schedule; all have 1 and 6 sources, 0 and 2 workers, in a process of their own, one variant
+at work at a time. Variants take turns, each opened anew and closed, so load on the machine hits them alike;
 quote the ratios.
 """
 
@@ -51,7 +51,7 @@ PHASES = (
     Phase(0.6, RATES),
 )
 RIVALS = Path(__file__).resolve().parent / "bench_data_rivals.py"
-RIVAL_ARRAYS = {"datasets": 2, "litdata": 2}
+RIVAL_ARRAYS = {"datasets": 2, "litdata": 2, "litdata-documents": 5}
 ARRAYS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # one thread is ArrayRecord's fastest on a local disk
 
@@ -161,9 +161,10 @@ def measure(batches: Iterator[dict[str, np.ndarray]], seq_len: int, seconds: flo
 
 
 def touch(batch: Mapping[str, np.ndarray]) -> int:
-    """Reads every array of a batch; the number of rows."""
+    """Reads every byte of a batch; the number of rows."""
     for array in batch.values():
-        array.sum()
+        array = np.asarray(array).reshape(-1)
+        array.view(np.int64 if array.nbytes % 8 == 0 else array.dtype).sum()
     return max(len(array) for array in batch.values())
 
 

@@ -83,7 +83,7 @@ def hugging_face(folders: dict[str, float], seq_len: int, batch_size: int, worke
     return iter(loader)
 
 
-def litdata_stream(folders: dict[str, float], seq_len: int, batch_size: int, workers: int) -> Iterator[Any]:
+def litdata_rows(folders: dict[str, float], seq_len: int, batch_size: int, workers: int) -> Iterator[Any]:
     """LitGPT's way: StreamingDataset with a TokensLoader of seq_len + 1, mixed by CombinedStreamingDataset."""
     import litdata
 
@@ -101,14 +101,38 @@ def litdata_stream(folders: dict[str, float], seq_len: int, batch_size: int, wor
         mixed, batch_size=batch_size, num_workers=workers, drop_last=True, persistent_workers=workers > 0
     )
     while True:
-        for rows in loader:  # the two arrays as litgpt/pretrain.py makes them
-            yield {"inputs": rows[:, :seq_len].contiguous().long(), "targets": rows[:, 1:].contiguous().long()}
+        yield from loader
+
+
+def litdata_stream(folders: dict[str, float], seq_len: int, batch_size: int, workers: int) -> Iterator[Any]:
+    """The two arrays of a batch as litgpt/pretrain.py makes them."""
+    for rows in litdata_rows(folders, seq_len, batch_size, workers):
+        yield {"inputs": rows[:, :seq_len].contiguous().long(), "targets": rows[:, 1:].contiguous().long()}
+
+
+def litdata_documents(folders: dict[str, float], seq_len: int, batch_size: int, workers: int) -> Iterator[Any]:
+    """The five arrays that keep documents apart, found by their end token 0, as one would make them with numpy."""
+    index = np.arange(seq_len, dtype=np.int32)
+    for rows in litdata_rows(folders, seq_len, batch_size, workers):
+        tokens = rows.numpy().astype(np.int32, copy=False)
+        inputs = np.ascontiguousarray(tokens[:, :seq_len])
+        is_end = inputs == 0
+        starts = np.zeros_like(is_end)
+        starts[:, 1:] = is_end[:, :-1]
+        yield {
+            "inputs": inputs,
+            "targets": np.where(is_end, 0, tokens[:, 1:]),
+            "positions": index - np.maximum.accumulate(np.where(starts, index, 0), axis=1),
+            "segments": np.cumsum(starts, axis=1, dtype=np.int32) + 1,
+            "mask": (~is_end).astype(np.float32),
+        }
 
 
 def touch(batch: Any) -> int:
-    """Reads every array of a batch; the number of rows."""
+    """Reads every byte of a batch; the number of rows."""
     for array in batch.values():
-        array.sum()
+        array = np.asarray(array).reshape(-1)
+        array.view(np.int64 if array.nbytes % 8 == 0 else array.dtype).sum()
     return max(len(array) for array in batch.values())
 
 
@@ -133,7 +157,11 @@ def main() -> None:
         store_arrow(folder)
         store_litdata(folder)
     one = dict(list(folders.items())[:1])
-    make: dict[str, Callable[..., Iterator[Any]]] = {"datasets": hugging_face, "litdata": litdata_stream}
+    make: dict[str, Callable[..., Iterator[Any]]] = {
+        "datasets": hugging_face,
+        "litdata": litdata_stream,
+        "litdata-documents": litdata_documents,
+    }
     answer({"ready": True})
     for line in sys.stdin:
         kind, sources, workers, seconds = line.split()
