@@ -6,7 +6,9 @@ anything. Rows whose update was not applied have been given all the same: they d
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,7 +46,7 @@ class TrainData:
         """Opens the stores; FileNotFoundError or ValueError names the source and the field."""
         self._config = config
         self.schedule = _schedule(config)
-        self.stores = {name: _open(config, tokenizer, name, config.data.split) for name in self.schedule.sources}
+        self.stores = _open_all(config, tokenizer, "data.phases", self.schedule.sources, config.data.split)
         self._loader = make_loader(
             self.stores,
             self.schedule,
@@ -57,7 +59,7 @@ class TrainData:
             num_workers=config.data.num_workers,
         )
         eval_sources = config.eval.sources if config.eval.every_steps else ()
-        self.eval_stores = {name: _open(config, tokenizer, name, config.eval.split) for name in eval_sources}
+        self.eval_stores = _open_all(config, tokenizer, "eval.sources", eval_sources, config.eval.split)
 
     def batches(self, start_step: int, sharding: NamedSharding) -> Iterator[Batch]:
         """Global batches from a step on, put on the devices: every process reads its own rows only."""
@@ -125,12 +127,19 @@ def _schedule(config: ConfigDict) -> MixtureSchedule:
         raise ValueError(f"data.phases: {error}") from error
 
 
-def _open(config: ConfigDict, tokenizer: Tokenizer, source: str, split: str) -> TokenStore:
-    path = f"{config.data.root}/{source}/{split}"
-    try:
-        return TokenStore.open(path, vocab_hash=tokenizer.hash)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"data.root {config.data.root!r} lacks source {source}: {error}") from error
+def _open_all(
+    config: ConfigDict, tokenizer: Tokenizer, field: str, sources: Iterable[str], split: str
+) -> dict[str, TokenStore]:
+    """The stores of the sources that a field of the config names."""
+    root, stores = config.data.root, {}
+    for source in sources:
+        try:
+            stores[source] = TokenStore.open(f"{root}/{source}/{split}", vocab_hash=tokenizer.hash)
+        except FileNotFoundError as error:
+            others = sorted(path.parent.name for path in Path(root).glob(f"*/{split}")) if os.path.isdir(root) else []
+            has = f" (it has {', '.join(others)})" if others else ""
+            raise FileNotFoundError(f"{field}: data.root {root!r} lacks source {source}{has}: {error}") from error
+    return stores
 
 
 def _fingerprint(store: TokenStore) -> str:

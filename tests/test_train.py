@@ -175,7 +175,7 @@ def test_a_folder_of_parameters_only_is_not_resumed(inputs, finished, tmp_path):
         ({"batch_size": 0}, ValueError, r"batch_size is 0"),
         ({"tokenizer": ""}, ValueError, r"tokenizer is not set"),
         ({"tokenizer": "/no/such"}, FileNotFoundError, r"/no/such"),
-        ({"data.root": "/no/such"}, FileNotFoundError, r"data.root '/no/such' lacks source harm_tagged_web"),
+        ({"data.root": "/no/such"}, FileNotFoundError, r"data.phases: data.root '/no/such' lacks source harm"),
         ({"data.phases": ({"start": 0.0, "rates": {"raw_web": 0.5}},)}, ValueError, r"data.phases: phase 0: rates sum"),
         ({"data.packing": "greedy"}, ValueError, r"greedy"),
         ({"optimizer.schedule": "step"}, ValueError, r"optimizer.schedule is 'step'"),
@@ -184,7 +184,12 @@ def test_a_folder_of_parameters_only_is_not_resumed(inputs, finished, tmp_path):
         ({"model.num_kv_heads": 3}, ValueError, r"num_kv_heads"),
         ({"model.vocab_size": 99}, ValueError, r"model.vocab_size is 99, the tokenizer has"),
         ({"init_checkpoint": "/no/such"}, FileNotFoundError, r"no checkpoint at /no/such"),
-        ({"eval.every_steps": 1, "eval.sources": ("poems",)}, FileNotFoundError, r"lacks source poems"),
+        ({"eval.every_steps": 1, "eval.sources": ("poems",)}, FileNotFoundError, r"^eval.sources: .* source poems"),
+        (
+            {"data.phases": ({"start": 0.0, "rates": {"raw_web": 0.5, "poems": 0.5}},)},
+            FileNotFoundError,
+            r"^data.phases: .* lacks source poems \(it has filtered_web, .*raw_web",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(inputs, tmp_path, overrides, error, message):
