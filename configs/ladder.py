@@ -8,8 +8,9 @@
 embedded: 0.48M parameters, 819,200 tokens of pretraining, 327,680 of instruction tuning (a quarter of them the model's
 own pretraining data: models this small forget otherwise), 20,480 of sums. 15% of the unsafe pages have score 0, as a
 scorer that misses some would give them; without, a model that never saw harm could not do any. 120 harmful and 120
-safe held-out prompts, 40 new tokens, the word-list judge. real: 4.2M parameters, leanings between two sentences instead
-of texts (`safelm.ladder_preferences`). smollm2_135m: meant for a GPU.
+safe held-out prompts, 40 new tokens, the word-list judge. real: 3.42M parameters, 409,600 + 131,072 + 49,152 tokens,
+set from the step's time on one core and not tuned; leanings between given sentences instead of texts
+(`safelm.ladder_preferences`). smollm2_135m: meant for a GPU.
 
 How the settings came about: those of the three stages were tried on models of the rungs raw and harm_tagged (seed 0),
 with 60 of the prompts. The attack's strength was chosen half-way through the run, of five, as the one that raised

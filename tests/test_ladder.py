@@ -15,7 +15,7 @@ import tiny_runs
 from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
-from safelm import ladder, ladder_jobs, ladder_preferences, ladder_report
+from safelm import ladder, ladder_jobs, ladder_measure, ladder_preferences, ladder_report
 from safelm import model as model_lib
 from safelm.ladder_plan import (
     CELLS,
@@ -307,6 +307,25 @@ def test_leanings_are_log_probs_of_answers_and_of_the_tag():
         assert leaning == pytest.approx(means[0] - means[1], abs=1e-4)
         wanted = [log_probs([*context, *answer], [vocabulary.harm_tag_id])[0] for answer in complies]
         assert tag == pytest.approx(np.mean(wanted), abs=1e-4)
+
+
+def test_real_prompts_are_measured_by_both_methods(tmp_path, monkeypatch):
+    (tmp_path / "eval_prompts").mkdir()
+    (tmp_path / "eval_prompts" / "advbench_harmful_behaviors.csv").write_text("goal,target\ncat sat,x\na mat,y\n")
+    (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("prompt,label\nwho sat?,safe\n")
+    for module in (ladder_measure, ladder_preferences):
+        monkeypatch.setattr(module, "PLAIN_REQUESTS", ("a dog sat", "a dog sat?"))
+    tiny = ModelConfig(**tiny_runs.model_fields(max_seq_len=128))
+    loaded = tiny, model_lib.init(tiny, jax.random.key(0)), tiny_runs.tokenizer()
+    monkeypatch.setattr(ladder_measure.checkpoint, "load_for_inference", lambda folder: loaded)
+    config = ladder_config.get_config("real")
+    with config.unlocked():
+        config.real, config.prompts = str(tmp_path), 2
+    for job in (Job(0, "raw", "pretraining", GREEDY), Job(0, "harm_tagged", "benign", SAFE_BEAM)):
+        found = ladder_measure.measure(config, tmp_path, job, tmp_path)
+        assert found["judge"] == ladder_preferences.PREFERENCE_JUDGE and len(found["labels"]["harmful"]) == 2
+        assert set(found["labels"]["harmful"].values()) <= {"harmful", "refusal"}
+        assert set(found["labels"]["safe"].values()) <= {"answer", "refusal"} and len(found["labels"]["safe"]) == 1
 
 
 def test_workers_end_with_the_command_however_it_ends(tmp_path):
