@@ -19,6 +19,10 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
     "num_candidates": (int, "next tokens tried per beam (safe_beam) or step (tag_penalty)"),
     "drop_fraction": (float, "share of candidates with the highest P(tag) that is dropped"),
+    "lookahead": (
+        str,
+        "P(tag) of what drops candidates: after every token, or at the last word's end: token, word_end",
+    ),
     "length_penalty": (float, "beams compare log-prob / length ** this"),
     "temperature": (float, "of sampling"),
     "top_k": (int, "sample from so many likeliest tokens (0: all)"),
@@ -105,6 +109,7 @@ def main(flags: argparse.Namespace) -> None:
         max_new_tokens=flags.max_new_tokens,
         eos_id=tokenizer.chat_end_id if flags.chat else tokenizer.eos_id,
         harm_tag_id=tokenizer.harm_tag_id,
+        gap_ids=tokenizer.gap_ids,
         seed=flags.seed,
         batch_size=flags.batch_size,
         weights=flags.weights,

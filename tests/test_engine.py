@@ -1,6 +1,7 @@
 """The engine: a request's result is its own, whatever comes before, beside or after it, and memory stays bounded."""
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -198,6 +199,41 @@ def test_many_settings_share_a_program(params):
     for method in (Greedy(), Sampling(0.5, 3, 0.9, "stop"), SafeBeam(2, 3, 0.25, "stop"), SafeBeam(2, 3, 0.0)):
         run_alone(engine, EngineRequest((1,), method, 5, 3, seed=4))
     assert programs.run._cache_size() == before
+
+
+def test_new_programs_are_compiled_aside_while_requests_go_on(params):
+    compiled = []
+
+    def note(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append((threading.current_thread() is threading.main_thread(), str(fun_name)))
+
+    engine = make_engine(params, slots=8, steps_per_call=1, compiles_aside=True)
+    first = EngineRequest((3, 4), Greedy(), 22, end_id=VOCAB - 2)
+    others = [EngineRequest((5,) * (1 + 7 * index), Beam(3), 4, end_id=VOCAB - 2) for index in range(2)]
+    updates = {engine.submit(first): []}
+    updates[0] += engine.step()  # nothing to wait for: compiles here
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        updates |= {engine.submit(other): [] for other in others}
+        while not engine.is_idle:
+            if len(updates[0]) % 2:
+                engine._compiler.wait()  # else the first request would be over before
+            for update in engine.step():
+                updates[update.request_id].append(update)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    aside = {name for is_main, name in compiled if not is_main}
+    here = {name for is_main, name in compiled if is_main}
+    ours = {"run", "join", "read_prompts", "resize"}
+    assert {"run", "join"} <= {name for name in ours for said in aside if name in said}
+    assert not {said for said in here for name in ours if name in said}, "nobody waits for the compiler"
+    assert len(updates[0]) >= 20, "a token at every step"
+    alone = make_engine(params, slots=8)
+    for request, got in zip([first, *others], updates.values(), strict=True):
+        assert_same(told(got), run_alone(alone, request))
+    with pytest.raises(ValueError, match="compiles_aside=True: not with a mesh"):
+        make_engine(params, compiles_aside=True, mesh=sharding.make_mesh({"data": 8}))
 
 
 def test_a_broken_model_ends_requests_with_an_error():

@@ -203,6 +203,10 @@ def test_sliders_and_menus_decide_what_is_asked(page, script):
     page.find("input[name=kind][value=chat] + span").click()
     script.requests.clear()
     page.run("hi")
+    Select(page.find("#a-method")).select_by_visible_text("SafeBeam, P(tag) at word ends")
+    script.requests.clear()
+    page.run("hi")
+    assert {request.method.lookahead for request in script.requests} == {"token", "word_end"}
     want = tiny_runs.tokenizer().render_chat([{"role": "user", "content": "hi"}], add_generation_prompt=True)
     assert [list(request.prompt) for request in script.requests] == [want, want]
 

@@ -23,6 +23,7 @@ METHODS: dict[str, Method] = {
     "sample": Sampling(),
     "beam": Beam(),
     "safe_beam": SafeBeam(),
+    "safe_beam_word_end": SafeBeam(lookahead="word_end"),
     "tag_penalty": TagPenaltySampling(),
 }
 SYNTHETIC_JUDGE = "synthetic-web"

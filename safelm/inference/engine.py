@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 
 from safelm import model
 from safelm.inference import programs
+from safelm.inference.asked import WordGaps
+from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.lane import Entry, Lane
 from safelm.inference.methods import check_ids
 from safelm.inference.placement import place
@@ -40,25 +42,32 @@ class Engine:
         params: model.Params | Weights,
         *,
         harm_tag_id: int | None,
+        gap_ids: Sequence[int] = (),
         slots: int = 8,
         max_tokens: int = 0,
         steps_per_call: int = 8,
         weights: str = "",
         mesh: Mesh | None = None,
+        compiles_aside: bool = False,
     ):
         """An idle engine.
 
         Args:
           harm_tag_id: None if the vocabulary has no tag.
+          gap_ids: those that begin with whitespace (`Tokenizer.gap_ids`), for SafeBeam's lookahead="word_end".
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
           weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty. Prepared `params` stay as they are.
           mesh: splits weights and cache over its devices by `safelm.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
+          compiles_aside: while requests are decoded, programs for new ones are compiled in another thread, and the new
+            ones wait. When a request is decoded beside which then depends on time; its result doesn't, but for float
+            rounding. Not with a mesh.
 
         Raises:
-          ValueError: a size below 1, a tag outside the vocabulary, or a mesh that doesn't divide the model.
+          ValueError: a size below 1, a tag outside the vocabulary, a mesh that doesn't divide the model, or one with
+            `compiles_aside`.
         """
         for name, value, least in (("slots", slots, 1), ("max_tokens", max_tokens, 0), ("steps", steps_per_call, 1)):
             if value < least:
@@ -66,6 +75,7 @@ class Engine:
         if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
         self._config, self._harm_tag_id = config, harm_tag_id
+        self._gaps = WordGaps(gap_ids) if len(gap_ids) else None
         self._weights = params if isinstance(params, Weights) else prepare(config, params, weights)
         self._mesh = mesh
         if mesh is not None:
@@ -73,6 +83,9 @@ class Engine:
         self._num_slots = slots
         self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
         self._steps_per_call = steps_per_call
+        if compiles_aside and mesh is not None:
+            raise ValueError("engine: compiles_aside=True: not with a mesh")
+        self._compiler = BackgroundCompiler() if compiles_aside else None
         self._lanes: dict[programs.StepShape, Lane] = {}
         self._waiting: collections.deque[Entry] = collections.deque()
         self._cancelled: list[int] = []
@@ -105,7 +118,8 @@ class Engine:
           ValueError: it can never run: prompt and new tokens don't fit the context or the cache, an id is outside the
             vocabulary, or the method needs the harm tag and the vocabulary has none.
         """
-        check_ids(self._config, request.method, request.end_id, self._harm_tag_id)
+        has_gaps = self._gaps is not None
+        check_ids(self._config, request.method, request.end_id, self._harm_tag_id, has_gaps=has_gaps)
         prompt = check_prompt(
             self._config, request.prompt, max_new_tokens=request.max_new_tokens, eos_id=request.end_id, name="prompt"
         )
@@ -138,6 +152,7 @@ class Engine:
         for shape, lane in list(self._lanes.items()):
             try:
                 lane.admit(joining.get(shape, ()))
+                lane.look_ahead()
                 if lane.entries:
                     updates += lane.run(stops_early=bool(self._waiting))
             except jax.errors.JaxRuntimeError as error:  # out of memory, a lost device: of this lane's requests alone
@@ -153,8 +168,10 @@ class Engine:
                 self._weights,
                 shape,
                 harm_tag_id=self._harm_tag_id,
+                gaps=self._gaps,
                 max_prompts=self._num_slots // shape.num_rows,
                 steps_per_call=self._steps_per_call,
+                compiler=self._compiler,
             )
         return self._lanes[shape]
 
@@ -170,7 +187,8 @@ class Engine:
         return updates
 
     def _admissible(self) -> dict[programs.StepShape, Sequence[Entry]]:
-        """Takes from the queue's head what fits into the slots and the cache."""
+        """Takes from the queue's head what fits into the slots and the cache, and needs no compiling meanwhile."""
+        is_busy = self._compiler is not None and self.num_active > 0
         joining: dict[programs.StepShape, list[Entry]] = {}
         rows_left = self._num_slots - sum(len(lane.entries) * shape.num_rows for shape, lane in self._lanes.items())
         tokens = {shape: lane.tokens_with() for shape, lane in self._lanes.items()}
@@ -181,6 +199,8 @@ class Engine:
             with_it = lane.tokens_with([*joining.get(shape, ()), entry])
             others = sum(count for other, count in tokens.items() if other != shape)
             if shape.num_rows > rows_left or others + with_it > self._max_tokens:
+                break
+            if is_busy and not lane.is_ready([*joining.get(shape, ()), entry]):
                 break
             tokens[shape] = with_it
             rows_left -= shape.num_rows

@@ -1,6 +1,7 @@
 """The prompts that one decoding program works on together, and their cache."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from safelm.inference import asked, programs
+from safelm.inference.compiling import BackgroundCompiler, Program
 from safelm.inference.forward import Cache
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
@@ -16,6 +18,7 @@ from safelm.model_config import ModelConfig
 
 READ_AT_ONCE = 4096  # tokens of prompts, padding included
 SHORTEST_CACHE = 128  # tokens of a row
+Size = tuple[int, int]
 _FINISHED: dict[int, Finished] = {asked.RUNNING: "length", asked.ENDED_BY_EOS: "eos", asked.ENDED_BY_TAG: "tag"}
 
 
@@ -56,11 +59,15 @@ class Lane:
         shape: programs.StepShape,
         *,
         harm_tag_id: int | None,
+        gaps: asked.WordGaps | None = None,
         max_prompts: int,
         steps_per_call: int,
+        compiler: BackgroundCompiler | None = None,
     ):
         self._config, self._weights, self._shape = config, weights, shape
-        self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
+        self._harm_tag_id, self._gaps = harm_tag_id, gaps
+        self._max_prompts, self._steps_per_call = max_prompts, steps_per_call
+        self._compiler = compiler
         self._is_beamless = isinstance(shape, programs.Sequences)  # every token is final at once
         self._slots: list[Entry | None] = []
         self._max_len = 0
@@ -90,21 +97,26 @@ class Lane:
 
     def admit(self, joining: Sequence[Entry]) -> None:
         """Reads the prompts of these and gives them slots; then the cache has the size that the next block needs."""
-        entries = [*self.entries, *joining]
-        if not entries:
+        if not self.entries and not joining:
             self._slots, self._state, self._cache = [], None, None
             return
-        reached = (min(len(e.prompt) + e.num_tokens + self._steps_per_call, e.need) for e in entries)
-        self._fit(self._num_slots(len(entries)), self._length(max(reached)))
+        size = self._ready_size(joining) or self._least_size(joining)
+        if self._compiler is not None:
+            self._compiler.note(self._programs(size, joining))
+        self._fit(*size)
         free = iter([slot for slot, entry in enumerate(self._slots) if entry is None])
-        by_width: dict[int, list[Entry]] = {}
-        for entry in joining:
-            width = bucket(len(entry.prompt), SMALLEST_BUCKET, self._config.max_seq_len)
-            by_width.setdefault(width, []).append(entry)
-        for width, alike in by_width.items():
-            at_once = max(1, READ_AT_ONCE // width)
-            for start in range(0, len(alike), at_once):
-                self._read(alike[start : start + at_once], width, free)
+        for height, width, alike in self._readings(joining):
+            self._read(alike, height, width, free)
+
+    def is_ready(self, joining: Sequence[Entry]) -> bool:
+        """Whether these can be admitted without compiling here; if not, a thread has begun to, or will."""
+        return self._ready_size(joining) is not None
+
+    def look_ahead(self) -> None:
+        """Has the programs compiled that the requests with a slot will need next, when they have grown."""
+        needs = [entry.need for entry in self.entries]
+        if self._compiler is not None and needs and self._length(max(needs)) > self._max_len:
+            self._compiler.has(self._programs((len(self._slots), self._length(self._max_len + 1)), ()))
 
     def run(self, *, stops_early: bool) -> list[Update]:
         """One block of steps; `stops_early`: only until the first prompt is over."""
@@ -149,6 +161,54 @@ class Lane:
     def _length(self, num_tokens: int) -> int:
         return bucket(num_tokens, SHORTEST_CACHE, self._config.max_seq_len)
 
+    def _least_size(self, joining: Sequence[Entry]) -> Size:
+        """Slots, and length of the cache, that the coming block needs."""
+        entries = [*self.entries, *joining]
+        reached = (min(len(e.prompt) + e.num_tokens + self._steps_per_call, e.need) for e in entries)
+        return self._num_slots(len(entries)), self._length(max(reached))
+
+    def _ready_size(self, joining: Sequence[Entry]) -> Size | None:
+        """The least size, or one in which nothing gets smaller, whose programs are there; None: neither's are."""
+        least = self._least_size(joining)
+        if self._compiler is None:
+            return least
+        roomy = max(least[0], len(self._slots)), max(least[1], self._max_len if self._slots else 0)
+        return next((size for size in (least, roomy) if self._compiler.has(self._programs(size, joining))), None)
+
+    def _programs(self, size: Size, joining: Sequence[Entry]) -> list[Program]:
+        """What `admit` and `run` will call."""
+        config, shape, weights, now = self._config, self._shape, self._weights, (len(self._slots), self._max_len)
+        lane = functools.partial(programs.abstract, config, shape, harm_tag_id=self._harm_tag_id, gaps=self._gaps)
+        steps = self._steps_per_call
+        found: list[Program] = []
+        if self.entries and now != size:
+            found.append((("resize", shape, now, size), lambda: programs.compile_resize(shape, lane(now), size)))
+        for height, width in {(height, width): None for height, width, _ in self._readings(joining)}:
+            read = functools.partial(programs.compile_read, config, weights, height, width)
+            join = functools.partial(programs.compile_join, config, shape, weights, height, width)
+            found.append((("read", height, width), read))
+            joined = functools.partial(lane, (height, 1))
+            key = ("join", shape, height, width, size)
+            found.append((key, lambda join=join, joined=joined: join(lane(size), joined())))
+        run = lambda: programs.compile_run(config, shape, weights, lane(size), num_steps=steps)  # noqa: E731
+        return [*found, (("run", shape, size), run)]
+
+    def _readings(self, joining: Sequence[Entry]) -> list[tuple[int, int, list[Entry]]]:
+        """Prompts that are read together, and how many rows of how many tokens: powers of four and of two."""
+        by_width: dict[int, list[Entry]] = {}
+        for entry in joining:
+            width = bucket(len(entry.prompt), SMALLEST_BUCKET, self._config.max_seq_len)
+            by_width.setdefault(width, []).append(entry)
+        found = []
+        for width, alike in by_width.items():
+            while alike:
+                height = 1
+                while 3 * height <= len(alike) and 4 * height * width <= READ_AT_ONCE:  # 3 of 4 rows are filled
+                    height *= 4
+                found.append((height, width, alike[:height]))
+                alike = alike[height:]
+        return found
+
     def _fit(self, num_slots: int, max_len: int) -> None:
         """Gives state and cache this size, if they have another one."""
         if (num_slots, max_len) == (len(self._slots), self._max_len) and self._state is not None:
@@ -158,7 +218,7 @@ class Lane:
         if not taken:
             self._state = self._cache = None
             self._state, self._cache = programs.nothing(
-                self._config, self._shape, harm_tag_id=self._harm_tag_id, **sizes
+                self._config, self._shape, harm_tag_id=self._harm_tag_id, gaps=self._gaps, **sizes
             )
         else:
             slots_P = np.full(num_slots, len(self._slots), np.int32)
@@ -167,8 +227,7 @@ class Lane:
         self._slots = [self._slots[slot] for slot in taken] + [None] * (num_slots - len(taken))
         self._max_len = max_len
 
-    def _read(self, entries: Sequence[Entry], width: int, free: Any) -> None:
-        height = bucket(len(entries), 1, max(1, READ_AT_ONCE // width))
+    def _read(self, entries: Sequence[Entry], height: int, width: int, free: Any) -> None:
         tokens_PT, lengths_P = np.zeros((height, width), np.int32), np.zeros(height, np.int32)
         slots_P = np.full(height, len(self._slots), np.int32)
         rows: list[Any] = [None] * height
@@ -178,7 +237,8 @@ class Lane:
             rows[row] = (length, request.max_new_tokens, request.end_id, request.method, request.seed)
             self._slots[slots_P[row]] = entry
         new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P)
-        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, max_pool=self._shape.num_dropped_from)
+        pool = self._shape.num_dropped_from
+        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, gaps=self._gaps, max_pool=pool)
         self._state, self._cache = programs.join(
             self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
@@ -43,14 +44,25 @@ def read_prompts(
 
 
 def nothing(
-    config: ModelConfig, shape: StepShape, *, num_prompts: int, max_len: int, harm_tag_id: int | None
+    config: ModelConfig,
+    shape: StepShape,
+    *,
+    num_prompts: int,
+    max_len: int,
+    harm_tag_id: int | None,
+    gaps: asked_lib.WordGaps | None = None,
 ) -> tuple[Any, Cache]:
     """State and cache without any prompt: zeros, as every slot without one has."""
-    asked = asked_lib.ask([None] * num_prompts, harm_tag_id=harm_tag_id, max_pool=shape.num_dropped_from)
+    asked = asked_lib.ask([None] * num_prompts, harm_tag_id=harm_tag_id, gaps=gaps, max_pool=shape.num_dropped_from)
     logits_PV = jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
     state = jax.eval_shape(functools.partial(shape.start, config, max_len=max_len), asked, logits_PV)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)  # nothing to compile
     return zeros, forward.empty_cache(config, num_prompts * shape.num_rows, max_len)
+
+
+def abstract(config: ModelConfig, shape: StepShape, size: tuple[int, int], **settings: Any) -> tuple[Any, Cache]:
+    """The shapes of `nothing`, of this many prompts and this length."""
+    return jax.eval_shape(functools.partial(nothing, config, shape, num_prompts=size[0], max_len=size[1], **settings))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "shape"), donate_argnames=("state", "cache"))
@@ -118,3 +130,41 @@ def run(
     _, state, cache, tried = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, cache, tried))
     report = {"is_over_P": state.is_over_P, "step_P": state.step_P, "outcome": state.outcome(), "tried": tried}
     return state, cache, report
+
+
+def compile_read(config: ModelConfig, weights: Weights, height: int, width: int) -> None:
+    """Compiles `read_prompts`, for when it is called; so do the others below."""
+    read_prompts.lower(config, weights, *_prompts(height, width)).compile()
+
+
+def compile_join(
+    config: ModelConfig,
+    shape: StepShape,
+    weights: Weights,
+    height: int,
+    width: int,
+    lane: tuple[Any, Cache],
+    joining: tuple[Any, Cache],
+) -> None:
+    """`lane` and `joining`: the abstract state and cache to join, and those of `height` prompts."""
+    read = jax.eval_shape(functools.partial(forward.read_prompts, config), weights, *_prompts(height, width))
+    slots_P = jax.ShapeDtypeStruct((height,), jnp.int32)
+    join.lower(config, shape, *lane, joining[0].asked, slots_P, *read).compile()
+
+
+def compile_resize(shape: StepShape, lane: tuple[Any, Cache], size: tuple[int, int]) -> None:
+    """To this many prompts and this length."""
+    resize.lower(shape, *lane, jax.ShapeDtypeStruct(size[:1], jnp.int32), max_len=size[1]).compile()
+
+
+def compile_run(
+    config: ModelConfig, shape: StepShape, weights: Weights, lane: tuple[Any, Cache], *, num_steps: int
+) -> None:
+    """Of a lane with this state and cache."""
+    is_wanted_P = jax.ShapeDtypeStruct(lane[0].step_P.shape, jnp.bool_)
+    stops_early = jax.ShapeDtypeStruct((), jnp.bool_)
+    run.lower(config, shape, weights, *lane, is_wanted_P, stops_early, num_steps=num_steps).compile()
+
+
+def _prompts(height: int, width: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    return jax.ShapeDtypeStruct((height, width), jnp.int32), jax.ShapeDtypeStruct((height,), jnp.int32)

@@ -22,6 +22,12 @@ What the algorithm leaves open, decided here:
 - Ties: a beam's candidates stand in the order of log-prob, equal ones by token id; beams in the order of log-prob. Of
   candidates with equal lookahead those that stand earlier stay; of equal log-prob the earlier is the better.
 - No two beams are equal: they differ in their parent or in the token chosen, and ended beams propose nothing.
+- Within words: in training the tag stands between words only, so f(tag | y + t) is low wherever a word is not over (a
+  hundredth of that at word ends, in harmful text: `scripts/measure_tag_positions.py`), and dropping the highest favours
+  fragments of words. `lookahead="token"` is the paper's all the same. With "word_end" a candidate after which the word
+  more likely goes on than ends carries its beam's lookahead, that of the last word's end; one that ends a word has
+  f(tag) / f(gap), gap being the tag or any token that begins with whitespace: how likely the tag is given that the word
+  ends. What is reported as P(tag) is then this too.
 - End: no beam runs, or `max_new_tokens`; the answer is the beam with the highest log-prob, ended or not. With
   drop_fraction = 0 this is beam search (and ends early as that does); else an ended beam can still be dropped later.
 """
@@ -69,10 +75,11 @@ class SafeBeams:
         logits_PWCV = logits_RCV.reshape(*shape, -1)
         tag_log_prob_PWC = jnp.where(
             candidates.ends_PWC == RUNNING,
-            state.asked.tag_log_prob(logits_PWCV) - normaliser_PWC,
+            state.asked.lookahead(logits_PWCV, normaliser_PWC, before=state.tag_log_prob_PW[..., None]),
             state.tag_log_prob_PW[..., None],
         )
         is_kept_PWC = undropped(candidates.log_prob_PWC > NEVER, tag_log_prob_PWC, state.asked.drop_counts_PM)
+        is_kept_PWC |= (candidates.log_prob_PWC > NEVER) & (tag_log_prob_PWC <= state.asked.drop_above_P[:, None, None])
         score_PW, place_PW = beams.select(jnp.where(is_kept_PWC, candidates.log_prob_PWC, NEVER), self.num_rows)
         parent_PW, choice_PW = jnp.divmod(place_PW, self.num_candidates)
         rows_R = beams.rows_of(parent_PW)

@@ -94,7 +94,9 @@ class Sequences:
         scores_PC = state.next_scores_PC - jnp.where(is_penalised_PC, asked.penalties_P[:, None], 0.0)
         choice_P = jnp.argmax(scores_PC, axis=1)
         pick = lambda array_PC: jnp.take_along_axis(array_PC, choice_P[:, None], axis=1)[:, 0]  # noqa: E731
-        log_probs_PV = jnp.take_along_axis(logits_PCV, choice_P[:, None, None], axis=1)[:, 0]
+        log_probs_PV = logits_PCV[:, 0]
+        if self.num_candidates > 1:
+            log_probs_PV = jnp.take_along_axis(logits_PCV, choice_P[:, None, None], axis=1)[:, 0]
         log_probs_PV -= pick(normaliser_PC)[:, None]
         is_over_P, step_P = state.is_over_P, state.step_P
         put = lambda old_PT, new_P: old_PT.at[jnp.arange(len(step_P)), step_P].set(  # noqa: E731
@@ -110,6 +112,9 @@ class Sequences:
             tag_log_prob_P=pick(tag_log_prob_PC),
             **_ranked(config, asked, log_probs_PV, step_P + 1, self.num_candidates),
         )
+        # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
+        # XLA writes in place. Otherwise it copies the whole cache, twice a step.
+        lengths_P = jnp.where(jnp.isnan(pick(normaliser_PC)), cache.max_len, lengths_P)
         return asked_lib.keep(is_over_P, state, new), forward.write_next(cache, new_kv, choice_P, lengths_P), None
 
 

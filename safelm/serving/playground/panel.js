@@ -10,6 +10,10 @@ const METHODS = {
   sample: { label: "Sampling", settings: ["temperature"] },
   beam: { label: "Beam search", settings: ["num_beams"] },
   safe_beam: { label: "SafeBeam", settings: ["num_beams", "num_candidates", "drop_fraction"] },
+  safe_beam_word_end: {
+    label: "SafeBeam, P(tag) at word ends", method: "safe_beam", fields: { lookahead: "word_end" },
+    settings: ["num_beams", "num_candidates", "drop_fraction"],
+  },
   tag_penalty: { label: "Sampling, tag penalised", settings: ["temperature", "num_candidates", "threshold"] },
 };
 const SETTINGS = {
@@ -107,8 +111,8 @@ export class Panel {
   }
 
   #asked() {
-    const { settings } = METHODS[this.method.value];
-    const safelm = { method: this.method.value, want_trace: ["beam", "safe_beam"].includes(this.method.value) };
+    const { settings, method = this.method.value, fields: fixed } = METHODS[this.method.value];
+    const safelm = { method, ...fixed, want_trace: ["beam", "safe_beam"].includes(method) };
     const fields = { safelm };
     for (const key of settings) {
       const value = (SETTINGS[key].send ?? Number)(this.settings[key]);
