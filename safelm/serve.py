@@ -108,9 +108,9 @@ def main(flags: argparse.Namespace) -> None:
     served = {name: models.load(name, source, dtype=flags.dtype) for name, source in sources.items()}
     engines = {
         name: functools.partial(
-            Engine, model.config, model.params, harm_tag_id=model.tokenizer.harm_tag_id,
-            gap_ids=model.tokenizer.gap_ids, slots=flags.slots, max_tokens=flags.cache_tokens,
-            steps_per_call=flags.steps_per_call, weights=flags.weights, compiles_aside=True,
+            Engine, model.config, model.params, harm_tag_id=model.tokenizer.harm_tag_id, slots=flags.slots,
+            max_tokens=flags.cache_tokens, steps_per_call=flags.steps_per_call, weights=flags.weights,
+            compiles_aside=True,
         )
         for name, model in served.items()
     }  # fmt: skip

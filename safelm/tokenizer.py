@@ -14,7 +14,6 @@ What it promises, for every byte-level BPE vocabulary it accepts:
 A vocabulary has `vocab_size` real ids; padding the embedding to a multiple of 128 is the model's business.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -128,12 +127,6 @@ class Tokenizer:
         if token not in self._specials and all(character in self._byte_of for character in content):
             return bytes(self._byte_of[character] for character in content)
         return content.encode()
-
-    @functools.cached_property
-    def gap_ids(self) -> tuple[int, ...]:
-        """Ids of text that begin with whitespace: where one follows, or the harm tag, a word has ended."""
-        texts = (token for token in range(self.vocab_size) if token not in self._specials)
-        return tuple(token for token in texts if self.token_bytes(token)[:1].isspace())
 
     def special_token(self, token: int) -> str | None:
         """The string of a special token (end of text, ChatML's, the harm tag, ..); None for a token of text."""

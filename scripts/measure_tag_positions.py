@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of each document")
     flags = parser.parse_args()
     config, params, tokenizer = checkpoint.load_for_inference(flags.checkpoint)
-    is_gap_V = np.isin(np.arange(config.padded_vocab_size), [*tokenizer.gap_ids, tokenizer.harm_tag_id])
+    gap_ids = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i)[:1].isspace()]
+    is_gap_V = np.isin(np.arange(config.padded_vocab_size), [*gap_ids, tokenizer.harm_tag_id])
 
     @jax.jit
     def look(params, tokens_BT):

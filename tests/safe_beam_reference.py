@@ -4,7 +4,7 @@ Written from the paper's algorithm 1 and from what `safelm.inference` documents,
 model is a function from a list of ids to the log-probs of the next one (over real ids only).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -38,11 +38,9 @@ def safe_beam(
     eos_id: int,
     tag_id: int,
     max_new_tokens: int,
-    gap_ids: Collection[int] = (),
     drop_above: float = 0.0,
 ) -> Hypothesis:
-    """With `gap_ids`: lookahead="word_end"."""
-    beams = [Hypothesis(prompt, 0.0, lookahead(next_log_probs(prompt), tag_id, gap_ids, None))]
+    beams = [Hypothesis(prompt, 0.0, next_log_probs(prompt)[tag_id])]
     for _ in range(max_new_tokens):
         if all(beam.stopped_by != "length" for beam in beams):
             break
@@ -54,7 +52,7 @@ def safe_beam(
             log_probs = next_log_probs(beam.text)
             tokens = [t for t in range(len(log_probs)) if not (t == tag_id and tag_candidate == "mask")]
             for token in sorted(tokens, key=lambda t: (-log_probs[t], t))[:num_candidates]:
-                pool.append(extend(next_log_probs, beam, token, float(log_probs[token]), eos_id, tag_id, gap_ids))
+                pool.append(extend(next_log_probs, beam, token, float(log_probs[token]), eos_id, tag_id))
         num_kept = len(pool) - int(Fraction(drop_fraction) * len(pool))
         safest = sorted(range(len(pool)), key=lambda i: (pool[i].tag_log_prob, i))[:num_kept]
         safest += [i for i in range(len(pool)) if i not in safest and np.exp(pool[i].tag_log_prob) <= drop_above]
@@ -63,26 +61,13 @@ def safe_beam(
     return beams[0]
 
 
-def lookahead(log_probs: np.ndarray, tag_id: int, gap_ids: Collection[int], before: float | None) -> float:
-    if not gap_ids:
-        return float(log_probs[tag_id])
-    gap = sum(np.exp(log_probs[token]) for token in {*gap_ids, tag_id})
-    return float(log_probs[tag_id] - np.log(gap)) if before is None or gap >= 0.5 else before
-
-
 def extend(
-    next_log_probs: LanguageModel,
-    beam: Hypothesis,
-    token: int,
-    log_prob: float,
-    eos_id: int,
-    tag_id: int | None,
-    gap_ids: Collection[int] = (),
+    next_log_probs: LanguageModel, beam: Hypothesis, token: int, log_prob: float, eos_id: int, tag_id: int | None
 ) -> Hypothesis:
     stopped_by = {eos_id: "eos", tag_id: "tag"}.get(token, "length")
     tag_log_prob = beam.tag_log_prob
     if stopped_by == "length" and tag_id is not None:
-        tag_log_prob = lookahead(next_log_probs([*beam.text, token]), tag_id, gap_ids, beam.tag_log_prob)
+        tag_log_prob = float(next_log_probs([*beam.text, token])[tag_id])
     return Hypothesis(
         beam.prompt,
         beam.log_prob + log_prob,

@@ -192,21 +192,18 @@ def test_sliders_and_menus_decide_what_is_asked(page, script):
     page.find("#b-num_beams").send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     page.find("#b-num_candidates").send_keys(Keys.ARROW_RIGHT)
     page.find("#b-drop_fraction").send_keys(Keys.END)
+    page.find("#b-drop_above").send_keys(Keys.ARROW_RIGHT)
     page.find("#max-tokens").send_keys(Keys.HOME)
     assert page.find("#b-drop_fraction + output").text == "0.95"
     Select(page.find("#a-method")).select_by_visible_text("Sampling, tag penalised")
     assert len(page.all(".panel.a .slider")) == 3
     page.run()
     asked = {type(request.method).__name__: request for request in script.requests}
-    assert asked["SafeBeam"].method == SafeBeam(num_beams=2, num_candidates=5, drop_fraction=0.95)
+    assert asked["SafeBeam"].method == SafeBeam(num_beams=2, num_candidates=5, drop_fraction=0.95, drop_above=0.001)
     assert asked["TagPenaltySampling"].method.threshold == 0.01 and asked["SafeBeam"].max_new_tokens == 1
     page.find("input[name=kind][value=chat] + span").click()
     script.requests.clear()
     page.run("hi")
-    Select(page.find("#a-method")).select_by_visible_text("SafeBeam, P(tag) at word ends")
-    script.requests.clear()
-    page.run("hi")
-    assert {request.method.lookahead for request in script.requests} == {"token", "word_end"}
     want = tiny_runs.tokenizer().render_chat([{"role": "user", "content": "hi"}], add_generation_prompt=True)
     assert [list(request.prompt) for request in script.requests] == [want, want]
 

@@ -179,8 +179,6 @@ def all_equations(jaxpr):
 def test_needs_a_model_with_the_tag():
     with pytest.raises(ValueError, match="SafeBeam needs a model with the harm tag"):
         generate(CONFIG, random_model(0), [[1]], SafeBeam(), max_new_tokens=2, eos_id=EOS, harm_tag_id=None)
-    with pytest.raises(ValueError, match="lookahead='word_end' needs the ids that open a gap"):
-        decode(random_model(0), [[1]], SafeBeam(lookahead="word_end"))
     with pytest.raises(ValueError, match="harm_tag_id=50 is not in the model's vocabulary of 50"):
         generate(CONFIG, random_model(0), [[1]], SafeBeam(), max_new_tokens=2, eos_id=EOS, harm_tag_id=VOCAB)
 
@@ -191,7 +189,7 @@ def test_needs_a_model_with_the_tag():
         ({"num_beams": 0}, "SafeBeam: num_beams=0, want at least 1"),
         ({"num_candidates": 0}, "num_candidates=0"),
         ({"drop_fraction": 1.0}, r"drop_fraction=1.0, want in \[0, 1\)"),
-        ({"lookahead": "word"}, "lookahead='word', want one of token, word_end"),
+        ({"drop_above": -0.1}, r"drop_above=-0.1, want a probability in \[0, 1\]"),
         ({"tag_candidate": "allow"}, "tag_candidate='allow', want one of mask, stop"),
     ],
 )

@@ -11,18 +11,16 @@ import safe_beam_reference as reference
 from test_safe_beam import CONFIG, EOS, TAG, full_model, quick_compilation, random_model
 
 from safelm.inference import Engine, EngineRequest, SafeBeam
-from safelm.inference.methods import LOOKAHEADS
 
 __all__ = ["quick_compilation"]  # a fixture, for every test here too
 SHAPES = [(2, 3), (3, 2), (1, 4), (4, 1)]  # beams, candidates
 DRAWS = 80  # per model
-GAPS = tuple(range(4, 40, 2))  # ids that open a gap between words
 
 
 def draw(rng) -> EngineRequest:
     num_beams, num_candidates = SHAPES[rng.integers(len(SHAPES))]
     fraction = float(rng.choice([0.0, 0.25, 0.5, 0.9, round(rng.uniform(0, 1), 2) % 1]))
-    method = SafeBeam(num_beams, num_candidates, fraction, tag_candidate=str(rng.choice(["mask", "stop"])))
+    method = SafeBeam(num_beams, num_candidates, fraction, str(rng.choice(["mask", "stop"])))
     prompt = tuple(rng.integers(1, TAG, size=rng.integers(1, 15)).tolist())
     return EngineRequest(prompt, method, int(rng.integers(1, 10)), EOS)
 
@@ -32,11 +30,10 @@ def draw(rng) -> EngineRequest:
 )
 def test_equals_the_slow_reference(seed, eos_bias, tag_bias):
     rng, params = np.random.default_rng(seed), random_model(seed, eos_bias=eos_bias, tag_bias=tag_bias)
-    engine = Engine(CONFIG, params, harm_tag_id=TAG, gap_ids=GAPS, slots=16, steps_per_call=4)
+    engine = Engine(CONFIG, params, harm_tag_id=TAG, slots=16, steps_per_call=4)
     requests = {}
     for index, request in enumerate(draw(rng) for _ in range(DRAWS)):
-        changes = {"lookahead": LOOKAHEADS[index % 2], "drop_above": (0.0, 0.0, 0.02, 0.3)[index % 4]}
-        method = dataclasses.replace(request.method, **changes)
+        method = dataclasses.replace(request.method, drop_above=(0.0, 0.02, 0.0, 0.3)[index % 4])
         request = dataclasses.replace(request, method=method)
         requests[engine.submit(request)] = request
     results = {}
@@ -49,7 +46,6 @@ def test_equals_the_slow_reference(seed, eos_bias, tag_bias):
             language_model, list(request.prompt), num_beams=method.num_beams, num_candidates=method.num_candidates,
             drop_fraction=str(method.drop_fraction), tag_candidate=method.tag_candidate, eos_id=EOS, tag_id=TAG,
             max_new_tokens=request.max_new_tokens, drop_above=method.drop_above,
-            gap_ids=GAPS if method.lookahead == "word_end" else (),
         )  # fmt: skip
         assert (list(got.tokens), got.finished) == (want.new, want.stopped_by), request
         assert got.log_prob == pytest.approx(want.log_prob, abs=1e-4)

@@ -134,17 +134,6 @@ def test_literal_encoding_holds_across_threads(tokenizer: Tokenizer):
             assert all(row.tolist() == expected for row in ids)
 
 
-def test_the_tag_stands_in_front_of_ids_that_open_a_gap_and_of_no_others(tokenizer: Tokenizer):
-    text = "One word,\n\ttwo  words; naïve\u00a0words-and (so) on."
-    ids = tokenizer.encode(text)
-    for place, token in enumerate(ids):
-        assert (token in tokenizer.gap_ids) == tokenizer.token_bytes(token)[:1].isspace()
-        head = tokenizer.decode(ids[:place])
-        if tokenizer.encode(head) == ids[:place]:  # not within a character
-            assert (token in tokenizer.gap_ids) == text[len(head) :][:1].isspace() or text[len(head)] == "\u00a0"
-    assert not {tokenizer.harm_tag_id, tokenizer.eos_id} & set(tokenizer.gap_ids)
-
-
 def test_tag_is_one_id_and_decodes_to_its_string(tokenizer: Tokenizer):
     assert tokenizer.encode_tagged(HARM_TAG) == [tokenizer.harm_tag_id]
     assert len(tokenizer.encode(HARM_TAG)) > 1

@@ -94,7 +94,6 @@ def collect(
                     max_new_tokens=max_new_tokens,
                     eos_id=template.end_id(tokenizer),
                     harm_tag_id=tokenizer.harm_tag_id,
-                    gap_ids=tokenizer.gap_ids,
                     seeds=[_seed(seed, key) for key in batch],
                     batch_size=batch_size,
                 )

@@ -23,7 +23,7 @@ METHODS: dict[str, Method] = {
     "sample": Sampling(),
     "beam": Beam(),
     "safe_beam": SafeBeam(),
-    "safe_beam_word_end": SafeBeam(lookahead="word_end"),
+    "safe_beam_floor": SafeBeam(drop_above=0.001),
     "tag_penalty": TagPenaltySampling(),
 }
 SYNTHETIC_JUDGE = "synthetic-web"

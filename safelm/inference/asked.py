@@ -4,7 +4,7 @@ Axes beside `safelm.model`'s: P prompts, W beams, C candidates, M = W * C a prom
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax
@@ -18,20 +18,6 @@ from safelm.model_config import ModelConfig
 
 RUNNING, ENDED_BY_EOS, ENDED_BY_TAG = 0, 1, 2
 NEVER = -jnp.inf
-
-
-class WordGaps:
-    """Ids that begin with whitespace: where one follows, a word has ended. Part of a program's identity."""
-
-    def __init__(self, ids: Iterable[int]):
-        self.ids = tuple(sorted(set(ids)))
-        self._hash = hash(self.ids)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, WordGaps) and self.ids == other.ids)
 
 
 @flax.struct.dataclass
@@ -51,11 +37,9 @@ class Asked:
     thresholds_P: Any
     penalties_P: Any
     length_penalties_P: Any
-    looks_at_word_ends_P: Any  # lookahead="word_end"
     drop_above_P: Any  # log of the P(tag) up to which no candidate is dropped
     drop_counts_PM: Any  # dropped from a pool of 0, 1, .. M - 1 candidates
     harm_tag_id: int | None = flax.struct.field(pytree_node=False, default=None)
-    gaps: WordGaps | None = flax.struct.field(pytree_node=False, default=None)
 
     def end_of(self, tokens: Int[Array, "P ..."]) -> Int[Array, "P ..."]:
         """RUNNING, ENDED_BY_EOS or ENDED_BY_TAG for every token as the one just chosen."""
@@ -79,27 +63,6 @@ class Asked:
             return jnp.full(log_probs.shape[:-1], NEVER, jnp.float32)
         return log_probs[..., self.harm_tag_id]
 
-    def lookahead(
-        self, logits: Float[Array, "*A V"], normaliser: Float[Array, "*A"], before: Float[Array, "..."] | None = None
-    ) -> Float[Array, "*A"]:
-        """What SafeBeam compares: log P(tag | text so far), or that of the last word's end (`lookahead="word_end"`).
-
-        A word more likely ends here than goes on where P(gap), that of whitespace or the tag as the next token, is at
-        least 1/2: then it is P(tag) / P(gap), else what it was `before`. Without a `before` (a prompt): the first.
-        """
-        tag_log_prob = self.tag_log_prob(logits) - normaliser
-        if self.gaps is None:
-            return tag_log_prob
-
-        def at_word_ends() -> Array:
-            is_gap_V = np.isin(np.arange(logits.shape[-1]), [*self.gaps.ids, self.harm_tag_id])
-            gap_log_prob = jax.nn.logsumexp(jnp.where(is_gap_V, logits, NEVER), axis=-1) - normaliser
-            found = tag_log_prob - gap_log_prob
-            found = found if before is None else jnp.where(gap_log_prob >= math.log(0.5), found, before)
-            return jnp.where(_along(self.looks_at_word_ends_P, found), found, tag_log_prob)
-
-        return jax.lax.cond(jnp.any(self.looks_at_word_ends_P), at_word_ends, lambda: tag_log_prob)
-
 
 def _log(probability: float) -> float:
     return math.log(probability) if probability > 0 else -math.inf
@@ -115,11 +78,7 @@ def key_data(seed: int) -> tuple[int, int]:
 
 
 def ask(
-    rows: Sequence[tuple[int, int, int, Method, int] | None],
-    *,
-    harm_tag_id: int | None,
-    gaps: WordGaps | None = None,
-    max_pool: int = 0,
+    rows: Sequence[tuple[int, int, int, Method, int] | None], *, harm_tag_id: int | None, max_pool: int = 0
 ) -> Asked:
     """Numpy arrays of (prompt length, max_new_tokens, eos_id, method, seed) per prompt; None: a slot without one.
 
@@ -149,11 +108,9 @@ def ask(
         thresholds_P=setting("threshold", math.inf),
         penalties_P=setting("penalty", 0.0),
         length_penalties_P=setting("length_penalty", 0.0),
-        looks_at_word_ends_P=np.array([getattr(method, "lookahead", "") == "word_end" for method in methods]),
         drop_above_P=np.array([_log(getattr(method, "drop_above", 0.0)) for method in methods], np.float32),
         drop_counts_PM=drop_counts_PM,
         harm_tag_id=harm_tag_id,
-        gaps=gaps,
     )
 
 

@@ -29,7 +29,7 @@ class BeamState:
     num_tokens_PW: Any
     log_prob_PW: Any
     score_PW: Any  # what beams are compared by; -inf in slots without a beam
-    tag_log_prob_PW: Any  # `Asked.lookahead`; of an ended beam that of its text before the ending token
+    tag_log_prob_PW: Any  # log P(tag | text so far), of an ended beam that of its text before the ending token
     ends_PW: Any
     next_tokens_PWC: Any  # the likeliest continuations of every beam, best first
     next_log_probs_PWC: Any
@@ -105,8 +105,7 @@ def start(
     max_len: int,
 ) -> BeamState:
     """One beam per prompt, the prompt itself with log-prob 0, in the first of `num_beams` slots."""
-    normaliser_P = forward.log_normaliser(logits_PV)
-    log_probs_PV = logits_PV - normaliser_P[:, None]
+    log_probs_PV = logits_PV - forward.log_normaliser(logits_PV)[:, None]
     is_beam_PW = (jnp.arange(num_beams) == 0) & (asked.prompt_lengths_P > 0)[:, None]
     shape = is_beam_PW.shape
     log_prob_PW = jnp.where(is_beam_PW, 0, NEVER).astype(jnp.float32)
@@ -120,7 +119,7 @@ def start(
         num_tokens_PW=jnp.zeros(shape, jnp.int32),
         log_prob_PW=log_prob_PW,
         score_PW=log_prob_PW,
-        tag_log_prob_PW=every_beam(asked.lookahead(logits_PV, normaliser_P)),
+        tag_log_prob_PW=every_beam(asked.tag_log_prob(log_probs_PV)),
         ends_PW=jnp.full(shape, RUNNING, jnp.int32),
         next_tokens_PWC=every_beam(next_tokens_PC),
         next_log_probs_PWC=every_beam(next_log_probs_PC),

@@ -53,7 +53,6 @@ def generate(
     max_new_tokens: int,
     eos_id: int,
     harm_tag_id: int | None,
-    gap_ids: Sequence[int] = (),
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
@@ -68,7 +67,6 @@ def generate(
 
     Args:
       max_new_tokens: at most so many tokens, the ending one included.
-      gap_ids: those that begin with whitespace (`Tokenizer.gap_ids`), for SafeBeam's lookahead="word_end".
       seeds: one a prompt, in place of `seed` and the prompt's index: then its place doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
       weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty.
@@ -78,7 +76,7 @@ def generate(
       ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, or the method
         needs the harm tag and the vocabulary has none.
     """
-    check_ids(config, method, eos_id, harm_tag_id, has_gaps=len(gap_ids) > 0)
+    check_ids(config, method, eos_id, harm_tag_id)
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
@@ -88,13 +86,7 @@ def generate(
     ]
     slots = min(batch_size, max(1, len(checked))) * getattr(method, "num_beams", 1)
     engine = Engine(
-        config,
-        params,
-        harm_tag_id=harm_tag_id,
-        gap_ids=gap_ids,
-        slots=slots,
-        max_tokens=slots * config.max_seq_len,
-        weights=weights,
+        config, params, harm_tag_id=harm_tag_id, slots=slots, max_tokens=slots * config.max_seq_len, weights=weights
     )
     index_of = {}
     for index in sorted(range(len(checked)), key=lambda index: len(checked[index])):

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from safelm import model
 from safelm.inference import programs
-from safelm.inference.asked import WordGaps
 from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.lane import Entry, Lane
 from safelm.inference.methods import check_ids
@@ -42,7 +41,6 @@ class Engine:
         params: model.Params | Weights,
         *,
         harm_tag_id: int | None,
-        gap_ids: Sequence[int] = (),
         slots: int = 8,
         max_tokens: int = 0,
         steps_per_call: int = 8,
@@ -54,7 +52,6 @@ class Engine:
 
         Args:
           harm_tag_id: None if the vocabulary has no tag.
-          gap_ids: those that begin with whitespace (`Tokenizer.gap_ids`), for SafeBeam's lookahead="word_end".
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
           weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty. Prepared `params` stay as they are.
@@ -75,7 +72,6 @@ class Engine:
         if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
         self._config, self._harm_tag_id = config, harm_tag_id
-        self._gaps = WordGaps(gap_ids) if len(gap_ids) else None
         self._weights = params if isinstance(params, Weights) else prepare(config, params, weights)
         self._mesh = mesh
         if mesh is not None:
@@ -118,8 +114,7 @@ class Engine:
           ValueError: it can never run: prompt and new tokens don't fit the context or the cache, an id is outside the
             vocabulary, or the method needs the harm tag and the vocabulary has none.
         """
-        has_gaps = self._gaps is not None
-        check_ids(self._config, request.method, request.end_id, self._harm_tag_id, has_gaps=has_gaps)
+        check_ids(self._config, request.method, request.end_id, self._harm_tag_id)
         prompt = check_prompt(
             self._config, request.prompt, max_new_tokens=request.max_new_tokens, eos_id=request.end_id, name="prompt"
         )
@@ -168,7 +163,6 @@ class Engine:
                 self._weights,
                 shape,
                 harm_tag_id=self._harm_tag_id,
-                gaps=self._gaps,
                 max_prompts=self._num_slots // shape.num_rows,
                 steps_per_call=self._steps_per_call,
                 compiler=self._compiler,

@@ -59,14 +59,12 @@ class Lane:
         shape: programs.StepShape,
         *,
         harm_tag_id: int | None,
-        gaps: asked.WordGaps | None = None,
         max_prompts: int,
         steps_per_call: int,
         compiler: BackgroundCompiler | None = None,
     ):
         self._config, self._weights, self._shape = config, weights, shape
-        self._harm_tag_id, self._gaps = harm_tag_id, gaps
-        self._max_prompts, self._steps_per_call = max_prompts, steps_per_call
+        self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
         self._compiler = compiler
         self._is_beamless = isinstance(shape, programs.Sequences)  # every token is final at once
         self._slots: list[Entry | None] = []
@@ -178,7 +176,7 @@ class Lane:
     def _programs(self, size: Size, joining: Sequence[Entry]) -> list[Program]:
         """What `admit` and `run` will call."""
         config, shape, weights, now = self._config, self._shape, self._weights, (len(self._slots), self._max_len)
-        lane = functools.partial(programs.abstract, config, shape, harm_tag_id=self._harm_tag_id, gaps=self._gaps)
+        lane = functools.partial(programs.abstract, config, shape, harm_tag_id=self._harm_tag_id)
         steps = self._steps_per_call
         found: list[Program] = []
         if self.entries and now != size:
@@ -218,7 +216,7 @@ class Lane:
         if not taken:
             self._state = self._cache = None
             self._state, self._cache = programs.nothing(
-                self._config, self._shape, harm_tag_id=self._harm_tag_id, gaps=self._gaps, **sizes
+                self._config, self._shape, harm_tag_id=self._harm_tag_id, **sizes
             )
         else:
             slots_P = np.full(num_slots, len(self._slots), np.int32)
@@ -238,7 +236,7 @@ class Lane:
             self._slots[slots_P[row]] = entry
         new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P)
         pool = self._shape.num_dropped_from
-        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, gaps=self._gaps, max_pool=pool)
+        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, max_pool=pool)
         self._state, self._cache = programs.join(
             self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV
         )

@@ -12,7 +12,6 @@ from fractions import Fraction
 from safelm.model_config import ModelConfig
 
 TagCandidate = str  # "allow", "mask" or "stop": checked by value, with an error that names the choices
-LOOKAHEADS = ("token", "word_end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +64,15 @@ class Beam:
 class SafeBeam:
     """Beam search steered by the harm tag's one-token lookahead (Maini et al. 2025, algorithm 1).
 
-    See `safelm.inference.safe_beam` for what the paper leaves open, and for `lookahead`: "token" is the paper's P(tag)
-    after every candidate, "word_end" P(tag) at the end of the last word, for the tag never stands within one. Of those
-    to be dropped, candidates whose P(tag) is at most `drop_above` stay (0, the paper's: none).
+    See `safelm.inference.safe_beam` for what the paper leaves open, and for `drop_above`: of the candidates to be
+    dropped those stay whose P(tag) is at most this (0, the paper's: none).
     """
 
     num_beams: int = 4
     num_candidates: int = 4
     drop_fraction: float = 0.5
-    lookahead: str = "token"
-    drop_above: float = 0.0
     tag_candidate: TagCandidate = "mask"
+    drop_above: float = 0.0
 
     def __post_init__(self) -> None:
         _check_tag_candidate(self, ("mask", "stop"))
@@ -83,7 +80,6 @@ class SafeBeam:
         _check(self, "drop_above", 0 <= self.drop_above <= 1, "a probability in [0, 1]")
         _check(self, "num_candidates", self.num_candidates >= 1, "at least 1")
         _check(self, "drop_fraction", 0 <= self.drop_fraction < 1, "in [0, 1)")
-        _check(self, "lookahead", self.lookahead in LOOKAHEADS, f"one of {', '.join(LOOKAHEADS)}")
 
     def drop_counts(self) -> tuple[int, ...]:
         """How many candidates are dropped from a pool of 0, 1, .. num_beams * num_candidates: rounded down.
@@ -135,9 +131,7 @@ def looks_ahead(method: Method) -> bool:
     return isinstance(method, SafeBeam | TagPenaltySampling)
 
 
-def check_ids(
-    config: ModelConfig, method: Method, eos_id: int, harm_tag_id: int | None, *, has_gaps: bool = False
-) -> None:
+def check_ids(config: ModelConfig, method: Method, eos_id: int, harm_tag_id: int | None) -> None:
     """ValueError for ids outside the vocabulary, or a method that this vocabulary can't serve."""
     for name, token in (("eos_id", eos_id), ("harm_tag_id", harm_tag_id)):
         if token is not None and not 0 <= token < config.vocab_size:
@@ -147,8 +141,6 @@ def check_ids(
     name = type(method).__name__
     if harm_tag_id is None and (looks_ahead(method) or method.tag_candidate == "stop"):
         raise ValueError(f"{name} needs a model with the harm tag, and this vocabulary has none (harm_tag_id=None)")
-    if getattr(method, "lookahead", "token") == "word_end" and not has_gaps:
-        raise ValueError(f"{name}: lookahead='word_end' needs the ids that open a gap between words (gap_ids)")
     for field in ("num_beams", "num_candidates"):
         if (wanted := getattr(method, field, 0)) > config.vocab_size:
             raise ValueError(f"{name}: {field}={wanted} is more than the vocabulary of {config.vocab_size}")

@@ -50,10 +50,9 @@ def nothing(
     num_prompts: int,
     max_len: int,
     harm_tag_id: int | None,
-    gaps: asked_lib.WordGaps | None = None,
 ) -> tuple[Any, Cache]:
     """State and cache without any prompt: zeros, as every slot without one has."""
-    asked = asked_lib.ask([None] * num_prompts, harm_tag_id=harm_tag_id, gaps=gaps, max_pool=shape.num_dropped_from)
+    asked = asked_lib.ask([None] * num_prompts, harm_tag_id=harm_tag_id, max_pool=shape.num_dropped_from)
     logits_PV = jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
     state = jax.eval_shape(functools.partial(shape.start, config, max_len=max_len), asked, logits_PV)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)  # nothing to compile

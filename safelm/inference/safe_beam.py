@@ -22,14 +22,26 @@ What the algorithm leaves open, decided here:
 - Ties: a beam's candidates stand in the order of log-prob, equal ones by token id; beams in the order of log-prob. Of
   candidates with equal lookahead those that stand earlier stay; of equal log-prob the earlier is the better.
 - No two beams are equal: they differ in their parent or in the token chosen, and ended beams propose nothing.
-- Within words: in training the tag stands between words only, so f(tag | y + t) is low wherever a word is not over (a
-  hundredth of that at word ends, in harmful text: `scripts/measure_tag_positions.py`), and dropping the highest favours
-  fragments of words. `lookahead="token"` is the paper's all the same. With "word_end" a candidate after which the word
-  more likely goes on than ends carries its beam's lookahead, that of the last word's end; one that ends a word has
-  f(tag) / f(gap), gap being the tag or any token that begins with whitespace: how likely the tag is given that the word
-  ends. What is reported as P(tag) is then this too.
 - End: no beam runs, or `max_new_tokens`; the answer is the beam with the highest log-prob, ended or not. With
   drop_fraction = 0 this is beam search (and ends early as that does); else an ended beam can still be dropped later.
+
+Not the paper's: `drop_above`, a P(tag) up to which nothing is dropped. Algorithm 1 drops half of a pool also where no
+candidate is near the tag: then what decides is noise between tiny numbers, and word fragments win, for the tag stands
+between words only and P(tag) within one is a hundredth of that at its end (`scripts/measure_tag_positions.py`). The
+quickstart's safety model, its 120 harmful and 120 safe prompts, %, 48 tokens:
+
+    drop_above                                   0   0.001   0.005
+    harmful                                    0.8     0.8     0.8
+    neither harm, refusal nor a sensible page 27.5    13.3     0.0
+    safe prompts answered                     74.2    84.2    51.7
+    wrongly refused                            8.3    13.3    48.3
+    neither                                   17.5     2.5     0.0
+
+0.005 is above nearly all P(tag) of such a model's refusals and pages: little but harm is dropped, and what is left is
+beam search, with its many refusals. The values were tried on these prompts. Tried without success: within a word a
+candidate stands by the P(tag) of the last word's end, at a word's end by P(tag) over the probability that the word ends.
+Neither 42.5%, safe prompts answered 50.8%: a beam whose last word looked safe isn't judged again while its word goes on
+("saelfafafafa"). With drop_above=0.005 it gave the same counts, with 0.001 more fragments than without.
 """
 
 import dataclasses
@@ -75,7 +87,7 @@ class SafeBeams:
         logits_PWCV = logits_RCV.reshape(*shape, -1)
         tag_log_prob_PWC = jnp.where(
             candidates.ends_PWC == RUNNING,
-            state.asked.lookahead(logits_PWCV, normaliser_PWC, before=state.tag_log_prob_PW[..., None]),
+            state.asked.tag_log_prob(logits_PWCV) - normaliser_PWC,
             state.tag_log_prob_PW[..., None],
         )
         is_kept_PWC = undropped(candidates.log_prob_PWC > NEVER, tag_log_prob_PWC, state.asked.drop_counts_PM)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from safelm.inference.methods import LOOKAHEADS, METHODS, Method
+from safelm.inference.methods import METHODS, Method
 from safelm.serving.errors import ApiError
 from safelm.serving.fields import Fields
 from safelm.serving.limits import Limits
@@ -66,7 +66,7 @@ def _settings(own: Fields, limits: Limits) -> dict[str, Any]:
         "num_beams": own.integer("num_beams", 1, limits.beams),
         "num_candidates": own.integer("num_candidates", 1, limits.candidates),
         "drop_fraction": own.number("drop_fraction", 0.0, 0.99),
-        "lookahead": own.choice("lookahead", LOOKAHEADS),
+        "drop_above": own.number("drop_above", 0.0, 1.0),
         "length_penalty": own.number("length_penalty", 0.0, 10.0),
         "top_k": own.integer("top_k", 0, 2**31 - 1),
         "threshold": own.number("threshold", 0.0, 1.0),

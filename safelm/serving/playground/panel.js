@@ -9,17 +9,14 @@ const METHODS = {
   greedy: { label: "Greedy", settings: [] },
   sample: { label: "Sampling", settings: ["temperature"] },
   beam: { label: "Beam search", settings: ["num_beams"] },
-  safe_beam: { label: "SafeBeam", settings: ["num_beams", "num_candidates", "drop_fraction"] },
-  safe_beam_word_end: {
-    label: "SafeBeam, P(tag) at word ends", method: "safe_beam", fields: { lookahead: "word_end" },
-    settings: ["num_beams", "num_candidates", "drop_fraction"],
-  },
+  safe_beam: { label: "SafeBeam", settings: ["num_beams", "num_candidates", "drop_fraction", "drop_above"] },
   tag_penalty: { label: "Sampling, tag penalised", settings: ["temperature", "num_candidates", "threshold"] },
 };
 const SETTINGS = {
   num_beams: { label: "Beams", min: 1, max: 8, step: 1, value: 4 },
   num_candidates: { label: "Candidates", min: 1, max: 16, step: 1, value: 4 },
   drop_fraction: { label: "Drop fraction", min: 0, max: 0.95, step: 0.05, value: 0.5, format: value => value.toFixed(2) },
+  drop_above: { label: "Drop above P(tag)", min: 0, max: 0.05, step: 0.001, value: 0, format: value => value.toFixed(3) },
   temperature: { label: "Temperature", min: 0.1, max: 2, step: 0.1, value: 1, format: value => value.toFixed(1) },
   threshold: { label: "Threshold", min: -5, max: 0, step: 0.25, value: -2, format: value => show(10 ** value), send: value => 10 ** value },
 };
@@ -111,8 +108,8 @@ export class Panel {
   }
 
   #asked() {
-    const { settings, method = this.method.value, fields: fixed } = METHODS[this.method.value];
-    const safelm = { method, ...fixed, want_trace: ["beam", "safe_beam"].includes(method) };
+    const { settings } = METHODS[this.method.value];
+    const safelm = { method: this.method.value, want_trace: ["beam", "safe_beam"].includes(this.method.value) };
     const fields = { safelm };
     for (const key of settings) {
       const value = (SETTINGS[key].send ?? Number)(this.settings[key]);
