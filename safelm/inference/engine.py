@@ -143,11 +143,12 @@ class Engine:
 
     def _step(self) -> list[Update]:
         updates = self._drop_cancelled()
+        for lane in self._lanes.values():  # what runs comes first
+            lane.look_ahead()
         joining = self._admissible()
         for shape, lane in list(self._lanes.items()):
             try:
                 lane.admit(joining.get(shape, ()))
-                lane.look_ahead()
                 if lane.entries:
                     updates += lane.run(stops_early=bool(self._waiting))
             except jax.errors.JaxRuntimeError as error:  # out of memory, a lost device: of this lane's requests alone

@@ -39,7 +39,7 @@ quickstart's safety model, its 120 harmful and 120 safe prompts, %, 48 tokens:
 
 0.005 is above nearly all P(tag) of such a model's refusals and pages: little but harm is dropped, and what is left is
 beam search, with its many refusals. The values were tried on these prompts. Tried without success: within a word a
-candidate stands by the P(tag) of the last word's end, at a word's end by P(tag) over the probability that the word ends.
+candidate stands by the P(tag) of the last word's end, at a word's end by P(tag) over the probability that it ends.
 Neither 42.5%, safe prompts answered 50.8%: a beam whose last word looked safe isn't judged again while its word goes on
 ("saelfafafafa"). With drop_above=0.005 it gave the same counts, with 0.001 more fragments than without.
 """
