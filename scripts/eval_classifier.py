@@ -123,12 +123,14 @@ def embed_sets(backbone: str, sets: Mapping[str, LabelledSet], cache: str | None
 
 
 def sliced(backbone: str, features: Mapping[str, Mapping[str, Features]]) -> dict[str, Features] | None:
-    """The embeddings of one layer, where they are a part of the default's several layers; else None."""
+    """The embeddings of one layer and pooling, where they are a part of the default's several layers; else None."""
     one, several = (load_backbone(**recipe_of(name).backbone) for name in (backbone, "default"))
-    same = {**one.spec, "layer": None} == {**several.spec, "layer": None} and set(one.layers) < set(several.layers)
-    if "default" not in features or backbone == "default" or not same or len(one.layers) != 1:
+    anything = {"layer": None, "pooling": None}
+    same = one.spec | anything == several.spec | anything and several.pooling in (one.pooling, f"{one.pooling}_last")
+    inside = same and len(one.layers) == 1 and one.layers[0] in several.layers
+    if "default" not in features or backbone == "default" or not inside:
         return None
-    start = several.layers.index(one.layers[0]) * one.dim
+    start = several.layers.index(one.layers[0]) * (several.dim // len(several.layers))
     return {name: (x_CD[:, start : start + one.dim], text_C) for name, (x_CD, text_C) in features["default"].items()}
 
 

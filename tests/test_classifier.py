@@ -15,7 +15,7 @@ import pytest
 
 from safelm import model
 from safelm.safety import classifier
-from safelm.safety.classifier import checkpoint, head, metrics, training, tuning
+from safelm.safety.classifier import calibration, checkpoint, head, metrics, ridge, training, tuning
 from safelm.safety.classifier.head import HeadRecipe
 from safelm.safety.classifier.tuning import TuningRecipe
 from safelm.safety.embedding import Backbone, chunking
@@ -93,7 +93,7 @@ def test_the_loss_of_unsafe_examples_is_multiplied_by_lambda():
     np.testing.assert_allclose(head.weighted_loss(logits, scores, 7.0), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", ["adam", "exact"])
+@pytest.mark.parametrize("solver", ["adam", "exact", "ridge"])
 def test_a_larger_lambda_finds_more_unsafe_texts_and_more_false_ones(solver: str):
     x, scores = blobs()
     found = {}
@@ -120,6 +120,40 @@ def test_the_exact_solver_is_at_the_optimum():
     loss = lambda p: head.weighted_loss(head.apply(p, x), scores, 5.0) / mean_weight + 0.05 * (p["kernel"] ** 2).sum()  # noqa: E731
     gradient = jax.grad(loss)(params)
     assert max(float(abs(g).max()) for g in gradient.values()) < 1e-3
+
+
+@pytest.mark.parametrize("dims", [4, 60], ids=["more texts than dimensions", "more dimensions than texts"])
+def test_the_ridge_solver_is_the_weighted_least_squares_of_the_scores_order(dims: int):
+    rng = np.random.default_rng(0)
+    scores = rng.choice([0, 1, 3, 4, 5], 40)
+    x = rng.normal(size=(40, dims)) + scores[:, None] * rng.normal(size=dims)
+    weights = np.where(scores > 0, 3.0, 1.0)
+    weights /= weights.mean()
+    kernel, bias = ridge.fit(x, scores, weights, l2=0.5)
+    number = np.searchsorted([0, 1, 3, 4, 5], scores)
+    centred = x - np.average(x, axis=0, weights=weights)
+    normal = centred.T @ (centred * weights[:, None]) + 0.5 * 40 * np.eye(dims)
+    direction = np.linalg.solve(normal, centred.T @ (weights * (number - np.average(number, weights=weights))))
+    step = kernel[:, 1] - kernel[:, 0]  # one direction for all scores, which rise in order
+    np.testing.assert_allclose(step / np.linalg.norm(step), direction / np.linalg.norm(direction), atol=1e-6)
+    value, expected = x @ direction, calibration.expected_score((x @ kernel + bias).astype(np.float32))
+    assert (np.diff(expected[np.argsort(value)]) > -1e-5).all() and np.ptp(expected) > 1
+
+
+def test_the_ridge_solver_left_out_values_are_those_of_fits_without_the_text():
+    rng = np.random.default_rng(1)
+    x, target, weights = rng.normal(size=(30, 3)), rng.normal(size=30), np.ones(30)
+    _, _, left_out = ridge._least_squares(x, target, weights, 1e-9)
+    for i in range(30):
+        rest = np.arange(30) != i
+        direction, offset, _ = ridge._least_squares(x[rest], target[rest], weights[rest], 1e-9)
+        assert abs(x[i] @ direction + offset - left_out[i]) < 1e-6
+
+
+def test_the_ridge_solver_needs_an_l2():
+    x, scores = blobs()
+    with pytest.raises(ValueError, match=r"head\.l2=0\.0: the ridge solver"):
+        head.fit(x, scores, HeadRecipe("ridge"))
 
 
 # --- tuning

@@ -58,7 +58,7 @@ def test_batches_order_and_neighbours_change_nothing(backbone, embedder):
 
 def test_padding_takes_no_part(backbone):
     tokens_BT = jnp.asarray([[2, 8, 9, 3, 0, 0]])
-    for kind in ("mean", "max", "last"):
+    for kind in ("mean", "max", "last", "mean_last"):
         tuned = load_backbone(**backbone.spec | {"pooling": kind})
         pooled = jax.jit(tuned.pooled)
         lengths_B = jnp.asarray([4])
@@ -67,6 +67,14 @@ def test_padding_takes_no_part(backbone):
             pooled(backbone.params, tokens_BT.at[0, 4:].set(11), lengths_B),
             atol=1e-6,
         )
+
+
+def test_mean_last_is_the_mean_and_the_last_joined(backbone):
+    tokens_BT, lengths_B = jnp.asarray([[2, 8, 9, 3, 0, 0], [2, 5, 0, 0, 0, 0]]), jnp.asarray([4, 2])
+    kinds = {kind: load_backbone(**backbone.spec | {"pooling": kind}) for kind in ("mean", "last", "mean_last")}
+    found = {kind: jax.jit(b.pooled)(b.params, tokens_BT, lengths_B) for kind, b in kinds.items()}
+    np.testing.assert_allclose(found["mean_last"], np.concatenate([found["mean"], found["last"]], axis=1), atol=1e-6)
+    assert found["mean_last"].shape[1] == kinds["mean_last"].dim == 2 * kinds["mean"].dim
 
 
 def test_one_compilation_a_bucket(backbone):

@@ -10,9 +10,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from safelm.safety.classifier import ridge
 from safelm.safety.classifier.metrics import CLASSES
 
 ArrayLike = Array | np.ndarray
+SOLVERS = ("adam", "exact", "ridge")
 HeadParams = dict[str, Array | np.ndarray]  # kernel [D, 6], bias [6], float32
 
 
@@ -21,9 +23,10 @@ class HeadRecipe:
     """How the head is trained while the backbone stands still.
 
     Attributes:
-      solver: "adam" (the paper's: some epochs of mini-batches) or "exact" (L-BFGS to the optimum of the whole set).
+      solver: "adam" (the paper's: some epochs of mini-batches), "exact" (L-BFGS to the optimum of the whole set) or
+        "ridge" (least squares of the score along one direction, see `ridge`).
       harm_weight: lambda, by which the loss of examples with a score above 0 is multiplied (Maini et al. 2025, C.1).
-      l2: weight of half the squared norm of the kernel, beside a mean loss whose weights have mean 1 ("exact" only).
+      l2: weight of half the squared norm of the kernel, beside a mean loss whose weights have mean 1 (not "adam").
       standardize: whether features get mean 0 and deviation 1 for training (folded into the kernel afterwards).
     """
 
@@ -37,8 +40,8 @@ class HeadRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.solver not in ("adam", "exact"):
-            raise ValueError(f"head.solver={self.solver!r}: one of adam, exact")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"head.solver={self.solver!r}: one of {', '.join(SOLVERS)}")
         for name in ("harm_weight", "learning_rate", "batch_size", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
@@ -74,7 +77,7 @@ def fit(x_ND: Float[np.ndarray, "N D"], scores_N: Int[np.ndarray, " N"], recipe:
         mean_D, scale_D = x_ND.mean(0), x_ND.std(0)
         scale_D = np.where(scale_D > 1e-6 * max(float(scale_D.max()), 1e-12), scale_D, 1.0).astype(np.float32)
     standard_ND = jnp.asarray((x_ND - mean_D) / scale_D, jnp.float32)
-    solve = _adam if recipe.solver == "adam" else _exact
+    solve = {"adam": _adam, "exact": _exact, "ridge": _ridge}[recipe.solver]
     params = jax.tree.map(np.asarray, solve(standard_ND, jnp.asarray(scores_N), recipe))
     kernel = params["kernel"] / scale_D[:, None]
     return {"kernel": kernel.astype(np.float32), "bias": (params["bias"] - mean_D @ kernel).astype(np.float32)}
@@ -110,6 +113,12 @@ def _adam(x_ND: jax.Array, scores_N: jax.Array, recipe: HeadRecipe) -> HeadParam
 def _exact(x_ND: jax.Array, scores_N: jax.Array, recipe: HeadRecipe) -> HeadParams:
     weight = float(np.mean(weights_of(scores_N, recipe.harm_weight)))
     return _lbfgs(x_ND, scores_N, recipe.harm_weight, recipe.l2, weight)
+
+
+def _ridge(x_ND: jax.Array, scores_N: jax.Array, recipe: HeadRecipe) -> HeadParams:
+    weights_N = np.asarray(weights_of(scores_N, recipe.harm_weight), np.float64)
+    kernel, bias = ridge.fit(np.asarray(x_ND), np.asarray(scores_N), weights_N / weights_N.mean(), recipe.l2)
+    return {"kernel": kernel, "bias": bias}
 
 
 @functools.partial(jax.jit, static_argnames="max_steps")

@@ -28,7 +28,7 @@ def default_config() -> ConfigDict:
                 "learning_rate": 1e-3,
                 "batch_size": 32,
                 "standardize": False,
-                "l2": (),  # to choose from ("exact" solver)
+                "l2": (),  # to choose from (not "adam")
             },
             "tuning": {
                 "last_n": config_dict.placeholder(int),  # None: all parameters; 0: none

@@ -35,7 +35,7 @@ class Recipe:
     Attributes:
       backbone: the arguments of `load_backbone`.
       head, tuning: how each is trained; `tuning.last_n` 0 keeps the backbone as it is.
-      l2: what to choose `head.l2` from, by cross-validated cross-entropy (frozen backbone, "exact" solver).
+      l2: what to choose `head.l2` from, by cross-validated cross-entropy (frozen backbone, not "adam").
       target_recall: per level (1 and 3) the share of unsafe held-out texts that the threshold lets the classifier find.
       folds: of the cross-validation. held_out: the share of texts kept from training when the backbone is trained.
     """

@@ -42,7 +42,7 @@ class Backbone:
       params: nested dict of numpy arrays, float32.
       tokenizer: cuts texts into chunks.
       layers: which layers' states are pooled, their vectors joined; empty: the last one, normed as the model norms it.
-      pooling: "mean", "cls", "max" or "last" over the tokens of a chunk, padding left out.
+      pooling: "mean", "cls", "max", "last" or "mean_last" (both, joined) over the tokens of a chunk, padding left out.
       is_normalized: whether embeddings have length 1.
       max_tokens: of a chunk, special tokens and prefix included.
     """
@@ -60,7 +60,7 @@ class Backbone:
 
     @property
     def dim(self) -> int:
-        return self.config.d_model * max(len(self.layers), 1)
+        return self.config.d_model * max(len(self.layers), 1) * pooling.WIDTHS.get(self.pooling, 1)
 
     @property
     def is_encoder(self) -> bool:
@@ -125,8 +125,8 @@ def load_backbone(
         package's weights by name: "minilm", "smollm2".
       layer: which layer's states to pool, or several whose vectors are joined; 0 is the embeddings. When not given the
         last one with its final norm; 15 for "smollm2".
-      pooling: "mean", "cls", "max" or "last"; when not given what the folder's modules.json and 1_Pooling say, else
-        "cls" for GTE and "mean" for everything else.
+      pooling: "mean", "cls", "max", "last" or "mean_last"; when not given what the folder's modules.json and
+        1_Pooling say, else "cls" for GTE and "mean" for everything else.
       max_tokens: of a chunk; when not given the folder's own limit, 512 at most.
       prefix: text in front of every chunk, such as E5's "query: ".
       normalize: whether embeddings get length 1; when not given as the folder's modules.json says, else not.

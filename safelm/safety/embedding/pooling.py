@@ -4,11 +4,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-POOLINGS = ("mean", "cls", "max", "last")
+POOLINGS = ("mean", "cls", "max", "last", "mean_last")
+WIDTHS = {"mean_last": 2}  # vectors that a pooling joins, where more than one
 
 
-def pool(kind: str, x_BTD: Float[Array, "B T D"], lengths_B: Int[Array, " B"]) -> Float[Array, "B D"]:
-    """The mean, the first, the largest per dimension or the last of each row's first `lengths_B` vectors, float32."""
+def pool(kind: str, x_BTD: Float[Array, "B T D"], lengths_B: Int[Array, " B"]) -> Float[Array, "B E"]:
+    """The mean, the first, the largest per dimension or the last of each row's first `lengths_B` vectors, float32.
+
+    "mean_last" gives the mean and the last one behind it, 2 D long.
+    """
+    if kind == "mean_last":
+        return jnp.concatenate([pool("mean", x_BTD, lengths_B), pool("last", x_BTD, lengths_B)], axis=-1)
     if kind == "cls":
         return x_BTD[:, 0].astype(jnp.float32)
     if kind == "last":
