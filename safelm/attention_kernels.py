@@ -160,9 +160,9 @@ def _on_every_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return attend(q_BTNH, k_BTKH, v_BTKH, visible)
-    query = sharding.partition_spec(("batch", "length", "heads", "head_dim"))
-    key = sharding.partition_spec(("batch", "length", "kv_heads", "head_dim"))
-    rows = sharding.partition_spec(("batch",))
+    query = sharding.activation_spec(("batch", "length", "heads", "head_dim"))
+    key = sharding.activation_spec(("batch", "length", "kv_heads", "head_dim"))
+    rows = sharding.activation_spec(("batch",))
     # Kernels carry no record of the axes their results vary over: check_vma would refuse them.
     mapped = jax.shard_map(attend, in_specs=(query, key, key, rows), out_specs=query, check_vma=False)
     return mapped(q_BTNH, k_BTKH, v_BTKH, visible)

@@ -122,7 +122,19 @@ def _num_shards(mesh_shape: Mapping[str, int], axes: str | tuple[str, ...] | Non
 def num_shards(name: str) -> int:
     """Into how many parts `jax.set_mesh`'s mesh splits an axis of this logical name; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else _num_shards(mesh.shape, LOGICAL_AXES[name])
+    return 1 if mesh.empty else _num_shards(mesh.shape, activation_spec((name,))[0])
+
+
+def activation_spec(names: Sequence[str | None]) -> PartitionSpec:
+    """`partition_spec` without the axes that `jax.shard_map` has split already around here."""
+    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+
+    def left(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(axes, tuple):
+            return tuple(axis for axis in axes if axis not in manual) or None
+        return None if axes in manual else axes
+
+    return PartitionSpec(*map(left, partition_spec(names)))
 
 
 def param_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: Any | None = None) -> Any:
@@ -196,8 +208,7 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
         return x
-    spec = partition_spec(names)
-    pairs = zip(x.shape, spec, strict=True)
+    pairs = zip(x.shape, activation_spec(names), strict=True)
     kept = [axes if size % _num_shards(mesh.shape, axes) == 0 else None for size, axes in pairs]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from safelm import model, sharding
@@ -170,7 +170,33 @@ def _summed_gradients(
     grad_accum_steps: int,
     param_shardings: PyTree,
 ) -> tuple[PyTree, LossSums]:
-    """Float32 gradients of the summed loss, and the sums, over all micro-batches."""
+    """Float32 gradients of the summed loss, and the sums, over all micro-batches.
+
+    Where micro-batches meet a data axis, every data group sums its own, and the groups' sums are added up once: the
+    network between slices carries the gradients once an update, not once a micro-batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    # With a tensor axis beside it, XLA's partitioner (jaxlib 0.10.2) aborts on the embedding's lookup.
+    if grad_accum_steps == 1 or mesh.empty or mesh.shape["data"] == 1 or mesh.shape["tensor"] > 1:
+        return _accumulated(loss, params, batch, grad_accum_steps, param_shardings)
+
+    def of_group(params: PyTree, batch: Batch) -> tuple[PyTree, LossSums]:
+        specs = jax.tree.map(lambda where: where.spec, param_shardings)
+        return jax.lax.psum(_accumulated(loss, params, batch, grad_accum_steps, specs), "data")
+
+    rows, same = PartitionSpec("data"), PartitionSpec()
+    grouped = jax.shard_map(of_group, in_specs=(same, rows), out_specs=same, axis_names={"data"}, check_vma=False)
+    return grouped(params, batch)
+
+
+def _accumulated(
+    loss: Callable[[PyTree, Batch], tuple[Float[Array, ""], LossSums]],
+    params: PyTree,
+    batch: Batch,
+    grad_accum_steps: int,
+    param_shardings: PyTree,
+) -> tuple[PyTree, LossSums]:
+    """`_summed_gradients` of the rows that are here."""
 
     def gradients_of(micro_batch: Batch) -> tuple[PyTree, LossSums]:
         (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params, micro_batch)

@@ -83,10 +83,19 @@ def test_accumulated_is_not_accumulated(whole):
 
 @pytest.mark.parametrize(
     ("mesh_shape", "grad_accum_steps"),
-    [({"data": 8}, 1), ({"fsdp": 8}, 2), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)],
+    [({"data": 8}, 2), ({"fsdp": 8}, 2), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)],
 )
 def test_sharded_is_single_device(whole, mesh_shape, grad_accum_steps):
     _assert_same(whole, _update(mesh_shape, grad_accum_steps=grad_accum_steps))
+
+
+def test_gradients_cross_the_data_axis_once_an_update_not_once_a_micro_batch():
+    program, mesh = _program((("data", 8),), 2)
+    arguments = (program.abstract_state, train_step.abstract_batch(program, ROWS, LENGTH))
+    with jax.set_mesh(mesh):
+        compiled = program.step.lower(*arguments, train_step.abstract_controls(mesh)).compile().as_text()
+    loops, once = compiled.split("\nENTRY ")
+    assert " while(" in once and " all-reduce(" in once and " all-reduce(" not in loops
 
 
 def test_a_batch_without_targets_changes_nothing():
