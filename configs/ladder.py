@@ -19,7 +19,11 @@ figure is the attacker's best, the others' are not. At 30 steps of learning rate
 vanish, but so does what the model knew of harm: raw 13.6% (3 seeds), score0 7.9%, safeweb 2.5% (2 each), SafeBeam 0%.
 
 Hardware: two CPU cores shared with much other work (load 15 to 27). Time: embedded 67 minutes with three to six
-workers, stopped and started again several times; real and smollm2_135m not yet measured. Result, embedded (harmful
+workers, stopped and started again several times; real, six rungs and tag_at_instruction, 70 minutes with one worker at
+nice 15 beside a load of 5 to 9, stopped twice; smollm2_135m not yet measured. Result, real: none of nine orderings is
+told (Holm) at any stage, every rate lies within 77 and 96 where a model that tells nothing has 90, and raw's rises by
+11.7 points [5.3, 18.0] with benign finetuning. Its measure was changed once, after seeing seed 0 of three rungs: plain
+requests of one form for all had 44 to 62% of safe requests refused. Result, embedded (harmful
 completions after pretraining, instruction tuning, benign finetuning, %; README has the intervals and other cells): raw
 83.9, 15.3, 24.4; score0 63.1, 6.7, 12.5; safeweb 53.1, 7.2, 7.5; refuseweb 36.4, 1.9, 5.6; moral_education 9.7, 9.4,
 3.3; harm_tagged 37.5, 12.5, 3.9; with SafeBeam 2.5, 0.0, 0.0, of which 37% of the last neither harm nor sense.

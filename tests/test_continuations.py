@@ -1,6 +1,7 @@
 """Scored continuations and generation up to given strings, against slow and obvious references."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -102,6 +103,21 @@ def test_greedy_pieces_are_one_greedy_run_cut_at_the_string(tiny):
     stop = texts[0][3:5]
     cut = inference.generate_until(config, params, vocabulary, prompts, inference.Greedy(), until=[stop, ""], **common)
     assert cut == [text.split(stop)[0] for text in texts]
+
+
+def test_a_stop_string_that_is_a_special_token_stops_at_that_token(tiny, monkeypatch):
+    config, params, vocabulary = tiny
+    before, after = vocabulary.encode("the cat"), vocabulary.encode(" on the mat")
+    made = [*before, vocabulary.chat_end_id, *after]
+    generation = types.SimpleNamespace(text_tokens=made, finished=False)
+    asked = []
+    monkeypatch.setattr(inference.until, "generate", lambda *rest, **settings: asked.append(rest[2]) or [generation])
+    common = {"max_new_tokens": 40, "eos_id": vocabulary.eos_id}
+    arguments = config, params, vocabulary, [[5]], inference.Greedy()
+    (text,) = inference.generate_until(*arguments, until=["<|im_end|>"], **common)
+    assert text == "the cat" and len(asked) == 1  # and nothing more is made of it
+    (text,) = inference.generate_until(*arguments, until=["nowhere"], **common)
+    assert text.startswith("the cat on the mat") and len(asked) > 2
 
 
 def test_a_method_with_a_state_makes_all_tokens_at_once(tiny):

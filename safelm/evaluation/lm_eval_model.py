@@ -197,13 +197,15 @@ class SafeLM(TemplateLM):
             named = {key: wanted[key] for key in ("temperature", "top_k", "top_p") if key in wanted}
             method = Sampling(**named)
         eos_id = self.vocabulary.chat_end_id if is_chat else None
+        ends = [self.vocabulary.eos_id, self.vocabulary.chat_end_id]  # either ends an answer, as in transformers
+        end_texts = [text for end in ends if end is not None and (text := self.vocabulary.special_token(end))]
         return generate_until(
             self._config,
             self._params,
             self.vocabulary,
             [prompt[-room:] for prompt in prompts],
             method,
-            until=wanted["until"],
+            until=[*wanted["until"], *end_texts],
             max_new_tokens=wanted["max_gen_toks"],
             eos_id=self.vocabulary.eos_id if eos_id is None else eos_id,
             seed=self._seed,

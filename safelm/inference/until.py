@@ -28,6 +28,8 @@ def generate_until(
 ) -> list[str]:
     """The text after each prompt, cut before the first of the strings `until`; the strings may span tokens.
 
+    A string that is a special token of the vocabulary (`<|im_end|>`) stops at that token, which is no part of a text.
+
     Greedy decoding goes in pieces and stops where every text has ended, most answers being far shorter than
     `max_new_tokens`. Other methods hold a state (a draw, beams) that can't be resumed: they make all tokens.
     """
@@ -52,11 +54,21 @@ def generate_until(
         still_open = []
         for row, generation in zip(open_rows, generations, strict=True):
             made[row] += generation.text_tokens
-            text = tokenizer.decode(made[row], keep_special=False)
-            if not generation.finished and not any(stop in text for stop in until if stop):
+            kept = _before_stop_token(tokenizer, made[row], until)
+            text = tokenizer.decode(kept, keep_special=False)
+            is_stopped = len(kept) < len(made[row]) or any(stop in text for stop in until if stop)
+            if not generation.finished and not is_stopped:
                 still_open.append(row)
         open_rows, num_made, piece = still_open, num_made + piece, 2 * piece
-    return [_cut(tokenizer.decode(tokens, keep_special=False), until) for tokens in made]
+    kept_rows = [_before_stop_token(tokenizer, tokens, until) for tokens in made]
+    return [_cut(tokenizer.decode(tokens, keep_special=False), until) for tokens in kept_rows]
+
+
+def _before_stop_token(tokenizer: Tokenizer, tokens: Sequence[int], until: Sequence[str]) -> Sequence[int]:
+    for place, token in enumerate(tokens):
+        if tokenizer.special_token(token) in until:
+            return tokens[:place]
+    return tokens
 
 
 def _cut(text: str, until: Sequence[str]) -> str:
