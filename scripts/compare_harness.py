@@ -7,6 +7,7 @@ lm-evaluation-harness on the same items in float32. Ends with 1 if a task differ
 
 SmolLM2-135M-Instruct, two loaded CPU cores, OMP_NUM_THREADS=1: no difference in 588 items (PIQA, WinoGrande, OpenBookQA
 and CommonsenseQA 100 each; ARC-E, ARC-C and MMLU 50 each; TriviaQA 30; GSM8K 8).
+In 40 items of GSM8K (--num_fewshot=2 --max_gen_toks=96) no score differed.
 """
 
 import argparse
