@@ -6,7 +6,7 @@ Four parts, each text tested by a head that was fitted without its group (5 fold
 calibration and thresholds, it chooses inside the training folds):
 
 - each set by itself: AUROC by backbone, beside TF-IDF with logistic regression and alt-profanity-check;
-- the recipe of --config (the default one's), on its own data and, untrained on them, on all other sets;
+- the default config's recipe, on its own data and, untrained on them, on all other sets;
 - one classifier for all sets together: the paper's table, confusion, calibration, false positives on safe pages and by
   identity. WikiText is in no training fold;
 - --classifier=DIR: a trained classifier as it is, on the sets it was not trained on.
@@ -48,9 +48,10 @@ def arguments() -> argparse.ArgumentParser:
         "eval_classifier", __doc__, "python scripts/eval_classifier.py --shared_data=DATA --output=report.json"
     )
     parser.add_argument("--shared_data", type=pathlib.Path, help="folder with classifier/ and text/")
-    parser.add_argument("--config", default=_DEFAULT, help="whose recipe is tested (configs/classifier_default.py)")
     parser.add_argument("--only", help=f"sets to test on, of {','.join(SETS)}")
-    parser.add_argument("--backbones", default="default,smollm2,minilm", help="default: the config's")
+    parser.add_argument(
+        "--backbones", default="default,smollm2,minilm", help="default: configs/classifier_default.py's"
+    )
     parser.add_argument("--limit", type=int, default=840, help="texts of a set at most (pyrit: all)")
     parser.add_argument("--safe_limit", type=int, default=200, help="pages of a safe set at most")
     parser.add_argument("--classifier", help="a folder made by safelm.train_classifier")
@@ -67,22 +68,22 @@ def main(args: argparse.Namespace) -> None:
     features: dict[str, dict[str, Features]] = {}
     for name in args.backbones.split(","):
         try:
-            features[name] = sliced(name, features, args.config) or embed_sets(name, sets, args.cache, args.config)
+            features[name] = sliced(name, features) or embed_sets(name, sets, args.cache)
         except FileNotFoundError as error:
             skipped[name] = str(error)
     if args.embed_only:
         return
-    methods = baselines(skipped) | {name: _backbone_method(name, args.config) for name in features}
+    methods = baselines(skipped) | {name: _backbone_method(name) for name in features}
     for name, labelled in sets.items():
         if name not in SAFE_SETS:
             result["own"][name] = test_alone(labelled, methods, {b: f[name] for b, f in features.items()})
             _write(args.output, result)
     if "default" in features:
         try:
-            result["recipe"] = test_recipe(sets, features["default"], args.cache, args.config)
+            result["recipe"] = test_recipe(sets, features["default"], args.cache)
         except FileNotFoundError as error:
             skipped["recipe"] = str(error)
-        result["together"] = test_together(sets, features["default"], args.config)
+        result["together"] = test_together(sets, features["default"])
     if args.classifier:
         result["shipped"] = test_shipped(args.classifier, sets, args.cache)
     _write(args.output, result)
@@ -105,9 +106,9 @@ def read_sets(args: argparse.Namespace) -> tuple[dict[str, LabelledSet], dict[st
     return sets, skipped
 
 
-def recipe_of(backbone: str, path: str = _DEFAULT) -> training.Recipe:
-    """A config's recipe, or with another backbone: "smollm2" and "minilm" with their defaults."""
-    config = read_config(path, ())
+def recipe_of(backbone: str) -> training.Recipe:
+    """The default recipe with another backbone: "smollm2" and "minilm" with their defaults."""
+    config = read_config(_DEFAULT, ())
     if backbone != "default":
         fresh = recipe_config.default_config().backbone
         fresh.source = backbone
@@ -116,14 +117,14 @@ def recipe_of(backbone: str, path: str = _DEFAULT) -> training.Recipe:
     return recipe_config.recipe(config)
 
 
-def embed_sets(backbone: str, sets: Mapping[str, LabelledSet], cache: str | None, path: str) -> dict[str, Features]:
-    embedder = CachedEmbedder(Embedder(load_backbone(**recipe_of(backbone, path).backbone)), cache)
+def embed_sets(backbone: str, sets: Mapping[str, LabelledSet], cache: str | None) -> dict[str, Features]:
+    embedder = CachedEmbedder(Embedder(load_backbone(**recipe_of(backbone).backbone)), cache)
     return {name: embedder.embed(s.texts, f"{backbone} {name}") for name, s in sets.items()}
 
 
-def sliced(backbone: str, features: Mapping[str, Mapping[str, Features]], path: str) -> dict[str, Features] | None:
+def sliced(backbone: str, features: Mapping[str, Mapping[str, Features]]) -> dict[str, Features] | None:
     """The embeddings of one layer and pooling, where they are a part of the default's several layers; else None."""
-    one, several = (load_backbone(**recipe_of(name, path).backbone) for name in (backbone, "default"))
+    one, several = (load_backbone(**recipe_of(name).backbone) for name in (backbone, "default"))
     anything = {"layer": None, "pooling": None}
     same = one.spec | anything == several.spec | anything and several.pooling in (one.pooling, f"{one.pooling}_last")
     inside = same and len(one.layers) == 1 and one.layers[0] in several.layers
@@ -179,8 +180,8 @@ def _predict(found: Predicted, params: Any, fitted: calibration.Calibration, x_C
         found.probability[level][tested_n] = columns[name]
 
 
-def _backbone_method(name: str, path: str) -> Method:
-    recipe = dataclasses.replace(recipe_of(name, path), folds=3)
+def _backbone_method(name: str) -> Method:
+    recipe = dataclasses.replace(recipe_of(name), folds=3)
     return lambda labelled, features, fold_n: cross_validate(labelled, features, fold_n, recipe)
 
 
@@ -239,20 +240,18 @@ def test_alone(
     return result
 
 
-def test_together(sets: Mapping[str, LabelledSet], features: Mapping[str, Features], path: str) -> dict[str, Any]:
+def test_together(sets: Mapping[str, LabelledSet], features: Mapping[str, Features]) -> dict[str, Any]:
     """One classifier for all sets: trained on every set but TEST_ONLY's, in grouped folds."""
-    return _test_jointly(sets, features, [name for name in sets if name not in TEST_ONLY], path)
+    return _test_jointly(sets, features, [name for name in sets if name not in TEST_ONLY])
 
 
-def test_recipe(
-    sets: Mapping[str, LabelledSet], features: Mapping[str, Features], cache: str | None, path: str
-) -> dict[str, Any]:
-    """The config's own data in grouped folds, as its command trains on it; other sets are only tested on."""
-    sources = [str(source) for source in read_config(path, ()).data]
+def test_recipe(sets: Mapping[str, LabelledSet], features: Mapping[str, Features], cache: str | None) -> dict[str, Any]:
+    """The default config's own data in grouped folds, as its command trains on it; other sets are only tested on."""
+    sources = [str(source) for source in read_config(_DEFAULT, ()).data]
     found = {source: labelled_source(source) for source in sources if source not in sets}
-    embedded = embed_sets("default", found, cache, path)
+    embedded = embed_sets("default", found, cache)
     names = [*sources, *(name for name in sets if name not in sources)]
-    return _test_jointly({n: {**sets, **found}[n] for n in names}, {**features, **embedded}, sources, path)
+    return _test_jointly({n: {**sets, **found}[n] for n in names}, {**features, **embedded}, sources)
 
 
 def labelled_source(source: str) -> LabelledSet:
@@ -263,7 +262,7 @@ def labelled_source(source: str) -> LabelledSet:
 
 
 def _test_jointly(
-    sets: Mapping[str, LabelledSet], features: Mapping[str, Features], trained_on: Sequence[str], path: str
+    sets: Mapping[str, LabelledSet], features: Mapping[str, Features], trained_on: Sequence[str]
 ) -> dict[str, Any]:
     names = list(sets)
     which = np.concatenate([np.full(len(sets[name].texts), i) for i, name in enumerate(names)])
@@ -280,7 +279,7 @@ def _test_jointly(
     trained = np.isin(which, [i for i, name in enumerate(names) if name in trained_on])
     fold_n = np.full(len(which), -1)
     fold_n[trained] = examples.folds_of(list(union.groups[trained]), _OUTER_FOLDS, 0)
-    recipe = dataclasses.replace(recipe_of("default", path), folds=3)
+    recipe = dataclasses.replace(recipe_of("default"), folds=3)
     found = cross_validate(union, (x_CD, text_C), fold_n, recipe)
     return report.by_set(sets, which, found)
 
