@@ -28,7 +28,7 @@ By `python scripts/eval_classifier.py --shared_data=DATA --cache=E --limit=200 -
 calibration and thresholds chosen inside the training folds; 95% intervals; 2 CPU cores, shared):
 
     human harm scores (pyrit)      Spearman             AUC (>= .75 vs <= .25)
-    pyrit alone, this head         .782 [.746, .810]    .949 [.933, .962]
+    pyrit alone (--data=pyrit)     .782 [.746, .810]    .949 [.933, .962]
       over four draws of folds     .771 to .783, .778   .946 to .949, .948
       with the mean states alone   .771 to .780, .776   .944 to .950, .947
     earlier head, mean states      .777                 .943
