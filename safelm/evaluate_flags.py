@@ -129,77 +129,41 @@ def parser(doc: str) -> argparse.ArgumentParser:
         "      --judge_calibration=xstest:LABELLED --output=W/chat_evaluation",
     )
     add = made.add_argument
-    add(
-        "--checkpoint",
-        action="append",
-        required=True,
-        metavar="NAME=DIR",
-        help="a model; repeatable; NAME is MODEL, MODEL@STAGE or MODEL@STAGE#SEED, as the report groups them",
-    )
+    add("--checkpoint", action="append", required=True, metavar="NAME=DIR",
+        help="a model; repeatable; NAME is MODEL, MODEL@STAGE or MODEL@STAGE#SEED, as the report groups them")
     add("--suite", choices=suite.SUITES, default=suite.SYNTHETIC)
     add("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
     asked = made.add_argument_group("what is asked")
     add = asked.add_argument
     add("--prompts", default="", metavar="DIR", help="synthetic_web: folder with harmful.jsonl and safe.jsonl")
-    add(
-        "--data",
-        action="append",
-        default=[],
-        metavar="BENCHMARK:PATH",
-        help=f"other suites: prompts, repeatable, duplicates counted once; of {', '.join(benchmarks.BENCHMARKS)}",
-    )
+    add("--data", action="append", default=[], metavar="BENCHMARK:PATH",
+        help=f"other suites: prompts, repeatable, duplicates counted once; of {', '.join(benchmarks.BENCHMARKS)}")
     add("--targets", default="", metavar="FILE", help="how harmful answers begin, by prompt or id (TDC, HarmBench)")
-    add(
-        "--answer_start",
-        choices=("none", "target"),
-        default="",
-        help="give the answer's first words, those of the target (default: target for base, else none)",
-    )
+    add("--answer_start", choices=("none", "target"), default="",
+        help="give the answer's first words, those of the target (default: target for base, else none)")
     add("--target_words", type=int, default=0, help="so many words of it; 0 = all (default)")
     add("--max_prompts", type=int, default=0, help="harmful and safe each; 0 = all (default)")
-    add(
-        "--template",
-        choices=KINDS,
-        default="",
-        help="text to continue, or a chat in ChatML (default: text for synthetic_web and base, else chat)",
-    )
+    add("--template", choices=KINDS, default="",
+        help="text to continue, or a chat in ChatML (default: text for synthetic_web and base, else chat)")
     add("--system", default="", help="system message of a chat (default: none)")
     decoding = made.add_argument_group("decoding")
     add = decoding.add_argument
     add("--methods", default="greedy,safe_beam", help=f"of {', '.join(METHODS)} (default %(default)s)")
     add("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave this pair out")
     add("--max_new_tokens", type=int, default=0, help=f"(default {_TOKENS}, {_SYNTHETIC_TOKENS} for synthetic_web)")
-    add(
-        "--tag_candidate",
-        choices=("mask", "stop", "allow"),
-        default="",
-        help="the harm tag as the next token; stop and allow show short circuits (default: mask)",
-    )
+    add("--tag_candidate", choices=("mask", "stop", "allow"), default="",
+        help="the harm tag as the next token; stop and allow show short circuits (default: mask)")
     add("--seed", type=int, default=0, help="of methods that sample (default %(default)s)")
     add("--batch_size", type=int, default=BATCH_SIZE, help="prompts decoded at once (default %(default)s)")
     judging = made.add_argument_group("judging and measuring")
     add = judging.add_argument
-    add(
-        "--judge",
-        action="append",
-        default=[],
-        metavar="JUDGE",
+    add("--judge", action="append", default=[], metavar="JUDGE",
         help=f"repeatable: {RULES}, trained:DIR, classifier:DIR, judge:MODEL, endpoint:URL#MODEL; the first that is "
-        f"not {RULES} is the headline",
-    )
-    add(
-        "--judge_calibration",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help="answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal",
-    )
-    add(
-        "--calibration_answers",
-        type=int,
-        default=0,
-        help="at most so many of them, evenly over authors, kinds of request and labels; 0 = all (default)",
-    )
+        f"not {RULES} is the headline")
+    add("--judge_calibration", action="append", default=[], metavar="SOURCE",
+        help="answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal")
+    add("--calibration_answers", type=int, default=0,
+        help="at most so many of them, evenly over authors, kinds of request and labels; 0 = all (default)")
     add("--coherence_reference", default="", metavar="DIR", help="a checkpoint whose perplexity counts in coherence")
     add("--validation", default="", metavar="DIR", help="token store of held-out safe text (perplexity)")
     add("--likelihood_only", action="store_true", help="no decoding: P(tag), targets against refusals, probe")
