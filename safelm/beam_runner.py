@@ -17,19 +17,19 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import importlib
 import logging
 import os
-import pickle
 import shlex
+import socket
 import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
+
+from safelm.beam_jobs import LIVENESS_VARIABLE, Work, Worker, kind_and_place
 
 RUNNERS = {
     "local": ("apache_beam.runners.portability.fn_api_runner", "FnApiRunner"),
@@ -45,25 +45,10 @@ _REFUSED = {
 }
 _WORKER_THREADS = ("PJRT_NPROC", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 _POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 10.0
 _END_SECONDS = 3.0  # for threads of a pipeline that is given up
-_LIVENESS_VARIABLE = "SAFELM_BEAM_PARENT"
 
-
-@runtime_checkable
-class Work(Protocol):
-    """What workers do; picklable, and small when pickled."""
-
-    def load(self) -> Any:
-        """Loads, once per worker process, what jobs need (a model)."""
-        ...
-
-    def run(self, job: Any, loaded: Any) -> None:
-        """Does one job and leaves its result where a later run finds it. May be called again for the same job."""
-        ...
-
-    def failed(self, job: Any, message: str) -> None:
-        """Records for the calling process that a job could not be done."""
-        ...
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +107,11 @@ def pipeline_options(runner: Runner, jobs: int) -> Any:
     own = ["--default_sdk_harness_log_level=WARNING", *runner.beam_flags]  # below that workers may log elements
     given = PipelineOptions(own).get_all_options(drop_default=True)
     endpoint = given.get("job_endpoint")
+    foreign = PipelineOptions(own).get_all_options(drop_default=True, retain_unknown_options=True).keys() - given.keys()
+    if foreign and (runner.is_here or (runner.name == "portable" and not endpoint)):
+        raise ValueError(f"--{min(foreign)}: Beam has no such flag")
+    if foreign:
+        _logger.warning("Beam knows no flag --%s here; it is left to the runner", ", --".join(sorted(foreign)))
     if runner.name == "local":
         own += [f"--direct_num_workers={local_workers(runner, jobs)}"]
     elif runner.name == "portable":
@@ -173,7 +163,7 @@ def run_jobs(jobs: Sequence[Any], work: Work, runner: Runner, on_tick: Callable[
         pipeline
         | "jobs" >> beam.Create(list(jobs), reshuffle=False)
         | "deal out" >> beam.Reshuffle()
-        | "work" >> beam.Map(_Worker(work))
+        | "work" >> beam.Map(Worker(work))
     )
     if runner.is_here:
         _run_here(pipeline, local_workers(runner, len(jobs)), on_tick)
@@ -229,21 +219,33 @@ def _run_here(pipeline: Any, workers: int, on_tick: Callable[[], object]) -> Non
         finally:
             thread.join(_END_SECONDS)
     if failures:
-        raise OSError(f"the Beam pipeline failed: {_kind(failures[0])}") from None
+        raise OSError(f"the Beam pipeline failed: {kind_and_place(failures[0])}") from None
 
 
 def _run_elsewhere(pipeline: Any, on_tick: Callable[[], object]) -> None:
     from apache_beam.runners.runner import PipelineState
 
+    _check_answers(pipeline.options.get_all_options().get("job_endpoint"))
     try:
         result = pipeline.run()
         while not PipelineState.is_terminal(result.state):
             time.sleep(_POLL_SECONDS)
             on_tick()
     except (RuntimeError, OSError) as error:
-        raise OSError(f"the Beam pipeline failed: {_kind(error)}") from error
+        raise OSError(f"the Beam pipeline failed: {kind_and_place(error)}") from error
     if result.state != PipelineState.DONE:
         raise OSError(f"the Beam pipeline ended as {result.state}: see the runner's own log")
+
+
+def _check_answers(endpoint: str | None) -> None:
+    """Raises OSError where nothing listens at a job service's address, for which Beam would wait for minutes."""
+    host, _, port = (endpoint or "embed").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise OSError(f"--job_endpoint={endpoint}: no job service answers there ({error})") from error
 
 
 @contextlib.contextmanager
@@ -277,7 +279,7 @@ def _liveness(workers: int) -> Iterator[None]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // workers))
     with tempfile.NamedTemporaryFile(prefix="safelm-beam-") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        wanted = dict.fromkeys(_WORKER_THREADS, threads) | {_LIVENESS_VARIABLE: file.name}
+        wanted = dict.fromkeys(_WORKER_THREADS, threads) | {LIVENESS_VARIABLE: file.name}
         former = {name: os.environ.get(name) for name in wanted}
         os.environ.update({name: value for name, value in wanted.items() if former[name] is None})
         try:
@@ -286,62 +288,3 @@ def _liveness(workers: int) -> Iterator[None]:
             for name, value in former.items():
                 if value is None:
                     os.environ.pop(name, None)
-
-
-class _Worker:
-    """What Beam calls with each job. Never raises, so that no runner repeats a job that bad input ended."""
-
-    def __init__(self, work: Work):
-        self._work, self._key = work, hashlib.sha256(pickle.dumps(work)).digest()
-
-    def __call__(self, job: Any) -> None:
-        die_with_parent()
-        try:
-            self._work.run(job, _load_once(self._key, self._work))
-        except (ValueError, OSError) as error:
-            self._work.failed(job, str(error))
-        except Exception as error:
-            self._work.failed(job, _kind(error))
-
-
-_loaded: dict[bytes, Any] = {}
-_loading = threading.Lock()
-_watching = threading.Event()
-
-
-def _load_once(key: bytes, work: Work) -> Any:
-    """What the work loads, the same for all threads of this process."""
-    with _loading:
-        if key not in _loaded:
-            _loaded.clear()  # of another pipeline in this process
-            _loaded[key] = work.load()
-        return _loaded[key]
-
-
-def die_with_parent() -> None:
-    """Ends this worker process as soon as the process that started it has ended."""
-    path = os.environ.get(_LIVENESS_VARIABLE)
-    if not path or _watching.is_set():
-        return
-    _watching.set()
-
-    def watch() -> None:
-        while True:
-            time.sleep(_POLL_SECONDS)
-            try:
-                with open(path) as file:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            except FileNotFoundError:
-                pass
-            os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _kind(error: BaseException) -> str:
-    """A defect's kind and place, without its message, which may hold a document's text."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}"

@@ -5,12 +5,15 @@ work, however that one ends.
 """
 
 import logging
+import signal
 
-from safelm.beam_runner import die_with_parent, import_beam
+from safelm.beam_jobs import die_with_parent
+from safelm.beam_runner import import_beam
 
 
 def main() -> None:
     """Serves the runner until there is no more work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the one that wants its work ends it
     die_with_parent()
     import_beam()
     from apache_beam.runners.worker import sdk_worker_main

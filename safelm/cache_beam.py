@@ -24,7 +24,7 @@ _loaded: set[str] = set()
 
 @dataclasses.dataclass(frozen=True)
 class CacheWork:
-    """What workers need to make shards (see `safelm.beam_runner.Work`); `token` marks who has registered the tasks."""
+    """What workers need to make shards (see `safelm.beam_jobs.Work`); `token` marks who has registered the tasks."""
 
     module: TaskModule
     output: str

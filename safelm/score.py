@@ -12,7 +12,8 @@ each scorer's own columns:
 A text without content gets score 0 and the reason "empty"; no scorer is asked. Runs on Apache Beam, by default with a
 process for each core of this machine (a single one where JAX has an accelerator). A shard is a file or a part of a
 large one. A stopped run goes on where it was when the same command is given again, and ends with the same files; an
-output folder of another input, other scorers or columns is refused. Documents are never logged.
+output folder of another input, other scorers or columns is refused. A file that is damaged costs no other one its
+scores: mend it in its place (or empty it) and give the command again. Documents are never logged.
 
 scorers: classifier:DIR, judge:MODEL, endpoint:URL#MODEL or python:MODULE:FACTORY, several by comma; NAME=KIND:PLACE
 names one's columns.
@@ -48,7 +49,9 @@ def arguments() -> argparse.ArgumentParser:
         "python -m safelm.score --input='gs://bucket/web/*.parquet' --output=scored "
         "--scorers=classifier:DIR,judge:MODEL",
     )
-    parser.add_argument("--input", required=True, action="append", help="file, folder or pattern; may be given again")
+    parser.add_argument(
+        "--input", nargs="+", required=True, action="extend", metavar="FILES", help="files, folders or patterns"
+    )
     parser.add_argument("--output", required=True, help="folder, local or gs://")
     parser.add_argument("--scorers", required=True, help="by comma, see above")
     parser.add_argument("--text_column", default="text", help="the column that is scored (default %(default)s)")
@@ -68,6 +71,7 @@ def main(flags: argparse.Namespace) -> None:
         raise ValueError(f"--part_mb must be at least 1, got {flags.part_mb}")
     if remote.is_remote(flags.output) and not flags.output.startswith(_WRITABLE):
         raise ValueError(f"--output {flags.output}: must be a local folder or gs://")
+    documents.check_apart(flags.input, flags.output)
     files = documents.find(flags.input)
     loaded = scorers.load_scorers(specs)
     work = ScoreWork(
@@ -99,6 +103,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         todo = plan.make_plan(out, work, files, part_bytes)
         former = next(out.read_json([plan.MANIFEST_NAME]))
         if not todo.jobs and former is not None:
+            _logger.info("%s: nothing is left to do; what was done before:", work.output)
             return former
         started = time.monotonic()
         if not runner.may_stay_here(len(todo.jobs)):
@@ -128,7 +133,7 @@ class _Progress:
 
 def _speed(todo: plan.ScorePlan, names: set[str], seconds: float, runner: beam_runner.Runner) -> dict[str, Any]:
     """Of the shards this run did: seconds on the clock, documents and characters per second."""
-    records = [todo.done[name] for name in names]
+    records = [todo.done[name] for name in names & todo.done.keys()]
     rows, characters = (sum(record[key] for record in records) for key in ("rows", "characters"))
     return {
         "runner": runner.name,

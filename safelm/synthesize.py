@@ -35,6 +35,7 @@ import tqdm
 
 from safelm import beam_runner, cli
 from safelm.data import remote
+from safelm.safety import documents
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk
@@ -91,6 +92,7 @@ def main(flags: argparse.Namespace) -> None:
     scores, leaves_out = plan.source_scores(flags.kind, flags.scores)
     columns = {name: getattr(flags, name) for name in ("text_column", "id_column", "score_column")}
     selection = Selection(flags.kind, scores, leaves_out, are_dialogues=flags.dialogues, **columns)
+    documents.check_apart(flags.input, flags.output)
     files, left_out = plan.find_files(flags.input, selection)
     same = ("writer", "scorer", "similarity", "prompt_version", "seed", "attempts", "max_new_tokens")
     work = SynthesisWork(

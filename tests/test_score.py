@@ -254,7 +254,7 @@ def test_an_output_that_holds_something_else_is_refused(tmp_path):
         ({"scorers": f"{SCORER}?offset=1"}, r"--scorers .*level-0.*level-1"),
         ({"scorers": f"{SCORER},b={SCORER}"}, r"--scorers nothing more, now it is .*'b'"),
         ({"text_column": "id"}, r"--text_column text, now it is id"),
-        ({"part_mb": 1}, r"--part_mb 67108864, now it is 1048576"),
+        ({"part_mb": 1}, r"--part_mb, in bytes: 67108864, now it is 1048576"),
     ]:
         inputs = change.pop("inputs", [path])
         with pytest.raises(ValueError, match=message):

@@ -199,13 +199,15 @@ def test_an_interrupt_ends_the_workers(corpus, tmp_path):
     argv = [sys.executable, "-m", "safelm.score", f"--input={folder}/*.jsonl", f"--output={tmp_path}/out"]
     argv += [f"--scorers={SCORER}?pause=0.5&loads={tmp_path}/loads", "--workers=2"]
     listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=TESTS.parent, preexec_fn=listens)
+    process = subprocess.Popen(
+        argv, stderr=subprocess.PIPE, text=True, cwd=TESTS.parent, preexec_fn=listens, start_new_session=True
+    )
     loads = tmp_path / "loads"
     deadline = time.monotonic() + 120
     while (not loads.exists() or len(loads.read_text().split()) < 3) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].endswith("interrupted")

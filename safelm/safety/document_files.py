@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsspec.utils import glob_translate
+
 from safelm.data import remote
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -41,6 +43,25 @@ def find(patterns: str | Sequence[str]) -> list[DocumentFile]:
     if not found:
         raise ValueError("no input is named")
     return [found[path] for path in sorted(found)]
+
+
+def check_apart(patterns: Sequence[str], output: str) -> None:
+    """Raises ValueError where an input, found again, would take in what a run writes into the folder `output`."""
+    _, folder = remote.filesystem(output.rstrip("/"))
+    for pattern in patterns:
+        _, inner = remote.filesystem(pattern)
+        fixed, wanted = _fixed(inner)
+        written = [f"{folder}{place}/train-000000-web{end}" for place in ("", "/score=0") for end in SUFFIXES]
+        is_here = remote.is_remote(pattern) == remote.is_remote(output)
+        if is_here and any(re.fullmatch(wanted, name) and _is_readable(name.removeprefix(fixed)) for name in written):
+            raise ValueError(f"--output {output} lies in --input {pattern}, which would then take in what is written")
+
+
+def _fixed(inner: str) -> tuple[str, str]:
+    """The folder in which an input looks, and a regular expression of the paths that it names."""
+    if _MAGIC & set(inner):
+        return re.split(r"[*?[]", inner, maxsplit=1)[0].rpartition("/")[0], glob_translate(inner)
+    return inner, re.escape(inner.rstrip("/")) + "/.*"
 
 
 def suffix(path: str) -> str:
@@ -86,7 +107,7 @@ def _find(pattern: str) -> list[DocumentFile]:
     if not is_pattern and list(found) == [inner]:
         suffix(pattern)
     else:
-        fixed = re.split(r"[*?[]", inner, maxsplit=1)[0].rpartition("/")[0] if is_pattern else inner
+        fixed, _ = _fixed(inner)
         found = {name: facts for name, facts in found.items() if _is_readable(name.removeprefix(fixed))}
     if not found:
         raise FileNotFoundError(f"{pattern}: no file there ends in {', '.join(SUFFIXES)}")

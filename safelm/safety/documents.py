@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from safelm.data import remote
-from safelm.safety.document_files import SUFFIXES, DocumentFile, describe, find, list_files, suffix
+from safelm.safety.document_files import SUFFIXES, DocumentFile, check_apart, describe, find, list_files, suffix
 
 __all__ = [
     "SUFFIXES",
@@ -31,6 +31,7 @@ __all__ = [
     "Malformed",
     "MalformedError",
     "Part",
+    "check_apart",
     "describe",
     "find",
     "iter_json",
@@ -292,6 +293,8 @@ def check_columns(path: str, schema: Any, columns: Sequence[str], text_column: s
         if name not in schema.names:
             raise missing_column(path, name, schema.names)
     if text_column:
+        if schema.names.count(text_column) > 1:
+            raise ValueError(f"{path}: has {schema.names.count(text_column)} columns {text_column!r}")
         kind = schema.field(text_column).type
         value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         types = pyarrow.types

@@ -20,7 +20,7 @@ _T, _R = TypeVar("_T"), TypeVar("_R")
 
 def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
     """The parts of a file: bytes of plain JSON lines, row groups of Parquet; None for a file that is one shard."""
-    if file.bytes <= part_bytes or not file.path.endswith((".jsonl", ".parquet")):
+    if is_one_shard(file.path, file.bytes, part_bytes):
         return [None]
     if file.path.endswith(".jsonl"):
         count = -(-file.bytes // part_bytes)
@@ -36,6 +36,11 @@ def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
                 start, grown = group, grown - size
             size = grown
     return [*parts, Part(start, groups)] if parts else [None]
+
+
+def is_one_shard(name: str, size: int, part_bytes: int) -> bool:
+    """Whether a file of so many bytes is never cut."""
+    return size <= part_bytes or not name.endswith((".jsonl", ".parquet"))
 
 
 def shard_name(index: int, path: str) -> str:

@@ -60,7 +60,7 @@ class CountJob:
 
 @dataclasses.dataclass(frozen=True)
 class CountWork:
-    """What workers need to count pieces (see `safelm.beam_runner.Work`)."""
+    """What workers need to count pieces (see `safelm.beam_jobs.Work`)."""
 
     folder: str
     settings: Settings

@@ -74,6 +74,16 @@ def _with_features(written: bytes, columns: Columns) -> bytes:
     return json.dumps(values).encode()
 
 
+def _rows(batch: Any, offsets: Sequence[int]) -> Any:
+    """Rows of a record batch by their places."""
+    import pyarrow
+
+    try:
+        return batch.take(pyarrow.array(offsets, pyarrow.int64()))
+    except pyarrow.ArrowNotImplementedError:  # columns of string views
+        return pyarrow.concat_batches([batch.slice(offset, 1) for offset in offsets])
+
+
 class Sink:
     """One output file; the same rows give the same bytes."""
 
@@ -93,7 +103,7 @@ class Sink:
             batch, stop = payloads[start][0], start
             while stop < len(payloads) and payloads[stop][0] is batch:
                 stop += 1
-            rows = batch.take(pyarrow.array([offset for _, offset in payloads[start:stop]], pyarrow.int64()))
+            rows = _rows(batch, [offset for _, offset in payloads[start:stop]])
             added = [
                 pyarrow.array([row[name] for row in values[start:stop]], pyarrow.type_for_alias(kind))
                 for name, kind in self._columns.types.items()

@@ -8,7 +8,15 @@ from typing import Any
 
 from safelm.safety import documents
 from safelm.safety.documents import DocumentFile, Part
-from safelm.safety.file_shards import SETTINGS_NAME, check_settings, is_whole, shard_name, side_by_side, split
+from safelm.safety.file_shards import (
+    SETTINGS_NAME,
+    check_settings,
+    is_one_shard,
+    is_whole,
+    shard_name,
+    side_by_side,
+    split,
+)
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE, check_free
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ScoreWork, ShardJob, output_name
@@ -20,7 +28,7 @@ _ARGUMENTS = {
     "scorers": "--scorers",
     "text_column": "--text_column",
     "id_column": "--id_column",
-    "part_bytes": "--part_mb",
+    "part_bytes": "--part_mb, in bytes:",
 }
 
 
@@ -60,17 +68,37 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
         "id_column": work.id_column,
         "part_bytes": part_bytes,
     }
-    check_settings(out, settings, _ARGUMENTS)
     parts = side_by_side(lambda file: split(file, part_bytes), files)
     pieces = [(file, part) for file, found in zip(files, parts, strict=True) for part in found]
     owners = [(file, found) for file, found in zip(files, parts, strict=True) for _ in found]
     shards = [_job(index, file.path, part) for index, (file, part) in enumerate(pieces)]
+    firsts = [next(found) for _, found in itertools.groupby(shards, key=lambda job: job.path)]
+    check_settings(out, settings | {"input": _mended(out, settings, firsts)}, _ARGUMENTS)
     done = _done(out, shards)
     _clear(out, shards, done)
     sizes = {job.name: file.bytes / len(found) for job, (file, found) in zip(shards, owners, strict=True)}
     jobs = sorted((job for job in shards if job.name not in done), key=lambda job: -sizes[job.name])
     out.write_json(SETTINGS_NAME, settings)
     return ScorePlan(work, settings, inputs, shards, done, jobs)
+
+
+def _mended(out: OutputFolder, wanted: Mapping[str, Any], firsts: Sequence[ShardJob]) -> list[Mapping[str, Any]]:
+    """The input, but as the folder has it where a file changed of which nothing is scored: other shards lose nothing.
+
+    Only files of one shard, before and now: else others' names would change. `firsts`: the first shard of each file.
+    """
+    (former,) = out.read_json([SETTINGS_NAME])
+    found = former.get("input") if isinstance(former, dict) else None
+    if not isinstance(found, list) or len(found) != len(firsts):
+        return wanted["input"]
+    recorded = out.sizes(RECORDS)
+
+    def may_change(old: Mapping[str, Any], new: Mapping[str, Any], first: ShardJob) -> bool:
+        is_one = first.part is None and is_one_shard(old["name"], old["bytes"], wanted["part_bytes"])
+        return is_one and old["name"] == new["name"] and os.path.basename(first.record) not in recorded
+
+    files = zip(found, wanted["input"], firsts, strict=True)
+    return [old if may_change(old, new, first) else new for old, new, first in files]
 
 
 def _job(index: int, path: str, part: Part | None) -> ShardJob:

@@ -42,7 +42,7 @@ class ShardJob:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreWork:
-    """What workers need to score shards (see `safelm.beam_runner.Work`)."""
+    """What workers need to score shards (see `safelm.beam_jobs.Work`)."""
 
     output: str
     scorers: tuple[ScorerSpec, ...]
@@ -61,8 +61,9 @@ class ScoreWork:
             out.write_json(job.record, score_shard(job, self, loaded, out))
 
     def failed(self, job: ShardJob, message: str) -> None:
-        """Leaves the message where the calling process finds it."""
-        OutputFolder(self.output).record_failure(job.name, message)
+        """Leaves the message, which names the file, where the calling process finds it."""
+        named = message if job.path in message else f"{job.path}: {message}"
+        OutputFolder(self.output).record_failure(job.name, named)
 
 
 class LoadedScorers:

@@ -25,7 +25,7 @@ SMALL_BYTES = 256 << 20  # less is read by this process, where workers would onl
 
 @dataclasses.dataclass(frozen=True)
 class CensusWork:
-    """What workers need (see `safelm.beam_runner.Work`)."""
+    """What workers need (see `safelm.beam_jobs.Work`)."""
 
     output: str
     selection: Selection

@@ -1,0 +1,155 @@
+"""What goes wrong around a scoring run: odd columns, folders within each other, damaged files, a full disk, flags."""
+
+import gzip
+import json
+import logging
+import socket
+from typing import ClassVar
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from test_score import SCORER, data, make_rows, rows_of, run, score_one, write_lines
+
+from safelm import beam_jobs, beam_runner, score
+from safelm.beam_runner import Runner
+from safelm.safety import documents
+from safelm.safety.scoring.output import OutputFolder
+
+
+def test_columns_of_string_views_are_kept(tmp_path):
+    views = pyarrow.string_view()
+    schema = pyarrow.schema([("text", views), ("tags", pyarrow.list_(views)), ("more", pyarrow.struct([("a", views)]))])
+    rows = [{"text": f"level{i % 2}", "tags": [str(i)], "more": {"a": "b" * 20} if i else None} for i in range(6)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), tmp_path / "web.parquet")
+    score_one(tmp_path / "out", tmp_path / "web.parquet")
+    for level in (0, 1):
+        (path,) = (tmp_path / "out" / f"score={level}").iterdir()
+        found = pyarrow.parquet.ParquetFile(path)
+        assert found.schema_arrow.types[:3] == schema.types
+        assert found.read().select(schema.names).to_pylist() == rows[level::2]
+
+
+def test_two_text_columns_are_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "web.parquet")
+    with pytest.raises(ValueError, match=r"web.parquet: has 2 columns 'text'"):
+        run(tmp_path / "out", tmp_path / "web.parquet")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "is_taken_in"),
+    [
+        ("web", "web/scored", True),
+        ("web/", "web", True),
+        ("web/**/*.gz", "web/scored", True),
+        ("web/*/*/*.jsonl.gz", "web/scored", True),
+        ("memory://b/web", "memory://b/web/scored/", True),
+        ("web/*.jsonl", "web/scored", False),
+        ("web", "web/_scored", False),
+        ("web", "web2", False),
+        ("web/a.jsonl", "web/scored", False),
+        ("memory://b/web", "web/scored", False),
+    ],
+)
+def test_an_output_that_the_input_would_take_in_is_refused(tmp_path, monkeypatch, pattern, output, is_taken_in):
+    monkeypatch.chdir(tmp_path)
+    if not is_taken_in:
+        documents.check_apart([pattern], output)
+        return
+    with pytest.raises(ValueError, match=f"--output {output} lies in --input"):
+        documents.check_apart([pattern], output)
+
+
+def test_a_damaged_file_is_mended_in_its_place_and_costs_no_other_its_scores(tmp_path):
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", tmp_path / "c.jsonl"]
+    write_lines(files[0], make_rows(9))
+    write_lines(files[2], make_rows(9, first=20))
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in make_rows(4, first=10)).encode())
+    files[1].write_bytes(whole[:-12])
+    with pytest.raises(ValueError, match=r"b\.jsonl\.gz: damaged or cut short .*mend it and run"):
+        run(tmp_path / "out", *files)
+    before = data(tmp_path / "out")
+    files[1].write_bytes(whole)
+    manifest = run(tmp_path / "out", *files)
+    assert (manifest["speed"]["shards"], manifest["totals"]["rows"]) == (1, 22)
+    assert before.items() < data(tmp_path / "out").items()
+    files[1].write_bytes(whole[:-12])  # one that is scored is another thing
+    with pytest.raises(ValueError, match=r"begun with --input .*b\.jsonl\.gz"):
+        run(tmp_path / "out", *files)
+
+
+def test_a_file_of_many_shards_is_not_exchanged(tmp_path):
+    rows = [{"text": f"level{i} {'x' * 600_000}"} for i in range(3)]
+    files = [write_lines(tmp_path / name, rows) for name in ("a.jsonl", "b.jsonl")]
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"c\.parquet: not Parquet"):
+        run(tmp_path / "out", *files, tmp_path / "c.parquet", part_mb=1)
+    (tmp_path / "out/_shards/train-000002-b.json").unlink()
+    write_lines(files[1], make_rows(20))
+    with pytest.raises(ValueError, match=r"begun with --input .*b\.jsonl"):
+        run(tmp_path / "out", *files, tmp_path / "c.parquet", part_mb=1)
+
+
+def test_a_shard_that_cannot_even_say_why_it_failed_ends_in_clear_lines(tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "cannot write: No space left on device")
+
+    monkeypatch.setattr(OutputFolder, "record_failure", full)
+    write_lines(tmp_path / "web.jsonl", [{"text": "refused"}])
+    with pytest.raises(ValueError, match=r"1 shards have no record, the first is train-000000-web"):
+        run(tmp_path / "out", tmp_path / "web.jsonl")
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith("scorer level:")
+    assert line.endswith("No space left on device)")
+
+
+def test_a_failure_names_the_file(tmp_path):
+    write_lines(tmp_path / "web.jsonl", [{"text": "an abstract crash"}])
+    with pytest.raises(ValueError, match=r"web\.jsonl: scorer level: RuntimeError|web\.jsonl: scorer level: an error"):
+        run(tmp_path / "out", tmp_path / "web.jsonl")
+
+
+def test_a_flag_that_beam_does_not_know_is_refused_or_left_to_the_service(caplog):
+    for runner in (Runner("local", 1, ("--direct_workers=3",)), Runner("portable", 0, ("--job_endpont=h:1",))):
+        with pytest.raises(ValueError, match=r"^--(direct_workers|job_endpont): Beam has no such flag"):
+            beam_runner.pipeline_options(runner, 1)
+    beam_runner.pipeline_options(Runner("flink", 0, ("--job_endpoint=h:1", "--object_reuse=true")), 1)
+    assert "--object_reuse" in caplog.text
+
+
+def test_a_job_service_that_is_not_there_is_said_at_once(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        endpoint = f"localhost:{unused.getsockname()[1]}"
+        path = write_lines(tmp_path / "web.jsonl", make_rows(3))
+        argv = [f"--input={path}", f"--output={tmp_path}/out", f"--scorers={SCORER}", "--runner=portable"]
+        with pytest.raises(OSError, match=f"--job_endpoint={endpoint}: no job service answers there"):
+            score.main(score.arguments().parse_args([*argv, "--", f"--job_endpoint={endpoint}"]))
+
+
+def test_several_files_may_stand_behind_one_flag(tmp_path):
+    files = [write_lines(tmp_path / name, make_rows(6)) for name in ("a.jsonl", "b.jsonl")]
+    argv = ["--input", *map(str, files), f"--output={tmp_path}/out", f"--scorers={SCORER}", "--workers=1"]
+    score.main(score.arguments().parse_args(argv))
+    assert len(rows_of(tmp_path / "out", "score=5")) == 2
+
+
+class Unloadable:
+    """Work whose model can't be loaded; keeps what failed, by job."""
+
+    failures: ClassVar[dict] = {}
+
+    def load(self):
+        raise KeyError("a text")
+
+    def run(self, job, loaded):
+        raise AssertionError
+
+    def failed(self, job, message):
+        self.failures[job] = message
+
+
+def test_a_worker_never_raises_nor_says_what_a_defect_says():
+    beam_jobs.Worker(Unloadable())("job")
+    assert Unloadable.failures["job"].startswith("KeyError at test_score_faults.py")
