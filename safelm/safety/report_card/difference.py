@@ -14,7 +14,7 @@ from safelm.safety.report_card.charts import number
 from safelm.safety.report_card.tally import SCORES
 
 DIFFERENCE_SCHEMA = "safelm.report_card.difference/1"
-_MUST_AGREE = ("token", "queries_sha256", "matching_version")
+_MUST_AGREE = {"token": "token", "queries_sha256": "list of queries", "matching_version": "version of the rules"}
 _Card = Mapping[str, Any]
 
 
@@ -43,12 +43,12 @@ def compare(before: _Card, after: _Card) -> dict[str, Any]:
 
     Raises ValueError where the cards count other things (tokens, queries, rules) or share no slice.
     """
-    for key in _MUST_AGREE:
-        one, other = before["definitions"][key], after["definitions"][key]
-        if one != other:
+    for key, meaning in _MUST_AGREE.items():
+        if before["definitions"][key] != after["definitions"][key]:
+            one, other = (_named(card, key) for card in (before, after))
             raise cli.UserError(
-                f"{before['path']} and {after['path']} can't be compared: {key} is {one!r} in one and {other!r} in the "
-                "other"
+                f"{before['path']} and {after['path']} can't be compared: the {meaning} is {one} in one and {other} in "
+                "the other"
             )
     named = [{one["name"]: one for one in card["slices"]} for card in (before, after)]
     pairs = [(name, named[0][name], named[1][name]) for name in named[0] if name in named[1]]
@@ -67,6 +67,11 @@ def compare(before: _Card, after: _Card) -> dict[str, Any]:
         "only_after": [name for name in named[1] if name not in named[0] and len(pairs) < len(named[1])],
         "slices": [_slice(*pair) for pair in pairs],
     }
+
+
+def _named(card: _Card, key: str) -> str:
+    value = card["definitions"][key]
+    return f"{card['queries']['name']!r} (hash {value[:12]})" if key == "queries_sha256" else repr(value)
 
 
 def _slice(name: str, before: _Card, after: _Card) -> dict[str, Any]:

@@ -126,12 +126,15 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 def _sentence(card: _Card) -> str:
     documents = sum(one["rows"] - one["malformed_rows"] for one in card["inputs"])
-    queries = {query for queries in card["queries"]["by_category"].values() for query in queries}
-    token = card["definitions"]["token"]
+    token, queries = card["definitions"]["token"], len(_distinct_queries(card))
     return html.escape(
-        f"{documents:,} documents read; {len(queries)} n-gram queries in {len(card['queries']['by_category'])} "
+        f"{documents:,} documents read; {queries} n-gram queries in {len(card['queries']['by_category'])} "
         f"categories ({card['queries']['name']}). Token: {token}."
     )
+
+
+def _distinct_queries(card: _Card) -> set[str]:
+    return {query for queries in card["queries"]["by_category"].values() for query in queries}
 
 
 def _categories(card: _Card) -> str:
@@ -148,14 +151,15 @@ def _categories(card: _Card) -> str:
 
 def _queries(card: _Card) -> str:
     slices = card["slices"]
+    found = {query for one in slices for query in one["queries_found"]}
     rows = [
         [words(query), words(category), *(_query(one, query) for one in slices)]
         for category, queries in card["queries"]["by_category"].items()
         for query in queries
-        if any(query in one["queries_found"] for one in slices)
+        if query in found
     ]
-    total = sum(map(len, card["queries"]["by_category"].values()))
-    caption = f"Hits per million tokens and hits. {len(rows)} of {total} queries occur; the others are not shown."
+    total = len(_distinct_queries(card))
+    caption = f"Hits per million tokens and hits. {len(found)} of {total} queries occur; the others are not shown."
     return table(caption, ["query", "category*", *(one["name"] for one in slices)], rows, tall=True)
 
 
