@@ -135,6 +135,7 @@ def test_the_page_is_self_contained_accessible_and_escapes_what_a_corpus_says(tm
         f"--output={tmp_path / 'c'}",
     )
     text = (tmp_path / "c" / "card.html").read_text()
+    assert "3 n-gram queries in 2 categories" in text and "1 of 3 queries occur" in text
     page = _Page()
     page.feed(text)
     assert identity not in text and "&lt;script&gt;alert(1)" in text and "<i>" not in text
@@ -311,7 +312,7 @@ def test_cards_that_count_other_things_are_not_compared(tmp_path, queries):
     make(tmp_path, f"--input={tmp_path / 'a.jsonl'}", name="b")
     make(tmp_path, f"--slice=x={tmp_path / 'a.jsonl'}", f"--queries={queries}", name="c")
     cards = {name: difference.read_card(str(tmp_path / name)) for name in "abc"}
-    with pytest.raises(ValueError, match=r"list of queries is 'garden words' \(hash .*\) in one and 'Maini"):
+    with pytest.raises(ValueError, match=r"list of queries is '.*queries.json' \(hash .*\) in one and 'Maini"):
         difference.compare(cards["a"], cards["b"])
     other = cards["a"] | {"definitions": cards["a"]["definitions"] | {"token": "bytes"}}
     with pytest.raises(ValueError, match=r"token is .* and 'bytes'"):
