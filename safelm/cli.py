@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+_LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
+
 
 class UserError(ValueError):
     """Input the user can mend; its message names the file, row, field or flag and the value it got."""
@@ -29,7 +31,7 @@ def run(
     A `ValueError` or `OSError` is taken for bad input (the message is the line), an interrupt ends with 130;
     anything else is a defect and keeps its traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    _log_to_stderr()
     parsed = arguments.parse_args(argv)
     try:
         main(parsed)
@@ -37,6 +39,15 @@ def run(
         sys.exit(_fail(f"{arguments.prog}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail(f"{arguments.prog}: interrupted", 130))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
+    for name in ("safelm", "__main__"):  # where Orbax was imported it has set up logging, of warnings only
+        logging.getLogger(name).setLevel(logging.INFO)
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter(_LOG_FORMAT))
 
 
 def _fail(line: str, code: int) -> int:

@@ -305,6 +305,10 @@ def test_another_backbone_or_class_count_is_one_clear_error(
 def test_a_damaged_or_absent_classifier_is_one_clear_error(bag: Backbone, trained: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no classifier there \(no config\.json\)"):
         load_scorer(f"classifier:{tmp_path}/nowhere")
+    with pytest.raises(FileNotFoundError, match=r"its backbone is not there .*\?backbone=FOLDER says where"):
+        load_scorer(f"classifier:{trained}")
+    with pytest.raises(ValueError, match="no option 'batch'; there is backbone"):
+        load_scorer(f"classifier:{trained}?batch=8")
     (tmp_path / "c").mkdir()
     for file in trained.iterdir():
         (tmp_path / "c" / file.name).write_bytes(file.read_bytes())

@@ -6,6 +6,8 @@ import logging
 import socket
 from typing import ClassVar
 
+import embedding_folders
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -14,6 +16,10 @@ from test_score import SCORER, data, make_rows, rows_of, run, score_one, write_l
 from safelm import beam_jobs, beam_runner, score
 from safelm.beam_runner import Runner
 from safelm.safety import documents
+from safelm.safety.classifier import calibration, checkpoint
+from safelm.safety.embedding import load_backbone
+from safelm.safety.scorer import Verdict, load_scorer
+from safelm.safety.scoring import shard
 from safelm.safety.scoring.output import OutputFolder
 
 
@@ -153,3 +159,43 @@ class Unloadable:
 def test_a_worker_never_raises_nor_says_what_a_defect_says():
     beam_jobs.Worker(Unloadable())("job")
     assert Unloadable.failures["job"].startswith("KeyError at test_score_faults.py")
+
+
+class Unreachable:
+    name = fingerprint = "far"
+    is_down = True
+
+    def score(self, texts):
+        if self.is_down:
+            raise OSError("nobody answers")
+        return [Verdict(0)] * len(texts)
+
+
+def test_a_scorer_that_stays_unreachable_is_not_asked_for_every_shard():
+    scorer = Unreachable()
+    loaded = shard.LoadedScorers([scorer])
+    for is_down in (True, True, False, True, True, True):
+        loaded.check_hope()
+        scorer.is_down = is_down
+        if not is_down:
+            loaded.ask(["a text"])
+            continue
+        with pytest.raises(OSError, match="scorer far: nobody answers"):
+            loaded.ask(["a text"])
+    with pytest.raises(OSError, match="not begun after 3 shards that ended so: scorer far: nobody answers"):
+        loaded.check_hope()
+
+
+def test_a_backbone_that_lies_elsewhere_now_is_named(tmp_path):
+    embedding_folders.write(tmp_path / "then", pooling="mean_tokens")
+    backbone = load_backbone(str(tmp_path / "then"), max_tokens=16)
+    head, values = {"kernel": np.zeros((backbone.dim, 6)), "bias": np.zeros(6)}, {1: 0.5, 3: 0.5}
+    checkpoint.save(str(tmp_path / "c"), backbone, head, calibration.Calibration(values, values, values), {})
+    before = load_scorer(f"classifier:{tmp_path}/c").fingerprint
+    (tmp_path / "then").rename(tmp_path / "now")
+    with pytest.raises(FileNotFoundError, match="c: its backbone is not there"):
+        load_scorer(f"classifier:{tmp_path}/c")
+    assert load_scorer(f"classifier:{tmp_path}/c?backbone={tmp_path}/now").fingerprint == before
+    embedding_folders.write(tmp_path / "other", pooling="mean_tokens", max_position_embeddings=8)
+    with pytest.raises(ValueError, match=r"c: its backbone .*other can't be used: max_tokens=16"):
+        load_scorer(f"classifier:{tmp_path}/c?backbone={tmp_path}/other")

@@ -2,7 +2,8 @@
 
 A scorer is named by a string that workers can rebuild it from:
 
-    classifier:DIRECTORY   embedding and linear head, made by `python -m safelm.train_classifier`
+    classifier:DIRECTORY   embedding and linear head, made by `python -m safelm.train_classifier`; `?backbone=FOLDER`
+                           says where its backbone lies now
     judge:MODEL            a language model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
     endpoint:URL#MODEL     a language model behind an OpenAI-compatible address
     python:MODULE:FACTORY  a scorer of yours: what FACTORY(), found in an importable module, returns
@@ -64,6 +65,8 @@ def load_scorer(spec: str) -> Scorer:
     if kind == "classifier":
         from safelm.safety import classifier
 
+        if unknown := options.keys() - {"backbone"}:
+            raise ValueError(f"scorer {spec!r}: no option {min(unknown)!r}; there is backbone")
         return classifier.load(place, **options)
     if kind == "python":
         return specs.load_python(spec, place, options, members=("name", "fingerprint", "score"), what="scorer")

@@ -95,21 +95,21 @@ def _write_bytes(path: pathlib.Path, data: bytes) -> None:
 
 
 def read(
-    folder: str, backbone: Backbone | None = None
+    folder: str, backbone: Backbone | str | None = None
 ) -> tuple[Backbone, dict[str, Any], Tensors, Calibration, dict[str, Any]]:
     """(backbone, its parameters, head, calibration, config.json) of a classifier.
 
     Args:
-      backbone: already loaded; when not given, what config.json names is loaded.
+      backbone: already loaded, or where it lies; when not given, what config.json names is loaded.
 
     Raises:
-      FileNotFoundError: no classifier there.
+      FileNotFoundError: no classifier there, or not its backbone.
       ValueError: damaged, of another class count, or trained on another backbone than the one given or found.
     """
     config = read_config(folder)
     trained_on = config["backbone"]
-    if backbone is None:
-        backbone = load_backbone(**trained_on["spec"])
+    if backbone is None or isinstance(backbone, str):
+        backbone = _backbone(folder, trained_on["spec"] | ({"source": backbone} if backbone else {}))
     if backbone.fingerprint != trained_on["fingerprint"]:
         raise ValueError(
             f"{folder}: trained on another backbone: {trained_on['spec'].get('source')} with fingerprint "
@@ -123,6 +123,16 @@ def read(
     if BACKBONE_FILE in config["files"]:
         params = _nested(folder, _tensors(folder, BACKBONE_FILE, config), backbone.params)
     return backbone, params, head, Calibration.from_json(config["calibration"]), config
+
+
+def _backbone(folder: str, spec: Mapping[str, Any]) -> Backbone:
+    try:
+        return load_backbone(**spec)
+    except FileNotFoundError as error:
+        where = f"classifier:{folder}?backbone=FOLDER says where it lies now"
+        raise FileNotFoundError(f"{folder}: its backbone is not there ({error}); {where}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder}: its backbone {spec.get('source')} can't be used: {error}") from error
 
 
 def read_config(folder: str) -> dict[str, Any]:

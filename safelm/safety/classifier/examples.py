@@ -67,7 +67,7 @@ def read(source: str) -> list[Example]:
     scheme = LABEL_TABLE.get(scheme_name)
     if scheme is None:
         known = ", ".join((*LABEL_TABLE, SYNTHETIC, INSTALLED, GENERATED, NEWS))
-        raise ValueError(f"--data={source}: {scheme_name!r} is none of {known}")
+        raise ValueError(f"--data={source}: expected SCHEME:PATH, and {scheme_name!r} is none of {known}")
     path, _, columns = place.partition("#")
     if not path:
         if scheme_name != "pyrit":

@@ -77,11 +77,11 @@ def maximum_by_text(
     return highest_N
 
 
-def load(directory: str, backbone: Backbone | None = None) -> Classifier:
+def load(directory: str, backbone: Backbone | str | None = None) -> Classifier:
     """The classifier in a folder made by `python -m safelm.train_classifier`, local or behind a URL.
 
     Args:
-      backbone: already loaded; when not given, the one that the folder names is loaded.
+      backbone: already loaded, or where it lies; when not given, the one that the folder names is loaded.
 
     Raises:
       FileNotFoundError: no classifier there, or its backbone is not installed.

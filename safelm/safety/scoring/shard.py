@@ -19,6 +19,7 @@ from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 
 RECORDS = "_shards"
 MALFORMED_SUFFIX = ".malformed"
+MAX_FAILED_IN_A_ROW = 3  # shards of one process, for want of an endpoint
 BATCH_CHARACTERS, BATCH_ROWS = 2 << 20, 2048
 _SHORT, _QUOTE = 8, 24  # so many characters of a text in a message are a quotation; of a shorter one all it has
 
@@ -56,6 +57,7 @@ class ScoreWork:
 
     def run(self, job: ShardJob, loaded: "LoadedScorers") -> None:
         """Scores a shard; its done-record is written last."""
+        loaded.check_hope()
         out = OutputFolder(self.output)
         with out.at_work():
             out.write_json(job.record, score_shard(job, self, loaded, out))
@@ -72,6 +74,13 @@ class LoadedScorers:
     def __init__(self, scorers: Sequence[Scorer]):
         self.scorers, self.ensemble = list(scorers), Ensemble(scorers)
         self._lock = threading.Lock()
+        self._failed_in_a_row = 0
+        self._failure = ""
+
+    def check_hope(self) -> None:
+        """Raises OSError where a scorer can't be reached again and again: no shard is begun that it would end."""
+        if self._failed_in_a_row >= MAX_FAILED_IN_A_ROW:
+            raise OSError(f"not begun after {self._failed_in_a_row} shards that ended so: {self._failure}")
 
     def ask(self, texts: Sequence[str]) -> list[dict[str, Verdict]]:
         """For each text the verdict of every scorer by name; none where it has no content, and none is asked."""
@@ -81,12 +90,17 @@ class LoadedScorers:
             return answers
         chosen = [texts[index] for index in asked]
         for scorer in self.scorers:
-            with self._lock, no_quotations(f"scorer {scorer.name}", chosen):
-                verdicts = scorer.score(chosen)
+            try:
+                with self._lock, no_quotations(f"scorer {scorer.name}", chosen):
+                    verdicts = scorer.score(chosen)
+            except OSError as error:
+                self._failed_in_a_row, self._failure = self._failed_in_a_row + 1, str(error)
+                raise
             if len(verdicts) != len(chosen):
                 raise ValueError(f"scorer {scorer.name}: {len(verdicts)} verdicts for {len(chosen)} texts")
             for index, verdict in zip(asked, verdicts, strict=True):
                 answers[index][scorer.name] = verdict
+        self._failed_in_a_row = 0
         return answers
 
 
