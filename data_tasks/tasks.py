@@ -49,6 +49,7 @@ from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"
+NO_DATA_DIR = "(no --data_dir given)"  # what an error then names as the folder
 CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} | {
     "filtered_web": "raw_web", "harm_tagged_web": "raw_web", "harm_tagged_chat": "wildguardmix"
 }  # fmt: skip
@@ -85,7 +86,7 @@ class Registration:
 
 
 def register(
-    data_dir: str,
+    data_dir: str | None,
     tokenizer: str | Tokenizer,
     *,
     prefix: str = "safelm",
@@ -98,20 +99,21 @@ def register(
     """Registers all tasks and mixtures under `prefix`, in place of former ones of that prefix.
 
     Nothing is read yet: missing files and a bad tokenizer show when a task is used. `corpora` maps a corpus folder's
-    name to another place; with `quarantine_dir`, malformed rows are kept in `<quarantine_dir>/<source>/<split>/`.
+    name to another place, and without `data_dir` only these can be read; with `quarantine_dir`, malformed rows are kept
+    in `<quarantine_dir>/<source>/<split>/`.
     Raises ValueError for settings out of range and unknown corpora.
     """
     if not isinstance(settings, TaskSettings):
         settings = TaskSettings(**(settings or {}))
     if not isinstance(limit, MalformedLimit):
         limit = MalformedLimit(**(limit or {}))
-    corpora = dict(corpora or {})
+    corpora, folder = dict(corpora or {}), (data_dir or NO_DATA_DIR).rstrip("/")
     if unknown := corpora.keys() - CORPORA.values():
         raise ValueError(f"unknown corpus {sorted(unknown)[0]!r}: one of {', '.join(sorted(set(CORPORA.values())))}")
     vocabulary = SafeLMVocabulary(tokenizer)
     tasks = {}
     for source_name, corpus in CORPORA.items():
-        place = corpora.get(corpus, f"{data_dir.rstrip('/')}/{corpus}")
+        place = corpora.get(corpus, f"{folder}/{corpus}")
         if place.startswith(TFDS_PREFIX):
             if corpus in CHAT_ROWS:
                 raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")

@@ -48,10 +48,11 @@ class TaskModule:
         register = getattr(module, "register", None)
         if register is None:
             return None
-        unknown = self.arguments.keys() - inspect.signature(register).parameters.keys()
-        if unknown:
+        taken = inspect.signature(register).parameters
+        arguments = {name: value for name, value in self.arguments.items() if name in taken or value is not None}
+        if unknown := arguments.keys() - taken.keys():
             raise ValueError(f"--module {self.name}: its register() takes no {sorted(unknown)[0]!r}")
-        return register(**self.arguments)
+        return register(**arguments)
 
 
 @dataclasses.dataclass(frozen=True)

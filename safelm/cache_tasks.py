@@ -121,7 +121,7 @@ def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict
         "settings": _given(flags, "tag_rate", "seed", "min_harm_score", "validation_fraction"),
         "limit": _given(flags, rows="max_malformed_rows", fraction="max_malformed_fraction"),
     }
-    return {name: value for name, value in wanted.items() if value not in (None, {})}
+    return {name: value for name, value in wanted.items() if name == "data_dir" or value not in (None, {})}
 
 
 def _quarantine(output: str) -> str:

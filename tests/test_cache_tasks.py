@@ -243,9 +243,19 @@ def test_lost_bytes_and_removed_tags_are_in_the_manifest(cache, tmp_path, monkey
     assert not (tmp_path / "tokens" / "raw_web" / "validation" / "manifest.json").exists()  # no id is held out
 
 
+def test_a_corpus_in_a_place_of_its_own_needs_no_data_dir(cache, corpus, tmp_path):
+    stores = [TokenStore.open(cache("raw_web") / "raw_web" / "train")]
+    alone = {"data_dir": None, "corpus": f"raw_web={corpus}/raw_web", "output": tmp_path / "alone"}
+    cache("raw_web", **alone)
+    stores.append(TokenStore.open(tmp_path / "alone" / "raw_web" / "train"))
+    assert documents(stores[0]) == documents(stores[1])
+
+
 def test_inputs_without_documents(cache, corpus, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"empty corpus: no file matches .*/nowhere/raw_web/\*\*/train-\*"):
         cache("raw_web", data_dir=tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no file matches \(no --data_dir given\)/safeweb/"):
+        cache("safeweb", data_dir=None, corpus=f"raw_web={corpus}/raw_web")
     folder = tmp_path / "safe" / "raw_web"
     folder.mkdir(parents=True)
     (folder / "train-0.jsonl").write_text('{"id": "1", "text": "safe", "harm_score": 0}\n')
