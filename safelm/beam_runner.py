@@ -3,6 +3,8 @@
 A job is a small value that names its input (a file or a part of one), never documents: nothing that Beam might log or
 show holds a text. Each worker process loads what jobs need (a model) once.
 
+Runners, chosen by --runner:
+
     local      Beam's own runner on this machine, FnApiRunner, a process for each core (the default)
     portable   any job service: `-- --job_endpoint=HOST:PORT`; without one, a job service inside this process
     flink      `-- --flink_master=HOST:PORT`, or a Flink job service by --job_endpoint

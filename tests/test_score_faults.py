@@ -199,3 +199,19 @@ def test_a_backbone_that_lies_elsewhere_now_is_named(tmp_path):
     embedding_folders.write(tmp_path / "other", pooling="mean_tokens", max_position_embeddings=8)
     with pytest.raises(ValueError, match=r"c: its backbone .*other can't be used: max_tokens=16"):
         load_scorer(f"classifier:{tmp_path}/c?backbone={tmp_path}/other")
+
+
+def test_rows_of_a_shard_under_way_are_counted_for_the_bar(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "BATCH_ROWS", 2)
+    out, seen = OutputFolder(str(tmp_path / "out")), []
+    path = write_lines(tmp_path / "web.jsonl", make_rows(5))
+    ask = shard.LoadedScorers.ask
+
+    def look(self, texts):
+        seen.append(shard.rows_under_way(out))
+        return ask(self, texts)
+
+    monkeypatch.setattr(shard.LoadedScorers, "ask", look)
+    run(tmp_path / "out", path)
+    assert seen == [0, 2, 4]
+    assert shard.rows_under_way(out) == 0

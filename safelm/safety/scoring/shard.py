@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import threading
@@ -14,11 +15,12 @@ from safelm.safety.ensemble import Agreement, Ensemble
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import json_rows, parquet_rows
 from safelm.safety.scoring.columns import EMPTY, FOLDERS, QUARANTINE, UNSCORED, Columns, folder
-from safelm.safety.scoring.output import OutputFolder
+from safelm.safety.scoring.output import STAGING, OutputFolder
 from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 
 RECORDS = "_shards"
 MALFORMED_SUFFIX = ".malformed"
+COUNT = "rows_scored"  # in a shard's part of the staging folder
 MAX_FAILED_IN_A_ROW = 3  # shards of one process, for want of an endpoint
 BATCH_CHARACTERS, BATCH_ROWS = 2 << 20, 2048
 _SHORT, _QUOTE = 8, 24  # so many characters of a text in a message are a quotation; of a shorter one all it has
@@ -136,6 +138,7 @@ def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: Outp
             decisions = [loaded.ensemble.combine(list(given.values())) if given else EMPTY for given in answers]
             writer.write([payload for _, payload in batch], decisions, answers)
             read += len(batch)
+            _write_count(staging, read)
             empty += answers.count({})
             characters += sum(len(text) for text, _ in batch)
         files.close()
@@ -148,6 +151,20 @@ def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: Outp
         "agreement": agreement.to_json(),
         "seconds": seconds,
     }
+
+
+def _write_count(staging: str, rows: int) -> None:
+    with open(os.path.join(staging, COUNT), "w") as file:
+        file.write(str(rows))
+
+
+def rows_under_way(out: OutputFolder) -> int:
+    """Rows scored so far of shards that are not done: for a progress bar, of a local output only."""
+    total = 0
+    for path in glob.glob(f"{glob.escape(out.path(STAGING))}/*/{COUNT}"):
+        with contextlib.suppress(OSError, ValueError), open(path) as file:  # it comes and goes meanwhile
+            total += int(file.read())
+    return total
 
 
 def batches(rows: Iterator[tuple[str, _T]]) -> Iterator[list[tuple[str, _T]]]:
