@@ -48,6 +48,7 @@ _REFUSED = {
 _WORKER_THREADS = ("PJRT_NPROC", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 _POLL_SECONDS = 0.2
 _ANSWER_SECONDS = 10.0
+_REASON_CHARACTERS = 400
 _END_SECONDS = 3.0  # for threads of a pipeline that is given up
 
 _logger = logging.getLogger(__name__)
@@ -230,6 +231,10 @@ def _run_elsewhere(pipeline: Any, on_tick: Callable[[], object]) -> None:
     _check_answers(pipeline.options.get_all_options().get("job_endpoint"))
     try:
         result = pipeline.run()
+    except Exception as error:  # the runner's own clients raise what they like; nothing has read a document yet
+        said = (str(error).strip() or "no reason given").splitlines()[0][:_REASON_CHARACTERS]
+        raise OSError(f"the Beam pipeline could not be started: {type(error).__name__}: {said}") from error
+    try:
         while not PipelineState.is_terminal(result.state):
             time.sleep(_POLL_SECONDS)
             on_tick()

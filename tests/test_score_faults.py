@@ -6,6 +6,7 @@ import logging
 import socket
 from typing import ClassVar
 
+import apache_beam
 import embedding_folders
 import numpy as np
 import pyarrow
@@ -215,3 +216,14 @@ def test_rows_of_a_shard_under_way_are_counted_for_the_bar(tmp_path, monkeypatch
     run(tmp_path / "out", path)
     assert seen == [0, 2, 4]
     assert shard.rows_under_way(out) == 0
+
+
+def test_a_runner_that_can_not_be_started_says_why(tmp_path, monkeypatch):
+    def run_pipeline(self):
+        raise LookupError("no program to start it\nand more")
+
+    monkeypatch.setattr(apache_beam.Pipeline, "run", run_pipeline)
+    path = write_lines(tmp_path / "web.jsonl", make_rows(3))
+    argv = [f"--input={path}", f"--output={tmp_path}/out", f"--scorers={SCORER}", "--runner=flink"]
+    with pytest.raises(OSError, match="could not be started: LookupError: no program to start it$"):
+        score.main(score.arguments().parse_args([*argv, "--", "--flink_master=h:1"]))
