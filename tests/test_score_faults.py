@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import socket
 from typing import ClassVar
 
@@ -225,5 +226,17 @@ def test_a_runner_that_can_not_be_started_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(apache_beam.Pipeline, "run", run_pipeline)
     path = write_lines(tmp_path / "web.jsonl", make_rows(3))
     argv = [f"--input={path}", f"--output={tmp_path}/out", f"--scorers={SCORER}", "--runner=flink"]
-    with pytest.raises(OSError, match="could not be started: LookupError: no program to start it$"):
+    with pytest.raises(OSError, match=r"could not be started: LookupError: no program to start it$"):
         score.main(score.arguments().parse_args([*argv, "--", "--flink_master=h:1"]))
+
+
+def test_a_file_written_after_it_was_scored_is_named(tmp_path, caplog):
+    files = [write_lines(tmp_path / name, [{"text": "x" * 200_000}] * 2) for name in ("a.jsonl", "b.jsonl")]
+    run(tmp_path / "out", *files)
+    run(tmp_path / "out", *files)
+    assert "written after" not in caplog.text
+    later = (tmp_path / "out" / "_shards" / "train-000001-b.json").stat().st_mtime_ns + 1_000_000_000
+    files[1].write_bytes(files[1].read_bytes().replace(b"x" * 1000 + b'"', b"y" * 1000 + b'"', 1))
+    os.utime(files[1], ns=(later, later))
+    run(tmp_path / "out", *files)
+    assert f"1 input files were written after they were scored, the first is {files[1]}" in caplog.text

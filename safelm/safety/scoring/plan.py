@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm.data import remote
 from safelm.safety import documents
 from safelm.safety.documents import DocumentFile, Part
 from safelm.safety.file_shards import (
@@ -20,6 +22,8 @@ from safelm.safety.file_shards import (
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE, check_free
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ScoreWork, ShardJob, output_name
+
+_logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -75,6 +79,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
     firsts = [next(found) for _, found in itertools.groupby(shards, key=lambda job: job.path)]
     check_settings(out, settings | {"input": _mended(out, settings, firsts)}, _ARGUMENTS)
     done = _done(out, shards)
+    _warn_of_newer(out, [job for job in shards if job.name in done])
     _clear(out, shards, done)
     sizes = {job.name: file.bytes / len(found) for job, (file, found) in zip(shards, owners, strict=True)}
     jobs = sorted((job for job in shards if job.name not in done), key=lambda job: -sizes[job.name])
@@ -119,6 +124,20 @@ def _done(out: OutputFolder, shards: Sequence[ShardJob]) -> dict[str, Mapping[st
     sizes = {f"{folder}/{name}": size for folder in (*FOLDERS, QUARANTINE) for name, size in out.sizes(folder).items()}
     records = dict(zip((job.name for job in names), out.read_json([job.record for job in names]), strict=True))
     return {name: record for name, record in records.items() if is_whole(record, sizes)}
+
+
+def _warn_of_newer(out: OutputFolder, scored: Sequence[ShardJob]) -> None:
+    """Says which local files were written after they were scored: `describe` looks at their ends only."""
+    if out.is_remote:
+        return
+    pairs = [(job.path, out.path(job.record)) for job in scored if not remote.is_remote(job.path)]
+    newer = dict.fromkeys(path for path, record in pairs if os.path.getmtime(path) > os.path.getmtime(record))
+    if newer:
+        _logger.warning(
+            "%s: %d input files were written after they were scored, the first is %s; their scores stay as they are: where "
+            "the content is another now, begin in another --output",
+            *(out.root, len(newer), next(iter(newer))),
+        )
 
 
 def _clear(out: OutputFolder, shards: Sequence[ShardJob], done: Mapping[str, Any]) -> None:
