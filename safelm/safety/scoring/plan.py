@@ -134,8 +134,8 @@ def _warn_of_newer(out: OutputFolder, scored: Sequence[ShardJob]) -> None:
     newer = dict.fromkeys(path for path, record in pairs if os.path.getmtime(path) > os.path.getmtime(record))
     if newer:
         _logger.warning(
-            "%s: %d input files were written after they were scored, the first is %s; their scores stay as they are: where "
-            "the content is another now, begin in another --output",
+            "%s: %d input files were written after they were scored, the first is %s; their scores stay as they are: "
+            "where the content is another now, begin in another --output",
             *(out.root, len(newer), next(iter(newer))),
         )
 
