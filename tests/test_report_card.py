@@ -171,6 +171,7 @@ def test_malformed_rows_are_counted_and_bounded(tmp_path, queries):
         (ROWS, ("--tokenizer=nowhere",), "nowhere: no such"),
         (ROWS, ("--runner=dask",), "loses records"),
         (ROWS, ("--score_column=metadata.harm",), "--score_column=metadata.harm: no document has it"),
+        (ROWS, ("--id_column=url",), "missing column 'url'; it has harm_score, id, text"),
         (ROWS, ("--slice=score 0=a.jsonl",), "--slice=score 0: a slice of --input has this name"),
     ],
 )
