@@ -85,10 +85,12 @@ def test_one_compilation_a_bucket(backbone):
         return x_BD.sum(-1)
 
     embedder = Embedder(backbone, batch_tokens=64)
-    assert embedder.buckets == (16, 32)
+    assert embedder.buckets == (8, 16, 24, 32)
     for texts in (TEXTS, TEXTS[:3], TEXTS[5:], ["w1 w2"] * 300, [TEXTS[7]] * 9):
         embedder.map_chunks(texts, None, head)
-    assert sorted(traced) == [(2, 16), (4, 16)]  # rows of a device's batch: 64 tokens are 2 x 32 and 4 x 16
+    embedder.map_chunks(["w1 " * n for n in (10, 18)], None, head)
+    # rows of a device's batch: 64 tokens are 2 x 32, 2 x 24 and 8 x 8
+    assert sorted(rows for rows, *_ in traced) == [2, 2, 8]
 
 
 def test_a_head_in_the_program_equals_one_behind_it(backbone, embedder):
@@ -190,3 +192,37 @@ def test_backbones_and_tokenizers_travel_to_workers(backbone):
     again = pickle.loads(pickle.dumps(backbone))
     assert again.fingerprint == backbone.fingerprint
     assert all_chunks(again.tokenizer, TEXTS, 32) == all_chunks(backbone.tokenizer, TEXTS, 32)
+
+
+def test_threads_change_no_result_and_compile_once_a_bucket(backbone, embedder):
+    traced = []
+
+    def head(_, x_BD):
+        traced.append(x_BD.shape)
+        return x_BD
+
+    texts = TEXTS * 4
+    wanted, document_C = embedder.embed(texts)
+    threaded = Embedder(backbone, batch_tokens=1)
+    threaded._at_once = 4
+    for _ in range(2):
+        found, documents = threaded.map_chunks(texts, None, head)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        np.testing.assert_array_equal(documents, document_C)
+    assert len(traced) == len(threaded._compiled) > 2
+
+
+def test_an_error_in_a_thread_is_raised(backbone):
+    threaded = Embedder(backbone)
+    threaded._at_once = 2
+    calls = []
+
+    def failing(*_):
+        calls.append(None)
+        if len(calls) > 1:
+            raise RuntimeError("out of memory")
+        return np.zeros((threaded.rows(8), 1), np.float32)
+
+    threaded._programs[embedding_head] = failing
+    with pytest.raises(RuntimeError, match="out of memory"):
+        threaded.map_chunks(["w1"] * 2 * threaded.rows(8), None, embedding_head)

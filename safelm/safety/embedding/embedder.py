@@ -3,10 +3,15 @@
 A bucket is a row length; a batch of it has as many rows as `batch_tokens` hold. So there is one program a bucket and
 a fixed set of them, whatever the texts are, and every batch costs about the same. With several local devices the rows
 of a batch are split over them, every device computing its own.
+
+On a CPU one core computes a batch, and as many batches are under way as there are cores: what a layer makes of a batch
+stays in that core's cache, and no core waits for another between two operations.
 """
 
 import bisect
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -17,6 +22,7 @@ from jaxtyping import Float, Int32
 from safelm.safety.embedding.backbone import Backbone, Params
 
 BUCKETS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+CPU_BUCKETS = (*range(8, 256, 8), *(length for length in BUCKETS if length >= 256))  # a third of the padding
 CPU_BATCH_TOKENS = 512  # what one layer makes of them stays in a core's cache; larger batches are slower
 BATCH_TOKENS = 16_384
 _WINDOW_TOKENS = 1 << 18  # chunks are sorted by length among so many tokens' worth
@@ -38,11 +44,14 @@ class Embedder:
             raise ValueError(f"batch_tokens={batch_tokens}: must be at least 1")
         devices = jax.local_devices()
         self.backbone = backbone
-        self.buckets = bucket_lengths(backbone.max_tokens)
-        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if devices[0].platform == "cpu" else BATCH_TOKENS)
+        self._is_cpu = devices[0].platform == "cpu"
+        self.buckets = bucket_lengths(backbone.max_tokens, CPU_BUCKETS if self._is_cpu else BUCKETS)
+        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if self._is_cpu else BATCH_TOKENS)
+        self._at_once = max(_cores() // len(devices), 1) if self._is_cpu else 1
         self._mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
         self._params = self._replicated(backbone.params if params is None else params)
         self._programs: dict[Head, Any] = {}
+        self._compiled: set[tuple[Head, int]] = set()
 
     def embed(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C D"], Int32[np.ndarray, " C"]]:
         """The embedding of every chunk, float32, and the index of the text that each is of; in the texts' order."""
@@ -58,25 +67,43 @@ class Embedder:
         Returns:
           The results of all chunks [C, ...] and the index of each chunk's text.
         """
-        program = self._program(fn)
         fn_params = self._replicated(fn_params)
         documents: list[int] = []
         results: list[np.ndarray] = []
-        for window in self._windows(texts):
-            pending = []  # the next batch is made ready while the device is at work
-            for batch, length in self._batches([len(chunk) for _, chunk in window]):
-                inputs = self._padded([window[i][1] for i in batch], length)
-                pending.append((batch, program(self._params, fn_params, *inputs)))
-            first = np.asarray(pending[0][1])
-            out = np.empty((len(window), *first.shape[1:]), first.dtype)
-            for batch, rows in pending:
-                out[batch] = np.asarray(rows)[: len(batch)]
-            documents += [document for document, _ in window]
-            results.append(out)
+        pool = ThreadPoolExecutor(self._at_once)
+        try:
+            for window in self._windows(texts):
+                results.append(self._map_window(window, fn_params, fn, pool))
+                documents += [document for document, _ in window]
+        finally:
+            pool.shutdown(cancel_futures=True)
         if not results:
-            shape = jax.eval_shape(program, self._params, fn_params, *self._padded([], self.buckets[0]))
+            inputs = self._padded([], self.buckets[0])
+            shape = jax.eval_shape(self._program(fn), self._params, fn_params, *inputs)
             return np.zeros((0, *shape.shape[1:]), shape.dtype), np.zeros(0, np.int32)
         return np.concatenate(results), np.asarray(documents, np.int32)
+
+    def _map_window(
+        self, window: Sequence[tuple[int, np.ndarray]], fn_params: Any, fn: Head, pool: ThreadPoolExecutor
+    ) -> np.ndarray:
+        program = self._program(fn)
+
+        def run(inputs: Sequence[np.ndarray]) -> np.ndarray:
+            return np.asarray(program(self._params, fn_params, *inputs))
+
+        pending: list[tuple[list[int], Future[np.ndarray] | jax.Array]] = []
+        for batch, length in self._batches([len(chunk) for _, chunk in window]):
+            inputs = self._padded([window[i][1] for i in batch], length)
+            if self._at_once > 1 and (fn, length) in self._compiled:
+                pending.append((batch, pool.submit(run, inputs)))
+            else:  # compiles here, so that no two threads do; the next batch is made ready while the device is at work
+                pending.append((batch, program(self._params, fn_params, *inputs)))
+                self._compiled.add((fn, length))
+        found = [(batch, rows.result() if isinstance(rows, Future) else np.asarray(rows)) for batch, rows in pending]
+        out = np.empty((len(window), *found[0][1].shape[1:]), found[0][1].dtype)
+        for batch, rows in found:
+            out[batch] = rows[: len(batch)]
+        return out
 
     def rows(self, length: int) -> int:
         """Rows in a batch of a bucket, over all devices."""
@@ -93,7 +120,9 @@ class Embedder:
 
             whole, rows = PartitionSpec(), PartitionSpec("batch")
             specs = {"in_specs": (whole, whole, rows, rows), "out_specs": rows}
-            self._programs[fn] = jax.jit(jax.shard_map(run, mesh=self._mesh, **specs, check_vma=False))
+            options = {"xla_cpu_multi_thread_eigen": False} if self._at_once > 1 else None
+            sharded = jax.shard_map(run, mesh=self._mesh, **specs, check_vma=False)
+            self._programs[fn] = jax.jit(sharded, compiler_options=options)
         return self._programs[fn]
 
     def _windows(self, texts: Sequence[str]) -> Iterator[list[tuple[int, np.ndarray]]]:
@@ -128,9 +157,14 @@ class Embedder:
         return tokens_BT, lengths_B
 
 
-def bucket_lengths(max_tokens: int) -> tuple[int, ...]:
+def bucket_lengths(max_tokens: int, buckets: Sequence[int] = BUCKETS) -> tuple[int, ...]:
     """The row lengths for chunks of up to `max_tokens`."""
-    return (*(length for length in BUCKETS if length < max_tokens), max_tokens)
+    return (*(length for length in buckets if length < max_tokens), max_tokens)
+
+
+def _cores() -> int:
+    """Cores that this process may compute on: the variable by which XLA sizes its threads, or the cores it is given."""
+    return int(os.environ.get("PJRT_NPROC") or len(os.sched_getaffinity(0)))
 
 
 def _identity(_: Any, x_BD: jax.Array) -> jax.Array:
