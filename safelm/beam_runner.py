@@ -184,6 +184,7 @@ def _worker_processes() -> Any:
 def import_beam() -> Any:
     """Beam, which from now on logs errors only; ValueError where it is not installed."""
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    logging.getLogger("apache_beam.runners.worker.data_plane").setLevel(logging.CRITICAL)  # a peer that is gone
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it warns of parts of it that are not installed
     try:
