@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
@@ -38,7 +40,11 @@ def run(
     except (ValueError, OSError) as error:
         sys.exit(_fail(f"{arguments.prog}: {error}", 2))
     except KeyboardInterrupt:
-        sys.exit(_fail(f"{arguments.prog}: interrupted", 130))
+        code = _fail(f"{arguments.prog}: interrupted", 130)
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            sys.stderr.flush()
+            os._exit(code)  # threads at work, such as a Beam worker's, would keep the process until they are done
+        sys.exit(code)
 
 
 def _log_to_stderr() -> None:

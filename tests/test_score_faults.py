@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 from typing import ClassVar
 
 import apache_beam
@@ -240,3 +242,18 @@ def test_a_file_written_after_it_was_scored_is_named(tmp_path, caplog):
     os.utime(files[1], ns=(later, later))
     run(tmp_path / "out", *files)
     assert f"1 input files were written after they were scored, the first is {files[1]}" in caplog.text
+
+
+INTERRUPTED = """
+import threading
+from safelm import cli
+def main(flags):
+    threading.Thread(target=threading.Event().wait).start()
+    raise KeyboardInterrupt
+cli.run(main, cli.parser("safelm.x", "doc", "x"), [])
+"""
+
+
+def test_an_interrupt_ends_a_process_whose_threads_are_still_at_work():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "python -m safelm.x: interrupted\n")
