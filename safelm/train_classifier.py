@@ -8,7 +8,8 @@ A text's label is mapped to our 0 to 5 by its scheme; a source of texts is SCHEM
   generated_text[:PAGES]     safe pages that the installed SmolLM2 writes (about a second a page on 2 CPU cores)
   gensim                     300 news articles inside the installed package gensim (pip install --no-deps gensim==4.4.0)
 
-PATH is .jsonl[.gz], .parquet (a file, a folder, a pattern, gs://, hf://), or one local .csv[.gz] or .json[.gz].
+PATH is .jsonl[.gz|.zst], .parquet (a file, a folder, a pattern, gs://, hf://), or one local .csv[.gz] or .json[.gz].
+What safelm.score wrote is --data='harm_score:SCORED/score=*/*': its folder `unscored` has no labels.
 Schemes:
 """
 
