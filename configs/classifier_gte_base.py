@@ -4,9 +4,9 @@
         --config.backbone.source=FOLDER --data=harm_score:scored.jsonl
 
 FOLDER is the Hugging Face folder of Alibaba-NLP/gte-base-en-v1.5; `scored.jsonl` holds `text` and `harm_score`, such as
-an LLM judge gives (`python -m safelm.score --scorers=judge:... --output=S`, then `--data='harm_score:S/score=*/*'`). The
-paper took 10,000 FineWeb documents (bootstrapped to 600,000) and 4chan, ToxiGen and Jigsaw texts. Its lambda for small
-models isn't stated: 1 here.
+an LLM judge gives (`python -m safelm.score --scorers=judge:... --output=S`, then `--data='harm_score:S/score=*/*'`).
+The paper took 10,000 FineWeb documents (bootstrapped to 600,000) and 4chan, ToxiGen and Jigsaw texts. Its lambda for
+small models isn't stated: 1 here.
 Published: macro-F1 .411, recall at 1 .775, recall at 3 .682. Hardware, time and result of ours: not yet measured.
 """
 

@@ -151,6 +151,8 @@ def test_an_input_names_files_folders_and_patterns_here_and_behind_urls(tmp_path
     assert list_files([f"{folder}/sub/*.parquet", str(folder), both[0]]) == both
     assert list_files(f"{folder}/_shards/*.jsonl") == [f"{folder}/_shards/c.jsonl"]
     assert list_files(f"{folder}/**/*.*") == both
+    odd = write(tmp_path / "part[1].jsonl")
+    assert list_files(str(odd)) == [str(odd)]
     monkeypatch.chdir(tmp_path)
     assert list_files("web") == ["web/a.jsonl", "web/sub/b.parquet"]
     memory = fsspec.filesystem("memory")

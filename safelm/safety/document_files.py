@@ -59,9 +59,13 @@ def check_apart(patterns: Sequence[str], output: str) -> None:
 
 def _fixed(inner: str) -> tuple[str, str]:
     """The folder in which an input looks, and a regular expression of the paths that it names."""
-    if _MAGIC & set(inner):
+    if _is_pattern(inner):
         return re.split(r"[*?[]", inner, maxsplit=1)[0].rpartition("/")[0], glob_translate(inner)
     return inner, re.escape(inner.rstrip("/")) + "/.*"
+
+
+def _is_pattern(inner: str) -> bool:
+    return bool(_MAGIC & set(inner)) and not os.path.exists(inner)  # a file's own name may hold such characters
 
 
 def suffix(path: str) -> str:
@@ -91,7 +95,7 @@ def _find(pattern: str) -> list[DocumentFile]:
     if not pattern:
         raise ValueError("an input is empty")
     files, inner = remote.filesystem(pattern)
-    is_pattern = bool(_MAGIC & set(inner))
+    is_pattern = _is_pattern(inner)
 
     def entries() -> Mapping[str, Any]:
         if is_pattern:
