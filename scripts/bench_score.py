@@ -89,7 +89,7 @@ def main() -> None:
     flags = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
-        recipe = Recipe(documents=flags.documents, validation_documents=1, format="parquet")
+        recipe = Recipe(documents=flags.documents, validation_documents=64, format="parquet")
         write_corpus(f"{folder}/corpus", recipe)
         bench = Bench(f"{folder}/corpus/raw_web/train-*.parquet", f"{folder}/out", flags.scorer, flags.workers)
         seconds = bench.run(flags.rounds)
