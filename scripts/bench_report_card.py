@@ -17,6 +17,10 @@ in lower-cased text without any other rule:
 
 `counts` is what each found in its documents (datatrove: documents). The row of a file is the command's counting of a
 piece of JSON lines: reading, parsing, counting.
+
+Measured on an AMD EPYC with AVX-512, one core, load 1 (quiet), C4's pages (1,425 documents, 3.00 MB; rivals 0.29 MB):
+report card 114 MB/s (110 to 131), a file 70.6 (54.7 to 73.9); datatrove 0.10.1 3.15 (3.13 to 3.15): 36x (35 to 42);
+one regex 1.84: 63x (60 to 71); regex a query 0.138: 820x (805 to 951).
 """
 
 import argparse
