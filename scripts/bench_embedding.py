@@ -17,8 +17,8 @@ In every round each side runs once, ours first in even rounds and last in odd on
 and the table gives the median over rounds with the smallest and largest.
 
 Measured on two cores of an AMD EPYC with AVX-512, two threads on all sides, load 2 (the run itself), JAX 0.10, compile
-cache warm. Ratios to the sorted batches (of 8) and to those in order; in runs that chose batches of 4 for the rival 2.39
-(2.29 to 2.45; synthetic web, 200 documents) and 2.21 (2.13 to 2.32; C4, 100):
+cache warm. Ratios to the sorted batches (of 8) and to those in order; in runs that chose batches of 4 for the rival
+2.39 (2.29 to 2.45; synthetic web, 200 documents) and 2.21 (2.13 to 2.32; C4, 100):
 
 | backbone, texts, median tokens                                | documents/s |  MB/s | sorted              | in order |
 |---------------------------------------------------------------|------------:|------:|---------------------|---------:|

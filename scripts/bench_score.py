@@ -22,10 +22,11 @@ and time / plain:
 | safelm.score, 1 process |  94.6 1.09 [1.00, 1.22] |                92.8 1.10 | 25,160 6.56 [6.34, 26.23] |
 | safelm.score, processes |  31.4 3.27 [3.13, 3.80] |                59.0 1.72 |               2,315 70.23 |
 
-So in one process Beam costs about 0.03 s a run and 0.024 ms a document are writing; with MiniLM its share is within the
-noise of 0 to 22%. Worker processes start in 1.7 s, and MiniLM in each (imports, weights, a program a bucket) in 7 more:
-on one small machine `--workers=1` is faster, since the embedder uses all cores by itself. From 400 to 1,600 documents a
-document took 12.0 ms in worker processes and 9.8 in the plain loop; shards that end unevenly are part of that.
+So in one process Beam costs about 0.03 s a run, and writing 0.024 ms a document; a process's first run also imports
+Beam, half a second or more, which makes the largest ratios and the one of the single round. Worker processes
+start in 1.7 s, and MiniLM in each (imports, weights, a program a bucket) in 7 more: on one small machine `--workers=1`
+is faster, since the embedder uses all cores by itself. From 400 to 1,600 documents a document took 12.0 ms in worker
+processes and 9.8 in the plain loop; shards that end unevenly may be part of that.
 MiniLM here: 14,400 to 14,500 tokens/s, 600B tokens in 479 days on one such machine, 0.94 on 512. Estimates for a v5e
 chip, days on 1 and 512: MiniLM 2.4 and .005, GTE-base 25 and .05, SmolLM2-135M to layer 15 12.5 and .02.
 """
@@ -195,8 +196,8 @@ class Bench:
             _row(f"TPU {TPU_CHIP} chip, {name}: estimate, {flops / 1e6:.0f} MFLOP/token", rate)
         print(
             f"\nThe TPU rows are estimates, nothing was run: {TPU_FLOPS / 1e12:.0f} TFLOP/s in bf16 at an assumed "
-            f"{TPU_UTILISATION:.0%} of it (days are inverse to that share; models this narrow may reach far less), every "
-            "text a full chunk, without padding, reading and tokenizing, which hosts must keep up with."
+            f"{TPU_UTILISATION:.0%} of it (days are inverse to that share; models this narrow may reach far less), "
+            "every text a full chunk, without padding, reading and tokenizing, which hosts must keep up with."
         )
 
 
