@@ -77,7 +77,7 @@ def test_a_damaged_file_is_mended_in_its_place_and_costs_no_other_its_scores(tmp
     write_lines(files[2], make_rows(9, first=20))
     whole = gzip.compress("".join(json.dumps(row) + "\n" for row in make_rows(4, first=10)).encode())
     files[1].write_bytes(whole[:-12])
-    with pytest.raises(ValueError, match=r"b\.jsonl\.gz: damaged or cut short .*mend it and run"):
+    with pytest.raises(ValueError, match=r"b\.jsonl\.gz: damaged or cut short .*when that is mended"):
         run(tmp_path / "out", *files)
     before = data(tmp_path / "out")
     files[1].write_bytes(whole)

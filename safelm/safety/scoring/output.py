@@ -136,7 +136,7 @@ class OutputFolder:
         messages = [str(failure["message"]) for failure in found if failure]
         if messages:
             others = f" (and {len(messages) - 1} more shards failed)" if len(messages) > 1 else ""
-            then = "finished shards are kept: mend it and run the same command again"
+            then = "finished shards are kept, run the same command again when that is mended"
             raise ValueError(f"{messages[0]}{others}; {then}")
 
     @contextlib.contextmanager
