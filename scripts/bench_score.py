@@ -23,7 +23,7 @@ and time / plain:
 | safelm.score, processes |  31.4 3.27 [3.13, 3.80] |                59.0 1.72 |               2,315 70.23 |
 
 So in one process Beam costs about 0.03 s a run, and writing 0.024 ms a document; a process's first run also imports
-Beam, half a second or more, which makes the largest ratios and the one of the single round. Worker processes
+Beam, half a second or more, which is at least part of the largest ratios and of the single round. Worker processes
 start in 1.7 s, and MiniLM in each (imports, weights, a program a bucket) in 7 more: on one small machine `--workers=1`
 is faster, since the embedder uses all cores by itself. From 400 to 1,600 documents a document took 12.0 ms in worker
 processes and 9.8 in the plain loop; shards that end unevenly may be part of that.

@@ -1,10 +1,12 @@
-"""The benchmark of the training step: its table's form, and why a rival was left out."""
+"""The benchmarks of the training step and of scoring: their tables' form, and why a rival was left out."""
 
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,3 +33,15 @@ def test_settings_for_gpus_parse_and_a_wrong_shape_is_named():
     done = bench("--device=gpu", "--shapes=135m,7b")
     assert done.returncode == 2
     assert "--shapes=135m,7b: 7b is not one of 135m, 360m, 1b7" in done.stderr
+
+
+def test_the_score_benchmark_times_every_way():
+    pytest.importorskip("apache_beam", reason="needs the scoring extra")
+    flags = ["--scorer=python:bench_score:Free", "--documents=40", "--rounds=1", "--workers=1"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/bench_score.py"), *flags], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\n40 documents, " in f"\n{done.stdout}" and "| plain loop, written | " in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| safelm.score, ")]
+    assert len(rows) == 2 and all(float(row.split("|")[2].replace(",", "")) > 0 for row in rows)
