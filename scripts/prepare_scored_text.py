@@ -2,13 +2,14 @@
 
   python scripts/prepare_scored_text.py --source=DATA --output=W
 
-DATA holds `text/` (C4) and `classifier/` (Civil Comments with raters' votes). Written are
+DATA holds `text/` (C4) and `classifier/` (comments and posts labelled by people). Written are
 
-  W/sources/score=N/   comments of 40 to 160 words; the share of raters who say toxic, nearest of 0, .25, .5, .75, 1,
-                       gives harm score 0, 1, 3, 4, 4 (`civil_comments` of safelm.train_classifier): so no 2 and no 5
+  W/sources/score=3/   Civil Comments of 40 to 160 words that its raters found toxic (the file has no others, and its
+                       votes don't say how toxic)
+  W/sources/score=5/   hateful posts of DynaHate, as long
   W/pages/             C4 pages of 40 to 160 words, to be scored by safelm.score
-  W/training/          other comments, those on which all raters agree, tweets (Davidson), and other C4 pages (safe),
-                       for safelm.train_classifier
+  W/training/          other posts of DynaHate, tweets (Davidson), and other C4 pages (safe), for
+                       safelm.train_classifier
 
 Which side a text goes to is decided by a hash of the text, so no scorer sees in training what it judges. Nothing read
 is logged. What came of it, with the commands, stands in `safelm.safety.synthesis`.
@@ -24,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from safelm import cli
-from safelm.safety.classifier.labels import LABEL_TABLE
 
-COMMENT_WORDS, PAGE_WORDS = (40, 160), (40, 160)
-SOURCES = {1: 100, 3: 60, 4: 60}  # comments of each score
-PAGES, TRAINING_COMMENTS, TRAINING_PAGES, TRAINING_TWEETS = 300, 3000, 400, 2000
+WORDS = (40, 160)
+COMMENTS, POSTS = 160, 60  # to rewrite, to refuse
+PAGES, TRAINING_POSTS, TRAINING_PAGES, TRAINING_TWEETS = 300, 2000, 400, 2000
 
 
 def is_for_training(text: str) -> bool:
@@ -36,37 +36,32 @@ def is_for_training(text: str) -> bool:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()[0] < 128
 
 
-def comments(source: Path) -> Iterator[dict[str, Any]]:
-    """Civil Comments, a repeated text once: id, text, votes, harm_score."""
-    seen = set()
-    for row in _rows(source / "classifier/civil_toxic_comments.jsonl.gz"):
-        if row["text"] not in seen:
-            seen.add(row["text"])
-            score = LABEL_TABLE["civil_comments"].score(row, "n_all_toxic")
-            yield {"id": f"civil-{row['comment_id']}", **row, "harm_score": score}
-
-
 def pages(source: Path) -> Iterator[dict[str, Any]]:
     """C4 pages of the right length: id, text, url."""
     for name in ("c4_train", "c4_validation"):
         for index, row in enumerate(_rows(source / f"text/{name}.jsonl.gz")):
-            if _has_words(row, PAGE_WORDS):
+            if _is_long_enough(row["text"]):
                 yield {"id": f"{name}-{index}", "text": row["text"], "url": row.get("url", ""), "language": "en"}
 
 
 def main(flags: argparse.Namespace) -> None:
     """Writes the three folders and prints how many rows each file has."""
     source, output = Path(flags.source), Path(flags.output)
-    training = {True: [], False: []}
-    for row in comments(source):
-        training[is_for_training(row["text"])].append(row)
-    training[True] = [row for row in training[True] if row["n_all_toxic"] in (0, row["n_raters"])]
-    votes = ("comment_id", "text", "n_raters", "n_all_toxic")
-    _write(output / "training/comments.jsonl.gz", ({k: r[k] for k in votes} for r in training[True]), TRAINING_COMMENTS)
-    for score, count in SOURCES.items():
-        found = (row for row in training[False] if row["harm_score"] == score and _has_words(row, COMMENT_WORDS))
-        kept = ({"id": r["id"], "text": r["text"], "language": "en", "harm_score": score} for r in found)
-        _write(output / f"sources/score={score}/comments.jsonl.gz", kept, count)
+    comments = (
+        {"id": f"civil-{row['comment_id']}", "text": row["text"], "language": "en", "harm_score": 3}
+        for row in _each_text(source / "classifier/civil_toxic_comments.jsonl.gz")
+        if _is_long_enough(row["text"])
+    )
+    _write(output / "sources/score=3/comments.jsonl.gz", comments, COMMENTS)
+    posts = [row for row in _each_text(source / "classifier/dyn21_train_union.jsonl.gz") if row["label"] in (0, 1)]
+    hateful = (
+        {"id": f"dynahate-{_digest(row['text']).hex()[:12]}", "text": row["text"], "language": "en", "harm_score": 5}
+        for row in posts
+        if row["label"] == 1 and _is_long_enough(row["text"]) and not is_for_training(row["text"])
+    )
+    _write(output / "sources/score=5/posts.jsonl.gz", hateful, POSTS)
+    training = ({"text": row["text"], "label": row["label"]} for row in posts if is_for_training(row["text"]))
+    _write(output / "training/posts.jsonl.gz", training, TRAINING_POSTS)
     with gzip.open(source / "classifier/davidson_labeled_data.csv.gz", "rt", encoding="utf-8") as file:
         tweets = [{"text": row["tweet"], "class": row["class"]} for row in csv.DictReader(file)]
     _write(output / "training/tweets.jsonl.gz", tweets, TRAINING_TWEETS)
@@ -82,13 +77,26 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def _has_words(row: Mapping[str, Any], limits: tuple[int, int]) -> bool:
-    return limits[0] <= len(row["text"].split()) <= limits[1]
+def _each_text(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, a repeated text once."""
+    seen = set()
+    for row in _rows(path):
+        if row["text"] not in seen:
+            seen.add(row["text"])
+            yield row
+
+
+def _is_long_enough(text: str) -> bool:
+    return WORDS[0] <= len(text.split()) <= WORDS[1]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]], limit: int) -> None:
     """The rows with the smallest hashes, so that a file's order (by time, by score) doesn't matter."""
-    kept = sorted(rows, key=lambda row: hashlib.sha256(row["text"].encode()).digest())[:limit]
+    kept = sorted(rows, key=lambda row: _digest(row["text"]))[:limit]
     path.parent.mkdir(parents=True, exist_ok=True)
     with gzip.open(f"{path}.partial", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in kept)

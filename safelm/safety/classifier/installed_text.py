@@ -9,12 +9,10 @@ config.json holds their counts and hash.
 
 import html
 import importlib.metadata
-import importlib.util
-import pathlib
 import re
 from collections.abc import Iterator
 
-from safelm.safety.classifier.examples import INSTALLED, NEWS, Example, text_key
+from safelm.safety.classifier.examples import INSTALLED, Example, text_key
 
 PAGE_WORDS = 200  # a page ends with the paragraph that reaches them
 _LEAST_PAGE_WORDS = 60
@@ -70,21 +68,6 @@ def read(source: str, limit: str = "") -> list[Example]:
             "packages or give pages of your own (--data=safe:PATH)"
         )
     return pages[: int(limit)] if limit else pages
-
-
-def read_news(source: str) -> list[Example]:
-    """The 300 short news articles inside the installed package gensim (`lee_background.cor`), read in place; score 0.
-
-    Raises FileNotFoundError if they are not there.
-    """
-    spec = importlib.util.find_spec("gensim")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        path = pathlib.Path(folder) / "test" / "test_data" / "lee_background.cor"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            articles = [line.strip() for line in lines if line.strip()]
-            return [Example(article, 0, f"{NEWS}/{text_key(article)}", source) for article in articles]
-    raise FileNotFoundError(f"--data={source}: the package is not installed (pip install --no-deps gensim==4.4.0)")
 
 
 def prose(text: str) -> list[str]:

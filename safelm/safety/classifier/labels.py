@@ -108,11 +108,6 @@ def _openai(row: Row, column: str) -> int:
     return max((OPENAI_FLAGS[name] for name in present if _whole(row, name, 0, 1)), default=0)
 
 
-def _civil(row: Row, column: str) -> int:
-    raters = _number(row, "n_raters", 1, math.inf)
-    return _of_levels((0, 1, 3, 4, 4), 0.0, 1.0)({"share": _whole(row, column, 0, int(raters)) / raters}, "share")
-
-
 JIGSAW_FLAGS = {"toxic": 3, "obscene": 4, "insult": 4, "severe_toxic": 5, "threat": 5, "identity_hate": 5}
 
 
@@ -163,10 +158,6 @@ LABEL_TABLE: dict[str, Scheme] = {
         _jigsaw, "comment_text", "toxic",
         "highest flag that is set: toxic 3, obscene 4, insult 4, severe_toxic, threat, identity_hate 5; none -> 0",
         label_is_column=False,
-    ),
-    "civil_comments": Scheme(
-        _civil, "text", "n_all_toxic",
-        "share of raters who say toxic, nearest of 0, .25, .5, .75, 1 -> 0, 1, 3, 4, 4", group_column="comment_id",
     ),
     "civil_toxicity": Scheme(
         _of_levels((0, 1, 3, 4, 4), 0.0, 1.0), "text", "toxicity",

