@@ -40,6 +40,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DEFAULT = str(_ROOT / "configs" / "classifier_default.py")
 _OUTER_FOLDS = 5
 TEST_ONLY = ("wikitext",)
+RIDGE_L2 = (1.0, 2.0, 4.0, 8.0)
 Features = tuple[np.ndarray, np.ndarray]  # x_CD, text_C
 
 
@@ -74,6 +75,8 @@ def main(args: argparse.Namespace) -> None:
     if args.embed_only:
         return
     methods = baselines(skipped) | {name: _backbone_method(name) for name in features}
+    if "default" in features:  # for graded labels of one kind: the score by least squares along one direction
+        methods["default, ridge"] = _backbone_method("default", solver="ridge", l2=RIDGE_L2)
     for name, labelled in sets.items():
         if name not in SAFE_SETS:
             result["own"][name] = test_alone(labelled, methods, {b: f[name] for b, f in features.items()})
@@ -180,8 +183,10 @@ def _predict(found: Predicted, params: Any, fitted: calibration.Calibration, x_C
         found.probability[level][tested_n] = columns[name]
 
 
-def _backbone_method(name: str) -> Method:
+def _backbone_method(name: str, solver: str | None = None, l2: tuple[float, ...] = ()) -> Method:
     recipe = dataclasses.replace(recipe_of(name), folds=3)
+    if solver:
+        recipe = dataclasses.replace(recipe, head=dataclasses.replace(recipe.head, solver=solver, l2=l2[0]), l2=l2)
     return lambda labelled, features, fold_n: cross_validate(labelled, features, fold_n, recipe)
 
 
@@ -229,11 +234,12 @@ def test_alone(
     fold_n = examples.folds_of(list(labelled.groups), _OUTER_FOLDS, 0)
     result = {}
     for name, method in methods.items():
-        found = method(labelled, features.get(name), fold_n)
+        backbone = name.partition(",")[0]
+        found = method(labelled, features.get(backbone), fold_n)
         entry: dict[str, Any] = {"auroc": report.area(labelled.harmful, found.value)}
         if labelled.graded is not None:
             entry |= report.graded(labelled, found.value)
-        if name in features:
+        if backbone in features:
             entry |= report.table(labelled.score, found.score, found.probability)
         result[name] = entry
         _logger.info("%s, %s: AUROC %.3f %s", labelled.name, name, entry["auroc"]["value"], entry.get("spearman", ""))
