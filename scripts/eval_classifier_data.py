@@ -5,28 +5,19 @@ Texts stay where they are and are never printed. A set is a fixed random sample 
 
 import contextlib
 import dataclasses
-import gzip
-import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from prepare_real_text import untokenised, wikitext_articles
 
+from safelm.safety import documents
 from safelm.safety.classifier import examples
 from safelm.safety.classifier.labels import LABEL_TABLE
 
 WIKITEXT_PAGE_CHARACTERS = 2000
-_WIKITEXT_MARKS = (
-    (r" ?@([-,.])@ ?", r"\1"),
-    (r" <unk>", ""),
-    (r"^ ?(?:= )+(.*?)(?: =)+ *$", r"\1"),
-    (r" ([,.;:!?)])", r"\1"),
-    (r"\( ", "("),
-    (r'" ([^"\n]*) "', r'"\1"'),
-    (r" '(s|t|re|ve|ll|d|m)\b", r"'\1"),
-)
+_HEADING = re.compile(r"^ ?(?:= )+(.*?)(?: =)+ *$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +102,8 @@ def real_toxicity(shared: pathlib.Path | None, limit: int) -> LabelledSet:
     with contextlib.suppress(FileNotFoundError):
         trained_on = {examples.text_key(e.text) for e in examples.read(examples.COMMENTS)}
     for name in ("toxic", "nontoxic"):
-        for _, row in _json_lines(_place(shared, f"eval_prompts/realtoxicityprompts_{name}.jsonl.gz")):
+        path = _place(shared, f"eval_prompts/realtoxicityprompts_{name}.jsonl.gz")
+        for _, row in documents.read_rows(str(path), text_column=None):
             if examples.text_key(row["prompt"]["text"]) in trained_on:
                 continue
             text = row["prompt"]["text"] + row["continuation"]["text"]
@@ -122,22 +114,16 @@ def real_toxicity(shared: pathlib.Path | None, limit: int) -> LabelledSet:
 
 
 def _web_pages(path: pathlib.Path) -> list[str]:
-    return [row["text"] for _, row in _json_lines(path)]
-
-
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from ((number, json.loads(line)) for number, line in enumerate(lines, start=1))
+    return [row["text"] for _, row in documents.read_rows(str(path))]
 
 
 def _articles(path: pathlib.Path) -> list[str]:
     """WikiText's articles without its marks of tokenisation, cut to pages of about the length of a web page."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        articles = re.split(r"\n(?= = [^=])", file.read())
     pages = []
-    for article in articles:
-        for pattern, replacement in _WIKITEXT_MARKS:
-            article = re.sub(pattern, replacement, article, flags=re.MULTILINE)
+    for article in wikitext_articles(path):
+        article = _HEADING.sub(r"\1", untokenised(article))
+        article = re.sub(r'" ([^"\n]*) "', r'"\1"', article)
+        article = re.sub(r" '(s|t|re|ve|ll|d|m)\b", r"'\1", article)
         starts = range(0, len(article) - WIKITEXT_PAGE_CHARACTERS // 2, WIKITEXT_PAGE_CHARACTERS)
         pages += [article[start : start + WIKITEXT_PAGE_CHARACTERS].strip() for start in starts]
     return pages

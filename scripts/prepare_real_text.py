@@ -30,13 +30,21 @@ VALIDATION_SHARE = 0.04
 
 def wikitext(source: Path) -> Iterator[tuple[str, str, int]]:
     """Articles of WikiText-2 with its tokenisation marks undone: (id, text, harm_score)."""
-    with gzip.open(source / "text/wiki.train.tokens.gz", "rt", encoding="utf-8") as file:
-        articles = re.split(r"\n(?= = [^=])", file.read())
-    for i, article in enumerate(articles):
-        text = re.sub(r" ?@([-,.])@ ?", r"\1", article).replace(" <unk>", "")
-        text = re.sub(r" ([,.;:!?)])", r"\1", text).replace("( ", "(").strip()
-        if text:
+    for i, article in enumerate(wikitext_articles(source / "text/wiki.train.tokens.gz")):
+        if text := untokenised(article).strip():
             yield f"wikitext-{i}", text, 0
+
+
+def wikitext_articles(path: Path) -> list[str]:
+    """The articles in a file of WikiText-2, as they are."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return re.split(r"\n(?= = [^=])", file.read())
+
+
+def untokenised(article: str) -> str:
+    """Without WikiText's marks of tokenisation."""
+    text = re.sub(r" ?@([-,.])@ ?", r"\1", article).replace(" <unk>", "")
+    return re.sub(r" ([,.;:!?)])", r"\1", text).replace("( ", "(")
 
 
 def c4(source: Path) -> Iterator[tuple[str, str, int]]:

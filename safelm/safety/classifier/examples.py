@@ -99,6 +99,16 @@ def read_all(sources: Sequence[str]) -> list[Example]:
     return without_duplicates([example for source in sources for example in read(source)])
 
 
+def limit_of(source: str, given: str, unit: str, most: int | None = None) -> int | None:
+    """How many texts a source string asks for; None where it leaves that open. ValueError for what is no count."""
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < 1 or (most and int(given) > most):
+        upto = f" from 1 to {most}" if most else ""
+        raise ValueError(f"--data={source}: {given!r} is not a number of {unit}{upto}")
+    return int(given)
+
+
 def without_duplicates(examples: Sequence[Example]) -> list[Example]:
     """Each text once, with its highest score; groups that share a text become one group."""
     parent: dict[str, str] = {}
@@ -234,8 +244,6 @@ def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
 def _synthetic(source: str, count: str) -> Iterator[Example]:
     from safelm.synthetic_web import corpus
 
-    if count and not (count.isdigit() and int(count) > 0):
-        raise ValueError(f"--data={source}: {count!r} is not a number of documents")
-    for number in range(int(count or _SYNTHETIC_DOCUMENTS)):
+    for number in range(limit_of(source, count, "documents") or _SYNTHETIC_DOCUMENTS):
         draft = corpus.draft(0, "train", number)
         yield Example(draft.text, draft.score, f"{SYNTHETIC}/{draft.topic.infinitive}", source)

@@ -14,7 +14,7 @@ import numpy as np
 
 from safelm.formats import gguf
 from safelm.inference import decode, methods
-from safelm.safety.classifier.examples import GENERATED, Example
+from safelm.safety.classifier.examples import GENERATED, Example, limit_of
 from safelm.safety.embedding.backbone import installed_path
 from safelm.tokenizer import Tokenizer
 
@@ -45,12 +45,10 @@ def read(source: str, limit: str = "") -> list[Example]:
     Answers of under 40 words are left out. Raises ValueError for a limit that is no count or above the number of
     requests, FileNotFoundError if SmolLM2 is not installed.
     """
-    most = len(KINDS) * len(SUBJECTS)
-    if limit and not (limit.isdigit() and 0 < int(limit) <= most):
-        raise ValueError(f"--data={source}: {limit!r} is not a number of pages from 1 to {most}")
+    pages = limit_of(source, limit, "pages", most=len(KINDS) * len(SUBJECTS)) or _DEFAULT_PAGES
     return [
         Example(text, 0, f"{GENERATED}/{subject}", source)
-        for subject, text in _pages(int(limit) if limit else _DEFAULT_PAGES)
+        for subject, text in _pages(pages)
         if len(text.split()) >= _LEAST_WORDS
     ]
 

