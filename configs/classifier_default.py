@@ -19,6 +19,7 @@ group; l2, calibration and thresholds chosen inside the training folds; 95% inte
     this config                        .715 [.669, .755]    .911 [.888, .929]
     pyrit alone (--data=pyrit)         .781 [.744, .813]    .944 [.927, .958]
       with --config.head.solver=ridge  .782 [.746, .810]    .949 [.933, .962]
+      SmolLM2, mean of layer 15        .759 [.723, .792]    .936 [.917, .951]
       MiniLM                           .510 [.441, .588]    .804 [.771, .834]
     TF-IDF, logistic regression        .663 [.616, .705]    .892 [.867, .912]
     alt-profanity-check                .184 [.116, .249]    .605 [.563, .645]
@@ -28,15 +29,15 @@ Goals were .78 and .95: a tie at best for a classifier of answers alone, and the
 too, three draws gave .778, .761, .774 and .950, .939, .946. So for graded scores of answers train on answers.
 
     sets of up to 500 texts     this config, which knows nothing of them         trained on the set (AUROC, +- .05)
-                                AUROC  recall at 3  harmless at 3 or more        this    MiniLM  TF-IDF  profanity
-    OpenAI moderation           .795   .796         .380                         .867    .858    .810    .837
-    ToxiGen                     .719   .670         .341                         .837    .788    .741    .615
-    DynaHate                    .440   .625         .709                         .623    .671    .609    .519
-    Davidson                    .790   .829         .456                         .862    .956    .884    .991
-    implicit hate               .631   .795         .640                         .715    .754    .702    .633
-    EDOS                        .568   .604         .529                         .748    .719    .602    .671
-    ken20                       .754   .878         .600                         .797    .824    .746    .805
-    RealToxicityPrompts         .747   .378         .119                         .827    .823    .593    .868
+                                AUROC  recall at 3  harmless at 3 or more        this  layer 15  MiniLM  TF-IDF  profanity
+    OpenAI moderation           .795   .796         .380                         .867  .882      .858    .810    .837
+    ToxiGen                     .719   .670         .341                         .837  .837      .788    .741    .615
+    DynaHate                    .440   .625         .709                         .623  .605      .671    .609    .519
+    Davidson                    .790   .829         .456                         .862  .847      .956    .884    .991
+    implicit hate               .631   .795         .640                         .715  .719      .754    .702    .633
+    EDOS                        .568   .604         .529                         .748  .721      .719    .602    .671
+    ken20                       .754   .878         .600                         .797  .802      .824    .746    .805
+    RealToxicityPrompts         .747   .378         .119                         .827  .810      .823    .593    .868
     C4 (200 pages)                                  .105 [.070, .155]
     WikiText (200 pages)                            .060 [.035, .102]
 
@@ -46,6 +47,10 @@ of WikiText. **Safe pages pass, short comments don't**: half of the harmless com
 21% to 56% of ToxiGen's harmless sentences that name an identity (14 to 36 a group; .08 of all before the toxic
 sentences were added, when it found .33 of the harmful ones instead of .67). DynaHate is written to fool classifiers.
 Calibration error .13 and .11 over all of these sets; .07 and .06 on pyrit.
+
+In the paper's columns (macro-F1, recall at 1, at 3): pyrit .439, .909, .892, all sets .316, .758, .769. Confusion on
+pyrit, true 0, 1, 3, 4, 5 down, given 0, 1, 3, 4, 5 across: 147 39 23 17 2, 29 33 84 49 6, 23 14 84 62 22, 11 6 36 115
+44, 8 0 17 59 75.
 
 One classifier for all sets together (5,405 texts): AUROC .801, .785, .546, .806, .687, .661, .788, .748, but C4 .235
 and WikiText .275. What did not help: synthetic_web:400 (its templated texts are told apart at once), one direction for
