@@ -28,7 +28,7 @@ class Script:
     Attributes:
       text: the continuation; its tokens' P(tag) are 0.01, 0.02, ..
       may_go: while clear, no step makes a token.
-      may_return: while clear, a step takes for ever, as one that compiles does.
+      may_return: while clear, a step takes for ever, as one that compiles does; is_held: such a step is under way.
       fail_next_step: raise once.
       fail_at, hold_at: raise once, or give nothing more, when a request has been told so many tokens.
       cancelled: ids, in order.
@@ -38,6 +38,7 @@ class Script:
     text: str = " the cat sat on the mat"
     may_go: threading.Event = dataclasses.field(default_factory=threading.Event)
     may_return: threading.Event = dataclasses.field(default_factory=threading.Event)
+    is_held: threading.Event = dataclasses.field(default_factory=threading.Event)
     fail_next_step: bool = False
     fail_at: int | None = None
     hold_at: int | None = None
@@ -48,6 +49,16 @@ class Script:
     def __post_init__(self) -> None:
         self.may_go.set()
         self.may_return.set()
+
+    @contextlib.contextmanager
+    def long_step(self) -> Iterator[None]:
+        """A step that is under way from the beginning to the end, whatever happens between."""
+        self.may_return.clear()
+        try:
+            assert self.is_held.wait(60), "no step began"
+            yield
+        finally:
+            self.may_return.set()
 
     def tokens(self, request: EngineRequest) -> list[int]:
         ids = tiny_runs.tokenizer().encode(self.text) if self.ids is None else self.ids
@@ -92,7 +103,10 @@ class FakeEngine:
             self._told.append(Update(request_id, finished="cancelled"))
 
     def step(self) -> list[Update]:
-        self._script.may_return.wait(60)
+        if not self._script.may_return.is_set():
+            self._script.is_held.set()
+            self._script.may_return.wait(60)
+            self._script.is_held.clear()
         if self._script.fail_next_step:
             self._script.fail_next_step = False
             raise ArithmeticError(self._script.text)

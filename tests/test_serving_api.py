@@ -31,7 +31,7 @@ def server(script):
 
 @pytest.fixture(autouse=True)
 def reset(script):
-    script.text, script.ids = TEXT, None
+    script.text, script.ids, script.hold_at = TEXT, None, None
     script.requests.clear()
 
 
@@ -126,7 +126,7 @@ def test_streams_send_whole_characters_and_hold_back_what_may_be_a_stop_string(s
 
 
 def test_a_stop_string_cancels_what_is_left(server, script):
-    script.text, before = "a b " * 50, len(script.cancelled)
+    script.text, script.hold_at, before = "a b " * 50, 10, len(script.cancelled)  # it can't end by itself first
     complete(server, stop=["b"])
     wait_for(lambda: len(script.cancelled) == before + 1, "the engine's request is cancelled")
 

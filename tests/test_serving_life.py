@@ -132,21 +132,20 @@ def test_when_the_grace_period_is_over_what_is_left_is_ended(script):
 
 
 def test_the_end_waits_for_no_step(script):
-    script.text = "a b " * 100
+    script.text, script.hold_at = "a b " * 100, 1
     with serve(script, limits=Limits(grace_seconds=0.05, new_tokens=450)) as server:
         connection = start(server, stream=True, max_tokens=450)
         response = connection.getresponse()
         response.readline()
-        script.may_return.clear()
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor() as pool, script.long_step():
             scored = pool.submit(post, server, {"input": "the"}, "/v1/safelm/score")
             wait_for(lambda: number_open(server) == 2, "both are open")
             server.run(server.server.drain())
             assert scored.result().status == 503
-        events = response.read().decode().strip().split("\n\n")
+            events = response.read().decode().strip().split("\n\n")
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         connection.close()
-        script.may_return.set()
+    script.hold_at = None
 
 
 def test_logs_hold_no_text(server, script, caplog):
