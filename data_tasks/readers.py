@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from data_tasks.preprocessors import MAX_SCORE, NO_SCORE
 from data_tasks.row_files import SUFFIXES, read_rows
-from safelm.safety.documents import MalformedError as MalformedRowError
+from safelm.documents import MalformedError as MalformedRowError
 
 __all__ = ["SUFFIXES", "Document", "MalformedLimit", "MalformedRowError", "ReadReport", "RowFormat", "WebDocuments"]
 __all__ += ["harm_score", "missing_column", "parse_document", "read_documents"]

@@ -11,8 +11,8 @@ from typing import Any
 import fsspec
 
 from safelm.data import remote
-from safelm.safety.documents import MAX_ROW_BYTES, parse_object
-from safelm.safety.documents import MalformedError as MalformedRowError
+from safelm.documents import MAX_ROW_BYTES, parse_object
+from safelm.documents import MalformedError as MalformedRowError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".tsv", ".tsv.gz", ".json", ".json.gz")
 

@@ -11,9 +11,8 @@ machine; a run that was stopped goes on where it was.
 import argparse
 import itertools
 
-from safelm import beam_runner, cli
+from safelm import beam_runner, cli, documents
 from safelm.data import remote
-from safelm.safety import documents
 from safelm.safety.report_card import card, corpus, difference, output
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import SliceInput

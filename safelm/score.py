@@ -35,9 +35,8 @@ from typing import Any
 
 import tqdm
 
-from safelm import beam_runner, cli
+from safelm import beam_runner, cli, documents
 from safelm.data import remote
-from safelm.safety import documents
 from safelm.safety.scoring import columns, manifest, plan, scorers
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ScoreWork, rows_under_way

@@ -33,9 +33,8 @@ from typing import Any
 
 import tqdm
 
-from safelm import beam_runner, cli
+from safelm import beam_runner, cli, documents
 from safelm.data import remote
-from safelm.safety import documents
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk

@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from safelm.safety import documents
+from safelm import documents
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.counting import Piece, Settings, count_piece
 from safelm.safety.report_card.matching import Matcher

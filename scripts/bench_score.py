@@ -44,8 +44,8 @@ from pathlib import Path
 
 import numpy as np
 
+from safelm import documents
 from safelm.beam_runner import Runner
-from safelm.safety import documents
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import columns, scorers, shard
 from safelm.safety.scoring.output import OutputFolder

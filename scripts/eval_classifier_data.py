@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from prepare_real_text import untokenised, wikitext_articles
 
-from safelm.safety import documents
+from safelm import documents
 from safelm.safety.classifier import examples
 from safelm.safety.classifier.labels import LABEL_TABLE
 

@@ -21,10 +21,10 @@ import tiny_runs
 from huggingface_hub import constants
 from token_stores import numbered_documents, write_store
 
+from safelm import documents as safety_documents
 from safelm import train_tokenizer
 from safelm.data import cache
 from safelm.data.store import TokenStore
-from safelm.safety import documents as safety_documents
 from safelm.tokenizer import Tokenizer
 
 REPO = "hf://datasets/someone/web"

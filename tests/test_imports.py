@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ("safelm", "safelm.tags", "safelm.cli", "safelm.host_memory", "safelm.sharding", "safelm.tokenizer"),
     ("safelm.model", "safelm.attention_kernels", "safelm.loss", "safelm.blocked_loss", "safelm.chunked_loss",
-     "safelm.optimizer", "safelm.data", "safelm.synthetic_web"),
+     "safelm.optimizer", "safelm.data", "safelm.documents", "safelm.synthetic_web"),
     ("safelm.checkpoint", "safelm.formats", "safelm.inference"),
     ("safelm.evaluation", "safelm.safety"),
     ("safelm.serving",),

@@ -8,9 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from safelm import score
+from safelm import documents, score
 from safelm.beam_runner import Runner
-from safelm.safety import documents
 from safelm.safety.scorer import Verdict
 from safelm.safety.scoring import columns, shard
 from safelm.safety.scoring.output import OutputFolder

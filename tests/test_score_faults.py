@@ -17,9 +17,8 @@ import pyarrow.parquet
 import pytest
 from test_score import SCORER, data, make_rows, rows_of, run, score_one, write_lines
 
-from safelm import beam_jobs, beam_runner, score
+from safelm import beam_jobs, beam_runner, documents, score
 from safelm.beam_runner import Runner
-from safelm.safety import documents
 from safelm.safety.classifier import calibration, checkpoint
 from safelm.safety.embedding import load_backbone
 from safelm.safety.scorer import Verdict, load_scorer

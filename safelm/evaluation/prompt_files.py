@@ -4,15 +4,13 @@ A path is local, `gs://` or `hf://`. Messages name file and row, never a text.
 """
 
 import csv
-import gzip
 import io
 import json
 import pathlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from safelm.safety import documents
+from safelm import documents
 
 TABLES = (".csv", ".tsv", ".json", ".txt", ".prompt")
 _PACKED = (".gz", ".zst")
@@ -40,7 +38,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             text = file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, *documents.DAMAGED) as error:
         raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
     yield from enumerate(_PARSERS[ending](path, text), start=1)
 

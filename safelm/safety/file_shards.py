@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from safelm.safety import documents
-from safelm.safety.documents import DocumentFile, Part
+from safelm import documents
+from safelm.documents import DocumentFile, Part
 from safelm.safety.scoring.output import OutputFolder
 
 SETTINGS_NAME = "_settings.json"

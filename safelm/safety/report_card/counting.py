@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from safelm.safety import documents
+from safelm import documents
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.matching import Found, Matcher
 from safelm.safety.report_card.queries import QuerySet

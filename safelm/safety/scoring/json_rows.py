@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from safelm.safety.documents import Malformed, Part, iter_json, lines_before
+from safelm.documents import Malformed, Part, iter_json, lines_before
 from safelm.safety.scoring.columns import Columns
 
 SUFFIX = ".jsonl.gz"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from safelm.safety.documents import (
+from safelm.documents import (
     Malformed,
     MalformedError,
     Part,

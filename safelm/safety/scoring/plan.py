@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm import documents
 from safelm.data import remote
-from safelm.safety import documents
-from safelm.safety.documents import DocumentFile, Part
+from safelm.documents import DocumentFile, Part
 from safelm.safety.file_shards import (
     SETTINGS_NAME,
     check_settings,

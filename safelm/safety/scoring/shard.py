@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from safelm.safety.documents import Malformed, Part
+from safelm.documents import Malformed, Part
 from safelm.safety.ensemble import Agreement, Ensemble
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import json_rows, parquet_rows

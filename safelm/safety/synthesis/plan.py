@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety import documents
-from safelm.safety.documents import DocumentFile
+from safelm import documents
+from safelm.documents import DocumentFile
 from safelm.safety.file_shards import SETTINGS_NAME, check_settings, is_whole, shard_name, side_by_side, split
 from safelm.safety.scoring.columns import UNSCORED
 from safelm.safety.scoring.output import OutputFolder

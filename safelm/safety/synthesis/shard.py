@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from safelm.safety.documents import Malformed
+from safelm.documents import Malformed
 from safelm.safety.scorer import load_scorer
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import MALFORMED_SUFFIX, ShardJob

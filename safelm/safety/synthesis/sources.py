@@ -11,8 +11,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from safelm.safety import documents
-from safelm.safety.documents import Malformed, MalformedError
+from safelm import documents
+from safelm.documents import Malformed, MalformedError
 from safelm.safety.report_card.counting import SCORE_COLUMNS
 from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
 from safelm.safety.scoring.shard import ShardJob

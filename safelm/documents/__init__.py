@@ -1,0 +1,93 @@
+"""Documents in files: which files an input names, and their rows, streamed, whatever columns they have.
+
+An input is a file, a folder (every file below it that this can read, through links; names that begin with `_` or `.`
+and plain `.json` files, often side files, are left out) or a pattern with `*`, `**`, `?` or `[...]`, local or behind a
+URL (`gs://`, `hf://`). A name that is there as it is written is that file or folder, whatever characters it holds. A
+pipe or a device is an error. Formats: JSON lines (`.jsonl`, `.ndjson`, `.json`; also packed: `.gz`, `.zst`, `.bz2`,
+`.xz`) and Parquet; what a file is packed with is decided by its content. A `.json` file may be one array of objects.
+
+A row is malformed when it is not UTF-8, not JSON, no object, longer than MAX_ROW_BYTES (64 MiB), or when its text is
+missing, null, no string or holds half a Unicode pair. Such a row is reported with its number (from 1: the line of a
+JSON lines file, blank ones counted; the row of a Parquet file) and the reason, and reading goes on. An empty text is
+not malformed. A file in which no row has a text column is an error that lists the columns there are.
+No message holds a document's text.
+
+The id of a row: `identity`. Its harm score: `harm`.
+"""
+
+from safelm.documents.files import (
+    PARQUET,
+    SUFFIXES,
+    TSV_SUFFIXES,
+    DocumentFile,
+    check_apart,
+    describe,
+    file_at,
+    find,
+    find_named,
+    list_files,
+    suffix,
+)
+from safelm.documents.harm import HarmScore, harm_score
+from safelm.documents.identity import ID_COLUMN, content_id, row_id
+from safelm.documents.json_lines import (
+    MAX_ROW_BYTES,
+    JsonRow,
+    OnMalformed,
+    Part,
+    check_text,
+    field,
+    iter_json,
+    lines_before,
+    missing_column,
+    parse_object,
+)
+from safelm.documents.malformed import Malformed, MalformedError, MalformedLimit, Quarantine
+from safelm.documents.opening import DAMAGED, is_compressed, open_binary
+from safelm.documents.parquet import batch_rows, check_columns, field_names, iter_parquet, open_parquet, raw_parquet
+from safelm.documents.rows import Row, iter_rows, read_rows
+
+__all__ = [
+    "DAMAGED",
+    "ID_COLUMN",
+    "MAX_ROW_BYTES",
+    "PARQUET",
+    "SUFFIXES",
+    "TSV_SUFFIXES",
+    "DocumentFile",
+    "HarmScore",
+    "JsonRow",
+    "Malformed",
+    "MalformedError",
+    "MalformedLimit",
+    "OnMalformed",
+    "Part",
+    "Quarantine",
+    "Row",
+    "batch_rows",
+    "check_apart",
+    "check_columns",
+    "check_text",
+    "content_id",
+    "describe",
+    "field",
+    "field_names",
+    "file_at",
+    "find",
+    "find_named",
+    "harm_score",
+    "is_compressed",
+    "iter_json",
+    "iter_parquet",
+    "iter_rows",
+    "lines_before",
+    "list_files",
+    "missing_column",
+    "open_binary",
+    "open_parquet",
+    "parse_object",
+    "raw_parquet",
+    "read_rows",
+    "row_id",
+    "suffix",
+]

@@ -1,0 +1,107 @@
+"""The harm score of a row, 0 to 5, and which column it was read from.
+
+With a column named by the user (`--score_column`, perhaps `struct.field`) that one alone is read. Else it is the first
+of these that the row has:
+
+    harm_score, metadata.harm_score    what safelm.score writes, and says so by its name
+    metadata.int_score                 of rows that safelm.synthesize wrote: they have prompt_version and source_id
+    the folder score_N, score_N_...    of the published sets (locuslab's fineweb_annotated, safeweb, refuseweb and
+                                       moral_education), whose rows have metadata.dump and metadata.int_score
+    safety_score                       of published annotations: rows that have safety_probs too
+
+`score` and `int_score` alone are never read: in FineWeb-Edu, and in what was made from it, they tell how educational a
+page is. A fraction is rounded, a half up.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safelm.documents.json_lines import field
+
+MIN_SCORE, MAX_SCORE = 0, 5
+NAMED_COLUMNS = ("harm_score", "metadata.harm_score")
+_SYNTHETIC = ("prompt_version", "source_id")
+_PUBLISHED = ("metadata.dump", "metadata.int_score")
+_ANNOTATED = ("safety_score", "safety_probs")
+_PUBLISHED_FOLDER = re.compile(r"score_([0-5])(_[a-z]+)?")
+_EDUCATIONAL = ("int_score", "metadata.int_score", "score", "metadata.score")
+
+
+@dataclasses.dataclass(frozen=True)
+class HarmScore:
+    """A row's harm score.
+
+    Attributes:
+      value: 0 to 5; None where the row has none that can be used.
+      column: what it was read from, as reports name it; "" where the row has nothing to read.
+      found: what stood there.
+    """
+
+    value: int | None = None
+    column: str = ""
+    found: Any = None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no value; never holds a text."""
+        if not self.column:
+            return f"no harm score (looked for {', '.join((*NAMED_COLUMNS, 'and what published sets have'))})"
+        shown = self.found if isinstance(self.found, int | float) else type(self.found).__name__
+        return f"field {self.column!r} is {shown}, not a harm score: a number from {MIN_SCORE} to {MAX_SCORE}"
+
+
+def harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None) -> HarmScore:
+    """The harm score of a row of the file `path`; `column`: the one the user named, if any."""
+    for name in (column,) if column else NAMED_COLUMNS:
+        if (found := field(row, name)) is not None:
+            return _score(name, found)
+    if column:
+        return HarmScore()
+    if all(isinstance(row.get(name), str) for name in _SYNTHETIC):
+        return _score(_PUBLISHED[1], field(row, _PUBLISHED[1]))
+    folder = published_folder(path)
+    if folder and all(field(row, name) is not None for name in _PUBLISHED):
+        return HarmScore(int(folder.split("_")[1]), f"folder {folder}", folder)
+    if all(row.get(name) is not None for name in _ANNOTATED):
+        return _score(_ANNOTATED[0], row[_ANNOTATED[0]])
+    return HarmScore()
+
+
+def score_columns(column: str | None = None) -> tuple[str, ...]:
+    """The columns that `harm_score` looks at, to be read where a file has them."""
+    return (column,) if column else (*NAMED_COLUMNS, *_SYNTHETIC, *_PUBLISHED, *_ANNOTATED)
+
+
+def may_have_scores(path: str, names: Sequence[str], column: str | None = None) -> bool:
+    """Whether rows of a file with these columns (fields of structs as `struct.field`) can have a harm score."""
+    if column or any(name in names for name in NAMED_COLUMNS):
+        return not column or column in names
+    has = {signs: all(name in names for name in signs) for signs in (_SYNTHETIC, _PUBLISHED, _ANNOTATED)}
+    return has[_SYNTHETIC] or has[_ANNOTATED] or (has[_PUBLISHED] and bool(published_folder(path)))
+
+
+def advice(names: Sequence[str]) -> str:
+    """What to do where a file has no harm score but columns that may be mistaken for one; "" where it has none."""
+    found = [name for name in _EDUCATIONAL if name in names]
+    if not found:
+        return "score it first (safelm.score), or name the column (--score_column)"
+    return (
+        f"{found[0]!r} is not taken for harm: in FineWeb-Edu it tells how educational a page is; score the corpus "
+        f"first (safelm.score), or say that it is harm (--score_column={found[0]})"
+    )
+
+
+def published_folder(path: str) -> str:
+    """The folder of a path that names the harm score of a published set's rows, such as "score_4_refusal", or ""."""
+    folders = re.split(r"[/\\]", path)[:-1]
+    return next((name for name in reversed(folders) if _PUBLISHED_FOLDER.fullmatch(name)), "")
+
+
+def _score(column: str, found: Any) -> HarmScore:
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    if is_number and MIN_SCORE <= found <= MAX_SCORE:
+        return HarmScore(math.floor(found + 0.5), column, found)
+    return HarmScore(None, column, found)

@@ -1,0 +1,35 @@
+"""The id of a row: its own or, where it has none, a hash of its text.
+
+A content hash needs no place: the same document has the same id in whatever file, part or format it stands, before and
+after `safelm.score` (which writes it into the row), and two copies of one text never stand on both sides of a split.
+So two rows without an id of their own that hold the same text are one document.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from safelm.documents.json_lines import check_text, field
+from safelm.documents.malformed import MalformedError
+
+ID_COLUMN = "id"
+
+
+def row_id(row: Mapping[str, Any], text: str, column: str = ID_COLUMN) -> str:
+    """The row's id as a string.
+
+    Raises MalformedError for an id that is neither a string nor an integer, or that UTF-8 can't hold.
+    """
+    value = field(row, column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return content_id(text)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise MalformedError(f"field {column!r} is not a string or an integer but {type(value).__name__}")
+    identity = str(value)
+    check_text(identity, column)
+    return identity
+
+
+def content_id(text: str) -> str:
+    """The id of a text that has none: 24 hexadecimal digits of its BLAKE2b hash behind "text-"."""
+    return "text-" + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

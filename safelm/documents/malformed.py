@@ -1,0 +1,74 @@
+"""Rows that can't be used: why, how many of them a command bears, and the quarantine file that keeps them."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+
+class MalformedError(ValueError):
+    """Why one row can't be used; never holds its text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Malformed:
+    """A row that can't be used. `raw` is the row for a quarantine file (bytes that aren't UTF-8 as `\\xNN`): never log
+    it."""
+
+    row: int
+    reason: str
+    raw: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class MalformedLimit:
+    """How many malformed rows a command bears.
+
+    It stops when both are passed: more than `rows` malformed rows and more than `fraction` of all; and when more than
+    half of the rows (and more than 20) are malformed, even if those are fewer than `rows`.
+    """
+
+    rows: int = 100
+    fraction: float = 0.01
+
+    def check(self, place: str, malformed: int, rows: int, *, is_whole: bool = True) -> None:
+        """Raises ValueError naming `place` when the limit is passed; `is_whole` is False while rows are still read."""
+        if malformed > self.rows and malformed > self.fraction * rows:
+            of = "" if is_whole else "the first "
+            raise ValueError(
+                f"{place}: {malformed} of {of}{rows} rows are malformed, "
+                f"more than {self.rows} rows and {self.fraction:.2%}"
+            )
+        if is_whole and malformed > _FEW_ROWS and 2 * malformed > rows:
+            raise ValueError(f"{place}: {malformed} of {rows} rows are malformed, more than half of them")
+
+
+_FEW_ROWS = 20
+
+
+class Quarantine:
+    """The malformed rows of one file, as JSON lines: file, row from 1, reason, raw.
+
+    The local file `target` is replaced by each reading and made when the first such row comes; None keeps nothing.
+    """
+
+    def __init__(self, path: str, target: str | None):
+        self._path, self._target, self._file = path, target, None
+        if target and os.path.exists(target):
+            os.remove(target)
+
+    def add(self, malformed: Malformed) -> None:
+        """Keeps one row."""
+        if not self._target:
+            return
+        if self._file is None:
+            os.makedirs(os.path.dirname(self._target) or ".", exist_ok=True)
+            self._file: Any = open(self._target, "w", encoding="utf-8")
+        self._file.write(json.dumps({"file": self._path} | dataclasses.asdict(malformed)) + "\n")
+
+    def __enter__(self) -> "Quarantine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()

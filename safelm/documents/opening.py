@@ -1,0 +1,117 @@
+"""Opening a file of documents to read: local or behind a URL, decompressed by what its first bytes say."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from safelm.data import remote
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+_SKIPPABLE = b"\x2a\x4d\x18"  # bytes 1 to 3 of a zstd frame that holds no content
+_ZSTD_MAX_WINDOW = 1 << 31  # `zstd --long=31`, the format's own limit for 64-bit machines
+_ZSTD_FEED_BYTES = 1 << 10  # of compressed data at once: it can stand for 32 MiB at most
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)  # what reading a damaged file raises, and OSError
+
+
+@contextlib.contextmanager
+def open_binary(path: str, *, decompress: bool = False) -> Iterator[Any]:
+    """A file to read in; `decompress` as its content asks for, whatever its name ends in.
+
+    Raises ValueError for a pipe, a device or another thing that is no file: reading it could wait for ever.
+    """
+    with contextlib.ExitStack() as files:
+        file = files.enter_context(_open(path))
+        if decompress:
+            kind = _compression(file)
+            if kind:
+                file = files.enter_context(_DECOMPRESSORS[kind](file))
+        yield file
+
+
+def is_compressed(path: str) -> bool:
+    """Whether the file's first bytes are those of a compressed file."""
+    with _open(path) as file:
+        return bool(_compression(file))
+
+
+def check_regular(path: str) -> None:
+    """Raises ValueError for a local path that is neither a file nor a folder, FileNotFoundError where nothing is."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{path}: not a file but {kinds.get(stat.S_IFMT(mode), 'something else')}")
+
+
+def _open(path: str) -> Any:
+    local = path.removeprefix("file://")
+    if remote.is_remote(local):
+        return remote.open_file(path)
+    check_regular(local)
+    return open(local, "rb")
+
+
+def _compression(file: BinaryIO) -> str:
+    begin = file.read(6)
+    file.seek(0)
+    if begin[1:4] == _SKIPPABLE and begin[0] >> 4 == 5:
+        return "zstd"
+    return next((kind for magic, kind in _MAGIC.items() if begin.startswith(magic)), "")
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompresses zstd frames one after the other; EOFError where the file ends inside one."""
+
+    def __init__(self, file: BinaryIO):
+        import zstandard
+
+        self._file, self._error = file, zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
+        self._frame: Any = None
+        self._output, self._at, self._input = b"", 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._at == len(self._output):
+            if not self._decompress_more():
+                return 0
+        piece = self._output[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def _decompress_more(self) -> bool:
+        """Puts what comes next into the output, perhaps nothing yet; False at the end of the file."""
+        data = self._input or self._file.read(_ZSTD_FEED_BYTES)
+        self._input = b""
+        if not data:
+            if self._frame is not None:
+                raise EOFError("the file ends inside a zstd frame")
+            return False
+        self._frame = self._frame or self._decompressor.decompressobj()
+        try:
+            self._output, self._at = self._frame.decompress(data), 0
+        except self._error as error:
+            raise EOFError(str(error)) from error
+        if self._frame.eof:
+            self._input, self._frame = self._frame.unused_data, None
+        return True
+
+
+_DECOMPRESSORS: dict[str, Any] = {
+    "gzip": lambda file: gzip.GzipFile(fileobj=file),
+    "bz2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "zstd": lambda file: io.BufferedReader(_ZstdReader(file), 1 << 20),
+}

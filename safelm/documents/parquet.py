@@ -1,0 +1,167 @@
+"""Rows of Parquet: Arrow batches of the columns that are wanted, and rows of Python values where those are needed.
+
+A column that is only passed on stays in Arrow, whatever dates it holds. INT96 timestamps (Spark's, Impala's) come in
+microseconds, which reach as far as the format does; in Arrow's nanoseconds those behind 2262 would be other dates.
+A date that Python has no value for (before year 1, behind 9999, or with nanoseconds) becomes a string.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from safelm.data import remote
+from safelm.documents.json_lines import OnMalformed, Part, check_text, missing_column
+from safelm.documents.malformed import Malformed, MalformedError
+from safelm.documents.opening import open_binary
+
+_BATCH_BYTES = 8 << 20
+_BATCH_ROWS = 1024
+
+
+def iter_parquet(
+    path: str, columns: Sequence[str] | None, *, text_column: str | None, groups: Part | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(number of its first row from 1, Arrow record batch) of a Parquet file or of some of its row groups.
+
+    `columns` may name fields of structs, `struct.field`. Batches are of some 8 MB. Raises ValueError where a column is
+    missing, the text column holds no strings, or a row group has not as many rows as the file says.
+    """
+    import pyarrow
+
+    number = 0
+    with open_parquet(path) as table:
+        check_columns(path, table.schema_arrow, columns or (), text_column)
+        try:
+            last = table.num_row_groups if groups is None else groups.stop
+            for group in range(table.num_row_groups)[:last]:
+                facts = table.metadata.row_group(group)
+                if groups is not None and group < groups.start:
+                    number += facts.num_rows
+                    continue
+                begin = number
+                rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
+                for batch in table.iter_batches(rows, [group], columns=columns):
+                    yield number + 1, batch
+                    number += batch.num_rows
+                if number - begin != facts.num_rows:
+                    found = f"row group {group} gave {number - begin} rows, the file says {facts.num_rows}"
+                    raise ValueError(f"{path}: damaged: {found}")
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path}: damaged or cut short after row {number} ({error})") from error
+        except OSError as error:  # pyarrow's own for damaged pages, or the file system's
+            raise OSError(f"{path}: can't read after row {number} ({error})") from error
+
+
+@contextlib.contextmanager
+def open_parquet(path: str) -> Iterator[Any]:
+    """A pyarrow ParquetFile; ValueError for another file, OSError from the file system."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with open_binary(path) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(
+                file,
+                pre_buffer=remote.is_remote(path),
+                coerce_int96_timestamp_unit="us",
+                page_checksum_verification=True,
+            )
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path}: not Parquet, damaged or cut short ({error})") from error
+        with table:
+            stated = sum(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
+            if stated != table.metadata.num_rows:
+                raise ValueError(f"{path}: damaged: {stated} rows in its row groups, {table.metadata.num_rows} in all")
+            yield table
+
+
+def field_names(schema: Any) -> list[str]:
+    """The columns of an Arrow schema, and the fields of structs as `struct.field`."""
+    import pyarrow.types
+
+    names = []
+    for field in schema:
+        names.append(field.name)
+        if pyarrow.types.is_struct(field.type):
+            names += [f"{field.name}.{inner}" for inner in field_names(field.type.fields)]
+    return names
+
+
+def check_columns(path: str, schema: Any, columns: Sequence[str], text_column: str | None) -> None:
+    """Raises ValueError unless an Arrow schema has the columns, the text column of strings."""
+    import pyarrow.types
+
+    names = field_names(schema)
+    for name in dict.fromkeys([*([text_column] if text_column else []), *columns]):
+        if name not in names:
+            raise missing_column(path, name, schema.names)
+    if text_column:
+        if schema.names.count(text_column) > 1:
+            raise ValueError(f"{path}: has {schema.names.count(text_column)} columns {text_column!r}")
+        kind = schema.field(text_column).type if text_column in schema.names else None
+        value = kind.value_type if kind is not None and pyarrow.types.is_dictionary(kind) else kind
+        types = pyarrow.types
+        if value is None or not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
+            raise ValueError(f"{path}: column {text_column!r} holds {kind}, not strings")
+
+
+def batch_rows(
+    first: int, batch: Any, text_column: str | None, on_malformed: OnMalformed
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, row) of an Arrow batch whose first row has number `first`; malformed rows go to `on_malformed`."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):  # a string that isn't UTF-8, a date that Python doesn't have
+        rows = [None] * batch.num_rows
+    for offset, found in enumerate(rows):
+        try:
+            row = found if found is not None else _row(batch, offset)
+            if text_column is not None:
+                check_text(row[text_column], text_column)
+        except MalformedError as error:
+            on_malformed(Malformed(first + offset, str(error), raw_parquet(batch.slice(offset, 1))))
+            continue
+        yield first + offset, row
+
+
+def raw_parquet(batch: Any) -> str:
+    """A batch of one row as JSON for a quarantine file; strings that aren't UTF-8 with `\\xNN`."""
+    row = {
+        name: _value(column[0], escapes=True) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    }
+    return json.dumps(row, default=str)
+
+
+def _row(batch: Any, offset: int) -> dict[str, Any]:
+    try:
+        columns = zip(batch.schema.names, batch.columns, strict=True)
+        return {name: _value(column[offset], escapes=False) for name, column in columns}
+    except UnicodeDecodeError:
+        raise MalformedError("not UTF-8") from None
+
+
+def _value(scalar: Any, *, escapes: bool) -> Any:
+    """An Arrow scalar as a Python value; dates that Python doesn't have as strings, bytes that aren't UTF-8 raise
+    UnicodeDecodeError or, with `escapes`, become `\\xNN`."""
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if not escapes:
+            raise
+    except (ValueError, OverflowError):
+        pass
+    if isinstance(scalar, pyarrow.StructScalar):
+        return {field.name: _value(scalar[index], escapes=escapes) for index, field in enumerate(scalar.type)}
+    if isinstance(scalar, pyarrow.ListScalar | pyarrow.MapScalar):
+        return [_value(value, escapes=escapes) for value in scalar.values]
+    if isinstance(scalar, pyarrow.DictionaryScalar):
+        return _value(scalar.value, escapes=escapes)
+    if isinstance(scalar, pyarrow.BinaryScalar):
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")
+    try:
+        return scalar.cast(pyarrow.string()).as_py()
+    except pyarrow.ArrowException:
+        return f"<{scalar.type} {getattr(scalar, 'value', '')}>"

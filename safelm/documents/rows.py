@@ -1,0 +1,136 @@
+"""Rows of one file, whatever its format: JSON lines, a JSON array, tab-separated values or Parquet."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from safelm.documents import json_lines, parquet, tables
+from safelm.documents.files import PARQUET, TSV_SUFFIXES, suffix
+from safelm.documents.json_lines import ColumnCheck, OnMalformed, check_text, missing_column
+from safelm.documents.malformed import Malformed, MalformedError
+
+Wanted = Mapping[str, Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row: its number in the file (from 1: the line of JSON lines, blank ones counted) and its columns."""
+
+    number: int
+    values: Mapping[str, Any] = dataclasses.field(repr=False)
+    line: bytes | None = dataclasses.field(default=None, repr=False)
+
+    def malformed(self, reason: str) -> Malformed:
+        """This row for a quarantine."""
+        raw = (
+            json.dumps(self.values, default=str) if self.line is None else self.line.decode("utf-8", "backslashreplace")
+        )
+        return Malformed(self.number, reason, raw)
+
+
+def iter_rows(
+    path: str,
+    on_malformed: OnMalformed,
+    *,
+    text_column: str | None,
+    columns: Sequence[str] | None = None,
+    required: Wanted | None = None,
+    on_fields: Callable[[Sequence[str]], object] = lambda names: None,
+) -> Iterator[Row]:
+    """Streams the rows of one file in file order; memory holds some rows, never the file (but for a JSON array).
+
+    Args:
+      on_malformed: is told of rows that can't be used.
+      text_column: the column that must hold a string; None requires none.
+      columns: what is read of Parquet where the file has it, fields of structs as `struct.field`; None for all. Rows
+        of other formats come whole.
+      required: what a file must have: its name -> the columns of which any will do.
+      on_fields: is told what columns a Parquet file has, before the first row.
+
+    Raises ValueError for a file that is damaged or lacks a column, FileNotFoundError or OSError as reading does.
+    """
+    required = dict(required or {})
+    if path.endswith(PARQUET):
+        chosen = _choose(path, columns, required, text_column, on_fields)
+        for first, batch in parquet.iter_parquet(path, chosen, text_column=text_column):
+            for number, values in parquet.batch_rows(first, batch, text_column, on_malformed):
+                yield Row(number, values)
+        return
+    if path.endswith(TSV_SUFFIXES):
+        yield from _table(path, tables.iter_tsv(path, on_malformed), text_column, required, on_malformed)
+    elif not suffix(path).startswith((".jsonl", ".ndjson")) and tables.is_array(path):
+        yield from _table(path, tables.iter_array(path), text_column, required, on_malformed)
+    else:
+        for row in json_lines.iter_json(path, on_malformed, text_column=text_column, required=required):
+            yield Row(row.number, row.row, row.raw)
+
+
+def read_rows(
+    path: str,
+    columns: Sequence[str] | None = None,
+    on_malformed: OnMalformed | None = None,
+    *,
+    text_column: str | None = "text",
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, row) of `iter_rows`. `columns`: which columns the rows hold, with `text_column`; None for all.
+
+    `on_malformed` None makes the first malformed row a ValueError.
+    """
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *([text_column] if text_column else [])]))
+    if wanted is not None and path.endswith(PARQUET):
+        with parquet.open_parquet(path) as table:
+            parquet.check_columns(path, table.schema_arrow, wanted, text_column)
+    report = on_malformed or functools.partial(_refuse, path)
+    for row in iter_rows(path, report, text_column=text_column, columns=wanted):
+        kept = row.values if wanted is None else {name: row.values[name] for name in wanted if name in row.values}
+        yield row.number, dict(kept)
+
+
+def _refuse(path: str, malformed: Malformed) -> None:
+    raise ValueError(f"{path}: row {malformed.row} is malformed: {malformed.reason}")
+
+
+def _choose(
+    path: str, columns: Sequence[str] | None, required: Wanted, text_column: str | None, on_fields: Callable
+) -> list[str] | None:
+    """The columns of a Parquet file to read; ValueError where one that rows must have isn't there."""
+    with parquet.open_parquet(path) as table:
+        schema = table.schema_arrow
+    names = parquet.field_names(schema)
+    on_fields(names)
+    for name, any_of in required.items():
+        if not any(field in names for field in any_of):
+            raise missing_column(path, name, schema.names, any_of)
+    if columns is None:
+        return None
+    wanted = [
+        *([text_column] if text_column else []),
+        *columns,
+        *(name for any_of in required.values() for name in any_of),
+    ]
+    return [name for name in dict.fromkeys(wanted) if name in names]
+
+
+def _table(
+    path: str,
+    rows: Iterator[tuple[int, Any]],
+    text_column: str | None,
+    required: Wanted,
+    on_malformed: OnMalformed,
+) -> Iterator[Row]:
+    check = ColumnCheck(path, ({text_column: (text_column,)} if text_column else {}) | dict(required))
+    for number, values in rows:
+        row = Row(number, values)
+        try:
+            if not isinstance(values, dict):
+                raise MalformedError(f"not an object but {type(values).__name__}")
+            check.see(values)
+            if text_column is not None:
+                check_text(values.get(text_column), text_column)
+        except MalformedError as error:
+            on_malformed(row.malformed(str(error)))
+            continue
+        yield row
+    check.finish()

@@ -1,0 +1,76 @@
+"""Rows of files that are one table: tab-separated values, and JSON files that are one array of objects."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from safelm.documents.json_lines import MAX_ROW_BYTES, OnMalformed
+from safelm.documents.malformed import Malformed
+from safelm.documents.opening import DAMAGED, open_binary
+
+_BLANK = b" \t\r\n"
+
+
+def is_array(path: str) -> bool:
+    """Whether the content begins as a JSON array of objects does, and no JSON object on a line of its own."""
+    try:
+        with open_binary(path, decompress=True) as file:
+            begin = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK)
+    except DAMAGED as error:
+        raise ValueError(f"{path}: damaged or cut short ({error})") from error
+    return begin.startswith(b"[") and begin[1:].lstrip(_BLANK)[:1] in (b"{", b"]", b"")
+
+
+def iter_array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of a JSON array; it is held in memory, so it may not be longer than MAX_ROW_BYTES."""
+    try:
+        with open_binary(path, decompress=True) as file:
+            content = file.read(MAX_ROW_BYTES + 1)
+        if len(content) > MAX_ROW_BYTES:
+            raise ValueError(f"{path}: a JSON array of more than {MAX_ROW_BYTES >> 20} MiB; make JSON lines of it")
+        found = json.loads(content)
+    except (*DAMAGED, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path}: not JSON, damaged or cut short ({reason})") from error
+    if not isinstance(found, list):
+        raise ValueError(f"{path}: not an array of objects but {type(found).__name__}")
+    yield from enumerate(found, 1)
+
+
+def iter_tsv(path: str, on_malformed: OnMalformed) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, row) of tab-separated values below a line of column names."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    number = 0
+    try:
+        with open_binary(path, decompress=True) as file:
+            lines = csv.DictReader(io.TextIOWrapper(_Bounded(file), encoding="utf-8-sig", newline=""), delimiter="\t")
+            for number, row in enumerate(lines, 1):
+                if None in row or None in row.values():
+                    reason = "not as many values as there are columns"
+                    on_malformed(Malformed(number, reason, json.dumps({str(name): row[name] for name in row})))
+                    continue
+                yield number, row
+    except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged, cut short or not UTF-8 after row {number} ({error})") from error
+
+
+class _Bounded(io.BufferedIOBase):
+    """A file whose lines end in an error where they are longer than MAX_ROW_BYTES."""
+
+    def __init__(self, file: Any):
+        self._file, self._since_line_end = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = -1) -> bytes:
+        data = self._file.read1(size) if hasattr(self._file, "read1") else self._file.read(max(size, 1))
+        at = data.rfind(b"\n")
+        self._since_line_end = len(data) - at - 1 if at >= 0 else self._since_line_end + len(data)
+        if self._since_line_end > MAX_ROW_BYTES:
+            raise csv.Error(f"a line longer than {MAX_ROW_BYTES >> 20} MiB")
+        return data
+
+    read = read1
