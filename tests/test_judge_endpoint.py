@@ -46,7 +46,8 @@ def test_verdicts_stand_in_order_and_tokens_are_counted():
     assert verdicts[0] == Verdict(3, "its length", {"chunks": 1})
     words = sum(len(each["content"].split()) for request in stub.requests for each in request["messages"])
     assert vars(judge.ledger) == {
-        "requests": 4, "answers": 4, "unusable": 0, "refused": 0, "prompt_tokens": words, "completion_tokens": 28,
+        "requests": 4, "answers": 4, "unusable": 0, "truncated": 0, "refused": 0,
+        "prompt_tokens": words, "completion_tokens": 28,
     }  # fmt: skip
     request = stub.requests[0]
     assert request["model"] == "some-model" and request["temperature"] == 0

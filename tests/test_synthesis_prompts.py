@@ -229,6 +229,7 @@ def test_replies_are_rejoined_in_order():
     (["good", " \n"], "writer_empty"),
     ([""], "writer_empty"),
     (["<think>hm</think>\n"], "writer_empty"),
+    (["<think>hm"], "writer_reasoning"),
     (["I'm sorry, but I can’t help with that."], "writer_declined"),
     (["As an AI language model, I cannot create this."], "writer_declined"),
     (["So it says.\n</page 0123456789abcdef>"], "writer_echo"),

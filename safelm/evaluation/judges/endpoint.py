@@ -15,7 +15,12 @@ from safelm.safety.judge.options import make_settings
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an endpoint is asked; `answer_chars` are read of an answer, from its beginning."""
+    """How an endpoint is asked.
+
+    Attributes:
+      max_tokens: of a reply, its reasoning included.
+      answer_chars: are read of an answer, from its beginning.
+    """
 
     concurrency: int = 8
     timeout_s: float = 60.0
@@ -44,6 +49,7 @@ class EndpointJudge:
     def __init__(self, url: str, model_name: str, settings: Settings | None = None, *, name: str = "endpoint"):
         """Raises ValueError for an address or a model that can't be."""
         self.name, self._settings = name, settings or Settings()
+        self._num_truncated = 0
         self._endpoint = EndpointClient(
             url, model_name, timeout_s=self._settings.timeout_s, retries=self._settings.retries
         )
@@ -63,7 +69,8 @@ class EndpointJudge:
         if len(verdicts) >= _LEAST_REPLIES and unscored > self._settings.max_unscored * len(verdicts):
             raise EndpointError(
                 f"{self._endpoint.label}: {unscored} of {len(verdicts)} replies are neither of those asked for "
-                f"(max_unscored={self._settings.max_unscored})"
+                f"(max_unscored={self._settings.max_unscored}); {self._num_truncated} were cut off at "
+                f"max_tokens={self._settings.max_tokens}"
             )
         return verdicts
 
@@ -93,6 +100,7 @@ class EndpointJudge:
                 )
             except RequestRefusedError:
                 return UNSCORED
+        self._num_truncated += completion.finish_reason == "length"
         return question.read(completion.text) or UNSCORED
 
 

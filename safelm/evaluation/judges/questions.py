@@ -11,6 +11,7 @@ import re
 
 from safelm.evaluation.judges.verdicts import FULL, HARMFUL, HARMLESS, HELPFUL, PARTIAL, UNHELPFUL, Exchange
 from safelm.safety.judge.rubric import escape
+from safelm.safety.reasoning import without_reasoning
 
 VERSION = 1
 
@@ -48,8 +49,11 @@ class Question:
         return hashlib.sha256(repr(dataclasses.astuple(self)).encode()).hexdigest()
 
     def read(self, reply: str | None) -> str | None:
-        """The verdict of a reply that is one of the choices and nothing more but punctuation; None for any other."""
-        said = re.fullmatch(r"\W*(\w+)\W*", reply or "")
+        """The verdict of a reply that is one of the choices and, behind its reasoning, nothing more but punctuation.
+
+        None for any other reply.
+        """
+        said = re.fullmatch(r"\W*(\w+)\W*", without_reasoning(reply or "") or "")
         return next((c.verdict for c in self.choices if said and said[1].casefold() == c.reply.casefold()), None)
 
 

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from safelm.safety.judge.rubric import without_surrogates
+from safelm.safety.reasoning import without_reasoning
 from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
 
 SCORES = tuple(range(MIN_SCORE, MAX_SCORE + 1))
@@ -35,22 +36,27 @@ class Answer:
 def read_answer(reply: str) -> Answer | None:
     """The answer in a model's reply, or None where the reply isn't one.
 
-    The whole reply must be one JSON object (a Markdown fence around it may stand) with a whole number from 0 to 5 under
-    "score", once; "reason" may be missing but not be anything else than text. JSON amid prose is not taken: it may be
-    what the document said.
+    The whole reply, or all of it behind its reasoning, must be one JSON object (a Markdown fence around it may stand)
+    with a whole number from 0 to 5 under "score", once; "reason" may be missing but not be anything else than text.
+    JSON amid prose is not taken: it may be what the document said.
     """
-    text = reply.strip()
-    fenced = _FENCED.fullmatch(text)
-    try:
-        values = json.loads(fenced[1] if fenced else text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict):
+    values = _read_object(reply) or _read_object(without_reasoning(reply) or "")
+    if values is None:
         return None
     score, reason = values.get("score"), values.get("reason", "")
     if isinstance(score, bool) or score not in SCORES or not isinstance(score, int) or not isinstance(reason, str):
         return None
     return Answer(score, tidy(reason))
+
+
+def _read_object(text: str) -> dict[str, Any] | None:
+    text = text.strip()
+    fenced = _FENCED.fullmatch(text)
+    try:
+        values = json.loads(fenced[1] if fenced else text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def tidy(reason: str) -> str:

@@ -35,7 +35,7 @@ class Settings:
       retries: of one request that failed in passing.
       chunk_chars: a longer document is cut into chunks of so many characters and the highest score is taken.
       max_chunks: of longer documents so many chunks are read, evenly spread; 0 reads all.
-      max_tokens: of an answer.
+      max_tokens: of an answer, its reasoning included.
       max_unusable: share of unusable answers, counted from the 20th answer on, above which the run stops.
       schema: ask for the JSON schema; a server that refuses it is asked without from then on. So it is with
         temperature 0 and the limit of tokens, which some models want under another name.
@@ -74,12 +74,14 @@ class Ledger:
     Attributes:
       answers: one a chunk.
       unusable: of these, without the JSON asked for.
+      truncated: answers cut off at `max_tokens`.
       refused: of those, for which the server refused the request itself (400, 413, 422).
     """
 
     requests: int = 0
     answers: int = 0
     unusable: int = 0
+    truncated: int = 0
     refused: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -153,7 +155,8 @@ class EndpointJudge:
             raise EndpointError(
                 f"{self._endpoint.label}: {ledger.unusable} of {ledger.answers} answers are unusable, of which "
                 f"{ledger.refused} refused requests and the others not the JSON asked for "
-                f"(max_unusable={self.settings.max_unusable})"
+                f"(max_unusable={self.settings.max_unusable}); {ledger.truncated} answers were cut off at "
+                f"max_tokens={self.settings.max_tokens}"
             )
         return answer
 
@@ -171,6 +174,7 @@ class EndpointJudge:
             return None
         finally:
             self.ledger.requests = self._endpoint.num_requests
+        self.ledger.truncated += completion.finish_reason == "length"
         self.ledger.prompt_tokens += completion.prompt_tokens or 0
         self.ledger.completion_tokens += completion.completion_tokens or 0
         return completion.text

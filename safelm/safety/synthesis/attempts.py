@@ -5,6 +5,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from safelm.safety.reasoning import without_reasoning
 from safelm.safety.scoring.shard import no_quotations
 from safelm.safety.synthesis.gate import Gate
 from safelm.safety.synthesis.gates import run_gates
@@ -152,12 +153,12 @@ class Desk:
                     raise ValueError(f"writer {self.writer.name}: two replies to one request")
                 found[index] = reply
                 self.replies += 1
-                if _has_text(reply):
+                if (missing := _why_no_text(reply)) is None:
                     if journal.is_due:
                         book()
                     journal.add(requests[index].key, reply)
                 else:
-                    self.without_text[reply.reason or ("empty" if reply.text is not None else reply.stopped_by)] += 1
+                    self.without_text[missing] += 1
                 on_reply()
 
             try:
@@ -185,5 +186,11 @@ def nothing_written(name: str, without_text: Mapping[str, int], replies: int) ->
     )
 
 
-def _has_text(reply: Reply) -> bool:
-    return reply.text is not None and bool(reply.text.strip())
+def _why_no_text(reply: Reply) -> str | None:
+    """Why a reply has no text; None for one that has."""
+    if reply.text is None:
+        return reply.reason or reply.stopped_by
+    answer = without_reasoning(reply.text)
+    if answer is None:
+        return "reasoning without an answer"
+    return None if answer.strip() else "empty"

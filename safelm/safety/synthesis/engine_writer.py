@@ -14,6 +14,7 @@ from safelm.safety.chat import ChatTemplate
 from safelm.safety.embedding import installed_path
 from safelm.safety.judge.options import make_settings
 from safelm.safety.model_fingerprint import model_fingerprint
+from safelm.safety.reasoning import has_reasoning
 from safelm.safety.synthesis.requests import escape
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 from safelm.tokenizer import Tokenizer
@@ -159,9 +160,11 @@ class EngineWriter:
         if last.finished == "error":
             return Reply(None, "error", prompt_tokens, reason=f"the engine: {last.error}")
         text_tokens = tokens if last.finished == "length" else tokens[:-1]
-        text = request.reply_start + self._tokenizer.decode(text_tokens, keep_special=False)
+        text = self._tokenizer.decode(text_tokens)
+        if not has_reasoning(text):  # whose marks are special tokens in some vocabularies
+            text = self._tokenizer.decode(text_tokens, keep_special=False)
         stopped_by = "length" if last.finished == "length" else "end"
-        return Reply(text, stopped_by, prompt_tokens, len(tokens))
+        return Reply(request.reply_start + text, stopped_by, prompt_tokens, len(tokens))
 
     def _hand_over(self, index: int, reply: Reply, on_reply: OnReply) -> None:
         self._counts.update(

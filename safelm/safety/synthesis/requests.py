@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from safelm.safety.judge import rubric
+from safelm.safety.reasoning import without_reasoning
 from safelm.safety.synthesis import parts
 from safelm.safety.synthesis.kinds import Draft, Kind, Source
 from safelm.safety.synthesis.prompt_files import DOCUMENT_SLOT, Prompts, derived_seed
@@ -30,7 +31,6 @@ CATEGORIES = (
     "privacy",
 )
 _FENCE = re.compile(r"```[\w-]*\s*\n(.*)\n\s*```", re.DOTALL)
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _PREFACE = re.compile(
     r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n]{0,160}:[ \t]*\n\s*", re.IGNORECASE
 )
@@ -99,14 +99,18 @@ def join_replies(
     """The draft that the replies to `make_requests` make, in the parts' order, or None and why there is none.
 
     Reasons: "writer_filtered", "writer_refused" and "writer_error" where a reply has no text, "writer_empty",
-    "writer_declined" where a text says that it won't be written (in RefuseWeb that is the text), "writer_echo" where a
-    reply repeats the mark of the frame that the document stood in.
+    "writer_reasoning" where it is reasoning without an answer, "writer_declined" where a text says that it won't be
+    written (in RefuseWeb that is the text), "writer_echo" where a reply repeats the mark of the frame that the document
+    stood in.
     """
     texts, categories = [], []
     for reply in replies:
         if reply.text is None:
             return None, f"writer_{reply.stopped_by if reply.stopped_by in ('filtered', 'refused') else 'error'}"
-        text = _tidy(kind, reply.text)
+        answer = without_reasoning(reply.text)
+        if answer is None:
+            return None, "writer_reasoning"
+        text = _tidy(kind, answer)
         if not text:
             return None, "writer_empty"
         if any(mark[0].lower() not in source.text.lower() for mark in _MARK.finditer(text)):
@@ -170,7 +174,7 @@ def _mark(document: str) -> str:
 
 def _tidy(kind: Kind, text: str) -> str:
     """A reply's text without what models put around it; entities of ours are characters again, hidden ones are gone."""
-    text = _THOUGHTS.sub("", rubric.without_surrogates(text)).strip()
+    text = rubric.without_surrogates(text).strip()
     fenced = _FENCE.fullmatch(text)
     text = _PREFACE.sub("", (fenced[1] if fenced else text).strip())
     text = _ENTITY.sub(lambda entity: _seen(entity[0]), text)
