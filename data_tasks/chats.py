@@ -1,6 +1,6 @@
 """Conversations in the columns of the published instruction sets, as pure functions: no TensorFlow, no state.
 
-    ultrachat      `messages` (UltraChat-200k): a list of `role` and `content`
+    ultrachat      `messages` (UltraChat-200k) or ShareGPT's `conversations` (`data_tasks.messages`)
     wildguardmix   `prompt`, `response`, `response_harm_label`, `prompt_harm_label`, `response_refusal_label`
     wildjailbreak  `vanilla`, `adversarial`, `completion`, and `data_type`, which says which of the prompts it is
     gsm8k          `question`, `answer`
@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from data_tasks.messages import COLUMNS, SYSTEM_COLUMNS, Messages, read_messages
 from data_tasks.preprocessors import NO_SCORE, SAFE_SCORE
 from data_tasks.readers import SUFFIXES, Document, MalformedRowError
 from safelm.tokenizer import ASSISTANT, Tokenizer
 
 HARMFUL_SCORE = 5
-ROLES = ("system", "user", ASSISTANT)
-Messages = list[dict[str, str]]
 _ALPACA = re.compile(r"### Instruction:\n(.*?)\n+### Response:\s*\Z", re.DOTALL)
 
 
@@ -100,17 +99,7 @@ def _turns(user: str, assistant: str) -> Messages:
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[Messages, int]:
-    found = row.get("messages")
-    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
-        raise MalformedRowError("field 'messages' is no list of messages")
-    messages = []
-    for message in found:
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            raise MalformedRowError(f"field 'messages' holds one whose role is none of {', '.join(ROLES)}")
-        messages.append({"role": message["role"], "content": _text(message, "content")})
-    if all(message["role"] != ASSISTANT for message in messages):
-        raise MalformedRowError("field 'messages' has nothing that the assistant says")
-    return messages, SAFE_SCORE
+    return read_messages(row), SAFE_SCORE
 
 
 def _wildguardmix(row: Mapping[str, Any]) -> tuple[Messages, int]:
@@ -150,8 +139,8 @@ def _instructions(row: Mapping[str, Any]) -> tuple[Messages, int]:
 _IDS = ("id", "prompt_id")
 MESSAGES = ChatRows(
     "ultrachat",
-    {"messages": ("messages",)},
-    _IDS,
+    {"messages": COLUMNS},
+    (*_IDS, *SYSTEM_COLUMNS),
     _messages,
     train_files=("train-*", "train_sft-*"),
     validation_files=("validation-*", "test_sft-*"),

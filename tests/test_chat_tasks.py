@@ -74,6 +74,41 @@ def test_rows_in_published_columns(name, row, user, assistant, score):
     assert messages_of(name, row) == ([("user", user), ("assistant", assistant)], score)
 
 
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
+PLAIN = [("user", "Hi"), ("assistant", "Hello.")]
+TOOL_CALL = '<tool_call>\n{"name": "sum", "arguments": {"of": [1, 2]}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    ({"messages": [{"role": "system", "content": ""}, USER, ANSWER]}, PLAIN),
+    ({"messages": [{"role": "system", "content": None}, USER, ANSWER, {"role": "system", "content": " "}]}, PLAIN),
+    ({"messages": [{"role": "developer", "content": "Be kind."}, USER, ANSWER]}, [("system", "Be kind."), *PLAIN]),
+    ({"messages": [USER, ANSWER], "system": "Be kind."}, [("system", "Be kind."), *PLAIN]),
+    ({"messages": [USER, ANSWER], "system_prompt": ""}, PLAIN),
+    ({"messages": [{"role": "system", "content": "Own."}, USER, ANSWER], "system": "Other."},
+     [("system", "Own."), *PLAIN]),
+    ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "sum", "arguments": '{"of": [1, 2]}'}}]},
+      {"role": "tool", "content": "3", "tool_call_id": "1"}, ANSWER]},
+     [("user", "Hi"), ("assistant", TOOL_CALL), ("tool", "3"), ("assistant", "Hello.")]),
+    ({"messages": [USER, {"role": "assistant", "content": "So:", "tool_calls": [
+        {"name": "sum", "arguments": {"of": [1, 2]}}]}, {"role": "function", "content": ""}, ANSWER]},
+     [("user", "Hi"), ("assistant", f"So:\n{TOOL_CALL}"), ("tool", ""), ("assistant", "Hello.")]),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                   {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]}]}, PLAIN),
+    ({"conversations": [{"from": "system", "value": ""}, {"from": "human", "value": "Hi"},
+                        {"from": "gpt", "value": "Hello."}]}, PLAIN),
+    ({"conversations": [{"role": None, "content": None, "from": "human", "value": "Hi"},
+                        {"role": None, "content": None, "from": "gpt", "value": "Hello."}], "messages": None}, PLAIN),
+    ({"conversation": [USER, ANSWER]}, PLAIN),
+    ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": "{}"},
+                        {"from": "observation", "value": "3"}, {"from": "gpt", "value": "Hello."}]},
+     [("user", "Hi"), ("assistant", "{}"), ("tool", "3"), ("assistant", "Hello.")]),
+])  # fmt: skip
+def test_conversations_as_published_sets_write_them(row, expected):
+    assert messages_of("ultrachat", row) == (expected, 0)
+
+
 def test_a_prompt_alone_is_no_conversation_and_ids_follow_the_words():
     assert messages_of("wildguardmix", WILDGUARD | {"response": None}) == ([("user", "p")], NO_SCORE)
     parse = chats.GSM8K.parse
@@ -87,8 +122,18 @@ def test_a_prompt_alone_is_no_conversation_and_ids_follow_the_words():
     [
         ("ultrachat", {"messages": []}, "field 'messages' is no list of messages"),
         ("ultrachat", {"messages": [{"role": "user", "content": "a"}]}, "nothing that the assistant says"),
-        ("ultrachat", {"messages": [{"role": "narrator", "content": "a"}]}, "role is none of system, user, assistant"),
+        ("ultrachat", {"messages": [{"role": "narrator", "content": "a"}]},
+         "role is none of system, user, assistant, tool"),
         ("ultrachat", {"messages": [{"role": "user", "content": None}]}, "field 'content' is missing"),
+        ("ultrachat", {"messages": [USER, {"role": "assistant", "content": " "}]}, "field 'content' is empty"),
+        ("ultrachat", {"messages": [USER, {"role": "assistant", "content": 4}]}, "field 'content' is not a string"),
+        ("ultrachat", {"messages": ["Hi", ANSWER]}, "holds what is no message"),
+        ("ultrachat", {"messages": [USER, ANSWER | {"tool_calls": [{"id": "1"}]}]}, "'tool_calls' holds one without"),
+        ("ultrachat", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]},
+         "field 'content' holds a part that is no text"),
+        ("ultrachat", {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "b"}]},
+         "field 'value' is empty"),
+        ("ultrachat", {"conversations": "Hi"}, "field 'conversations' is no list of messages"),
         ("wildguardmix", WILDGUARD | {"response_harm_label": "bad"}, "'response_harm_label' is not one of harmful"),
         ("wildguardmix", WILDGUARD | {"prompt": " "}, "field 'prompt' is empty"),
         ("wildjailbreak", {"vanilla": "v", "data_type": "plain"}, "field 'data_type' is not one of"),
