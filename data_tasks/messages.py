@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.documents import MalformedError as MalformedRowError
+from safelm.documents import MalformedError as MalformedRowError
 from safelm.tokenizer import ASSISTANT
 
 COLUMNS = ("messages", "conversations", "conversation")
