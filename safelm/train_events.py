@@ -3,7 +3,7 @@
 One object a line: `time` (seconds since 1970), `event`, `step` where there is one, and what belongs to it. Unlike
 `metrics.jsonl`, which has every step once, it is a history: what a run did again after a kill is there again.
 
-    launch              a process began (its host, its process id)
+    launch              a process began (its host, its process id, its jaxlib and XLA_FLAGS)
     resume              it goes on from a checkpoint, or begins at step 0
     corrupt_checkpoint  a checkpoint was set aside, and why
     skip, rollback      an update was not applied, and why
@@ -16,6 +16,7 @@ The open file is also the lock that keeps a second run of this machine out of a 
 
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import os
 import socket
@@ -70,7 +71,8 @@ class Events:
             self._lines = self._path.read_text().splitlines()
         with contextlib.suppress(IndexError, ValueError, KeyError):
             self.first_launch = float(json.loads(self._lines[0])["time"])
-        self.write("launch", host=socket.gethostname(), pid=os.getpid())
+        xla = {"jaxlib": importlib.metadata.version("jaxlib"), "xla_flags": os.environ.get("XLA_FLAGS", "")}
+        self.write("launch", host=socket.gethostname(), pid=os.getpid(), **xla)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:

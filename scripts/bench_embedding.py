@@ -213,7 +213,7 @@ def main() -> None:
         "--devices", type=int, default=1, help="CPU devices of ours: N single-threaded ones for 2 and up"
     )
     arguments = parser.parse_args()
-    flags = f"--xla_force_host_platform_device_count={arguments.devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={arguments.devices}"
     if arguments.threads == 1 or arguments.devices > 1:
         flags += " --xla_cpu_multi_thread_eigen=false"
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

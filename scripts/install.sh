@@ -8,7 +8,9 @@ find_python() {
   local candidate
   for candidate in "${SAFELM_PYTHON:-}" python3.12 python3.11 python3 python; do
     [ -n "$candidate" ] || continue
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    # A version manager's shim has the name and not the version; some systems leave out what `-m venv` needs.
+    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+        2>/dev/null; then
       echo "$candidate"
       return
     fi

@@ -27,6 +27,8 @@ atexit.register(shutil.rmtree, os.environ["SAFELM_TESTS_COMPILED"], ignore_error
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+import safelm  # noqa: E402, F401  what this jaxlib needs is added to XLA_FLAGS, before anything uses JAX
+
 _hook = install_import_hook(["safelm", "data_tasks"], "beartype.beartype")
 
 _MAX_MAPPINGS = 15_000

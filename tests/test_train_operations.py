@@ -1,10 +1,12 @@
 """The clock and its goodput, the run's history and lock, a profile on request."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import tiny_runs
 
@@ -82,6 +84,7 @@ def test_history_goes_on_over_launches_and_survives_a_cut_line(tmp_path, now):
     records = [json.loads(line) for line in lines if line.endswith("}")]
     assert [record["event"] for record in records] == ["launch", "skip", "launch", "error"]
     assert records[1]["step"] == 5 and records[3]["message"] == "disk full"
+    assert records[0]["xla_flags"] == os.environ["XLA_FLAGS"] and records[0]["jaxlib"] == jax.lib.__version__
 
 
 HOLD = """
