@@ -159,7 +159,8 @@ def parser(doc: str) -> argparse.ArgumentParser:
     add = judging.add_argument
     add("--judge", action="append", default=[], metavar="JUDGE",
         help=f"repeatable: {RULES}, trained:DIR, classifier:DIR, judge:MODEL, endpoint:URL#MODEL; the first that is "
-        f"not {RULES} is the headline")
+        f"not {RULES} is the headline; an endpoint's key is in SAFELM_ENDPOINT_KEY, or in the variable that "
+        "key_env=NAME names (OPENAI_API_KEY goes to OpenAI's host only), and redirects are not followed")
     add("--judge_calibration", action="append", default=[], metavar="SOURCE",
         help="answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal")
     add("--calibration_answers", type=int, default=0,

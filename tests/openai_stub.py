@@ -17,7 +17,8 @@ class Reply:
     content: str | None = '{"score": 2, "reason": "as told"}'
     status: int = 200
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
-    body: str | None = None  # instead of a completion
+    body: str | bytes | None = None  # instead of a completion
+    drip_s: float = 0.0  # pause before every byte of the body
     delay_s: float = 0.0
     hang_up: bool = False  # close the connection without a word
     finish_reason: str | None = "stop"
@@ -37,13 +38,14 @@ class Stub:
     Attributes:
       url: the API's base.
       requests: the JSON bodies received, in order.
-      keys: the Authorization headers received.
+      keys: the Authorization headers received; headers: all of them, names in lower case.
       most_at_once: the largest number of requests that were being answered at the same time.
     """
 
     url: str
     requests: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     keys: list[str] = dataclasses.field(default_factory=list)
+    headers: list[dict[str, str]] = dataclasses.field(default_factory=list)
     most_at_once: int = 0
     _at_once: int = 0
     _lock: Any = dataclasses.field(default_factory=threading.Lock)
@@ -78,20 +80,24 @@ def serve(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Stub]:
                 number = len(stub.requests)
                 stub.requests.append(body)
                 stub.keys.append(self.headers.get("Authorization", ""))
+                stub.headers.append({name.lower(): value for name, value in self.headers.items()})
             with stub.under_way():
                 reply = answer(number, body)
                 time.sleep(reply.delay_s)
             if reply.hang_up or self.path != "/v1/chat/completions":
                 self.close_connection = True
                 return
-            data = (_completion(reply, body) if reply.body is None else reply.body).encode()
+            data = _completion(reply, body) if reply.body is None else reply.body
+            data = data.encode() if isinstance(data, str) else data
             with contextlib.suppress(ConnectionError):  # the client may have gone
                 self.send_response(reply.status)
                 headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **reply.headers}
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                for piece in [data] if not reply.drip_s else [data[at : at + 1] for at in range(len(data))]:
+                    time.sleep(reply.drip_s)
+                    self.wfile.write(piece)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -46,7 +46,7 @@ def test_verdicts_stand_in_order_and_tokens_are_counted():
     assert verdicts[0] == Verdict(3, "its length", {"chunks": 1})
     words = sum(len(each["content"].split()) for request in stub.requests for each in request["messages"])
     assert vars(judge.ledger) == {
-        "requests": 4, "answers": 4, "unusable": 0, "truncated": 0, "refused": 0,
+        "requests": 4, "answers": 4, "unusable": 0, "truncated": 0, "refused": 0, "failed": 0,
         "prompt_tokens": words, "completion_tokens": 28,
     }  # fmt: skip
     request = stub.requests[0]
@@ -100,21 +100,21 @@ def test_what_passes_is_tried_again(first):
         assert took >= 0.3  # as the server asked
 
 
-KEEPS = {
-    "429": (Reply.error(429, headers={"Retry-After": "0.01"}), 3, "429, too many requests"),
-    "500": (Reply.error(500), 3, "status 500, and it stays so"),
+KEEPS = {  # what passes is asked three times, then a short request as often
+    "429": (Reply.error(429, headers={"Retry-After": "0.01"}), 6, "429, too many requests"),
+    "500": (Reply.error(500), 6, "status 500, and it stays so"),
     "401": (Reply.error(401), 1, "401, the key is refused; the key goes into the environment variable SAFELM_"),
     "403": (Reply.error(403), 1, "403, the key may not"),
     "404": (Reply.error(404), 1, "404, no such address or model"),
     "400": (Reply.error(400), 1, r"refused all of 1 requests \(400"),
     "html": (Reply(body="<html>Welcome</html>", headers={"Content-Type": "text/html"}), 1, "HTML or plain text"),
-    "html error": (Reply(status=502, body="<html>Bad</html>", headers={"Content-Type": "text/html"}), 3, "status 502"),
+    "html error": (Reply(status=502, body="<html>Bad</html>", headers={"Content-Type": "text/html"}), 6, "status 502"),
     "html as json": (Reply(body="<html>Welcome</html>"), 1, "no OpenAI-compatible answer|HTML"),
     "other json": (Reply(body='{"hello": 1}'), 1, "JSON without choices"),
     "a list": (Reply(body="[1, 2]"), 1, "JSON without choices|no OpenAI-compatible answer"),
     "nothing": (Reply(body=""), 1, "no OpenAI-compatible answer|HTML or plain text"),
-    "hang up": (Reply(hang_up=True), 3, "can't be reached"),
-    "slow": (Reply(delay_s=0.6), 3, "no answer within 3 times timeout_s=0.2"),
+    "hang up": (Reply(hang_up=True), 6, "can't be reached"),
+    "slow": (Reply(delay_s=0.6), 6, "no answer within 3 times timeout_s=0.2"),
 }
 
 
@@ -191,7 +191,7 @@ CLIENT_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 def test_neither_key_nor_document_is_logged(monkeypatch, caplog):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("SAFELM_ENDPOINT_KEY", "sk-secret")
     monkeypatch.setenv("OPENAI_LOG", "debug")
     replies = [Reply.error(503), Reply(), Reply("no JSON, but the word private"), Reply.error(401, "private sk-secret")]
     with caplog.at_level(logging.DEBUG), serve(lambda number, _: replies[number]) as stub:

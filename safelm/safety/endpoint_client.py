@@ -1,8 +1,12 @@
 """A client of OpenAI-compatible endpoints for judges and writers: chat completions, and what their failures mean.
 
-The `openai` client retries what may pass (429 by the server's Retry-After, 5xx, timeouts, lost connections) with
-growing pauses. Here its outcome becomes one of four: an answer, a request that the server refuses, a failure that may
-have passed later, an endpoint that can't be used. Neither the key nor anything of a message is ever logged or shown.
+The `openai` client retries what may pass (429 by the server's Retry-After, 5xx, timeouts, lost connections, an error
+in a body with status 200) with growing pauses. Here its outcome becomes one of four: an answer, a request that the
+server refuses, a failure that may have passed later, an endpoint that can't be used. Neither the key nor anything of a
+message is ever logged or shown.
+
+The key is SAFELM_ENDPOINT_KEY, or the variable that `key_env` names; OPENAI_API_KEY goes to OpenAI's own host only.
+Redirects are not followed: neither key nor document goes to a host that wasn't named.
 """
 
 import asyncio
@@ -16,7 +20,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-KEY_VARIABLES = ("SAFELM_ENDPOINT_KEY", "OPENAI_API_KEY")
+KEY_VARIABLE, OPENAIS_VARIABLE = "SAFELM_ENDPOINT_KEY", "OPENAI_API_KEY"
+_OPENAIS_HOST = "api.openai.com"
+_OPENAIS_HOSTS = re.compile(r"([a-z0-9-]+\.)*api\.openai\.com")  # with the regional ones
 _LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")  # at DEBUG they record requests: documents and keys
 _NO_KEY = "none"  # the client wants some key; servers that need none take it
 _REFUSES = (400, 413, 422)  # what a server says to one request: a field that it doesn't know, a text too long for it
@@ -30,7 +36,9 @@ _OPTIONAL_FIELDS = {
     "seed": ("'seed'", '\\"seed\\"', "field seed", "argument supplied: seed", "seed is not supported"),
 }
 _NO_MODEL = re.compile(r"model\b[^.]{0,120}(?:not found|not exist|doesn't exist|not available|unknown)|unknown model")
+_CODE = re.compile(r"[\w.-]{1,40}")
 _FILTERS = ("content_filter", "content filter", "content_policy", "responsibleai")
+_KEY_HELP = f"the key goes into the environment variable {KEY_VARIABLE}, or the one that key_env= names"
 _T = TypeVar("_T")
 
 
@@ -83,22 +91,28 @@ class EndpointClient:
       num_retries: those retries, as far as the client tells.
     """
 
-    def __init__(self, url: str, model: str, *, timeout_s: float, retries: int):
+    def __init__(self, url: str, model: str, *, timeout_s: float, retries: int, key_env: str = ""):
         """`url` is the API's base, such as http://localhost:8000/v1; of one request `timeout_s` and `retries`.
 
-        Raises ValueError: no http(s) address, an address with a password in it, or no model.
+        Args:
+          key_env: the environment variable with the key, in place of KEY_VARIABLE.
+
+        Raises ValueError: no http(s) address, an address with a password in it, no model, or no such variable.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"endpoint {url!r}: expected an address such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-            raise ValueError(f"endpoint {shown}: no user, password or query in the address; {_key_help()}")
+            raise ValueError(f"endpoint {shown}: no user, password or query in the address; {_KEY_HELP}")
         if not model:
             raise ValueError(f"endpoint {url}: no model named; expected endpoint:{url}#MODEL")
         self.url, self.model, self.timeout_s, self.retries = url, model, timeout_s, retries
         self.left_out: set[str] = set()
         self.num_requests = self.num_retries = 0
+        self._key_env, self._host, self._is_secure = key_env, parts.hostname, parts.scheme == "https"
+        self._has_answered = False
+        self._key()
 
     @property
     def label(self) -> str:
@@ -109,10 +123,17 @@ class EndpointClient:
         """An `openai.AsyncOpenAI`, to be entered in the event loop that uses it. Raises ImportError without openai."""
         import openai
 
+        from safelm.safety.endpoint_http import BoundedClient
+
         for logger in _LOGGERS:
             logging.getLogger(logger).setLevel(logging.WARNING)
+        key = self._key() or _NO_KEY
         return openai.AsyncOpenAI(
-            base_url=self.url, api_key=_key() or _NO_KEY, max_retries=self.retries, timeout=self.timeout_s
+            base_url=self.url,
+            api_key=key,
+            max_retries=self.retries,
+            timeout=self.timeout_s,
+            http_client=BoundedClient(key, timeout_s=self.timeout_s, find_trouble=self._find_trouble),
         )
 
     async def complete(
@@ -153,23 +174,29 @@ class EndpointClient:
             raise PassingError(f"{self.label}: no answer within {tried}") from None
         except openai.APIConnectionError as error:
             self._count_retries(error)
-            raise PassingError(f"{self.label}: can't be reached ({type(error.__cause__).__name__})") from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:  # such as a body that isn't JSON
+            raise PassingError(f"{self.label}: {_reason(error.__cause__)}") from None
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError) as error:  # no JSON, or such
             raise EndpointError(f"{self.label}: no OpenAI-compatible answer ({type(error).__name__})") from None
-        return self._read(answer)
+        completion = self._read(answer)
+        self._has_answered = True
+        return completion
 
     def _count_retries(self, error: Any) -> None:
         self.num_retries += int(error.request.headers.get("x-stainless-retry-count") or 0)
 
     def _status_error(self, error: Any) -> Exception:
         """What a status that stayed means."""
+        from safelm.safety.endpoint_http import TROUBLE
+
+        if trouble := error.response.extensions.get(TROUBLE):
+            return PassingError(f"{self.label}: {trouble}, and it stays so")
         status, said = error.status_code, _said(error)
         if status in _REFUSES and _NO_MODEL.search(said):
             return EndpointError(f"{self.label}: {status}, no such model")
         if status in _REFUSES:
             return RequestRefusedError(status, is_filtered=any(sign in said for sign in _FILTERS))
         kind = PassingError if status in _PASSES or status >= 500 else EndpointError
-        return kind(f"{self.label}: {_explain(status)}")
+        return kind(f"{self.label}: {self._explain(status)}")
 
     def _read(self, answer: Any) -> Completion:
         """Takes an answer out of a structure that a foreign server made."""
@@ -180,13 +207,61 @@ class EndpointClient:
         usage, message = getattr(answer, "usage", None), getattr(choices[0], "message", None) if choices else None
         content = getattr(message, "content", None)
         return Completion(
-            text=content if isinstance(content, str) else None,
+            text=content.encode(errors="replace").decode() if isinstance(content, str) else None,  # lone surrogates
             finish_reason=str(getattr(choices[0], "finish_reason", None) or "") if choices else "",
             is_refusal=bool(getattr(message, "refusal", None)),
-            prompt_tokens=getattr(usage, "prompt_tokens", None),
-            completion_tokens=getattr(usage, "completion_tokens", None),
+            prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
+            completion_tokens=_count(getattr(usage, "completion_tokens", None)),
             model=str(getattr(answer, "model", None) or ""),
         )
+
+    def _find_trouble(self, content: bytes) -> str:
+        """Why a body with status 200 may be another at the next try; "" where it is an answer, or never will be one."""
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            body = None
+        fields = body if isinstance(body, dict) else {}
+        choices = fields.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        error = fields.get("error") or (fields if fields.get("object") == "error" else None) or choice.get("error")
+        if error or choice.get("finish_reason") == "error":
+            code = error.get("code") if isinstance(error, dict) else None
+            is_shown = isinstance(code, str | int) and _CODE.fullmatch(str(code))
+            return "answers 200 with an error in the body" + (f" (code {code})" if is_shown else "")
+        if self._has_answered and not isinstance(choices, list):
+            return f"answers with {'HTML or plain text' if body is None else 'JSON without choices'} now"
+        return ""
+
+    def _key(self) -> str:
+        """The key, "" for none; ValueError if the variable named holds none, or no header can hold the key."""
+        names = [self._key_env or KEY_VARIABLE]
+        if not self._key_env and self._is_openais():
+            names.append(OPENAIS_VARIABLE)
+        name, key = next(((n, k) for n in names if (k := os.environ.get(n, "").strip())), ("", ""))
+        if self._key_env and not key:  # the name isn't shown: it may be a key
+            raise ValueError(f"endpoint {self.url}: key_env: no environment variable of that name is set")
+        if not all("!" <= character <= "~" for character in key):
+            raise ValueError(f"endpoint {self.url}: the key in {name} holds characters that no key has")
+        return key
+
+    def _is_openais(self) -> bool:
+        return self._is_secure and bool(_OPENAIS_HOSTS.fullmatch(self._host))
+
+    def _explain(self, status: int) -> str:
+        """What a status that stayed means to the user."""
+        is_withheld = not self._is_openais() and os.environ.get(OPENAIS_VARIABLE)
+        withheld = f" ({OPENAIS_VARIABLE} goes to {_OPENAIS_HOST} only)" if is_withheld else ""
+        missing = f"a key is asked for and none is set{withheld}"
+        if 300 <= status < 400:
+            return f"status {status}, a redirect, which is not followed: give the address that answers itself"
+        reasons = {
+            401: f"401, {'the key is refused' if self._key() else missing}; {_KEY_HELP}",
+            403: f"403, the key may not do this; {_KEY_HELP}",
+            404: "404, no such address or model",
+            429: "429, too many requests, and it stays so; a smaller concurrency may help",
+        }
+        return reasons.get(status, f"status {status}, and it stays so" if status >= 500 else f"status {status}")
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -212,23 +287,16 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     return value
 
 
-def _key() -> str:
-    return next((os.environ[name].strip() for name in KEY_VARIABLES if os.environ.get(name, "").strip()), "")
+def _reason(cause: BaseException | None) -> str:
+    """Why no reply came."""
+    from safelm.safety.endpoint_http import UnusableReplyError
+
+    return str(cause) if isinstance(cause, UnusableReplyError) else f"can't be reached ({type(cause).__name__})"
 
 
-def _key_help() -> str:
-    return f"the key goes into the environment variable {' or '.join(KEY_VARIABLES)}"
-
-
-def _explain(status: int) -> str:
-    """What a status that stayed means to the user."""
-    reasons = {
-        401: f"401, {'the key is refused' if _key() else 'a key is asked for and none is set'}; {_key_help()}",
-        403: f"403, the key may not do this; {_key_help()}",
-        404: "404, no such address or model",
-        429: "429, too many requests, and it stays so; a smaller concurrency may help",
-    }
-    return reasons.get(status, f"status {status}, and it stays so" if status >= 500 else f"status {status}")
+def _count(value: Any) -> int | None:
+    """A number of tokens, as a foreign server gives it."""
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
 def _said(error: Any) -> str:

@@ -1,6 +1,5 @@
 """The third tier behind an OpenAI-compatible endpoint: a reply must be one of the choices; any other is unscored."""
 
-import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from safelm.evaluation.judges.questions import HARM_QUESTION, MANNER_QUESTION, m
 from safelm.evaluation.judges.verdicts import UNSCORED, Exchange
 from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import EndpointClient, EndpointError, RequestRefusedError
+from safelm.safety.endpoint_queue import RequestQueue
 from safelm.safety.judge.options import make_settings
 
 
@@ -19,7 +19,8 @@ class Settings:
 
     Attributes:
       max_tokens: of a reply, its reasoning included.
-      answer_chars: are read of an answer, from its beginning.
+      answer_chars: read of an answer, from its beginning.
+      key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
     """
 
     concurrency: int = 8
@@ -28,6 +29,7 @@ class Settings:
     max_tokens: int = 8
     answer_chars: int = 8000
     max_unscored: float = 0.5
+    key_env: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("retries", 0), ("max_tokens", 1), ("answer_chars", 1)):
@@ -50,8 +52,9 @@ class EndpointJudge:
         """Raises ValueError for an address or a model that can't be."""
         self.name, self._settings = name, settings or Settings()
         self._num_truncated = 0
+        timeout_s, retries = self._settings.timeout_s, self._settings.retries
         self._endpoint = EndpointClient(
-            url, model_name, timeout_s=self._settings.timeout_s, retries=self._settings.retries
+            url, model_name, timeout_s=timeout_s, retries=retries, key_env=self._settings.key_env
         )
         shaping = [question.hash for question in (HARM_QUESTION, MANNER_QUESTION)] + [
             self._settings.answer_chars,
@@ -75,36 +78,34 @@ class EndpointJudge:
         return verdicts
 
     async def _judge(self, exchanges: Sequence[Exchange]) -> list[str]:
-        free = asyncio.Semaphore(self._settings.concurrency)
-        async with self._endpoint.open() as client:
-            tasks = [asyncio.create_task(self._ask(client, free, exchange)) for exchange in exchanges]
-            try:
-                return list(await asyncio.gather(*tasks))
-            except BaseException:  # the first failure ends the run: what is under way goes with it
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
+        verdicts = [UNSCORED] * len(exchanges)
 
-    async def _ask(self, client: Any, free: asyncio.Semaphore, exchange: Exchange) -> str:
+        def deliver(index: int, verdict: str | None) -> None:
+            verdicts[index] = verdict or UNSCORED
+
+        queue: RequestQueue[Exchange, str] = RequestQueue(
+            self._endpoint, self._ask, deliver, book=lambda _: None, concurrency=self._settings.concurrency
+        )
+        await queue.run(exchanges)
+        return verdicts
+
+    async def _ask(self, client: Any, exchange: Exchange) -> str:
         question = question_for(exchange)
         text = material(exchange.request, exchange.start, exchange.answer[: self._settings.answer_chars])
         messages = [
             {"role": "system", "content": question.system},
             {"role": "user", "content": question.before + text + question.after},
         ]
-        async with free:
-            try:
-                completion = await self._endpoint.complete(
-                    client, messages, {"temperature": 0, "max_tokens": self._settings.max_tokens}
-                )
-            except RequestRefusedError:
-                return UNSCORED
+        fields = {"temperature": 0, "max_tokens": self._settings.max_tokens}
+        try:
+            completion = await self._endpoint.complete(client, messages, fields)
+        except RequestRefusedError:
+            return UNSCORED
         self._num_truncated += completion.finish_reason == "length"
         return question.read(completion.text) or UNSCORED
 
 
 def load(url: str, model_name: str, *, name: str = "endpoint", **settings: Any) -> EndpointJudge:
-    """A model behind an address; the key is read from SAFELM_ENDPOINT_KEY or OPENAI_API_KEY."""
+    """A model behind an address; see `EndpointClient` for its key."""
     checked = make_settings(Settings, settings, where="endpoint", others="name")
     return EndpointJudge(url, model_name, checked, name=name)

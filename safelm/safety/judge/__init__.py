@@ -21,7 +21,7 @@ def load_judge(source: str, **options: Any) -> Scorer:
 
 
 def load_endpoint(url: str, model: str, **options: Any) -> Scorer:
-    """A model behind an OpenAI-compatible address; the key is read from SAFELM_ENDPOINT_KEY or OPENAI_API_KEY.
+    """A model behind an OpenAI-compatible address; see `safelm.safety.endpoint_client` for its key.
 
     Args:
       options: fields of `endpoint.Settings`; `name`.

@@ -1,11 +1,10 @@
 """A language model behind any OpenAI-compatible address as the judge of harm.
 
-The `openai` client retries what may pass (429 by the server's Retry-After, 5xx, timeouts, lost connections) with
-growing pauses. What it gives up on ends the run with one line that names the address; an answer that came but isn't
-the JSON asked for is counted and gives a verdict without a score, until too many are so.
+What may pass is retried with growing pauses, and a request that fails all the same costs its document alone; an
+endpoint that is down ends the run with one line that names the address. An answer that came but isn't the JSON asked
+for is counted and gives a verdict without a score, until too many are so.
 """
 
-import asyncio
 import dataclasses
 import hashlib
 import json
@@ -13,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from safelm.safety import endpoint_client
-from safelm.safety.endpoint_client import EndpointClient, EndpointError, RequestRefusedError
+from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, RequestRefusedError
+from safelm.safety.endpoint_queue import RequestQueue
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCHEMA, Answer, read_answer
 from safelm.safety.judge.options import make_settings
@@ -31,7 +31,7 @@ class Settings:
 
     Attributes:
       concurrency: requests under way at once.
-      timeout_s: of one request, in seconds.
+      timeout_s: for the whole reply to one request, in seconds.
       retries: of one request that failed in passing.
       chunk_chars: a longer document is cut into chunks of so many characters and the highest score is taken.
       max_chunks: of longer documents so many chunks are read, evenly spread; 0 reads all.
@@ -40,6 +40,7 @@ class Settings:
       schema: ask for the JSON schema; a server that refuses it is asked without from then on. So it is with
         temperature 0 and the limit of tokens, which some models want under another name.
       rubric: version.
+      key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
     """
 
     concurrency: int = 8
@@ -51,6 +52,7 @@ class Settings:
     max_unusable: float = 0.5
     schema: bool = True
     rubric: int = 1
+    key_env: str = ""
 
     def __post_init__(self) -> None:
         smallest = {"concurrency": 1, "retries": 0, "chunk_chars": 1, "max_chunks": 0, "max_tokens": 16}
@@ -64,7 +66,7 @@ class Settings:
 
 
 _MIN_ANSWERS = 20  # before their share of unusable ones says anything
-_COST_ONLY = ("concurrency", "timeout_s", "retries", "max_unusable")  # settings that no score depends on
+_COST_ONLY = ("concurrency", "timeout_s", "retries", "max_unusable", "key_env")  # settings that no score depends on
 
 
 @dataclasses.dataclass
@@ -76,6 +78,7 @@ class Ledger:
       unusable: of these, without the JSON asked for.
       truncated: answers cut off at `max_tokens`.
       refused: of those, for which the server refused the request itself (400, 413, 422).
+      failed: of those, for which no answer came at any retry.
     """
 
     requests: int = 0
@@ -83,6 +86,7 @@ class Ledger:
     unusable: int = 0
     truncated: int = 0
     refused: int = 0
+    failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -104,7 +108,9 @@ class EndpointJudge:
           ValueError: no http(s) address, an address with a password in it, or no model.
         """
         settings = settings or Settings()
-        self._endpoint = EndpointClient(url, model, timeout_s=settings.timeout_s, retries=settings.retries)
+        self._endpoint = EndpointClient(
+            url, model, timeout_s=settings.timeout_s, retries=settings.retries, key_env=settings.key_env
+        )
         self.name, self.url, self.model, self.settings = name, url, model, settings
         self.ledger = Ledger()
         self._rubric: Rubric = load_rubric(self.settings.rubric)
@@ -124,44 +130,48 @@ class EndpointJudge:
 
     async def _score(self, texts: Sequence[str]) -> list[Verdict]:
         settings = self.settings
-        cut = [
-            [text[start:end] for start, end in chunks.spans(len(text), settings.chunk_chars, settings.max_chunks)]
-            for text in texts
-        ]
-        free = asyncio.Semaphore(settings.concurrency)
-        async with self._endpoint.open() as client:
-            tasks = [[asyncio.create_task(self._ask(client, free, chunk)) for chunk in pieces] for pieces in cut]
-            every = [task for of_text in tasks for task in of_text]
-            try:
-                await asyncio.gather(*every)
-            except BaseException:  # the first failure ends the run: what is under way goes with it
-                for task in every:
-                    task.cancel()
-                await asyncio.gather(*every, return_exceptions=True)
-                raise
+        spans = [chunks.spans(len(text), settings.chunk_chars, settings.max_chunks) for text in texts]
+        cut = [text[start:end] for text, of_text in zip(texts, spans, strict=True) for start, end in of_text]
+        answers: list[Answer | None] = [None] * len(cut)
+        failed: set[int] = set()
+
+        def deliver(index: int, reply: _Reply | None) -> None:
+            answers[index] = self._count(reply)
+            if reply is None:
+                failed.add(index)
+
+        queue: RequestQueue[str, _Reply] = RequestQueue(
+            self._endpoint, self._ask, deliver, book=self._book, concurrency=settings.concurrency
+        )
+        await queue.run(cut)
         if self.ledger.refused == self.ledger.answers:
             refused = f"refused all of {self.ledger.refused} requests (400, 413 or 422)"
             raise EndpointError(f"{self._endpoint.label}: {refused}")
-        return [chunks.combine([(task.result(), {}) for task in of_text]) for of_text in tasks]
+        verdicts, start = [], 0
+        for of_text in spans:
+            places = range(start, start := start + len(of_text))
+            is_whole = failed.isdisjoint(places)  # what a chunk that nobody read says is unknown
+            verdicts.append(chunks.combine([(answers[at] if is_whole else None, {}) for at in places]))
+        return verdicts
 
-    async def _ask(self, client: Any, free: asyncio.Semaphore, chunk: str) -> Answer | None:
-        async with free:
-            reply = await self._reply(client, chunk)
-        answer = None if reply is None else read_answer(reply)
+    def _count(self, reply: "_Reply | None") -> Answer | None:
+        """Books a reply and reads it; EndpointError if too many can't be used."""
+        answer = None if reply is None or reply.text is None else read_answer(reply.text)
         ledger = self.ledger
         ledger.answers += 1
         ledger.unusable += answer is None
+        ledger.failed += reply is None
+        ledger.refused += reply is not None and reply.is_refused
         if ledger.answers >= _MIN_ANSWERS and ledger.unusable > self.settings.max_unusable * ledger.answers:
             raise EndpointError(
                 f"{self._endpoint.label}: {ledger.unusable} of {ledger.answers} answers are unusable, of which "
-                f"{ledger.refused} refused requests and the others not the JSON asked for "
-                f"(max_unusable={self.settings.max_unusable}); {ledger.truncated} answers were cut off at "
-                f"max_tokens={self.settings.max_tokens}"
+                f"{ledger.refused} refused requests, {ledger.failed} that failed at every retry and the others not the "
+                f"JSON asked for (max_unusable={self.settings.max_unusable}); {ledger.truncated} answers were cut off "
+                f"at max_tokens={self.settings.max_tokens}"
             )
         return answer
 
-    async def _reply(self, client: Any, chunk: str) -> str | None:
-        """The text of the answer; None where there is none: the server refused this request, or filtered its answer."""
+    async def _ask(self, client: Any, chunk: str) -> "_Reply":
         messages = [
             {"role": "system", "content": self._rubric.system},
             {"role": "user", "content": self._rubric.user(chunk)},
@@ -170,14 +180,25 @@ class EndpointJudge:
         try:
             completion = await self._endpoint.complete(client, messages, fields)
         except RequestRefusedError:
-            self.ledger.refused += 1
-            return None
+            return _Reply(None, is_refused=True)
         finally:
             self.ledger.requests = self._endpoint.num_requests
         self.ledger.truncated += completion.finish_reason == "length"
+        self._book(completion)
+        return _Reply(completion.text)
+
+    def _book(self, completion: Completion) -> None:
+        self.ledger.requests = self._endpoint.num_requests
         self.ledger.prompt_tokens += completion.prompt_tokens or 0
         self.ledger.completion_tokens += completion.completion_tokens or 0
-        return completion.text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reply:
+    """`text` is None where the server refused the request, or filtered its answer."""
+
+    text: str | None
+    is_refused: bool = False
 
 
 def load(url: str, model: str, *, name: str = "endpoint", **settings: Any) -> EndpointJudge:

@@ -1,6 +1,5 @@
 """A writer behind any OpenAI-compatible address: vLLM, SGLang, llama.cpp, a hosted model."""
 
-import asyncio
 import collections
 import dataclasses
 import hashlib
@@ -10,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.safety import endpoint_client
-from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, PassingError, RequestRefusedError
+from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, RequestRefusedError
+from safelm.safety.endpoint_queue import GIVE_UP_AFTER, RequestQueue
 from safelm.safety.judge.options import make_settings
 from safelm.safety.synthesis.requests import user_message
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 
 log = logging.getLogger(__name__)
 
-_COST_ONLY = ("concurrency", "timeout_s", "retries", "input_price", "output_price", "give_up_after")
+_COST_ONLY = ("concurrency", "timeout_s", "retries", "input_price", "output_price", "give_up_after", "key_env")
 _MIN_ANSWERS = 20  # before "all of them refused" says anything
-_PROBE = [{"role": "user", "content": "Answer with the word yes."}]
-_PROBE_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Settings:
 
     Attributes:
       concurrency: requests under way at once.
-      timeout_s: of one request, in seconds.
+      timeout_s: for the whole reply to one request, in seconds.
       retries: of one request that failed in passing.
       temperature, top_p: of sampling. A server that refuses one is asked without it from then on.
       seeded: send each request's seed, likewise.
@@ -37,6 +35,7 @@ class Settings:
       input_price, output_price: per million tokens, in whatever currency the cost shall be counted.
       give_up_after: so many requests that failed at every retry are set aside before the endpoint is asked whether it
         still answers at all.
+      key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
     """
 
     concurrency: int = 8
@@ -48,7 +47,8 @@ class Settings:
     max_document_chars: int = 12_000
     input_price: float = 0.0
     output_price: float = 0.0
-    give_up_after: int = 8
+    give_up_after: int = GIVE_UP_AFTER
+    key_env: str = ""
 
     def __post_init__(self) -> None:
         smallest = {
@@ -64,30 +64,11 @@ class Settings:
             raise ValueError(f"endpoint: top_p={self.top_p}: must be above 0 and at most 1")
 
 
-@dataclasses.dataclass
-class _Task:
-    index: int
-    request: Request
-    failures: int = 0
-
-
-@dataclasses.dataclass
-class _Run:
-    """One `write`. `aside`: tasks that failed at every retry, and how: the last of it stands for all."""
-
-    waiting: collections.deque[_Task]
-    on_reply: OnReply
-    aside: list[tuple[_Task, PassingError]] = dataclasses.field(default_factory=list)
-    error: EndpointError | None = None
-    lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
-
-
 class EndpointWriter:
     """A writer. Neither documents nor the key are ever logged or shown.
 
-    A request that fails at every retry is asked again at the end, provided that the endpoint answers something else;
-    if it fails again its reply is an error. If the endpoint answers nothing any more, no reply is made up:
-    `write` raises, so that an outage costs no document.
+    A request that fails at every retry is asked again at the end; if it fails again its reply is an error, unless the
+    endpoint answers nothing any more (see `RequestQueue`).
 
     Attributes:
       name: the model's.
@@ -100,7 +81,9 @@ class EndpointWriter:
         Raises ValueError: no http(s) address, an address with a password in it, or no model.
         """
         self.settings = settings or Settings()
-        self._endpoint = EndpointClient(url, model, timeout_s=self.settings.timeout_s, retries=self.settings.retries)
+        self._endpoint = EndpointClient(
+            url, model, timeout_s=self.settings.timeout_s, retries=self.settings.retries, key_env=self.settings.key_env
+        )
         if not self.settings.seeded:
             self._endpoint.left_out.add("seed")
         self.name, self.max_document_chars = name or model, self.settings.max_document_chars
@@ -135,58 +118,16 @@ class EndpointWriter:
         return {"requests": self._endpoint.num_requests, "retries": self._endpoint.num_retries, **counts, "cost": cost}
 
     async def _write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
-        run = _Run(collections.deque(_Task(*pair) for pair in enumerate(requests)), on_reply)
-        async with self._endpoint.open() as client:
-            while run.waiting and run.error is None:
-                count = min(self.settings.concurrency, len(run.waiting))
-                workers = [asyncio.create_task(self._work(client, run)) for _ in range(count)]
-                try:
-                    await asyncio.gather(*workers)
-                except BaseException:  # an interrupt, or the receiver's own failure: what is under way goes with it
-                    for worker in workers:
-                        worker.cancel()
-                    await asyncio.gather(*workers, return_exceptions=True)
-                    raise
-                await self._settle(client, run)
-        if run.error is not None:
-            raise run.error
+        def deliver(index: int, reply: Reply | None) -> None:
+            self._deliver(index, reply or Reply(None, "error", reason="failed at every retry, twice"), on_reply)
 
-    async def _work(self, client: Any, run: _Run) -> None:
-        """Asks one request after the other until none waits or the endpoint proves unusable."""
-        while run.waiting and run.error is None:
-            task = run.waiting.popleft()
-            try:
-                reply = await self._ask(client, task.request)
-            except PassingError as error:
-                task.failures += 1
-                run.aside.append((task, error))
-                if len(run.aside) >= self.settings.give_up_after:
-                    await self._settle(client, run)
-            except EndpointError as error:
-                run.error = run.error or error
-            else:
-                self._deliver(run, task, reply)
+        queue: RequestQueue[Request, Reply] = RequestQueue(
+            self._endpoint, self._ask, deliver, book=self._book, concurrency=self.settings.concurrency,
+            give_up_after=self.settings.give_up_after,
+        )  # fmt: skip
+        await queue.run(requests)
 
-    async def _settle(self, client: Any, run: _Run) -> None:
-        """Decides on what was set aside: asked again, given up, or, if nothing is answered any more, the end."""
-        async with run.lock:
-            if not run.aside or run.error is not None:
-                return
-            aside, run.aside = run.aside, []
-            try:
-                self._book(await self._endpoint.complete(client, _PROBE, {"max_tokens": _PROBE_TOKENS}))
-            except RequestRefusedError:
-                pass  # that is an answer
-            except EndpointError as error:
-                run.error = error
-                return
-            for task, _ in aside:
-                if task.failures < 2:
-                    run.waiting.append(task)
-                else:
-                    self._deliver(run, task, Reply(None, "error", reason="failed at every retry, twice"))
-
-    def _deliver(self, run: _Run, task: _Task, reply: Reply) -> None:
+    def _deliver(self, index: int, reply: Reply, on_reply: OnReply) -> None:
         counts = self._counts
         counts["answers"] += 1
         counts["truncated"] += reply.stopped_by == "length"
@@ -194,11 +135,9 @@ class EndpointWriter:
         counts["filtered"] += reply.stopped_by == "filtered"
         counts["refused"] += reply.stopped_by == "refused"
         counts["failed"] += reply.stopped_by == "error"
-        run.on_reply(task.index, reply)
+        on_reply(index, reply)
         if counts["answers"] >= _MIN_ANSWERS and counts["refused"] == counts["answers"]:
-            run.error = EndpointError(
-                f"{self._endpoint.label}: refused all of {counts['refused']} requests ({reply.reason})"
-            )
+            raise EndpointError(f"{self._endpoint.label}: refused all of {counts['refused']} requests ({reply.reason})")
 
     async def _ask(self, client: Any, request: Request) -> Reply:
         settings = self.settings
@@ -218,8 +157,6 @@ class EndpointWriter:
             return Reply(None, "filtered", *tokens, reason="the server filtered the answer")
         if completion.is_refusal:
             return Reply(None, "refused", *tokens, reason="the model refused")
-        if completion.finish_reason == "error":
-            return Reply(None, "error", *tokens, reason="the server broke off")
         return Reply(completion.text or "", "length" if completion.finish_reason == "length" else "end", *tokens)
 
     def _book(self, completion: Completion) -> tuple[int, int]:
