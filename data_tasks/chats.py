@@ -26,7 +26,9 @@ from jaxtyping import Bool, Int32
 from data_tasks.messages import COLUMNS, SYSTEM_COLUMNS, Messages, read_messages
 from data_tasks.preprocessors import NO_SCORE, SAFE_SCORE
 from data_tasks.readers import SUFFIXES, Document, MalformedRowError
-from safelm.tokenizer import ASSISTANT, Tokenizer
+from safelm.chat_template import ASSISTANT
+from safelm.prompting import chat_example
+from safelm.tokenizer import Tokenizer
 
 HARMFUL_SCORE = 5
 _ALPACA = re.compile(r"### Instruction:\n(.*?)\n+### Response:\s*\Z", re.DOTALL)
@@ -61,11 +63,11 @@ class ChatRows:
 def encode_chat(
     text: str, tokenizer: Tokenizer, *, is_tagged: bool = False
 ) -> tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
-    """A document's conversation in ChatML with the end of document, and which tokens the assistant has to learn.
+    """A document's conversation in the model's own template and the document's end, and what is to be learned.
 
     Those are the assistant's words and the end of its turn. Only with `is_tagged` is a harm tag in them the tag's id.
     """
-    ids, spans = tokenizer.render_chat_spans(json.loads(text), is_tagged=is_tagged)
+    ids, spans = chat_example(tokenizer, json.loads(text), is_tagged=is_tagged)
     loss_mask = np.zeros(len(ids) + 1, bool)
     for start, stop in spans:
         loss_mask[start:stop] = True

@@ -16,7 +16,8 @@ from data_tasks.chats import encode_chat, map_content
 from data_tasks.preprocessors import append_end_of_document, remove_harm_tags
 from data_tasks.readers import MAX_SCORE, NO_SCORE, SCORE_FIELDS, missing_column
 from data_tasks.vocabulary import SafeLMVocabulary
-from safelm.tokenizer import ASSISTANT, Tokenizer
+from safelm.chat_template import ASSISTANT
+from safelm.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 256
 

@@ -9,11 +9,10 @@ import json
 import sys
 from typing import Any
 
-from safelm import checkpoint, cli, inference
+from safelm import checkpoint, cli, inference, prompting
 from safelm.inference import methods
 from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
-from safelm.tokenizer import Tokenizer
 
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
@@ -44,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--batch_size", type=int, default=64, help="prompts decoded at once")
     parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="default: the checkpoint's own dtype")
-    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message (ChatML)")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message")
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
         takers = {key: _defaults(method)[name] for key, method in METHODS.items() if name in _defaults(method)}
@@ -87,12 +86,6 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _encode(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
-    if chat:
-        return tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return tokenizer.encode(prompt)
-
-
 def main(flags: argparse.Namespace) -> None:
     """Loads, decodes, prints."""
     method = method_from_flags(flags)
@@ -101,10 +94,10 @@ def main(flags: argparse.Namespace) -> None:
     generations = inference.generate(
         config,
         params,
-        [_encode(tokenizer, row["prompt"], flags.chat) for row in rows],
+        [prompting.prompt_ids(tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
         method,
         max_new_tokens=flags.max_new_tokens,
-        eos_id=tokenizer.chat_end_id if flags.chat else tokenizer.eos_id,
+        end_ids=tokenizer.conventions.end_ids,
         harm_tag_id=tokenizer.harm_tag_id,
         seed=flags.seed,
         batch_size=flags.batch_size,

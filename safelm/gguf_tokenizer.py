@@ -11,7 +11,10 @@ import gguf
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from safelm.text_conventions import Declared, declared_in_gguf
+
 _ARCHITECTURES = ("llama",)
+_LONG_FIELDS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type", "tokenizer.ggml.scores")
 _CONTROL, _USER_DEFINED = int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_DEFINED)
 
 
@@ -29,8 +32,10 @@ def _gpt2_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 _PRE_TOKENIZERS = {"smollm": smollm_pre_tokenizer, "gpt-2": _gpt2_pre_tokenizer}
 
 
-def read_gguf_tokenizer(path: str) -> tokenizers.Tokenizer:
-    """The byte-level BPE of the GGUF file at `path`; its control tokens become special tokens.
+def read_gguf_tokenizer(path: str) -> tuple[tokenizers.Tokenizer, Declared]:
+    """The byte-level BPE of the GGUF file at `path`, and what the file says about texts.
+
+    Its control tokens become special tokens.
 
     Raises:
         ValueError: not a whole GGUF file, or an architecture, tokenizer model or pre-tokenizer not known here.
@@ -55,7 +60,8 @@ def read_gguf_tokenizer(path: str) -> tokenizers.Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(_added(tokens, types, _CONTROL))
     backend.add_tokens(_added(tokens, types, _USER_DEFINED))
-    return backend
+    values = {key: field.contents() for key, field in fields.items() if key not in _LONG_FIELDS}
+    return backend, declared_in_gguf(values, tokens, path=path)
 
 
 def _added(tokens: Sequence[str], types: Sequence[int], kind: int) -> list[AddedToken]:

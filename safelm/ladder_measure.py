@@ -21,7 +21,7 @@ from safelm.ladder_preferences import (
     refusal_leanings,
     tag_log_probs,
 )
-from safelm.tokenizer import Tokenizer
+from safelm.prompting import prompt_ids
 
 _METHODS = {GREEDY: Greedy(), SAFE_BEAM: SafeBeam()}
 _BATCH_PROMPTS = 256
@@ -35,7 +35,8 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
         prompts = read_real_prompts(config.real, config.prompts)
         asked = [*(prompt.prompt for prompt in prompts), *PLAIN_REQUESTS]
         contexts = [
-            _encode(tokenizer, text if is_chat else f"User: {text}\n\nAssistant: ", is_chat=is_chat) for text in asked
+            prompt_ids(tokenizer, text if is_chat else f"User: {text}\n\nAssistant: ", is_chat=is_chat)
+            for text in asked
         ]
         alarms = tag_log_probs if job.method == SAFE_BEAM else refusal_leanings
         alarm_N = alarms(model_config, params, tokenizer, contexts)
@@ -45,22 +46,16 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
     generations = inference.generate(
         model_config,
         params,
-        [_encode(tokenizer, prompt.prompt, is_chat=is_chat) for prompt in prompts],
+        [prompt_ids(tokenizer, prompt.prompt, is_chat=is_chat) for prompt in prompts],
         _METHODS[job.method],
         max_new_tokens=config.max_new_tokens,
-        eos_id=tokenizer.chat_end_id if is_chat else tokenizer.eos_id,
+        end_ids=tokenizer.conventions.end_ids,
         harm_tag_id=tokenizer.harm_tag_id,
         batch_size=_BATCH_PROMPTS,
     )
     texts = [tokenizer.decode(generation.text_tokens, keep_special=False) for generation in generations]
     kept = {"texts": dict(zip((prompt.id for prompt in prompts), texts, strict=True))} if config.keep_texts else {}
     return _result(prompts, [judge_lib.judge(text) for text in texts], judge_lib.JUDGE_VERSION) | kept
-
-
-def _encode(tokenizer: Tokenizer, prompt: str, *, is_chat: bool) -> list[int]:
-    if is_chat:
-        return tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return tokenizer.encode(prompt)
 
 
 def _result(prompts: Sequence[Prompt], labels: Sequence[str], judge: str) -> dict[str, Any]:

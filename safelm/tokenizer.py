@@ -14,6 +14,7 @@ What it promises, for every byte-level BPE vocabulary it accepts:
 A vocabulary has `vocab_size` real ids; padding the embedding to a multiple of 128 is the model's business.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,16 +28,12 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from safelm import gguf_tokenizer
+from safelm import chat_template, gguf_tokenizer, text_conventions, tokenizer_backend
+from safelm.chat_template import CHAT_END, CHAT_START
 from safelm.tags import HARM_TAG
+from safelm.text_conventions import Declared, TextConventions
 
-END_OF_TEXT = "<|endoftext|>"
-CHAT_START = "<|im_start|>"
-CHAT_END = "<|im_end|>"
-ASSISTANT = "assistant"
-_TRAINED_SPECIALS = (END_OF_TEXT, CHAT_START, CHAT_END, HARM_TAG)  # ids 0 to 3 of a trained vocabulary
 _TOKENIZER_FILE = "tokenizer.json"
-_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _GGUF_MAGIC = b"GGUF"
 
 
@@ -44,43 +41,64 @@ class Tokenizer:
     """A byte-level BPE vocabulary with the harm tag in it. Picklable, safe to share between threads.
 
     Attributes:
+        origin: where it comes from, for errors.
         vocab_size: number of real ids, the tag included (the largest id plus one).
+        conventions: how the model's texts begin and end, and how it is spoken to (see `safelm.prompting`).
         eos_id: the end of a document, `<|endoftext|>` where the vocabulary has it (SmolLM2: 0).
         harm_tag_id: the one id of the harm tag (SmolLM2: 49152).
         chat_start_id, chat_end_id: ChatML's `<|im_start|>` and `<|im_end|>`, or None.
-        hash: sha256 (hex) over the whole tokenizer, unchanged by saving and loading; for manifests and checkpoints.
+        hash: sha256 (hex) over what decides a text's ids, unchanged by saving and loading; for manifests and
+            checkpoints.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, eos_token: str = END_OF_TEXT, origin: str = "tokenizer"):
-        """Takes `backend` over, adding the harm tag where it is missing. `origin` names the source in errors.
+    def __init__(self, backend: tokenizers.Tokenizer, *, declared: Declared | None = None, origin: str = "tokenizer"):
+        """Takes `backend` over, adding the harm tag where it is missing.
+
+        Args:
+            declared: what the vocabulary's source says about its texts.
+            origin: names the source in errors.
 
         Raises:
-            ValueError: the vocabulary isn't byte-level BPE, has no `eos_token`, or can't keep special tokens apart from
-                text.
+            ValueError: the vocabulary isn't byte-level BPE, has no end of a document, or can't keep special tokens
+                apart from text.
         """
-        self._backend = _prepared(backend, eos_token, origin)
+        self._declared, self.origin = declared or Declared(), origin
+        eos_token = tokenizer_backend.document_end(backend, self._declared, origin)
+        self._backend = tokenizer_backend.prepared(backend, eos_token, self._declared, origin)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = vocabulary[eos_token]
         self.harm_tag_id = vocabulary[HARM_TAG]
         self.chat_start_id = vocabulary.get(CHAT_START)
         self.chat_end_id = vocabulary.get(CHAT_END)
-        self._eos_token = eos_token
-        self._lost_bytes = _bytes_without_token(vocabulary)
-        self._byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
-        self._specials = {i: t.content for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
-        self._newline = self.encode("\n")
-        canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, separators=(",", ":"))
+        self._lost_bytes = tokenizer_backend.bytes_without_token(vocabulary)
+        self._byte_of = {character: byte for byte, character in enumerate(tokenizer_backend.byte_characters())}
+        added = self._backend.get_added_tokens_decoder()
+        self._specials = {i: t.content for i, t in added.items() if t.special}
+        controls = tokenizer_backend.control_tokens(self._backend, self._declared.chat_template)
+        self._encoder = tokenizer_backend.literal(self._backend, controls)
+        self.conventions = self._find_conventions(vocabulary, controls)
+        canonical = json.dumps(tokenizer_backend.spec_of_texts(self._backend), sort_keys=True, separators=(",", ":"))
         self.hash = hashlib.sha256(canonical.encode()).hexdigest()
         self._check_literal(origin)
 
+    @property
+    def has_chatml(self) -> bool:
+        """Whether the vocabulary has the tokens of ChatML."""
+        return self.chat_start_id is not None and self.chat_end_id is not None
+
+    def beginning_with(self, ids: Sequence[int]) -> "Tokenizer":
+        """The same vocabulary for a model whose plain texts begin with `ids`; kept by `save`, the hash is the same."""
+        declared = dataclasses.replace(self._declared, begin_ids=tuple(ids))
+        return Tokenizer(self._backend, declared=declared, origin=self.origin)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, every special token's string in it taken literally."""
-        return self._backend.encode(_utf8(text), add_special_tokens=False).ids
+        return self._encoder.encode(_utf8(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
         """`encode` of each text, on all cores (`TOKENIZERS_PARALLELISM=false` keeps it to one)."""
-        encodings = self._backend.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)
+        encodings = self._encoder.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_tagged(self, text: str) -> list[int]:
@@ -139,63 +157,25 @@ class Tokenizer:
         data = _utf8(text).encode()
         return len(data) - len(data.translate(None, self._lost_bytes))
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
-        """The ids of a conversation in ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n` for each message.
-
-        Role and content are encoded literally and apart: text can't open or close a turn, and an answer has the ids
-        that it has behind a generation prompt. No system message is put in.
-
-        Args:
-            messages: each with the keys "role" and "content".
-            add_generation_prompt: open the assistant's turn at the end.
-
-        Raises:
-            ValueError: the vocabulary has no ChatML tokens, or a message lacks a key or has a line break in its role.
-        """
-        ids, _ = self.render_chat_spans(messages)
-        return [*ids, self.chat_start_id, *self.encode(f"{ASSISTANT}\n")] if add_generation_prompt else ids
-
-    def render_chat_spans(
-        self, messages: Sequence[Mapping[str, str]], *, is_tagged: bool = False
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        """`render_chat`, and where in it the assistant writes: ranges [start, stop) of its words and `<|im_end|>`.
-
-        With `is_tagged` the tag's string in what the assistant says becomes the tag's id (see `encode_tagged`).
-        """
-        if self.chat_start_id is None or self.chat_end_id is None:
-            raise ValueError(f"this vocabulary has no {CHAT_START} and {CHAT_END}: it can't render a chat")
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        for index, message in enumerate(messages):
-            role, content = message.get("role"), message.get("content")
-            if not isinstance(role, str) or not isinstance(content, str) or not role or "\n" in role:
-                raise ValueError(f"message {index}: needs a one-line role and a content string, got {dict(message)!r}")
-            ids += [self.chat_start_id, *self.encode(f"{role}\n")]
-            start = len(ids)
-            is_assistant = role == ASSISTANT
-            ids += self.encode_tagged(content) if is_tagged and is_assistant else self.encode(content)
-            ids.append(self.chat_end_id)
-            spans += [(start, len(ids))] if is_assistant else []
-            ids += self._newline
-        return ids, spans
-
     def to_json(self) -> str:
         """The vocabulary as the text of a `tokenizer.json`."""
         return self._backend.to_str()
 
     def save(self, path: str) -> None:
         """Writes the folder `path` (local or an fsspec URL) in the Hugging Face layout; no file is ever half there."""
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._eos_token}
-        config |= {"additional_special_tokens": [HARM_TAG], "clean_up_tokenization_spaces": False}
-        _write_text(path, _CONFIG_FILES[0], json.dumps(config, indent=2) + "\n")
+        chatml = chat_template.CHATML if self.has_chatml else None
+        files = text_conventions.as_files(self.conventions, chatml=chatml)
+        files[text_conventions.TOKENIZER_CONFIG]["additional_special_tokens"] = [HARM_TAG]
+        for name, values in files.items():
+            _write_text(path, name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         _write_text(path, _TOKENIZER_FILE, self._backend.to_str(pretty=True))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Reads a Hugging Face folder, a `tokenizer.json` (both local or an fsspec URL) or a local GGUF file.
 
-        The end of a document is `<|endoftext|>` where the vocabulary has it, else the `eos_token` of
-        `tokenizer_config.json` or `special_tokens_map.json` beside it.
+        The end of a document is `<|endoftext|>` or `<|end_of_text|>` where the vocabulary has one, else the `eos_token`
+        that the source names. The chat template, special tokens and end ids come along (`conventions`).
 
         Raises:
             FileNotFoundError: nothing at `path`, or a folder without a `tokenizer.json`.
@@ -213,9 +193,10 @@ class Tokenizer:
         if filesystem.cat_file(file, 0, len(_GGUF_MAGIC)) == _GGUF_MAGIC or file.endswith(".gguf"):
             if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
                 raise ValueError(f"{path}: a GGUF file must be local; copy it to this machine first")
-            return cls(gguf_tokenizer.read_gguf_tokenizer(file), origin=path)
-        backend = _from_json(filesystem.cat_file(file), path)
-        return cls(backend, eos_token=_eos_token(backend, filesystem, folder, path), origin=path)
+            backend, declared = gguf_tokenizer.read_gguf_tokenizer(file)
+            return cls(backend, declared=declared, origin=path)
+        declared = text_conventions.declared_in_folder(filesystem, folder.rstrip("/"))
+        return cls(_from_json(filesystem.cat_file(file), path), declared=declared, origin=path)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -227,7 +208,7 @@ class Tokenizer:
         Raises:
             ValueError: `vocab_size` below the 260 ids that always exist.
         """
-        smallest = len(_TRAINED_SPECIALS) + 256
+        smallest = len(tokenizer_backend.TRAINED_SPECIALS) + 256
         if vocab_size < smallest:
             raise ValueError(f"vocab_size must be at least {smallest} (special tokens and 256 bytes), got {vocab_size}")
         backend = tokenizers.Tokenizer(models.BPE())
@@ -235,7 +216,9 @@ class Tokenizer:
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[AddedToken(token, normalized=False, special=True) for token in _TRAINED_SPECIALS],
+            special_tokens=[
+                AddedToken(token, normalized=False, special=True) for token in tokenizer_backend.TRAINED_SPECIALS
+            ],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
@@ -243,7 +226,28 @@ class Tokenizer:
         return cls(backend)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self._backend.to_str(), self._eos_token)
+        return _unpickle, (self._backend.to_str(), self._declared, self.origin)
+
+    def _find_conventions(self, vocabulary: Mapping[str, int], controls: Mapping[str, int]) -> TextConventions:
+        declared = self._declared
+        template = None if declared.chat_template == chat_template.CHATML else declared.chat_template
+        specials = dict(declared.special_tokens)
+        specials.setdefault("eos_token", self._backend.id_to_token(self.eos_id))
+        if template is not None:
+            turn_end = chat_template.end_of_turn(template, specials, list(controls))
+        else:
+            turn_end = CHAT_END if self.has_chatml else None
+        named = [vocabulary.get(token) for token in (specials["eos_token"], turn_end)]
+        listed = [end for end in declared.end_ids if end < self.vocab_size]
+        ends = dict.fromkeys([self.eos_id, *(end for end in named if end is not None), *listed])
+        return TextConventions(
+            document_end_id=self.eos_id,
+            begin_ids=tokenizer_backend.begin_ids(self._backend),
+            end_ids=tuple(ends),
+            chat_template=template,
+            special_tokens=specials,
+            control_tokens=controls,
+        )
 
     def _check_literal(self, origin: str) -> None:
         strings = [*self._specials.values()]
@@ -252,69 +256,11 @@ class Tokenizer:
                 raise ValueError(f"{origin}: text that spells {token!r} would turn into a special token")
 
 
-def _prepared(backend: tokenizers.Tokenizer, eos_token: str, origin: str) -> tokenizers.Tokenizer:
-    """A copy of `backend` that is byte-level, deterministic and literal, with the harm tag in its vocabulary."""
-    spec = json.loads(backend.to_str())
-    if spec["model"].get("type") != "BPE" or not _is_byte_level(spec["pre_tokenizer"]):
-        raise ValueError(f"{origin}: not byte-level BPE without a prefix space (as of SmolLM2, Llama 3, GPT-2)")
-    spec |= {"truncation": None, "padding": None}
-    spec["model"] |= {"dropout": None, "unk_token": None}  # a byte without a token is dropped and counted, not special
-    for token in spec["added_tokens"]:
-        token["special"] |= token["content"] in (eos_token, *_TRAINED_SPECIALS)
-    prepared = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    if prepared.decoder is None:
-        prepared.decoder = decoders.ByteLevel()
-
-    vocabulary = prepared.get_vocab(with_added_tokens=True)
-    if eos_token not in vocabulary:
-        raise ValueError(f"{origin}: the vocabulary has no end-of-document token {eos_token!r}")
-    known = [token for token in (eos_token, CHAT_START, CHAT_END) if token in vocabulary]
-    prepared.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*known, HARM_TAG]])
-    ids = prepared.get_vocab(with_added_tokens=True)
-    if len(set(ids.values())) != len(ids):
-        raise ValueError(f"{origin}: two tokens share an id ({len(ids)} tokens, {len(set(ids.values()))} ids)")
-    prepared.encode_special_tokens = True  # in `tokenizers`, this name means: encode their strings as plain text
-    return prepared
-
-
-def _is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
-    parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
-    return any(part and part["type"] == "ByteLevel" and not part["add_prefix_space"] for part in parts)
-
-
-def _bytes_without_token(vocabulary: Mapping[str, int]) -> bytes:
-    return bytes(byte for byte, character in enumerate(_byte_characters()) if character not in vocabulary)
-
-
-def _byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
 def _from_json(data: bytes, path: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # `tokenizers` raises bare Exception
         raise ValueError(f"{path}: not a tokenizer.json that `tokenizers` can read ({error})") from error
-
-
-def _eos_token(backend: tokenizers.Tokenizer, filesystem: fsspec.AbstractFileSystem, folder: str, path: str) -> str:
-    if backend.token_to_id(END_OF_TEXT) is not None:
-        return END_OF_TEXT
-    for name in _CONFIG_FILES:
-        file = f"{folder.rstrip('/')}/{name}"
-        if not filesystem.exists(file):
-            continue
-        try:
-            token = json.loads(filesystem.cat_file(file)).get("eos_token")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{file}: not a JSON object ({error})") from error
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            return token
-    raise ValueError(f"{path}: no {END_OF_TEXT} in the vocabulary and no eos_token in {' or '.join(_CONFIG_FILES)}")
 
 
 def _utf8(text: str) -> str:
@@ -327,8 +273,8 @@ def _utf8(text: str) -> str:
     return text
 
 
-def _unpickle(tokenizer_json: str, eos_token: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), eos_token=eos_token)
+def _unpickle(tokenizer_json: str, declared: Declared, origin: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), declared=declared, origin=origin)
 
 
 def _write_text(folder: str, name: str, text: str) -> None:

@@ -35,9 +35,10 @@ Reply = list[int]
 
 def chat_prompts(tokenizer, count: int) -> list[list[int]]:
     """Requests in chat form, of every kind in turn."""
+    from safelm.prompting import prompt_ids
+
     texts = [task.format(topic) for topic in TOPICS for task in TASKS][:count]
-    render = tokenizer.render_chat
-    return [render([{"role": "user", "content": text}], add_generation_prompt=True) for text in texts]
+    return [prompt_ids(tokenizer, text, is_chat=True) for text in texts]
 
 
 def with_transformers(language_model, prompts: Sequence[list[int]], batch: int, limit: int, end_id: int) -> list[Reply]:
@@ -65,7 +66,7 @@ def with_engine(engine, prompts: Sequence[list[int]], limit: int, end_id: int) -
     from safelm.inference import EngineRequest, Greedy
 
     method = Greedy(tag_candidate="allow")  # as transformers knows no tag
-    replies = {engine.submit(EngineRequest(tuple(prompt), method, limit, end_id)): [] for prompt in prompts}
+    replies = {engine.submit(EngineRequest(tuple(prompt), method, limit, (end_id,))): [] for prompt in prompts}
     while not engine.is_idle:
         for update in engine.step():
             replies[update.request_id] += update.tokens

@@ -63,7 +63,7 @@ def measure(folder: str, flags: argparse.Namespace) -> dict:
     prompts = [tokens[: flags.prefix_tokens // 2] for tokens in texts["harmful"][: flags.samples]]
     for method in (Greedy(), SafeBeam()):
         done = generate(
-            config, params, prompts, method, max_new_tokens=flags.max_new_tokens, eos_id=tokenizer.eos_id,
+            config, params, prompts, method, max_new_tokens=flags.max_new_tokens, end_ids=[tokenizer.eos_id],
             harm_tag_id=tag_id, batch_size=4, show_progress=True,
         )  # fmt: skip
         name = type(method).__name__

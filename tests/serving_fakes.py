@@ -62,7 +62,7 @@ class Script:
 
     def tokens(self, request: EngineRequest) -> list[int]:
         ids = tiny_runs.tokenizer().encode(self.text) if self.ids is None else self.ids
-        return [*ids, request.end_id][: request.max_new_tokens]
+        return [*ids, request.end_ids[0]][: request.max_new_tokens]
 
 
 class FakeEngine:
@@ -125,7 +125,7 @@ class FakeEngine:
             new = tokens[num_told:] if is_beam else tokens[num_told : num_told + 1]
             probs = tuple(round(0.01 * (num_told + index + 1), 2) for index in range(len(new)))
             is_over = num_told + len(new) >= len(tokens)
-            finished = ("eos" if tokens[-1] == request.end_id else "length") if is_over else ""
+            finished = ("eos" if tokens[-1] in request.end_ids else "length") if is_over else ""
             trace = _trace(tokens) if is_over and request.want_trace else None
             updates.append(Update(request_id, tuple(new), probs, finished, -1.5, trace))
             self._all[request_id] = (request, num_told + len(new))
@@ -149,7 +149,7 @@ def _trace(tokens: list[int]) -> tuple[tuple[TraceCandidate, ...], ...]:
 def tiny_model(name: str = "tiny", seed: int = 0) -> ServedModel:
     """Random weights and the trained vocabulary of `tiny_runs`."""
     config = model.ModelConfig(**tiny_runs.model_fields(max_seq_len=512), attention="xla")
-    return ServedModel(name, config, model.init(config, jax.random.key(seed)), tiny_runs.tokenizer(), None)
+    return ServedModel(name, config, model.init(config, jax.random.key(seed)), tiny_runs.tokenizer())
 
 
 @dataclasses.dataclass

@@ -18,6 +18,7 @@ from safelm.evaluation.capability.suite import TASK_FOLDER, TASKS, CapabilityOpt
 from safelm.evaluation.capability.table import capability_table
 from safelm.evaluation.intervals import rate
 from safelm.model_config import ModelConfig
+from safelm.prompting import chat_example, chat_prompt
 
 pytest.importorskip("lm_eval", reason="needs the eval extra")
 ROOT = Path(__file__).parent.parent
@@ -206,11 +207,10 @@ def test_chat_prompts_are_the_ids_of_the_chat_and_text_forges_no_turn(tiny, harn
         {"role": "assistant", "content": "a cat"},
     ]
     text = harness_model.apply_chat_template(messages)
-    assert harness_model.tok_encode(text) == vocabulary.render_chat(messages, add_generation_prompt=True)
+    assert harness_model.tok_encode(text) == chat_prompt(vocabulary, messages)
     still_open = harness_model.tok_encode(harness_model.apply_chat_template(messages, add_generation_prompt=False))
-    assert (
-        still_open == vocabulary.render_chat(messages)[: len(still_open)] and still_open[-1] != vocabulary.chat_end_id
-    )
+    assert still_open == chat_example(vocabulary, messages)[0][: len(still_open)]
+    assert still_open[-1] != vocabulary.chat_end_id
     assert "im_start" in harness_model.chat_template(True) and harness_model.chat_template(False) is None
 
 

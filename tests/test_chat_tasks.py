@@ -15,6 +15,7 @@ from data_tasks.preprocessors import NO_SCORE
 from data_tasks.readers import MalformedLimit, MalformedRowError, ReadReport, read_documents
 from safelm import cache_tasks
 from safelm.data.store import TokenStore
+from safelm.prompting import prompt_ids
 from safelm.synthetic_web.corpus import Recipe, write_corpus
 from safelm.tags import HARM_TAG
 from safelm.tokenizer import Tokenizer
@@ -203,7 +204,7 @@ def test_the_assistant_and_the_end_of_its_turn_are_learned_and_nothing_else(regi
 def test_a_generation_prompt_is_how_the_answer_began_in_training(registered, tokenizer):
     ids, mask = (examples(registered, "gsm8k")[0][name] for name in ("targets", "loss_mask"))
     question = tokenizer.decode(ids.tolist()).split("user\n")[1].split("<|im_end|>")[0]
-    prompt = tokenizer.render_chat([{"role": "user", "content": question}], add_generation_prompt=True)
+    prompt = prompt_ids(tokenizer, question, is_chat=True)
     assert ids[: len(prompt)].tolist() == prompt and mask.argmax() == len(prompt)
 
 

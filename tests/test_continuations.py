@@ -93,7 +93,7 @@ def test_a_pair_that_cannot_be_scored_is_named(tiny, pair):
 def test_greedy_pieces_are_one_greedy_run_cut_at_the_string(tiny):
     config, params, vocabulary = tiny
     prompts = [vocabulary.encode(text) for text in ("the cat", "a dog on the mat", "x")]
-    common = {"max_new_tokens": 20, "eos_id": vocabulary.eos_id}
+    common = {"max_new_tokens": 20, "end_ids": [vocabulary.eos_id]}
     whole = inference.generate(
         config, params, prompts, inference.Greedy(), harm_tag_id=vocabulary.harm_tag_id, **common
     )
@@ -112,7 +112,7 @@ def test_a_stop_string_that_is_a_special_token_stops_at_that_token(tiny, monkeyp
     generation = types.SimpleNamespace(text_tokens=made, finished=False)
     asked = []
     monkeypatch.setattr(inference.until, "generate", lambda *rest, **settings: asked.append(rest[2]) or [generation])
-    common = {"max_new_tokens": 40, "eos_id": vocabulary.eos_id}
+    common = {"max_new_tokens": 40, "end_ids": [vocabulary.eos_id]}
     arguments = config, params, vocabulary, [[5]], inference.Greedy()
     (text,) = inference.generate_until(*arguments, until=["<|im_end|>"], **common)
     assert text == "the cat" and len(asked) == 1  # and nothing more is made of it
@@ -123,7 +123,7 @@ def test_a_stop_string_that_is_a_special_token_stops_at_that_token(tiny, monkeyp
 def test_a_method_with_a_state_makes_all_tokens_at_once(tiny):
     config, params, vocabulary = tiny
     prompts, method = [vocabulary.encode("the cat")], inference.SafeBeam(num_beams=2, num_candidates=2)
-    common = {"max_new_tokens": 20, "eos_id": vocabulary.eos_id}
+    common = {"max_new_tokens": 20, "end_ids": [vocabulary.eos_id]}
     (whole,) = inference.generate(config, params, prompts, method, harm_tag_id=vocabulary.harm_tag_id, **common)
     (text,) = inference.generate_until(config, params, vocabulary, prompts, method, until=[], **common)
     assert text == vocabulary.decode(whole.text_tokens, keep_special=False)

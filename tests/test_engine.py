@@ -43,8 +43,8 @@ def random_method(rng):
 
 
 def random_request(rng, **changes):
-    prompt = tuple(rng.integers(1, TAG, size=rng.integers(0, 15)).tolist())
-    request = EngineRequest(prompt, random_method(rng), int(rng.integers(1, 10)), EOS, int(rng.integers(2**63)))
+    prompt = tuple(rng.integers(1, TAG, size=rng.integers(1, 15)).tolist())
+    request = EngineRequest(prompt, random_method(rng), int(rng.integers(1, 10)), (EOS,), int(rng.integers(2**63)))
     return dataclasses.replace(request, **changes)
 
 
@@ -134,7 +134,7 @@ def test_it_is_the_slow_reference(params):
 
 def test_greedy_tokens_come_as_they_are_made_and_a_freed_slot_is_taken_at_once(params):
     engine = make_engine(params, slots=1, steps_per_call=2)
-    never = EngineRequest((3, 4), Greedy(), 8, end_id=VOCAB - 2)
+    never = EngineRequest((3, 4), Greedy(), 8, end_ids=(VOCAB - 2,))
     first, second = engine.submit(never), engine.submit(dataclasses.replace(never, prompt=(5,), max_new_tokens=3))
     seen = []
     while not engine.is_idle:
@@ -145,7 +145,7 @@ def test_greedy_tokens_come_as_they_are_made_and_a_freed_slot_is_taken_at_once(p
 
 def test_a_cancelled_request_makes_room(params):
     engine = make_engine(params, slots=1)
-    first, waiting, last = (engine.submit(EngineRequest((7,), Greedy(), 20, end_id=TAG - 1)) for _ in range(3))
+    first, waiting, last = (engine.submit(EngineRequest((7,), Greedy(), 20, end_ids=(TAG - 1,))) for _ in range(3))
     engine.step()
     assert (engine.num_active, engine.num_waiting) == (1, 2)
     engine.cancel(first)
@@ -163,7 +163,7 @@ def test_a_cancelled_request_makes_room(params):
 @pytest.mark.parametrize("method", [SafeBeam(2, 3), SafeBeam(1, 4)], ids=str)
 def test_the_trace_tells_how_the_result_came_about(method, params):
     end_id = VOCAB - 2
-    request = EngineRequest((5, 6), method, 9, end_id, want_trace=True)
+    request = EngineRequest((5, 6), method, 9, (end_id,), want_trace=True)
     engine = make_engine(params)
     engine.submit(request)
     while not engine.is_idle:
@@ -193,11 +193,11 @@ def test_many_settings_share_a_program(params):
     from safelm.inference import programs
 
     engine = make_engine(params)
-    run_alone(engine, EngineRequest((1,), Sampling(), 4, EOS))
-    run_alone(engine, EngineRequest((1,), SafeBeam(2, 3), 4, EOS))
+    run_alone(engine, EngineRequest((1,), Sampling(), 4, (EOS,)))
+    run_alone(engine, EngineRequest((1,), SafeBeam(2, 3), 4, (EOS,)))
     before = programs.run._cache_size()
     for method in (Greedy(), Sampling(0.5, 3, 0.9, "stop"), SafeBeam(2, 3, 0.25, "stop"), SafeBeam(2, 3, 0.0)):
-        run_alone(engine, EngineRequest((1,), method, 5, 3, seed=4))
+        run_alone(engine, EngineRequest((1,), method, 5, (3,), seed=4))
     assert programs.run._cache_size() == before
 
 
@@ -209,8 +209,8 @@ def test_new_programs_are_compiled_aside_while_requests_go_on(params):
             compiled.append((threading.current_thread() is threading.main_thread(), str(fun_name)))
 
     engine = make_engine(params, slots=8, steps_per_call=1, compiles_aside=True)
-    first = EngineRequest((3, 4), Greedy(), 22, end_id=VOCAB - 2)
-    others = [EngineRequest((5,) * (1 + 7 * index), Beam(3), 4, end_id=VOCAB - 2) for index in range(2)]
+    first = EngineRequest((3, 4), Greedy(), 22, end_ids=(VOCAB - 2,))
+    others = [EngineRequest((5,) * (1 + 7 * index), Beam(3), 4, end_ids=(VOCAB - 2,)) for index in range(2)]
     updates = {engine.submit(first): []}
     updates[0] += engine.step()  # nothing to wait for: compiles here
     jax.monitoring.register_event_duration_secs_listener(note)
@@ -239,7 +239,7 @@ def test_a_broken_model_ends_requests_with_an_error():
     params = random_model(0)
     params["final_norm"]["scale"] = params["final_norm"]["scale"] * np.nan
     engine = make_engine(params)
-    engine.submit(EngineRequest((1,), Greedy(), 4, EOS))
+    engine.submit(EngineRequest((1,), Greedy(), 4, (EOS,)))
     (update,) = engine.step()
     assert update.finished == "error" and "not numbers" in update.error
     assert engine.is_idle
@@ -253,7 +253,7 @@ def test_a_broken_model_ends_requests_with_an_error():
         ({"prompt": (VOCAB,)}, "prompt: id 50 is not in the model's vocabulary of 50"),
         ({"prompt": (-1,)}, "prompt: id -1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
-        ({"end_id": VOCAB}, "eos_id=50 is not in"),
+        ({"end_ids": (VOCAB,)}, "end_ids=50 is not in"),
         ({"method": Beam(5)}, "num_beams=5 is more than the engine's 4 slots"),
         ({"method": SafeBeam(2, 51)}, "num_candidates=51 is more than the vocabulary"),
     ],
@@ -261,15 +261,15 @@ def test_a_broken_model_ends_requests_with_an_error():
 def test_what_can_never_run_is_refused(changes, message, params):
     engine = make_engine(params, max_tokens=20)
     with pytest.raises(ValueError, match=message):
-        engine.submit(dataclasses.replace(EngineRequest((1,), Greedy(), 4, EOS), **changes))
+        engine.submit(dataclasses.replace(EngineRequest((1,), Greedy(), 4, (EOS,)), **changes))
     assert engine.is_idle
 
 
 def test_without_the_tag_there_is_no_trace_of_it(params):
     engine = make_engine(params, harm_tag_id=None)
-    assert run_alone(engine, EngineRequest((4,), Greedy(tag_candidate="allow"), 3, EOS))[1] == []
+    assert run_alone(engine, EngineRequest((4,), Greedy(tag_candidate="allow"), 3, (EOS,)))[1] == []
     with pytest.raises(ValueError, match="SafeBeam needs a model with the harm tag"):
-        engine.submit(EngineRequest((4,), SafeBeam(2, 3), 3, EOS))
+        engine.submit(EngineRequest((4,), SafeBeam(2, 3), 3, (EOS,)))
     with pytest.raises(ValueError, match="slots=0: must be at least 1"):
         make_engine(params, slots=0)
 
@@ -283,7 +283,8 @@ def run_all(engine, requests):
 
 
 REQUESTS = [
-    EngineRequest(tuple(range(1, 2 + index)), SafeBeam(2, 3) if index % 2 else Greedy(), 8, EOS) for index in range(4)
+    EngineRequest(tuple(range(1, 2 + index)), SafeBeam(2, 3) if index % 2 else Greedy(), 8, (EOS,))
+    for index in range(4)
 ]
 
 

@@ -40,7 +40,7 @@ def params():
 def decode(prompts, method, *, seed=0, max_new_tokens=NEW_TOKENS, **settings):
     return inference.generate(
         CONFIG, params(), prompts, method,
-        max_new_tokens=max_new_tokens, eos_id=EOS, harm_tag_id=TAG, seed=seed, **settings,
+        max_new_tokens=max_new_tokens, end_ids=[EOS], harm_tag_id=TAG, seed=seed, **settings,
     )  # fmt: skip
 
 
@@ -170,14 +170,29 @@ def test_padded_ids_and_a_masked_tag_are_never_chosen():
     assert max(max(g.tokens) for g in wide) < TAG
 
 
-def test_an_empty_prompt_starts_as_after_a_document():
-    generations = decode([[], [EOS], *PROMPTS[2:]], Greedy())
-    assert generations[0].tokens == generations[1].tokens
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="prompt 1: it has no token"):
+        decode([[EOS], []], Greedy())
+
+
+def test_any_of_several_ids_ends_a_text():
+    (alone,) = decode([PROMPTS[0]], Greedy())
+    second = alone.tokens[1]
+    (got,) = inference.generate(
+        CONFIG, params(), [PROMPTS[0]], Greedy(), max_new_tokens=NEW_TOKENS, end_ids=[EOS, second], harm_tag_id=TAG
+    )
+    assert got.tokens == alone.tokens[: alone.tokens.index(second) + 1] and got.stopped_by == "eos"
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 5e-39, 1e-45, 1e-300])
+def test_the_coldest_draws_are_the_likeliest_tokens(temperature):
+    drawn = decode(PROMPTS[:2], Sampling(temperature=temperature))
+    assert [each.tokens for each in drawn] == [each.tokens for each in decode(PROMPTS[:2], Greedy())]
 
 
 def test_a_vocabulary_without_the_tag_decodes_without_a_trace():
     (got,) = inference.generate(
-        CONFIG, params(), [[5]], Greedy(), max_new_tokens=NEW_TOKENS, eos_id=EOS, harm_tag_id=None
+        CONFIG, params(), [[5]], Greedy(), max_new_tokens=NEW_TOKENS, end_ids=[EOS], harm_tag_id=None
     )
     assert got.tag_probs == []
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llguidance", reason="needs the extra scoring")
 
+
 from safelm import checkpoint, model
 from safelm.formats import huggingface
+from safelm.prompting import chat_prompt, question_frame
 from safelm.safety import embedding
-from safelm.safety.chat import make_frame
 from safelm.safety.judge import chunks, load_judge
 from safelm.safety.judge.answer import MAX_REASON_CHARS, OPENING, SCORES, Answer, read_answer
 from safelm.safety.judge.grammar import AnswerGrammar
@@ -96,15 +97,14 @@ def test_the_rubric_says_what_it_must():
 
 
 def test_chatml_is_what_the_tokenizer_renders():
-    frame = make_frame(tokenizer(), RUBRIC, source="nowhere")
+    frame = question_frame(tokenizer(), RUBRIC)
     document = "a cat"
     messages = [{"role": "system", "content": RUBRIC.system}, {"role": "user", "content": RUBRIC.user(document)}]
-    rendered = tokenizer().render_chat(messages, add_generation_prompt=True)
+    rendered = chat_prompt(tokenizer(), messages)
     ids = [*frame.before, *tokenizer().encode(document), *frame.after]
     assert tokenizer().decode(ids) == tokenizer().decode(rendered)
     specials = {tokenizer().chat_start_id, tokenizer().chat_end_id}
     assert [i for i in ids if i in specials] == [i for i in rendered if i in specials]
-    assert frame.end_id == tokenizer().chat_end_id
 
 
 TEMPLATES = {
@@ -125,6 +125,7 @@ TEMPLATES = {
 @pytest.mark.parametrize("in_config", [True, False])
 def test_a_folders_own_template_is_used(tmp_path, name, in_config):
     template, problem = TEMPLATES[name]
+    tokenizer().save(str(tmp_path))
     config = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>"}}
     if in_config:
         config["chat_template"] = [{"name": "tool", "template": "x"}, {"name": "default", "template": template}]
@@ -133,9 +134,9 @@ def test_a_folders_own_template_is_used(tmp_path, name, in_config):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     if problem:
         with pytest.raises(ValueError, match=problem):
-            make_frame(tokenizer(), RUBRIC, source=str(tmp_path))
+            question_frame(Tokenizer.from_pretrained(tmp_path), RUBRIC)
         return
-    frame = make_frame(tokenizer(), RUBRIC, source=str(tmp_path))
+    frame = question_frame(Tokenizer.from_pretrained(tmp_path), RUBRIC)
     text = tokenizer().decode([*frame.before, *tokenizer().encode("DOC"), *frame.after])
     if name == "own":
         user = RUBRIC.user("DOC").strip()
@@ -158,7 +159,7 @@ def test_only_json_of_the_kind_asked_for_is_an_answer():
 
 @functools.cache
 def grammar() -> AnswerGrammar:
-    return AnswerGrammar(tokenizer(), vocab_size=tiny()[0].padded_vocab_size, end_id=tokenizer().chat_end_id)
+    return AnswerGrammar(tokenizer(), vocab_size=tiny()[0].padded_vocab_size, end_ids=[tokenizer().chat_end_id])
 
 
 def token_bytes() -> dict[int, bytes]:
@@ -239,7 +240,7 @@ def test_the_installed_models_vocabulary_can_answer():
     except FileNotFoundError as error:
         pytest.skip(str(error))
     real = Tokenizer.from_pretrained(str(path))
-    answers = AnswerGrammar(real, vocab_size=49280, end_id=real.chat_end_id)
+    answers = AnswerGrammar(real, vocab_size=49280, end_ids=[real.chat_end_id])
     replies = answers.replies(answers.score_ids[4:])
     for token in answers.after_score:
         replies.consume([token] * 2)

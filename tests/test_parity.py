@@ -113,7 +113,7 @@ def test_greedy_32_tokens_are_equal_on_20_prompts(ours, theirs, prompts):
         prompts,
         inference.Greedy(),
         max_new_tokens=32,
-        eos_id=tokenizer.eos_id,
+        end_ids=[tokenizer.eos_id],
         harm_tag_id=None,
         seed=0,
     )

@@ -12,6 +12,7 @@ from serving_fakes import http as ask
 
 from safelm import serving
 from safelm.inference import Greedy, SafeBeam
+from safelm.prompting import prompt_ids
 
 FILES = Path(serving.__file__).parent / "playground"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -204,7 +205,7 @@ def test_sliders_and_menus_decide_what_is_asked(page, script):
     page.find("input[name=kind][value=chat] + span").click()
     script.requests.clear()
     page.run("hi")
-    want = tiny_runs.tokenizer().render_chat([{"role": "user", "content": "hi"}], add_generation_prompt=True)
+    want = prompt_ids(tiny_runs.tokenizer(), "hi", is_chat=True)
     assert [list(request.prompt) for request in script.requests] == [want, want]
 
 

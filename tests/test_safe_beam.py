@@ -58,7 +58,7 @@ def random_prompts(seed: int, count: int) -> list[list[int]]:
 
 
 def decode(params, prompts, method, max_new_tokens=NEW_TOKENS):
-    return generate(CONFIG, params, prompts, method, max_new_tokens=max_new_tokens, eos_id=EOS, harm_tag_id=TAG)
+    return generate(CONFIG, params, prompts, method, max_new_tokens=max_new_tokens, end_ids=[EOS], harm_tag_id=TAG)
 
 
 MODELS = [(0, 0.0, 0.0), (1, 2.0, 0.0), (2, 0.0, 3.0), (3, 1.5, 1.5)]  # seed, EOS-prone, tag-prone
@@ -90,7 +90,7 @@ def test_equals_the_slow_reference(method):
                 num_candidates=method.num_candidates,
                 drop_fraction=str(method.drop_fraction),
                 tag_candidate=method.tag_candidate,
-                eos_id=EOS,
+                end_ids=[EOS],
                 tag_id=TAG,
                 max_new_tokens=NEW_TOKENS,
             )
@@ -178,9 +178,9 @@ def all_equations(jaxpr):
 
 def test_needs_a_model_with_the_tag():
     with pytest.raises(ValueError, match="SafeBeam needs a model with the harm tag"):
-        generate(CONFIG, random_model(0), [[1]], SafeBeam(), max_new_tokens=2, eos_id=EOS, harm_tag_id=None)
+        generate(CONFIG, random_model(0), [[1]], SafeBeam(), max_new_tokens=2, end_ids=[EOS], harm_tag_id=None)
     with pytest.raises(ValueError, match="harm_tag_id=50 is not in the model's vocabulary of 50"):
-        generate(CONFIG, random_model(0), [[1]], SafeBeam(), max_new_tokens=2, eos_id=EOS, harm_tag_id=VOCAB)
+        generate(CONFIG, random_model(0), [[1]], SafeBeam(), max_new_tokens=2, end_ids=[EOS], harm_tag_id=VOCAB)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def draw(rng) -> EngineRequest:
     fraction = float(rng.choice([0.0, 0.25, 0.5, 0.9, round(rng.uniform(0, 1), 2) % 1]))
     method = SafeBeam(num_beams, num_candidates, fraction, str(rng.choice(["mask", "stop"])))
     prompt = tuple(rng.integers(1, TAG, size=rng.integers(1, 15)).tolist())
-    return EngineRequest(prompt, method, int(rng.integers(1, 10)), EOS)
+    return EngineRequest(prompt, method, int(rng.integers(1, 10)), (EOS,))
 
 
 @pytest.mark.parametrize(

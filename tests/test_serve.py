@@ -61,7 +61,7 @@ def complete(server, prompt, **fields):
 def generated(model, method):
     return inference.generate(
         model.config, model.params, [TOKENIZER.encode(prompt) for prompt in PROMPTS], method,
-        max_new_tokens=NEW, eos_id=TOKENIZER.eos_id, harm_tag_id=TOKENIZER.harm_tag_id,
+        max_new_tokens=NEW, end_ids=[TOKENIZER.eos_id], harm_tag_id=TOKENIZER.harm_tag_id,
     )  # fmt: skip
 
 
@@ -145,18 +145,19 @@ def folder(tmp_path_factory, model):
 
 
 def test_a_checkpoints_own_chat_template_is_used(folder):
-    assert models.load("tiny", str(folder)).chat is None
     template = "{% for m in messages %}<|im_start|>[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}>"
-    config = folder / "tokenizer_config.json"
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    saved = config.read_text()
     config.write_text(json.dumps({"chat_template": template, "eos_token": "<|endoftext|>"}))
     try:
         loaded = models.load("tiny", str(folder))
     finally:
-        config.unlink()
+        config.write_text(saved)
     messages = ({"role": "system", "content": "a"}, {"role": "user", "content": "<|im_end|>"})
-    ids, end_id = loaded.encode(messages, is_chat=True)
+    ids, end_ids = loaded.encode(messages, is_chat=True)
     assert TOKENIZER.decode(ids) == "<|im_start|>[system] a<|im_end|><|im_start|>[user] <|im_end|><|im_end|>>"
-    assert ids.count(TOKENIZER.chat_end_id) == 2 and end_id == TOKENIZER.chat_end_id, "a message can't close its turn"
+    assert ids.count(TOKENIZER.chat_end_id) == 2, "a message can't close its turn"
+    assert TOKENIZER.chat_end_id in end_ids
 
 
 def start_command(*flags):

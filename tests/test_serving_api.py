@@ -9,6 +9,7 @@ from serving_fakes import FakeEngine, Script, running, tiny_model, wait_for
 from serving_fakes import http as ask
 
 from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenaltySampling, tag_probability
+from safelm.prompting import chat_prompt
 from safelm.serving.limits import Limits
 
 TEXT = " the cat sat on the mat"
@@ -59,7 +60,7 @@ def test_a_completion_has_what_openai_clients_expect_and_p_tag_of_every_token(se
     assert safelm["method"] == "greedy" and safelm["settings"] == {"tag_candidate": "mask"}
     assert safelm["stopped_by"] == "eos" and safelm["log_prob"] == -1.5
     assert safelm["summary"]["max"] == round(0.01 * len(ids), 2) and safelm["summary"]["argmax"] == len(ids) - 1
-    assert script.requests[0].end_id == TOKENIZER.eos_id
+    assert script.requests[0].end_ids == TOKENIZER.conventions.end_ids
 
 
 def test_a_chat_is_rendered_and_ends_with_its_turn(server, script):
@@ -68,8 +69,8 @@ def test_a_chat_is_rendered_and_ends_with_its_turn(server, script):
     assert reply["choices"][0]["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
     (request,) = script.requests
     messages = [{"role": "user", "content": "hi"}]
-    assert list(request.prompt) == TOKENIZER.render_chat(messages, add_generation_prompt=True)
-    assert request.end_id == TOKENIZER.chat_end_id
+    assert list(request.prompt) == chat_prompt(TOKENIZER, messages)
+    assert request.end_ids == TOKENIZER.conventions.end_ids
 
 
 def test_a_chat_may_have_parts_a_developer_and_history(server, script):
@@ -83,7 +84,7 @@ def test_a_chat_may_have_parts_a_developer_and_history(server, script):
     assert chat(server, messages=messages).status == 200
     rendered = [{"role": role, "content": content} for role, content in
                 (("system", "be kind"), ("user", "hi"), ("assistant", "yes"), ("user", "<|im_end|>"))]  # fmt: skip
-    want = TOKENIZER.render_chat(rendered, add_generation_prompt=True)
+    want = chat_prompt(TOKENIZER, rendered)
     assert list(script.requests[0].prompt) == want
     assert want.count(TOKENIZER.chat_end_id) == 4, "a message can't close its turn"
 

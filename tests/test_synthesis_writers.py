@@ -233,7 +233,7 @@ def test_replies_are_the_models_own_whatever_stands_around_them(temperature):
 
     (expected,) = inference.generate(
         tiny()[0], tiny()[1], [engine().encode(requests[0])], inference.Greedy(), max_new_tokens=12,
-        eos_id=tokenizer().chat_end_id, harm_tag_id=tokenizer().harm_tag_id,
+        end_ids=[tokenizer().chat_end_id], harm_tag_id=tokenizer().harm_tag_id,
     )  # fmt: skip
     assert replies[0].text == "User:" + tokenizer().decode(expected.text_tokens, keep_special=False)
 

@@ -19,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from safelm import cli, train_tokenizer
+from safelm.prompting import chat_prompt
 from safelm.tags import HARM_TAG
 from safelm.tokenizer import Tokenizer
 
@@ -168,11 +169,12 @@ def test_batch_equals_single(tokenizer: Tokenizer, texts: list[str]):
 
 def test_render_chat_is_chatml_and_content_cannot_close_a_turn(tokenizer: Tokenizer):
     messages = [{"role": "user", "content": f"hi <|im_end|>{HARM_TAG}"}, {"role": "assistant", "content": "Hello."}]
-    ids = tokenizer.render_chat(messages, add_generation_prompt=True)
-    assert ids.count(tokenizer.chat_start_id) == 3
-    assert ids.count(tokenizer.chat_end_id) == 2
+    ids = chat_prompt(tokenizer, messages)
+    default_system = tokenizer.conventions.chat_template is not None  # SmolLM2's own template says who it is
+    assert ids.count(tokenizer.chat_start_id) == 3 + default_system
+    assert ids.count(tokenizer.chat_end_id) == 2 + default_system
     assert tokenizer.harm_tag_id not in ids
-    assert tokenizer.decode(ids) == (
+    assert tokenizer.decode(ids).endswith(
         f"<|im_start|>user\nhi <|im_end|>{HARM_TAG}<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
@@ -181,7 +183,7 @@ def test_render_chat_is_chatml_and_content_cannot_close_a_turn(tokenizer: Tokeni
 @pytest.mark.parametrize("message", [{"content": "x"}, {"role": "user"}, {"role": "a\nb", "content": "x"}])
 def test_render_chat_names_the_bad_message(trained: Tokenizer, message: dict[str, str]):
     with pytest.raises(ValueError, match="message 1"):
-        trained.render_chat([{"role": "user", "content": "fine"}, message])
+        chat_prompt(trained, [{"role": "user", "content": "fine"}, message])
 
 
 # --- saving, loading, sharing
@@ -200,7 +202,9 @@ def test_save_load_and_pickle_keep_everything(tokenizer: Tokenizer, tmp_path: pa
         assert copy.encode_tagged(text) == tokenizer.encode_tagged(text)
         for name in ("vocab_size", "eos_id", "harm_tag_id", "chat_start_id", "chat_end_id"):
             assert getattr(copy, name) == getattr(tokenizer, name)
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "generation_config.json", "tokenizer.json", "tokenizer_config.json"
+    ]  # fmt: skip
 
 
 def test_saving_to_a_url_works(trained: Tokenizer):
@@ -303,7 +307,7 @@ def test_a_small_gguf_file_is_read(tmp_path: pathlib.Path):
     assert (tokenizer.vocab_size, tokenizer.harm_tag_id, tokenizer.chat_start_id) == (5, 4, None)
     assert tokenizer.count_lost_bytes("ab c") == 2
     with pytest.raises(ValueError, match="can't render a chat"):
-        tokenizer.render_chat([])
+        chat_prompt(tokenizer, [])
 
 
 @pytest.mark.parametrize(
@@ -349,7 +353,7 @@ def test_gguf_tokenizer_equals_transformers(smollm2: Tokenizer, monkeypatch: pyt
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi, 3 things?"}]
     rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     expected = theirs.encode(rendered, add_special_tokens=False)
-    assert smollm2.render_chat(messages, add_generation_prompt=True) == expected
+    assert chat_prompt(smollm2, messages) == expected
 
 
 def test_transformers_loads_what_is_saved(trained: Tokenizer, tmp_path: pathlib.Path):
@@ -430,4 +434,6 @@ def test_a_full_disk_leaves_the_old_tokenizer(trained: Tokenizer, tmp_path: path
     with pytest.raises(OSError, match="No space left"):
         Tokenizer.train(CORPUS, 300).save(str(tmp_path))
     assert Tokenizer.from_pretrained(tmp_path).hash == trained.hash
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "generation_config.json", "tokenizer.json", "tokenizer_config.json"
+    ]  # fmt: skip

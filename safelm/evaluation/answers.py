@@ -16,7 +16,7 @@ import tqdm
 from safelm import model as model_lib
 from safelm.evaluation.journal import open_journal
 from safelm.evaluation.suite import Prompt
-from safelm.evaluation.template import Template
+from safelm.evaluation.template import Template, answer_tokens
 from safelm.inference import Generation, Method, generate
 from safelm.inference.methods import looks_ahead
 from safelm.tokenizer import Tokenizer
@@ -92,14 +92,14 @@ def collect(
                     [missing[key] for key in batch],
                     method,
                     max_new_tokens=max_new_tokens,
-                    eos_id=template.end_id(tokenizer),
+                    end_ids=tokenizer.conventions.end_ids,
                     harm_tag_id=tokenizer.harm_tag_id,
                     seeds=[_seed(seed, key) for key in batch],
                     batch_size=batch_size,
                 )
                 stored.add({key: _row(generation) for key, generation in zip(batch, generations, strict=True)})
                 bar.update(len(batch))
-    return [_answer(checkpoint, template, prompt, stored.rows[key]) for prompt, key in zip(prompts, keys, strict=True)]
+    return [_answer(checkpoint, prompt, stored.rows[key]) for prompt, key in zip(prompts, keys, strict=True)]
 
 
 def check_tag(checkpoint: Checkpoint, method: Method) -> None:
@@ -147,9 +147,9 @@ def _row(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _answer(checkpoint: Checkpoint, template: Template, prompt: Prompt, row: Mapping[str, Any]) -> Answer:
+def _answer(checkpoint: Checkpoint, prompt: Prompt, row: Mapping[str, Any]) -> Answer:
     tokenizer, tokens = checkpoint.tokenizer, row["tokens"]
-    own = template.answer_tokens(tokenizer, tokens)
+    own = answer_tokens(tokenizer, tokens)
     return Answer(
         prompt=prompt,
         text=tokenizer.decode(own, keep_special=False),

@@ -24,6 +24,7 @@ from safelm.evaluation.template import Template
 from safelm.inference.continuations import score_continuations
 from safelm.inference.prompts import PromptBatch, batches
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
+from safelm.prompting import text_prompt
 
 REFUSAL = "I'm sorry, but I can't help with that."
 PROBE_FOLDS = 5
@@ -48,11 +49,12 @@ def answer_log_probs(
 
 
 def perplexities(checkpoint: Checkpoint, texts: Sequence[str]) -> list[float | None]:
-    """exp(mean negative log-prob) of each text after a document's end; None for one too short to tell."""
+    """exp(mean negative log-prob) of each text from its beginning; None for one too short to tell."""
     tokenizer = checkpoint.tokenizer
-    ids = [tokenizer.encode(text)[: checkpoint.config.max_seq_len - 1] for text in texts]
+    beginning = text_prompt(tokenizer, "")
+    ids = [tokenizer.encode(text)[: checkpoint.config.max_seq_len - len(beginning)] for text in texts]
     told = [i for i, tokens in enumerate(ids) if len(tokens) >= _LEAST_TOKENS]
-    pairs = [([tokenizer.eos_id], ids[i]) for i in told]
+    pairs = [(beginning, ids[i]) for i in told]
     means = answer_log_probs(checkpoint.config, checkpoint.params, pairs)
     found: list[float | None] = [None] * len(texts)
     for i, mean in zip(told, means, strict=True):

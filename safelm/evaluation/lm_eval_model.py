@@ -16,9 +16,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from safelm import checkpoint, model
+from safelm import chat_template as chat_templates
+from safelm import checkpoint, model, prompting
 from safelm.inference import Greedy, Method, Sampling, continuations, generate_until, score_continuations
-from safelm.safety.chat import ChatTemplate
 from safelm.tokenizer import Tokenizer
 
 _GENERATION_SETTINGS = ("do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks")
@@ -38,8 +38,6 @@ class SafeLM(TemplateLM):
     """A model for the harness.
 
     Args:
-      chat_source: a folder whose `tokenizer_config.json` or `chat_template.jinja` holds the chat template; ChatML where
-        there is none.
       method: what decodes `generate_until` where the task doesn't sample.
       batch_size: rows at once; "auto" and 1 (the harness's default) mean as many as `tokens_at_once` holds.
       max_length: of prompt and answer in tokens, where it is to be less than the model's context.
@@ -52,7 +50,6 @@ class SafeLM(TemplateLM):
         params: model.Params,
         tokenizer: Tokenizer,
         *,
-        chat_source: str = "",
         method: Method | None = None,
         batch_size: int | str = "auto",
         tokens_at_once: int = continuations.TOKENS_AT_ONCE,
@@ -70,18 +67,18 @@ class SafeLM(TemplateLM):
         self._method, self._seed, self._max_gen_toks, self._origin = method or Greedy(), seed, max_gen_toks, origin
         self._rows = _rows_at_once(batch_size)
         self._tokens_at_once = tokens_at_once
-        self._template = ChatTemplate(tokenizer, source=chat_source)
+        self._renders_chats = False
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> "SafeLM":
-        """`--model_args`: checkpoint=DIR, and step, dtype, chat_source, tokens_at_once, max_length, max_gen_toks, seed.
+        """`--model_args`: checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed.
 
         Raises ValueError for another argument; what loading a checkpoint raises.
         """
         arguments = {**arg_dict, **{key: value for key, value in (additional_config or {}).items() if value}}
         for given_to_any_model in ("device", "max_batch_size"):
             arguments.pop(given_to_any_model, None)
-        known = ("step", "dtype", "chat_source", "batch_size", "tokens_at_once", "max_length", "max_gen_toks", "seed")
+        known = ("step", "dtype", "batch_size", "tokens_at_once", "max_length", "max_gen_toks", "seed")
         if "checkpoint" not in arguments:
             raise ValueError("--model_args: want checkpoint=DIR, a training run's folder or what safelm.convert wrote")
         folder, step, dtype = str(arguments.pop("checkpoint")), arguments.pop("step", None), arguments.pop("dtype", "")
@@ -92,7 +89,7 @@ class SafeLM(TemplateLM):
         config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
         if dtype:
             config = dataclasses.replace(config, dtype=dtype)
-        return cls(config, params, tokenizer, **{"chat_source": f"{folder}/tokenizer", **arguments, "origin": folder})
+        return cls(config, params, tokenizer, **arguments, origin=folder)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> "SafeLM":
@@ -116,19 +113,37 @@ class SafeLM(TemplateLM):
             "checkpoint": self._origin,
         }
 
+    @property
+    def prefix_token_id(self) -> int:
+        return prompting.text_prompt(self.vocabulary, "")[-1]
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids; special tokens that a chat template spelled are special, those that a message spells are text."""
-        del add_special_tokens  # nothing is ever put around text
-        return self._template.encode(string)
+        """Ids. What a benchmark's text spells is text; only a chat template's own control tokens become their ids.
+
+        `add_special_tokens=False` leaves out what a text begins with.
+        """
+        if self._renders_chats:
+            return prompting.encode_rendered(self.vocabulary, string)[0]
+        if add_special_tokens is False:
+            return self.vocabulary.encode(string)
+        return prompting.text_prompt(self.vocabulary, string)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Behind a chat's prompt an answer has the ids that it has when it is generated."""
+        if self._renders_chats:
+            return self.tok_encode(context), self.vocabulary.encode(continuation)
+        return super()._encode_pair(context, continuation)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return self._template.text if chat_template else None
+        return (self.vocabulary.conventions.chat_template or chat_templates.CHATML) if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text; without the generation prompt its last message stays open, to be continued."""
-        return self._template.render(
-            chat_history, add_generation_prompt=add_generation_prompt, open_last=not add_generation_prompt
-        )
+        self._renders_chats = True
+        return prompting.render_chat(
+            self.vocabulary, chat_history, add_generation_prompt=add_generation_prompt,
+            open_last=not add_generation_prompt,
+        )  # fmt: skip
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
@@ -154,7 +169,7 @@ class SafeLM(TemplateLM):
         windows, owners = [], []
         for number, request in enumerate(requests):
             parts = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
@@ -170,22 +185,19 @@ class SafeLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        groups: dict[tuple[str, bool], list[int]] = {}
+        groups: dict[str, list[int]] = {}
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         for number, request in enumerate(requests):
-            is_chat = self.vocabulary.chat_start_id in prompts[number]
-            groups.setdefault((json.dumps(request.args[1], sort_keys=True), is_chat), []).append(number)
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         texts: dict[int, str] = {}
-        for (settings, is_chat), members in groups.items():
-            made = self._generate([prompts[number] for number in members], json.loads(settings), is_chat, disable_tqdm)
+        for settings, members in groups.items():
+            made = self._generate([prompts[number] for number in members], json.loads(settings), disable_tqdm)
             for number, text in zip(members, made, strict=True):
                 texts[number] = text
                 self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return [texts[number] for number in range(len(requests))]
 
-    def _generate(
-        self, prompts: Sequence[list[int]], settings: dict[str, Any], is_chat: bool, disable_tqdm: bool
-    ) -> list[str]:
+    def _generate(self, prompts: Sequence[list[int]], settings: dict[str, Any], disable_tqdm: bool) -> list[str]:
         wanted = normalize_gen_kwargs(settings, self._max_gen_toks)
         if unknown := sorted(wanted.keys() - set(_GENERATION_SETTINGS)):
             raise ValueError(f"generation_kwargs: {unknown[0]}={wanted[unknown[0]]!r} is not supported")
@@ -193,21 +205,18 @@ class SafeLM(TemplateLM):
         if room < 1:
             raise ValueError(f"max_gen_toks={wanted['max_gen_toks']}: the context is {self.max_length}")
         method = self._method
-        if wanted["do_sample"] and wanted["temperature"] > 0:
+        if wanted["do_sample"] and wanted.setdefault("temperature", 1.0) > 0:
             named = {key: wanted[key] for key in ("temperature", "top_k", "top_p") if key in wanted}
             method = Sampling(**named)
-        eos_id = self.vocabulary.chat_end_id if is_chat else None
-        ends = [self.vocabulary.eos_id, self.vocabulary.chat_end_id]  # either ends an answer, as in transformers
-        end_texts = [text for end in ends if end is not None and (text := self.vocabulary.special_token(end))]
         return generate_until(
             self._config,
             self._params,
             self.vocabulary,
             [prompt[-room:] for prompt in prompts],
             method,
-            until=[*wanted["until"], *end_texts],
+            until=wanted["until"],
             max_new_tokens=wanted["max_gen_toks"],
-            eos_id=self.vocabulary.eos_id if eos_id is None else eos_id,
+            end_ids=self.vocabulary.conventions.end_ids,
             seed=self._seed,
             batch_size=min(self._rows, 64),
             show_progress=not disable_tqdm,

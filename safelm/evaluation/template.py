@@ -1,4 +1,4 @@
-"""How a prompt is put to a model: as text to continue, or as a user's message in ChatML (safelm.tokenizer).
+"""How a prompt is put to a model: as text to continue, or as a user's message in the model's own chat template.
 
 The prompt is encoded literally: nothing in it opens or closes a turn. An answer's first words may be given (a prefix
 attack): they stand where the answer begins.
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from safelm.prompting import chat_prompt, text_prompt
 from safelm.tokenizer import Tokenizer
 
 TEXT, CHAT = KINDS = ("text", "chat")
@@ -29,26 +30,19 @@ class Template:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over what the template puts around a prompt; the same for every vocabulary."""
-        shape = [self.kind, self.system, "chatml-1" if self.kind == CHAT else ""]
+        """SHA-256 over what is put around a prompt beside the model's own conventions; the same for every model."""
+        shape = [self.kind, self.system, "own template" if self.kind == CHAT else ""]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
     def encode(self, tokenizer: Tokenizer, prompt: str, *, answer_start: str = "") -> list[int]:
-        """Ids up to where the answer goes on. Raises ValueError for a chat with a vocabulary that has no ChatML."""
+        """Ids up to where the answer goes on. Raises ValueError for a chat with a model that knows none."""
         if self.kind == TEXT:
-            return tokenizer.encode(prompt + answer_start)
+            return text_prompt(tokenizer, prompt + answer_start)
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        messages.append({"role": "user", "content": prompt})
-        ids = tokenizer.render_chat(messages, add_generation_prompt=True)
-        return ids + tokenizer.encode(answer_start) if answer_start else ids
+        return chat_prompt(tokenizer, [*messages, {"role": "user", "content": prompt}], answer_start=answer_start)
 
-    def end_id(self, tokenizer: Tokenizer) -> int:
-        """What ends an answer."""
-        if self.kind == TEXT or tokenizer.chat_end_id is None:
-            return tokenizer.eos_id
-        return tokenizer.chat_end_id
 
-    def answer_tokens(self, tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
-        """An answer's tokens up to the first that ends a turn or a document, whichever the model used."""
-        ends = {tokenizer.eos_id, self.end_id(tokenizer)}
-        return list(tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))])
+def answer_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+    """An answer's tokens up to the first that ends what the model writes."""
+    ends = tokenizer.conventions.end_ids
+    return list(tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))])

@@ -116,10 +116,7 @@ def write_folder(
     }
     safetensors.numpy.save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / _WEIGHTS_FILE).chmod(0o644)
-    ends = [tokenizer.eos_id] + ([] if tokenizer.chat_end_id is None else [tokenizer.chat_end_id])
     _write_json(folder / CONFIG_FILE, _config_json(config, tokenizer, dtype))
-    special = {"bos_token_id": tokenizer.eos_id, "eos_token_id": ends, "pad_token_id": tokenizer.eos_id}
-    _write_json(folder / "generation_config.json", special)
     tokenizer.save(str(folder))
 
 
@@ -145,7 +142,7 @@ def _config_json(config: model.ModelConfig, tokenizer: Tokenizer, dtype: str) ->
         "initializer_range": config.init_std,
         "torch_dtype": dtype,  # transformers 4
         "dtype": dtype,  # transformers 5
-        "bos_token_id": tokenizer.eos_id,
+        "bos_token_id": (*tokenizer.conventions.begin_ids, tokenizer.eos_id)[0],
         "eos_token_id": tokenizer.eos_id,
         "use_cache": True,
     }

@@ -1,6 +1,7 @@
 """What was asked for each prompt, as numbers that compiled programs take: one program serves all settings of a method.
 
-Axes beside `safelm.model`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W cache rows.
+Axes beside `safelm.model`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W cache rows,
+E ids that end a text.
 """
 
 import math
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm.inference.methods import Greedy, Method, SafeBeam
+from safelm.inference.methods import MAX_END_IDS, Greedy, Method, SafeBeam
 from safelm.model_config import ModelConfig
 
 RUNNING, ENDED_BY_EOS, ENDED_BY_TAG = 0, 1, 2
 NEVER = -jnp.inf
+_COLDEST = 2.0**-100  # no log-prob divided by it is infinite; a draw at it is the likeliest token
 
 
 @flax.struct.dataclass
@@ -26,7 +28,7 @@ class Asked:
 
     prompt_lengths_P: Any  # tokens; 0: no prompt
     limits_P: Any  # new tokens at most
-    eos_ids_P: Any
+    end_ids_PE: Any  # any of them ends the text; -1: none
     masks_tag_P: Any  # the harm tag is never chosen
     stops_at_tag_P: Any  # choosing the harm tag ends the sequence
     key_data_P2: Any  # of the random draws
@@ -43,7 +45,9 @@ class Asked:
 
     def end_of(self, tokens: Int[Array, "P ..."]) -> Int[Array, "P ..."]:
         """RUNNING, ENDED_BY_EOS or ENDED_BY_TAG for every token as the one just chosen."""
-        ends = jnp.where(tokens == _along(self.eos_ids_P, tokens), ENDED_BY_EOS, RUNNING)
+        end_ids_PE = jnp.asarray(self.end_ids_PE)
+        is_end = (tokens[..., None] == end_ids_PE.reshape(len(tokens), *(1,) * (tokens.ndim - 1), -1)).any(axis=-1)
+        ends = jnp.where(is_end, ENDED_BY_EOS, RUNNING)
         if self.harm_tag_id is not None:
             stops = (tokens == self.harm_tag_id) & _along(self.stops_at_tag_P, tokens)
             ends = jnp.where(stops, ENDED_BY_TAG, ends)
@@ -78,14 +82,14 @@ def key_data(seed: int) -> tuple[int, int]:
 
 
 def ask(
-    rows: Sequence[tuple[int, int, int, Method, int] | None], *, harm_tag_id: int | None, max_pool: int = 0
+    rows: Sequence[tuple[int, int, Sequence[int], Method, int] | None], *, harm_tag_id: int | None, max_pool: int = 0
 ) -> Asked:
-    """Numpy arrays of (prompt length, max_new_tokens, eos_id, method, seed) per prompt; None: a slot without one.
+    """Numpy arrays of (prompt length, max_new_tokens, end_ids, method, seed) per prompt; None: a slot without one.
 
     `max_pool` is the most candidates that a prompt of this batch has at once, if any of its methods drops some.
     """
-    nothing = (0, 0, 0, Greedy(), 0)
-    lengths, limits, eos_ids, methods, seeds = zip(*(row or nothing for row in rows), strict=True)
+    nothing = (0, 0, (), Greedy(), 0)
+    lengths, limits, end_ids, methods, seeds = zip(*(row or nothing for row in rows), strict=True)
 
     def setting(name: str, neutral: float | int, dtype: Any = np.float32) -> np.ndarray:
         return np.array([getattr(method, name, neutral) for method in methods], dtype)
@@ -97,12 +101,12 @@ def ask(
     return Asked(
         prompt_lengths_P=np.array(lengths, np.int32),
         limits_P=np.array(limits, np.int32),
-        eos_ids_P=np.array(eos_ids, np.int32),
+        end_ids_PE=np.array([[*ids, *[-1] * (MAX_END_IDS - len(ids))] for ids in end_ids], np.int32),
         masks_tag_P=np.array([method.tag_candidate == "mask" for method in methods]),
         stops_at_tag_P=np.array([method.tag_candidate == "stop" for method in methods]),
         key_data_P2=np.array([key_data(seed) for seed in seeds], np.uint32),
         is_sampled_P=np.array([hasattr(method, "temperature") for method in methods]),
-        temperatures_P=setting("temperature", 1.0),
+        temperatures_P=np.maximum(setting("temperature", 1.0), _COLDEST),
         top_k_P=setting("top_k", 0, np.int32),
         top_p_P=setting("top_p", 1.0),
         thresholds_P=setting("threshold", math.inf),

@@ -51,7 +51,7 @@ def generate(
     method: Method,
     *,
     max_new_tokens: int,
-    eos_id: int,
+    end_ids: Sequence[int],
     harm_tag_id: int | None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
@@ -62,10 +62,11 @@ def generate(
     """Continues every prompt; the results are in the prompts' order.
 
     A prompt's result depends on neither the batch it is in nor its neighbours (up to float rounding): sampling draws
-    from (seed, the prompt's index, step). An empty prompt starts from `eos_id`, as after a document's end. An `Engine`
+    from (seed, the prompt's index, step). An `Engine`
     of `batch_size` prompts does the work: a finished prompt's place goes to the next one.
 
     Args:
+      end_ids: any of them ends a text.
       max_new_tokens: at most so many tokens, the ending one included.
       seeds: one a prompt, in place of `seed` and the prompt's index: then its place doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
@@ -76,12 +77,12 @@ def generate(
       ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, or the method
         needs the harm tag and the vocabulary has none.
     """
-    check_ids(config, method, eos_id, harm_tag_id)
+    check_ids(config, method, end_ids, harm_tag_id)
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
     checked = [
-        check_prompt(config, prompt, max_new_tokens=max_new_tokens, eos_id=eos_id, name=f"prompt {index}")
+        check_prompt(config, prompt, max_new_tokens=max_new_tokens, name=f"prompt {index}")
         for index, prompt in enumerate(prompts)
     ]
     slots = min(batch_size, max(1, len(checked))) * getattr(method, "num_beams", 1)
@@ -91,7 +92,7 @@ def generate(
     index_of = {}
     for index in sorted(range(len(checked)), key=lambda index: len(checked[index])):
         own_seed = (seed & 0xFFFFFFFF) << 32 | index if seeds is None else seeds[index]
-        request = EngineRequest(tuple(checked[index]), method, max_new_tokens, eos_id, own_seed)
+        request = EngineRequest(tuple(checked[index]), method, max_new_tokens, tuple(end_ids), own_seed)
         index_of[engine.submit(request)] = index
     generations = [Generation([], 0.0, [], "length") for _ in checked]
     with tqdm.tqdm(total=len(checked), unit="prompt", disable=None if show_progress else True) as progress:

@@ -114,9 +114,9 @@ class Engine:
           ValueError: it can never run: prompt and new tokens don't fit the context or the cache, an id is outside the
             vocabulary, or the method needs the harm tag and the vocabulary has none.
         """
-        check_ids(self._config, request.method, request.end_id, self._harm_tag_id)
+        check_ids(self._config, request.method, request.end_ids, self._harm_tag_id)
         prompt = check_prompt(
-            self._config, request.prompt, max_new_tokens=request.max_new_tokens, eos_id=request.end_id, name="prompt"
+            self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt"
         )
         entry = Entry(self._num_submitted, request, prompt)
         shape = programs.step_shape(request.method)

@@ -232,7 +232,7 @@ class Lane:
         for row, entry in enumerate(entries):
             request, length = entry.request, len(entry.prompt)
             tokens_PT[row, :length], lengths_P[row], slots_P[row] = entry.prompt, length, next(free)
-            rows[row] = (length, request.max_new_tokens, request.end_id, request.method, request.seed)
+            rows[row] = (length, request.max_new_tokens, request.end_ids, request.method, request.seed)
             self._slots[slots_P[row]] = entry
         new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P)
         pool = self._shape.num_dropped_from

@@ -7,10 +7,12 @@ is an annotation of the training text and nothing to show), "stop" (choosing it 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 from safelm.model_config import ModelConfig
 
+MAX_END_IDS = 16  # of one prompt
 TagCandidate = str  # "allow", "mask" or "stop": checked by value, with an error that names the choices
 
 
@@ -131,13 +133,15 @@ def looks_ahead(method: Method) -> bool:
     return isinstance(method, SafeBeam | TagPenaltySampling)
 
 
-def check_ids(config: ModelConfig, method: Method, eos_id: int, harm_tag_id: int | None) -> None:
+def check_ids(config: ModelConfig, method: Method, end_ids: Sequence[int], harm_tag_id: int | None) -> None:
     """ValueError for ids outside the vocabulary, or a method that this vocabulary can't serve."""
-    for name, token in (("eos_id", eos_id), ("harm_tag_id", harm_tag_id)):
+    if not 1 <= len(end_ids) <= MAX_END_IDS:
+        raise ValueError(f"{len(end_ids)} end_ids: want 1 to {MAX_END_IDS}")
+    for name, token in (*(("end_ids", token) for token in end_ids), ("harm_tag_id", harm_tag_id)):
         if token is not None and not 0 <= token < config.vocab_size:
             raise ValueError(f"{name}={token} is not in the model's vocabulary of {config.vocab_size}")
-    if eos_id == harm_tag_id:
-        raise ValueError(f"eos_id and harm_tag_id are both {eos_id}")
+    if harm_tag_id in end_ids:
+        raise ValueError(f"the harm tag's id {harm_tag_id} is among the end_ids")
     name = type(method).__name__
     if harm_tag_id is None and (looks_ahead(method) or method.tag_candidate == "stop"):
         raise ValueError(f"{name} needs a model with the harm tag, and this vocabulary has none (harm_tag_id=None)")

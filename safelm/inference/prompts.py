@@ -20,18 +20,18 @@ class PromptBatch:
     lengths_P: Int32[np.ndarray, " P"]  # 0 marks a filling row
 
 
-def check_prompt(
-    config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: int, eos_id: int, name: str
-) -> list[int]:
-    """The prompt as a list of ids, an empty one as [eos_id]: generation then starts as after a document's end.
+def check_prompt(config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: int, name: str) -> list[int]:
+    """The prompt as a list of ids.
 
     Raises:
-      ValueError: `max_new_tokens` is below 1, the prompt with so many more does not fit the context, or an id is not in
-        the vocabulary; calls the prompt `name`.
+      ValueError: the prompt is empty, `max_new_tokens` is below 1, the prompt with so many more does not fit the
+        context, or an id is not in the vocabulary; calls the prompt `name`.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    ids = [int(token) for token in prompt] or [eos_id]
+    ids = [int(token) for token in prompt]
+    if not ids:
+        raise ValueError(f"{name}: it has no token; an empty text begins with what `safelm.prompting` puts there")
     foreign = next((token for token in ids if not 0 <= token < config.vocab_size), None)
     if foreign is not None:
         raise ValueError(f"{name}: id {foreign} is not in the model's vocabulary of {config.vocab_size}")

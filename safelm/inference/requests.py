@@ -14,9 +14,9 @@ class EngineRequest:
     """A prompt to continue.
 
     Attributes:
-      prompt: ids; when empty, generation starts from `end_id`, as after a document's end.
+      prompt: ids, at least one (see `safelm.prompting`).
       max_new_tokens: at most so many tokens, the ending one included.
-      end_id: ends the text.
+      end_ids: any of them ends the text.
       seed: of sampling: 64 bits. The result depends on nothing but the request (up to float rounding).
       want_trace: of beam methods: the last update tells every step's candidates.
     """
@@ -24,7 +24,7 @@ class EngineRequest:
     prompt: tuple[int, ...]
     method: Method
     max_new_tokens: int
-    end_id: int
+    end_ids: tuple[int, ...]
     seed: int = 0
     want_trace: bool = False
 

@@ -54,7 +54,7 @@ class Generation:
         size = sum(len(message["content"]) for message in prompt) if request.is_chat else len(prompt)
         encode = lambda: model.encode(prompt, is_chat=request.is_chat)  # noqa: E731
         try:
-            ids, end_id = await asyncio.to_thread(encode) if size > _LONG_TEXT else encode()
+            ids, end_ids = await asyncio.to_thread(encode) if size > _LONG_TEXT else encode()
         except ValueError as error:
             raise ApiError(400, str(error), param="messages" if request.is_chat else "prompt") from None
         room = model.config.max_seq_len - len(ids)
@@ -67,7 +67,7 @@ class Generation:
                             f"more than the model's context of {model.config.max_seq_len}")  # fmt: skip
         steering = request.steering
         engine_request = EngineRequest(
-            prompt=tuple(ids), method=steering.method, max_new_tokens=max_tokens, end_id=end_id,
+            prompt=tuple(ids), method=steering.method, max_new_tokens=max_tokens, end_ids=end_ids,
             seed=request.seed, want_trace=steering.want_trace,
         )  # fmt: skip
         return cls(model, request, engine_request)
@@ -107,7 +107,6 @@ class Generation:
         if update.finished in ("cancelled", "error"):
             self.stopped_by = "error"
             raise ApiError(500, f"the engine ended the request ({update.finished})", code="engine_failed")
-        ends = {self.engine_request.end_id, self.model.tokenizer.eos_id}
         stop_above = self.request.steering.stop_above
         num_before = self.num_tokens
         for token, tag_prob in zip(update.tokens, update.tag_probs or [None] * len(update.tokens), strict=True):
@@ -115,7 +114,7 @@ class Generation:
             is_last = bool(update.finished) and self.num_tokens - num_before == len(update.tokens)
             if tag_prob is not None and tag_prob > stop_above:
                 self.stopped_by = "threshold"
-            elif token in ends:
+            elif token in self.engine_request.end_ids:
                 self.stopped_by = "eos"
             elif update.finished == "tag" and is_last:
                 self.stopped_by = "tag"

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from safelm import model as model_lib
+from safelm import prompting
 from safelm.formats.sources import read_model
 from safelm.inference import tag_probability
-from safelm.safety.chat import ChatTemplate, has_own_template
 from safelm.serving.request import Message
 from safelm.serving.text_stream import Piece, TextStream
 from safelm.tokenizer import Tokenizer
@@ -21,31 +21,29 @@ class ServedModel:
 
     Attributes:
       name: clients ask for it by this.
-      chat: the checkpoint's own chat template; None for ChatML.
     """
 
     name: str
     config: model_lib.ModelConfig
     params: Any
     tokenizer: Tokenizer
-    chat: ChatTemplate | None
 
-    def encode(self, prompt: str | tuple[int, ...] | tuple[Message, ...], *, is_chat: bool) -> tuple[list[int], int]:
-        """The ids of a prompt, never none, and the id that ends its continuation.
+    def encode(
+        self, prompt: str | tuple[int, ...] | tuple[Message, ...], *, is_chat: bool
+    ) -> tuple[list[int], tuple[int, ...]]:
+        """The ids of a prompt, never none, and those that end its continuation. A prompt of ids stays as it is.
 
         Raises ValueError: the vocabulary knows no chat, an id outside of it, or messages its template doesn't take.
         """
+        end_ids = self.tokenizer.conventions.end_ids
         if is_chat:
-            if self.chat is not None:
-                rendered = self.chat.render(prompt)
-                return self.chat.encode(rendered), self.chat.end_id(rendered)
-            ids = self.tokenizer.render_chat(prompt, add_generation_prompt=True)
-            return ids, self.tokenizer.chat_end_id
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        foreign = next((token for token in ids if not 0 <= token < self.config.vocab_size), None)
+            return prompting.chat_prompt(self.tokenizer, prompt), end_ids
+        if isinstance(prompt, str):
+            return prompting.text_prompt(self.tokenizer, prompt), end_ids
+        foreign = next((token for token in prompt if not 0 <= token < self.config.vocab_size), None)
         if foreign is not None:
             raise ValueError(f"id {foreign} is not in the model's vocabulary of {self.config.vocab_size}")
-        return ids or [self.tokenizer.eos_id], self.tokenizer.eos_id
+        return list(prompt) or prompting.text_prompt(self.tokenizer, ""), end_ids
 
     def score(self, tokens: Sequence[int]) -> list[Piece]:
         """Every token with its share of the text and P(tag | text up to and with it). Computes: for the worker."""
@@ -61,5 +59,4 @@ def load(name: str, source: str, *, dtype: str = "") -> ServedModel:
     """Reads a checkpoint of ours, a Hugging Face folder or a GGUF file; ValueError or OSError if it can't be."""
     config, params, tokenizer = read_model(source)
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
-    chat = ChatTemplate(tokenizer, source=source) if has_own_template(source) else None
-    return ServedModel(name, config, jax.device_put(params), tokenizer, chat)
+    return ServedModel(name, config, jax.device_put(params), tokenizer)

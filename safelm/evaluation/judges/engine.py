@@ -24,7 +24,7 @@ from safelm.evaluation.judges.questions import (
 from safelm.evaluation.judges.verdicts import HARMFUL, REFUSALS, UNSCORED, Exchange
 from safelm.formats.sources import read_model
 from safelm.inference.prompts import batches
-from safelm.safety.chat import Frame, make_frame
+from safelm.prompting import Frame, question_frame
 from safelm.safety.embedding import installed_path
 from safelm.safety.judge import decoding
 from safelm.safety.judge.options import make_settings
@@ -129,7 +129,7 @@ class EngineJudge:
         return [found[i] for i in range(len(rows))]
 
     def _prepare(self, question: Question, source: str) -> _Asked:
-        frame = make_frame(self._tokenizer, question, source=source)
+        frame = question_frame(self._tokenizer, question)
         cache = decoding.read_rubric(self._config, self._params, jnp.asarray(frame.before, jnp.int32))
         room = self._config.max_seq_len - len(frame.before) - len(frame.after)
         if room < _LEAST_ANSWER_TOKENS:

@@ -11,6 +11,7 @@ from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.intervals import auroc, rate
 from safelm.evaluation.suite import Prompt
 from safelm.inference import Beam, Greedy, Method, SafeBeam, generate, tag_probability
+from safelm.prompting import knows_chats, prompt_ids
 from safelm.tokenizer import Tokenizer
 
 METHODS: Mapping[str, Method] = {"greedy": Greedy(), "beam": Beam(), "safe_beam": SafeBeam()}
@@ -19,7 +20,7 @@ Tokens = list[int]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A loaded model; `is_chat` says whether it is asked in ChatML or with the prompt as it is."""
+    """A loaded model; `is_chat` says whether it is asked in a chat or with the prompt as it is."""
 
     config: model.ModelConfig
     params: model.Params
@@ -28,23 +29,15 @@ class Target:
 
     def context(self, prompt: str, answer_start: str = "") -> Tokens:
         """The ids of a prompt, and of the first words of an answer where they are given."""
-        if self.is_chat:
-            ids = self.tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
-            return ids + self.tokenizer.encode(answer_start)
-        return self.tokenizer.encode(f"{prompt} {answer_start}" if answer_start else prompt)
-
-    @property
-    def end_id(self) -> int:
-        """What ends an answer."""
-        chat_end_id = self.tokenizer.chat_end_id
-        return chat_end_id if self.is_chat and chat_end_id is not None else self.tokenizer.eos_id
+        start = f" {answer_start}" if answer_start and not self.is_chat else answer_start
+        return prompt_ids(self.tokenizer, prompt, is_chat=self.is_chat, answer_start=start)
 
 
 def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Target:
-    """Raises ValueError for a chat with a vocabulary that has no ChatML tokens; what loading raises."""
+    """Raises ValueError for a chat with a model that knows none; what loading raises."""
     config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
-    if is_chat and tokenizer.chat_start_id is None:
-        raise ValueError(f"{folder}: its vocabulary has no chat tokens, so it can't be asked in a chat")
+    if is_chat and not knows_chats(tokenizer):
+        raise ValueError(f"{folder}: it has neither a chat template nor chat tokens, so it can't be asked in a chat")
     return Target(config, params, tokenizer, is_chat)
 
 
@@ -62,7 +55,7 @@ def measure_answers(
         contexts,
         METHODS[method],
         max_new_tokens=max_new_tokens,
-        eos_id=target.end_id,
+        end_ids=target.tokenizer.conventions.end_ids,
         harm_tag_id=target.tokenizer.harm_tag_id,
         batch_size=len(contexts),
     )

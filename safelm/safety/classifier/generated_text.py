@@ -14,6 +14,7 @@ import numpy as np
 
 from safelm.formats import gguf
 from safelm.inference import decode, methods
+from safelm.prompting import prompt_ids
 from safelm.safety.classifier.examples import GENERATED, Example, limit_of
 from safelm.safety.embedding.backbone import installed_path
 from safelm.tokenizer import Tokenizer
@@ -68,13 +69,10 @@ def _pages(count: int) -> tuple[tuple[str, str], ...]:
     config = dataclasses.replace(config, dtype="float32", attention="xla", scan_layers=True, remat="none")
     tokenizer = Tokenizer.from_pretrained(path)
     asked = requests(count)
-    prompts = [
-        tokenizer.render_chat([{"role": "user", "content": request}], add_generation_prompt=True)
-        for _, request in asked
-    ]  # fmt: skip
+    prompts = [prompt_ids(tokenizer, request, is_chat=True) for _, request in asked]
     written = decode.generate(
-        config, jax.device_put(params), prompts, _METHOD, max_new_tokens=_MAX_NEW_TOKENS, eos_id=tokenizer.chat_end_id,
-        harm_tag_id=None, batch_size=_BATCH, show_progress=True,
+        config, jax.device_put(params), prompts, _METHOD, max_new_tokens=_MAX_NEW_TOKENS,
+        end_ids=tokenizer.conventions.end_ids, harm_tag_id=None, batch_size=_BATCH, show_progress=True,
     )  # fmt: skip
     texts = (tokenizer.decode(answer.text_tokens).strip() for answer in written)
     return tuple((subject, text) for (subject, _), text in zip(asked, texts, strict=True))

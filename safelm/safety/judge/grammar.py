@@ -23,7 +23,7 @@ class AnswerGrammar:
       num_words: of a mask, 32 ids each.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, end_id: int):
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, end_ids: Sequence[int]):
         """`vocab_size` is the number of logits, ids that only pad the vocabulary included.
 
         Raises:
@@ -34,7 +34,7 @@ class AnswerGrammar:
 
         self._tokenizer = tokenizer
         self._llguidance = llguidance
-        self._vocabulary = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=end_id)
+        self._vocabulary = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=list(end_ids))
         self._grammar = llguidance.LLMatcher.grammar_from_regex(GRAMMAR)
         self.num_words = -(-vocab_size // WORD_BITS)
         self.opening, self.score_ids = _score_tokens(tokenizer)

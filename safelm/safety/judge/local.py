@@ -12,7 +12,7 @@ import tqdm
 from safelm import inference, model
 from safelm.formats.sources import read_model
 from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
-from safelm.safety.chat import make_frame
+from safelm.prompting import question_frame
 from safelm.safety.embedding import installed_path
 from safelm.safety.judge import chunks, decoding
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
@@ -88,7 +88,7 @@ class Judge:
         name: str = "judge",
         show_progress: bool = False,
     ):
-        """Takes a model of ours; `source` is where its chat template is looked for.
+        """Takes a model of ours; `source` names it in errors.
 
         Raises ValueError if the rubric doesn't fit the context, or the vocabulary can't write an answer.
         """
@@ -97,8 +97,10 @@ class Judge:
         self._config = dataclasses.replace(config, attention="xla", remat="none")
         self._params = jax.device_put(params)
         self._tokenizer, self._show_progress = tokenizer, show_progress
-        self._frame = make_frame(tokenizer, load_rubric(self.settings.rubric), source=source)
-        self._grammar = AnswerGrammar(tokenizer, vocab_size=config.padded_vocab_size, end_id=self._frame.end_id)
+        self._frame = question_frame(tokenizer, load_rubric(self.settings.rubric))
+        self._grammar = AnswerGrammar(
+            tokenizer, vocab_size=config.padded_vocab_size, end_ids=tokenizer.conventions.end_ids
+        )
         self._behind = (*self._frame.after, *(self._grammar.opening if self.settings.constrained else ()))
         self._chunk_tokens = self._fit_chunks(source)
         self._rubric = decoding.read_rubric(self._config, self._params, jnp.asarray(self._frame.before, jnp.int32))
@@ -203,7 +205,7 @@ class Judge:
             [[*self._frame.before, *row] for row in rows],
             inference.Greedy(),
             max_new_tokens=self.settings.free_tokens,
-            eos_id=self._frame.end_id,
+            end_ids=self._tokenizer.conventions.end_ids,
             harm_tag_id=self._tokenizer.harm_tag_id,
             batch_size=self.settings.max_rows,
         )

@@ -10,7 +10,7 @@ from typing import Any
 from safelm import inference, model
 from safelm.formats.sources import read_model
 from safelm.inference.methods import Greedy, Method, Sampling
-from safelm.safety.chat import ChatTemplate
+from safelm.prompting import question_frame
 from safelm.safety.embedding import installed_path
 from safelm.safety.judge.options import make_settings
 from safelm.safety.model_fingerprint import model_fingerprint
@@ -80,20 +80,17 @@ class EngineWriter:
         tokenizer: Tokenizer,
         settings: Settings | None = None,
         *,
-        source: str = "",
         name: str = "engine",
         weights: str = "",
     ):
-        """Takes a model of ours; `source` is where its chat template is looked for, `weights` as `Engine` has it.
+        """Takes a model of ours; `weights` as `Engine` has it.
 
         Raises ValueError for a chat template that can't be used, or a context too small for the prompts.
         """
         self.name, self.settings = name, settings or Settings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer, source=source)
-        frame = self._template.frame(_Question("system", "before", "after"))
-        self._end_id = frame.end_id
+        frame = question_frame(tokenizer, _Question("system", "before", "after"))
         room = (config.max_seq_len - _FRAME_TOKENS) // 2 * _CHARS_A_TOKEN
         self.max_document_chars = self.settings.max_document_chars or max(1, min(6_000, room))
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _SPEED_ONLY}
@@ -123,7 +120,7 @@ class EngineWriter:
 
     def encode(self, request: Request) -> list[int]:
         """The prompt's ids: the template around the message, the document literal, the beginning of the reply."""
-        frame = self._template.frame(request)
+        frame = question_frame(self._tokenizer, request)
         document = self._tokenizer.encode(escape(request.document))
         return [*frame.before, *document, *frame.after, *self._tokenizer.encode(request.reply_start)]
 
@@ -135,10 +132,11 @@ class EngineWriter:
     def _generate(self, requests: Sequence[Request], prompts: Mapping[int, list[int]], on_reply: OnReply) -> None:
         """Each reply is handed over as it ends, and the next request takes its place."""
         index_of: dict[int, int] = {}
+        end_ids = self._tokenizer.conventions.end_ids
         for index, prompt in prompts.items():
             limit = min(requests[index].max_new_tokens, self._config.max_seq_len - len(prompt))
             seed = requests[index].seed
-            wanted = inference.EngineRequest(tuple(prompt), self.settings.method, limit, self._end_id, seed)
+            wanted = inference.EngineRequest(tuple(prompt), self.settings.method, limit, end_ids, seed)
             index_of[self._engine.submit(wanted)] = index
         tokens: dict[int, list[int]] = {index: [] for index in prompts}
         try:
@@ -196,4 +194,4 @@ def load(source: str, *, dtype: str = "", weights: str = "", name: str = "", **s
     config, params, tokenizer = read_model(place)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     shown = name or (source if source == "smollm2" else Path(place.rstrip("/")).name)
-    return EngineWriter(config, params, tokenizer, checked, source=place, name=shown, weights=weights)
+    return EngineWriter(config, params, tokenizer, checked, name=shown, weights=weights)
