@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
+from safelm.chat_template import CHAT_END, CHAT_START
 from safelm.evaluation.protocol import SUBJECT, Protocol, ProtocolError, check_comparable
 from safelm.evaluation.suite import Prompt, as_requests
 from safelm.evaluation.template import Template, answer_tokens
 from safelm.tags import HARM_TAG
-from safelm.tokenizer import CHAT_END, CHAT_START, Tokenizer
+from safelm.tokenizer import Tokenizer
 
 PROTOCOL = Protocol(
     suite="chat", prompts_sha256="p", num_prompts=3, judge_version="j", checkpoint_sha256="c", vocab_hash="v",

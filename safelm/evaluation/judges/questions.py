@@ -31,7 +31,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about one exchange (a `safelm.safety.chat.Question`).
+    """A question about one exchange (a `safelm.prompting.Question`).
 
     Attributes:
       system, before, after: the message around the exchange.
