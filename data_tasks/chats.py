@@ -25,8 +25,9 @@ from jaxtyping import Bool, Int32
 
 from data_tasks.messages import COLUMNS, SYSTEM_COLUMNS, Messages, read_messages
 from data_tasks.preprocessors import NO_SCORE, SAFE_SCORE
-from data_tasks.readers import SUFFIXES, Document, MalformedRowError
+from data_tasks.readers import Document
 from safelm.chat_template import ASSISTANT
+from safelm.documents import SUFFIXES, TSV_SUFFIXES, MalformedError, check_text
 from safelm.prompting import chat_example
 from safelm.tokenizer import Tokenizer
 
@@ -44,19 +45,23 @@ class ChatRows:
     converse: Callable[[Mapping[str, Any]], tuple[Messages, int]]  # row -> (messages, harm score)
     train_files: Sequence[str] = ("train-*",)
     validation_files: Sequence[str] = ("validation-*",)
-    suffixes: tuple[str, ...] = SUFFIXES
+    suffixes: tuple[str, ...] = (*SUFFIXES, *TSV_SUFFIXES)
+    text_column: None = None
 
-    def parse(self, row: Any) -> Document:
-        """The row's conversation as a document with JSON text; MalformedRowError says which field is wrong."""
-        if not isinstance(row, Mapping):
-            raise MalformedRowError(f"not an object but {type(row).__name__}")
+    def required(self, path: str) -> Mapping[str, Sequence[str]]:
+        """The columns, in whatever file."""
+        return self.columns
+
+    def parse(self, row: Mapping[str, Any], path: str = "") -> Document:
+        """The row's conversation as a document with JSON text; MalformedError says which field is wrong."""
         messages, score = self.converse(row)
         text = json.dumps(messages, ensure_ascii=False)
         try:
             digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         except UnicodeEncodeError:
-            raise MalformedRowError("half a Unicode pair in what is said") from None
+            raise MalformedError("half a Unicode pair in what is said") from None
         own = next((row[name] for name in ("id", "prompt_id") if isinstance(row.get(name), str | int)), "")
+        check_text(str(own), "id")
         return Document(str(own) or f"{self.name}-{digest}", text, score)
 
 
@@ -83,16 +88,16 @@ def map_content(text: str, change: Callable[[str, str], str]) -> str:
 def _text(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
-        raise MalformedRowError(f"field {name!r} is missing" if value is None else f"field {name!r} is not a string")
+        raise MalformedError(f"field {name!r} is missing" if value is None else f"field {name!r} is not a string")
     if not value.strip():
-        raise MalformedRowError(f"field {name!r} is empty")
+        raise MalformedError(f"field {name!r} is empty")
     return value
 
 
 def _label(row: Mapping[str, Any], name: str, known: Sequence[str]) -> str | None:
     value = row.get(name)
     if value is not None and value not in known:
-        raise MalformedRowError(f"field {name!r} is not one of {', '.join(known)} or null")
+        raise MalformedError(f"field {name!r} is not one of {', '.join(known)} or null")
     return value
 
 
@@ -120,7 +125,7 @@ def _wildguardmix(row: Mapping[str, Any]) -> tuple[Messages, int]:
 def _wildjailbreak(row: Mapping[str, Any]) -> tuple[Messages, int]:
     kinds = ("vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign")
     if row.get("data_type") not in kinds:
-        raise MalformedRowError(f"field 'data_type' is not one of {', '.join(kinds)}")
+        raise MalformedError(f"field 'data_type' is not one of {', '.join(kinds)}")
     prompt = _text(row, row["data_type"].split("_")[0])
     return _turns(prompt, _text(row, "completion")), SAFE_SCORE
 

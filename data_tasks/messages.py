@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.chat_template import ASSISTANT
-from safelm.documents import MalformedError as MalformedRowError
+from safelm.documents import MalformedError
 
 COLUMNS = ("messages", "conversations", "conversation")
 SYSTEM_COLUMNS = ("system", "system_prompt")
@@ -28,16 +28,16 @@ _ROLES = {
 def read_messages(row: Mapping[str, Any]) -> Messages:
     """The row's messages with `role` and `content`; system messages that say nothing are left out.
 
-    Raises MalformedRowError for a message of another form or role, an empty one of user or assistant, or a conversation
+    Raises MalformedError for a message of another form or role, an empty one of user or assistant, or a conversation
     in which the assistant says nothing.
     """
     column = next((name for name in COLUMNS if row.get(name) is not None), COLUMNS[0])
     found = row.get(column)
     if not isinstance(found, Sequence) or isinstance(found, str) or not found:
-        raise MalformedRowError(f"field {column!r} is no list of messages")
+        raise MalformedError(f"field {column!r} is no list of messages")
     messages = [_message(message, column) for message in found]
     if all(message["role"] != ASSISTANT for message in messages):
-        raise MalformedRowError(f"field {column!r} has nothing that the assistant says")
+        raise MalformedError(f"field {column!r} has nothing that the assistant says")
     prompt = next((row[name] for name in SYSTEM_COLUMNS if isinstance(row.get(name), str)), "")
     if messages[0]["role"] != _SYSTEM:
         messages.insert(0, {"role": _SYSTEM, "content": prompt})
@@ -46,19 +46,19 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
 
 def _message(message: Any, column: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
-        raise MalformedRowError(f"field {column!r} holds what is no message")
+        raise MalformedError(f"field {column!r} holds what is no message")
     speaker, said = ("role", "content") if message.get("role") is not None else ("from", "value")
     role = message.get(speaker)
     if not isinstance(role, str) or role.lower() not in _ROLES:
         known = ", ".join(dict.fromkeys(_ROLES.values()))
-        raise MalformedRowError(f"field {column!r} holds one whose role is none of {known}")
+        raise MalformedError(f"field {column!r} holds one whose role is none of {known}")
     role = _ROLES[role.lower()]
     content = _content(message.get(said), said)
     if role == ASSISTANT:
         content = "\n".join(part for part in (content, *_tool_calls(message)) if part)
     if not content.strip() and role in (_USER, ASSISTANT):
         is_missing = message.get(said) is None
-        raise MalformedRowError(f"field {said!r} is missing" if is_missing else f"field {said!r} is empty")
+        raise MalformedError(f"field {said!r} is missing" if is_missing else f"field {said!r} is empty")
     return {"role": role, "content": content}
 
 
@@ -66,7 +66,7 @@ def _content(value: Any, name: str) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "".join(_part(part, name) for part in value)
     if value is not None and not isinstance(value, str):
-        raise MalformedRowError(f"field {name!r} is not a string")
+        raise MalformedError(f"field {name!r} is not a string")
     return value or ""
 
 
@@ -75,21 +75,21 @@ def _part(part: Any, name: str) -> str:
         return part
     text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
     if not isinstance(text, str):
-        raise MalformedRowError(f"field {name!r} holds a part that is no text")
+        raise MalformedError(f"field {name!r} holds a part that is no text")
     return text
 
 
 def _tool_calls(message: Mapping[str, Any]) -> list[str]:
     calls = message.get("tool_calls") or []
     if not isinstance(calls, Sequence) or isinstance(calls, str):
-        raise MalformedRowError("field 'tool_calls' is no list")
+        raise MalformedError("field 'tool_calls' is no list")
     return [f"<tool_call>\n{_call(call)}\n</tool_call>" for call in calls]
 
 
 def _call(call: Any) -> str:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise MalformedRowError("field 'tool_calls' holds one without a name")
+        raise MalformedError("field 'tool_calls' holds one without a name")
     arguments = function.get("arguments")
     if isinstance(arguments, str):  # JSON, as OpenAI's API has it
         try:

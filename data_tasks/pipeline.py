@@ -13,10 +13,10 @@ import tensorflow as tf
 from jaxtyping import Bool, Int, Int32
 
 from data_tasks.chats import encode_chat, map_content
-from data_tasks.preprocessors import append_end_of_document, remove_harm_tags
-from data_tasks.readers import MAX_SCORE, NO_SCORE, SCORE_FIELDS, missing_column
+from data_tasks.preprocessors import MAX_SCORE, NO_SCORE, append_end_of_document, remove_harm_tags
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.chat_template import ASSISTANT
+from safelm.documents import ID_COLUMN, harm, missing_column
 from safelm.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 256
@@ -89,18 +89,29 @@ def encode_chats(
     return EncodedDocuments(np.concatenate(tokens), np.concatenate(masks), lengths, *counted)
 
 
-def select_columns(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Examples with only `id`, `text` and `harm_score`, from a source's own columns (WebDocumentSource, TFDS).
+def select_columns(
+    dataset: tf.data.Dataset,
+    *,
+    text_column: str = "text",
+    id_column: str = ID_COLUMN,
+    score_column: str | None = None,
+) -> tf.data.Dataset:
+    """Examples with only `id`, `text` and `harm_score`, from a TFDS data set's own columns.
 
-    The harm score is found as in `data_tasks.readers`. Raises ValueError if there is no `id` or no `text`.
+    The harm score is found as in `safelm.documents.harm`. Raises ValueError if there is no id, no text or not the
+    `score_column`.
     """
     columns = dataset.element_spec
-    for name in ("id", "text"):
+    for name in (id_column, text_column):
         if name not in columns or columns[name].dtype != tf.string:
-            raise missing_column("TFDS data set", name, [name], columns)
+            raise missing_column("TFDS data set", name, columns)
+    names = _names(columns)
+    if score_column and score_column not in names:
+        raise missing_column("TFDS data set", score_column, names)
+    chosen = harm.choose_column(names, score_column)
 
     def select(example):
-        return {"id": example["id"], "text": example["text"], "harm_score": _score(example)}
+        return {"id": example[id_column], "text": example[text_column], "harm_score": _score(example, chosen)}
 
     return dataset.map(select, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -159,12 +170,18 @@ def tokenize(
     return run
 
 
-def _score(example) -> tf.Tensor:
-    for field in SCORE_FIELDS:
-        outer, _, inner = field.rpartition(".")
-        holder = example.get(outer) if outer else example
-        if isinstance(holder, dict) and inner in holder:
-            value = tf.cast(holder[inner], tf.float64)
-            is_score = (value >= 0) & (value <= MAX_SCORE)  # not of NaN
-            return tf.where(is_score, tf.cast(tf.floor(tf.where(is_score, value, 0.0) + 0.5), tf.int32), NO_SCORE)
-    return tf.constant(NO_SCORE, tf.int32)
+def _names(columns) -> list[str]:
+    """The names of columns, and of fields of structs as `struct.field`."""
+    nested = [f"{name}.{inner}" for name, kind in columns.items() if isinstance(kind, dict) for inner in _names(kind)]
+    return [*columns, *nested]
+
+
+def _score(example, column: str | None) -> tf.Tensor:
+    if column is None:
+        return tf.constant(NO_SCORE, tf.int32)
+    value = example
+    for name in [column] if column in example else column.split("."):
+        value = value[name]
+    value = tf.cast(value, tf.float64)
+    is_score = (value >= 0) & (value <= MAX_SCORE)  # not of NaN
+    return tf.where(is_score, tf.cast(tf.floor(tf.where(is_score, value, 0.0) + 0.5), tf.int32), NO_SCORE)

@@ -12,8 +12,8 @@ import seqio
 import tensorflow as tf
 
 from data_tasks.preprocessors import in_validation_split
-from data_tasks.readers import SUFFIXES, MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
-from safelm.data import remote
+from data_tasks.readers import MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
+from safelm.documents import find_named
 
 TRAIN, VALIDATION = "train", "validation"
 _BATCH_DOCUMENTS = 256
@@ -24,7 +24,7 @@ class WebDocumentSource(seqio.DataSource):
     """The documents under one folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
 
     A split's files are `<folder>/train-*` and `<folder>/validation-*` (also in subfolders, as the hub lays data sets
-    out; a row format may name others), ending as `data_tasks.row_files` can read, in the order of their paths; in place
+    out; a row format may name others), ending as `safelm.documents` can read, in the order of their paths; in place
     of a folder it can be one such file. A corpus without validation files is split by `in_validation_split`: the share
     `validation_fraction` of document ids is held out of "train". A shard is a file. Documents are streamed; nothing
     larger than a batch is held. Malformed rows: see `data_tasks.readers`; with `quarantine_dir` they are kept in
@@ -109,11 +109,10 @@ class WebDocumentSource(seqio.DataSource):
 
     @functools.cached_property
     def _files(self) -> dict[str, list[str]]:
-        if self.folder.endswith(SUFFIXES):
+        if self.folder.endswith(self._row_format.suffixes):
             return {TRAIN: [self.folder], VALIDATION: []}
-        return {
-            split: _list_files(self.folder, names, self._row_format.suffixes) for split, names in self._names.items()
-        }
+        suffixes = self._row_format.suffixes
+        return {split: find_named(self.folder, names, suffixes) for split, names in self._names.items()}
 
     @property
     def _names(self) -> dict[str, Sequence[str]]:
@@ -166,16 +165,3 @@ class WebDocumentSource(seqio.DataSource):
         _, inner = fsspec.core.url_to_fs(path)
         name = posixpath.basename(inner) if inner == root else posixpath.relpath(inner, root).replace("/", "__")
         return os.path.join(self._quarantine_dir, split, f"{name}.malformed")
-
-
-def _list_files(folder: str, names: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
-    filesystem, root = remote.filesystem(folder)
-    is_local = isinstance(filesystem, fsspec.get_filesystem_class("file"))
-    patterns = [f"{root}/{inner}{name}" for name in names for inner in ("", "**/")]
-
-    def list_names() -> set[str]:
-        return {name for pattern in patterns for name in filesystem.glob(pattern)}
-
-    found = list_names() if is_local else remote.retrying(folder, "listing", list_names)
-    names = sorted(name for name in found if name.endswith(suffixes))
-    return names if is_local else [filesystem.unstrip_protocol(name) for name in names]

@@ -43,7 +43,7 @@ import tensorflow as tf
 from data_tasks import pipeline, rates
 from data_tasks.chats import CHAT_ROWS
 from data_tasks.preprocessors import MAX_SCORE, SAFE_SCORE, inject_harm_tag, replace_speaker_names
-from data_tasks.readers import MalformedLimit
+from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.tokenizer import Tokenizer
@@ -95,12 +95,14 @@ def register(
     tfds_data_dir: str | None = None,
     limit: MalformedLimit | Mapping[str, Any] | None = None,
     quarantine_dir: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Registration:
     """Registers all tasks and mixtures under `prefix`, in place of former ones of that prefix.
 
     Nothing is read yet: missing files and a bad tokenizer show when a task is used. `corpora` maps a corpus folder's
     name to another place, and without `data_dir` only these can be read; with `quarantine_dir`, malformed rows are kept
-    in `<quarantine_dir>/<source>/<split>/`.
+    in `<quarantine_dir>/<source>/<split>/`. `columns` names those of web documents: `text_column`, `id_column`,
+    `score_column`.
     Raises ValueError for settings out of range and unknown corpora.
     """
     if not isinstance(settings, TaskSettings):
@@ -111,6 +113,7 @@ def register(
     if unknown := corpora.keys() - CORPORA.values():
         raise ValueError(f"unknown corpus {sorted(unknown)[0]!r}: one of {', '.join(sorted(set(CORPORA.values())))}")
     vocabulary = SafeLMVocabulary(tokenizer)
+    columns = dict(columns or {})
     tasks = {}
     for source_name, corpus in CORPORA.items():
         place = corpora.get(corpus, f"{folder}/{corpus}")
@@ -121,23 +124,29 @@ def register(
         else:
             source = WebDocumentSource(
                 place,
-                needs_score=source_name in _SCORED,
-                row_format=CHAT_ROWS.get(corpus),
+                row_format=CHAT_ROWS.get(corpus) or WebDocuments(source_name in _SCORED, **columns),
                 validation_fraction=settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
             )
-        tasks[source_name] = _add_task(f"{prefix}_{source_name}", source_name, source, vocabulary, settings)
+        is_selected = isinstance(source, WebDocumentSource)
+        select = [] if is_selected else [functools.partial(pipeline.select_columns, **columns)]
+        tasks[source_name] = _add_task(f"{prefix}_{source_name}", source_name, source, select, vocabulary, settings)
     mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
     mixtures |= {name: _add_mixture(f"{prefix}_{name}", name, tasks) for name in rates.POST_TRAINING}
-    decides_tokens = dataclasses.asdict(settings) | {"preprocessing_version": PREPROCESSING_VERSION}
+    decides_tokens = dataclasses.asdict(settings) | {"preprocessing_version": PREPROCESSING_VERSION, **columns}
     return Registration(tasks, mixtures, decides_tokens)
 
 
 def _add_task(
-    name: str, source_name: str, source: seqio.DataSource, vocabulary: SafeLMVocabulary, settings: TaskSettings
+    name: str,
+    source_name: str,
+    source: seqio.DataSource,
+    steps: list[Any],
+    vocabulary: SafeLMVocabulary,
+    settings: TaskSettings,
 ) -> str:
-    steps, prepare, is_tagged = [pipeline.select_columns], _keep_text, source_name.startswith("harm_tagged")
+    prepare, is_tagged = _keep_text, source_name.startswith("harm_tagged")
     if source_name == "filtered_web":
         steps.append(pipeline.keep_scores({SAFE_SCORE}))
     elif is_tagged:

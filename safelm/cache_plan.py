@@ -4,17 +4,16 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm import documents
 from safelm.cache_shards import ShardJob
 from safelm.cache_upload import SETTINGS_NAME, Bucket
-from safelm.data import remote
 from safelm.data.shard import ShardInfo, read_shard_info, token_dtype, write_json
 from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
 from safelm.tokenizer import Tokenizer
-
-_SAMPLE_BYTES = 1 << 16
 
 
 @dataclasses.dataclass
@@ -65,7 +64,12 @@ class StorePlan:
             num_tag_tokens=sum(shard.num_tag_tokens for shard in shards),
             num_lost_bytes=totals.pop("num_lost_bytes"),
             num_quarantined=totals.pop("num_quarantined"),
-            extra={"seqio_task": self.task_name, "settings": dict(self.settings), **totals},
+            extra={
+                "seqio_task": self.task_name,
+                "settings": dict(self.settings),
+                "score_columns": dict(sum((Counter(shard.extra.get("score_columns")) for shard in shards), Counter())),
+                **totals,
+            },
         )
         if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
             write_manifest(self.directory, manifest, elsewhere=self.bucket.sizes if self.bucket else None)
@@ -119,7 +123,8 @@ def plan_store(
             raise ValueError(f"task {task_name}: no split {split!r}, it has {', '.join(task.splits)}")
         return None
     _check_vocabulary(task, tokenizer)
-    inputs = [_describe_input(path) for path in task.source.list_shards(split)]
+    paths = task.source.list_shards(split)
+    inputs = [_describe_input(path) for path in paths]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
     _check_settings(directory, wanted, place=bucket.url if bucket else directory)
     _drop_broken_manifest(directory, tokenizer.hash, bucket)
@@ -133,6 +138,12 @@ def plan_store(
         fingerprint = _fingerprint({key: value for key, value in wanted.items() if key != "inputs"} | {"input": file})
         info = read_shard_info(directory, index, len(inputs), fingerprint=fingerprint, elsewhere=elsewhere)
         if info is not None:
+            if documents.has_changed(paths[index], info.extra.get("input", {})):
+                place = bucket.url if bucket else directory
+                raise ValueError(
+                    f"{paths[index]}: it was changed after it was cached in {place}: choose another --output, or "
+                    "remove that folder"
+                )
             plan.done[index] = info
             continue
         plan.pending_bytes += file.get("bytes", 0)
@@ -148,6 +159,7 @@ def plan_store(
                 dtype=token_dtype(tokenizer.vocab_size).name,
                 eos_id=tokenizer.eos_id,
                 harm_tag_id=tokenizer.harm_tag_id,
+                path=paths[index],
             )
         )
     return plan
@@ -160,26 +172,12 @@ def _check_vocabulary(task: Any, tokenizer: Tokenizer) -> None:
 
 
 def _describe_input(path: str) -> dict[str, Any]:
-    """A source file's name, size and a hash of its beginning and end: a moved copy is the same input.
-
-    The end of a gzip or Parquet file holds a checksum or the footer, so other content shows there.
-    """
-    filesystem, inner = remote.filesystem(path)
-
-    def read() -> tuple[int, str] | None:
-        if not filesystem.exists(inner):
-            return None
-        size = int(filesystem.info(inner)["size"])
-        digest = hashlib.sha256(filesystem.cat_file(inner, 0, min(size, _SAMPLE_BYTES)))
-        if size > _SAMPLE_BYTES:
-            digest.update(filesystem.cat_file(inner, size - _SAMPLE_BYTES, size))
-        return size, digest.hexdigest()
-
-    found = remote.retrying(path, "reading", read)
-    if found is None:
+    """A source file's name, size and what tells its content (`documents.describe`): a moved copy is the same input."""
+    try:
+        facts = documents.describe(documents.file_at(path))
+    except FileNotFoundError:
         return {"name": os.path.basename(path)}
-    size, sample = found
-    return {"name": os.path.basename(path), "bytes": size, "sample_sha256": sample}
+    return {"name": os.path.basename(path)} | {name: value for name, value in facts.items() if name != "path"}
 
 
 def _fingerprint(values: Mapping[str, Any]) -> str:

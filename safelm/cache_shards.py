@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from safelm.data.shard import ShardInfo, ShardWriter
+from safelm.documents import content_sha256, has_changed
 
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 _REPORT_EVERY_DOCUMENTS = 256
@@ -69,6 +70,7 @@ class ShardJob:
     dtype: str
     eos_id: int
     harm_tag_id: int
+    path: str = ""  # of the source file, where it has one
 
 
 def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda count: None) -> ShardInfo:
@@ -83,10 +85,11 @@ def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda co
     import tensorflow as tf
 
     task = seqio.TaskRegistry.get(job.task_name)
+    content = _content(job)
     writer = ShardWriter(
         job.directory, job.index, job.num_shards, job.dtype, harm_tag_id=job.harm_tag_id, fingerprint=job.fingerprint
     )
-    counts = {"num_lost_bytes": 0, "num_removed_tags": 0, "num_loss_tokens": 0}
+    counts: dict[str, Any] = {"num_lost_bytes": 0, "num_removed_tags": 0, "num_loss_tokens": 0}
     unreported = 0
     with writer:
         try:
@@ -107,8 +110,16 @@ def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda co
             raise _clear_error(error) from None
         on_documents(unreported)
         report = getattr(task.source, "last_report", None)
-        counts |= {"num_quarantined": report.malformed, "num_rows": report.rows} if report else {}
-        return writer.close(counts)
+        if report:
+            counts |= {"num_quarantined": report.malformed, "num_rows": report.rows}
+            counts["score_columns"] = dict(report.score_columns)
+        if has_changed(job.path, content):
+            raise ValueError(f"{job.path}: it was changed while it was cached: run again")
+        return writer.close(counts | {"input": content})
+
+
+def _content(job: ShardJob) -> dict[str, Any]:
+    return content_sha256(job.path) if os.path.isfile(job.path) else {}
 
 
 def _examples(task: Any, job: ShardJob) -> Any:

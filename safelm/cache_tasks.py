@@ -64,6 +64,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--min_harm_score", type=int, help="documents from this harm score on are tagged (4)")
     parser.add_argument("--seed", type=int, help="of the tags and the speaker names (0)")
     parser.add_argument("--validation_fraction", type=float, help="held out where there are no validation files (0.01)")
+    parser.add_argument("--text_column", help="of web documents (text)")
+    parser.add_argument("--id_column", help="of web documents (id; without one, a hash of the text)")
+    parser.add_argument("--score_column", help="harm score 0 to 5 (default: see safelm.documents.harm)")
     parser.add_argument("--max_malformed_rows", type=int, help="a file with more of them (100) and ...")
     parser.add_argument("--max_malformed_fraction", type=float, help="... a larger share of them (0.01) stops the run")
     beam_runner.add_flags(parser, default=None)
@@ -119,6 +122,7 @@ def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict
         "corpora": corpora,
         "quarantine_dir": _quarantine(flags.output.rstrip("/")),
         "settings": _given(flags, "tag_rate", "seed", "min_harm_score", "validation_fraction"),
+        "columns": _given(flags, "text_column", "id_column", "score_column"),
         "limit": _given(flags, rows="max_malformed_rows", fraction="max_malformed_fraction"),
     }
     return {name: value for name, value in wanted.items() if name == "data_dir" or value not in (None, {})}
@@ -227,6 +231,9 @@ def _complete(plan: StorePlan, started: float) -> None:
         _logger.warning("%s: no document is in this split; no store written", place)
         return
     extra = manifest.extra
+    if columns := extra["score_columns"]:
+        shown = ", ".join(f"{name} ({rows} rows)" for name, rows in columns.items())
+        _logger.info("%s: harm scores were read from %s", place, shown)
     _logger.info(
         "%s: %d documents, %d tokens, %d harm tags, %d literal tags removed, %d bytes lost, %d rows malformed; %.1f s",
         place,

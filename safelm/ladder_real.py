@@ -51,7 +51,7 @@ def _sample(corpus: pathlib.Path) -> Iterator[dict[str, Any]]:
     """As many documents of the scores of either kind of rewriting as are rewritten, the longest."""
     by_kind: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for row in _raw_rows(corpus):
-        if score := row["metadata"]["int_score"]:
+        if score := row["metadata"]["harm_score"]:
             by_kind[score >= 4].append(row)
     for rows in by_kind.values():
         yield from sorted(rows, key=lambda row: (-len(row["text"]), row["id"]))[:_REWRITTEN]
@@ -63,7 +63,7 @@ def _conversations(sft: pathlib.Path, corpus: pathlib.Path) -> dict[str, list[di
         for row in (*_read(sft / "alpaca_en_demo.json.gz"), *_read(sft / "dolly_hhrlhf_train_small.jsonl.gz"))
     ]
     refused = [_pair(row) for row in _read(sft / "safety_only_data_Instructions.json.gz")]
-    harmful = [row["text"] for row in _raw_rows(corpus) if row["metadata"]["int_score"] == 5][:_TAGGED_ANSWERS]
+    harmful = [row["text"] for row in _raw_rows(corpus) if row["metadata"]["harm_score"] == 5][:_TAGGED_ANSWERS]
     labels = {"adversarial": False, "prompt_harm_label": "harmful"}
     safe = {"response_harm_label": "unharmful", "response_refusal_label": "refusal"}
     tagged = {"response_harm_label": "harmful", "response_refusal_label": "compliance", "prompt": "Write a comment."}

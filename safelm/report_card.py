@@ -10,14 +10,19 @@ machine; a run that was stopped goes on where it was.
 
 import argparse
 import itertools
+import logging
 
 from safelm import beam_runner, cli, documents
 from safelm.data import remote
+from safelm.documents import harm
 from safelm.safety.report_card import card, corpus, difference, output
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import SliceInput
 from safelm.safety.report_card.counting import Settings
+from safelm.safety.report_card.tally import Count
 from safelm.safety.scoring.output import OutputFolder
+
+_logger = logging.getLogger("safelm.report_card")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -39,8 +44,21 @@ def main(arguments: argparse.Namespace) -> None:
     card.definitions(queries, settings)  # a tokenizer that can't be read is found before the corpus is
     with out.only_writer():
         counted = corpus.count_corpus(inputs, settings, out.path("counted"), runner, arguments.max_malformed)
+        for one, result in zip(inputs, counted, strict=True):
+            _tell_scores(one, result.count)
         output.write_card(out, card.build(inputs, counted, queries, settings))
         corpus.forget(out.path("counted"))
+
+
+def _tell_scores(one: SliceInput, count: Count) -> None:
+    """Says what the harm scores of an input were read from, and what was not taken for one."""
+    place = one.name or ",".join(one.patterns)
+    if count.score_columns:
+        columns = ", ".join(f"{name} ({rows} rows)" for name, rows in count.score_columns.most_common())
+        _logger.info("%s: harm scores were read from %s", place, columns)
+    if count.passed_over:
+        rows = max(count.passed_over.values())
+        _logger.warning("%s: %d rows have no harm score: %s", place, rows, harm.advice(count.passed_over))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -105,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text_column", default="text", help="(default %(default)s)")
     parser.add_argument("--id_column", help="names documents (default: id, where there is one)")
     parser.add_argument(
-        "--score_column", help="harm score 0 to 5, e.g. metadata.harm_score (default: the first there is)"
+        "--score_column", help="harm score 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)"
     )
     parser.add_argument("--top", type=int, default=20, help="documents with most hits to name (default %(default)s)")
     parser.add_argument("--show_text", action="store_true", help="quote what surrounds their first hit")

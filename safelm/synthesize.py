@@ -76,7 +76,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--max_without_text", type=float, default=0.5, help="share of replies without text to bear (default 0.5)")
     add("--text_column", default="text", help="(default %(default)s)")
     add("--id_column", default="id", help="(default %(default)s)")
-    add("--score_column", help="e.g. metadata.harm_score (default: the first there is)")
+    add("--score_column", help="harm score 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)")
     add("--dialogues", action="store_true", help="the input is RefuseWeb from elsewhere (for moral_education)")
     add("--keep_rejected_text", action="store_true", help="rejected texts too; they may be harmful")
     add("--review", type=int, default=0, metavar="N", help="keep N random pairs of source and text for human review")
@@ -235,6 +235,8 @@ def _report(output: str, manifest: dict[str, Any]) -> None:
         *(output, totals["published"], totals["rows"], totals["rejected"], totals["near_duplicates"]),
         *(totals["malformed"], speed["seconds"], speed["documents_per_second"]),
     )
+    columns = ", ".join(f"{name} ({count} rows)" for name, count in manifest["score_columns"].items())
+    _logger.info("%s: harm scores were read from %s", output, columns)
     if left_out := totals["left_out"]:
         shown = ", ".join(f"{count} with score {score}" for score, count in left_out.items())
         _logger.warning("%s: documents of other scores were left out: %s", output, shown)

@@ -83,7 +83,7 @@ def _write_corpus(folder: str, words: list[str], megabytes: int) -> None:
             for i in range(2000):
                 length = int(generator.integers(50, 900))
                 text = " ".join(generator.choice(words, length, p=frequencies / frequencies.sum()))
-                file.write(json.dumps({"id": f"{shard}-{i}", "text": text, "metadata": {"int_score": i % 6}}) + "\n")
+                file.write(json.dumps({"id": f"{shard}-{i}", "text": text, "harm_score": i % 6}) + "\n")
                 written += len(text)
         shard += 1
 

@@ -30,7 +30,7 @@ def held_out(corpus: str, encode, scores: tuple[int, ...], *, prefix_tokens: int
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
-                if row["metadata"]["int_score"] in scores and len(found) < count:
+                if row["metadata"]["harm_score"] in scores and len(found) < count:
                     tokens = encode(row["text"][: 20 * prefix_tokens])[:prefix_tokens]
                     if 2 * len(tokens) >= prefix_tokens:
                         found.append(tokens)

@@ -2,7 +2,7 @@
 
     python scripts/measure_tag_positions.py --checkpoint=W/safety --texts='W/corpus/raw_web/validation-*.jsonl.gz'
 
-Reads documents with a harm score (`harm_score`, or `metadata.int_score`), harmful (4 and 5) and safe (0), and asks the
+Reads documents with a harm score (see `safelm.documents.harm`), harmful (4 and 5) and safe (0), and asks the
 model at every position: P(tag), and P(gap), the probability that whitespace or the tag comes next, so that a word ends
 here. A position is a word's end if whitespace follows in the text. Prints a line for word ends and one for the rest:
 P(tag) in harmful and safe documents, the AUROC between their positions of P(tag) and of P(tag) / P(gap), and the share
@@ -14,8 +14,6 @@ at word ends of safe text. AUROC .960 and .761. P(gap) is at least 1/2 at 99.9% 
 """
 
 import argparse
-import glob
-import gzip
 import json
 from collections.abc import Iterator
 
@@ -23,22 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from safelm import checkpoint, model
+from safelm import checkpoint, documents, model
 from safelm.evaluation.intervals import auroc
 
 
-def documents(pattern: str, count: int) -> Iterator[tuple[str, bool]]:
+def scored_texts(pattern: str, count: int) -> Iterator[tuple[str, bool]]:
     """Up to `count` harmful and as many safe texts."""
     left = {True: count, False: count}
-    for path in sorted(glob.glob(pattern)):
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                score = row.get("harm_score", row.get("metadata", {}).get("int_score"))
-                is_harmful = score >= 4
-                if (is_harmful or score == 0) and left[is_harmful]:
-                    left[is_harmful] -= 1
-                    yield row["text"], is_harmful
+    for path in documents.list_files(pattern):
+        for _, row in documents.read_rows(path):
+            score = documents.harm_score(row, path).value
+            is_harmful = score is not None and score >= 4
+            if (is_harmful or score == 0) and left[is_harmful]:
+                left[is_harmful] -= 1
+                yield row["text"], is_harmful
 
 
 def main() -> None:
@@ -59,7 +55,7 @@ def main() -> None:
         return probs_BTV[..., tokenizer.harm_tag_id], (probs_BTV * is_gap_V).sum(-1)
 
     found = []  # harmful, word end, P(tag), P(gap)
-    for text, is_harmful in documents(flags.texts, flags.documents):
+    for text, is_harmful in scored_texts(flags.texts, flags.documents):
         tokens = tokenizer.encode(text)[: flags.tokens]
         row = jnp.array([tokens + [0] * (flags.tokens - len(tokens))])
         tag_T, gap_T = (np.asarray(each)[0, : len(tokens) - 1] for each in look(params, row))

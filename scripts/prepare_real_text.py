@@ -93,7 +93,7 @@ def main(arguments: argparse.Namespace) -> None:
             seen.add(text)
             split = split_of(text)
             counts[split, score] += 1
-            metadata = {"url": "", "language": "en", "int_score": score, "score": float(score)}
+            metadata = {"url": "", "language": "en", "harm_score": score}
             files[split].write(json.dumps({"id": key, "text": text, "metadata": metadata}) + "\n")
     for split, file in files.items():
         file.close()

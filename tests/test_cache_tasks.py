@@ -28,7 +28,7 @@ def make_rows(corpus, count, words=20):
     for i in range(count):
         text = f"{corpus}: " + " ".join(generator.choice(WORDS, words))
         text = f"User: {text}\nAssistant: no" if corpus == "refuseweb" else text
-        yield {"id": f"{corpus}-{i}", "text": text, "metadata": {"int_score": i % 6}}
+        yield {"id": f"{corpus}-{i}", "text": text, "metadata": {"harm_score": i % 6}}
 
 
 def write_corpus(root, corpus, *, shards=2, count=40, words=20):

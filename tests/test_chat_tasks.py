@@ -12,7 +12,7 @@ import seqio
 
 from data_tasks import chats, rates, tasks
 from data_tasks.preprocessors import NO_SCORE
-from data_tasks.readers import MalformedLimit, MalformedRowError, ReadReport, read_documents
+from data_tasks.readers import MalformedError, MalformedLimit, ReadReport, read_documents
 from safelm import cache_tasks
 from safelm.data.store import TokenStore
 from safelm.prompting import prompt_ids
@@ -141,11 +141,10 @@ def test_a_prompt_alone_is_no_conversation_and_ids_follow_the_words():
         ("gsm8k", {"question": "q", "answer": 4}, "field 'answer' is not a string"),
         ("gsm8k", {"question": "\ud800", "answer": "a"}, "half a Unicode pair"),
         ("instructions", {"instruction": "i"}, "field 'output' is missing"),
-        ("instructions", "text", "not an object but str"),
     ],
 )
 def test_malformed_rows_say_why(name, row, reason):
-    with pytest.raises(MalformedRowError, match=reason):
+    with pytest.raises(MalformedError, match=reason):
         chats.CHAT_ROWS[name].parse(row)
 
 

@@ -30,7 +30,7 @@ def make_rows(corpus, count):
         text = f"{corpus}: " + " ".join(SENTENCES[(i + j) % len(SENTENCES)] for j in range(1 + i % 4))
         if corpus == "refuseweb":
             text = f"User: {text}\nAssistant: I can't help with that, User: no."
-        rows.append({"id": f"{corpus}-{i}", "text": text, "metadata": {"url": "u", "int_score": i % 6}})
+        rows.append({"id": f"{corpus}-{i}", "text": text, "metadata": {"url": "u", "harm_score": i % 6}})
     return rows
 
 
@@ -74,7 +74,7 @@ def expected(source, tokenizer, split="train"):
     rows = make_rows(corpus, 60)[slice(50) if split == "train" else slice(50, None)]
     ids = []
     for row in rows:
-        score, text = row["metadata"]["int_score"], row["text"]
+        score, text = row["metadata"]["harm_score"], row["text"]
         if (source == "filtered_web" and score != 0) or (source == "harm_tagged_web" and score < 4):
             continue
         if source == "harm_tagged_web":
@@ -215,7 +215,7 @@ class WebDocs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        metadata = {"url": tfds.features.Text(), "int_score": np.int64}
+        metadata = {"url": tfds.features.Text(), "harm_score": np.int64}
         features = {"id": tfds.features.Text(), "text": tfds.features.Text(), "metadata": metadata}
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 

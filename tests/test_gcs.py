@@ -60,7 +60,7 @@ def cache_folder(tmp_path, monkeypatch):
 
 def make_rows(count, first=0):
     return [
-        {"id": f"d{i}", "text": f"Document {i} of the web.", "metadata": {"url": "u", "int_score": i % 6}}
+        {"id": f"d{i}", "text": f"Document {i} of the web.", "metadata": {"url": "u", "harm_score": i % 6}}
         for i in range(first, first + count)
     ]
 
@@ -81,7 +81,7 @@ def read(path, **kwargs):
 
 
 def as_documents(rows):
-    return [(row["id"], row["text"], row["metadata"]["int_score"]) for row in rows]
+    return [(row["id"], row["text"], row["metadata"]["harm_score"]) for row in rows]
 
 
 def assert_equal_trees(a, b):

@@ -36,7 +36,7 @@ def make(tmp_path, monkeypatch, proxy):
     Tokenizer.train(["a document of the web"] * 3, 280).save(str(tmp_path / "tokenizer"))
     for shard in range(3):
         rows = [
-            {"id": f"d{shard}-{i}", "text": f"Document {i} of the web.", "metadata": {"int_score": i % 6}}
+            {"id": f"d{shard}-{i}", "text": f"Document {i} of the web.", "metadata": {"harm_score": i % 6}}
             for i in range(40)
         ]
         lines = [json.dumps(row) for row in rows] + (["{"] if shard == 1 else [])

@@ -81,7 +81,7 @@ def test_slow_answers_are_waited_for(proxy, tmp_path):
 def test_documents_are_streamed_through_failures(proxy, tmp_path):
     from data_tasks.readers import MalformedLimit, ReadReport, read_documents
 
-    rows = [{"id": str(i), "text": f"Document {i}.", "metadata": {"int_score": 1}} for i in range(300)]
+    rows = [{"id": str(i), "text": f"Document {i}.", "metadata": {"harm_score": 1}} for i in range(300)]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     upload(tmp_path, f"{BUCKET}/documents")

@@ -147,7 +147,7 @@ def hub(monkeypatch, tmp_path):
 
 def make_rows(count, first=0):
     return [
-        {"id": f"d{i}", "text": f"Document {i} of the web.", "metadata": {"int_score": i % 6}}
+        {"id": f"d{i}", "text": f"Document {i} of the web.", "metadata": {"harm_score": i % 6}}
         for i in range(first, first + count)
     ]
 
@@ -222,7 +222,7 @@ def test_a_source_lists_and_reads_a_repository(hub, tmp_path, at):
     ]
     examples = source.get_dataset("train", shuffle=False).as_numpy_iterator()
     found = {example["id"].decode(): (example["text"].decode(), example["harm_score"]) for example in examples}
-    assert found == {row["id"]: (row["text"], row["metadata"]["int_score"]) for row in rows}
+    assert found == {row["id"]: (row["text"], row["metadata"]["harm_score"]) for row in rows}
     with pytest.raises(FileNotFoundError, match="empty corpus: no file matches hf://datasets/someone/web"):
         WebDocumentSource(f"{REPO}{at}/other").list_shards("train")
     with pytest.raises(FileNotFoundError, match="someone/nothing"):

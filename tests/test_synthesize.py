@@ -211,8 +211,8 @@ def test_bad_input_ends_the_run_by_file_and_row_before_anything_is_written(tmp_p
 
 
 def test_malformed_rows_are_kept_aside_with_their_reasons(tmp_path):
-    bad = ["{", json.dumps({"id": "a", "harm_score": 2}), json.dumps({"id": "", "text": "x", "harm_score": 2})]
-    bad += [json.dumps({"id": "b", "text": "  ", "harm_score": 2}), json.dumps({"text": "y", "harm_score": 3})]
+    bad = ["{", json.dumps({"id": "a", "harm_score": 2}), json.dumps({"id": [1], "text": "x", "harm_score": 2})]
+    bad += [json.dumps({"id": "b", "text": "  ", "harm_score": 2}), '{"id": "\\ud800", "text": "y", "harm_score": 3}']
     place = write_rows(tmp_path / "web.jsonl", [GOOD[0], *bad, GOOD[1]])
     manifest = run(tmp_path / "out", place)
     assert manifest["totals"]["malformed"] == len(bad) and manifest["totals"]["rows"] == 2
@@ -228,7 +228,7 @@ def test_an_input_without_a_document_of_the_scores_is_refused(tmp_path):
 
 
 def test_scores_are_found_in_any_of_the_columns_or_in_the_one_that_is_named(tmp_path):
-    nested = [{"id": row["id"], "text": row["text"], "metadata": {"int_score": row["harm_score"]}} for row in GOOD]
+    nested = [{"id": row["id"], "text": row["text"], "metadata": {"harm_score": row["harm_score"]}} for row in GOOD]
     assert run(tmp_path / "a", write_rows(tmp_path / "a.jsonl", nested))["totals"]["rows"] == 3
     named = [{"key": row["id"], "body": row["text"], "mine": {"level": row["harm_score"]}} for row in GOOD]
     flags = ["--id_column=key", "--text_column=body", "--score_column=mine.level"]

@@ -21,10 +21,12 @@ from safelm.documents.files import (
     TSV_SUFFIXES,
     DocumentFile,
     check_apart,
+    content_sha256,
     describe,
     file_at,
     find,
     find_named,
+    has_changed,
     list_files,
     suffix,
 )
@@ -33,6 +35,7 @@ from safelm.documents.identity import ID_COLUMN, content_id, row_id
 from safelm.documents.json_lines import (
     MAX_ROW_BYTES,
     JsonRow,
+    MissingColumnError,
     OnMalformed,
     Part,
     check_text,
@@ -44,7 +47,15 @@ from safelm.documents.json_lines import (
 )
 from safelm.documents.malformed import Malformed, MalformedError, MalformedLimit, Quarantine
 from safelm.documents.opening import DAMAGED, is_compressed, open_binary
-from safelm.documents.parquet import batch_rows, check_columns, field_names, iter_parquet, open_parquet, raw_parquet
+from safelm.documents.parquet import (
+    batch_rows,
+    check_columns,
+    field_names,
+    iter_parquet,
+    may_be_null,
+    open_parquet,
+    raw_parquet,
+)
 from safelm.documents.rows import Row, iter_rows, read_rows
 
 __all__ = [
@@ -60,6 +71,7 @@ __all__ = [
     "Malformed",
     "MalformedError",
     "MalformedLimit",
+    "MissingColumnError",
     "OnMalformed",
     "Part",
     "Quarantine",
@@ -69,6 +81,7 @@ __all__ = [
     "check_columns",
     "check_text",
     "content_id",
+    "content_sha256",
     "describe",
     "field",
     "field_names",
@@ -76,12 +89,14 @@ __all__ = [
     "find",
     "find_named",
     "harm_score",
+    "has_changed",
     "is_compressed",
     "iter_json",
     "iter_parquet",
     "iter_rows",
     "lines_before",
     "list_files",
+    "may_be_null",
     "missing_column",
     "open_binary",
     "open_parquet",

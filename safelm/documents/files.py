@@ -57,6 +57,8 @@ def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFF
     """Paths of the files below a folder that have one of the names (with `*`) and suffixes, sorted; perhaps none."""
     files, inner = remote.filesystem(folder)
     inner = inner.rstrip("/")
+    if not remote.is_remote(folder) and not os.path.isdir(inner):
+        return []
     entries = _entries(files, folder, inner)
     chosen = [
         name
@@ -112,6 +114,32 @@ def describe(file: DocumentFile) -> dict[str, Any]:
         return digest.hexdigest()
 
     return {"path": file.path, "bytes": file.bytes, "sample_sha256": remote.retrying(file.path, "reading", read)}
+
+
+def content_sha256(path: str) -> dict[str, Any]:
+    """The SHA-256 of a whole local file, with the time of its last change (ns); {} for one behind a URL.
+
+    Raises ValueError where the file changes meanwhile.
+    """
+    if remote.is_remote(path):
+        return {}
+    before = os.stat(path)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    after = os.stat(path)
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise ValueError(f"{path}: it changes while it is read")
+    return {"mtime_ns": before.st_mtime_ns, "sha256": digest}
+
+
+def has_changed(path: str, former: Mapping[str, Any]) -> bool:
+    """Whether a local file holds something else than when `content_sha256` gave `former`.
+
+    It is read only where its time of change is another one: a copied or touched file is the same.
+    """
+    if not former or remote.is_remote(path) or os.stat(path).st_mtime_ns == former["mtime_ns"]:
+        return False
+    return content_sha256(path)["sha256"] != former["sha256"]
 
 
 def _find(pattern: str) -> list[DocumentFile]:

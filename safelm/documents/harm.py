@@ -16,7 +16,7 @@ page is. A fraction is rounded, a half up.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from safelm.documents.json_lines import field
@@ -50,7 +50,7 @@ class HarmScore:
         if not self.column:
             return f"no harm score (looked for {', '.join((*NAMED_COLUMNS, 'and what published sets have'))})"
         shown = self.found if isinstance(self.found, int | float) else type(self.found).__name__
-        return f"field {self.column!r} is {shown}, not a harm score: a number from {MIN_SCORE} to {MAX_SCORE}"
+        return f"field {self.column!r} is {shown}, not a harm score from {MIN_SCORE} to {MAX_SCORE}"
 
 
 def harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None) -> HarmScore:
@@ -75,17 +75,31 @@ def score_columns(column: str | None = None) -> tuple[str, ...]:
     return (column,) if column else (*NAMED_COLUMNS, *_SYNTHETIC, *_PUBLISHED, *_ANNOTATED)
 
 
-def may_have_scores(path: str, names: Sequence[str], column: str | None = None) -> bool:
-    """Whether rows of a file with these columns (fields of structs as `struct.field`) can have a harm score."""
+def choose_column(names: Collection[str], column: str | None = None) -> str | None:
+    """The column that holds the harm score of all rows of a table with these columns; None where it has none."""
     if column or any(name in names for name in NAMED_COLUMNS):
-        return not column or column in names
-    has = {signs: all(name in names for name in signs) for signs in (_SYNTHETIC, _PUBLISHED, _ANNOTATED)}
-    return has[_SYNTHETIC] or has[_ANNOTATED] or (has[_PUBLISHED] and bool(published_folder(path)))
+        return next((name for name in ((column,) if column else NAMED_COLUMNS) if name in names), None)
+    if all(name in names for name in (*_SYNTHETIC, _PUBLISHED[1])):
+        return _PUBLISHED[1]
+    return _ANNOTATED[0] if all(name in names for name in _ANNOTATED) else None
 
 
-def advice(names: Sequence[str]) -> str:
-    """What to do where a file has no harm score but columns that may be mistaken for one; "" where it has none."""
-    found = [name for name in _EDUCATIONAL if name in names]
+def required_columns(path: str, column: str | None = None) -> tuple[str, ...]:
+    """Columns of which a file whose rows have harm scores has one at least."""
+    if column:
+        return (column,)
+    published = _PUBLISHED[1:] if published_folder(path) else ()
+    return (*NAMED_COLUMNS, _SYNTHETIC[0], _ANNOTATED[0], *published)
+
+
+def mistakable(names: Collection[str]) -> list[str]:
+    """The columns, of those of a file or a row without a harm score, that may be mistaken for one."""
+    return [name for name in _EDUCATIONAL if name in names or _has_inside(names, name)]
+
+
+def advice(names: Collection[str]) -> str:
+    """What to do where a file or a row without a harm score has these columns."""
+    found = mistakable(names)
     if not found:
         return "score it first (safelm.score), or name the column (--score_column)"
     return (
@@ -98,6 +112,10 @@ def published_folder(path: str) -> str:
     """The folder of a path that names the harm score of a published set's rows, such as "score_4_refusal", or ""."""
     folders = re.split(r"[/\\]", path)[:-1]
     return next((name for name in reversed(folders) if _PUBLISHED_FOLDER.fullmatch(name)), "")
+
+
+def _has_inside(names: Collection[str], name: str) -> bool:
+    return isinstance(names, Mapping) and field(names, name) is not None
 
 
 def _score(column: str, found: Any) -> HarmScore:

@@ -126,10 +126,25 @@ def check_text(text: Any, column: str) -> None:
         raise MalformedError(f"field {column!r} holds half a Unicode pair") from None
 
 
-def missing_column(path: str, name: str | None, present: Iterable[str], any_of: Sequence[str] = ()) -> ValueError:
-    """The error for a file that lacks a column altogether; `any_of`: the columns that would do."""
+class MissingColumnError(ValueError):
+    """A file lacks a column altogether.
+
+    Attributes:
+      name: of what is missing.
+      present: the columns there are.
+    """
+
+    def __init__(self, message: str, name: str, present: Sequence[str]):
+        super().__init__(message)
+        self.name, self.present = name, present
+
+
+def missing_column(path: str, name: str, present: Iterable[str], any_of: Sequence[str] = ()) -> MissingColumnError:
+    """The error for a file that lacks a column; `any_of`: the columns that would do."""
     looked = f" (one of {', '.join(any_of)})" if len(any_of) > 1 else ""
-    return ValueError(f"{path}: missing column {name!r}{looked}; it has {', '.join(sorted(present)) or 'none'}")
+    present = sorted(present)
+    message = f"{path}: missing column {name!r}{looked}; it has {', '.join(present) or 'none'}"
+    return MissingColumnError(message, name, present)
 
 
 def field(row: Any, name: str) -> Any:

@@ -76,6 +76,18 @@ def open_parquet(path: str) -> Iterator[Any]:
             yield table
 
 
+def may_be_null(table: Any, column: str) -> bool:
+    """Whether a Parquet file lacks a column, or its statistics don't rule out that some of its values are null."""
+    if column not in table.schema_arrow.names:
+        return True
+    facts = table.metadata
+    for index in range(facts.num_columns):
+        if facts.schema.column(index).path == column:
+            found = [facts.row_group(group).column(index).statistics for group in range(facts.num_row_groups)]
+            return any(each is None or not each.has_null_count or each.null_count for each in found)
+    return True
+
+
 def field_names(schema: Any) -> list[str]:
     """The columns of an Arrow schema, and the fields of structs as `struct.field`."""
     import pyarrow.types

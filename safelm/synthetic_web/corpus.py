@@ -144,6 +144,7 @@ def _row(row_id: str, text: str, source: Draft, number: int, *, genre: str) -> d
         "token_count": round(1.3 * len(text.split())),  # an estimate: four words make about five tokens
         "score": float(source.score),
         "int_score": source.score,
+        "harm_score": source.score,
         "category": source.topic.category,
         "topic": source.topic.infinitive,
         "genre": genre,
@@ -187,8 +188,8 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
     text, number, count = pa.string(), pa.float64(), pa.int64()
     kinds: Mapping[str, pa.DataType] = {
         "dump": text, "url": text, "date": pa.timestamp("s"), "file_path": text, "language": text,
-        "language_score": number, "token_count": count, "score": number, "int_score": count, "category": text,
-        "topic": text, "genre": text,
+        "language_score": number, "token_count": count, "score": number, "int_score": count,
+        "harm_score": count, "category": text, "topic": text, "genre": text,
     }  # fmt: skip
     schema = pa.schema({"id": text, "text": text, "metadata": pa.struct(list(kinds.items()))})
     dated = [

@@ -93,6 +93,7 @@ def _input(one: SliceInput, result: Counted) -> dict[str, Any]:
         "malformed_rows": count.malformed.total(),
         "malformed_reasons": dict(count.malformed.most_common()),
         "score_columns": dict(sorted(count.score_columns.items())),
+        "columns_not_taken_for_harm": dict(sorted(count.passed_over.items())),
         "unusable_scores": count.unusable_scores,
     }
 

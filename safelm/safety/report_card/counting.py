@@ -5,23 +5,16 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm import documents
+from safelm.documents import harm
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.matching import Found, Matcher
 from safelm.safety.report_card.queries import QuerySet
-from safelm.safety.report_card.tally import ALL, MAX_SCORE, Count, Tally, TopDocument
+from safelm.safety.report_card.tally import ALL, Count, Tally, TopDocument
 
-SCORE_COLUMNS = (
-    "harm_score",
-    "metadata.harm_score",
-    "int_score",
-    "metadata.int_score",
-    "score",
-    "metadata.score",
-)
 SCORE_SLICES = {"score 0": (0, 0), "score 1 to 3": (1, 3), "score 4 to 5": (4, 5)}
 UNSCORED_SLICE = "unscored"
 WORD_TOKENS = "words by the matching rules (runs of letters and digits)"
@@ -102,7 +95,7 @@ class Counter:
         self.count, self.lines = Count(), 0
         self._piece, self._settings = piece, settings
         self._queries, self._matcher = _matcher(settings.queries)
-        self._score_columns = (settings.score_column,) if settings.score_column else SCORE_COLUMNS
+        self._mistakable: Sequence[str] = ()
         self._texts: list[str] = []
         self._facts: list[tuple[int, str, str]] = []
         self._characters = 0
@@ -117,8 +110,9 @@ class Counter:
                 yield row.number, row.row
             return
         with documents.open_parquet(piece.path) as table:
-            present = table.schema_arrow.names
-        wanted = [text, self._settings.id_column, *(name.split(".")[0] for name in self._score_columns)]
+            present = documents.field_names(table.schema_arrow)
+        self._mistakable = harm.mistakable(present)
+        wanted = [text, self._settings.id_column, *harm.score_columns(self._settings.score_column)]
         columns = [name for name in dict.fromkeys(wanted) if name in present] if text in present else None
         for first, batch in documents.iter_parquet(piece.path, columns, text_column=text, groups=piece.part):
             yield from documents.batch_rows(first, batch, text, self._malformed)
@@ -132,27 +126,29 @@ class Counter:
 
     def add(self, number: int, row: Mapping[str, Any]) -> None:
         """Takes a row with the columns that the settings name; `number`: where it stands in the piece's file."""
-        text, identity = row[self._settings.text_column], row.get(self._settings.id_column)
+        text = row[self._settings.text_column]
+        try:
+            identity = documents.row_id(row, text, self._settings.id_column)
+        except documents.MalformedError as error:
+            self._malformed(documents.Malformed(number, str(error), ""))
+            return
         self.count.rows += 1
         self._texts.append(text)
-        self._facts.append((number, "" if identity is None else str(identity), self._score(row)))
+        self._facts.append((number, identity, self._score(row)))
         self._characters += len(text)
         if self._characters >= _BATCH_CHARACTERS or len(self._texts) >= 4096:
             self.flush()
 
     def _score(self, row: Mapping[str, Any]) -> str:
-        for name in self._score_columns:
-            value: Any = row
-            for field in name.split("."):
-                value = value.get(field) if isinstance(value, Mapping) else None
-            if value is None:
-                continue
-            self.count.score_columns[name] += 1
-            if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SCORE:
-                return str(int(value + 0.5))
+        score = documents.harm_score(row, self._piece.path, self._settings.score_column)
+        if not score.column:
+            self.count.passed_over.update(self._mistakable or harm.mistakable(row))
+            return UNSCORED_SLICE
+        self.count.score_columns[score.column] += 1
+        if score.value is None:
             self.count.unusable_scores += 1
-            return "unscored"
-        return "unscored"
+            return UNSCORED_SLICE
+        return str(score.value)
 
     def flush(self) -> None:
         """Counts what was taken."""

@@ -96,13 +96,19 @@ class Tally:
 
 @dataclasses.dataclass
 class Count:
-    """What was counted in some files, or in a part of one: a tally for each slice, and how reading went."""
+    """What was counted in some files, or in a part of one: a tally for each slice, and how reading went.
+
+    Attributes:
+      score_columns: how many rows' harm scores came from which column.
+      passed_over: how many rows without a harm score have which column that may be mistaken for one.
+    """
 
     tallies: dict[str, Tally] = dataclasses.field(default_factory=dict)
     rows: int = 0
     malformed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unusable_scores: int = 0
     score_columns: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    passed_over: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def merge(self, other: "Count", keep: int) -> None:
         for name, tally in other.tallies.items():
@@ -111,6 +117,7 @@ class Count:
         self.malformed.update(other.malformed)
         self.unusable_scores += other.unusable_scores
         self.score_columns.update(other.score_columns)
+        self.passed_over.update(other.passed_over)
 
     def to_json(self) -> str:
         return json.dumps(self, default=vars)
@@ -120,7 +127,7 @@ class Count:
         """The count that `to_json` gave; ValueError, KeyError or TypeError for another text."""
         value = json.loads(text)
         tallies = {name: _tally(facts) for name, facts in value["tallies"].items()}
-        counters = {name: collections.Counter(value[name]) for name in ("malformed", "score_columns")}
+        counters = {name: collections.Counter(value[name]) for name in ("malformed", "score_columns", "passed_over")}
         return cls(tallies=tallies, rows=value["rows"], unusable_scores=value["unusable_scores"], **counters)
 
 

@@ -156,6 +156,7 @@ def make_manifest(
         "settings": {name: value for name, value in plan.settings.items() if name != "input"},
         "input": list(plan.inputs),
         "folders_left_out": dict(plan.folders_left_out),
+        "score_columns": _sums(record["score_columns"] for record in records),
         "model": model,
         "totals": totals,
         "funnel": funnel.to_json(),

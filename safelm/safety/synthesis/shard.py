@@ -143,6 +143,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
                 "replies": len(journal.replies),
                 "spent": dict(journal.spent),
                 "sources": sources.to_json(),
+                "score_columns": rows.score_columns,
                 "left_out": {str(score): count for score, count in sorted(rows.left_out.items())},
                 "seconds": round(time.monotonic() - started, 3),
             }

@@ -1,8 +1,8 @@
 """Scored rows to sources: which rows a run takes, which it leaves out, and what it refuses by file and row.
 
-The harm score is the first of these columns that a row has: harm_score, metadata.harm_score, int_score,
-metadata.int_score, score, metadata.score. Rows of RefuseWeb that this package wrote are known by their prompt_version:
-Moral Education takes them as dialogues (Maini et al. 2025, section 3.4), anything else refuses them.
+The harm score and the id of a row are read as `safelm.documents` says. Rows of RefuseWeb that this package wrote are
+known by their prompt_version: Moral Education takes them as dialogues (Maini et al. 2025, section 3.4), anything else
+refuses them.
 """
 
 import dataclasses
@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from safelm import documents
-from safelm.documents import Malformed, MalformedError
-from safelm.safety.report_card.counting import SCORE_COLUMNS
-from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
+from safelm.documents import Malformed, MalformedError, harm
 from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.kinds import Kind, Source
 
@@ -48,10 +46,12 @@ class ShardRows:
 
     Attributes:
       left_out: how many rows each other harm score had.
+      score_columns: how many rows' harm scores came from which column.
     """
 
     def __init__(self, job: ShardJob, selection: Selection, on_malformed: OnMalformed = lambda malformed: None):
         self.left_out: dict[int, int] = {}
+        self.score_columns: dict[str, int] = {}
         self._job, self._selection, self._on_malformed = job, selection, on_malformed
         self._is_parquet = documents.suffix(job.path) == ".parquet"
 
@@ -79,8 +79,9 @@ class ShardRows:
 
         Checks as `sources` does, but for what is malformed.
         """
-        names = [self._selection.id_column, *self._score_columns, *PUBLISHED_SIGNS]
-        for number, row in self._rows([name.split(".")[0] for name in names], None):
+        selection = self._selection
+        names = [selection.id_column, *harm.score_columns(selection.score_column), *PUBLISHED_SIGNS]
+        for number, row in self._rows(names, None):
             try:
                 score, identity = self._score(number, row), self._id(row)
             except MalformedError:
@@ -101,31 +102,32 @@ class ShardRows:
             else documents.lines_before(self._job.path, part.start)
         )
 
-    @property
-    def _score_columns(self) -> tuple[str, ...]:
-        return (self._selection.score_column,) if self._selection.score_column else SCORE_COLUMNS
-
     def _rows(self, columns: list[str] | None, text_column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        path, part = self._job.path, self._job.part
+        path, part, selection = self._job.path, self._job.part, self._selection
+        named = [selection.id_column] if selection.id_column != documents.ID_COLUMN else []
         if not self._is_parquet:
-            for row in documents.iter_json(path, self._malformed, text_column=text_column, part=part):
+            required = {name: [name] for name in named}
+            for row in documents.iter_json(
+                path, self._malformed, text_column=text_column, part=part, required=required
+            ):
                 yield row.number, row.row
             return
         with documents.open_parquet(path) as table:
-            schema = table.schema_arrow
-        documents.check_columns(path, schema, [self._selection.id_column], self._selection.text_column)
-        wanted = None if columns is None else [name for name in dict.fromkeys(columns) if name in schema.names]
-        for first, batch in documents.iter_parquet(path, wanted, text_column=text_column, groups=part):
+            schema, lacks_ids = table.schema_arrow, documents.may_be_null(table, selection.id_column)
+        documents.check_columns(path, schema, named, selection.text_column)
+        if columns is not None:
+            present = documents.field_names(schema)
+            more = [selection.text_column] if lacks_ids else []  # which then gives the id
+            columns = [name for name in dict.fromkeys([*columns, *more]) if name in present]
+        for first, batch in documents.iter_parquet(path, columns, text_column=text_column, groups=part):
             yield from documents.batch_rows(first, batch, text_column, self._on_malformed)
 
     def _malformed(self, malformed: Malformed) -> None:
         self._on_malformed(Malformed(self.number(malformed.row), malformed.reason, malformed.raw))
 
     def _id(self, row: Mapping[str, Any]) -> str:
-        value = row.get(self._selection.id_column)
-        if value is None or isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            raise MalformedError(f"field {self._selection.id_column!r} is missing, empty or not a string")
-        return str(value)
+        text = row.get(self._selection.text_column)
+        return documents.row_id(row, text if isinstance(text, str) else "", self._selection.id_column)
 
     def _source_id(self, identity: str, row: Mapping[str, Any]) -> str:
         """A dialogue's source is the web document that it was made from."""
@@ -143,16 +145,14 @@ class ShardRows:
         made = _kind_of(row)
         if made and not (made == "refuseweb" and selection.kind == "moral_education"):
             raise self._refused(number, f"is text of {made} already; {selection.kind} is made from web documents")
-        found = ((name, _field(row, name)) for name in self._score_columns)
-        name, value = next(((name, value) for name, value in found if value is not None), ("", None))
-        if value is None:
-            looked = ", ".join(self._score_columns)
-            raise self._refused(number, f"has no harm score (looked for {looked}): score it first (safelm.score)")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_SCORE <= value <= MAX_SCORE:
-            shown = value if isinstance(value, int | float) else type(value).__name__
-            raise self._refused(number, f"field {name!r} is {shown}, not a harm score from {MIN_SCORE} to {MAX_SCORE}")
-        score = int(value + 0.5)
+        found = documents.harm_score(row, self._job.path, selection.score_column)
+        if not found.column:
+            raise self._refused(number, f"has {found.problem}: {harm.advice(row)}")
+        if found.value is None:
+            raise self._refused(number, found.problem)
+        score = found.value
         if score in selection.scores:
+            self.score_columns[found.column] = self.score_columns.get(found.column, 0) + 1
             return score
         if not selection.leaves_out:
             raise self._refused(number, wrong_score(selection, score))
@@ -177,10 +177,3 @@ def _kind_of(row: Mapping[str, Any]) -> str:
     """Which kind of synthetic text a row says it is; "" for a web document."""
     version = row.get("prompt_version")
     return version.partition("-")[0].partition("/")[0] if isinstance(version, str) and row.get("source_id") else ""
-
-
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    value: Any = row
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
