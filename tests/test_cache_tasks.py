@@ -207,7 +207,7 @@ def test_malformed_rows_are_kept_and_counted_and_too_many_stop(cache, corpus, tm
     kept = tmp_path / "tokens" / "quarantine" / "raw_web" / "train" / "train-00000.jsonl.gz.malformed"
     assert [json.loads(line)["row"] for line in kept.read_text().splitlines()] == [1, 2, 3]
     assert "3 of 23 rows are malformed" in caplog.text and "SECRET" not in caplog.text
-    with pytest.raises(ValueError, match=r"train-00000\.jsonl\.gz: 3 of the first 23 rows are malformed, more than 2"):
+    with pytest.raises(ValueError, match=r"train-00000\.jsonl\.gz: 3 of 23 rows are malformed, more than 2"):
         cache("raw_web", output=tmp_path / "strict", max_malformed_rows=2)
     assert not (tmp_path / "strict" / "raw_web" / "train" / "manifest.json").exists()
 
