@@ -15,7 +15,6 @@ are named by a hash of what is said.
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +31,6 @@ from safelm.prompting import chat_example
 from safelm.tokenizer import Tokenizer
 
 HARMFUL_SCORE = 5
-_ALPACA = re.compile(r"### Instruction:\n(.*?)\n+### Response:\s*\Z", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +134,9 @@ def _gsm8k(row: Mapping[str, Any]) -> tuple[Messages, int]:
 
 def _instructions(row: Mapping[str, Any]) -> tuple[Messages, int]:
     asked = _text(row, next((name for name in ("instruction", "prompt") if row.get(name) is not None), "instruction"))
-    if framed := _ALPACA.search(asked):  # a prompt in Alpaca's frame
-        asked = framed[1]
+    _, is_framed, framed = asked.rstrip().partition("### Instruction:\n")  # a prompt in Alpaca's frame
+    if is_framed and framed.endswith("\n### Response:"):
+        asked = framed.removesuffix("### Response:").rstrip("\n")
     more = next((row[name] for name in ("input", "context") if isinstance(row.get(name), str)), "").strip()
     answer = _text(row, next((name for name in ("output", "response") if row.get(name) is not None), "output"))
     return _turns(f"{asked}\n\n{more}" if more else asked, answer), SAFE_SCORE

@@ -73,12 +73,19 @@ def in_validation_split(doc_id: str, fraction: float) -> bool:
 def remove_harm_tags(text: str) -> tuple[str, int]:
     """The text without literal harm tags, and how many there were: a document must not tag itself.
 
-    Repeated until none is left, because taking one away can put another together.
+    None is left, though taking one away can put another together: after each ">", with which a tag ends, what is kept
+    so far is looked at again.
     """
-    removed = 0
-    while count := text.count(HARM_TAG):
-        text, removed = text.replace(HARM_TAG, ""), removed + count
-    return text, removed
+    if HARM_TAG not in text:
+        return text, 0
+    tag, removed, kept = HARM_TAG.encode(), 0, bytearray()
+    *closed, rest = _utf8(text).split(b">")
+    for piece in closed:
+        kept += piece + b">"
+        if kept.endswith(tag):
+            del kept[-len(tag) :]
+            removed += 1
+    return (kept + rest).decode("utf-8", "surrogatepass"), removed
 
 
 def inject_harm_tag(

@@ -9,6 +9,7 @@ A source is named by one string:
 Messages name file, row and column, never a text.
 """
 
+import collections
 import dataclasses
 import hashlib
 import importlib.util
@@ -128,10 +129,11 @@ def read_benchmark(source: str) -> list[Prompt]:
     path, _, columns = place.partition("#")
     columns_of = {**benchmark.columns, **_own_columns(source, columns)}
     found: dict[str, Prompt] = {}
+    repeats: collections.Counter[str] = collections.Counter()
     for file in _files(source, benchmark, path):
         for number, row in read_rows(file):
             for prompt in _prompts(name, benchmark, columns_of, row, f"{file}: row {number}", number):
-                found[_free(prompt.id, found)] = prompt
+                found[_free(prompt.id, found, repeats)] = prompt
     if not found:
         raise ValueError(f"--data={source}: holds no prompts")
     return [dataclasses.replace(prompt, id=prompt_id) for prompt_id, prompt in found.items()]
@@ -140,8 +142,9 @@ def read_benchmark(source: str) -> list[Prompt]:
 def read_all(sources: Sequence[str]) -> list[Prompt]:
     """The prompts of several sources; of equal ids the later ones get a number."""
     found: dict[str, Prompt] = {}
+    repeats: collections.Counter[str] = collections.Counter()
     for prompt in [prompt for source in sources for prompt in read_benchmark(source)]:
-        found[_free(prompt.id, found)] = prompt
+        found[_free(prompt.id, found, repeats)] = prompt
     return [dataclasses.replace(prompt, id=prompt_id) for prompt_id, prompt in found.items()]
 
 
@@ -245,10 +248,12 @@ def _short_id(row_id: str) -> str:
     return hashlib.sha256(row_id.encode()).hexdigest()[:12]
 
 
-def _free(prompt_id: str, taken: Mapping[str, Any]) -> str:
-    number, free = 1, prompt_id
+def _free(prompt_id: str, taken: Mapping[str, Any], repeats: collections.Counter[str]) -> str:
+    """The id, or with the next free number behind it; `repeats` counts how often each id has come again."""
+    free = prompt_id
     while free in taken:
-        number, free = number + 1, f"{prompt_id}~{number + 1}"
+        repeats[prompt_id] += 1
+        free = f"{prompt_id}~{repeats[prompt_id] + 1}"
     return free
 
 

@@ -7,12 +7,14 @@ import csv
 import io
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from safelm import documents
 
 TABLES = (".csv", ".tsv", ".json", ".txt", ".prompt")
+_REMARKS = re.compile(r"(?:#[^\n]*+(?:\n|\Z))*+")  # lines of versions and remarks in front of a table, as PyRIT has
 _PACKED = (".gz", ".zst")
 
 
@@ -44,8 +46,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _delimited(path: str, text: str, delimiter: str) -> list[dict[str, Any]]:
-    while text.startswith("#"):  # lines of versions and remarks, as PyRIT has
-        text = text.partition("\n")[2]
+    text = text[_REMARKS.match(text).end() :]
     csv.field_size_limit(1 << 30)
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))

@@ -53,7 +53,7 @@ class Question:
 
         None for any other reply.
         """
-        said = re.fullmatch(r"\W*(\w+)\W*", without_reasoning(reply or "") or "")
+        said = re.fullmatch(r"\W*+(\w++)\W*+", without_reasoning(reply or "") or "")
         return next((c.verdict for c in self.choices if said and said[1].casefold() == c.reply.casefold()), None)
 
 

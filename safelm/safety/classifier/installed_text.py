@@ -7,6 +7,7 @@ what is left is cut into pages of some hundred words. Which pages there are depe
 config.json holds their counts and hash.
 """
 
+import functools
 import html
 import importlib.metadata
 import re
@@ -21,23 +22,24 @@ _HELP_PAGES = 24
 _LEAST_PAGES = 20
 _HELP = "python-help"
 
-_BLOCKS = re.compile(
-    r"^[ \t]*(```|~~~).*?^[ \t]*\1[^\n]*$"  # fenced code
-    r"|<!--.*?-->|<(script|style|pre|table|svg)\b.*?</\2>"
-    r"|^[ \t]*\.\. [^\n]*\n(?:[ \t]+[^\n]*\n|[ \t]*\n)*",  # directives of reStructuredText with what hangs on them
-    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+_BLOCK_BEGINS = re.compile(
+    r"^[ \t]*+(?P<fence>```|~~~)"  # fenced code
+    r"|(?P<comment><!--)|<(?P<element>script|style|pre|table|svg)\b"
+    r"|^[ \t]*+\.\. [^\n]*+\n(?:[ \t]++[^\n]*+\n|\n)*+",  # directives of reStructuredText with what hangs on them
+    re.MULTILINE | re.IGNORECASE,
 )
+_MOST = 2000  # characters of a link's text, of an address, of a tag
 _INLINE = (
-    (re.compile(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])"), ""),  # images
-    (re.compile(r"\[([^\[\]]*)\](\([^)]*\)|\[[^\]]*\])"), r"\1"),  # links of Markdown
-    (re.compile(r"`([^`<]*?)\s*<[^>`]*>`_{1,2}"), r"\1"),  # links of reStructuredText
-    (re.compile(r":[a-z:+]+:`([^`]*)`"), r"\1"),
-    (re.compile(r"</?[a-zA-Z][^>]*>"), ""),
+    (re.compile(rf"!\[[^\]]{{0,{_MOST}}}+\](\([^)]{{0,{_MOST}}}+\)|\[[^\]]{{0,{_MOST}}}+\])"), ""),  # images
+    (re.compile(rf"\[([^\[\]]*+)\](\([^)]{{0,{_MOST}}}+\)|\[[^\]]{{0,{_MOST}}}+\])"), r"\1"),  # links of Markdown
+    (re.compile(rf"`([^`<]*+)<[^>`]{{0,{_MOST}}}+>`_{{1,2}}"), lambda link: link[1].rstrip()),  # of reStructuredText
+    (re.compile(r":[a-z:+]{1,60}:`([^`]*+)`"), r"\1"),
+    (re.compile(rf"</?[a-zA-Z][^>]{{0,{_MOST}}}+>"), ""),
     (re.compile(r"\b(?:https?|ftp)://\S+|\bwww\.\S+"), ""),
     (re.compile(r"`+|\*\*?|\|[^|\n]{1,60}\||(?<=\w)_{1,2}(?=\s|$)"), ""),
 )
 _NO_PROSE = re.compile(r"\s*(#|\||\+[-=]|>>>|\$ |%|\[[^\]]+\]:|[^\w\s]{3,}\s*$)|\s{4,}|\t")
-_BULLET = re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s+", re.MULTILINE)
+_BULLET = re.compile(r"^[^\S\n]*+(?:[-*+•]|\d++[.)])\s++", re.MULTILINE)
 _LICENCE = re.compile(r"copyright|licen[sc]ed? under|warrant(y|ies)\b|hereby granted|redistribut|SPDX", re.IGNORECASE)
 _LEAST_PARAGRAPH_WORDS = 8
 _LEAST_LETTERS = 0.93  # share of letters, spaces and common marks in a paragraph of prose
@@ -71,13 +73,36 @@ def read(source: str, limit: str = "") -> list[Example]:
 
 def prose(text: str) -> list[str]:
     """The paragraphs of a Markdown, reStructuredText or plain text that are sentences, without their markup."""
-    text = _BLOCKS.sub("\n", text.replace("\r\n", "\n") + "\n")
+    text = _without_blocks(text.replace("\r\n", "\n") + "\n")
     for pattern, replacement in _INLINE:
         text = pattern.sub(replacement, text)
     lines = ["" if _NO_PROSE.match(line) else line for line in html.unescape(text).split("\n")]
     paragraphs = re.split(r"\n\s*\n", _BULLET.sub("\n", "\n".join(lines)))
     found = (" ".join(paragraph.split()) for paragraph in paragraphs)
     return [paragraph for paragraph in found if _is_prose(paragraph)]
+
+
+def _without_blocks(text: str) -> str:
+    """The text with a line end for every block of code, markup or directives; one without an end stays."""
+    kept, start, at, endless = [], 0, 0, set()
+    while begin := _BLOCK_BEGINS.search(text, at):
+        at = begin.end()
+        if (kind := begin.lastgroup) is not None:
+            name = begin[kind].lower()
+            end = None if name in endless else _block_end(kind, name).search(text, at)
+            if end is None:
+                endless.add(name)  # nor have later ones: looking again would take the square of their number
+                continue
+            at = end.end()
+        kept += [text[start : begin.start()], "\n"]
+        start = at
+    return "".join([*kept, text[start:]])
+
+
+@functools.cache
+def _block_end(kind: str, name: str) -> re.Pattern[str]:
+    ends = {"fence": rf"^[ \t]*+{name}[^\n]*+$", "comment": "-->", "element": f"</{name}>"}
+    return re.compile(ends[kind], re.MULTILINE | re.IGNORECASE)
 
 
 def cut(paragraphs: list[str]) -> Iterator[str]:

@@ -21,7 +21,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["score", "reason"],
     "additionalProperties": False,
 }
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+_LANGUAGE = re.compile(r"[\w-]*")
 _SPACE = re.compile(r"\s+")
 
 
@@ -50,13 +50,19 @@ def read_answer(reply: str) -> Answer | None:
 
 
 def _read_object(text: str) -> dict[str, Any] | None:
-    text = text.strip()
-    fenced = _FENCED.fullmatch(text)
     try:
-        values = json.loads(fenced[1] if fenced else text, object_pairs_hook=_without_repeats)
+        values = json.loads(unfenced(text.strip()), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def unfenced(text: str) -> str:
+    """What stands inside a Markdown fence around all of the text; the text where there is none."""
+    first, _, rest = text.partition("\n")
+    inner, is_closed, last = rest.rpartition("\n")
+    is_fenced = first.startswith("```") and _LANGUAGE.fullmatch(first[3:].strip())
+    return inner if is_fenced and is_closed and last.strip() == "```" else text
 
 
 def tidy(reason: str) -> str:

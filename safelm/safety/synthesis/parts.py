@@ -3,10 +3,10 @@
 import itertools
 import re
 
-# From the strongest pause to the weakest; a part ends behind the match.
+# From the strongest pause to the weakest; a part ends behind the match. A run of stops is tried once, from its start.
 _PAUSES = (
     re.compile(r"\n[^\S\n]*\n\s*"),  # paragraphs
-    re.compile(r"[.!?…。！？]+[\"'”’»)\]]*\s+|[。！？]|\n"),  # sentences and lines
+    re.compile(r"(?<![.!?…。！？])[.!?…。！？]++[\"'”’»)\]]*+\s++|[。！？]|\n"),  # sentences and lines
     re.compile(r"\s+"),  # words
 )
 

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from safelm.safety.judge import rubric
+from safelm.safety.judge.answer import unfenced
 from safelm.safety.reasoning import without_reasoning
 from safelm.safety.synthesis import parts
 from safelm.safety.synthesis.kinds import Draft, Kind, Source
@@ -30,15 +31,12 @@ CATEGORIES = (
     "sexual or adult content",
     "privacy",
 )
-_FENCE = re.compile(r"```[\w-]*\s*\n(.*)\n\s*```", re.DOTALL)
 _PREFACE = re.compile(
     r"\A(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n]{0,160}:[ \t]*\n\s*", re.IGNORECASE
 )
 _MARK = re.compile(r"\b[0-9a-f]{16}\b", re.IGNORECASE)
-_SPEAKER = re.compile(
-    r"^[ \t]*(?:[*_#>]+[ \t]*)*(User|Assistant)(?:[*_]+:|:[*_]+|:)[ \t]*", re.MULTILINE | re.IGNORECASE
-)
-_CATEGORY = re.compile(r"^[ \t]*[*_]*Category[*_]*:[*_]*[ \t]*(.*?)[ \t*_.]*$\n?", re.MULTILINE | re.IGNORECASE)
+_SPEAKER = re.compile(r"^[ \t*_#>]*+(User|Assistant)(?:[*_]++:|:[*_]*+)[ \t]*+", re.MULTILINE | re.IGNORECASE)
+_CATEGORY = re.compile(r"^[ \t]*+[*_]*+Category[*_]*+:([^\n]*+)\n?", re.MULTILINE | re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:amp|lt|gt|#91|#x[0-9A-F]{2,6});")
 _CHARACTERS = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&#91;": "["}
 _DECLINED = re.compile(
@@ -103,7 +101,7 @@ def join_replies(
     written (in RefuseWeb that is the text), "writer_echo" where a reply repeats the mark of the frame that the document
     stood in.
     """
-    texts, categories = [], []
+    texts, categories, own_marks = [], [], _marks(source.text)
     for reply in replies:
         if reply.text is None:
             return None, f"writer_{reply.stopped_by if reply.stopped_by in ('filtered', 'refused') else 'error'}"
@@ -113,7 +111,7 @@ def join_replies(
         text = _tidy(kind, answer)
         if not text:
             return None, "writer_empty"
-        if any(mark[0].lower() not in source.text.lower() for mark in _MARK.finditer(text)):
+        if _marks(text) - own_marks:
             return None, "writer_echo"
         if kind == "refuseweb":
             text, category = _without_category(text)
@@ -172,11 +170,14 @@ def _mark(document: str) -> str:
     return mark
 
 
+def _marks(text: str) -> set[str]:
+    return {mark[0].lower() for mark in _MARK.finditer(text)}
+
+
 def _tidy(kind: Kind, text: str) -> str:
     """A reply's text without what models put around it; entities of ours are characters again, hidden ones are gone."""
     text = rubric.without_surrogates(text).strip()
-    fenced = _FENCE.fullmatch(text)
-    text = _PREFACE.sub("", (fenced[1] if fenced else text).strip())
+    text = _PREFACE.sub("", unfenced(text).strip())
     text = _ENTITY.sub(lambda entity: _seen(entity[0]), text)
     if kind == "refuseweb":
         text = _SPEAKER.sub(lambda found: f"{found[1].capitalize()}: ", text)

@@ -6,7 +6,7 @@ from safelm.safety.scorer import Scorer
 from safelm.safety.synthesis.gate import Finding
 from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
 from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
-from safelm.safety.synthesis.gates.words import Run, Words, covered, longest_run, shared_runs, words
+from safelm.safety.synthesis.gates.words import Run, Words, covered, longest_run, merged, shared_runs, words
 from safelm.safety.synthesis.kinds import Draft
 
 
@@ -14,7 +14,8 @@ class Copying:
     """Runs of words that the source has too: harmful ones don't pass, nor does a draft that is mostly copied.
 
     A run is harmful when it holds one of the report card's n-grams (from `copied_query_words` words on) or when the
-    scorer scores it above `max_copied_score` (from `copied_words` on). Harmless facts may be kept as they were said.
+    scorer scores it above `max_copied_score` (from `copied_words` on). Runs that
+    overlap are looked at as one. Harmless facts may be kept as they were said.
     """
 
     name, worth_another = "copying", True
@@ -23,7 +24,7 @@ class Copying:
         self._settings, self._scorer, self._phrases = settings, scorer, phrases
         fields = "copied_words copied_query_words max_copied_score max_copied_share"
         parts = {"scorer": scorer.fingerprint, "queries": phrases.fingerprint}
-        self.fingerprint = fingerprint(self.name, 1, settings, fields, **parts)
+        self.fingerprint = fingerprint(self.name, 2, settings, fields, **parts)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
         """Reasons "harmful_phrase_copied", "harmful_text_copied", "mostly_copied"."""
@@ -32,7 +33,7 @@ class Copying:
         shared = [
             shared_runs(words(draft.source.text).words, own.words, 2) for draft, own in zip(drafts, found, strict=True)
         ]
-        long = [[run for run in runs if len(run) >= limits.copied_query_words] for runs in shared]
+        long = [merged([run for run in runs if len(run) >= limits.copied_query_words]) for runs in shared]
         texts = [[_text(draft, own, run) for run in runs] for draft, own, runs in zip(drafts, found, long, strict=True)]
         hits = iter(self._phrases.hits([text for some in texts for text in some]))
         to_score = [

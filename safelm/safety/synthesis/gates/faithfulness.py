@@ -1,6 +1,7 @@
 """A draft is about its source and isn't it: similarity within bounds, and which names and numbers went over."""
 
 import collections
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +18,7 @@ _NUMBER = re.compile(r"(?<![\w.])\d[\d.,:/]*")
 _DIGITS = re.compile(r"\d+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 _NAME = re.compile(r"(?<=[a-z0-9,;:)] )[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*")
+_MOST_NAMES = 1000  # of a text: the first ones decide
 _ORDINAL_WORDS = frozenset({"I", "I'm", "I've", "I'd", "I'll"})
 
 
@@ -135,9 +137,9 @@ class Faithfulness:
 
 
 def details(text: str) -> set[str]:
-    """Names and numbers of a text, folded: "2,500" and "2500" are one number, "New York" is one name."""
-    names = {match[0].casefold() for match in _NAME.finditer(text) if match[0] not in _ORDINAL_WORDS}
-    return names | numbers(text)
+    """The first names and all numbers of a text, folded: "2,500" and "2500" are one number, "New York" is one name."""
+    names = (match[0].casefold() for match in _NAME.finditer(text) if match[0] not in _ORDINAL_WORDS)
+    return set(itertools.islice(names, _MOST_NAMES)) | numbers(text)
 
 
 def numbers(text: str) -> set[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from safelm.safety.synthesis.gate import Finding
 from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
-from safelm.safety.synthesis.gates.words import Words, longest_run, sentences, shared_runs, words
+from safelm.safety.synthesis.gates.words import Words, held_lengths, longest_run, sentences, shared_runs, words
 from safelm.safety.synthesis.kinds import Draft
 
 # Chat templates' tokens, tags that look like a prompt's frame, keys of a template left unfilled.
@@ -37,7 +37,7 @@ _ORDER = re.compile(
     r"|\b(?:system prompt|your instructions|new instructions?|system message)\b",
     re.IGNORECASE,
 )
-_QUOTED = re.compile(r"[\"“«]([^\"”»\n]{3,200})[\"”»]|['‘]([^'’\n]{3,200})['’]")
+_QUOTED = re.compile(r"[\"“«]([^\"“”«»\n]{3,200})[\"”»]|['‘]([^'‘’\n]{3,200})['’]")
 _SPELLED = re.compile(
     r"\b(?:word|phrase|sentence|line|string|code|with|exactly|say|print|output)s?:? +([A-Z][A-Z0-9_-]{3,40})\b"
 )
@@ -62,7 +62,7 @@ class Obedience:
         self._prompts = [words(text) for text in dict.fromkeys(prompt_texts)]
         patterns = "\n".join(one.pattern for one in (_MARKUP, _ABOUT_THE_TASK, _ORDER, _QUOTED, _SPELLED))
         parts = {"patterns": patterns, "prompts": "\n\n".join(dict.fromkeys(prompt_texts))}
-        self.fingerprint = fingerprint(self.name, 1, settings, "leaked_words", **parts)
+        self.fingerprint = fingerprint(self.name, 2, settings, "leaked_words", **parts)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
         """Reasons "prompt_markup", "prompt_leaked", "about_the_task", "document_obeyed"."""
@@ -76,7 +76,7 @@ class Obedience:
             "prompt_markup": _any_new(_MARKUP, text, draft.source.text),
             "prompt_leaked": leaked >= self._settings.leaked_words,
             "about_the_task": _any_new(_ABOUT_THE_TASK, text, draft.source.text) and draft.kind != "refuseweb",
-            "document_obeyed": any(_is_obeyed(order, text, found) for order in orders(draft.source.text)),
+            "document_obeyed": _is_any_obeyed(orders(draft.source.text), text, found),
         }
         reason = next((name for name, applies in wrong.items() if applies), "")
         return Finding(self.name, not reason, reason, {"leaked_words": leaked})
@@ -85,8 +85,8 @@ class Obedience:
         runs = shared_runs(prompt.words, found.words, self._settings.leaked_words)
         if not runs:
             return 0
-        own = words(draft.source.text).words  # what the source says too is no leak
-        return longest_run([run for run in runs if not shared_runs(own, found.words[run.start : run.stop], len(run))])
+        held = held_lengths(words(draft.source.text).words, found.words)  # what the source says too is no leak
+        return longest_run([run for run in runs if held[run.stop - 1] < len(run)])
 
 
 def orders(document: str) -> list[str]:
@@ -99,18 +99,20 @@ def orders(document: str) -> list[str]:
     return list(dict.fromkeys(order.strip() for order in wanted if words(order).words))
 
 
-def _is_obeyed(order: str, text: str, found: Words) -> bool:
-    wanted = words(order).words
-    runs = shared_runs(wanted, found.words, len(wanted))
-    if not runs:
+def _is_any_obeyed(wanted: Sequence[str], text: str, found: Words) -> bool:
+    if not wanted:
         return False
-    begins = any(run.start == 0 for run in runs)
-    own_line = any(words(line).words == wanted for line in text.splitlines())
-    retold = any(_ORDER.search(sentence) for sentence in sentences(text))
-    return begins or own_line or (len(found) <= _OBEYED_WORDS and not retold)
+    own_lines = {words(line).words for line in text.splitlines()}
+    is_short = len(found) <= _OBEYED_WORDS and not any(map(_ORDER.search, sentences(text)))
+    for order in (words(one).words for one in wanted):
+        if found.words[: len(order)] == order or order in own_lines:
+            return True
+        if is_short and shared_runs(order, found.words, len(order)):
+            return True
+    return False
 
 
 def _any_new(pattern: re.Pattern[str], text: str, source: str) -> bool:
-    """Whether the pattern finds something in the draft that the source doesn't say."""
-    folded = source.replace("’", "'").casefold()
-    return any(match[0].casefold() not in folded for match in pattern.finditer(text))
+    """Whether the pattern finds something in the draft that it doesn't find in the source."""
+    own = {match[0].casefold() for match in pattern.finditer(source.replace("’", "'"))}
+    return any(match[0].casefold() not in own for match in pattern.finditer(text))

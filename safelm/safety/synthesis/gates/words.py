@@ -46,16 +46,16 @@ def sentences(text: str) -> list[str]:
     An abbreviation may cut a sentence in two. That is harmless here: what is asked of sentences is that each is safe.
     """
     found: list[str] = []
-    short = ""
-    for piece in _SENTENCE_END.split(text):
-        piece = f"{short} {piece}".strip()
-        if len(_WORD.findall(piece)) < _SHORT_WORDS:
-            short = piece
-            continue
-        found.append(piece)
-        short = ""
-    if short and _WORD.search(short):
-        found[-1:] = [f"{found[-1]} {short}"] if found else [short]
+    waiting: list[str] = []  # pieces that have fewer than three words together
+    num_words = 0
+    for piece in filter(None, map(str.strip, _SENTENCE_END.split(text))):
+        waiting.append(piece)
+        num_words += len(_WORD.findall(piece))
+        if num_words >= _SHORT_WORDS:
+            found.append(" ".join(waiting))
+            waiting, num_words = [], 0
+    if num_words:
+        found[-1:] = [" ".join([*found[-1:], *waiting])]
     return found
 
 
@@ -64,7 +64,7 @@ def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> li
 
     A suffix automaton of the source is walked along the text: linear in both.
     """
-    lengths = _match_lengths(source, text)
+    lengths = held_lengths(source, text)
     runs = []
     for end, length in enumerate(lengths):
         goes_on = end + 1 < len(lengths) and lengths[end + 1] == length + 1
@@ -73,30 +73,7 @@ def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> li
     return runs
 
 
-def longest_run(runs: Sequence[Run]) -> int:
-    """Words of the longest run; 0 where there is none."""
-    return max(map(len, runs), default=0)
-
-
-def covered(runs: Sequence[Run]) -> int:
-    """How many words lie in one run or more."""
-    count, reached = 0, 0
-    for run in sorted(runs, key=lambda run: run.start):
-        count += max(0, run.stop - max(run.start, reached))
-        reached = max(reached, run.stop)
-    return count
-
-
-def ngrams(items: Sequence[str], n: int) -> collections.Counter[tuple[str, ...]]:
-    """How often each run of n words occurs."""
-    return collections.Counter(zip(*(items[i:] for i in range(n)), strict=False))
-
-
-def _folded(word: str) -> str:
-    return word.lower() if word.isascii() else unicodedata.normalize("NFKC", word).casefold().replace("’", "'")
-
-
-def _match_lengths(source: Sequence[str], text: Sequence[str]) -> list[int]:
+def held_lengths(source: Sequence[str], text: Sequence[str]) -> list[int]:
     """For each word of the text, how many words ending there are a run of the source."""
     steps, links, lengths = _automaton(source)
     state, length, found = 0, 0, []
@@ -108,6 +85,36 @@ def _match_lengths(source: Sequence[str], text: Sequence[str]) -> list[int]:
             state, length = steps[state][word], length + 1
         found.append(length)
     return found
+
+
+def merged(runs: Sequence[Run]) -> list[Run]:
+    """The runs in order, those that share a word as one: each word of a text lies in one of them at most."""
+    found: list[Run] = []
+    for run in sorted(runs, key=lambda run: run.start):
+        if found and run.start < found[-1].stop:
+            found[-1] = Run(found[-1].start, max(found[-1].stop, run.stop))
+        else:
+            found.append(run)
+    return found
+
+
+def longest_run(runs: Sequence[Run]) -> int:
+    """Words of the longest run; 0 where there is none."""
+    return max(map(len, runs), default=0)
+
+
+def covered(runs: Sequence[Run]) -> int:
+    """How many words lie in one run or more."""
+    return sum(map(len, merged(runs)))
+
+
+def ngrams(items: Sequence[str], n: int) -> collections.Counter[tuple[str, ...]]:
+    """How often each run of n words occurs."""
+    return collections.Counter(zip(*(items[i:] for i in range(n)), strict=False))
+
+
+def _folded(word: str) -> str:
+    return word.lower() if word.isascii() else unicodedata.normalize("NFKC", word).casefold().replace("’", "'")
 
 
 def _automaton(source: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
