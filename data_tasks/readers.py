@@ -88,7 +88,7 @@ class WebDocuments:
 
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
         """An id of another name, and the harm score where it is needed."""
-        named = {self.id_column: (self.id_column,)} if self.id_column != documents.ID_COLUMN else {}
+        named = documents.required_id(self.id_column)
         return named | ({_HARM_SCORE: harm.required_columns(path, self.score_column)} if self.needs_score else {})
 
     def parse(self, row: Mapping[str, Any], path: str) -> Document:

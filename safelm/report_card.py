@@ -9,7 +9,6 @@ machine; a run that was stopped goes on where it was.
 """
 
 import argparse
-import itertools
 import logging
 
 from safelm import beam_runner, cli, documents
@@ -38,8 +37,8 @@ def main(arguments: argparse.Namespace) -> None:
             output.write_difference(out, found)
         return
     inputs, runner, settings = _inputs(arguments), beam_runner.from_flags(arguments), _settings(arguments)
-    if arguments.id_column:
-        _check_ids(inputs, settings)
+    for one in inputs:
+        documents.check_names(documents.find(one.patterns)[0].path, settings.text_column, settings.id_column)
     queries = query_sets.load(settings.queries)
     card.definitions(queries, settings)  # a tokenizer that can't be read is found before the corpus is
     with out.only_writer():
@@ -68,17 +67,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         raise cli.UserError(f"--max_malformed={arguments.max_malformed}: must be from 0 to 1")
     names = ("queries", "tokenizer", "text_column", "id_column", "score_column", "top", "show_text")
     values = {name: getattr(arguments, name) for name in names}
-    return Settings(**values | {"id_column": arguments.id_column or "id"})
-
-
-def _check_ids(inputs: list[SliceInput], settings: Settings) -> None:
-    """Raises ValueError where the first document of an input lacks the column of ids that was asked for."""
-    for one in inputs:
-        path = documents.find(one.patterns)[0].path
-        rows = documents.read_rows(path, on_malformed=lambda malformed: None, text_column=settings.text_column)
-        for _, row in itertools.islice(rows, 1):
-            if settings.id_column not in row:
-                raise documents.missing_column(path, settings.id_column, row)
+    return Settings(**values)
 
 
 def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:
@@ -121,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--queries", help='other queries: JSON {"categories": {name: [query, ...]}}')
     parser.add_argument("--tokenizer", help="count this tokenizer's tokens instead of words")
     parser.add_argument("--text_column", default="text", help="(default %(default)s)")
-    parser.add_argument("--id_column", help="names documents (default: id, where there is one)")
+    parser.add_argument("--id_column", default=documents.ID_COLUMN, help="names documents (default %(default)s)")
     parser.add_argument(
         "--score_column", help="harm score 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)"
     )

@@ -1,8 +1,8 @@
 """Scores a corpus for harm: documents in, the same rows out with scores 0 (safe) to 5, in a folder for each score.
 
-Reads .jsonl, .jsonl.gz, .jsonl.zst and .parquet, local, gs:// or hf://; writes what came as JSON lines as .jsonl.gz and
-Parquet as Parquet, every column as it was and after them harm_score (the largest of the scorers'), harm_reason and
-each scorer's own columns:
+Reads JSON lines (packed or not) and Parquet, local, gs:// or hf://; writes what came as JSON lines as .jsonl.gz and
+Parquet as Parquet, every column as it was, an id (a hash of the text) where a row has none, and after them harm_score
+(the largest of the scorers'), harm_reason and each scorer's own columns:
 
     OUTPUT/score=0/ ... score=5/   rows by their score
     OUTPUT/unscored/               rows for which no scorer gave a usable answer
@@ -62,7 +62,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="folder, local or gs://")
     parser.add_argument("--scorers", required=True, metavar="KIND:PLACE,...", help="see above")
     parser.add_argument("--text_column", default="text", help="the column that is scored (default %(default)s)")
-    parser.add_argument("--id_column", help="told of malformed rows (default: id, where there is one)")
+    parser.add_argument(
+        "--id_column", default=documents.ID_COLUMN, help="ids; rows without one get a hash of the text (default id)"
+    )
     parser.add_argument(
         "--part_mb", type=int, default=64, help="larger files are cut into shards (default %(default)s)"
     )
@@ -86,11 +88,11 @@ def main(flags: argparse.Namespace) -> None:
         scorers=scorers.describe(specs, loaded),
         columns=columns.probe(loaded),
         text_column=flags.text_column,
-        id_column=flags.id_column or "id",
+        id_column=flags.id_column,
     )
     scorers.keep(work.scorers, loaded)
     del loaded
-    plan.check_input(files[0].path, work, needs_id=flags.id_column is not None)
+    plan.check_input(files[0].path, work)
     if not runner.workers and _has_accelerator():
         runner = dataclasses.replace(runner, workers=1) if runner.is_here else runner
     summary = score(files, work, runner, flags.part_mb << 20)

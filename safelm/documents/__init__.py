@@ -31,7 +31,7 @@ from safelm.documents.files import (
     suffix,
 )
 from safelm.documents.harm import HarmScore, harm_score
-from safelm.documents.identity import ID_COLUMN, content_id, row_id
+from safelm.documents.identity import ID_COLUMN, content_id, required_id, row_id
 from safelm.documents.json_lines import (
     MAX_ROW_BYTES,
     JsonRow,
@@ -56,7 +56,7 @@ from safelm.documents.parquet import (
     open_parquet,
     raw_parquet,
 )
-from safelm.documents.rows import Row, iter_rows, read_rows
+from safelm.documents.rows import Row, check_names, iter_rows, read_rows
 
 __all__ = [
     "DAMAGED",
@@ -79,6 +79,7 @@ __all__ = [
     "batch_rows",
     "check_apart",
     "check_columns",
+    "check_names",
     "check_text",
     "content_id",
     "content_sha256",
@@ -103,6 +104,7 @@ __all__ = [
     "parse_object",
     "raw_parquet",
     "read_rows",
+    "required_id",
     "row_id",
     "suffix",
 ]

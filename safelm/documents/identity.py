@@ -30,6 +30,11 @@ def row_id(row: Mapping[str, Any], text: str, column: str = ID_COLUMN) -> str:
     return identity
 
 
+def required_id(column: str) -> dict[str, list[str]]:
+    """What a file must have where the user names the column of ids: only the usual one may be absent."""
+    return {} if column == ID_COLUMN else {column: [column]}
+
+
 def content_id(text: str) -> str:
     """The id of a text that has none: 24 hexadecimal digits of its BLAKE2b hash behind "text-"."""
     return "text-" + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm.documents import json_lines, parquet, tables
 from safelm.documents.files import PARQUET, TSV_SUFFIXES, suffix
+from safelm.documents.identity import required_id
 from safelm.documents.json_lines import ColumnCheck, OnMalformed, check_text, missing_column
 from safelm.documents.malformed import Malformed, MalformedError
 
@@ -65,6 +67,12 @@ def iter_rows(
     else:
         for row in json_lines.iter_json(path, on_malformed, text_column=text_column, required=required):
             yield Row(row.number, row.row, row.raw)
+
+
+def check_names(path: str, text_column: str, id_column: str) -> list[Row]:
+    """The first rows of a file, at most 100; ValueError where it lacks the column of texts or a named one of ids."""
+    rows = iter_rows(path, lambda malformed: None, text_column=text_column, required=required_id(id_column))
+    return list(itertools.islice(rows, json_lines.ROWS_WITHOUT_COLUMN))
 
 
 def read_rows(

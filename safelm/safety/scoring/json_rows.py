@@ -1,4 +1,7 @@
-"""JSON lines in, JSON lines (gzip) out: a row keeps its bytes, and the added columns go before its closing brace."""
+"""JSON lines in, JSON lines (gzip) out: a row keeps its bytes, and the added columns go before its closing brace.
+
+A row without an id gets one (`documents.row_id`), as if it were its last column.
+"""
 
 import functools
 import gzip
@@ -6,7 +9,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from safelm.documents import Malformed, Part, iter_json, lines_before
+from safelm.documents import (
+    JsonRow,
+    Malformed,
+    MalformedError,
+    Part,
+    field,
+    iter_json,
+    lines_before,
+    required_id,
+    row_id,
+)
 from safelm.safety.scoring.columns import Columns
 
 SUFFIX = ".jsonl.gz"
@@ -16,9 +29,14 @@ Row = tuple[str, bytes]
 
 
 def read(
-    path: str, part: Part | None, text_column: str, columns: Columns, on_malformed: Callable[[Malformed], object]
+    path: str,
+    part: Part | None,
+    text_column: str,
+    id_column: str,
+    columns: Columns,
+    on_malformed: Callable[[Malformed], object],
 ) -> Iterator[Row]:
-    """(text, the row as it is) of a file or of a part of one; malformed rows with their number in the file."""
+    """(text, the row with its id) of a file or of a part of one; malformed rows with their number in the file."""
 
     @functools.cache
     def before() -> int:
@@ -27,12 +45,24 @@ def read(
     def report(malformed: Malformed) -> None:
         on_malformed(Malformed(before() + malformed.row, malformed.reason, malformed.raw))
 
-    for row in iter_json(path, report, text_column=text_column, part=part):
-        if taken := row.row.keys() & columns.types.keys():
-            reason = f"field {min(taken)!r} is there, which scoring would add"
-            report(Malformed(row.number, reason, row.raw.decode()))
+    for row in iter_json(path, report, text_column=text_column, part=part, required=required_id(id_column)):
+        try:
+            if taken := row.row.keys() & columns.types.keys():
+                raise MalformedError(f"field {min(taken)!r} is there, which scoring would add")
+            identity = row_id(row.row, row.row[text_column], id_column)
+        except MalformedError as error:
+            report(Malformed(row.number, str(error), row.raw.decode()))
             continue
-        yield row.row[text_column], row.raw
+        yield row.row[text_column], _with_id(row, id_column, identity)
+
+
+def _with_id(row: JsonRow, column: str, identity: str) -> bytes:
+    own = field(row.row, column)
+    if own is not None and str(own).strip():
+        return row.raw
+    if column in row.row:  # null or blank
+        return json.dumps({**row.row, column: identity}).encode()
+    return row.raw[:-1].rstrip() + b", " + json.dumps({column: identity}).encode()[1:]
 
 
 class Sink:

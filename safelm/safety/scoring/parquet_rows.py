@@ -1,5 +1,10 @@
-"""Parquet in, Parquet out: rows stay in Arrow, so nested columns and their types come out as they went in."""
+"""Parquet in, Parquet out: rows stay in Arrow, so nested columns and their types come out as they went in.
 
+A row without an id gets one (`documents.row_id`): in a column of its own where the file has none, and in place of a
+null or blank one where ids are strings.
+"""
+
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,11 +13,14 @@ from safelm.documents import (
     Malformed,
     MalformedError,
     Part,
+    batch_rows,
     check_columns,
-    check_text,
+    field_names,
     iter_parquet,
     open_parquet,
     raw_parquet,
+    required_id,
+    row_id,
 )
 from safelm.safety.scoring.columns import Columns, check_free
 
@@ -24,51 +32,83 @@ Payload = tuple[Any, int]  # a record batch and the row's place in it
 
 
 def read(
-    path: str, part: Part | None, text_column: str, columns: Columns, on_malformed: Callable[[Malformed], object]
+    path: str,
+    part: Part | None,
+    text_column: str,
+    id_column: str,
+    columns: Columns,
+    on_malformed: Callable[[Malformed], object],
 ) -> Iterator[tuple[str, Payload]]:
     """(text, the row in its record batch) of a file or of some of its row groups; malformed rows are reported."""
     for first, batch in iter_parquet(path, None, text_column=text_column, groups=part):
-        column = batch.column(batch.schema.get_field_index(text_column))
-        for offset, text in enumerate(_texts(column)):
+
+        def report(malformed: Malformed, first: int = first, batch: Any = batch) -> None:
+            whole = raw_parquet(batch.slice(malformed.row - first, 1))
+            on_malformed(dataclasses.replace(malformed, raw=whole))
+
+        wanted = dict.fromkeys([text_column, id_column, id_column.split(".")[0]])
+        narrow = batch.select([name for name in wanted if name in batch.schema.names])
+        texts, ids = {}, [None] * batch.num_rows
+        for number, row in batch_rows(first, narrow, text_column, report):
+            text = row[text_column]
             try:
-                check_text(text() if callable(text) else text, text_column)
-            except (MalformedError, UnicodeDecodeError) as error:
-                reason = str(error) if isinstance(error, MalformedError) else "not UTF-8"
-                on_malformed(Malformed(first + offset, reason, raw_parquet(batch.slice(offset, 1))))
+                ids[number - first] = row_id(row, text, id_column)
+            except MalformedError as error:
+                report(Malformed(number, str(error), ""))
                 continue
-            yield (text() if callable(text) else text), (batch, offset)
+            texts[number - first] = text
+        whole = _with_ids(batch, id_column, ids)
+        yield from ((text, (whole, offset)) for offset, text in texts.items())
 
 
-def _texts(column: Any) -> Sequence[Any]:
-    """The strings of a column, or, where one isn't UTF-8, what gives each."""
+def _with_ids(batch: Any, column: str, ids: Sequence[str | None]) -> Any:
+    """The batch with these ids where it has no column of ids, or one of strings that lacks some."""
+    import pyarrow
+
+    if column not in field_names(batch.schema):
+        return batch.append_column(pyarrow.field(column, pyarrow.string()), pyarrow.array(ids, pyarrow.string()))
+    index = batch.schema.get_field_index(column)
+    if index < 0 or batch.schema.field(index).type not in (pyarrow.string(), pyarrow.large_string()):
+        return batch
+    own = batch.column(index)
+    if not own.null_count and all(each is None or each.strip() for each in _strings(own)):
+        return batch
+    field = batch.schema.field(index)
+    return batch.set_column(index, field, pyarrow.array(ids, field.type))
+
+
+def _strings(column: Any) -> list[str | None]:
+    """A column's strings, None for what isn't UTF-8."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [value.as_py for value in column]
+        return [None] * len(column)
 
 
-def output_schema(path: str, text_column: str, columns: Columns) -> tuple[Any, str]:
+def output_schema(path: str, text_column: str, id_column: str, columns: Columns) -> tuple[Any, str]:
     """The Arrow schema of the scored rows of a file, and its compression. Raises ValueError as `check_columns` does."""
     import pyarrow
 
     with open_parquet(path) as table:
         schema, facts = table.schema_arrow, table.metadata
-        check_columns(path, schema, (), text_column)
+        check_columns(path, schema, list(required_id(id_column)), text_column)
         check_free(path, schema.names, columns)
         codec = facts.row_group(0).column(0).compression.lower() if facts.num_row_groups else "snappy"
-    for name, kind in columns.types.items():
+    added = {} if id_column in field_names(schema) else {id_column: "string"}
+    added |= columns.types
+    for name, kind in added.items():
         schema = schema.append(pyarrow.field(name, pyarrow.type_for_alias(kind)))
     if schema.metadata and _FEATURES in schema.metadata:
-        features = _with_features(schema.metadata[_FEATURES], columns)
+        features = _with_features(schema.metadata[_FEATURES], added)
         schema = schema.with_metadata({**schema.metadata, _FEATURES: features})
     return schema, {"uncompressed": "none", "lz4_raw": "lz4"}.get(codec, codec)
 
 
-def _with_features(written: bytes, columns: Columns) -> bytes:
+def _with_features(written: bytes, added: Mapping[str, str]) -> bytes:
     """What the `datasets` library wrote about the columns, with ours: it refuses a file that has others."""
     try:
         values = json.loads(written)
-        values["info"]["features"] |= {name: {"dtype": t, "_type": "Value"} for name, t in columns.types.items()}
+        values["info"]["features"] |= {name: {"dtype": t, "_type": "Value"} for name, t in added.items()}
     except (ValueError, KeyError, TypeError):
         return written
     return json.dumps(values).encode()

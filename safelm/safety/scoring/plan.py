@@ -48,13 +48,10 @@ class ScorePlan:
     jobs: Sequence[ShardJob]
 
 
-def check_input(path: str, work: ScoreWork, *, needs_id: bool) -> None:
-    """Raises ValueError where a file lacks the text column (or the id's) or already has a column to be added."""
-    rows = documents.read_rows(path, on_malformed=lambda malformed: None, text_column=work.text_column)
-    for _, row in itertools.islice(rows, 1):
-        check_free(path, row, work.columns)
-        if needs_id and work.id_column not in row:
-            raise documents.missing_column(path, work.id_column, row)
+def check_input(path: str, work: ScoreWork) -> None:
+    """Raises ValueError where a file lacks the text column (or a named one of ids) or has one that scoring adds."""
+    for row in documents.check_names(path, work.text_column, work.id_column)[:1]:
+        check_free(path, row.values, work.columns)
 
 
 def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile], part_bytes: int) -> ScorePlan:

@@ -130,7 +130,7 @@ def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: Outp
     with out.staging() as staging, contextlib.ExitStack() as files:
         writer = _ShardWriter(job, work, staging, files)
         agreement, read, empty, characters = Agreement(loaded.ensemble.names), 0, 0, 0
-        rows = writer.format.read(job.path, job.part, work.text_column, work.columns, writer.quarantine)
+        rows = writer.format.read(job.path, job.part, work.text_column, work.id_column, work.columns, writer.quarantine)
         for batch in batches(rows):
             answers = loaded.ask([text for text, _ in batch])
             for verdicts in filter(None, answers):
@@ -189,7 +189,7 @@ class _ShardWriter:
         self.format = parquet_rows if job.path.endswith(parquet_rows.SUFFIX) else json_rows
         self._schema = None
         if self.format is parquet_rows:
-            self._schema = parquet_rows.output_schema(job.path, work.text_column, work.columns)
+            self._schema = parquet_rows.output_schema(job.path, work.text_column, work.id_column, work.columns)
         self._sinks: dict[str, Any] = {}
         self._quarantined = 0
         self._quarantine_file: Any = None

@@ -104,9 +104,8 @@ class ShardRows:
 
     def _rows(self, columns: list[str] | None, text_column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
         path, part, selection = self._job.path, self._job.part, self._selection
-        named = [selection.id_column] if selection.id_column != documents.ID_COLUMN else []
+        required = documents.required_id(selection.id_column)
         if not self._is_parquet:
-            required = {name: [name] for name in named}
             for row in documents.iter_json(
                 path, self._malformed, text_column=text_column, part=part, required=required
             ):
@@ -114,7 +113,7 @@ class ShardRows:
             return
         with documents.open_parquet(path) as table:
             schema, lacks_ids = table.schema_arrow, documents.may_be_null(table, selection.id_column)
-        documents.check_columns(path, schema, named, selection.text_column)
+        documents.check_columns(path, schema, list(required), selection.text_column)
         if columns is not None:
             present = documents.field_names(schema)
             more = [selection.text_column] if lacks_ids else []  # which then gives the id
