@@ -126,11 +126,12 @@ def plan_store(
     paths = task.source.list_shards(split)
     inputs = [_describe_input(path) for path in paths]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
-    _check_settings(directory, wanted, place=bucket.url if bucket else directory)
+    if _has_shards(directory, bucket):  # what a run that made none was begun with binds nobody
+        _check_settings(directory, wanted, place=bucket.url if bucket else directory)
     _drop_broken_manifest(directory, tokenizer.hash, bucket)
     os.makedirs(directory, exist_ok=True)
     write_json(os.path.join(directory, SETTINGS_NAME), wanted)
-    if bucket and SETTINGS_NAME not in bucket.sizes:
+    if bucket and (SETTINGS_NAME not in bucket.sizes or not _has_shards(directory, bucket)):
         bucket.push(SETTINGS_NAME)
     plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0, bucket)
     elsewhere = bucket.sizes if bucket else None
@@ -182,6 +183,11 @@ def _describe_input(path: str) -> dict[str, Any]:
 
 def _fingerprint(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _has_shards(directory: str, bucket: Bucket | None) -> bool:
+    names = [*(os.listdir(directory) if os.path.isdir(directory) else []), *(bucket.sizes if bucket else [])]
+    return any(name.startswith("shard-") and name.endswith(".json") for name in names)
 
 
 def _check_settings(directory: str, wanted: Mapping[str, Any], *, place: str) -> None:

@@ -1,7 +1,9 @@
 """The caching command: stores equal SeqIO's ids, runs continue, bad input is one clear line."""
 
+import functools
 import gzip
 import json
+import logging
 import os
 import shutil
 import signal
@@ -241,6 +243,42 @@ def test_lost_bytes_and_removed_tags_are_in_the_manifest(cache, tmp_path, monkey
     manifest = TokenStore.open(cache("raw_web", data_dir=tmp_path / "odd") / "raw_web" / "train").manifest
     assert (manifest.num_lost_bytes, manifest.extra["num_removed_tags"], manifest.num_tag_tokens) == (1, 1, 0)
     assert not (tmp_path / "tokens" / "raw_web" / "validation" / "manifest.json").exists()  # no id is held out
+
+
+def test_an_input_that_is_edited_in_place_is_noticed_and_a_copy_is_not(cache, corpus, tmp_path):
+    path = tmp_path / "odd" / "raw_web" / "train-0.jsonl"
+    path.parent.mkdir(parents=True)
+    lines = [json.dumps({"id": str(i), "text": f"page {i:06d} " + "word " * 20}) + "\n" for i in range(2000)]
+    path.write_text("".join(lines))
+    run = functools.partial(cache, "raw_web", data_dir=tmp_path / "odd", splits="train")
+    store = run() / "raw_web" / "train"
+    os.utime(path, (1, 1))
+    before = write_times(store)
+    run()
+    assert write_times(store) == before
+    lines[1000] = lines[1000].replace("word", "text")  # of the same length, far from both ends
+    path.write_text("".join(lines))
+    with pytest.raises(ValueError, match=r"train-0\.jsonl: it was changed after it was cached in .*raw_web/train"):
+        run()
+
+
+def test_harm_is_only_read_from_a_column_that_says_so_and_a_run_that_made_nothing_binds_nobody(
+    cache, corpus, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "edu" / "raw_web" / "train-0.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = [{"text": f"page {i}", "score": i + 0.1, "int_score": i} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = functools.partial(cache, "harm_tagged_web", data_dir=tmp_path / "edu", splits="train", validation_fraction=0)
+    with pytest.raises(ValueError, match=r"missing column 'harm score'.*'int_score' is not taken for harm"):
+        run()
+    manifest = TokenStore.open(run(score_column="int_score") / "harm_tagged_web" / "train").manifest
+    assert manifest.num_documents == 2 and manifest.extra["score_columns"] == {"int_score": 6}
+    assert manifest.extra["settings"]["score_column"] == "int_score"
+    assert "harm scores were read from int_score (6 rows)" in caplog.text
+    with pytest.raises(ValueError, match="begun with score_column int_score"):
+        run(score_column="score")
 
 
 def test_a_corpus_in_a_place_of_its_own_needs_no_data_dir(cache, corpus, tmp_path):

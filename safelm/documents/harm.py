@@ -89,7 +89,7 @@ def required_columns(path: str, column: str | None = None) -> tuple[str, ...]:
     if column:
         return (column,)
     published = _PUBLISHED[1:] if published_folder(path) else ()
-    return (*NAMED_COLUMNS, _SYNTHETIC[0], _ANNOTATED[0], *published)
+    return (*NAMED_COLUMNS, _SYNTHETIC[0], _ANNOTATED[1], *published)
 
 
 def mistakable(names: Collection[str]) -> list[str]:

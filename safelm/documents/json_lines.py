@@ -1,6 +1,7 @@
 """Rows of JSON lines, read with bounded memory: no line longer than MAX_ROW_BYTES is ever held."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -49,10 +50,7 @@ class ColumnCheck:
         if not self._wanted:
             return
         self._objects += 1
-        for name in row if len(self._present) < _NAMES_SHOWN else ():
-            self._present.setdefault(name)
-            if len(self._present) == _NAMES_SHOWN:
-                break
+        self._present |= dict.fromkeys(itertools.islice(_names(row), _NAMES_SHOWN - len(self._present)))
         self._wanted = {name: any_of for name, any_of in self._wanted.items() if not _has_any(row, any_of)}
         if self._objects >= ROWS_WITHOUT_COLUMN:
             self.finish()
@@ -131,7 +129,7 @@ class MissingColumnError(ValueError):
 
     Attributes:
       name: of what is missing.
-      present: the columns there are.
+      present: the columns there are, and fields of structs as `struct.field`.
     """
 
     def __init__(self, message: str, name: str, present: Sequence[str]):
@@ -143,7 +141,8 @@ def missing_column(path: str, name: str, present: Iterable[str], any_of: Sequenc
     """The error for a file that lacks a column; `any_of`: the columns that would do."""
     looked = f" (one of {', '.join(any_of)})" if len(any_of) > 1 else ""
     present = sorted(present)
-    message = f"{path}: missing column {name!r}{looked}; it has {', '.join(present) or 'none'}"
+    columns = [column for column in present if column.rpartition(".")[0] not in present]
+    message = f"{path}: missing column {name!r}{looked}; it has {', '.join(columns) or 'none'}"
     return MissingColumnError(message, name, present)
 
 
@@ -153,6 +152,14 @@ def field(row: Any, name: str) -> Any:
         return row[name]
     outer, dot, inner = name.partition(".")
     return field(row.get(outer), inner) if dot and isinstance(row, Mapping) else None
+
+
+def _names(row: Mapping[str, Any]) -> Iterator[str]:
+    """The columns of a row, and fields of structs as `struct.field`."""
+    for name, value in row.items():
+        yield name
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _names(value))
 
 
 def _has_any(row: Mapping[str, Any], names: Sequence[str]) -> bool:

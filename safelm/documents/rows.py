@@ -110,7 +110,7 @@ def _choose(
     on_fields(names)
     for name, any_of in required.items():
         if not any(field in names for field in any_of):
-            raise missing_column(path, name, schema.names, any_of)
+            raise missing_column(path, name, names, any_of)
     if columns is None:
         return None
     wanted = [

@@ -20,7 +20,7 @@ _T, _R = TypeVar("_T"), TypeVar("_R")
 
 def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
     """The parts of a file: bytes of plain JSON lines, row groups of Parquet; None for a file that is one shard."""
-    if is_one_shard(file.path, file.bytes, part_bytes):
+    if is_one_shard(file.path, file.bytes, part_bytes) or documents.is_compressed(file.path):
         return [None]
     if file.path.endswith(".jsonl"):
         count = -(-file.bytes // part_bytes)

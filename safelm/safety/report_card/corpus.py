@@ -175,7 +175,7 @@ def _version(file: documents.DocumentFile) -> str:
 def _cut(file: Piece) -> Iterator[Piece]:
     """JSON lines by bytes, Parquet by row groups; compressed JSON lines can't be entered in the middle."""
     kind = documents.suffix(file.path)
-    if file.bytes <= PIECE_BYTES or kind not in (".jsonl", ".parquet"):
+    if file.bytes <= PIECE_BYTES or kind not in (".jsonl", ".parquet") or documents.is_compressed(file.path):
         yield file
         return
     last, step = file.bytes, PIECE_BYTES
