@@ -20,6 +20,7 @@ SIZES = {  # steps, rows a step, tokens a row, learning rate
     "135m": (66, 32, 2048, 3e-4),
     "tiny": (60, 16, 128, 2e-3),
 }
+VARIANTS = tuple(SIZES)
 
 
 def get_config(size: str = "1b7") -> ConfigDict:

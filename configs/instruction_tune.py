@@ -23,6 +23,7 @@ SIZES = {  # steps, rows a step, tokens a row, learning rate
     "135m": (2000, 256, 2048, 3e-4),
     "tiny": (150, 16, 128, 2e-3),
 }
+VARIANTS = (*SIZES, *(f"{size}_tagged" for size in SIZES))
 
 
 def get_config(variant: str = "1b7") -> ConfigDict:
@@ -33,8 +34,6 @@ def get_config(variant: str = "1b7") -> ConfigDict:
 
 def post_training(size: str, mixture: str, sizes: dict[str, tuple[int, int, int, float]] = SIZES) -> ConfigDict:
     """A stage after pretraining on one of the mixtures of conversations."""
-    if size not in sizes:
-        raise ValueError(f"unknown size {size!r}: there are {', '.join(sizes)}")
     config = base.default_config()
     config.total_steps, config.batch_size, config.seq_len, peak_lr = sizes[size]
     config.init_checkpoint = "pretrained"  # give --config.init_checkpoint=DIR

@@ -16,8 +16,9 @@ raw, 2.06 safety; AUROC of P(tag) after the prompt 0.75.
 from ml_collections import ConfigDict
 
 from configs import base
+from data_tasks.rates import LADDER
 
-MIXTURES = {"safety": "quickstart"}
+VARIANTS = ("safety", *LADDER)
 
 
 def get_config(variant: str = "safety") -> ConfigDict:
@@ -27,7 +28,7 @@ def get_config(variant: str = "safety") -> ConfigDict:
     config.seq_len = 256
     config.model.update(num_layers=4, d_model=128, d_ff=384, num_heads=4, num_kv_heads=2, head_dim=32)
     config.model.update(max_seq_len=512, init_std=0.05, dtype="float32", scan_layers=False)
-    config.data.phases = (base.phase(MIXTURES.get(variant, variant)),)
+    config.data.phases = (base.phase("quickstart" if variant == "safety" else variant),)
     config.eval.update(every_steps=300, sources=("filtered_web", "harm_tagged_web"), batches=8)
     config.optimizer.update(schedule="wsd", peak_lr=5e-3, warmup_steps=30, decay_fraction=0.2, weight_decay=0.1)
     config.checkpoint.update(every_steps=100, keep_last=1)

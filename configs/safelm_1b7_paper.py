@@ -17,6 +17,9 @@ Compiled ahead of time: configs/smollm2_1b7.py has the figures of the same sizes
 from ml_collections import ConfigDict
 
 from configs import base
+from data_tasks.rates import LADDER
+
+VARIANTS = (*LADDER, "start_20", "start_60")
 
 
 def get_config(study: str = "harm_tagged") -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Compiles a config's training step for a TPU slice, without a TPU: does it fit, how fast can it be, what to change.
+r"""Compiles a config's training step for a TPU slice, without a TPU: does it fit, how fast can it be, what to change.
 
     python -m safelm.aot --config=configs/smollm2_1b7.py --topology=v5e:4x4 --config.mesh.fsdp=16 \
         [--slices=N] [--config.a.b=value ...] [--output=FILE.json]

@@ -1,28 +1,82 @@
-"""What every command shares: one clear line for bad input, exit code 0 only on success."""
+"""What every command shares: how flags are written, one clear line for bad input, exit code 0 only on success.
+
+Flags: `--max_prompts` and `--max-prompts` are the same flag, in every command. `--checkpoint` is `NAME=DIR` or `DIR`,
+in every command: DIR is the folder of a training run or of `safelm.convert` (the server also takes a Hugging Face
+folder or a GGUF file), NAME is what results call the model: MODEL, MODEL@STAGE or MODEL@STAGE#SEED. Without a name
+it is the folder's own; a relative folder with `=` in its first part is written `./DIR`.
+"""
 
 import argparse
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
+CHECKPOINT = "NAME=DIR"  # how help texts show the flag's value
 
 
 class UserError(ValueError):
     """Input the user can mend; its message names the file, row, field or flag and the value it got."""
 
 
-def parser(module: str, doc: str, example: str) -> argparse.ArgumentParser:
-    """An argument parser whose `--help` shows what the command does and one runnable example."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that takes dashes for the underscores in a flag's name."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        return super().parse_known_args(with_underscores(sys.argv[1:] if args is None else args), namespace)
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--some-flag=value` as `--some_flag=value`; those behind a bare `--` are left alone."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [_flag_with_underscores(argument) for argument in arguments[:end]] + list(arguments[end:])
+
+
+def _flag_with_underscores(argument: str) -> str:
+    if not re.match(r"--\w", argument):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def parser(module: str, doc: str, example: str = "") -> argparse.ArgumentParser:
+    """An argument parser whose `--help` shows what the command does and one runnable example.
+
+    `module` is run by `python -m`, but for "scripts.NAME", which is the file scripts/NAME.py.
+    """
+    is_script = module.startswith("scripts.")
+    return _Parser(
+        prog=f"python scripts/{module.removeprefix('scripts.')}.py" if is_script else f"python -m {module}",
         description=doc,
-        epilog=f"example:\n  {example}",
+        epilog=f"example:\n  {example}" if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def checkpoint(flag: str) -> tuple[str, str]:
+    """Name and folder of a `--checkpoint`; ValueError for a flag that gives neither `NAME=DIR` nor `DIR`."""
+    name, equals, folder = flag.partition("=")
+    if not equals or "/" in name:
+        name, folder = os.path.basename(flag.rstrip("/")), flag
+    if not folder or not _NAME.fullmatch(name):
+        raise UserError(f"--checkpoint={flag}: want NAME=DIR or DIR with NAME = MODEL, MODEL@STAGE or MODEL@STAGE#SEED")
+    return name, folder
+
+
+def checkpoints(flags: Sequence[str]) -> dict[str, str]:
+    """Folders by name of a `--checkpoint` that may be repeated. Raises ValueError for a name that is given twice."""
+    folders: dict[str, str] = {}
+    for name, folder in map(checkpoint, flags):
+        if name in folders:
+            raise UserError(f"--checkpoint={name}={folder}: the name {name} is given twice")
+        folders[name] = folder
+    return folders
 
 
 def run(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from safelm import checkpoint as checkpoint_lib
 from safelm import cli, evaluate_capability, evaluate_flags, evaluate_judge, evaluate_report
 from safelm.data.store import TokenStore
-from safelm.evaluate_flags import Asked, parse_checkpoints, parse_methods, parse_skip
+from safelm.evaluate_flags import Asked, parse_methods, parse_skip
 from safelm.evaluation import coherence, likelihood, runs
 from safelm.evaluation import judge as synthetic_judge
 from safelm.evaluation.answers import Answer, Checkpoint, check_tag, collect
@@ -69,7 +69,7 @@ class Bench:
 
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates every checkpoint with every method and reports."""
-    folders = parse_checkpoints(arguments.checkpoint)
+    folders = cli.checkpoints(arguments.checkpoint)
     methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
     skip = parse_skip(arguments.skip, folders, methods)
     bench = _open_bench(arguments)
@@ -206,7 +206,8 @@ def _show_texts(path: pathlib.Path, answers: Sequence[Answer], cases: Sequence[M
 def _report(bench: Bench, results: Mapping[str, Any]) -> None:
     if bench.is_synthetic and results["runs"]:
         paths = write_report(bench.arguments.output, results)
-        print(format_table(table_rows(results)))
+        rows = table_rows(results)
+        print(format_table(rows if len(rows) > 6 else list(zip(*rows, strict=True))))  # few runs: one a column
     else:
         paths = evaluate_report.write_single(bench.arguments.output, results)
     print("\n".join(str(path) for path in paths))

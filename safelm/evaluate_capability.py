@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from safelm import checkpoint as checkpoint_lib
 from safelm import cli
-from safelm.evaluate_flags import parse_checkpoints
 from safelm.evaluation.capability import documents
 from safelm.evaluation.capability.suite import TASKS, CapabilityOptions, merge, run_capability, task_protocol
 from safelm.evaluation.capability.table import capability_table
@@ -25,7 +24,7 @@ from safelm.evaluation.whole_files import write_whole
 
 def capability_main(arguments: argparse.Namespace) -> None:
     """Runs every task on every checkpoint; writes capability.json and capability.md."""
-    folders, options = parse_checkpoints(arguments.checkpoint), options_from(arguments)
+    folders, options = cli.checkpoints(arguments.checkpoint), options_from(arguments)
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'safelm[eval]'")
     for task in options.tasks:
@@ -83,7 +82,9 @@ def capability_parser() -> argparse.ArgumentParser:
         "python -m safelm.evaluate capability --checkpoint=raw=W/raw --checkpoint=safety=W/safety \\\n"
         "      --data=BENCHMARKS --output=W/capability",
     )
-    parser.add_argument("--checkpoint", action="append", required=True, metavar="NAME=DIR", help="a model; repeatable")
+    parser.add_argument(
+        "--checkpoint", action="append", required=True, metavar=cli.CHECKPOINT, help="a model; repeatable"
+    )
     parser.add_argument(
         "--data", action="append", required=True, metavar="DIR", help="folder with json files; repeatable"
     )

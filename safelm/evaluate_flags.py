@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
 from safelm import cli
@@ -14,7 +13,6 @@ from safelm.evaluation.suite import Prompt
 from safelm.evaluation.template import CHAT, KINDS, TEXT, Template
 from safelm.inference.methods import Method, looks_ahead
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
 _SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
 
 
@@ -75,19 +73,6 @@ def _synthetic(arguments: argparse.Namespace) -> Asked:
     return Asked(prompts, template, arguments.max_new_tokens or _SYNTHETIC_TOKENS, "", 0)
 
 
-def parse_checkpoints(flags: Sequence[str]) -> dict[str, str]:
-    """`NAME=DIR` flags as a dict. Raises ValueError for another form or a name given twice."""
-    folders: dict[str, str] = {}
-    for flag in flags:
-        name, equals, folder = flag.partition("=")
-        if not (equals and folder and _NAME.fullmatch(name)):
-            raise ValueError(f"--checkpoint={flag}: want NAME=DIR with NAME = MODEL, MODEL@STAGE or MODEL@STAGE#SEED")
-        if name in folders:
-            raise ValueError(f"--checkpoint={flag}: the name {name} is given twice")
-        folders[name] = folder
-    return folders
-
-
 def parse_methods(flag: str, tag_candidate: str = "") -> Mapping[str, Method]:
     """Names with commas between them as methods with their default settings, but for what becomes of the tag.
 
@@ -129,7 +114,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
         "      --judge_calibration=xstest:LABELLED --output=W/chat_evaluation",
     )
     add = made.add_argument
-    add("--checkpoint", action="append", required=True, metavar="NAME=DIR",
+    add("--checkpoint", action="append", required=True, metavar=cli.CHECKPOINT,
         help="a model; repeatable; NAME is MODEL, MODEL@STAGE or MODEL@STAGE#SEED, as the report groups them")
     add("--suite", choices=suite.SUITES, default=suite.SYNTHETIC)
     add("--output", required=True, metavar="DIR", help="folder for results and resumable runs")

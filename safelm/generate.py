@@ -33,7 +33,8 @@ def arguments() -> argparse.ArgumentParser:
     """The command's flags."""
     example = "python -m safelm.generate --checkpoint=/tmp/run --prompt='Once upon a time' --method=safe_beam"
     parser = cli.parser("safelm.generate", __doc__, example)
-    parser.add_argument("--checkpoint", required=True, help="workdir of a training run, or what safelm.convert wrote")
+    meaning = "workdir of a training run, or what safelm.convert wrote"
+    parser.add_argument("--checkpoint", required=True, metavar=cli.CHECKPOINT, help=meaning)
     parser.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text to continue; may be empty")
@@ -90,7 +91,7 @@ def main(flags: argparse.Namespace) -> None:
     """Loads, decodes, prints."""
     method = method_from_flags(flags)
     rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
-    config, params, tokenizer = checkpoint.load_for_inference(flags.checkpoint, step=flags.step)
+    config, params, tokenizer = checkpoint.load_for_inference(cli.checkpoint(flags.checkpoint)[1], step=flags.step)
     generations = inference.generate(
         config,
         params,

@@ -13,8 +13,6 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
@@ -48,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command's flags."""
     example = "python -m safelm.serve --checkpoint=raw=runs/raw --checkpoint=safety=runs/safety --port=8000"
     parser = cli.parser("safelm.serve", __doc__, example)
-    parser.add_argument("--checkpoint", action="append", required=True, metavar="[NAME=]SOURCE",
+    parser.add_argument("--checkpoint", action="append", required=True, metavar=cli.CHECKPOINT,
                         help="training run, converted checkpoint, Hugging Face folder or GGUF file; may be repeated, "
                         "the first is the default; clients ask for NAME (default: the folder's or file's)")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
@@ -73,28 +71,12 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_checkpoints(flags: Sequence[str]) -> dict[str, str]:
-    """Sources by name. Raises ValueError for a name that is given twice or holds other than letters, digits, - . _."""
-    sources: dict[str, str] = {}
-    for flag in flags:
-        name, equals, source = flag.partition("=")
-        if not equals:
-            source = flag
-            name = Path(source.rstrip("/")).name
-        if not source or not name or not all(each.isalnum() or each in "-._" for each in name):
-            raise ValueError(f"--checkpoint={flag}: want NAME=SOURCE with a name of letters, digits, -, . and _")
-        if name in sources:
-            raise ValueError(f"--checkpoint={flag}: the name {name} is given twice")
-        sources[name] = source
-    return sources
-
-
 def main(flags: argparse.Namespace) -> None:
     """Loads, then serves until told to end."""
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT, stream=sys.stderr, force=True)
     logging.getLogger("safelm").setLevel(logging.INFO)
     limits = Limits(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Limits)})
-    sources = parse_checkpoints(flags.checkpoint)
+    sources = cli.checkpoints(flags.checkpoint)
     if not 0 <= flags.port < 65536:
         raise ValueError(f"--port={flags.port}: want 0 to 65535")
     for name in ("slots", "cache_tokens", "steps_per_call"):

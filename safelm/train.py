@@ -6,8 +6,8 @@ The workdir (local or gs://) gets `config.json`, `tokenizer/`, `metrics.jsonl`, 
 `checkpoints/`. To resume, run the same command again: it goes on from the newest checkpoint, bit for bit as if it had
 never stopped. SIGTERM and Ctrl-C save and end it with code 143 and 130; bad input or a disk that is full end it with 2,
 numbers that aren't finite with 3. SIGUSR1 makes a profile of the next steps.
-`--dry_run` checks everything, prints parameters, memory, tokens, steps and time, and trains nothing; for a mesh of more
-devices than there are here, what can be checked without them.
+`--dry_run` checks everything, prints parameters, memory, tokens, steps, time and the settings that are not defaults,
+and trains nothing. It needs no --workdir. A tokenizer, data or devices that are not there yet are named, not checked.
 
 A decay of its own from a checkpoint of a wsd run's stable phase, which goes on unharmed (`safelm.train_resume`):
 
@@ -40,6 +40,7 @@ from safelm import (
     train_clock,
     train_config,
     train_data,
+    train_dry_run,
     train_events,
     train_faults,
     train_flags,
@@ -75,6 +76,9 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     """
     _set_compilation_cache(config.compilation_cache_dir)
     train_faults.check_config(config.faults)
+    if dry_run:
+        train_dry_run.dry_run(config, workdir)
+        return
     run = train_config.resolve(config, workdir)
     config = run.config
     data = train_data.TrainData(config, run.tokenizer)
@@ -82,17 +86,12 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     processes.agree(
         {"config": settings, "workdir": workdir, "tokenizer": run.tokenizer.hash, "data": data.fingerprints()}
     )
-    if dry_run and (absent := train_plan.absent_mesh(config.mesh.to_dict(), jax.device_count())):
-        print(f"{config}\n{train_plan.summary(run, data, absent)}", flush=True)
-        return
     mesh = sharding.make_mesh(config.mesh.to_dict())
     program, attention = train_program.make_program(config, run.model, mesh)
     learning_rate = _learning_rate(config)
     is_main = jax.process_index() == 0
     if is_main:
-        print(f"{config}\n{train_plan.summary(run, data, mesh, attention)}", flush=True)
-    if dry_run:
-        return
+        print(train_plan.summary(config, run.model, data, mesh, attention), flush=True)
     processes.check_shared(workdir)
     remote.check_writable(workdir)  # now, not after an hour
 
@@ -281,14 +280,14 @@ def _main(_: Sequence[str]) -> None:
     try:
         if not _CONFIG.value:
             raise ValueError("--config is missing: give a file of configs/")
-        if not _WORKDIR.value:
+        if not _WORKDIR.value and not _DRY_RUN.value:
             raise ValueError("--workdir is missing: give the run's folder")
         if _DISTRIBUTED.value:
             timeout_s = _CONFIG.value.faults.barrier_timeout_s
             processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout_s=timeout_s)
         elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
             raise ValueError("--coordinator_address, --num_processes and --process_id need --distributed")
-        train(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value)
+        train(_CONFIG.value, _WORKDIR.value or "", dry_run=_DRY_RUN.value)
         processes.finish()
     except (ValueError, OSError) as error:
         by_jax = isinstance(error.__cause__, jax.errors.JaxRuntimeError)  # a save breaks off when a worker is gone, say

@@ -20,14 +20,13 @@ import argparse
 import ast
 import json
 import logging
-import runpy
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from safelm import cli
+from safelm import cli, config_files
 from safelm.safety import classifier
 from safelm.safety.classifier import labels, recipe_config
 
@@ -62,10 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
 def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
     """The config of a file, with `FIELD=VALUE` changes. Raises UserError for an unknown field or a value of no use."""
-    try:
-        config = runpy.run_path(path)["get_config"]()
-    except (KeyError, SyntaxError, ImportError) as error:
-        raise cli.UserError(f"--config={path}: not a config file ({type(error).__name__}: {error})") from None
+    config = config_files.load(path)
     with config.unlocked():
         for change in changes:
             field, _, text = change.partition("=")

@@ -4,6 +4,7 @@ What may change when a run is resumed: see `safelm.train_resume`.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -147,6 +148,14 @@ def _settle_model(config: ConfigDict, model: ModelConfig) -> tuple[ConfigDict, M
         raise ValueError(f"seq_len is {config.seq_len}, longer than model.max_seq_len {model.max_seq_len}")
     config.model = ConfigDict(dataclasses.asdict(model))
     return config.lock(), model
+
+
+def not_default(config: ConfigDict) -> list[str]:
+    """"field=value" for what a config sets, without the phases of its data."""
+    defaults = json.loads(default_config().to_json_best_effort())
+    lines = changed_fields(defaults, json.loads(config.to_json_best_effort()))
+    fields = [line.partition(":")[0] for line in lines]
+    return [f"{field}={get_field(config, field)}" for field in fields if field != "data.phases"]
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

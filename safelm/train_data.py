@@ -45,7 +45,7 @@ class TrainData:
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer):
         """Opens the stores; FileNotFoundError or ValueError names the source and the field."""
         self._config = config
-        self.schedule = _schedule(config)
+        self.schedule = make_schedule(config)
         self.stores = _open_all(config, tokenizer, "data.phases", self.schedule.sources, config.data.split)
         self._loader = make_loader(
             self.stores,
@@ -118,7 +118,8 @@ class TrainData:
         }
 
 
-def _schedule(config: ConfigDict) -> MixtureSchedule:
+def make_schedule(config: ConfigDict) -> MixtureSchedule:
+    """The mixture schedule of a config; ValueError names the phase and the value at fault."""
     try:
         return MixtureSchedule(
             config.data.phases, batch_size=config.batch_size, seq_len=config.seq_len, total_steps=config.total_steps

@@ -3,28 +3,39 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
-from ml_collections import ConfigDict
+from absl import app
 
-from safelm import train_config
+from safelm import cli, config_files, train_config
 
 
 def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
-    """Parses the flags; `fail` is told in one line of a config field or an argument that doesn't exist.
+    """Parses the flags; `fail` is told in one line of a file, variant, field or argument that doesn't exist.
 
     `--help` ends the process with code 0. The config is to be the flag "config".
     """
+    arguments = [arguments[0], *cli.with_underscores(arguments[1:])]
+    sys.argv = arguments  # where ml_collections looks for --config.a.b
+    path = _config_path(arguments)
     try:
+        config = config_files.load(path) if path else None
         rest = app.parse_flags_with_usage(arguments)
     except SystemExit:
         if any(argument.lstrip("-") in ("help", "helpshort", "helpfull", "?") for argument in arguments):
             sys.exit(0)  # absl would end with 1
         raise
+    except cli.UserError as error:
+        fail(str(error))
     except (AttributeError, KeyError, TypeError) as error:
-        # The flag has no value yet, so the file it names is read again to say which field it lacks.
-        paths = [argument.split("=", 1)[1] for argument in arguments if argument.lstrip("-").startswith("config=")]
-        config = flags.FLAGS["config"].parser.parse(paths[-1]) if paths else ConfigDict()
         fail(train_config.unknown_field(config, arguments) or str(error))
     if rest[1:]:
         fail(f"unexpected argument: {rest[1]}")
     return rest
+
+
+def _config_path(arguments: list[str]) -> str:
+    """What `--config` names on the command line: the last one, "" without any."""
+    for number in range(len(arguments) - 1, 0, -1):
+        name, equals, value = arguments[number].lstrip("-").partition("=")
+        if name == "config" and arguments[number].startswith("-"):
+            return value if equals else "".join(arguments[number + 1 : number + 2])
+    return ""

@@ -35,9 +35,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
 from safelm import attention_kernels, chunked_loss, model, sharding, train_metrics
+from safelm.data.schedule import MixtureSchedule
 from safelm.model import ModelConfig
-from safelm.train_config import Resolved
-from safelm.train_data import TrainData
+from safelm.train_data import TrainData, make_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,19 +149,27 @@ def absent_mesh(shape: Mapping[str, int], num_devices: int) -> AbstractMesh | No
 
 
 def summary(
-    run: Resolved, data: TrainData, mesh: Mesh | AbstractMesh, attention: attention_kernels.Choice | None = None
+    config: ConfigDict,
+    model_config: ModelConfig,
+    data: TrainData | None,
+    mesh: Mesh | AbstractMesh,
+    attention: attention_kernels.Choice | None = None,
 ) -> str:
     """A run's size in lines for people: what `--dry_run` prints and every run begins with.
 
-    `attention` is the kernel settled for the mesh's devices; None where they aren't here.
+    Args:
+      config: resolved.
+      data: None where the token stores aren't there yet: what is planned is shown instead.
+      attention: the kernel settled for the mesh's devices; None where they aren't here.
     """
-    config, steps = run.config, run.config.total_steps
+    steps = config.total_steps
+    schedule = data.schedule if data else make_schedule(config)
     tokens = steps * config.batch_size * config.seq_len
     device_kind = mesh.devices.flat[0].device_kind if isinstance(mesh, Mesh) else ""
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    attention = attention or _assumed_attention(run.model, config.seq_len)
+    attention = attention or _assumed_attention(model_config, config.seq_len)
     memory = memory_estimate(
-        dataclasses.replace(run.model, attention=attention.kernel),
+        dataclasses.replace(model_config, attention=attention.kernel),
         mesh.shape,
         config.batch_size,
         config.grad_accum_steps,
@@ -169,19 +177,24 @@ def summary(
         vocab_chunks=config.loss.vocab_chunks,
     )
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in dataclasses.asdict(memory).items())
-    flops = tokens * train_metrics.flops_per_token(run.model, config.seq_len)
+    flops = tokens * train_metrics.flops_per_token(model_config, config.seq_len)
     lines = [
-        f"parameters: {run.model.num_params:,}",
+        f"parameters: {model_config.num_params:,}",
         f"tokens:     {tokens:,} ({config.batch_size} x {config.seq_len} a step)",
         f"steps:      {steps:,}",
         f"devices:    {mesh.size} {device_kind or 'planned for, not here'} ({axes})",
         f"attention:  {attention.kernel} ({attention.reason})",
         f"memory:     about {_bytes(memory.total)} a device ({parts})",
         f"compute:    {flops:.3g} FLOPs, {_time(config, flops, mesh.size, device_kind)}",
-        *(f"phase:      from step {start:,}: {_spelled(rates)}" for start, rates in data.schedule.starts()),
-        data.ledger_table(steps),
+        *(f"phase:      from step {start:,}: {_spelled(rates)}" for start, rates in schedule.starts()),
+        data.ledger_table(steps) if data else _planned_table(schedule, steps),
     ]
     return "\n".join(lines)
+
+
+def _planned_table(schedule: MixtureSchedule, steps: int) -> str:
+    planned = schedule.tokens_planned(steps)
+    return "\n".join(f"source:     {name}: {round(planned[name]):,} tokens planned" for name in schedule.sources)
 
 
 def _assumed_attention(config: ModelConfig, seq_len: int) -> attention_kernels.Choice:
@@ -202,7 +215,9 @@ def _spelled(rates: Mapping[str, float]) -> str:
 def _time(config: ConfigDict, flops: int, num_devices: int, device_kind: str) -> str:
     peak = train_metrics.peak_flops(device_kind, config.log.peak_flops)
     if peak is None:
-        return "no time to name: the devices' peak isn't known, give log.peak_flops"
+        chip_days = flops / (train_metrics.peak_flops("TPU v5e") * config.log.assumed_mfu * 86400)
+        v5e = f"on TPU v5e about {chip_days:,.0f} chip-days at {config.log.assumed_mfu:.0%} MFU"
+        return f"{v5e} (these devices' peak isn't known: give log.peak_flops)"
     seconds = flops / (num_devices * peak * config.log.assumed_mfu)
     days, hours, minutes = int(seconds // 86400), int(seconds // 3600 % 24), int(seconds // 60 % 60)
     spelled = f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{seconds / 60:.1f} min"

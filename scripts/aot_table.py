@@ -10,15 +10,13 @@ collectives' share of the step and what of it nothing hides. The last line says 
 would be bound by communication, with the compute of a chip and the gathering of all parameters both extrapolated.
 """
 
-import argparse
 import json
 import pathlib
-import runpy
 import subprocess
 import sys
 import tempfile
 
-from safelm import aot_topology
+from safelm import aot_topology, cli, config_files
 
 
 def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[str]) -> dict:
@@ -63,7 +61,7 @@ def bound_from(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.aot_table", __doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--topologies", default="v5e:4x4,v5e:8x8,v5e:16x16")
     parser.add_argument("--rows", type=int, default=2, help="rows of a micro-batch on a chip")
@@ -71,7 +69,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--output", help="folder for the JSON files")
     arguments, flags = parser.parse_known_args()
-    batch_size = runpy.run_path(arguments.config)["get_config"]().batch_size
+    batch_size = config_files.load(arguments.config).batch_size
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(arguments.output or temporary)
         folder.mkdir(parents=True, exist_ok=True)

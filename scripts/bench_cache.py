@@ -6,7 +6,6 @@ Both read the same generated web-like files through the same source, filter and 
 `vocabulary.encode_tf` over single documents, as `seqio.preprocessors.tokenize` does, and writes nothing.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -15,6 +14,7 @@ import time
 
 import numpy as np
 
+from safelm import cli
 from safelm.tokenizer import Tokenizer
 
 _WORD_COUNT = 8000
@@ -22,7 +22,7 @@ _WORD_COUNT = 8000
 
 def main() -> None:
     """Prints both rates and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_cache", __doc__)
     parser.add_argument("--tokenizer", help="default: one trained on the generated words")
     parser.add_argument("--megabytes", type=int, default=24, help="of generated text")
     flags = parser.parse_args()

@@ -36,6 +36,7 @@ from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 from grain.experimental import ConcatThenSplitIterDataset, ElasticIterator
 
+from safelm import cli
 from safelm.data.assembly import Assembly
 from safelm.data.batches import Batches
 from safelm.data.loader import Loader
@@ -208,7 +209,7 @@ class Rivals:
 
 def main() -> None:
     """Makes the data in a temporary folder, measures every variant in turn, prints a table and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_data", __doc__)
     parser.add_argument("--tokens", type=int, default=24_000_000, help="tokens in all sources together")
     parser.add_argument("--seq_len", type=int, default=2048, help="tokens a row")
     parser.add_argument("--batch_tokens", type=int, default=131_072, help="tokens a batch")

@@ -147,7 +147,7 @@ def measure(batches: Iterator[Any], seq_len: int, seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rates", help="JSON: folder of a source -> its share")
     parser.add_argument("--seq_len", type=int, required=True)
     parser.add_argument("--batch_size", type=int, required=True)

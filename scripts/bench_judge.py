@@ -7,7 +7,6 @@ example:
   python scripts/bench_judge.py --source=smollm2 --documents=60 --output=judge.json
 """
 
-import argparse
 import csv
 import importlib.util
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from safelm import cli
 from safelm.formats.sources import read_model
 from safelm.safety.embedding import installed_path
 from safelm.safety.ensemble import Agreement
@@ -89,7 +89,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_judge", __doc__)
     parser.add_argument("--source", default="smollm2", help="what safelm.safety.judge.load_judge takes")
     parser.add_argument("--documents", type=int, default=60, help="scored without a reason, against people")
     parser.add_argument("--timed", type=int, default=20, help="of these, scored again for the speed")

@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from safelm import documents
+from safelm import cli, documents
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.counting import Piece, Settings, count_piece
 from safelm.safety.report_card.matching import Matcher
@@ -198,7 +198,7 @@ def datatrove(python: str, folder: str, texts: Sequence[str], queries: Sequence[
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_report_card", __doc__)
     parser.add_argument("--texts", help="files with a column text (default: the synthetic web)")
     parser.add_argument("--megabytes", type=float, default=3.0, help="of text to take (default %(default)s)")
     parser.add_argument("--slow_megabytes", type=float, default=0.3, help="of it for the rivals (default %(default)s)")

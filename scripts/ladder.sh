@@ -3,16 +3,19 @@
 #   scripts/ladder.sh [DIR] [FLAG...]               the embedded corpus; DIR (default runs/ladder) keeps everything
 #   scripts/ladder.sh DIR --real=DATA [FLAG...]     real text from a folder with text/, classifier/, sft/, eval_prompts/
 #   scripts/ladder.sh DIR --real=DATA --init_checkpoint=W/smollm2 [FLAG...]     SmolLM2-135M continued on that text
-# Run again to continue after any stop. Other flags go to `python -m safelm.ladder`; --help has them.
+# Run again to continue after any stop. WORKERS (default 2) says how many processes work. Other flags go to
+# `safelm ladder`, whose --help has them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/help.sh
+. scripts/help.sh
 
 run_dir=runs/ladder variant=embedded flags=()
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then run_dir=$1; shift; fi
 for flag in "$@"; do
   case $flag in
     --real=*) flags+=("--config.real=${flag#*=}"); [ $variant = embedded ] && variant=real ;;
-    --init_checkpoint=*) flags+=("--config.init_checkpoint=${flag#*=}"); variant=smollm2_135m ;;
+    --init_checkpoint=* | --init-checkpoint=*) flags+=("--config.init_checkpoint=${flag#*=}"); variant=smollm2_135m ;;
     *) flags+=("$flag") ;;
   esac
 done

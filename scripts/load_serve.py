@@ -34,6 +34,8 @@ from typing import Any
 import aiohttp
 from bench_serve import model_flags, server
 
+from safelm import cli
+
 METHODS = ("greedy", "sample", "beam", "safe_beam", "tag_penalty")
 QUIET = ("safelm_open_requests", "safelm_engine_active", "safelm_engine_waiting", "safelm_engine_tokens_reserved")
 TEXT = "the cat sat on the mat, the dog did not "
@@ -164,7 +166,7 @@ async def run(url: str, flags: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.load_serve", __doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=32)
     flags = parser.parse_args()

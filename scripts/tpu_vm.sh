@@ -290,6 +290,12 @@ poll_seconds=60 dry_run=0 wait=0
 create_flags=()
 training_flags=()
 while [ $# -gt 0 ]; do
+  case $1 in  # --some_flag is --some-flag, as everywhere
+    --*_*=* | --*_*)
+      flag=${1%%=*}
+      set -- "${flag//_/-}${1#"$flag"}" "${@:2}"
+      ;;
+  esac
   case $1 in
     -h | --help) usage && exit 0 ;;
     --dry-run) dry_run=1 ;;

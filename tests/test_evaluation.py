@@ -148,7 +148,7 @@ def test_command_writes_table_json_and_figure_and_resumes(small, tmp_path, capsy
     [
         (["--methods=greedy,magic"], "unknown method 'magic'"),
         (["--checkpoint=raw=elsewhere"], "given twice"),
-        (["--checkpoint=nowhere"], "NAME=DIR"),
+        (["--checkpoint=a b=x"], "NAME=DIR"),
         (["--prompts=/nonexistent"], "harmful.jsonl"),
         (["--skip=raw:beam"], "--skip=raw:beam"),
         (["--max_new_tokens=500"], "context"),

@@ -70,9 +70,3 @@ def test_the_stage_is_a_mixture_with_a_tenth_of_tagged_answers(stages):
     assert tuned["data"]["phases"][0]["rates"]["harm_tagged_chat"] == 0.1 and tuned["data"]["packing"] == "fit"
     finetuned = json.loads((stages[2] / "config.json").read_text())
     assert finetuned["data"]["phases"][0]["rates"] == {"gsm8k": 1.0}
-
-
-def test_an_unknown_size_is_named():
-    for file in ("instruction_tune", "benign_finetune"):
-        with pytest.raises(ValueError, match="unknown size '7b': there are 1b7, 135m, tiny"):
-            importlib.import_module(f"configs.{file}").get_config("7b")

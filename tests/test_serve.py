@@ -203,7 +203,7 @@ def test_the_command_serves_and_ends_gracefully(folder):
     [
         (["--checkpoint=/no/such/folder"], "/no/such/folder: no such file or folder"),
         (["--checkpoint=a=x", "--checkpoint=a=y"], "--checkpoint=a=y: the name a is given twice"),
-        (["--checkpoint=a b=x"], "--checkpoint=a b=x: want NAME=SOURCE"),
+        (["--checkpoint=a b=x"], "--checkpoint=a b=x: want NAME=DIR"),
         (["--checkpoint=x", "--port=70000"], "--port=70000: want 0 to 65535"),
         (["--checkpoint=x", "--slots=0"], "--slots=0: must be at least 1"),
         (["--checkpoint=x", "--request_seconds=-1"], "--request_seconds=-1.0: must be above 0"),
@@ -224,8 +224,3 @@ def test_a_port_that_is_taken_is_named(folder, server):
     port = server.address[1]
     with pytest.raises(OSError, match=rf"--host=127\.0\.0\.1 --port={port}: can't listen there"):
         serve.main(serve.arguments().parse_args([f"--checkpoint={folder}", f"--port={port}"]))
-
-
-def test_names_of_checkpoints():
-    parsed = serve.parse_checkpoints(["raw=runs/a", "gs://bucket/run-2/", "models/x.gguf"])
-    assert parsed == {"raw": "runs/a", "run-2": "gs://bucket/run-2/", "x.gguf": "models/x.gguf"}

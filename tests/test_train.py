@@ -259,7 +259,7 @@ def test_unknown_field_is_named_with_its_siblings(inputs):
 
 
 def test_the_command(inputs, tmp_path):
-    """Unknown field: one line, code 2; else it trains, prints the resolved config, and imports no TensorFlow."""
+    """Unknown field: one line, code 2; else it trains, keeps the resolved config, and imports no TensorFlow."""
     command = [sys.executable, "-m", "safelm.train", "--config=configs/tiny_cpu.py", f"--workdir={tmp_path}"]
     run = subprocess.run([*command, "--config.modle.d_model=3"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1
@@ -268,5 +268,6 @@ def test_the_command(inputs, tmp_path):
     command += ["--config.mesh.data=8", "--config.batch_size=16", "--config.total_steps=2"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "total_steps: 2" in run.stdout and "step 2/2  loss" in run.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 2 and "!!python" not in run.stdout
+    assert "step 2/2  loss" in run.stderr
     assert "tokens/s" in run.stderr and "ETA" in run.stderr and "MFU n/a" in run.stderr

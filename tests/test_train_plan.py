@@ -119,12 +119,28 @@ def test_dry_run_for_a_pod_that_is_not_here(inputs, tmp_path, capsys, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_without_tokenizer_data_and_workdir(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = importlib.import_module("configs.smollm2_1b7").get_config()
+    with config.unlocked():
+        config.tokenizer, config.data.root = "/no/such/tokenizer", "/no/such/tokens"
+        config.mesh.fsdp, config.log.peak_flops = 256, 197e12
+    train(config, "", dry_run=True)
+    out = capsys.readouterr().out
+    assert "parameters: 1,711,378,432\n" in out and "GiB a device" in out and "at 40% MFU of 256 x 197 TFLOP/s" in out
+    assert re.search(r"source:     safeweb: 2,200,000,10\d,\d+ tokens planned\n", out)
+    assert "not there:  tokenizer /no/such/tokenizer" in out and "not there:  data.root /no/such/tokens" in out
+    assert "optimizer.peak_lr=0.0005" in out
+
+
 def test_dry_run_still_checks_what_can_be_checked(inputs, tmp_path):
     overrides = {"mesh.fsdp": 16, "mesh.data": 1}
     with pytest.raises(ValueError, match=r"batch_size=24 .* is not a multiple of mesh.data x mesh.fsdp = 16"):
         train(tiny_runs.tiny_config(inputs, batch_size=24, **overrides), str(tmp_path), dry_run=True)
-    with pytest.raises(FileNotFoundError, match=r"data.root '/no/such' lacks source"):
-        config = tiny_runs.tiny_config(inputs, batch_size=16, **overrides, **{"data.root": "/no/such"})
+    config = tiny_runs.tiny_config(inputs, batch_size=16, **overrides)
+    with config.unlocked():
+        config.data.phases = ({"start": 0.0, "rates": {"unheard_web": 1.0}},)
+    with pytest.raises(FileNotFoundError, match="lacks source unheard_web"):
         train(config, str(tmp_path), dry_run=True)
     with pytest.raises(ValueError, match=r"mesh.data=3"):
         train(tiny_runs.tiny_config(inputs, **{"mesh.data": 3}), str(tmp_path), dry_run=True)
