@@ -46,7 +46,7 @@ Features = tuple[np.ndarray, np.ndarray]  # x_CD, text_C
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
-        "eval_classifier", __doc__, "python scripts/eval_classifier.py --shared_data=DATA --output=report.json"
+        "scripts.eval_classifier", __doc__, "python scripts/eval_classifier.py --shared_data=DATA --output=report.json"
     )
     parser.add_argument("--shared_data", type=pathlib.Path, help="folder with classifier/ and text/")
     parser.add_argument("--only", help=f"sets to test on, of {','.join(SETS)}")

@@ -1,6 +1,8 @@
 """What may import what; training, generation and evaluation run where TensorFlow and SeqIO are absent."""
 
 import ast
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -13,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 # A module may import modules of its own layer or an earlier one, never a later one. A package's modules share its
 # layer unless they are named; the longest name that fits decides.
 LAYERS = [
-    ("safelm", "safelm.tags", "safelm.cli", "safelm.host_memory", "safelm.sharding", "safelm.tokenizer"),
+    ("safelm", "safelm.tags", "safelm.cli", "safelm.config_files", "safelm.__main__", "safelm.host_memory",
+     "safelm.sharding", "safelm.tokenizer"),
     ("safelm.model", "safelm.attention_kernels", "safelm.loss", "safelm.blocked_loss", "safelm.chunked_loss",
      "safelm.optimizer", "safelm.data", "safelm.documents", "safelm.synthetic_web"),
     ("safelm.checkpoint", "safelm.formats", "safelm.inference"),
@@ -113,6 +116,10 @@ def test_every_command_has_help_with_an_example(command):
     text = done.stdout + done.stderr
     assert done.returncode == 0, text
     assert f"python -m safelm.{command} " in text
+    document = (inspect.getdoc(importlib.import_module(f"safelm.{command}")) or "").splitlines()
+    assert not [line for line in document if len(line) > 120], "a backslash joined lines"
+    if command != "synthetic_web":  # its command has a line of its own
+        assert not [line for line in document if line.strip() not in text], "line breaks are lost"
 
 
 def test_train_generate_and_evaluate_load_no_tensorflow_even_where_it_is_installed():
