@@ -1,28 +1,13 @@
-"""What every command shares: how flags, checkpoints and configs are named, and help that is there at once."""
+"""What every command shares: how flags, checkpoints and configs are named."""
 
-import ast
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from safelm import __main__ as console
 from safelm import cli, config_files, train_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "__init__"))
-# They run in .venv-bench, which has neither SafeLM nor its help.
-OTHER_VENV = ("bench_data_rivals", "bench_train_torch")
-SCRIPTS = sorted(
-    path
-    for path in (ROOT / "scripts").glob("*.py")
-    if path.stem not in OTHER_VENV and '__name__ == "__main__"' in path.read_text()
-)
-SHELL_SCRIPTS = sorted(
-    path for path in (ROOT / "scripts").glob("*.sh") if path.name not in ("help.sh", "tpu_vm_workers.sh")
-)
 
 
 def test_dashes_and_underscores_are_the_same_flag():
@@ -100,70 +85,3 @@ def test_safety_is_among_the_variants_of_the_quickstart(in_the_checkout, capsys)
         train_flags.parse(["train", "--config=configs/nothing.py"], fail)
     with pytest.raises(FailedError, match=r"--config=README\.md: not a config file"):
         train_flags.parse(["train", "--config=README.md"], fail)
-
-
-@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
-def test_help_of_a_shell_script_says_how_it_is_called_and_does_nothing(path, tmp_path):
-    env = os.environ | {"SAFELM_VENV": str(tmp_path / "venv"), "SAFELM_BENCH_VENV": str(tmp_path / "bench")}
-    done = subprocess.run(["bash", str(path), "--help"], capture_output=True, text=True, env=env, timeout=60)
-    assert done.returncode == 0 and not done.stderr
-    assert f"scripts/{path.name}" in done.stdout
-    assert not list(tmp_path.iterdir())
-
-
-ALL_HELPS = """
-import io, os, runpy, sys
-import jax, numpy, safelm.train, safelm.evaluate  # once, for all
-for script in sys.argv[1:]:
-    if not (child := os.fork()):
-        sys.argv, sys.stdout = [script, "--help"], io.StringIO()
-        sys.path.insert(0, os.path.dirname(script))
-        code = "no end"
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        text = sys.stdout.getvalue()
-        if code or "usage: python scripts/" not in text:
-            os.write(1, f"{script}: {code}, {text[:80]!r}\\n".encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
-
-
-def test_help_of_every_python_script():
-    """Each in a fork of one process that has imported what most of them need: a minute less."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", ALL_HELPS, *map(str, SCRIPTS)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert not done.stdout
-
-
-def test_the_console_command_lists_and_runs_the_commands(monkeypatch, capsys):
-    with_main = set()
-    for path in [*(ROOT / "safelm").glob("*.py"), *(ROOT / "safelm").glob("*/__main__.py")]:
-        if '__name__ == "__main__"' in path.read_text() and path.name != "beam_worker.py":
-            with_main.add(path.parent.name if path.name == "__main__.py" else path.stem)
-    assert set(console.COMMANDS) == with_main - {"safelm"}
-    monkeypatch.setattr(sys, "argv", ["safelm", "--help"])
-    console.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == list(console.COMMANDS)
-    ran = []
-    monkeypatch.setattr(os, "execv", lambda *command: ran.append(command) or sys.exit(0))
-    for name in ("report_card", "report-card"):
-        monkeypatch.setattr(sys, "argv", ["safelm", name, "--output=x"])
-        with pytest.raises(SystemExit):
-            console.main()
-        assert ran.pop() == (sys.executable, [sys.executable, "-m", "safelm.report_card", "--output=x"])
-    monkeypatch.setattr(sys, "argv", ["safelm", "trian"])
-    with pytest.raises(SystemExit, match="2"):
-        console.main()
-    assert "no command 'trian'" in capsys.readouterr().err
-
-
-def test_the_console_command_imports_nothing_heavy():
-    imports = [node for node in ast.walk(ast.parse((ROOT / "safelm" / "__main__.py").read_text())) if
-               isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
-    assert {alias.name for node in imports for alias in node.names} <= set(sys.stdlib_module_names)

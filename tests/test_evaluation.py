@@ -126,7 +126,7 @@ def test_command_writes_table_json_and_figure_and_resumes(small, tmp_path, capsy
         ("safety", "greedy"),
         ("safety", "safe_beam"),
     ]
-    assert format_table(table_rows(results)) in out
+    assert format_table(list(zip(*table_rows(results), strict=True))) in out
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     assert "| checkpoint |" in (tmp_path / "results.md").read_text()
     run = results["runs"][0]

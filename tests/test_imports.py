@@ -1,8 +1,6 @@
 """What may import what; training, generation and evaluation run where TensorFlow and SeqIO are absent."""
 
 import ast
-import importlib
-import inspect
 import os
 import subprocess
 import sys
@@ -105,21 +103,6 @@ sys.meta_path.insert(0, Blocker())
 def test_every_command_imports_without_tensorflow(command):
     done = run(BLOCKER + f"import safelm.{command}")
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command):
-    done = run(
-        BLOCKER + "import runpy; sys.argv = ['x', '--help']; "
-        f"runpy.run_module('safelm.{command}', run_name='__main__', alter_sys=True)"
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text
-    assert f"python -m safelm.{command} " in text
-    document = (inspect.getdoc(importlib.import_module(f"safelm.{command}")) or "").splitlines()
-    assert not [line for line in document if len(line) > 120], "a backslash joined lines"
-    if command != "synthetic_web":  # its command has a line of its own
-        assert not [line for line in document if line.strip() not in text], "line breaks are lost"
 
 
 def test_train_generate_and_evaluate_load_no_tensorflow_even_where_it_is_installed():
