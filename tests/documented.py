@@ -25,11 +25,11 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-def expand(block: str) -> list[list[str]]:
-    """The words of every command of a block after the shell's expansions; patterns of files stay as they are."""
+def expand(block: str, *, cwd: Path = ROOT) -> list[list[str]]:
+    """The words of every command of a block after the shell's expansions, in a folder."""
     # A path is no function: its commands get a name that is.
     text = re.sub(r"^((?:\w+=\S+ )*)(scripts/\S+\.sh|\.venv/bin/\w+)", r"\1say \2", block, flags=re.MULTILINE)
-    done = subprocess.run(["bash", "-f", "-c", _PRINT + text], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", _PRINT + text], capture_output=True, text=True, cwd=cwd, timeout=60)
     assert done.returncode == 0 and not done.stderr, f"{done.stderr}\n{block}"
     return [command.split("\0") for command in done.stdout.removesuffix("\0\0").split("\0\0") if command]
 
