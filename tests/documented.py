@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
-# Instead of running a program the shell prints its words, with NUL between them and after them.
+# Instead of running a program the shell prints its words, each with a NUL behind it, and a NUL behind the last.
 _PRINT = r"""
 say() { printf '%s\0' "$@"; printf '\0'; }
 for program in source curl; do eval "$program() { say $program \"\$@\"; }"; done
@@ -26,10 +26,11 @@ def blocks(page: str) -> list[str]:
 
 
 def expand(block: str, *, cwd: Path = ROOT) -> list[list[str]]:
-    """The words of every command of a block after the shell's expansions, in a folder."""
-    # A path is no function: its commands get a name that is.
-    text = re.sub(r"^((?:\w+=\S+ )*)(scripts/\S+\.sh|\.venv/bin/\w+)", r"\1say \2", block, flags=re.MULTILINE)
-    done = subprocess.run(["bash", "-c", _PRINT + text], capture_output=True, text=True, cwd=cwd, timeout=60)
+    """The words of every command of a block after the shell's expansions, in a folder. Runs none of them."""
+    # A path is no function: `say` is put before it. Should one be missed, a restricted shell refuses it.
+    text = re.sub(r"(^|&& )((?:\w+=\S+ )*)(?=(?:scripts|\.venv/bin)/)", r"\1say \2", block, flags=re.MULTILINE)
+    shell = ["/bin/bash", "--restricted", "-c", _PRINT + text]
+    done = subprocess.run(shell, capture_output=True, text=True, cwd=cwd, env={"PATH": "/nonexistent"}, timeout=60)
     assert done.returncode == 0 and not done.stderr, f"{done.stderr}\n{block}"
     return [command.split("\0") for command in done.stdout.removesuffix("\0\0").split("\0\0") if command]
 
