@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from safelm import checkpoint, cli, inference, prompting
+from safelm import checkpoint, cli, documents, inference, prompting
 from safelm.inference import methods
 from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
@@ -68,20 +68,12 @@ def method_from_flags(flags: argparse.Namespace) -> methods.Method:
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
-    """The rows of a jsonl file, each with a string in "prompt"; ValueError names file and line of a bad one."""
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-                found = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-                raise ValueError(f'{path}, line {number}: wants an object with a string "prompt", has {found}')
-            rows.append(row)
+    """The rows of a file of JSON lines, each with a string in "prompt"; ValueError names file and row of a bad one."""
+
+    def refuse(malformed: documents.Malformed) -> None:
+        raise ValueError(f"--prompts_file={path}: row {malformed.row}: {malformed.reason}")
+
+    rows = [dict(row.row) for row in documents.iter_json(path, refuse, text_column="prompt")]
     if not rows:
         raise ValueError(f"--prompts_file={path}: no prompts in it")
     return rows

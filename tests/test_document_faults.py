@@ -16,7 +16,7 @@ from test_score import score_one
 
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents
 from data_tasks.sources import WebDocumentSource
-from safelm import documents, train_tokenizer
+from safelm import documents, generate, train_tokenizer
 from safelm.documents import json_lines
 from safelm.safety.report_card.counting import Piece, Settings, count_piece
 from safelm.safety.scoring.shard import ShardJob
@@ -69,7 +69,7 @@ def test_dates_that_python_does_not_have_stop_no_command(tmp_path):
     row = pages(path)[0]
     assert row["metadata"]["language"] == "en" and isinstance(row["far"], str)
     assert row["year 0"].startswith("0000-01-01") and str(row["nanoseconds"]).endswith(".000000001")
-    json.dumps(row["listed"])
+    json.dumps(row["listed"], default=str)
 
 
 def test_columns_that_are_passed_on_come_out_as_they_went_in(tmp_path):
@@ -135,6 +135,12 @@ def test_what_a_file_is_packed_with_is_decided_by_its_content(tmp_path, name, pa
     assert len(used_by_tasks(path)) == 50
     counts = train_tokenizer.CorpusCounts()
     assert len(list(train_tokenizer.read_texts([str(path)], "text", counts))) == 50 and not counts.malformed
+
+
+def test_prompts_behind_a_byte_order_mark_are_read(tmp_path):
+    path = tmp_path / "prompts"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b\xe2\x80\xa8c", "n": 1}')
+    assert generate.read_prompts(str(path)) == [{"prompt": "a"}, {"prompt": "b\u2028c", "n": 1}]
 
 
 @pytest.mark.parametrize("end", PACK)

@@ -283,7 +283,7 @@ def test_the_command_prints_the_text_and_all_about_it(checkpoint_folder, tmp_pat
         (["--prompt=a", "--temperature=2"], "--temperature=2.0: --method=greedy does not take it"),
         (["--prompt=a", "--method=beam", "--num_beams=0"], "num_beams=0, want at least 1"),
         (["--prompt=a", "--max_new_tokens=99"], "max_new_tokens=99 make"),
-        (["--prompts_file=BAD"], 'line 2: wants an object with a string "prompt"'),
+        (["--prompts_file=BAD"], "row 2: field 'prompt' is "),
         (["--prompts_file=NONE"], "NONE"),
     ],
 )

@@ -46,7 +46,7 @@ from safelm.documents.json_lines import (
     parse_object,
 )
 from safelm.documents.malformed import Malformed, MalformedError, MalformedLimit, Quarantine
-from safelm.documents.opening import DAMAGED, is_compressed, open_binary
+from safelm.documents.opening import is_compressed, open_binary, read_text
 from safelm.documents.parquet import (
     batch_rows,
     check_columns,
@@ -59,7 +59,6 @@ from safelm.documents.parquet import (
 from safelm.documents.rows import Row, check_names, iter_rows, read_rows
 
 __all__ = [
-    "DAMAGED",
     "ID_COLUMN",
     "MAX_ROW_BYTES",
     "PARQUET",
@@ -104,6 +103,7 @@ __all__ = [
     "parse_object",
     "raw_parquet",
     "read_rows",
+    "read_text",
     "required_id",
     "row_id",
     "suffix",

@@ -20,6 +20,24 @@ _ZSTD_FEED_BYTES = 1 << 10  # of compressed data at once: it can stand for 32 Mi
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)  # what reading a damaged file raises, and OSError
 
 
+MAX_WHOLE_BYTES = 1 << 30
+
+
+def read_text(path: str) -> str:
+    """The text of a whole file, decompressed, without a byte order mark.
+
+    Raises ValueError where it is damaged, not UTF-8 or longer than 1 GiB.
+    """
+    try:
+        with open_binary(path, decompress=True) as file:
+            content = file.read(MAX_WHOLE_BYTES + 1)
+        if len(content) > MAX_WHOLE_BYTES:
+            raise ValueError(f"{path}: longer than {MAX_WHOLE_BYTES >> 20} MiB; make JSON lines of it")
+        return content.decode("utf-8-sig")
+    except (UnicodeDecodeError, *DAMAGED) as error:
+        raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
+
+
 @contextlib.contextmanager
 def open_binary(path: str, *, decompress: bool = False) -> Iterator[Any]:
     """A file to read in; `decompress` as its content asks for, whatever its name ends in.

@@ -7,7 +7,7 @@ A date that Python has no value for (before year 1, behind 9999, or with nanosec
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from safelm.data import remote
@@ -19,18 +19,23 @@ _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 1024
 
 
+Columns = Sequence[str] | Callable[[Any], Sequence[str] | None] | None
+
+
 def iter_parquet(
-    path: str, columns: Sequence[str] | None, *, text_column: str | None, groups: Part | None = None
+    path: str, columns: Columns, *, text_column: str | None, groups: Part | None = None
 ) -> Iterator[tuple[int, Any]]:
     """(number of its first row from 1, Arrow record batch) of a Parquet file or of some of its row groups.
 
-    `columns` may name fields of structs, `struct.field`. Batches are of some 8 MB. Raises ValueError where a column is
-    missing, the text column holds no strings, or a row group has not as many rows as the file says.
+    `columns`: names, fields of structs as `struct.field`; None for all; or what gives these, of the Arrow schema.
+    Batches are of some 8 MB. Raises ValueError where a column is missing, the text column holds no strings, or a row
+    group has not as many rows as the file says.
     """
     import pyarrow
 
     number = 0
     with open_parquet(path) as table:
+        columns = columns(table.schema_arrow) if callable(columns) else columns
         check_columns(path, table.schema_arrow, columns or (), text_column)
         try:
             last = table.num_row_groups if groups is None else groups.stop

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm.documents import json_lines, parquet, tables
@@ -39,7 +39,6 @@ def iter_rows(
     text_column: str | None,
     columns: Sequence[str] | None = None,
     required: Wanted | None = None,
-    on_fields: Callable[[Sequence[str]], object] = lambda names: None,
 ) -> Iterator[Row]:
     """Streams the rows of one file in file order; memory holds some rows, never the file (but for a JSON array).
 
@@ -49,13 +48,12 @@ def iter_rows(
       columns: what is read of Parquet where the file has it, fields of structs as `struct.field`; None for all. Rows
         of other formats come whole.
       required: what a file must have: its name -> the columns of which any will do.
-      on_fields: is told what columns a Parquet file has, before the first row.
 
     Raises ValueError for a file that is damaged or lacks a column, FileNotFoundError or OSError as reading does.
     """
     required = dict(required or {})
     if path.endswith(PARQUET):
-        chosen = _choose(path, columns, required, text_column, on_fields)
+        chosen = functools.partial(_choose, path, columns, required, text_column)
         for first, batch in parquet.iter_parquet(path, chosen, text_column=text_column):
             for number, values in parquet.batch_rows(first, batch, text_column, on_malformed):
                 yield Row(number, values)
@@ -87,11 +85,9 @@ def read_rows(
     `on_malformed` None makes the first malformed row a ValueError.
     """
     wanted = None if columns is None else list(dict.fromkeys([*columns, *([text_column] if text_column else [])]))
-    if wanted is not None and path.endswith(PARQUET):
-        with parquet.open_parquet(path) as table:
-            parquet.check_columns(path, table.schema_arrow, wanted, text_column)
+    required = {name: [name] for name in wanted or ()} if path.endswith(PARQUET) else None
     report = on_malformed or functools.partial(_refuse, path)
-    for row in iter_rows(path, report, text_column=text_column, columns=wanted):
+    for row in iter_rows(path, report, text_column=text_column, columns=wanted, required=required):
         kept = row.values if wanted is None else {name: row.values[name] for name in wanted if name in row.values}
         yield row.number, dict(kept)
 
@@ -101,13 +97,14 @@ def _refuse(path: str, malformed: Malformed) -> None:
 
 
 def _choose(
-    path: str, columns: Sequence[str] | None, required: Wanted, text_column: str | None, on_fields: Callable
+    path: str,
+    columns: Sequence[str] | None,
+    required: Wanted,
+    text_column: str | None,
+    schema: Any,
 ) -> list[str] | None:
     """The columns of a Parquet file to read; ValueError where one that rows must have isn't there."""
-    with parquet.open_parquet(path) as table:
-        schema = table.schema_arrow
     names = parquet.field_names(schema)
-    on_fields(names)
     for name, any_of in required.items():
         if not any(field in names for field in any_of):
             raise missing_column(path, name, names, any_of)

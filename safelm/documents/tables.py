@@ -8,7 +8,7 @@ from typing import Any
 
 from safelm.documents.json_lines import MAX_ROW_BYTES, OnMalformed
 from safelm.documents.malformed import Malformed
-from safelm.documents.opening import DAMAGED, open_binary
+from safelm.documents.opening import DAMAGED, open_binary, read_text
 
 _BLANK = b" \t\r\n"
 
@@ -23,19 +23,13 @@ def is_array(path: str) -> bool:
     return begin.startswith(b"[") and begin[1:].lstrip(_BLANK)[:1] in (b"{", b"]", b"")
 
 
-def iter_array(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a JSON array; it is held in memory, so it may not be longer than MAX_ROW_BYTES."""
+def iter_array(path: str) -> Iterator[tuple[int, Any]]:
+    """(row number from 1, row) of a JSON array, which is held in memory (see `read_text`)."""
+    text = read_text(path)
     try:
-        with open_binary(path, decompress=True) as file:
-            content = file.read(MAX_ROW_BYTES + 1)
-        if len(content) > MAX_ROW_BYTES:
-            raise ValueError(f"{path}: a JSON array of more than {MAX_ROW_BYTES >> 20} MiB; make JSON lines of it")
-        found = json.loads(content)
-    except (*DAMAGED, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path}: not JSON, damaged or cut short ({reason})") from error
-    if not isinstance(found, list):
-        raise ValueError(f"{path}: not an array of objects but {type(found).__name__}")
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON, damaged or cut short ({error})") from error
     yield from enumerate(found, 1)
 
 

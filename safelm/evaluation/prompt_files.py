@@ -35,14 +35,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{path}: not a file this can read (one of {known}; all but Parquet also .gz or .zst)")
         yield from documents.read_rows(path, text_column=None)
         return
-    try:
-        with documents.open_binary(path, decompress=True) as file:
-            text = file.read().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, *documents.DAMAGED) as error:
-        raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
-    yield from enumerate(_PARSERS[ending](path, text), start=1)
+    yield from enumerate(_PARSERS[ending](path, documents.read_text(path)), start=1)
 
 
 def _delimited(path: str, text: str, delimiter: str) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ local file `.csv`, `.csv.gz`, `.json`, `.json.gz` (one list). Messages name file
 import collections
 import csv
 import dataclasses
-import gzip
 import hashlib
 import importlib.util
 import io
@@ -223,11 +222,10 @@ def _rows(path: str, scheme: Scheme) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def table_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, row) of a local `.csv[.gz]` or `.json[.gz]` file. Raises ValueError if it can't be read."""
+    text = documents.read_text(path)
     try:
-        data = pathlib.Path(path).read_bytes()
-        text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig")
         rows = list(_csv_rows(text)) if path.removesuffix(".gz").endswith(".csv") else json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+    except (json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: not a list of objects")
