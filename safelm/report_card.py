@@ -37,8 +37,6 @@ def main(arguments: argparse.Namespace) -> None:
             output.write_difference(out, found)
         return
     inputs, runner, settings = _inputs(arguments), beam_runner.from_flags(arguments), _settings(arguments)
-    for one in inputs:
-        documents.check_names(documents.find(one.patterns)[0].path, settings.text_column, settings.id_column)
     queries = query_sets.load(settings.queries)
     card.definitions(queries, settings)  # a tokenizer that can't be read is found before the corpus is
     with out.only_writer():

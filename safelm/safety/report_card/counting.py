@@ -103,18 +103,27 @@ class Counter:
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The piece's rows with their numbers."""
         piece, text = self._piece, self._settings.text_column
-        if documents.suffix(piece.path) != ".parquet":
+        required = documents.required_id(self._settings.id_column)
+        if documents.suffix(piece.path) != documents.PARQUET:
             for row in documents.iter_json(
-                piece.path, self._malformed, text_column=text, part=piece.part, on_bytes=self._line
+                piece.path,
+                self._malformed,
+                text_column=text,
+                part=piece.part,
+                on_bytes=self._line,
+                required=required,
             ):
                 yield row.number, row.row
             return
-        with documents.open_parquet(piece.path) as table:
-            present = documents.field_names(table.schema_arrow)
-        self._mistakable = harm.mistakable(present)
-        wanted = [text, self._settings.id_column, *harm.score_columns(self._settings.score_column)]
-        columns = [name for name in dict.fromkeys(wanted) if name in present] if text in present else None
-        for first, batch in documents.iter_parquet(piece.path, columns, text_column=text, groups=piece.part):
+
+        def choose(schema: Any) -> list[str]:
+            documents.check_columns(piece.path, schema, list(required), text)
+            present = documents.field_names(schema)
+            self._mistakable = harm.mistakable(present)
+            wanted = [text, self._settings.id_column, *harm.score_columns(self._settings.score_column)]
+            return [name for name in dict.fromkeys(wanted) if name in present]
+
+        for first, batch in documents.iter_parquet(piece.path, choose, text_column=text, groups=piece.part):
             yield from documents.batch_rows(first, batch, text, self._malformed)
 
     def _line(self, _: int) -> None:
