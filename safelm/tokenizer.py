@@ -96,6 +96,11 @@ class Tokenizer:
         """The ids of `text`, every special token's string in it taken literally."""
         return self._encoder.encode(_utf8(text), add_special_tokens=False).ids
 
+    def normalized(self, text: str) -> str:
+        """What the vocabulary's own normalizer, where it has one, makes of a text before it is cut into tokens."""
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
         """`encode` of each text, on all cores (`TOKENIZERS_PARALLELISM=false` keeps it to one)."""
         encodings = self._encoder.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)

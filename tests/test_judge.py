@@ -20,11 +20,12 @@ from safelm import checkpoint, model
 from safelm.formats import huggingface
 from safelm.prompting import chat_prompt, question_frame
 from safelm.safety import embedding
+from safelm.safety.escaping import escape
 from safelm.safety.judge import chunks, load_judge
 from safelm.safety.judge.answer import MAX_REASON_CHARS, OPENING, SCORES, Answer, read_answer
 from safelm.safety.judge.grammar import AnswerGrammar
 from safelm.safety.judge.local import Judge, Settings
-from safelm.safety.judge.rubric import escape, load_rubric
+from safelm.safety.judge.rubric import load_rubric
 from safelm.safety.scorer import Verdict, load_scorer
 from safelm.tokenizer import Tokenizer
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from safelm import model
+from safelm.safety.escaping import escape, unescape
 from safelm.safety.synthesis import template_harms, template_phrases
 from safelm.safety.synthesis.kinds import KINDS, SOURCE_SCORES, Draft, Source
 from safelm.safety.synthesis.prompt_files import choose_style, load_prompts
-from safelm.safety.synthesis.requests import CATEGORIES, escape, join_replies, make_requests, unescape
+from safelm.safety.synthesis.requests import CATEGORIES, join_replies, make_requests
 from safelm.safety.synthesis.writer import Reply, Request
 from safelm.safety.synthesis.writers import load_writer
 from safelm.synthetic_web import corpus, harm_lexicon, safe_lexicon

@@ -28,7 +28,8 @@ class TextStream:
     """Takes tokens and releases what can no longer turn out to be part of a stop string.
 
     A stop string counts as soon as the token that completes it is there; of several completed by one token the one
-    that begins first. The text ends in front of it.
+    that begins first. The text ends in front of it. A stop string that is a special token stops at that token, which is
+    no part of the text.
 
     Attributes:
       is_stopped: a stop string was found: tokens from then on are ignored.
@@ -47,6 +48,10 @@ class TextStream:
         if self.is_stopped:
             return
         special = self._tokenizer.special_token(token)
+        if special is not None and special in self._stop:
+            self.finish()
+            self.is_stopped = True
+            return
         text = "" if special is not None else self._utf8.decode(self._tokenizer.token_bytes(token))
         self._append(Piece(token, text, tag_prob, special))
 

@@ -154,8 +154,8 @@ class EngineJudge:
         room = self._config.max_seq_len - len(asked.frame.before) - len(asked.frame.after)
         answer = self._tokenizer.encode(exchange.answer)[: self._settings.answer_tokens]
         while True:
-            said = self._tokenizer.decode(answer)
-            ids = self._tokenizer.encode(material(exchange.request, exchange.start, said))
+            said = (exchange.request, exchange.start, self._tokenizer.decode(answer))
+            ids = self._tokenizer.encode(material(*map(self._tokenizer.normalized, said)))
             over = len(ids) - room
             if over <= 0:
                 return [*ids, *asked.frame.after]

@@ -10,7 +10,7 @@ import hashlib
 import re
 
 from safelm.evaluation.judges.verdicts import FULL, HARMFUL, HARMLESS, HELPFUL, PARTIAL, UNHELPFUL, Exchange
-from safelm.safety.judge.rubric import escape
+from safelm.safety.escaping import escape
 from safelm.safety.reasoning import without_reasoning
 
 VERSION = 1

@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from safelm.safety.judge.rubric import without_surrogates
+from safelm.safety.escaping import without_surrogates
 from safelm.safety.reasoning import without_reasoning
 from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
 

@@ -14,11 +14,12 @@ from safelm.formats.sources import read_model
 from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
 from safelm.prompting import question_frame
 from safelm.safety.embedding import installed_path
+from safelm.safety.escaping import escape
 from safelm.safety.judge import chunks, decoding
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
 from safelm.safety.judge.grammar import AnswerGrammar
 from safelm.safety.judge.options import make_settings
-from safelm.safety.judge.rubric import escape, load_rubric
+from safelm.safety.judge.rubric import load_rubric
 from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.scorer import Verdict
 from safelm.tokenizer import Tokenizer
@@ -144,7 +145,7 @@ class Judge:
 
     def _cut(self, text: str) -> list[list[int]]:
         """The rows of a text: its chunks, each with what comes behind a document."""
-        ids = self._tokenizer.encode(escape(text))
+        ids = self._tokenizer.encode(escape(self._tokenizer.normalized(text)))
         spans = chunks.spans(len(ids), self._chunk_tokens, self.settings.max_chunks)
         return [[*ids[start:end], *self._behind] for start, end in spans]
 

@@ -1,9 +1,8 @@
 """The judge's question: the rubric of Maini et al. 2025 (section 3.1, appendix B) around one document.
 
-Whatever a document says, it stays inside its delimiters: every `<` and `>` in it is written as an entity, so it can
-neither close `<document>` nor spell a chat template's token (`<|im_end|>`, `</s>`), not even for a server that would
-read one in a message; capitals in brackets (`[/INST]`) lose their bracket in the same way. Our own engine encodes the
-document literally on top of that.
+Whatever a document says, it stays inside its delimiters: it is escaped (`safelm.safety.escaping`), so it can neither
+close `<document>` nor spell a chat template's token (`<|im_end|>`, `</s>`), not even for a server that would read one
+in a message. Our own engine encodes the document literally on top of that.
 """
 
 import dataclasses
@@ -12,11 +11,11 @@ import hashlib
 import importlib.resources
 import re
 
+from safelm.safety.escaping import escape
+
 VERSION = 1
 SLOT = "{document}"
 
-_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-_BRACKETED_TOKEN = re.compile(r"\[(?=/?[A-Z_]+\])")
 _SECTION = re.compile(r"^@(\w+)\n", re.MULTILINE)
 
 
@@ -51,13 +50,3 @@ def load_rubric(version: int = VERSION) -> Rubric:
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     before, after = sections["user"].strip().split(SLOT)
     return Rubric(sections["system"].strip(), before, after, hashlib.sha256(text.encode()).hexdigest())
-
-
-def escape(document: str) -> str:
-    """The document with entities for what could end it or start a turn; lone surrogates become U+FFFD."""
-    return _BRACKETED_TOKEN.sub("&#91;", without_surrogates(document).translate(_ENTITIES))
-
-
-def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for every lone surrogate, which UTF-8 and JSON can't hold."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

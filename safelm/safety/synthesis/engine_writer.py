@@ -12,10 +12,10 @@ from safelm.formats.sources import read_model
 from safelm.inference.methods import Greedy, Method, Sampling
 from safelm.prompting import question_frame
 from safelm.safety.embedding import installed_path
+from safelm.safety.escaping import escape
 from safelm.safety.judge.options import make_settings
 from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.reasoning import has_reasoning
-from safelm.safety.synthesis.requests import escape
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 from safelm.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ class _Question:
 class EngineWriter:
     """A writer.
 
-    The prompt goes through the model's own chat template; the document is encoded literally, behind `requests.escape`,
+    The prompt goes through the model's own chat template; the document is encoded literally, escaped,
     so that no text becomes a special token. A reply depends neither on the requests around it nor on `slots` (up to
     float rounding).
 
@@ -121,7 +121,7 @@ class EngineWriter:
     def encode(self, request: Request) -> list[int]:
         """The prompt's ids: the template around the message, the document literal, the beginning of the reply."""
         frame = question_frame(self._tokenizer, request)
-        document = self._tokenizer.encode(escape(request.document))
+        document = self._tokenizer.encode(escape(self._tokenizer.normalized(request.document)))
         return [*frame.before, *document, *frame.after, *self._tokenizer.encode(request.reply_start)]
 
     def ledger(self) -> Mapping[str, int | float]:

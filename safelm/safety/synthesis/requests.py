@@ -1,18 +1,14 @@
 """From a scored document to what a writer is asked, and from its replies to a draft.
 
-Whatever a document says, it arrives as data: `<`, `>` and `&` in it become entities, so that it can neither close its
-frame nor spell a chat template's token; characters that nobody sees (zero-width, direction, tags) become numbers, so
-that it can't hide a message; and the frame carries a mark that doesn't occur in it. Nothing of it is lost by that:
-`unescape` gives it back.
+Whatever a document says, it arrives as data: escaped (`safelm.safety.escaping`), so that it can neither close its frame
+nor spell a chat template's token nor hide a message, in a frame with a mark that doesn't occur in it.
 """
 
 import hashlib
 import re
-import sys
-import unicodedata
 from collections.abc import Sequence
 
-from safelm.safety.judge import rubric
+from safelm.safety import escaping
 from safelm.safety.judge.answer import unfenced
 from safelm.safety.reasoning import without_reasoning
 from safelm.safety.synthesis import parts
@@ -37,8 +33,6 @@ _PREFACE = re.compile(
 _MARK = re.compile(r"\b[0-9a-f]{16}\b", re.IGNORECASE)
 _SPEAKER = re.compile(r"^[ \t*_#>]*+(User|Assistant)(?:[*_]++:|:[*_]*+)[ \t]*+", re.MULTILINE | re.IGNORECASE)
 _CATEGORY = re.compile(r"^[ \t]*+[*_]*+Category[*_]*+:([^\n]*+)\n?", re.MULTILINE | re.IGNORECASE)
-_ENTITY = re.compile(r"&(?:amp|lt|gt|#91|#x[0-9A-F]{2,6});")
-_CHARACTERS = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&#91;": "["}
 _DECLINED = re.compile(
     r"(?:i'?m sorry|i am sorry|sorry|i apologi[sz]e|unfortunately|as an ai\b[^.!?]*)?[,.!]?\s*(?:but\s+)?"
     r"i\s*(?:can'?t|cannot|can not|won'?t|will not|am unable to|'m unable to|am not able to|'m not able to)\s+"
@@ -76,19 +70,7 @@ def make_requests(
 
 def user_message(request: Request) -> str:
     """What stands in the user's turn: the task around the escaped document."""
-    return request.before + escape(request.document) + request.after
-
-
-def escape(document: str) -> str:
-    """The document with entities for markup and for characters that nobody sees; lone surrogates become U+FFFD."""
-    escaped = rubric.escape(document)
-    hidden = {ord(character): f"&#x{ord(character):02X};" for character in set(escaped) if _is_hidden(character)}
-    return escaped.translate(hidden) if hidden else escaped
-
-
-def unescape(escaped: str) -> str:
-    """The document that `escape` made this of."""
-    return _ENTITY.sub(lambda entity: _character(entity[0]), escaped)
+    return request.before + escaping.escape(request.document) + request.after
 
 
 def join_replies(
@@ -176,28 +158,12 @@ def _marks(text: str) -> set[str]:
 
 def _tidy(kind: Kind, text: str) -> str:
     """A reply's text without what models put around it; entities of ours are characters again, hidden ones are gone."""
-    text = rubric.without_surrogates(text).strip()
+    text = escaping.without_surrogates(text).strip()
     text = _PREFACE.sub("", unfenced(text).strip())
-    text = _ENTITY.sub(lambda entity: _seen(entity[0]), text)
+    text = escaping.unescape_seen(text)
     if kind == "refuseweb":
         text = _SPEAKER.sub(lambda found: f"{found[1].capitalize()}: ", text)
     return text.strip()
-
-
-def _character(entity: str) -> str:
-    return _CHARACTERS.get(entity) or chr(int(entity[3:-1], 16))
-
-
-def _seen(entity: str) -> str:
-    """What an entity stands for; nothing for a hidden character, which no text of ours needs."""
-    if entity in _CHARACTERS:
-        return _CHARACTERS[entity]
-    code = int(entity[3:-1], 16)
-    return "" if code <= sys.maxunicode and _is_hidden(chr(code)) else entity
-
-
-def _is_hidden(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in "\t\n\r"
 
 
 def _without_category(text: str) -> tuple[str, str]:
