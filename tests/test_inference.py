@@ -164,7 +164,7 @@ def test_the_penalty_with_all_candidates_draws_from_the_penalised_distribution()
 
 def test_padded_ids_and_a_masked_tag_are_never_chosen():
     log_probs = jnp.zeros((1, CONFIG.padded_vocab_size))
-    choosable = ask([(1, 1, EOS, Greedy(), 0)], harm_tag_id=TAG).choosable(CONFIG, log_probs)
+    choosable = ask([(1, 1, (EOS,), Greedy(), 0)], harm_tag_id=TAG).choosable(CONFIG, log_probs)
     assert np.flatnonzero(np.isfinite(choosable[0])).tolist() == [*range(TAG)]
     wide = decode(PROMPTS, Sampling(temperature=100.0), max_new_tokens=NEW_TOKENS)
     assert max(max(g.tokens) for g in wide) < TAG
