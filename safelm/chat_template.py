@@ -5,12 +5,10 @@ in no text, which `safelm.prompting` takes out: a control token that a *message*
 text; others tell where ids end and which words are the assistant's.
 """
 
-import datetime
-import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from safelm import template_worker
 
 CHAT_START = "<|im_start|>"
 CHAT_END = "<|im_end|>"
@@ -22,7 +20,6 @@ CHATML = (
     "{% for message in messages %}{{ '" + CHAT_START + "' + message.role + '\n' + message.content + '" + CHAT_END
     + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '" + CHAT_START + ASSISTANT + "\n' }}{% endif %}"
 )  # fmt: skip
-_ANY_DAY = datetime.date(2026, 1, 1)  # for templates that tell the date: a score must not depend on it
 _NO_MARKS = str.maketrans(dict.fromkeys(MARKS))
 
 
@@ -47,19 +44,15 @@ def render_plain(messages: Messages, *, add_generation_prompt: bool) -> str:
 
 
 def render(template: str, messages: Messages, *, add_generation_prompt: bool, special_tokens: Mapping[str, str]) -> str:
-    """By a Jinja template, sandboxed; ValueError for one that isn't one or can't render these messages.
+    """By a Jinja template, in a process of its own; ValueError for one that can't render these messages.
 
     What stands between `{% generation %}` and `{% endgeneration %}` comes between LEARNED and LEARNED_END.
     """
-    import jinja2
-
+    values = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
+    values |= {"generation_marks": [LEARNED, LEARNED_END], **special_tokens}
     try:
-        return _compiled(template).render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            **special_tokens,
-        )
-    except (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError, ArithmeticError) as error:
+        return template_worker.render({"template": template, "values": values})
+    except ValueError as error:
         raise ValueError(f"chat template can't be rendered ({error})") from error
 
 
@@ -82,39 +75,3 @@ def control_pattern(control_tokens: Sequence[str]) -> re.Pattern[str]:
     """Finds control tokens that aren't broken up, the longest first."""
     longest_first = "|".join(map(re.escape, sorted(control_tokens, key=len, reverse=True)))
     return re.compile(f"(?<!{BROKEN})(?:{longest_first or '(?!)'})")
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> Any:
-    import jinja2
-    import jinja2.ext
-    import jinja2.sandbox
-
-    class Generation(jinja2.ext.Extension):
-        """`{% generation %}`: what the assistant has to learn."""
-
-        tags = frozenset({"generation"})
-
-        def parse(self, parser: Any) -> list[Any]:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return [_output(LEARNED, line), *body, _output(LEARNED_END, line)]
-
-    def _output(text: str, line: int) -> Any:
-        return jinja2.nodes.Output([jinja2.nodes.TemplateData(text)], lineno=line)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = _ANY_DAY.strftime
-    environment.filters["tojson"] = _to_json
-    return environment.from_string(source)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
-             ) -> str:  # fmt: skip
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -5,16 +5,15 @@ in `_PRE_TOKENIZERS`. Anything else is refused: a wrong pre-tokenizer would enco
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import gguf
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from safelm.gguf_file import GGUFFile
 from safelm.text_conventions import Declared, declared_in_gguf
 
 _ARCHITECTURES = ("llama",)
-_LONG_FIELDS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type", "tokenizer.ggml.scores")
 _CONTROL, _USER_DEFINED = int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_DEFINED)
 
 
@@ -40,28 +39,27 @@ def read_gguf_tokenizer(path: str) -> tuple[tokenizers.Tokenizer, Declared]:
     Raises:
         ValueError: not a whole GGUF file, or an architecture, tokenizer model or pre-tokenizer not known here.
     """
-    try:
-        fields = gguf.GGUFReader(path).fields
-    except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable GGUF file ({error})") from error
-    _expect(path, fields, "general.architecture", _ARCHITECTURES)
-    _expect(path, fields, "tokenizer.ggml.model", ("gpt2",))
-    pre_name = _expect(path, fields, "tokenizer.ggml.pre", tuple(_PRE_TOKENIZERS))
+    file = GGUFFile(path)
+    _expect(file, "general.architecture", _ARCHITECTURES)
+    _expect(file, "tokenizer.ggml.model", ("gpt2",))
+    pre_name = _expect(file, "tokenizer.ggml.pre", tuple(_PRE_TOKENIZERS))
 
-    tokens = _contents(path, fields, "tokenizer.ggml.tokens")
-    merges = [_merge_pair(path, merge) for merge in _contents(path, fields, "tokenizer.ggml.merges")]
-    types = _contents(path, fields, "tokenizer.ggml.token_type")
-    if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
+    tokens = file.array("tokenizer.ggml.tokens", str)
+    merges = [_merge_pair(path, merge) for merge in file.array("tokenizer.ggml.merges", str)]
+    types = file.array("tokenizer.ggml.token_type", int)
+    if not tokens or len(set(tokens)) != len(tokens) or len(types) != len(tokens):
         raise ValueError(
             f"{path}: broken vocabulary: {len(tokens)} tokens, {len(set(tokens))} distinct, {len(types)} token types"
         )
+    known = set(tokens)
+    if unknown := next((merge for merge in merges if not {*merge, "".join(merge)} <= known), None):
+        raise ValueError(f"{path}: tokenizer.ggml.merges joins {' and '.join(unknown)}, not all of them tokens")
     backend = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = _PRE_TOKENIZERS[pre_name]()
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(_added(tokens, types, _CONTROL))
     backend.add_tokens(_added(tokens, types, _USER_DEFINED))
-    values = {key: field.contents() for key, field in fields.items() if key not in _LONG_FIELDS}
-    return backend, declared_in_gguf(values, tokens, path=path)
+    return backend, declared_in_gguf(file.scalars(), tokens, path=path)
 
 
 def _added(tokens: Sequence[str], types: Sequence[int], kind: int) -> list[AddedToken]:
@@ -70,16 +68,10 @@ def _added(tokens: Sequence[str], types: Sequence[int], kind: int) -> list[Added
     return [AddedToken(token, normalized=False, special=special) for token, type_ in pairs if type_ == kind]
 
 
-def _contents(path: str, fields: dict[str, Any], key: str) -> Any:
-    if key not in fields:
-        raise ValueError(f"{path}: the GGUF file has no field {key!r}")
-    return fields[key].contents()
-
-
-def _expect(path: str, fields: dict[str, Any], key: str, known: tuple[str, ...]) -> str:
-    value = _contents(path, fields, key)
+def _expect(file: GGUFFile, key: str, known: tuple[str, ...]) -> str:
+    value = file.string(key)
     if value not in known:
-        raise ValueError(f"{path}: {key} is {value!r}; supported: {', '.join(known)}")
+        raise ValueError(f"{file.path}: {key} is {value!r}; supported: {', '.join(known)}")
     return value
 
 

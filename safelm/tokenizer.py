@@ -63,6 +63,10 @@ class Tokenizer:
                 apart from text.
         """
         self._declared, self.origin = declared or Declared(), origin
+        with tokenizer_backend.as_value_errors(origin):
+            self._set_up(backend, origin)
+
+    def _set_up(self, backend: tokenizers.Tokenizer, origin: str) -> None:
         eos_token = tokenizer_backend.document_end(backend, self._declared, origin)
         self._backend = tokenizer_backend.prepared(backend, eos_token, self._declared, origin)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
@@ -262,10 +266,8 @@ class Tokenizer:
 
 
 def _from_json(data: bytes, path: str) -> tokenizers.Tokenizer:
-    try:
+    with tokenizer_backend.as_value_errors(f"{path}: not a tokenizer.json"):
         return tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise ValueError(f"{path}: not a tokenizer.json that `tokenizers` can read ({error})") from error
 
 
 def _utf8(text: str) -> str:

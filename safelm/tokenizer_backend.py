@@ -1,8 +1,9 @@
 """A vocabulary as `safelm.tokenizer` wants it: byte-level, deterministic, literal, with the harm tag."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -16,6 +17,22 @@ END_OF_TEXT = "<|endoftext|>"
 TRAINED_SPECIALS = (END_OF_TEXT, CHAT_START, CHAT_END, HARM_TAG)  # ids 0 to 3 of a trained vocabulary
 _DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>")
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+
+_SPARE_IDS = 4096  # beyond the number of tokens, for ids that a vocabulary leaves out
+
+
+@contextlib.contextmanager
+def as_value_errors(origin: str) -> Iterator[None]:
+    """What `tokenizers` raises of a broken vocabulary, its panics included, as a ValueError that names `origin`."""
+    try:
+        yield
+    except (ValueError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # `tokenizers` raises bare Exception; a panic of its Rust code isn't even one
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{origin}: not a vocabulary that `tokenizers` can use ({error})") from error
 
 
 def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, origin: str) -> tokenizers.Tokenizer:
@@ -38,6 +55,9 @@ def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, 
     known = [token for token in (eos_token, CHAT_START, CHAT_END) if token in vocabulary]
     prepared.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*known, HARM_TAG]])
     ids = prepared.get_vocab(with_added_tokens=True)
+    if max(ids.values()) >= 2 * len(ids) + _SPARE_IDS:
+        token = max(ids, key=ids.__getitem__)
+        raise ValueError(f"{origin}: token {token[:40]!r} has the id {ids[token]}, the vocabulary {len(ids)} tokens")
     if len(set(ids.values())) != len(ids):
         raise ValueError(f"{origin}: two tokens share an id ({len(ids)} tokens, {len(set(ids.values()))} ids)")
     prepared.encode_special_tokens = True  # in `tokenizers`, this name means: encode their strings as plain text

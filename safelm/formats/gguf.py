@@ -1,15 +1,16 @@
 """Llama-architecture GGUF files (llama.cpp), dequantised to float32."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from safelm import model
 from safelm.formats import llama_tensors
+from safelm.gguf_file import MAGIC, GGUFFile, dequantized, shape_of
 
-MAGIC = b"GGUF"
+__all__ = ["MAGIC", "has_token", "read_file", "unpermute"]
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "general.architecture": ("llama",),
     "llama.rope.scaling.type": ("none",),
@@ -39,20 +40,18 @@ def read_file(path: Path) -> tuple[model.ModelConfig, model.Params]:
     Raises:
       ValueError: not a whole GGUF file, another architecture, a field or a tensor missing or not supported (named).
     """
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable GGUF file ({error})") from error
-    tensors = {_huggingface_name(tensor.name): tensor for tensor in reader.tensors}
-    config = _read_config(path, reader, tensors)
+    file = GGUFFile(path)
+    names = {_huggingface_name(name): name for name in file.tensors}
+    config = _read_config(file, names)
 
     def read(name: str) -> np.ndarray:
-        values = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+        values = dequantized(file, names[name])
         if name.endswith("q_proj.weight"):
             return unpermute(values, config.num_heads)
         return unpermute(values, config.num_kv_heads) if name.endswith("k_proj.weight") else values
 
-    return config, llama_tensors.params_from_tensors(config, tensors, read, where=str(path))
+    shapes = {name: shape_of(file, own) for name, own in names.items()}
+    return config, llama_tensors.params_from_tensors(config, shapes, read, where=str(path))
 
 
 def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -63,8 +62,7 @@ def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
 
 def has_token(path: Path, token: str) -> bool:
     """Whether the file's own vocabulary has `token`."""
-    field = gguf.GGUFReader(path).fields.get("tokenizer.ggml.tokens")
-    return field is not None and token in field.contents()
+    return token in GGUFFile(path).array("tokenizer.ggml.tokens", str)
 
 
 def _huggingface_name(name: str) -> str:
@@ -78,32 +76,28 @@ def _huggingface_name(name: str) -> str:
     return name
 
 
-def _read_config(path: Path, reader: gguf.GGUFReader, tensors: dict[str, Any]) -> model.ModelConfig:
-    values = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")}
-    llama_tensors.check_expected(str(path), values, _SUPPORTED)
-
-    def field(key: str) -> Any:
-        if key not in values:
-            raise ValueError(f"{path}: field {key} is missing")
-        return values[key]
-
-    if llama_tensors.EMBEDDING not in tensors:
-        raise ValueError(f"{path}: tensor token_embd.weight is missing")
-    num_heads, d_model = field("llama.attention.head_count"), field("llama.embedding_length")
-    head_dim = values.get("llama.attention.key_length", d_model // num_heads)
+def _read_config(file: GGUFFile, names: Mapping[str, str]) -> model.ModelConfig:
+    llama_tensors.check_expected(file.path, file.scalars(), _SUPPORTED)
+    if llama_tensors.EMBEDDING not in names:
+        raise ValueError(f"{file.path}: tensor token_embd.weight is missing")
+    table = shape_of(file, names[llama_tensors.EMBEDDING])
+    num_heads, d_model = file.integer("llama.attention.head_count"), file.integer("llama.embedding_length")
+    head_dim = file.integer("llama.attention.key_length", max(1, d_model // num_heads))
     rotary = {"llama.rope.dimension_count": (head_dim,), "llama.attention.value_length": (head_dim,)}
-    llama_tensors.check_expected(str(path), values, rotary)
-    return model.ModelConfig(
-        vocab_size=int(tensors[llama_tensors.EMBEDDING].shape[1]),
-        num_layers=field("llama.block_count"),
+    llama_tensors.check_expected(file.path, file.scalars(), rotary)
+    epsilon = file.number("llama.attention.layer_norm_rms_epsilon")
+    return llama_tensors.make_config(
+        file.path,
+        vocab_size=table[0],
+        num_layers=file.integer("llama.block_count"),
         d_model=d_model,
-        d_ff=field("llama.feed_forward_length"),
+        d_ff=file.integer("llama.feed_forward_length"),
         num_heads=num_heads,
-        num_kv_heads=values.get("llama.attention.head_count_kv", num_heads),
+        num_kv_heads=file.integer("llama.attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        max_seq_len=field("llama.context_length"),
-        rope_theta=float(values.get("llama.rope.freq_base", 10_000.0)),
-        rms_norm_eps=float(f"{field('llama.attention.layer_norm_rms_epsilon'):.7g}"),  # stored as float32
-        tie_embeddings=llama_tensors.UNEMBED not in tensors,
+        max_seq_len=file.integer("llama.context_length"),
+        rope_theta=file.number("llama.rope.freq_base", 10_000.0),
+        rms_norm_eps=float(f"{epsilon:.7g}"),  # stored as float32
+        tie_embeddings=llama_tensors.UNEMBED not in names,
         dtype="float32",
     )

@@ -1,7 +1,10 @@
 """Llama-family Hugging Face folders: config.json and safetensors, whole or sharded."""
 
+import dataclasses
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from safelm.tokenizer import Tokenizer
 CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
+_READABLE = ("F32", "BF16", "F16", "F64")
+_LARGEST_SIZE = 2**31 - 1
 # What our decoder can represent; a key that is absent or null has the first value.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
@@ -44,6 +49,8 @@ def read_config(folder: Path) -> model.ModelConfig:
     values = read_json(path)
     values["rope_scaling"] = _refuse_default_rope(values.get("rope_scaling"))
     rope = values.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope_parameters = {rope!r}: want an object")
     if rope:
         llama_tensors.check_expected(f"{path} rope_parameters", rope, {"rope_type": ("default",)})
         if unknown := sorted(set(rope) - {*_DEFAULT_ROPE, "partial_rotary_factor"}):
@@ -52,29 +59,60 @@ def read_config(folder: Path) -> model.ModelConfig:
     if "model_type" not in values:
         raise ValueError(f"{path}: model_type is missing: not the config of a model")
     llama_tensors.check_expected(str(path), values, _SUPPORTED)
-
-    def size(key: str, default: Any = None) -> Any:
-        value = default if values.get(key) is None else values[key]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{path}: {key} is missing" if value is None else f"{path}: {key} = {value!r}: no integer")
-        return value
-
-    num_heads = size("num_attention_heads")
-    return model.ModelConfig(
-        vocab_size=size("vocab_size"),
-        num_layers=size("num_hidden_layers"),
-        d_model=size("hidden_size"),
-        d_ff=size("intermediate_size"),
+    fields = JsonFields(str(path), values)
+    num_heads, d_model = fields.size("num_attention_heads"), fields.size("hidden_size")
+    theta = JsonFields(f"{path}: rope_parameters", rope) if rope.get("rope_theta") is not None else fields
+    return llama_tensors.make_config(
+        str(path),
+        vocab_size=fields.size("vocab_size"),
+        num_layers=fields.size("num_hidden_layers"),
+        d_model=d_model,
+        d_ff=fields.size("intermediate_size"),
         num_heads=num_heads,
-        num_kv_heads=size("num_key_value_heads", num_heads),
-        head_dim=size("head_dim", size("hidden_size") // num_heads),
-        max_seq_len=size("max_position_embeddings", 2048),
-        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
-        rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-        init_std=float(values.get("initializer_range", 0.02)),
+        num_kv_heads=fields.size("num_key_value_heads", num_heads),
+        head_dim=fields.size("head_dim", max(1, d_model // num_heads)),
+        max_seq_len=fields.size("max_position_embeddings", 2048),
+        rope_theta=theta.number("rope_theta", 10_000.0),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
+        init_std=fields.number("initializer_range", 0.02),
         dtype="float32",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonFields:
+    """Values of a JSON object with their types checked; null counts as missing. Errors name `where` and the key."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """An integer of at least `least` that fits 31 bits."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST_SIZE:
+            raise ValueError(f"{self.where}: {key} = {value!r}: want an integer from {least} to {_LARGEST_SIZE}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number above 0."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{self.where}: {key} = {value!r}: want a finite number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.where}: {key} = {value!r}: want true or false")
+        return value
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = default if self.values.get(key) is None else self.values[key]
+        if value is None:
+            raise ValueError(f"{self.where}: {key} is missing")
+        return value
 
 
 def _refuse_default_rope(scaling: Any) -> Any:
@@ -93,12 +131,12 @@ def read_folder(folder: Path) -> tuple[model.ModelConfig, model.Params]:
     """
     config = read_config(folder)
     files = tensor_files(folder)
+    shapes = tensor_shapes(files)
 
     def read(name: str) -> np.ndarray:
-        with open_tensors(files[name]) as file:
-            return np.asarray(file.get_tensor(name).astype(jnp.float32))
+        return read_tensor(files[name], name)
 
-    return config, llama_tensors.params_from_tensors(config, files, read, where=str(folder))
+    return config, llama_tensors.params_from_tensors(config, shapes, read, where=str(folder))
 
 
 def write_folder(
@@ -158,15 +196,48 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{folder / _INDEX_FILE}: weight_map is missing")
-        files = {name: folder / str(file) for name, file in weight_map.items()}
-        for name, file in files.items():
-            if not file.exists():
-                raise FileNotFoundError(f"{file}: no such file, but {_INDEX_FILE} says that it holds {name}")
-        return files
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or not file or "/" in file or file.startswith("."):
+                raise ValueError(f"{folder / _INDEX_FILE}: weight_map.{name} = {file!r}: want a file of this folder")
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"{folder / file}: no such file, but {_INDEX_FILE} says that it holds {name}")
+        return {name: folder / file for name, file in weight_map.items()}
     if not (folder / _WEIGHTS_FILE).exists():
         raise FileNotFoundError(f"{folder}: has neither {_WEIGHTS_FILE} nor {_INDEX_FILE}")
     with open_tensors(folder / _WEIGHTS_FILE) as file:
         return dict.fromkeys(file.keys(), folder / _WEIGHTS_FILE)
+
+
+def tensor_shapes(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, from the files' headers.
+
+    Raises ValueError for a tensor that its file doesn't hold, or whose kind of numbers can't be read.
+    """
+    names_of: dict[Path, list[str]] = {}
+    for name, path in files.items():
+        names_of.setdefault(path, []).append(name)
+    shapes = {}
+    for path, names in names_of.items():
+        with open_tensors(path) as file:
+            shapes |= {name: tuple(_header(file, path, name).get_shape()) for name in names}
+    return shapes
+
+
+def read_tensor(path: Path, name: str) -> np.ndarray:
+    """A tensor in float32; ValueError if its file doesn't hold it, or holds numbers of a kind that can't be read."""
+    with open_tensors(path) as file:
+        _header(file, path, name)
+        return np.asarray(file.get_tensor(name).astype(jnp.float32))
+
+
+def _header(file: Any, path: Path, name: str) -> Any:
+    try:
+        header = file.get_slice(name)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: holds no tensor {name}, but {_INDEX_FILE} says that it does") from error
+    if header.get_dtype() not in _READABLE:
+        raise ValueError(f"{path}: tensor {name} is of {header.get_dtype()}: want one of {', '.join(_READABLE)}")
+    return header
 
 
 def open_tensors(path: Path) -> Any:
@@ -181,7 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object; ValueError names it if it doesn't."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: not a JSON object")

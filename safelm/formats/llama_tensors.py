@@ -5,7 +5,8 @@ layers stacked. No rows are permuted: both rotate pairs (i, i + H/2).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,56 +36,90 @@ def tensor_name(layer: int, suffix: str) -> str:
     return f"model.layers.{layer}.{suffix}"
 
 
-def _expected_names(config: model.ModelConfig) -> list[str]:
-    names = [EMBEDDING, FINAL_NORM] + ([] if config.tie_embeddings else [UNEMBED])
-    return names + [tensor_name(i, suffix) for i in range(config.num_layers) for suffix in _LAYER_TENSORS]
+def make_config(where: str, **fields: Any) -> model.ModelConfig:
+    """A config of sizes that were read; ValueError names `where` they come from."""
+    try:
+        return model.ModelConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def params_from_tensors(
-    config: model.ModelConfig, names: Iterable[str], read: Callable[[str], np.ndarray], *, where: str
+    config: model.ModelConfig,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], np.ndarray],
+    *,
+    where: str,
 ) -> model.Params:
     """Our parameters (numpy, `param_dtype`) from the tensors of a checkpoint.
 
     Args:
-      names: every tensor the checkpoint holds.
+      shapes: of every tensor the checkpoint holds, by name; they are checked before anything is read or allocated.
       read: gives a tensor by name; called once for each, one after the other, so that only ours are held whole.
       where: the checkpoint's path, for errors.
 
     Raises:
       ValueError: a tensor is missing, not known (a bias, say), or of another shape; the message names it.
     """
-    names = {name for name in names if not name.endswith(_IGNORED_SUFFIXES)}
-    expected = _expected_names(config)
-    for name in expected:
-        if name not in names:
-            raise ValueError(f"{where}: tensor {name} is missing")
-    extra = sorted(names - set(expected) - ({UNEMBED} if config.tie_embeddings else set()))
-    if extra:
-        raise ValueError(f"{where}: tensor {extra[0]} has no place in a Llama without biases")
-
-    def read_as(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> np.ndarray:
-        tensor = read(name)
-        if tensor.shape != theirs:
-            raise ValueError(f"{where}: tensor {name} has shape {tensor.shape}, the config asks for {theirs}")
-        return tensor.T.reshape(ours)
-
+    _check_tensors(config, shapes, where)
     dtype = np.dtype(config.param_dtype)
-    shapes = model.abstract_params(config)
+    ours = model.abstract_params(config)
     params: model.Params = {"layers": {}}
     for suffix, (module, leaf) in _LAYER_TENSORS.items():
-        shape = shapes["layers"][module][leaf].shape
+        shape = ours["layers"][module][leaf].shape
         stacked = np.empty(shape, dtype)
         for i in range(config.num_layers):
-            stacked[i] = read_as(tensor_name(i, suffix), shape[1:], _their_shape(leaf, shape[1:]))
+            stacked[i] = read(tensor_name(i, suffix)).T.reshape(shape[1:])
         params["layers"].setdefault(module, {})[leaf] = stacked
-    params["final_norm"] = {"scale": read_as(FINAL_NORM, (config.d_model,), (config.d_model,)).astype(dtype)}
-    table = (config.vocab_size, config.d_model)
-    params["embedder"] = {"embedding": _padded(config, read_as(EMBEDDING, table[::-1], table).T.astype(dtype), axis=0)}
+    params["final_norm"] = {"scale": read(FINAL_NORM).astype(dtype)}
+    params["embedder"] = {"embedding": _padded(config, read(EMBEDDING).astype(dtype), axis=0)}
     if not config.tie_embeddings:
-        params["unembed"] = {"kernel": _padded(config, read_as(UNEMBED, table[::-1], table).astype(dtype), axis=1)}
-    elif UNEMBED in names and not np.array_equal(read(UNEMBED), read(EMBEDDING)):
+        params["unembed"] = {"kernel": _padded(config, read(UNEMBED).T.astype(dtype), axis=1)}
+    elif UNEMBED in shapes and not np.array_equal(read(UNEMBED), read(EMBEDDING)):
         raise ValueError(f"{where}: tie_word_embeddings is true, but {UNEMBED} is not {EMBEDDING}")
     return params
+
+
+def _check_tensors(config: model.ModelConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Raises ValueError unless the tensors are those of the config; a config of absurd sizes costs nothing."""
+    found = {name: tuple(shape) for name, shape in shapes.items() if not name.endswith(_IGNORED_SUFFIXES)}
+    table = (config.vocab_size, config.d_model)
+    wanted = {EMBEDDING: table, FINAL_NORM: (config.d_model,)}
+    if not config.tie_embeddings or UNEMBED in found:
+        wanted[UNEMBED] = table
+    in_layer = _layer_shapes(config)
+    num_known = 0
+    for name, shape in _with_layers(wanted, config.num_layers, in_layer):
+        if name not in found:
+            raise ValueError(f"{where}: tensor {name} is missing")
+        if found[name] != shape:
+            raise ValueError(f"{where}: tensor {name} has shape {found[name]}, the config asks for {shape}")
+        num_known += 1
+    if num_known < len(found):
+        known = {name for name, _ in _with_layers(wanted, config.num_layers, in_layer)}
+        extra = min(found.keys() - known)
+        raise ValueError(f"{where}: tensor {extra} has no place in a Llama without biases")
+
+
+def _with_layers(
+    wanted: Mapping[str, tuple[int, ...]], num_layers: int, in_layer: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from wanted.items()
+    for layer in range(num_layers):
+        for suffix, shape in in_layer.items():
+            yield tensor_name(layer, suffix), shape
+
+
+def _layer_shapes(config: model.ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The Hugging Face shapes [out, in] of a layer's tensors by suffix."""
+    d_model, heads = config.d_model, config.num_heads * config.head_dim
+    kv_heads = config.num_kv_heads * config.head_dim
+    sizes = {
+        "attention_norm": (d_model,), "query": (heads, d_model), "key": (kv_heads, d_model),
+        "value": (kv_heads, d_model), "output": (d_model, heads), "mlp_norm": (d_model,),
+        "gate": (config.d_ff, d_model), "up": (config.d_ff, d_model), "down": (d_model, config.d_ff),
+    }  # fmt: skip
+    return {suffix: sizes[leaf if leaf in sizes else module] for suffix, (module, leaf) in _LAYER_TENSORS.items()}
 
 
 def tensors_from_params(config: model.ModelConfig, params: model.Params) -> dict[str, np.ndarray]:

@@ -104,16 +104,17 @@ def read_config(folder: Path) -> EncoderConfig:
     activation = values.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act = {activation!r} is not supported (one of {', '.join(ACTIVATIONS)})")
+    fields = huggingface.JsonFields(str(path), values)
     config = EncoderConfig(
-        vocab_size=_size(path, values, "vocab_size"),
-        num_layers=_size(path, values, "num_hidden_layers"),
-        d_model=_size(path, values, "hidden_size"),
-        d_ff=_size(path, values, "intermediate_size"),
-        num_heads=_size(path, values, "num_attention_heads"),
-        max_positions=_size(path, values, "max_position_embeddings"),
-        type_vocab_size=_size(path, values, "type_vocab_size", smallest=0),
-        position_offset=values.get("pad_token_id", 1) + 1 if kind in ROBERTA_TYPES else 0,
-        norm_eps=float(values.get("layer_norm_eps", 1e-12)),
+        vocab_size=fields.size("vocab_size"),
+        num_layers=fields.size("num_hidden_layers"),
+        d_model=fields.size("hidden_size"),
+        d_ff=fields.size("intermediate_size"),
+        num_heads=fields.size("num_attention_heads"),
+        max_positions=fields.size("max_position_embeddings"),
+        type_vocab_size=fields.size("type_vocab_size", least=0),
+        position_offset=fields.size("pad_token_id", 1, least=0) + 1 if kind in ROBERTA_TYPES else 0,
+        norm_eps=fields.number("layer_norm_eps", 1e-12),
         activation=activation,
         **(_rope(path, values) | {"is_gated": True} if is_gte else {}),
     )
@@ -159,20 +160,12 @@ def _read_modules(path: Path) -> list[dict[str, Any]]:
     return modules
 
 
-def _size(path: Path, values: dict[str, Any], key: str, *, smallest: int = 1) -> int:
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{path}: {key} is missing" if value is None else f"{path}: {key} = {value!r}: no integer")
-    if value < smallest:
-        raise ValueError(f"{path}: {key} = {value}: must be at least {smallest}")
-    return value
-
-
 def _rope(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     scaling = values.get("rope_scaling")
-    theta = {"rope_theta": float(values.get("rope_theta", 10_000.0))}
+    theta = {"rope_theta": huggingface.JsonFields(str(path), values).number("rope_theta", 10_000.0)}
     if scaling is None:
         return theta
-    if scaling.get("type", scaling.get("rope_type")) != "ntk" or not isinstance(scaling.get("factor"), int | float):
+    is_ntk = isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "ntk"
+    if not is_ntk or not isinstance(scaling.get("factor"), int | float):
         raise ValueError(f"{path}: rope_scaling = {scaling!r} is not supported (type ntk with a factor is)")
     return theta | {"rope_factor": float(scaling["factor"]), "rope_mixed_b": scaling.get("mixed_b")}

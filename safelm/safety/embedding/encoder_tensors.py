@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from safelm.formats import huggingface
@@ -32,8 +31,7 @@ class _Reader:
         full = self._prefix + name
         if full not in self._files:
             raise ValueError(f"{self._folder}: tensor {full} is missing")
-        with huggingface.open_tensors(self._files[full]) as file:
-            tensor = np.asarray(file.get_tensor(full).astype(jnp.float32))
+        tensor = huggingface.read_tensor(self._files[full], full)
         if tensor.shape != shape:
             raise ValueError(f"{self._folder}: tensor {full} has shape {tensor.shape}, the config asks for {shape}")
         return tensor

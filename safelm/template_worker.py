@@ -1,0 +1,98 @@
+"""Renders chat templates of strangers in a process of their own, with limits of memory, time and output.
+
+A template is a program: it may loop for ever or fill the memory. Jinja's sandbox keeps it from files and attributes,
+this process from the rest. It starts with the first template, takes one line a rendering, and ends with its parent;
+one that was too slow or wrote too much is ended, and a new one takes its place.
+"""
+
+import atexit
+import json
+import os
+import pathlib
+import select
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+SECONDS = 10.0  # of one rendering; a template takes about a millisecond
+MOST_BYTES = 16 * 2**20  # of a rendered conversation, as JSON
+MEMORY = 512 * 2**20
+_PROGRAM = pathlib.Path(__file__).with_name("chat_jinja.py")
+_PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")  # of the environment: no secrets
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, request: dict[str, Any], seconds: float, most_bytes: int) -> str:
+        line = json.dumps(request).encode() + b"\n"
+        with self._lock:
+            try:
+                reply = json.loads(self._ask(line, seconds, most_bytes))
+            except BaseException:  # an interrupt too: the reply that is still to come is no other request's
+                self.end()
+                raise
+        if "error" in reply:
+            raise ValueError(reply["error"])
+        return reply["text"]
+
+    def end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def _ask(self, line: bytes, seconds: float, most_bytes: int) -> bytes:
+        if self._process is None or self._process.poll() is not None:
+            self.end()
+            self._process = _start()
+        pipe_in, pipe_out = self._process.stdin, self._process.stdout
+        assert pipe_in is not None and pipe_out is not None
+        try:
+            pipe_in.write(line)
+            pipe_in.flush()
+        except BrokenPipeError:
+            raise ValueError("the process that renders templates has ended") from None
+        end, received = time.monotonic() + seconds, bytearray()
+        while not received.endswith(b"\n"):
+            if not select.select([pipe_out], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise ValueError(f"it takes longer than {seconds:g} seconds")
+            news = os.read(pipe_out.fileno(), 2**16)
+            received += news
+            if not news:
+                raise ValueError(f"it takes too long or more than {MEMORY // 2**20} MB of memory")
+            if len(received) > most_bytes:
+                raise ValueError(f"it writes more than {most_bytes} bytes")
+        return bytes(received)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", str(_PROGRAM), str(MEMORY), str(SECONDS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+    )
+
+
+_worker = _Worker()
+
+
+def render(request: dict[str, Any], *, seconds: float = SECONDS, most_bytes: int = MOST_BYTES) -> str:
+    """The text that a template ("template") makes of values ("values"); ValueError says why there is none."""
+    return _worker.render(request, seconds, most_bytes)
+
+
+def _forget() -> None:
+    """A forked process has a worker of its own."""
+    global _worker
+    _worker = _Worker()
+
+
+os.register_at_fork(after_in_child=_forget)
+atexit.register(lambda: _worker.end())
