@@ -246,12 +246,17 @@ class Tokenizer:
             turn_end = chat_template.end_of_turn(template, specials, list(controls))
         else:
             turn_end = CHAT_END if self.has_chatml else None
+        begin_ids = tokenizer_backend.begin_ids(self._backend)
+        if foreign := [i for i in begin_ids if i >= self.vocab_size]:
+            raise ValueError(
+                f"{self.origin}: texts begin with the id {foreign[0]}, the vocabulary has {self.vocab_size}"
+            )
         named = [vocabulary.get(token) for token in (specials["eos_token"], turn_end)]
         listed = [end for end in declared.end_ids if end < self.vocab_size]
         ends = dict.fromkeys([self.eos_id, *(end for end in named if end is not None), *listed])
         return TextConventions(
             document_end_id=self.eos_id,
-            begin_ids=tokenizer_backend.begin_ids(self._backend),
+            begin_ids=begin_ids,
             end_ids=tuple(ends),
             chat_template=template,
             special_tokens=specials,

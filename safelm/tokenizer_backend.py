@@ -27,19 +27,23 @@ def as_value_errors(origin: str) -> Iterator[None]:
     """What `tokenizers` raises of a broken vocabulary, its panics included, as a ValueError that names `origin`."""
     try:
         yield
-    except (ValueError, MemoryError, KeyboardInterrupt, SystemExit):
-        raise
     except BaseException as error:  # `tokenizers` raises bare Exception; a panic of its Rust code isn't even one
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        is_panic = type(error).__name__ == "PanicException"
+        if str(error).startswith(origin) or not (is_panic or isinstance(error, Exception)):
             raise
         raise ValueError(f"{origin}: not a vocabulary that `tokenizers` can use ({error})") from error
 
 
 def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, origin: str) -> tokenizers.Tokenizer:
     """A copy of `backend` that is byte-level, deterministic and literal, with the harm tag in its vocabulary."""
+    ids = backend.get_vocab(with_added_tokens=True)
+    if ids and max(ids.values()) >= 2 * len(ids) + _SPARE_IDS:  # before `to_str`, which counts through all of them
+        token = max(ids, key=ids.__getitem__)
+        raise ValueError(f"{origin}: token {token[:40]!r} has the id {ids[token]}, the vocabulary {len(ids)} tokens")
     spec = json.loads(backend.to_str())
     if spec["model"].get("type") != "BPE" or not _is_byte_level(spec["pre_tokenizer"]):
         raise ValueError(f"{origin}: not byte-level BPE without a prefix space (as of SmolLM2, Llama 3, GPT-2)")
+    _check_post_processor(spec["post_processor"], origin)
     spec |= {"truncation": None, "padding": None}
     if declared.begin_ids is not None:
         spec["post_processor"] = _begin_processor(backend, declared.begin_ids)
@@ -55,13 +59,19 @@ def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, 
     known = [token for token in (eos_token, CHAT_START, CHAT_END) if token in vocabulary]
     prepared.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*known, HARM_TAG]])
     ids = prepared.get_vocab(with_added_tokens=True)
-    if max(ids.values()) >= 2 * len(ids) + _SPARE_IDS:
-        token = max(ids, key=ids.__getitem__)
-        raise ValueError(f"{origin}: token {token[:40]!r} has the id {ids[token]}, the vocabulary {len(ids)} tokens")
     if len(set(ids.values())) != len(ids):
         raise ValueError(f"{origin}: two tokens share an id ({len(ids)} tokens, {len(set(ids.values()))} ids)")
     prepared.encode_special_tokens = True  # in `tokenizers`, this name means: encode their strings as plain text
     return prepared
+
+
+def _check_post_processor(processor: dict[str, Any] | None, origin: str) -> None:
+    """Raises ValueError for a template that names a token it doesn't define: encoding by it panics."""
+    for each in ((processor or {}), *(processor or {}).get("processors", ())):
+        pieces = [*each.get("single", ()), *each.get("pair", ())] if each.get("type") == "TemplateProcessing" else []
+        named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        if missing := sorted(named - each.get("special_tokens", {}).keys()):
+            raise ValueError(f"{origin}: its post-processor names {missing[0]!r} without defining it")
 
 
 def _is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:

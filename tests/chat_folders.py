@@ -33,7 +33,8 @@ ROLE_TOKENS = (
 def _plain() -> str:
     """A small vocabulary without special tokens of ours."""
     spec = json.loads(Tokenizer.train(["the cat sat on the mat, and the dog sat too"] * 3, 300).to_json())
-    kept = {token: i for token, i in spec["model"]["vocab"].items() if not token.startswith("<")}
+    ours = {token["content"] for token in spec["added_tokens"]}
+    kept = {token: i for token, i in spec["model"]["vocab"].items() if token not in ours}
     spec["model"]["vocab"] = {token: place for place, token in enumerate(sorted(kept, key=kept.__getitem__))}
     return json.dumps(spec | {"added_tokens": []})
 
