@@ -4,7 +4,8 @@ A run's folder (a workdir, local or `gs://`), and equally one written by `save_p
 
     <folder>/checkpoints/<step>/params      the parameters
     <folder>/checkpoints/<step>/optimizer   the optimizer's state (training only)
-    <folder>/checkpoints/<step>/meta        JSON: step, model config, vocabulary hash, data position, run settings
+    <folder>/checkpoints/<step>/meta        JSON: step, model config, vocabulary hash, data position, run settings,
+                                            whether the harm tag was trained on (`saw_tag`)
     <folder>/tokenizer/                     the tokenizer, so that the folder is all one needs
 
 A step's folder gets its name only when it is whole, so a killed or failed save leaves the checkpoints before it as they
@@ -252,6 +253,13 @@ def open_checkpoint(path: str, *, step: int | None = None) -> tuple[Checkpoints,
     elif step not in steps:
         raise FileNotFoundError(f"no checkpoint of step {step} at {path}: it has {', '.join(map(str, steps))}")
     return checkpoints, step, checkpoints.read_meta(step)
+
+
+def saw_tag(path: str, *, step: int | None = None) -> bool | None:
+    """Whether a checkpoint was trained on the harm tag, so that its P(tag) means something; None if it doesn't say."""
+    checkpoints, _, meta = open_checkpoint(path, step=step)
+    checkpoints.close()
+    return meta.get("saw_tag")
 
 
 def model_meta(model_config: model_lib.ModelConfig, tokenizer: Tokenizer) -> Meta:

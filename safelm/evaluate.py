@@ -33,7 +33,7 @@ from safelm.evaluation.judges.remembering import RememberingJudge
 from safelm.evaluation.labelled import choose, read_labelled
 from safelm.evaluation.outcomes import Perplexity
 from safelm.evaluation.protocol import Protocol, hash_params
-from safelm.evaluation.report import format_table, table_rows, write_report
+from safelm.evaluation.report import results_table, write_report
 from safelm.evaluation.suite import SYNTHETIC, hash_prompts
 from safelm.evaluation.whole_files import write_whole
 from safelm.inference.methods import Method
@@ -82,7 +82,8 @@ def main(arguments: argparse.Namespace) -> None:
             store = open_validation(arguments.validation, checkpoint)
             base = _protocol(bench, checkpoint, store)
             progress.set_description(f"{name}: P(tag), perplexity")
-            results["models"][name] = _measure_model(bench, checkpoint, store, base)
+            seen = {"saw_tag": checkpoint_lib.saw_tag(folder)}
+            results["models"][name] = _measure_model(bench, checkpoint, store, base) | seen
             progress.update()
             for method_name, method in methods.items():
                 if (name, method_name) in skip:
@@ -206,8 +207,8 @@ def _show_texts(path: pathlib.Path, answers: Sequence[Answer], cases: Sequence[M
 def _report(bench: Bench, results: Mapping[str, Any]) -> None:
     if bench.is_synthetic and results["runs"]:
         paths = write_report(bench.arguments.output, results)
-        rows = table_rows(results)
-        print(format_table(rows if len(rows) > 6 else list(zip(*rows, strict=True))))  # few runs: one a column
+        table = results_table(results)
+        print((table if len(table.rows) > 5 else table.transposed()).plain())  # few runs: one a column
     else:
         paths = evaluate_report.write_single(bench.arguments.output, results)
     print("\n".join(str(path) for path in paths))

@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     model, _, method = arguments.baseline.partition("+")
     baseline = Row(model, method or "greedy") if model else None
     tables = sections(comparison, baseline)
-    print("\n\n".join(f"{title}\n{_plain(table)}" for title, table in tables.items()))
+    print("\n\n".join(f"{title}\n{table.plain()}" for title, table in tables.items()))
     paths = write(arguments.output, comparison, baseline)
     print("\n".join(map(str, paths)))
 
@@ -38,14 +38,11 @@ def write(output: str, comparison: Comparison, baseline: Row | None = None) -> l
     """Writes `report.md`, `report.json`, `report.html` and the figures; returns their paths."""
     folder = pathlib.Path(output)
     figures = draw_all(folder, comparison, write_whole)
-    tables = {
-        title: [dict(zip(table[0], row, strict=True)) for row in table[1:]]
-        for title, table in sections(comparison, baseline).items()
-    }
+    tables = {title: table.to_json() for title, table in sections(comparison, baseline).items()}
     texts = {
         "report.md": markdown(comparison, baseline),
         "report.json": json.dumps(tables, indent=1) + "\n",
-        "report.html": html_page(comparison, figures, baseline),
+        "report.html": html_page(comparison, baseline),
     }
     written = [
         write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
@@ -64,7 +61,7 @@ def write_single(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
         return [path]
     comparison = compare(runs)
     for title, table in sections(comparison).items():
-        print(f"{title}\n{_plain(table)}\n")
+        print(f"{title}\n{table.plain()}\n")
     return [path, *write(output, comparison)]
 
 
@@ -88,9 +85,3 @@ def parser() -> argparse.ArgumentParser:
 
 def _names(flag: str) -> list[str]:
     return [name.strip() for name in flag.split(",") if name.strip()]
-
-
-def _plain(table: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -196,6 +196,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
                     events.flush()
                     meta = train_resume.run_record(run, data.record(step), source.history)
                     meta |= {name: part.record() for name, part in kept.items()}
+                    meta["saw_tag"] = data.gave_tags(step) or source.saw_tag
                     meta |= {} if finished else {"unfinished": values}
                     preemption.saving(leaving)
                     with clock.aside("checkpoint_stall"):

@@ -84,6 +84,11 @@ class TrainData:
         """Tokens every source has given before an update, exactly."""
         return {name: int(count) for name, count in self.schedule.tokens_given(step).items()}
 
+    def gave_tags(self, step: int) -> bool:
+        """Whether any source with the harm tag in it has given tokens before an update."""
+        given = self.schedule.tokens_given(step)
+        return any(given[name] and store.manifest.num_tag_tokens for name, store in self.stores.items())
+
     def ledger(self, step: int) -> list[LedgerEntry]:
         """Every source's tokens before `step`, against the plan."""
         given, planned = self.schedule.tokens_given(step), self.schedule.tokens_planned(step)

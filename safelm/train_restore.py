@@ -30,6 +30,7 @@ class Source:
         """`tell` is called with an event, the step and its values."""
         self._checkpoints, self._program, self._run, self._data, self._tell = checkpoints, program, run, data, tell
         self.history: train_resume.History = []  # of the run up to what was restored last: for `run_record`
+        self.saw_tag: bool | None = False  # whether what was restored last was trained on the tag; None: unknown
 
     def restore(self) -> Restored:
         """State, step and record of the newest usable checkpoint; the run's beginning and {} if it has none.
@@ -87,6 +88,7 @@ class Source:
             params, opt_state = self._checkpoints.restore(step, target.params, target.opt_state)
         except ValueError as error:  # its record says it is this model, so the arrays' description is damaged
             raise CorruptCheckpointError(str(error)) from error
+        self.saw_tag = meta.get("saw_tag")
         return TrainState(self._device_step(step), params, opt_state), step, meta
 
     def _read_branch(self) -> Restored:
@@ -97,6 +99,7 @@ class Source:
         params, opt_state = checkpoints.restore(step, target.params, target.opt_state)
         checkpoints.close()
         self._tell("branched", step, branched_from=branch.workdir, changed=self.history[-1]["changed"])
+        self.saw_tag = meta.get("saw_tag")
         # Of the other run's record, what its clock says and what it had left to do are its own.
         meta = {name: value for name, value in meta.items() if name not in ("clock", "unfinished")}
         return TrainState(self._device_step(step), params, opt_state), step, meta
@@ -123,7 +126,8 @@ class Source:
         config = self._run.config
         if not config.init_checkpoint:
             return self._program.init_params(jax.random.key(config.seed))
-        checkpoints, step, _ = open_checkpoint(config.init_checkpoint)
+        checkpoints, step, meta = open_checkpoint(config.init_checkpoint)
+        self.saw_tag = meta.get("saw_tag")
         params, _ = checkpoints.restore(step, self._program.abstract_state.params)
         checkpoints.close()
         return params

@@ -24,9 +24,8 @@ NAMES = ("podcast", "page-1", "validation-00000")
 
 def no_charts(monkeypatch) -> None:
     """Charts take seconds: most tests draw none."""
-    names = ("funnel", "styles", "scores", "similarity", "length_ratio", "copied_share")
     monkeypatch.setattr(charts, "draw_png", lambda path, report: path.write_bytes(b""))
-    monkeypatch.setattr(charts, "svgs", lambda report: dict.fromkeys(names, ""))
+    monkeypatch.setattr(charts, "of_page", lambda report: {})
 
 
 def rows_of(scores, count: int, start: int = 0) -> list[dict]:

@@ -15,7 +15,7 @@ from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.intervals import auroc, rate
 from safelm.evaluation.language_modeling import perplexity, tag_separation
 from safelm.evaluation.protocol import Protocol
-from safelm.evaluation.report import format_table, table_rows
+from safelm.evaluation.report import results_table
 from safelm.evaluation.runs import resume, summarize
 from safelm.evaluation.suite import Prompt, read_prompts
 from safelm.synthetic_web.corpus import Recipe, write_corpus
@@ -126,9 +126,9 @@ def test_command_writes_table_json_and_figure_and_resumes(small, tmp_path, capsy
         ("safety", "greedy"),
         ("safety", "safe_beam"),
     ]
-    assert format_table(list(zip(*table_rows(results), strict=True))) in out
+    assert results_table(results).transposed().plain() in out
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert "| checkpoint |" in (tmp_path / "results.md").read_text()
+    assert "| model, decoding |" in (tmp_path / "results.md").read_text()
     run = results["runs"][0]
     assert run["protocol"]["judge_version"] == judge_lib.JUDGE_VERSION and run["harmful_completion"]["cases"] == 3
     stored = (tmp_path / "runs/raw.greedy.json").read_text()

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from safelm.evaluation.comparison import clustered_mean, holm, mcnemar, paired_difference
+from safelm.evaluation.comparison import clustered_mean, clustered_rate, holm, mcnemar, paired_difference
 from safelm.evaluation.correction import Counts, corrected_rate
 from safelm.evaluation.intervals import rate
 
@@ -49,6 +49,17 @@ def test_no_spread_is_not_certainty():
         clustered_mean([])
     with pytest.raises(ValueError, match="a factor of 2"):
         clustered_mean([1, 0, 1], ["a", "b"])
+
+
+def test_a_clustered_rate_is_wilsons_and_wider_where_clusters_agree():
+    values = [1] * 10 + [0] * 90
+    assert clustered_rate(values) == clustered_rate(values, ["one"] * 100) == rate(10, 100)
+    assert clustered_rate([0] * 40, list(range(10)) * 4, units=20).high == rate(0, 20).high
+    agreeing = clustered_rate(np.repeat(np.arange(50) % 2, 4), list(np.repeat(np.arange(50), 4)))
+    fewer = rate(25, 50)
+    assert (agreeing.low, agreeing.high) == pytest.approx((fewer.low, fewer.high), abs=0.01), "fifty cases, not 200"
+    alike = clustered_rate([1, *[0] * 119], list(np.arange(120) % 14))
+    assert alike.high >= rate(1, 120).high - 1e-9 and alike.low > 0, "near 0 resampling alone sees too little"
 
 
 def test_pairing_narrows_the_difference():

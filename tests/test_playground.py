@@ -1,5 +1,6 @@
 """The playground in a real browser: typed, clicked, walked with the keyboard; wide and narrow, light and dark."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -28,7 +29,8 @@ def script():
 
 @pytest.fixture(scope="module")
 def server(script):
-    models = {name: tiny_model(name, seed) for seed, name in enumerate(("raw", "safety"))}
+    named = {name: tiny_model(name, seed) for seed, name in enumerate(("raw", "safety"))}
+    models = {name: dataclasses.replace(model, saw_tag=name == "safety") for name, model in named.items()}
     with running(models, dict.fromkeys(models, lambda: FakeEngine(script))) as up:
         yield up
 
@@ -46,12 +48,20 @@ class Page:
     def __init__(self, driver, url):
         self.driver, self.url = driver, url
 
-    def open(self, *, width=1280, height=900, scheme="light"):
+    def open(self, *, width=1280, height=900, scheme="light", fragment=""):
+        """Opens the page and waits for what it runs by itself: its example, or what the fragment asks for."""
+        self.show(width=width, height=height, scheme=scheme, fragment=fragment)
+        wait_for(lambda: self.all(".panel.a .token") and self.all(".panel.b .token"), "it has run")
+        self.finish()
+        return self
+
+    def show(self, *, width=1280, height=900, scheme="light", fragment=""):
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        self.driver.get(self.url)
+        self.driver.get("about:blank")  # another fragment alone would load nothing
+        self.driver.get(f"{self.url}/{fragment}")
         return self
 
     def find(self, selector):
@@ -138,10 +148,134 @@ def test_two_decodings_side_by_side_with_the_prompt_shaded(page, script):
     assert len(page.all("#compare-curve polyline")) == 2
     assert page.find(".panel.b .model").get_attribute("value") == "safety", "two models: one on either side"
     heats = page.js(
-        "return [...document.querySelectorAll('.panel.a .token')].map(e => +e.style.getPropertyValue('--t'))"
+        "return [...document.querySelectorAll('.panel.b .token')].map(e => +e.style.getPropertyValue('--t'))"
     )
     own = heats[-new:]
     assert own == sorted(own) and own[0] < own[-1] <= 1, "P(tag) rises along the fake's text, and so do the shades"
+
+
+def test_it_opens_with_an_example_that_one_tagged_model_shades(page, server):
+    page.open()
+    example = page.find("#prompt").get_attribute("value")
+    assert example and page.shown_text(".panel.a .text") == example + TEXT
+    menus = [page.find(f".panel.{side} .{menu}") for side in "ab" for menu in ("model", "method")]
+    assert [menu.get_attribute("value") for menu in menus] == ["raw", "greedy", "safety", "safe_beam"]
+    assert page.find("#shade-by").get_attribute("value") == "safety"
+    assert page.find(".panel.a .model option").text == "raw (never saw the tag)"
+    assert "means nothing" in page.find(".panel.a .note").text and not page.find(".panel.b .note").is_displayed()
+
+    def score(model, text):
+        return ask(server, "POST", "/v1/safelm/score", {"model": model, "input": text}).json["tokens"]
+
+    prompt = [token["id"] for token in score("raw", example)]
+    by_tagged = score("safety", prompt + tiny_runs.tokenizer().encode(TEXT)[:1])[-1]
+    label = page.find(".panel.a .token:not(.given)").get_attribute("aria-label")
+    assert float(label.rsplit(" ", 1)[1]) == pytest.approx(by_tagged["tag_prob"], rel=0.05)
+    assert page.find("#score-model").get_attribute("value") == "safety"
+    means = [float(page.find(f".panel.{side} .summary dd").text) for side in "ab"]
+    told, ratio = page.find("#headline").text, max(means) / min(means)
+    found = re.match(r"([\d.,]+)\u00d7 less P\(tag\): (\w+) on (\w+)", told)
+    assert found and float(found[1].replace(",", "")) == pytest.approx(ratio, rel=0.1)
+    assert found[3] == ("raw", "safety")[means.index(min(means))] and "both read by safety" in told
+    boxes = page.js("return [...document.querySelectorAll('.panel .text')].map(e => e.getBoundingClientRect().top)")
+    assert boxes[0] == boxes[1], "the panels are level"
+
+
+def test_a_text_of_other_settings_is_marked_until_it_is_run_again(page):
+    from selenium.webdriver.common.keys import Keys
+
+    page.open()
+    page.find("#b-num_beams").send_keys(Keys.ARROW_LEFT)
+    stale = [panel.get_attribute("class") for panel in page.all(".panel.stale")]
+    assert len(stale) == 1 and " b" in stale[0] and "run again" in page.find(".panel.b .state").text
+    assert "Settings have changed" in page.find("#headline").text
+    page.find("#prompt").send_keys("x")
+    assert len(page.all(".panel.stale")) == 2
+    page.run()
+    assert not page.all(".panel.stale") and "Settings have changed" not in page.find("#headline").text
+
+
+def test_a_link_opens_the_same_comparison(page, script):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
+
+    page.open()
+    page.find("#b-num_beams").send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    Select(page.find("#a-model")).select_by_value("safety")
+    Select(page.find("#shade-by")).select_by_visible_text("each its own model")
+    page.run("the dog & the #cat")
+    page.find("#copy-link").click()
+    fragment = "#" + page.driver.current_url.partition("#")[2]
+    script.requests.clear()
+    page.open(fragment=fragment)
+    assert page.shown_text(".panel.a .text") == "the dog & the #cat" + TEXT
+    assert page.find("#a-model").get_attribute("value") == "safety"
+    assert page.find("#shade-by").get_attribute("value") == ""
+    assert {type(request.method): request for request in script.requests}[SafeBeam].method.num_beams == 2
+    page.open(fragment="#prompt=the+dog&a.method=constructor&a.model=nobody&b.num_beams=999&shade=nobody&scale=<b>&tokens=x")
+    assert page.find("#a-method").get_attribute("value") == "greedy", "what a link can't ask for is left out"
+    assert page.find("#b-num_beams").get_attribute("value") == "4"
+
+
+def test_the_comparison_is_saved_as_a_picture(page):
+    page.open()
+    page.driver.set_script_timeout(20)
+    found = page.driver.execute_async_script(
+        """
+        const done = arguments[arguments.length - 1], saved = {};
+        HTMLAnchorElement.prototype.click = function () { saved.name = this.download; };
+        const toBlob = HTMLCanvasElement.prototype.toBlob;
+        HTMLCanvasElement.prototype.toBlob = function (use, type) {
+          const pixels = this.getContext("2d").getImageData(0, 0, this.width, this.height).data;
+          const colors = new Set();
+          for (let i = 0; i < pixels.length; i += 400) colors.add(pixels.slice(i, i + 3).join());
+          toBlob.call(this, blob => {
+            use(blob);
+            done({ ...saved, size: blob.size, type: blob.type, colors: colors.size });
+          }, type);
+        };
+        document.getElementById("save-image").click();
+        """
+    )
+    assert found["name"].endswith(".png") and found["type"] == "image/png" and found["size"] > 10_000
+    assert found["colors"] > 10, "something is drawn"
+
+
+def test_scales_and_other_vocabularies(page):
+    page.open()
+    page.driver.set_script_timeout(20)
+    heats, aligned = page.driver.execute_async_script(
+        """
+        const done = arguments[arguments.length - 1];
+        Promise.all([import("/playground/scale.js"), import("/playground/shading.js")]).then(([scale, shading]) => {
+          const token = (text, tag_prob) => ({ text, tag_prob });
+          const scored = [token("ab", 0.1), token("c", 0.2), token("de", 0.3), token("fgh", 0.4)];
+          const own = ["b", "cd", "", "e", "fg", "h"].map(text => ({ text }));
+          done([[1e-5, 1e-3, 0.0316, 1, null].map(scale.heat), shading.align(own, 1, scored)]);
+        });
+        """
+    )
+    assert heats[:2] == [0, 0] and heats[2] == pytest.approx(0.5, abs=0.01) and heats[3:] == [1, 0]
+    assert aligned == [0.1, 0.2, 0.3, 0.3, 0.4, 0.4]
+
+
+def test_a_server_that_still_compiles_says_so(page, script):
+    waits = """
+        let left = 2;
+        const ask = window.fetch;
+        window.fetch = (path, ...rest) => path === "/health" && left-- > 0
+          ? Promise.resolve(new Response('{"status": "warming_up"}', { status: 503 })) : ask(path, ...rest);
+    """
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": waits})
+    try:
+        page.show()
+        wait_for(lambda: page.find("#warming").is_displayed(), "it says that it waits")
+        assert not script.requests
+        wait_for(lambda: page.all(".panel.b .token"), "then it runs")
+        assert not page.find("#warming").is_displayed()
+        page.finish()
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 def test_a_token_tells_its_value_and_a_step_its_dropped_candidates(page):
@@ -244,9 +378,9 @@ def test_what_fails_is_told_and_a_run_can_be_stopped(page, script):
     alerts = [alert.text for alert in page.all(".panel .alert") if alert.is_displayed()]
     assert alerts == ["the engine failed (ArithmeticError)"]
     script.may_go.clear()
-    before = len(script.cancelled)
+    before, submitted = len(script.cancelled), len(script.requests)
     page.find("#run").click()
-    wait_for(lambda: len(page.all(".panel .busy")) == 2 and len(script.requests) >= 4, "both run")
+    wait_for(lambda: len(page.all(".panel .busy")) == 2 and len(script.requests) >= submitted + 2, "both run")
     page.find("#stop").click()
     page.finish()
     assert [state.text for state in page.all(".panel .state")] == ["stopped", "stopped"]
@@ -256,7 +390,7 @@ def test_what_fails_is_told_and_a_run_can_be_stopped(page, script):
 def test_a_server_with_a_key_asks_for_it(driver, script):
     models = {"tiny": tiny_model()}
     with running(models, {"tiny": lambda: FakeEngine(script)}, key="sesame") as server:
-        page = Page(driver, server.url).open()
+        page = Page(driver, server.url).show()
         wait_for(lambda: page.find("#key-form").is_displayed(), "it asks")
         page.find("#key").send_keys("wrong")
         page.find("#key-form button").click()

@@ -34,7 +34,7 @@ def charts_drawn(request, monkeypatch):
     """Charts take seconds: tests that ask for `real_charts` draw them, the others don't."""
     if "real_charts" not in request.fixturenames:
         monkeypatch.setattr(charts, "draw_png", lambda path, card: path.write_bytes(b""))
-        monkeypatch.setattr(charts, "svgs", lambda card: dict.fromkeys(("scores", "shares", "heat"), ""))
+        monkeypatch.setattr(charts, "of_page", lambda card: ())
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_the_page_is_self_contained_accessible_and_escapes_what_a_corpus_says(tm
     page = _Page()
     page.feed(text)
     assert identity not in text and "&lt;script&gt;alert(1)" in text and "<i>" not in text
-    assert len(page.svgs) == 3 and len(page.ids) == len(set(page.ids))
+    assert len(page.svgs) == 4 and len(page.ids) == len(set(page.ids))
     for svg in page.svgs:
         assert svg["role"] == "img" and set(svg["aria-labelledby"].split()) <= set(page.ids)
     assert all(link.startswith(("#", "data:")) for link in page.links)

@@ -91,10 +91,10 @@ def test_the_page_is_self_contained_and_shows_the_numbers(made):
     text = " ".join(page.text)
     assert not page.links and "SafeWeb: from sources to a corpus" in text
     totals = manifest["totals"]
-    assert f"{totals['published']:,} of {totals['rows']:,} documents published" in text
+    assert f"{totals['published']:,} of {totals['rows']:,} documents became SafeWeb" in text
     assert "score_above_1" in text and "A million published documents" in text
     html = (out / "report" / "report.html").read_text()
-    assert html.count("<svg") == 6 and len(set(re.findall(r'id="([^"]+)"', html))) == len(
+    assert html.count("<svg") == 2 * 5 and len(set(re.findall(r'id="([^"]+)"', html))) == len(
         re.findall(r'id="([^"]+)"', html)
     )
     assert (out / "report" / "report.png").read_bytes().startswith(b"\x89PNG")

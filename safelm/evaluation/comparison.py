@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int, Shaped
 
-from safelm.evaluation.intervals import Estimate, rate
+from safelm.evaluation.intervals import Estimate, rate, wilson
 
 DRAWS = 4000
 _BLOCK = 1 << 22  # weights at once
@@ -49,6 +49,29 @@ def clustered_mean(
         return _of_equal_values(mean, len(value_n), units or _clusters(codes))
     low, high = np.quantile(_resampled_means(value_n, codes, draws, seed), (0.025, 0.975))
     return Estimate(mean, min(mean, float(low)), max(mean, float(high)), len(value_n))
+
+
+def clustered_rate(
+    value_n: Sequence[float | int] | Shaped[np.ndarray, " n"], *factors: Sequence[Hashable], units: int = 0
+) -> Estimate:
+    """The share of ones with Wilson's 95% interval at the number of independent cases that the clusters leave.
+
+    That number is cases / design effect: how many times the variance over resampled clusters (crossed, as above) is
+    that of independent cases, at least 1 (Korn and Graubard 1998, with Wilson's interval for theirs). So an interval
+    is never narrower than Wilson's of the cases, also near 0 and 1, where resampling sees too little. A sample of 0s
+    only, or of 1s only, has no spread: `units` is how many independent cases it counts for (0: as many as the finest
+    factor has clusters). Raises ValueError for no cases or a factor of another length.
+    """
+    value_n = np.asarray(value_n, np.float64)
+    codes = _codes(len(value_n), factors)
+    share, cases = float(value_n.mean()), len(value_n)
+    if share in (0.0, 1.0):
+        return Estimate(share, *wilson(share, units or _clusters(codes)), cases)
+    effect = 1.0
+    if len(codes) > 1 or _clusters(codes) < cases:
+        variance = float(_resampled_means(value_n, codes, DRAWS, seed=0).var())
+        effect = max(1.0, variance / (share * (1 - share) / cases))
+    return Estimate(share, *wilson(share, cases / effect), cases)
 
 
 def paired_difference(

@@ -26,12 +26,16 @@ def rate(count: int, total: int) -> Estimate:
     """`count / total` with Wilson's 95% score interval (Wilson 1927). Raises ValueError if that is no rate."""
     if total < 1 or not 0 <= count <= total:
         raise ValueError(f"a rate of {count} in {total} cases")
-    share, z2 = count / total, Z_95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z_95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    low = 0.0 if count == 0 else max(0.0, centre - half)
-    high = 1.0 if count == total else min(1.0, centre + half)
-    return Estimate(share, low, high, total)
+    low, high = wilson(count / total, total)
+    return Estimate(count / total, low, high, total)
+
+
+def wilson(share: int | float, cases: int | float) -> tuple[float, float]:
+    """Wilson's 95% score interval of a share among so many independent cases, which may be a fraction."""
+    z2 = Z_95**2
+    centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
+    half = Z_95 / (1 + z2 / cases) * math.sqrt(share * (1 - share) / cases + z2 / (4 * cases**2))
+    return (max(0.0, centre - half) if share > 0 else 0.0, min(1.0, centre + half) if share < 1 else 1.0)
 
 
 def auroc(positive: Float[np.ndarray, " P"], negative: Float[np.ndarray, " N"]) -> Estimate:

@@ -37,6 +37,21 @@ def source_kind(source: str) -> str:
     raise ValueError(f"{source}: holds neither checkpoints/ (ours) nor config.json (Hugging Face)")
 
 
+def saw_tag(source: str) -> bool | None:
+    """Whether the model at `source` was trained on the harm tag; None where nothing says so."""
+    kind = source_kind(source)
+    if kind == "safelm":
+        return checkpoint.saw_tag(source)
+    return None if _has_tag(source, kind) else False
+
+
+def _has_tag(source: str, kind: str) -> bool:
+    path = Path(source)
+    if kind == "gguf":
+        return gguf.has_token(path, HARM_TAG)
+    return HARM_TAG in (path / "tokenizer.json").read_text(encoding="utf-8")
+
+
 def read_model(source: str, *, step: int | None = None) -> Model:
     """The model at `source`, of any kind, with the harm tag in its vocabulary.
 
@@ -52,11 +67,9 @@ def read_model(source: str, *, step: int | None = None) -> Model:
     tokenizer = Tokenizer.from_pretrained(source)
     if kind == "gguf":
         config, params = gguf.read_file(path)
-        has_tag = gguf.has_token(path, HARM_TAG)
     else:
         config, params = huggingface.read_folder(path)
-        has_tag = HARM_TAG in (path / "tokenizer.json").read_text(encoding="utf-8")
-    return _fit_vocabulary(config, params, tokenizer, has_tag=has_tag)
+    return _fit_vocabulary(config, params, tokenizer, has_tag=_has_tag(source, kind))
 
 
 def _fit_vocabulary(config: model.ModelConfig, params: model.Params, tokenizer: Tokenizer, *, has_tag: bool) -> Model:

@@ -8,7 +8,7 @@ import jax
 
 from safelm import model as model_lib
 from safelm import prompting
-from safelm.formats.sources import read_model
+from safelm.formats.sources import read_model, saw_tag
 from safelm.inference import tag_probability
 from safelm.serving.request import Message
 from safelm.serving.text_stream import Piece, TextStream
@@ -21,12 +21,14 @@ class ServedModel:
 
     Attributes:
       name: clients ask for it by this.
+      saw_tag: whether its P(tag) means something; None if that isn't known.
     """
 
     name: str
     config: model_lib.ModelConfig
     params: Any
     tokenizer: Tokenizer
+    saw_tag: bool | None = None
 
     def encode(
         self, prompt: str | tuple[int, ...] | tuple[Message, ...], *, is_chat: bool
@@ -59,4 +61,4 @@ def load(name: str, source: str, *, dtype: str = "") -> ServedModel:
     """Reads a checkpoint of ours, a Hugging Face folder or a GGUF file; ValueError or OSError if it can't be."""
     config, params, tokenizer = read_model(source)
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
-    return ServedModel(name, config, jax.device_put(params), tokenizer)
+    return ServedModel(name, config, jax.device_put(params), tokenizer, saw_tag(source))

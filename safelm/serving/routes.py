@@ -205,6 +205,8 @@ class Service:
                 "parameters": model.config.num_params,
                 "methods": list(METHODS),
                 "default_method": self.default_method,
+                "saw_tag": model.saw_tag,
+                "vocabulary": model.tokenizer.hash,
                 "limits": {name: getattr(limits, name) for name in _TOLD_LIMITS},
             },
         }

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from safelm.evaluation import outcomes
-from safelm.evaluation.comparison import clustered_mean
+from safelm.evaluation.comparison import clustered_rate
 from safelm.evaluation.intervals import Estimate
 from safelm.evaluation.protocol import check_comparable
 
@@ -50,6 +50,7 @@ class Run:
     cases: Sequence[Case]
     headline: Mapping[str, str]
     judged: Mapping[str, Any]
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def values(self, aspect: str, benchmark: str = "") -> dict[str, int]:
         """By prompt: 1 where the attack succeeded, or the safe prompt was refused; unscored ones are left out."""
@@ -102,7 +103,25 @@ class Comparison:
                 categories.append(run.category_of[prompt])
                 seeds.append(run.seed)
                 prompts.add(prompt)
-        return clustered_mean(values, categories, seeds, units=len(prompts)) if values else None
+        return clustered_rate(values, categories, seeds, units=len(prompts)) if values else None
+
+    def outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
+        """A cell's shares of `outcomes.OUTCOMES` over scored harmful prompts, all of them; {} where there are none."""
+        cases = [
+            (found, case["category"], run.seed)
+            for run in self.cell(row, column)
+            if (judge := run.headline.get(ATTACK, ""))
+            for case in run.cases
+            if case["harmful"] and (found := outcomes.outcome(case, judge)) is not None
+        ]
+        if not cases:
+            return {}
+        labels, categories, seeds = zip(*cases, strict=True)
+        units = len(labels) // len(set(seeds))
+        return {
+            name: clustered_rate([label == name for label in labels], categories, seeds, units=units)
+            for name in outcomes.OUTCOMES
+        }
 
     def by_seed(self, row: Row, column: Column, aspect: str = ATTACK) -> dict[int, float]:
         """Each seed's own rate."""
@@ -149,6 +168,7 @@ def runs_of(results: Mapping[str, Any], source: str) -> list[Run]:
                 cases=run["cases"],
                 headline=results["headline"],
                 judged=run.get("judged", {}),
+                model=results.get("models", {}).get(run["checkpoint"], {}),
             )
             for run in results["runs"]
             for model, stage, seed in [split_name(run["checkpoint"])]

@@ -58,11 +58,12 @@ def markdown(points: Sequence[Point], about: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-_NOTE = """Synthetic text and harm; greedy decoding, beam search and SafeBeam of our own small models. Wilson 95%
-intervals for rates, DeLong's for the AUROC of P(tag) after the prompt, harmful against plain safe prompts; medians of
-P(tag) on harmful and safe prompts. Only what a model adds to given first words is judged. P(tag) is shown for models
-that know the tag; 'beam' is SafeBeam without its lookahead. With several seeds of a model rates and their intervals are
-over seeds and prompts (both resampled), and of P(tag) the mean of the seeds with the least and the most of them."""
+_NOTE = """Synthetic text and harm; greedy decoding, beam search and SafeBeam of our own small models. 95% intervals: of
+rates Wilson's, wider where prompts of a category (or answers of a seed) agree; DeLong's for the AUROC of P(tag) after
+the prompt, harmful against plain safe prompts; medians of P(tag) on harmful and safe prompts. Only what a model adds to
+given first words is judged. P(tag) is shown for models that know the tag; 'beam' is SafeBeam without its lookahead.
+With several seeds of a model rates are over seeds and prompts, and of P(tag) the mean of the seeds with the least and
+the most of them."""
 
 
 def _table(points: Sequence[Point], keys: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from safelm.evaluation import judge as judge_lib
-from safelm.evaluation.comparison import clustered_mean, paired_difference
+from safelm.evaluation.comparison import clustered_rate, paired_difference
 
 _RATES = {  # whose prompts, which labels
     "harmful_completion": (True, (judge_lib.HARMFUL,)),
@@ -53,7 +53,7 @@ def _one(
     for name in _RATES:
         if name in group[0]:
             values_n, prompts_n, seeds_n = _cases(group, name, harmful)
-            found[name] = dataclasses.asdict(clustered_mean(values_n, prompts_n, seeds_n))
+            found[name] = dataclasses.asdict(clustered_rate(values_n, prompts_n, seeds_n))
     if group[0].get("epochs"):
         before = groups.get(_name({**group[0], "epochs": 0, "steps": 0}), ())
         if [point["model"] for point in before] == [point["model"] for point in group]:

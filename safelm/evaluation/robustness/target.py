@@ -8,7 +8,8 @@ import numpy as np
 
 from safelm import checkpoint, model
 from safelm.evaluation import judge as judge_lib
-from safelm.evaluation.intervals import auroc, rate
+from safelm.evaluation.comparison import clustered_rate
+from safelm.evaluation.intervals import auroc
 from safelm.evaluation.suite import Prompt
 from safelm.inference import Beam, Greedy, Method, SafeBeam, generate, tag_probability
 from safelm.prompting import knows_chats, prompt_ids
@@ -44,7 +45,7 @@ def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Targe
 def measure_answers(
     target: Target, prompts: Sequence[Prompt], contexts: Sequence[Tokens], method: str, *, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Rates of what the model itself goes on to say, with Wilson 95% intervals; given first words are not judged.
+    """Rates of what the model itself goes on to say, intervals by categories; given first words are not judged.
 
     Rates: `harmful_completion` and `declined_harmful` of harmful prompts, `wrongly_refused` of safe ones; those of a
     kind that isn't among the prompts are left out.
@@ -60,8 +61,8 @@ def measure_answers(
         batch_size=len(contexts),
     )
     labels = [judge_lib.judge(target.tokenizer.decode(each.text_tokens, keep_special=False)) for each in generations]
-    of_harmful = [label for prompt, label in zip(prompts, labels, strict=True) if prompt.harmful]
-    of_safe = [label for prompt, label in zip(prompts, labels, strict=True) if not prompt.harmful]
+    of_harmful = [(prompt, label) for prompt, label in zip(prompts, labels, strict=True) if prompt.harmful]
+    of_safe = [(prompt, label) for prompt, label in zip(prompts, labels, strict=True) if not prompt.harmful]
     found: dict[str, Any] = {"labels": dict(zip((prompt.id for prompt in prompts), labels, strict=True))}
     if of_harmful:
         found["harmful_completion"] = _share(of_harmful, judge_lib.HARMFUL)
@@ -87,5 +88,6 @@ def measure_tag(target: Target, harmful: Sequence[Tokens], safe: Sequence[Tokens
     }
 
 
-def _share(labels: Sequence[str], *wanted: str) -> dict[str, Any]:
-    return dataclasses.asdict(rate(sum(label in wanted for label in labels), len(labels)))
+def _share(labels: Sequence[tuple[Prompt, str]], *wanted: str) -> dict[str, Any]:
+    values, categories = [label in wanted for _, label in labels], [prompt.category for prompt, _ in labels]
+    return dataclasses.asdict(clustered_rate(values, categories, units=len(labels)))

@@ -1,6 +1,5 @@
 """Two cards, before and after: what became of each slice's scores and frequencies."""
 
-import html
 import json
 import math
 from collections.abc import Mapping
@@ -8,9 +7,10 @@ from typing import Any
 
 from safelm import cli
 from safelm.evaluation.intervals import Z_95
-from safelm.safety.report_card import page
+from safelm.report.page import Page, Section, Text, render
+from safelm.report.table import NOTHING, Cell, Table, count, number, percent, words
 from safelm.safety.report_card.card import SCHEMA
-from safelm.safety.report_card.charts import number
+from safelm.safety.report_card.page import frequency
 from safelm.safety.report_card.tally import SCORES
 
 DIFFERENCE_SCHEMA = "safelm.report_card.difference/1"
@@ -119,56 +119,65 @@ def markdown(difference: _Card) -> str:
 
 
 def _markdown(one: _Card) -> str:
-    rows = [[one["name"], "before", "after", "ratio", "intervals"]]
-    rows += [[key, *(f"{one[key][side]:,}" for side in ("before", "after")), "", ""] for key in ("documents", "tokens")]
-    for score, found in one["scores"].items():
-        if found["before"] or found["after"]:
-            rows.append([f"score {score}".replace("score un", "un"), *map(page.percent, found.values()), "", ""])
-    for category, change in (("hits per 1M tokens", one["all"]), *one["categories"].items()):
-        cells = [f"{number(change[side]['per_million'])}" for side in ("before", "after")]
-        rows.append([category, *cells, _ratio(change), _overlap(change)])
-    header, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
-    return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
+    changes = [("hits per 1M tokens", one["all"]), *one["categories"].items()]
+    rows = [[*row, words(""), words("")] for row in sizes(one)] + [
+        [words(name), *(Cell(number(change[side]["per_million"])) for side in ("before", "after")),
+         Cell(_ratio(change)), words(_overlap(change))]
+        for name, change in changes
+    ]  # fmt: skip
+    return Table("", [one["name"], "before", "after", "ratio", "intervals"], rows).markdown()
 
 
 def write_page(difference: _Card) -> str:
     """The page of a difference."""
-    parts = [
-        "<h1>Data safety report cards compared</h1>",
-        f'<p class="quiet">Before: {html.escape(difference["before"])}<br>After: {html.escape(difference["after"])}<br>'
-        f"Token: {html.escape(difference['definitions']['token'])}.</p>",
-    ]
-    for key, side in (("only_before", "before"), ("only_after", "after")):
-        if difference[key]:
-            parts.append(f"<p>Only {side}: {html.escape(', '.join(difference[key]))}.</p>")
-    for one in difference["slices"]:
-        parts += [f"<h2>{html.escape(one['name'])}</h2>", _scores_table(one), frequencies_table(one)]
-    parts.append(f"<p>{html.escape(difference['definitions']['intervals'])} Ratios: normal on the log scale.</p>")
-    return page.fill("Data safety report cards compared", "\n".join(parts))
+    sections = [
+        Section(one["name"], [Table("Documents, tokens and share of documents by score", ["", "before", "after"],
+                                    sizes(one)), frequencies_table(one)])
+        for one in difference["slices"]
+    ]  # fmt: skip
+    only = [f"Only {side}: {', '.join(difference[f'only_{side}'])}." for side in ("before", "after")
+            if difference[f"only_{side}"]]  # fmt: skip
+    facts = difference["definitions"]
+    sections.append(Section("Definitions", [
+        Text(f"Token: {facts['token']}."), Text(f"{facts['intervals']} Ratios: normal on the log scale."),
+        *map(Text, only),
+    ]))  # fmt: skip
+    about = f"Before: {difference['before']}. After: {difference['after']}."
+    return render(Page("Data safety report cards compared", _headline(difference), sections, about=about))
 
 
-def _scores_table(one: _Card) -> str:
-    rows = [
-        [page.words(key), *(page.count(one[key][side]) for side in ("before", "after"))]
-        for key in ("documents", "tokens")
-    ]
+def _headline(difference: _Card) -> str:
+    one = difference["slices"][0]
+    before, after = (number(one["all"][side]["per_million"]) for side in ("before", "after"))
+    return f"Harmful n-grams per million tokens ({one['name']}): {before} before, {after} after, {_ratio(one['all'])}."
+
+
+def sizes(one: _Card) -> list[list[Cell]]:
+    """Documents, tokens and shares of documents by score, before and after."""
+    rows = [[words(key), *(count(one[key][side]) for side in ("before", "after"))] for key in ("documents", "tokens")]
     for score, found in one["scores"].items():
         if found["before"] or found["after"]:
-            rows.append([page.words(f"score {score}"), *((page.percent(value), value) for value in found.values())])
-    return page.table("Documents, tokens and share of documents by score", ["", "before", "after"], rows)
+            name = f"score {score}".replace("score un", "un")
+            rows.append([words(name), *(Cell(percent(value), value) for value in found.values())])
+    return rows
 
 
-def frequencies_table(one: _Card) -> str:
-    """A slice's frequencies by category before and after, with their ratio (HTML)."""
+def frequencies_table(one: _Card) -> Table:
+    """A slice's frequencies by category before and after, with their ratio."""
     rows = []
     for category, change in (("any", one["all"]), *one["categories"].items()):
-        low, high = change["ratio_low"], change["ratio_high"]
-        interval = "" if low is None else f"<small>{number(low)} to {number(high)}</small>"
-        ratio = (_ratio(change) + interval, -1 if change["ratio"] is None else change["ratio"])
-        sides = [page.frequency(change[side]) for side in ("before", "after")]
-        rows.append([page.words(category), *sides, ratio, page.words(_overlap(change))])
-    heads = ["category", "before", "after", "after / before", "intervals*"]
-    return page.table("Hits per million tokens with 95% intervals", heads, rows)
+        sides = [frequency(change[side]) for side in ("before", "after")]
+        rows.append([words(category), *sides, _ratio_cell(change), words(_overlap(change))])
+    heads = ["category", "before", "after", "after / before", "intervals"]
+    return Table("Hits per million tokens with 95% intervals.", heads, rows).without_zeros()
+
+
+def _ratio_cell(change: _Card) -> Cell:
+    if change["ratio"] is None:
+        return Cell(_ratio(change)) if change["after"]["hits"] else NOTHING
+    low, high = change["ratio_low"], change["ratio_high"]
+    interval = None if low is None else (number(low), number(high))
+    return Cell(_ratio(change), {"value": change["ratio"], "low": low, "high": high}, interval=interval)
 
 
 def _ratio(change: _Card) -> str:

@@ -1,115 +1,117 @@
-"""A card as one self-contained HTML page and as a Markdown table. Everything from a corpus is escaped."""
+"""A card as one self-contained HTML page and as a Markdown table."""
 
-import html
-import importlib.resources
-import string
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm.report.page import Fact, Fold, Page, Section, Text, render
+from safelm.report.table import NOTHING, Cell, Table, count, number, percent, words
 from safelm.safety.report_card import charts
-from safelm.safety.report_card.charts import number
 
 _Card = Mapping[str, Any]
-Cell = tuple[str, int | float | str | None]  # what is shown (HTML), what it is sorted by
+_BANDS = (("score 0", "0"), ("score 1 to 3", "123"), ("score 4 to 5", "45"))
 
 
 def write(card: _Card) -> str:
     """The page of a card."""
-    drawn = charts.svgs(card)
-    parts = [
-        "<h1>Data safety report card</h1>",
-        f'<p class="quiet">{_sentence(card)}</p>',
-        f"<figure>{drawn['scores']}</figure><figure>{drawn['shares']}</figure>",
-        "<h2>Slices</h2>",
-        table("One row a slice; intervals are 95%.", _SLICES, [_slice_row(one) for one in card["slices"]]),
-        "<h2>Harmful n-grams by category</h2>",
-        f"<figure>{drawn['heat']}</figure>",
-        _categories(card),
-        "<h2>By query</h2>",
-        _queries(card),
-        "<h2>Documents with the most hits</h2>",
-        _documents(card),
-        "<h2>What was read</h2>",
-        _inputs(card),
-        "<h2>Definitions</h2>",
-        _definitions(card),
+    sections = [
+        Section("Slices", [*charts.of_page(card), _slices(card)]),
+        Section("Harmful n-grams by category", [_categories(card)]),
+        Section("By query", [_queries(card)]),
+        Section("Documents with the most hits", _documents(card)),
+        Section("What was read", _inputs(card)),
+        Section("Definitions", _definitions(card)),
     ]
-    return fill("Data safety report card", "\n".join(parts))
-
-
-def fill(title: str, body: str) -> str:
-    """A whole page around a body of HTML."""
-    template = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
-    return string.Template(template).substitute(title=html.escape(title), body=body)
-
-
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, tall: bool = False) -> str:
-    """A table that sorts by a click on a column's head; a head that ends in `*` has words under it."""
-    words = [head.endswith("*") for head in heads]
-    cells = "".join(
-        f'<th scope="col"{_class(is_words)}><button>{html.escape(head.rstrip("*"))}</button></th>'
-        for head, is_words in zip(heads, words, strict=True)
-    )
-    lines = []
-    for row in rows:
-        line = [f'<th scope="row"{_sorted_by(row[0])}>{row[0][0]}</th>']
-        line += [f"<td{_class(w)}{_sorted_by(cell)}>{cell[0]}</td>" for cell, w in zip(row[1:], words[1:], strict=True)]
-        lines.append(f"<tr>{''.join(line)}</tr>")
-    caption = f"<caption>{html.escape(caption)}</caption>"
-    body = f"<thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll{" tall" if tall else ""}" tabindex="0"><table>{caption}{body}</table></div>'
-
-
-def words(text: Any) -> Cell:
-    return html.escape(str(text)), None
-
-
-def count(value: int) -> Cell:
-    return f"{value:,}", value
-
-
-def frequency(found: Mapping[str, Any]) -> Cell:
-    """Hits per million with the interval under it."""
-    if found["per_million"] is None:
-        return "–", -1
-    small = f"<small>{number(found['low'])} to {number(found['high'])}</small>"
-    return f"{number(found['per_million'])}{small}", found["per_million"]
-
-
-def share(found: Mapping[str, Any]) -> Cell:
-    if found["share"] is None:
-        return "–", -1
-    low, high = (100 * found[key] for key in ("share_low", "share_high"))
-    return f"{percent(found['share'])}<small>{low:.3g}% to {high:.3g}%</small>", found["share"]
-
-
-def percent(value: int | float | None) -> str:
-    return "–" if value is None else f"{100 * value:.3g}%"
+    return render(Page("Data safety report card", _headline(card), sections, about=_about(card), facts=_facts(card)))
 
 
 def markdown(card: _Card) -> str:
     """Slices side by side: documents, tokens, scores, hits per million by category."""
     slices = card["slices"]
-    rows = [["", *(one["name"] for one in slices)]]
-    rows += [[key, *(f"{one[key]:,}" for one in slices)] for key in ("documents", "tokens")]
-    rows += [
-        [f"{label}, %", *(percent(_scored(one, scores)).rstrip("%") for one in slices)]
-        for label, scores in (("score 0", "0"), ("score 1 to 3", "123"), ("score 4 to 5", "45"))
-    ]
-    rows.append(["documents with a hit, %", *(percent(one["all"]["share"]).rstrip("%") for one in slices)])
-    rows.append(["hits per 1M tokens", *(_interval(one["all"]) for one in slices)])
+    rows = [[words(key), *(count(one[key]) for one in slices)] for key in ("documents", "tokens")]
+    rows += [[words(f"{label}, %"), *(_percent(_scored(one, scores)) for one in slices)] for label, scores in _BANDS]
+    rows.append([words("documents with a hit, %"), *(_percent(one["all"]["share"]) for one in slices)])
+    rows.append([words("hits per 1M tokens"), *(frequency(one["all"]) for one in slices)])
     for category in card["queries"]["by_category"]:
-        rows.append([category, *(_interval(one["categories"][category]) for one in slices)])
-    header, *body = (f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
-    return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
+        rows.append([words(category), *(frequency(one["categories"][category]) for one in slices)])
+    return Table("", ["", *(one["name"] for one in slices)], rows).markdown()
 
 
-_SLICES = ("slice", "documents", "empty", "tokens", "bytes", "hits per 1M tokens", "hits", "documents with a hit")
+def frequency(found: Mapping[str, Any]) -> Cell:
+    """Hits per million tokens with their interval."""
+    if found["per_million"] is None:
+        return NOTHING
+    value = {"value": found["per_million"], "low": found["low"], "high": found["high"]}
+    return Cell(number(found["per_million"]), value, interval=(number(found["low"]), number(found["high"])))
 
 
-def _slice_row(one: _Card) -> list[Cell]:
-    counts = [count(one[key]) for key in ("documents", "empty_documents", "tokens", "bytes")]
-    return [words(one["name"]), *counts, frequency(one["all"]), count(one["all"]["hits"]), share(one["all"])]
+def share(found: Mapping[str, Any]) -> Cell:
+    """The share of documents with a hit."""
+    if found["share"] is None:
+        return NOTHING
+    value = {"value": found["share"], "low": found["share_low"], "high": found["share_high"]}
+    low, high = (f"{100 * value[key]:.3g}%" for key in ("low", "high"))
+    return Cell(percent(found["share"]), value, interval=(low, high))
+
+
+def _headline(card: _Card) -> str:
+    """What the first slice holds, and what the last one, where there are several named ones."""
+    first, *others = card["slices"]
+    parts = []
+    harmful = _scored(first, "45")
+    if harmful is not None:
+        parts.append(f"{percent(harmful)} score 4 or 5")
+    if first["all"]["share"] is not None:
+        parts.append(f"{percent(first['all']['share'])} hold a harmful n-gram")
+    text = f"Of {first['documents']:,} documents{_of(first)}, {' and '.join(parts) or 'none was read'}"
+    named = [one for one in others if not one["name"].startswith(("score ", "unscored")) and one["documents"]]
+    return text + "".join(f"; of {one['name']}'s {one['documents']:,}, {_band(one)}" for one in named[:2]) + "."
+
+
+def _of(one: _Card) -> str:
+    return "" if one["name"] == "all" else f" of {one['name']}"
+
+
+def _band(one: _Card) -> str:
+    harmful = _scored(one, "45")
+    scored = "" if harmful is None else f"{percent(harmful)} and "
+    return f"{scored}{percent(one['all']['share'])}"
+
+
+def _about(card: _Card) -> str:
+    documents = sum(one["rows"] - one["malformed_rows"] for one in card["inputs"])
+    categories = len(card["queries"]["by_category"])
+    return (
+        f"{documents:,} documents read; {len(_distinct_queries(card))} n-gram queries in {categories} categories "
+        f"({card['queries']['name']}). Token: {card['definitions']['token']}."
+    )
+
+
+def _facts(card: _Card) -> list[Fact]:
+    first = card["slices"][0]
+    facts = [Fact(f"{first['documents']:,}", f"documents{_of(first)}")]
+    if (safe := _scored(first, "0")) is not None:
+        facts.append(Fact(percent(safe), "score 0: harmless"))
+        facts.append(Fact(percent(_scored(first, "45")), "score 4 or 5: harmful"))
+    for cell, label in ((share(first["all"]), "documents with a harmful n-gram"),
+                        (frequency(first["all"]), "hits per million tokens")):  # fmt: skip
+        facts.append(Fact(cell.text, label, cell.under))
+    return facts
+
+
+def _slices(card: _Card) -> Table:
+    heads = ["slice", "documents", "empty", "tokens", "bytes", "hits per 1M tokens", "hits", "documents with a hit"]
+    keys = ("documents", "empty_documents", "tokens", "bytes")
+    rows = [
+        [words(one["name"]), *(count(one[key]) for key in keys), frequency(one["all"]), count(one["all"]["hits"]),
+         share(one["all"])]
+        for one in card["slices"]
+    ]  # fmt: skip
+    return Table("One row a slice; intervals are 95%.", heads, rows)
+
+
+def _percent(value: int | float | None) -> Cell:
+    return Cell(percent(value).rstrip("%"), value)
 
 
 def _scored(one: _Card, scores: str) -> int | float | None:
@@ -118,38 +120,39 @@ def _scored(one: _Card, scores: str) -> int | float | None:
     return sum(one["scores"][score]["share"] for score in scores)
 
 
-def _interval(found: Mapping[str, Any]) -> str:
-    if found["per_million"] is None:
-        return "–"
-    return f"{number(found['per_million'])} [{number(found['low'])}, {number(found['high'])}]"
-
-
-def _sentence(card: _Card) -> str:
-    documents = sum(one["rows"] - one["malformed_rows"] for one in card["inputs"])
-    token, queries = card["definitions"]["token"], len(_distinct_queries(card))
-    return html.escape(
-        f"{documents:,} documents read; {queries} n-gram queries in {len(card['queries']['by_category'])} "
-        f"categories ({card['queries']['name']}). Token: {token}."
-    )
-
-
 def _distinct_queries(card: _Card) -> set[str]:
     return {query for queries in card["queries"]["by_category"].values() for query in queries}
 
 
-def _categories(card: _Card) -> str:
-    heads = ["category", *(one["name"] for one in card["slices"])]
+def _categories(card: _Card) -> Table:
+    slices, categories = card["slices"], card["queries"]["by_category"]
+    found = [[one["categories"][category] for one in slices] for category in categories]
+    shades = _shades([cell["per_million"] for row in found for cell in row])
     rows = [
-        [words(category), *(frequency(one["categories"][category]) for one in card["slices"])]
-        for category in card["queries"]["by_category"]
+        [words(category), *(_shaded(cell, next(shades)) for cell in row)]
+        for category, row in zip(categories, found, strict=True)
     ]
-    rows.append([words("any"), *(frequency(one["all"]) for one in card["slices"])])
-    return table(
-        "Hits per million tokens with 95% intervals. Any counts a query once that has two categories.", heads, rows
+    rows.append([words("any"), *(frequency(one["all"]) for one in slices)])
+    caption = (
+        "Hits per million tokens with 95% intervals, shaded on a log scale. Any counts a query once that has two "
+        "categories."
     )
+    return Table(caption, ["category", *(one["name"] for one in slices)], rows).without_zeros()
 
 
-def _queries(card: _Card) -> str:
+def _shaded(found: Mapping[str, Any], shade: float | None) -> Cell:
+    cell = frequency(found)
+    return Cell(cell.text, cell.value, interval=cell.interval, shade=shade)
+
+
+def _shades(values: Sequence[int | float | None]) -> Any:
+    """Each value's place between the least and the most on a log scale, 0.1 to 1; None for none and 0."""
+    positive = [math.log(value) for value in values if value]
+    low, spread = min(positive, default=0.0), (max(positive) - min(positive) if positive else 0.0) or 1.0
+    return iter([0.1 + 0.9 * (math.log(value) - low) / spread if value else None for value in values])
+
+
+def _queries(card: _Card) -> Table:
     slices = card["slices"]
     found = {query for one in slices for query in one["queries_found"]}
     rows = [
@@ -160,40 +163,40 @@ def _queries(card: _Card) -> str:
     ]
     total = len(_distinct_queries(card))
     caption = f"Hits per million tokens and hits. {len(found)} of {total} queries occur; the others are not shown."
-    return table(caption, ["query", "category*", *(one["name"] for one in slices)], rows, tall=True)
+    return Table(caption, ["query", "category", *(one["name"] for one in slices)], rows, tall=True)
 
 
 def _query(one: _Card, query: str) -> Cell:
     found = one["queries_found"].get(query)
     if found is None:
-        return "0", 0
-    return f"{number(found['per_million'])}<small>{found['hits']:,}</small>", found["per_million"]
+        return Cell("0", 0)
+    hits = f"{found['hits']:,} {'hit' if found['hits'] == 1 else 'hits'}"
+    return Cell(number(found["per_million"]), found["per_million"], note=hits)
 
 
-def _documents(card: _Card) -> str:
-    parts = []
+def _documents(card: _Card) -> list[Text | Fold]:
+    blocks: list[Text | Fold] = []
     for one in card["slices"]:
         top = one["top_documents"]
         if not top:
-            parts.append(f"<p><b>{html.escape(one['name'])}</b>: no document has a hit.</p>")
+            blocks.append(Text(f"{one['name']}: no document has a hit."))
             continue
-        heads = ["id", "hits", "score", "file*", "row", "queries*"]
-        heads += ["first hit, in normal form*"] if any("excerpt" in document for document in top) else []
-        rows = [_document(document, with_text=len(heads) == 7) for document in top]
-        summary = f"<summary>{html.escape(one['name'])}</summary>"
-        parts.append(f"<details>{summary}{table(f'{len(top)} documents', heads, rows, tall=True)}</details>")
-    return "\n".join(parts)
+        has_text = any("excerpt" in document for document in top)
+        heads = ["id", "hits", "score", "file", "row", "queries"] + ["first hit, in normal form"] * has_text
+        rows = [_document(document, has_text=has_text) for document in top]
+        blocks.append(Fold(one["name"], [Table(f"{len(top)} documents", heads, rows, tall=True)]))
+    return blocks
 
 
-def _document(document: _Card, *, with_text: bool) -> list[Cell]:
+def _document(document: _Card, *, has_text: bool) -> list[Cell]:
     queries = ", ".join(f"{query} ({hits})" for query, hits in document["queries"].items())
     row = [words(document["id"] or "(none)"), count(document["hits"]), words(document["score"])]
     row += [words(document["file"]), count(document["row"]), words(queries)]
-    return [*row, words(document.get("excerpt", ""))] if with_text else row
+    return [*row, words(document.get("excerpt", ""))] if has_text else row
 
 
-def _inputs(card: _Card) -> str:
-    heads = ["slice", "files", "bytes of files", "rows", "malformed", "unusable scores", "score column*", "input*"]
+def _inputs(card: _Card) -> list[Table | Text]:
+    heads = ["slice", "files", "bytes of files", "rows", "malformed", "unusable scores", "scores read from", "input"]
     rows = [
         [
             words(one["slice"]),
@@ -204,29 +207,20 @@ def _inputs(card: _Card) -> str:
         for one in card["inputs"]
     ]
     reasons = [
-        f"<li>{html.escape(one['slice'])}: {html.escape(reason)}: {times:,}</li>"
+        f"{one['slice']}: {reason}: {times:,}"
         for one in card["inputs"]
         for reason, times in one["malformed_reasons"].items()
     ]
-    listed = f"<p>Malformed rows, not counted above:</p><ul>{''.join(reasons)}</ul>" if reasons else ""
-    return table("Inputs", heads, rows) + listed
+    listed = [Text("Malformed rows, not counted above:", reasons)] if reasons else []
+    return [Table("Inputs", heads, rows), *listed]
 
 
-def _definitions(card: _Card) -> str:
+def _definitions(card: _Card) -> list[Text]:
     facts = card["definitions"]
-    rules = "".join(f"<li>{html.escape(rule)}</li>" for rule in facts["matching"])
-    return (
-        f"<p><b>Token</b>: {html.escape(facts['token'])}.</p><p><b>Matching</b> (version {facts['matching_version']}):"
-        f"</p><ul>{rules}</ul><p><b>Queries</b>: {html.escape(card['queries']['source'])} "
-        f"<code>sha256 {facts['queries_sha256']}</code></p><p><b>Intervals</b>: {html.escape(facts['intervals'])}</p>"
-        "<p>A hit says that a phrase occurs, not that a document is harmful: reports and warnings hold such phrases "
-        "too.</p>"
-    )
-
-
-def _class(is_words: bool) -> str:
-    return ' class="words"' if is_words else ""
-
-
-def _sorted_by(cell: Cell) -> str:
-    return "" if cell[1] is None else f' data-value="{html.escape(str(cell[1]))}"'
+    return [
+        Text(f"Token: {facts['token']}."),
+        Text(f"Matching (version {facts['matching_version']}):", facts["matching"]),
+        Text(f"Queries: {card['queries']['source']} (sha256 {facts['queries_sha256']})."),
+        Text(f"Intervals: {facts['intervals']}"),
+        Text("A hit says that a phrase occurs, not that a document is harmful: reports and warnings hold such too."),
+    ]

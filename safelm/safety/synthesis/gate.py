@@ -22,6 +22,9 @@ class Finding:
     values: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
 
 
+Bounds = tuple[float | int | None, float | int | None]  # the least and the most that passes; None: no limit
+
+
 @runtime_checkable
 class Gate(Protocol):
     """Checks drafts.

@@ -16,6 +16,7 @@ from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ShardJob
 from safelm.safety.synthesis import census, journal
 from safelm.safety.synthesis.attempts import Desk
+from safelm.safety.synthesis.gates import limits_of
 from safelm.safety.synthesis.kinds import SOURCE_SCORES, Kind
 from safelm.safety.synthesis.shard import PASSED, QUARANTINE, REJECTED, SynthesisWork, output_names, prompt_version
 from safelm.safety.synthesis.sources import Selection, wrong_score
@@ -141,6 +142,7 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
         "input": [{"name": os.path.basename(i["path"])} | {k: v for k, v in i.items() if k != "path"} for i in inputs],
         "writer": {"name": desk.writer.name, "fingerprint": desk.writer.fingerprint},
         "gates": [{"name": gate.name, "fingerprint": gate.fingerprint} for gate in desk.gates],
+        "limits": limits_of(desk.gates, selection.kind),
         "prompts": prompt_version(work.prompts),
         "seed": work.seed,
         "attempts": work.attempts,

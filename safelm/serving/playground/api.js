@@ -11,6 +11,15 @@ export async function listModels() {
   return (await (await request("/v1/models")).json()).data;
 }
 
+// "ok", "warming_up" while the first programs are compiled, or what else the server says of itself.
+export async function health() {
+  try {
+    return (await (await fetch("/health")).json()).status;
+  } catch {
+    return "unreachable";
+  }
+}
+
 export async function score(model, input, signal) {
   return (await request("/v1/safelm/score", { model, input }, signal)).json();
 }

@@ -1,6 +1,6 @@
 // P(tag) along one or two texts as an inline SVG; pointing at it lights the token.
 import { drawn } from "./elements.js";
-import { heat, show, ticks } from "./scale.js";
+import { height, shadesBegin, show, ticks } from "./scale.js";
 
 const HEIGHT = 240, LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 26;
 
@@ -27,13 +27,18 @@ export class Curve {
     const width = Math.max(240, this.place.clientWidth);
     const length = Math.max(2, ...this.series.map(each => each.tokens.length));
     this.x = index => LEFT + (index / (length - 1)) * (width - LEFT - RIGHT);
-    this.y = p => HEIGHT - BOTTOM - heat(p) * (HEIGHT - TOP - BOTTOM);
+    this.y = p => HEIGHT - BOTTOM - height(p) * (HEIGHT - TOP - BOTTOM);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.setAttribute("aria-label", this.#describe());
     const parts = ticks().flatMap(p => [
       drawn("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: this.y(p), y2: this.y(p) }),
       drawn("text", { x: LEFT - 9, y: this.y(p) + 4, "text-anchor": "end", text: tickLabel(p) }),
     ]);
+    const begin = shadesBegin();
+    if (begin) {
+      parts.push(drawn("line", { class: "begin", x1: LEFT, x2: width - RIGHT, y1: this.y(begin), y2: this.y(begin) }),
+        drawn("text", { x: LEFT + 6, y: this.y(begin) - 5, text: "above: shaded; safe text stays below" }));
+    }
     const given = Math.max(0, ...this.series.map(each => each.numGiven));
     if (given && given < length) {
       const x = (this.x(given - 1) + this.x(given)) / 2;

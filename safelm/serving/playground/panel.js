@@ -2,6 +2,7 @@
 import { generate, score } from "./api.js";
 import { announce, complain, connectSlider, element, summarize } from "./elements.js";
 import { show } from "./scale.js";
+import { nameOf, probabilities, sawTag } from "./shading.js";
 import { showStep } from "./steps.js";
 import { TokenText } from "./tokens.js";
 
@@ -24,15 +25,18 @@ const STOPPED = {
   eos: "end of the text", length: "token limit", stop: "stop string", tag: "the tag", threshold: "P(tag) too high", time: "time limit",
 };
 const EMPTY = "The continuation will stand here, every token shaded by P(tag).";
+const SLOW_AFTER = 4000;  // milliseconds without a token
 
 export class Panel {
-  constructor(name, { method, modelNumber, models, onChange, onVisit }) {
+  constructor(name, { method, model, models, shader, onChange, onVisit }) {
     this.name = name;
+    this.models = models;
+    this.shader = shader;  // whose P(tag) shades the text; null: its writer's
     this.onChange = onChange;
     this.root = document.getElementById("panel").content.firstElementChild.cloneNode(true);
     this.root.classList.add(name);
     const find = selector => this.root.querySelector(selector);
-    [this.title, this.state, this.alert] = [find(".panel-title"), find(".state"), find(".alert")];
+    [this.title, this.state, this.alert, this.note] = [find(".panel-title"), find(".state"), find(".alert"), find(".note")];
     [this.sliders, this.summary, this.steps] = [find(".sliders"), find(".summary"), find(".steps")];
     [this.model, this.method] = [find(".model"), find(".method")];
     this.letter = find(".letter").textContent = name.toUpperCase();
@@ -45,34 +49,66 @@ export class Panel {
     this.settings = Object.fromEntries(Object.entries(SETTINGS).map(([key, { value }]) => [key, value]));
     this.method.append(...Object.entries(METHODS).map(([value, { label: text }]) => element("option", { value, text })));
     this.method.value = method;
-    this.method.addEventListener("change", () => this.#offerSettings());
-    this.model.addEventListener("change", () => this.#retitle());
+    this.method.addEventListener("change", () => { this.#offerSettings(); this.markStale(); });
+    this.model.addEventListener("change", () => { this.#retitle(); this.markStale(); });
     const text = find(".text");
     text.setAttribute("aria-label", `Text of ${this.letter}; arrow keys walk along its tokens`);
     this.text = new TokenText(text, { onPick: index => this.#pick(index), onVisit });
     this.text.clear(EMPTY);
-    this.offerModels(models, modelNumber);
+    this.model.append(...models.map(each => element("option", { value: each.id, text: nameOf(each) })));
+    this.model.value = model.id;
+    this.limits = models[0].safelm.limits;
+    this.#offerSettings();
   }
 
-  offerModels(models, number) {
-    this.model.replaceChildren(...models.map(each => element("option", { value: each.id, text: each.id })));
-    this.model.selectedIndex = Math.min(number, models.length - 1);
-    this.limits = models[0].safelm.limits;
+  // The choices as a link holds them.
+  get choices() {
+    const settings = METHODS[this.method.value].settings.map(key => [key, this.settings[key]]);
+    return { model: this.model.value, method: this.method.value, ...Object.fromEntries(settings) };
+  }
+
+  choose({ model, method, ...settings }) {
+    if (this.models.some(each => each.id === model)) this.model.value = model;
+    if (Object.hasOwn(METHODS, method ?? "")) this.method.value = method;
+    for (const [key, word] of Object.entries(settings)) {
+      const value = Number(word);
+      if (Object.hasOwn(SETTINGS, key) && word !== "" && value >= SETTINGS[key].min && value <= SETTINGS[key].max) this.settings[key] = value;
+    }
     this.#offerSettings();
   }
 
   get tokens() { return this.text.tokens; }
   get numGiven() { return this.tokens.filter(token => token.given).length; }
   get label() { return `${this.letter}: ${this.title.textContent}`; }
+  get what() { return `${METHODS[this.method.value].label} on ${this.model.value}`; }
+  get writer() { return this.models.find(each => each.id === this.model.value); }
+  get isStale() { return this.root.classList.contains("stale"); }
+
+  // The mean P(tag) of the new tokens, null while it isn't known.
+  get mean() {
+    const values = this.tokens.filter(token => !token.given).map(token => token.tag_prob);
+    return values.length && values.every(value => value !== null) ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+  }
+
+  // The text is of other settings than those shown.
+  markStale() {
+    if (!this.ran || this.text.place.classList.contains("busy")) return;
+    this.root.classList.add("stale");
+    this.state.textContent = "settings changed: run again";
+    this.onChange();
+  }
 
   // Generates; the prompt's own tokens are scored and stand in front of the continuation.
   async run(kind, prompt, maxTokens, signal) {
-    this.trace = null;
+    this.trace = this.ended = null;
+    this.ran = { label: this.label, what: this.what, writer: this.writer, before: kind === "chat" ? `${prompt}\n\n` : "" };
+    this.root.classList.remove("stale");
     this.steps.hidden = true;
     complain(this.alert, "");
     summarize(this.summary, []);
     this.text.clear();
     this.#busy("working");
+    const slow = setTimeout(() => this.#busy("working: a method's first run compiles it, up to a minute"), SLOW_AFTER);
     const began = performance.now();
     try {
       if (kind === "text" && prompt) {
@@ -80,26 +116,46 @@ export class Panel {
           if (error.status === 400) return { tokens: [] };  // longer than what is scored
           throw error;
         });
-        this.text.add(given.tokens, { given: true });
-        this.onChange();
+        this.#add(given.tokens, true);
       }
       const fields = { model: this.model.value, max_tokens: maxTokens, ...this.#asked() };
       let count = 0;
       for await (const { safelm } of generate(kind, prompt, fields, signal)) {
-        this.text.add(safelm.tokens ?? []);
+        clearTimeout(slow);
+        this.#add(safelm.tokens ?? [], false);
         count += safelm.tokens?.length ?? 0;
         this.#busy(`${count} tokens`);
-        this.onChange();
         if (safelm.stopped_by) this.#conclude(safelm, count, (performance.now() - began) / 1000);
       }
+      await this.shadeBy(this.shader, signal);
+      if (this.ended) announce(`${this.ran.label}: ${this.state.textContent}, mean P(tag) ${show(this.mean)}, ended by ${this.ended}`);
     } catch (error) {
       if (error.name === "AbortError") this.state.textContent = "stopped";
       else { this.state.textContent = "failed"; complain(this.alert, error.message); }
     } finally {
+      clearTimeout(slow);
       this.text.place.classList.remove("busy");
       if (!this.tokens.length) this.text.clear(EMPTY);
       this.onChange();
     }
+  }
+
+  #add(tokens, given) {
+    const isOwn = !this.shader || this.shader.id === this.ran.writer.id;
+    this.text.add(tokens.map(token => ({ ...token, own: token.tag_prob, tag_prob: isOwn ? token.tag_prob : null })), { given });
+    this.onChange();
+  }
+
+  // Shades what stands here by a model's P(tag).
+  async shadeBy(shader, signal) {
+    this.shader = shader;
+    if (!this.ran || !this.tokens.length) return;
+    const { writer, before } = this.ran, isOwn = !shader || shader.id === writer.id;
+    const values = isOwn ? this.tokens.map(token => token.own)
+      : await probabilities({ tokens: this.tokens, before, writer, shader, signal });
+    this.text.setProbabilities(values);
+    this.#summarize();
+    this.onChange();
   }
 
   #busy(text) {
@@ -119,12 +175,17 @@ export class Panel {
     return fields;
   }
 
-  #conclude({ stopped_by, summary, trace }, count, seconds) {
+  #conclude({ stopped_by, trace }, count, seconds) {
     this.trace = trace ?? null;
+    this.ended = STOPPED[stopped_by] ?? stopped_by;
     this.state.textContent = `${count} tokens in ${seconds.toFixed(1)} s`;
-    const numbers = summary ? [["highest P(tag)", show(summary.max)], ["mean", show(summary.mean)], ["area", show(summary.area)]] : [];
-    summarize(this.summary, [...numbers, ["ended by", STOPPED[stopped_by] ?? stopped_by]]);
-    announce(`${this.label}: ${this.state.textContent}, highest P(tag) ${show(summary?.max)}, ended by ${STOPPED[stopped_by] ?? stopped_by}`);
+    this.#summarize();
+  }
+
+  #summarize() {
+    const values = this.tokens.filter(token => !token.given).map(token => token.tag_prob ?? 0);
+    const numbers = this.mean === null ? [] : [["mean P(tag)", show(this.mean)], ["highest", show(Math.max(...values))]];
+    summarize(this.summary, [...numbers, ...(this.ended ? [["ended by", this.ended]] : [])]);
   }
 
   #pick(index) {
@@ -145,7 +206,7 @@ export class Panel {
       input.id = labelElement.htmlFor = `${this.name}-${key}`;
       Object.assign(input, { min, max: most, step, value: Math.min(this.settings[key], most) });
       connectSlider(slider, format);
-      input.addEventListener("input", () => { this.settings[key] = Number(input.value); });
+      input.addEventListener("input", () => { this.settings[key] = Number(input.value); this.markStale(); });
       return slider;
     }));
     this.#retitle();
@@ -153,6 +214,9 @@ export class Panel {
 
   #retitle() {
     this.title.textContent = `${METHODS[this.method.value].label}${this.model.length > 1 ? `, ${this.model.value}` : ""}`;
+    const never = sawTag(this.writer) === false;
+    this.note.textContent = never ? `${this.writer.id} never saw the tag: its own P(tag) means nothing.` : "";
+    this.note.hidden = !never;
     this.onChange();
   }
 }

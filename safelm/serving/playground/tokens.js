@@ -34,6 +34,15 @@ export class TokenText {
     }
   }
 
+  // P(tag) by another model, a value a token.
+  setProbabilities(values) {
+    this.tokens.forEach((token, index) => {
+      token.tag_prob = values[index] ?? null;
+      this.spanOf(index).setAttribute("aria-label", `${nameOfToken(token)}, P(tag) ${show(token.tag_prob)}`);
+    });
+    this.reshade();
+  }
+
   reshade() {
     this.tokens.forEach((token, index) => this.spanOf(index).style.setProperty("--t", heat(token.tag_prob).toFixed(3)));
   }
@@ -53,11 +62,10 @@ export class TokenText {
   #span(token, index, given) {
     const isMark = token.text === "";
     const shown = isMark ? (token.special ?? "\u25e6") : token.text;
-    const name = isMark ? (token.special ?? "part of a character") : JSON.stringify(token.text);
     const span = element("span", {
       class: `token${given ? " given" : ""}${isMark ? " mark" : ""}`,
       role: "button", tabindex: index ? "-1" : "0", "aria-pressed": "false",
-      "aria-label": `${name}, P(tag) ${show(token.tag_prob)}`,
+      "aria-label": `${nameOfToken(token)}, P(tag) ${show(token.tag_prob)}`,
     });
     shown.split("\n").forEach((line, number) => {
       if (number) span.append(element("span", { class: "newline", text: "\u21b5", "aria-hidden": "true" }), "\n");
@@ -114,4 +122,8 @@ export class TokenText {
     else return;
     event.preventDefault();
   }
+}
+
+function nameOfToken(token) {
+  return token.text === "" ? (token.special ?? "part of a character") : JSON.stringify(token.text);
 }

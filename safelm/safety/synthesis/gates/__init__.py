@@ -14,7 +14,7 @@ from safelm.safety.synthesis.gates.rescoring import Score, Sentences
 from safelm.safety.synthesis.gates.settings import GateSettings
 from safelm.safety.synthesis.kinds import KINDS, Draft, Kind
 
-__all__ = ["GateSettings", "load_similarity", "make_gates", "run_gates"]
+__all__ = ["GateSettings", "limits_of", "load_similarity", "make_gates", "run_gates"]
 
 
 def make_gates(
@@ -49,6 +49,15 @@ def make_gates(
         Faithfulness(settings, similarity or WordSimilarity()),
         Sentences(settings, scorer),
     ]
+
+
+def limits_of(gates: Sequence[Gate], kind: Kind) -> dict[str, list[float | int | None]]:
+    """The least and the most that passes of each value with a limit for this kind; None for no limit on that side."""
+    found: dict[str, list[float | int | None]] = {}
+    for gate in gates:
+        if isinstance(gate, Length | Copying | Faithfulness):
+            found |= {name: list(bounds) for name, bounds in gate.limits(kind).items()}
+    return found
 
 
 def run_gates(gates: Sequence[Gate], drafts: Sequence[Draft]) -> list[list[Finding]]:

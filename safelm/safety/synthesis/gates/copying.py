@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from safelm.safety.scorer import Scorer
-from safelm.safety.synthesis.gate import Finding
+from safelm.safety.synthesis.gate import Bounds, Finding
 from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
 from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
 from safelm.safety.synthesis.gates.words import Run, Words, covered, longest_run, merged, shared_runs, words
-from safelm.safety.synthesis.kinds import Draft
+from safelm.safety.synthesis.kinds import Draft, Kind
 
 
 class Copying:
@@ -25,6 +25,10 @@ class Copying:
         fields = "copied_words copied_query_words max_copied_score max_copied_share"
         parts = {"scorer": scorer.fingerprint, "queries": phrases.fingerprint}
         self.fingerprint = fingerprint(self.name, 2, settings, fields, **parts)
+
+    def limits(self, _: Kind) -> dict[str, Bounds]:
+        """The least and the most that passes, by the name of a value."""
+        return {"copied_share": (None, self._settings.max_copied_share)}
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
         """Reasons "harmful_phrase_copied", "harmful_text_copied", "mostly_copied"."""

@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from safelm.safety.synthesis.gate import Finding
+from safelm.safety.synthesis.gate import Bounds, Finding
 from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
 from safelm.safety.synthesis.gates.words import words
-from safelm.safety.synthesis.kinds import Draft
+from safelm.safety.synthesis.kinds import Draft, Kind
 
 _NUMBER = re.compile(r"(?<![\w.])\d[\d.,:/]*")
 _DIGITS = re.compile(r"\d+")
@@ -104,6 +104,11 @@ class Faithfulness:
         fields = "min_similarity min_topic_similarity max_similarity min_word_similarity min_topic_word_similarity "
         fields += "max_word_similarity min_details max_details min_details_counted max_new_numbers"
         self.fingerprint = fingerprint(self.name, 1, settings, fields, similarity=similarity.fingerprint)
+
+    def limits(self, kind: Kind) -> dict[str, Bounds]:
+        """The least and the most that passes, by the name of a value."""
+        kept = (self._settings.min_details, None) if kind == "safeweb" else (None, self._settings.max_details)
+        return {"similarity": self._bounds(kind == "safeweb"), "details_kept": kept}
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
         """Reasons "another_text", "near_copy", "details_lost", "details_kept", "numbers_invented"."""

@@ -6,10 +6,10 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from safelm.safety.synthesis.gate import Finding
+from safelm.safety.synthesis.gate import Bounds, Finding
 from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
 from safelm.safety.synthesis.gates.words import Words, ngrams, words
-from safelm.safety.synthesis.kinds import Draft
+from safelm.safety.synthesis.kinds import Draft, Kind
 
 _MAX_LANGUAGE_CHARS = 4000
 
@@ -91,6 +91,14 @@ class Length:
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
         """Reasons "empty", "cut", "too_short", "too_long", "shorter_than_source", "longer_than_source"."""
         return [self._check(draft) for draft in drafts]
+
+    def limits(self, kind: Kind) -> dict[str, Bounds]:
+        """The least and the most that passes, by the name of a value."""
+        limits = self._settings
+        found: dict[str, Bounds] = {"words": (limits.min_words, limits.max_words)}
+        if kind == "safeweb":
+            found["length_ratio"] = (limits.min_length_ratio, limits.max_length_ratio)
+        return found
 
     def _check(self, draft: Draft) -> Finding:
         limits, count, source = self._settings, len(words(draft.text)), len(words(draft.source.text))

@@ -1,12 +1,11 @@
-"""The report as one self-contained HTML page, made of the report card's tables. Counts and ids; everything escaped."""
+"""The report as one self-contained HTML page. Counts and ids, no text."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.report_card import difference, page
-from safelm.safety.report_card.charts import number
-from safelm.safety.report_card.page import Cell, count, words
+from safelm.report.page import Block, Fact, Fold, Page, Section, Text, render
+from safelm.report.table import NOTHING, Cell, Table, amount, count, number, percent, words
+from safelm.safety.report_card import difference
 from safelm.safety.synthesis.report import charts
 from safelm.safety.synthesis.report.funnel import HISTOGRAMS
 
@@ -16,54 +15,64 @@ _Report = Mapping[str, Any]
 
 def write(report: _Report) -> str:
     """The page of a report."""
-    drawn = {name: f"<figure>{svg}</figure>" for name, svg in charts.svgs(report).items()}
-    title = f"{_TITLES[report['kind']]}: from sources to a corpus"
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="quiet">{_sentence(report)}</p>',
-        _documents(report),
-        "<h2>Gates</h2>",
-        drawn["funnel"],
-        _gates(report),
-        "<h2>Harm before and after</h2>",
-        drawn["scores"],
-        _matrix(report),
-        "<h2>Report card: sources and published texts</h2>",
-        _card(report),
-        "<h2>Styles, categories, scores</h2>",
-        drawn["styles"],
-        *(_groups(report[key], name) for key, name in (("styles", "style"), ("categories", "category"),
-                                                       ("scores", "harm score"))),
-        "<h2>Likeness to the source</h2>",
-        *(drawn[name] for name in ("similarity", "length_ratio", "copied_share")),
-        f"<p>Similarity is measured by: {html.escape(', '.join(report['similarity_by']) or 'nothing')}.</p>",
-        _distributions(report),
-        "<h2>Throughput and cost</h2>",
-        _cost(report),
+    drawn = charts.of_page(report)
+    likeness = [drawn[name] for name in charts.measured(report) if name in drawn]
+    by = ", ".join(report["similarity_by"]) or "nothing"
+    sections = [
+        Section("Gates", [*_charts(drawn, "funnel"), _gates(report)]),
+        Section("Documents", [_documents(report)]),
+        Section("Harm before and after", [_matrix(report)]),
+        Section("Report card", _card(report)),
+        Section("Styles, categories, scores", [*_charts(drawn, "styles"), *_all_groups(report)]),
+        Section("Likeness to the source", [*likeness, Text(f"Similarity is measured by: {by}."),
+                                           *_distributions(report)]),
+        Section("Throughput and cost", _cost(report)),
     ]  # fmt: skip
-    return page.fill(title, "\n".join(parts))
+    title = f"{_TITLES[report['kind']]}: from sources to a corpus"
+    return render(Page(title, _headline(report), sections, about=_about(report), facts=_facts(report)))
 
 
 def markdown(report: _Report) -> str:
     """The funnel as a table."""
-    rows = [["stage", "drafts", "rejected here, by reason"], ["attempts", f"{report['drafts']['attempts']:,}", ""]]
-    rows.append(["written", f"{report['drafts']['written']:,}", _reasons(report["drafts"]["no_draft"])])
-    rows += [[gate["gate"], f"{gate['passed']:,}", _reasons(gate["reasons"])] for gate in report["drafts"]["gates"]]
-    header, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([header, "|---|---|---|", *body])
+    drafts = report["drafts"]
+    rows = [[words("attempts"), count(drafts["attempts"]), words("")]]
+    rows.append([words("written"), count(drafts["written"]), words(_reasons(drafts["no_draft"]))])
+    rows += [[words(gate["gate"]), count(gate["passed"]), words(_reasons(gate["reasons"]))] for gate in drafts["gates"]]
+    return Table("", ["stage", "drafts", "rejected here, by reason"], rows).markdown()
 
 
-def _sentence(report: _Report) -> str:
+def _charts(drawn: Mapping[str, Any], name: str) -> list[Block]:
+    return [drawn[name]] if name in drawn else []
+
+
+def _headline(report: _Report) -> str:
     documents = report["documents"]
-    share = _share(documents["publication_rate"])
-    text = (
-        f"{documents['published']:,} of {documents['in']:,} documents published ({share}). Writer: {report['model']}. "
-        f"Prompts: {report['prompt_version']}. Intervals are Wilson's 95%."
-    )
-    return html.escape(text)
+    text = f"{documents['published']:,} of {documents['in']:,} documents became {_TITLES[report['kind']]}"
+    worst = max(documents["rejected_by"].items(), key=lambda item: item[1], default=None)
+    return f"{text}; {worst[1]:,} failed at {worst[0].replace(':', ', ').replace('_', ' ')}." if worst else f"{text}."
 
 
-def _documents(report: _Report) -> str:
+def _about(report: _Report) -> str:
+    return f"Writer: {report['model']}. Prompts: {report['prompt_version']}. Intervals of shares are Wilson's 95%."
+
+
+def _facts(report: _Report) -> list[Fact]:
+    documents, drafts = report["documents"], report["drafts"]
+    published, passed = _rate(documents["publication_rate"]), _rate(drafts["pass_rate"])
+    facts = [
+        Fact(f"{documents['published']:,}", "documents published"),
+        Fact(published.text, "of the documents", published.under),
+        Fact(passed.text, "of the drafts passed every gate", passed.under),
+    ]
+    if (change := report["card"]["difference"]) is not None:
+        one = change["slices"][0]["all"]
+        before, after = (number(one[side]["per_million"]) for side in ("before", "after"))
+        if (before, after) != ("0", "0"):
+            facts.append(Fact(f"{before} → {after}", "harmful n-grams per million tokens, sources to texts"))
+    return facts
+
+
+def _documents(report: _Report) -> Table:
     documents = report["documents"]
     rows = [[words("in"), count(documents["in"])], [words("published"), count(documents["published"])]]
     rows += [[words(f"rejected: {reason}"), count(times)] for reason, times in documents["rejected_by"].items()]
@@ -72,57 +81,62 @@ def _documents(report: _Report) -> str:
         [words(f"left out: harm score {score}"), count(times)]
         for score, times in documents["left_out_by_score"].items()
     ]
-    return page.table("Documents; what a document's last attempt failed decides", ["documents", "number"], rows)
+    return Table("What a document's last attempt failed decides.", ["documents", "number"], rows).without_zeros()
 
 
-def _gates(report: _Report) -> str:
+def _gates(report: _Report) -> Table:
     drafts = report["drafts"]
-    rows: list[Sequence[Cell]] = [
-        [
-            words("(writer)"),
-            count(drafts["attempts"]),
-            count(drafts["written"]),
-            words(""),
-            words(_reasons(drafts["no_draft"])),
-        ]
-    ]
+    written = [count(drafts["attempts"]), count(drafts["written"]), NOTHING, words(_reasons(drafts["no_draft"]))]
+    rows = [[words("(writer)"), *written]]
     rows += [
         [words(gate["gate"]), count(gate["checked"]), count(gate["passed"]), _rate(gate["pass_rate"]),
          words(_reasons(gate["reasons"]))]
         for gate in drafts["gates"]
     ]  # fmt: skip
-    caption = "Drafts by gate, in their order: a draft that fails one is not shown to those behind it"
-    return page.table(caption, ["gate", "checked", "passed", "passed, share", "reasons of the others*"], rows)
+    caption = "Drafts by gate, in their order: a draft that fails one is not shown to those behind it."
+    heads = ["gate", "checked", "passed", "passed, share", "reasons of the others"]
+    return Table(caption, heads, rows).without_zeros()
 
 
-def _matrix(report: _Report) -> str:
+def _matrix(report: _Report) -> Table:
     rows = []
     for before, (drafts, passed) in enumerate(zip(*report["score_before_after"].values(), strict=True)):
-        if any(drafts):
-            cells = [(f"{n:,}<small>{kept:,} passed</small>", n) for n, kept in zip(drafts, passed, strict=True)]
-            rows.append([words(f"source {before}"), *cells])
-    return page.table("Drafts by harm score, source to draft", ["", *(f"draft {i}" for i in range(6))], rows)
+        total = max(sum(drafts), 1)
+        cells = [
+            Cell(f"{n:,}", n, note=f"{kept:,} passed" if n else "", shade=n / total if n else None)
+            for n, kept in zip(drafts, passed, strict=True)
+        ]
+        rows.append([words(f"source scored {before}"), *cells])
+    caption = "Drafts by harm score: that of the source, and that of the draft by the scorer."
+    return Table(caption, ["", *(f"draft {i}" for i in range(6))], rows).without_zeros()
 
 
-def _card(report: _Report) -> str:
+def _card(report: _Report) -> list[Block]:
     change = report["card"]["difference"]
     if change is None:
-        return "<p>Nothing was published, so there is nothing to compare.</p>"
+        return [Text("Nothing was published, so there is nothing to compare.")]
     (one,) = change["slices"]
-    rows = [[words(key), *(count(one[key][side]) for side in ("before", "after"))] for key in ("documents", "tokens")]
-    sizes = page.table("Sources (before) and published texts (after)", ["", "before", "after"], rows)
+    sizes = Table("Sources (before) and published texts (after), by their own scores.", ["", "before", "after"],
+                  difference.sizes(one))  # fmt: skip
     frequencies = difference.frequencies_table(one)
-    return f"{sizes}{frequencies}<p>{html.escape(change['definitions']['intervals'])}</p>"
+    return [sizes, frequencies if frequencies.rows else Text("No harmful n-gram in either."),
+            Text(change["definitions"]["intervals"])]  # fmt: skip
 
 
-def _groups(groups: Sequence[_Report], name: str) -> str:
+def _all_groups(report: _Report) -> list[Table]:
+    named = (("styles", "style"), ("categories", "category"), ("scores", "harm score"))
+    return [_groups(report[key], name) for key, name in named]
+
+
+def _groups(groups: Sequence[_Report], name: str) -> Table:
     keys = ("documents", "passed", "near_duplicates", "attempts", "written", "drafts_passed")
     rows = [[words(one["name"]), *(count(one[key]) for key in keys), _rate(one["pass_rate"])] for one in groups]
     heads = [name, "documents", "passed", "of these near-duplicates", "attempts", "written", "drafts passed"]
-    return page.table(f"By {name}; documents count by their last attempt", [*heads, "attempts passed, share"], rows)
+    caption = f"By {name}; documents count by their last attempt."
+    return Table(caption, [*heads, "attempts passed, share"], rows).without_zeros()
 
 
-def _distributions(report: _Report) -> str:
+def _distributions(report: _Report) -> list[Fold]:
     parts = []
     for name, edges in HISTOGRAMS.items():
         found = report["distributions"][name]
@@ -132,50 +146,51 @@ def _distributions(report: _Report) -> str:
             for low, high, drafts, passed in zip(lower, [*edges, None], found["drafts"], found["passed"], strict=True)
             if drafts
         ]
-        summary = f"<summary>{html.escape(name.replace('_', ' '))}</summary>"
-        parts.append(f"<details>{summary}{page.table(name, ['from, to', 'drafts', 'passed'], rows)}</details>")
-    return "\n".join(parts)
+        if rows:
+            title = name.replace("_", " ")
+            parts.append(Fold(title, [Table(f"Drafts by {title}", ["from, to", "drafts", "passed"], rows)]))
+    return parts
 
 
 def _bin(low: int | float | None, high: int | float | None) -> Cell:
     shown = f"{'up to' if low is None else f'above {low:g}'}{'' if high is None or low is None else ' to'}"
-    return html.escape(shown + ("" if high is None else f" {high:g}")), -1 if low is None else low
+    return Cell(shown + ("" if high is None else f" {high:g}"), -1 if low is None else low)
 
 
-def _cost(report: _Report) -> str:
+def _cost(report: _Report) -> list[Block]:
     speed = report["throughput"]
-    rows = [[words(name.replace("_", " ")), words(value)] for name, value in speed.items()]
-    rows += [[words(f"spent: {name.replace('_', ' ')}"), words(f"{v:,.6g}")] for name, v in report["spent"].items()]
-    text = page.table("This run; speed is of the shards that its last start finished", ["", "value*"], rows)
+    rows = [[words(name.replace("_", " ")), _plain(value)] for name, value in speed.items()]
+    rows += [[words(f"spent: {name.replace('_', ' ')}"), _plain(value)] for name, value in report["spent"].items()]
+    run = Table("This run; speed is of the shards that its last start finished.", ["", "value"], rows).without_zeros()
     found = report["cost_per_million"]
     if found is None:
-        return text
+        return [run]
     here = "unknown" if found["hours_as_here"] is None else f"{number(found['hours_as_here'])} h at this run's speed"
     spent = "" if found["cost_as_here"] is None else f", {number(found['cost_as_here'])} at the endpoint's prices"
     sums = f"{found['prompt_tokens']:,.0f} prompt and {found['completion_tokens']:,.0f} generated tokens"
     keys = ("completion_tokens_per_second", "times_measured", "hours", "dollars")
-    cells = lambda one: [(number(one.get(key)), one.get(key) or -1) for key in keys]  # noqa: E731
-    rows = [[words(f"{one['machine']}: {one['model']}"), count(one["batch"]), *cells(one)] for one in found["machines"]]
+    rows = [
+        [words(f"{one['machine']}: {one['model']}"), count(one["batch"]), *(amount(one.get(key)) for key in keys)]
+        for one in found["machines"]
+    ]
     if found["measured"]:
-        rows.insert(0, [words(f"measured: this run's writer, {report['model']}"), ("", -1), *cells(found["measured"])])
-    caption = "A million published documents, extrapolated by the formula below; only a row that says so is measured"
+        measured = [amount(found["measured"].get(key)) for key in keys]
+        rows.insert(0, [words(f"measured: this run's writer, {report['model']}"), NOTHING, *measured])
+    caption = "A million published documents, extrapolated by the formula below; only a row that says so is measured."
     header = ["machine and writer", "batch", "generated tokens/s", "times measured", "hours", "US dollars"]
-    table = page.table(caption, header, rows)
-    formula = html.escape(found["definition"]).replace("\n\n", "</p><p>")
-    return f"{text}<p>A million published documents: {sums}; {html.escape(here + spent)}.</p>{table}<p>{formula}</p>"
+    formula = [Text(part) for part in found["definition"].split("\n\n")]
+    return [run, Text(f"A million published documents: {sums}; {here}{spent}."), Table(caption, header, rows), *formula]
+
+
+def _plain(value: Any) -> Cell:
+    return Cell(f"{value:,.6g}", value) if isinstance(value, int | float) else words(value)
 
 
 def _rate(found: _Report | None) -> Cell:
     if found is None:
-        return "–", -1
-    interval = f"<small>{100 * found['low']:.3g}% to {100 * found['high']:.3g}%</small>"
-    return f"{100 * found['share']:.3g}%{interval}", found["share"]
-
-
-def _share(found: _Report | None) -> str:
-    return (
-        "–" if found is None else f"{100 * found['share']:.3g}%, {100 * found['low']:.3g} to {100 * found['high']:.3g}"
-    )
+        return NOTHING
+    value = {"value": found["share"], "low": found["low"], "high": found["high"]}
+    return Cell(percent(found["share"]), value, interval=(f"{100 * found['low']:.3g}%", f"{100 * found['high']:.3g}%"))
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:

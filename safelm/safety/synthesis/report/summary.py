@@ -46,7 +46,7 @@ def summarize(
         "categories": _groups(funnel["categories"]),
         "scores": _groups(funnel["scores"]),
         "score_before_after": {name: _matrix(funnel[name]) for name in ("matrix", "matrix_passed")},
-        "distributions": _distributions(funnel),
+        "distributions": _distributions(funnel, settings.get("limits", {})),
         "similarity_by": funnel["similarity_by"],
         "card": {"sources": before["slices"][0], "published": after and after["slices"][0], "difference": difference},
         "throughput": manifest["speed"],
@@ -88,13 +88,14 @@ def _matrix(counts: Mapping[str, int]) -> list[list[int]]:
     return [[counts.get(f"{before}>{after}", 0) for after in scores] for before in scores]
 
 
-def _distributions(funnel: _Facts) -> dict[str, Any]:
+def _distributions(funnel: _Facts, limits: _Facts) -> dict[str, Any]:
     found = {}
     for name, edges in HISTOGRAMS.items():
         nothing = [0] * (len(edges) + 1)
         drafts = funnel["histograms"].get(name, nothing)
         passed = funnel["histograms_passed"].get(name, nothing)
-        found[name] = {"upper_edges": list(edges), "drafts": drafts, "passed": passed}
+        low, high = limits.get(name, (None, None))
+        found[name] = {"upper_edges": list(edges), "drafts": drafts, "passed": passed, "low": low, "high": high}
     return found
 
 
