@@ -148,6 +148,24 @@ def test_the_page_is_self_contained_accessible_and_escapes_what_a_corpus_says(tm
     assert (tmp_path / "c" / "card.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_text_made_from_another_counts_by_its_own_score(tmp_path, queries):
+    source = {"metadata": {"int_score": 3}, "prompt_version": "safeweb-v1", "source_id": "a"}
+    rows = [
+        {"id": "a", "text": "one", "harm_score": 3},
+        {"id": "b", "text": "two", **source, "text_harm_score": 0},
+        {"id": "c", "text": "three", **source},  # its source's score is not its own
+        {"id": "d", "text": "four", "metadata": {"harm_score": 4, "text_harm_score": 1}},
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    found = make(tmp_path, f"--slice=made={tmp_path / 'a.jsonl'}", f"--queries={queries}")
+    scores = slices(found)["made"]["scores"]
+    assert {name: one["documents"] for name, one in scores.items() if one["documents"]} == {
+        "0": 1, "1": 1, "3": 1, "unscored": 1,
+    }  # fmt: skip
+    assert set(found["inputs"][0]["score_columns"]) == {"harm_score", "text_harm_score", "metadata.text_harm_score"}
+    assert not found["inputs"][0]["columns_not_taken_for_harm"], "int_score of such a row is no harm of another kind"
+
+
 def test_malformed_rows_are_counted_and_bounded(tmp_path, queries):
     write(tmp_path / "a.jsonl", [*ROWS, "{", '"x"', "", {"id": "no text"}, {"text": 3}])
     found = make(tmp_path, f"--input={tmp_path / 'a.jsonl'}", f"--queries={queries}")

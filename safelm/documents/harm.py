@@ -23,6 +23,7 @@ from safelm.documents.json_lines import field
 
 MIN_SCORE, MAX_SCORE = 0, 5
 NAMED_COLUMNS = ("harm_score", "metadata.harm_score")
+TEXT_COLUMNS = ("text_harm_score", "metadata.text_harm_score")
 _SYNTHETIC = ("prompt_version", "source_id")
 _PUBLISHED = ("metadata.dump", "metadata.int_score")
 _ANNOTATED = ("safety_score", "safety_probs")
@@ -68,6 +69,22 @@ def harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None
     if all(row.get(name) is not None for name in _ANNOTATED):
         return _score(_ANNOTATED[0], row[_ANNOTATED[0]])
     return HarmScore()
+
+
+def text_harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None) -> HarmScore:
+    """The harm score of a row's own text: of one made from another document `text_harm_score`, not the other's."""
+    if column is None:
+        for name in TEXT_COLUMNS:
+            if (found := field(row, name)) is not None:
+                return _score(name, found)
+        if is_rewritten(row, path):
+            return HarmScore()
+    return harm_score(row, path, column)
+
+
+def is_rewritten(row: Mapping[str, Any], path: str) -> bool:
+    """Whether a row's text was made from another document, whose harm score the row carries."""
+    return all(isinstance(row.get(name), str) for name in _SYNTHETIC) or published_folder(path).count("_") > 1
 
 
 def score_columns(column: str | None = None) -> tuple[str, ...]:

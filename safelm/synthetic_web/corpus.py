@@ -145,6 +145,7 @@ def _row(row_id: str, text: str, source: Draft, number: int, *, genre: str) -> d
         "score": float(source.score),
         "int_score": source.score,
         "harm_score": source.score,
+        "text_harm_score": source.score if text is source.text else 0,  # what is made of a document is harmless
         "category": source.topic.category,
         "topic": source.topic.infinitive,
         "genre": genre,
@@ -189,7 +190,7 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
     kinds: Mapping[str, pa.DataType] = {
         "dump": text, "url": text, "date": pa.timestamp("s"), "file_path": text, "language": text,
         "language_score": number, "token_count": count, "score": number, "int_score": count,
-        "harm_score": count, "category": text, "topic": text, "genre": text,
+        "harm_score": count, "text_harm_score": count, "category": text, "topic": text, "genre": text,
     }  # fmt: skip
     schema = pa.schema({"id": text, "text": text, "metadata": pa.struct(list(kinds.items()))})
     dated = [

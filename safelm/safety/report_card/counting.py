@@ -121,6 +121,7 @@ class Counter:
             present = documents.field_names(schema)
             self._mistakable = harm.mistakable(present)
             wanted = [text, self._settings.id_column, *harm.score_columns(self._settings.score_column)]
+            wanted += harm.TEXT_COLUMNS
             return [name for name in dict.fromkeys(wanted) if name in present]
 
         for first, batch in documents.iter_parquet(piece.path, choose, text_column=text, groups=piece.part):
@@ -149,9 +150,10 @@ class Counter:
             self.flush()
 
     def _score(self, row: Mapping[str, Any]) -> str:
-        score = documents.harm_score(row, self._piece.path, self._settings.score_column)
+        score = harm.text_harm_score(row, self._piece.path, self._settings.score_column)
         if not score.column:
-            self.count.passed_over.update(self._mistakable or harm.mistakable(row))
+            if not harm.is_rewritten(row, self._piece.path):
+                self.count.passed_over.update(self._mistakable or harm.mistakable(row))
             return UNSCORED_SLICE
         self.count.score_columns[score.column] += 1
         if score.value is None:

@@ -10,6 +10,7 @@ model           name of the writer
 prompt_version  kind, version and hash of the prompts
 source_id       id of the web document
 gates           JSON: what each gate measured
+text_harm_score of the text itself, by the run's scorer (score and int_score are the source's)
 """
 
 import datetime
@@ -58,6 +59,7 @@ def make_row(
         "prompt_version": prompt_version,
         "source_id": draft.source.id,
         "gates": json.dumps(gates, sort_keys=True),
+        "text_harm_score": next((values["score_after"] for values in gates.values() if "score_after" in values), None),
     }
 
 
@@ -102,7 +104,7 @@ def schema() -> Any:
 
     types = {name: pyarrow.type_for_alias(kind) for name, kind in _METADATA.items()}
     columns = {name: pyarrow.string() for name in _STRINGS} | {"metadata": pyarrow.struct(list(types.items()))}
-    return pyarrow.schema(columns)
+    return pyarrow.schema(columns | {"text_harm_score": pyarrow.int64()})
 
 
 def suffix(input_path: str) -> str:

@@ -1,6 +1,6 @@
 """The report cards of sources and of what was published, and their difference (Maini et al. 2025, section 3.5).
 
-The score of a published row is its source's, in the card too; what the scorer says of texts stands in the report.
+A published text counts by its own score (`text_harm_score`), a source by the one it came with.
 """
 
 from collections.abc import Sequence
