@@ -35,10 +35,7 @@ export class Curve {
       drawn("text", { x: LEFT - 9, y: this.y(p) + 4, "text-anchor": "end", text: tickLabel(p) }),
     ]);
     const begin = shadesBegin();
-    if (begin) {
-      parts.push(drawn("line", { class: "begin", x1: LEFT, x2: width - RIGHT, y1: this.y(begin), y2: this.y(begin) }),
-        drawn("text", { x: LEFT + 6, y: this.y(begin) - 5, text: "above: shaded; safe text stays below" }));
-    }
+    if (begin) parts.push(drawn("line", { class: "begin", x1: LEFT, x2: width - RIGHT, y1: this.y(begin), y2: this.y(begin) }));
     const given = Math.max(0, ...this.series.map(each => each.numGiven));
     if (given && given < length) {
       const x = (this.x(given - 1) + this.x(given)) / 2;
@@ -47,6 +44,7 @@ export class Curve {
         drawn("text", { x: x + 6, y: HEIGHT - 7, text: "continuation" }));
     }
     this.series.forEach((each, number) => parts.push(...this.#line(each, number, width)));
+    if (begin) parts.push(drawn("text", { x: LEFT + 6, y: this.y(begin) - 5, text: "above: shaded; safe text stays below" }));
     this.dots = drawn("g", {});
     this.svg.replaceChildren(...parts, this.dots);
   }

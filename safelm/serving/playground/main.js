@@ -158,7 +158,7 @@ async function scoreText() {
 
 function rescale() {
   setScale(checked("scale"));
-  byId("lowest").textContent = checked("scale") === "log" ? "\u2264 0.001 (safe text)" : "0";
+  byId("lowest").textContent = checked("scale") === "log" ? "\u2264 0.001" : "0";
   for (const text of [...panels.map(panel => panel.text), scored]) text.reshade();
   redraw();
   scoreCurve.draw();
