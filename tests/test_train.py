@@ -142,6 +142,22 @@ def test_keep_policy(inputs, tmp_path):
     assert checkpoint.Checkpoints(str(tmp_path), read_only=True).steps() == [3, 5, 6]
 
 
+def test_a_checkpoint_says_whether_the_model_ever_saw_the_tag(inputs, finished, tmp_path):
+    assert checkpoint.saw_tag(str(finished)) is False
+    shutil.copytree(inputs / "tokens", tmp_path / "tokens")
+    shutil.rmtree(tmp_path / "tokens" / "harm_tagged_web" / "train")
+    tiny_runs.write_store(tmp_path / "tokens", "harm_tagged_web", has_tag=True)
+    root = {"data.root": str(tmp_path / "tokens"), "total_steps": 1}
+    train(tiny_runs.tiny_config(inputs, init_checkpoint=str(finished), **root), str(tmp_path / "tagged"))
+    assert checkpoint.saw_tag(str(tmp_path / "tagged")) is True
+    plain = {"data.phases": ({"start": 0.0, "rates": {"raw_web": 1.0}},), "init_checkpoint": str(tmp_path / "tagged")}
+    train(tiny_runs.tiny_config(inputs, **root, **plain), str(tmp_path / "plain"))
+    assert checkpoint.saw_tag(str(tmp_path / "plain")) is True, "what it once saw it still knows"
+    config, params, tokenizer = checkpoint.load_for_inference(str(finished))
+    checkpoint.save_params(str(tmp_path / "imported"), config, params, tokenizer)
+    assert checkpoint.saw_tag(str(tmp_path / "imported")) is None
+
+
 def test_init_checkpoint_gives_parameters_and_model(inputs, finished, tmp_path):
     config = tiny_runs.tiny_config(inputs, init_checkpoint=str(finished), tokenizer="", total_steps=1)
     with config.unlocked():

@@ -23,14 +23,24 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the cat sat on the mat, the dog did not"] * 20, 280)
 
 
-def write_store(root: Path, source: str, split: str = "train", *, seed: int = 0, vocab_hash: str | None = None) -> None:
-    """40 documents of 5 to 60 tokens with a pattern in them."""
+def write_store(
+    root: Path,
+    source: str,
+    split: str = "train",
+    *,
+    seed: int = 0,
+    vocab_hash: str | None = None,
+    has_tag: bool = False,
+) -> None:
+    """40 documents of 5 to 60 tokens with a pattern in them, perhaps each with a harm tag."""
     vocabulary, directory = tokenizer(), root / source / split
     rng = np.random.default_rng([seed, len(source)])
     with ShardWriter(directory, 0, 1, np.uint16, harm_tag_id=vocabulary.harm_tag_id) as writer:
         for _ in range(40):
             start, length = rng.integers(4, vocabulary.vocab_size), rng.integers(5, 60)
             tokens = (start + np.arange(length)) % (vocabulary.vocab_size - 4) + 4
+            if has_tag:
+                tokens[1] = vocabulary.harm_tag_id
             writer.add(np.append(tokens, vocabulary.eos_id))
         info = writer.close()
     write_manifest(
