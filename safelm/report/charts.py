@@ -119,8 +119,11 @@ def interval(axis: Any, row: int | float, low: int | float, high: int | float, *
 
 
 def heading(axis: Any, title: str, *, lines: int = 0) -> None:
-    """The chart's title, with room for so many lines of a legend under it."""
-    axis.set_title(title, loc="left", pad=10 + 16 * lines)
+    """The chart's title, with room for so many lines of a legend under it; on a phone it begins at the edge."""
+    if is_narrow(axis):
+        axis.get_figure(root=True).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    else:
+        axis.set_title(title, loc="left", pad=10 + 16 * lines)
 
 
 def tint(color: str, strength: int | float) -> tuple[float, float, float]:

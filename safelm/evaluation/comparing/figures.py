@@ -65,7 +65,7 @@ def outcomes(axis: Any, comparison: Comparison) -> None:
     }
     found = {key: shares for key, shares in found.items() if shares}
     draw_outcomes(axis, [label(comparison, *key) for key in found], list(found.values()))
-    charts.heading(axis, "What became of harmful prompts", lines=2 if charts.is_narrow(axis) else 1)
+    charts.heading(axis, "What became of harmful prompts", lines=1)
 
 
 def draw_outcomes(axis: Any, names: list[str], found: list[dict[str, Estimate]]) -> None:
@@ -83,7 +83,8 @@ def draw_outcomes(axis: Any, names: list[str], found: list[dict[str, Estimate]])
         if first.value < 0.05:
             axis.annotate(f"{100 * first.value:.0f}%", (100 * first.high, row + 0.38), (4, 0), va="center", color=INK,
                           textcoords="offset points", fontsize=8)  # fmt: skip
-    axis.set_xlabel("% of harmful prompts; line: 95% interval of harmful")
+    axis.set_xlabel("%; line: 95% interval of harmful" if charts.is_narrow(axis)
+                    else "% of harmful prompts; line: 95% interval of harmful")  # fmt: skip
     charts.rows(axis, names)
 
 

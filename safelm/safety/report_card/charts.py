@@ -49,7 +49,7 @@ def scores(axis: Any, card: _Card) -> None:
     if parts:
         charts.stacked(axis, parts)
     axis.set(xlim=(0, 100), xlabel="% of documents")
-    charts.heading(axis, "Harm scores by slice", lines=2 if charts.is_narrow(axis) and len(parts) > 4 else 1)
+    charts.heading(axis, "Harm scores by slice", lines=1)
     charts.rows(axis, _names(card))
 
 
