@@ -35,7 +35,8 @@ def pairs_of(batch):
 
 
 def pairs_in(documents):
-    return Counter(pair for d in documents for pair in zip(d[:-1].tolist(), d[1:].tolist(), strict=True))
+    """Every token behind the one before it, a document's first behind the end-of-document token."""
+    return Counter(pair for d in documents for pair in zip([EOS_ID, *d[:-1].tolist()], d.tolist(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,10 @@ def test_an_epoch_holds_every_pair_of_every_document_once(tmp_path_factory, leng
     store = write_store(directory, documents, num_shards=num_shards, vocab_size=2000)
     batch = all_rows(store, seq_len, packing)
     assert pairs_of(batch) == pairs_in(documents)
-    # Every stored token is an input exactly once as well, the documents' ends included.
+    # Every stored token is an input exactly once as well, the documents' ends included: each begins one.
     real = batch["segment_ids_BT"] > 0
     assert Counter(batch["inputs_BT"][real].tolist()) == Counter(np.concatenate(documents).tolist())
+    assert batch["loss_mask_BT"][real].all() and real.sum() == store.num_tokens
     for name in ("inputs_BT", "targets_BT", "positions_BT", "loss_mask_BT"):
         assert not batch[name][~real].any(), name
 
@@ -107,24 +109,25 @@ def test_packed_equals_unpacked(tmp_path_factory, lengths, num_shards, seq_len, 
             assert (np.diff(at) == 1).all()
             np.testing.assert_array_equal(batch["positions_BT"][row, at], np.arange(len(at)))
             inputs, targets = batch["inputs_BT"][row, at], batch["targets_BT"][row, at]
-            mask = batch["loss_mask_BT"][row, at]
-            np.testing.assert_array_equal(mask, inputs != EOS_ID)  # ends, and only ends, have no target
-            if inputs[0] == EOS_ID:
+            assert batch["loss_mask_BT"][row, at].all()
+            first, last = int(targets[0]), int(inputs[0])
+            if first == EOS_ID:  # what is left of a document is its end
                 assert len(at) == 1
-                continue
-            document = owner[int(inputs[0])]
-            start = int(np.flatnonzero(document == inputs[0])[0])
-            np.testing.assert_array_equal(inputs, document[start : start + len(at)])
-            following = document[start + 1 : start + 1 + len(at)]
-            np.testing.assert_array_equal(targets[: len(following)], following)
+                document = owner.get(last, np.array([EOS_ID]))
+                start = len(document) - 1
+            else:
+                document = owner[first]
+                start = int(np.flatnonzero(document == first)[0])
+            np.testing.assert_array_equal(targets, document[start:][: len(at)])
+            np.testing.assert_array_equal(inputs, np.append(EOS_ID, document)[start:][: len(at)])
 
 
 def test_concat_row_by_hand(tmp_path):
     store = write_store(tmp_path, [[5, 6, 0], [7, 8, 9, 0]])
     batch = all_rows(store, 5, "concat")
-    np.testing.assert_array_equal(batch["inputs_BT"], [[5, 6, 0, 7, 8], [9, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(batch["targets_BT"], [[6, 0, 0, 8, 9], [0, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(batch["loss_mask_BT"], [[1, 1, 0, 1, 1], [1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["inputs_BT"], [[0, 5, 6, 0, 7], [8, 9, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["targets_BT"], [[5, 6, 0, 7, 8], [9, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["loss_mask_BT"], [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     np.testing.assert_array_equal(batch["segment_ids_BT"], [[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]])
     np.testing.assert_array_equal(batch["positions_BT"], [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]])
     assert [batch[name].dtype for name in ("inputs_BT", "loss_mask_BT")] == [np.int32, np.float32]
@@ -145,7 +148,7 @@ def test_fit_cuts_only_what_is_longer_than_a_row(tmp_path):
     start, stop = store.document_bounds(store.find_documents(pieces.start))
     cut = pieces.length < stop - start
     assert ((stop - start)[cut] > 64).all() and (~cut).sum() == (lengths <= 64).sum()
-    assert (pieces.goes_on == (pieces.start + pieces.length < stop)).all()
+    assert (pieces.begins == (pieces.start == start)).all()
     assert pieces.length.sum() / (rows.num_rows * 64) > 0.98
     again = pieces_of(FitRows(store, 64))
     np.testing.assert_array_equal(pieces.start, again.start)
@@ -163,12 +166,12 @@ def slow_row(plan, row):
     for start, stop in pieces:
         for index in range(start, stop):
             document = int(store.find_documents(np.array([index]))[0])
-            (begin,), (end,) = store.document_bounds(np.array([document]))
-            target = int(store.tokens(index + 1, index + 2)[0]) if index + 1 < end else None
+            (begin,), _ = store.document_bounds(np.array([document]))
+            before = EOS_ID if index == begin else int(store.tokens(index - 1, index)[0])
             opens = index == start or index == begin
             segment = columns[-1][3] + opens if columns else 1
             position = 0 if opens else columns[-1][2] + 1
-            columns.append((int(store.tokens(index, index + 1)[0]), target or 0, position, segment, target is not None))
+            columns.append((before, int(store.tokens(index, index + 1)[0]), position, segment, 1))
     return np.array(columns + [(0, 0, 0, 0, 0)] * (seq_len - len(columns))).T
 
 
@@ -249,8 +252,8 @@ def test_sources_and_counts_are_the_schedules(stores):
         batch = batches.batch(0, step, 0, 8)
         names = [batches.sources[i] for i in batch["source_ids_B"]]
         assert Counter(names) == Counter({k: v for k, v in schedule.counts(step).items() if v})
-        for name, inputs in zip(names, batch["inputs_BT"], strict=True):
-            assert {owner[int(t)] for t in inputs if t != EOS_ID} <= {name}
+        for name, targets in zip(names, batch["targets_BT"], strict=True):
+            assert {owner[int(t)] for t in targets if t != EOS_ID} <= {name}
 
 
 def test_order_of_one_source_does_not_depend_on_the_others(stores):
@@ -340,7 +343,7 @@ def test_evaluation_of_a_part_is_spread_over_the_store(stores):
     (batch,) = eval_batches(store, batch_size=4, seq_len=16, max_batches=1)
     rows = make_rows(store, 16).num_rows
     firsts = [store.tokens(16 * (i * rows // 4), store.num_tokens)[0] for i in range(4)]
-    np.testing.assert_array_equal(batch["inputs_BT"][:, 0], firsts)
+    np.testing.assert_array_equal(batch["targets_BT"][:, 0], firsts)
 
 
 # ---- bad input

@@ -45,41 +45,38 @@ class Assembly:
         inputs, targets, positions, segments, mask = arrays_5N
         mask = mask.view(np.float32)
         ends = pieces.place + pieces.length
-        run_ends, after = self._copy_tokens(pieces, inputs)
-        targets[:-1] = inputs[1:]
-        targets[run_ends - 1] = after
+        continued, before = self._copy_tokens(pieces, targets)
+        inputs[1:] = targets[:-1]
+        inputs[continued] = before
+        inputs[pieces.place[pieces.begins]] = self._stream.eos_id[pieces.shard[pieces.begins]]
         mask.fill(1)
-        last = ends[~pieces.goes_on] - 1  # the documents' ends have no target
-        targets[last] = mask[last] = 0
         self._drop_unlearned(pieces, targets, mask)
         _number(pieces, ends, self._seq_len, segments, positions)
         _clear_padding(pieces.place, ends, arrays_5N)
 
     def _copy_tokens(self, pieces: Pieces, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies every piece to its place, neighbours in one go; where those end and the token behind, if it is one's.
-
-        That is, where the last piece's document goes on.
-        """
+        """Copies each piece into place, merging adjacent ones; returns where runs go on with a document, and its token
+        before each."""
         place, shard, start, length = pieces.place, pieces.shard, pieces.start, pieces.length
         stop = start + length
         heads = np.ones(len(place) + 1, bool)
         heads[1:-1] = (start[1:] != stop[:-1]) | (place[1:] != place[:-1] + length[:-1]) | (shard[1:] != shard[:-1])
         first, last = np.flatnonzero(heads[:-1]), np.flatnonzero(heads[1:])
         place, shard, start, stop = place[first], shard[first], start[first], stop[last]
-        goes_on = pieces.goes_on[last]
-        self._stream.prefetch(shard, start, stop + goes_on)
-        ends, local, length = place + stop - start, start - self._stream.shard_start[shard], stop - start
-        after, tokens = [], self._stream.tokens
-        for to, at, count, number, more in zip(
+        goes_on = ~pieces.begins[first]
+        self._stream.prefetch(shard, start - goes_on, stop)
+        local, length = start - self._stream.shard_start[shard], stop - start
+        before, tokens = [], self._stream.tokens
+        for to, at, count, number, continues in zip(
             place.tolist(), local.tolist(), length.tolist(), shard.tolist(), goes_on.tolist(), strict=True
         ):
-            if more:
-                run = tokens[number][at : at + count + 1]
-                out[to : to + count] = run[:-1]
-                after.append(run[-1])
+            if continues:
+                run = tokens[number][at - 1 : at + count]
+                out[to : to + count] = run[1:]
+                before.append(run[0])
             else:
                 out[to : to + count] = tokens[number][at : at + count]
-        return ends[goes_on], np.array(after, np.int32)
+        return place[goes_on], np.array(before, np.int32)
 
     def _drop_unlearned(self, pieces: Pieces, targets: np.ndarray, mask: np.ndarray) -> None:
         """Takes away the targets that are not to be learned."""
@@ -89,9 +86,7 @@ class Assembly:
         length = pieces.length[masked]
         index = np.repeat(masked, length)
         column = np.arange(len(index)) - np.repeat(np.cumsum(length) - length, length)
-        has_target = pieces.goes_on[index] | (column + 1 < pieces.length[index])
-        index, column = index[has_target], column[has_target]
-        unlearned = self._stream.unlearned(pieces.shard[index], pieces.start[index] + column + 1)
+        unlearned = self._stream.unlearned(pieces.shard[index], pieces.start[index] + column)
         places = pieces.place[index[unlearned]] + column[unlearned]
         targets[places] = mask[places] = 0
 

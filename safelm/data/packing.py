@@ -27,7 +27,7 @@ class FitRows:
         offsets = store.token_offsets[:-1]
         self._start = np.concatenate([start + at for (start, *_), at in zip(shards, offsets, strict=True)])
         self._length = np.concatenate([length for _, length, _, _ in shards])
-        self._goes_on = np.concatenate([goes_on for _, _, goes_on, _ in shards])
+        self._begins = np.concatenate([begins for _, _, begins, _ in shards])
         row_sizes = np.concatenate([row_sizes for *_, row_sizes in shards])
         self._row_first = np.concatenate([[0], np.cumsum(row_sizes)])
         self.num_rows = len(row_sizes)
@@ -37,23 +37,23 @@ class FitRows:
         plans: Sequence["FitRows"], stream: Stream, source_ids_b: Int[np.ndarray, " b"], rows_b: Int[np.ndarray, " b"]
     ) -> Pieces:
         """The pieces of the given rows."""
-        begins = stream.store_start.tolist()
-        counts, begin, start, length, goes_on = [], [], [], [], []
+        offsets = stream.store_start.tolist()
+        counts, offset, start, length, begins = [], [], [], [], []
         for source, row in zip(source_ids_b.tolist(), rows_b.tolist(), strict=True):
             plan = plans[source]
             first, stop = plan._row_first[row : row + 2].tolist()
             counts.append(stop - first)
-            begin.append(begins[source])
+            offset.append(offsets[source])
             start.append(plan._start[first:stop])
             length.append(plan._length[first:stop])
-            goes_on.append(plan._goes_on[first:stop])
+            begins.append(plan._begins[first:stop])
         counts_b = np.array(counts)
         row = np.repeat(np.arange(len(counts_b)), counts_b)
-        start = np.concatenate(start) + np.array(begin)[row]
+        start = np.concatenate(start) + np.array(offset)[row]
         length = np.concatenate(length).astype(np.int64)
         before = np.cumsum(length) - length
         place = row * plans[0].seq_len + before - before[np.cumsum(counts_b) - counts_b][row]
-        return Pieces(place, stream.find_shards(start), start, length, np.concatenate(goes_on))
+        return Pieces(place, stream.find_shards(start), start, length, np.concatenate(begins))
 
 
 PACKINGS: Mapping[str, Callable[[TokenStore, int], RowPlan]] = {"concat": ConcatRows, "fit": FitRows}
@@ -69,14 +69,14 @@ def make_rows(store: TokenStore, seq_len: int, packing: str = "concat") -> RowPl
 
 
 def _pack_shard(bounds: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces of a shard in the order of its rows (start, length, goes_on), and the number of pieces of each row."""
+    """Pieces of a shard in the order of its rows (start, length, begins), and the number of pieces of each row."""
     document_start, length = bounds[:-1], np.diff(bounds)
     full = np.where(length > seq_len, length // seq_len, 0)
     index = np.arange(full.sum()) - np.repeat(np.cumsum(full) - full, full)
     full_start = np.repeat(document_start, full) + index * seq_len
-    full_goes_on = full_start + seq_len < np.repeat(bounds[1:], full)
     rest_start, rest = document_start + full * seq_len, length - full * seq_len
-    rest_start, rest = rest_start[rest > 0], rest[rest > 0]
+    has_rest = rest > 0
+    rest_start, rest, rest_begins = rest_start[has_rest], rest[has_rest], full[has_rest] == 0
     row, num_rows = np.empty(len(rest), np.int64), 0
     for at in range(0, len(rest), WINDOW_PIECES):
         window, used = _best_fit(rest[at : at + WINDOW_PIECES], seq_len)
@@ -85,9 +85,9 @@ def _pack_shard(bounds: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarra
     order = np.lexsort((-rest, row))
     start = np.concatenate([full_start, rest_start[order]])
     lengths = np.concatenate([np.full(len(full_start), seq_len, np.int32), rest[order].astype(np.int32)])
-    goes_on = np.concatenate([full_goes_on, np.zeros(len(rest), bool)])
+    begins = np.concatenate([index == 0, rest_begins[order]])
     row_sizes = np.concatenate([np.ones(len(full_start), np.int64), np.bincount(row, minlength=num_rows)])
-    return start, lengths, goes_on, row_sizes
+    return start, lengths, begins, row_sizes
 
 
 def _best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:

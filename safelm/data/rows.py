@@ -1,11 +1,12 @@
 """Rows of a token store for a sequence length: which pieces of which documents make up a row, and their arrays.
 
-A piece is a run of one document's tokens inside a row. Inputs are the stored tokens; a token's target is the next
-token of the same document. The last position of a row whose document goes on still has its target (the store is read
-one token further), and a document's last token has none, so every document's tokens 2..n are a target exactly once
-an epoch and nothing is predicted across documents. There is no begin-of-document token: a first token is never a
-target. Positions start at 0 with every piece; segment ids count a row's pieces from 1, and 0 is padding. Where a store
-says which tokens are to be learned (a chat's assistant), only those are targets.
+A piece is a run of one document's tokens inside a row. Targets are the stored tokens; a position's input is the token
+before its target in the same document, and before a document's first token the end-of-document token. So a row's
+targets are the stored tokens that it is cut from, every stored token is a target exactly once an epoch, nothing is
+predicted across documents, and a model learns to begin a text behind an end-of-document token. A piece that goes on
+with a document begins with the input that the piece before it ended with as a target. Positions start at 0 with every
+piece; segment ids count a row's pieces from 1, and 0 is padding. Where a store says which tokens are to be learned (a
+chat's assistant), only those are targets.
 """
 
 import dataclasses
@@ -28,14 +29,14 @@ class Pieces:
       shard: number of the shard in the stream of all stores.
       start: first token in that stream.
       length: in tokens.
-      goes_on: whether the document goes on after the piece, in the next row.
+      begins: whether the document begins with the piece.
     """
 
     place: Int[np.ndarray, " pieces"]
     shard: Int[np.ndarray, " pieces"]
     start: Int[np.ndarray, " pieces"]
     length: Int[np.ndarray, " pieces"]
-    goes_on: Bool[np.ndarray, " pieces"]
+    begins: Bool[np.ndarray, " pieces"]
 
 
 @runtime_checkable
@@ -73,15 +74,16 @@ class ConcatRows:
         row_start_b = stream.store_start[source_ids_b] + rows_b * seq_len
         stop = np.minimum(row_start_b + seq_len, stream.store_start[source_ids_b + 1])
         row, shard, start, stop = _cut_at_shards(stream, row_start_b, stop)
-        ends, counts = stream.document_ends(shard, start, stop)
-        run = np.repeat(np.arange(len(row)), counts)
+        ends, counts, document_start = stream.document_ends(shard, start, stop)
+        run, first = np.repeat(np.arange(len(row)), counts), np.cumsum(counts) - counts
         piece_stop = np.minimum(ends, stop[run])
-        piece_start = np.empty_like(piece_stop)
+        piece_start, begins = np.empty_like(piece_stop), np.ones(len(run), bool)
         piece_start[1:] = piece_stop[:-1]
-        piece_start[np.cumsum(counts) - counts] = start
+        piece_start[first] = start
+        begins[first] = document_start == start
         row = row[run]
         place = row * seq_len + piece_start - row_start_b[row]
-        return Pieces(place, shard[run], piece_start, piece_stop - piece_start, ends > piece_stop)
+        return Pieces(place, shard[run], piece_start, piece_stop - piece_start, begins)
 
 
 def _cut_at_shards(stream: Stream, start_b: np.ndarray, stop_b: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -23,6 +23,8 @@ class Stream:
         self.shard_start = np.concatenate([*(places[:-1] for places in offsets), self.store_start[-1:]])
         self.tokens = [tokens for store in stores for tokens in store.shard_tokens]
         infos = [shard for store in stores for shard in store.manifest.shards]
+        eos_ids = [store.manifest.eos_id for store in stores]
+        self.eos_id = np.repeat(np.array(eos_ids, np.int32), [len(store.shard_tokens) for store in stores])  # by shard
         self.is_masked = np.array([shard.spans_bytes > 0 for shard in infos])  # whether some tokens aren't learned
         self._first_shard = np.cumsum([0] + [len(store.shard_tokens) for store in stores])
         self._places = [(store, index) for store in stores for index in range(len(store.shard_tokens))]
@@ -36,14 +38,14 @@ class Stream:
 
     def document_ends(
         self, shard_n: Int[np.ndarray, " n"], start_n: Int[np.ndarray, " n"], stop_n: Int[np.ndarray, " n"]
-    ) -> tuple[Int[np.ndarray, " ends"], Int[np.ndarray, " n"]]:
-        """Where the documents in the tokens [start, stop) end, each within a shard, and how many those are.
+    ) -> tuple[Int[np.ndarray, " ends"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Where the documents in the tokens [start, stop) end, each within a shard; their number; the first's start.
 
-        The last one's end may be behind `stop`.
+        The last one's end may be behind `stop`, the first one's start before `start`.
         """
         self._fetch_bounds(shard_n)
         local_n2 = np.stack([start_n, stop_n - 1], axis=1) - self.shard_start[shard_n, None]
-        found_n2 = np.empty_like(local_n2)
+        found_n2, begin_n = np.empty_like(local_n2), np.empty_like(start_n)
         order = np.argsort(shard_n, kind="stable")
         heads = np.flatnonzero(np.diff(shard_n[order], prepend=-1)).tolist()
         bounds = {}
@@ -52,11 +54,12 @@ class Stream:
             shard = int(shard_n[chosen[0]])
             bounds[shard] = self._bounds(shard)
             found_n2[chosen] = bounds[shard].searchsorted(local_n2[chosen], "right")
+            begin_n[chosen] = bounds[shard][found_n2[chosen, 0] - 1]
         found_n2[:, 1] += 1
         wanted = zip(shard_n.tolist(), found_n2.tolist(), strict=True)
         ends = np.concatenate([bounds[shard][first:last] for shard, (first, last) in wanted])
-        counts_n = found_n2[:, 1] - found_n2[:, 0]
-        return ends + np.repeat(self.shard_start[shard_n], counts_n), counts_n
+        counts_n, offset_n = found_n2[:, 1] - found_n2[:, 0], self.shard_start[shard_n]
+        return ends + np.repeat(offset_n, counts_n), counts_n, begin_n + offset_n
 
     def prefetch(
         self, shard_n: Int[np.ndarray, " n"], start_n: Int[np.ndarray, " n"], stop_n: Int[np.ndarray, " n"]
