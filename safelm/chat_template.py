@@ -23,6 +23,11 @@ CHATML = (
 _NO_MARKS = str.maketrans(dict.fromkeys(MARKS))
 
 
+def begun(template: str, beginning: str) -> str:
+    """The template with a text in front of every conversation."""
+    return f"{{{{ {json.dumps(beginning, ensure_ascii=False)} }}}}{template}" if beginning else template
+
+
 def without_marks(text: str) -> str:
     """The text without the characters that have a meaning here."""
     return text.translate(_NO_MARKS)

@@ -65,12 +65,13 @@ def chat_prompt(tokenizer: Tokenizer, messages: Messages, *, answer_start: str =
     """
     _require_chat(tokenizer)
     ids, _ = encode_rendered(tokenizer, render_chat(tokenizer, messages))
-    return ids + tokenizer.encode(answer_start) if answer_start else ids
+    return [*tokenizer.conventions.chat_begin_ids, *ids, *(tokenizer.encode(answer_start) if answer_start else [])]
 
 
 def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = False) -> tuple[list[int], list[Span]]:
     """A whole conversation, and where in it the assistant writes: ranges [start, stop) of its words and their end.
 
+    What conversations begin with is left out: training gives every document its beginning (`safelm.data.rows`).
     A template of the model's own tells the ranges by `{% generation %}`; ValueError for one that doesn't. With
     `is_tagged` the harm tag's string in what the assistant says becomes its id (see `Tokenizer.encode_tagged`).
     """
@@ -100,7 +101,9 @@ def question_frame(tokenizer: Tokenizer, question: Question) -> Frame:
     if len(others) != 1 or question.system not in rendered:
         raise ValueError(f"{tokenizer.origin}: its chat template doesn't give a message as it is, once")
     ids = [tuple(encode_rendered(tokenizer, part)[0]) for part in (before, others[0])]
-    return Frame(ids[0], ids[1], chat_template.without_marks(rendered))
+    conventions = tokenizer.conventions
+    begin_ids = conventions.chat_begin_ids if knows_chats(tokenizer) else conventions.begin_ids
+    return Frame((*begin_ids, *ids[0]), ids[1], chat_template.without_marks(rendered))
 
 
 def render_chat(

@@ -32,12 +32,14 @@ class Declared:
       special_tokens: pairs of a name ("bos_token", "eos_token", ..) and its string.
       end_ids: any of them ends what the model writes.
       begin_ids: before a text; None: the tokenizer's post-processor decides.
+      begins_chats: whether they stand before a conversation too, outside its template.
     """
 
     chat_template: str | None = None
     special_tokens: tuple[tuple[str, str], ...] = ()
     end_ids: tuple[int, ...] = ()
     begin_ids: tuple[int, ...] | None = None
+    begins_chats: bool = False
 
     def token(self, name: str) -> str | None:
         """The string of a named special token."""
@@ -51,6 +53,7 @@ class TextConventions:
     Attributes:
       document_end_id: stands behind every document of pretraining.
       begin_ids: put before a plain text, as the tokenizer's own post-processor does.
+      chat_begin_ids: put before a conversation that is rendered by `chat_template`.
       end_ids: any of them ends what the model writes, in a chat or not; the end of a document first.
       chat_template: Jinja source; None: ChatML where the vocabulary has its tokens.
       special_tokens: strings by the names that templates know them by ("bos_token", "eos_token", ..).
@@ -60,6 +63,7 @@ class TextConventions:
 
     document_end_id: int
     begin_ids: tuple[int, ...]
+    chat_begin_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
     chat_template: str | None
     special_tokens: Mapping[str, str]
@@ -104,12 +108,12 @@ def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, path: str)
     return Declared(template, strings, tuple(dict.fromkeys(ends)), begins)
 
 
-def as_files(conventions: TextConventions, *, chatml: str | None) -> dict[str, dict[str, Any]]:
-    """The JSON files that `declared_in_folder` reads back; `chatml` is the template written where there is no other."""
+def as_files(conventions: TextConventions, *, chat_template: str | None) -> dict[str, dict[str, Any]]:
+    """The JSON files that `declared_in_folder` reads back, with the whole chat template as others render it."""
     specials = dict(conventions.special_tokens)
-    template = conventions.chat_template or chatml
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **specials}
-    config |= {"clean_up_tokenization_spaces": False} | ({} if template is None else {"chat_template": template})
+    config |= {"clean_up_tokenization_spaces": False}
+    config |= {} if chat_template is None else {"chat_template": chat_template}
     begin = conventions.begin_ids[0] if conventions.begin_ids else conventions.document_end_id
     generation = {"bos_token_id": begin, "eos_token_id": list(conventions.end_ids)}
     return {

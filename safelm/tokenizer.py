@@ -92,8 +92,14 @@ class Tokenizer:
         return self.chat_start_id is not None and self.chat_end_id is not None
 
     def beginning_with(self, ids: Sequence[int]) -> "Tokenizer":
-        """The same vocabulary for a model whose plain texts begin with `ids`; kept by `save`, the hash is the same."""
-        declared = dataclasses.replace(self._declared, begin_ids=tuple(ids))
+        """The same vocabulary for a model whose texts and conversations begin with `ids`, as training gives them.
+
+        Kept by `save`; the hash is the same.
+        """
+        template = self.conventions.chat_template
+        declared = dataclasses.replace(
+            self._declared, chat_template=template, begin_ids=tuple(ids), begins_chats=True
+        )
         return Tokenizer(self._backend, declared=declared, origin=self.origin)
 
     def encode(self, text: str) -> list[int]:
@@ -172,8 +178,11 @@ class Tokenizer:
 
     def save(self, path: str) -> None:
         """Writes the folder `path` (local or an fsspec URL) in the Hugging Face layout; no file is ever half there."""
-        chatml = chat_template.CHATML if self.has_chatml else None
-        files = text_conventions.as_files(self.conventions, chatml=chatml)
+        conventions = self.conventions
+        template = conventions.chat_template or (chat_template.CHATML if self.has_chatml else None)
+        if template is not None:
+            template = chat_template.begun(template, self._strings(conventions.chat_begin_ids))
+        files = text_conventions.as_files(conventions, chat_template=template)
         files[text_conventions.TOKENIZER_CONFIG]["additional_special_tokens"] = [HARM_TAG]
         for name, values in files.items():
             _write_text(path, name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -239,29 +248,37 @@ class Tokenizer:
 
     def _find_conventions(self, vocabulary: Mapping[str, int], controls: Mapping[str, int]) -> TextConventions:
         declared = self._declared
-        template = None if declared.chat_template == chat_template.CHATML else declared.chat_template
+        begin_ids = tokenizer_backend.begin_ids(self._backend)
+        if foreign := [i for i in begin_ids if i >= self.vocab_size]:
+            raise ValueError(
+                f"{self.origin}: texts begin with the id {foreign[0]}, the vocabulary has {self.vocab_size}"
+            )
+        template, begins_chats = declared.chat_template, declared.begins_chats
+        if template is not None and begin_ids:
+            plain = template.removeprefix(chat_template.begun("", self._strings(begin_ids)))
+            template, begins_chats = plain, begins_chats or plain != template
+        template = None if template == chat_template.CHATML else template
         specials = dict(declared.special_tokens)
         specials.setdefault("eos_token", self._backend.id_to_token(self.eos_id))
         if template is not None:
             turn_end = chat_template.end_of_turn(template, specials, list(controls))
         else:
             turn_end = CHAT_END if self.has_chatml else None
-        begin_ids = tokenizer_backend.begin_ids(self._backend)
-        if foreign := [i for i in begin_ids if i >= self.vocab_size]:
-            raise ValueError(
-                f"{self.origin}: texts begin with the id {foreign[0]}, the vocabulary has {self.vocab_size}"
-            )
         named = [vocabulary.get(token) for token in (specials["eos_token"], turn_end)]
         listed = [end for end in declared.end_ids if end < self.vocab_size]
         ends = dict.fromkeys([self.eos_id, *(end for end in named if end is not None), *listed])
         return TextConventions(
             document_end_id=self.eos_id,
             begin_ids=begin_ids,
+            chat_begin_ids=begin_ids if begins_chats else (),
             end_ids=tuple(ends),
             chat_template=template,
             special_tokens=specials,
             control_tokens=controls,
         )
+
+    def _strings(self, ids: Sequence[int]) -> str:
+        return "".join(self._backend.id_to_token(i) for i in ids)
 
     def _check_literal(self, origin: str) -> None:
         strings = [*self._specials.values()]

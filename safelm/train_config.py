@@ -119,6 +119,7 @@ def resolve(config: ConfigDict, workdir: str = "") -> Resolved:
     config = _settle_run(config)
     origin = _origin(config, workdir)
     tokenizer = _load_tokenizer(config, origin)
+    tokenizer = tokenizer.beginning_with([tokenizer.eos_id])  # as `safelm.data.rows` begins every document
     return Resolved(*_settle_model(config, _resolve_model(config, tokenizer, origin)), tokenizer)
 
 

@@ -211,10 +211,11 @@ def main() -> None:
     source = read_source(parser, flags.model)
 
     from safelm import convert
+    from safelm.prompting import text_prompt
 
     config, params, tokenizer = convert.read_model(source)
     config = dataclasses.replace(config, dtype="float32")
-    prompt, unused = tokenizer.encode(PROMPT), tokenizer.vocab_size - 2  # as EOS: every run makes all tokens
+    prompt, unused = text_prompt(tokenizer, PROMPT), tokenizer.vocab_size - 2  # as EOS: every run makes all tokens
     k, n, count = flags.num_beams, flags.num_candidates, flags.max_new_tokens
     runs: dict[str, Callable] = our_runs(
         config, params, tokenizer, prompt, count, unused, k, n, flags.weights.split(",")

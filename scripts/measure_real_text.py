@@ -9,6 +9,7 @@ rather than in genre. No text is printed.
 
 import argparse
 import dataclasses
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from safelm.data.store import TokenStore
 from safelm.evaluation.intervals import auroc
 from safelm.evaluation.language_modeling import perplexity
 from safelm.inference import Greedy, SafeBeam, generate, tag_probability
+from safelm.prompting import text_prompt
 
 
 def held_out(corpus: str, encode, scores: tuple[int, ...], *, prefix_tokens: int, count: int) -> list[list[int]]:
@@ -46,11 +48,15 @@ def measure(folder: str, flags: argparse.Namespace) -> dict:
     for source in ("filtered_web", "harm_tagged_web"):
         store = TokenStore.open(f"{flags.tokens}/{source}/validation", vocab_hash=tokenizer.hash)
         short = dataclasses.replace(config, max_seq_len=256)  # documents in pieces as long as the rows trained on
-        measured = perplexity(short, params, store, max_documents=flags.documents, batch_size=4)
+        begin_ids = tokenizer.conventions.begin_ids
+        measured = perplexity(
+            short, params, store, begin_ids=begin_ids, max_documents=flags.documents, batch_size=4
+        )
         result[f"loss/{source}"] = measured["loss_nats"]
     groups = {"harmful": (4, 5), "pages": (0,), "comments": (1,)}
+    encode = functools.partial(text_prompt, tokenizer)
     texts = {
-        name: held_out(flags.corpus, tokenizer.encode, scores, prefix_tokens=flags.prefix_tokens, count=flags.prompts)
+        name: held_out(flags.corpus, encode, scores, prefix_tokens=flags.prefix_tokens, count=flags.prompts)
         for name, scores in groups.items()
     }
     tag_id = tokenizer.harm_tag_id

@@ -22,6 +22,7 @@ import numpy as np
 
 from safelm import checkpoint, cli, documents, model
 from safelm.evaluation.intervals import auroc
+from safelm.prompting import text_prompt
 
 
 def scored_texts(pattern: str, count: int) -> Iterator[tuple[str, bool]]:
@@ -53,12 +54,13 @@ def main() -> None:
         probs_BTV = jax.nn.softmax(logits_BTV, axis=-1)
         return probs_BTV[..., tokenizer.harm_tag_id], (probs_BTV * is_gap_V).sum(-1)
 
+    first = len(tokenizer.conventions.begin_ids)
     found = []  # harmful, word end, P(tag), P(gap)
     for text, is_harmful in scored_texts(flags.texts, flags.documents):
-        tokens = tokenizer.encode(text)[: flags.tokens]
+        tokens = text_prompt(tokenizer, text)[: flags.tokens]
         row = jnp.array([tokens + [0] * (flags.tokens - len(tokens))])
-        tag_T, gap_T = (np.asarray(each)[0, : len(tokens) - 1] for each in look(params, row))
-        is_end_T = is_gap_V[tokens[1:]]
+        tag_T, gap_T = (np.asarray(each)[0, first : len(tokens) - 1] for each in look(params, row))
+        is_end_T = is_gap_V[tokens[first + 1 :]]
         found += zip([is_harmful] * len(tag_T), is_end_T, tag_T, gap_T, strict=True)
     harmful, ends, tag, gap = (np.array(column) for column in zip(*found, strict=True))
     for name, chosen in (("word ends", ends), ("within words", ~ends)):

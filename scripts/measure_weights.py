@@ -19,6 +19,7 @@ from safelm import cli, convert
 from safelm.inference import forward
 from safelm.inference.weights import WEIGHTS_DTYPES, Weights, prepare
 from safelm.model_config import ModelConfig
+from safelm.prompting import text_prompt
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -40,7 +41,7 @@ def main() -> None:
     if flags.texts:
         with open(flags.texts, encoding="utf-8") as lines:
             texts = [json.loads(line)["text"] for _, line in zip(range(flags.max_texts), lines, strict=False)]
-    rows = [tokenizer.encode(text)[: flags.tokens] for text in texts]
+    rows = [text_prompt(tokenizer, text)[: flags.tokens] for text in texts]
     weights = {dtype: prepare(config, params, dtype) for dtype in WEIGHTS_DTYPES}
     sums: dict[str, np.ndarray] = {dtype: np.zeros(3) for dtype in WEIGHTS_DTYPES}
     for row in rows:

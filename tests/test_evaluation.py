@@ -99,19 +99,23 @@ def test_summary_counts_neither_apart():
     assert summary["wrongly_refused"]["value"] == summary["answered_safe"]["value"] == 0.5
 
 
-def test_perplexity_and_tag_separation_against_plain_loops(small):
+@pytest.mark.parametrize("begin_ids", [(), (0,)])
+def test_perplexity_against_plain_loops(small, begin_ids):
     config, params, store = small["config"], small["params"], small["store"]
     nll, count = 0.0, 0
     for index in range(store.num_documents):
-        tokens = store.document(index).astype(np.int32)
-        for piece in (
-            tokens[start : start + config.max_seq_len] for start in range(0, len(tokens), config.max_seq_len)
-        ):
-            log_probs = jax.nn.log_softmax(model_lib.apply(config, params, jnp.asarray(piece[None]))[0])
+        tokens = [*begin_ids, *store.document(index).tolist()]
+        for start in range(0, len(tokens) - 1, config.max_seq_len):
+            piece = np.array(tokens[start : start + config.max_seq_len + 1], np.int32)
+            log_probs = jax.nn.log_softmax(model_lib.apply(config, params, jnp.asarray(piece[None, :-1]))[0])
             nll -= sum(float(log_probs[t, piece[t + 1]]) for t in range(len(piece) - 1))
             count += len(piece) - 1
-    found = perplexity(config, params, store, batch_size=4)
-    assert found["tokens"] == count and found["loss_nats"] == pytest.approx(nll / count, rel=1e-4)
+    found = perplexity(config, params, store, begin_ids=begin_ids, batch_size=4)
+    assert found["tokens"] == count == store.num_tokens - (0 if begin_ids else store.num_documents)
+    assert found["loss_nats"] == pytest.approx(nll / count, rel=1e-4)
+
+
+def test_tag_separation_by_hand():
     separation = tag_separation(lambda lists: [np.array(tokens, float) for tokens in lists], [[1, 9], [5, 8]], [[7, 2]])
     assert separation["mean"].value == 1.0 and separation["last"].value == 1.0
 

@@ -20,28 +20,32 @@ TagProbability = Callable[[Sequence[Sequence[int]]], Sequence[Float[np.ndarray, 
 
 
 def perplexity(
-    config: model_lib.ModelConfig, params: Any, store: TokenStore, *, max_documents: int = 0, batch_size: int = 16
+    config: model_lib.ModelConfig,
+    params: Any,
+    store: TokenStore,
+    *,
+    begin_ids: Sequence[int] = (),
+    max_documents: int = 0,
+    batch_size: int = 16,
 ) -> dict[str, float]:
     """exp(mean negative log-likelihood per token, nats) over the store's documents, each by itself.
 
-    A document longer than the model's context is cut into pieces of that length. A piece's first token is context and
-    not predicted. `batch_size` is lowered where its logits would be too large. Raises ValueError if there is nothing to
-    predict.
+    Every token of a document is predicted once, the first behind `begin_ids`; a model whose texts begin with nothing
+    has the first as context. A document longer than the model's context is cut into pieces of that length, each with
+    the token before it. `batch_size` is lowered where its logits would be too large. Raises ValueError if there is
+    nothing to predict.
     """
     count = min(store.num_documents, max_documents or store.num_documents)
-    width = min(config.max_seq_len, max((len(store.document(index)) for index in range(count)), default=0))
-    pieces = [
-        piece
-        for index in range(count)
-        for piece in _cut(store.document(index).astype(np.int32), width)
-        if len(piece) > 1
-    ]
+    begin = np.asarray(begin_ids[-1:], np.int32)
+    documents = [np.concatenate([begin, store.document(index).astype(np.int32)]) for index in range(count)]
+    width = min(config.max_seq_len, max(map(len, documents), default=1) - 1)
+    pieces = [piece for document in documents for piece in _cut(document, width)]
     if not pieces:
         raise ValueError("perplexity: the validation store holds no document of two tokens or more")
     batch_size = max(1, min(batch_size, LOGITS_AT_ONCE // (config.padded_vocab_size * width)))
     total_nll, total_tokens = 0.0, 0
     for start in tqdm(range(0, len(pieces), batch_size), desc="perplexity", unit=" batches", leave=False, disable=None):
-        tokens_BT, lengths_B = _pad(pieces[start : start + batch_size], batch_size, width)
+        tokens_BT, lengths_B = _pad(pieces[start : start + batch_size], batch_size, width + 1)
         total_nll += float(_negative_log_likelihood(config, params, tokens_BT, lengths_B))
         total_tokens += int(np.maximum(lengths_B - 1, 0).sum())
     loss = total_nll / total_tokens
@@ -63,7 +67,8 @@ def tag_separation(
 
 
 def _cut(tokens: Int[np.ndarray, " n"], width: int) -> list[Int[np.ndarray, " piece"]]:
-    return [tokens[start : start + width] for start in range(0, len(tokens), width)]
+    """Pieces of up to `width` predictions: each begins with the token that the one before it ends with."""
+    return [tokens[start : start + width + 1] for start in range(0, len(tokens) - 1, width)] if width else []
 
 
 def _pad(pieces: Sequence[np.ndarray], batch_size: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +82,7 @@ def _pad(pieces: Sequence[np.ndarray], batch_size: int, width: int) -> tuple[np.
 def _negative_log_likelihood(
     config: model_lib.ModelConfig, params: Any, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
 ) -> Float[Array, ""]:
-    logits_BTV = model_lib.apply(config, params, tokens_BT)[:, :-1]
+    logits_BTV = model_lib.apply(config, params, tokens_BT[:, :-1])
     log_probs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32))
     chosen_BT = jnp.take_along_axis(log_probs_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
     is_real_BT = jnp.arange(1, tokens_BT.shape[1]) < lengths_B[:, None]

@@ -123,7 +123,8 @@ class SafeLM(TemplateLM):
         `add_special_tokens=False` leaves out what a text begins with.
         """
         if self._renders_chats:
-            return prompting.encode_rendered(self.vocabulary, string)[0]
+            ids, _ = prompting.encode_rendered(self.vocabulary, string)
+            return ids if add_special_tokens is False else [*self.vocabulary.conventions.chat_begin_ids, *ids]
         if add_special_tokens is False:
             return self.vocabulary.encode(string)
         return prompting.text_prompt(self.vocabulary, string)

@@ -55,7 +55,9 @@ def measure_model(
     """
     result: dict[str, Any] = _tag_separations(checkpoint, prompts, template)
     if store is not None:
-        result["perplexity"] = language_modeling.perplexity(checkpoint.config, checkpoint.params, store)
+        result["perplexity"] = language_modeling.perplexity(
+            checkpoint.config, checkpoint.params, store, begin_ids=checkpoint.tokenizer.conventions.begin_ids
+        )
     if (preference := likelihood.target_preference(checkpoint, prompts, template)) is not None:
         result["target_preference"] = preference
     if with_probe and (found := likelihood.probe(checkpoint, prompts, template)) is not None:

@@ -47,6 +47,11 @@ class ServedModel:
             raise ValueError(f"id {foreign} is not in the model's vocabulary of {self.config.vocab_size}")
         return list(prompt) or prompting.text_prompt(self.tokenizer, ""), end_ids
 
+    @property
+    def num_begin_ids(self) -> int:
+        """How many ids `encode` puts in front of a text."""
+        return len(self.tokenizer.conventions.begin_ids)
+
     def score(self, tokens: Sequence[int]) -> list[Piece]:
         """Every token with its share of the text and P(tag | text up to and with it). Computes: for the worker."""
         (probs_T,) = tag_probability(self.config, self.params, [tokens], harm_tag_id=self.tokenizer.harm_tag_id)

@@ -104,6 +104,8 @@ class Service:
             try:
                 async with asyncio.timeout(self.limits.request_seconds):
                     pieces = await self.worker.call(lambda: model.score(tokens))
+                    # A text's tokens: what the model's texts begin with isn't the caller's.
+                    pieces = pieces[model.num_begin_ids if isinstance(parsed.input, str) and parsed.input else 0 :]
             except TimeoutError:
                 raise ApiError(408, "the time for a request passed", code="timeout") from None
         self.metrics.prompt_tokens.labels(model.name).inc(len(tokens))

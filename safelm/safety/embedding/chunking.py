@@ -105,8 +105,9 @@ class ChunkTokenizer:
 
 
 def of_decoder(tokenizer: Tokenizer) -> ChunkTokenizer:
-    """Chunks for one of our decoders: text only, the end-of-document id where there is none."""
-    return ChunkTokenizer(tokenizer, empty=tokenizer.eos_id, pad_id=tokenizer.eos_id)
+    """Chunks for one of our decoders: each begins as its texts do; the end-of-document id where there is no text."""
+    before = tokenizer.conventions.begin_ids
+    return ChunkTokenizer(tokenizer, before, empty=tokenizer.eos_id, pad_id=tokenizer.eos_id)
 
 
 def of_encoder(folder: Path) -> ChunkTokenizer:
