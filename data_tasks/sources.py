@@ -3,6 +3,7 @@
 import functools
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from data_tasks.preprocessors import in_validation_split
+from data_tasks.preprocessors import in_validation_split, validation_rank
 from data_tasks.readers import MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
+from safelm.data import remote
 from safelm.documents import find_named
 
 TRAIN, VALIDATION = "train", "validation"
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 1 << 20
+_SMALL_CORPUS_BYTES = 16 << 20  # thousands of documents, of which a share of 1% is never none
 
 
 class WebDocumentSource(seqio.DataSource):
@@ -26,7 +29,8 @@ class WebDocumentSource(seqio.DataSource):
     A split's files are `<folder>/train-*` and `<folder>/validation-*` (also in subfolders, as the hub lays data sets
     out; a row format may name others), ending as `safelm.documents` can read, in the order of their paths; in place
     of a folder it can be one such file. A corpus without validation files is split by `in_validation_split`: the share
-    `validation_fraction` of document ids is held out of "train". A shard is a file. Documents are streamed; nothing
+    `validation_fraction` of document ids is held out of "train", of a small corpus at least one document of every harm
+    score that it has twice. A shard is a file. Documents are streamed; nothing
     larger than a batch is held. Malformed rows: see `data_tasks.readers`; with `quarantine_dir` they are kept in
     `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
 
@@ -122,6 +126,27 @@ class WebDocumentSource(seqio.DataSource):
     def _is_hash_split(self) -> bool:
         return self._validation_fraction > 0 and not self._files[VALIDATION]
 
+    def _is_held_out(self, document: Any) -> bool:
+        if not self._is_hash_split:
+            return False
+        is_first = self._first_ids.get(document.harm_score) == document.id
+        return is_first or in_validation_split(document.id, self._validation_fraction)
+
+    @functools.cached_property
+    def _first_ids(self) -> dict[int, str]:
+        """The document of each harm score that is held out first; empty for a corpus where some surely are."""
+        sizes = [remote.filesystem(path)[0].size(path) or 0 for path in self._files[TRAIN]]
+        if sum(sizes) > _SMALL_CORPUS_BYTES:
+            return {}
+        first: dict[int, tuple[float, str]] = {}
+        counts: Counter[int] = Counter()
+        for path in self._files[TRAIN]:
+            for document in read_documents(path, row_format=self._row_format, limit=self._limit, report=ReadReport()):
+                counts[document.harm_score] += 1
+                rank = (validation_rank(document.id), document.id)
+                first[document.harm_score] = min(rank, first.get(document.harm_score, rank))
+        return {score: doc_id for score, (_, doc_id) in first.items() if counts[score] > 1}
+
     def _batches(self, files: Sequence[str], split: str, must_have_rows: bool) -> Iterator[dict[str, Any]]:
         """Batches of documents as tf.data takes them: one Python call for each, not for each document."""
         self.last_report = report = ReadReport()
@@ -152,8 +177,7 @@ class WebDocumentSource(seqio.DataSource):
             path, row_format=self._row_format, limit=self._limit, report=tally, quarantine=quarantine
         )
         for document in documents:
-            held_out_document = self._is_hash_split and in_validation_split(document.id, self._validation_fraction)
-            if held_out_document == held_out:
+            if self._is_held_out(document) == held_out:
                 yield document
         if held_out:
             report.rows += tally.rows - tally.malformed

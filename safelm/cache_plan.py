@@ -11,7 +11,7 @@ from typing import Any
 from safelm import documents
 from safelm.cache_shards import ShardJob
 from safelm.cache_upload import SETTINGS_NAME, Bucket
-from safelm.data.shard import ShardInfo, read_shard_info, token_dtype, write_json
+from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype, write_json
 from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
 from safelm.tokenizer import Tokenizer
 
@@ -137,7 +137,7 @@ def plan_store(
     elsewhere = bucket.sizes if bucket else None
     for index, file in enumerate(inputs):
         fingerprint = _fingerprint({key: value for key, value in wanted.items() if key != "inputs"} | {"input": file})
-        info = read_shard_info(directory, index, len(inputs), fingerprint=fingerprint, elsewhere=elsewhere)
+        info = _read_done(directory, index, len(inputs), fingerprint, elsewhere)
         if info is not None:
             if documents.has_changed(paths[index], info.extra.get("input", {})):
                 place = bucket.url if bucket else directory
@@ -163,7 +163,22 @@ def plan_store(
                 path=paths[index],
             )
         )
+    if plan.jobs:
+        _drop_manifest(directory, bucket)
     return plan
+
+
+def _read_done(
+    directory: str, index: int, num_shards: int, fingerprint: str, elsewhere: Mapping[str, int] | None
+) -> ShardInfo | None:
+    """A finished shard, all that is here of it read; one that is damaged is finished no more."""
+    info = read_shard_info(
+        directory, index, num_shards, fingerprint=fingerprint, elsewhere=elsewhere, verify_checksums=True
+    )
+    path = os.path.join(directory, shard_file("shard", index, num_shards))
+    if info is None and os.path.exists(path):
+        os.remove(path)
+    return info
 
 
 def _check_vocabulary(task: Any, tokenizer: Tokenizer) -> None:
@@ -224,8 +239,14 @@ def _drop_broken_manifest(directory: str, vocab_hash: str, bucket: Bucket | None
     path = os.path.join(directory, MANIFEST_NAME)
     if os.path.exists(path):
         try:
-            TokenStore.open(bucket.url if bucket else directory, vocab_hash=vocab_hash)
+            TokenStore.open(bucket.url if bucket else directory, vocab_hash=vocab_hash, verify_checksums=False)
         except (FileNotFoundError, ValueError):
-            if bucket:
-                bucket.drop(MANIFEST_NAME)
-            os.remove(path)
+            _drop_manifest(directory, bucket)
+
+
+def _drop_manifest(directory: str, bucket: Bucket | None) -> None:
+    path = os.path.join(directory, MANIFEST_NAME)
+    if os.path.exists(path):
+        if bucket:
+            bucket.drop(MANIFEST_NAME)
+        os.remove(path)

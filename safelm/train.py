@@ -183,6 +183,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
                         continue
 
                 checkpoints.check()
+                data.verification.check()
                 values = {}
                 if log_now:
                     values |= window.take() | progress.rates(step) | {"learning_rate": float(controls.learning_rate)}
@@ -200,6 +201,8 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
                     meta |= {} if finished else {"unfinished": values}
                     preemption.saving(leaving)
                     with clock.aside("checkpoint_stall"):
+                        if step == config.total_steps or checkpoints.latest_step() is None:
+                            data.verification.wait()
                         checkpoints.save(step, meta, state.params, state.opt_state)
                 if leaving and (step < config.total_steps or not finished):
                     with clock.aside("checkpoint_stall"):

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule
-from safelm.data.store import TokenStore
+from safelm.data.store import MANIFEST_NAME, TokenStore
+from safelm.data.verification import Verification
 from safelm.tokenizer import Tokenizer
 from safelm.train_step import BATCH_FIELDS, Batch
 
@@ -60,6 +61,7 @@ class TrainData:
         )
         eval_sources = config.eval.sources if config.eval.every_steps else ()
         self.eval_stores = _open_all(config, tokenizer, "eval.sources", eval_sources, config.eval.split)
+        self.verification = Verification([*self.stores.values(), *self.eval_stores.values()])
 
     def batches(self, start_step: int, sharding: NamedSharding) -> Iterator[Batch]:
         """Global batches from a step on, put on the devices: every process reads its own rows only."""
@@ -142,10 +144,21 @@ def _open_all(
         try:
             stores[source] = TokenStore.open(f"{root}/{source}/{split}", vocab_hash=tokenizer.hash)
         except FileNotFoundError as error:
-            others = sorted(path.parent.name for path in Path(root).glob(f"*/{split}")) if os.path.isdir(root) else []
-            has = f" (it has {', '.join(others)})" if others else ""
-            raise FileNotFoundError(f"{field}: data.root {root!r} lacks source {source}{has}: {error}") from error
+            raise FileNotFoundError(f"{field}: {_lacking(root, source, split)}: {error}") from error
     return stores
+
+
+def _lacking(root: str, source: str, split: str) -> str:
+    """What of a source's split there is not, and how to get it."""
+    if os.path.isdir(f"{root}/{source}/{split}"):
+        return f"{root}/{source}/{split} is not whole"
+    if splits := sorted(path.parent.name for path in Path(root).glob(f"{source}/*/{MANIFEST_NAME}")):
+        return (
+            f"source {source} has no split {split} in data.root {root!r} (it has {', '.join(splits)}); `cache_tasks "
+            f"--splits={split}` writes it from {split} files, or from what --validation_fraction holds out"
+        )
+    others = sorted(path.parent.parent.name for path in Path(root).glob(f"*/{split}/{MANIFEST_NAME}"))
+    return f"data.root {root!r} lacks source {source}" + (f" (it has {', '.join(others)})" if others else "")
 
 
 def _fingerprint(store: TokenStore) -> str:

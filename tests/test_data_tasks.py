@@ -193,6 +193,20 @@ def test_hash_split_holds_out_a_share_of_ids(tmp_path, tokenizer):
     assert len(examples("hashed_raw_web")) == 400
 
 
+def test_a_small_corpus_has_a_held_out_document_of_every_score(tmp_path, tokenizer):
+    """One of a hundred of 60 documents is none by the hash alone; of a score with one document none is taken."""
+    rows = [row | {"metadata": {"harm_score": i % 3}} for i, row in enumerate(make_rows("raw_web", 60))]
+    rows.append(rows[0] | {"id": "only", "metadata": {"harm_score": 5}})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), fspath(tmp_path / "raw_web", "train-0.parquet"))
+    tasks.register(str(tmp_path), tokenizer, prefix="few", settings={"validation_fraction": 0.0001})
+    train, held_out = (
+        [e["id"].decode() for e in examples("few_raw_web", split)] for split in ("train", "validation")
+    )
+    scores = {row["id"]: row["metadata"]["harm_score"] for row in rows}
+    assert sorted(scores[doc_id] for doc_id in held_out) == [0, 1, 2]
+    assert sorted(train + held_out) == sorted(scores)
+
+
 def fspath(folder, name):
     folder.mkdir(parents=True)
     return str(folder / name)

@@ -202,6 +202,11 @@ def test_a_folder_of_parameters_only_is_not_resumed(inputs, finished, tmp_path):
         ({"init_checkpoint": "/no/such"}, FileNotFoundError, r"no checkpoint at /no/such"),
         ({"eval.every_steps": 1, "eval.sources": ("poems",)}, FileNotFoundError, r"^eval.sources: .* source poems"),
         (
+            {"eval.every_steps": 1, "eval.sources": ("raw_web",), "eval.split": "test"},
+            FileNotFoundError,
+            r"^eval.sources: source raw_web has no split test in .* \(it has train, validation\); `cache_tasks --splits=",
+        ),
+        (
             {"data.phases": ({"start": 0.0, "rates": {"raw_web": 0.5, "poems": 0.5}},)},
             FileNotFoundError,
             r"^data.phases: .* lacks source poems \(it has filtered_web, .*raw_web",

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from safelm.data.buffers import Buffers
 from safelm.data.rows import Pieces, RowPlan
+from safelm.data.store import MENDING
 from safelm.data.stream import Stream
 
 _ARRAYS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
@@ -24,6 +25,7 @@ class Assembly:
         """`plans` by source."""
         self.plans = tuple(plans)
         self._seq_len = plans[0].seq_len
+        self._vocab_size = min(plan.store.manifest.vocab_size for plan in plans)
         self._stream, self._buffers = Stream([plan.store for plan in plans]), Buffers()
 
     def batch(
@@ -46,6 +48,7 @@ class Assembly:
         mask = mask.view(np.float32)
         ends = pieces.place + pieces.length
         continued, before = self._copy_tokens(pieces, targets)
+        self._check_ids(pieces, targets, before)
         inputs[1:] = targets[:-1]
         inputs[continued] = before
         inputs[pieces.place[pieces.begins]] = self._stream.eos_id[pieces.shard[pieces.begins]]
@@ -77,6 +80,19 @@ class Assembly:
             else:
                 out[to : to + count] = tokens[number][at : at + count]
         return place[goes_on], np.array(before, np.int32)
+
+    def _check_ids(self, pieces: Pieces, targets: np.ndarray, before: np.ndarray) -> None:
+        """ValueError names the shard if a token is not in the vocabulary: the model would compute with garbage."""
+        highest = max((int(array.view(np.uint32).max()) for array in (targets, before) if len(array)), default=0)
+        if highest < self._vocab_size:
+            return
+        for place, length, shard in zip(pieces.place, pieces.length, pieces.shard, strict=True):
+            token = int(targets[place : place + length].view(np.uint32).max())
+            if token >= self._vocab_size:
+                raise ValueError(
+                    f"{self._stream.path(shard)}: damaged: token id {token}, the vocabulary has {self._vocab_size}; "
+                    f"{MENDING}"
+                )
 
     def _drop_unlearned(self, pieces: Pieces, targets: np.ndarray, mask: np.ndarray) -> None:
         """Takes away the targets that are not to be learned."""

@@ -194,10 +194,12 @@ def read_shard_info(
     *,
     fingerprint: str | None = None,
     elsewhere: Mapping[str, int] | None = None,
+    verify_checksums: bool = False,
 ) -> ShardInfo | None:
     """The shard a former run completed here, or None if it is absent, damaged or made from something else.
 
-    `elsewhere` has the sizes (bytes) of arrays that aren't here but, say, in a bucket.
+    `elsewhere` has the sizes (bytes) of arrays that aren't here but, say, in a bucket; `verify_checksums` reads all of
+    those that are here.
     """
     directory = os.fspath(directory)
     try:
@@ -208,6 +210,10 @@ def read_shard_info(
     except (OSError, TypeError, ValueError):
         return None
     whole = sizes == [size for size, _ in info.files().values()] and fingerprint in (None, info.fingerprint)
+    if whole and verify_checksums:
+        paths = [os.path.join(directory, name) for name in names]
+        sums = [wanted for _, wanted in info.files().values()]
+        whole = all(file_sha256(p) == wanted for p, wanted in zip(paths, sums, strict=True) if os.path.exists(p))
     return info if whole else None
 
 
@@ -259,6 +265,13 @@ def open_array(path: str, wanted_bytes: int) -> np.ndarray:
     except ValueError:
         array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
     return array.view(np.ndarray)
+
+
+def check_bounds(path: str, bounds: np.ndarray, shard: ShardInfo) -> None:
+    """ValueError unless an array holds the bounds of a shard's documents, none of which is empty."""
+    whole = bounds.dtype == np.int64 and bounds.shape == (shard.num_documents + 1,)
+    if not whole or bounds[0] or bounds[-1] != shard.num_tokens or (np.diff(bounds) <= 0).any():
+        raise ValueError(f"{path}: not the bounds of {shard.num_documents} documents of {shard.num_tokens} tokens")
 
 
 def check_spans(path: str, spans: np.ndarray, shard: ShardInfo) -> None:

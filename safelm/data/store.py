@@ -29,6 +29,7 @@ from safelm.data.remote_shards import RemoteShards
 from safelm.data.shard import (
     ShardInfo,
     ShardWriter,
+    check_bounds,
     check_spans,
     file_sha256,
     open_array,
@@ -43,6 +44,8 @@ __all__ += ["shard_file", "write_manifest"]
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+MENDING = "the command that cached it, run again, makes it anew"
+_VERIFIED_AT_OPEN_BYTES = 256 << 20  # less than a second's reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +80,6 @@ def write_manifest(
     path = os.path.join(directory, MANIFEST_NAME)
     _check_manifest(path, manifest)
     for shard in manifest.shards:
-        if shard.max_token >= manifest.vocab_size:
-            token, limit = shard.max_token, manifest.vocab_size
-            raise ValueError(f"{path}: shard {shard.index} has token id {token}, vocab_size is {limit}")
         if elsewhere is None:
             _open_shard(directory, manifest, shard)
             _open_spans(directory, manifest, shard)
@@ -113,13 +113,14 @@ class TokenStore:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike, *, vocab_hash: str | None = None, verify_checksums: bool = False
+        cls, path: str | os.PathLike, *, vocab_hash: str | None = None, verify_checksums: bool | None = None
     ) -> "TokenStore":
-        """Opens a store; of a remote one (`gs://...`) only the manifest is read now (see `safelm.data.remote_shards`).
+        """Opens a store; of a remote one (`gs://...`) only the manifest is read now, and the rest is checked as it is
+        fetched (see `safelm.data.remote_shards`).
 
         FileNotFoundError when there is no manifest (caching never finished) or a shard is gone; ValueError for an
-        unreadable manifest, another vocabulary than `vocab_hash`, a shard of the wrong size (checked always) or
-        checksum (`verify_checksums`: reads everything once).
+        unreadable manifest, another vocabulary than `vocab_hash`, a shard of the wrong size, with impossible bounds or
+        (`verify_checksums`, which reads everything once; None: of a local store that isn't large) of another checksum.
         """
         path = os.fspath(path)
         url = path.rstrip("/") if remote.is_remote(path) else None
@@ -130,7 +131,9 @@ class TokenStore:
                 f"(vocab_size {manifest.vocab_size}), wanted {vocab_hash}"
             )
         store = cls(path, manifest, url)
-        if verify_checksums:
+        store._check_bounds()
+        small = not (store.is_remote or store.is_large)
+        if small if verify_checksums is None else verify_checksums:
             store.verify_checksums()
         return store
 
@@ -141,6 +144,12 @@ class TokenStore:
     def is_remote(self) -> bool:
         """Whether its files are behind a URL, and reading may have to wait for them."""
         return self._remote is not None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether reading all of it takes longer than one wants to wait when it is opened."""
+        size = sum(bytes_ for shard in self.manifest.shards for bytes_, _ in shard.files().values())
+        return size > _VERIFIED_AT_OPEN_BYTES
 
     @property
     def num_documents(self) -> int:
@@ -156,6 +165,10 @@ class TokenStore:
     def has_loss_mask(self) -> bool:
         """Whether some tokens are not to be learned, such as those of a chat that the user wrote."""
         return any(shard.spans_bytes for shard in self.manifest.shards)
+
+    def shard_path(self, kind: str, index: int) -> str:
+        """The file of a shard's "tokens", "bounds", "sums" or "spans", behind the URL of a remote store."""
+        return f"{self.url or self.directory}/{shard_file(kind, index, len(self.manifest.shards))}"
 
     def document(self, index: int) -> UInt[np.ndarray, " n"]:
         """Document `index`'s tokens (a view of the file), its end token included."""
@@ -243,9 +256,15 @@ class TokenStore:
             return
         for shard in self.manifest.shards:
             for kind, (_, wanted) in shard.files().items():
-                path = os.path.join(self.directory, shard_file(kind, shard.index, len(self.manifest.shards)))
+                path = self.shard_path(kind, shard.index)
                 if (got := file_sha256(path)) != wanted:
-                    raise ValueError(f"{path}: checksum {got}, the manifest says {wanted}")
+                    raise ValueError(f"{path}: damaged: its SHA-256 is {got}, the manifest says {wanted}; {MENDING}")
+
+    def _check_bounds(self) -> None:
+        """ValueError names the first local shard whose bounds aren't those of documents."""
+        if self._remote is None:
+            for shard, bounds in zip(self.manifest.shards, self.shard_bounds, strict=True):
+                check_bounds(self.shard_path("bounds", shard.index), bounds, shard)
 
 
 def _by_shard(shards: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
@@ -298,6 +317,10 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
         raise ValueError(f"{path}: empty store: {len(manifest.shards)} shards, {manifest.num_documents} documents")
     if [shard.index for shard in manifest.shards] != list(range(len(manifest.shards))):
         raise ValueError(f"{path}: shards {[s.index for s in manifest.shards]} are not 0..{len(manifest.shards) - 1}")
+    for shard in manifest.shards:
+        if shard.max_token >= manifest.vocab_size:
+            token, limit = shard.max_token, manifest.vocab_size
+            raise ValueError(f"{path}: shard {shard.index} has token id {token}, vocab_size is {limit}")
     for field in ("num_documents", "num_tokens", "num_tag_tokens"):
         total = sum(getattr(shard, field) for shard in manifest.shards)
         if getattr(manifest, field) != total:
@@ -307,15 +330,12 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
 def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
     total = len(manifest.shards)
     tokens = open_array(os.path.join(directory, shard_file("tokens", shard.index, total)), shard.tokens_bytes)
-    bounds_path = os.path.join(directory, shard_file("bounds", shard.index, total))
-    bounds = open_array(bounds_path, shard.bounds_bytes)
+    bounds = open_array(os.path.join(directory, shard_file("bounds", shard.index, total)), shard.bounds_bytes)
     if tokens.dtype != manifest.dtype or tokens.shape != (shard.num_tokens,):
         raise ValueError(
             f"{os.path.join(directory, shard_file('tokens', shard.index, total))}: {tokens.shape[0]} tokens of "
             f"{tokens.dtype}, the manifest says {shard.num_tokens} of {manifest.dtype}"
         )
-    if bounds.dtype != np.int64 or bounds.shape != (shard.num_documents + 1,) or bounds[0] or bounds[-1] != len(tokens):
-        raise ValueError(f"{bounds_path}: not the bounds of {shard.num_documents} documents of {len(tokens)} tokens")
     return tokens, bounds
 
 

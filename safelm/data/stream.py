@@ -32,6 +32,11 @@ class Stream:
     def __reduce__(self):
         return Stream, (self._stores,)
 
+    def path(self, shard: int) -> str:
+        """The file of a shard's tokens."""
+        store, index = self._places[shard]
+        return store.shard_path("tokens", index)
+
     def find_shards(self, position_n: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The shard of each token of the stream."""
         return self.shard_start.searchsorted(position_n, "right") - 1

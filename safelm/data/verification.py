@@ -1,0 +1,34 @@
+"""Checksums of token stores too large to be read when they are opened, verified while training has begun."""
+
+import threading
+from collections.abc import Iterable
+
+from safelm.data.store import TokenStore
+
+
+class Verification:
+    """Reads all large local stores once, in a thread; what was read from afar is checked as it is fetched."""
+
+    def __init__(self, stores: Iterable[TokenStore]):
+        """Starts."""
+        self._stores = [store for store in stores if store.is_large and not store.is_remote]
+        self._failed: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="token store verification", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises the ValueError or OSError that has been found by now, which names the shard."""
+        if self._failed is not None:
+            raise self._failed
+
+    def wait(self) -> None:
+        """Waits until everything has been read; raises what was found."""
+        self._thread.join()
+        self.check()
+
+    def _run(self) -> None:
+        try:
+            for store in self._stores:
+                store.verify_checksums()
+        except (OSError, ValueError) as error:
+            self._failed = error
