@@ -120,6 +120,11 @@ def test_a_second_run_changes_nothing_and_mends_a_lost_shard(cache):
     assert contents(store) == before
     changed = {name for name, when in write_times(store).items() if when != times[name]}
     assert changed == {f"{kind}-00001-of-00002.npy" for kind in ("tokens", "bounds", "sums")}
+    flipped = bytearray(before["tokens-00000-of-00002.npy"])
+    flipped[-3] ^= 1  # of the same size
+    (store / "tokens-00000-of-00002.npy").write_bytes(flipped)
+    cache("harm_tagged_web")
+    assert contents(store) == before
 
 
 def test_other_settings_for_the_same_output_are_named(cache, corpus, tmp_path):

@@ -83,7 +83,7 @@ def test_a_shard_without_its_spans_is_made_again_and_a_damaged_one_named(tmp_pat
     with pytest.raises(ValueError, match=r"spans-00000-of-00001.npy: not the loss spans of 3 tokens"):
         TokenStore.open(tmp_path)
     spans.write_bytes(whole[:-8] + np.int64(3).tobytes())
-    with pytest.raises(ValueError, match=r"spans-00000-of-00001.npy: checksum"):
+    with pytest.raises(ValueError, match=r"spans-00000-of-00001.npy: damaged"):
         TokenStore.open(tmp_path, verify_checksums=True)
     spans.unlink()
     assert read_shard_info(tmp_path, 0, 1) is None

@@ -58,7 +58,7 @@ def test_an_empty_prompt_has_the_first_tokens_share(trained):
     probs_V = np.asarray(jax.nn.softmax(logits_V.astype(jnp.float32)))
     assert probs_V[list(FIRST)] == pytest.approx([SHARE, 1 - SHARE], abs=0.08)
     (continued,) = inference.generate(
-        config, params, [prompt], inference.Greedy(), max_new_tokens=1, end_ids=[], harm_tag_id=None
+        config, params, [prompt], inference.Greedy(), max_new_tokens=1, end_ids=[tokenizer.eos_id], harm_tag_id=None
     )
     assert continued.tokens[0] == FIRST[0]
 

@@ -204,7 +204,7 @@ def test_a_folder_of_parameters_only_is_not_resumed(inputs, finished, tmp_path):
         (
             {"eval.every_steps": 1, "eval.sources": ("raw_web",), "eval.split": "test"},
             FileNotFoundError,
-            r"^eval.sources: source raw_web has no split test in .* \(it has train, validation\); `cache_tasks --splits=",
+            r"^eval.sources: source raw_web has no split test in .* \(it has train, validation\); `cache_tasks",
         ),
         (
             {"data.phases": ({"start": 0.0, "rates": {"raw_web": 0.5, "poems": 0.5}},)},

@@ -86,7 +86,8 @@ class Assembly:
         highest = max((int(array.view(np.uint32).max()) for array in (targets, before) if len(array)), default=0)
         if highest < self._vocab_size:
             return
-        for place, length, shard in zip(pieces.place, pieces.length, pieces.shard, strict=True):
+        columns = (pieces.place, pieces.length, pieces.shard)
+        for place, length, shard in zip(*(column.tolist() for column in columns), strict=True):
             token = int(targets[place : place + length].view(np.uint32).max())
             if token >= self._vocab_size:
                 raise ValueError(
