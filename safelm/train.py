@@ -201,7 +201,8 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
                     meta |= {} if finished else {"unfinished": values}
                     preemption.saving(leaving)
                     with clock.aside("checkpoint_stall"):
-                        if step == config.total_steps or checkpoints.latest_step() is None:
+                        first = checkpoints.latest_step() is None and not leaving  # a stop's grace is short
+                        if first or step == config.total_steps:
                             data.verification.wait()
                         checkpoints.save(step, meta, state.params, state.opt_state)
                 if leaving and (step < config.total_steps or not finished):

@@ -47,7 +47,7 @@ def test_tag_and_chat_tokens_survive_every_stage(stages, inputs):
         assert tokenizer.hash == first.hash and tokenizer.vocab_size <= config.vocab_size
         for name in ("harm_tag_id", "chat_start_id", "chat_end_id", "eos_id"):
             assert getattr(tokenizer, name) == getattr(first, name) is not None, (folder, name)
-        assert chat_prompt(tokenizer, messages) == chat_prompt(first, messages)
+        assert chat_prompt(tokenizer, messages) == [first.eos_id, *chat_prompt(first, messages)]
         table = np.asarray(params["embedding"]) if "embedding" in params else None
         assert table is None or np.isfinite(table[tokenizer.harm_tag_id]).all()
 

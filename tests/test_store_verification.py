@@ -79,10 +79,11 @@ def test_an_id_outside_the_vocabulary_is_no_batch(tmp_path, all_are_large, packi
         list(eval_batches(TokenStore.open(tmp_path), batch_size=2, seq_len=4, packing=packing))
 
 
-def test_training_on_a_damaged_store_ends_before_its_first_checkpoint(tmp_path, all_are_large):
+@pytest.mark.parametrize("change", [backwards, plant(3, 60_000)])
+def test_training_on_a_damaged_store_ends_before_its_first_checkpoint(tmp_path, all_are_large, change):
     inputs = tiny_runs.write_inputs(tmp_path / "inputs")
     path = inputs / "tokens" / "raw_web" / "train" / shard_file("tokens", 0, 1)
-    rewrite(str(path), backwards)
+    rewrite(str(path), change)
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}: damaged"):
         train(tiny_runs.tiny_config(inputs), str(tmp_path / "run"))
     steps = [name for name in os.listdir(tmp_path / "run" / "checkpoints") if name.isdecimal()]

@@ -149,3 +149,18 @@ def test_a_score_is_of_the_callers_tokens_behind_the_beginning():
     )
     assert [token["id"] for token in reply["tokens"]] == ids
     assert [token["tag_prob"] for token in reply["tokens"]] == pytest.approx(want.tolist()[1:], rel=1e-4)
+
+
+def test_the_harness_and_embeddings_give_the_beginning_too():
+    from safelm.safety.embedding.chunking import of_decoder
+
+    (chunk,) = (ids.tolist() for _, ids in of_decoder(OURS).chunks(["the cat"], 16))
+    assert chunk == text_prompt(OURS, "the cat")
+    pytest.importorskip("lm_eval", reason="needs the eval extra")
+    from safelm.evaluation.lm_eval_model import SafeLM
+
+    config = model.ModelConfig(**tiny_runs.model_fields())
+    harness = SafeLM(config, {}, OURS)
+    assert harness.prefix_token_id == OURS.eos_id
+    assert harness.tok_encode("the cat") == text_prompt(OURS, "the cat")
+    assert harness.tok_encode(harness.apply_chat_template(MESSAGES)) == chat_prompt(OURS, MESSAGES)
