@@ -5,6 +5,7 @@ in no text, which `safelm.prompting` takes out: a control token that a *message*
 text; others tell where ids end and which words are the assistant's.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
