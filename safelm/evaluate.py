@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from safelm import checkpoint as checkpoint_lib
-from safelm import cli, evaluate_capability, evaluate_flags, evaluate_judge, evaluate_report
+from safelm import cli, documents, evaluate_capability, evaluate_flags, evaluate_judge, evaluate_report
 from safelm.data.store import TokenStore
 from safelm.evaluate_flags import Asked, parse_methods, parse_skip
 from safelm.evaluation import coherence, likelihood, runs
@@ -104,6 +104,8 @@ def _open_bench(arguments: argparse.Namespace) -> Bench:
     rows = read_labelled(arguments.judge_calibration) if arguments.judge_calibration else []
     rows = choose(rows, arguments.calibration_answers)
     folder = pathlib.Path(arguments.output) / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    documents.declare_no_documents(str(folder), "safelm.evaluate")
     judges = [RememberingJudge(judge, folder) if judge.tier == MODEL else judge for judge in judges]
     calibrations = {judge.name: calibrate(judge, rows) for judge in judges} if rows else {}
     reference = None

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from safelm import cli
+from safelm import cli, documents
 from safelm.evaluation import coherence
 from safelm.evaluation.calibration import ASPECTS, calibrate
 from safelm.evaluation.judges import MODEL, load_judges, trained
@@ -23,7 +23,10 @@ def calibrate_main(arguments: argparse.Namespace) -> None:
     output = pathlib.Path(arguments.output)
     for judge in load_judges(arguments.judge):
         if judge.tier == MODEL:  # hours of work: a stopped run goes on by the same command
-            judge = RememberingJudge(judge, output.with_name(f"{output.stem}.verdicts"))
+            folder = output.with_name(f"{output.stem}.verdicts")
+            folder.mkdir(parents=True, exist_ok=True)
+            documents.declare_no_documents(str(folder), "safelm.evaluate")
+            judge = RememberingJudge(judge, folder)
         measured = calibrate(judge, rows)
         found["judges"].append(measured)
         print(f"{judge.name} ({judge.version})")

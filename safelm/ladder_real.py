@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from safelm import documents
 from safelm.data.shard import write_json
 
 _SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "prepare_real_text.py"
@@ -39,6 +40,7 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
     sample = corpus / "to_rewrite" / "documents.jsonl.gz"
     if not sample.exists():
         _write(sample, list(_sample(corpus)))
+        documents.declare_no_documents(str(sample.parent), "safelm.ladder")  # they stand in raw_web
     for kind, scores in _KINDS.items():
         flags = [f"--kind={kind}", f"--input={sample}", f"--output={corpus}/{kind}", f"--scores={scores}"]
         _run("-m", "safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")

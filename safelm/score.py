@@ -110,7 +110,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
     out = OutputFolder(work.output)
     with out.only_writer():
         todo = plan.make_plan(out, work, files, part_bytes)
-        former = next(out.read_json([plan.MANIFEST_NAME]))
+        former = next(out.read_json([documents.MANIFEST_NAME]))
         if not todo.jobs and former is not None:
             _logger.info("%s: nothing is left to do; what was done before:", work.output)
             return former

@@ -144,7 +144,7 @@ def gate_settings(given: list[str]) -> GateSettings:
 
 def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: beam_runner.Runner) -> dict[str, Any]:
     """Writes what is missing of a plan; the manifest."""
-    former = next(out.read_json([plan.MANIFEST_NAME]))
+    former = next(out.read_json([documents.MANIFEST_NAME]))
     if former is not None:
         finish.check_whole(out, former)
         finish.clean_up(out, todo)
@@ -163,7 +163,7 @@ def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: 
     manifest = finish.make_manifest(out, todo, desk.writer.name, funnel, files, speed)
     counted = [todo.done[job.name]["sources"] for job in todo.shards]
     report.write(out, manifest, counted, runner, finish.pairs(out, todo, duplicates))
-    out.write_json(plan.MANIFEST_NAME, manifest)
+    out.write_json(documents.MANIFEST_NAME, manifest)
     finish.clean_up(out, todo)
     return manifest
 

@@ -34,6 +34,7 @@ from ml_collections import ConfigDict, config_flags
 
 from safelm import (
     checkpoint,
+    documents,
     host_memory,
     processes,
     sharding,
@@ -276,6 +277,7 @@ def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str]
         path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")  # an object appears only when it is whole
     else:
         write_json(str(path), new)
+    documents.declare_no_documents(workdir, "safelm.train")
     checkpoint.save_tokenizer(workdir, run.tokenizer)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from safelm import documents
+
 ROOT = Path(__file__).parent.parent
 
 # A module may import modules of its own layer or an earlier one, never a later one. A package's modules share its
@@ -139,3 +141,6 @@ assert not set(sys.modules) & set({PREPARATION_ONLY!r})
     done = run(code)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "report" / "results.json").exists()
+    logs = [path.name for path in tmp_path.rglob("*.jsonl")]
+    assert {"metrics.jsonl", "events.jsonl", "harmful.jsonl"} < set(logs) and any("answers" in name for name in logs)
+    assert documents.list_files(str(tmp_path)) == [str(path) for path in sorted((tmp_path / "corpus").rglob("*-of-*"))]

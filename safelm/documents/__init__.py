@@ -12,7 +12,7 @@ JSON lines file, blank ones counted; the row of a Parquet file) and the reason, 
 not malformed. A file in which no row has a text column is an error that lists the columns there are.
 No message holds a document's text.
 
-The id of a row: `identity`. Its harm score: `harm`.
+What of our own output folders is taken: `outputs`. The id of a row: `identity`. Its harm score: `harm`.
 """
 
 from safelm.documents.files import (
@@ -47,6 +47,7 @@ from safelm.documents.json_lines import (
 )
 from safelm.documents.malformed import Malformed, MalformedError, MalformedLimit, Quarantine
 from safelm.documents.opening import is_compressed, open_binary, read_text
+from safelm.documents.outputs import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, declare_no_documents
 from safelm.documents.parquet import (
     batch_rows,
     check_columns,
@@ -60,10 +61,13 @@ from safelm.documents.rows import Row, check_names, iter_rows, read_rows
 
 __all__ = [
     "ID_COLUMN",
+    "MANIFEST_NAME",
     "MAX_ROW_BYTES",
     "PARQUET",
+    "SETTINGS_NAME",
     "SUFFIXES",
     "TSV_SUFFIXES",
+    "WRITTEN_BY",
     "DocumentFile",
     "HarmScore",
     "JsonRow",
@@ -82,6 +86,7 @@ __all__ = [
     "check_text",
     "content_id",
     "content_sha256",
+    "declare_no_documents",
     "describe",
     "field",
     "field_names",

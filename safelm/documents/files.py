@@ -14,6 +14,7 @@ from fsspec.utils import glob_translate
 
 from safelm.data import remote
 from safelm.documents.opening import check_regular
+from safelm.documents.outputs import Outputs, beside
 
 PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 PARQUET = ".parquet"
@@ -60,13 +61,19 @@ def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFF
     if not remote.is_remote(folder) and not os.path.isdir(inner):
         return []
     entries = _entries(files, folder, inner)
-    chosen = [
-        name
-        for name in entries
-        if _is_readable(name.removeprefix(inner), suffixes)
+    outputs = Outputs(files, folder, entries)
+    found = {
+        name: _document_file(files, folder, name, facts, is_absolute=True)
+        for name, facts in entries.items()
+        if _is_readable(name.removeprefix(inner), (*SUFFIXES, *suffixes)) and outputs.hold(name)
+    }
+    outputs.check({name: file.bytes for name, file in found.items()}, is_complete=True)
+    return sorted(
+        file.path
+        for name, file in found.items()
+        if name.endswith(tuple(suffixes))
         and any(fnmatch.fnmatchcase(posixpath.basename(name), wanted) for wanted in names)
-    ]
-    return sorted(_document_file(files, folder, name, entries[name], is_absolute=True).path for name in chosen)
+    )
 
 
 def file_at(path: str) -> DocumentFile:
@@ -159,13 +166,19 @@ def _find(pattern: str) -> list[DocumentFile]:
         raise FileNotFoundError(str(error) if remote.is_remote(pattern) else f"{pattern}: no such file") from error
     if not rest and list(found) == [inner]:
         suffix(pattern)
-    else:
-        fixed, _ = _fixed(files, inner)
-        suffixes = SUFFIXES if rest.endswith(_PLAIN_JSON) else _FOUND_SUFFIXES
-        found = {name: facts for name, facts in found.items() if _is_readable(name.removeprefix(fixed), suffixes)}
-    if not found:
-        raise FileNotFoundError(f"{pattern}: no file there ends in {', '.join(SUFFIXES)}")
-    return [_document_file(files, pattern, name, facts) for name, facts in found.items()]
+        return [_document_file(files, pattern, inner, found[inner])]
+    fixed, _ = _fixed(files, inner)
+    suffixes = SUFFIXES if rest.endswith(_PLAIN_JSON) else _FOUND_SUFFIXES
+    readable = {name: facts for name, facts in found.items() if _is_readable(name.removeprefix(fixed), suffixes)}
+    there = [name for name in beside(readable, fixed.rstrip("/")) if files.exists(name)] if rest else found
+    outputs = Outputs(files, pattern, there)
+    chosen = {
+        name: _document_file(files, pattern, name, facts) for name, facts in readable.items() if outputs.hold(name)
+    }
+    outputs.check({name: file.bytes for name, file in chosen.items()}, is_complete=not rest)
+    if not chosen:
+        raise FileNotFoundError(f"{pattern}: no file there holds documents ({', '.join(SUFFIXES)})")
+    return list(chosen.values())
 
 
 _FOUND_SUFFIXES = tuple(end for end in SUFFIXES if end != _PLAIN_JSON)

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from safelm import documents
-from safelm.documents import DocumentFile, Part
+from safelm.documents import SETTINGS_NAME, DocumentFile, Part
 from safelm.safety.scoring.output import OutputFolder
 
-SETTINGS_NAME = "_settings.json"
 _AT_ONCE = 16
 _FORMER_NAME = re.compile(r"^((train|validation)-(\d{6}-)?)+")  # of a step before, else names grow with each step
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from safelm.documents import declare_no_documents
 from safelm.synthetic_web.chats import CHAT_SETS
 from safelm.synthetic_web.counterparts import write_moral_education, write_refusal, write_safeweb
 from safelm.synthetic_web.documents import Draft, write_draft
@@ -106,6 +107,8 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
         if recipe.chats:
             prompts = write_chat_prompts(recipe.seed, harmful=name == "harmful", count=recipe.prompts)
             files |= _write(folder, f"chat_prompts/{name}.jsonl", _jsonl(prompts), len(prompts))
+    for name in ("prompts", *(["chat_prompts"] if recipe.chats else [])):
+        declare_no_documents(str(folder / name), "safelm.synthetic_web")
     files |= _write_chats(folder, recipe)
     summary = {"note": "synthetic, non-operational text", "recipe": wanted, "files": files}
     _write(folder, RECIPE_FILE, (json.dumps(summary, indent=1) + "\n").encode(), 0)

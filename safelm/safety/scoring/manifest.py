@@ -4,10 +4,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from safelm.documents import MANIFEST_NAME, WRITTEN_BY
 from safelm.safety.ensemble import Agreement
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE
 from safelm.safety.scoring.output import OutputFolder
-from safelm.safety.scoring.plan import FORMAT, MANIFEST_NAME, ScorePlan
+from safelm.safety.scoring.plan import COMMAND, FORMAT, ScorePlan
 
 _SUMMED = ("rows", "empty", "characters")
 
@@ -24,6 +25,7 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
     names = [spec.name for spec in plan.work.scorers]
     agreements = [Agreement.from_json(record["agreement"]) for record in records]
     manifest = {
+        WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "input": list(plan.inputs),
         "scorers": [{"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint} for s in plan.work.scorers],
@@ -32,6 +34,7 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
         "id_column": plan.work.id_column,
         "totals": totals,
         "agreement": functools.reduce(Agreement.merge, agreements, Agreement(names)).report(),
+        "files": {name: facts for record in records for name, facts in _document_files(record).items()},
         "shards": [_shard(job, record) for job, record in zip(plan.shards, records, strict=True)],
         "speed": dict(speed),
     }
@@ -45,8 +48,12 @@ def _check(out: OutputFolder, totals: Mapping[str, int]) -> None:
         raise ValueError(f"{out.root}: {totals['rows']} rows were read, {written} written: the records don't agree")
 
 
+def _document_files(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts for name, facts in record["files"].items() if not name.startswith(f"{QUARANTINE}/")}
+
+
 def _shard(job: Any, record: Mapping[str, Any]) -> dict[str, Any]:
     part = [job.part.start, job.part.stop] if job.part else None
     return {"name": job.name, "path": job.path, "part": part} | {
-        key: record[key] for key in ("rows", "folders", "files", "empty", "seconds")
+        key: record[key] for key in ("rows", "folders", "empty", "seconds")
     }

@@ -9,16 +9,8 @@ from typing import Any
 
 from safelm import documents
 from safelm.data import remote
-from safelm.documents import DocumentFile, Part
-from safelm.safety.file_shards import (
-    SETTINGS_NAME,
-    check_settings,
-    is_one_shard,
-    is_whole,
-    shard_name,
-    side_by_side,
-    split,
-)
+from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, Part
+from safelm.safety.file_shards import check_settings, is_one_shard, is_whole, shard_name, side_by_side, split
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE, check_free
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ScoreWork, ShardJob, output_name
@@ -26,7 +18,7 @@ from safelm.safety.scoring.shard import RECORDS, ScoreWork, ShardJob, output_nam
 _logger = logging.getLogger(__name__)
 
 FORMAT = 1
-MANIFEST_NAME = "manifest.json"
+COMMAND = "safelm.score"
 _ARGUMENTS = {
     "input": "--input",
     "scorers": "--scorers",
@@ -61,6 +53,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
     """
     inputs = side_by_side(documents.describe, files)
     settings = {
+        WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "input": [{"name": os.path.basename(i["path"])} | {k: v for k, v in i.items() if k != "path"} for i in inputs],
         "scorers": [{"name": spec.name, "fingerprint": spec.fingerprint} for spec in work.scorers],

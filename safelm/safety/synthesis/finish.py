@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from safelm.documents import MANIFEST_NAME, WRITTEN_BY
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ShardJob
 from safelm.safety.synthesis import census, columns, journal
 from safelm.safety.synthesis.attempts import MIN_REPLIES, nothing_written
 from safelm.safety.synthesis.gates.duplicates import Duplicates
-from safelm.safety.synthesis.plan import FORMAT, MANIFEST_NAME, SynthesisPlan
+from safelm.safety.synthesis.plan import COMMAND, FORMAT, SynthesisPlan
 from safelm.safety.synthesis.report import Funnel, cards
 from safelm.safety.synthesis.shard import PASSED, PROGRESS, REJECTED, REJECTED_SUFFIX, output_names
 
@@ -152,6 +153,7 @@ def make_manifest(
     if not all(agree):
         raise ValueError(f"{out.root}: the records of the shards don't agree ({totals}): remove the folder, run again")
     return {
+        WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "settings": {name: value for name, value in plan.settings.items() if name != "input"},
         "input": list(plan.inputs),

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.documents import DocumentFile
-from safelm.safety.file_shards import SETTINGS_NAME, check_settings, is_whole, shard_name, side_by_side, split
+from safelm.documents import SETTINGS_NAME, WRITTEN_BY, DocumentFile
+from safelm.safety.file_shards import check_settings, is_whole, shard_name, side_by_side, split
 from safelm.safety.scoring.columns import UNSCORED
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ShardJob
@@ -22,7 +22,7 @@ from safelm.safety.synthesis.shard import PASSED, QUARANTINE, REJECTED, Synthesi
 from safelm.safety.synthesis.sources import Selection, wrong_score
 
 FORMAT = 1
-MANIFEST_NAME = "manifest.json"
+COMMAND = "safelm.synthesize"
 _FLAGS = {
     "kind": "--kind",
     "scores": "--scores",
@@ -136,6 +136,7 @@ def make_plan(
 def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     selection = work.selection
     return {
+        WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "kind": selection.kind,
         "scores": list(selection.scores) + (["others left out"] if selection.leaves_out else []),
