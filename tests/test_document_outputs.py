@@ -95,7 +95,7 @@ def test_no_side_file_of_scores_synthetic_documents_and_report_cards_is_taken(tm
         for name in json.loads((tmp_path / folder / "manifest.json").read_text())["files"]
     ]
     assert taken == sorted([*listed, "web.jsonl"])
-    assert names(tmp_path, documents.find_named(str(tmp_path), ["*"])) == taken
+    assert names(tmp_path, documents.find_named(str(tmp_path), ["train-*", "web*"])) == taken
 
 
 def open_rows(folder):
