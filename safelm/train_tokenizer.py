@@ -1,13 +1,14 @@
 """Trains a byte-level BPE vocabulary, harm tag included, on the text column of JSON lines or Parquet files.
 
-Inputs are files, folders or patterns, local or on any fsspec store (gs://, hf://), read as `safelm.documents` says.
-Files are streamed: memory holds word counts, not text. A row that can't be used is counted, the first few are named,
-and training goes on, unless such rows outnumber the documents.
+Files may be local or behind a URL (gs://, hf://). They are streamed: memory holds word counts, not text. A row that
+can't be used is counted, the first few are named, and training goes on up to --max_malformed. Files without the column,
+such as conversations beside web text, are named and left out, unless none has it.
 The result is a folder that `safelm.tokenizer.Tokenizer.from_pretrained` and `transformers` load.
 """
 
 import argparse
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,7 @@ import fsspec
 from tqdm import tqdm
 
 from safelm import cli, documents
+from safelm.documents import MalformedLimit
 from safelm.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -24,55 +26,65 @@ _MAX_NAMED = 10  # malformed rows named one by one; the others are only counted
 
 @dataclasses.dataclass
 class CorpusCounts:
-    """What was read: documents used, their bytes in UTF-8, rows that could not be used and the first such row."""
+    """What was read: documents used, their bytes in UTF-8, rows that could not be used."""
 
     documents: int = 0
     num_bytes: int = 0
     malformed: int = 0
-    first_malformed: str = ""
-
-    def add_malformed(self, place: str, reason: str) -> None:
-        self.malformed += 1
-        self.first_malformed = self.first_malformed or f"{place}: {reason}"
-        if self.malformed <= _MAX_NAMED:
-            log.warning("skipped %s: %s", place, reason)
 
 
-def read_texts(files: Sequence[str], text_column: str, counts: CorpusCounts) -> Iterator[str]:
+def read_texts(
+    files: Sequence[str], text_column: str, counts: CorpusCounts, limit: MalformedLimit | None = None
+) -> Iterator[str]:
     """The texts of `files` in order; `counts` is kept up to date while they are read.
 
-    Raises:
-        ValueError: a file that can't be read to its end, or that lacks the column `text_column`.
+    Raises ValueError for a file that can't be read to its end or has too many malformed rows, and where no file has the
+    column.
     """
+    lacking: list[documents.MissingColumnError] = []
     for file in files:
+        tally = documents.RowTally(file, limit or MalformedLimit())
+        report = functools.partial(_skip, file, counts, tally)
+        try:
+            for row in documents.iter_rows(file, report, text_column=text_column, columns=[]):
+                tally.add()
+                text = row.values[text_column]
+                counts.documents += 1
+                counts.num_bytes += len(text.encode())
+                yield text
+        except documents.MissingColumnError as error:
+            lacking.append(error)
+            continue
+        tally.finish()
+    if len(lacking) == len(files):
+        raise lacking[0]
+    for error in lacking:
+        log.warning("left out: %s", error)
 
-        def skip(malformed: documents.Malformed, file: str = file) -> None:
-            counts.add_malformed(f"{file} row {malformed.row}", malformed.reason)
 
-        for row in documents.iter_rows(file, skip, text_column=text_column, columns=()):
-            text = row.values[text_column]
-            counts.documents += 1
-            counts.num_bytes += len(text.encode())
-            yield text
+def _skip(file: str, counts: CorpusCounts, tally: documents.RowTally, malformed: documents.Malformed) -> None:
+    tally.add(malformed)
+    counts.malformed += 1
+    if counts.malformed <= _MAX_NAMED:
+        log.warning("skipped %s row %d: %s", file, malformed.row, malformed.reason)
 
 
-def train_tokenizer(patterns: Sequence[str], *, text_column: str, vocab_size: int) -> tuple[Tokenizer, CorpusCounts]:
-    """Trains on every document that `patterns` match.
+def train_tokenizer(
+    patterns: Sequence[str], *, text_column: str, vocab_size: int, limit: MalformedLimit | None = None
+) -> tuple[Tokenizer, CorpusCounts]:
+    """Trains on every document in the files that `patterns` name.
 
-    Raises:
-        FileNotFoundError, ValueError: bad input, no text in any row, or more malformed rows than documents.
+    Raises FileNotFoundError or ValueError for bad input, no text in any row, or too many malformed rows.
     """
     counts = CorpusCounts()
-    texts = read_texts(documents.list_files(patterns), text_column, counts)
+    texts = read_texts(documents.list_files(patterns), text_column, counts, limit)
     with tqdm(texts, desc="read", unit=" documents", disable=None) as progress:
         tokenizer = Tokenizer.train((text for text in progress), vocab_size)
-    if counts.malformed > counts.documents:
-        raise ValueError(
-            f"--input={' '.join(patterns)}: {counts.malformed} malformed rows, {counts.documents} documents; "
-            f"the first: {counts.first_malformed}"
-        )
     if not counts.num_bytes:
-        raise ValueError(f"--input={' '.join(patterns)}: the corpus has no text ({counts.documents} empty documents)")
+        raise ValueError(
+            f"--input={' '.join(patterns)}: the corpus has no text ({counts.documents} empty documents, "
+            f"{counts.malformed} malformed rows)"
+        )
     return tokenizer, counts
 
 
@@ -82,7 +94,10 @@ def main(arguments: argparse.Namespace) -> None:
     if filesystem.isfile(inner):
         raise ValueError(f"--output={arguments.output}: is a file, not a folder")
     tokenizer, counts = train_tokenizer(
-        arguments.input, text_column=arguments.text_column, vocab_size=arguments.vocab_size
+        arguments.input,
+        text_column=arguments.text_column,
+        vocab_size=arguments.vocab_size,
+        limit=MalformedLimit(fraction=arguments.max_malformed),
     )
     if tokenizer.vocab_size < arguments.vocab_size:
         log.warning(
@@ -101,10 +116,13 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         "python -m safelm.train_tokenizer --input 'corpus/*/train-*.jsonl.gz' --vocab_size 2048 --output tokenizer",
     )
-    arguments.add_argument("--input", nargs="+", action="extend", required=True, help="files, folders or patterns")
+    arguments.add_argument(
+        "--input", nargs="+", action="extend", required=True, metavar="FILES", help="files, folders or patterns"
+    )
     arguments.add_argument("--text_column", default="text", help="column that holds the text (default: %(default)s)")
     arguments.add_argument("--vocab_size", type=int, default=2048, help="ids to end with (default: %(default)s)")
     arguments.add_argument("--output", required=True, help="folder for tokenizer.json")
+    documents.add_malformed_flag(arguments)
     return arguments
 
 

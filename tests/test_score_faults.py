@@ -256,3 +256,19 @@ cli.run(main, cli.parser("safelm.x", "doc", "x"), [])
 def test_an_interrupt_ends_a_process_whose_threads_are_still_at_work():
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "python -m safelm.x: interrupted\n")
+
+
+def test_too_many_malformed_rows_stop_the_run_and_the_corrected_file_is_scored(tmp_path):
+    rows, path = make_rows(300), tmp_path / "web.jsonl"
+    bad = ['{"id": "x", "text": null}'] * 101
+    path.write_text("\n".join([*map(json.dumps, rows), *bad]))
+    message = "web.jsonl: 101 of 401 rows are malformed, more than 100 rows and 1.00% .*; the first is row 301: field"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "out", path)
+    assert not (tmp_path / "out" / "manifest.json").exists() and not list((tmp_path / "out").rglob("*.jsonl.gz"))
+    assert run(tmp_path / "out", path, max_malformed=0.5)["totals"]["quarantine"] == 101
+    path.write_text("\n".join(bad[:21]))
+    with pytest.raises(ValueError, match="web.jsonl: 21 of 21 rows are malformed, more than half of them"):
+        run(tmp_path / "few", path)
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert run(tmp_path / "few", path)["totals"]["rows"] == 300

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from safelm import cli, train_tokenizer
+from safelm import cli, documents, train_tokenizer
 from safelm.prompting import chat_prompt
 from safelm.tags import HARM_TAG
 from safelm.tokenizer import Tokenizer
@@ -382,22 +383,40 @@ def test_training_reads_gzip_and_parquet_and_counts_malformed_rows(corpus: pathl
     tokenizer, counts = train_tokenizer.train_tokenizer(files, text_column="text", vocab_size=400)
     assert (counts.documents, counts.malformed) == (len(CORPUS) + 1, 6)
     assert tokenizer.hash == Tokenizer.train([*CORPUS, "a page"], 400).hash
-    first = len(CORPUS) + 1
-    for message in (f"row {first}: not JSON", "'text' is missing", "not a string but int", "half a Unicode", "row 2"):
-        assert message in caplog.text
+    for row, reason in enumerate(("not JSON", "is missing", "not a string", "half a Unicode pair", "not an object")):
+        assert re.search(rf"train-0.jsonl.gz row {len(CORPUS) + 1 + row}: .*{reason}", caplog.text)
+    assert "train-1.parquet row 2: field 'text' is missing" in caplog.text
+
+
+def test_files_without_the_column_are_left_out_and_too_many_malformed_rows_stop_the_training(corpus, caplog):
+    (corpus / "chats.jsonl").write_text('{"messages": []}\n')
+    files = [str(corpus / "*.jsonl"), str(corpus / "train-0.jsonl.gz")]
+    _, counts = train_tokenizer.train_tokenizer(files, text_column="text", vocab_size=300)
+    assert counts.documents == len(CORPUS)
+    assert re.search(r"left out: .*chats.jsonl: missing column 'text'; it has messages", caplog.text)
+    rows = ['{"text": "a"}'] * 400 + ['{"text": 1}'] * 101
+    (corpus / "bad.jsonl").write_text("\n".join(rows))
+    message = "bad.jsonl: 101 of 501 rows are malformed, .* 1.00% .*; the first is row 401: .* not a string"
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer.train_tokenizer([str(corpus / "bad.jsonl")], text_column="text", vocab_size=300)
+    limit = documents.MalformedLimit(fraction=0.5)
+    files = [str(corpus / "bad.jsonl")]
+    _, counts = train_tokenizer.train_tokenizer(files, text_column="text", vocab_size=300, limit=limit)
+    assert (counts.documents, counts.malformed) == (400, 101)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "absent-*.jsonl"], "absent-*.jsonl: no file there ends in"),
+        (["--input", "absent-*.jsonl"], "absent-*.jsonl: no file there"),
+        (["--input", "absent.jsonl"], "absent.jsonl: no such file"),
         (["--input", "empty.jsonl"], "the corpus has no text"),
-        (["--input", "cut.jsonl.gz"], "cut.jsonl.gz: damaged or cut short"),
-        (["--input", "not.jsonl.gz"], "1 malformed rows, 0 documents"),
+        (["--input", "cut.jsonl.gz"], "cut.jsonl.gz: damaged or cut short after row"),
+        (["--input", "not.jsonl.gz"], "the corpus has no text (0 empty documents, 1 malformed rows)"),
         (["--input", "not.parquet"], "not.parquet: "),
         (["--input", "notes.txt"], "notes.txt: not a file this can read"),
-        (["--input", "train-0.jsonl.gz", "--text_column", "body"], "missing column 'body'; it has id, text"),
-        (["--input", "train-1.parquet", "--text_column", "body"], "1.parquet: missing column 'body'; it has text"),
+        (["--input", "train-0.jsonl.gz", "--text_column", "body"], "gz: missing column 'body'; it has id, text"),
+        (["--input", "train-1.parquet", "--text_column", "body"], "parquet: missing column 'body'; it has text"),
         (["--input", "train-0.jsonl.gz", "--vocab_size", "10"], "vocab_size must be at least 260"),
         (["--input", "train-0.jsonl.gz", "--output", "notes.txt"], "--output=notes.txt: is a file"),
     ],

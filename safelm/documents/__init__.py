@@ -45,7 +45,14 @@ from safelm.documents.json_lines import (
     missing_column,
     parse_object,
 )
-from safelm.documents.malformed import Malformed, MalformedError, MalformedLimit, Quarantine
+from safelm.documents.malformed import (
+    Malformed,
+    MalformedError,
+    MalformedLimit,
+    Quarantine,
+    RowTally,
+    add_malformed_flag,
+)
 from safelm.documents.opening import is_compressed, open_binary, read_text
 from safelm.documents.outputs import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, declare_no_documents
 from safelm.documents.parquet import (
@@ -79,6 +86,8 @@ __all__ = [
     "Part",
     "Quarantine",
     "Row",
+    "RowTally",
+    "add_malformed_flag",
     "batch_rows",
     "check_apart",
     "check_columns",

@@ -1,5 +1,6 @@
 """Rows that can't be used: why, how many of them a command bears, and the quarantine file that keeps them."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -31,19 +32,64 @@ class MalformedLimit:
     rows: int = 100
     fraction: float = 0.01
 
-    def check(self, place: str, malformed: int, rows: int, *, is_whole: bool = True) -> None:
-        """Raises ValueError naming `place` when the limit is passed; `is_whole` is False while rows are still read."""
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"--max_malformed={self.fraction}: must be from 0 to 1")
+
+    def check(self, place: str, malformed: int, rows: int, *, is_whole: bool = True, first: str = "") -> None:
+        """Raises ValueError naming `place` when the limit is passed.
+
+        `is_whole` is False while rows are still read; `first` tells of the first malformed row.
+        """
+        of = "" if is_whole else "the first "
+        shown = f"{place}: {malformed} of {of}{rows} rows are malformed"
+        more = f"; the first is {first}" if first else ""
         if malformed > self.rows and malformed > self.fraction * rows:
-            of = "" if is_whole else "the first "
-            raise ValueError(
-                f"{place}: {malformed} of {of}{rows} rows are malformed, "
-                f"more than {self.rows} rows and {self.fraction:.2%}"
-            )
-        if is_whole and malformed > _FEW_ROWS and 2 * malformed > rows:
-            raise ValueError(f"{place}: {malformed} of {rows} rows are malformed, more than half of them")
+            raise ValueError(f"{shown}, more than {self.rows} rows and {self.fraction:.2%} (--max_malformed){more}")
+        if self.fraction < 1 and is_whole and malformed > _FEW_ROWS and 2 * malformed > rows:
+            raise ValueError(f"{shown}, more than half of them{more}")
 
 
 _FEW_ROWS = 20
+_JUDGE_EVERY = 10_000  # rows
+
+
+def add_malformed_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag of `MalformedLimit.fraction`."""
+    default = MalformedLimit()
+    parser.add_argument(
+        "--max_malformed",
+        type=float,
+        default=default.fraction,
+        metavar="SHARE",
+        help=f"a file with a larger share of malformed rows, and more than {default.rows} of them, stops the run "
+        "(default %(default)s; 1 never)",
+    )
+
+
+class RowTally:
+    """The rows of one file, of which more malformed ones than the limit allows stop the reading.
+
+    Attributes:
+      rows: all that were read, malformed ones among them.
+    """
+
+    def __init__(self, path: str, limit: MalformedLimit):
+        self.rows = self.malformed = 0
+        self._path, self._limit, self._first = path, limit, ""
+
+    def add(self, malformed: Malformed | None = None) -> None:
+        """Counts a row. Raises ValueError as `MalformedLimit.check` does."""
+        self.rows += 1
+        if malformed is not None:
+            self.malformed += 1
+            self._first = self._first or f"row {malformed.row}: {malformed.reason}"
+            if self.rows >= _JUDGE_EVERY:
+                self._limit.check(self._path, self.malformed, self.rows, is_whole=False, first=self._first)
+
+    def finish(self) -> None:
+        """Raises ValueError as `MalformedLimit.check` does."""
+        self._limit.check(self._path, self.malformed, self.rows, first=self._first)
 
 
 class Quarantine:

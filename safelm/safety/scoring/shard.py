@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from safelm.documents import Malformed, Part
+from safelm.documents import Malformed, MalformedLimit, Part, RowTally
 from safelm.safety.ensemble import Agreement, Ensemble
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import json_rows, parquet_rows
@@ -52,6 +52,7 @@ class ScoreWork:
     columns: Columns
     text_column: str
     id_column: str
+    limit: MalformedLimit = dataclasses.field(default_factory=MalformedLimit)
 
     def load(self) -> "LoadedScorers":
         """The scorers; ValueError where one is another here than where the run began."""
@@ -128,24 +129,30 @@ def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: Outp
     """Scores one shard and publishes its files; its record: counts, files, agreement. Raises as reading does."""
     started = time.monotonic()
     with out.staging() as staging, contextlib.ExitStack() as files:
-        writer = _ShardWriter(job, work, staging, files)
-        agreement, read, empty, characters = Agreement(loaded.ensemble.names), 0, 0, 0
-        rows = writer.format.read(job.path, job.part, work.text_column, work.id_column, work.columns, writer.quarantine)
+        writer, tally = _ShardWriter(job, work, staging, files), RowTally(job.path, work.limit)
+
+        def quarantine(malformed: Malformed) -> None:
+            writer.quarantine(malformed)
+            tally.add(malformed)
+
+        agreement, empty, characters = Agreement(loaded.ensemble.names), 0, 0
+        rows = writer.format.read(job.path, job.part, work.text_column, work.id_column, work.columns, quarantine)
         for batch in batches(rows):
             answers = loaded.ask([text for text, _ in batch])
             for verdicts in filter(None, answers):
                 agreement.add(list(verdicts.values()))
             decisions = [loaded.ensemble.combine(list(given.values())) if given else EMPTY for given in answers]
             writer.write([payload for _, payload in batch], decisions, answers)
-            read += len(batch)
-            _write_count(staging, read)
+            tally.rows += len(batch)
+            _write_count(staging, tally.rows)
             empty += answers.count({})
             characters += sum(len(text) for text, _ in batch)
+        tally.finish()
         files.close()
         record = writer.publish(out)
     seconds = round(time.monotonic() - started, 3)
     return record | {
-        "rows": read + record["folders"][QUARANTINE],
+        "rows": tally.rows,
         "empty": empty,
         "characters": characters,
         "agreement": agreement.to_json(),
