@@ -68,7 +68,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--part_mb", type=int, default=64, help="larger files are cut into shards (default %(default)s)"
     )
-    documents.add_malformed_flag(parser)
+    documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
     return parser
 
@@ -90,7 +90,7 @@ def main(flags: argparse.Namespace) -> None:
         columns=columns.probe(loaded),
         text_column=flags.text_column,
         id_column=flags.id_column,
-        limit=documents.MalformedLimit(fraction=flags.max_malformed),
+        limit=documents.limit_from_flags(flags),
     )
     scorers.keep(work.scorers, loaded)
     del loaded

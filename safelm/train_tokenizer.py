@@ -1,7 +1,7 @@
 """Trains a byte-level BPE vocabulary, harm tag included, on the text column of JSON lines or Parquet files.
 
 Files may be local or behind a URL (gs://, hf://). They are streamed: memory holds word counts, not text. A row that
-can't be used is counted, the first few are named, and training goes on up to --max_malformed. Files without the column,
+can't be used is counted, the first few are named, and training goes on up to a limit. Files without the column,
 such as conversations beside web text, are named and left out, unless none has it.
 The result is a folder that `safelm.tokenizer.Tokenizer.from_pretrained` and `transformers` load.
 """
@@ -97,7 +97,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.input,
         text_column=arguments.text_column,
         vocab_size=arguments.vocab_size,
-        limit=MalformedLimit(fraction=arguments.max_malformed),
+        limit=documents.limit_from_flags(arguments),
     )
     if tokenizer.vocab_size < arguments.vocab_size:
         log.warning(
@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--text_column", default="text", help="column that holds the text (default: %(default)s)")
     arguments.add_argument("--vocab_size", type=int, default=2048, help="ids to end with (default: %(default)s)")
     arguments.add_argument("--output", required=True, help="folder for tokenizer.json")
-    documents.add_malformed_flag(arguments)
+    documents.add_limit_flags(arguments)
     return arguments
 
 

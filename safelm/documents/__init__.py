@@ -51,7 +51,8 @@ from safelm.documents.malformed import (
     MalformedLimit,
     Quarantine,
     RowTally,
-    add_malformed_flag,
+    add_limit_flags,
+    limit_from_flags,
 )
 from safelm.documents.opening import is_compressed, open_binary, read_text
 from safelm.documents.outputs import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, declare_no_documents
@@ -87,7 +88,7 @@ __all__ = [
     "Quarantine",
     "Row",
     "RowTally",
-    "add_malformed_flag",
+    "add_limit_flags",
     "batch_rows",
     "check_apart",
     "check_columns",
@@ -108,6 +109,7 @@ __all__ = [
     "iter_json",
     "iter_parquet",
     "iter_rows",
+    "limit_from_flags",
     "lines_before",
     "list_files",
     "may_be_null",

@@ -33,8 +33,10 @@ class MalformedLimit:
     fraction: float = 0.01
 
     def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise ValueError(f"--max_malformed_rows={self.rows}: must be at least 0")
         if not 0 <= self.fraction <= 1:
-            raise ValueError(f"--max_malformed={self.fraction}: must be from 0 to 1")
+            raise ValueError(f"--max_malformed_fraction={self.fraction}: must be from 0 to 1")
 
     def check(self, place: str, malformed: int, rows: int, *, is_whole: bool = True, first: str = "") -> None:
         """Raises ValueError naming `place` when the limit is passed.
@@ -45,7 +47,7 @@ class MalformedLimit:
         shown = f"{place}: {malformed} of {of}{rows} rows are malformed"
         more = f"; the first is {first}" if first else ""
         if malformed > self.rows and malformed > self.fraction * rows:
-            raise ValueError(f"{shown}, more than {self.rows} rows and {self.fraction:.2%} (--max_malformed){more}")
+            raise ValueError(f"{shown}, more than {self.rows} rows and {self.fraction:.2%}{more}")
         if self.fraction < 1 and is_whole and malformed > _FEW_ROWS and 2 * malformed > rows:
             raise ValueError(f"{shown}, more than half of them{more}")
 
@@ -54,17 +56,23 @@ _FEW_ROWS = 20
 _JUDGE_EVERY = 10_000  # rows
 
 
-def add_malformed_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag of `MalformedLimit.fraction`."""
-    default = MalformedLimit()
-    parser.add_argument(
-        "--max_malformed",
-        type=float,
-        default=default.fraction,
-        metavar="SHARE",
-        help=f"a file with a larger share of malformed rows, and more than {default.rows} of them, stops the run "
-        "(default %(default)s; 1 never)",
+def add_limit_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `limit_from_flags`."""
+    add, default = parser.add_argument, MalformedLimit()
+    add(
+        "--max_malformed_rows",
+        type=int,
+        default=default.rows,
+        metavar="N",
+        help="a file with more of them (%(default)s) and ...",
     )
+    add("--max_malformed_fraction", type=float, default=default.fraction, metavar="SHARE",
+        help="... a larger share of them (%(default)s) stops the run")  # fmt: skip
+
+
+def limit_from_flags(flags: argparse.Namespace) -> MalformedLimit:
+    """Raises ValueError for what is no limit."""
+    return MalformedLimit(flags.max_malformed_rows, flags.max_malformed_fraction)
 
 
 class RowTally:
