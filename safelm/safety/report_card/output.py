@@ -35,7 +35,7 @@ def write_difference(out: OutputFolder, found: Mapping[str, Any]) -> None:
 
 def _publish(out: OutputFolder, folder: str, files: Mapping[str, str]) -> None:
     for name, text in files.items():
-        pathlib.Path(folder, name).write_text(text, encoding="utf-8")
+        pathlib.Path(folder, name).write_text(text, encoding="utf-8", errors="backslashreplace")
         out.publish(f"{folder}/{name}", name)
 
 

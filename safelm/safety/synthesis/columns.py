@@ -19,6 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm.safety.judge.rubric import without_surrogates
 from safelm.safety.synthesis.gate import Finding
 from safelm.safety.synthesis.kinds import Draft, Source
 
@@ -74,14 +75,14 @@ def _metadata(source: Source) -> dict[str, Any]:
 def _typed(value: Any, kind: str) -> Any:
     """The value if it can be of the type, else None."""
     if kind == "string":
-        return value if isinstance(value, str) else None
+        return without_surrogates(value) if isinstance(value, str) else None
     if kind == "timestamp[s]":
         return _date(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         return None
-    if kind == "float64":
-        return float(value)
-    return int(value) if abs(value) < 1 << 63 else None
+    if abs(value) >= 1 << 63:
+        return None
+    return float(value) if kind == "float64" else int(value)
 
 
 def _date(value: Any) -> datetime.datetime | None:
@@ -94,7 +95,10 @@ def _date(value: Any) -> datetime.datetime | None:
     if not isinstance(value, datetime.datetime):
         return None
     if value.tzinfo is not None:
-        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+        try:
+            value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+        except OverflowError:  # before the year 1 or after 9999
+            return None
     return value.replace(microsecond=0)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from safelm.safety.judge.rubric import without_surrogates
+
 Kind = Literal["safeweb", "refuseweb", "moral_education"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Harm scores of the documents that each is made from (Maini et al. 2025, sections 3.2 to 3.4).
@@ -36,7 +38,7 @@ class Source:
         for values in (self.metadata, nested if isinstance(nested, Mapping) else {}):
             value = values.get(name)
             if isinstance(value, str) and value:
-                return value
+                return without_surrogates(value)
         return ""
 
 

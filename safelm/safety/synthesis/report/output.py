@@ -44,7 +44,7 @@ def write(
         charts.draw_png(pathlib.Path(folder, "report.png"), report)
         out.publish(f"{folder}/report.png", f"{FOLDER}/report.png")
         for name, text in files.items():
-            pathlib.Path(folder, name).write_text(text, encoding="utf-8")
+            pathlib.Path(folder, name).write_text(text, encoding="utf-8", errors="backslashreplace")
             out.publish(f"{folder}/{name}", f"{FOLDER}/{name}")
     return report
 
