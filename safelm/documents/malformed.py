@@ -38,14 +38,14 @@ class MalformedLimit:
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"--max_malformed_fraction={self.fraction}: must be from 0 to 1")
 
-    def check(self, place: str, malformed: int, rows: int, *, is_whole: bool = True, first: str = "") -> None:
+    def check(self, place: str, malformed: int, rows: int, *, is_whole: bool = True, more: str = "") -> None:
         """Raises ValueError naming `place` when the limit is passed.
 
-        `is_whole` is False while rows are still read; `first` tells of the first malformed row.
+        `is_whole` is False while rows are still read; `more` tells of the malformed ones.
         """
         of = "" if is_whole else "the first "
         shown = f"{place}: {malformed} of {of}{rows} rows are malformed"
-        more = f"; the first is {first}" if first else ""
+        more = f"; {more}" if more else ""
         if malformed > self.rows and malformed > self.fraction * rows:
             raise ValueError(f"{shown}, more than {self.rows} rows and {self.fraction:.2%}{more}")
         if self.fraction < 1 and is_whole and malformed > _FEW_ROWS and 2 * malformed > rows:
@@ -91,13 +91,13 @@ class RowTally:
         self.rows += 1
         if malformed is not None:
             self.malformed += 1
-            self._first = self._first or f"row {malformed.row}: {malformed.reason}"
+            self._first = self._first or f"the first is row {malformed.row}: {malformed.reason}"
             if self.rows >= _JUDGE_EVERY:
-                self._limit.check(self._path, self.malformed, self.rows, is_whole=False, first=self._first)
+                self._limit.check(self._path, self.malformed, self.rows, is_whole=False, more=self._first)
 
     def finish(self) -> None:
         """Raises ValueError as `MalformedLimit.check` does."""
-        self._limit.check(self._path, self.malformed, self.rows, first=self._first)
+        self._limit.check(self._path, self.malformed, self.rows, more=self._first)
 
 
 class Quarantine:
