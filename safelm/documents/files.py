@@ -14,7 +14,7 @@ from fsspec.utils import glob_translate
 
 from safelm.data import remote
 from safelm.documents.opening import check_regular
-from safelm.documents.outputs import Outputs, beside
+from safelm.documents.outputs import MANIFEST_NAME, Outputs, beside
 
 PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 PARQUET = ".parquet"
@@ -170,6 +170,8 @@ def _find(pattern: str) -> list[DocumentFile]:
     fixed, _ = _fixed(files, inner)
     suffixes = SUFFIXES if rest.endswith(_PLAIN_JSON) else _FOUND_SUFFIXES
     readable = {name: facts for name, facts in found.items() if _is_readable(name.removeprefix(fixed), suffixes)}
+    if not readable:
+        raise FileNotFoundError(f"{pattern}: no file there ends in {', '.join(SUFFIXES)}")
     there = [name for name in beside(readable, fixed.rstrip("/")) if files.exists(name)] if rest else found
     outputs = Outputs(files, pattern, there)
     chosen = {
@@ -177,7 +179,7 @@ def _find(pattern: str) -> list[DocumentFile]:
     }
     outputs.check({name: file.bytes for name, file in chosen.items()}, is_complete=not rest)
     if not chosen:
-        raise FileNotFoundError(f"{pattern}: no file there holds documents ({', '.join(SUFFIXES)})")
+        raise FileNotFoundError(f"{pattern}: no file there holds documents, as {MANIFEST_NAME} says")
     return list(chosen.values())
 
 
