@@ -126,12 +126,11 @@ def plan_store(
     paths = task.source.list_shards(split)
     inputs = [_describe_input(path) for path in paths]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
-    if _has_shards(directory, bucket):  # what a run that made none was begun with binds nobody
-        _check_settings(directory, wanted, place=bucket.url if bucket else directory)
+    former = _check_settings(directory, wanted, bucket)
     _drop_broken_manifest(directory, tokenizer.hash, bucket)
     os.makedirs(directory, exist_ok=True)
     write_json(os.path.join(directory, SETTINGS_NAME), wanted)
-    if bucket and (SETTINGS_NAME not in bucket.sizes or not _has_shards(directory, bucket)):
+    if bucket and (SETTINGS_NAME not in bucket.sizes or former != wanted):
         bucket.push(SETTINGS_NAME)
     plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0, bucket)
     elsewhere = bucket.sizes if bucket else None
@@ -200,12 +199,11 @@ def _fingerprint(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _has_shards(directory: str, bucket: Bucket | None) -> bool:
-    names = [*(os.listdir(directory) if os.path.isdir(directory) else []), *(bucket.sizes if bucket else [])]
-    return any(name.startswith("shard-") and name.endswith(".json") for name in names)
+def _check_settings(directory: str, wanted: Mapping[str, Any], bucket: Bucket | None) -> Mapping[str, Any]:
+    """What a store was begun with. Raises ValueError where a shard that is done was made with something else.
 
-
-def _check_settings(directory: str, wanted: Mapping[str, Any], *, place: str) -> None:
+    Input files whose shards are not done may be others now, and where none is done every setting.
+    """
     path = os.path.join(directory, SETTINGS_NAME)
     try:
         with open(path, encoding="utf-8") as file:
@@ -214,15 +212,28 @@ def _check_settings(directory: str, wanted: Mapping[str, Any], *, place: str) ->
         if os.path.exists(os.path.join(directory, MANIFEST_NAME)):
             former = dict(read_manifest(directory).extra.get("settings", {}))
         else:
-            return
+            return {}
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); remove the folder or choose another --output") from error
+    inputs, elsewhere = former.get("inputs", []), bucket.sizes if bucket else None
+    done = [read_shard_info(directory, index, len(inputs), elsewhere=elsewhere) for index in range(len(inputs))]
+    if not any(done):
+        return former
+    began_with = former
+    if len(inputs) == len(wanted["inputs"]):
+        former = former | {
+            "inputs": [
+                old if is_done else new for old, new, is_done in zip(inputs, wanted["inputs"], done, strict=True)
+            ]
+        }
+    place = bucket.url if bucket else directory
     for key in sorted({*former, *wanted}):
         if former.get(key) != wanted.get(key):
             was, now = _shown_difference(former.get(key), wanted.get(key))
             raise ValueError(
                 f"{place} was begun with {key} {was}, now it is {now}: choose another --output, or remove that folder"
             )
+    return began_with
 
 
 def _shown_difference(was: Any, now: Any) -> tuple[Any, Any]:

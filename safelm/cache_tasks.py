@@ -25,7 +25,7 @@ from typing import Any
 
 import tqdm
 
-from safelm import beam_runner, cli
+from safelm import beam_runner, cli, documents
 from safelm.cache_beam import write_on_beam
 from safelm.cache_plan import StorePlan, find_tasks, plan_store
 from safelm.cache_shards import ShardJob, TaskModule, start_worker, write_shard
@@ -67,8 +67,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--text_column", help="of web documents (text)")
     parser.add_argument("--id_column", help="of web documents (id; without one, a hash of the text)")
     parser.add_argument("--score_column", help="harm score 0 to 5 (default: see safelm.documents.harm)")
-    parser.add_argument("--max_malformed_rows", type=int, help="a file with more of them (100) and ...")
-    parser.add_argument("--max_malformed_fraction", type=float, help="... a larger share of them (0.01) stops the run")
+    documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default=None)
     return parser
 

@@ -37,10 +37,11 @@ def main(arguments: argparse.Namespace) -> None:
             output.write_difference(out, found)
         return
     inputs, runner, settings = _inputs(arguments), beam_runner.from_flags(arguments), _settings(arguments)
+    limit = documents.limit_from_flags(arguments)
     queries = query_sets.load(settings.queries)
     card.definitions(queries, settings)  # a tokenizer that can't be read is found before the corpus is
     with out.only_writer():
-        counted = corpus.count_corpus(inputs, settings, out.path("counted"), runner, arguments.max_malformed)
+        counted = corpus.count_corpus(inputs, settings, out.path("counted"), runner, limit)
         for one, result in zip(inputs, counted, strict=True):
             _tell_scores(one, result.count)
         output.write_card(out, card.build(inputs, counted, queries, settings))
@@ -61,8 +62,6 @@ def _tell_scores(one: SliceInput, count: Count) -> None:
 def _settings(arguments: argparse.Namespace) -> Settings:
     if arguments.top < 0:
         raise cli.UserError(f"--top={arguments.top}: must be at least 0")
-    if not 0 <= arguments.max_malformed <= 1:
-        raise cli.UserError(f"--max_malformed={arguments.max_malformed}: must be from 0 to 1")
     names = ("queries", "tokenizer", "text_column", "id_column", "score_column", "top", "show_text")
     values = {name: getattr(arguments, name) for name in names}
     return Settings(**values)
@@ -114,9 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--top", type=int, default=20, help="documents with most hits to name (default %(default)s)")
     parser.add_argument("--show_text", action="store_true", help="quote what surrounds their first hit")
-    parser.add_argument(
-        "--max_malformed", type=float, default=0.01, help="share of malformed rows to bear (default %(default)s)"
-    )
+    documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
     return parser
 

@@ -81,6 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--keep_rejected_text", action="store_true", help="rejected texts too; they may be harmful")
     add("--review", type=int, default=0, metavar="N", help="keep N random pairs of source and text for human review")
     add("--part_mb", type=int, default=32, help="larger files are cut into shards (default %(default)s)")
+    documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
     return parser
 
@@ -91,7 +92,8 @@ def main(flags: argparse.Namespace) -> None:
     _check_flags(flags)
     scores, leaves_out = plan.source_scores(flags.kind, flags.scores)
     columns = {name: getattr(flags, name) for name in ("text_column", "id_column", "score_column")}
-    selection = Selection(flags.kind, scores, leaves_out, are_dialogues=flags.dialogues, **columns)
+    limit = documents.limit_from_flags(flags)
+    selection = Selection(flags.kind, scores, leaves_out, are_dialogues=flags.dialogues, limit=limit, **columns)
     documents.check_apart(flags.input, flags.output)
     files, left_out = plan.find_files(flags.input, selection)
     same = ("writer", "scorer", "similarity", "prompt_version", "seed", "attempts", "max_new_tokens")
@@ -240,6 +242,8 @@ def _report(output: str, manifest: dict[str, Any]) -> None:
     if left_out := totals["left_out"]:
         shown = ", ".join(f"{count} with score {score}" for score, count in left_out.items())
         _logger.warning("%s: documents of other scores were left out: %s", output, shown)
+    if totals["repeats"]:
+        _logger.warning("%s: %d copies of documents without an id were left out", output, totals["repeats"])
     if totals["malformed"]:
         _logger.warning("%s/quarantine: %d rows are malformed", output, totals["malformed"])
     if not totals["published"]:

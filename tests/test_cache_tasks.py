@@ -148,6 +148,27 @@ def test_other_settings_for_the_same_output_are_named(cache, corpus, tmp_path):
     assert {**contents(store), "manifest.json": before["manifest.json"]} == before
 
 
+def test_a_corrected_run_goes_on_where_the_first_one_failed(cache, corpus, tmp_path):
+    files = [corpus / "raw_web" / f"train-0000{index}.jsonl.gz" for index in (0, 1)]
+    whole = [file.read_bytes() for file in files]
+    bad = gzip.compress(b'{"id": "x", "text": null}\n' * 120)
+    for file, rows in zip(files, whole, strict=True):
+        file.write_bytes(rows + bad)
+    with pytest.raises(ValueError, match=r"train-0000[01].jsonl.gz: 120 of .* rows are malformed, more than 100 rows"):
+        cache("harm_tagged_web")
+    for file, rows in zip(files, whole, strict=True):
+        file.write_bytes(rows)
+    files[1].write_bytes(whole[1] + bad)
+    with pytest.raises(ValueError, match=r"train-00001.jsonl.gz: 120 of"):
+        cache("harm_tagged_web", seed=3)  # nothing was done: other settings and files are as good
+    files[1].write_bytes(whole[1])
+    with pytest.raises(ValueError, match="begun with seed 3, now it is 0"):
+        cache("harm_tagged_web")
+    store = cache("harm_tagged_web", seed=3) / "harm_tagged_web" / "train"
+    expected = cache("harm_tagged_web", seed=3, output=tmp_path / "fresh") / "harm_tagged_web" / "train"
+    assert contents(store) == contents(expected)
+
+
 def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_continues(cache, tokenizer, tmp_path):
     data = tmp_path / "large"
     write_corpus(data, "raw_web", shards=12, count=12 * 150, words=300)

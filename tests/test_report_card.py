@@ -183,7 +183,7 @@ def test_malformed_rows_are_counted_and_bounded(tmp_path, queries):
         ([{"id": "a", "body": "x"}], (), "missing column 'text'; it has body, id"),
         ([], (), "no document"),
         (ROWS, ("--top=-1",), "--top=-1"),
-        (ROWS, ("--max_malformed=2",), "--max_malformed=2"),
+        (ROWS, ("--max_malformed_fraction=2",), "--max_malformed_fraction=2.0: must be from 0 to 1"),
         (ROWS, ("--slice=x",), "expected NAME=FILES"),
         (ROWS, ("--slice=x=nowhere.jsonl",), "nowhere.jsonl: no such file"),
         (ROWS, ("--tokenizer=nowhere",), "nowhere: no such"),

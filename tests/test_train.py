@@ -42,7 +42,7 @@ def copy(finished, tmp_path):
 
 
 def test_a_run_leaves_all_it_needs(finished):
-    names = ["checkpoints", "config.json", "events.jsonl", "metrics.jsonl", "tensorboard", "tokenizer"]
+    names = ["checkpoints", "config.json", "events.jsonl", "manifest.json", "metrics.jsonl", "tensorboard", "tokenizer"]
     assert sorted(path.name for path in finished.iterdir()) == names
     lines = tiny_runs.metric_lines(finished)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -31,7 +31,7 @@ from safelm.documents.files import (
     suffix,
 )
 from safelm.documents.harm import HarmScore, harm_score
-from safelm.documents.identity import ID_COLUMN, content_id, required_id, row_id
+from safelm.documents.identity import ID_COLUMN, content_id, is_content_id, required_id, row_id
 from safelm.documents.json_lines import (
     MAX_ROW_BYTES,
     JsonRow,
@@ -106,6 +106,7 @@ __all__ = [
     "harm_score",
     "has_changed",
     "is_compressed",
+    "is_content_id",
     "iter_json",
     "iter_parquet",
     "iter_rows",

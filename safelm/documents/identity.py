@@ -6,6 +6,7 @@ So two rows without an id of their own that hold the same text are one document.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from safelm.documents.json_lines import check_text, field
 from safelm.documents.malformed import MalformedError
 
 ID_COLUMN = "id"
+_CONTENT_ID = re.compile("text-[0-9a-f]{24}")
 
 
 def row_id(row: Mapping[str, Any], text: str, column: str = ID_COLUMN) -> str:
@@ -33,6 +35,11 @@ def row_id(row: Mapping[str, Any], text: str, column: str = ID_COLUMN) -> str:
 def required_id(column: str) -> dict[str, list[str]]:
     """What a file must have where the user names the column of ids: only the usual one may be absent."""
     return {} if column == ID_COLUMN else {column: [column]}
+
+
+def is_content_id(identity: str) -> bool:
+    """Whether it is the id of a text that had none: rows with the same one are copies of one document."""
+    return _CONTENT_ID.fullmatch(identity) is not None
 
 
 def content_id(text: str) -> str:

@@ -26,7 +26,6 @@ from safelm.safety.scoring.output import OutputFolder
 
 PIECE_BYTES = 64 << 20
 SMALL_BYTES = 32 << 20  # up to so much a local run starts no workers, unless it is told how many
-MALFORMED_ROWS = 100  # so many are let pass whatever their share
 QUARANTINE = "quarantine"  # safelm.score's folder of rows that are no documents
 
 _logger = logging.getLogger(__name__)
@@ -82,13 +81,13 @@ def count_corpus(
     settings: Settings,
     folder: str,
     runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
-    max_malformed: float = 0.01,
+    limit: documents.MalformedLimit = documents.MalformedLimit(),  # noqa: B008 (frozen)
 ) -> list[Counted]:
     """Counts of each input, in order.
 
     Args:
       folder: where counts of pieces are kept, local or gs://; those of an earlier run are used. `forget` empties it.
-      max_malformed: share of malformed rows beyond which there is no card, if they are more than MALFORMED_ROWS.
+      limit: of an input's malformed rows, beyond which there is no card.
 
     Raises ValueError or OSError naming the file, and for an input without a document or with too many malformed rows.
     """
@@ -101,7 +100,7 @@ def count_corpus(
     for one, result, some in zip(inputs, results, pieces, strict=True):
         for _, parts in itertools.groupby(some, key=lambda piece: piece.path):
             _add_file(result.count, _read(out, [names[piece] for piece in parts]), settings.top)
-        _check_malformed(one, result.count, max_malformed)
+        _check_malformed(one, result.count, limit)
         if not any(tally.documents for tally in result.count.tallies.values()):
             raise cli.UserError(f"{_named(one)}: no document in {result.files} files")
     if settings.score_column and not any(result.count.score_columns for result in results):
@@ -211,14 +210,9 @@ def _read(out: OutputFolder, names: Sequence[str]) -> Iterator[tuple[Count, int]
             raise OSError(f"{out.path(name)}.json: no count is there; remove the folder and run again") from None
 
 
-def _check_malformed(one: SliceInput, count: Count, share: float) -> None:
-    malformed = count.malformed.total()
-    if 2 * malformed > count.rows or malformed > max(MALFORMED_ROWS, share * count.rows):
-        reasons = ", ".join(f"{reason} ({times})" for reason, times in count.malformed.most_common(3))
-        raise cli.UserError(
-            f"{_named(one)}: {malformed} of {count.rows} rows are malformed, "
-            f"more than --max_malformed={share} allows: {reasons}"
-        )
+def _check_malformed(one: SliceInput, count: Count, limit: documents.MalformedLimit) -> None:
+    reasons = ", ".join(f"{reason} ({times})" for reason, times in count.malformed.most_common(3))
+    limit.check(_named(one), count.malformed.total(), count.rows, more=reasons)
 
 
 def _named(one: SliceInput) -> str:

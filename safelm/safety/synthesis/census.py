@@ -2,7 +2,8 @@
 
 Bad input shows in minutes, not after days of writing: workers read ids and scores of every shard, and what they refuse
 (see `safelm.safety.synthesis.sources`) ends the run. Two rows of one source id end it too: their texts would get one
-id, and could not be told apart when a run goes on.
+id, and could not be told apart when a run goes on. But rows that are named by a hash of their text are copies of one
+document: all but the first are left out.
 """
 
 import dataclasses
@@ -12,14 +13,15 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import UInt64
 from tqdm import tqdm
 
-from safelm import beam_runner
+from safelm import beam_runner, documents
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
-FOLDER = "_census"
+FOLDER, _SUFFIX = "_census", ".npy"
 SMALL_BYTES = 256 << 20  # less is read by this process, where workers would only take time to start
 
 
@@ -34,13 +36,13 @@ class CensusWork:
         """Nothing is loaded."""
 
     def run(self, job: ShardJob, loaded: None) -> None:
-        """Leaves a shard's row numbers and hashes of source ids in a file."""
-        found = [(row, _hash(identity)) for row, identity in ShardRows(job, self.selection).ids()]
-        rows_N, hashes_N = np.array(found, np.uint64).reshape(-1, 2).T
+        """Leaves in a file, of each of a shard's rows: its number, the hash of its source id, if that is its text's."""
+        rows = ShardRows(job, self.selection)
+        found = [(row, _hash(identity), documents.is_content_id(identity)) for row, identity in rows.ids()]
         out = OutputFolder(self.output)
         with out.at_work(), out.staging() as staging:
             path = os.path.join(staging, "census.npy")
-            np.save(path, np.stack([rows_N, hashes_N]))
+            np.save(path, np.array(found, np.uint64).reshape(-1, 3).T)
             out.publish(path, _file(job))
 
     def failed(self, job: ShardJob, message: str) -> None:
@@ -51,7 +53,7 @@ class CensusWork:
 def take(
     out: OutputFolder, jobs: Sequence[ShardJob], selection: Selection, runner: beam_runner.Runner, input_bytes: int
 ) -> list[int]:
-    """How many documents of each shard will be written from.
+    """How many documents of each shard will be written from; `copies` then tells which are left out.
 
     Raises ValueError that names file and row for what can't be used, and both rows where two have one source id.
     """
@@ -67,35 +69,52 @@ def take(
             beam_runner.run_jobs(todo, work, runner, _on_tick(out, bar, len(jobs) - len(todo)))
     out.raise_failures()
     found = [_read(out, job) for job in jobs]
-    _check_once(jobs, found, selection)
-    return [rows_N.size for rows_N, _ in found]
+    repeated = _find_copies(jobs, found, selection)
+    for job, rows in zip(jobs, repeated, strict=True):
+        if rows:
+            out.write_json(_copies_file(job), {"rows": sorted(rows)})
+    return [facts_3N.shape[1] - len(rows) for facts_3N, rows in zip(found, repeated, strict=True)]
+
+
+def copies(out: OutputFolder, job: ShardJob) -> frozenset[int]:
+    """The rows of a shard that are left out as copies, counted from its first."""
+    (found,) = out.read_json([_copies_file(job)])
+    return frozenset(found["rows"]) if found else frozenset()
 
 
 def _on_tick(out: OutputFolder, bar: tqdm, before: int) -> Callable[[], object]:
-    return lambda: None if bar.disable else bar.update(len(out.sizes(FOLDER)) - before - bar.n)
+    def count() -> int:
+        return sum(name.endswith(_SUFFIX) for name in out.sizes(FOLDER))
+
+    return lambda: None if bar.disable else bar.update(count() - before - bar.n)
 
 
-def _read(out: OutputFolder, job: ShardJob) -> tuple[np.ndarray, np.ndarray]:
+def _read(out: OutputFolder, job: ShardJob) -> UInt64[np.ndarray, "3 N"]:
     with out.open(_file(job)) as file:
-        rows_N, hashes_N = np.load(io.BytesIO(file.read()))
-    return rows_N, hashes_N
+        return np.load(io.BytesIO(file.read()))
 
 
-def _check_once(jobs: Sequence[ShardJob], found: Sequence[tuple[np.ndarray, np.ndarray]], selection: Selection) -> None:
-    hashes_N = np.concatenate([hashes for _, hashes in found]) if found else np.zeros(0, np.uint64)
+def _find_copies(
+    jobs: Sequence[ShardJob], found: Sequence[UInt64[np.ndarray, "3 _"]], selection: Selection
+) -> list[set[int]]:
+    """Rows of each shard whose id is an earlier row's too. Raises ValueError where that is no hash of a text."""
+    rows_N, hashes_N, are_texts_N = np.concatenate([np.zeros((3, 0), np.uint64), *found], axis=1)
     order_N = np.argsort(hashes_N, kind="stable")
     twice = np.flatnonzero(hashes_N[order_N][1:] == hashes_N[order_N][:-1])
-    ends = np.cumsum([hashes.size for _, hashes in found])
+    ends = np.cumsum([facts_3N.shape[1] for facts_3N in found])
+    repeated: list[set[int]] = [set() for _ in jobs]
     for at in twice.tolist():
-        places = []
-        for index in order_N[at : at + 2].tolist():
-            shard = int(np.searchsorted(ends, index, side="right"))
-            row = int(found[shard][0][index - (int(ends[shard]) - found[shard][0].size)])
-            places.append(_look_up(jobs[shard], row, selection))
+        pair = order_N[at : at + 2]
+        shards, rows = np.searchsorted(ends, pair, side="right").tolist(), rows_N[pair].astype(int).tolist()
+        if are_texts_N[pair].all():
+            repeated[shards[1]].add(rows[1])
+            continue
+        places = [_look_up(jobs[shard], row, selection) for shard, row in zip(shards, rows, strict=True)]
         (first, one), (second, other) = places
         if one == other:  # else it was the hashes only
             more = f" ({len(twice)} such pairs)" if len(twice) > 1 else ""
             raise ValueError(f"{first} and {second} have one id, {one!r}: keep one of them{more}")
+    return repeated
 
 
 def _look_up(job: ShardJob, wanted: int, selection: Selection) -> tuple[str, str]:
@@ -110,4 +129,8 @@ def _hash(identity: str) -> int:
 
 
 def _file(job: ShardJob) -> str:
-    return f"{FOLDER}/{job.name}.npy"
+    return f"{FOLDER}/{job.name}{_SUFFIX}"
+
+
+def _copies_file(job: ShardJob) -> str:
+    return f"{FOLDER}/{job.name}.copies.json"

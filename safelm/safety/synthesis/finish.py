@@ -28,7 +28,7 @@ from safelm.safety.synthesis.shard import PASSED, PROGRESS, REJECTED, REJECTED_S
 
 _DUPLICATES_NAME = f"{REJECTED}/near_duplicates{REJECTED_SUFFIX}"
 _NO_TEXT = ("writer_filtered", "writer_refused", "writer_error", "writer_empty", "writer_reasoning")
-_TOTALS = ("rows", "passed", "rejected", "malformed", "replies", "prompt_tokens", "completion_tokens")
+_TOTALS = ("rows", "passed", "rejected", "malformed", "repeats", "replies", "prompt_tokens", "completion_tokens")
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from safelm.documents import Malformed
 from safelm.safety.scorer import load_scorer
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import MALFORMED_SUFFIX, ShardJob
-from safelm.safety.synthesis import columns, prompt_files
+from safelm.safety.synthesis import census, columns, prompt_files
 from safelm.safety.synthesis.attempts import Desk, Rules, Trial
 from safelm.safety.synthesis.gates import GateSettings, load_similarity, make_gates
 from safelm.safety.synthesis.gates.duplicates import signature
@@ -119,7 +119,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
     started = time.monotonic()
     with out.staging() as staging, Journal.open(out, job.name) as journal, contextlib.ExitStack() as files:
         results = _Results(job, work, desk.writer.name, staging, files)
-        rows = ShardRows(job, work.selection, results.quarantine)
+        rows = ShardRows(job, work.selection, results.quarantine, census.copies(out, job))
         progress = _Progress(out, job, work)
         sources = SourceCounter(job.path)
         for block in _blocks(rows.sources()):
@@ -144,6 +144,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
                 "spent": dict(journal.spent),
                 "sources": sources.to_json(),
                 "score_columns": rows.score_columns,
+                "repeats": rows.repeats,
                 "left_out": {str(score): count for score, count in sorted(rows.left_out.items())},
                 "seconds": round(time.monotonic() - started, 3),
             }

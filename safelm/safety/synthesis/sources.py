@@ -8,11 +8,11 @@ refuses them.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from safelm import documents
-from safelm.documents import Malformed, MalformedError, harm
+from safelm.documents import Malformed, MalformedError, MalformedLimit, RowTally, harm
 from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.kinds import Kind, Source
 
@@ -30,6 +30,7 @@ class Selection:
       leaves_out: whether rows of other scores are left out, because scores were asked for; else they are refused.
       score_column: may name a field of a struct, e.g. "metadata.harm_score"; None for the first there is.
       are_dialogues: every row is a dialogue of RefuseWeb, whether it says so or not.
+      limit: of malformed rows of one file or part.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Selection:
     id_column: str = "id"
     score_column: str | None = None
     are_dialogues: bool = False
+    limit: MalformedLimit = dataclasses.field(default_factory=MalformedLimit)
 
 
 class ShardRows:
@@ -46,11 +48,21 @@ class ShardRows:
 
     Attributes:
       left_out: how many rows each other harm score had.
+      repeats: how many rows were left out as copies.
       score_columns: how many rows' harm scores came from which column.
     """
 
-    def __init__(self, job: ShardJob, selection: Selection, on_malformed: OnMalformed = lambda malformed: None):
+    def __init__(
+        self,
+        job: ShardJob,
+        selection: Selection,
+        on_malformed: OnMalformed = lambda malformed: None,
+        copies: Collection[int] = (),
+    ):
+        """`copies`: numbers, counted from the shard's first row, of rows that are left out."""
         self.left_out: dict[int, int] = {}
+        self.repeats, self._copies = 0, copies
+        self._tally = RowTally(job.path, selection.limit)
         self.score_columns: dict[str, int] = {}
         self._job, self._selection, self._on_malformed = job, selection, on_malformed
         self._is_parquet = documents.suffix(job.path) == ".parquet"
@@ -59,20 +71,26 @@ class ShardRows:
         """(row number from 1 in the file, source) of the rows to be written from.
 
         Raises ValueError that names file and row for an unscored row, a score that is none or the wrong kind's, and
-        text that is synthetic already; ValueError or OSError for a file that is damaged or lacks a column.
+        text that is synthetic already; ValueError or OSError for a file that is damaged, lacks a column or has too many
+        malformed rows.
         """
         for number, row in self._rows(None, self._selection.text_column):
             try:
                 score = self._score(number, row)
-                identity = self._id(row)
+                if number in self._copies:
+                    self.repeats += 1
+                    continue
+                source = self._source(row, score or 0)
                 if score is None:
                     continue
-                if not row[self._selection.text_column].strip():
+                if not source.text.strip():
                     raise MalformedError(f"field {self._selection.text_column!r} is empty")
             except MalformedError as error:
-                self._on_malformed(Malformed(self.number(number), str(error), json.dumps(row, default=str)))
+                self._malformed(Malformed(number, str(error), json.dumps(row, default=str)))
                 continue
-            yield self.number(number), self._source(identity, row, score)
+            self._tally.add()
+            yield self.number(number), source
+        self._tally.finish()
 
     def ids(self) -> Iterator[tuple[int, str]]:
         """(row number from 1, counted from the shard's first row, source id) of the same rows, without their texts.
@@ -83,11 +101,14 @@ class ShardRows:
         names = [selection.id_column, *harm.score_columns(selection.score_column), *PUBLISHED_SIGNS]
         for number, row in self._rows(names, None):
             try:
-                score, identity = self._score(number, row), self._id(row)
-            except MalformedError:
+                score, identity = self._score(number, row), self._source_id(row)
+            except MalformedError as error:
+                self._malformed(Malformed(number, str(error), ""))
                 continue
+            self._tally.add()
             if score is not None:
-                yield number, self._source_id(identity, row)
+                yield number, identity
+        self._tally.finish()
 
     def number(self, in_shard: int) -> int:
         """A row's number in the file, of its number in the shard."""
@@ -122,21 +143,22 @@ class ShardRows:
             yield from documents.batch_rows(first, batch, text_column, self._on_malformed)
 
     def _malformed(self, malformed: Malformed) -> None:
-        self._on_malformed(Malformed(self.number(malformed.row), malformed.reason, malformed.raw))
+        placed = Malformed(self.number(malformed.row), malformed.reason, malformed.raw)
+        self._on_malformed(placed)
+        self._tally.add(placed)
 
-    def _id(self, row: Mapping[str, Any]) -> str:
+    def _source_id(self, row: Mapping[str, Any]) -> str:
+        """The row's id; of a dialogue, that of the web document that it was made from."""
         text = row.get(self._selection.text_column)
-        return documents.row_id(row, text if isinstance(text, str) else "", self._selection.id_column)
+        is_made = _kind_of(row) == "refuseweb" and row.get("source_id")
+        column = "source_id" if is_made else self._selection.id_column
+        return documents.row_id(row, text if isinstance(text, str) else "", column)
 
-    def _source_id(self, identity: str, row: Mapping[str, Any]) -> str:
-        """A dialogue's source is the web document that it was made from."""
-        return str(row["source_id"]) if _kind_of(row) == "refuseweb" and row.get("source_id") else identity
-
-    def _source(self, identity: str, row: Mapping[str, Any], score: int) -> Source:
+    def _source(self, row: Mapping[str, Any], score: int) -> Source:
         selection = self._selection
         others = {name: value for name, value in row.items() if name != selection.text_column}
         is_dialogue = selection.are_dialogues or _kind_of(row) == "refuseweb"
-        return Source(self._source_id(identity, row), row[selection.text_column], score, others, is_dialogue)
+        return Source(self._source_id(row), row[selection.text_column], score, others, is_dialogue)
 
     def _score(self, number: int, row: Mapping[str, Any]) -> int | None:
         """The row's harm score if it is taken, None if it is left out."""
