@@ -12,6 +12,7 @@ With --runner the shards are made on Apache Beam, the same bytes: see safelm.bea
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import logging
@@ -114,6 +115,7 @@ def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict
         if not (name and separator and place):
             raise ValueError(f"--corpus must be NAME=PLACE, got {entry!r}")
         corpora[name] = place
+    limit = documents.limit_from_flags(flags)
     wanted: dict[str, Any] = {
         "data_dir": flags.data_dir,
         "tokenizer": tokenizer,
@@ -122,7 +124,7 @@ def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict
         "quarantine_dir": _quarantine(flags.output.rstrip("/")),
         "settings": _given(flags, "tag_rate", "seed", "min_harm_score", "validation_fraction"),
         "columns": _given(flags, "text_column", "id_column", "score_column"),
-        "limit": _given(flags, rows="max_malformed_rows", fraction="max_malformed_fraction"),
+        "limit": {} if limit == documents.MalformedLimit() else dataclasses.asdict(limit),
     }
     return {name: value for name, value in wanted.items() if name == "data_dir" or value not in (None, {})}
 
@@ -131,9 +133,8 @@ def _quarantine(output: str) -> str:
     return os.path.join(staging_folder(output), "quarantine")
 
 
-def _given(flags: argparse.Namespace, *names: str, **renamed: str) -> dict[str, Any]:
-    fields = {name: name for name in names} | renamed
-    return {field: getattr(flags, flag) for field, flag in fields.items() if getattr(flags, flag) is not None}
+def _given(flags: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
 
 
 def _names(flag: str, value: str) -> list[str]:
