@@ -172,7 +172,11 @@ def _find(pattern: str) -> list[DocumentFile]:
     readable = {name: facts for name, facts in found.items() if _is_readable(name.removeprefix(fixed), suffixes)}
     if not readable:
         raise FileNotFoundError(f"{pattern}: no file there ends in {', '.join(SUFFIXES)}")
-    there = [name for name in beside(readable, fixed.rstrip("/")) if files.exists(name)] if rest else found
+
+    def manifests() -> list[str]:
+        return [name for name in beside(readable, fixed.rstrip("/")) if files.exists(name)]
+
+    there = remote.retrying(pattern, "listing", manifests) if rest else found
     outputs = Outputs(files, pattern, there)
     chosen = {
         name: _document_file(files, pattern, name, facts) for name, facts in readable.items() if outputs.hold(name)
