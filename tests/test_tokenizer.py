@@ -396,7 +396,7 @@ def test_files_without_the_column_are_left_out_and_too_many_malformed_rows_stop_
     assert re.search(r"left out: .*chats.jsonl: missing column 'text'; it has messages", caplog.text)
     rows = ['{"text": "a"}'] * 400 + ['{"text": 1}'] * 101
     (corpus / "bad.jsonl").write_text("\n".join(rows))
-    message = "bad.jsonl: 101 of 501 rows are malformed, .* 1.00% .*; the first is row 401: .* not a string"
+    message = "bad.jsonl: 101 of 501 rows are malformed, .* 1.00%; the first is row 401: .* not a string"
     with pytest.raises(ValueError, match=message):
         train_tokenizer.train_tokenizer([str(corpus / "bad.jsonl")], text_column="text", vocab_size=300)
     limit = documents.MalformedLimit(fraction=0.5)
