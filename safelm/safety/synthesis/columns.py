@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.judge.rubric import without_surrogates
+from safelm.safety.escaping import without_surrogates
 from safelm.safety.synthesis.gate import Finding
 from safelm.safety.synthesis.kinds import Draft, Source
 

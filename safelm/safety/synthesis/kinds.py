@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from safelm.safety.judge.rubric import without_surrogates
+from safelm.safety.escaping import without_surrogates
 
 Kind = Literal["safeweb", "refuseweb", "moral_education"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
