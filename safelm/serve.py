@@ -3,7 +3,8 @@
 The page is at /, the API under /v1, Prometheus' metrics at /metrics. Any OpenAI client works; a `safelm` object in a
 request picks the decoding ({"method": "safe_beam", "num_beams": 4, "num_candidates": 4, "drop_fraction": 0.5}).
 Listens on this machine only unless --host says otherwise. SAFELM_SERVE_KEY, if set, is the key clients must bring.
-SIGTERM finishes what is under way and ends with code 0. Logs hold ids, counts and times, never a text.
+It compiles its first programs before it says that it listens and /health says ok. SIGTERM finishes what is under way
+and ends with code 0. Logs hold ids, counts and times, never a text.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from safelm import cli
 from safelm.inference.engine import Engine
 from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
-from safelm.serving import app, models
+from safelm.serving import access, app, models
 from safelm.serving.limits import Limits
 
 log = logging.getLogger("safelm.serve")
@@ -37,7 +38,7 @@ _MEANINGS = {
     "beams": "largest num_beams",
     "candidates": "largest num_candidates",
     "shapes": "different pairs of beams and candidates that are compiled",
-    "connections": "open at once",
+    "connections": "open at once; beyond them the idlest is closed for a new one",
     "grace_seconds": "for requests under way at SIGTERM",
 }
 
@@ -65,6 +66,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--compilation_cache_dir", default="",
                         help="folder that keeps compiled programs: without, each start compiles anew, and the first "
                         "requests of every kind wait for it")  # fmt: skip
+    parser.add_argument("--skip_warm_up", action="store_true",
+                        help="be ready at once: the first request of every kind waits for its programs")  # fmt: skip
     for field in dataclasses.fields(Limits):
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default,
                             help=f"{_MEANINGS[field.name]} (default %(default)s)")  # fmt: skip
@@ -85,7 +88,7 @@ def main(flags: argparse.Namespace) -> None:
     if flags.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", flags.compilation_cache_dir)
     key = os.environ.get(KEY_VARIABLE, "")
-    if not key and not app.is_loopback(flags.host):
+    if not key and not access.is_loopback(flags.host):
         log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
     served = {name: models.load(name, source, dtype=flags.dtype) for name, source in sources.items()}
     engines = {
@@ -96,7 +99,9 @@ def main(flags: argparse.Namespace) -> None:
         )
         for name, model in served.items()
     }  # fmt: skip
-    config = app.ServerConfig(limits, key=key, default_method=flags.method, host=flags.host, port=flags.port)
+    config = app.ServerConfig(
+        limits, key=key, default_method=flags.method, host=flags.host, port=flags.port, warms_up=not flags.skip_warm_up
+    )
 
     def started(server: app.Server) -> None:
         for name, model in served.items():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import socket
 import threading
@@ -146,6 +147,7 @@ def _trace(tokens: list[int]) -> tuple[tuple[TraceCandidate, ...], ...]:
     )
 
 
+@functools.cache
 def tiny_model(name: str = "tiny", seed: int = 0) -> ServedModel:
     """Random weights and the trained vocabulary of `tiny_runs`."""
     config = model.ModelConfig(**tiny_runs.model_fields(max_seq_len=512), attention="xla")

@@ -162,6 +162,7 @@ def test_a_checkpoints_own_chat_template_is_used(folder):
 
 def start_command(*flags):
     environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": os.environ["SAFELM_TESTS_XLA"],
@@ -193,6 +194,7 @@ def test_the_command_serves_and_ends_gracefully(folder):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and out == "", err
         assert "model mine" in err and "the cat" not in err
+        assert "warming up: compiling the first programs (mine)" in err and "warm after" in err
     finally:
         process.kill()
         process.wait()

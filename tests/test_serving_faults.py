@@ -101,12 +101,19 @@ def test_a_flood_gets_429_and_those_before_it_their_answers(server, script):
         connection.close()
 
 
-def test_connections_beyond_the_limit_are_told_so(server):
-    idle = [server.connect() for _ in range(LIMITS.connections)]
+def test_a_connection_beyond_the_limit_takes_the_idlest_ones_place(server):
     connections = server.server._runner.server
-    wait_for(lambda: len(connections.connections) == LIMITS.connections, "all connections are taken")
+    wait_for(lambda: len(connections.connections) == 0, "nobody is there")
+    idle = []
+    for number in range(LIMITS.connections):
+        idle.append(server.connect())
+        wait_for(lambda number=number: len(connections.connections) == number + 1, "it is connected")
+    idle[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b" 200 " in idle[0].recv(1000)
     with server.connect() as late:
-        assert late.recv(1000).startswith(b"HTTP/1.1 503 ")
+        assert idle[1].recv(1) == b"", "the first has been answered since"
+        late.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in late.recv(1000)
     for client in idle:
         client.close()
     wait_for(lambda: len(connections.connections) == 0, "they are gone")
@@ -215,6 +222,7 @@ JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
+    | st.sampled_from([10**400, -(10**400)])
     | st.floats()
     | st.text(max_size=10)
     | st.sampled_from(["greedy", "user"]),

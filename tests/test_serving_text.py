@@ -1,6 +1,7 @@
 """Streams of tokens as text: nothing but whole characters, no beginning of a stop string, every token accounted for."""
 
 import functools
+import json
 
 import pytest
 import tiny_runs
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from safelm.inference.requests import TraceCandidate
 from safelm.serving.numbers import rounded, summarize
 from safelm.serving.text_stream import TextStream
-from safelm.serving.trace import describe_trace
+from safelm.serving.trace import encode_trace
 
 TOKENIZER = tiny_runs.tokenizer()
 IDS = st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=40)
@@ -112,7 +113,7 @@ def test_a_trace_marks_the_candidates_that_became_the_text():
         candidate(1, 14, -3.0, outcome="kept", beam=0),
     )
     ended = (candidate(0, None, -3.0, outcome="kept", beam=0),)
-    steps = describe_trace((step0, step1, ended), TOKENIZER)
+    steps = json.loads(encode_trace((step0, step1, ended), TOKENIZER))
     assert [[each["id"] for each in step if each.get("chosen")] for step in steps] == [[11], [14], [None]]
     assert [each["id"] for each in steps[0]] == [12, 10, 11], "best log-prob first"
-    assert describe_trace(None, TOKENIZER) == []
+    assert encode_trace(None, TOKENIZER) == "[]"

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import hmac
+import ipaddress
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -13,7 +15,8 @@ from safelm.serving.metrics import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _OPEN_TO_ALL = ("/", "/health")  # and the page's files
-_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::\d*)?")  # an IPv6 address in brackets, or a name; a port
+_CHARSETS = ("utf-8", "utf8", "us-ascii")
 _HTTP_MESSAGES = {404: "no such path", 405: "this path does not take this method"}
 
 
@@ -79,23 +82,54 @@ def allow(*, key: str, is_loopback: bool) -> Callable[..., Awaitable[web.StreamR
     """Refuses requests without the key (where there is one) and, on loopback, those sent by foreign web pages.
 
     A page elsewhere can make a browser send requests here. It can't send them as JSON without asking first, which this
-    server never answers, and if it points its own name at this address, that name stands in the Host header.
+    server never answers, and if it points its own name at this address, that name stands in the Host header (and before
+    the path, where a client sends whole addresses).
     """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
-        if is_loopback and host.lower() not in _LOOPBACK_HOSTS:
+        if is_loopback and not all(_is_local(host) for host in _hosts(request)):
             raise ApiError(403, "this server answers to localhost only (Host header)", code="wrong_host")
         is_open = request.path in _OPEN_TO_ALL or request.path.startswith("/playground/")
         if key and not is_open and not _has_key(request, key):
             raise ApiError(401, "want the server's key as 'Authorization: Bearer KEY'", code="invalid_api_key",
                            headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
-        if request.method == "POST" and request.content_type != "application/json":
-            raise ApiError(415, "want Content-Type: application/json", code="wrong_content_type")
+        if request.method == "POST" and not _is_json(request):
+            raise ApiError(415, "want Content-Type: application/json, in UTF-8", code="wrong_content_type")
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise ApiError(415, "want no Content-Encoding", code="wrong_content_encoding",
+                           headers={"Accept-Encoding": "identity"}, ends_connection=True)  # fmt: skip
         return await handler(request)
 
     return middleware
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _hosts(request: web.Request) -> list[str]:
+    """What a request says it is for: its Host headers, and the host of a whole address in place of a path."""
+    hosts = request.headers.getall("Host", [])
+    if not request.raw_path.startswith(("/", "*")):
+        hosts.append(request.url.raw_authority)
+    return hosts
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header names this machine: no page elsewhere can have its name be an address of loopback."""
+    found = _HOST.fullmatch(host)
+    return found is not None and is_loopback(found[1] or found[2])
+
+
+def _is_json(request: web.Request) -> bool:
+    """Whether a body is said to be JSON in UTF-8."""
+    charset = request.charset
+    return request.content_type == "application/json" and (charset is None or charset.lower() in _CHARSETS)
 
 
 def _has_key(request: web.Request, key: str) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-import ipaddress
+import functools
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,20 +12,17 @@ from aiohttp import web
 
 from safelm.inference.engine import Engine
 from safelm.serving import access, static_files
+from safelm.serving.connections import Connections
 from safelm.serving.errors import ApiError
 from safelm.serving.limits import Admission, Limits, Shapes
 from safelm.serving.metrics import Metrics
 from safelm.serving.models import ServedModel
 from safelm.serving.routes import Service
+from safelm.serving.warm_up import warm_up
 from safelm.serving.worker import EngineWorker
 
 log = logging.getLogger(__name__)
 _HEADER_BYTES = 8190
-_TOO_MANY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s"
-)
-_TOO_MANY_BODY = b'{"error": {"message": "too many connections", "type": "server_error", "param": null, "code": null}}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +33,7 @@ class ServerConfig:
       key: that clients must bring; empty for none.
       default_method: of requests that name no method.
       port: 0 for any free one.
+      warms_up: `serve` compiles the first programs before it says that it is ready.
     """
 
     limits: Limits
@@ -43,6 +41,7 @@ class ServerConfig:
     default_method: str = "sample"
     host: str = "127.0.0.1"
     port: int = 8000
+    warms_up: bool = False
 
 
 class Server:
@@ -58,6 +57,12 @@ class Server:
         self._config, self._runner, self._listener = config, runner, listener
         host, port = listener.sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def warm_up(self) -> None:
+        """Has the first programs compiled, if the server is to; it is ready then."""
+        if not self.service.is_warm:
+            await warm_up(self.service.models, self.service.worker, self._config.default_method)
+            self.service.is_warm = True
 
     async def drain(self) -> None:
         """Refuses new requests, waits for those under way for the grace period, and ends those that are left."""
@@ -89,26 +94,27 @@ async def serving(
     limits, metrics = config.limits, Metrics()
     service = Service(
         models, EngineWorker(make_engines), limits, Admission(limits.open_requests), Shapes(limits.shapes), metrics,
-        config.default_method,
+        config.default_method, is_warm=not config.warms_up,
     )  # fmt: skip
     app = web.Application(
         middlewares=[
             access.count_and_tell_errors(metrics, seconds_to_send=limits.body_seconds),
-            access.allow(key=config.key, is_loopback=is_loopback(config.host)),
+            access.allow(key=config.key, is_loopback=access.is_loopback(config.host)),
         ],
         client_max_size=limits.body_bytes,
     )
     app.add_routes([*service.routes(), *static_files.routes()])
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # its lines repeat what clients sent
-    runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, keepalive_timeout=limits.body_seconds, lingering_time=1.0,
-        shutdown_timeout=1.0, max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES,
-    )  # fmt: skip
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
+    connections = Connections(limits.connections)
+    make = functools.partial(
+        connections.make, runner.server, access_log=None, keepalive_timeout=limits.body_seconds, lingering_time=1.0,
+        max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES, auto_decompress=False,
+    )  # fmt: skip
     try:
-        listener = await asyncio.get_running_loop().create_server(
-            lambda: _protocol(runner, limits.connections), config.host, config.port, backlog=512
-        )
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(make, config.host, config.port, backlog=512)
     except OSError as error:
         await runner.cleanup()
         raise OSError(f"--host={config.host} --port={config.port}: can't listen there ({error.strerror})") from error
@@ -127,7 +133,7 @@ async def serve(
     *,
     started: Callable[[Server], None],
 ) -> None:
-    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once."""
+    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once. `started` follows warming up."""
     signalled = [asyncio.Event(), asyncio.Event()]
 
     def note() -> None:
@@ -137,31 +143,14 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, note)
     async with serving(config, models, make_engines) as server:
-        started(server)
-        await signalled[0].wait()
+        ready, ended = asyncio.ensure_future(server.warm_up()), asyncio.ensure_future(signalled[0].wait())
+        await asyncio.wait([ready, ended], return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+            started(server)
+            await ended
+        ready.cancel()
         waits = [asyncio.ensure_future(server.drain()), asyncio.ensure_future(signalled[1].wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in waits:
             each.cancel()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _protocol(runner: web.AppRunner, most: int) -> asyncio.Protocol:
-    assert runner.server is not None
-    return runner.server() if len(runner.server.connections) < most else _Refusal()
-
-
-class _Refusal(asyncio.Protocol):
-    """A connection beyond the limit: told so and closed."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(_TOO_MANY % (len(_TOO_MANY_BODY), _TOO_MANY_BODY))
-        transport.close()

@@ -1,6 +1,7 @@
 """What a client is told when a request can't be answered, in OpenAI's form."""
 
 import logging
+import reprlib
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,8 @@ log = logging.getLogger(__name__)
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _SHOWN = 80  # characters of a value that an error repeats
+_SHORTENED = reprlib.Repr()
+_SHORTENED.maxstring = _SHORTENED.maxlong = _SHORTENED.maxother = _SHOWN
 
 
 class ApiError(Exception):
@@ -45,9 +48,13 @@ class ApiError(Exception):
 
 def bad_field(name: str, value: Any, want: str) -> ApiError:
     """A field of the wrong type or outside its bounds."""
-    shown = repr(value)
-    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + ".."
-    return ApiError(400, f"{name}={shown}: want {want}", param=name)
+    return ApiError(400, f"{name}={shown(value)}: want {want}", param=name)
+
+
+def shown(value: Any) -> str:
+    """A client's value as an error repeats it: short, however long or deeply nested it is."""
+    text = _SHORTENED.repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + ".."
 
 
 def log_defect(what: str, error: Exception) -> None:

@@ -1,7 +1,6 @@
 """The fields of a JSON object, each taken once and checked; what nobody took is refused by name."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +8,13 @@ from safelm.serving.errors import ApiError, bad_field
 
 
 def read_json(data: bytes) -> dict[str, Any]:
-    """The JSON object in a body; ApiError for anything else, NaN and Infinity included."""
+    """The JSON object in a body, in UTF-8; ApiError for anything else, NaN and Infinity included."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        body = json.loads(data, parse_constant=refuse)
+        body = json.loads(data.decode("utf-8-sig"), parse_constant=refuse)
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", code="bad_json") from None
     except ValueError as error:  # JSONDecodeError, bytes that aren't UTF-8, numbers of thousands of digits
@@ -64,7 +63,7 @@ class Fields:
         if value is None:
             return None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
+        if not is_number or not low <= value <= high:  # in this order: an integer may be beyond a float's range
             raise bad_field(self.name_of(name), value, f"a number from {low:g} to {high:g}")
         return float(value)
 

@@ -51,10 +51,10 @@ class Generation:
     async def prepare(cls, model: ServedModel, request: GenerationRequest, limits: Limits) -> "Generation":
         """Encodes the prompt; ApiError if it is too long, or the model can't take it."""
         prompt = request.prompt
-        size = sum(len(message["content"]) for message in prompt) if request.is_chat else len(prompt)
         encode = lambda: model.encode(prompt, is_chat=request.is_chat)  # noqa: E731
         try:
-            ids, end_ids = await asyncio.to_thread(encode) if size > _LONG_TEXT else encode()
+            is_slow = request.is_chat or len(prompt) > _LONG_TEXT  # a chat's template may do anything
+            ids, end_ids = await asyncio.to_thread(encode) if is_slow else encode()
         except ValueError as error:
             raise ApiError(400, str(error), param="messages" if request.is_chat else "prompt") from None
         room = model.config.max_seq_len - len(ids)

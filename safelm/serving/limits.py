@@ -45,6 +45,8 @@ class Limits:
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"--{field.name}={value}: must be above 0")
+        if self.connections <= self.open_requests:
+            raise ValueError(f"--connections={self.connections}: must be above --open_requests={self.open_requests}")
 
 
 class Admission:

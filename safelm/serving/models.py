@@ -10,6 +10,7 @@ from safelm import model as model_lib
 from safelm import prompting
 from safelm.formats.sources import read_model, saw_tag
 from safelm.inference import tag_probability
+from safelm.serving.errors import shown
 from safelm.serving.request import Message
 from safelm.serving.text_stream import Piece, TextStream
 from safelm.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ class ServedModel:
             return prompting.text_prompt(self.tokenizer, prompt), end_ids
         foreign = next((token for token in prompt if not 0 <= token < self.config.vocab_size), None)
         if foreign is not None:
-            raise ValueError(f"id {foreign} is not in the model's vocabulary of {self.config.vocab_size}")
+            raise ValueError(f"id {shown(foreign)} is not in the model's vocabulary of {self.config.vocab_size}")
         return list(prompt) or prompting.text_prompt(self.tokenizer, ""), end_ids
 
     @property

@@ -1,6 +1,7 @@
 """The objects of the OpenAI API, with P(tag) in a `safelm` object beside what its clients know."""
 
 import dataclasses
+import json
 import time
 import uuid
 from typing import Any
@@ -9,7 +10,7 @@ from safelm.inference.methods import METHODS, Method
 from safelm.serving.generation import Chunk, Generation
 from safelm.serving.numbers import rounded, summarize
 from safelm.serving.text_stream import Piece
-from safelm.serving.trace import describe_trace
+from safelm.serving.trace import encode_trace
 
 _FINISH = {"eos": "stop", "stop": "stop", "length": "length", "time": "length"}  # else content_filter
 _METHOD_NAMES = {kind: name for name, kind in METHODS.items()}
@@ -24,27 +25,35 @@ class Replies:
         self.id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
-    def whole(self, text: str) -> dict[str, Any]:
-        """The reply of a request without `stream`."""
+    def whole(self, text: str) -> str:
+        """The reply of a request without `stream`, as JSON."""
         finish = finish_reason(self._generation.stopped_by)
         message = {"role": "assistant", "content": text, "refusal": None}
         content = {"message": message} if self._is_chat else {"text": text}
-        return self._object("chat.completion" if self._is_chat else "text_completion", content, finish) | {
-            "usage": self._usage(),
-            "safelm": {"tokens": [describe_piece(piece) for piece in self._generation.pieces]} | self._outcome(),
-        }
+        reply = self._object("chat.completion" if self._is_chat else "text_completion", content, finish)
+        tokens = [describe_piece(piece) for piece in self._generation.pieces]
+        return self._encode(reply | {"usage": self._usage()}, {"tokens": tokens} | self._outcome())
 
-    def chunk(self, chunk: Chunk) -> dict[str, Any]:
-        """One event of a stream."""
-        return self._event(chunk.text, None) | {"safelm": {"tokens": [describe_piece(each) for each in chunk.pieces]}}
+    def chunk(self, chunk: Chunk) -> str:
+        """One event of a stream, as JSON."""
+        tokens = [describe_piece(each) for each in chunk.pieces]
+        return encode(self._event(chunk.text, None) | {"safelm": {"tokens": tokens}})
 
-    def ending(self) -> list[dict[str, Any]]:
+    def ending(self) -> list[str]:
         """The last events: why it ended, and the token counts where they are asked for."""
-        events = [self._event("", finish_reason(self._generation.stopped_by)) | {"safelm": self._outcome()}]
+        last = self._event("", finish_reason(self._generation.stopped_by))
+        events = [self._encode(last, self._outcome())]
         if self._generation.request.include_usage:
-            events.append(events[0] | {"choices": [], "usage": self._usage()})
-            del events[1]["safelm"]
+            events.append(encode(last | {"choices": [], "usage": self._usage()}))
         return events
+
+    def _encode(self, reply: dict[str, Any], outcome: dict[str, Any]) -> str:
+        """JSON with the outcome under `safelm` and, where it was asked for, the trace last in it."""
+        text = encode(reply | {"safelm": outcome})
+        if self._generation.request.steering.want_trace:
+            trace = encode_trace(self._generation.trace, self._generation.model.tokenizer)
+            text = f'{text[:-2]},"trace":{trace}}}}}'
+        return text
 
     def _event(self, text: str, finish: str | None) -> dict[str, Any]:
         delta: dict[str, Any] = {"content": text} if text or self._is_first else {}
@@ -68,15 +77,17 @@ class Replies:
 
     def _outcome(self) -> dict[str, Any]:
         generation = self._generation
-        outcome: dict[str, Any] = {
+        return {
             **describe_method(generation.engine_request.method),
             "stopped_by": generation.stopped_by,
             "summary": summarize([piece.tag_prob for piece in generation.pieces if piece.tag_prob is not None]),
             "log_prob": None if generation.log_prob is None else rounded(generation.log_prob),
         }
-        if generation.request.steering.want_trace:
-            outcome["trace"] = describe_trace(generation.trace, generation.model.tokenizer)
-        return outcome
+
+
+def encode(value: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def finish_reason(stopped_by: str) -> str:

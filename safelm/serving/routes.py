@@ -1,12 +1,12 @@
 """The paths of the API: each reads a checked request, and writes a reply or a stream of events."""
 
 import asyncio
+import contextlib
 import dataclasses
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -14,6 +14,7 @@ from safelm.inference.methods import METHODS
 from safelm.serving import metrics as metrics_lib
 from safelm.serving import request as request_lib
 from safelm.serving.access import patience
+from safelm.serving.connections import Connection
 from safelm.serving.errors import ApiError, log_defect
 from safelm.serving.fields import read_json
 from safelm.serving.generation import Generation
@@ -21,13 +22,15 @@ from safelm.serving.limits import Admission, Limits, Shapes
 from safelm.serving.metrics import Metrics
 from safelm.serving.models import ServedModel
 from safelm.serving.numbers import summarize
-from safelm.serving.replies import Replies, describe_piece, method_name
+from safelm.serving.replies import Replies, describe_piece, encode, method_name
 from safelm.serving.request import GenerationRequest
 from safelm.serving.worker import EngineWorker
 
 log = logging.getLogger(__name__)
 _STARTED = int(time.time())
+_MANY_TOKENS = 4096  # of a reply, from which it is made off the event loop
 Reader = Callable[..., GenerationRequest]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -37,6 +40,7 @@ class Service:
     Attributes:
       models: by name; the first is used where a request names none.
       default_method: of requests that name none.
+      is_warm: the first programs are compiled.
     """
 
     models: Mapping[str, ServedModel]
@@ -46,6 +50,8 @@ class Service:
     shapes: Shapes
     metrics: Metrics
     default_method: str
+    is_warm: bool = True
+    _large_replies: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)  # built one at a time
 
     def routes(self) -> list[web.RouteDef]:
         """Every path but the page's."""
@@ -60,8 +66,9 @@ class Service:
         ]
 
     async def health(self, _: web.Request) -> web.Response:
-        """200 while requests are taken; 503 while draining, or if the computing thread is gone."""
-        status = "ok" if self.worker.is_alive else "failed"
+        """200 while requests are taken; 503 while warming up or draining, or if the computing thread is gone."""
+        status = "ok" if self.is_warm else "warming_up"
+        status = status if self.worker.is_alive else "failed"
         status = "draining" if self.admission.is_draining else status
         return web.json_response({"status": status}, status=200 if status == "ok" else 503)
 
@@ -92,7 +99,7 @@ class Service:
         """P(tag) after every token of a text, without generating."""
         parsed = request_lib.read_score(await self._read(request))
         model = self._find(parsed.model)
-        with self.admission.enter():
+        with self._admitted(request):
             try:
                 tokens, _ = await asyncio.to_thread(model.encode, parsed.input, is_chat=False)
             except ValueError as error:
@@ -110,7 +117,7 @@ class Service:
                 raise ApiError(408, "the time for a request passed", code="timeout") from None
         self.metrics.prompt_tokens.labels(model.name).inc(len(tokens))
         log.info("score: model %s, %d tokens", model.name, len(tokens))
-        return web.json_response(
+        reply = lambda: encode(  # noqa: E731
             {
                 "object": "safelm.score",
                 "model": model.name,
@@ -119,20 +126,38 @@ class Service:
                 "usage": {"prompt_tokens": len(tokens), "total_tokens": len(tokens)},
             }
         )
+        text = await self._build(reply, is_large=len(pieces) > _MANY_TOKENS)
+        return web.Response(text=text, content_type="application/json")
+
+    @contextlib.contextmanager
+    def _admitted(self, request: web.Request) -> Iterator[None]:
+        """Counts a request as being answered, and keeps its connection's place."""
+        assert isinstance(request.protocol, Connection)
+        with self.admission.enter(), request.protocol.answered():
+            yield
+
+    async def _build(self, reply: Callable[[], T], *, is_large: bool) -> T:
+        """The reply; a large one is made off the event loop, one at a time."""
+        if not is_large:
+            return reply()
+        async with self._large_replies:
+            return await asyncio.to_thread(reply)
 
     async def _generate(self, request: web.Request, read: Reader) -> web.StreamResponse:
         began = time.monotonic()
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         parsed = read(await self._read(request), self.limits, default_method=self.default_method)
         model = self._find(parsed.model)
-        with self.admission.enter():
+        with self._admitted(request):
             generation = await Generation.prepare(model, parsed, self.limits)
             self.shapes.take(parsed.steering.method)
             try:
                 if parsed.stream:
                     return await self._stream(request, generation, deadline)
                 text = [chunk.text async for chunk in generation.chunks(self.worker, deadline=deadline)]
-                return web.json_response(Replies(generation).whole("".join(text)))
+                is_large = parsed.steering.want_trace or len(generation.pieces) > _MANY_TOKENS
+                reply = await self._build(lambda: Replies(generation).whole("".join(text)), is_large=is_large)
+                return web.Response(text=reply, content_type="application/json")
             finally:
                 self._account(generation, began)
 
@@ -155,23 +180,22 @@ class Service:
                 await self._send(request, response, replies.chunk(first))
             async for chunk in chunks:
                 await self._send(request, response, replies.chunk(chunk))
-            for event in replies.ending():
+            for event in await self._build(replies.ending, is_large=generation.request.steering.want_trace):
                 await self._send(request, response, event)
-            await self._send(request, response, None)
+            await self._send(request, response, "[DONE]")
         except Exception as error:
             if not response.prepared or isinstance(error, ConnectionError):
                 raise
             if not isinstance(error, ApiError):
                 log_defect("a stream failed", error)
                 error = ApiError(500, "a defect of the server")
-            await self._send(request, response, error.body())
+            await self._send(request, response, encode(error.body()))
         finally:
             await chunks.aclose()
         return response
 
-    async def _send(self, request: web.Request, response: web.StreamResponse, event: dict[str, Any] | None) -> None:
-        """One event, None for the last."""
-        data = "[DONE]" if event is None else json.dumps(event, separators=(",", ":"))
+    async def _send(self, request: web.Request, response: web.StreamResponse, data: str) -> None:
+        """One event."""
         async with patience(request, self.limits.body_seconds):
             await response.write(f"data: {data}\n\n".encode())
 

@@ -79,8 +79,10 @@ class TextStream:
 
     def _append(self, piece: Piece, new_text: str | None = None) -> None:
         self._waiting.append(piece)
+        num_searched = len(self._held)
         self._held += piece.text if new_text is None else new_text
-        cut = min((at for at in (self._held.find(string) for string in self._stop) if at >= 0), default=None)
+        found = (self._held.find(string, max(0, num_searched - len(string) + 1)) for string in self._stop)
+        cut = min((at for at in found if at >= 0), default=None)
         if cut is not None:
             self.is_stopped = True
             self._cut_at(cut)

@@ -1,5 +1,6 @@
 """The candidates of every step of a beam search, as the reply shows them."""
 
+import json
 from typing import Any
 
 from safelm.inference.requests import Trace, TraceCandidate
@@ -7,19 +8,21 @@ from safelm.serving.numbers import rounded
 from safelm.tokenizer import Tokenizer
 
 
-def describe_trace(trace: Trace | None, tokenizer: Tokenizer) -> list[list[dict[str, Any]]]:
-    """For every step its pool, the best log-prob first; `chosen` marks the candidates that became the text.
+def encode_trace(trace: Trace | None, tokenizer: Tokenizer) -> str:
+    """JSON: for every step its pool, the best log-prob first; `chosen` marks the candidates that became the text.
 
-    Step i chose the text's token i; a candidate without an id is a beam that had ended and stood for itself.
+    Step i chose the text's token i; a candidate without an id is a beam that had ended and stood for itself. Takes
+    seconds for a long trace, in short pieces between which other threads run.
     """
     steps = []
     place: int | None = 0  # of the text among the beams behind the step; the best stands first
     for pool in reversed(trace or ()):
         chosen = next((candidate for candidate in pool if candidate.beam == place), None)
         ordered = sorted(pool, key=lambda candidate: -candidate.log_prob)
-        steps.append([_candidate(candidate, tokenizer) | _mark(candidate is chosen) for candidate in ordered])
+        step = [_candidate(candidate, tokenizer) | _mark(candidate is chosen) for candidate in ordered]
+        steps.append(json.dumps(step, separators=(",", ":")))
         place = None if chosen is None else chosen.parent
-    return steps[::-1]
+    return f"[{','.join(reversed(steps))}]"
 
 
 def _candidate(candidate: TraceCandidate, tokenizer: Tokenizer) -> dict[str, Any]:
