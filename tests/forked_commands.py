@@ -48,8 +48,9 @@ for target, *arguments in request["commands"]:
     os.close(write)
     with os.fdopen(read, errors="replace") as pipe:
         text = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    sys.stdout.write(json.dumps([code, text]) + chr(10))
+    _, status, used = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    sys.stdout.write(json.dumps([code, text, used.ru_utime + used.ru_stime]) + chr(10))
     if code and request["stops"]:
         break
 """
@@ -60,6 +61,7 @@ class Done:
     command: tuple[str, ...]
     code: int
     output: str  # of stdout and stderr, as they came
+    seconds: float  # of processor time
 
 
 def run_all(

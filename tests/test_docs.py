@@ -15,7 +15,7 @@ import forked_commands
 import pytest
 
 ROOT = documented.ROOT
-RUN = ("docs/training.md", "README.md", "docs/tutorial.md", "docs/inference.md")
+RUN = ("docs/training.md", "README.md", "docs/tutorial.md")
 SHORTER = (  # added to the commands that begin so: documents, vocabulary, steps, prompts, tokens
     ("safelm synthetic_web", ("--documents=240", "--validation_documents=60", "--prompts=2")),
     ("safelm train --config=configs/quickstart.py:safety", (
@@ -23,6 +23,7 @@ SHORTER = (  # added to the commands that begin so: documents, vocabulary, steps
         "--config.model.num_layers=1", "--config.model.d_model=16", "--config.model.d_ff=32",
         "--config.model.head_dim=8", "--config.eval.batches=1",
     )),
+    ("safelm cache_tasks", ("--validation_fraction=0.2",)),
     ("safelm evaluate", ("--max_prompts=1", "--max_new_tokens=4")),
     ("safelm generate", ("--max_new_tokens=4",)),
 )  # fmt: skip
@@ -30,7 +31,6 @@ HEAVY = (  # by what the block holds
     ("scripts/quickstart.sh", "minutes; test_quickstart.py runs the script with a stand-in for Python"),
     ("scripts/install.sh", "installs 3 GB; test_requirements.py looks at what it asks of pip"),
     ("safelm serve", "runs until it is stopped; tests of the server start it"),
-    ("curl", "needs that server; test_serving_openai.py asks it the same"),
     ("--chats=8000", "minutes; test_post_training.py runs the stages"),
     ("scripts/ladder.sh", "an hour; test_ladder.py runs all of it in small"),
 )
@@ -78,8 +78,13 @@ def test_the_newcomers_path_runs_as_it_stands(checkout):
                  "data_tasks.tasks", "safelm.checkpoint", "safelm.inference.engine", "safelm.train_program"),
         cwd=checkout,
         stops=True,
+        XLA_FLAGS=os.environ["SAFELM_TESTS_XLA"],  # one device
         JAX_COMPILATION_CACHE_DIR=os.environ["SAFELM_TESTS_COMPILED"],
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )  # fmt: skip
+    for each in done:
+        print(f"{each.seconds:6.2f} s of processor  {documented.spelled(list(each.command))}")
     last = done[-1]
     assert last.code == 0, f"{documented.spelled(commands[len(done) - 1])}\n{last.output[-3000:]}"
     assert len(done) == len(commands)
