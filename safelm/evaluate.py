@@ -271,5 +271,5 @@ if __name__ == "__main__":
         "calibrate": (evaluate_judge.calibrate_main, evaluate_judge.calibrate_parser),
         "train_judge": (evaluate_judge.train_main, evaluate_judge.train_parser),
     }
-    _main, _make = _COMMANDS.get(sys.argv[1] if len(sys.argv) > 1 else "", (main, _parser))
+    _main, _make = _COMMANDS.get("".join(sys.argv[1:2]).replace("-", "_"), (main, _parser))
     cli.run(_main, _make(), sys.argv[2:] if _main is not main else None)
