@@ -1,10 +1,11 @@
 """Rows of JSON lines, read with bounded memory: no line longer than MAX_ROW_BYTES is ever held."""
 
 import dataclasses
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from safelm.documents.malformed import Malformed, MalformedError
 from safelm.documents.opening import DAMAGED, open_binary
@@ -204,7 +205,7 @@ def _lines(path: str, part: Part | None) -> Iterator[tuple[int, bytes]]:
         raise OSError(f"{path}: can't read after row {number} ({error})") from error
 
 
-def _skip_line(file: BinaryIO) -> int:
+def _skip_line(file: io.IOBase) -> int:
     """Reads on behind the next line end; how many bytes that was."""
     skipped = 0
     while block := file.readline(1 << 20):

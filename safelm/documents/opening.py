@@ -9,7 +9,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from safelm.data import remote
 
@@ -78,7 +78,7 @@ def _open(path: str) -> Any:
     return open(local, "rb")
 
 
-def _compression(file: BinaryIO) -> str:
+def _compression(file: io.IOBase) -> str:
     begin = file.read(6)
     file.seek(0)
     if begin[1:4] == _SKIPPABLE and begin[0] >> 4 == 5:
@@ -89,7 +89,7 @@ def _compression(file: BinaryIO) -> str:
 class _ZstdReader(io.RawIOBase):
     """Decompresses zstd frames one after the other; EOFError where the file ends inside one."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.IOBase):
         import zstandard
 
         self._file, self._error = file, zstandard.ZstdError
