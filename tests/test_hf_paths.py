@@ -193,7 +193,7 @@ def test_a_refused_file_is_named_with_the_hubs_reason(hub, tmp_path):
     for name in hub.refused:
         with pytest.raises(OSError, match=rf"^{REPO}/{name}: can't read after row 0 \((.|\n)*ask for access"):
             read(f"{REPO}/{name}")
-        with pytest.raises(ValueError, match=rf"^{REPO}/{name}: (.|\n)*ask for access"):
+        with pytest.raises(OSError, match=rf"^{REPO}/{name}: (.|\n)*ask for access"):
             train_tokenizer.train_tokenizer([f"{REPO}/{name}"], text_column="text", vocab_size=280)
 
 
