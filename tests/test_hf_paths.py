@@ -191,7 +191,7 @@ def test_a_refused_file_is_named_with_the_hubs_reason(hub, tmp_path):
     hub.add("someone/web", write_corpus(tmp_path, make_rows(30)))
     hub.refused = {"train-00000.jsonl.gz", "part/train-00001.parquet"}
     for name in hub.refused:
-        with pytest.raises(OSError, match=rf"^{REPO}/{name}: can't read after row 0 \((.|\n)*ask for access"):
+        with pytest.raises(OSError, match=rf"^{REPO}/{name}: (.|\n)*ask for access"):
             read(f"{REPO}/{name}")
         with pytest.raises(OSError, match=rf"^{REPO}/{name}: (.|\n)*ask for access"):
             train_tokenizer.train_tokenizer([f"{REPO}/{name}"], text_column="text", vocab_size=280)
