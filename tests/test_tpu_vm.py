@@ -47,6 +47,8 @@ def _create(*tier: str) -> list[str]:
 def test_create():
     assert _dry_run("create", *TPU, *KIND) == [_create()]
     assert _dry_run("create", *TPU, *KIND, "--spot") == [_create("--spot")]
+    underscored = [flag.replace("-type", "_type").replace("-version", "_version") for flag in KIND]
+    assert _run("create", "--dry_run", *TPU, *underscored).stdout == _run("create", "--dry-run", *TPU, *KIND).stdout
     assert _dry_run("create", *TPU, *KIND, "--reserved", "--wait") == [_create("--reserved"), _describe()]
     more = ["--create-flag=--network=my net", "--create-flag=--internal-ips"]
     assert _dry_run("create", *TPU, *KIND, *more) == [_create("--network=my net", "--internal-ips")]
