@@ -83,6 +83,14 @@ def test_a_piece_goes_out_with_the_last_of_its_text():
     assert not ended.is_stopped
 
 
+def test_a_special_token_stops_where_its_string_is_a_stop():
+    first, _ = TOKENIZER.encode("\u00e9")
+    for end in (TOKENIZER.chat_end_id, TOKENIZER.eos_id):
+        ids = [*TOKENIZER.encode("ab"), first, end, *TOKENIZER.encode("cd")]
+        ended, released = stream(ids, ["<|im_end|>", "<|endoftext|>"])
+        assert ended.is_stopped and "".join(text for text, _ in released) == "ab\ufffd"
+
+
 def test_tokens_stand_for_their_bytes():
     ids = range(TOKENIZER.vocab_size)
     assert all(TOKENIZER.token_bytes(token).decode(errors="replace") == TOKENIZER.decode([token]) for token in ids)

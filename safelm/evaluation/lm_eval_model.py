@@ -122,7 +122,7 @@ class SafeLM(TemplateLM):
 
         `add_special_tokens=False` leaves out what a text begins with.
         """
-        if self._renders_chats:
+        if self._is_rendered(string):
             ids, _ = prompting.encode_rendered(self.vocabulary, string)
             return ids if add_special_tokens is False else [*self.vocabulary.conventions.chat_begin_ids, *ids]
         if add_special_tokens is False:
@@ -131,7 +131,7 @@ class SafeLM(TemplateLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Behind a chat's prompt an answer has the ids that it has when it is generated."""
-        if self._renders_chats:
+        if self._is_rendered(context):
             return self.tok_encode(context), self.vocabulary.encode(continuation)
         return super()._encode_pair(context, continuation)
 
@@ -141,10 +141,14 @@ class SafeLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text; without the generation prompt its last message stays open, to be continued."""
         self._renders_chats = True
-        return prompting.render_chat(
+        return chat_templates.CUT + prompting.render_chat(
             self.vocabulary, chat_history, add_generation_prompt=add_generation_prompt,
             open_last=not add_generation_prompt,
         )  # fmt: skip
+
+    def _is_rendered(self, string: str) -> bool:
+        """Whether the harness got this string from `apply_chat_template`: a mark tells, which is in no text."""
+        return self._renders_chats and string.startswith(chat_templates.CUT)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
