@@ -72,17 +72,17 @@ def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = 
     """A whole conversation, and where in it the assistant writes: ranges [start, stop) of its words and their end.
 
     What conversations begin with is left out: training gives every document its beginning (`safelm.data.rows`).
-    A template of the model's own tells the ranges by `{% generation %}`; ValueError for one that doesn't. With
-    `is_tagged` the harm tag's string in what the assistant says becomes its id (see `Tokenizer.encode_tagged`).
+    A template of the model's own tells the ranges by `{% generation %}`; of one that doesn't, a range goes from where a
+    prompt would end to the end of the turn. With `is_tagged` the harm tag's string in what the assistant says becomes
+    its id (see `Tokenizer.encode_tagged`).
+
+    Raises ValueError as `chat_prompt` does, or for a template that changes what was said before when more is said.
     """
     _require_chat(tokenizer)
     text = render_chat(tokenizer, messages, add_generation_prompt=False, is_tagged=is_tagged)
-    ids, spans = encode_rendered(tokenizer, text)
-    if not spans and any(message["role"] == ASSISTANT for message in messages):
-        raise ValueError(
-            f"{tokenizer.origin}: its chat template has no {{% generation %}}: it doesn't mark the assistant's words"
-        )
-    return ids, spans
+    if LEARNED not in text:
+        text = _with_answers_marked(tokenizer, messages, text, is_tagged)
+    return encode_rendered(tokenizer, text)
 
 
 def question_frame(tokenizer: Tokenizer, question: Question) -> Frame:
@@ -149,6 +149,24 @@ def encode_rendered(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Sp
         else:
             ids += tokenizer.encode(chat_template.without_marks(piece))
     return ids, spans
+
+
+def _with_answers_marked(tokenizer: Tokenizer, messages: Messages, text: str, is_tagged: bool) -> str:
+    """A rendered conversation with marks around what the assistant says and what ends it."""
+    ends = [token for token, i in tokenizer.conventions.control_tokens.items() if i in tokenizer.conventions.end_ids]
+    marked = text
+    for index in reversed([i for i, message in enumerate(messages) if message["role"] == ASSISTANT]):
+        prompt = render_chat(tokenizer, messages[:index], is_tagged=is_tagged)
+        through = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False, is_tagged=is_tagged)
+        if not (text.startswith(through) and through.startswith(prompt)):
+            raise ValueError(
+                f"{tokenizer.origin}: its chat template has no {{% generation %}} and renders message {index} otherwise"
+                " when more is said: what the assistant has to learn isn't told"
+            )
+        end = chat_template.control_pattern(ends).search(through, len(prompt))
+        stop = end.end() if end else len(through)
+        marked = marked[: len(prompt)] + LEARNED + text[len(prompt) : stop] + LEARNED_END + marked[stop:]
+    return marked
 
 
 def knows_chats(tokenizer: Tokenizer) -> bool:

@@ -142,8 +142,19 @@ def test_what_is_learned_is_what_transformers_marks(tmp_path, monkeypatch):
     assert ids == theirs["input_ids"] and mask.tolist() == theirs["assistant_masks"] and mask.sum() > 1
 
 
-def test_a_template_that_marks_no_answer_gives_no_example(tmp_path):
-    folder = chat_folders.write(tmp_path, chat_folders.backend(), chat_template=chat_folders.HEADERS)
+def test_without_marks_an_answer_goes_from_its_prompt_to_the_end_of_its_turn(tmp_path):
+    folder = chat_folders.write(tmp_path / "a", chat_folders.backend(), chat_template=chat_folders.HEADERS)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    chat = [*CHAT, {"role": "assistant", "content": "it sat <|eot_id|>"}]
+    ids, spans = prompting.chat_example(tokenizer, chat)
+    assert [tokenizer.decode(ids[slice(*span)]) for span in spans] == [
+        "the mat<|eot_id|>",
+        "it sat <|eot_id|><|eot_id|>",
+    ]
+    for (start, _), index in zip(spans, (1, 3), strict=True):
+        assert ids[:start] == prompting.chat_prompt(tokenizer, chat[:index])
+    changing = "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}"
+    folder = chat_folders.write(tmp_path / "b", chat_folders.backend(), chat_template=changing)
     with pytest.raises(ValueError, match="generation"):
         prompting.chat_example(Tokenizer.from_pretrained(folder), CHAT)
 
