@@ -187,8 +187,8 @@ def test_a_chat_suite_from_files_to_page(small, tmp_path, capsys):
     assert run["judged"]["rules"]["attack_success"]["prompts"] == len([c for c in run["cases"] if c["harmful"]]) == 4
     assert results["models"]["raw@chat#0"]["target_preference"]["prefers_target"]["cases"] == 3
     page = (tmp_path / "report.html").read_text()
-    assert "data:image/png;base64," in page and "http://" not in page and "Protocols" in page
-    assert "Attack success, %" in (tmp_path / "report.md").read_text() and "Attack success, %" in out
+    assert "<svg" in page and "http://" not in page and "protocols" in page and "neither" in page
+    assert "Attack success" in (tmp_path / "report.md").read_text() and "Attack success" in out
     everything = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.*") if path.suffix != ".png")
     assert "Do a certain" not in everything and "Do a certain" not in out  # ids, labels and numbers, no text
     before = (tmp_path / "runs/raw@chat#0.greedy.json").stat().st_mtime_ns
@@ -300,10 +300,12 @@ def test_the_report_command(tmp_path, capsys):
     argv = [*results, "--stages=instruct,benign", "--baseline=raw", f"--output={tmp_path / 'report'}"]
     evaluate_report.main(evaluate_report.parser().parse_args(argv))
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "report.md", "report.json", "report.html", "stages.png", "ladder.png", "frontier.png", "refusals.png"
+        "report.md", "report.json", "report.html", "outcomes.png", "stages.png", "ladder.png", "frontier.png",
+        "refusals.png",
     }  # fmt: skip
     tables = json.loads((tmp_path / "report/report.json").read_text())
-    assert tables["Attack success, %"][0]["benign"].startswith("75.0 [")
+    benign = tables["Attack success"][0]["benign"]
+    assert benign["value"] == 0.75 and benign["low"] < 0.75 < benign["high"], "numbers are numbers"
     assert "What each stage changes" in capsys.readouterr().out
     for flag, message in (("--baseline=nobody", "no such row"), ("--stages=later", "no run is of 'later'")):
         with pytest.raises(ValueError, match=message):

@@ -68,7 +68,7 @@ def test_a_page_escapes_everything_and_needs_nothing_from_elsewhere():
     assert '<a href="#two-words">' in text and 'id="two-words"' in text
     assert text.count("<svg") == 2 and "default-src 'none'" in text, "a chart for a desk and one for a phone"
     assert not re.findall(r"(?:src|href)=\"(?!#)", text) and not re.findall(r"@import|url\((?!#)", text)
-    assert not re.findall(r"https?://(?!www\.w3\.org/)", text)
+    assert "://" not in text
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
 

@@ -179,4 +179,4 @@ def _svg(
 
 
 def _fluid(attributes: str) -> str:
-    return re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes)
+    return re.sub(r'(?<!\S)(width|height|xmlns(:\w+)?)="[^"]*"\s*', "", attributes)  # in HTML no name space is needed
