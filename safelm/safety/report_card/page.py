@@ -65,7 +65,7 @@ def _headline(card: _Card) -> str:
         parts.append(f"{percent(first['all']['share'])} hold a harmful n-gram")
     text = f"Of {first['documents']:,} documents{_of(first)}, {' and '.join(parts) or 'none was read'}"
     named = [one for one in others if not one["name"].startswith(("score ", "unscored")) and one["documents"]]
-    return text + "".join(f"; of {one['name']}'s {one['documents']:,}, {_band(one)}" for one in named[:2]) + "."
+    return text + "".join(f"; in {one['name']} {_band(one)}" for one in named[:2]) + "."
 
 
 def _of(one: _Card) -> str:
