@@ -11,6 +11,7 @@ from synthesis_runs import TROUBLED, no_charts, published, rejected, rows_of, ru
 
 from safelm.safety.report_card import difference, queries
 from safelm.safety.synthesis import review
+from safelm.safety.synthesis.gates import GateSettings
 from safelm.safety.synthesis.report import cost
 from safelm.safety.synthesis.report import page as report_page
 
@@ -62,6 +63,8 @@ def test_the_cards_count_the_sources_and_what_was_published(made):
     sources, texts = report_of(made)["card"]["sources"], report_of(made)["card"]["published"]
     assert sources["documents"] == len(rows) and sources["all"]["hits"] >= len(rows)
     assert texts["documents"] == len(published(out))
+    scored = {score: found["documents"] for score, found in texts["scores"].items() if found["documents"]}
+    assert sum(scored.values()) == texts["documents"] and scored.keys() <= {"0", "1"}, "not the sources' scores"
     assert texts["all"]["hits"] == sum(row["text"].count(HARMFUL) for row in published(out).values())
     (change,) = report_of(made)["card"]["difference"]["slices"]
     assert change["name"] == "sources to published"
@@ -94,6 +97,9 @@ def test_the_page_is_self_contained_and_shows_the_numbers(made):
     assert f"{totals['published']:,} of {totals['rows']:,} documents became SafeWeb" in text
     assert "score_above_1" in text and "A million published documents" in text
     html = (out / "report" / "report.html").read_text()
+    limits, bins = GateSettings(), report_of(made)["distributions"]
+    assert bins["similarity"]["low"] == limits.min_word_similarity and bins["copied_share"]["low"] is None
+    assert f"at least {limits.min_word_similarity:g}" in html and f"at most {limits.max_copied_share:g}" in html
     assert html.count("<svg") == 2 * 5 and len(set(re.findall(r'id="([^"]+)"', html))) == len(
         re.findall(r'id="([^"]+)"', html)
     )
