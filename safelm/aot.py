@@ -23,9 +23,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from safelm import aot_decode, aot_plan, aot_program, aot_report, aot_table, aot_topology, train_config, train_flags
-from safelm.data.shard import write_json
 from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
+from safelm.io import records
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice as CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x2.")
@@ -87,7 +87,7 @@ def _main(_: Sequence[str]) -> None:
         else:
             found = run(with_default_mesh(_CONFIG.value, tpu), tpu, plan=_PLAN.value, max_compiles=_COMPILES.value)
         if _OUTPUT.value:
-            write_json(_OUTPUT.value, found)
+            records.write(_OUTPUT.value, found)
     except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """What a worker of a Beam pipeline does with a job: it loads what the work needs once, and reports what fails."""
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -9,6 +8,8 @@ import threading
 import time
 import traceback
 from typing import Any, Protocol, runtime_checkable
+
+from safelm.io import files
 
 LIVENESS_VARIABLE = "SAFELM_BEAM_PARENT"
 _POLL_SECONDS = 0.2
@@ -81,9 +82,8 @@ def die_with_parent() -> None:
             time.sleep(_POLL_SECONDS)
             try:
                 with open(path) as file:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+                    if not files.try_lock(file, shared=True):
+                        continue
             except FileNotFoundError:
                 pass
             os._exit(0)

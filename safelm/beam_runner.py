@@ -18,7 +18,6 @@ Flags after `--` are Beam's. The machines of flink, spark and dataflow need Safe
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import importlib
 import logging
 import os
@@ -32,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from safelm.beam_jobs import LIVENESS_VARIABLE, Work, Worker, kind_and_place
+from safelm.io import files
 
 RUNNERS = {
     "local": ("apache_beam.runners.portability.fn_api_runner", "FnApiRunner"),
@@ -286,7 +286,7 @@ def _liveness(workers: int) -> Iterator[None]:
         return
     threads = str(max(1, len(os.sched_getaffinity(0)) // workers))
     with tempfile.NamedTemporaryFile(prefix="safelm-beam-") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        files.wait_for_lock(file)
         wanted = dict.fromkeys(_WORKER_THREADS, threads) | {LIVENESS_VARIABLE: file.name}
         former = {name: os.environ.get(name) for name in wanted}
         os.environ.update({name: value for name, value in wanted.items() if former[name] is None})

@@ -11,8 +11,9 @@ from typing import Any
 from safelm import documents
 from safelm.cache_shards import ShardJob
 from safelm.cache_upload import SETTINGS_NAME, Bucket
-from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype, write_json
+from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
 from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
+from safelm.io import records
 from safelm.tokenizer import Tokenizer
 
 
@@ -129,7 +130,7 @@ def plan_store(
     former = _check_settings(directory, wanted, bucket)
     _drop_broken_manifest(directory, tokenizer.hash, bucket)
     os.makedirs(directory, exist_ok=True)
-    write_json(os.path.join(directory, SETTINGS_NAME), wanted)
+    records.write(os.path.join(directory, SETTINGS_NAME), wanted)
     if bucket and (SETTINGS_NAME not in bucket.sizes or former != wanted):
         bucket.push(SETTINGS_NAME)
     plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0, bucket)
@@ -206,15 +207,12 @@ def _check_settings(directory: str, wanted: Mapping[str, Any], bucket: Bucket | 
     """
     path = os.path.join(directory, SETTINGS_NAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            former = json.load(file)
+        former = records.read(path, "remove the folder or choose another --output")
     except FileNotFoundError:
         if os.path.exists(os.path.join(directory, MANIFEST_NAME)):
             former = dict(read_manifest(directory).extra.get("settings", {}))
         else:
             return {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove the folder or choose another --output") from error
     inputs, elsewhere = former.get("inputs", []), bucket.sizes if bucket else None
     done = [read_shard_info(directory, index, len(inputs), elsewhere=elsewhere) for index in range(len(inputs))]
     if not any(done):

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -33,6 +32,7 @@ from safelm.cache_shards import ShardJob, TaskModule, start_worker, write_shard
 from safelm.cache_upload import Bucket, push_folder, staging_folder
 from safelm.data import remote
 from safelm.data.shard import ShardInfo
+from safelm.io import files
 from safelm.tokenizer import Tokenizer
 
 _PROCESSES_FROM_BYTES = (
@@ -148,11 +148,8 @@ def _names(flag: str, value: str) -> list[str]:
 def _only_writer(directory: str) -> Iterator[None]:
     """Holds a lock on a store's folder; the system lets go of it when the process ends, however it ends."""
     os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{directory}: another process is writing this token store") from None
+    busy = f"{directory}: another process is writing this token store"
+    with files.locked(os.path.join(directory, ".lock"), busy):
         yield
 
 

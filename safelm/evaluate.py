@@ -35,8 +35,8 @@ from safelm.evaluation.outcomes import Perplexity
 from safelm.evaluation.protocol import Protocol, hash_params
 from safelm.evaluation.report import results_table, write_report
 from safelm.evaluation.suite import SYNTHETIC, hash_prompts
-from safelm.evaluation.whole_files import write_whole
 from safelm.inference.methods import Method
+from safelm.io.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _show_texts(path: pathlib.Path, answers: Sequence[Answer], cases: Sequence[M
         row = {"id": answer.prompt.id, "labels": case["labels"], "prompt": answer.prompt.prompt}
         lines.append(json.dumps(row | {"continuation": continuation}) + "\n")
         print(f"\n[{path.name}, {answer.prompt.id}: {case['labels']}]\n{answer.prompt.prompt}\n    >>> {continuation}")
-    write_whole(path, lambda temporary: temporary.write_text("".join(lines)))
+    write_whole(path, "".join(lines))
 
 
 def _report(bench: Bench, results: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from safelm.evaluation.capability import documents
 from safelm.evaluation.capability.suite import TASKS, CapabilityOptions, merge, run_capability, task_protocol
 from safelm.evaluation.capability.table import capability_table
 from safelm.evaluation.protocol import hash_params
-from safelm.evaluation.whole_files import write_whole
+from safelm.io import records
+from safelm.io.files import write_whole
 
 
 def capability_main(arguments: argparse.Namespace) -> None:
@@ -43,12 +44,12 @@ def capability_main(arguments: argparse.Namespace) -> None:
                 path = output / "runs" / f"{name}.capability.{task}.{key[:12]}.json"
                 if not path.is_file():
                     _write(path, run_capability(config, params, tokenizer, chosen))
-                found.append(json.loads(path.read_text()))
+                found.append(records.read(path, "remove it, and the task is measured again"))
                 progress.update()
             results[name] = merge(found) | {"subject": subject}
     _write(output / "capability.json", results)
     table = capability_table(results, markdown=True)
-    write_whole(output / "capability.md", lambda path: path.write_text(f"# Capability\n\n{table}\n\n{_NOTE}\n"))
+    write_whole(output / "capability.md", f"# Capability\n\n{table}\n\n{_NOTE}\n")
     print(capability_table(results))
     print(f"{output / 'capability.json'}\n{output / 'capability.md'}")
 
@@ -72,7 +73,7 @@ def options_from(arguments: argparse.Namespace) -> CapabilityOptions:
 
 def _write(path: pathlib.Path, values: Any) -> None:
     text = json.dumps(values, indent=1) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    write_whole(path, text)
 
 
 def capability_parser() -> argparse.ArgumentParser:

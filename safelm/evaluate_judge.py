@@ -11,7 +11,7 @@ from safelm.evaluation.calibration import ASPECTS, calibrate
 from safelm.evaluation.judges import MODEL, load_judges, trained
 from safelm.evaluation.judges.remembering import RememberingJudge
 from safelm.evaluation.labelled import choose, describe, read_labelled
-from safelm.evaluation.whole_files import write_whole
+from safelm.io.files import write_whole
 
 _SOURCES = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"
 
@@ -35,7 +35,7 @@ def calibrate_main(arguments: argparse.Namespace) -> None:
     found["coherence"] = {name: vars(estimate) for name, estimate in measured.items()}
     print("coherent: " + ", ".join(f"{name} {estimate}" for name, estimate in measured.items()))
     text = json.dumps(found, indent=1) + "\n"
-    print(write_whole(output, lambda path: path.write_text(text)))
+    print(write_whole(output, text))
 
 
 def train_main(arguments: argparse.Namespace) -> None:

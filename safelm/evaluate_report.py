@@ -15,7 +15,7 @@ from safelm.evaluation.comparing import Comparison, Row, compare, read_runs
 from safelm.evaluation.comparing.figures import draw_all
 from safelm.evaluation.comparing.page import html_page, markdown, sections
 from safelm.evaluation.comparing.results import runs_of
-from safelm.evaluation.whole_files import write_whole
+from safelm.io.files import write_whole
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def write(output: str, comparison: Comparison, baseline: Row | None = None) -> l
         "report.html": html_page(comparison, baseline),
     }
     written = [
-        write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_whole(folder / name, text)
         for name, text in texts.items()
     ]
     return written + list(figures.values())
@@ -55,7 +55,7 @@ def write_single(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
     """Writes one command's `results.json` and, where it decoded, the report of it."""
     folder = pathlib.Path(output)
     text = json.dumps(results, indent=1) + "\n"
-    path = write_whole(folder / "results.json", lambda temporary: temporary.write_text(text))
+    path = write_whole(folder / "results.json", text)
     runs = runs_of(results, output)
     if not runs:
         return [path]

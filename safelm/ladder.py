@@ -24,7 +24,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from safelm import ladder_data, ladder_jobs, ladder_report, train_config, train_flags
-from safelm.data.shard import write_json
+from safelm.io import records
 from safelm.ladder_plan import chosen_models, plan_jobs
 
 # --config is `safelm.train`'s flag.
@@ -92,11 +92,11 @@ def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
     path, new = folder / "config.json", json.loads(config.to_json_best_effort())
     free = ("seeds", "models", "methods")  # a study may be widened
     if path.exists():
-        old = json.loads(path.read_text())
+        old = records.read(path, "choose another --output")
         same = [{name: value for name, value in each.items() if name not in free} for each in (old, new)]
         if lines := train_config.changed_fields(*same):
             raise ValueError(f"--output={folder}: holds a study of other settings: {lines[0]}")
-    write_json(str(path), new)
+    records.write(path, new)
 
 
 def _main(_: Sequence[str]) -> None:

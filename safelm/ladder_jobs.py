@@ -6,9 +6,7 @@ off goes on from its last checkpoint, a measurement begins again.
 """
 
 import contextlib
-import fcntl
 import gc
-import json
 import os
 import pathlib
 import time
@@ -20,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from safelm import train
-from safelm.data.shard import write_json
+from safelm.io import files, records
 from safelm.ladder_measure import measure
 from safelm.ladder_plan import MODELS, STAGES, Job, needed_by, trained
 
@@ -76,7 +74,7 @@ def done_file(output: pathlib.Path, job: Job) -> pathlib.Path:
 def read_done(output: pathlib.Path, job: Job) -> dict[str, Any] | None:
     """What a job left, or None while it isn't done."""
     path = done_file(output, job)
-    return json.loads(path.read_text()) if path.exists() else None
+    return records.read(path, "remove it, and the job is done again") if path.exists() else None
 
 
 def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
@@ -89,7 +87,7 @@ def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
         train.train(stage, str(workdir(output, job)))
         result = {"tokens": stage.total_steps * stage.batch_size * stage.seq_len}
     done_file(output, job).parent.mkdir(exist_ok=True)
-    write_json(str(done_file(output, job)), result | {"seconds": round(time.monotonic() - started, 1)})
+    records.write(done_file(output, job), result | {"seconds": round(time.monotonic() - started, 1)})
 
 
 def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None]) -> None:
@@ -105,7 +103,7 @@ def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note:
                 with _claim(output, job) as is_mine:
                     if is_mine and not done_file(output, job).exists():
                         run_job(config, output, job)
-                        note(f"{job.name}: {json.loads(done_file(output, job).read_text())['seconds']} s")
+                        note(f"{job.name}: {read_done(output, job)['seconds']} s")
                         mine += 1
                         if mine % _JOBS_KEPT == 0:  # each leaves compiled programs behind, some 35 MB
                             jax.clear_caches()
@@ -122,9 +120,7 @@ def _claim(output: pathlib.Path, job: Job) -> Iterator[bool]:
     folder = output / "locks"
     folder.mkdir(exist_ok=True)
     with open(folder / job.name, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.try_lock(file):
             yield False
             return
         yield True

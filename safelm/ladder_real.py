@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from safelm import documents
-from safelm.data.shard import write_json
+from safelm.io import records
 
 _SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "prepare_real_text.py"
 _SCORER = "python:safelm.safety.lexicon_scorer:LexiconScorer"
@@ -46,7 +46,7 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
         _run("-m", "safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")
     for name, rows in _conversations(pathlib.Path(source) / "sft", corpus).items():
         _write(corpus / name / "train-00000-of-00001.jsonl.gz", rows)
-    write_json(str(corpus / "corpus.json"), {"note": "made from real public text", "source": pathlib.Path(source).name})
+    records.write(corpus / "corpus.json", {"note": "made from real public text", "source": pathlib.Path(source).name})
 
 
 def _sample(corpus: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from safelm.evaluation import judge as judge_lib
 from safelm.evaluation.comparison import holm
 from safelm.evaluation.intervals import Estimate, rate
-from safelm.evaluation.report import write_whole
+from safelm.io.files import write_whole
 from safelm.ladder_jobs import read_done
 from safelm.ladder_plan import CELLS, ORDERINGS, STAGES, chosen_models, measured
 
@@ -199,8 +199,8 @@ def write(config: ConfigDict, output: pathlib.Path) -> None:
         return
     summary = summarize(found)
     # Each under a temporary name of its own: several workers may be writing at once.
-    write_whole(output / "results.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
-    write_whole(output / "results.md", lambda path: path.write_text(to_markdown(summary)))
+    write_whole(output / "results.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(output / "results.md", to_markdown(summary))
     write_whole(output / "results.png", lambda path: _plot(summary, path))
 
 

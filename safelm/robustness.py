@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from safelm import train
-from safelm.data.shard import write_json
 from safelm.data.store import TokenStore
 from safelm.evaluation.robustness import attacks
 from safelm.evaluation.robustness.target import Target, load_target, measure_answers, measure_tag
 from safelm.evaluation.suite import Prompt, hash_prompts, read_prompts
+from safelm.io import records
 from safelm.train_config import default_config
 
 
@@ -215,8 +215,7 @@ def _resume(
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = pathlib.Path(study.output) / "points" / f"{name}.json"
     if path.is_file():
-        return json.loads(path.read_text())["points"]
+        return records.read(path, "remove it, and it is measured again")["points"]
     points = [{"model": key["model"], **each} for each in measure()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(str(path), {"settings": settings, "points": points})
+    records.write(path, {"settings": settings, "points": points})
     return points

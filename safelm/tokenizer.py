@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from safelm import chat_template, gguf_tokenizer, text_conventions, tokenizer_backend
 from safelm.chat_template import CHAT_END, CHAT_START
+from safelm.io.files import write_whole
 from safelm.tags import HARM_TAG
 from safelm.text_conventions import Declared, TextConventions
 
@@ -313,14 +313,4 @@ def _write_text(folder: str, name: str, text: str) -> None:
     if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
         filesystem.pipe_file(target, text.encode())  # an object store shows an object only when it is whole
         return
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=inner)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(target, text)

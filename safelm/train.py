@@ -55,7 +55,7 @@ from safelm import (
     train_step,
 )
 from safelm.data import remote
-from safelm.data.shard import write_json
+from safelm.io import records
 from safelm.loss import LossSums
 from safelm.optimizer import Schedule, make_schedule
 
@@ -268,15 +268,15 @@ def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str]
     new = json.loads(run.config.to_json_best_effort())
     if path.exists():
         try:
-            lines = train_config.changed_fields(json.loads(path.read_text()), new)
-        except ValueError:
-            lines = [f"{path} was not JSON: written anew"]
+            lines = train_config.changed_fields(records.parse(path.read_bytes(), str(path), "written anew"), new)
+        except ValueError as error:
+            lines = [str(error)]
         for line in lines:
             note(f"changed since the last start: {line}")
     if "://" in workdir:
         path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")  # an object appears only when it is whole
     else:
-        write_json(str(path), new)
+        records.write(path, new)
     documents.declare_no_documents(workdir, "safelm.train")
     checkpoint.save_tokenizer(workdir, run.tokenizer)
 

@@ -61,15 +61,15 @@ class Events:
         self._path = epath.Path(self._workdir) / "events.jsonl"
         if "://" not in self._workdir:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+", encoding="utf-8")
+            self._file = open(self._path, "a+", encoding="utf-8", errors="surrogateescape", newline="\n")
             self._lock()
             self._file.seek(0)
-            self._lines = self._file.read().splitlines()
+            self._lines = _lines(self._file.read())
             if self._lines and not self._lines[-1].endswith("}"):
                 self._file.write("\n")  # a line cut by a kill or a full disk
         elif self._path.exists():
-            self._lines = self._path.read_text().splitlines()
-        with contextlib.suppress(IndexError, ValueError, KeyError):
+            self._lines = _lines(self._path.read_bytes().decode("utf-8", "replace"))
+        with contextlib.suppress(IndexError, ValueError, KeyError, TypeError):
             self.first_launch = float(json.loads(self._lines[0])["time"])
         xla = {"jaxlib": importlib.metadata.version("jaxlib"), "xla_flags": os.environ.get("XLA_FLAGS", "")}
         self.write("launch", host=socket.gethostname(), pid=os.getpid(), **xla)
@@ -92,7 +92,13 @@ class Events:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             self._file.seek(0)
-            launches = [line for line in self._file.read().splitlines() if '"launch"' in line]
+            launches = [line for line in _lines(self._file.read()) if '"launch"' in line]
             self._file.close()
-            by = f" by process {json.loads(launches[-1])['pid']}" if launches else ""
+            by = ""
+            with contextlib.suppress(IndexError, ValueError, KeyError, TypeError):  # the last line may be half written
+                by = f" by process {json.loads(launches[-1])['pid']}"
             raise ValueError(f"workdir {self._workdir} is in use{by}: one run at a time") from error
+
+
+def _lines(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n") if text else []

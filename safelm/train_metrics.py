@@ -24,6 +24,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
+from safelm.io import files, records
 from safelm.model import ModelConfig
 from safelm.train_step import StepMetrics
 
@@ -124,10 +125,10 @@ class MetricsLog:
     def _write_all(self) -> None:
         """Replaces the file by the lines kept; a local file is never half there."""
         text = "".join(line + "\n" for line in self._lines)
-        temporary = self._path.with_name(self._path.name + ".tmp") if self._is_local else self._path
-        temporary.write_text(text)
         if self._is_local:
-            os.replace(temporary, self._path)
+            files.write_whole(self._path, text)
+        else:
+            self._path.write_text(text)
 
 
 class _Board:
@@ -153,15 +154,11 @@ class _Board:
 
 def _lines_up_to(path: epath.Path, step: int) -> list[str]:
     """The lines of a metrics file whose step isn't later; a last line cut by a kill is dropped."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["step"] <= step:
-            kept.append(line)
-    return kept
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", "replace")
+    found = records.parse_lines(text, str(path), "remove that line, or move the file away")
+    return [json.dumps(record) for record in found if isinstance(record.get("step"), int) and record["step"] <= step]
 
 
 class LossWindow:

@@ -10,7 +10,6 @@ longest unused first; files of stores in use stay.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from safelm.data.shard import file_sha256
+from safelm.io import files
 
 CACHE_VARIABLE = "SAFELM_CACHE"
 SIZE_VARIABLE = "SAFELM_CACHE_GB"
@@ -41,7 +41,7 @@ class CacheFolder:
         """The manifest is part of the folder's name, so that a store that was written anew gets a new one."""
         self.url, self.root = url, os.path.join(cache_root(), "stores")
         self.path = os.path.join(self.root, hashlib.sha256(f"{url}\n{manifest_text}".encode()).hexdigest()[:24])
-        self._in_use = _lock(os.path.join(self.path, _IN_USE), fcntl.LOCK_SH)
+        self._in_use = _lock(os.path.join(self.path, _IN_USE), shared=True)
         weakref.finalize(self, self._in_use.close)
         os.utime(self._in_use.fileno())
 
@@ -65,7 +65,7 @@ class CacheFolder:
         another process that is copying it, ValueError when it was fetched twice and had another checksum each time.
         """
         path = os.path.join(self.path, name)
-        part = _lock(f"{path}.part", fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        part = _lock(f"{path}.part", wait=wait)
         if part is None:
             raise BlockingIOError(f"{path}: another process is copying it")
         with part:
@@ -99,7 +99,7 @@ class CacheFolder:
 
     def _reserve(self, part: BinaryIO, size: int, spare: int) -> bool:
         """Gives the part its size if the cache has room for it, after removing what nobody uses."""
-        with _lock(os.path.join(self.root, ".lock"), fcntl.LOCK_EX):
+        with _lock(os.path.join(self.root, ".lock")):
             for folder in (None, *self._idle_folders()):
                 if folder:
                     _remove_if_idle(folder)
@@ -120,7 +120,7 @@ class CacheFolder:
         yield from sorted(folders, key=last_use)
 
 
-def _lock(path: str, kind: int) -> BinaryIO | None:
+def _lock(path: str, *, shared: bool = False, wait: bool = True) -> BinaryIO | None:
     """The file, made if need be, locked until it is closed; None if asked not to wait and another has it."""
     while True:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -129,19 +129,20 @@ def _lock(path: str, kind: int) -> BinaryIO | None:
         except FileNotFoundError:  # the folder was removed in between
             continue
         try:
-            fcntl.flock(file, kind)
+            if wait:
+                files.wait_for_lock(file, shared=shared)
+            elif not files.try_lock(file, shared=shared):
+                file.close()
+                return None
             if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                 return file
-        except BlockingIOError:
-            file.close()
-            return None
         except FileNotFoundError:
             pass
         file.close()  # another process renamed or removed it while this one waited
 
 
 def _remove_if_idle(folder: str) -> None:
-    lock = _lock(os.path.join(folder, _IN_USE), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = _lock(os.path.join(folder, _IN_USE), wait=False)
     if lock is not None:
         with lock:
             _logger.info("%s: removed to make room in the cache", folder)

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from safelm.io import records
+
 BLOCK_BYTES = 1 << 16  # of tokens, each with a checksum of its own
 
 
@@ -173,7 +175,7 @@ class ShardWriter:
         for path in (self._path, bounds_path, sums_path, *([spans_path] if self._has_loss_mask else [])):
             os.replace(path + ".tmp", path)
         name = shard_file("shard", self._index, self._num_shards)
-        write_json(os.path.join(self._directory, name), dataclasses.asdict(info))
+        records.write(os.path.join(self._directory, name), dataclasses.asdict(info))
         return info
 
     def _guard(self, action: Callable[[], Any]) -> Any:
@@ -220,24 +222,6 @@ def read_shard_info(
 def _size(path: str, elsewhere: Mapping[str, int]) -> int:
     name = os.path.basename(path)
     return elsewhere[name] if name in elsewhere and not os.path.exists(path) else os.path.getsize(path)
-
-
-def write_json(path: str, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically (temporary name, fsync, rename); OSError names the file."""
-    try:
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, sort_keys=True)
-            _sync_and_close(file)
-        os.replace(path + ".tmp", path)
-        descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if os.path.exists(path + ".tmp"):
-            os.remove(path + ".tmp")
-        raise OSError(error.errno, f"cannot write: {error.strerror or error}", path) from error
 
 
 def _sync_and_close(file) -> None:

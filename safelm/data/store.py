@@ -36,8 +36,8 @@ from safelm.data.shard import (
     read_shard_info,
     shard_file,
     token_dtype,
-    write_json,
 )
+from safelm.io import records
 
 __all__ = ["Manifest", "ShardInfo", "ShardWriter", "TokenStore", "read_manifest", "read_shard_info", "token_dtype"]
 __all__ += ["shard_file", "write_manifest"]
@@ -85,7 +85,7 @@ def write_manifest(
             _open_spans(directory, manifest, shard)
         elif read_shard_info(directory, shard.index, len(manifest.shards), elsewhere=elsewhere) is None:
             raise ValueError(f"{path}: shard {shard.index} isn't whole")
-    write_json(path, dataclasses.asdict(manifest))
+    records.write(path, dataclasses.asdict(manifest))
 
 
 class TokenStore:
@@ -296,18 +296,25 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
 
 
 def _parse_manifest(path: str, text: str) -> Manifest:
+    values = records.parse(text, path, MENDING)
     try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise TypeError(f"expected an object, got {type(values).__name__}")
         if values.get("format_version") != FORMAT_VERSION:
             raise TypeError(f"format_version {values.get('format_version')!r}, this program reads {FORMAT_VERSION}")
         shards = tuple(ShardInfo(**shard) for shard in values.pop("shards"))
         manifest = Manifest(**values, shards=shards)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: unreadable manifest: {error}") from error
+        for record in (manifest, *shards):
+            _check_types(record)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: unreadable manifest: {error}; {MENDING}") from error
     _check_manifest(path, manifest)
     return manifest
+
+
+def _check_types(record: Manifest | ShardInfo) -> None:
+    for field in dataclasses.fields(record):
+        value, wanted = getattr(record, field.name), field.type if field.type in (int, str) else Mapping | tuple
+        if not isinstance(value, wanted) or isinstance(value, bool) or (wanted is int and value < 0):
+            raise TypeError(f"{field.name} is {value!r:.40}")
 
 
 def _check_manifest(path: str, manifest: Manifest) -> None:

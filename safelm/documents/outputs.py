@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from safelm.data import remote
-from safelm.data.shard import write_json
+from safelm.io import records
 
 MANIFEST_NAME, SETTINGS_NAME = "manifest.json", "_settings.json"
 WRITTEN_BY = "written_by"
@@ -24,7 +24,7 @@ def declare_no_documents(folder: str, command: str) -> None:
     if remote.is_remote(path):
         remote.write_text(path, json.dumps(manifest))
     else:
-        write_json(path, manifest)
+        records.write(path, manifest)
 
 
 def beside(names: Iterable[str], root: str) -> set[str]:

@@ -196,7 +196,10 @@ def _prompts(
         raise ValueError(f"{where}: no usable label ({error}); it has {_names(row)}") from None
     if harmful is None:
         return []
-    texts = _texts(_take(row, columns["prompt"]), where, columns["prompt"], row)
+    value = _take(row, columns["prompt"])
+    if name == "realtoxicityprompts" and isinstance(value, str):
+        value = _packed(value)
+    texts = _texts(value, where, columns["prompt"], row)
     context = _take(row, columns.get("context", ())) or ""
     category = str(_take(row, columns.get("category", ())) or "")
     target = _take(row, columns.get("target", ())) or ""
@@ -225,12 +228,16 @@ def _take(row: Row, names: Sequence[str]) -> Any:
     return next((row[name] for name in names if name in row), None)
 
 
+def _packed(value: str) -> Any:
+    """RealToxicityPrompts' prompt, which in a CSV is the JSON of an object; a string that isn't such JSON as it is."""
+    try:
+        found = json.loads(value) if value.startswith("{") else None
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, Mapping) and "text" in found else value
+
+
 def _texts(value: Any, where: str, columns: Sequence[str], row: Row) -> list[str]:
-    if isinstance(value, str) and value.startswith("{"):  # RealToxicityPrompts in a CSV
-        try:
-            value = json.loads(value)
-        except ValueError:
-            pass
     if isinstance(value, Mapping):
         value = value.get("text")
     texts = [value] if isinstance(value, str) else value

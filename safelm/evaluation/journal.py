@@ -1,11 +1,12 @@
 """A journal: rows by key in an append-only file of JSON lines, so that a stop, however hard, loses none."""
 
 import contextlib
-import fcntl
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from safelm.io import files, records
 
 
 class Journal:
@@ -29,23 +30,14 @@ class Journal:
 def open_journal(path: pathlib.Path) -> Iterator[Journal]:
     """Reads a journal, made where there is none; half a line at its end is cut off.
 
-    Raises OSError where another process has it open.
+    Raises OSError where another process has it open, ValueError where it is damaged elsewhere.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{path}: another process is writing there") from None
+        if not files.try_lock(file):
+            raise OSError(f"{path}: another process is writing there")
         file.seek(0)
-        rows, good = {}, 0
-        for line in file:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else {}
-                rows[row.pop("key")] = row
-            except (ValueError, KeyError, AttributeError):
-                break
-            good += len(line)
-        file.truncate(good)
+        found, size = records.read_log(file, str(path), "remove that line, and what it holds is measured again")
+        file.truncate(size)
         file.seek(0, 2)
-        yield Journal(rows, file)
+        yield Journal({row.pop("key", None): row for row in found}, file)

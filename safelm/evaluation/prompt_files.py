@@ -58,6 +58,8 @@ def _json(path: str, text: str) -> list[dict[str, Any]]:
         if rows := _json_lines(text):
             return rows
         raise ValueError(f"{path}: not JSON (line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: JSON that is nested too deeply") from None
     if isinstance(found, dict):
         return [{"key": key, "value": value} for key, value in found.items()]
     if isinstance(found, list):
@@ -70,8 +72,8 @@ def _json(path: str, text: str) -> list[dict[str, Any]]:
 def _json_lines(text: str) -> list[dict[str, Any]]:
     """JSON lines in a file that is called .json."""
     try:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (json.JSONDecodeError, RecursionError):
         return []
     return rows if all(isinstance(row, dict) for row in rows) else []
 
@@ -93,6 +95,6 @@ _PARSERS = {
     ".csv": lambda path, text: _delimited(path, text, ","),
     ".tsv": lambda path, text: _delimited(path, text, "\t"),
     ".json": _json,
-    ".txt": lambda _, text: [{"prompt": line} for line in text.splitlines() if line.strip()],
+    ".txt": lambda _, text: [{"prompt": line.removesuffix("\r")} for line in text.split("\n") if line.strip()],
     ".prompt": _yaml,
 }

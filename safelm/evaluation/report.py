@@ -9,7 +9,7 @@ from safelm.evaluation.comparing import figures
 from safelm.evaluation.comparing.tables import tag_aurocs
 from safelm.evaluation.intervals import Estimate
 from safelm.evaluation.outcomes import OUTCOMES
-from safelm.evaluation.whole_files import write_whole
+from safelm.io.files import write_whole
 from safelm.report import charts
 from safelm.report.charts import WARM
 from safelm.report.table import NOTHING, Cell, Table, share, words
@@ -40,8 +40,8 @@ def write_report(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
     """Writes `results.json`, `results.md` and `results.png` into `output`; returns their paths."""
     folder = pathlib.Path(output)
     return [
-        write_whole(folder / "results.json", lambda path: path.write_text(json.dumps(results, indent=1) + "\n")),
-        write_whole(folder / "results.md", lambda path: path.write_text(_markdown(results))),
+        write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n"),
+        write_whole(folder / "results.md", _markdown(results)),
         write_whole(folder / "results.png", lambda path: _draw(path, results)),
     ]
 

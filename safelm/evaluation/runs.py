@@ -15,8 +15,9 @@ from safelm.evaluation.judges import Judge
 from safelm.evaluation.protocol import Protocol
 from safelm.evaluation.suite import Prompt
 from safelm.evaluation.template import Template
-from safelm.evaluation.whole_files import write_whole
 from safelm.inference import Beam, Greedy, Method, SafeBeam, Sampling, TagPenaltySampling, tag_probability
+from safelm.io import records
+from safelm.io.files import write_whole
 
 METHODS: dict[str, Method] = {
     "greedy": Greedy(),
@@ -32,11 +33,11 @@ SYNTHETIC_JUDGE = "synthetic-web"
 def resume(path: pathlib.Path, protocol: Protocol, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The stored result if it was taken under the same protocol, else a new one, stored with its protocol."""
     if path.is_file():
-        stored = json.loads(path.read_text())
+        stored = records.read(path, "remove it, and it is measured again")
         if stored.get("protocol_sha256") == protocol.hash:
             return stored
     result = measure() | {"protocol": dataclasses.asdict(protocol), "protocol_sha256": protocol.hash}
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(result, indent=1) + "\n"))
+    write_whole(path, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -6,16 +6,16 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import pathlib
 import random
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
 
 from safelm.documents import declare_no_documents
+from safelm.io import records
+from safelm.io.files import write_whole
 from safelm.synthetic_web.chats import CHAT_SETS
 from safelm.synthetic_web.counterparts import write_moral_education, write_refusal, write_safeweb
 from safelm.synthetic_web.documents import Draft, write_draft
@@ -89,7 +89,7 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
     folder = pathlib.Path(output)
     wanted = {"version": VERSION, **dataclasses.asdict(recipe)}
     if (folder / RECIPE_FILE).exists():
-        found = json.loads((folder / RECIPE_FILE).read_text())
+        found = records.read(folder / RECIPE_FILE, "remove the folder or choose another --output")
         if dataclasses.asdict(Recipe()) | found["recipe"] != wanted:
             raise ValueError(f"--output={output}: holds a corpus made by another recipe, {found['recipe']}")
         return found
@@ -206,11 +206,6 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
 
 
 def _write(folder: pathlib.Path, name: str, content: bytes, count: int) -> dict[str, dict[str, Any]]:
-    """Writes a file in one piece (temporary file, then rename)."""
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    """Writes a file whole; what `corpus.json` says about it."""
+    write_whole(folder / name, content)
     return {name: {"rows": count, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

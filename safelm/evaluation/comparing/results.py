@@ -5,7 +5,6 @@ measured under one protocol.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from safelm.evaluation import outcomes
 from safelm.evaluation.comparison import clustered_rate
 from safelm.evaluation.intervals import Estimate
 from safelm.evaluation.protocol import check_comparable
+from safelm.io import records
 
 ATTACK, REFUSAL = ASPECTS = ("attack_success", "over_refusal")
 Case = Mapping[str, Any]
@@ -146,7 +146,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         file = pathlib.Path(path) / "results.json" if pathlib.Path(path).is_dir() else pathlib.Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"--results={path}: no results.json there")
-        found += runs_of(json.loads(file.read_text()), str(path))
+        found += runs_of(records.read(file, "evaluate again"), str(path))
     for i, run in enumerate(found):
         same = next((o for o in found[:i] if (o.row, o.column, o.seed) == (run.row, run.column, run.seed)), None)
         if same is not None:

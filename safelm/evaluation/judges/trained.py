@@ -29,7 +29,7 @@ from safelm.evaluation.calibration import errors_of
 from safelm.evaluation.judges.rules import OPENING_CHARS, has_refusal
 from safelm.evaluation.judges.verdicts import FULL, HARMFUL, HARMLESS, HELPFUL, PARTIAL, UNHELPFUL, Exchange
 from safelm.evaluation.labelled import LABELS, Labelled
-from safelm.evaluation.whole_files import write_whole
+from safelm.io.files import write_whole
 
 CONFIG, WEIGHTS = "judge.json", "judge.npz"
 FOLDS = 3
@@ -152,7 +152,7 @@ def save(folder: str, config: Mapping[str, Any], weights: Mapping[str, np.ndarra
     """Writes a judge's folder."""
     place = pathlib.Path(folder)
     write_whole(place / WEIGHTS, lambda path: _write_arrays(path, weights))
-    write_whole(place / CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    write_whole(place / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
 def load(folder: str, *, name: str = "trained") -> TrainedJudge:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from safelm.evaluation.robustness.seeds import has_seeds, pool
-from safelm.evaluation.whole_files import write_whole
+from safelm.io.files import write_whole
 
 Point = Mapping[str, Any]
 FINETUNING = ("benign", "tag_free")
@@ -42,8 +42,8 @@ def write_report(
         results["pooled"] = shown
     points, text = shown, markdown(shown, about)
     return [
-        write_whole(folder / "results.json", lambda path: path.write_text(json.dumps(results, indent=1) + "\n")),
-        write_whole(folder / "results.md", lambda path: path.write_text(text)),
+        write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n"),
+        write_whole(folder / "results.md", text),
         write_whole(folder / "results.png", lambda path: _draw(path, points)),
     ]
 

@@ -6,9 +6,7 @@ A file appears only when it is whole. No text is stored, only sha256 keys.
 """
 
 import hashlib
-import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Sequence
 
@@ -16,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 from tqdm import tqdm
 
+from safelm.io.files import write_whole
 from safelm.safety.embedding import Embedder
 
 _BATCH_TEXTS = 64
@@ -58,10 +57,9 @@ class CachedEmbedder:
         x_CD, text_C = self._embedder.embed(texts)
         chunks_N = np.bincount(text_C, minlength=len(texts))
         if self._folder:
-            path = self._folder / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:24]}.npz"
-            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".partial", delete=False) as file:
-                np.savez(file, keys=np.asarray(keys), chunks=chunks_N, vectors=x_CD)
-            os.replace(file.name, path)
+            name = f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:24]}.npz"
+            arrays = {"keys": np.asarray(keys), "chunks": chunks_N, "vectors": x_CD}
+            write_whole(self._folder / name, lambda path: np.savez(path, **arrays))
         self._remember(keys, chunks_N, x_CD)
 
     def _read(self, path: pathlib.Path) -> None:

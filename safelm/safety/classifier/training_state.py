@@ -4,9 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from safelm.data import remote
+from safelm.io.files import write_whole
 from safelm.safety.classifier import tuning
 from safelm.safety.classifier.examples import Example
 from safelm.safety.embedding import Backbone
@@ -47,11 +46,8 @@ class Place:
         """Keeps the state of the epoch just finished, in place of the one before."""
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         data = flax.serialization.to_bytes({"run": self._run, "state": _plain(state)})
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, suffix=".partial", delete=False) as file:
-            file.write(data)
-        os.replace(file.name, self._path)
+        write_whole(self._path, data)
 
     def read(self, backbone: Backbone, recipe: tuning.TuningRecipe, head: Any) -> tuning.State | None:
         """The state to go on from; None without one. ValueError if it is another run's or damaged."""

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from safelm.data import remote
-from safelm.data.shard import file_sha256, write_json
+from safelm.data.shard import file_sha256
+from safelm.io import files as whole_files
+from safelm.io import records
 
 STAGING, FAILURES = "_staging", "_failures"
 _READ_AT_ONCE = 256
@@ -53,11 +55,11 @@ class OutputFolder:
         return not [name for name in names if not name.startswith(".") and name != STAGING]
 
     def read_json(self, names: list[str]) -> Iterator[Any]:
-        """The values of JSON files, in order; None for one that is absent or not JSON."""
+        """The objects of JSON files, in order; None for one that is absent or damaged."""
         for at in range(0, len(names), _READ_AT_ONCE):
             for data in self._read(names[at : at + _READ_AT_ONCE]):
                 try:
-                    yield None if data is None else json.loads(data)
+                    yield None if data is None else records.parse(data, self.root, "")
                 except ValueError:
                     yield None
 
@@ -90,7 +92,7 @@ class OutputFolder:
             remote.write_text(self.path(name), json.dumps(values, indent=1, sort_keys=True))
             return
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-        write_json(self.path(name), values)
+        records.write(self.path(name), values)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[str]:
@@ -108,9 +110,7 @@ class OutputFolder:
             remote.upload(local, self.path(name))
             return facts
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-        with open(local, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(local, self.path(name))
+        whole_files.replace(local, self.path(name))
         return facts
 
     def remove(self, name: str) -> None:
@@ -147,11 +147,9 @@ class OutputFolder:
             yield
             return
         with open(self.path(".lock"), "w") as lock, open(self.path(".workers"), "w") as workers:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{self.root}: another process is writing there") from None
-            fcntl.flock(workers, fcntl.LOCK_EX)  # workers of a killed run end within a second
+            if not whole_files.try_lock(lock):
+                raise ValueError(f"{self.root}: another process is writing there")
+            whole_files.wait_for_lock(workers)  # workers of a killed run end within a second
             fcntl.flock(workers, fcntl.LOCK_UN)
             shutil.rmtree(self.path(STAGING), ignore_errors=True)
             try:
@@ -166,7 +164,7 @@ class OutputFolder:
             yield
             return
         with open(self.path(".workers"), "a") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            whole_files.wait_for_lock(file, shared=True)
             yield
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
+from safelm.io import records
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ShardJob
 from safelm.safety.synthesis import census, columns, journal
@@ -80,8 +81,9 @@ def remove_duplicates(out: OutputFolder, plan: SynthesisPlan, funnel: Funnel) ->
 
 
 def _facts(out: OutputFolder, job: ShardJob) -> dict[str, Any]:
-    with out.open(output_names(job)["facts"]) as file:
-        return json.loads(file.read())
+    name = output_names(job)["facts"]
+    with out.open(name) as file:
+        return records.parse(file.read(), out.path(name), "remove it and run the same command again")
 
 
 def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ small files, each whole.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
@@ -14,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safelm.io import files, records
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.synthesis.writer import Reply
 
@@ -104,11 +104,9 @@ class Journal:
         path = self._out.path(self._name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self._file = open(path, "a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.try_lock(self._file):
             self._file.close()
-            raise OSError(f"{path}: another worker is writing there") from None
+            raise OSError(f"{path}: another worker is writing there")
         self._file.seek(0)
         self._file.truncate(self._read(self._file))
         self._file.seek(0, os.SEEK_END)
@@ -122,18 +120,17 @@ class Journal:
 
     def _read(self, file: Any) -> int:
         """Takes in whole lines; how many bytes they are."""
-        good = 0
-        for line in file:
+        place, remedy = self._out.path(self._name), "remove that line, and its reply is asked for again"
+        rows, size = records.read_log(file, place, remedy)
+        for number, values in enumerate(rows, 1):
             try:
-                values = json.loads(line) if line.endswith(b"\n") else None
                 if "spent" in values:
                     self._book(values["spent"])
                 else:
                     self.replies[values["key"]] = Reply(**values["reply"])
-            except (ValueError, TypeError, KeyError):
-                break
-            good += len(line)
-        return good
+            except (TypeError, KeyError, AttributeError):
+                raise ValueError(f"{place}, line {number}: damaged, no reply and no spending; {remedy}") from None
+        return size
 
     def _book(self, amounts: Mapping[str, int | float]) -> None:
         for name, amount in amounts.items():

@@ -1,0 +1,80 @@
+"""Files that appear whole or not at all, and locks that end with their process."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+
+def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[[pathlib.Path], Any]) -> pathlib.Path:
+    """Writes a file beside `target`, syncs it to disk and renames it: a kill or a full disk leaves the former file.
+
+    Args:
+      content: of the file (text in UTF-8), or a function that fills the file at the path it is given.
+
+    Raises OSError that names the target.
+    """
+    target = pathlib.Path(target)
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-", suffix=target.suffix)
+        temporary = pathlib.Path(name)
+        try:
+            os.close(handle)
+            if callable(content):
+                content(temporary)
+            else:
+                temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.chmod(temporary, 0o644)
+            replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return target
+
+
+def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Syncs a finished file to disk and gives it the name of `target`, which stays its name after a power cut."""
+    with open(source, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
+    folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def naming(target: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError of the block says that `target` can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror or error}", os.fspath(target)) from error
+
+
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Takes an open file's lock unless another process holds it; the system lets go of it when the file is closed."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(file: IO[Any], *, shared: bool = False) -> None:
+    """Takes an open file's lock as soon as no other process holds it."""
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
+    """Holds the lock of a file made for it; ValueError `busy` where another process does."""
+    with open(path, "w") as file:
+        if not try_lock(file):
+            raise ValueError(busy)
+        yield

@@ -1,0 +1,69 @@
+"""Our own small records: JSON objects, one a file or one a line of a log that is only appended to."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import IO, Any
+
+from safelm.io import files
+
+
+def read(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """The object in a file.
+
+    Args:
+      remedy: what to do about a damaged file, for the message.
+
+    Raises FileNotFoundError without a file, ValueError that names the file where it holds no JSON object.
+    """
+    return parse(pathlib.Path(path).read_bytes(), os.fspath(path), remedy)
+
+
+def parse(data: str | bytes, where: str, remedy: str) -> dict[str, Any]:
+    """The object in a file's content; ValueError with `where` and `remedy` if it is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        position = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{where}: damaged, not JSON{position}; {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: damaged, holds a {type(value).__name__} and no object; {remedy}")
+    return value
+
+
+def parse_lines(data: str, where: str, remedy: str) -> list[dict[str, Any]]:
+    """The objects of a log, one a line; a last line that a kill or a full disk has cut is left out.
+
+    Raises ValueError that names file and line of any other damage.
+    """
+    *lines, last = data.split("\n")
+    found = [parse(line, f"{where}, line {number}", remedy) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        return [*found, parse(last, where, remedy)] if last.strip() else found
+    except ValueError:
+        return found
+
+
+def read_log(file: IO[bytes], where: str, remedy: str) -> tuple[list[dict[str, Any]], int]:
+    """The objects of an open log up to its damaged end, and how many bytes they take.
+
+    Raises ValueError that names the line where whole lines follow a damaged one: no kill leaves that behind.
+    """
+    found, size, damaged = [], 0, 0
+    for number, line in enumerate(file, 1):
+        try:
+            value = parse(line if line.endswith(b"\n") else b"", where, remedy)
+        except ValueError:
+            damaged = damaged or number
+            continue
+        if damaged:
+            raise ValueError(f"{where}, line {damaged}: damaged, and there are whole lines behind it; {remedy}")
+        found.append(value)
+        size += len(line)
+    return found, size
+
+
+def write(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Writes an object, whole or not at all; OSError names the file."""
+    files.write_whole(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
