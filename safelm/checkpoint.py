@@ -63,6 +63,7 @@ class Checkpoints:
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
+        _hush_what_is_under_way()
         handler = ocp.StandardCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self.folder / "checkpoints",
@@ -187,7 +188,6 @@ class Checkpoints:
     @contextlib.contextmanager
     def _read_errors(self, step: int) -> Iterator[None]:
         """Tells a damaged checkpoint from storage or a machine that fails: the first can only be left behind."""
-        _hush_reads_under_way()
         try:
             yield
         except CorruptCheckpointError:
@@ -302,8 +302,8 @@ def load_tokenizer(folder: str) -> Tokenizer:
 
 
 @functools.cache  # once
-def _hush_reads_under_way() -> None:
-    """After a failed restore, tensorstore's other reads report to an event loop that is gone: pages of tracebacks."""
+def _hush_what_is_under_way() -> None:
+    """After a failure, tensorstore's other reads or writes report to an event loop that is gone: much noise."""
     show = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

@@ -27,6 +27,7 @@ def _run(inputs: Path, workdir: Path, overrides: dict, file_size_limit: int | No
     """In the child: the run on two devices; writes may be limited to so many bytes a file, as on a full disk."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=2 {os.environ['SAFELM_TESTS_XLA']}"
     if file_size_limit is not None:
+        os.dup2(os.open(workdir / "stderr.txt", os.O_CREAT | os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
     try:
         train(tiny_runs.tiny_config(inputs, **{"mesh.fsdp": 2, "mesh.data": 1}, **overrides), str(workdir))
@@ -92,6 +93,7 @@ def test_full_disk_is_an_error_and_the_checkpoint_before_stays_good(inputs, tmp_
     child.join()
     assert child.exitcode == 2 and checkpoint.open_checkpoint(str(tmp_path))[1] == 2
     error = (tmp_path / "error.txt").read_text()
+    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()  # Orbax's and tensorstore's threads keep quiet
     assert "could not write" in error and f"last good one is checkpoint {tmp_path}/checkpoints/2" in error
     child = _start(inputs, tmp_path, overrides)
     child.join()
