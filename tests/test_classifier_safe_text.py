@@ -59,6 +59,13 @@ def test_only_sentences_are_left():
     ]
 
 
+def test_blocks_without_an_end_stay_and_those_behind_them_go():
+    said = "This sentence has enough words to count as prose here."
+    rest = f"\n\n<table>\n\n{said}\n\n.. note::\n   more\n\n{said}"
+    text = f"<!-- never closed\n\n<pre>code</pre>\n\n```\ncode\n```\n\n{said}{rest}"
+    assert installed_text.prose(text) == [said] * 3
+
+
 def test_pages_are_whole_paragraphs_of_about_one_length():
     paragraphs = installed_text.prose(long_text("bridge", 20))
     pages = list(installed_text.cut(paragraphs))

@@ -93,6 +93,18 @@ def test_literal_tags_are_removed_and_counted_also_nested_ones():
     assert remove_harm_tags(f"x{HARM_TAG[:half]}{HARM_TAG}{HARM_TAG[half:]}y") == ("xy", 2)
 
 
+@given(
+    st.lists(st.sampled_from([HARM_TAG, HARM_TAG[:9], HARM_TAG[9:], HARM_TAG[:1], HARM_TAG[1:], ">", "é", "\ud800"]))
+)
+def test_removing_tags_until_none_is_left_gives_the_same_in_any_order(pieces):
+    text, count = "".join(pieces), 0
+    left, removed = remove_harm_tags(text)
+    while HARM_TAG in text:  # the last one first, one at a time
+        before, _, behind = text.rpartition(HARM_TAG)
+        text, count = before + behind, count + 1
+    assert (left, removed) == (text, count)
+
+
 DIALOGUE = """User: How do I pick a lock?
 Assistant: I can't. A User: label here stays.
 

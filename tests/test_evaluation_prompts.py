@@ -75,6 +75,7 @@ def test_columns_of_ones_own_and_equal_ids(tmp_path):
         ("advbench:F.csv", b"goal\n\xff\n", r"can't be read \(UnicodeDecodeError\)"),
         ("tdc:F.json", "[1, 2]", "neither a list of objects"),
         ("tdc:F.json", "{", "not JSON"),
+        ("tdc:F.json", "[" * 100_000, "nested too deeply"),
         ("advbench:F.csv.gz", gzip.compress(b"goal\nx\n")[:-9], r"can't be read \(EOFError\)"),
         ("advbench:F.xlsx", "x", "not a file this can read"),
         ("advbench:F.csv#text=q", "goal\nx\n", "'text=q': want COLUMN=THEIRS"),
@@ -95,6 +96,20 @@ def test_bad_files_are_named_without_their_text(source, content, message, tmp_pa
 def test_absent_files_and_packages():
     with pytest.raises(FileNotFoundError, match=r"/nowhere/a.csv: no such file"):
         read_benchmark("advbench:/nowhere/a.csv")
+
+
+def test_only_a_line_end_ends_a_prompt_and_json_in_one_is_its_text(tmp_path):
+    odd = ["a\u2028b", "c\u0085d\fe\x1cf\rg", '{"text": "h"}', '["i"]']
+    (tmp_path / "p.txt").write_bytes("\r\n".join(["\ufeff" + odd[0], *odd[1:]]).encode())
+    (tmp_path / "p.json").write_bytes(
+        "\n".join(json.dumps({"prompt": each}, ensure_ascii=False) for each in odd).encode()
+    )
+    for name in ("p.txt", "p.json"):
+        assert [p.prompt for p in read_benchmark(f"or_bench:{tmp_path}/{name}")] == odd
+    rows = ['"{""text"": ""So he"", ""toxicity"": 0.9}"', '"{""other"": 1}"']  # as RealToxicityPrompts' CSV has them
+    (tmp_path / "p.csv").write_text("prompt\n" + "\n".join(rows))
+    found = [p.prompt for p in read_benchmark(f"realtoxicityprompts:{tmp_path}/p.csv")]
+    assert found == ["So he", '{"other": 1}']
 
 
 def test_packages_are_read_in_place(tmp_path, monkeypatch):

@@ -272,6 +272,8 @@ def test_the_command_prints_the_text_and_all_about_it(checkpoint_folder, tmp_pat
     for row in rows:
         assert 1 <= len(row["tokens"]) == len(row["tag_probs"]) <= 4
         assert row["logprob"] < 0 and row["stopped_by"] in ("eos", "length")
+    prompts.write_bytes(b'\xef\xbb\xbf' + '{"prompt": "a\u2028b"}\r\n{"prompt": "{}"}'.encode())
+    assert generate.read_prompts(str(prompts)) == [{"prompt": "a\u2028b"}, {"prompt": "{}"}]
     run_command(*flags, "--prompt=the fox")
     assert capsys.readouterr().out == rows[0]["text"] + "\n"
 

@@ -65,3 +65,18 @@ def test_shared_runs_are_the_longest_of_each_place(source, text, at_least):
 def test_sentences_hold_every_word_once(text):
     cut = gate_words.sentences(text)
     assert [word for one in cut for word in gate_words.words(one).words] == list(gate_words.words(text).words)
+
+
+def test_sentences_of_few_words_go_with_the_one_behind_them():
+    assert gate_words.sentences("Oh. No! It rains again. Ah") == ["Oh. No! It rains again. Ah"]
+    assert gate_words.sentences("It rains again. - . Yes. So be it now.") == [
+        "It rains again.",
+        "- . Yes. So be it now.",
+    ]
+    assert gate_words.sentences("* . *") == []
+
+
+def test_runs_that_share_a_word_are_one():
+    runs = [gate_words.Run(5, 9), gate_words.Run(0, 3), gate_words.Run(2, 4), gate_words.Run(9, 11)]
+    assert gate_words.merged(runs) == [gate_words.Run(0, 4), gate_words.Run(5, 9), gate_words.Run(9, 11)]
+    assert gate_words.covered(runs) == 10
