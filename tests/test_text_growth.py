@@ -11,16 +11,16 @@ import time
 import pytest
 
 from data_tasks import chats, preprocessors
-from safelm import documents
+from safelm import documents, prompting
 from safelm.evaluation import coherence, duplicates, judge, prompt_files
 from safelm.evaluation.capability.documents import _LISTED_CHOICE
 from safelm.evaluation.judges import questions, rules, trained
 from safelm.evaluation.suite import Prompt
-from safelm.safety import reasoning
+from safelm.safety import escaping, reasoning
 from safelm.safety.classifier import installed_text
 from safelm.safety.embedding import chunking
 from safelm.safety.endpoint_client import _NO_MODEL
-from safelm.safety.judge import answer, rubric
+from safelm.safety.judge import answer
 from safelm.safety.lexicon_scorer import LexiconScorer
 from safelm.safety.synthesis import parts, requests, template_writer
 from safelm.safety.synthesis.gates import copying, dialogue, faithfulness, form, obedience, refusal_wording, words
@@ -130,7 +130,7 @@ def sources(text: str) -> None:
 FUNCTIONS = {
     "parts.split": lambda text: parts.split(text, 50_000),
     "parts.split in small parts": lambda text: parts.split(text, 100),
-    "requests.escape": lambda text: requests.unescape(requests.escape(text)),
+    "escaping": lambda text: (escaping.unescape(escaping.escape(text)), escaping.unescape_seen(text)),
     "requests.join_replies of RefuseWeb": functools.partial(reply, "refuseweb"),
     "requests.join_replies of SafeWeb": functools.partial(reply, "safeweb"),
     "requests.make_requests and the template writer": ask,
@@ -142,7 +142,6 @@ FUNCTIONS = {
     "faithfulness.details": lambda text: faithfulness._share_kept(faithfulness.details(text), text),
     "judge.read_answer": answer.read_answer,
     "judge.tidy": answer.tidy,
-    "rubric.escape": rubric.escape,
     "questions.read": questions.HARM_QUESTION.read,
     "questions.material": lambda text: questions.material(text, text, text),
     "rules.has_refusal": rules.has_refusal,
@@ -186,18 +185,20 @@ GATES = {
 }
 # Modules with regular expressions that see nothing from outside but names, flags and what our own programs print.
 OWN_TEXT = {
+    "safelm/cli.py", "safelm/tokenizer_backend.py",
     "safelm/aot_collectives.py", "safelm/aot_hlo.py", "safelm/aot_program.py", "safelm/aot_topology.py",
-    "safelm/aot_work.py", "safelm/evaluate_flags.py", "safelm/processes.py", "safelm/train_config.py",
+    "safelm/aot_work.py", "safelm/processes.py", "safelm/train_config.py",
     "safelm/safety/file_shards.py", "safelm/safety/report_card/charts.py", "safelm/safety/report_card/counting.py",
     "safelm/safety/scoring/scorers.py", "safelm/safety/synthesis/plan.py", "safelm/safety/synthesis/prompt_files.py",
     "safelm/documents/files.py", "safelm/documents/harm.py", "safelm/cache_shards.py", "safelm/data/remote.py",
 }  # fmt: skip
 # Modules whose expressions are run above.
 RUN = {
+    "safelm/chat_template.py", "safelm/prompting.py", "safelm/safety/escaping.py",
     "data_tasks/preprocessors.py", "safelm/evaluation/capability/documents.py", "safelm/evaluation/coherence.py",
     "safelm/evaluation/duplicates.py", "safelm/evaluation/judge.py", "safelm/evaluation/judges/questions.py",
     "safelm/evaluation/judges/rules.py", "safelm/evaluation/judges/trained.py", "safelm/evaluation/prompt_files.py",
-    "safelm/safety/chat.py", "safelm/safety/classifier/installed_text.py", "safelm/safety/embedding/chunking.py",
+    "safelm/safety/classifier/installed_text.py", "safelm/safety/embedding/chunking.py",
     "safelm/safety/endpoint_client.py", "safelm/safety/judge/answer.py", "safelm/safety/judge/rubric.py",
     "safelm/safety/lexicon_scorer.py", "safelm/safety/reasoning.py", "safelm/safety/synthesis/gates/dialogue.py",
     "safelm/safety/synthesis/gates/faithfulness.py", "safelm/safety/synthesis/gates/obedience.py",
@@ -262,15 +263,12 @@ def test_time_of_gates_grows_with_the_text(name):
     check_growth(GATES[name], WORDY, 3_000, 12_000, most=1.2)
 
 
-def test_a_chat_marks_special_tokens_in_time(tmp_path):
-    from safelm.safety.chat import ChatTemplate
-
-    template = ChatTemplate(tokenizer(), source=str(tmp_path))
-
+def test_a_chat_s_control_tokens_are_found_in_time():
     def render(text: str) -> None:
-        template.encode(template.render([{"role": "user", "content": text}]))
+        prompting.chat_prompt(tokenizer(), [{"role": "user", "content": text}])
 
-    check_growth(render, [("", CHAT_START, "", ""), ("", "<|", "|>", ""), ("", "<", "", "")], 25_000, 100_000, most=0.9)
+    attacks = [("", CHAT_START, "", ""), ("", "<|", "|>", ""), ("", "<", "", "")]
+    check_growth(render, attacks, 25_000, 100_000, most=0.9)
 
 
 def test_many_prompts_are_compared_in_time():
