@@ -286,16 +286,14 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}: {unfinished}") from None
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             text = file.read()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: no such file: {unfinished}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: unreadable manifest: {error}") from error
     return _parse_manifest(path, text)
 
 
-def _parse_manifest(path: str, text: str) -> Manifest:
+def _parse_manifest(path: str, text: str | bytes) -> Manifest:
     values = records.parse(text, path, MENDING)
     try:
         if values.get("format_version") != FORMAT_VERSION:

@@ -60,6 +60,9 @@ def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[
     """Raises ValueError where the folder holds, or was begun with, something else, naming the flag of the setting."""
     (former,) = out.read_json([SETTINGS_NAME])
     if not isinstance(former, dict):
+        if SETTINGS_NAME in out.sizes(""):
+            path = out.path(SETTINGS_NAME)
+            raise ValueError(f"{path}: damaged, not JSON; choose another --output, or remove that folder")
         if not out.is_empty():
             raise ValueError(f"--output {out.root}: it holds other files; choose a new folder, or remove that one")
         return
@@ -84,4 +87,5 @@ def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
     """Whether every file that a done-record names is there (`sizes` by name) with the recorded size."""
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         return False
-    return all(sizes.get(name) == facts["bytes"] for name, facts in record["files"].items())
+    files = record["files"].items()
+    return all(isinstance(facts, dict) and sizes.get(name) == facts.get("bytes", -1) for name, facts in files)
