@@ -311,7 +311,7 @@ def _parse_manifest(path: str, text: str | bytes) -> Manifest:
 def _check_types(record: Manifest | ShardInfo) -> None:
     for field in dataclasses.fields(record):
         value, wanted = getattr(record, field.name), field.type if field.type in (int, str) else Mapping | tuple
-        if not isinstance(value, wanted) or isinstance(value, bool) or (wanted is int and value < 0):
+        if not isinstance(value, wanted) or isinstance(value, bool) or (wanted is int and value < -1):
             raise TypeError(f"{field.name} is {value!r:.40}")
 
 
