@@ -44,10 +44,7 @@ def write(output: str, comparison: Comparison, baseline: Row | None = None) -> l
         "report.json": json.dumps(tables, indent=1) + "\n",
         "report.html": html_page(comparison, baseline),
     }
-    written = [
-        write_whole(folder / name, text)
-        for name, text in texts.items()
-    ]
+    written = [write_whole(folder / name, text) for name, text in texts.items()]
     return written + list(figures.values())
 
 

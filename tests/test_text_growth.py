@@ -188,7 +188,8 @@ OWN_TEXT = {
     "safelm/cli.py", "safelm/tokenizer_backend.py",
     "safelm/aot_collectives.py", "safelm/aot_hlo.py", "safelm/aot_program.py", "safelm/aot_topology.py",
     "safelm/aot_work.py", "safelm/processes.py", "safelm/train_config.py",
-    "safelm/safety/file_shards.py", "safelm/report/charts.py", "safelm/report/page.py", "safelm/safety/report_card/counting.py",
+    "safelm/safety/file_shards.py", "safelm/report/charts.py", "safelm/report/page.py",
+    "safelm/safety/report_card/counting.py",
     "safelm/safety/scoring/scorers.py", "safelm/safety/synthesis/plan.py", "safelm/safety/synthesis/prompt_files.py",
     "safelm/documents/files.py", "safelm/documents/harm.py", "safelm/cache_shards.py", "safelm/data/remote.py",
 }  # fmt: skip

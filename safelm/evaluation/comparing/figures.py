@@ -36,7 +36,7 @@ def wanted(comparison: Comparison) -> dict[str, Figure]:
 
 
 def draw_all(folder: pathlib.Path, comparison: Comparison, write: Callable[..., Any]) -> dict[str, pathlib.Path]:
-    """Writes each as a picture; `write` is `whole_files.write_whole`."""
+    """Writes each as a picture; `write` is `safelm.io.files.write_whole`."""
     return {
         name: write(
             folder / f"{name}.png",
