@@ -185,7 +185,7 @@ GATES = {
 }
 # Modules with regular expressions that see nothing from outside but names, flags and what our own programs print.
 OWN_TEXT = {
-    "safelm/cli.py", "safelm/tokenizer_backend.py",
+    "safelm/cli.py", "safelm/documents/identity.py", "safelm/serving/access.py", "safelm/tokenizer_backend.py",
     "safelm/aot_collectives.py", "safelm/aot_hlo.py", "safelm/aot_program.py", "safelm/aot_topology.py",
     "safelm/aot_work.py", "safelm/processes.py", "safelm/train_config.py",
     "safelm/safety/file_shards.py", "safelm/report/charts.py", "safelm/report/page.py",
