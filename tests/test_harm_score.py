@@ -31,10 +31,12 @@ SOURCES = {
         "web", None, 5, "metadata.int_score",
     ),
     "a published set": ({"metadata": EDUCATION}, "score_4_refusal", None, 4, "folder score_4_refusal"),
+    "published pages": ({"metadata": EDUCATION}, "score_5", None, 5, "folder score_5"),
     "published annotations": ({"safety_score": 5, "safety_probs": [0.0] * 5 + [1.0]}, "web", None, 5, "safety_score"),
     "a column the user names": (EDUCATION | {"level": {"mine": 3.5}}, "web", "level.mine", 4, "level.mine"),
     "an educational column that the user names": (EDUCATION | {"int_score": 4}, "web", "int_score", 4, "int_score"),
 }  # fmt: skip
+REWRITTEN = ("what synthesize wrote", "a published set")
 NONE = {
     "FineWeb-Edu": (EDUCATION, "web", "int_score"),
     "FineWeb-Edu by datatrove": ({"metadata": EDUCATION}, "web", "metadata.int_score"),
@@ -69,7 +71,10 @@ def test_every_command_reads_the_same_score_and_says_from_where(tmp_path, name, 
     assert {document.harm_score for document in found} == {score} and report.score_columns == {used: 3}
 
     count, _ = count_piece(Piece(None, str(path), 1), Settings(score_column=column))
-    assert count.score_columns == {used: 3} and list(count.tallies) == ["score 4 to 5"]
+    if name in REWRITTEN:  # the score is the source's, not that of the text that the card counts
+        assert not count.score_columns and list(count.tallies) == ["unscored"]
+    else:
+        assert count.score_columns == {used: 3} and list(count.tallies) == ["score 4 to 5"]
 
     shard = dialogues(path, column)
     assert {source.harm_score for _, source in shard.sources()} == {score} and shard.score_columns == {used: 3}
@@ -118,7 +123,7 @@ def test_a_table_of_fields_gives_the_column_of_all_rows():
 
 def test_the_card_and_its_command_say_what_was_used_and_what_was_not(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(charts, "draw_png", lambda path, card: path.write_bytes(b""))
-    monkeypatch.setattr(charts, "svgs", lambda card: dict.fromkeys(("scores", "shares", "heat"), ""))
+    monkeypatch.setattr(charts, "of_page", lambda card: ())
     caplog.set_level(logging.INFO)
     write(tmp_path / "scored", EDUCATION | {"harm_score": 1}, "a", "jsonl")
     write(tmp_path / "scored", EDUCATION, "b", "parquet")
