@@ -275,7 +275,7 @@ def test_no_flipped_bit_of_a_parquet_footer_loses_rows_without_a_word(tmp_path):
     whole = path.read_bytes()
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     for at in range(footer, len(whole) - 8):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
         found = []
         try:
             rows = pages(path, on_malformed=found.append)
