@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safelm.safety.escaping import escape, unescape
 from safelm.safety.synthesis import requests as requests_module
 from safelm.safety.synthesis.kinds import KINDS, SOURCE_SCORES, Source
 from safelm.safety.synthesis.prompt_files import Prompts, choose_style, load_prompts
 from safelm.safety.synthesis.requests import (
     CATEGORIES,
-    escape,
     join_replies,
     make_requests,
-    unescape,
     user_message,
 )
 from safelm.safety.synthesis.writer import Reply
