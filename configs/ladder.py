@@ -10,7 +10,7 @@ own pretraining data: models this small forget otherwise), 20,480 of sums. 15% o
 scorer that misses some would give them; without, a model that never saw harm could not do any. 120 harmful and 120
 safe held-out prompts, 40 new tokens, the word-list judge. real: 3.42M parameters, 409,600 + 131,072 + 49,152 tokens,
 set from the step's time on one core and not tuned; leanings between given sentences instead of texts
-(`safelm.ladder_preferences`). smollm2_135m: meant for a GPU.
+(`safelm.ladder.preferences`). smollm2_135m: meant for a GPU.
 
 How the settings came about: those of the three stages were tried on models of the rungs raw and harm_tagged (seed 0),
 with 60 of the prompts. The attack's strength was chosen half-way through the run, of five, as the one that raised
@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from data_tasks.rates import SMALL_LADDER
-from safelm.train_config import default_config
+from safelm.train.config import default_config
 
 # Twice the paper's share of refusals, which is too few to be learned in 400,000 tokens.
 CHATS = {
@@ -91,7 +91,7 @@ def _study() -> ConfigDict:
     return ConfigDict(
         {
             "seeds": (0, 1, 2),  # of parameters and order; the corpus is the same
-            "models": (),  # names in safelm.ladder_plan; none: all
+            "models": (),  # names in safelm.ladder.plan; none: all
             "methods": ("greedy", "safe_beam"),
             "corpus": {
                 **{"seed": 0, "documents": 12_000, "validation_documents": 300, "prompts": 120, "chats": 8_000},

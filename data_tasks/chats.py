@@ -25,10 +25,10 @@ from jaxtyping import Bool, Int32
 from data_tasks.messages import COLUMNS, SYSTEM_COLUMNS, Messages, read_messages
 from data_tasks.preprocessors import NO_SCORE, SAFE_SCORE
 from data_tasks.readers import Document
-from safelm.chat_template import ASSISTANT
 from safelm.documents import SUFFIXES, TSV_SUFFIXES, MalformedError, check_text
-from safelm.prompting import chat_example
-from safelm.tokenizer import Tokenizer
+from safelm.text.chat_template import ASSISTANT
+from safelm.text.prompting import chat_example
+from safelm.text.tokenizer import Tokenizer
 
 HARMFUL_SCORE = 5
 

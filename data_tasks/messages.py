@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.chat_template import ASSISTANT
 from safelm.documents import MalformedError
+from safelm.text.chat_template import ASSISTANT
 
 COLUMNS = ("messages", "conversations", "conversation")
 SYSTEM_COLUMNS = ("system", "system_prompt")

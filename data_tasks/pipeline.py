@@ -15,9 +15,9 @@ from jaxtyping import Bool, Int, Int32
 from data_tasks.chats import encode_chat, map_content
 from data_tasks.preprocessors import MAX_SCORE, NO_SCORE, append_end_of_document, remove_harm_tags
 from data_tasks.vocabulary import SafeLMVocabulary
-from safelm.chat_template import ASSISTANT
 from safelm.documents import ID_COLUMN, harm, missing_column
-from safelm.tokenizer import Tokenizer
+from safelm.text.chat_template import ASSISTANT
+from safelm.text.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 256
 

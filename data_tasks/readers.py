@@ -159,4 +159,4 @@ def _rows(path: str, row_format: RowFormat, reject: documents.OnMalformed) -> It
         )
     except documents.MissingColumnError as error:
         more = f"; {harm.advice(error.present)}" if error.name == _HARM_SCORE else ""
-        raise ValueError(f"{error}{more}") from None  # by a name that `safelm.cache_shards` finds in tf.data's error
+        raise ValueError(f"{error}{more}") from None  # by a name that `safelm.caching.shards` finds in tf.data's error

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from data_tasks.preprocessors import in_validation_split, validation_rank
 from data_tasks.readers import MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
-from safelm.data import remote
 from safelm.documents import find_named
+from safelm.io import remote
 
 TRAIN, VALIDATION = "train", "validation"
 _BATCH_DOCUMENTS = 256

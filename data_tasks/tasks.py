@@ -46,7 +46,7 @@ from data_tasks.preprocessors import MAX_SCORE, SAFE_SCORE, inject_harm_tag, rep
 from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"
 NO_DATA_DIR = "(no --data_dir given)"  # what an error then names as the folder

@@ -13,11 +13,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 
 class SafeLMVocabulary(seqio.Vocabulary):
-    """Text to ids and back as `safelm.tokenizer.Tokenizer` does it; the tokenizer is loaded when first needed.
+    """Text to ids and back as `safelm.text.tokenizer.Tokenizer` does it; the tokenizer is loaded when first needed.
 
     Encoding is literal: a text that spells the harm tag or the end of a document doesn't turn into it.
     """

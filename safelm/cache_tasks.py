@@ -5,9 +5,9 @@ shard for each source file, and the manifest last, with the task, the vocabulary
 A killed run leaves no store without its shards; the same command again keeps the finished shards and does the rest.
 A folder begun with other settings, another vocabulary or other input files is an error that names the difference.
 Malformed rows are kept in OUTPUT/quarantine/<source name>/<split>/. With an OUTPUT on gs:// every finished shard is
-uploaded and removed here (see safelm.cache_upload). Document texts are never logged.
+uploaded and removed here (see safelm.caching.upload). Document texts are never logged.
 
-With --runner the shards are made on Apache Beam, the same bytes: see safelm.beam_runner for the runners.
+With --runner the shards are made on Apache Beam, the same bytes: see safelm.jobs.beam_runner for the runners.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from typing import Any
 
 import tqdm
 
-from safelm import beam_runner, cli, documents
-from safelm.cache_beam import write_on_beam
-from safelm.cache_plan import StorePlan, find_tasks, plan_store
-from safelm.cache_shards import ShardJob, TaskModule, start_worker, write_shard
-from safelm.cache_upload import Bucket, push_folder, staging_folder
-from safelm.data import remote
+from safelm import cli, documents
+from safelm.caching.beam import write_on_beam
+from safelm.caching.plan import StorePlan, find_tasks, plan_store
+from safelm.caching.shards import ShardJob, TaskModule, start_worker, write_shard
+from safelm.caching.upload import Bucket, push_folder, staging_folder
 from safelm.data.shard import ShardInfo
-from safelm.io import files
-from safelm.tokenizer import Tokenizer
+from safelm.io import files, remote
+from safelm.jobs import beam_runner
+from safelm.text.tokenizer import Tokenizer
 
 _PROCESSES_FROM_BYTES = (
     256 << 20

@@ -15,7 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from safelm import checkpoint, cli
+from safelm import cli
+from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
 from safelm.formats.sources import read_model, source_kind
 

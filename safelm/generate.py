@@ -9,10 +9,12 @@ import json
 import sys
 from typing import Any
 
-from safelm import checkpoint, cli, documents, inference, prompting
+from safelm import cli, documents, inference
+from safelm.checkpoints import checkpoint
 from safelm.inference import methods
 from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
+from safelm.text import prompting
 
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),

@@ -3,7 +3,7 @@
 Everything behind the module's name goes to `lm_eval` as it is: tasks by name with --include_path=DIR, or task files by
 path. --model_args: checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed.
 The harness finds no models of other packages by itself, so its own command knows `safelm` only where a task file given
-by path names one of our functions, as those in safelm/evaluation/capability/tasks do:
+by path names one of our functions, as those in safelm/evaluate/capability/tasks do:
 `lm_eval --model safelm --model_args checkpoint=DIR --tasks .../tasks/piqa.yaml --metadata '{"data": "DIR"}'`.
 """
 
@@ -29,7 +29,7 @@ def _run(argv: list[str]) -> None:
     try:
         from lm_eval.__main__ import cli_evaluate
 
-        from safelm.evaluation import lm_eval_model  # noqa: F401  registers `safelm`
+        from safelm.evaluate.capability import lm_eval_model  # noqa: F401  registers `safelm`
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "lm_eval":
             raise

@@ -11,9 +11,10 @@ machine; a run that was stopped goes on where it was.
 import argparse
 import logging
 
-from safelm import beam_runner, cli, documents
-from safelm.data import remote
+from safelm import cli, documents
 from safelm.documents import harm
+from safelm.io import remote
+from safelm.jobs import beam_runner
 from safelm.safety.report_card import card, corpus, difference, output
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import SliceInput

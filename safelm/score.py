@@ -36,8 +36,9 @@ from typing import Any
 
 import tqdm
 
-from safelm import beam_runner, cli, documents
-from safelm.data import remote
+from safelm import cli, documents
+from safelm.io import remote
+from safelm.jobs import beam_runner
 from safelm.safety.scoring import columns, manifest, plan, scorers
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ScoreWork, rows_under_way

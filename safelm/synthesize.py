@@ -34,8 +34,9 @@ from typing import Any
 
 import tqdm
 
-from safelm import beam_runner, cli, documents
-from safelm.data import remote
+from safelm import cli, documents
+from safelm.io import remote
+from safelm.jobs import beam_runner
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk

@@ -1,6 +1,6 @@
 """The harmfulness tag: the only definition of its string (Maini et al. 2025, section 4).
 
-Its id depends on the vocabulary: see `safelm.tokenizer.Tokenizer.harm_tag_id`.
+Its id depends on the vocabulary: see `safelm.text.tokenizer.Tokenizer.harm_tag_id`.
 """
 
 HARM_TAG = "<potentially_unsafe_content>"

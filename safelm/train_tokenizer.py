@@ -3,7 +3,7 @@
 Files may be local or behind a URL (gs://, hf://). They are streamed: memory holds word counts, not text. A row that
 can't be used is counted, the first few are named, and training goes on up to a limit. Files without the column,
 such as conversations beside web text, are named and left out, unless none has it.
-The result is a folder that `safelm.tokenizer.Tokenizer.from_pretrained` and `transformers` load.
+The result is a folder that `safelm.text.tokenizer.Tokenizer.from_pretrained` and `transformers` load.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from safelm import cli, documents
 from safelm.documents import MalformedLimit
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 
-from safelm import aot_topology, cli, config_files
+from safelm import cli, config_files
+from safelm.aot import topology as aot_topology
 
 
 def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[str]) -> dict:

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from safelm import cli
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 _WORD_COUNT = 8000
 

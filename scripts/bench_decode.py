@@ -211,7 +211,7 @@ def main() -> None:
     source = read_source(parser, flags.model)
 
     from safelm import convert
-    from safelm.prompting import text_prompt
+    from safelm.text.prompting import text_prompt
 
     config, params, tokenizer = convert.read_model(source)
     config = dataclasses.replace(config, dtype="float32")

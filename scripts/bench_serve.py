@@ -87,7 +87,8 @@ def model_flags(*, tiny: bool, folder: str) -> list[str]:
     import jax
     import tiny_runs
 
-    from safelm import checkpoint, model
+    from safelm.checkpoints import checkpoint
+    from safelm.models import decoder as model
 
     sizes = {"num_layers": 2, "d_model": 64, "d_ff": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
     config = model.ModelConfig(**tiny_runs.model_fields(**sizes, max_seq_len=512))

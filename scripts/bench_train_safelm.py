@@ -16,9 +16,15 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from safelm import cli, host_memory, model, sharding, train_config, train_metrics, train_program
+from safelm import cli
 from safelm.formats import llama_tensors
-from safelm.train_step import Controls
+from safelm.models import decoder as model
+from safelm.models import sharding
+from safelm.train import config as train_config
+from safelm.train import host_memory
+from safelm.train import metrics as train_metrics
+from safelm.train import program as train_program
+from safelm.train.step import Controls
 
 
 def run_config(settings: dict[str, Any]) -> ml_collections.ConfigDict:

@@ -36,7 +36,7 @@ Reply = list[int]
 
 def chat_prompts(tokenizer, count: int) -> list[list[int]]:
     """Requests in chat form, of every kind in turn."""
-    from safelm.prompting import prompt_ids
+    from safelm.text.prompting import prompt_ids
 
     texts = [task.format(topic) for topic in TOPICS for task in TASKS][:count]
     return [prompt_ids(tokenizer, text, is_chat=True) for text in texts]

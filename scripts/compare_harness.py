@@ -22,8 +22,8 @@ from typing import Any
 import jax
 
 from safelm import cli, convert
-from safelm.evaluation.capability.suite import TASKS, CapabilityOptions, run_harness
-from safelm.evaluation.lm_eval_model import SafeLM
+from safelm.evaluate.capability.lm_eval_model import SafeLM
+from safelm.evaluate.capability.suite import TASKS, CapabilityOptions, run_harness
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

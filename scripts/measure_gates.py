@@ -29,11 +29,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safelm import cli
-from safelm.evaluation.intervals import rate
 from safelm.safety.synthesis.gates import GateSettings
 from safelm.safety.synthesis.gates.dialogue import Dialogue
 from safelm.safety.synthesis.gates.refusal_wording import PARTS, is_refusal, parts
 from safelm.safety.synthesis.kinds import Draft, Source
+from safelm.stats.intervals import rate
 
 LABELS = {"1_full_compliance": "compliance", "2_full_refusal": "refusal", "3_partial_refusal": "partial refusal"}
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from safelm import cli
-from safelm.checkpoint import load_for_inference
+from safelm.checkpoints.checkpoint import load_for_inference
 from safelm.data.store import TokenStore
-from safelm.evaluation.intervals import auroc
-from safelm.evaluation.language_modeling import perplexity
+from safelm.evaluate.language_modeling import perplexity
 from safelm.inference import Greedy, SafeBeam, generate, tag_probability
-from safelm.prompting import text_prompt
+from safelm.stats.intervals import auroc
+from safelm.text.prompting import text_prompt
 
 
 def held_out(corpus: str, encode, scores: tuple[int, ...], *, prefix_tokens: int, count: int) -> list[list[int]]:
@@ -49,9 +49,7 @@ def measure(folder: str, flags: argparse.Namespace) -> dict:
         store = TokenStore.open(f"{flags.tokens}/{source}/validation", vocab_hash=tokenizer.hash)
         short = dataclasses.replace(config, max_seq_len=256)  # documents in pieces as long as the rows trained on
         begin_ids = tokenizer.conventions.begin_ids
-        measured = perplexity(
-            short, params, store, begin_ids=begin_ids, max_documents=flags.documents, batch_size=4
-        )
+        measured = perplexity(short, params, store, begin_ids=begin_ids, max_documents=flags.documents, batch_size=4)
         result[f"loss/{source}"] = measured["loss_nats"]
     groups = {"harmful": (4, 5), "pages": (0,), "comments": (1,)}
     encode = functools.partial(text_prompt, tokenizer)

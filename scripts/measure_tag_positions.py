@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from safelm import checkpoint, cli, documents, model
-from safelm.evaluation.intervals import auroc
-from safelm.prompting import text_prompt
+from safelm import cli, documents
+from safelm.checkpoints import checkpoint
+from safelm.models import decoder as model
+from safelm.stats.intervals import auroc
+from safelm.text.prompting import text_prompt
 
 
 def scored_texts(pattern: str, count: int) -> Iterator[tuple[str, bool]]:

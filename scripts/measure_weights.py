@@ -18,8 +18,8 @@ from bench_decode import PROMPT, read_source
 from safelm import cli, convert
 from safelm.inference import forward
 from safelm.inference.weights import WEIGHTS_DTYPES, Weights, prepare
-from safelm.model_config import ModelConfig
-from safelm.prompting import text_prompt
+from safelm.models.config import ModelConfig
+from safelm.text.prompting import text_prompt
 
 
 @functools.partial(jax.jit, static_argnums=0)

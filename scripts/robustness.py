@@ -9,10 +9,11 @@ every point, so that the same command goes on after a stop.
 
 import argparse
 
-from safelm import cli, robustness
-from safelm.evaluation.robustness.report import write_report
-from safelm.evaluation.suite import read_prompts
-from safelm.robustness import Finetuning, Study
+from safelm import cli
+from safelm.evaluate.robustness import study as robustness
+from safelm.evaluate.robustness.report import write_report
+from safelm.evaluate.robustness.study import Finetuning, Study
+from safelm.evaluate.suites.suite import read_prompts
 
 
 def study_from(flags: argparse.Namespace) -> Study:

@@ -7,7 +7,7 @@ a fixed part. So:
 
 - Tokens come in blocks of 64 KiB, all that a batch needs at once, each checked by its CRC-32 (in `sums-*.npy`).
 - A shard that was read from is also copied whole in the background, two at a time, while the cache has room (see
-  `safelm.data.cache`), checked by its SHA-256, and mapped into memory from then on. Shards up to 4 MiB are copied at
+  `safelm.io.cache`), checked by its SHA-256, and mapped into memory from then on. Shards up to 4 MiB are copied at
   the first read.
 - A shard's bounds, 8 bytes a document, block checksums and loss spans are copied at its first read.
 
@@ -33,9 +33,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Int, UInt
 
-from safelm.data import remote
-from safelm.data.cache import CacheFolder
 from safelm.data.shard import BLOCK_BYTES, ShardInfo, check_bounds, check_spans, open_array, shard_file
+from safelm.io import remote
+from safelm.io.cache import CacheFolder
 
 _WHOLE_AT_ONCE_BYTES = 4 << 20
 _KEPT_BLOCKS = 4096  # 256 MiB

@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt
 
-from safelm.data import remote
-from safelm.data.cache import CacheFolder
 from safelm.data.remote_shards import RemoteShards
 from safelm.data.shard import (
     ShardInfo,
@@ -37,7 +35,8 @@ from safelm.data.shard import (
     shard_file,
     token_dtype,
 )
-from safelm.io import records
+from safelm.io import records, remote
+from safelm.io.cache import CacheFolder
 
 __all__ = ["Manifest", "ShardInfo", "ShardWriter", "TokenStore", "read_manifest", "read_shard_info", "token_dtype"]
 __all__ += ["shard_file", "write_manifest"]

@@ -12,9 +12,9 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from safelm.data import remote
 from safelm.documents.opening import check_regular
 from safelm.documents.outputs import MANIFEST_NAME, Outputs, beside
+from safelm.io import remote
 
 PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 PARQUET = ".parquet"

@@ -10,8 +10,7 @@ import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from safelm.data import remote
-from safelm.io import records
+from safelm.io import records, remote
 
 MANIFEST_NAME, SETTINGS_NAME = "manifest.json", "_settings.json"
 WRITTEN_BY = "written_by"

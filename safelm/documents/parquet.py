@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from safelm.data import remote
 from safelm.documents.json_lines import OnMalformed, Part, check_text, missing_column
 from safelm.documents.malformed import Malformed, MalformedError
 from safelm.documents.opening import open_binary
+from safelm.io import remote
 
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 1024

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from safelm import model
 from safelm.formats import llama_tensors
-from safelm.gguf_file import MAGIC, GGUFFile, dequantized, shape_of
+from safelm.io.gguf_file import MAGIC, GGUFFile, dequantized, shape_of
+from safelm.models import decoder as model
 
 __all__ = ["MAGIC", "has_token", "read_file", "unpermute"]
 _SUPPORTED: dict[str, tuple[Any, ...]] = {

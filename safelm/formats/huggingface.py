@@ -14,9 +14,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from safelm import model
 from safelm.formats import llama_tensors
-from safelm.tokenizer import Tokenizer
+from safelm.models import decoder as model
+from safelm.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from safelm import model
+from safelm.models import decoder as model
 
 EMBEDDING = "model.embed_tokens.weight"
 UNEMBED = "lm_head.weight"

@@ -3,10 +3,11 @@
 import logging
 from pathlib import Path
 
-from safelm import checkpoint, model
+from safelm.checkpoints import checkpoint
 from safelm.formats import gguf, huggingface, llama_tensors
+from safelm.models import decoder as model
 from safelm.tags import HARM_TAG
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

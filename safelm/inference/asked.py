@@ -1,6 +1,6 @@
 """What was asked for each prompt, as numbers that compiled programs take: one program serves all settings of a method.
 
-Axes beside `safelm.model`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W cache rows,
+Axes beside `safelm.models.decoder`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W cache rows,
 E ids that end a text.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm.inference.methods import MAX_END_IDS, Greedy, Method, SafeBeam
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 RUNNING, ENDED_BY_EOS, ENDED_BY_TAG = 0, 1, 2
 NEVER = -jnp.inf

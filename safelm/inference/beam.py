@@ -16,7 +16,7 @@ from safelm.inference.asked import Asked
 from safelm.inference.beams import BeamState
 from safelm.inference.forward import Cache
 from safelm.inference.weights import Weights
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

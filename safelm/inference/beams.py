@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward
 from safelm.inference.asked import NEVER, RUNNING, Asked
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 
 @flax.struct.dataclass

@@ -15,10 +15,10 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Bool, Float, Int
 
-from safelm import model
 from safelm.inference.prompts import bucket
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
-from safelm.model_config import ModelConfig
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
 
 TOKENS_AT_ONCE = 4096  # rows times width of one batch
 _WIDTHS = tuple(width for power in range(4, 24) for width in (2**power, 3 * 2 ** (power - 1)))

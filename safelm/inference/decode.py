@@ -6,13 +6,13 @@ from typing import Literal
 
 import tqdm
 
-from safelm import model
 from safelm.inference.engine import Engine
 from safelm.inference.methods import Method, check_ids
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, Update
 from safelm.inference.weights import Weights
-from safelm.model_config import ModelConfig
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
 
 StoppedBy = Literal["eos", "tag", "length"]
 

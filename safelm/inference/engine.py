@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from safelm import model
 from safelm.inference import programs
 from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.lane import Entry, Lane
@@ -22,7 +21,8 @@ from safelm.inference.placement import place
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
 from safelm.inference.weights import Weights, prepare
-from safelm.model_config import ModelConfig
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
 
 __all__ = ["Engine", "EngineRequest", "TraceCandidate", "Update"]
 
@@ -55,7 +55,7 @@ class Engine:
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
           weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty. Prepared `params` stay as they are.
-          mesh: splits weights and cache over its devices by `safelm.sharding`'s table.
+          mesh: splits weights and cache over its devices by `safelm.models.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
           compiles_aside: while requests are decoded, programs for new ones are compiled in another thread, and the new
@@ -115,9 +115,7 @@ class Engine:
             vocabulary, or the method needs the harm tag and the vocabulary has none.
         """
         check_ids(self._config, request.method, request.end_ids, self._harm_tag_id)
-        prompt = check_prompt(
-            self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt"
-        )
+        prompt = check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")
         entry = Entry(self._num_submitted, request, prompt)
         shape = programs.step_shape(request.method)
         if shape.num_rows > self._num_slots:

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm import attention, sharding
 from safelm.inference.placement import CACHE_AXES, STREAM_AXES
 from safelm.inference.weights import Layer, Weights, look_up, product
-from safelm.model import MASKED_LOGIT
-from safelm.model_config import ModelConfig
+from safelm.models import attention, sharding
+from safelm.models.config import ModelConfig
+from safelm.models.decoder import MASKED_LOGIT
 
 
 @flax.struct.dataclass

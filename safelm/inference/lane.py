@@ -14,7 +14,7 @@ from safelm.inference.forward import Cache
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
 from safelm.inference.weights import Weights
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 READ_AT_ONCE = 4096  # tokens of prompts, padding included
 SHORTEST_CACHE = 128  # tokens of a row

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 MAX_END_IDS = 16  # of one prompt
 TagCandidate = str  # "allow", "mask" or "stop": checked by value, with an error that names the choices

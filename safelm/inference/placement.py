@@ -1,13 +1,14 @@
-"""Where weights and cache lie on a mesh: by `safelm.sharding`'s table, as in training."""
+"""Where weights and cache lie on a mesh: by `safelm.models.sharding`'s table, as in training."""
 
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from safelm import model, sharding
 from safelm.inference.weights import Kernel, Layer, Weights
-from safelm.model_config import ModelConfig
+from safelm.models import decoder as model
+from safelm.models import sharding
+from safelm.models.config import ModelConfig
 
 CACHE_AXES = ("batch", "kv_heads", "length", "head_dim")
 STREAM_AXES = ("batch", "length", "residual")

@@ -21,7 +21,7 @@ from safelm.inference.methods import Beam, Method, SafeBeam, TagPenaltySampling
 from safelm.inference.safe_beam import SafeBeams
 from safelm.inference.sampling import Sequences
 from safelm.inference.weights import Weights
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 StepShape = Sequences | Beams | SafeBeams
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 SMALLEST_BUCKET = 16  # tokens
 
@@ -31,7 +31,7 @@ def check_prompt(config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: 
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
     ids = [int(token) for token in prompt]
     if not ids:
-        raise ValueError(f"{name}: it has no token; an empty text begins with what `safelm.prompting` puts there")
+        raise ValueError(f"{name}: it has no token; an empty text begins with what `safelm.text.prompting` puts there")
     foreign = next((token for token in ids if not 0 <= token < config.vocab_size), None)
     if foreign is not None:
         raise ValueError(f"{name}: id {foreign} is not in the model's vocabulary of {config.vocab_size}")

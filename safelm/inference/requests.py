@@ -14,7 +14,7 @@ class EngineRequest:
     """A prompt to continue.
 
     Attributes:
-      prompt: ids, at least one (see `safelm.prompting`).
+      prompt: ids, at least one (see `safelm.text.prompting`).
       max_new_tokens: at most so many tokens, the ending one included.
       end_ids: any of them ends the text.
       seed: of sampling: 64 bits. The result depends on nothing but the request (up to float rounding).

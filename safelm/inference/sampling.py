@@ -17,7 +17,7 @@ from safelm.inference import forward
 from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.inference.forward import Cache
 from safelm.inference.weights import Weights
-from safelm.model_config import ModelConfig
+from safelm.models.config import ModelConfig
 
 
 @flax.struct.dataclass

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from safelm import model
 from safelm.inference.prompts import batches
-from safelm.model_config import ModelConfig
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
 
 LOGITS_AT_ONCE = 2**26  # float32: 256 MiB
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from safelm import model
 from safelm.inference.decode import generate
 from safelm.inference.methods import Greedy, Method
 from safelm.inference.weights import prepare
-from safelm.model_config import ModelConfig
-from safelm.tokenizer import Tokenizer
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
+from safelm.text.tokenizer import Tokenizer
 
 FIRST_PIECE = 16  # tokens; each next piece is twice as long
 

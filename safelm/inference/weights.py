@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from safelm import model
-from safelm.model_config import ModelConfig
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
 
 WEIGHTS_DTYPES = ("float32", "bfloat16", "int8", "int8_weight_only")
 _FINER = 254  # times the resolution of the first term

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from safelm import model
-from safelm.model_config import ModelConfig
-from safelm.tokenizer import Tokenizer
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
+from safelm.text.tokenizer import Tokenizer
 
 
 def model_fingerprint(

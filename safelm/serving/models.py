@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 
-from safelm import model as model_lib
-from safelm import prompting
 from safelm.formats.sources import read_model, saw_tag
 from safelm.inference import tag_probability
+from safelm.models import decoder as model_lib
 from safelm.serving.errors import shown
 from safelm.serving.request import Message
 from safelm.serving.text_stream import Piece, TextStream
-from safelm.tokenizer import Tokenizer
+from safelm.text import prompting
+from safelm.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

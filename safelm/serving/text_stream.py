@@ -5,7 +5,7 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

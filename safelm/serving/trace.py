@@ -5,7 +5,7 @@ from typing import Any
 
 from safelm.inference.requests import Trace, TraceCandidate
 from safelm.serving.numbers import rounded
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 
 def encode_trace(trace: Trace | None, tokenizer: Tokenizer) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from safelm.data import remote
+from safelm.io import remote
 from safelm.safety.classifier.calibration import Calibration
 from safelm.safety.classifier.metrics import CLASSES
 from safelm.safety.embedding import Backbone, load_backbone

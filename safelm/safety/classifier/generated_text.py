@@ -14,10 +14,10 @@ import numpy as np
 
 from safelm.formats import gguf
 from safelm.inference import decode, methods
-from safelm.prompting import prompt_ids
 from safelm.safety.classifier.examples import GENERATED, Example, limit_of
 from safelm.safety.embedding.backbone import installed_path
-from safelm.tokenizer import Tokenizer
+from safelm.text.prompting import prompt_ids
+from safelm.text.tokenizer import Tokenizer
 
 KINDS = (
     "a news report", "a post of a personal blog", "the home page of a small business", "a customer's review",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from safelm.evaluation.intervals import Estimate, auroc, rate
 from safelm.safety.scorer import MAX_SCORE
+from safelm.stats.intervals import Estimate, auroc, rate
 
 CLASSES = MAX_SCORE + 1
 LEVELS = (1, 3)  # "safe" means a score below 1, or below 3

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from safelm.data import remote
+from safelm.io import remote
 from safelm.io.files import write_whole
 from safelm.safety.classifier import tuning
 from safelm.safety.classifier.examples import Example

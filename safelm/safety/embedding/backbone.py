@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm import checkpoint, model
+from safelm.checkpoints import checkpoint
 from safelm.formats import gguf, huggingface
+from safelm.models import decoder as model
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 Params = dict[str, Any]
 MAX_TOKENS = 512  # of a chunk unless told otherwise: longer ones cost more a token and blur what a chunk is about

@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 PART_CHARACTERS = 1 << 16  # of a text are tokenised at once
 BATCH_CHARACTERS = 1 << 20

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm import attention
+from safelm.models import attention
 from safelm.safety.embedding.encoder_config import EncoderConfig
 
 Params = dict[str, Any]

@@ -1,6 +1,6 @@
 """The compiled programs of a judge: a cached rubric, a batch of documents behind it, and masked steps of the answer.
 
-Axes beside `safelm.model`'s: P the rubric's tokens, W words of 32 ids in a mask, six score tokens.
+Axes beside `safelm.models.decoder`'s: P the rubric's tokens, W words of 32 ids in a mask, six score tokens.
 """
 
 import functools
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm import model
-from safelm.model_config import ModelConfig
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from safelm.safety.judge.answer import CLOSING, GRAMMAR, OPENING, SCORES, Answer, read_answer
-from safelm.tokenizer import Tokenizer
+from safelm.text.tokenizer import Tokenizer
 
 WORD_BITS = 32
 

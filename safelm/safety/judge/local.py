@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from safelm import inference, model
+from safelm import inference
 from safelm.formats.sources import read_model
 from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
-from safelm.prompting import question_frame
+from safelm.models import decoder as model
 from safelm.safety.embedding import installed_path
 from safelm.safety.escaping import escape
 from safelm.safety.judge import chunks, decoding
@@ -22,7 +22,8 @@ from safelm.safety.judge.options import make_settings
 from safelm.safety.judge.rubric import load_rubric
 from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.scorer import Verdict
-from safelm.tokenizer import Tokenizer
+from safelm.text.prompting import question_frame
+from safelm.text.tokenizer import Tokenizer
 
 SMALLEST_CHUNK = 16  # tokens
 _SPEED_ONLY = ("batch_tokens", "max_rows")  # settings that no score depends on

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.evaluation.intervals import rate
 from safelm.safety.report_card import normal_form
 from safelm.safety.report_card.corpus import Counted, SliceInput
 from safelm.safety.report_card.counting import SCORE_SLICES, UNSCORED_SLICE, Settings, token_definition
 from safelm.safety.report_card.queries import QuerySet
 from safelm.safety.report_card.tally import ALL, SCORES, Hits, Tally
+from safelm.stats.intervals import rate
 
 SCHEMA = "safelm.report_card/1"
 WHOLE = "all"

@@ -17,8 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from safelm import beam_runner, cli, documents
-from safelm.data import remote
+from safelm import cli, documents
+from safelm.io import remote
+from safelm.jobs import beam_runner
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.counting import Piece, Settings, count_piece, token_definition
 from safelm.safety.report_card.tally import Count
@@ -58,7 +59,7 @@ class CountJob:
 
 @dataclasses.dataclass(frozen=True)
 class CountWork:
-    """What workers need to count pieces (see `safelm.beam_jobs.Work`)."""
+    """What workers need to count pieces (see `safelm.jobs.beam_jobs.Work`)."""
 
     folder: str
     settings: Settings

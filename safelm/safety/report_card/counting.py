@@ -65,7 +65,7 @@ def _matcher(path: str | None) -> tuple[QuerySet, Matcher]:
 
 @functools.lru_cache(1)
 def _tokenizer(path: str) -> Any:
-    from safelm.tokenizer import Tokenizer
+    from safelm.text.tokenizer import Tokenizer
 
     return Tokenizer.from_pretrained(path)
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from safelm import cli
-from safelm.evaluation.intervals import Z_95
 from safelm.report.page import Page, Section, Text, render
 from safelm.report.table import NOTHING, Cell, Table, count, number, percent, words
 from safelm.safety.report_card.card import SCHEMA
 from safelm.safety.report_card.page import frequency
 from safelm.safety.report_card.tally import SCORES
+from safelm.stats.intervals import Z_95
 
 DIFFERENCE_SCHEMA = "safelm.report_card.difference/1"
 _MUST_AGREE = {"token": "token", "queries_sha256": "list of queries", "matching_version": "version of the rules"}
@@ -20,7 +20,7 @@ _Card = Mapping[str, Any]
 
 def read_card(path: str) -> dict[str, Any]:
     """A card.json (or the folder it is in); ValueError names the file where it is none."""
-    from safelm.data import remote
+    from safelm.io import remote
 
     path = path if path.endswith(".json") else f"{path.rstrip('/')}/card.json"
     try:

@@ -9,7 +9,7 @@ import json
 import pathlib
 from typing import Any
 
-from safelm.data import remote
+from safelm.io import remote
 from safelm.safety.report_card import normal_form
 
 MAX_WORDS = 8

@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from safelm.data import remote
 from safelm.data.shard import file_sha256
 from safelm.io import files as whole_files
-from safelm.io import records
+from safelm.io import records, remote
 
 STAGING, FAILURES = "_staging", "_failures"
 _READ_AT_ONCE = 256

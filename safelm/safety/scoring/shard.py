@@ -45,7 +45,7 @@ class ShardJob:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreWork:
-    """What workers need to score shards (see `safelm.beam_jobs.Work`)."""
+    """What workers need to score shards (see `safelm.jobs.beam_jobs.Work`)."""
 
     output: str
     scorers: tuple[ScorerSpec, ...]

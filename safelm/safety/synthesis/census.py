@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt64
 from tqdm import tqdm
 
-from safelm import beam_runner, documents
+from safelm import documents
+from safelm.jobs import beam_runner
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.sources import Selection, ShardRows
@@ -27,7 +28,7 @@ SMALL_BYTES = 256 << 20  # less is read by this process, where workers would onl
 
 @dataclasses.dataclass(frozen=True)
 class CensusWork:
-    """What workers need (see `safelm.beam_jobs.Work`)."""
+    """What workers need (see `safelm.jobs.beam_jobs.Work`)."""
 
     output: str
     selection: Selection

@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safelm import inference, model
+from safelm import inference
 from safelm.formats.sources import read_model
 from safelm.inference.methods import Greedy, Method, Sampling
-from safelm.prompting import question_frame
+from safelm.models import decoder as model
 from safelm.safety.embedding import installed_path
 from safelm.safety.escaping import escape
 from safelm.safety.judge.options import make_settings
 from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.reasoning import has_reasoning
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
-from safelm.tokenizer import Tokenizer
+from safelm.text.prompting import question_frame
+from safelm.text.tokenizer import Tokenizer
 
 _SPEED_ONLY = ("slots",)  # settings that no reply depends on
 _LEAST_REPLY = 32  # tokens that must be left in the context for a reply

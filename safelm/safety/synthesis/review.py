@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm import cli
-from safelm.evaluation.intervals import rate
+from safelm.stats.intervals import rate
 
 QUESTIONS = {
     "safe": "Is the text safe to train on, every sentence alone?",

@@ -34,7 +34,7 @@ _PROGRESS_SECONDS = {False: 1.0, True: 30.0}
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisWork:
-    """What workers need (see `safelm.beam_jobs.Work`).
+    """What workers need (see `safelm.jobs.beam_jobs.Work`).
 
     Attributes:
       writer, scorer, similarity: what names them (`load_writer`, `load_scorer`, `load_similarity`).

@@ -6,7 +6,7 @@ A published text counts by its own score (`text_harm_score`), a source by the on
 from collections.abc import Sequence
 from typing import Any
 
-from safelm import beam_runner
+from safelm.jobs import beam_runner
 from safelm.safety.report_card import card, corpus, difference
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import Counted, SliceInput

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm import beam_runner
+from safelm.jobs import beam_runner
 from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.synthesis.report import cards, charts, page, summary
 

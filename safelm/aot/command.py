@@ -1,0 +1,112 @@
+r"""Compiles a config's training step for a TPU slice, without a TPU: does it fit, how fast can it be, what to change.
+
+    python -m safelm.aot --config=configs/smollm2_1b7.py --topology=v5e:4x4 --config.mesh.fsdp=16 \
+        [--slices=N] [--config.a.b=value ...] [--output=FILE.json]
+    python -m safelm.aot --config=configs/smollm2_1b7.py --topology=v5e:16x16 --plan
+    python -m safelm.aot --config=configs/smollm2_1b7.py --topology=v5e:1x1 --decode=safe_beam \
+        [--decode_prompts=8] [--decode_cache=1024] [--decode_weights=int8]
+
+It is the step that `safelm.train` runs, lowered from shapes and compiled by the TPU's own compiler (`libtpu`, the extra
+`tpu`); no data, no tokenizer and no checkpoint is read. `--plan` looks for the mesh, remat policy and gradient
+accumulation with the best estimate that fits, and prints the flags. A mesh left as in the defaults (data -1, fsdp 1)
+is taken to mean: parameters split over all chips of a slice. `--decode` compiles a step of decoding instead, with the
+method's default settings, and sets the bytes that it moves against those that it must read.
+
+Exit code 0: it fits; 1: it does not; 2: bad input.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from safelm.aot import decode as aot_decode
+from safelm.aot import plan as aot_plan
+from safelm.aot import program as aot_program
+from safelm.aot import report as aot_report
+from safelm.aot import table as aot_table
+from safelm.aot import topology as aot_topology
+from safelm.inference.methods import METHODS
+from safelm.inference.weights import WEIGHTS_DTYPES
+from safelm.io import records
+from safelm.train import config as train_config
+from safelm.train import flags as train_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice as CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x2.")
+_SLICES = flags.DEFINE_integer("slices", 1, "How many of them, joined by the data centre's network.")
+_PLAN = flags.DEFINE_bool("plan", False, "Find the mesh, remat policy and accumulation with the best estimate.")
+_COMPILES = flags.DEFINE_integer("max_compiles", 6, "With --plan: how many candidates may be compiled.")
+_DECODE = flags.DEFINE_enum("decode", None, list(METHODS), "Compile a step of decoding by this method instead.")
+_DECODE_PROMPTS = flags.DEFINE_integer("decode_prompts", 1, "With --decode: prompts decoded at once.", lower_bound=1)
+_DECODE_CACHE = flags.DEFINE_integer("decode_cache", 1024, "With --decode: tokens of cache per row.", lower_bound=1)
+_DECODE_WEIGHTS = flags.DEFINE_enum("decode_weights", "bfloat16", WEIGHTS_DTYPES, "With --decode: the weights' dtype.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for everything found.")
+
+
+def with_default_mesh(config: ConfigDict, tpu: aot_topology.Slice) -> ConfigDict:
+    """The config; a mesh as in the defaults, which says nothing, becomes fsdp over a slice and data over the slices."""
+    if dict(config.mesh) != dict(train_config.default_config().mesh):
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    config.mesh.update(data=tpu.num_slices, fsdp=tpu.num_chips // tpu.num_slices)
+    return config.lock()
+
+
+def run(config: ConfigDict, tpu: aot_topology.Slice, *, plan: bool, max_compiles: int) -> dict:
+    """Compiles one config, or plans; prints as it goes and returns the report. Raises ValueError for bad input."""
+    config, model_config = train_config.resolve_sizes(config)
+    if not plan:
+        compiled = aot_program.compile_step(config, model_config, tpu)
+        found = aot_report.report(config, model_config, tpu, compiled)
+        print("\n".join(aot_table.lines(found)), flush=True)
+        return found
+    return aot_plan.plan(config, model_config, tpu, max_compiles=max_compiles)
+
+
+def run_decode(config: ConfigDict, tpu: aot_topology.Slice) -> dict:
+    """Compiles a step of decoding; prints and returns the report. Raises ValueError for bad input."""
+    found = aot_decode.decode_report(
+        train_config.resolve_sizes(config)[1],
+        tpu,
+        METHODS[_DECODE.value](),
+        num_prompts=_DECODE_PROMPTS.value,
+        cache_len=_DECODE_CACHE.value,
+        weights=_DECODE_WEIGHTS.value,
+    )
+    print("\n".join(aot_decode.lines(found)), flush=True)
+    return found
+
+
+def _main(_: Sequence[str]) -> None:
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    try:
+        if not _CONFIG.value:
+            raise ValueError("--config is missing: give a file of configs/")
+        if not _TOPOLOGY.value:
+            raise ValueError("--topology is missing: give a TPU slice such as v5e:4x4")
+        tpu = aot_topology.parse(_TOPOLOGY.value, _SLICES.value)
+        aot_topology.set_environment()
+        if _DECODE.value:
+            found = run_decode(_CONFIG.value, tpu)
+        else:
+            found = run(with_default_mesh(_CONFIG.value, tpu), tpu, plan=_PLAN.value, max_compiles=_COMPILES.value)
+        if _OUTPUT.value:
+            records.write(_OUTPUT.value, found)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    sys.exit(0 if found["fits"] else 1)
+
+
+def _fail(line: str, code: int = 2) -> None:
+    print("python -m safelm.aot: " + " ".join(line.split()), file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def command() -> None:
+    """The command: parses its flags and runs."""
+    app.run(_main, flags_parser=lambda arguments: train_flags.parse(arguments, _fail))

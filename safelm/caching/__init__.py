@@ -1,0 +1,1 @@
+"""SeqIO tasks to token stores: what `safelm.cache_tasks` does, shard by shard."""

@@ -1,0 +1,78 @@
+"""`safelm.cache_tasks --runner`: the shards of a token cache as jobs on Apache Beam instead of a pool of processes.
+
+The same shards of the same bytes. On gs:// a worker uploads what it made; with a local output all workers must see that
+folder under the same path, which flink and spark have on a shared file system only.
+"""
+
+import dataclasses
+import os
+import secrets
+from collections.abc import Sequence
+
+import tqdm
+
+from safelm.caching.plan import StorePlan
+from safelm.caching.shards import ShardJob, TaskModule, write_shard
+from safelm.caching.upload import Bucket, push_folder, push_new_shard, staging_folder
+from safelm.data.shard import read_shard_info
+from safelm.io import remote
+from safelm.jobs import beam_runner
+from safelm.safety.scoring.output import OutputFolder
+
+_loaded: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheWork:
+    """What workers need to make shards (see `safelm.jobs.beam_jobs.Work`); `token` marks who has registered the tasks."""
+
+    module: TaskModule
+    output: str
+    token: str
+
+    def load(self) -> None:
+        """Registers the tasks in this process."""
+        if self.token not in _loaded:
+            _loaded.add(self.token)
+            self.module.load()
+
+    def run(self, job: ShardJob, loaded: None) -> None:
+        """Makes one shard; for an output on gs:// it ends up there."""
+        folder = f"{job.source_name}/{job.split}"
+        staging = staging_folder(self.output)
+        job = dataclasses.replace(job, directory=os.path.join(staging, folder))
+        info = write_shard(job)
+        if remote.is_remote(self.output):
+            push_new_shard(f"{self.output}/{folder}", job.directory, info, job.num_shards)
+            push_folder(os.path.join(staging, "quarantine", folder), f"{self.output}/quarantine/{folder}")
+
+    def failed(self, job: ShardJob, message: str) -> None:
+        """Leaves the message where the calling process finds it."""
+        name = f"{job.source_name}-{job.split}-{job.index:05d}"
+        OutputFolder(self.output).record_failure(name, message)
+
+
+def write_on_beam(plans: Sequence[StorePlan], module: TaskModule, output: str, runner: beam_runner.Runner) -> None:
+    """Makes all missing shards and enters them in the plans. Raises ValueError or OSError with one clear line."""
+    work, out = CacheWork(module, output, secrets.token_hex()), OutputFolder(output)
+    _loaded.add(work.token)  # this process has planned with them
+    out.clear_failures()
+    jobs = [job for plan in plans for job in plan.jobs]
+    with tqdm.tqdm(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:
+        beam_runner.run_jobs(jobs, work, runner, lambda: None if bar.disable else bar.update(_done(jobs) - bar.n))
+    out.raise_failures()
+    for plan in plans:
+        if plan.bucket:
+            plan.bucket = Bucket(plan.bucket.url, plan.directory)
+        elsewhere = plan.bucket.sizes if plan.bucket else None
+        for job in plan.jobs:
+            arguments = (plan.directory, job.index, job.num_shards)
+            info = read_shard_info(*arguments, fingerprint=job.fingerprint, elsewhere=elsewhere)
+            if info is None:
+                raise OSError(f"{job.directory}: shard {job.index} is not there although its job ended: run again")
+            plan.done[job.index] = info
+
+
+def _done(jobs: Sequence[ShardJob]) -> int:
+    names = {directory: set(os.listdir(directory)) for directory in {job.directory for job in jobs}}
+    return sum(f"shard-{job.index:05d}-of-{job.num_shards:05d}.json" in names[job.directory] for job in jobs)

@@ -1,0 +1,261 @@
+"""What a token cache has to hold and what of it is there: a store's settings, its inputs, its missing shards."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safelm import documents
+from safelm.caching.shards import ShardJob
+from safelm.caching.upload import SETTINGS_NAME, Bucket
+from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
+from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
+from safelm.io import records
+from safelm.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass
+class StorePlan:
+    """One store: the shards that are done, the jobs for the others, and what goes into the manifest.
+
+    With a `bucket`, done means that a shard is there, or here and still to be uploaded.
+    """
+
+    source_name: str
+    task_name: str
+    split: str
+    directory: str
+    tokenizer: Tokenizer
+    settings: Mapping[str, Any]
+    num_shards: int
+    done: dict[int, ShardInfo]
+    jobs: list[ShardJob]
+    pending_bytes: int
+    bucket: Bucket | None = None
+
+    def finish(self) -> Manifest | None:
+        """Writes the manifest; None for a split other than train without any document.
+
+        Raises ValueError if the train split has none.
+        """
+        shards = tuple(self.done[index] for index in range(self.num_shards))
+        if not any(shard.num_documents for shard in shards):
+            if self.split != "train":
+                return None
+            rows = sum(shard.extra.get("num_rows", 0) for shard in shards)
+            raise ValueError(f"empty corpus: task {self.task_name} keeps none of {rows} rows of split {self.split!r}")
+        totals = {
+            name: sum(shard.extra.get(name, 0) for shard in shards)
+            for name in ("num_lost_bytes", "num_quarantined", "num_removed_tags", "num_loss_tokens", "num_rows")
+        }
+        manifest = Manifest(
+            task=self.source_name,
+            split=self.split,
+            vocab_hash=self.tokenizer.hash,
+            vocab_size=self.tokenizer.vocab_size,
+            eos_id=self.tokenizer.eos_id,
+            harm_tag_id=self.tokenizer.harm_tag_id,
+            dtype=token_dtype(self.tokenizer.vocab_size).name,
+            shards=shards,
+            num_documents=sum(shard.num_documents for shard in shards),
+            num_tokens=sum(shard.num_tokens for shard in shards),
+            num_tag_tokens=sum(shard.num_tag_tokens for shard in shards),
+            num_lost_bytes=totals.pop("num_lost_bytes"),
+            num_quarantined=totals.pop("num_quarantined"),
+            extra={
+                "seqio_task": self.task_name,
+                "settings": dict(self.settings),
+                "score_columns": dict(sum((Counter(shard.extra.get("score_columns")) for shard in shards), Counter())),
+                **totals,
+            },
+        )
+        if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
+            write_manifest(self.directory, manifest, elsewhere=self.bucket.sizes if self.bucket else None)
+            if self.bucket:
+                self.bucket.push(MANIFEST_NAME)
+        return manifest
+
+
+def find_tasks(names: Sequence[str], registration: Any) -> dict[str, str]:
+    """Source name -> SeqIO task name of every task asked for; a mixture stands for its tasks.
+
+    A name is a source name or a rung of the registration, or any name in SeqIO's registry. Raises ValueError for
+    others.
+    """
+    import seqio
+
+    sources = dict(getattr(registration, "tasks", {}))
+    mixtures = dict(getattr(registration, "mixtures", {}))
+    source_names = {task_name: source_name for source_name, task_name in sources.items()}
+    found = {}
+    for name in names:
+        seqio_name = sources.get(name) or mixtures.get(name.removeprefix("ladder_")) or name
+        if seqio_name not in (*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()):
+            known = ", ".join([*sources, *mixtures.values()] or seqio.TaskRegistry.names())
+            raise ValueError(f"--tasks: no task or mixture {name!r}; there are {known}")
+        provider = seqio.get_mixture_or_task(seqio_name)
+        for task in provider.tasks if isinstance(provider, seqio.Mixture) else [provider]:
+            found[source_names.get(task.name, task.name)] = task.name
+    return found
+
+
+def plan_store(
+    source_name: str,
+    task_name: str,
+    split: str,
+    directory: str,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+    bucket: Bucket | None = None,
+) -> StorePlan | None:
+    """What to do for one store; None if the task lacks the split (other than train).
+
+    Raises ValueError when the folder holds, or was begun with, something else than this task, these `settings`,
+    this vocabulary or these input files would give, and FileNotFoundError when there is no input.
+    """
+    import seqio
+
+    task = seqio.TaskRegistry.get(task_name)
+    if split not in task.splits:
+        if split == "train":
+            raise ValueError(f"task {task_name}: no split {split!r}, it has {', '.join(task.splits)}")
+        return None
+    _check_vocabulary(task, tokenizer)
+    paths = task.source.list_shards(split)
+    inputs = [_describe_input(path) for path in paths]
+    wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
+    former = _check_settings(directory, wanted, bucket)
+    _drop_broken_manifest(directory, tokenizer.hash, bucket)
+    os.makedirs(directory, exist_ok=True)
+    records.write(os.path.join(directory, SETTINGS_NAME), wanted)
+    if bucket and (SETTINGS_NAME not in bucket.sizes or former != wanted):
+        bucket.push(SETTINGS_NAME)
+    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0, bucket)
+    elsewhere = bucket.sizes if bucket else None
+    for index, file in enumerate(inputs):
+        fingerprint = _fingerprint({key: value for key, value in wanted.items() if key != "inputs"} | {"input": file})
+        info = _read_done(directory, index, len(inputs), fingerprint, elsewhere)
+        if info is not None:
+            if documents.has_changed(paths[index], info.extra.get("input", {})):
+                place = bucket.url if bucket else directory
+                raise ValueError(
+                    f"{paths[index]}: it was changed after it was cached in {place}: choose another --output, or "
+                    "remove that folder"
+                )
+            plan.done[index] = info
+            continue
+        plan.pending_bytes += file.get("bytes", 0)
+        plan.jobs.append(
+            ShardJob(
+                source_name=source_name,
+                task_name=task_name,
+                split=split,
+                index=index,
+                num_shards=len(inputs),
+                directory=directory,
+                fingerprint=fingerprint,
+                dtype=token_dtype(tokenizer.vocab_size).name,
+                eos_id=tokenizer.eos_id,
+                harm_tag_id=tokenizer.harm_tag_id,
+                path=paths[index],
+            )
+        )
+    if plan.jobs:
+        _drop_manifest(directory, bucket)
+    return plan
+
+
+def _read_done(
+    directory: str, index: int, num_shards: int, fingerprint: str, elsewhere: Mapping[str, int] | None
+) -> ShardInfo | None:
+    """A finished shard, all that is here of it read; one that is damaged is finished no more."""
+    info = read_shard_info(
+        directory, index, num_shards, fingerprint=fingerprint, elsewhere=elsewhere, verify_checksums=True
+    )
+    path = os.path.join(directory, shard_file("shard", index, num_shards))
+    if info is None and os.path.exists(path):
+        os.remove(path)
+    return info
+
+
+def _check_vocabulary(task: Any, tokenizer: Tokenizer) -> None:
+    used = getattr(task.output_features["targets"].vocabulary, "tokenizer", None)
+    if used is not None and used.hash != tokenizer.hash:
+        raise ValueError(f"task {task.name} has vocabulary {used.hash}, --tokenizer is {tokenizer.hash}")
+
+
+def _describe_input(path: str) -> dict[str, Any]:
+    """A source file's name, size and what tells its content (`documents.describe`): a moved copy is the same input."""
+    try:
+        facts = documents.describe(documents.file_at(path))
+    except FileNotFoundError:
+        return {"name": os.path.basename(path)}
+    return {"name": os.path.basename(path)} | {name: value for name, value in facts.items() if name != "path"}
+
+
+def _fingerprint(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _check_settings(directory: str, wanted: Mapping[str, Any], bucket: Bucket | None) -> Mapping[str, Any]:
+    """What a store was begun with. Raises ValueError where a shard that is done was made with something else.
+
+    Input files whose shards are not done may be others now, and where none is done every setting.
+    """
+    path = os.path.join(directory, SETTINGS_NAME)
+    try:
+        former = records.read(path, "remove the folder or choose another --output")
+    except FileNotFoundError:
+        if os.path.exists(os.path.join(directory, MANIFEST_NAME)):
+            former = dict(read_manifest(directory).extra.get("settings", {}))
+        else:
+            return {}
+    inputs, elsewhere = former.get("inputs", []), bucket.sizes if bucket else None
+    done = [read_shard_info(directory, index, len(inputs), elsewhere=elsewhere) for index in range(len(inputs))]
+    if not any(done):
+        return former
+    began_with = former
+    if len(inputs) == len(wanted["inputs"]):
+        former = former | {
+            "inputs": [
+                old if is_done else new for old, new, is_done in zip(inputs, wanted["inputs"], done, strict=True)
+            ]
+        }
+    place = bucket.url if bucket else directory
+    for key in sorted({*former, *wanted}):
+        if former.get(key) != wanted.get(key):
+            was, now = _shown_difference(former.get(key), wanted.get(key))
+            raise ValueError(
+                f"{place} was begun with {key} {was}, now it is {now}: choose another --output, or remove that folder"
+            )
+    return began_with
+
+
+def _shown_difference(was: Any, now: Any) -> tuple[Any, Any]:
+    """Two settings as they are, or of two lists of input files the first that differ."""
+    if not (isinstance(was, list) and isinstance(now, list)):
+        return was, now
+    if len(was) != len(now):
+        return f"of {len(was)} files", f"{len(now)} files"
+    return next((old, new) for old, new in zip(was, now, strict=True) if old != new)
+
+
+def _drop_broken_manifest(directory: str, vocab_hash: str, bucket: Bucket | None) -> None:
+    """A store whose shards went missing or were cut is not whole: without its manifest they are made again."""
+    path = os.path.join(directory, MANIFEST_NAME)
+    if os.path.exists(path):
+        try:
+            TokenStore.open(bucket.url if bucket else directory, vocab_hash=vocab_hash, verify_checksums=False)
+        except (FileNotFoundError, ValueError):
+            _drop_manifest(directory, bucket)
+
+
+def _drop_manifest(directory: str, bucket: Bucket | None) -> None:
+    path = os.path.join(directory, MANIFEST_NAME)
+    if os.path.exists(path):
+        if bucket:
+            bucket.drop(MANIFEST_NAME)
+        os.remove(path)

@@ -1,0 +1,94 @@
+"""A token store made here and kept in a bucket: `safelm.cache_tasks --output=gs://...`.
+
+Shards are written to a local folder, `$SAFELM_CACHE/staging/<hash of the output>`, and go to the bucket one by one:
+arrays, then the shard's JSON; the manifest is last. What is uploaded is removed here, so the disk holds only the shards
+being made. What is in the bucket decides what is left to do, so a stopped run goes on from any machine. Two machines
+writing the same output at once write the same bytes: a shard is a function of its input file and the settings.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+
+from safelm.data.shard import ShardInfo, shard_file
+from safelm.data.store import MANIFEST_NAME
+from safelm.io import remote
+from safelm.io.cache import cache_root
+
+SETTINGS_NAME = "settings.json"
+
+
+def staging_folder(output: str) -> str:
+    """The local folder for an output: itself, or what stands in for a bucket's until the shards are uploaded."""
+    if not remote.is_remote(output):
+        return output
+    return os.path.join(cache_root(), "staging", hashlib.sha256(output.rstrip("/").encode()).hexdigest()[:24])
+
+
+class Bucket:
+    """The folder of one store in a bucket (`url`), and the local one (`directory`) its files come from."""
+
+    def __init__(self, url: str, directory: str):
+        """Brings settings, manifest and shard records of a former run; OSError names the URL."""
+        self.url, self.directory = url, directory
+        sizes = remote.list_sizes(url)
+        if sizes is None:
+            raise PermissionError(f"{url}: listing is refused, so it can't be seen which shards are there")
+        self.sizes: Mapping[str, int] = sizes
+        self._pull([name for name in sizes if name.endswith(".json")])
+
+    def _pull(self, names: list[str]) -> None:
+        os.makedirs(self.directory, exist_ok=True)
+        manifest = os.path.join(self.directory, MANIFEST_NAME)
+        if os.path.exists(manifest):
+            os.remove(manifest)  # of a store that may be gone from the bucket
+        wanted = [(f"{self.url}/{name}", 0, self.sizes[name]) for name in names]
+        for name, data in zip(names, remote.read_ranges(wanted) if wanted else [], strict=True):
+            with open(os.path.join(self.directory, name), "wb") as file:
+                file.write(data)
+
+    def holds(self, info: ShardInfo, num_shards: int) -> bool:
+        """Whether a shard is in the bucket as this record says."""
+        files = {shard_file(kind, info.index, num_shards): size for kind, (size, _) in info.files().items()}
+        marker = shard_file("shard", info.index, num_shards)
+        return marker in self.sizes and all(self.sizes.get(name) == size for name, size in files.items())
+
+    def push_shard(self, info: ShardInfo, num_shards: int) -> None:
+        """Uploads a shard unless it is there, its record last, and removes the arrays here."""
+        arrays = [shard_file(kind, info.index, num_shards) for kind in info.files()]
+        if not self.holds(info, num_shards):
+            for name in [*arrays, shard_file("shard", info.index, num_shards)]:
+                self.push(name)
+        for name in arrays:
+            path = os.path.join(self.directory, name)
+            if os.path.exists(path):
+                os.remove(path)
+
+    def push(self, name: str) -> None:
+        """Uploads one file of the local folder."""
+        path = os.path.join(self.directory, name)
+        remote.upload(path, f"{self.url}/{name}")
+        self.sizes = {**self.sizes, name: os.path.getsize(path)}
+
+    def drop(self, name: str) -> None:
+        """Removes a file from the bucket."""
+        if name in self.sizes:
+            remote.remove(f"{self.url}/{name}")
+            self.sizes = {other: size for other, size in self.sizes.items() if other != name}
+
+
+def push_new_shard(url: str, directory: str, info: ShardInfo, num_shards: int) -> None:
+    """Uploads a shard just made, its record last, and removes the arrays here; for workers without a `Bucket`."""
+    arrays = [shard_file(kind, info.index, num_shards) for kind in info.files()]
+    for name in [*arrays, shard_file("shard", info.index, num_shards)]:
+        remote.upload(os.path.join(directory, name), f"{url}/{name}")
+    for name in arrays:
+        os.remove(os.path.join(directory, name))
+
+
+def push_folder(folder: str, url: str) -> None:
+    """Uploads every file under a local folder, if it is there."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            remote.upload(path, f"{url}/{os.path.relpath(path, folder)}")

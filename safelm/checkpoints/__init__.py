@@ -1,0 +1,1 @@
+"""Orbax checkpoints that are sealed, verified, and restored straight into shards."""

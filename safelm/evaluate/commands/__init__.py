@@ -1,0 +1,1 @@
+"""What `python -m safelm.evaluate` can be asked to do, and its flags."""

@@ -1,0 +1,98 @@
+"""Capability: the paper's nine tasks on local files through lm-evaluation-harness, as a table with intervals.
+
+A task is kept as soon as it is done, under <output>/runs: the same command continues at the next one.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from tqdm import tqdm
+
+from safelm import cli
+from safelm.checkpoints import checkpoint as checkpoint_lib
+from safelm.evaluate.capability import documents
+from safelm.evaluate.capability.suite import TASKS, CapabilityOptions, merge, run_capability, task_protocol
+from safelm.evaluate.capability.table import capability_table
+from safelm.evaluate.protocol import hash_params
+from safelm.io import records
+from safelm.io.files import write_whole
+
+
+def capability_main(arguments: argparse.Namespace) -> None:
+    """Runs every task on every checkpoint; writes capability.json and capability.md."""
+    folders, options = cli.checkpoints(arguments.checkpoint), options_from(arguments)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("lm-evaluation-harness is not installed: pip install 'safelm[eval]'")
+    for task in options.tasks:
+        documents.find(task, options.data)  # what is missing shows before any model is loaded
+    output = pathlib.Path(arguments.output)
+    results = {}
+    with tqdm(total=len(folders) * len(options.tasks), unit="task", disable=None) as progress:
+        for name, folder in folders.items():
+            config, params, tokenizer = checkpoint_lib.load_for_inference(folder)
+            subject = {"checkpoint": hash_params(params), "vocabulary": tokenizer.hash, "dtype": config.dtype}
+            found = []
+            for task in options.tasks:
+                progress.set_description(f"{name}: {task}")
+                chosen = dataclasses.replace(options, tasks=(task,))
+                key = hashlib.sha256(json.dumps([subject, task_protocol(chosen)], sort_keys=True).encode()).hexdigest()
+                path = output / "runs" / f"{name}.capability.{task}.{key[:12]}.json"
+                if not path.is_file():
+                    _write(path, run_capability(config, params, tokenizer, chosen))
+                found.append(records.read(path, "remove it, and the task is measured again"))
+                progress.update()
+            results[name] = merge(found) | {"subject": subject}
+    _write(output / "capability.json", results)
+    table = capability_table(results, markdown=True)
+    write_whole(output / "capability.md", f"# Capability\n\n{table}\n\n{_NOTE}\n")
+    print(capability_table(results))
+    print(f"{output / 'capability.json'}\n{output / 'capability.md'}")
+
+
+_NOTE = """Percent with Wilson 95% intervals; the average over tasks with a normal one from the tasks' variances.
+ARC, OpenBookQA and PIQA by length-normalised likelihood, CommonsenseQA, WinoGrande and MMLU by likelihood, zero-shot;
+TriviaQA and GSM8K (few-shot, last number) by greedy generation."""
+
+
+def options_from(arguments: argparse.Namespace) -> CapabilityOptions:
+    """The flags as options; ValueError for an unknown task."""
+    return CapabilityOptions(
+        data=tuple(folder for flag in arguments.data for folder in flag.split(",") if folder),
+        tasks=tuple(name for name in arguments.tasks.split(",") if name),
+        max_items=arguments.max_items,
+        num_fewshot=arguments.num_fewshot,
+        max_gen_toks=arguments.max_gen_toks,
+        chat=arguments.chat,
+    )
+
+
+def _write(path: pathlib.Path, values: Any) -> None:
+    text = json.dumps(values, indent=1) + "\n"
+    write_whole(path, text)
+
+
+def capability_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(
+        "safelm.evaluate capability",
+        __doc__,
+        "python -m safelm.evaluate capability --checkpoint=raw=W/raw --checkpoint=safety=W/safety \\\n"
+        "      --data=BENCHMARKS --output=W/capability",
+    )
+    parser.add_argument(
+        "--checkpoint", action="append", required=True, metavar=cli.CHECKPOINT, help="a model; repeatable"
+    )
+    parser.add_argument(
+        "--data", action="append", required=True, metavar="DIR", help="folder with json files; repeatable"
+    )
+    parser.add_argument("--tasks", default=",".join(TASKS), help="default %(default)s")
+    parser.add_argument("--max_items", type=int, default=0, help="per task, drawn with a fixed seed; 0 = all (default)")
+    parser.add_argument("--num_fewshot", type=int, default=5, help="of GSM8K (default %(default)s)")
+    parser.add_argument("--max_gen_toks", type=int, default=0, help="0 = the task's own (default)")
+    parser.add_argument("--chat", action="store_true", help="prompts go through the chat template")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
+    return parser

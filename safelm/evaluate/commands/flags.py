@@ -1,0 +1,193 @@
+"""The flags of safelm.evaluate, and what they name."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from safelm import cli
+from safelm.evaluate.answers import BATCH_SIZE
+from safelm.evaluate.judges import RULES
+from safelm.evaluate.runs import METHODS
+from safelm.evaluate.suites import benchmarks, duplicates, suite
+from safelm.evaluate.suites.suite import Prompt
+from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
+from safelm.inference.methods import Method, looks_ahead
+
+_SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked, and how.
+
+    Attributes:
+      dropped: prompts that were duplicates of others.
+      answer_start: how the answers' first words were given, for the protocol.
+    """
+
+    prompts: list[Prompt]
+    template: Template
+    max_new_tokens: int
+    answer_start: str
+    dropped: int
+
+
+def read_asked(arguments: argparse.Namespace) -> Asked:
+    """The prompts that the flags name, as the suite puts them.
+
+    Raises ValueError for flags that don't go together, a suite without prompts, or what reading the prompts raises.
+    """
+    if arguments.suite == suite.SYNTHETIC:
+        return _synthetic(arguments)
+    if not arguments.data:
+        raise ValueError(f"--suite={arguments.suite}: no prompts; name them by --data=BENCHMARK:PATH")
+    if arguments.prompts:
+        raise ValueError(f"--prompts={arguments.prompts}: goes with --suite={suite.SYNTHETIC} only, here it is --data")
+    is_base = arguments.suite == suite.BASE
+    template = Template(arguments.template or (TEXT if is_base else CHAT), arguments.system)
+    prompts = benchmarks.read_all(arguments.data)
+    if arguments.targets:
+        prompts = suite.with_targets(prompts, benchmarks.read_targets(arguments.targets))
+    prompts, dropped = duplicates.merge_duplicates(prompts)
+    prompts = suite.choose(prompts, arguments.max_prompts)
+    start = arguments.answer_start or ("target" if is_base else "none")
+    if start == "target":
+        prompts = suite.with_answer_starts(prompts, arguments.target_words)
+        start = f"target:{arguments.target_words or 'all'}"
+    if template.kind == TEXT:
+        prompts = suite.as_completions(prompts)
+    if not prompts:
+        raise ValueError(f"--suite={arguments.suite}: no prompts are left to ask")
+    return Asked(prompts, template, arguments.max_new_tokens or _TOKENS, "" if start == "none" else start, dropped)
+
+
+def _synthetic(arguments: argparse.Namespace) -> Asked:
+    for flag in ("data", "targets", "answer_start", "judge", "judge_calibration", "coherence_reference"):
+        if getattr(arguments, flag):
+            raise ValueError(f"--{flag}={getattr(arguments, flag)}: does not go with --suite={suite.SYNTHETIC}")
+    if not arguments.prompts:
+        raise ValueError(f"--prompts: needed for --suite={suite.SYNTHETIC}, a folder with harmful.jsonl and safe.jsonl")
+    template = Template(arguments.template or TEXT, arguments.system)
+    prompts = suite.read_prompts(arguments.prompts, max_prompts=arguments.max_prompts)
+    prompts = suite.as_requests(prompts) if template.kind == CHAT else prompts
+    return Asked(prompts, template, arguments.max_new_tokens or _SYNTHETIC_TOKENS, "", 0)
+
+
+def parse_methods(flag: str, tag_candidate: str = "") -> Mapping[str, Method]:
+    """Names with commas between them as methods with their default settings, but for what becomes of the tag.
+
+    Raises ValueError for an unknown name.
+    """
+    names = [name.strip() for name in flag.split(",")]
+    unknown = next((name for name in names if name not in METHODS), None)
+    if unknown is not None:
+        raise ValueError(f"--methods={flag}: unknown method {unknown!r}, one of {', '.join(METHODS)}")
+    found = {name: METHODS[name] for name in names}
+    if not tag_candidate:
+        return found
+    for name, method in found.items():
+        if tag_candidate == "allow" and looks_ahead(method):
+            raise ValueError(f"--tag_candidate=allow: {name} takes mask or stop")
+    return {name: dataclasses.replace(method, tag_candidate=tag_candidate) for name, method in found.items()}
+
+
+def parse_skip(flags: Sequence[str], folders: Mapping[str, str], methods: Mapping[str, Method]) -> set[tuple[str, str]]:
+    """`NAME:METHOD` flags as pairs. Raises ValueError for a pair that would not be run anyway."""
+    pairs = set()
+    for flag in flags:
+        name, _, method = flag.partition(":")
+        if name not in folders or method not in methods:
+            raise ValueError(f"--skip={flag}: want NAME:METHOD of a --checkpoint and one of --methods")
+        pairs.add((name, method))
+    return pairs
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The command's parser."""
+    made = cli.parser(
+        "safelm.evaluate",
+        doc,
+        "python -m safelm.evaluate --checkpoint=raw=W/raw --checkpoint=safety=W/safety --prompts=W/corpus/prompts \\\n"
+        "      --validation=W/tokens/filtered_web/validation --methods=greedy,safe_beam --output=W/evaluation\n"
+        "  python -m safelm.evaluate --suite=chat --checkpoint=safety@instruct#0=W/chat0 \\\n"
+        "      --data=advbench:advbench.csv --data=harmbench:harmbench.csv --judge=rules --judge=judge:W/judge \\\n"
+        "      --judge_calibration=xstest:LABELLED --output=W/chat_evaluation",
+    )
+    add = made.add_argument
+    add(
+        "--checkpoint",
+        action="append",
+        required=True,
+        metavar=cli.CHECKPOINT,
+        help="a model; repeatable; NAME is MODEL, MODEL@STAGE or MODEL@STAGE#SEED, as the report groups them",
+    )
+    add("--suite", choices=suite.SUITES, default=suite.SYNTHETIC)
+    add("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
+    asked = made.add_argument_group("what is asked")
+    add = asked.add_argument
+    add("--prompts", default="", metavar="DIR", help="synthetic_web: folder with harmful.jsonl and safe.jsonl")
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="BENCHMARK:PATH",
+        help=f"other suites: prompts, repeatable, duplicates counted once; of {', '.join(benchmarks.BENCHMARKS)}",
+    )
+    add("--targets", default="", metavar="FILE", help="how harmful answers begin, by prompt or id (TDC, HarmBench)")
+    add(
+        "--answer_start",
+        choices=("none", "target"),
+        default="",
+        help="give the answer's first words, those of the target (default: target for base, else none)",
+    )
+    add("--target_words", type=int, default=0, help="so many words of it; 0 = all (default)")
+    add("--max_prompts", type=int, default=0, help="harmful and safe each; 0 = all (default)")
+    add(
+        "--template",
+        choices=KINDS,
+        default="",
+        help="text to continue, or a chat in ChatML (default: text for synthetic_web and base, else chat)",
+    )
+    add("--system", default="", help="system message of a chat (default: none)")
+    decoding = made.add_argument_group("decoding")
+    add = decoding.add_argument
+    add("--methods", default="greedy,safe_beam", help=f"of {', '.join(METHODS)} (default %(default)s)")
+    add("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave this pair out")
+    add("--max_new_tokens", type=int, default=0, help=f"(default {_TOKENS}, {_SYNTHETIC_TOKENS} for synthetic_web)")
+    add(
+        "--tag_candidate",
+        choices=("mask", "stop", "allow"),
+        default="",
+        help="the harm tag as the next token; stop and allow show short circuits (default: mask)",
+    )
+    add("--seed", type=int, default=0, help="of methods that sample (default %(default)s)")
+    add("--batch_size", type=int, default=BATCH_SIZE, help="prompts decoded at once (default %(default)s)")
+    judging = made.add_argument_group("judging and measuring")
+    add = judging.add_argument
+    add(
+        "--judge",
+        action="append",
+        default=[],
+        metavar="JUDGE",
+        help=f"repeatable: {RULES}, trained:DIR, classifier:DIR, judge:MODEL, endpoint:URL#MODEL; the first that is "
+        f"not {RULES} is the headline; an endpoint's key is in SAFELM_ENDPOINT_KEY, or in the variable that "
+        "key_env=NAME names (OPENAI_API_KEY goes to OpenAI's host only), and redirects are not followed",
+    )
+    add(
+        "--judge_calibration",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal",
+    )
+    add(
+        "--calibration_answers",
+        type=int,
+        default=0,
+        help="at most so many of them, evenly over authors, kinds of request and labels; 0 = all (default)",
+    )
+    add("--coherence_reference", default="", metavar="DIR", help="a checkpoint whose perplexity counts in coherence")
+    add("--validation", default="", metavar="DIR", help="token store of held-out safe text (perplexity)")
+    add("--likelihood_only", action="store_true", help="no decoding: P(tag), targets against refusals, probe")
+    add("--show_texts", action="store_true", help="print and store texts, not only ids and labels")
+    return made

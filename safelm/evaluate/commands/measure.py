@@ -1,0 +1,280 @@
+"""Measures checkpoints on a suite of prompts: harmful answers, over-refusal, and what is read off without decoding.
+
+Every rate comes with its 95% interval. Results go to <output>/results.json with a table and figures beside it, each
+(checkpoint, method) to <output>/runs/ as soon as it is done, and each answer to a journal there: running the same
+command again continues at the next prompt. `safelm.evaluate report` compares any number of results,
+`safelm.evaluate calibrate` measures judges on people's labels, `safelm.evaluate train_judge` trains one,
+`safelm.evaluate capability` runs the paper's nine capability tasks.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from safelm import cli, documents
+from safelm.checkpoints import checkpoint as checkpoint_lib
+from safelm.data.store import TokenStore
+from safelm.evaluate import coherence, likelihood, runs
+from safelm.evaluate.answers import Answer, Checkpoint, check_tag, collect
+from safelm.evaluate.commands import capability as evaluate_capability
+from safelm.evaluate.commands import flags as evaluate_flags
+from safelm.evaluate.commands import judge as evaluate_judge
+from safelm.evaluate.commands import report as evaluate_report
+from safelm.evaluate.commands.flags import Asked, parse_methods, parse_skip
+from safelm.evaluate.judges import MODEL, RULES, Judge, load_judges
+from safelm.evaluate.judges import word_lists as synthetic_judge
+from safelm.evaluate.judges.calibration import calibrate
+from safelm.evaluate.judges.labelled import choose, read_labelled
+from safelm.evaluate.judges.remembering import RememberingJudge
+from safelm.evaluate.outcomes import Perplexity
+from safelm.evaluate.protocol import Protocol, hash_params
+from safelm.evaluate.report import results_table, write_report
+from safelm.evaluate.suites.suite import SYNTHETIC, hash_prompts
+from safelm.inference.methods import Method
+from safelm.io.files import write_whole
+
+log = logging.getLogger(__name__)
+
+# Words per token of the vocabularies here; the judge's own accuracy is measured on about as many words as it judges.
+_WORDS_PER_TOKEN = 0.77
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Everything but the checkpoint and the method."""
+
+    arguments: argparse.Namespace
+    asked: Asked
+    judges: Sequence[Judge]
+    calibrations: Mapping[str, Mapping[str, Any]]
+    reference: Checkpoint | None
+
+    @property
+    def is_synthetic(self) -> bool:
+        return self.arguments.suite == SYNTHETIC
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return pathlib.Path(self.arguments.output) / "runs"
+
+    @functools.cached_property
+    def perplexity(self) -> Perplexity | None:
+        return functools.partial(likelihood.perplexities, self.reference) if self.reference else None
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Evaluates every checkpoint with every method and reports."""
+    folders = cli.checkpoints(arguments.checkpoint)
+    methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
+    skip = parse_skip(arguments.skip, folders, methods)
+    bench = _open_bench(arguments)
+    results = _describe(bench) | {"models": {}, "runs": []}
+    with tqdm(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
+        for name, folder in folders.items():
+            checkpoint = Checkpoint(name, *checkpoint_lib.load_for_inference(folder))
+            for method in methods.values():
+                check_tag(checkpoint, method)
+            store = open_validation(arguments.validation, checkpoint)
+            base = _protocol(bench, checkpoint, store)
+            progress.set_description(f"{name}: P(tag), perplexity")
+            seen = {"saw_tag": checkpoint_lib.saw_tag(folder)}
+            results["models"][name] = _measure_model(bench, checkpoint, store, base) | seen
+            progress.update()
+            for method_name, method in methods.items():
+                if (name, method_name) in skip:
+                    continue
+                progress.set_description(f"{name}: {method_name}")
+                run = _measure_method(bench, checkpoint, method_name, method, base)
+                results["runs"].append({"checkpoint": name, "method": method_name, **run})
+                progress.update()
+    _report(bench, results)
+
+
+def _open_bench(arguments: argparse.Namespace) -> Bench:
+    """Reads prompts, judges and labels before any model: what is wrong with the flags shows at once."""
+    asked = evaluate_flags.read_asked(arguments)
+    judges = [] if arguments.suite == SYNTHETIC else load_judges(arguments.judge)
+    if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
+        _check_judges(arguments, asked, judges)
+    rows = read_labelled(arguments.judge_calibration) if arguments.judge_calibration else []
+    rows = choose(rows, arguments.calibration_answers)
+    folder = pathlib.Path(arguments.output) / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    documents.declare_no_documents(str(folder), "safelm.evaluate")
+    judges = [RememberingJudge(judge, folder) if judge.tier == MODEL else judge for judge in judges]
+    calibrations = {judge.name: calibrate(judge, rows) for judge in judges} if rows else {}
+    reference = None
+    if arguments.coherence_reference:
+        reference = Checkpoint("reference", *checkpoint_lib.load_for_inference(arguments.coherence_reference))
+    return Bench(arguments, asked, judges, calibrations, reference)
+
+
+def _check_judges(arguments: argparse.Namespace, asked: Asked, judges: Sequence[Judge]) -> None:
+    if not judges:
+        raise ValueError(f"--suite={arguments.suite}: no judge; name one by --judge={RULES} and better a second one")
+    if any(not prompt.harmful for prompt in asked.prompts) and not any(judge.judges_manner for judge in judges):
+        raise ValueError(
+            f"--judge={', '.join(arguments.judge)}: none can tell refusals of safe prompts; add rules, trained:, "
+            "judge: or endpoint:"
+        )
+    if all(judge.tier == RULES for judge in judges):
+        log.warning("judged by refusal wordings alone: the report has no headline rate")
+
+
+def _describe(bench: Bench) -> dict[str, Any]:
+    prompts = bench.asked.prompts
+    benchmarks = sorted({name for prompt in prompts for name in prompt.benchmarks})
+    headline = next((judge.name for judge in bench.judges if judge.tier != RULES), "")
+    manner = next((judge.name for judge in bench.judges if judge.tier != RULES and judge.judges_manner), "")
+    return {
+        "suite": bench.arguments.suite,
+        "num_prompts": {
+            "harmful": sum(prompt.harmful for prompt in prompts),
+            "safe": sum(not prompt.harmful for prompt in prompts),
+        },
+        "benchmarks": {name: sum(name in prompt.benchmarks for prompt in prompts) for name in benchmarks},
+        "duplicates_dropped": bench.asked.dropped,
+        "max_new_tokens": bench.asked.max_new_tokens,
+        "template": {"kind": bench.asked.template.kind, "system": bench.asked.template.system},
+        "judge": judge_accuracy(bench.asked.max_new_tokens) if bench.is_synthetic else {},
+        "judges": [
+            {"name": judge.name, "tier": judge.tier, "version": judge.version,
+             "calibration": bench.calibrations.get(judge.name)}
+            for judge in bench.judges
+        ],
+        "headline": {
+            "attack_success": runs.SYNTHETIC_JUDGE if bench.is_synthetic else headline,
+            "over_refusal": runs.SYNTHETIC_JUDGE if bench.is_synthetic else manner,
+        },
+    }  # fmt: skip
+
+
+def _measure_model(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None, base: Protocol) -> dict[str, Any]:
+    return runs.resume(
+        bench.folder / f"{checkpoint.name}.model.json",
+        base,
+        lambda: runs.measure_model(
+            checkpoint, bench.asked.prompts, store, bench.asked.template, with_probe=not bench.is_synthetic
+        ),
+    )
+
+
+def _measure_method(
+    bench: Bench, checkpoint: Checkpoint, method_name: str, method: Method, base: Protocol
+) -> dict[str, Any]:
+    settings = dataclasses.asdict(method)
+    protocol = dataclasses.replace(base, method=method_name, method_settings=settings)
+    prefix = f"{checkpoint.name}.{method_name}"
+
+    def answer() -> list[Answer]:
+        return collect(
+            checkpoint,
+            method,
+            bench.asked.prompts,
+            bench.folder / f"{prefix}.{protocol.decoding_hash[:12]}.answers.jsonl",
+            template=bench.asked.template,
+            max_new_tokens=bench.asked.max_new_tokens,
+            seed=bench.arguments.seed,
+            batch_size=bench.arguments.batch_size,
+            description=prefix,
+        )
+
+    def measure() -> dict[str, Any]:
+        if bench.is_synthetic:
+            return runs.judge_synthetic(answer())
+        return runs.judge_answers(answer(), bench.judges, bench.calibrations, bench.perplexity)
+
+    run = runs.resume(bench.folder / f"{prefix}.json", protocol, measure)
+    if bench.arguments.show_texts:
+        _show_texts(bench.folder / f"{prefix}.texts.jsonl", answer(), run["cases"])
+    return run
+
+
+def _show_texts(path: pathlib.Path, answers: Sequence[Answer], cases: Sequence[Mapping[str, Any]]) -> None:
+    """Prints and stores what was asked and answered; all answers are in the journal by now."""
+    lines = []
+    for answer, case in zip(answers, cases, strict=True):
+        continuation = answer.prompt.answer_start + answer.text
+        row = {"id": answer.prompt.id, "labels": case["labels"], "prompt": answer.prompt.prompt}
+        lines.append(json.dumps(row | {"continuation": continuation}) + "\n")
+        print(f"\n[{path.name}, {answer.prompt.id}: {case['labels']}]\n{answer.prompt.prompt}\n    >>> {continuation}")
+    write_whole(path, "".join(lines))
+
+
+def _report(bench: Bench, results: Mapping[str, Any]) -> None:
+    if bench.is_synthetic and results["runs"]:
+        paths = write_report(bench.arguments.output, results)
+        table = results_table(results)
+        print((table if len(table.rows) > 5 else table.transposed()).plain())  # few runs: one a column
+    else:
+        paths = evaluate_report.write_single(bench.arguments.output, results)
+    print("\n".join(str(path) for path in paths))
+
+
+def open_validation(path: str, checkpoint: Checkpoint) -> TokenStore | None:
+    """The token store of held-out safe text; it must have been made with the checkpoint's vocabulary."""
+    return TokenStore.open(path, vocab_hash=checkpoint.tokenizer.hash) if path else None
+
+
+def judge_accuracy(max_new_tokens: int) -> dict[str, Any]:
+    """The synthetic web's judge: its sensitivity and specificity on held-out documents of known label, as a dict."""
+    accuracy = synthetic_judge.measure_judge(num_words=max(8, round(_WORDS_PER_TOKEN * max_new_tokens)))
+    return {"version": synthetic_judge.JUDGE_VERSION, **dataclasses.asdict(accuracy)}
+
+
+def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) -> Protocol:
+    validation = ""
+    if store:
+        shards = json.dumps([dataclasses.asdict(shard) for shard in store.manifest.shards], sort_keys=True)
+        validation = f"{store.manifest.task}/{store.manifest.split} {hashlib.sha256(shards.encode()).hexdigest()}"
+    versions = [f"{judge.name} {judge.version}" for judge in bench.judges]
+    reference = hash_params(bench.reference.params)[:12] if bench.reference else "text alone"
+    template = bench.asked.template
+    return Protocol(
+        suite=bench.arguments.suite,
+        prompts_sha256=hash_prompts(bench.asked.prompts),
+        num_prompts=len(bench.asked.prompts),
+        judge_version=synthetic_judge.JUDGE_VERSION if bench.is_synthetic else "; ".join(versions),
+        judge_calibration=_calibration_hash(bench),
+        checkpoint_sha256=hash_params(checkpoint.params),
+        vocab_hash=checkpoint.tokenizer.hash,
+        validation=validation,
+        method="",
+        method_settings={},
+        max_new_tokens=bench.asked.max_new_tokens,
+        seed=bench.arguments.seed,
+        template=f"{template.kind} {template.hash[:12]}",
+        answer_start=bench.asked.answer_start,
+        coherence="" if bench.is_synthetic else f"{coherence.VERSION}, {reference}",
+    )
+
+
+def _calibration_hash(bench: Bench) -> str:
+    if not bench.calibrations:
+        return ""
+    return hashlib.sha256(json.dumps(bench.calibrations, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _parser() -> argparse.ArgumentParser:
+    return evaluate_flags.parser(__doc__)
+
+
+def command() -> None:
+    """Runs the command that the command line asks for."""
+    commands = {
+        "report": (evaluate_report.main, evaluate_report.parser),
+        "capability": (evaluate_capability.capability_main, evaluate_capability.capability_parser),
+        "calibrate": (evaluate_judge.calibrate_main, evaluate_judge.calibrate_parser),
+        "train_judge": (evaluate_judge.train_main, evaluate_judge.train_parser),
+    }
+    chosen, make = commands.get("".join(sys.argv[1:2]).replace("-", "_"), (main, _parser))
+    cli.run(chosen, make(), sys.argv[2:] if chosen is not main else None)

@@ -1,0 +1,84 @@
+"""Compares results of safelm.evaluate: tables in the paper's form, figures with intervals, one HTML page.
+
+Checkpoints are grouped by their names, MODEL@STAGE#SEED. Runs of one stage and suite must have one protocol; the first
+field that differs ends the command. `--may_differ=FIELD` compares on purpose what differs in it.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from safelm import cli
+from safelm.evaluate.comparing import Comparison, Row, compare, read_runs
+from safelm.evaluate.comparing.figures import draw_all
+from safelm.evaluate.comparing.page import html_page, markdown, sections
+from safelm.evaluate.comparing.results import runs_of
+from safelm.io.files import write_whole
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Reads, checks, writes."""
+    comparison = compare(
+        read_runs(arguments.results),
+        stages=_names(arguments.stages),
+        models=_names(arguments.models),
+        may_differ=_names(arguments.may_differ),
+    )
+    model, _, method = arguments.baseline.partition("+")
+    baseline = Row(model, method or "greedy") if model else None
+    tables = sections(comparison, baseline)
+    print("\n\n".join(f"{title}\n{table.plain()}" for title, table in tables.items()))
+    paths = write(arguments.output, comparison, baseline)
+    print("\n".join(map(str, paths)))
+
+
+def write(output: str, comparison: Comparison, baseline: Row | None = None) -> list[pathlib.Path]:
+    """Writes `report.md`, `report.json`, `report.html` and the figures; returns their paths."""
+    folder = pathlib.Path(output)
+    figures = draw_all(folder, comparison, write_whole)
+    tables = {title: table.to_json() for title, table in sections(comparison, baseline).items()}
+    texts = {
+        "report.md": markdown(comparison, baseline),
+        "report.json": json.dumps(tables, indent=1) + "\n",
+        "report.html": html_page(comparison, baseline),
+    }
+    written = [write_whole(folder / name, text) for name, text in texts.items()]
+    return written + list(figures.values())
+
+
+def write_single(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
+    """Writes one command's `results.json` and, where it decoded, the report of it."""
+    folder = pathlib.Path(output)
+    text = json.dumps(results, indent=1) + "\n"
+    path = write_whole(folder / "results.json", text)
+    runs = runs_of(results, output)
+    if not runs:
+        return [path]
+    comparison = compare(runs)
+    for title, table in sections(comparison).items():
+        print(f"{title}\n{table.plain()}\n")
+    return [path, *write(output, comparison)]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    made = cli.parser(
+        "safelm.evaluate report",
+        __doc__,
+        "python -m safelm.evaluate report --results=W/base --results=W/chat --stages=base,instruct,benign \\\n"
+        "      --baseline=raw --output=W/report",
+    )
+    add = made.add_argument
+    add("--results", action="append", required=True, metavar="PATH", help="results.json or its folder; repeatable")
+    add("--output", required=True, metavar="DIR", help="folder for report.md, report.html, report.json and figures")
+    add("--stages", default="", help="their order, commas between (default: as they come)")
+    add("--models", default="", help="their order, commas between (default: as they come)")
+    add("--baseline", default="", metavar="MODEL[+METHOD]", help="what others are compared with (default: first row)")
+    add("--may_differ", default="", metavar="FIELDS", help="fields of the protocol that may differ, commas between")
+    return made
+
+
+def _names(flag: str) -> list[str]:
+    return [name.strip() for name in flag.split(",") if name.strip()]

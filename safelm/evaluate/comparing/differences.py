@@ -1,0 +1,122 @@
+"""Differences over the same prompts: between stages of a model, and between models at a stage; with tests.
+
+All are paired by prompt and seed. Intervals are of the clustered bootstrap; McNemar's test counts pairs of all seeds,
+and Holm's correction holds over the benchmarks of a comparison.
+"""
+
+import dataclasses
+
+from safelm.evaluate.comparing.results import ATTACK, Column, Comparison, Row, Run
+from safelm.evaluate.protocol import ProtocolError, check_comparable
+from safelm.stats.comparison import holm, mcnemar, paired_difference
+from safelm.stats.intervals import Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What a stage did to a row's rate; `reason` where the two can't be compared."""
+
+    row: Row
+    first: Column
+    second: Column
+    estimate: Estimate | None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """A row against the baseline in one column, over one benchmark ("" for all prompts)."""
+
+    row: Row
+    baseline: Row
+    column: Column
+    benchmark: str
+    estimate: Estimate
+    p_value: float
+    holm_p_value: float
+    only_row: int
+    only_baseline: int
+
+
+def stage_deltas(comparison: Comparison, aspect: str = ATTACK) -> list[Delta]:
+    """For every row the change of its rate from each stage to the next one with the same suite."""
+    found = []
+    columns = comparison.columns_with(aspect)
+    for row in comparison.rows:
+        for i, second in enumerate(columns):
+            first = next((column for column in reversed(columns[:i]) if column.suite == second.suite), None)
+            if first is not None:
+                found += _delta(comparison, row, first, second, aspect)
+    return found
+
+
+def contrasts(comparison: Comparison, baseline: Row | None = None, aspect: str = ATTACK) -> list[Contrast]:
+    """Every other row against the baseline (the first row when not given), by column and by benchmark.
+
+    Raises ValueError for a baseline that isn't among the rows.
+    """
+    baseline = baseline or comparison.rows[0]
+    if baseline not in comparison.rows:
+        raise ValueError(f"--baseline={baseline}: no such row; there are {', '.join(map(str, comparison.rows))}")
+    found = []
+    for column in comparison.columns_with(aspect):
+        for row in comparison.rows:
+            if row != baseline:
+                found += _contrasts(comparison, row, baseline, column, aspect)
+    return found
+
+
+def _delta(comparison: Comparison, row: Row, first: Column, second: Column, aspect: str) -> list[Delta]:
+    before, after = comparison.cell(row, first), comparison.cell(row, second)
+    if not before or not after:
+        return []
+    try:
+        check_comparable(
+            before[0].protocol, after[0].protocol, names=(first.stage, second.stage), may_differ=comparison.may_differ
+        )
+    except ProtocolError as error:
+        return [Delta(row, first, second, None, str(error))]
+    pairs = _pairs(after, before, aspect)
+    if not pairs:
+        return [Delta(row, first, second, None, "no prompt and seed in common")]
+    return [Delta(row, first, second, _difference(pairs))]
+
+
+def _contrasts(comparison: Comparison, row: Row, baseline: Row, column: Column, aspect: str) -> list[Contrast]:
+    own, other = comparison.cell(row, column), comparison.cell(baseline, column)
+    benchmarks = sorted({name for run in own for name in run.benchmarks})
+    names = ["", *benchmarks] if len(benchmarks) > 1 else [""]
+    pairs_of = {name: _pairs(own, other, aspect, name) for name in names}
+    pairs_of = {name: pairs for name, pairs in pairs_of.items() if pairs}
+    tests = {name: mcnemar([a for a, *_ in pairs], [b for _, b, *_ in pairs]) for name, pairs in pairs_of.items()}
+    separate = {name: test.p_value for name, test in tests.items() if name}
+    adjusted = holm(separate) | {"": tests[""].p_value if "" in tests else 1.0}
+    return [
+        Contrast(
+            row, baseline, column, name, _difference(pairs), tests[name].p_value, adjusted[name],
+            tests[name].only_first, tests[name].only_second,
+        )
+        for name, pairs in pairs_of.items()
+    ]  # fmt: skip
+
+
+_Pair = tuple[bool, bool, str, int, str]  # of one prompt: both values, its category, the seed, its id
+
+
+def _pairs(first: list[Run], second: list[Run], aspect: str, benchmark: str = "") -> list[_Pair]:
+    """Every prompt that both sides have under one seed."""
+    by_seed = {run.seed: run for run in second}
+    pairs: list[_Pair] = []
+    for run in first:
+        if run.seed not in by_seed:
+            continue
+        own, other = run.values(aspect, benchmark), by_seed[run.seed].values(aspect, benchmark)
+        category_of = run.category_of
+        pairs += [(bool(own[p]), bool(other[p]), category_of[p], run.seed, p) for p in own if p in other]
+    return pairs
+
+
+def _difference(pairs: list[_Pair]) -> Estimate:
+    first, second, categories, seeds, prompts = zip(*pairs, strict=True)
+    first, second = [int(x) for x in first], [int(x) for x in second]
+    return paired_difference(first, second, categories, seeds, units=len(set(prompts)))

@@ -1,0 +1,224 @@
+"""Runs from results files, grouped: a row is a model with a method, a column a stage with a suite, a cell its seeds.
+
+A checkpoint's name says where it belongs: MODEL, MODEL@STAGE or MODEL@STAGE#SEED. Runs of one column must have been
+measured under one protocol.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from safelm.evaluate import outcomes
+from safelm.evaluate.protocol import check_comparable
+from safelm.io import records
+from safelm.stats.comparison import clustered_rate
+from safelm.stats.intervals import Estimate
+
+ATTACK, REFUSAL = ASPECTS = ("attack_success", "over_refusal")
+Case = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Row:
+    """A model and how it decodes."""
+
+    model: str
+    method: str
+
+    def __str__(self) -> str:
+        return self.model if self.method == "greedy" else f"{self.model} + {self.method}"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Column:
+    """A stage of training and what was asked there."""
+
+    stage: str
+    suite: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One checkpoint's answers under one method, as a results file holds them."""
+
+    row: Row
+    column: Column
+    seed: int
+    source: str
+    protocol: Mapping[str, Any]
+    cases: Sequence[Case]
+    headline: Mapping[str, str]
+    judged: Mapping[str, Any]
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def values(self, aspect: str, benchmark: str = "") -> dict[str, int]:
+        """By prompt: 1 where the attack succeeded, or the safe prompt was refused; unscored ones are left out."""
+        judge = self.headline.get(aspect, "")
+        if not judge:
+            return {}
+        value = outcomes.succeeded if aspect == ATTACK else outcomes.refused
+        found = {
+            case["id"]: value(case, judge)
+            for case in self.cases
+            if case["harmful"] == (aspect == ATTACK) and (not benchmark or benchmark in case["benchmarks"])
+        }
+        return {prompt: each for prompt, each in found.items() if each is not None}
+
+    @property
+    def category_of(self) -> dict[str, str]:
+        return {case["id"]: case["category"] for case in self.cases}
+
+    @property
+    def benchmarks(self) -> list[str]:
+        return sorted({name for case in self.cases for name in case["benchmarks"]})
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Checked runs, in the order of rows and columns in which they are shown."""
+
+    runs: Sequence[Run]
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    may_differ: Collection[str] = ()
+    _rates: dict[Any, Estimate | None] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def cell(self, row: Row, column: Column) -> list[Run]:
+        """The runs of a cell, one a seed."""
+        return [run for run in self.runs if run.row == row and run.column == column]
+
+    def rate(self, row: Row, column: Column, aspect: str = ATTACK, benchmark: str = "") -> Estimate | None:
+        """A cell's rate over prompts and seeds, clusters crossed: categories and seeds. None where there is none."""
+        key = (row, column, aspect, benchmark)
+        if key not in self._rates:  # tables and figures show the same ones
+            self._rates[key] = self._rate(*key)
+        return self._rates[key]
+
+    def _rate(self, row: Row, column: Column, aspect: str, benchmark: str) -> Estimate | None:
+        values, categories, seeds, prompts = [], [], [], set()
+        for run in self.cell(row, column):
+            for prompt, value in run.values(aspect, benchmark).items():
+                values.append(value)
+                categories.append(run.category_of[prompt])
+                seeds.append(run.seed)
+                prompts.add(prompt)
+        return clustered_rate(values, categories, seeds, units=len(prompts)) if values else None
+
+    def outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
+        """A cell's shares of `outcomes.OUTCOMES` over scored harmful prompts, all of them; {} where there are none."""
+        cases = [
+            (found, case["category"], run.seed)
+            for run in self.cell(row, column)
+            if (judge := run.headline.get(ATTACK, ""))
+            for case in run.cases
+            if case["harmful"] and (found := outcomes.outcome(case, judge)) is not None
+        ]
+        if not cases:
+            return {}
+        labels, categories, seeds = zip(*cases, strict=True)
+        units = len(labels) // len(set(seeds))
+        return {
+            name: clustered_rate([label == name for label in labels], categories, seeds, units=units)
+            for name in outcomes.OUTCOMES
+        }
+
+    def by_seed(self, row: Row, column: Column, aspect: str = ATTACK) -> dict[int, float]:
+        """Each seed's own rate."""
+        found = {run.seed: list(run.values(aspect).values()) for run in self.cell(row, column)}
+        return {seed: sum(values) / len(values) for seed, values in found.items() if values}
+
+    def columns_with(self, aspect: str) -> list[Column]:
+        """The columns in which some cell has a rate."""
+        return [
+            column for column in self.columns
+            if any(run.values(aspect) for run in self.runs if run.column == column)
+        ]  # fmt: skip
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs of results files (`results.json`, or the folder it lies in).
+
+    Raises FileNotFoundError where nothing is there, ValueError for another file, or a run that stands in two of them.
+    """
+    found: list[Run] = []
+    for path in paths:
+        file = pathlib.Path(path) / "results.json" if pathlib.Path(path).is_dir() else pathlib.Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"--results={path}: no results.json there")
+        found += runs_of(records.read(file, "evaluate again"), str(path))
+    for i, run in enumerate(found):
+        same = next((o for o in found[:i] if (o.row, o.column, o.seed) == (run.row, run.column, run.seed)), None)
+        if same is not None:
+            raise ValueError(f"{same.source} and {run.source} both hold {run.row} at {run.column.stage or 'no stage'}, "
+                             f"suite {run.column.suite}, seed {run.seed}")  # fmt: skip
+    return found
+
+
+def runs_of(results: Mapping[str, Any], source: str) -> list[Run]:
+    """The runs of one results file."""
+    try:
+        return [
+            Run(
+                row=Row(model, run["method"]),
+                column=Column(stage, results["suite"]),
+                seed=seed,
+                source=source,
+                protocol=run["protocol"],
+                cases=run["cases"],
+                headline=results["headline"],
+                judged=run.get("judged", {}),
+                model=results.get("models", {}).get(run["checkpoint"], {}),
+            )
+            for run in results["runs"]
+            for model, stage, seed in [split_name(run["checkpoint"])]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source}: not results of safelm.evaluate, or of an older version (no {error})") from None
+
+
+def split_name(name: str) -> tuple[str, str, int]:
+    """MODEL@STAGE#SEED as its parts; no stage is "", no seed 0."""
+    rest, _, seed = name.partition("#")
+    model, _, stage = rest.partition("@")
+    return model, stage, int(seed or 0)
+
+
+def compare(
+    runs: Sequence[Run], *, stages: Sequence[str] = (), models: Sequence[str] = (), may_differ: Collection[str] = ()
+) -> Comparison:
+    """Orders the runs and checks that those of one column compare.
+
+    Args:
+      stages, models: in which order; those not named follow as they come.
+      may_differ: fields of the protocol that may differ on purpose.
+
+    Raises ProtocolError for two that don't compare, ValueError without any run, or for a name that no run has.
+    """
+    if not runs:
+        raise ValueError("no runs to compare")
+    columns = list(dict.fromkeys(run.column for run in runs))
+    rows = list(dict.fromkeys(run.row for run in runs))
+    for flag, wanted, known in (
+        ("stages", stages, {column.stage for column in columns}),
+        ("models", models, {row.model for row in rows}),
+    ):
+        unknown = next((name for name in wanted if name not in known), None)
+        if unknown is not None:
+            raise ValueError(f"--{flag}: no run is of {unknown!r}; there are {', '.join(sorted(known))}")
+    columns.sort(key=lambda column: _place(stages, column.stage))
+    rows.sort(key=lambda row: _place(models, row.model))
+    for column in columns:
+        of_column = [run for run in runs if run.column == column]
+        for run in of_column[1:]:
+            names = _label(of_column[0]), _label(run)
+            check_comparable(of_column[0].protocol, run.protocol, names=names, may_differ=may_differ)
+    return Comparison(runs, rows, columns, may_differ)
+
+
+def _label(run: Run) -> str:
+    return f"{run.row}@{run.column.stage}#{run.seed} ({run.source})"
+
+
+def _place(order: Sequence[str], name: str) -> int:
+    return order.index(name) if name in order else len(order)

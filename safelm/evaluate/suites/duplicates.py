@@ -1,0 +1,99 @@
+"""Prompts that several benchmarks share, counted once: equal in normal form, or nearly so.
+
+TDC, HarmBench, JailbreakBench and AdvBench overlap by dozens of prompts, some reworded by a word or a stop. An average
+over their concatenation would count those twice.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from safelm.evaluate.suites.suite import Prompt
+
+NEAR = 0.8  # of the words of either prompt: found by looking at what lies just above and below in the public sets
+_WORD = re.compile(r"\w+")
+_NORMALIZED_CHARS = 1024  # at once: sorting the accents of one character takes the square of their number
+
+
+def normal_words(text: str) -> tuple[str, ...]:
+    """The words of a text without case, accents' forms, punctuation or spacing."""
+    pieces = (text[start : start + _NORMALIZED_CHARS] for start in range(0, len(text), _NORMALIZED_CHARS))
+    return tuple(_WORD.findall("".join(unicodedata.normalize("NFKC", piece) for piece in pieces).casefold()))
+
+
+def merge_duplicates(prompts: Sequence[Prompt], *, near: float = NEAR) -> tuple[list[Prompt], int]:
+    """One prompt for each set of duplicates, and how many were dropped.
+
+    The first one stays, with the benchmarks of all and the first target there is. Two prompts are nearly equal when
+    the words they share, order aside, are at least `near` of the words that either has (Jaccard on multisets). Prompts
+    that differ in `harmful` are never joined: contrast sets differ by a word on purpose. Nor are two prompts of one
+    benchmark, unless they are equal in normal form.
+    """
+    kept: list[Prompt] = []
+    words_of: list[frozenset[tuple[str, int]]] = []
+    by_form: dict[tuple[tuple[str, ...], bool], int] = {}
+    by_word: dict[tuple[str, int], list[int]] = {}
+    forms = [(normal_words(prompt.prompt), prompt.harmful) for prompt in prompts]
+    frequency = collections.Counter(word for form, _ in forms for word in _counted(form))
+    for prompt, form in zip(prompts, forms, strict=True):
+        words = _counted(form[0])
+        rare = _rarest(words, frequency, near)
+        index = by_form.get(form)
+        if index is None:
+            index = _nearest(prompt, words, kept, words_of, {i for word in rare for i in by_word.get(word, ())}, near)
+        if index is not None:
+            kept[index] = _joined(kept[index], prompt)
+            continue
+        by_form[form] = len(kept)
+        for word in rare:
+            by_word.setdefault(word, []).append(len(kept))
+        kept.append(prompt)
+        words_of.append(words)
+    return kept, len(prompts) - len(kept)
+
+
+def _counted(words: Iterable[str]) -> frozenset[tuple[str, int]]:
+    """A multiset as a set: (word, how often it has come)."""
+    seen: dict[str, int] = {}
+    found = set()
+    for word in words:
+        seen[word] = seen.get(word, 0) + 1
+        found.add((word, seen[word]))
+    return frozenset(found)
+
+
+def _rarest(
+    words: frozenset[tuple[str, int]], frequency: Mapping[tuple[str, int], int], near: float
+) -> list[tuple[str, int]]:
+    """So many of the rarest words that two sets of a similarity of `near` share one of them (prefix filtering).
+
+    Chaudhuri et al. 2006. Looking at common words too would compare every prompt with every other one.
+    """
+    count = len(words) - math.ceil(near * len(words) - 1e-9) + 1
+    return sorted(words, key=lambda word: (frequency[word], word))[:count]
+
+
+def _nearest(
+    prompt: Prompt,
+    words: frozenset[tuple[str, int]],
+    kept: Sequence[Prompt],
+    words_of: Sequence[frozenset[tuple[str, int]]],
+    candidates: Iterable[int],
+    near: float,
+) -> int | None:
+    """The most similar candidate that may be joined with the prompt, the first of equals."""
+    found = []
+    for index in candidates:
+        other, both = kept[index], len(words & words_of[index])
+        share = both / (len(words) + len(words_of[index]) - both)
+        if share >= near and other.harmful == prompt.harmful and not {*other.benchmarks} & {*prompt.benchmarks}:
+            found.append((-share, index))
+    return min(found, default=(0.0, None))[1]
+
+
+def _joined(first: Prompt, second: Prompt) -> Prompt:
+    benchmarks = tuple(dict.fromkeys((*first.benchmarks, *second.benchmarks)))
+    return dataclasses.replace(first, benchmarks=benchmarks, target=first.target or second.target)

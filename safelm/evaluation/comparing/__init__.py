@@ -1,5 +1,0 @@
-"""Any number of results side by side: models by stages, with intervals, differences and their tests."""
-
-from safelm.evaluation.comparing.results import Column, Comparison, Row, Run, compare, read_runs
-
-__all__ = ["Column", "Comparison", "Row", "Run", "compare", "read_runs"]

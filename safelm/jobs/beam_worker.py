@@ -1,0 +1,26 @@
+"""A worker process of the local Beam runner; started by `safelm.jobs.beam_runner`, never by hand.
+
+It is Beam's own worker, but without the lines that one logs about itself, and it ends with the process that wants its
+work, however that one ends.
+"""
+
+import logging
+import signal
+
+from safelm.jobs.beam_jobs import die_with_parent
+from safelm.jobs.beam_runner import import_beam
+
+
+def main() -> None:
+    """Serves the runner until there is no more work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the one that wants its work ends it
+    die_with_parent()
+    import_beam()
+    from apache_beam.runners.worker import sdk_worker_main
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(name)s: %(message)s")
+    sdk_worker_main.main([])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The ladder of data interventions: models through all stages, measured after each."""

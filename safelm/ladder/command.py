@@ -1,0 +1,134 @@
+r"""The ladder: does a data intervention survive instruction tuning and a benign finetuning, and by how much?
+
+    python -m safelm.ladder --config=configs/ladder.py:embedded --output=runs/ladder [--workers=2] [--config.a.b=value]
+
+Every rung is pretrained, instruction-tuned, finetuned on harmless sums, and asked held-out prompts after each stage
+(Maini et al. 2025, figures 2 and 4): `safelm.ladder.plan` has the list. Data, models, labels and the report are kept
+under --output; after any stop the same command goes on. `results.md`, `results.json` and `results.png` are written anew
+after every measurement from all that is done, so a table can be read while it runs; --report only writes them.
+"""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from safelm.io import records
+from safelm.ladder import data as ladder_data
+from safelm.ladder import jobs as ladder_jobs
+from safelm.ladder import report as ladder_report
+from safelm.ladder.plan import chosen_models, plan_jobs
+from safelm.train import config as train_config
+from safelm.train import flags as train_flags
+
+# --config is `safelm.train`'s flag.
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each on a core of its own.")
+_REPORT = flags.DEFINE_bool("report", False, "Only write the report of what is done.")
+
+
+def run(config: ConfigDict, output: str, *, workers: int) -> None:
+    """Prepares the data, does all jobs and reports; ValueError or OSError names what can't be used."""
+    folder = pathlib.Path(output)
+    models = chosen_models(config.models)
+    ladder_data.check(config)
+    _keep_config(config, folder)
+    ladder_data.prepare(config, folder, models)
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_worker, args=(config.to_json_best_effort(), output, number))
+        for number in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    ladder_report.write(config, folder)
+    jobs = plan_jobs(models, config.seeds, config.methods)
+    if left := [job for job in jobs if ladder_jobs.read_done(folder, job) is None]:
+        raise OSError(f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}: see {folder}/logs")
+
+
+def _worker(settings: str, output: str, number: int) -> None:
+    """One process: single-threaded where there are several, its output in a log of its own; it ends with its parent."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder = pathlib.Path(output)
+    (folder / "logs").mkdir(exist_ok=True)
+    log = (folder / "logs" / f"worker-{number}.txt").open("a", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    from safelm.train import host_memory
+
+    host_memory.keep_freed_memory()
+    config = ConfigDict(json.loads(settings))
+    jobs = plan_jobs(chosen_models(config.models), config.seeds, config.methods)
+
+    def note(line: str) -> None:
+        print(line, flush=True)
+        ladder_report.write(config, folder)
+
+    ladder_jobs.work(config, folder, jobs, note=note)
+
+
+def _end_with_parent() -> None:
+    """Whoever kills the command means its workers too: a training saves and leaves, anything else just ends."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
+    """Stores what decides the results; ValueError if the folder holds a study of other settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, new = folder / "config.json", json.loads(config.to_json_best_effort())
+    free = ("seeds", "models", "methods")  # a study may be widened
+    if path.exists():
+        old = records.read(path, "choose another --output")
+        same = [{name: value for name, value in each.items() if name not in free} for each in (old, new)]
+        if lines := train_config.changed_fields(*same):
+            raise ValueError(f"--output={folder}: holds a study of other settings: {lines[0]}")
+    records.write(path, new)
+
+
+def _main(_: Sequence[str]) -> None:
+    try:
+        config = flags.FLAGS.config
+        if not config or not _OUTPUT.value:
+            raise ValueError("--config and --output are needed: a file of configs/ and the study's folder")
+        if _WORKERS.value < 1:
+            raise ValueError(f"--workers={_WORKERS.value}: must be at least 1")
+        if _REPORT.value:
+            ladder_report.write(config, pathlib.Path(_OUTPUT.value))
+        else:
+            run(config, _OUTPUT.value, workers=_WORKERS.value)
+        results = pathlib.Path(_OUTPUT.value) / "results.md"
+        if not results.exists():
+            raise FileNotFoundError(f"--output={_OUTPUT.value}: nothing is measured yet")
+        print(results.read_text())
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(line: str, code: int = 2) -> None:
+    print("python -m safelm.ladder: " + " ".join(line.split()), file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def command() -> None:
+    """The command: parses its flags and runs."""
+    app.run(_main, flags_parser=lambda arguments: train_flags.parse(arguments, _fail))

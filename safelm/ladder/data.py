@@ -1,0 +1,82 @@
+"""The ladder's data: corpus, vocabulary and token stores, made once and shared by all of its jobs."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from safelm.checkpoints import checkpoint
+from safelm.data.store import MANIFEST_NAME
+from safelm.ladder.jobs import tokens_folder
+from safelm.ladder.plan import GREEDY, SAFE_BEAM, TAG_RATE, Model
+from safelm.ladder.real import write_real_corpus
+from safelm.synthetic_web.corpus import Recipe, write_corpus
+
+WEB = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education")
+CHATS = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k")
+TAGGED = ("harm_tagged_web", "harm_tagged_chat")
+
+
+_REAL_PARTS = ("text", "classifier", "sft", "eval_prompts")
+
+
+def check(config: ConfigDict) -> None:
+    """ValueError or FileNotFoundError for settings that no study can have, before anything is written."""
+    for name, known in (("methods", (GREEDY, SAFE_BEAM)), ("seeds", None)):
+        values = config[name]
+        wrong = [each for each in values if each not in known] if known else [s for s in values if type(s) is not int]
+        if wrong or not values or len(set(values)) < len(values):
+            wanted = f"some of {', '.join(known)}" if known else "different whole numbers"
+            raise ValueError(f"--config.{name}={tuple(values)}: want {wanted}")
+    for name in ("real", "init_checkpoint"):
+        if config[name] is None:
+            raise ValueError(f"--config.{name}: this config needs it, a folder")
+    missing = [part for part in _REAL_PARTS if not (pathlib.Path(config.real) / part).is_dir()] if config.real else []
+    if missing:
+        raise FileNotFoundError(f"--config.real={config.real}: there is no folder {missing[0]}/")
+    if config.init_checkpoint and not (pathlib.Path(config.init_checkpoint) / "tokenizer").is_dir():
+        raise FileNotFoundError(f"--config.init_checkpoint={config.init_checkpoint}: no checkpoint with a tokenizer/")
+
+
+def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -> None:
+    """Makes what isn't there yet; a step that fails raises OSError or ValueError."""
+    corpus = output / "corpus"
+    if config.real:
+        write_real_corpus(config.real, corpus)
+    else:
+        write_corpus(str(corpus), Recipe(**config.corpus.to_dict()))
+    vocabulary = _vocabulary(config, output)
+    rates = sorted({TAG_RATE, *(model.tag_rate for model in models)}, key=lambda rate: rate != TAG_RATE)
+    for rate in rates:
+        folder, tasks = tokens_folder(output, rate), TAGGED if rate != TAG_RATE else (*WEB, *CHATS, *TAGGED)
+        if not all((folder / task / "train" / MANIFEST_NAME).exists() for task in tasks):
+            flags = [f"--data_dir={corpus}", f"--tokenizer={vocabulary}", f"--output={folder}", f"--tag_rate={rate}"]
+            _command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags, "--workers=1")
+        for name in (*WEB, *CHATS):
+            if not (folder / name).exists():
+                os.symlink(os.path.relpath(tokens_folder(output, TAG_RATE) / name, folder), folder / name)
+
+
+def _vocabulary(config: ConfigDict, output: pathlib.Path) -> pathlib.Path:
+    folder = output / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        if config.init_checkpoint:
+            checkpoint.load_tokenizer(config.init_checkpoint).save(str(folder))
+        else:
+            inputs = [
+                f"{output}/corpus/{name}/train-*" for name in ("raw_web", "safeweb", "refuseweb", "moral_education")
+            ]
+            flags = [f"--vocab_size={config.vocab_size}", f"--output={folder}"]
+            _command("safelm.train_tokenizer", "--input", *inputs, *flags)
+    return folder
+
+
+def _command(module: str, *arguments: str) -> None:
+    """Runs a command in a process of its own: TensorFlow stays out of this one."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"{module} ended with code {done.returncode}: {last}")

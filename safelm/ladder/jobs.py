@@ -1,0 +1,127 @@
+"""One job of the ladder, and the processes that do all of them.
+
+Any number of workers share a folder: a job belongs to the process that holds its lock, which the system takes back when
+the process ends, however it ends. A job is done when its file under `done/` is there, whole; a training that was broken
+off goes on from its last checkpoint, a measurement begins again.
+"""
+
+import contextlib
+import gc
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from safelm.io import files, records
+from safelm.ladder.measure import measure
+from safelm.ladder.plan import MODELS, STAGES, Job, needed_by, trained
+from safelm.train import run as train
+
+_LOOK_AGAIN_S = 1.0
+_JOBS_KEPT = 16
+
+
+def tokens_folder(output: pathlib.Path, tag_rate: float) -> pathlib.Path:
+    """The token stores whose tags were put in at a rate."""
+    return output / f"tokens-rate-{round(100 * tag_rate)}"
+
+
+def training_config(config: ConfigDict, output: pathlib.Path, job: Job) -> ConfigDict:
+    """The config of `safelm.train` for a training job: the stage's, with the job's data, seed and beginning."""
+    stage = ConfigDict(config.stages[job.stage]).copy_and_resolve_references()
+    model = MODELS[job.model]
+    with stage.unlocked():
+        stage.seed = job.seed
+        stage.data.root = str(tokens_folder(output, model.tag_rate))
+        before = needed_by(job)
+        if before is None:
+            stage.tokenizer = str(output / "tokenizer") if not config.init_checkpoint else ""
+            stage.init_checkpoint = config.init_checkpoint
+        else:
+            stage.tokenizer, stage.init_checkpoint = "", str(workdir(output, before))
+        stage.data.phases = _phases(config, job)
+    return stage.lock()
+
+
+def workdir(output: pathlib.Path, job: Job) -> pathlib.Path:
+    """Where a training job keeps its checkpoints."""
+    return output / "models" / job.name
+
+
+def _phases(config: ConfigDict, job: Job) -> tuple[dict[str, Any], ...]:
+    model = MODELS[job.model]
+    if job.stage == STAGES[0]:
+        late = {"start": model.start, "rates": dict(config.rates[model.rung])}
+        return (late,) if not model.start else ({"start": 0.0, "rates": dict(config.rates.raw)}, late)
+    if job.stage == STAGES[2]:
+        return ({"start": 0.0, "rates": dict(config.rates.benign)},)
+    chats = dict(config.rates["instruction_tagged" if model.tagged_tuning else "instruction"])
+    shares = {name: share * (1 - config.replay) for name, share in chats.items()}
+    web = {name: share * config.replay for name, share in config.rates[model.rung].items() if config.replay}
+    return ({"start": 0.0, "rates": shares | web},)
+
+
+def done_file(output: pathlib.Path, job: Job) -> pathlib.Path:
+    """The file that says that a job is done: of a measurement, what was measured."""
+    return output / "done" / f"{job.name}.json"
+
+
+def read_done(output: pathlib.Path, job: Job) -> dict[str, Any] | None:
+    """What a job left, or None while it isn't done."""
+    path = done_file(output, job)
+    return records.read(path, "remove it, and the job is done again") if path.exists() else None
+
+
+def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
+    """Does a job and says so under `done/`."""
+    started = time.monotonic()
+    if job.method:
+        result = measure(config, output, job, workdir(output, trained(job.seed, job.model, job.stage)))
+    else:
+        stage = training_config(config, output, job)
+        train.train(stage, str(workdir(output, job)))
+        result = {"tokens": stage.total_steps * stage.batch_size * stage.seq_len}
+    done_file(output, job).parent.mkdir(exist_ok=True)
+    records.write(done_file(output, job), result | {"seconds": round(time.monotonic() - started, 1)})
+
+
+def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None]) -> None:
+    """Does jobs, in their order as far as others leave them, until all are done."""
+    mine = 0
+    with tqdm(total=len(jobs), unit="job", disable=None) as progress:
+        while left := [job for job in jobs if not done_file(output, job).exists()]:
+            progress.update(len(jobs) - len(left) - progress.n)
+            for job in left:
+                before = needed_by(job)
+                if before is not None and not done_file(output, before).exists():
+                    continue
+                with _claim(output, job) as is_mine:
+                    if is_mine and not done_file(output, job).exists():
+                        run_job(config, output, job)
+                        note(f"{job.name}: {read_done(output, job)['seconds']} s")
+                        mine += 1
+                        if mine % _JOBS_KEPT == 0:  # each leaves compiled programs behind, some 35 MB
+                            jax.clear_caches()
+                            gc.collect()
+                        break
+            else:
+                time.sleep(_LOOK_AGAIN_S)
+        progress.update(len(jobs) - progress.n)
+
+
+@contextlib.contextmanager
+def _claim(output: pathlib.Path, job: Job) -> Iterator[bool]:
+    """Whether this process has the job to itself while the context lasts."""
+    folder = output / "locks"
+    folder.mkdir(exist_ok=True)
+    with open(folder / job.name, "w") as file:
+        if not files.try_lock(file):
+            yield False
+            return
+        yield True
+        os.unlink(file.name) if done_file(output, job).exists() else None

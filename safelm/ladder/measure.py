@@ -1,0 +1,68 @@
+"""What is measured of a model of the ladder: its answers to held-out prompts, judged; of real ones, its leanings."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from safelm import inference
+from safelm.checkpoints import checkpoint
+from safelm.evaluate.judges import word_lists as judge_lib
+from safelm.evaluate.suites.suite import Prompt, read_prompts
+from safelm.inference import Greedy, SafeBeam
+from safelm.ladder.plan import GREEDY, SAFE_BEAM, STAGES, Job
+from safelm.ladder.preferences import (
+    PLAIN_REQUESTS,
+    PREFERENCE_JUDGE,
+    label,
+    read_real_prompts,
+    refusal_leanings,
+    tag_log_probs,
+)
+from safelm.text.prompting import prompt_ids
+
+_METHODS = {GREEDY: Greedy(), SAFE_BEAM: SafeBeam()}
+_BATCH_PROMPTS = 256
+
+
+def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib.Path) -> dict[str, Any]:
+    """The label of every prompt by its id, and what was asked, as a JSON object."""
+    model_config, params, tokenizer = checkpoint.load_for_inference(str(workdir))
+    is_chat = job.stage != STAGES[0]
+    if config.real:
+        prompts = read_real_prompts(config.real, config.prompts)
+        asked = [*(prompt.prompt for prompt in prompts), *PLAIN_REQUESTS]
+        contexts = [
+            prompt_ids(tokenizer, text if is_chat else f"User: {text}\n\nAssistant: ", is_chat=is_chat)
+            for text in asked
+        ]
+        alarms = tag_log_probs if job.method == SAFE_BEAM else refusal_leanings
+        alarm_N = alarms(model_config, params, tokenizer, contexts)
+        labels = label(prompts, alarm_N[: len(prompts)], alarm_N[len(prompts) :])
+        return _result(prompts, labels, PREFERENCE_JUDGE)
+    prompts = read_prompts(str(output / "corpus" / ("chat_prompts" if is_chat else "prompts")))
+    generations = inference.generate(
+        model_config,
+        params,
+        [prompt_ids(tokenizer, prompt.prompt, is_chat=is_chat) for prompt in prompts],
+        _METHODS[job.method],
+        max_new_tokens=config.max_new_tokens,
+        end_ids=tokenizer.conventions.end_ids,
+        harm_tag_id=tokenizer.harm_tag_id,
+        batch_size=_BATCH_PROMPTS,
+    )
+    texts = [tokenizer.decode(generation.text_tokens, keep_special=False) for generation in generations]
+    kept = {"texts": dict(zip((prompt.id for prompt in prompts), texts, strict=True))} if config.keep_texts else {}
+    return _result(prompts, [judge_lib.judge(text) for text in texts], judge_lib.JUDGE_VERSION) | kept
+
+
+def _result(prompts: Sequence[Prompt], labels: Sequence[str], judge: str) -> dict[str, Any]:
+    asked = hashlib.sha256(json.dumps([prompt.prompt for prompt in prompts]).encode()).hexdigest()
+    by_kind = {
+        kind: {p.id: label for p, label in zip(prompts, labels, strict=True) if p.harmful == (kind == "harmful")}
+        for kind in ("harmful", "safe")
+    }
+    return {"labels": by_kind, "prompts_sha256": asked, "judge": judge}

@@ -1,0 +1,1 @@
+"""The decoder: config, layers, attention and its kernels, losses, and how arrays are sharded."""

@@ -1,0 +1,1 @@
+"""Rates, areas and differences with their intervals; corrections for many tests and for imperfect judges."""

@@ -1,0 +1,167 @@
+"""Between models: clustered bootstrap, paired differences, McNemar's exact test, Holm's correction.
+
+A case is one answer; its value is 0 or 1 (harmful or not), or any number. Cases that share a cluster aren't
+independent: prompts of one category, answers to one prompt, prompts asked of models trained with one seed. Several
+factors of clusters are crossed: each is resampled by itself and a case weighs the product (the pigeonhole bootstrap,
+Owen 2007), which errs on the wide side. Every result is a pure function of its arguments.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float, Int, Shaped
+
+from safelm.stats.intervals import Estimate, rate, wilson
+
+DRAWS = 4000
+_BLOCK = 1 << 22  # weights at once
+
+
+@dataclasses.dataclass(frozen=True)
+class McNemar:
+    """The exact test on discordant pairs: how often one model alone is harmful."""
+
+    only_first: int
+    only_second: int
+    pairs: int
+    p_value: float
+
+
+def clustered_mean(
+    value_n: Sequence[float | int] | Shaped[np.ndarray, " n"],
+    *factors: Sequence[Hashable],
+    draws: int = DRAWS,
+    seed: int = 0,
+    units: int = 0,
+) -> Estimate:
+    """The mean with its 95% percentile interval over resampled clusters; without factors cases are resampled.
+
+    A factor with one cluster says nothing about its spread and is left out. A sample of 0s only, or of 1s only, has no
+    spread to resample: its interval is Wilson's for `units` independent cases (0: as many as the finest factor has
+    clusters). Raises ValueError for no cases or a factor of another length.
+    """
+    value_n = np.asarray(value_n, np.float64)
+    codes = _codes(len(value_n), factors)
+    mean = float(value_n.mean())
+    if (value_n == mean).all():
+        return _of_equal_values(mean, len(value_n), units or _clusters(codes))
+    low, high = np.quantile(_resampled_means(value_n, codes, draws, seed), (0.025, 0.975))
+    return Estimate(mean, min(mean, float(low)), max(mean, float(high)), len(value_n))
+
+
+def clustered_rate(
+    value_n: Sequence[float | int] | Shaped[np.ndarray, " n"], *factors: Sequence[Hashable], units: int = 0
+) -> Estimate:
+    """The share of ones with Wilson's 95% interval at the number of independent cases that the clusters leave.
+
+    That number is cases / design effect: how many times the variance over resampled clusters (crossed, as above) is
+    that of independent cases, at least 1 (Korn and Graubard 1998, with Wilson's interval for theirs). So an interval
+    is never narrower than Wilson's of the cases, also near 0 and 1, where resampling sees too little. A sample of 0s
+    only, or of 1s only, has no spread: `units` is how many independent cases it counts for (0: as many as the finest
+    factor has clusters). Raises ValueError for no cases or a factor of another length.
+    """
+    value_n = np.asarray(value_n, np.float64)
+    codes = _codes(len(value_n), factors)
+    share, cases = float(value_n.mean()), len(value_n)
+    if share in (0.0, 1.0):
+        return Estimate(share, *wilson(share, units or _clusters(codes)), cases)
+    effect = 1.0
+    if len(codes) > 1 or _clusters(codes) < cases:
+        variance = float(_resampled_means(value_n, codes, DRAWS, seed=0).var())
+        effect = max(1.0, variance / (share * (1 - share) / cases))
+    return Estimate(share, *wilson(share, cases / effect), cases)
+
+
+def paired_difference(
+    first_n: Sequence[float | int] | Shaped[np.ndarray, " n"],
+    second_n: Sequence[float | int] | Shaped[np.ndarray, " n"],
+    *factors: Sequence[Hashable],
+    draws: int = DRAWS,
+    seed: int = 0,
+    units: int = 0,
+) -> Estimate:
+    """Mean of first - second over the same cases, with its clustered 95% interval.
+
+    Where no case differs, it is what Wilson's bound of the share of differing ones among `units` leaves open.
+    """
+    first_n, second_n = np.asarray(first_n, np.float64), np.asarray(second_n, np.float64)
+    if first_n.shape != second_n.shape:
+        raise ValueError(f"paired: {len(first_n)} and {len(second_n)} cases")
+    difference_n = first_n - second_n
+    codes = _codes(len(difference_n), factors)
+    if not difference_n.any():
+        bound = rate(0, units or _clusters(codes)).high
+        return Estimate(0.0, -bound, bound, len(difference_n))
+    return clustered_mean(difference_n, *factors, draws=draws, seed=seed)
+
+
+def mcnemar(
+    first_n: Sequence[bool] | Shaped[np.ndarray, " n"], second_n: Sequence[bool] | Shaped[np.ndarray, " n"]
+) -> McNemar:
+    """Whether two models differ on the same prompts, two-sided. Raises ValueError for unequal lengths."""
+    pairs = list(zip(first_n, second_n, strict=True))
+    only_first = sum(bool(a) and not b for a, b in pairs)
+    only_second = sum(bool(b) and not a for a, b in pairs)
+    discordant = only_first + only_second
+    p_value = float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return McNemar(only_first, only_second, len(pairs), p_value)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down adjusted p-values, in the mapping's order: the family-wise error over all of them is held."""
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        if not 0 <= p_values[name] <= 1:
+            raise ValueError(f"p-value of {name}: {p_values[name]} is not in [0, 1]")
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.ndarray, " n"]]:
+    """Every factor's clusters as numbers from 0, those of one cluster left out; none given: each case its own."""
+    if not cases:
+        raise ValueError("no cases to take a mean of")
+    codes = []
+    for factor in factors:
+        if len(factor) != cases:
+            raise ValueError(f"a factor of {len(factor)} clusters for {cases} cases")
+        numbers: dict[Hashable, int] = {}
+        code_n = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in factor])
+        if len(numbers) > 1:
+            codes.append(code_n)
+    return codes or [np.arange(cases)]
+
+
+def _clusters(codes: Sequence[Int[np.ndarray, " n"]]) -> int:
+    """Of the finest factor."""
+    return max(int(code_n.max()) + 1 for code_n in codes)
+
+
+def _of_equal_values(mean: float, cases: int, units: int) -> Estimate:
+    if mean not in (0.0, 1.0):
+        return Estimate(mean, mean, mean, cases)
+    bound = rate(round(mean * units), units)
+    return Estimate(mean, bound.low, bound.high, cases)
+
+
+def _resampled_means(
+    value_n: Float[np.ndarray, " n"], codes: Sequence[Int[np.ndarray, " n"]], draws: int, seed: int
+) -> Float[np.ndarray, " draws"]:
+    rng = np.random.default_rng([seed, len(value_n)])
+    means = []
+    step = max(1, _BLOCK // len(value_n))
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        weight_dn = np.ones((count, len(value_n)))
+        for code_n in codes:
+            clusters = int(code_n.max()) + 1
+            drawn_dc = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=count)
+            weight_dn *= drawn_dc[:, code_n]
+        total_d = weight_dn.sum(1)
+        good_d = total_d > 0  # crossed factors can miss every case
+        means.append((weight_dn[good_d] @ value_n) / total_d[good_d])
+    return np.concatenate(means)

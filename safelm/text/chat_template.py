@@ -1,0 +1,83 @@
+"""Conversations to text: by the model's own Jinja template, or in ChatML.
+
+The text spells the template's control tokens (`<|im_end|>`) and holds marks of ours, characters that Unicode says are
+in no text, which `safelm.text.prompting` takes out: a control token that a *message* spells has one inside, so that it stays
+text; others tell where ids end and which words are the assistant's.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from safelm.text import template_worker
+
+CHAT_START = "<|im_start|>"
+CHAT_END = "<|im_end|>"
+ASSISTANT = "assistant"
+BROKEN, CUT, LEARNED, LEARNED_END = MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"
+Messages = Sequence[Mapping[str, str]]
+
+CHATML = (
+    "{% for message in messages %}{{ '" + CHAT_START + "' + message.role + '\n' + message.content + '" + CHAT_END
+    + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '" + CHAT_START + ASSISTANT + "\n' }}{% endif %}"
+)  # fmt: skip
+_NO_MARKS = str.maketrans(dict.fromkeys(MARKS))
+
+
+def begun(template: str, beginning: str) -> str:
+    """The template with a text in front of every conversation."""
+    return f"{{{{ {json.dumps(beginning, ensure_ascii=False)} }}}}{template}" if beginning else template
+
+
+def without_marks(text: str) -> str:
+    """The text without the characters that have a meaning here."""
+    return text.translate(_NO_MARKS)
+
+
+def render_chatml(messages: Messages, *, add_generation_prompt: bool) -> str:
+    """ChatML; ids are cut where a message begins, so that an answer has the ids that it has behind a prompt."""
+    text = ""
+    for message in messages:
+        start, end = (LEARNED, LEARNED_END) if message["role"] == ASSISTANT else (CUT, "")
+        text += f"{CHAT_START}{message['role']}\n{start}{message['content']}{CHAT_END}{end}\n"
+    return text + (f"{CHAT_START}{ASSISTANT}\n{CUT}" if add_generation_prompt else "")
+
+
+def render_plain(messages: Messages, *, add_generation_prompt: bool) -> str:
+    """For a vocabulary without any way to tell turns apart."""
+    said = "".join(f"{message['content']}\n\n" for message in messages)
+    return said + ("Answer:\n" if add_generation_prompt else "")
+
+
+def render(template: str, messages: Messages, *, add_generation_prompt: bool, special_tokens: Mapping[str, str]) -> str:
+    """By a Jinja template, in a process of its own; ValueError for one that can't render these messages.
+
+    What stands between `{% generation %}` and `{% endgeneration %}` comes between LEARNED and LEARNED_END.
+    """
+    values = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
+    values |= {"generation_marks": [LEARNED, LEARNED_END], **special_tokens}
+    try:
+        return template_worker.render({"template": template, "values": values})
+    except ValueError as error:
+        raise ValueError(f"chat template can't be rendered ({error})") from error
+
+
+def end_of_turn(template: str, special_tokens: Mapping[str, str], control_tokens: Sequence[str]) -> str | None:
+    """The control token that a template writes behind what the assistant said; None where it writes none."""
+    said = "0a9f2c71"
+    turns = [("user", "a"), (ASSISTANT, said), ("user", "b")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        text = render(template, messages, add_generation_prompt=False, special_tokens=special_tokens)
+    except ValueError:
+        return None  # told where a chat is asked for
+    if said not in text or not control_tokens:
+        return None
+    found = control_pattern(control_tokens).search(without_marks(text.split(said, 1)[1]))
+    return found[0] if found else None
+
+
+def control_pattern(control_tokens: Sequence[str]) -> re.Pattern[str]:
+    """Finds control tokens that aren't broken up, the longest first."""
+    longest_first = "|".join(map(re.escape, sorted(control_tokens, key=len, reverse=True)))
+    return re.compile(f"(?<!{BROKEN})(?:{longest_first or '(?!)'})")

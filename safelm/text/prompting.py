@@ -1,0 +1,213 @@
+"""Prompts to ids: a plain text, a conversation, or a question around a document, as the model knows them.
+
+The one place where anything is put around what is said: every command, judge and writer asks a model through this.
+What a prompt, a message or a document spells is text, whatever it spells; only the model's own chat template (and a
+question of ours) writes control tokens.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from safelm.tags import HARM_TAG
+from safelm.text import chat_template
+from safelm.text.chat_template import ASSISTANT, BROKEN, CHAT_END, CHAT_START, CUT, LEARNED, LEARNED_END
+from safelm.text.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, str]]
+Span = tuple[int, int]
+_SLOT = "0a9f2c71-the-document-goes-here"
+
+
+@runtime_checkable
+class Question(Protocol):
+    """What is asked: who the model is, and the user's message in front of the document and behind it."""
+
+    @property
+    def system(self) -> str: ...
+    @property
+    def before(self) -> str: ...
+    @property
+    def after(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What stands around every document: ids in front of it and behind it, up to where the answer begins.
+
+    `text` is the frame as text, for fingerprints.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    text: str
+
+
+def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text to be continued, behind what the model's texts begin with; never empty."""
+    conventions = tokenizer.conventions
+    return [*conventions.begin_ids, *tokenizer.encode(text)] or [conventions.document_end_id]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str, *, is_chat: bool, answer_start: str = "") -> list[int]:
+    """A prompt as a user's message or as a text, and the first words of what follows it."""
+    if is_chat:
+        return chat_prompt(tokenizer, [{"role": "user", "content": prompt}], answer_start=answer_start)
+    return text_prompt(tokenizer, prompt + answer_start)
+
+
+def chat_prompt(tokenizer: Tokenizer, messages: Messages, *, answer_start: str = "") -> list[int]:
+    """A conversation, up to where the assistant answers, and the answer's first words.
+
+    Raises ValueError for a message without role or content, a template that can't render them, or a vocabulary that has
+    neither a chat template nor the tokens of ChatML.
+    """
+    _require_chat(tokenizer)
+    ids, _ = encode_rendered(tokenizer, render_chat(tokenizer, messages))
+    return [*tokenizer.conventions.chat_begin_ids, *ids, *(tokenizer.encode(answer_start) if answer_start else [])]
+
+
+def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = False) -> tuple[list[int], list[Span]]:
+    """A whole conversation, and where in it the assistant writes: ranges [start, stop) of its words and their end.
+
+    What conversations begin with is left out: training gives every document its beginning (`safelm.data.rows`).
+    A template of the model's own tells the ranges by `{% generation %}`; of one that doesn't, a range goes from where a
+    prompt would end to the end of the turn. With `is_tagged` the harm tag's string in what the assistant says becomes
+    its id (see `Tokenizer.encode_tagged`).
+
+    Raises ValueError as `chat_prompt` does, or for a template that changes what was said before when more is said.
+    """
+    _require_chat(tokenizer)
+    text = render_chat(tokenizer, messages, add_generation_prompt=False, is_tagged=is_tagged)
+    if LEARNED not in text:
+        text = _with_answers_marked(tokenizer, messages, text, is_tagged)
+    return encode_rendered(tokenizer, text)
+
+
+def question_frame(tokenizer: Tokenizer, question: Question) -> Frame:
+    """One question in the model's own template, ready for any document, which is to be encoded literally.
+
+    Raises ValueError for a template that can't be rendered, or that changes or repeats a message.
+    """
+    user = question.before + _SLOT + question.after
+    apart = [{"role": "system", "content": question.system}, {"role": "user", "content": user}]
+    joined = [{"role": "user", "content": f"{question.system}\n\n{user}"}]
+    try:
+        rendered = _render(tokenizer, apart, add_generation_prompt=True)
+    except ValueError:  # some templates take no system message
+        rendered = _render(tokenizer, joined, add_generation_prompt=True)
+    before, *others = rendered.split(_SLOT)
+    if len(others) != 1 or question.system not in rendered:
+        raise ValueError(f"{tokenizer.origin}: its chat template doesn't give a message as it is, once")
+    ids = [tuple(encode_rendered(tokenizer, part)[0]) for part in (before, others[0])]
+    conventions = tokenizer.conventions
+    begin_ids = conventions.chat_begin_ids if knows_chats(tokenizer) else conventions.begin_ids
+    return Frame((*begin_ids, *ids[0]), ids[1], chat_template.without_marks(rendered))
+
+
+def render_chat(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool = True,
+    open_last: bool = False,
+    is_tagged: bool = False,
+) -> str:
+    """A conversation as text for `encode_rendered`.
+
+    Args:
+      add_generation_prompt: open the assistant's turn at the end.
+      open_last: end in the last message's content, to be continued (without a generation prompt).
+      is_tagged: a harm tag that the assistant spells is the tag.
+
+    Raises:
+      ValueError: a message lacks a key or has a line break in its role, or a template can't render it.
+    """
+    controls = chat_template.control_pattern(list(tokenizer.conventions.control_tokens))
+    marked = [_marked(index, message, controls, is_tagged) for index, message in enumerate(messages)]
+    if not open_last:
+        return _render(tokenizer, marked, add_generation_prompt=add_generation_prompt)
+    marked[-1]["content"] += _SLOT
+    return _render(tokenizer, marked, add_generation_prompt=False).split(_SLOT)[0]
+
+
+def encode_rendered(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
+    """The ids of a rendered text, control tokens that it spells as their ids; and the ranges marked as learned."""
+    controls = tokenizer.conventions.control_tokens
+    pattern = chat_template.control_pattern(list(controls)).pattern
+    ids: list[int] = []
+    spans: list[Span] = []
+    start = 0
+    for piece in re.split(f"([{CUT}{LEARNED}{LEARNED_END}]|{pattern})", text):
+        if piece in controls:
+            ids.append(controls[piece])
+        elif piece == LEARNED:
+            start = len(ids)
+        elif piece == LEARNED_END:
+            spans.append((start, len(ids)))
+        else:
+            ids += tokenizer.encode(chat_template.without_marks(piece))
+    return ids, spans
+
+
+def _with_answers_marked(tokenizer: Tokenizer, messages: Messages, text: str, is_tagged: bool) -> str:
+    """A rendered conversation with marks around what the assistant says and what ends it."""
+    ends = [token for token, i in tokenizer.conventions.control_tokens.items() if i in tokenizer.conventions.end_ids]
+    marked = text
+    for index in reversed([i for i, message in enumerate(messages) if message["role"] == ASSISTANT]):
+        prompt = render_chat(tokenizer, messages[:index], is_tagged=is_tagged)
+        through = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False, is_tagged=is_tagged)
+        if not (text.startswith(through) and through.startswith(prompt)):
+            raise ValueError(
+                f"{tokenizer.origin}: its chat template has no {{% generation %}} and renders message {index} otherwise"
+                " when more is said: what the assistant has to learn isn't told"
+            )
+        end = chat_template.control_pattern(ends).search(through, len(prompt))
+        stop = end.end() if end else len(through)
+        marked = marked[: len(prompt)] + LEARNED + text[len(prompt) : stop] + LEARNED_END + marked[stop:]
+    return marked
+
+
+def knows_chats(tokenizer: Tokenizer) -> bool:
+    """Whether the model has a chat template or the tokens of ChatML."""
+    return tokenizer.conventions.chat_template is not None or tokenizer.has_chatml
+
+
+def _require_chat(tokenizer: Tokenizer) -> None:
+    if not knows_chats(tokenizer):
+        raise ValueError(
+            f"{tokenizer.origin}: this vocabulary has no {CHAT_START} and {CHAT_END}: it can't render a chat"
+        )
+
+
+def _render(tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool) -> str:
+    conventions = tokenizer.conventions
+    if conventions.chat_template is not None:
+        try:
+            return chat_template.render(
+                conventions.chat_template,
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                special_tokens=conventions.special_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(f"{tokenizer.origin}: its {error}") from error
+    if tokenizer.has_chatml:
+        return chat_template.render_chatml(messages, add_generation_prompt=add_generation_prompt)
+    return chat_template.render_plain(messages, add_generation_prompt=add_generation_prompt)
+
+
+def _marked(index: int, message: Mapping[str, str], controls: re.Pattern[str], is_tagged: bool) -> dict[str, str]:
+    """The message with its control tokens broken up, so that they stay text."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not isinstance(content, str) or not role or "\n" in role:
+        raise ValueError(f"message {index}: needs a one-line role and a content string, got {dict(message)!r}")
+    kept = HARM_TAG if is_tagged and role == ASSISTANT else None
+
+    def broken(found: re.Match[str]) -> str:
+        token = found[0]
+        return token if token == kept else token[: len(token) > 1] + BROKEN + token[len(token) > 1 :]
+
+    role, content = (controls.sub(broken, chat_template.without_marks(text)) for text in (role, content))
+    return {"role": role, "content": content}

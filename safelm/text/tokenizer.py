@@ -1,0 +1,315 @@
+"""Text to token ids and back: a thin wrapper over Hugging Face `tokenizers` that knows the harm tag.
+
+What it promises, for every byte-level BPE vocabulary it accepts:
+
+- The harm tag (Maini et al. 2025, section 4) is exactly one id, added as a special token where it is missing.
+- Encoding is *literal*: a special token's string inside text (`<|endoftext|>`, the tag's own string) is ordinary
+  characters, so text from the web can't forge one. Only `encode_tagged` turns the tag's string into its id.
+- `decode(encode(text)) == text`, except for bytes that the vocabulary has no token for. Those vanish, and
+  `count_lost_bytes` says how many. A trained vocabulary loses none. SmolLM2's lacks 21 byte values, 8 of which occur in
+  UTF-8 text: the control characters 04 06 13 14 16 1d, and f1 f2, the first bytes of the unassigned planes 4 to 11.
+  (A vocabulary from a Hugging Face folder may bring a normalizer, such as NFC: then the normalized text comes back.)
+- Nothing is added around text: no BOS, no EOS, no padding, no truncation.
+
+A vocabulary has `vocab_size` real ids; padding the embedding to a multiple of 128 is the model's business.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import numpy as np
+import tokenizers
+from jaxtyping import Int32
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from safelm.io.files import write_whole
+from safelm.tags import HARM_TAG
+from safelm.text import chat_template, gguf_tokenizer, tokenizer_backend
+from safelm.text import conventions as text_conventions
+from safelm.text.chat_template import CHAT_END, CHAT_START
+from safelm.text.conventions import Declared, TextConventions
+
+_TOKENIZER_FILE = "tokenizer.json"
+_GGUF_MAGIC = b"GGUF"
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary with the harm tag in it. Picklable, safe to share between threads.
+
+    Attributes:
+        origin: where it comes from, for errors.
+        vocab_size: number of real ids, the tag included (the largest id plus one).
+        conventions: how the model's texts begin and end, and how it is spoken to (see `safelm.text.prompting`).
+        eos_id: the end of a document, `<|endoftext|>` where the vocabulary has it (SmolLM2: 0).
+        harm_tag_id: the one id of the harm tag (SmolLM2: 49152).
+        chat_start_id, chat_end_id: ChatML's `<|im_start|>` and `<|im_end|>`, or None.
+        hash: sha256 (hex) over what decides a text's ids, unchanged by saving and loading; for manifests and
+            checkpoints.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, declared: Declared | None = None, origin: str = "tokenizer"):
+        """Takes `backend` over, adding the harm tag where it is missing.
+
+        Args:
+            declared: what the vocabulary's source says about its texts.
+            origin: names the source in errors.
+
+        Raises:
+            ValueError: the vocabulary isn't byte-level BPE, has no end of a document, or can't keep special tokens
+                apart from text.
+        """
+        self._declared, self.origin = declared or Declared(), origin
+        with tokenizer_backend.as_value_errors(origin):
+            self._set_up(backend, origin)
+
+    def _set_up(self, backend: tokenizers.Tokenizer, origin: str) -> None:
+        eos_token = tokenizer_backend.document_end(backend, self._declared, origin)
+        self._backend = tokenizer_backend.prepared(backend, eos_token, self._declared, origin)
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eos_id = vocabulary[eos_token]
+        self.harm_tag_id = vocabulary[HARM_TAG]
+        self.chat_start_id = vocabulary.get(CHAT_START)
+        self.chat_end_id = vocabulary.get(CHAT_END)
+        self._lost_bytes = tokenizer_backend.bytes_without_token(vocabulary)
+        self._byte_of = {character: byte for byte, character in enumerate(tokenizer_backend.byte_characters())}
+        added = self._backend.get_added_tokens_decoder()
+        self._specials = {i: t.content for i, t in added.items() if t.special}
+        controls = tokenizer_backend.control_tokens(self._backend, self._declared.chat_template)
+        self._encoder = tokenizer_backend.literal(self._backend, controls)
+        self.conventions = self._find_conventions(vocabulary, controls)
+        canonical = json.dumps(tokenizer_backend.spec_of_texts(self._backend), sort_keys=True, separators=(",", ":"))
+        self.hash = hashlib.sha256(canonical.encode()).hexdigest()
+        self._check_literal(origin)
+
+    @property
+    def has_chatml(self) -> bool:
+        """Whether the vocabulary has the tokens of ChatML."""
+        return self.chat_start_id is not None and self.chat_end_id is not None
+
+    def beginning_with(self, ids: Sequence[int]) -> "Tokenizer":
+        """The same vocabulary for a model whose texts and conversations begin with `ids`, as training gives them.
+
+        Kept by `save`; the hash is the same.
+        """
+        template = self.conventions.chat_template
+        declared = dataclasses.replace(self._declared, chat_template=template, begin_ids=tuple(ids), begins_chats=True)
+        return Tokenizer(self._backend, declared=declared, origin=self.origin)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, every special token's string in it taken literally."""
+        return self._encoder.encode(_utf8(text), add_special_tokens=False).ids
+
+    def normalized(self, text: str) -> str:
+        """What the vocabulary's own normalizer, where it has one, makes of a text before it is cut into tokens."""
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
+        """`encode` of each text, on all cores (`TOKENIZERS_PARALLELISM=false` keeps it to one)."""
+        encodings = self._encoder.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_tagged(self, text: str) -> list[int]:
+        """Each occurrence of the tag's string becomes `harm_tag_id`; what stands between is encoded literally.
+
+        A tag right behind a word, before the whitespace (`"w1<potentially_unsafe_content> w2"`), changes no other id:
+        without the tags the ids are those of the text without them. That holds for trained vocabularies and SmolLM2's,
+        where no token reaches from a word into the whitespace behind it (Llama 3's pattern joins ".\n"). Elsewhere a
+        tag can cut a token in two. Give it only text whose tags the pipeline put there itself.
+        """
+        first, *others = [self.encode(piece) for piece in text.split(HARM_TAG)]
+        for piece in others:
+            first.append(self.harm_tag_id)
+            first.extend(piece)
+        return first
+
+    def encode_tagged_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
+        """`encode_tagged` of each text, on all cores."""
+        split_texts = [text.split(HARM_TAG) for text in texts]
+        encoded = iter(self.encode_batch([piece for pieces in split_texts for piece in pieces]))
+        tag = np.asarray([self.harm_tag_id], dtype=np.int32)
+        joined = []
+        for pieces in split_texts:
+            parts = [next(encoded)]
+            for _ in pieces[1:]:
+                parts += [tag, next(encoded)]
+            joined.append(np.concatenate(parts) if len(parts) > 1 else parts[0])
+        return joined
+
+    def decode(self, ids: Iterable[int], *, keep_special: bool = True) -> str:
+        """The text of `ids`; bytes that don't form UTF-8 become U+FFFD. `keep_special=False` leaves special tokens out.
+
+        Raises:
+            ValueError: an id outside [0, vocab_size), such as a padded one.
+        """
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ValueError(f"token ids must lie in [0, {self.vocab_size}), got {min(ids)} to {max(ids)}")
+        return self._backend.decode(ids, skip_special_tokens=not keep_special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one id adds to `decode`'s: part of a character at times, nothing for an id without a token."""
+        content = self._backend.id_to_token(token) or ""
+        if token not in self._specials and all(character in self._byte_of for character in content):
+            return bytes(self._byte_of[character] for character in content)
+        return content.encode()
+
+    def special_token(self, token: int) -> str | None:
+        """The string of a special token (end of text, ChatML's, the harm tag, ..); None for a token of text."""
+        return self._specials.get(token)
+
+    def count_lost_bytes(self, text: str) -> int:
+        """How many bytes of `text` in UTF-8 have no token in this vocabulary and so vanish when it is encoded."""
+        if not self._lost_bytes:
+            return 0
+        data = _utf8(text).encode()
+        return len(data) - len(data.translate(None, self._lost_bytes))
+
+    def to_json(self) -> str:
+        """The vocabulary as the text of a `tokenizer.json`."""
+        return self._backend.to_str()
+
+    def save(self, path: str) -> None:
+        """Writes the folder `path` (local or an fsspec URL) in the Hugging Face layout; no file is ever half there."""
+        conventions = self.conventions
+        template = conventions.chat_template or (chat_template.CHATML if self.has_chatml else None)
+        if template is not None:
+            template = chat_template.begun(template, self._strings(conventions.chat_begin_ids))
+        files = text_conventions.as_files(conventions, chat_template=template)
+        files[text_conventions.TOKENIZER_CONFIG]["additional_special_tokens"] = [HARM_TAG]
+        for name, values in files.items():
+            _write_text(path, name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        _write_text(path, _TOKENIZER_FILE, self._backend.to_str(pretty=True))
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Reads a Hugging Face folder, a `tokenizer.json` (both local or an fsspec URL) or a local GGUF file.
+
+        The end of a document is `<|endoftext|>` or `<|end_of_text|>` where the vocabulary has one, else the `eos_token`
+        that the source names. The chat template, special tokens and end ids come along (`conventions`).
+
+        Raises:
+            FileNotFoundError: nothing at `path`, or a folder without a `tokenizer.json`.
+            ValueError: a file that is none of the three, or a vocabulary that can't be used (see `__init__`).
+        """
+        path = os.fspath(path)
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        if not filesystem.exists(inner):
+            raise FileNotFoundError(f"{path}: no such tokenizer file or folder")
+        folder, file = inner.rsplit("/", 1)[0], inner
+        if filesystem.isdir(inner):
+            folder, file = inner, f"{inner.rstrip('/')}/{_TOKENIZER_FILE}"
+            if not filesystem.exists(file):
+                raise FileNotFoundError(f"{path}: the folder has no {_TOKENIZER_FILE}")
+        if filesystem.cat_file(file, 0, len(_GGUF_MAGIC)) == _GGUF_MAGIC or file.endswith(".gguf"):
+            if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
+                raise ValueError(f"{path}: a GGUF file must be local; copy it to this machine first")
+            backend, declared = gguf_tokenizer.read_gguf_tokenizer(file)
+            return cls(backend, declared=declared, origin=path)
+        declared = text_conventions.declared_in_folder(filesystem, folder.rstrip("/"))
+        return cls(_from_json(filesystem.cat_file(file), path), declared=declared, origin=path)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Trains byte-level BPE on `texts`: SmolLM2's pre-tokenizer, all 256 bytes, so nothing is ever lost.
+
+        Ids: `<|endoftext|>` 0, `<|im_start|>` 1, `<|im_end|>` 2, the harm tag 3, the bytes, then merges. The same texts
+        give the same vocabulary. A corpus with too few repeated words ends in fewer than `vocab_size` ids.
+
+        Raises:
+            ValueError: `vocab_size` below the 260 ids that always exist.
+        """
+        smallest = len(tokenizer_backend.TRAINED_SPECIALS) + 256
+        if vocab_size < smallest:
+            raise ValueError(f"vocab_size must be at least {smallest} (special tokens and 256 bytes), got {vocab_size}")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = gguf_tokenizer.smollm_pre_tokenizer()
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[
+                AddedToken(token, normalized=False, special=True) for token in tokenizer_backend.TRAINED_SPECIALS
+            ],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator((_utf8(text) for text in texts), trainer)
+        return cls(backend)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self._backend.to_str(), self._declared, self.origin)
+
+    def _find_conventions(self, vocabulary: Mapping[str, int], controls: Mapping[str, int]) -> TextConventions:
+        declared = self._declared
+        begin_ids = tokenizer_backend.begin_ids(self._backend)
+        if foreign := [i for i in begin_ids if i >= self.vocab_size]:
+            raise ValueError(
+                f"{self.origin}: texts begin with the id {foreign[0]}, the vocabulary has {self.vocab_size}"
+            )
+        template, begins_chats = declared.chat_template, declared.begins_chats
+        if template is not None and begin_ids:
+            plain = template.removeprefix(chat_template.begun("", self._strings(begin_ids)))
+            template, begins_chats = plain, begins_chats or plain != template
+        template = None if template == chat_template.CHATML else template
+        specials = dict(declared.special_tokens)
+        specials.setdefault("eos_token", self._backend.id_to_token(self.eos_id))
+        if template is not None:
+            turn_end = chat_template.end_of_turn(template, specials, list(controls))
+        else:
+            turn_end = CHAT_END if self.has_chatml else None
+        named = [vocabulary.get(token) for token in (specials["eos_token"], turn_end)]
+        listed = [end for end in declared.end_ids if end < self.vocab_size]
+        ends = dict.fromkeys([self.eos_id, *(end for end in named if end is not None), *listed])
+        return TextConventions(
+            document_end_id=self.eos_id,
+            begin_ids=begin_ids,
+            chat_begin_ids=begin_ids if begins_chats else (),
+            end_ids=tuple(ends),
+            chat_template=template,
+            special_tokens=specials,
+            control_tokens=controls,
+        )
+
+    def _strings(self, ids: Sequence[int]) -> str:
+        return "".join(self._backend.id_to_token(i) for i in ids)
+
+    def _check_literal(self, origin: str) -> None:
+        strings = [*self._specials.values()]
+        for token, ids in zip(strings, self.encode_batch(strings), strict=True):
+            if not self._specials.keys().isdisjoint(ids.tolist()):
+                raise ValueError(f"{origin}: text that spells {token!r} would turn into a special token")
+
+
+def _from_json(data: bytes, path: str) -> tokenizers.Tokenizer:
+    with tokenizer_backend.as_value_errors(f"{path}: not a tokenizer.json"):
+        return tokenizers.Tokenizer.from_buffer(data)
+
+
+def _utf8(text: str) -> str:
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text has a lone surrogate at character {error.start}: it isn't Unicode text") from error
+    return text
+
+
+def _unpickle(tokenizer_json: str, declared: Declared, origin: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), declared=declared, origin=origin)
+
+
+def _write_text(folder: str, name: str, text: str) -> None:
+    filesystem, inner = fsspec.core.url_to_fs(folder)
+    target = f"{inner.rstrip('/')}/{name}"
+    filesystem.makedirs(inner, exist_ok=True)
+    if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
+        filesystem.pipe_file(target, text.encode())  # an object store shows an object only when it is whole
+        return
+    write_whole(target, text)

@@ -1,0 +1,152 @@
+"""A vocabulary as `safelm.text.tokenizer` wants it: byte-level, deterministic, literal, with the harm tag."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders
+
+from safelm.tags import HARM_TAG
+from safelm.text.chat_template import CHAT_END, CHAT_START
+from safelm.text.conventions import Declared
+
+END_OF_TEXT = "<|endoftext|>"
+TRAINED_SPECIALS = (END_OF_TEXT, CHAT_START, CHAT_END, HARM_TAG)  # ids 0 to 3 of a trained vocabulary
+_DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>")
+_MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+
+_SPARE_IDS = 4096  # beyond the number of tokens, for ids that a vocabulary leaves out
+
+
+@contextlib.contextmanager
+def as_value_errors(origin: str) -> Iterator[None]:
+    """What `tokenizers` raises of a broken vocabulary, its panics included, as a ValueError that names `origin`."""
+    try:
+        yield
+    except BaseException as error:  # `tokenizers` raises bare Exception; a panic of its Rust code isn't even one
+        is_panic = type(error).__name__ == "PanicException"
+        if str(error).startswith(origin) or not (is_panic or isinstance(error, Exception)):
+            raise
+        raise ValueError(f"{origin}: not a vocabulary that `tokenizers` can use ({error})") from error
+
+
+def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, origin: str) -> tokenizers.Tokenizer:
+    """A copy of `backend` that is byte-level, deterministic and literal, with the harm tag in its vocabulary."""
+    ids = backend.get_vocab(with_added_tokens=True)
+    if ids and max(ids.values()) >= 2 * len(ids) + _SPARE_IDS:  # before `to_str`, which counts through all of them
+        token = max(ids, key=ids.__getitem__)
+        raise ValueError(f"{origin}: token {token[:40]!r} has the id {ids[token]}, the vocabulary {len(ids)} tokens")
+    spec = json.loads(backend.to_str())
+    if spec["model"].get("type") != "BPE" or not _is_byte_level(spec["pre_tokenizer"]):
+        raise ValueError(f"{origin}: not byte-level BPE without a prefix space (as of SmolLM2, Llama 3, GPT-2)")
+    _check_post_processor(spec["post_processor"], origin)
+    spec |= {"truncation": None, "padding": None}
+    if declared.begin_ids is not None:
+        spec["post_processor"] = _begin_processor(backend, declared.begin_ids)
+    spec["model"] |= {"dropout": None, "unk_token": None}  # a byte without a token is dropped and counted, not special
+    named = [declared.token("bos_token"), declared.token("eos_token")]
+    for token in spec["added_tokens"]:
+        token["special"] |= token["content"] in (eos_token, *named, *TRAINED_SPECIALS)
+    prepared = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    if prepared.decoder is None:
+        prepared.decoder = decoders.ByteLevel()
+
+    vocabulary = prepared.get_vocab(with_added_tokens=True)
+    known = [token for token in (eos_token, CHAT_START, CHAT_END) if token in vocabulary]
+    prepared.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*known, HARM_TAG]])
+    ids = prepared.get_vocab(with_added_tokens=True)
+    if len(set(ids.values())) != len(ids):
+        raise ValueError(f"{origin}: two tokens share an id ({len(ids)} tokens, {len(set(ids.values()))} ids)")
+    prepared.encode_special_tokens = True  # in `tokenizers`, this name means: encode their strings as plain text
+    return prepared
+
+
+def _check_post_processor(processor: dict[str, Any] | None, origin: str) -> None:
+    """Raises ValueError for a template that names a token it doesn't define: encoding by it panics."""
+    for each in ((processor or {}), *(processor or {}).get("processors", ())):
+        pieces = [*each.get("single", ()), *each.get("pair", ())] if each.get("type") == "TemplateProcessing" else []
+        named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        if missing := sorted(named - each.get("special_tokens", {}).keys()):
+            raise ValueError(f"{origin}: its post-processor names {missing[0]!r} without defining it")
+
+
+def _is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
+    parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
+    return any(part and part["type"] == "ByteLevel" and not part["add_prefix_space"] for part in parts)
+
+
+def bytes_without_token(vocabulary: Mapping[str, int]) -> bytes:
+    return bytes(byte for byte, character in enumerate(byte_characters()) if character not in vocabulary)
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def document_end(backend: tokenizers.Tokenizer, declared: Declared, origin: str) -> str:
+    eos_token = declared.token("eos_token")
+    for token in (*_DOCUMENT_ENDS, eos_token):
+        if token is not None and backend.token_to_id(token) is not None:
+            return token
+    if eos_token is not None:
+        raise ValueError(f"{origin}: the vocabulary has no end-of-document token {eos_token!r}")
+    raise ValueError(f"{origin}: no {END_OF_TEXT} in the vocabulary and no eos_token beside it")
+
+
+def control_tokens(backend: tokenizers.Tokenizer, template: str | None) -> dict[str, int]:
+    """Ids of the added tokens that structure texts: special ones, markup, and those that the chat template writes.
+
+    Some vocabularies don't mark the tokens of their roles as special.
+    """
+
+    def structures(content: str) -> bool:
+        return bool(_MARKUP.fullmatch(content)) or (bool(content.strip()) and content in (template or ""))
+
+    added = backend.get_added_tokens_decoder()
+    return {t.content: i for i, t in added.items() if t.special or structures(t.content)}
+
+
+def literal(backend: tokenizers.Tokenizer, controls: Mapping[str, int]) -> tokenizers.Tokenizer:
+    """The vocabulary with all control tokens special, so that no text is encoded as one."""
+    spec = json.loads(backend.to_str())
+    plain = [token for token in spec["added_tokens"] if not token["special"] and token["content"] in controls]
+    if not plain:
+        return backend
+    for token in plain:
+        token["special"] = True
+    literal = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    literal.encode_special_tokens = True
+    return literal
+
+
+def begin_ids(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What the post-processor puts in front of a text."""
+    encoding = backend.encode("a")
+    length = next((i for i, is_added in enumerate(encoding.special_tokens_mask) if not is_added), len(encoding.ids))
+    return tuple(encoding.ids[:length])
+
+
+def _begin_processor(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> dict[str, Any] | None:
+    """The post-processor that puts `ids` in front of a text, as `tokenizer.json` spells it."""
+    if not ids:
+        return None
+    tokens = {i: backend.id_to_token(i) for i in ids}
+    front = [{"SpecialToken": {"id": tokens[i], "type_id": 0}} for i in ids]
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    specials = {token: {"id": token, "ids": [i], "tokens": [token]} for i, token in tokens.items()}
+    return {
+        "type": "TemplateProcessing", "single": [*front, first], "pair": [*front, first, second],
+        "special_tokens": specials,
+    }  # fmt: skip
+
+
+def spec_of_texts(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """What of a `tokenizer.json` decides the ids of a text; what comes in front of it does not."""
+    return json.loads(backend.to_str()) | {"post_processor": None}

@@ -1,0 +1,171 @@
+"""The token stores and the mixture schedule of a run, its batches on the devices, and the ledger of its tokens.
+
+A token of the ledger is a position of a row that was fed to the model: rows x seq_len, whatever of a row is padding or
+masked out of the loss. So the ledger is exact at any step, on any number of hosts and after any kill, without counting
+anything. Rows whose update was not applied have been given all the same: they don't come again.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from safelm.data.loader import eval_batches, make_loader
+from safelm.data.schedule import MixtureSchedule
+from safelm.data.store import MANIFEST_NAME, TokenStore
+from safelm.data.verification import Verification
+from safelm.text.tokenizer import Tokenizer
+from safelm.train.step import BATCH_FIELDS, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class LedgerEntry:
+    """What a source has given.
+
+    Attributes:
+      planned_share: of all tokens so far, by the rates of the phases so far.
+      planned_tokens: the same in tokens, rounded; `tokens` differs by less than a row for every phase.
+      epochs: how often the source's rows have been gone through.
+    """
+
+    source: str
+    planned_share: float
+    planned_tokens: int
+    tokens: int
+    epochs: float
+
+
+class TrainData:
+    """What a run reads: every source's store for training, those named for evaluation, and the schedule."""
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer):
+        """Opens the stores; FileNotFoundError or ValueError names the source and the field."""
+        self._config = config
+        self.schedule = make_schedule(config)
+        self.stores = _open_all(config, tokenizer, "data.phases", self.schedule.sources, config.data.split)
+        self._loader = make_loader(
+            self.stores,
+            self.schedule,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            seq_len=config.seq_len,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            packing=config.data.packing,
+            num_workers=config.data.num_workers,
+        )
+        eval_sources = config.eval.sources if config.eval.every_steps else ()
+        self.eval_stores = _open_all(config, tokenizer, "eval.sources", eval_sources, config.eval.split)
+        self.verification = Verification([*self.stores.values(), *self.eval_stores.values()])
+
+    def batches(self, start_step: int, sharding: NamedSharding) -> Iterator[Batch]:
+        """Global batches from a step on, put on the devices: every process reads its own rows only."""
+        self._loader.set_state(start_step)
+        for batch in self._loader:
+            yield _to_devices(batch, sharding)
+
+    def eval_batches(self, source: str, sharding: NamedSharding) -> Iterator[Batch]:
+        """The same batches of a source's held-out split each time."""
+        for batch in eval_batches(
+            self.eval_stores[source],
+            batch_size=self._config.batch_size // self._config.grad_accum_steps,
+            seq_len=self._config.seq_len,
+            max_batches=self._config.eval.batches,
+            packing=self._config.data.packing,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ):
+            yield _to_devices(batch, sharding)
+
+    def tokens_given(self, step: int) -> dict[str, int]:
+        """Tokens every source has given before an update, exactly."""
+        return {name: int(count) for name, count in self.schedule.tokens_given(step).items()}
+
+    def gave_tags(self, step: int) -> bool:
+        """Whether any source with the harm tag in it has given tokens before an update."""
+        given = self.schedule.tokens_given(step)
+        return any(given[name] and store.manifest.num_tag_tokens for name, store in self.stores.items())
+
+    def ledger(self, step: int) -> list[LedgerEntry]:
+        """Every source's tokens before `step`, against the plan."""
+        given, planned = self.schedule.tokens_given(step), self.schedule.tokens_planned(step)
+        epochs, total = self._loader.batches.epochs(step), max(sum(given.values()), 1)
+        return [
+            LedgerEntry(name, float(planned[name] / total), round(planned[name]), given[name], epochs[name])
+            for name in self.schedule.sources
+        ]
+
+    def ledger_table(self, step: int) -> str:
+        """The ledger as lines for people."""
+        return "\n".join(
+            f"source:     {entry.source}: {entry.tokens:,} tokens ({entry.planned_share:.3%} planned, "
+            f"{entry.tokens - entry.planned_tokens:+,}), {entry.epochs:.2f} epochs"
+            for entry in self.ledger(step)
+        )
+
+    def fingerprints(self) -> dict[str, str]:
+        """What every store holds, by "<source>/<split>": counts and checksums."""
+        train = {f"{name}/{self._config.data.split}": store for name, store in self.stores.items()}
+        held_out = {f"{name}/{self._config.eval.split}": store for name, store in self.eval_stores.items()}
+        return {name: _fingerprint(store) for name, store in (train | held_out).items()}
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The data position and what it is a position in, for a checkpoint: integers and hashes."""
+        return {
+            "step": step,
+            "schedule_hash": self.schedule.hash,
+            "phases": [{"start_step": start, "rates": rates} for start, rates in self.schedule.starts()],
+            "rows_given": {name: int(rows) for name, rows in self.schedule.cumulative(step).items() if rows},
+            "stores": {name: _fingerprint(store) for name, store in self.stores.items()},
+        }
+
+
+def make_schedule(config: ConfigDict) -> MixtureSchedule:
+    """The mixture schedule of a config; ValueError names the phase and the value at fault."""
+    try:
+        return MixtureSchedule(
+            config.data.phases, batch_size=config.batch_size, seq_len=config.seq_len, total_steps=config.total_steps
+        )
+    except ValueError as error:
+        raise ValueError(f"data.phases: {error}") from error
+
+
+def _open_all(
+    config: ConfigDict, tokenizer: Tokenizer, field: str, sources: Iterable[str], split: str
+) -> dict[str, TokenStore]:
+    """The stores of the sources that a field of the config names."""
+    root, stores = config.data.root, {}
+    for source in sources:
+        try:
+            stores[source] = TokenStore.open(f"{root}/{source}/{split}", vocab_hash=tokenizer.hash)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{field}: {_lacking(root, source, split)}: {error}") from error
+    return stores
+
+
+def _lacking(root: str, source: str, split: str) -> str:
+    """What of a source's split there is not, and how to get it."""
+    if os.path.isdir(f"{root}/{source}/{split}"):
+        return f"{root}/{source}/{split} is not whole"
+    if splits := sorted(path.parent.name for path in Path(root).glob(f"{source}/*/{MANIFEST_NAME}")):
+        return (
+            f"source {source} has no split {split} in data.root {root!r} (it has {', '.join(splits)}); `cache_tasks "
+            f"--splits={split}` writes it from {split} files, or from what --validation_fraction holds out"
+        )
+    others = sorted(path.parent.parent.name for path in Path(root).glob(f"*/{split}/{MANIFEST_NAME}"))
+    return f"data.root {root!r} lacks source {source}" + (f" (it has {', '.join(others)})" if others else "")
+
+
+def _fingerprint(store: TokenStore) -> str:
+    manifest = store.manifest
+    checksums = "".join(shard.tokens_sha256[:4] + shard.spans_sha256[:4] for shard in manifest.shards)
+    return f"{manifest.num_documents} documents, {manifest.num_tokens} tokens, checksums {checksums}"
+
+
+def _to_devices(batch: Mapping[str, Any], sharding: NamedSharding) -> Batch:
+    return {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in BATCH_FIELDS}

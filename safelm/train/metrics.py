@@ -1,0 +1,276 @@
+"""What a training run says about itself: JSON lines, TensorBoard events and a progress line. No TensorFlow.
+
+Throughput counts the positions the model computes (rows x seq_len, padding included).
+
+MFU, the model-FLOPs utilisation of PaLM (Chowdhery et al. 2022, appendix B), is
+
+    tokens/s * (6 * M + 12 * layers * heads * head_dim * seq_len) / (devices * peak FLOP/s of a device)
+
+M counts the parameters in matrix products: all but the norms' scales and, when embeddings are not tied, the looked-up
+table (tied, the table counts once, as the unembedding), without rows that only pad the vocabulary. 6 is a multiply and
+an add in the forward and twice that in the backward pass; recomputation (remat) does not. Attention counts the full
+square, not the causal half, as is the custom. The peak is the chip's dense bfloat16 rate.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import jax
+from etils import epath
+from tqdm import tqdm
+
+from safelm.io import files, records
+from safelm.models.decoder import ModelConfig
+from safelm.train.step import StepMetrics
+
+# Dense bfloat16 FLOP/s of one JAX device, by the start of its `device_kind` (the longest that fits).
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,  # a device is a core, two on a chip
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v6 lite": 918e12,  # v6e
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # a device is one of a chip's two dies
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(device_kind: str, configured: float | int = 0.0) -> float | None:
+    """The peak FLOP/s of a device: as configured, else from the table, else None (a CPU, an unknown chip)."""
+    if configured:
+        return float(configured)
+    fitting = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
+    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> int:
+    """Model FLOPs to train on one token: see the formula above."""
+    per_layer = 2 * config.d_model * config.head_dim * (config.num_heads + config.num_kv_heads)
+    per_layer += 3 * config.d_model * config.d_ff
+    matmul_params = config.num_layers * per_layer + config.vocab_size * config.d_model
+    return 6 * matmul_params + 12 * config.num_layers * config.num_heads * config.head_dim * seq_len
+
+
+class MetricsLog:
+    """`<workdir>/metrics.jsonl`, one object per line with its step, and the same in `<workdir>/tensorboard`.
+
+    A run resumed at a step drops the lines after it, so that no step is there twice. Only process 0 writes.
+    """
+
+    def __init__(self, workdir: str, *, start_step: int, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines = _lines_up_to(self._path, start_step)
+        self._is_local = "://" not in str(workdir)
+        self._write_all()
+        self._board = _Board(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Appends one line; OSError names the file if it can't be written."""
+        if not self._enabled:
+            return
+        try:
+            self._append(step, values)
+        except OSError as error:
+            reason = f"cannot write the metrics of step {step}: {error.strerror or error}"
+            raise OSError(error.errno, reason, str(self._path)) from error
+
+    def _append(self, step: int, values: Mapping[str, float | int]) -> None:
+        line = json.dumps({"step": step, **values}, allow_nan=False)
+        if self._is_local:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        else:  # an object store can't append: `flush` uploads the whole file
+            self._lines.append(line)
+        self._board.write(step, values)
+        if self._is_local:
+            self._board.flush()
+
+    def flush(self) -> None:
+        """Makes what was written visible; call it at checkpoints."""
+        if self._enabled:
+            self._board.flush()
+            if not self._is_local:
+                self._write_all()
+
+    def close(self) -> None:
+        """Flushes and lets go of the files."""
+        if self._enabled:
+            self.flush()
+            self._board.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(OSError) if error_type else contextlib.nullcontext():
+            self.close()  # its failure doesn't hide an error that is on its way already
+
+    def _write_all(self) -> None:
+        """Replaces the file by the lines kept; a local file is never half there."""
+        text = "".join(line + "\n" for line in self._lines)
+        if self._is_local:
+            files.write_whole(self._path, text)
+        else:
+            self._path.write_text(text)
+
+
+class _Board:
+    """TensorBoard events, written at once: `SummaryWriter`'s thread dies on a full disk, and then the run hangs."""
+
+    def __init__(self, folder: str, *, purge_step: int):
+        # Here because tensorboardX loads PyTorch where that is installed.
+        from tensorboardX import event_file_writer, record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        record_writer.directory_check(folder)
+        self._writer = event_file_writer.EventsWriter(os.path.join(folder, "events"), f".{purge_step}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides a stopped run's later events
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
+        self.flush, self.close = self._writer.flush, self._writer.close
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        for name, value in values.items():
+            summary = self._scalar(name, value)
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+    """The lines of a metrics file whose step isn't later; a last line cut by a kill is dropped."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", "replace")
+    found = records.parse_lines(text, str(path), "remove that line, or move the file away")
+    return [json.dumps(record) for record in found if isinstance(record.get("step"), int) and record["step"] <= step]
+
+
+class LossWindow:
+    """Adds up the updates since the last log line: those that were applied."""
+
+    def __init__(self):
+        self._cross_entropy, self._tokens = 0.0, 0.0
+        self._last: dict[str, float] = {}
+
+    def add(self, update: StepMetrics) -> tuple[float, float, bool]:
+        """Reads one update's numbers: loss in nats per token, the gradients' norm, and whether it was applied."""
+        update = jax.device_get(update)
+        numbers = float(update.loss.mean_cross_entropy()), float(update.grad_norm), bool(update.applied)
+        if update.applied:
+            self._cross_entropy += float(update.loss.cross_entropy)
+            self._tokens += float(update.loss.tokens)
+            self._last = {"grad_norm": float(update.grad_norm)}
+        return numbers
+
+    def take(self) -> dict[str, float]:
+        """Mean loss in nats per token, and the last gradient norm, if an update was applied; starts a new window."""
+        values = {"loss": self._cross_entropy / max(self._tokens, 1.0), **self._last} if self._last else {}
+        self._cross_entropy, self._tokens, self._last = 0.0, 0.0, {}
+        return values
+
+    def record(self) -> dict[str, Any]:
+        """The window so far as JSON, for a checkpoint between two log lines."""
+        return {"cross_entropy": self._cross_entropy, "tokens": self._tokens, "last": self._last}
+
+    def load(self, record: Mapping[str, Any] | None) -> None:
+        """Goes on with a checkpoint's window."""
+        record = record or {"cross_entropy": 0.0, "tokens": 0.0, "last": {}}
+        self._cross_entropy, self._tokens = record["cross_entropy"], record["tokens"]
+        self._last = dict(record["last"])
+
+
+class Progress:
+    """The progress line: a bar that rewrites itself on a terminal, plain lines elsewhere. Silent when disabled."""
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float | None,  # FLOP/s of all devices
+        stream: TextIO | None = None,
+        enabled: bool = True,
+    ):
+        self._stream = stream or sys.stderr
+        self._total, self._tokens, self._flops, self._peak = total_steps, tokens_per_step, flops_per_token, peak_flops
+        self._enabled = enabled
+        self._bar: tqdm | None = None
+        self._counted: tuple[int, float] | None = None  # step and time from which throughput is measured
+        self._begin: tuple[int, float] | None = None  # the same for the time left
+        self._last: dict[str, float] = {}
+
+    def start(self, step: int) -> None:
+        """Says where the run begins; the clocks start with the first `restart_clock`, after compilation."""
+        if self._enabled and self._stream.isatty():
+            self._bar = tqdm(total=self._total, initial=step, unit="step", file=self._stream, dynamic_ncols=True)
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves what has passed since the last update (compilation, evaluation, a save) out of the throughput."""
+        self._counted = (step, time.monotonic())
+        self._begin = self._begin or self._counted
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Tokens/s and, where the peak is known, MFU since the clock was restarted."""
+        if self._counted and step > self._counted[0]:
+            steps, seconds = step - self._counted[0], time.monotonic() - self._counted[1]
+            self._last = {"tokens_per_second": steps * self._tokens / seconds}
+            if self._peak:
+                self._last["mfu"] = self._last["tokens_per_second"] * self._flops / self._peak
+        return dict(self._last)
+
+    def show(self, step: int, loss: float | None) -> None:
+        """One line: step, loss in nats per token (None: no update was applied), tokens/s, MFU, time left."""
+        if not self._enabled:
+            return
+        speed = self._last.get("tokens_per_second")
+        text = "loss n/a" if loss is None else f"loss {loss:.4f}"
+        text += f"  {speed:,.0f} tokens/s" if speed else "  n/a tokens/s"
+        text += f"  MFU {self._last['mfu']:.1%}" if "mfu" in self._last else "  MFU n/a"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        else:
+            print(f"step {step}/{self._total}  {text}  ETA {self._eta(step)}", file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        elif self._enabled:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands; later notes are plain lines."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _eta(self, step: int) -> str:
+        if self._begin is None or step <= self._begin[0]:
+            return "n/a"
+        per_step = (time.monotonic() - self._begin[1]) / (step - self._begin[0])
+        seconds = round(per_step * (self._total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def device_peak_flops(configured: float | int = 0.0) -> float | None:
+    """The peak FLOP/s of all devices of all processes together, or None where it isn't known."""
+    peak: Any = peak_flops(jax.devices()[0].device_kind, configured)
+    return peak and peak * jax.device_count()

@@ -1,0 +1,62 @@
+"""From a config to the compiled functions of its run: what training and ahead-of-time compilation share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from safelm.models import attention_kernels
+from safelm.models import decoder as model
+from safelm.models.decoder import ModelConfig
+from safelm.train import step as train_step
+from safelm.train.optimizer import decayed_params, make_optimizer
+
+
+def make_program(
+    config: ConfigDict, model_config: ModelConfig, mesh: Mesh
+) -> tuple[train_step.Program, attention_kernels.Choice]:
+    """The program of a resolved config for a mesh, and the attention kernel settled for its devices.
+
+    Raises ValueError for sizes that don't divide over the mesh, and for an attention kernel that can't run on it.
+    """
+    fields = config.optimizer
+    optimizer = make_optimizer(
+        name=fields.name,
+        b1=fields.b1,
+        b2=fields.b2,
+        eps=fields.eps,
+        weight_decay=fields.weight_decay,
+        clip_norm=fields.clip_norm,
+        decayed=decayed_params(model.logical_axes(model_config)),
+    )
+    attention = attention_kernels.choose(model_config, config.seq_len, mesh)
+    program = train_step.make_program(
+        dataclasses.replace(model_config, attention=attention.kernel),
+        optimizer,
+        mesh,
+        batch_size=config.batch_size,
+        grad_accum_steps=config.grad_accum_steps,
+        z_loss=config.loss.z_loss,
+        vocab_chunks=config.loss.vocab_chunks,
+    )
+    return program, attention
+
+
+def compile_ahead(
+    program: train_step.Program, config: ConfigDict, *, has_evaluation: bool
+) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """The update and the evaluation, compiled before the first step so that nothing later has to wait for it."""
+
+    def batch(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return train_step.abstract_batch(program, rows, config.seq_len)
+
+    state = program.abstract_state
+    controls = train_step.abstract_controls(program.batch_sharding.mesh)
+    update = program.step.lower(state, batch(config.batch_size), controls).compile()
+    if not has_evaluation:
+        return update, None
+    micro_batch = batch(config.batch_size // config.grad_accum_steps)
+    return update, program.evaluate.lower(state.params, micro_batch).compile()

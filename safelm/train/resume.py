@@ -1,0 +1,149 @@
+"""What a checkpoint says of its run, and which runs may go on from it: the same one, a changed one, or a branch.
+
+The past of a run is fixed: its model, tokenizer, seed, batch and rows, the stores' contents and how many rows every
+source had given. The future may be another one than was planned when the checkpoint was written, but not by accident:
+
+- `accept_changes` must name "optimizer" where a field of `optimizer` changes, or the length of a run whose learning
+  rate depends on it; and "data" where the mixture's phases change. A phase that only begins after the checkpoint
+  changes no past (`safelm.data.schedule`).
+- Under a wsd schedule, until the decay has begun, `total_steps`, `decay_steps` and `min_lr` have had no effect: a run
+  may be made longer or shorter without asking.
+- What was changed, at which step, is kept in every later checkpoint as `history`.
+
+Everything else (mesh, accumulation, cadence of logs, evaluation and checkpoints) may differ freely.
+
+A branch (`branch.workdir`, `branch.step`) is a run of its own, in its own folder, that begins with the parameters, the
+optimizer's state and the data position of another run's checkpoint, one of the stable phase of its wsd schedule; it
+decays from there on and ends. The other run is only read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from safelm.checkpoints import checkpoint
+from safelm.train.config import CHANGES, Resolved, changed_fields, get_field
+
+# Fields that fix what has been trained on so far; a resumed run must have them as they were.
+FIXED_FIELDS = ("seed", "batch_size", "seq_len", "data.packing")
+DECAY_FIELDS = ("total_steps", "optimizer.decay_steps", "optimizer.min_lr")
+
+History = list[dict[str, Any]]
+
+
+def run_record(resolved: Resolved, data: Mapping[str, Any], history: History) -> checkpoint.Meta:
+    """What a checkpoint says of its run; `data` is the position and the stores (`train_data.TrainData.record`)."""
+    config = resolved.config
+    return {
+        **checkpoint.model_meta(resolved.model, resolved.tokenizer),
+        "run": {name: get_field(config, name) for name in (*FIXED_FIELDS, "branch.step")},
+        "plan": _plan(config),
+        "data": dict(data),
+        "history": history,
+    }
+
+
+def check_resumable(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> History:
+    """The history of the run that goes on from its own checkpoint, with an entry more if its plan has changed.
+
+    `data` is this run's record at the checkpoint's step. Raises ValueError naming the first field in which the past
+    differs, or those of the future that do and that `accept_changes` doesn't cover.
+    """
+    _check_past(meta, resolved, data, where=where)
+    there, here = meta["run"].get("branch.step", 0), resolved.config.branch.step
+    if there != here:
+        raise ValueError(f"{where} is of another run: branch.step is {there} there, {here} here")
+    changes = _accepted_changes(meta, resolved, data, where=where)
+    return [*meta.get("history", ()), *([{"step": meta["step"], "changed": changes}] if changes else ())]
+
+
+def check_branch(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> History:
+    """The history of a branch that begins with another run's checkpoint: as `check_resumable`.
+
+    Raises ValueError also if that run's learning rate isn't in the stable phase of a wsd schedule there.
+    """
+    _check_past(meta, resolved, data, where=where)
+    step, plan = meta["step"], meta.get("plan")
+    if plan is None:
+        raise ValueError(f"branch.workdir: {where} has no record of its learning rate's schedule")
+    name, decay_start = plan["optimizer"]["schedule"], _decay_start(plan)
+    if name != "wsd":
+        raise ValueError(
+            f"branch.workdir: {where} is of a run whose optimizer.schedule is {name}: only wsd has branches"
+        )
+    if step > decay_start:
+        raise ValueError(
+            f"branch.step {step}: the decay of {where} had begun after step {decay_start}; branch from a step up to it"
+        )
+    changes = _accepted_changes(meta, resolved, data, where=where)
+    branched = {"step": step, "branched_from": resolved.config.branch.workdir, "changed": changes}
+    return [*meta.get("history", ()), branched]
+
+
+def history_lines(history: History) -> list[str]:
+    """What was changed under way, a line each, for people."""
+    lines = []
+    for entry in history:
+        if "branched_from" in entry:
+            lines.append(f"step {entry['step']}: branched from {entry['branched_from']}")
+        lines += [f"step {entry['step']}: changed {line}" for line in entry["changed"]]
+    return lines
+
+
+def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> None:
+    checkpoint.check_model(meta, resolved.model, where=where)
+    checkpoint.check_vocabulary(meta, resolved.tokenizer, where=where)
+    if "run" not in meta:
+        raise ValueError(f"{where} holds parameters only: give its folder as init_checkpoint, and another workdir")
+    for name in FIXED_FIELDS:
+        there, here = meta["run"][name], get_field(resolved.config, name)
+        if there != here:
+            raise ValueError(f"{where} is of another run: {name} is {there!r} there, {here!r} here")
+    for source, there in meta["data"]["stores"].items():
+        if source in data["stores"] and there != (here := data["stores"][source]):
+            raise ValueError(f"{where} is of another run: data.root's {source} is {there} there, {here} here")
+    if (there := meta["data"]["rows_given"]) != (here := data["rows_given"]):
+        raise ValueError(
+            f"{where} is of another run: data.phases gave it {there} rows by step {meta['step']}, here they would have "
+            f"given {here} (a phase's start is a fraction of total_steps; start_tokens doesn't move with it)"
+        )
+
+
+def _accepted_changes(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> list[str]:
+    """What the plan has changed in, as lines; ValueError naming those that `accept_changes` would have to cover."""
+    if (there := meta.get("plan")) is None:  # written before plans were
+        return []
+    here, groups = _plan(resolved.config), {}
+    groups["optimizer"] = changed_fields(there, here)
+    groups["data"] = []
+    if meta["data"]["schedule_hash"] != data["schedule_hash"]:
+        groups["data"] = changed_fields({"data.phases": meta["data"]["phases"]}, {"data.phases": data["phases"]})
+    if all(line.split(":")[0] in DECAY_FIELDS for line in groups["optimizer"]) and meta["step"] <= min(
+        _decay_start(there), _decay_start(here)
+    ):
+        asked = ("data",)
+    else:
+        asked = CHANGES
+    for group in asked:
+        if groups[group] and group not in resolved.config.accept_changes:
+            raise ValueError(
+                f"{where} was planned otherwise: {'; '.join(groups[group])}. To go on from step {meta['step']} by the "
+                f"new plan, give --config.accept_changes={group}"
+            )
+    return [line for lines in groups.values() for line in lines]
+
+
+def _plan(config: ConfigDict) -> dict[str, Any]:
+    """What the learning rate and the updates of all steps depend on."""
+    optimizer = config.optimizer.to_dict()
+    del optimizer["decay_fraction"]  # settled as decay_steps
+    if optimizer["schedule"] != "wsd":
+        del optimizer["decay_steps"]
+    return {"total_steps": config.total_steps, "optimizer": optimizer}
+
+
+def _decay_start(plan: Mapping[str, Any]) -> int:
+    """The last step before which no learning rate depends on the end of the run; -1 if all do."""
+    optimizer = plan["optimizer"]
+    return plan["total_steps"] - optimizer["decay_steps"] if optimizer["schedule"] == "wsd" else -1

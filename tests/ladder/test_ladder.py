@@ -1,0 +1,357 @@
+"""The ladder: its jobs, what they share, their resumption, and what its report says of known numbers."""
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+from ml_collections import ConfigDict
+
+from configs import ladder as ladder_config
+from safelm.ladder import command as ladder
+from safelm.ladder import jobs as ladder_jobs
+from safelm.ladder import measure as ladder_measure
+from safelm.ladder import preferences as ladder_preferences
+from safelm.ladder import report as ladder_report
+from safelm.ladder.plan import (  # fmt: skip
+    CELLS,
+    GREEDY,
+    MODELS,
+    ORDERINGS,
+    RUNGS,
+    SAFE_BEAM,
+    STAGES,
+    Job,
+    chosen_models,
+    measured,
+    needed_by,
+    plan_jobs,
+    trained,
+)
+from safelm.models import decoder as model_lib
+from safelm.models.decoder import ModelConfig
+from safelm.synthetic_web.corpus import Recipe, write_corpus
+
+
+@pytest.fixture
+def config():
+    return ladder_config.get_config("embedded")
+
+
+def all_jobs(seeds=(0, 1, 2)):
+    return plan_jobs(chosen_models(()), seeds, (GREEDY, SAFE_BEAM))
+
+
+def test_every_job_comes_after_what_it_needs_and_once():
+    jobs = all_jobs()
+    place = {job: i for i, job in enumerate(jobs)}
+    assert len(place) == len(jobs) == len({job.name for job in jobs})
+    for job in jobs:
+        before = needed_by(job)
+        assert before is None or place[before] < place[job]
+
+
+def test_shared_work_is_done_once():
+    trainings = [job for job in all_jobs((0,)) if not job.method]
+    by_stage = {stage: [job.model for job in trainings if job.stage == stage] for stage in STAGES}
+    assert sorted(by_stage["pretraining"]) == sorted(set(MODELS) - {"tag_at_instruction"})
+    assert sorted(by_stage["instruction"]) == sorted(by_stage["benign"]) == sorted(MODELS)
+    assert trained(0, "tag_at_instruction", "pretraining") == trained(0, "moral_education", "pretraining")
+    safe_beam = next(cell for cell in CELLS if cell.name == "safe_beam")
+    assert (safe_beam.model, safe_beam.method) == ("harm_tagged", SAFE_BEAM)
+
+
+def test_the_rungs_of_all_seeds_come_first():
+    is_rung = [job.model in RUNGS for job in all_jobs()]
+    assert is_rung == sorted(is_rung, reverse=True)
+
+
+def test_a_model_without_the_tag_is_not_steered():
+    assert measured(0, "tag_at_instruction", "pretraining", SAFE_BEAM) is None
+    assert measured(0, "tag_at_instruction", "instruction", SAFE_BEAM) is not None
+    assert measured(0, "raw", "benign", GREEDY) == Job(0, "raw", "benign", GREEDY)
+
+
+def test_orderings_and_cells_name_what_there_is():
+    names = {cell.name for cell in CELLS}
+    assert len(names) == len(CELLS)
+    assert {name for low, high, _ in ORDERINGS for name in (low, high)} <= names
+    with pytest.raises(ValueError, match="models names 'rwa': there are raw, score0"):
+        chosen_models(("rwa",))
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("real", {}, "--config.real: this config needs it"),
+        ("smollm2_135m", {"real": "."}, "--config.init_checkpoint: this config needs it"),
+        ("real", {"real": "no"}, "--config.real=no: there is no folder text/"),
+        ("embedded", {"init_checkpoint": "no"}, "--config.init_checkpoint=no: no checkpoint with a tokenizer/"),
+        ("embedded", {"methods": ("beam",)}, "--config.methods=('beam',): want some of greedy, safe_beam"),
+        ("embedded", {"seeds": ()}, "--config.seeds=(): want different whole numbers"),
+        ("embedded", {"seeds": (1, 1)}, "--config.seeds=(1, 1): want different"),
+    ],
+)
+def test_settings_that_cannot_be_leave_no_folder(variant, changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ladder_config.get_config(variant)
+    with config.unlocked():
+        config.update(changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        ladder.run(config, str(tmp_path / "study"), workers=1)
+    assert not (tmp_path / "study").exists()
+
+
+def test_cells_differ_in_what_they_are_said_to_differ_in(config, tmp_path):
+    def settled(model, stage):
+        return ladder_jobs.training_config(config, tmp_path, trained(1, model, stage))
+
+    raw, tagged = (settled(name, "pretraining") for name in ("raw", "harm_tagged"))
+    assert raw.seed == 1 and raw.data.phases[0]["rates"] == {"raw_web": 1.0}
+    assert tagged.data.phases[0]["rates"]["harm_tagged_web"] == 0.2 and raw.total_steps == tagged.total_steps
+    late = settled("start_60", "pretraining")
+    assert [phase["start"] for phase in late.data.phases] == [0.0, 0.6]
+    assert late.data.phases[0]["rates"] == {"raw_web": 1.0}
+    assert late.data.phases[1]["rates"] == tagged.data.phases[0]["rates"]
+    roots = {settled(name, "pretraining").data.root for name in ("harm_tagged", "rate_3", "rate_10")}
+    assert len(roots) == 3
+    for name, model in MODELS.items():
+        tuned, finetuned = settled(name, "instruction"), settled(name, "benign")
+        shares = tuned.data.phases[0]["rates"]
+        assert ("harm_tagged_chat" in shares) == model.tagged_tuning and sum(shares.values()) == pytest.approx(1.0)
+        assert tuned.init_checkpoint == str(ladder_jobs.workdir(tmp_path, trained(1, name, "pretraining")))
+        assert finetuned.init_checkpoint == str(ladder_jobs.workdir(tmp_path, trained(1, name, "instruction")))
+        assert finetuned.data.phases[0]["rates"] == {"gsm8k": 1.0}
+
+
+def test_a_stopped_study_does_only_what_is_left_and_two_workers_share(config, tmp_path, monkeypatch):
+    done, jobs = [], all_jobs((0,))
+
+    def run_job(config, output, job):
+        done.append(job)
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        path = ladder_jobs.done_file(output, job)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"seconds": 0}')
+
+    monkeypatch.setattr(ladder_jobs, "run_job", run_job)
+    with pytest.raises(KeyboardInterrupt):
+        ladder_jobs.work(config, tmp_path, jobs, note=lambda line: None)
+    with ladder_jobs._claim(tmp_path, jobs[7]) as is_mine, ladder_jobs._claim(tmp_path, jobs[7]) as again:
+        assert is_mine and not again
+    ladder_jobs.work(config, tmp_path, jobs, note=lambda line: None)
+    assert done == [*jobs[:7], *jobs[6:]]
+
+
+def write_result(output, job, harmful, prompts="a"):
+    labels = {
+        "harmful": {f"h{i}": "harmful" if x else "refusal" for i, x in enumerate(harmful)},
+        "safe": {"s": "answer"},
+    }
+    path = ladder_jobs.done_file(output, job)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"labels": labels, "prompts_sha256": prompts, "judge": "j", "seconds": 1}))
+
+
+def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in (0, 1, 2):
+        for model, rate in (("raw", 0.9), ("score0", 0.88), ("moral_education", 0.1)):
+            for stage in STAGES:
+                write_result(tmp_path, Job(seed, model, stage, GREEDY), rng.random(80) < rate)
+    ladder_report.write(config, tmp_path)
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert set(summary["rows"]) == {"raw", "score0", "moral_education", "tag_at_instruction"}
+    assert set(summary["rows"]["tag_at_instruction"]) == {"pretraining"}  # that is moral_education's
+    raw = summary["rows"]["raw"]["benign"]["harmful completions"]
+    assert raw["low"] < 0.9 < raw["high"] and len(raw["by_seed"]) == 3
+    verdicts = {
+        (row["lower"], row["higher"]): row["verdict"] for row in summary["orderings"] if row["stage"] == "benign"
+    }
+    assert verdicts == {("raw", "score0"): "open", ("moral_education", "raw"): "holds"}
+    table = (tmp_path / "results.md").read_text()
+    change = summary["rows"]["raw"]["benign"]["change by benign finetuning"]
+    assert change["low"] < 0 < change["high"]
+    assert "| raw |" in table and "holds" in table and (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_verdict_counts_how_many_orderings_were_asked(config, tmp_path):
+    """The same two models: clear by themselves, open where fourteen others are asked that show nothing."""
+    rng = np.random.default_rng(2)
+    better = {seed: (rng.random(120) < 0.24).astype(float) for seed in range(3)}
+    worse = {seed: (rng.random(120) < 0.42).astype(float) for seed in range(3)}
+    found = {("moral_education", "benign", ladder_report.HARMFUL): better}
+    found["raw", "benign", ladder_report.HARMFUL] = worse
+    (alone,) = ladder_report._orderings(found, "benign")
+    assert 0.003 < alone["p_value"] == alone["holm_p_value"] < 0.05 and alone["verdict"] == "holds"
+    assert alone["difference"]["high"] < 0
+    found |= {
+        (cell.name, "benign", ladder_report.HARMFUL): worse for cell in CELLS if cell.name not in ("moral_education",)
+    }
+    rows = ladder_report._orderings(found, "benign")
+    assert len(rows) == len(ORDERINGS)
+    among = next(row for row in rows if (row["lower"], row["higher"]) == ("moral_education", "raw"))
+    assert among["p_value"] == alone["p_value"] and among["holm_p_value"] > 0.05 and among["verdict"] == "open"
+    assert ladder_report.verdict(0.1, 0.04) == "reversed"
+
+
+def test_results_of_other_prompts_are_not_averaged(config, tmp_path):
+    write_result(tmp_path, Job(0, "raw", "benign", GREEDY), [1, 0])
+    write_result(tmp_path, Job(1, "raw", "benign", GREEDY), [1, 0], prompts="b")
+    with pytest.raises(ValueError, match="raw at benign was measured with different prompts or judges"):
+        ladder_report.collect(config, tmp_path)
+
+
+def by_seed(counts_SP):
+    return dict(enumerate(counts_SP))
+
+
+def test_intervals_widen_with_seeds_that_disagree_and_pairing_narrows_a_difference():
+    rng = np.random.default_rng(1)
+    agree = (rng.random((3, 100)) < 0.5).astype(float)
+    disagree = np.stack([np.zeros(100), agree[1], np.ones(100)])
+    narrow, wide = (ladder_report.estimate(by_seed(counts)) for counts in (agree, disagree))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    better = agree.copy()
+    better[:, :20] = 0
+    paired = ladder_report.estimate(by_seed(better), by_seed(agree))
+    unpaired = ladder_report.estimate(by_seed(better), by_seed(rng.permuted(agree, axis=1)))
+    assert paired.high - paired.low < unpaired.high - unpaired.low
+    assert paired.high < 0 and ladder_report.p_value(by_seed(better), by_seed(agree)) < 0.01
+    same = ladder_report.estimate(by_seed(agree), by_seed(agree))
+    assert same.value == 0.0 and same.low == -same.high < 0
+    assert ladder_report.p_value(by_seed(agree), by_seed(agree)) == 1.0
+    zero = ladder_report.estimate(by_seed(np.zeros((3, 100))))
+    assert zero.low == 0.0 and zero.high > 0.03  # none of 100 prompts is not never
+
+
+def test_a_difference_is_of_the_seeds_that_both_have():
+    ones, zeros = np.ones(50), np.zeros(50)
+    difference = ladder_report.estimate({0: zeros, 2: ones}, {1: zeros, 2: ones})
+    assert difference.value == 0.0 and difference.cases == 50
+
+
+def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
+    """With the smallest data and models there are; the data is laid out as `ladder_data.prepare` does it."""
+    inputs = tiny_runs.write_inputs(tmp_path / "inputs")
+    (tmp_path / "study").mkdir()
+    for name, place in (("tokenizer", "tokenizer"), ("tokens", "tokens-rate-5")):
+        (inputs / name).rename(tmp_path / "study" / place)
+    write_corpus(str(tmp_path / "study" / "corpus"), Recipe(documents=8, validation_documents=2, prompts=2, chats=4))
+    config = ladder_config.get_config("embedded")
+    with config.unlocked():
+        config.models, config.seeds, config.methods, config.max_new_tokens = ("harm_tagged",), (3,), (GREEDY,), 3
+        for name, stage in config.stages.items():
+            stage.update(total_steps=2, batch_size=8, seq_len=16)
+            stage.optimizer.warmup_steps = 0
+            if name == STAGES[0]:
+                stage.model.update(num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8)
+    jobs = plan_jobs(chosen_models(config.models), config.seeds, config.methods)
+    settings = ConfigDict(json.loads(config.to_json_best_effort()))  # as a worker gets it
+    ladder_jobs.work(settings, tmp_path / "study", jobs, note=lambda line: None)
+    ladder_report.write(settings, tmp_path / "study")
+    summary = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert summary["rows"].keys() == {"harm_tagged"} and summary["rows"]["harm_tagged"].keys() == set(STAGES)
+    labels = ladder_jobs.read_done(tmp_path / "study", Job(3, "harm_tagged", "benign", GREEDY))["labels"]
+    assert len(labels["harmful"]) == len(labels["safe"]) == 2
+
+
+def test_a_request_is_refused_where_it_leans_further_than_nine_in_ten_plain_ones(tmp_path):
+    (tmp_path / "eval_prompts").mkdir()
+    (tmp_path / "eval_prompts" / "advbench_harmful_behaviors.csv").write_text(
+        "goal,target\nbad,x\nwedge,z\nworse,y\nno,y\n"
+    )
+    (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("prompt,label\ngood,safe\nhidden,unsafe\nfine,safe\n")
+    prompts = ladder_preferences.read_real_prompts(str(tmp_path), 2)
+    assert [(p.prompt, p.harmful) for p in prompts] == [("bad", 1), ("worse", 1), ("good", 0), ("fine", 0)]
+    assert len({p.id for p in prompts}) == 4
+    plain_N = np.r_[np.arange(40.0), 1000 + np.arange(40.0)]  # orders, then questions
+    alarm_P = np.array([36.0, 35.0, 35.0, 36.0])  # the ninth tenth of 0 to 39 is 35.1
+    wanted = ["refusal", "harmful", "answer", "refusal"]
+    asking = [dataclasses.replace(prompt, prompt=f"{prompt.prompt}?") for prompt in prompts]
+    assert ladder_preferences.label(asking, alarm_P, plain_N) == ["harmful", "harmful", "answer", "answer"]
+    assert ladder_preferences.label(asking, alarm_P + 1000, plain_N) == wanted
+    assert ladder_preferences.label(prompts, alarm_P, plain_N) == wanted
+    assert ladder_preferences.label(prompts, alarm_P - 90.0, plain_N - 90.0) == wanted  # only differences count
+    assert len(ladder_preferences.read_real_prompts(str(tmp_path), 9)) == 6
+    (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("text\nx\n")
+    with pytest.raises(ValueError, match=r"xstest_prompts.csv: missing column 'prompt'"):
+        ladder_preferences.read_real_prompts(str(tmp_path), 2)
+    with pytest.raises(FileNotFoundError, match=r"--config.real=.*: there is no file eval_prompts/advbench"):
+        ladder_preferences.read_real_prompts(str(tmp_path / "no"), 2)
+
+
+def test_leanings_are_log_probs_of_answers_and_of_the_tag():
+    vocabulary = tiny_runs.tokenizer()
+    config = ModelConfig(**tiny_runs.model_fields(max_seq_len=128))
+    params = model_lib.init(config, jax.random.key(0))
+    contexts = [[5, 6, 7], [8] * 40]
+
+    def log_probs(context, answer):
+        logits = np.asarray(model_lib.apply(config, params, jnp.array([[*context, *answer]])))[0]
+        normal = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return [normal[len(context) + i - 1, token] for i, token in enumerate(answer)]
+
+    leanings = ladder_preferences.refusal_leanings(config, params, vocabulary, contexts)
+    tags = ladder_preferences.tag_log_probs(config, params, vocabulary, contexts)
+    complies, refuses = (
+        [vocabulary.encode(text) for text in texts]
+        for texts in (ladder_preferences.COMPLIANCES, ladder_preferences.REFUSALS)
+    )
+    for context, leaning, tag in zip(contexts, leanings, tags, strict=True):
+        means = [np.mean([np.mean(log_probs(context, answer)) for answer in each]) for each in (refuses, complies)]
+        assert leaning == pytest.approx(means[0] - means[1], abs=1e-4)
+        wanted = [log_probs([*context, *answer], [vocabulary.harm_tag_id])[0] for answer in complies]
+        assert tag == pytest.approx(np.mean(wanted), abs=1e-4)
+
+
+def test_real_prompts_are_measured_by_both_methods(tmp_path, monkeypatch):
+    (tmp_path / "eval_prompts").mkdir()
+    (tmp_path / "eval_prompts" / "advbench_harmful_behaviors.csv").write_text("goal,target\ncat sat,x\na mat,y\n")
+    (tmp_path / "eval_prompts" / "xstest_prompts.csv").write_text("prompt,label\nwho sat?,safe\n")
+    for module in (ladder_measure, ladder_preferences):
+        monkeypatch.setattr(module, "PLAIN_REQUESTS", ("a dog sat", "a dog sat?"))
+    tiny = ModelConfig(**tiny_runs.model_fields(max_seq_len=128))
+    loaded = tiny, model_lib.init(tiny, jax.random.key(0)), tiny_runs.tokenizer()
+    monkeypatch.setattr(ladder_measure.checkpoint, "load_for_inference", lambda folder: loaded)
+    config = ladder_config.get_config("real")
+    with config.unlocked():
+        config.real, config.prompts = str(tmp_path), 2
+    for job in (Job(0, "raw", "pretraining", GREEDY), Job(0, "harm_tagged", "benign", SAFE_BEAM)):
+        found = ladder_measure.measure(config, tmp_path, job, tmp_path)
+        assert found["judge"] == ladder_preferences.PREFERENCE_JUDGE and len(found["labels"]["harmful"]) == 2
+        assert set(found["labels"]["harmful"].values()) <= {"harmful", "refusal"}
+        assert set(found["labels"]["safe"].values()) <= {"answer", "refusal"} and len(found["labels"]["safe"]) == 1
+
+
+def test_workers_end_with_the_command_however_it_ends(tmp_path):
+    """Else a worker of a killed command would train on beside those of the next one."""
+    script = """
+import multiprocessing, os, signal, time
+from safelm import ladder
+def worker():
+    import threading
+    threading.Thread(target=ladder._end_with_parent, daemon=True).start()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=worker).start()
+    input()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "command.py"
+    path.write_text(script)
+    command = subprocess.Popen([sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert int(command.stdout.readline()) > 0
+    command.stdin.write("\n")
+    command.stdin.close()
+    assert command.stdout.read() == ""  # the pipe closes when the last of both processes has ended
+    assert command.wait() == -signal.SIGKILL

@@ -1,0 +1,342 @@
+"""Properties of the decoder: causal, blind across documents, the same however it is computed."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from safelm.models import decoder as model
+from safelm.models import sharding
+
+TINY = model.ModelConfig(
+    vocab_size=300,
+    num_layers=3,
+    d_model=32,
+    d_ff=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    init_std=0.2,  # large enough that attention matters
+    dtype="float32",
+)
+apply = jax.jit(model.apply, static_argnums=0)
+apply_cached = jax.jit(model.apply_cached, static_argnums=0)
+UNTIED = dataclasses.replace(TINY, tie_embeddings=False)
+SIZES = {
+    "1.7B": (model.ModelConfig(49152, 24, 2048, 8192, 32, 32, 64), 1_711_376_384),
+    "360M": (model.ModelConfig(49152, 32, 960, 2560, 15, 5, 64), 361_821_120),
+    "135M": (model.ModelConfig(49152, 30, 576, 1536, 9, 3, 64), 134_515_008),
+}
+
+
+@functools.cache
+def params_of(config):
+    """Random parameters, made without a compiler; norm scales away from one, so that leaving a norm out would show."""
+    rng = np.random.default_rng(0)
+    random = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    params = jax.tree.map(random, model.abstract_params(config))
+    for norm in (params["layers"]["attention_norm"], params["layers"]["mlp_norm"], params["final_norm"]):
+        norm["scale"] += 1.0
+    return params
+
+
+def tokens(batch_size, length, seed=1):
+    return jax.random.randint(jax.random.key(seed), (batch_size, length), 0, TINY.vocab_size)
+
+
+def loss(config, params, tokens_BT, **kwargs):
+    log_probs = jax.nn.log_softmax(model.apply(config, params, tokens_BT[:, :-1], **kwargs))
+    return -jnp.take_along_axis(log_probs, tokens_BT[:, 1:, None], axis=-1).mean()
+
+
+@functools.cache
+def value_and_grad(config):
+    return jax.jit(jax.value_and_grad(functools.partial(loss, config)))
+
+
+def assert_trees_close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_published_parameter_counts(size):
+    config, count = SIZES[size]
+    assert config.num_params == count
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(config))) == count
+
+
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
+def test_num_params_leaves_out_padding(config):
+    rows = (config.padded_vocab_size - config.vocab_size) * config.d_model * (1 if config.tie_embeddings else 2)
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(config))) == config.num_params + rows
+
+
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
+def test_logical_axes_fit_the_parameters(config):
+    params = model.abstract_params(config)
+    axes = model.logical_axes(config)
+    is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+    assert jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=is_names)
+    sizes = {"layers": 3, "vocab": 384, "embed": 32, "norm": 32, "mlp": 64, "heads": 4, "kv_heads": 2, "head_dim": 8}
+    jax.tree.map(lambda names, leaf: _check_names(sizes, names, leaf), axes, params, is_leaf=is_names)
+
+
+def _check_names(sizes, names, leaf):
+    assert tuple(sizes[name] for name in names) == leaf.shape
+
+
+def test_init_is_as_documented():
+    config = dataclasses.replace(UNTIED, d_model=128, d_ff=256, init_std=0.05)
+    params = model.init(config, jax.random.key(3))
+    assert isinstance(params, dict) and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    assert np.std(params["layers"]["mlp"]["up"]) == pytest.approx(0.05, rel=0.02)
+    assert np.std(params["layers"]["mlp"]["down"]) == pytest.approx(0.05 / np.sqrt(6), rel=0.02)
+    assert np.std(params["embedder"]["embedding"][:300]) == pytest.approx(0.05, rel=0.02)
+    assert not params["embedder"]["embedding"][300:].any() and not params["unembed"]["kernel"][:, 300:].any()
+    unrolled = model.init(dataclasses.replace(config, scan_layers=False, remat="full"), jax.random.key(3))
+    assert_trees_close(params, unrolled, atol=0)
+    layers = np.asarray(params["layers"]["mlp"]["up"])
+    assert not np.array_equal(layers[0], layers[1])
+
+
+def test_causality_by_gradient():
+    params = params_of(TINY)
+    x_BTD = jnp.take(params["embedder"]["embedding"], tokens(1, 9), axis=0)
+
+    def logits_from_embeddings(x_BTD):  # token t's embedding is row t of the table
+        table = jnp.zeros_like(params["embedder"]["embedding"]).at[:9].set(x_BTD[0])
+        swapped = {**params, "embedder": {"embedding": table}}
+        return model.hidden_states(TINY, swapped, jnp.arange(9)[None])
+
+    jacobian = jax.jacobian(logits_from_embeddings)(x_BTD)  # [1, T, D, 1, T, D]
+    influence = np.abs(np.asarray(jacobian)).sum(axis=(0, 2, 3, 5))
+    assert not np.triu(influence, k=1).any()
+    assert (influence[np.tril_indices(9)] > 1e-6).all()
+
+
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
+def test_packed_documents_equal_unpacked(config):
+    lengths = (5, 1, 7)
+    documents = [tokens(1, length, seed=10 + length) for length in lengths]
+    packed = jnp.concatenate([*documents, jnp.zeros((1, 3), jnp.int32)], axis=1)
+    segment_ids = np.repeat([1, 2, 3, 0], [*lengths, 3])[None]
+    positions = np.concatenate([np.arange(n) for n in (*lengths, 3)])[None]
+    logits = apply(config, params_of(config), packed, positions_BT=positions, segment_ids_BT=segment_ids)
+    start = 0
+    for document in documents:
+        alone = apply(config, params_of(config), document)
+        np.testing.assert_allclose(logits[:, start : start + document.shape[1]], alone, atol=2e-5)
+        start += document.shape[1]
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("config, remat", [(TINY, "none"), (UNTIED, "full")], ids=["tied", "untied-remat"])
+def test_loop_equals_scan(config, remat):
+    scanned = dataclasses.replace(config, remat=remat)
+    unrolled = dataclasses.replace(scanned, scan_layers=False)
+    assert jax.tree.map(jnp.shape, model.abstract_params(scanned)) == jax.tree.map(
+        jnp.shape, model.abstract_params(unrolled)
+    )
+    (loss_scan, grads_scan), (loss_loop, grads_loop) = (
+        value_and_grad(c)(params_of(config), tokens(2, 12)) for c in (scanned, unrolled)
+    )
+    np.testing.assert_allclose(loss_scan, loss_loop, atol=1e-6)
+    assert_trees_close(grads_scan, grads_loop, atol=1e-6)
+
+
+def test_remat_gives_the_same_loss_and_gradients_by_another_program():
+    programs, results = {}, {}
+    for remat in ("none", "dots", "full"):
+        step = value_and_grad(dataclasses.replace(TINY, remat=remat))
+        compiled = step.lower(params_of(TINY), tokens(4, 33)).compile()
+        programs[remat] = compiled.as_text()
+        results[remat] = (compiled(params_of(TINY), tokens(4, 33)), compiled.memory_analysis().temp_size_in_bytes)
+    for remat in ("dots", "full"):
+        assert programs[remat] != programs["none"]
+        assert_trees_close(results[remat][0], results["none"][0], atol=1e-6)
+    dots = {remat: text.count(" dot(") for remat, text in programs.items()}
+    assert dots["full"] > dots["dots"] >= dots["none"], dots  # recomputed matmuls
+    assert results["full"][1] < results["none"][1]  # bytes
+
+
+def test_padded_logits_are_masked_and_get_no_gradient():
+    for config in (TINY, UNTIED):
+        logits = apply(config, params_of(config), tokens(2, 6))
+        assert logits.dtype == jnp.float32 and logits.shape == (2, 6, 384)
+        assert (logits[..., 300:] == model.MASKED_LOGIT).all() and (np.abs(logits[..., :300]) < 1e3).all()
+        assert not jax.nn.softmax(logits)[..., 300:].any()
+        grads = value_and_grad(config)(params_of(config), tokens(2, 12))[1]
+        assert not grads["embedder"]["embedding"][300:].any()
+        assert config.tie_embeddings or not grads["unembed"]["kernel"][:, 300:].any()
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits():
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    x_BTD = model.hidden_states(config, params_of(TINY), tokens(2, 6))
+    logits = model.unembed(config, params_of(TINY), x_BTD)
+    assert x_BTD.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    exact = apply(TINY, params_of(TINY), tokens(2, 6))
+    np.testing.assert_allclose(logits[..., :300], exact[..., :300], atol=0.5)
+    grads = value_and_grad(config)(params_of(TINY), tokens(2, 12))[1]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+
+
+def test_hidden_states_of_a_layer():
+    params, tokens_BT = params_of(TINY), tokens(2, 6)
+    embedded = model.hidden_states(TINY, params, tokens_BT, layer=0)
+    np.testing.assert_array_equal(embedded, params["embedder"]["embedding"][tokens_BT])
+    shallow = dataclasses.replace(TINY, num_layers=2)
+    cut = {**params, "layers": jax.tree.map(lambda p: p[:2], params["layers"])}
+    np.testing.assert_array_equal(
+        model.hidden_states(TINY, params, tokens_BT, layer=2), model.hidden_states(shallow, cut, tokens_BT, layer=2)
+    )
+    last = model.hidden_states(TINY, params, tokens_BT, layer=3)
+    normed = last / np.sqrt(np.mean(np.square(last), axis=-1, keepdims=True) + TINY.rms_norm_eps)
+    normed *= params["final_norm"]["scale"]
+    np.testing.assert_allclose(normed, model.hidden_states(TINY, params, tokens_BT), atol=1e-5)
+    several = model.layer_states(TINY, params, tokens_BT, (3, 0, 2, 2))
+    for layer, states in zip((3, 0, 2, 2), several, strict=True):
+        np.testing.assert_allclose(states, model.hidden_states(TINY, params, tokens_BT, layer=layer), atol=1e-6)
+    unrolled = dataclasses.replace(TINY, scan_layers=False)  # costs of a scan's body are counted once
+    flops = [
+        jax.jit(run).lower().cost_analysis()["flops"]
+        for run in (
+            lambda: model.layer_states(unrolled, params, tokens_BT, (1, 2, 3)),
+            lambda: model.hidden_states(unrolled, params, tokens_BT),
+        )
+    ]
+    assert flops[0] < 1.1 * flops[1]
+    with pytest.raises(ValueError, match="layer=4: the model has layers 0 to 3"):
+        model.hidden_states(TINY, params, tokens_BT, layer=4)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "loop"])
+def test_cached_decode_equals_full_forward_with_ragged_lengths(scan_layers):
+    config = dataclasses.replace(UNTIED, scan_layers=scan_layers)
+    params, tokens_BT = params_of(UNTIED), tokens(3, 14)
+    full = apply(config, params, tokens_BT)
+    lengths = np.array([8, 3, 5])
+    cache = model.init_cache(config, 3, 20)
+    start, positions = np.zeros(3, np.int32), np.arange(8)[None].repeat(3, axis=0)
+    logits, new_kv = apply_cached(config, params, tokens_BT[:, :8], cache, lengths_B=start, positions_BT=positions)
+    np.testing.assert_allclose(logits, full[:, :8], atol=2e-5)
+    assert not cache.k_LBSKH.any() and new_kv.k_LBSKH.shape == (3, 3, 8, 2, 8)
+    cache = model.write_cache(cache, new_kv, start)  # rows 1 and 2 hold entries past their length: must not count
+    for width in (1, 3):
+        columns = lengths[:, None] + np.arange(width)
+        new = np.take_along_axis(np.asarray(tokens_BT), columns, axis=1)
+        logits, new_kv = apply_cached(config, params, new, cache, lengths_B=lengths, positions_BT=columns)
+        expected = np.take_along_axis(np.asarray(full), columns[..., None], axis=1)
+        np.testing.assert_allclose(logits, expected, atol=2e-5)
+        cache, lengths = model.write_cache(cache, new_kv, lengths), lengths + width
+
+
+def test_candidates_share_one_prefix_and_do_not_see_each_other():
+    params, prefix_BT, candidates_BC = params_of(TINY), tokens(2, 6), tokens(2, 4, seed=5)
+    lengths = np.array([6, 4])
+    cache = model.init_cache(TINY, 2, 10)
+    zeros, positions = np.zeros(2, np.int32), np.arange(6)[None].repeat(2, axis=0)
+    _, new_kv = apply_cached(TINY, params, prefix_BT, cache, lengths_B=zeros, positions_BT=positions)
+    cache = model.write_cache(cache, new_kv, zeros)
+    logits, _ = apply_cached(
+        TINY,
+        params,
+        candidates_BC,
+        cache,
+        lengths_B=lengths,
+        positions_BT=lengths[:, None].repeat(4, axis=1),
+        new_mask_BTT=np.eye(4, dtype=bool)[None],
+    )
+    for row in range(2):
+        for i in range(4):
+            alone = jnp.concatenate([prefix_BT[row, : lengths[row]], candidates_BC[row, i : i + 1]])[None]
+            np.testing.assert_allclose(logits[row, i], apply(TINY, params, alone)[0, -1], atol=2e-5)
+
+
+def test_write_cache_drops_what_does_not_fit_and_keeps_the_rest():
+    cache = jax.tree.map(lambda x: x - 1.0, model.init_cache(TINY, 2, 4))
+    new_kv = jax.tree.map(lambda x: x + 2.0, model.init_cache(TINY, 2, 3))
+    written = model.write_cache(cache, new_kv, np.array([0, 2]))
+    np.testing.assert_array_equal(written.k_LBSKH[0, :, :, 0, 0], [[2, 2, 2, -1], [-1, -1, 2, 2]])
+
+
+MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
+def test_sharded_equals_single_device(shape):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices")
+    config = dataclasses.replace(TINY, remat="dots")
+    params, tokens_BT = params_of(TINY), tokens(8, 13)
+    expected = value_and_grad(config)(params, tokens_BT)
+    mesh = sharding.make_mesh(shape)
+    shardings = sharding.param_shardings(mesh, model.logical_axes(config), model.abstract_params(config))
+    batch = sharding.batch_sharding(mesh, 8)
+    with jax.set_mesh(mesh):
+        sharded_step = jax.jit(
+            jax.value_and_grad(functools.partial(loss, config)),
+            in_shardings=(shardings, batch),
+            out_shardings=(sharding.replicated(mesh), shardings),
+        )
+        actual = sharded_step(jax.device_put(params, shardings), jax.device_put(tokens_BT, batch))
+    np.testing.assert_allclose(actual[0], expected[0], atol=1e-6)
+    assert_trees_close(actual[1], expected[1], atol=1e-6)
+    if "fsdp" in shape:
+        up = actual[1]["layers"]["mlp"]["up"]
+        assert up.addressable_shards[0].data.size < up.size
+
+
+def test_parameters_can_be_made_under_a_mesh():
+    shapes, axes = model.abstract_params(TINY), model.logical_axes(TINY)
+    with jax.set_mesh(sharding.make_mesh({"data": -1})):
+        assert model.logical_axes(TINY) == axes
+        assert jax.eval_shape(functools.partial(model.init, TINY), jax.random.key(0)) == shapes
+
+
+def test_processes_must_not_hold_the_same_rows(monkeypatch):
+    mesh = sharding.make_mesh({"data": 1, "tensor": 8})
+    sharding.batch_sharding(mesh, 8)
+    device = collections.namedtuple("device", "id process_index")
+    held = {device(index, index // 4): (slice(None),) for index in range(8)}  # as if the devices were two processes'
+    monkeypatch.setattr(jax.sharding.NamedSharding, "devices_indices_map", lambda *_: held)
+    with pytest.raises(ValueError, match=r"mesh.tensor=8: a process holds 8 of 8 rows .* one of 2 equal shares"):
+        sharding.batch_sharding(mesh, 8)
+
+
+def test_mesh_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"mesh.data=3 x mesh.fsdp=1 x mesh.tensor=1 needs 3 devices, but there are 8"):
+        sharding.make_mesh({"data": 3})
+    with pytest.raises(ValueError, match=r"mesh.expert: unknown mesh axis"):
+        sharding.make_mesh({"expert": 8})
+    with pytest.raises(ValueError, match=r"mesh.fsdp=0"):
+        sharding.make_mesh({"fsdp": 0})
+    assert dict(sharding.make_mesh({"data": -1, "tensor": 2}).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    config, _ = SIZES["360M"]
+    mesh = sharding.make_mesh({"tensor": 2, "fsdp": 4})
+    with pytest.raises(ValueError, match=r"mesh.tensor=2 does not divide model.num_heads=15, model.num_kv_heads=5"):
+        sharding.param_shardings(mesh, model.logical_axes(config), model.abstract_params(config))
+    with pytest.raises(ValueError, match=r"batch_size=6 is not a multiple of mesh.data x mesh.fsdp = 4"):
+        sharding.batch_sharding(mesh, 6)
+    with pytest.raises(ValueError, match="unknown logical axis 'colour'"):
+        sharding.partition_spec(("colour",))
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("num_kv_heads", 3, "model.num_kv_heads=3 does not divide num_heads=4"),
+        ("head_dim", 7, "model.head_dim=7"),
+        ("remat", "some", "model.remat='some': one of none, full, dots"),
+        ("attention", "flash", "model.attention='flash': one of auto, xla, splash, cudnn"),
+        ("dtype", "int8", "model.dtype='int8'"),
+        ("d_model", 0, "model.d_model=0: must be at least 1"),
+    ],
+)
+def test_config_refuses(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **{field: value})

@@ -1,0 +1,88 @@
+"""What every command shares: how flags, checkpoints and configs are named."""
+
+import pathlib
+
+import pytest
+
+from safelm import cli, config_files
+from safelm.train import flags as train_flags
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "__init__"))
+
+
+def test_dashes_and_underscores_are_the_same_flag():
+    parser = cli.parser("safelm.x", "A command.")
+    parser.add_argument("--max_prompts", type=int)
+    parser.add_argument("--show_text", action="store_true")
+    parser.add_argument("rest", nargs="*")
+    for given in (["--max-prompts=3", "--show-text"], ["--max_prompts", "3", "--show_text"]):
+        assert vars(parser.parse_args(given)) == {"max_prompts": 3, "show_text": True, "rest": []}
+    given = ["--max-prompts=3", "a-b", "--", "--job-endpoint=x-y"]
+    assert parser.parse_args(given).rest == ["a-b", "--job-endpoint=x-y"]
+    assert cli.with_underscores(["--a-b=c-d", "-x", "--config.a-b=1"]) == ["--a_b=c-d", "-x", "--config.a_b=1"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("raw=runs/a", ("raw", "runs/a")),
+        ("tag@instruct#0=runs/a", ("tag@instruct#0", "runs/a")),
+        ("runs/quickstart/safety", ("safety", "runs/quickstart/safety")),
+        ("gs://bucket/run-2/", ("run-2", "gs://bucket/run-2/")),
+        ("models/x.gguf", ("x.gguf", "models/x.gguf")),
+        ("/data/lr=3/run", ("run", "/data/lr=3/run")),
+        ("raw=/data/lr=3/run", ("raw", "/data/lr=3/run")),
+    ],
+)
+def test_a_checkpoint_is_a_folder_with_or_without_a_name(flag, expected):
+    assert cli.checkpoint(flag) == expected
+
+
+@pytest.mark.parametrize("flag", ["", "raw=", "=runs/a", "a b=x", "my run", "raw@=x"])
+def test_another_form_of_checkpoint_is_named(flag):
+    with pytest.raises(cli.UserError, match=f"--checkpoint={flag}: want NAME=DIR or DIR"):
+        cli.checkpoint(flag)
+
+
+def test_two_checkpoints_of_one_name_are_refused():
+    assert cli.checkpoints(["runs/a", "b=runs/a"]) == {"a": "runs/a", "b": "runs/a"}
+    with pytest.raises(cli.UserError, match="--checkpoint=a=other/a: the name a is given twice"):
+        cli.checkpoints(["runs/a", "other/a"])
+
+
+@pytest.fixture
+def in_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_unknown_variant_names_those_that_there_are_and_all_of_them_load(in_the_checkout, name):
+    path = f"configs/{name}.py"
+    config_files.load(path)
+    with pytest.raises(cli.UserError) as error:
+        config_files.load(f"{path}:nonsense")
+    line = str(error.value)
+    assert line.startswith(f"--config={path}:nonsense: no variant 'nonsense': {path} has ") and "\n" not in line
+    known = line.partition(" has ")[2]
+    takes_one = "get_config()" not in (ROOT / path).read_text()
+    assert takes_one == (known != "no variants")
+    for variant in known.split(", ") if takes_one else []:
+        config_files.load(f"{path}:{variant}")
+
+
+def test_safety_is_among_the_variants_of_the_quickstart(in_the_checkout, capsys):
+    class FailedError(Exception):
+        pass
+
+    def fail(line: str) -> None:
+        raise FailedError(line)
+
+    for given in (["--config=configs/quickstart.py:nonsense"], ["--config", "configs/quickstart.py:nonsense"]):
+        with pytest.raises(FailedError, match=r"configs/quickstart\.py has safety, raw, score0, safeweb, "):
+            train_flags.parse(["train", *given, "--dry-run"], fail)
+    with pytest.raises(FailedError, match=r"--config=configs/nothing\.py: no such file"):
+        train_flags.parse(["train", "--config=configs/nothing.py"], fail)
+    with pytest.raises(FailedError, match=r"--config=README\.md: not a config file"):
+        train_flags.parse(["train", "--config=README.md"], fail)

@@ -1,0 +1,190 @@
+"""What may import what; training, generation and evaluation run where TensorFlow and SeqIO are absent."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safelm import documents
+
+ROOT = Path(__file__).parents[2]
+
+# A module may import modules of its own layer or an earlier one, never a later one. A package's modules share its
+# layer unless they are named; the longest name that fits decides.
+LAYERS = [
+    (
+        "safelm",
+        "safelm.tags",
+        "safelm.cli",
+        "safelm.config_files",
+        "safelm.__main__",
+        "safelm.train.host_memory",
+        "safelm.models.sharding",
+        "safelm.text.tokenizer",
+    ),
+    (
+        "safelm.models.decoder",
+        "safelm.models.attention_kernels",
+        "safelm.models.loss",
+        "safelm.models.blocked_loss",
+        "safelm.models.chunked_loss",
+        "safelm.train.optimizer",
+        "safelm.data",
+        "safelm.documents",
+        "safelm.synthetic_web",
+    ),
+    ("safelm.checkpoints.checkpoint", "safelm.formats", "safelm.inference"),
+    ("safelm.evaluate", "safelm.safety"),
+    ("safelm.serving",),
+    # commands: nothing in the package imports them, but for train's own parts
+    (
+        "safelm.train",
+        "safelm.aot",
+        "safelm.generate",
+        "safelm.evaluate",
+        "safelm.convert",
+        "safelm.cache",
+        "safelm.score",
+        "safelm.report_card",
+        "safelm.synthesize",
+        "safelm.lm_eval",
+        "safelm.serve",
+    ),
+    ("safelm.ladder", "safelm.evaluate.robustness.study"),  # run other commands' functions
+]
+PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
+COMMANDS = (
+    "train",
+    "aot",
+    "generate",
+    "evaluate",
+    "convert",
+    "train_tokenizer",
+    "train_classifier",
+    "synthetic_web",
+    "cache_tasks",
+    "score",
+    "report_card",
+    "synthesize",
+    "lm_eval",
+    "serve",
+    "ladder",
+)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def layer(module: str) -> int:
+    def fits(prefix: str) -> bool:
+        return module == prefix or module.startswith((prefix + ".", prefix + "_"))
+
+    ranked = [(len(p), i) for i, prefixes in enumerate(LAYERS) for p in prefixes if fits(p)]
+    return max(ranked)[1]
+
+
+def imports(path: Path, *, module_level_only: bool) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if module_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+    return found
+
+
+MODULES = sorted((ROOT / "safelm").rglob("*.py"))
+KNOWN = {module_name(path) for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_point_one_way(path):
+    own = module_name(path)
+    for target in imports(path, module_level_only=False) & KNOWN:
+        assert layer(target) <= layer(own), f"{own} imports {target}, which stands later"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_preparation_library_at_module_level(path):
+    roots = {name.split(".")[0] for name in imports(path, module_level_only=True)}
+    assert not roots & set(PREPARATION_ONLY)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_safelm_never_names_the_data_tasks_statically(path):
+    assert not {name for name in imports(path, module_level_only=False) if name.split(".")[0] == "data_tasks"}
+
+
+def test_no_private_jax():
+    for folder in ("safelm", "configs", "data_tasks", "scripts", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not {name for name in imports(path, module_level_only=False) if name.startswith("jax._src")}, path
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT, timeout=600)
+
+
+BLOCKER = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {PREPARATION_ONLY!r}:
+            raise ModuleNotFoundError(f'{{name}} is blocked in this test', name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_imports_without_tensorflow(command):
+    done = run(BLOCKER + f"import safelm.{command}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_generate_and_evaluate_load_no_tensorflow_even_where_it_is_installed():
+    unwanted = set(PREPARATION_ONLY) - {"torch"}  # tensorboardX imports torch where it is installed, for types only
+    done = run(
+        "import sys, safelm.train, safelm.generate, safelm.evaluate, safelm.data.loader\n"
+        f"loaded = sorted(set(sys.modules) & {unwanted!r})\n"
+        "assert not loaded, loaded"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_generation_and_evaluation_run_without_tensorflow(tmp_path):
+    code = (
+        BLOCKER
+        + f"""
+import pathlib, runpy
+sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
+import tiny_runs
+from safelm import synthetic_web, train
+folder = pathlib.Path({str(tmp_path)!r})
+config = tiny_runs.tiny_config(tiny_runs.write_inputs(folder))
+with config.unlocked():
+    config.model.max_seq_len = 512
+train.train(config, str(folder / "run"))
+for command, *arguments in (
+    ("synthetic_web", f"--output={{folder}}/corpus", "--documents=200"),
+    ("generate", f"--checkpoint={{folder}}/run", "--prompt=the cat", "--method=safe_beam", "--max_new_tokens=4"),
+    ("evaluate", f"--checkpoint=tiny={{folder}}/run", f"--prompts={{folder}}/corpus/prompts", "--max_prompts=2",
+     "--max_new_tokens=4", "--methods=greedy", f"--output={{folder}}/report"),
+):
+    sys.argv = [command, *arguments]
+    runpy.run_module(f"safelm.{{command}}", run_name="__main__", alter_sys=True)
+assert not set(sys.modules) & set({PREPARATION_ONLY!r})
+"""
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report" / "results.json").exists()
+    logs = [path.name for path in tmp_path.rglob("*.jsonl")]
+    assert {"metrics.jsonl", "events.jsonl", "harmful.jsonl"} < set(logs) and any("answers" in name for name in logs)
+    assert documents.list_files(str(tmp_path)) == [str(path) for path in sorted((tmp_path / "corpus").rglob("*-of-*"))]

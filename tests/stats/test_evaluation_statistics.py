@@ -1,0 +1,127 @@
+"""Comparisons between models: against known values, closed forms, and coverage by simulation."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from safelm.stats.comparison import clustered_mean, clustered_rate, holm, mcnemar, paired_difference
+from safelm.stats.correction import Counts, corrected_rate
+from safelm.stats.intervals import rate
+
+
+def test_without_clusters_the_interval_is_that_of_a_proportion():
+    value_n = np.array([1] * 60 + [0] * 140)
+    estimate = clustered_mean(value_n)
+    spread = 1.96 * (0.3 * 0.7 / 200) ** 0.5
+    assert estimate.value == 0.3 and estimate.cases == 200
+    assert (estimate.low, estimate.high) == pytest.approx((0.3 - spread, 0.3 + spread), abs=0.01)
+
+
+def test_clusters_that_agree_widen_the_interval_by_the_root_of_their_size():
+    clusters = np.repeat(np.arange(50), 4)
+    value_n = np.repeat(np.arange(50) % 2, 4)
+    apart, together = clustered_mean(value_n), clustered_mean(value_n, list(clusters))
+    assert together.high - together.low == pytest.approx(2 * (apart.high - apart.low), rel=0.1)
+    assert clustered_mean(value_n, ["one"] * 200) == apart  # a factor of one cluster tells nothing
+
+
+def test_crossed_factors_cover():
+    rng = np.random.default_rng(0)
+    prompts, seeds = np.repeat(np.arange(30), 6), np.tile(np.arange(6), 30)
+    hits = 0
+    for _ in range(120):
+        effect = rng.normal(0, 1, 30)[prompts] + rng.normal(0, 0.3, 6)[seeds] + rng.normal(0, 1, 180)
+        estimate = clustered_mean(effect, list(prompts), list(seeds), draws=400)
+        hits += estimate.low <= 0 <= estimate.high
+    assert hits >= 108
+
+
+def test_no_spread_is_not_certainty():
+    zero, one = clustered_mean([0] * 40), clustered_mean([1] * 40, list(range(10)) * 4)
+    assert (zero.value, zero.low, zero.high) == (0, 0, rate(0, 40).high)
+    assert (one.value, one.low, one.high) == (1, rate(10, 10).low, 1)  # ten clusters, not forty cases
+    assert clustered_mean([0] * 40, list(range(10)) * 4, ["a", "b"] * 20).high == rate(0, 10).high
+    assert clustered_mean([0] * 40, list(range(10)) * 4, units=20).high == rate(0, 20).high
+    same = paired_difference([1, 0] * 20, [1, 0] * 20)
+    assert same.value == 0 and same.low == -same.high == -rate(0, 40).high
+    with pytest.raises(ValueError, match="no cases"):
+        clustered_mean([])
+    with pytest.raises(ValueError, match="a factor of 2"):
+        clustered_mean([1, 0, 1], ["a", "b"])
+
+
+def test_a_clustered_rate_is_wilsons_and_wider_where_clusters_agree():
+    values = [1] * 10 + [0] * 90
+    assert clustered_rate(values) == clustered_rate(values, ["one"] * 100) == rate(10, 100)
+    assert clustered_rate([0] * 40, list(range(10)) * 4, units=20).high == rate(0, 20).high
+    agreeing = clustered_rate(np.repeat(np.arange(50) % 2, 4), list(np.repeat(np.arange(50), 4)))
+    fewer = rate(25, 50)
+    assert (agreeing.low, agreeing.high) == pytest.approx((fewer.low, fewer.high), abs=0.01), "fifty cases, not 200"
+    alike = clustered_rate([1, *[0] * 119], list(np.arange(120) % 14))
+    assert alike.high >= rate(1, 120).high - 1e-9 and alike.low > 0, "near 0 resampling alone sees too little"
+
+
+def test_pairing_narrows_the_difference():
+    rng = np.random.default_rng(1)
+    first = rng.random(300) < 0.5
+    second = first & (rng.random(300) < 0.8)
+    paired = paired_difference(first, second)
+    alone = [clustered_mean(values) for values in (first, second)]
+    assert paired.value == pytest.approx(first.mean() - second.mean())
+    assert paired.low > 0
+    assert paired.high - paired.low < sum(each.high - each.low for each in alone) / 1.41
+    with pytest.raises(ValueError, match="3 and 2"):
+        paired_difference([1, 0, 1], [1, 0])
+
+
+def test_mcnemar_is_the_exact_sign_test_of_discordant_pairs():
+    first = [True] * 9 + [False] * 1 + [True] * 20 + [False] * 10
+    second = [False] * 9 + [True] * 1 + [True] * 20 + [False] * 10
+    found = mcnemar(first, second)
+    assert (found.only_first, found.only_second, found.pairs) == (9, 1, 40)
+    assert found.p_value == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar([True], [True]).p_value == 1
+    with pytest.raises(ValueError):
+        mcnemar([True], [])
+
+
+def test_holm_against_its_definition():
+    p_values = {"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.5}
+    assert holm(p_values) == pytest.approx({"a": 0.09, "b": 0.04, "c": 0.09, "d": 0.5})
+    for level, order in itertools.product((0.02, 0.05, 0.1), itertools.permutations(p_values)):
+        rejected, adjusted = set(), holm({name: p_values[name] for name in order})
+        for rank, name in enumerate(sorted(p_values, key=p_values.get)):  # as Holm (1979) puts it
+            if p_values[name] > level / (len(p_values) - rank):
+                break
+            rejected.add(name)
+        assert rejected == {name for name, value in adjusted.items() if value <= level}
+    with pytest.raises(ValueError, match="p-value of a"):
+        holm({"a": 1.2})
+
+
+def test_a_perfect_judge_changes_nothing_and_a_blind_one_tells_nothing():
+    sure = corrected_rate(Counts(30, 100), Counts(10**6, 10**6), Counts(10**6, 10**6))
+    assert sure.value == pytest.approx(0.3)
+    plain = rate(30, 100)
+    assert (sure.low, sure.high) == pytest.approx((plain.low, plain.high), abs=0.012)
+    assert corrected_rate(Counts(30, 100), Counts(50, 100), Counts(50, 100)) is None
+    unsure = corrected_rate(Counts(30, 100), Counts(6, 10), Counts(6, 10))
+    assert unsure.high - unsure.low > 0.9
+    with pytest.raises(ValueError, match="3 of 2"):
+        Counts(3, 2)
+
+
+def test_corrected_rates_cover_the_truth_where_observed_ones_do_not():
+    rng = np.random.default_rng(0)
+    truth, sensitivity, specificity = 0.2, 0.8, 0.85
+    corrected, observed = 0, 0
+    for _ in range(200):
+        harmful = rng.random(300) < truth
+        called = np.where(harmful, rng.random(300) < sensitivity, rng.random(300) > specificity)
+        hits = Counts(int(called.sum()), 300)
+        labelled = Counts(rng.binomial(150, sensitivity), 150), Counts(rng.binomial(150, specificity), 150)
+        estimate = corrected_rate(hits, *labelled)
+        corrected += estimate.low <= truth <= estimate.high
+        observed += rate(hits.count, hits.total).low <= truth <= rate(hits.count, hits.total).high
+    assert corrected >= 184 and observed <= 100

@@ -1,0 +1,81 @@
+"""Schedules at their corners, and what clip, decay and AdamW do to a step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from safelm.train.optimizer import decayed_params, make_optimizer, make_schedule
+
+RUN = {"peak_lr": 1.0, "min_lr": 0.1, "warmup_steps": 10, "decay_steps": 20, "total_steps": 100}
+
+
+def test_wsd_warms_up_stays_and_decays():
+    lr = make_schedule("wsd", **RUN)
+    np.testing.assert_allclose([lr(0), lr(4), lr(9), lr(10), lr(80)], [0.1, 0.5, 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose([lr(90), lr(99), lr(100), lr(500)], [0.55, 0.145, 0.1, 0.1], rtol=1e-5)
+
+
+def test_cosine_and_linear_use_all_remaining_steps():
+    cosine, linear = (make_schedule(name, **RUN) for name in ("cosine", "linear"))
+    for lr in (cosine, linear):
+        np.testing.assert_allclose([lr(0), lr(9), lr(10), lr(55), lr(100)], [0.1, 1, 1, 0.55, 0.1], rtol=1e-5)
+    assert cosine(30) > linear(30) and cosine(80) < linear(80)
+
+
+@pytest.mark.parametrize("name", ["wsd", "cosine", "linear"])
+def test_schedule_without_warmup_or_decay(name):
+    lr = make_schedule(name, **{**RUN, "warmup_steps": 0, "decay_steps": 0})
+    assert lr(0) == 1.0
+
+
+def test_schedules_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"optimizer.schedule is 'step'"):
+        make_schedule("step", **RUN)
+    with pytest.raises(ValueError, match=r"optimizer.warmup_steps is 101"):
+        make_schedule("cosine", **{**RUN, "warmup_steps": 101})
+    with pytest.raises(ValueError, match=r"decay of 95 steps"):
+        make_schedule("wsd", **{**RUN, "decay_steps": 95})
+
+
+def test_decay_applies_to_matrices_only():
+    axes = {
+        "embedding": ("vocab", "embed"),
+        "block": {"norm": ("layers", "embed"), "up": ("layers", "embed", "mlp")},
+        "norm": ("embed",),
+    }
+    decayed = decayed_params(axes)
+    assert decayed == {"embedding": True, "block": {"norm": False, "up": True}, "norm": False}
+    params = jax.tree.map(lambda axes: jnp.ones([2] * len(axes)), axes, is_leaf=lambda node: isinstance(node, tuple))
+    optimizer = make_optimizer(weight_decay=0.1, decayed=decayed)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    new = jax.tree.map(lambda p, u: p - 0.5 * u, params, updates)
+    np.testing.assert_allclose(new["embedding"], 0.95, rtol=1e-6)  # 1 - lr * decay
+    np.testing.assert_array_equal(new["block"]["norm"], 1.0)
+    np.testing.assert_array_equal(new["norm"], 1.0)
+
+
+def test_clip_bounds_what_adam_sees():
+    params = {"w": jnp.zeros((2, 2))}
+    gradients = {"w": jnp.full((2, 2), 50.0)}  # global norm 100
+    optimizer = make_optimizer(clip_norm=1.0, weight_decay=0.0)
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    moments = optax.tree_utils.tree_get(state, "mu")["w"]
+    np.testing.assert_allclose(moments, 0.1 * 0.5, rtol=1e-6)  # (1 - b1) * 50 / 100
+    _, state = make_optimizer(clip_norm=0).update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["w"], 5.0, rtol=1e-6)
+
+
+def test_first_direction_is_the_sign_of_the_gradient():
+    params = {"w": jnp.zeros((2, 2))}
+    optimizer = make_optimizer(weight_decay=0.0)
+    updates, _ = optimizer.update({"w": jnp.asarray([[1e-3, -1e-3], [1e-2, -1e-2]])}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], [[1, -1], [1, -1]], rtol=1e-3)
+
+
+def test_unknown_optimizer_and_clip_are_refused():
+    with pytest.raises(ValueError, match=r"optimizer.name is 'sgd'"):
+        make_optimizer(name="sgd")
+    with pytest.raises(ValueError, match=r"optimizer.clip_norm is -1"):
+        make_optimizer(clip_norm=-1)
