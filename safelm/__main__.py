@@ -19,6 +19,7 @@ COMMANDS = (  # in the order of a document's way through them
     "evaluate",
     "lm_eval",
     "ladder",
+    "robustness",
     "convert",
     "aot",
 )

@@ -47,11 +47,11 @@ def _flag_with_underscores(argument: str) -> str:
 def parser(module: str, doc: str, example: str = "") -> argparse.ArgumentParser:
     """An argument parser whose `--help` shows what the command does and one runnable example.
 
-    `module` is run by `python -m`, but for "scripts.NAME", which is the file scripts/NAME.py.
+    `module` is run by `python -m`, but for "scripts.FOLDER.NAME", which is a file.
     """
     is_script = module.startswith("scripts.")
     return _Parser(
-        prog=f"python scripts/{module.removeprefix('scripts.')}.py" if is_script else f"python -m {module}",
+        prog=f"python {module.replace('.', '/')}.py" if is_script else f"python -m {module}",
         description=doc,
         epilog=f"example:\n  {example}" if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -15,12 +15,12 @@ from safelm import cli, documents
 from safelm.documents import harm
 from safelm.io import remote
 from safelm.jobs import beam_runner
+from safelm.jobs.output import OutputFolder
 from safelm.safety.report_card import card, corpus, difference, output
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import SliceInput
 from safelm.safety.report_card.counting import Settings
 from safelm.safety.report_card.tally import Count
-from safelm.safety.scoring.output import OutputFolder
 
 _logger = logging.getLogger("safelm.report_card")
 

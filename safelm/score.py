@@ -39,8 +39,8 @@ import tqdm
 from safelm import cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
+from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring import columns, manifest, plan, scorers
-from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ScoreWork, rows_under_way
 
 _WRITABLE = ("gs://", "gcs://")

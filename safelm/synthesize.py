@@ -37,7 +37,7 @@ import tqdm
 from safelm import cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
-from safelm.safety.scoring.output import OutputFolder
+from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.gates import GateSettings

@@ -1,26 +1,11 @@
-r"""Compiles a config's training step for a TPU slice, without a TPU: does it fit, how fast can it be, what to change.
-
-    python -m safelm.aot --config=configs/smollm2_1b7.py --topology=v5e:4x4 --config.mesh.fsdp=16 \
-        [--slices=N] [--config.a.b=value ...] [--output=FILE.json]
-    python -m safelm.aot --config=configs/smollm2_1b7.py --topology=v5e:16x16 --plan
-    python -m safelm.aot --config=configs/smollm2_1b7.py --topology=v5e:1x1 --decode=safe_beam \
-        [--decode_prompts=8] [--decode_cache=1024] [--decode_weights=int8]
-
-It is the step that `safelm.train` runs, lowered from shapes and compiled by the TPU's own compiler (`libtpu`, the extra
-`tpu`); no data, no tokenizer and no checkpoint is read. `--plan` looks for the mesh, remat policy and gradient
-accumulation with the best estimate that fits, and prints the flags. A mesh left as in the defaults (data -1, fsdp 1)
-is taken to mean: parameters split over all chips of a slice. `--decode` compiles a step of decoding instead, with the
-method's default settings, and sets the bytes that it moves against those that it must read.
-
-Exit code 0: it fits; 1: it does not; 2: bad input.
-"""
+"""The command's flags, and what they ask for."""
 
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from safelm.aot import decode as aot_decode
 from safelm.aot import plan as aot_plan
@@ -34,7 +19,6 @@ from safelm.io import records
 from safelm.train import config as train_config
 from safelm.train import flags as train_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice as CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x2.")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many of them, joined by the data centre's network.")
 _PLAN = flags.DEFINE_bool("plan", False, "Find the mesh, remat policy and accumulation with the best estimate.")
@@ -83,16 +67,18 @@ def run_decode(config: ConfigDict, tpu: aot_topology.Slice) -> dict:
 def _main(_: Sequence[str]) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     try:
-        if not _CONFIG.value:
+        if not train_flags.CONFIG.value:
             raise ValueError("--config is missing: give a file of configs/")
         if not _TOPOLOGY.value:
             raise ValueError("--topology is missing: give a TPU slice such as v5e:4x4")
         tpu = aot_topology.parse(_TOPOLOGY.value, _SLICES.value)
         aot_topology.set_environment()
         if _DECODE.value:
-            found = run_decode(_CONFIG.value, tpu)
+            found = run_decode(train_flags.CONFIG.value, tpu)
         else:
-            found = run(with_default_mesh(_CONFIG.value, tpu), tpu, plan=_PLAN.value, max_compiles=_COMPILES.value)
+            found = run(
+                with_default_mesh(train_flags.CONFIG.value, tpu), tpu, plan=_PLAN.value, max_compiles=_COMPILES.value
+            )
         if _OUTPUT.value:
             records.write(_OUTPUT.value, found)
     except (ValueError, OSError) as error:

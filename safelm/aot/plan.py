@@ -32,6 +32,7 @@ from safelm.models import sharding
 from safelm.models.decoder import ModelConfig
 from safelm.train import metrics as train_metrics
 from safelm.train import plan as train_plan
+from safelm.train import program as train_program
 
 MEMORY_MARGIN = 1.25  # of an estimate that may still be wrong by so much
 REMATS = ("none", "dots", "full")
@@ -71,6 +72,7 @@ class Candidate:
 def candidates(config: ConfigDict, model_config: ModelConfig, tpu: Slice) -> list[Candidate]:
     """Every combination that divides, with its estimates, fastest first; what can't fit is among them."""
     devices = aot_topology.devices(tpu)
+    optimizer = train_program.configured_optimizer(config.optimizer, model_config)
     found = []
     for data, fsdp, tensor in _meshes(model_config, tpu):
         mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
@@ -79,7 +81,13 @@ def candidates(config: ConfigDict, model_config: ModelConfig, tpu: Slice) -> lis
             for remat in REMATS:
                 settled = dataclasses.replace(model_config, remat=remat, attention=_kernel(model_config))
                 memory = train_plan.memory_estimate(
-                    settled, mesh.shape, config.batch_size, steps, config.seq_len, vocab_chunks=config.loss.vocab_chunks
+                    settled,
+                    mesh.shape,
+                    config.batch_size,
+                    steps,
+                    config.seq_len,
+                    vocab_chunks=config.loss.vocab_chunks,
+                    optimizer=optimizer,
                 ).total
                 peak = tpu.num_chips * train_metrics.peak_flops(devices[0].device_kind)
                 compute = _flops(settled, config) / peak

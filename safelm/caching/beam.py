@@ -17,14 +17,14 @@ from safelm.caching.upload import Bucket, push_folder, push_new_shard, staging_f
 from safelm.data.shard import read_shard_info
 from safelm.io import remote
 from safelm.jobs import beam_runner
-from safelm.safety.scoring.output import OutputFolder
+from safelm.jobs.output import OutputFolder
 
 _loaded: set[str] = set()
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheWork:
-    """What workers need to make shards (see `safelm.jobs.beam_jobs.Work`); `token` marks who has registered the tasks."""
+    """What workers need to make shards (`safelm.jobs.beam_jobs.Work`); `token` marks who has registered the tasks."""
 
     module: TaskModule
     output: str

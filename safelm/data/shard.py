@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from safelm.io import records
+from safelm.io.files import file_sha256
 
 BLOCK_BYTES = 1 << 16  # of tokens, each with a checksum of its own
 
@@ -228,12 +229,6 @@ def _sync_and_close(file) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-
-
-def file_sha256(path: str) -> str:
-    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_array(path: str, wanted_bytes: int) -> np.ndarray:

@@ -29,7 +29,6 @@ from safelm.data.shard import (
     ShardWriter,
     check_bounds,
     check_spans,
-    file_sha256,
     open_array,
     read_shard_info,
     shard_file,
@@ -37,6 +36,7 @@ from safelm.data.shard import (
 )
 from safelm.io import records, remote
 from safelm.io.cache import CacheFolder
+from safelm.io.files import file_sha256
 
 __all__ = ["Manifest", "ShardInfo", "ShardWriter", "TokenStore", "read_manifest", "read_shard_info", "token_dtype"]
 __all__ += ["shard_file", "write_manifest"]

@@ -1,4 +1,4 @@
-"""`python -m safelm.evaluate`."""
+"""Measures checkpoints on a suite of prompts: harmful answers, over-refusal, and what is read off without decoding."""
 
 from safelm.evaluate.commands.measure import command
 

@@ -1,6 +1,7 @@
 """What was asked for each prompt, as numbers that compiled programs take: one program serves all settings of a method.
 
-Axes beside `safelm.models.decoder`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W cache rows,
+Axes beside `safelm.models.decoder`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W rows of
+the cache,
 E ids that end a text.
 """
 

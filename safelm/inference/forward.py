@@ -1,4 +1,4 @@
-"""The two forwards that decoding is made of, and the cache they share. Pure functions under `jit`.
+"""The forwards that decoding is made of, and the cache they share. Pure functions under `jit`.
 
 A cache has R rows of S positions; every prompt has one row per beam. Layers are unrolled and each has its own arrays,
 so that nothing is sliced or stacked on the way; keys and values lie by head, as attention's products read them. Axes:
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from safelm.inference.placement import CACHE_AXES, STREAM_AXES
-from safelm.inference.weights import Layer, Weights, look_up, product
+from safelm.inference.weights import Kernel, Layer, Weights, look_up, product
 from safelm.models import attention, sharding
+from safelm.models.block import BlockWeights, block, rms_norm
 from safelm.models.config import ModelConfig
 from safelm.models.decoder import MASKED_LOGIT
 
@@ -52,12 +53,12 @@ def read_prompts(
     x_PTD, new_kv = _read(config, weights, tokens_PT)
     last_P11 = jnp.maximum(lengths_P - 1, 0)[:, None, None]
     x_PD = jnp.take_along_axis(x_PTD, last_P11, axis=1)[:, 0]
-    return new_kv, _logits(config, weights, x_PD)
+    return new_kv, logits_of(config, weights, x_PD)
 
 
 def read_all(config: ModelConfig, weights: Weights, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
     """Float32 logits of the next token at every position."""
-    return _logits(config, weights, _read(config, weights, tokens_BT)[0])
+    return logits_of(config, weights, _read(config, weights, tokens_BT)[0])
 
 
 def _read(config: ModelConfig, weights: Weights, tokens_BT: Array) -> tuple[Array, Cache]:
@@ -67,6 +68,20 @@ def _read(config: ModelConfig, weights: Weights, tokens_BT: Array) -> tuple[Arra
         return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_1TT)
 
     return _decode(config, weights, tokens_BT, jnp.arange(tokens_BT.shape[1])[None], attend)
+
+
+def read_behind(
+    config: ModelConfig, weights: Weights, tokens_BT: Int[Array, "B T"], cache: Cache, lengths_B: Int[Array, " B"]
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """The stream over T tokens that go on behind their row's first `lengths_B` cached ones, and their cache (S = T).
+
+    The cache given is not changed: `write_behind` adds what is kept. `logits_of` turns the stream into logits.
+    """
+
+    def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
+        return attention.attend_behind(q_BTNH, k_BTKH, v_BTKH, (cache.keys[layer], cache.values[layer]), lengths_B)
+
+    return _decode(config, weights, tokens_BT, lengths_B[:, None] + jnp.arange(tokens_BT.shape[1]), attend)
 
 
 def try_next(
@@ -82,7 +97,7 @@ def try_next(
         return _attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_cached_RS)
 
     x_RCD, new_kv = _decode(config, weights, tokens_RC, lengths_R[:, None], attend)
-    return _logits(config, weights, x_RCD), new_kv
+    return logits_of(config, weights, x_RCD), new_kv
 
 
 def _decode(
@@ -90,35 +105,38 @@ def _decode(
 ) -> tuple[Array, Cache]:
     """The stream after the final norm, and every token's keys and values."""
     positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
-    rope = attention.rope_angles(positions_BT, config.head_dim, config.rope_theta)
+    rope = attention.rope_angles(config, positions_BT)
     x_BTD = look_up(weights.embedding, tokens_BT, config.dtype)
     keys, values = [], []
     for index, layer in enumerate(weights.layers):
-        x_BTD, k_BTKH, v_BTKH = _block(config, layer, x_BTD, rope, functools.partial(attend, index))
+        of_block = _block_weights(config, layer)
+        x_BTD, k_BTKH, v_BTKH = block(config, of_block, x_BTD, rope, functools.partial(attend, index))
+        x_BTD = sharding.constrain(x_BTD, STREAM_AXES)
         keys.append(k_BTKH.swapaxes(1, 2))
         values.append(v_BTKH.swapaxes(1, 2))
-    return _normed(config, x_BTD, weights.final_norm_D), Cache(tuple(keys), tuple(values))
+    return rms_norm(config, x_BTD, weights.final_norm_D), Cache(tuple(keys), tuple(values))
 
 
-def _block(
-    config: ModelConfig, layer: Layer, x_BTD: Array, rope: tuple[Array, Array], attend: Callable[..., Array]
-) -> tuple[Array, Array, Array]:
-    normed = _normed(config, x_BTD, layer.attention_norm_D)
-    heads = lambda kernel: product(normed, kernel).astype(config.dtype).reshape(*x_BTD.shape[:2], -1, config.head_dim)  # noqa: E731
-    q_BTNH, k_BTKH = attention.rotate(heads(layer.query), *rope), attention.rotate(heads(layer.key), *rope)
-    v_BTKH = heads(layer.value)
-    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
-    x_BTD += product(out_BTNH.reshape(*x_BTD.shape[:2], -1), layer.output).astype(config.dtype)
-    normed = _normed(config, x_BTD, layer.mlp_norm_D)
-    hidden = jax.nn.silu(product(normed, layer.gate)) * product(normed, layer.up)
-    x_BTD += product(hidden.astype(config.dtype), layer.down).astype(config.dtype)
-    return sharding.constrain(x_BTD, STREAM_AXES), k_BTKH, v_BTKH
+def _block_weights(config: ModelConfig, layer: Layer) -> BlockWeights:
+    def heads(kernel: Kernel) -> Callable[[Array], Array]:
+        return lambda x_BTD: to_stream(kernel)(x_BTD).reshape(*x_BTD.shape[:2], -1, config.head_dim)
 
+    def to_stream(kernel: Kernel) -> Callable[[Array], Array]:
+        return lambda x_BTF: product(x_BTF, kernel).astype(config.dtype)
 
-def _normed(config: ModelConfig, x_BTD: Array, scale_D: Array) -> Array:
-    x = x_BTD.astype(jnp.float32)
-    x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.rms_norm_eps)
-    return (x * scale_D).astype(config.dtype)
+    return BlockWeights(
+        attention_norm_D=layer.attention_norm_D,
+        query=heads(layer.query),
+        key=heads(layer.key),
+        value=heads(layer.value),
+        query_norm_H=layer.query_norm_H,
+        key_norm_H=layer.key_norm_H,
+        output=lambda out_BTNH: to_stream(layer.output)(out_BTNH.reshape(*out_BTNH.shape[:2], -1)),
+        mlp_norm_D=layer.mlp_norm_D,
+        gate=lambda x_BTD: product(x_BTD, layer.gate),
+        up=lambda x_BTD: product(x_BTD, layer.up),
+        down=lambda hidden_BTF: to_stream(layer.down)(hidden_BTF.astype(config.dtype)),
+    )
 
 
 def _attend_next(
@@ -128,7 +146,10 @@ def _attend_next(
     R, C, N, H = q_RCNH.shape
     K = k_RCKH.shape[2]
     q_RKMH = (q_RCNH * (1 / math.sqrt(H))).reshape(R, C, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(R, K, -1, H)
-    by_candidate = lambda x_RCKH: jnp.repeat(x_RCKH.swapaxes(1, 2), N // K, axis=2).astype(jnp.float32)  # noqa: E731
+
+    def by_candidate(x_RCKH: Array) -> Array:
+        return jnp.repeat(x_RCKH.swapaxes(1, 2), N // K, axis=2).astype(jnp.float32)
+
     own_RKM1 = (q_RKMH.astype(jnp.float32) * by_candidate(k_RCKH)).sum(axis=-1, keepdims=True)
     cached_RKMS = jnp.einsum("rkmh,rksh->rkms", q_RKMH, k_RKSH, preferred_element_type=jnp.float32)
     cached_RKMS = jnp.where(is_cached_RS[:, None, None], cached_RKMS, attention.MASKED_SCORE)
@@ -143,7 +164,8 @@ def _attend_next(
     return out_RKCGH.transpose(0, 2, 1, 3, 4).reshape(R, C, N, H).astype(q_RCNH.dtype)
 
 
-def _logits(config: ModelConfig, weights: Weights, x: Float[Array, "*A D"]) -> Float[Array, "*A V"]:
+def logits_of(config: ModelConfig, weights: Weights, x: Float[Array, "*A D"]) -> Float[Array, "*A V"]:
+    """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
     logits = product(x, weights.unembedding, is_embedding=True)
     if config.padded_vocab_size == config.vocab_size:
         return logits
@@ -161,6 +183,17 @@ def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_
 
     def write(old_RKSH: Array, new_RKCH: Array) -> Array:
         return old_RKSH.at[rows_R, :, lengths_R].set(new_RKCH[rows_R, :, choice_R], mode="drop")
+
+    return _placed(jax.tree.map(write, cache, new_kv))
+
+
+def write_behind(cache: Cache, new_kv: Cache, lengths_R: Int[Array, " R"]) -> Cache:
+    """Writes every row's new tokens after what is there; past the end of the cache nothing."""
+    rows_R1 = jnp.arange(len(lengths_R))[:, None]
+    columns_RT = lengths_R[:, None] + jnp.arange(new_kv.max_len)
+
+    def write(old_RKSH: Array, new_RKTH: Array) -> Array:
+        return old_RKSH.at[rows_R1, :, columns_RT].set(new_RKTH.swapaxes(1, 2).astype(old_RKSH.dtype), mode="drop")
 
     return _placed(jax.tree.map(write, cache, new_kv))
 

@@ -18,8 +18,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from safelm.data.shard import file_sha256
 from safelm.io import files
+from safelm.io.files import file_sha256
 
 CACHE_VARIABLE = "SAFELM_CACHE"
 SIZE_VARIABLE = "SAFELM_CACHE_GB"

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -78,3 +79,9 @@ def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
         if not try_lock(file):
             raise ValueError(busy)
         yield
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

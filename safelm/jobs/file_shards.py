@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from safelm import documents
 from safelm.documents import SETTINGS_NAME, DocumentFile, Part
-from safelm.safety.scoring.output import OutputFolder
+from safelm.jobs.output import OutputFolder
 
 _AT_ONCE = 16
 _FORMER_NAME = re.compile(r"^((train|validation)-(\d{6}-)?)+")  # of a step before, else names grow with each step

@@ -1,12 +1,4 @@
-r"""The ladder: does a data intervention survive instruction tuning and a benign finetuning, and by how much?
-
-    python -m safelm.ladder --config=configs/ladder.py:embedded --output=runs/ladder [--workers=2] [--config.a.b=value]
-
-Every rung is pretrained, instruction-tuned, finetuned on harmless sums, and asked held-out prompts after each stage
-(Maini et al. 2025, figures 2 and 4): `safelm.ladder.plan` has the list. Data, models, labels and the report are kept
-under --output; after any stop the same command goes on. `results.md`, `results.json` and `results.png` are written anew
-after every measurement from all that is done, so a table can be read while it runs; --report only writes them.
-"""
+"""The ladder's command: its flags, its worker processes, its report."""
 
 import json
 import multiprocessing
@@ -31,7 +23,6 @@ from safelm.ladder.plan import chosen_models, plan_jobs
 from safelm.train import config as train_config
 from safelm.train import flags as train_flags
 
-# --config is `safelm.train`'s flag.
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each on a core of its own.")
 _REPORT = flags.DEFINE_bool("report", False, "Only write the report of what is done.")
@@ -105,7 +96,7 @@ def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
 
 def _main(_: Sequence[str]) -> None:
     try:
-        config = flags.FLAGS.config
+        config = train_flags.CONFIG.value
         if not config or not _OUTPUT.value:
             raise ValueError("--config and --output are needed: a file of configs/ and the study's folder")
         if _WORKERS.value < 1:

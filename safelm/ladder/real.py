@@ -2,7 +2,7 @@
 
 | part of the corpus            | from                                                                             |
 |-------------------------------|----------------------------------------------------------------------------------|
-| raw_web                       | WikiText-2 and C4 (score 0), labelled comments (scripts/prepare_real_text.py)     |
+| raw_web                       | WikiText-2 and C4 (score 0), labelled comments (`ladder.prepare_real_text`)      |
 | safeweb, refuseweb, moral_education | raw_web of scores 1 to 3, and 4 and 5, by safelm.synthesize's template writer |
 | ultrachat                     | Alpaca and Dolly                                                                  |
 | wildguardmix                  | half of the safe answers to harmful instructions; comments of score 5 as answers  |
@@ -23,7 +23,6 @@ from typing import Any
 from safelm import documents
 from safelm.io import records
 
-_SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "prepare_real_text.py"
 _SCORER = "python:safelm.safety.lexicon_scorer:LexiconScorer"
 _TAGGED_ANSWERS = 1500
 _REWRITTEN = 2000  # documents of scores 1 to 3, and as many of 4 and 5
@@ -36,7 +35,7 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
         return
     corpus.mkdir(parents=True, exist_ok=True)
     if not (corpus / "raw_web").exists():
-        _run(str(_SCRIPT), f"--source={source}", f"--output={corpus}")
+        _run("-m", "safelm.ladder.prepare_real_text", f"--source={source}", f"--output={corpus}")
     sample = corpus / "to_rewrite" / "documents.jsonl.gz"
     if not sample.exists():
         _write(sample, list(_sample(corpus)))

@@ -7,15 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from safelm.models.config import ModelConfig
+
 ArrayLike = Array | np.ndarray
 MASKED_SCORE = -1e30  # finite, so that a query without any key averages instead of giving NaN
 
 
 def rope_angles(
-    positions_BT: Int[ArrayLike, "B T"], head_dim: int, theta: float
+    config: ModelConfig, positions_BT: Int[ArrayLike, "B T"]
 ) -> tuple[Float[Array, "B T 1 P"], Float[Array, "B T 1 P"]]:
     """Cosine and sine per position and pair (P = head_dim / 2), float32, with a broadcast axis for heads."""
-    frequencies_P = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies_P = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    if config.rope_scaling is not None:
+        frequencies_P = config.rope_scaling.scaled(frequencies_P)
     angles_BT1P = positions_BT[..., None, None].astype(jnp.float32) * frequencies_P
     return jnp.cos(angles_BT1P), jnp.sin(angles_BT1P)
 
@@ -68,20 +72,24 @@ def attend(
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
-def attend_cached(
+def attend_behind(
     q_BTNH: Float[Array, "B T N H"],
-    new_kv: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
-    cache_kv: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]],
-    new_mask_BTT: Bool[ArrayLike, "_ T T"],
-    cache_mask_BS: Bool[Array, "B S"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    cache_kv: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]],
+    lengths_B: Int[ArrayLike, " B"],
 ) -> Float[Array, "B T N H"]:
-    """Attention over cached keys and the new ones together, without joining (copying) the two."""
-    (k_BTKH, v_BTKH), (k_BSKH, v_BSKH) = new_kv, cache_kv
+    """Causal attention of new tokens over their row's first `lengths_B` cached ones and each other.
+
+    The two are not joined (copied); scores and sums in float32.
+    """
+    k_BKSH, v_BKSH = cache_kv
     q_BTKGH = _grouped(q_BTNH, k_BTKH.shape[2])
-    S = k_BSKH.shape[1]
-    cached_BKGTS = _scores(q_BTKGH, k_BSKH, cache_mask_BS[:, None, :])
-    new_BKGTT = _scores(q_BTKGH, k_BTKH, new_mask_BTT)
+    is_cached_BS = jnp.arange(k_BKSH.shape[2]) < jnp.asarray(lengths_B)[:, None]
+    cached_BKGTS = jnp.einsum("btkgh,bksh->bkgts", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
+    cached_BKGTS = jnp.where(is_cached_BS[:, None, None, None], cached_BKGTS, MASKED_SCORE)
+    new_BKGTT = _scores(q_BTKGH, k_BTKH, causal_mask(q_BTNH.shape[1]))
     weights = jax.nn.softmax(jnp.concatenate([cached_BKGTS, new_BKGTT], axis=-1), axis=-1).astype(v_BTKH.dtype)
-    out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weights[..., :S], v_BSKH)
-    out_BTKGH += jnp.einsum("bkgts,bskh->btkgh", weights[..., S:], v_BTKH)
+    out_BTKGH = jnp.einsum("bkgts,bksh->btkgh", weights[..., : k_BKSH.shape[2]], v_BKSH)
+    out_BTKGH += jnp.einsum("bkgts,bskh->btkgh", weights[..., k_BKSH.shape[2] :], v_BTKH)
     return out_BTKGH.reshape(q_BTNH.shape)

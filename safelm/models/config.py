@@ -1,8 +1,11 @@
 """The sizes and numerics of a decoder."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 VOCAB_MULTIPLE = 128
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
@@ -17,11 +20,40 @@ REMAT_POLICIES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's rotary frequencies for contexts longer than those of its pretraining (Hugging Face's "llama3").
+
+    Attributes:
+      factor: by which frequencies with wavelengths beyond `low_freq_factor`'s are divided.
+      low_freq_factor, high_freq_factor: full turns within the original context between which the division fades.
+      original_max_seq_len: the context of pretraining.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_seq_len: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low_freq_factor < self.high_freq_factor or not self.factor >= 1:
+            raise ValueError(f"model.rope_scaling={dataclasses.asdict(self)}: wants factor >= 1 and 0 < low < high")
+
+    def scaled(self, frequencies_P: Float[Array, " P"]) -> Float[Array, " P"]:
+        """The frequencies, radians a position, as this scaling has them."""
+        turns_P = self.original_max_seq_len * frequencies_P / (2 * jnp.pi)
+        kept_P = (turns_P - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept_P = jnp.clip(kept_P, 0.0, 1.0)
+        return frequencies_P * (kept_P + (1 - kept_P) / self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes and numerics of a decoder; the fields of `config.model` in `configs/`.
 
     Attributes:
       vocab_size: real ids, the harm tag included; `padded_vocab_size` is what arrays hold.
+      rope_scaling: None for plain rotary positions; a mapping of its fields is taken too.
+      qk_norm: an RMSNorm over every head of queries and keys (Qwen3).
       init_std: of a normal; output projections are divided by sqrt(2 * num_layers), as SmolLM2 was initialised.
       dtype: of the computation; norms, softmax and logits are float32 anyway.
       remat: "none" saves every activation, "dots" those of matmuls with parameters and a fused attention kernel's
@@ -39,6 +71,8 @@ class ModelConfig:
     head_dim: int
     max_seq_len: int = 2048
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | Mapping[str, float | int] | None = None
+    qk_norm: bool = False
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = True
     init_std: float = 0.02
@@ -49,6 +83,8 @@ class ModelConfig:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
+        if isinstance(self.rope_scaling, Mapping):
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "max_seq_len")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -73,6 +109,7 @@ class ModelConfig:
     def num_params(self) -> int:
         """Real parameters: the rows that only pad the vocabulary are not counted."""
         attention_params = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
-        per_layer = attention_params + 3 * self.d_model * self.d_ff + 2 * self.d_model
+        norms = 2 * self.d_model + 2 * self.head_dim * self.qk_norm
+        per_layer = attention_params + 3 * self.d_model * self.d_ff + norms
         embeddings = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
         return self.num_layers * per_layer + self.d_model + embeddings

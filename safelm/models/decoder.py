@@ -1,4 +1,4 @@
-"""The decoder: SmolLM2/Llama (rotary positions, grouped-query attention, SwiGLU, RMSNorm), in Flax Linen.
+"""The decoder of training: SmolLM2/Llama (rotary positions, grouped-query attention, SwiGLU, RMSNorm), in Flax Linen.
 
 Others see a config, `init` and `apply`: parameters are a plain nested dict, Linen stays in this file.
 
@@ -8,41 +8,44 @@ H head_dim, V vocab (padded), L layers, W beams, C candidates.
 Parameters (layers always stacked on a leading axis, whether scanned or not):
   embedder/embedding [V, D]; layers/{attention_norm,mlp_norm}/scale [L, D];
   layers/attention/{query [L, D, N, H], key, value [L, D, K, H], output [L, N, H, D]};
-  layers/mlp/{gate, up [L, D, F], down [L, F, D]}; final_norm/scale [D]; unembed/kernel [D, V] when not tied.
+  layers/{query_norm,key_norm}/scale [L, H] with `qk_norm`; layers/mlp/{gate, up [L, D, F], down [L, F, D]};
+  final_norm/scale [D]; unembed/kernel [D, V] when not tied.
 Rows of padded ids are zero and stay zero: their logits are masked, so they get no gradient.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from safelm.models import attention, attention_kernels, sharding
+from safelm.models.block import BlockWeights, block, rms_norm
 from safelm.models.config import REMAT_POLICIES, ModelConfig
 from safelm.models.projection import project
 
-__all__ = ["KVCache", "ModelConfig", "Params", "abstract_params", "apply", "apply_cached", "hidden_states", "init",
-           "init_cache", "layer_states", "logical_axes", "unembed", "unembedding", "write_cache"]  # fmt: skip
+__all__ = [
+    "ModelConfig",
+    "Params",
+    "abstract_params",
+    "apply",
+    "hidden_states",
+    "init",
+    "layer_states",
+    "logical_axes",
+    "unembed",
+    "unembedding",
+]
 
 MASKED_LOGIT = -1e9  # of ids that exist only to pad the vocabulary
 Params = dict[str, Any]
 ArrayLike = Array | np.ndarray
-
-
-@flax.struct.dataclass
-class KVCache:
-    """Keys (already rotated) and values of tokens seen, in `config.dtype`."""
-
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
 
 
 def _normal(std: float, *, num_real: int | None = None, axis: int = 0) -> nn.initializers.Initializer:
@@ -58,71 +61,86 @@ def _normal(std: float, *, num_real: int | None = None, axis: int = 0) -> nn.ini
     return initialize
 
 
-class RMSNorm(nn.Module):
+class _Scale(nn.Module):
+    """A norm's scale."""
+
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, size: int) -> jax.Array:
         initializer = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
-        scale_D = self.param("scale", initializer, (x_BTD.shape[-1],), self.config.param_dtype)
-        x = x_BTD.astype(jnp.float32)
-        x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return (x * scale_D.astype(jnp.float32)).astype(self.config.dtype)
+        return self.param("scale", initializer, (size,), self.config.param_dtype)
 
 
-class _WithKernels(nn.Module):
-    """A module that declares its kernels by name: parameters in `param_dtype`, handed out in `dtype`."""
+class _Kernels(nn.Module):
+    """A part's kernels by name: parameters in `param_dtype`, handed out in `dtype`.
+
+    Attributes:
+      shapes: by name the kernel's shape, its logical axes, and whether it writes to the stream.
+    """
 
     config: ModelConfig
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[str, ...], bool]]
 
-    def kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, is_output: bool = False) -> jax.Array:
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        return {name: self._kernel(name, *shape) for name, shape in self.shapes.items()}
+
+    def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], is_output: bool) -> jax.Array:
         std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if is_output else 1.0)
         initializer = nn.with_logical_partitioning(_normal(std), axes)
         kernel = self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
         return sharding.gather(kernel, axes)  # in `dtype`: half the bytes
 
 
-class Attention(_WithKernels):
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, cache_kv: Any, rope: Any, visible: Any) -> tuple[jax.Array, Any]:
-        c = self.config
-        query_DNH = self.kernel("query", (c.d_model, c.num_heads, c.head_dim), ("embed", "heads", "head_dim"))
-        key_DKH = self.kernel("key", (c.d_model, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"))
-        value_DKH = self.kernel("value", (c.d_model, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"))
-        output_NHD = self.kernel(
-            "output", (c.num_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), is_output=True
-        )
-        q_BTNH = attention.rotate(jnp.einsum("btd,dnh->btnh", x_BTD, query_DNH), *rope)
-        k_BTKH = attention.rotate(jnp.einsum("btd,dkh->btkh", x_BTD, key_DKH), *rope)
-        v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, value_DKH)
-        if cache_kv is None:
-            out_BTNH, new_kv = attention_kernels.attend(c.attention, q_BTNH, k_BTKH, v_BTKH, visible), None
-        else:
-            new_kv = (k_BTKH, v_BTKH)
-            out_BTNH = attention.attend_cached(q_BTNH, new_kv, cache_kv, *visible)
-        return jnp.einsum("btnh,nhd->btd", out_BTNH, output_NHD), new_kv
-
-
-class MLP(_WithKernels):
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        c = self.config
-        gate_DF = self.kernel("gate", (c.d_model, c.d_ff), ("embed", "mlp"))
-        up_DF = self.kernel("up", (c.d_model, c.d_ff), ("embed", "mlp"))
-        down_FD = self.kernel("down", (c.d_ff, c.d_model), ("mlp", "embed"), is_output=True)
-        return project(jax.nn.silu(project(x_BTD, gate_DF)) * project(x_BTD, up_DF), down_FD)
-
-
 class Block(nn.Module):
+    """`safelm.models.block` with its parameters."""
+
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, cache_kv: Any, rope: Any, visible: Any) -> tuple[jax.Array, Any]:
-        normed = RMSNorm(self.config, name="attention_norm")(x_BTD)
-        attended, new_kv = Attention(self.config, name="attention")(normed, cache_kv, rope, visible)
-        x_BTD += attended
-        x_BTD += MLP(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_BTD))
-        return sharding.constrain(x_BTD, ("batch", "length", "residual")), new_kv
+    def __call__(self, x_BTD: jax.Array, rope: Any, visible: Any) -> tuple[jax.Array, None]:
+        c = self.config
+        heads, kv_heads = (c.d_model, c.num_heads, c.head_dim), (c.d_model, c.num_kv_heads, c.head_dim)
+        attention_norm_D = _Scale(c, name="attention_norm")(c.d_model)
+        of_attention = _Kernels(
+            c,
+            {
+                "query": (heads, ("embed", "heads", "head_dim"), False),
+                "key": (kv_heads, ("embed", "kv_heads", "head_dim"), False),
+                "value": (kv_heads, ("embed", "kv_heads", "head_dim"), False),
+                "output": ((*heads[1:], c.d_model), ("heads", "head_dim", "embed"), True),
+            },
+            name="attention",
+        )()
+        of_mlp = _Kernels(
+            c,
+            {
+                "gate": ((c.d_model, c.d_ff), ("embed", "mlp"), False),
+                "up": ((c.d_model, c.d_ff), ("embed", "mlp"), False),
+                "down": ((c.d_ff, c.d_model), ("mlp", "embed"), True),
+            },
+            name="mlp",
+        )()
+        weights = BlockWeights(
+            attention_norm_D=attention_norm_D,
+            query=lambda x_BTD: jnp.einsum("btd,dnh->btnh", x_BTD, of_attention["query"]),
+            key=lambda x_BTD: jnp.einsum("btd,dkh->btkh", x_BTD, of_attention["key"]),
+            value=lambda x_BTD: jnp.einsum("btd,dkh->btkh", x_BTD, of_attention["value"]),
+            query_norm_H=_Scale(c, name="query_norm")(c.head_dim) if c.qk_norm else None,
+            key_norm_H=_Scale(c, name="key_norm")(c.head_dim) if c.qk_norm else None,
+            output=lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"]),
+            mlp_norm_D=_Scale(c, name="mlp_norm")(c.d_model),
+            gate=lambda x_BTD: project(x_BTD, of_mlp["gate"]),
+            up=lambda x_BTD: project(x_BTD, of_mlp["up"]),
+            down=lambda hidden_BTF: project(hidden_BTF, of_mlp["down"]),
+        )
+
+        def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+            return attention_kernels.attend(c.attention, q_BTNH, k_BTKH, v_BTKH, visible)
+
+        x_BTD, _, _ = block(c, weights, x_BTD, rope, attend)
+        return sharding.constrain(x_BTD, ("batch", "length", "residual")), None
 
 
 class Decoder(nn.Module):
@@ -131,7 +149,7 @@ class Decoder(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, cache_kv: Any, rope: Any, visible: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, tokens_BT: jax.Array, rope: Any, visible: Any) -> jax.Array:
         c = self.config
         initializer = nn.with_logical_partitioning(_normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
         shape = (c.padded_vocab_size, c.d_model)
@@ -143,8 +161,8 @@ class Decoder(nn.Module):
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(c.dtype)
         x_BTD = sharding.constrain(x_BTD, ("lookup_batch", "length", "embed"))  # then rows change places with columns
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))
-        x_BTD, new_kv = _stacked_block(c)(c, name="layers")(x_BTD, cache_kv, rope, visible)
-        return RMSNorm(c, name="final_norm")(x_BTD), new_kv
+        x_BTD, _ = _stacked_block(c)(c, name="layers")(x_BTD, rope, visible)
+        return rms_norm(c, x_BTD, _Scale(c, name="final_norm")(c.d_model))
 
 
 class _Table(nn.Module):
@@ -165,15 +183,15 @@ def _all_but_what_is_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
 
 def _stacked_block(config: ModelConfig) -> Any:
     """`Block` scanned over a leading layers axis; unrolled to a plain loop when not `scan_layers`: same parameters."""
-    block = Block
+    scanned = Block
     if config.remat != "none" or sharding.splits_parameters():
         policy = REMAT_POLICIES.get(config.remat, _all_but_what_is_gathered)
-        block = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
+        scanned = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
     return nn.scan(
-        block,
+        scanned,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(nn.broadcast, nn.broadcast),
         length=config.num_layers,
         unroll=1 if config.scan_layers else config.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
@@ -183,8 +201,8 @@ def _stacked_block(config: ModelConfig) -> Any:
 def _init_boxed(config: ModelConfig, key: jax.Array) -> Params:
     config = dataclasses.replace(config, attention="xla")
     tokens_BT = jnp.zeros((1, 1), dtype=jnp.int32)
-    rope = attention.rope_angles(tokens_BT, config.head_dim, config.rope_theta)
-    return Decoder(config).init(key, tokens_BT, None, rope, attention.causal_mask(1))["params"]
+    rope = attention.rope_angles(config, tokens_BT)
+    return Decoder(config).init(key, tokens_BT, rope, attention.causal_mask(1))["params"]
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -200,8 +218,11 @@ def abstract_params(config: ModelConfig) -> Params:
 def logical_axes(config: ModelConfig) -> Params:
     """For every parameter the tuple of its logical axis names: see `sharding.LOGICAL_AXES`."""
     boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
-    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
-    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
+    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
 
 
 def hidden_states(
@@ -227,8 +248,7 @@ def hidden_states(
         )
         return x_BTD
     seen = _rope_and_visible(config, tokens_BT, positions_BT, segment_ids_BT)
-    x_BTD, _ = Decoder(config).apply({"params": params}, tokens_BT, None, *seen)
-    return x_BTD
+    return Decoder(config).apply({"params": params}, tokens_BT, *seen)
 
 
 def layer_states(
@@ -254,7 +274,7 @@ def layer_states(
     for layer in sorted(set(layers) - {0}):
         part = dataclasses.replace(config, num_layers=layer - before)
         blocks = jax.tree.map(functools.partial(_part, before, layer), params["layers"])
-        states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], None, *seen)
+        states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], *seen)
         before = layer
     return [states[layer] for layer in layers]
 
@@ -266,7 +286,7 @@ def _part(start: int, stop: int, stacked: ArrayLike) -> ArrayLike:
 def _rope_and_visible(config: ModelConfig, tokens_BT: Any, positions_BT: Any, segment_ids_BT: Any) -> tuple[Any, Any]:
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-    rope = attention.rope_angles(positions_BT, config.head_dim, config.rope_theta)
+    rope = attention.rope_angles(config, positions_BT)
     return rope, attention_kernels.what_is_visible(config.attention, tokens_BT.shape[1], segment_ids_BT)
 
 
@@ -299,44 +319,3 @@ def apply(
     config = dataclasses.replace(config, attention="xla")
     x_BTD = hidden_states(config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
     return unembed(config, params, x_BTD)
-
-
-def init_cache(config: ModelConfig, batch_size: int, max_len: int) -> KVCache:
-    """An empty cache for `batch_size` rows of up to `max_len` tokens."""
-    shape = (config.num_layers, batch_size, max_len, config.num_kv_heads, config.head_dim)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-
-
-def apply_cached(
-    config: ModelConfig,
-    params: Params,
-    tokens_BT: Int[ArrayLike, "B T"],
-    cache: KVCache,
-    *,
-    lengths_B: Int[ArrayLike, " B"],
-    positions_BT: Int[ArrayLike, "B T"],
-    new_mask_BTT: Bool[ArrayLike, "_ T T"] | None = None,
-) -> tuple[Float[Array, "B T V"], KVCache]:
-    """Logits of new tokens after cached ones, and the new tokens' keys and values (S = T).
-
-    A new token attends to its row's first `lengths_B` cache entries and to the new tokens that `new_mask_BTT` allows
-    ([query, key]; causal when not given). The cache is not changed: write what is kept with `write_cache`. So with
-    the identity as mask and equal positions, T alternatives for the next token share one prefix.
-    """
-    if new_mask_BTT is None:
-        new_mask_BTT = attention.causal_mask(tokens_BT.shape[1])
-    new_mask_BTT, lengths_B = jnp.asarray(new_mask_BTT), jnp.asarray(lengths_B)
-    cache_mask_BS = jnp.arange(cache.k_LBSKH.shape[2]) < lengths_B[:, None]
-    rope = attention.rope_angles(positions_BT, config.head_dim, config.rope_theta)
-    x_BTD, new_kv = Decoder(config).apply(
-        {"params": params}, tokens_BT, (cache.k_LBSKH, cache.v_LBSKH), rope, (new_mask_BTT, cache_mask_BS)
-    )
-    return unembed(config, params, x_BTD), KVCache(*new_kv)
-
-
-def write_cache(cache: KVCache, new_kv: KVCache, starts_B: Int[ArrayLike, " B"]) -> KVCache:
-    """Writes every row's new entries from its start on; entries past the end of the cache are dropped."""
-    rows_B1 = jnp.arange(cache.k_LBSKH.shape[1])[:, None]
-    columns_BT = starts_B[:, None] + jnp.arange(new_kv.k_LBSKH.shape[2])
-    write = lambda old, new: old.at[:, rows_B1, columns_BT].set(new.astype(old.dtype), mode="drop")  # noqa: E731
-    return jax.tree.map(write, cache, new_kv)

@@ -1,4 +1,4 @@
-"""Renders chat templates: one JSON line in, one out. `safelm.text.template_worker` runs this file as a process of its own.
+"""Renders chat templates: one JSON line in, one out. `safelm.text.template_worker` runs this file as a process.
 
 It imports nothing of ours, so that it starts at once and knows nothing. A line holds the template, the values that it
 may use, and the marks to put where `{% generation %}` begins and ends.

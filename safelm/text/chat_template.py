@@ -1,8 +1,8 @@
 """Conversations to text: by the model's own Jinja template, or in ChatML.
 
 The text spells the template's control tokens (`<|im_end|>`) and holds marks of ours, characters that Unicode says are
-in no text, which `safelm.text.prompting` takes out: a control token that a *message* spells has one inside, so that it stays
-text; others tell where ids end and which words are the assistant's.
+in no text, which `safelm.text.prompting` takes out: a control token that a *message* spells has one inside, so that
+it stays text; others tell where ids end and which words are the assistant's.
 """
 
 import json

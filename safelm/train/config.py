@@ -30,9 +30,8 @@ def default_config() -> ConfigDict:
     required = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
     model = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name not in required}
     model |= {name: unset(int) for name in required}
-    model |= {
-        name: unset(type(model[name])) for name in ("rope_theta", "rms_norm_eps", "tie_embeddings", "max_seq_len")
-    }
+    taken = ("rope_theta", "qk_norm", "rms_norm_eps", "tie_embeddings", "max_seq_len")
+    model |= {name: unset(type(model[name])) for name in taken}
     return ConfigDict(
         {
             "seed": 0,  # of the parameters and of the data's order
@@ -60,7 +59,7 @@ def default_config() -> ConfigDict:
             },
             "eval": {"every_steps": 0, "sources": (), "split": "validation", "batches": 8},  # every_steps 0: never
             "optimizer": {
-                "name": "adamw",  # the only one: AdamW, decoupled decay of matrices and embeddings
+                "name": "adamw",  # adamw or muon; decay is decoupled, of matrices and embeddings
                 "peak_lr": 3e-3,
                 "min_lr": 0.0,  # at the end
                 "schedule": "wsd",  # after the warmup: wsd (constant, then linear decay), or at once cosine or linear
@@ -70,6 +69,7 @@ def default_config() -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.95,
                 "eps": 1e-8,
+                "momentum": 0.95,  # of muon
                 "weight_decay": 0.01,
                 "clip_norm": 1.0,  # 0: no clipping
             },
@@ -201,6 +201,7 @@ _RANGES = {
     "optimizer.b1": (0, 0.999999),
     "optimizer.b2": (0, 0.9999999),
     "optimizer.eps": (1e-30, 1),
+    "optimizer.momentum": (0, 0.999999),
     "optimizer.weight_decay": (0, 1e3),
     "optimizer.clip_norm": (0, 1e9),
     "branch.step": (0, 1e9),

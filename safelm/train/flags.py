@@ -4,9 +4,12 @@ import sys
 from collections.abc import Callable
 
 from absl import app
+from ml_collections import config_flags
 
 from safelm import cli, config_files
 from safelm.train import config as train_config
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 
 
 def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:

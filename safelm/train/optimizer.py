@@ -1,4 +1,4 @@
-"""AdamW with global-norm clipping and the learning-rate schedules of SmolLM2 and its kin.
+"""Optimizers by name, global-norm clipping, and the learning-rate schedules of SmolLM2 and its kin.
 
 Weight decay applies to matrices and embeddings, not to the norms' scales. Nanotron, which trained SmolLM2, decays every
 parameter unless its config excludes some; at 0.01 times a learning rate below 3e-3 the difference is small, and scales
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import optax.contrib
 
 PyTree = Any
 Number = float | int
@@ -56,28 +57,74 @@ def make_optimizer(
     b1: Number = 0.9,
     b2: Number = 0.95,
     eps: Number = 1e-8,
+    momentum: Number = 0.95,
     weight_decay: Number = 0.01,
     clip_norm: Number = 1.0,
-    decayed: PyTree | None = None,
+    axes: PyTree | None = None,
 ) -> optax.GradientTransformation:
-    """The direction of AdamW's step behind a clip to `clip_norm` (0: no clip): parameters -= rate * direction.
+    """The direction of an optimizer's step behind a clip by global norm: parameters -= rate * direction.
 
-    The decay is decoupled and part of the direction, so the learning rate scales it too. `decayed` is a tree of bools
-    like the parameters (see `decayed_params`); None decays all.
+    The decay is decoupled and part of the direction, so the learning rate scales it too.
+
+    Args:
+      name: one of `OPTIMIZERS`.
+      b1, b2, eps: of Adam.
+      momentum: of Muon.
+      clip_norm: of the whole gradient; 0: no clip.
+      axes: every parameter's logical axes (`decoder.logical_axes`); None, for AdamW only, decays all parameters.
+
+    Raises:
+      ValueError: an optimizer that isn't known, or a negative `clip_norm`.
     """
-    if name != "adamw":
-        raise ValueError(f"optimizer.name is {name!r}: known is adamw")
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name is {name!r}: known are {', '.join(OPTIMIZERS)}")
     if clip_norm < 0:
         raise ValueError(f"optimizer.clip_norm is {clip_norm}: it must be positive, or 0 for no clipping")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
-    return optax.chain(clip, adam, optax.add_decayed_weights(weight_decay, mask=decayed))
+    direction = OPTIMIZERS[name](b1=b1, b2=b2, eps=eps, momentum=momentum, axes=axes)
+    decayed = None if axes is None else _map_axes(_is_matrix, axes)
+    return optax.chain(clip, direction, optax.add_decayed_weights(weight_decay, mask=decayed))
 
 
-def decayed_params(logical_axes: PyTree) -> PyTree:
-    """True for each parameter that weight decay applies to: those with two axes or more, the stack of layers aside."""
+def _adamw(*, b1: Number, b2: Number, eps: Number, **_: Any) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
-    def is_matrix(axes: tuple[str | None, ...]) -> bool:
-        return len([axis for axis in axes if axis != "layers"]) >= 2
 
-    return jax.tree.map(is_matrix, logical_axes, is_leaf=lambda node: isinstance(node, tuple))
+def _muon(*, b1: Number, b2: Number, eps: Number, momentum: Number, axes: PyTree) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, Adam for embeddings and norms.
+
+    Its steps have Adam's root mean square (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves both.
+    """
+    muon = optax.contrib.muon(
+        learning_rate=1.0,
+        beta=momentum,
+        eps=eps,
+        adam_b1=b1,
+        adam_b2=b2,
+        muon_weight_dimension_numbers=_map_axes(_matrix_axes, axes),
+        consistent_rms=0.2,
+    )
+    return optax.chain(muon, optax.scale(-1.0))  # optax's direction points downhill
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+
+
+def _is_matrix(axes: tuple[str | None, ...]) -> bool:
+    """Two axes or more, the stack of layers aside: what weight decay applies to."""
+    return len([axis for axis in axes if axis != "layers"]) >= 2
+
+
+def _matrix_axes(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a block's kernel are its inputs and outputs; None for embeddings and norms."""
+    if axes[0] != "layers" or not _is_matrix(axes):
+        return None
+    kernel = range(1, len(axes))
+    embed = axes.index("embed")
+    others = tuple(axis for axis in kernel if axis != embed)
+    reduction, output = ((embed,), others) if embed == 1 else (others, (embed,))
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=reduction, output_axis=output)
+
+
+def _map_axes(function: Callable[[tuple[str | None, ...]], Any], axes: PyTree) -> PyTree:
+    return jax.tree.map(function, axes, is_leaf=lambda node: isinstance(node, tuple))

@@ -1,11 +1,11 @@
 """What a run will need before it is started: memory on a device, tokens, steps and time.
 
 Memory is an estimate from shapes alone, in bytes on one device. With s the devices that share an array
-(`safelm.models.sharding`), P the parameters (padded vocabulary included), w the bytes of `model.dtype`, t the tokens of a
-micro-batch on a device, L layers and the axis letters of `safelm.models.decoder`:
+(`safelm.models.sharding`), P the parameters (padded vocabulary included), w the bytes of `model.dtype`, t the tokens of
+a micro-batch on a device, L layers and the axis letters of `safelm.models.decoder`:
 
     parameters   P / s in `param_dtype`
-    optimizer    twice that: AdamW's two moments
+    optimizer    its state: of AdamW twice that (two moments), of Muon once for the blocks' matrices
     gradients    P / s in float32, twice when micro-batches are added up
     activations  what is kept for the backward pass, L times
                      remat full   t w D
@@ -31,6 +31,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
@@ -39,7 +40,10 @@ from safelm.models import attention_kernels, chunked_loss, sharding
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.train import metrics as train_metrics
+from safelm.train import program as train_program
+from safelm.train import step as train_step
 from safelm.train.data import TrainData, make_schedule
+from safelm.train.optimizer import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +71,12 @@ def memory_estimate(
     seq_len: int,
     *,
     vocab_chunks: int = 0,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> MemoryEstimate:
     """What a device holds at the peak of an update: batch in rows of `seq_len` tokens over all devices.
 
-    `model_config.attention` "auto" counts as "xla"; `vocab_chunks` as in `loss.vocab_chunks`. Raises ValueError for a
+    `model_config.attention` "auto" counts as "xla"; `vocab_chunks` as in `loss.vocab_chunks`;
+    `optimizer`: AdamW where not given. Raises ValueError for a
     mesh that doesn't divide the parameters or a micro-batch's rows.
     """
     c, mesh = model_config, abstract_mesh(mesh_shape)
@@ -94,7 +100,7 @@ def memory_estimate(
         kept = c.num_layers * tokens * _saved_bytes_per_token(c, width, tensor)
     return MemoryEstimate(
         params=sum(mine.values()) * param_width,
-        optimizer=2 * sum(mine.values()) * param_width,
+        optimizer=_optimizer_bytes(optimizer or make_optimizer(), sizes, mesh),
         gradients=4 * sum(mine.values()) * (1 if grad_accum_steps == 1 else 2),
         activations=kept,
         layer=none_layer + 2 * gathered["layers"] // c.num_layers * width * is_gathered,
@@ -121,6 +127,15 @@ def _param_counts(config: ModelConfig, mesh: AbstractMesh) -> dict[str, int]:
     shardings = sharding.param_shardings(mesh, axes, shapes)
     counts = jax.tree.map(lambda leaf, where: math.prod(where.shard_shape(leaf.shape)), shapes, shardings)
     return {name: sum(jax.tree.leaves(tree)) for name, tree in counts.items()}
+
+
+def _optimizer_bytes(optimizer: optax.GradientTransformation, config: ModelConfig, mesh: AbstractMesh) -> int:
+    """The optimizer's state on one device."""
+    shapes, axes = _traced(config)
+    shardings = sharding.param_shardings(mesh, axes, shapes)
+    state = train_step.abstract_opt_state(optimizer, shapes, shardings, sharding.replicated(mesh))
+    leaves = jax.tree.leaves(state)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _saved_bytes_per_token(c: ModelConfig, width: int, tensor: int) -> int:
@@ -177,6 +192,7 @@ def summary(
         config.grad_accum_steps,
         config.seq_len,
         vocab_chunks=config.loss.vocab_chunks,
+        optimizer=train_program.configured_optimizer(config.optimizer, model_config),
     )
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in dataclasses.asdict(memory).items())
     flops = tokens * train_metrics.flops_per_token(model_config, config.seq_len)

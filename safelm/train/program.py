@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,7 +13,7 @@ from safelm.models import attention_kernels
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.train import step as train_step
-from safelm.train.optimizer import decayed_params, make_optimizer
+from safelm.train.optimizer import make_optimizer
 
 
 def make_program(
@@ -22,16 +23,7 @@ def make_program(
 
     Raises ValueError for sizes that don't divide over the mesh, and for an attention kernel that can't run on it.
     """
-    fields = config.optimizer
-    optimizer = make_optimizer(
-        name=fields.name,
-        b1=fields.b1,
-        b2=fields.b2,
-        eps=fields.eps,
-        weight_decay=fields.weight_decay,
-        clip_norm=fields.clip_norm,
-        decayed=decayed_params(model.logical_axes(model_config)),
-    )
+    optimizer = configured_optimizer(config.optimizer, model_config)
     attention = attention_kernels.choose(model_config, config.seq_len, mesh)
     program = train_step.make_program(
         dataclasses.replace(model_config, attention=attention.kernel),
@@ -43,6 +35,12 @@ def make_program(
         vocab_chunks=config.loss.vocab_chunks,
     )
     return program, attention
+
+
+def configured_optimizer(fields: ConfigDict, model_config: ModelConfig) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer` for a model's parameters."""
+    names = ("name", "b1", "b2", "eps", "momentum", "weight_decay", "clip_norm")
+    return make_optimizer(**{name: fields[name] for name in names}, axes=model.logical_axes(model_config))
 
 
 def compile_ahead(

@@ -230,12 +230,25 @@ def _abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation
     def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        placed,
-        jax.eval_shape(optimizer.init, params),
-        param_shardings,
-        transform_non_params=lambda leaf: placed(leaf, everywhere),
-    )
     step = placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
+    opt_state = abstract_opt_state(optimizer, params, param_shardings, everywhere)
     return TrainState(step, jax.tree.map(placed, params, param_shardings), opt_state)
+
+
+def abstract_opt_state(
+    optimizer: optax.GradientTransformation, params: PyTree, param_shardings: PyTree, everywhere: NamedSharding
+) -> PyTree:
+    """Shapes of an optimizer's state with shardings: what belongs to a parameter lives where the parameter does."""
+    where = dict(zip(_paths(params), jax.tree.leaves(param_shardings), strict=True))
+    shapes = dict(zip(_paths(params), jax.tree.leaves(params), strict=True))
+
+    def placed(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        own = (path[start:] for start in range(len(path)))
+        param = next((tail for tail in own if tail in shapes and shapes[tail].shape == leaf.shape), None)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where.get(param, everywhere))
+
+    return jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, params))
+
+
+def _paths(tree: PyTree) -> list[tuple[Any, ...]]:
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

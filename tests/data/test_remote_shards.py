@@ -20,9 +20,9 @@ from token_stores import write_store
 from safelm.data import remote_shards
 from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule, Phase
-from safelm.data.shard import file_sha256
 from safelm.data.store import TokenStore, write_manifest
 from safelm.io import cache, remote
+from safelm.io.files import file_sha256
 
 
 def documents(count: int, seed: int = 0) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """The harness's numbers for SmolLM2-135M: ours against those of its own model around transformers, in float32.
 
-`scripts/compare_harness.py` does the same on the benchmarks themselves, task by task.
+`scripts/studies/compare_harness.py` does the same on the benchmarks themselves, task by task.
 """
 
 import dataclasses

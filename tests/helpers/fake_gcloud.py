@@ -4,7 +4,7 @@ import os
 import pathlib
 import subprocess
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "tpu_vm.sh"
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "tpu" / "tpu_vm.sh"
 
 # Writes its arguments to $FAKE/calls and answers a `describe` from the next line of $FAKE/states (TPU: $FAKE/node). ssh
 # and scp act on the two workers $FAKE/home0 and $FAKE/home1, each the home of the commands that run there.

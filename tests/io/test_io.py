@@ -16,9 +16,9 @@ from safelm.evaluate import journal
 from safelm.evaluate.comparing import results
 from safelm.io import files, records
 from safelm.jobs import file_shards
+from safelm.jobs.output import OutputFolder
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder.plan import Job
-from safelm.safety.scoring.output import OutputFolder
 from safelm.synthetic_web import corpus
 from safelm.train import metrics as train_metrics
 from safelm.train.events import Events
@@ -169,6 +169,6 @@ def test_files_are_written_and_locked_in_one_place():
 # folders that are renamed whole.
 _OTHERS = {
     "safelm/safety/synthesis/journal.py", "safelm/safety/synthesis/review.py", "safelm/data/shard.py",
-    "safelm/io/cache.py", "safelm/safety/scoring/output.py", "safelm/safety/classifier/checkpoint.py",
+    "safelm/io/cache.py", "safelm/jobs/output.py", "safelm/safety/classifier/checkpoint.py",
     "safelm/formats/huggingface.py",
 }  # fmt: skip

@@ -14,7 +14,7 @@ from safelm.models import decoder as model
 from safelm.models.chunked_loss import next_token_loss, num_chunks
 from safelm.models.decoder import ModelConfig
 from safelm.train import step as train_step
-from safelm.train.optimizer import decayed_params, make_optimizer
+from safelm.train.optimizer import make_optimizer
 
 ROWS, LENGTH, REAL, PADDED = 8, 6, 300, 384
 TIED = ModelConfig(
@@ -144,7 +144,7 @@ def test_number_of_parts(monkeypatch):
 
 def test_the_training_step_takes_its_parts():
     mesh = sharding.make_mesh({}, devices=jax.devices()[:1])
-    optimizer = make_optimizer(decayed=decayed_params(model.logical_axes(TIED)))
+    optimizer = make_optimizer(axes=model.logical_axes(TIED))
     with_whole_logits = {}
     for chunks in (1, 3):
         program = train_step.make_program(

@@ -11,6 +11,7 @@ import pytest
 
 from safelm.models import decoder as model
 from safelm.models import sharding
+from safelm.models.config import RopeScaling
 
 TINY = model.ModelConfig(
     vocab_size=300,
@@ -24,7 +25,6 @@ TINY = model.ModelConfig(
     dtype="float32",
 )
 apply = jax.jit(model.apply, static_argnums=0)
-apply_cached = jax.jit(model.apply_cached, static_argnums=0)
 UNTIED = dataclasses.replace(TINY, tie_embeddings=False)
 SIZES = {
     "1.7B": (model.ModelConfig(49152, 24, 2048, 8192, 32, 32, 64), 1_711_376_384),
@@ -39,7 +39,8 @@ def params_of(config):
     rng = np.random.default_rng(0)
     random = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
     params = jax.tree.map(random, model.abstract_params(config))
-    for norm in (params["layers"]["attention_norm"], params["layers"]["mlp_norm"], params["final_norm"]):
+    norms = [params["layers"][name] for name in params["layers"] if name.endswith("norm")]
+    for norm in (*norms, params["final_norm"]):
         norm["scale"] += 1.0
     return params
 
@@ -214,56 +215,6 @@ def test_hidden_states_of_a_layer():
         model.hidden_states(TINY, params, tokens_BT, layer=4)
 
 
-@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "loop"])
-def test_cached_decode_equals_full_forward_with_ragged_lengths(scan_layers):
-    config = dataclasses.replace(UNTIED, scan_layers=scan_layers)
-    params, tokens_BT = params_of(UNTIED), tokens(3, 14)
-    full = apply(config, params, tokens_BT)
-    lengths = np.array([8, 3, 5])
-    cache = model.init_cache(config, 3, 20)
-    start, positions = np.zeros(3, np.int32), np.arange(8)[None].repeat(3, axis=0)
-    logits, new_kv = apply_cached(config, params, tokens_BT[:, :8], cache, lengths_B=start, positions_BT=positions)
-    np.testing.assert_allclose(logits, full[:, :8], atol=2e-5)
-    assert not cache.k_LBSKH.any() and new_kv.k_LBSKH.shape == (3, 3, 8, 2, 8)
-    cache = model.write_cache(cache, new_kv, start)  # rows 1 and 2 hold entries past their length: must not count
-    for width in (1, 3):
-        columns = lengths[:, None] + np.arange(width)
-        new = np.take_along_axis(np.asarray(tokens_BT), columns, axis=1)
-        logits, new_kv = apply_cached(config, params, new, cache, lengths_B=lengths, positions_BT=columns)
-        expected = np.take_along_axis(np.asarray(full), columns[..., None], axis=1)
-        np.testing.assert_allclose(logits, expected, atol=2e-5)
-        cache, lengths = model.write_cache(cache, new_kv, lengths), lengths + width
-
-
-def test_candidates_share_one_prefix_and_do_not_see_each_other():
-    params, prefix_BT, candidates_BC = params_of(TINY), tokens(2, 6), tokens(2, 4, seed=5)
-    lengths = np.array([6, 4])
-    cache = model.init_cache(TINY, 2, 10)
-    zeros, positions = np.zeros(2, np.int32), np.arange(6)[None].repeat(2, axis=0)
-    _, new_kv = apply_cached(TINY, params, prefix_BT, cache, lengths_B=zeros, positions_BT=positions)
-    cache = model.write_cache(cache, new_kv, zeros)
-    logits, _ = apply_cached(
-        TINY,
-        params,
-        candidates_BC,
-        cache,
-        lengths_B=lengths,
-        positions_BT=lengths[:, None].repeat(4, axis=1),
-        new_mask_BTT=np.eye(4, dtype=bool)[None],
-    )
-    for row in range(2):
-        for i in range(4):
-            alone = jnp.concatenate([prefix_BT[row, : lengths[row]], candidates_BC[row, i : i + 1]])[None]
-            np.testing.assert_allclose(logits[row, i], apply(TINY, params, alone)[0, -1], atol=2e-5)
-
-
-def test_write_cache_drops_what_does_not_fit_and_keeps_the_rest():
-    cache = jax.tree.map(lambda x: x - 1.0, model.init_cache(TINY, 2, 4))
-    new_kv = jax.tree.map(lambda x: x + 2.0, model.init_cache(TINY, 2, 3))
-    written = model.write_cache(cache, new_kv, np.array([0, 2]))
-    np.testing.assert_array_equal(written.k_LBSKH[0, :, :, 0, 0], [[2, 2, 2, -1], [-1, -1, 2, 2]])
-
-
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
@@ -340,3 +291,21 @@ def test_mesh_refuses_what_does_not_fit():
 def test_config_refuses(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **{field: value})
+
+
+def test_qk_norm_and_rope_scaling_change_the_model_and_are_counted():
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)
+    plain = apply(TINY, params_of(TINY), tokens(1, 12))
+    scaled = apply(dataclasses.replace(TINY, rope_scaling=scaling), params_of(TINY), tokens(1, 12))
+    assert np.abs(plain - scaled).max() > 1e-2
+    config = dataclasses.replace(TINY, qk_norm=True)
+    assert config.num_params == TINY.num_params + 2 * TINY.num_layers * TINY.head_dim
+    padding = (TINY.padded_vocab_size - TINY.vocab_size) * TINY.d_model
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(config))) == config.num_params + padding
+    tenfold = jax.tree.map(jnp.copy, params_of(config))
+    for name in ("query", "key"):  # a norm undoes what scales its input
+        tenfold["layers"]["attention"][name] *= 10.0
+    same = (apply(config, each, tokens(1, 12)) for each in (params_of(config), tenfold))
+    np.testing.assert_allclose(*same, atol=2e-4)
+    with pytest.raises(ValueError, match="rope_scaling"):
+        dataclasses.replace(TINY, rope_scaling=dataclasses.asdict(scaling) | {"low_freq_factor": 5.0})

@@ -12,14 +12,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "scripts/bench_train.py"), "--threads=1", *arguments]
+    command = [sys.executable, str(ROOT / "scripts/bench/train.py"), "--threads=1", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_our_side_gives_a_table_and_an_absent_rival_says_why():
     done = bench("--shapes=smoke", "--rounds=2", "--only=litgpt", "--rivals_python=/no/python")
     assert done.returncode == 0, done.stderr
-    assert "litgpt skipped: no /no/python: scripts/bench_rivals.sh" in done.stdout
+    assert "litgpt skipped: no /no/python: scripts/bench/rivals.sh" in done.stdout
     assert re.search(
         r"^smoke: 26,784 parameters, 2 x 16, float32, cpu, 1 threads, losses 5\.\d+ to ", done.stdout, re.M
     )
@@ -37,9 +37,12 @@ def test_settings_for_gpus_parse_and_a_wrong_shape_is_named():
 
 def test_the_score_benchmark_times_every_way():
     pytest.importorskip("apache_beam", reason="needs the scoring extra")
-    flags = ["--scorer=python:bench_score:Free", "--documents=40", "--rounds=1", "--workers=1"]
+    flags = ["--scorer=python:score:Free", "--documents=40", "--rounds=1", "--workers=1"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/bench_score.py"), *flags], capture_output=True, text=True, timeout=600
+        [sys.executable, str(ROOT / "scripts/bench/score.py"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "\n40 documents, " in f"\n{done.stdout}" and "| plain loop, written | " in done.stdout

@@ -75,7 +75,7 @@ def test_the_newcomers_path_runs_as_it_stands(checkout):
     done = forked_commands.run_all(
         [_shortened(command) for command in commands],
         imports=("tensorflow", "seqio", "apache_beam", "jax", "optax", "orbax.checkpoint", "matplotlib.figure",
-                 "data_tasks.tasks", "safelm.checkpoints.checkpoint", "safelm.inference.engine", "safelm.train.program"),
+                 "data_tasks.tasks", "safelm.inference.engine", "safelm.train.program"),
         cwd=checkout,
         stops=True,
         XLA_FLAGS=os.environ["SAFELM_TESTS_XLA"],  # one device

@@ -18,15 +18,20 @@ from safelm import config_files
 from safelm.train import config as train_config
 
 # They run in .venv-bench, which has neither SafeLM nor its help.
-OTHER_VENV = ("bench_data_rivals", "bench_train_torch")
+OTHER_VENV = ("data_rivals", "train_torch")
 SCRIPTS = sorted(
     path
-    for path in (ROOT / "scripts").glob("*.py")
+    for path in (ROOT / "scripts").rglob("*.py")
     if path.stem not in OTHER_VENV and '__name__ == "__main__"' in path.read_text()
 )
 SHELL_SCRIPTS = sorted(
-    path for path in (ROOT / "scripts").glob("*.sh") if path.name not in ("help.sh", "tpu_vm_workers.sh")
+    path for path in (ROOT / "scripts").rglob("*.sh") if path.name not in ("help.sh", "tpu_vm_workers.sh")
 )
+PARTS = (
+    "safety.synthesis.review",
+    "aot.slices",
+    "ladder.prepare_real_text",
+)  # run as modules, no commands of their own
 SUBCOMMANDS = {"evaluate": ("report", "calibrate", "train_judge", "capability")}
 WITH_CONFIG = ("train", "ladder", "aot")  # their --config.FIELD=VALUE is checked against the config
 
@@ -34,7 +39,7 @@ WITH_CONFIG = ("train", "ladder", "aot")  # their --config.FIELD=VALUE is checke
 @functools.cache
 def command_helps() -> dict[tuple[str, ...], forked_commands.Done]:
     """By name, and by name and subcommand."""
-    keys = [*((name,) for name in (*console.COMMANDS, "safety.synthesis.review"))]
+    keys = [*((name,) for name in (*console.COMMANDS, *PARTS))]
     keys += [(name, verb) for name, verbs in SUBCOMMANDS.items() for verb in verbs]
     commands = [(f"safelm.{name}", *verb, "--help") for name, *verb in keys]
     imports = ("jax", "safelm.checkpoints.checkpoint", "safelm.train.program")
@@ -55,7 +60,8 @@ def test_every_command_has_help_with_an_example_without_tensorflow(command):
     done = command_helps()[(command,)]
     assert done.code == 0, done.output
     assert f"python -m safelm.{command} " in done.output
-    file = ROOT / "safelm" / (f"{command}/__main__.py" if command == "synthetic_web" else f"{command}.py")
+    file = ROOT / "safelm" / f"{command}.py"
+    file = file if file.exists() else file.with_suffix("") / "__main__.py"
     document = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()
     assert not [line for line in document if len(line) > 120], "a backslash joined lines"
     assert not [line for line in document if line.strip() not in done.output], "line breaks are lost"
@@ -65,7 +71,7 @@ def test_every_command_has_help_with_an_example_without_tensorflow(command):
 def test_every_python_script_has_help(script):
     done = script_helps()[script.stem]
     assert done.code == 0, done.output
-    assert f"usage: python scripts/{script.name}" in done.output
+    assert f"usage: python {script.relative_to(ROOT)}" in done.output
 
 
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
@@ -73,7 +79,7 @@ def test_help_of_a_shell_script_says_how_it_is_called_and_does_nothing(path, tmp
     env = os.environ | {"SAFELM_VENV": str(tmp_path / "venv"), "SAFELM_BENCH_VENV": str(tmp_path / "bench")}
     done = subprocess.run(["bash", str(path), "--help"], capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 0 and not done.stderr
-    assert f"scripts/{path.name}" in done.stdout
+    assert str(path.relative_to(ROOT)) in done.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -105,7 +111,7 @@ def test_every_command_shown_is_one_that_there_is(page, command, monkeypatch):
         text = subprocess.run(["bash", program, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
         assert f"{program}" in text
     elif program.endswith(".py"):
-        text = script_helps()[program.removeprefix("scripts/").removesuffix(".py")].output
+        text = script_helps()[program.rpartition("/")[2].removesuffix(".py")].output
     else:
         verb = arguments[:1] if tuple(arguments[:1]) and arguments[0] in SUBCOMMANDS.get(name, ()) else []
         text = command_helps()[(name, *verb)].output
@@ -129,7 +135,7 @@ def _check_flags(name: str, arguments: list[str], help_text: str) -> None:
 def test_the_console_command_lists_and_runs_the_commands(monkeypatch, capsys):
     with_main = set()
     for path in [*(ROOT / "safelm").glob("*.py"), *(ROOT / "safelm").glob("*/__main__.py")]:
-        if '__name__ == "__main__"' in path.read_text() and path.name != "beam_worker.py":
+        if '__name__ == "__main__"' in path.read_text():
             with_main.add(path.parent.name if path.name == "__main__.py" else path.stem)
     assert set(console.COMMANDS) == with_main - {"safelm"}
     monkeypatch.setattr(sys, "argv", ["safelm", "--help"])

@@ -1,4 +1,4 @@
-"""scripts/tpu_vm.sh against a gcloud that is a shell script: what it runs, in which order, and how it quotes."""
+"""scripts/tpu/tpu_vm.sh against a gcloud that is a shell script: what it runs, in which order, and how it quotes."""
 
 import json
 import os
@@ -284,6 +284,6 @@ def test_shellcheck_finds_nothing():
     program = str(beside_python) if beside_python.exists() else shutil.which("shellcheck")
     if program is None:
         pytest.skip("shellcheck is not installed (the dev extra brings it)")
-    scripts = [str(path) for path in [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]]
+    scripts = [str(path) for path in [*sorted((ROOT / "scripts").rglob("*.sh")), ROOT / ".ci" / "run"]]
     done = subprocess.run([program, "--format=json", *scripts], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout) == []

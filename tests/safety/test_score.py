@@ -10,9 +10,9 @@ import pytest
 
 from safelm import documents, score
 from safelm.jobs.beam_runner import Runner
+from safelm.jobs.output import OutputFolder
 from safelm.safety.scorer import Verdict
 from safelm.safety.scoring import columns, shard
-from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.plan import split
 from safelm.safety.scoring.scorers import describe, load_scorers, parse_specs
 

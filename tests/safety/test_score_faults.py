@@ -20,11 +20,11 @@ from test_score import SCORER, data, make_rows, rows_of, run, score_one, write_l
 from safelm import documents, score
 from safelm.jobs import beam_jobs, beam_runner
 from safelm.jobs.beam_runner import Runner
+from safelm.jobs.output import OutputFolder
 from safelm.safety.classifier import calibration, checkpoint
 from safelm.safety.embedding import load_backbone
 from safelm.safety.scorer import Verdict, load_scorer
 from safelm.safety.scoring import shard
-from safelm.safety.scoring.output import OutputFolder
 
 
 def test_columns_of_string_views_are_kept(tmp_path):

@@ -200,7 +200,8 @@ OWN_TEXT = {
 RUN = {
     "safelm/text/chat_template.py", "safelm/text/prompting.py", "safelm/safety/escaping.py",
     "data_tasks/preprocessors.py", "safelm/evaluate/capability/documents.py", "safelm/evaluate/coherence.py",
-    "safelm/evaluate/suites/duplicates.py", "safelm/evaluate/judges/word_lists.py", "safelm/evaluate/judges/questions.py",
+    "safelm/evaluate/suites/duplicates.py", "safelm/evaluate/judges/word_lists.py",
+    "safelm/evaluate/judges/questions.py",
     "safelm/evaluate/judges/rules.py", "safelm/evaluate/judges/trained.py", "safelm/evaluate/suites/prompt_files.py",
     "safelm/safety/classifier/installed_text.py", "safelm/safety/embedding/chunking.py",
     "safelm/safety/endpoint_client.py", "safelm/safety/judge/answer.py", "safelm/safety/judge/rubric.py",

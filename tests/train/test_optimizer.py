@@ -1,12 +1,18 @@
 """Schedules at their corners, and what clip, decay and AdamW do to a step."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from safelm.train.optimizer import decayed_params, make_optimizer, make_schedule
+from safelm.models import decoder, sharding
+from safelm.models.decoder import ModelConfig
+from safelm.train.optimizer import make_optimizer, make_schedule
+from safelm.train.step import Controls, make_program
 
 RUN = {"peak_lr": 1.0, "min_lr": 0.1, "warmup_steps": 10, "decay_steps": 20, "total_steps": 100}
 
@@ -45,13 +51,12 @@ def test_decay_applies_to_matrices_only():
         "block": {"norm": ("layers", "embed"), "up": ("layers", "embed", "mlp")},
         "norm": ("embed",),
     }
-    decayed = decayed_params(axes)
-    assert decayed == {"embedding": True, "block": {"norm": False, "up": True}, "norm": False}
     params = jax.tree.map(lambda axes: jnp.ones([2] * len(axes)), axes, is_leaf=lambda node: isinstance(node, tuple))
-    optimizer = make_optimizer(weight_decay=0.1, decayed=decayed)
+    optimizer = make_optimizer(weight_decay=0.1, axes=axes)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     new = jax.tree.map(lambda p, u: p - 0.5 * u, params, updates)
     np.testing.assert_allclose(new["embedding"], 0.95, rtol=1e-6)  # 1 - lr * decay
+    np.testing.assert_allclose(new["block"]["up"], 0.95, rtol=1e-6)
     np.testing.assert_array_equal(new["block"]["norm"], 1.0)
     np.testing.assert_array_equal(new["norm"], 1.0)
 
@@ -79,3 +84,45 @@ def test_unknown_optimizer_and_clip_are_refused():
         make_optimizer(name="sgd")
     with pytest.raises(ValueError, match=r"optimizer.clip_norm is -1"):
         make_optimizer(clip_norm=-1)
+
+
+def test_muon_orthogonalizes_the_kernels_of_every_layer_by_itself_and_leaves_the_rest_to_adam():
+    config = ModelConfig(
+        vocab_size=64, d_model=16, d_ff=32, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8, max_seq_len=8
+    )
+    params = decoder.init(config, jax.random.key(0))
+    gradients = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    make = functools.partial(make_optimizer, axes=decoder.logical_axes(config), clip_norm=0, weight_decay=0.0)
+    muon, adam = (make(name=name) for name in ("muon", "adamw"))
+    step, _ = muon.update(gradients, muon.init(params), params)
+    for kernel, fan_in in (("query", 16), ("key", 16), ("output", 16)):
+        for layer in step["layers"]["attention"][kernel]:
+            matrix = layer.reshape(fan_in, -1)
+            singular = jnp.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
+            assert 0.6 < singular.min() and singular.max() < 1.3, kernel  # Newton and Schulz's five steps
+    assert jax.tree.all(jax.tree.map(lambda s, g: (s * g).sum() > 0, step, gradients))  # parameters -= rate * step
+    expected, _ = adam.update(gradients, adam.init(params), params)
+    np.testing.assert_allclose(jnp.sign(step["embedder"]["embedding"]), jnp.sign(expected["embedder"]["embedding"]))
+
+
+def test_muon_trains_a_sharded_model_as_an_unsharded_one_and_its_state_lives_with_the_parameters():
+    config = ModelConfig(
+        vocab_size=64, d_model=16, d_ff=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, max_seq_len=8
+    )
+    optimizer = make_optimizer(name="muon", axes=decoder.logical_axes(config))
+    tokens_BT = jax.random.randint(jax.random.key(1), (8, 8), 0, 64)
+    batch = {"inputs_BT": tokens_BT, "targets_BT": tokens_BT, "segment_ids_BT": jnp.ones((8, 8), jnp.int32)}
+    batch |= {"positions_BT": jnp.arange(8)[None].repeat(8, 0), "loss_mask_BT": jnp.ones((8, 8))}
+    losses = []
+    for shape in ({"fsdp": 1}, {"fsdp": 4, "tensor": 2}):
+        mesh = sharding.make_mesh({"data": 1, "tensor": 1} | shape, jax.devices()[: math.prod(shape.values())])
+        with jax.set_mesh(mesh):
+            program = make_program(config, optimizer, mesh, batch_size=8, grad_accum_steps=1)
+            state = program.start(program.init_params(jax.random.key(0)))
+            momenta = [leaf for leaf in jax.tree.leaves(program.abstract_state.opt_state) if leaf.ndim == 4]
+            assert momenta and all("fsdp" in leaf.sharding.spec for leaf in momenta)
+            for _ in range(3):
+                state, told = program.step(state, batch, Controls(np.float32(0.02)))
+            losses.append(float(told.loss.mean_cross_entropy()))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert losses[0] < math.log(64) - 0.3

@@ -14,7 +14,7 @@ from safelm.models import sharding
 from safelm.models.decoder import ModelConfig, logical_axes
 from safelm.train import metrics as train_metrics
 from safelm.train import step as train_step
-from safelm.train.optimizer import decayed_params, make_optimizer
+from safelm.train.optimizer import make_optimizer
 
 ROWS, LENGTH = 16, 12
 
@@ -43,7 +43,7 @@ def _controls(step=0, **limits):
 def _program(mesh_shape, grad_accum_steps):
     """The functions of a tiny run on a mesh over the first devices, and the mesh."""
     config = ModelConfig(**tiny_runs.model_fields(num_kv_heads=2))
-    optimizer = make_optimizer(eps=1e-4, weight_decay=0.0, decayed=decayed_params(logical_axes(config)))
+    optimizer = make_optimizer(eps=1e-4, weight_decay=0.0, axes=logical_axes(config))
     num_devices = int(np.prod([size for _, size in mesh_shape]))
     mesh = sharding.make_mesh(dict(mesh_shape), devices=jax.devices()[:num_devices])
     program = train_step.make_program(

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +15,9 @@ from jaxtyping import Float
 from safelm.evaluate.judges.questions import HARM_QUESTION, MANNER_QUESTION, Question, material, question_for
 from safelm.evaluate.judges.verdicts import HARMFUL, REFUSALS, UNSCORED, Exchange
 from safelm.formats.sources import read_model
+from safelm.inference.forward import Cache
 from safelm.inference.prompts import batches
+from safelm.inference.weights import prepare
 from safelm.models import decoder as model
 from safelm.safety.embedding import installed_path
 from safelm.safety.judge import decoding
@@ -59,7 +60,7 @@ class _Asked:
 
     question: Question
     frame: Frame
-    cache: model.KVCache
+    cache: Cache
     choice_ids: tuple[tuple[int, ...], ...]
 
 
@@ -82,7 +83,7 @@ class EngineJudge:
         """Raises ValueError if the question doesn't fit the context or the vocabulary can't tell the choices apart."""
         self.name, self._settings = name, settings or Settings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
-        self._params, self._tokenizer = jax.device_put(params), tokenizer
+        self._weights, self._tokenizer = prepare(self._config, params), tokenizer
         self._asked = {question: self._prepare(question, source) for question in _QUESTIONS}
         shaping = {"answer_tokens": self._settings.answer_tokens, "least_mass": self._settings.least_mass}
         text = "".join(question.hash + asked.frame.text for question, asked in self._asked.items())
@@ -115,7 +116,7 @@ class EngineJudge:
         found: dict[int, np.ndarray] = {}
         for batch in self._batches(rows):
             _, log_probs = decoding.read_documents(
-                self._config, self._params, asked.cache, batch.tokens_PT, batch.lengths_P, flat, room=0
+                self._config, self._weights, asked.cache, batch.tokens_PT, batch.lengths_P, flat, room=0
             )
             probs = np.exp(np.asarray(log_probs, np.float64))
             for row, index in enumerate(batch.indices):
@@ -124,7 +125,7 @@ class EngineJudge:
 
     def _prepare(self, question: Question, source: str) -> _Asked:
         frame = question_frame(self._tokenizer, question)
-        cache = decoding.read_rubric(self._config, self._params, jnp.asarray(frame.before, jnp.int32))
+        cache = decoding.read_rubric(self._config, self._weights, jnp.asarray(frame.before, jnp.int32))
         room = self._config.max_seq_len - len(frame.before) - len(frame.after)
         if room < _LEAST_ANSWER_TOKENS:
             raise ValueError(

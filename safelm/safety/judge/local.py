@@ -11,7 +11,9 @@ import tqdm
 
 from safelm import inference
 from safelm.formats.sources import read_model
+from safelm.inference.forward import Cache
 from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
+from safelm.inference.weights import prepare
 from safelm.models import decoder as model
 from safelm.safety.embedding import installed_path
 from safelm.safety.escaping import escape
@@ -97,7 +99,7 @@ class Judge:
         self.name, self.settings = name, settings or Settings()
         self.num_answers = self.num_unusable = 0
         self._config = dataclasses.replace(config, attention="xla", remat="none")
-        self._params = jax.device_put(params)
+        self._weights = prepare(self._config, params)
         self._tokenizer, self._show_progress = tokenizer, show_progress
         self._frame = question_frame(tokenizer, load_rubric(self.settings.rubric))
         self._grammar = AnswerGrammar(
@@ -105,7 +107,7 @@ class Judge:
         )
         self._behind = (*self._frame.after, *(self._grammar.opening if self.settings.constrained else ()))
         self._chunk_tokens = self._fit_chunks(source)
-        self._rubric = decoding.read_rubric(self._config, self._params, jnp.asarray(self._frame.before, jnp.int32))
+        self._rubric = decoding.read_rubric(self._config, self._weights, jnp.asarray(self._frame.before, jnp.int32))
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _SPEED_ONLY}
         self.fingerprint = model_fingerprint(config, params, tokenizer, text=self._frame.text, settings=shaping)
 
@@ -164,7 +166,7 @@ class Judge:
     def _answer(self, batch: PromptBatch) -> list[tuple[Answer | None, dict[str, float]]]:
         num_rows = len(batch.indices)
         cache, log_probs_B6 = decoding.read_documents(
-            self._config, self._params, self._rubric, batch.tokens_PT, batch.lengths_P,
+            self._config, self._weights, self._rubric, batch.tokens_PT, batch.lengths_P,
             np.asarray(self._grammar.score_ids, np.int32), room=self._room if self.settings.reason_tokens else 0,
         )  # fmt: skip
         probs_B6 = np.asarray(jax.nn.softmax(log_probs_B6, axis=-1))[:num_rows].astype(np.float64)
@@ -178,7 +180,7 @@ class Judge:
             for answer, expected, probs in zip(answers, expected_B, probs_B6, strict=True)
         ]
 
-    def _reason(self, batch: PromptBatch, cache: model.KVCache, scores: list[int]) -> list[Answer]:
+    def _reason(self, batch: PromptBatch, cache: Cache, scores: list[int]) -> list[Answer]:
         grammar, height = self._grammar, len(batch.lengths_P)
         score_ids = [grammar.score_ids[score] for score in scores]
         replies = grammar.replies(score_ids)
@@ -189,7 +191,7 @@ class Judge:
         lengths_B = len(self._frame.before) + batch.lengths_P
         for _ in range(self.settings.reason_tokens):
             cache, next_B = decoding.step(
-                self._config, self._params, cache, tokens_BT, lengths_B, replies.masks(height)
+                self._config, self._weights, cache, tokens_BT, lengths_B, replies.masks(height)
             )
             lengths_B = lengths_B + tokens_BT.shape[1]
             tokens_BT = np.asarray(next_B, np.int32)[:, None]
@@ -203,7 +205,7 @@ class Judge:
         rows = [row[:length].tolist() for row, length in zip(batch.tokens_PT, lengths, strict=False)]
         generations = inference.generate(
             self._config,
-            self._params,
+            self._weights,
             [[*self._frame.before, *row] for row in rows],
             inference.Greedy(),
             max_new_tokens=self.settings.free_tokens,

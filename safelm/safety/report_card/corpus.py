@@ -20,10 +20,10 @@ from tqdm import tqdm
 from safelm import cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
+from safelm.jobs.output import OutputFolder
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.counting import Piece, Settings, count_piece, token_definition
 from safelm.safety.report_card.tally import Count
-from safelm.safety.scoring.output import OutputFolder
 
 PIECE_BYTES = 64 << 20
 SMALL_BYTES = 32 << 20  # up to so much a local run starts no workers, unless it is told how many

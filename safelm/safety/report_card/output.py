@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from safelm.jobs.output import OutputFolder
 from safelm.safety.report_card import charts, difference, page
-from safelm.safety.scoring.output import OutputFolder
 
 
 def write_card(out: OutputFolder, card: Mapping[str, Any]) -> None:

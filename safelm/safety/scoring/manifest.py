@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
+from safelm.jobs.output import OutputFolder
 from safelm.safety.ensemble import Agreement
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE
-from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.plan import COMMAND, FORMAT, ScorePlan
 
 _SUMMED = ("rows", "empty", "characters")

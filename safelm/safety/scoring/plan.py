@@ -11,8 +11,8 @@ from safelm import documents
 from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, Part
 from safelm.io import remote
 from safelm.jobs.file_shards import check_settings, is_one_shard, is_whole, shard_name, side_by_side, split
+from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE, check_free
-from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ScoreWork, ShardJob, output_name
 
 _logger = logging.getLogger(__name__)

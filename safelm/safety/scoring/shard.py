@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safelm.documents import Malformed, MalformedLimit, Part, RowTally
+from safelm.jobs.output import STAGING, OutputFolder
 from safelm.safety.ensemble import Agreement, Ensemble
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import json_rows, parquet_rows
 from safelm.safety.scoring.columns import EMPTY, FOLDERS, QUARANTINE, UNSCORED, Columns, folder
-from safelm.safety.scoring.output import STAGING, OutputFolder
 from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 
 RECORDS = "_shards"

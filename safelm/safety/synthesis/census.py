@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from safelm import documents
 from safelm.jobs import beam_runner
-from safelm.safety.scoring.output import OutputFolder
+from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.sources import Selection, ShardRows
 

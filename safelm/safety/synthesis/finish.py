@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
 from safelm.io import records
-from safelm.safety.scoring.output import OutputFolder
+from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ShardJob
 from safelm.safety.synthesis import census, columns, journal
 from safelm.safety.synthesis.attempts import MIN_REPLIES, nothing_written

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from safelm.io import files, records
-from safelm.safety.scoring.output import OutputFolder
+from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis.writer import Reply
 
 FOLDER = "_journal"

@@ -11,8 +11,8 @@ from typing import Any
 from safelm import documents
 from safelm.documents import SETTINGS_NAME, WRITTEN_BY, DocumentFile
 from safelm.jobs.file_shards import check_settings, is_whole, shard_name, side_by_side, split
+from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.columns import UNSCORED
-from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import RECORDS, ShardJob
 from safelm.safety.synthesis import census, journal
 from safelm.safety.synthesis.attempts import Desk

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from safelm.documents import Malformed
+from safelm.jobs.output import OutputFolder
 from safelm.safety.scorer import load_scorer
-from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.scoring.shard import MALFORMED_SUFFIX, ShardJob
 from safelm.safety.synthesis import census, columns, prompt_files
 from safelm.safety.synthesis.attempts import Desk, Rules, Trial

@@ -1,6 +1,6 @@
 """The parts of a refusal by their wording: acknowledge, cannot, why, alternative (Maini et al. 2025, section 3.3).
 
-English only, as the prompts are. How far such rules can be trusted is measured by scripts/measure_gates.py.
+English only, as the prompts are. How far such rules can be trusted is measured by scripts/studies/measure_gates.py.
 """
 
 import re

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from safelm.jobs import beam_runner
+from safelm.jobs.output import OutputFolder
 from safelm.safety.report_card import card, corpus, difference
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import Counted, SliceInput
 from safelm.safety.report_card.counting import Counter, Piece, Settings
 from safelm.safety.report_card.tally import Count
-from safelm.safety.scoring.output import OutputFolder
 from safelm.safety.synthesis.kinds import Source
 
 SOURCES, PUBLISHED = "sources", "published"

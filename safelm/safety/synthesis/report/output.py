@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.jobs import beam_runner
-from safelm.safety.scoring.output import OutputFolder
+from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis.report import cards, charts, page, summary
 
 FOLDER = "report"

@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Scaling on paper: one config on slices of growing size, from ahead-of-time compilation (no TPU needed).
+
+    python -m safelm.aot.slices --config=configs/smollm2_1b7.py --topologies=v5e:4x4,v5e:8x8,v5e:16x16 \
+        [--output=DIR] [--plan] [--config.a.b=value ...]
+
+Every slice splits parameters over all its chips and has the micro-batches of `--rows` rows a chip (or, with `--plan`,
+whatever `safelm.aot --plan` finds). Prints a Markdown table: step time at best and by the compiler's cycle counts, the
+collectives' share of the step and what of it nothing hides. The last line says from how many chips on the same batch
+would be bound by communication, with the compute of a chip and the gathering of all parameters both extrapolated.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from safelm import cli, config_files
+from safelm.aot import topology as aot_topology
+
+
+def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[str]) -> dict:
+    """The report of one `safelm.aot`; its table goes to standard error."""
+    path = folder / f"{topology.replace(':', '_')}.json"
+    command = [sys.executable, "-m", "safelm.aot", f"--config={config}", f"--topology={topology}", f"--output={path}"]
+    done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout, file=sys.stderr, flush=True)
+    if done.returncode not in (0, 1):
+        sys.exit(done.returncode)
+    return json.loads(path.read_text())
+
+
+def row(found: dict) -> str:
+    values, memory = found["settings"], found["memory"]
+    cells = [found["topology"], str(found["chips"]), f"{values['model.remat']}, {values['grad_accum_steps']}"]
+    if "time" not in found:
+        return " | ".join(["", *cells, "does not fit", "", "", "", "", ""]).strip()
+    time = found["time"]
+    cycles = time["by_compiler_cycles"]
+    cells += [
+        f"{memory['peak'] / 2**30:.1f} GiB",
+        f"{time['step']:.3f} s, {found['mfu']:.0%}",
+        f"{cycles:.3f} s, {found['mfu'] * time['step'] / cycles:.0%}" if cycles else "",
+        f"{time['collectives']:.3f} s, {time['collectives'] / time['step']:.0%}",
+        f"{time['collectives_not_hidden'] / time['step']:.0%}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def bound_from(found: dict) -> str:
+    """Chips from which collectives outlast compute: both shrink with the rows of a chip, down to one row each."""
+    values, time = found["settings"], found["time"]
+    rows = values["batch_size"] // found["chips"]
+    per_gather = time["collectives"] / values["grad_accum_steps"]
+    one_row = time["compute"] / rows
+    needed = per_gather / one_row
+    if needed <= 1:
+        return "not bound by communication down to one row a chip"
+    chips = values["batch_size"] / needed
+    return f"bound by communication from about {chips:,.0f} chips on (fewer than {needed:.1f} rows a chip and step)"
+
+
+def main() -> None:
+    parser = cli.parser("safelm.aot.slices", __doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--topologies", default="v5e:4x4,v5e:8x8,v5e:16x16")
+    parser.add_argument("--rows", type=int, default=2, help="rows of a micro-batch on a chip")
+    parser.add_argument("--remat", default="dots")
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--output", help="folder for the JSON files")
+    arguments, flags = parser.parse_known_args()
+    batch_size = config_files.load(arguments.config).batch_size
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(arguments.output or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = []
+        for topology in arguments.topologies.split(","):
+            steps = max(batch_size // (aot_topology.parse(topology).num_chips * arguments.rows), 1)
+            fixed = [f"--config.model.remat={arguments.remat}", f"--config.grad_accum_steps={steps}"]
+            chosen = ["--plan"] if arguments.plan else fixed
+            found.append(compile_for(arguments.config, topology, folder, [*chosen, *flags]))
+    print("| slice | chips | remat, micro-batches | HBM | at best, MFU | by cycles, MFU | collectives | not hidden |")
+    print("|---|---|---|---|---|---|---|---|")
+    print("\n".join(map(row, found)))
+    print(bound_from(found[-1]) if "time" in found[-1] else "")
+
+
+if __name__ == "__main__":
+    main()

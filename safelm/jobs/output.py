@@ -1,0 +1,175 @@
+"""The output folder of a long run, local or behind a URL: whole files only, listings, small JSON records."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from safelm.io import files as whole_files
+from safelm.io import records, remote
+from safelm.io.files import file_sha256
+
+STAGING, FAILURES = "_staging", "_failures"
+_READ_AT_ONCE = 256
+
+
+class OutputFolder:
+    """Files by their names relative to the folder, e.g. "score=3/train-000001-web.jsonl.gz". Picklable."""
+
+    def __init__(self, root: str):
+        self.root = root.rstrip("/")
+        self.is_remote = remote.is_remote(self.root)
+
+    def path(self, name: str) -> str:
+        """The path or URL of a file."""
+        return f"{self.root}/{name}"
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Name and size (bytes) of every file right in one of the folders ("" for the output itself)."""
+        place = self.path(folder) if folder else self.root
+        if self.is_remote:
+            found = remote.list_sizes(place)
+            if found is None:
+                raise PermissionError(f"{place}: listing is refused, so it can't be seen what is there")
+            return found
+        try:
+            with os.scandir(place) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return {}
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there but locks and what a killed run left unnamed."""
+        if self.is_remote:
+            files, inner = remote.filesystem(self.root)
+            try:
+                return not remote.retrying(self.root, "listing", lambda: files.ls(inner))
+            except FileNotFoundError:
+                return True
+        names = os.listdir(self.root) if os.path.isdir(self.root) else []
+        return not [name for name in names if not name.startswith(".") and name != STAGING]
+
+    def read_json(self, names: list[str]) -> Iterator[Any]:
+        """The objects of JSON files, in order; None for one that is absent or damaged."""
+        for at in range(0, len(names), _READ_AT_ONCE):
+            for data in self._read(names[at : at + _READ_AT_ONCE]):
+                try:
+                    yield None if data is None else records.parse(data, self.root, "")
+                except ValueError:
+                    yield None
+
+    def _read(self, names: list[str]) -> list[bytes | None]:
+        if self.is_remote:
+            files, _ = remote.filesystem(self.root)
+            urls = {name: self.path(name) for name in names}
+            inner = {name: remote.filesystem(url)[1] for name, url in urls.items()}
+            found = files.cat(list(inner.values()), on_error="return") if names else {}
+            found = found if isinstance(found, dict) else {next(iter(inner.values())): found}
+            return [self._again(urls[name], inner[name], found[inner[name]]) for name in names]
+        return [_read_local(self.path(name)) for name in names]
+
+    def _again(self, url: str, inner: str, found: Any) -> bytes | None:
+        if not isinstance(found, Exception):
+            return found
+        files, _ = remote.filesystem(url)
+        try:
+            return remote.retrying(url, "reading", lambda: files.cat_file(inner), failed=found)
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> Any:
+        """A file to read in (bytes). Raises FileNotFoundError, or OSError that names it."""
+        return remote.open_file(self.path(name)) if self.is_remote else open(self.path(name), "rb")
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes a small JSON file, whole or not at all; OSError names it."""
+        if self.is_remote:
+            remote.write_text(self.path(name), json.dumps(values, indent=1, sort_keys=True))
+            return
+        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        records.write(self.path(name), values)
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[str]:
+        """A local folder for files being made; removed at the end."""
+        parent = None if self.is_remote else self.path(STAGING)
+        if parent:
+            os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="safelm-", dir=parent) as folder:
+            yield folder
+
+    def publish(self, local: str, name: str) -> dict[str, Any]:
+        """Gives a finished file of `staging` its place and name; returns its bytes and sha256."""
+        facts = {"bytes": os.path.getsize(local), "sha256": file_sha256(local)}
+        if self.is_remote:
+            remote.upload(local, self.path(name))
+            return facts
+        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        whole_files.replace(local, self.path(name))
+        return facts
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            remote.remove(self.path(name)) if self.is_remote else os.remove(self.path(name))
+
+    def record_failure(self, name: str, message: str) -> None:
+        """Keeps what a worker has to say of a shard it could not do."""
+        self.write_json(f"{FAILURES}/{name}.json", {"message": message})
+
+    def clear_failures(self) -> None:
+        """Forgets the failures of a former run."""
+        for name in self.sizes(FAILURES):
+            self.remove(f"{FAILURES}/{name}")
+        if not self.is_remote:
+            shutil.rmtree(self.path(FAILURES), ignore_errors=True)
+
+    def raise_failures(self) -> None:
+        """Raises a ValueError of the first failure, with how many others there are."""
+        names = sorted(self.sizes(FAILURES))
+        found = self.read_json([f"{FAILURES}/{name}" for name in names])
+        messages = [str(failure["message"]) for failure in found if failure]
+        if messages:
+            others = f" (and {len(messages) - 1} more shards failed)" if len(messages) > 1 else ""
+            then = "finished shards are kept, run the same command again when that is mended"
+            raise ValueError(f"{messages[0]}{others}; {then}")
+
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Holds a lock on a local folder and clears away what a killed run left unnamed; checks that it is writable."""
+        remote.check_writable(self.root)
+        if self.is_remote:
+            yield
+            return
+        with open(self.path(".lock"), "w") as lock, open(self.path(".workers"), "w") as workers:
+            if not whole_files.try_lock(lock):
+                raise ValueError(f"{self.root}: another process is writing there")
+            whole_files.wait_for_lock(workers)  # workers of a killed run end within a second
+            fcntl.flock(workers, fcntl.LOCK_UN)
+            shutil.rmtree(self.path(STAGING), ignore_errors=True)
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.path(STAGING), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """A worker's sign that it may still write; the next run waits for it."""
+        if self.is_remote:
+            yield
+            return
+        with open(self.path(".workers"), "a") as file:
+            whole_files.wait_for_lock(file, shared=True)
+            yield
+
+
+def _read_local(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None

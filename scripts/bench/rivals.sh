@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Makes .venv-bench with what SafeLM is measured against: LitGPT, LitData and HF datasets, pinned. They need versions
+# that SafeLM's own environment does not take (huggingface-hub below 1.4, older fsspec). `scripts/bench/rivals.sh [PYTHON]`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+# shellcheck source=scripts/help.sh
+. scripts/help.sh
+venv=${SAFELM_BENCH_VENV:-.venv-bench}
+[ -x "$venv/bin/python" ] || "${1:-.venv/bin/python}" -m venv "$venv"
+# torch first and by itself: so pip takes the build it is configured for (CPU or CUDA).
+"$venv/bin/python" -m pip install --quiet torch==2.13.0
+"$venv/bin/python" -m pip install --quiet torch==2.13.0 litgpt==0.5.13 litdata==0.2.76 datasets==5.0.1
+# LitData asks for it, text needs none, and a build for CUDA beside torch for the CPU breaks `import lightning`.
+"$venv/bin/python" -m pip uninstall --quiet --yes torchvision

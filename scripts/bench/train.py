@@ -1,0 +1,236 @@
+"""The training step against LitGPT and transformers: milliseconds, tokens/s, ratios with their spread, in one run.
+
+    scripts/bench/rivals.sh                             # once: .venv-bench with LitGPT
+    python scripts/bench/train.py                       # CPU: 1.84M parameters at 16 x 256, SmolLM2-135M at 1 x 512
+    python scripts/bench/train.py --shapes=tiny --rounds=7
+    python scripts/bench/train.py --device=gpu          # 135M, 360M and 1.7B in bfloat16 at length 2048, with MFU
+
+All sides do the same work on the same weights and batch: forward, mean cross-entropy, backward, clip to norm 1, AdamW.
+Their losses before the first three updates must agree, or the run ends with an error. SafeLM's step is the one that
+`safelm.train` compiles for such a config; each row is one document, and its mask is computed all the same, which the
+others do not have. Each rival runs eagerly and through torch.compile, with PyTorch's fused AdamW: quote the faster.
+Every side is a process of its own on the same cores, one at work at a time; in every round each does its steps in turn,
+so load on the machine hits all alike. A ratio is theirs / ours by medians within a round; the table gives the median
+over rounds and the smallest and largest.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from safelm import cli
+
+HERE = Path(__file__).resolve().parent
+OURS = "safelm"
+SMOLLM2_135M = {"vocab_size": 49_152, "num_layers": 30, "d_model": 576, "d_ff": 1536, "num_heads": 9, "num_kv_heads": 3}
+SMOLLM2_360M = {
+    "vocab_size": 49_152,
+    "num_layers": 32,
+    "d_model": 960,
+    "d_ff": 2560,
+    "num_heads": 15,
+    "num_kv_heads": 5,
+}
+SMOLLM2_1B7 = {"vocab_size": 49_152, "num_layers": 24, "d_model": 2048, "d_ff": 8192, "num_heads": 32}
+TINY = {"vocab_size": 8192, "num_layers": 4, "d_model": 128, "d_ff": 384, "num_heads": 4, "num_kv_heads": 2}
+SMOKE = {"vocab_size": 256, "num_layers": 2, "d_model": 32, "d_ff": 64, "num_heads": 2, "num_kv_heads": 1}
+# name -> (sizes, head_dim, batch, length, dtype, steps in a turn, remat). Layers are unrolled on a CPU, as
+# configs/quickstart.py has it, and scanned on a GPU, as the SmolLM2 configs have it.
+SHAPES: dict[str, dict[str, tuple]] = {
+    "cpu": {
+        "tiny": (TINY, 32, 16, 256, "float32", 3, "none"),
+        "135m": (SMOLLM2_135M, 64, 1, 512, "float32", 1, "none"),
+        "smoke": (SMOKE, 16, 2, 16, "float32", 2, "none"),
+    },
+    "gpu": {
+        "135m": (SMOLLM2_135M, 64, 16, 2048, "bfloat16", 5, "dots"),
+        "360m": (SMOLLM2_360M, 64, 8, 2048, "bfloat16", 5, "dots"),
+        "1b7": (SMOLLM2_1B7 | {"num_kv_heads": 32}, 64, 4, 2048, "bfloat16", 5, "full"),
+    },
+}
+
+
+class Side:
+    """A process that does training steps when told to."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str]):
+        self.name, self.rounds = name, []
+        self._log = tempfile.TemporaryFile(mode="w+")
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | environment,
+        )
+        try:
+            self.about = self._read()
+        except RuntimeError:
+            self.close()
+            raise
+
+    def turn(self, steps: int) -> None:
+        """Does steps and notes their seconds."""
+        print(steps, file=self._process.stdin, flush=True)
+        self.rounds.append(self._read()["seconds"])
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it ended by itself
+            self._process.stdin.close()
+        self._process.wait()
+        self._log.close()
+
+    def _read(self) -> dict[str, Any]:
+        for line in self._process.stdout:
+            if line.startswith("BENCH "):
+                return json.loads(line.removeprefix("BENCH "))
+        self._process.wait()
+        self._log.seek(0)
+        last = self._log.read().strip().splitlines()[-1:] or ["no message"]
+        raise RuntimeError(f"{self.name} ended with {self._process.returncode}: {last[0]}")
+
+
+def commands(folder: str, device: str, threads: int, rivals_python: str) -> dict[str, list[str] | str]:
+    """Every side's command, or why it can't run here."""
+    ours = [sys.executable, str(HERE / "train_safelm.py"), folder]
+    torch_device = "cuda" if device == "gpu" else "cpu"
+    options = [str(HERE / "train_torch.py"), folder, f"--threads={threads}", f"--device={torch_device}"]
+    sides: dict[str, list[str] | str] = {OURS: ours}
+    here = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    pythons = {
+        "litgpt": (
+            rivals_python,
+            os.access(rivals_python, os.X_OK),
+            f"no {rivals_python}: scripts/bench/rivals.sh",
+        ),
+        "transformers": (sys.executable, here, "torch and transformers are not installed: the extra `parity`"),
+    }
+    for kind, (python, exists, reason) in pythons.items():
+        command = [python, *options, f"--kind={kind}"]
+        sides[kind] = command if exists else reason
+        sides[f"{kind}, torch.compile"] = [*command, "--compile"] if exists else reason
+    return sides
+
+
+def settings_of(shape: tuple, device: str) -> dict[str, Any]:
+    sizes, head_dim, batch_size, seq_len, dtype, _, remat = shape
+    return {
+        "model": sizes | {"head_dim": head_dim},
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "dtype": dtype,
+        "remat": remat,
+        "scan_layers": device == "gpu",
+    }
+
+
+def race(name: str, shape: tuple, args: argparse.Namespace) -> None:
+    """Measures all sides at one shape and prints the table."""
+    settings, environment = settings_of(shape, args.device), {"JAX_PLATFORMS": "cpu"}
+    if args.device == "gpu":
+        environment = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        writer = [sys.executable, str(HERE / "train_safelm.py"), folder, "--write", json.dumps(settings)]
+        subprocess.run(writer, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        settings = json.loads(Path(folder, "settings.json").read_text())
+        sides: list[Side] = []
+        try:
+            for side, command in commands(folder, args.device, args.threads, args.rivals_python).items():
+                start(sides, side, command, environment, args.only)
+            check_losses(sides, 2e-4 if settings["dtype"] == "float32" else 2e-2)
+            for number in range(args.rounds):
+                first = number % len(sides)
+                for side in sides[first:] + sides[:first]:
+                    side.turn(shape[5])
+        finally:
+            for side in sides:
+                side.close()
+    report(name, settings, sides, args)
+
+
+def start(sides: list[Side], name: str, command: list[str] | str, environment: dict[str, str], only: str) -> None:
+    """Adds a side that has compiled and done three steps; says why where it can't."""
+    if name != OURS and not name.startswith(tuple(only.split(","))):
+        return
+    try:
+        if isinstance(command, str):
+            raise RuntimeError(f"{name} skipped: {command}")
+        began = time.perf_counter()
+        sides.append(Side(name, command, environment))
+        print(f"{name}: compiled after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    except RuntimeError as error:
+        if name == OURS:
+            raise
+        print(error, flush=True)
+
+
+def check_losses(sides: list[Side], tolerance: float) -> None:
+    """Raises SystemExit unless all sides' losses before the first three updates agree."""
+    expected = sides[0].about["losses"]
+    for side in sides:
+        for mine, theirs in zip(expected, side.about["losses"], strict=True):
+            if abs(mine - theirs) > tolerance * abs(mine):
+                raise SystemExit(
+                    f"not the same work: losses {expected} of {OURS}, {side.about['losses']} of {side.name}"
+                )
+
+
+def report(name: str, settings: dict[str, Any], sides: list[Side], args: argparse.Namespace) -> None:
+    """The table and one JSON line."""
+    about, ours = sides[0].about, [statistics.median(seconds) for seconds in sides[0].rounds]
+    tokens = settings["batch_size"] * settings["seq_len"]
+    print(
+        f"\n{name}: {settings['num_params']:,} parameters, {settings['batch_size']} x {settings['seq_len']}, "
+        f"{settings['dtype']}, {about['device']}, {args.threads} threads, losses {about['losses'][0]:.4f} to "
+        f"{about['losses'][-1]:.4f} on all sides"
+    )
+    print(f"{'side':32s} {'ms':>9s} {'min':>9s} {'max':>9s} {'tokens/s':>9s} {'MFU':>6s}  theirs/ours (spread)")
+    record = {}
+    for side in sides:
+        medians = [statistics.median(seconds) for seconds in side.rounds]
+        every = [value for seconds in side.rounds for value in seconds]
+        middle = statistics.median(every)
+        ratios = [theirs / mine for theirs, mine in zip(medians, ours, strict=True)]
+        peak = about["peak_flops"]
+        mfu = f"{tokens / middle * about['flops_per_token'] / peak:6.1%}" if peak else f"{'-':>6s}"
+        print(
+            f"{side.name:32s} {middle * 1e3:9.1f} {min(every) * 1e3:9.1f} {max(every) * 1e3:9.1f} "
+            f"{tokens / middle:9.0f} {mfu}  {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+        record[side.name] = {"ms": [round(value * 1e3, 2) for value in every], "losses": side.about["losses"]}
+    print(json.dumps({"shape": name, "tokens": tokens, "sides": record}), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = cli.parser("scripts.bench.train", __doc__)
+    parser.add_argument("--device", choices=tuple(SHAPES), default="cpu")
+    parser.add_argument("--shapes", help="cpu: tiny,135m (default) or smoke; gpu: 135m,360m,1b7 (default: all)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores for every side")
+    parser.add_argument("--only", default="litgpt,transformers", help="rivals whose name starts so; 'none' for none")
+    parser.add_argument("--rivals_python", default=str(HERE.parent / ".venv-bench/bin/python"))
+    args = parser.parse_args(arguments)
+    shapes = (args.shapes or ",".join(name for name in SHAPES[args.device] if name != "smoke")).split(",")
+    if unknown := [name for name in shapes if name not in SHAPES[args.device]]:
+        parser.error(f"--shapes={args.shapes}: {unknown[0]} is not one of {', '.join(SHAPES[args.device])}")
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 <= args.threads <= len(cores):
+        parser.error(f"--threads={args.threads}: this process may use {len(cores)} cores")
+    if args.device == "cpu":  # JAX takes as many threads as it may use cores; the sides inherit this
+        os.sched_setaffinity(0, cores[: args.threads])
+    for name in shapes:
+        race(name, SHAPES[args.device][name], args)
+
+
+if __name__ == "__main__":
+    main()

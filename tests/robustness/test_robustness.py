@@ -1,0 +1,179 @@
+"""Attacks on tiny models: what they do to contexts and parameters, and a study that goes on where it was stopped."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+
+from safelm.checkpoints import checkpoint
+from safelm.evaluate.suites.suite import read_prompts
+from safelm.inference import tag_probability
+from safelm.models import decoder as model
+from safelm.models.config import ModelConfig
+from safelm.robustness import attacks
+from safelm.robustness import study as robustness
+from safelm.robustness.report import markdown, write_report
+from safelm.robustness.seeds import pool
+from safelm.robustness.target import Target, measure_answers, measure_tag
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    from safelm.synthetic_web.corpus import Recipe, write_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(str(folder), Recipe(seed=0, documents=40, validation_documents=2, prompts=4, chats=20))
+    return str(folder / "chat_prompts")
+
+
+@pytest.fixture(scope="module")
+def target():
+    vocabulary = tiny_runs.tokenizer()
+    config = ModelConfig(
+        vocab_size=vocabulary.vocab_size, num_layers=1, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8,
+        max_seq_len=384, dtype="float32", init_std=0.4,
+    )  # fmt: skip
+    return Target(config, model.init(config, jax.random.key(0)), vocabulary, is_chat=True)
+
+
+@pytest.fixture(scope="module")
+def harmful(prompts):
+    return [prompt for prompt in read_prompts(prompts) if prompt.harmful]
+
+
+def last_tag_probability(target, contexts):
+    found = tag_probability(target.config, target.params, contexts, harm_tag_id=target.tokenizer.harm_tag_id)
+    return np.array([probs[-1] for probs in found])
+
+
+def test_first_words_are_those_of_a_harmful_answer(target, harmful):
+    from safelm.evaluate.judges import word_lists as judge
+
+    answers = attacks.harmful_answers(harmful)
+    assert answers == attacks.harmful_answers(harmful)
+    assert {judge.judge(answer) for answer in answers.values()} == {judge.HARMFUL}
+    plain = attacks.prefix_contexts(target, harmful, answers, 0)
+    assert plain == [target.context(prompt.prompt) for prompt in harmful]
+    given = attacks.prefix_contexts(target, harmful, answers, 3)
+    for prompt, before, after in zip(harmful, plain, given, strict=True):
+        assert after[: len(before)] == before
+        words = target.tokenizer.decode(after[len(before) :])
+        assert words == " ".join(answers[prompt.id].split()[:3])
+
+
+def test_a_topic_of_another_corpus_is_named(harmful):
+    with pytest.raises(ValueError, match=f"{harmful[0].id}.*'tea'"):
+        attacks.harmful_answers([dataclasses.replace(harmful[0], topic="tea")])
+
+
+def test_the_cover_chosen_has_the_lowest_tag_probability(target, harmful):
+    covers = ["the cat sat", "the dog did not", "on the mat", "cat"]
+    chosen = last_tag_probability(target, attacks.cover_contexts(target, harmful, covers, knows_tag=True))
+    for cover in covers:
+        tried = last_tag_probability(target, [target.context(f"{cover} {prompt.prompt}") for prompt in harmful])
+        assert (chosen <= tried + 1e-7).all()
+    drawn = attacks.cover_contexts(target, harmful, covers, knows_tag=False)
+    assert drawn == attacks.cover_contexts(target, harmful, covers, knows_tag=False)
+
+
+def test_an_erased_tag_is_never_likely_and_nothing_else_changes(target, harmful):
+    contexts = [target.context(prompt.prompt) for prompt in harmful]
+    erased = attacks.erase_tag(target, contexts)
+    assert last_tag_probability(target, contexts).max() > 1e-6
+    assert last_tag_probability(erased, contexts).max() < 1e-12
+    before, after = (each.params["embedder"]["embedding"] for each in (target, erased))
+    (changed,) = np.flatnonzero((np.asarray(before) != np.asarray(after)).any(axis=1))
+    assert changed == target.tokenizer.harm_tag_id
+
+
+def test_answers_and_tag_are_measured_with_intervals(target, prompts):
+    chosen = read_prompts(prompts)
+    contexts = [target.context(prompt.prompt) for prompt in chosen]
+    found = measure_answers(target, chosen, contexts, "greedy", max_new_tokens=3)
+    assert found["harmful_completion"]["cases"] == found["wrongly_refused"]["cases"] == len(chosen) // 2
+    assert set(found["labels"]) == {prompt.id for prompt in chosen}
+    tag = measure_tag(target, contexts[:2], contexts[2:])
+    assert tag["tag_auroc"]["low"] <= tag["tag_auroc"]["value"] <= tag["tag_auroc"]["high"]
+
+
+@pytest.fixture(scope="module")
+def study(target, prompts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    checkpoint.save_params(str(folder / "model"), target.config, target.params, target.tokenizer)
+    inputs = tiny_runs.write_inputs(folder / "inputs")
+    finetunings = tuple(
+        robustness.Finetuning(name, str(inputs / "tokens"), source, (1e-3,), (0.0, 0.25))
+        for name, source in (("benign", "filtered_web"), ("tag_free", "raw_web"))
+    )
+    return robustness.Study(
+        models={"plain": str(folder / "model"), "tagged": str(folder / "model")},
+        tagged=("tagged",),
+        prompts=prompts,
+        output=str(folder / "out"),
+        finetunings=finetunings,
+        prefix_words=(0, 2),
+        num_covers=2,
+        max_prompts=2,
+        max_new_tokens=2,
+        batch_size=8,
+        seq_len=64,
+    )
+
+
+def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeypatch, tmp_path):
+    points = robustness.run(study)
+    for name, methods in (("plain", {"greedy"}), ("tagged", {"greedy", "beam", "safe_beam"})):
+        prefix = [point for point in points if point["model"] == name and point["attack"] == "prefix"]
+        assert {(point["words"], point["method"]) for point in prefix} == {(k, m) for k in (0, 2) for m in methods}
+    assert {point["method"] for point in points if point["attack"] == "erased_tag"} == {"greedy", "beam", "safe_beam"}
+    attacks_on = lambda name: {point["attack"] for point in points if point["model"] == name}  # noqa: E731
+    assert attacks_on("plain") == {"prefix", "cover", "benign"}
+    assert attacks_on("tagged") == {"prefix", "cover", "erased_tag", "benign", "tag_free"}
+    assert {point["epochs"] for point in points if point["attack"] == "benign"} == {0, 0.25}
+    assert all(point["steps"] > 0 for point in points if point.get("epochs"))
+
+    monkeypatch.setattr(robustness.train, "train", None)  # nothing is trained again
+    monkeypatch.setattr(robustness, "load_target", None)
+    assert robustness.run(study) == points
+
+    paths = write_report(str(tmp_path), points, {"machine": "test"})
+    assert [path.name for path in paths] == ["results.json", "results.md", "results.png"]
+    stored = json.loads(paths[0].read_text())
+    assert len(stored["points"]) == len(points) and "labels" not in stored["points"][0]
+    text = markdown(points, {})
+    assert all(head in text for head in ("first words", "harmless sentence", "row erased", "Benign", "without tags"))
+
+
+def test_an_unknown_tagged_model_is_named(study):
+    with pytest.raises(ValueError, match="--tagged=other"):
+        dataclasses.replace(study, tagged=("other",))
+
+
+def test_seeds_of_a_model_are_one_row_whose_interval_is_over_them_too(tmp_path):
+    """Three seeds that agree on no prompt, before and after a finetuning that turns every third answer harmful."""
+    rng, prompts = np.random.default_rng(0), [f"h{i}" for i in range(60)]
+
+    def point(seed, epochs, rate):
+        labels = {prompt: "harmful" if rng.random() < rate else "refusal" for prompt in prompts} | {"s": "refusal"}
+        share = {"value": 0.0, "low": 0.0, "high": 0.0}
+        tag = {"tag_auroc": {"value": 0.5 + seed / 10}, "median_tag_probability": {"harmful": 0.1, "safe": 0.2}}
+        key = {"model": f"raw#{seed}", "attack": "benign", "method": "greedy", "learning_rate": 1e-3}
+        key |= {"epochs": epochs, "steps": 10 * epochs}
+        return {**key, "labels": labels, "harmful_completion": share, "wrongly_refused": share, **tag}
+
+    points = [point(seed, epochs, rate) for seed, base in enumerate((0.1, 0.3, 0.5))
+              for epochs, rate in ((0, base), (1, base + 0.3))]  # fmt: skip
+    before, after = pool(points, set(prompts))
+    assert before["model"] == "raw" and before["seeds"] == 3 and "change" not in before
+    share = np.mean([[label == "harmful" for label in each["labels"].values()][:60] for each in points[::2]])
+    assert before["harmful_completion"]["value"] == pytest.approx(share)
+    spread = before["harmful_completion"]["high"] - before["harmful_completion"]["low"]
+    assert spread > 0.2 > after["change"]["value"] - after["change"]["low"]  # pairing takes the seeds' spread out
+    assert after["change"]["low"] > 0.1 and before["wrongly_refused"]["value"] == 1.0
+    assert (before["tag_auroc"]["low"], before["tag_auroc"]["high"]) == (0.5, 0.7)
+    paths = write_report(str(tmp_path), points, {}, harmful=set(prompts))
+    assert len(json.loads(paths[0].read_text())["points"]) == 6 and "| raw |" in paths[1].read_text()
+    assert "raw#0" not in paths[1].read_text()
