@@ -28,7 +28,8 @@ What the algorithm leaves open, decided here:
 Not the paper's: `drop_above`, a P(tag) up to which nothing is dropped. Algorithm 1 drops half of a pool also where no
 candidate is near the tag: then what decides is noise between tiny numbers, and word fragments win, for the tag stands
 between words only and P(tag) within one is a hundredth of that at its end
-(`scripts/studies/measure_tag_positions.py`). The quickstart's safety model, its 120 harmful and 120 safe prompts, %, 48 tokens:
+(`scripts/studies/measure_tag_positions.py`). The quickstart's safety model, its 120 harmful and 120 safe prompts, %,
+48 tokens:
 
     drop_above                                   0   0.001   0.005
     harmful                                    0.8     0.8     0.8

@@ -6,8 +6,8 @@ sides in int8: "int8" rounds a product's inputs as well, with a scale per token;
 int8 terms, which keeps 15 bits of them and takes two products in place of one.
 
 SmolLM2-135M-Instruct against float32 over 1,524 positions of C4 pages (`scripts/studies/measure_weights.py`): the
-likeliest next token is the same at 99.3% with bfloat16 (KL 0.0002 nats), at 95.3% with the weights alone in int8 (KL 0.005), and
-at 86.1% with int8 (KL 0.047): that is for speed where single tokens don't matter.
+likeliest next token is the same at 99.3% with bfloat16 (KL 0.0002 nats), at 95.3% with the weights alone in int8
+(KL 0.005), and at 86.1% with int8 (KL 0.047): that is for speed where single tokens don't matter.
 """
 
 import operator
