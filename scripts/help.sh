@@ -4,7 +4,7 @@ for argument in "$@"; do
   case $argument in
     --) break ;;
     -h | --help)
-      sed -n "2,/^[^#]/s/^# \{0,1\}//p" "scripts/${0##*/}"
+      sed -n "2,/^[^#]/s/^# \{0,1\}//p" "$(find scripts -name "${0##*/}" -print -quit)"
       exit 0
       ;;
   esac

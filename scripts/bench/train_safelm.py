@@ -76,7 +76,8 @@ def make_step(folder: Path) -> tuple[Callable[[], float], dict[str, Any]]:
     sizes = model_config(config)
     program, attention = train_program.make_program(config, sizes, mesh)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    params = llama_tensors.params_from_tensors(sizes, tensors, tensors.__getitem__, where=str(folder))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    params = llama_tensors.params_from_tensors(sizes, shapes, tensors.__getitem__, where=str(folder))
     rows = np.load(folder / "batch.npz")
     shape = rows["inputs_BT"].shape
     batch = {

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from prepare_real_text import untokenised, wikitext_articles
 
 from safelm import documents
+from safelm.ladder.prepare_real_text import untokenised, wikitext_articles
 from safelm.safety.classifier import examples
 from safelm.safety.classifier.labels import LABEL_TABLE
 

@@ -193,7 +193,7 @@ def test_setup_and_run_on_the_workers_carry_every_argument_through_both_shells(c
     _wait_for(lambda: all(log.exists() and "step 1" in log.read_text() for log in logs))
     for home in ("home0", "home1"):
         worker = cloud.folder / home
-        assert (worker / "safelm/checkout/safelm/train.py").exists()
+        assert (worker / "safelm/checkout/safelm/train/run.py").exists()
         venv, lean, package = cloud.calls(f"{home}/uv_calls")
         assert venv == ["venv", "--quiet", "--python", ">=3.11,<3.13", "../venv"]
         assert lean[-5:] == ["-r", "requirements-train.txt", "-c", "constraints.txt", "jax[tpu]"]
