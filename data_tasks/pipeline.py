@@ -13,10 +13,11 @@ import tensorflow as tf
 from jaxtyping import Bool, Int, Int32
 
 from data_tasks.chats import encode_chat, map_content
-from data_tasks.preprocessors import MAX_SCORE, NO_SCORE, append_end_of_document, remove_harm_tags
+from data_tasks.preprocessors import NO_SCORE, append_end_of_document
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.documents import ID_COLUMN, harm, missing_column
 from safelm.text.chat_template import ASSISTANT
+from safelm.text.harm_tags import MAX_SCORE, remove_harm_tags
 from safelm.text.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 256

@@ -42,10 +42,11 @@ import tensorflow as tf
 
 from data_tasks import pipeline, rates
 from data_tasks.chats import CHAT_ROWS
-from data_tasks.preprocessors import MAX_SCORE, SAFE_SCORE, inject_harm_tag, replace_speaker_names
+from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
 from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
+from safelm.text.harm_tags import MAX_SCORE, inject_harm_tag
 from safelm.text.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"

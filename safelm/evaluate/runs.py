@@ -14,7 +14,7 @@ from safelm.evaluate.judges import word_lists as synthetic_judge
 from safelm.evaluate.protocol import Protocol
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import Template
-from safelm.inference import Beam, Greedy, Method, SafeBeam, Sampling, TagPenaltySampling, tag_probability
+from safelm.inference import Beam, Greedy, Method, SafeBeam, Sampling, TagPenalty, tag_probability
 from safelm.io import records
 from safelm.io.files import write_whole
 from safelm.stats.comparison import clustered_rate
@@ -25,7 +25,7 @@ METHODS: dict[str, Method] = {
     "beam": Beam(),
     "safe_beam": SafeBeam(),
     "safe_beam_floor": SafeBeam(drop_above=0.001),
-    "tag_penalty": TagPenaltySampling(),
+    "tag_penalty": TagPenalty(),
 }
 SYNTHETIC_JUDGE = "synthetic-web"
 

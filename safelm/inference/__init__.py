@@ -3,7 +3,7 @@
 from safelm.inference.continuations import ContinuationScore, score_continuations
 from safelm.inference.decode import Generation, generate
 from safelm.inference.engine import Engine
-from safelm.inference.methods import Beam, Greedy, Method, SafeBeam, Sampling, TagPenaltySampling
+from safelm.inference.methods import Beam, Greedy, Method, SafeBeam, Sampling, TagPenalty
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
 from safelm.inference.tag_probability import tag_probability
 from safelm.inference.until import generate_until
@@ -18,7 +18,7 @@ __all__ = [
     "Method",
     "SafeBeam",
     "Sampling",
-    "TagPenaltySampling",
+    "TagPenalty",
     "TraceCandidate",
     "Update",
     "generate",

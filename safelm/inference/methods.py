@@ -93,7 +93,7 @@ class SafeBeam:
 
 
 @dataclasses.dataclass(frozen=True)
-class TagPenaltySampling:
+class TagPenalty:
     """Sampling that shuns continuations which look harmful: the cheap mode, one sequence and no beams.
 
     Each step draws `num_candidates` different tokens without replacement (the largest log-probs + Gumbel noise), looks
@@ -118,19 +118,19 @@ class TagPenaltySampling:
         _check(self, "penalty", 0 <= self.penalty < math.inf, "a finite number of at least 0 (nats)")
 
 
-Method = Greedy | Sampling | Beam | SafeBeam | TagPenaltySampling
+Method = Greedy | Sampling | Beam | SafeBeam | TagPenalty
 METHODS: dict[str, type[Method]] = {
     "greedy": Greedy,
     "sample": Sampling,
     "beam": Beam,
     "safe_beam": SafeBeam,
-    "tag_penalty": TagPenaltySampling,
+    "tag_penalty": TagPenalty,
 }
 
 
 def looks_ahead(method: Method) -> bool:
     """Whether the method needs a model with the harm tag."""
-    return isinstance(method, SafeBeam | TagPenaltySampling)
+    return isinstance(method, SafeBeam | TagPenalty)
 
 
 def check_ids(config: ModelConfig, method: Method, end_ids: Sequence[int], harm_tag_id: int | None) -> None:
@@ -159,7 +159,7 @@ def _check_tag_candidate(method: Method, known: tuple[str, ...]) -> None:
     _check(method, "tag_candidate", method.tag_candidate in known, f"one of {', '.join(known)}")
 
 
-def _check_sampling(method: Sampling | TagPenaltySampling) -> None:
+def _check_sampling(method: Sampling | TagPenalty) -> None:
     _check(method, "temperature", 0 < method.temperature < math.inf, "a number above 0 (use Greedy for 0)")
     _check(method, "top_k", method.top_k >= 0, "at least 0 (0 keeps all)")
     _check(method, "top_p", 0 < method.top_p <= 1, "in (0, 1]")

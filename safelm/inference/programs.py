@@ -17,7 +17,7 @@ from safelm.inference import forward
 from safelm.inference.asked import Asked
 from safelm.inference.beam import Beams
 from safelm.inference.forward import Cache
-from safelm.inference.methods import Beam, Method, SafeBeam, TagPenaltySampling
+from safelm.inference.methods import Beam, Method, SafeBeam, TagPenalty
 from safelm.inference.safe_beam import SafeBeams
 from safelm.inference.sampling import Sequences
 from safelm.inference.weights import Weights
@@ -32,7 +32,7 @@ def step_shape(method: Method) -> StepShape:
         return Beams(method.num_beams)
     if isinstance(method, SafeBeam):
         return SafeBeams(method.num_beams, method.num_candidates)
-    return Sequences(method.num_candidates if isinstance(method, TagPenaltySampling) else 1)
+    return Sequences(method.num_candidates if isinstance(method, TagPenalty) else 1)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

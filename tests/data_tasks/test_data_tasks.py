@@ -14,11 +14,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_tasks import rates, tasks
-from data_tasks.preprocessors import in_validation_split, inject_harm_tag, replace_speaker_names
+from data_tasks.preprocessors import in_validation_split, replace_speaker_names
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm import score
 from safelm.tags import HARM_TAG
+from safelm.text.harm_tags import inject_harm_tag
 from safelm.text.tokenizer import Tokenizer
 
 SENTENCES = [f"Page {i} tells of rivers, towns, {i * 37} boats and how they came to be there." for i in range(60)]

@@ -9,7 +9,7 @@ import pytest
 import safe_beam_reference as reference
 from test_safe_beam import CONFIG, EOS, TAG, VOCAB, full_model, quick_compilation, random_model
 
-from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, Sampling, TagPenaltySampling, lane
+from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, Sampling, TagPenalty, lane
 from safelm.inference import weights as weights_lib
 from safelm.models import sharding
 
@@ -36,7 +36,7 @@ def random_method(rng):
     return [
         lambda: Greedy(tag_candidate=str(rng.choice(["mask", "stop", "allow"]))),
         lambda: Sampling(float(rng.uniform(0.3, 2)), int(rng.choice([0, 1, 5])), float(rng.choice([1, 0.8])), tag),
-        lambda: TagPenaltySampling(num_candidates=3, threshold=0.02, penalty=float(rng.uniform(0, 5))),
+        lambda: TagPenalty(num_candidates=3, threshold=0.02, penalty=float(rng.uniform(0, 5))),
         lambda: Beam(2, length_penalty=float(rng.choice([0, 0.7]))),
         lambda: SafeBeam(2, 3, drop_fraction=float(rng.choice([0, 0.3, 0.5, 0.8])), tag_candidate=tag),
     ][rng.integers(5)]()

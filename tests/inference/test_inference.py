@@ -23,7 +23,7 @@ from test_safe_beam import (
 
 from safelm import generate, inference
 from safelm.checkpoints import checkpoint
-from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenaltySampling
+from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenalty
 from safelm.inference.asked import ask
 from safelm.inference.prompts import batches
 from safelm.inference.sampling import filtered
@@ -144,7 +144,7 @@ def test_top_k_keeps_the_k_likeliest_and_top_p_the_smallest_set_that_reaches_it(
 
 
 def test_without_penalty_it_is_sampling():
-    penalised = decode(PROMPTS, TagPenaltySampling(penalty=0.0), seed=3)
+    penalised = decode(PROMPTS, TagPenalty(penalty=0.0), seed=3)
     assert [g.tokens for g in penalised] == [g.tokens for g in decode(PROMPTS, Sampling(), seed=3)]
 
 
@@ -158,7 +158,7 @@ def test_the_penalty_with_all_candidates_draws_from_the_penalised_distribution()
     log_probs -= penalty * (tag_prob > threshold)
     log_probs[TAG] = -np.inf
     probs = np.exp(log_probs)
-    method = TagPenaltySampling(num_candidates=VOCAB, penalty=penalty, threshold=threshold)
+    method = TagPenalty(num_candidates=VOCAB, penalty=penalty, threshold=threshold)
     draws = decode([prompt] * 2048, method, max_new_tokens=1, batch_size=2048)
     statistic, cells = chi_square([g.tokens[0] for g in draws], probs / probs.sum())
     assert statistic < cells + 4 * np.sqrt(2 * cells)
@@ -232,7 +232,7 @@ def test_bad_prompts_are_refused(prompts, settings, message):
         (lambda: Sampling(top_p=0.0), r"top_p=0.0, want in \(0, 1\]"),
         (lambda: Sampling(top_k=-1), "top_k=-1"),
         (lambda: Beam(length_penalty=-1.0), "length_penalty=-1.0"),
-        (lambda: TagPenaltySampling(penalty=float("inf")), "penalty=inf, want a finite number"),
+        (lambda: TagPenalty(penalty=float("inf")), "penalty=inf, want a finite number"),
         (lambda: Greedy(tag_candidate="keep"), "tag_candidate='keep'"),
     ],
 )

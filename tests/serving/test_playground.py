@@ -337,7 +337,7 @@ def test_sliders_and_menus_decide_what_is_asked(page, script):
     page.run()
     asked = {type(request.method).__name__: request for request in script.requests}
     assert asked["SafeBeam"].method == SafeBeam(num_beams=2, num_candidates=5, drop_fraction=0.95, drop_above=0.001)
-    assert asked["TagPenaltySampling"].method.threshold == 0.01 and asked["SafeBeam"].max_new_tokens == 1
+    assert asked["TagPenalty"].method.threshold == 0.01 and asked["SafeBeam"].max_new_tokens == 1
     page.find("input[name=kind][value=chat] + span").click()
     script.requests.clear()
     page.run("hi")

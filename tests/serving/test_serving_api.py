@@ -8,7 +8,7 @@ import tiny_runs
 from serving_fakes import FakeEngine, Script, running, tiny_model, wait_for
 from serving_fakes import http as ask
 
-from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenaltySampling, tag_probability
+from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenalty, tag_probability
 from safelm.serving.limits import Limits
 from safelm.text.prompting import chat_prompt
 
@@ -169,7 +169,7 @@ def test_without_max_tokens_a_completion_has_16_and_a_chat_what_fits(server, scr
         ({"safelm": {"method": "beam", "num_beams": 3, "length_penalty": 1}}, Beam(num_beams=3, length_penalty=1.0)),
         ({"safelm": {"method": "safe_beam", "drop_fraction": 0.3}, "temperature": 0}, SafeBeam(drop_fraction=0.3)),
         ({"safelm": {"method": "safe_beam", "drop_above": 0.02}}, SafeBeam(drop_above=0.02)),
-        ({"safelm": {"method": "tag_penalty", "penalty": 3}, "top_p": 0.8}, TagPenaltySampling(penalty=3.0, top_p=0.8)),
+        ({"safelm": {"method": "tag_penalty", "penalty": 3}, "top_p": 0.8}, TagPenalty(penalty=3.0, top_p=0.8)),
     ],
     ids=str,
 )

@@ -32,7 +32,7 @@ from safelm.safety.synthesis.prompt_files import load_prompts
 from safelm.safety.synthesis.writer import Reply
 from safelm.serving.text_stream import TextStream
 from safelm.tags import HARM_TAG
-from safelm.text import prompting
+from safelm.text import harm_tags, prompting
 from safelm.text.tokenizer import CHAT_START, Tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -156,8 +156,8 @@ FUNCTIONS = {
     "tokenizer.encode_tagged": lambda text: tokenizer().encode_tagged(text),
     "chunking": lambda text: list(chunking._parts(text)),
     "installed_text.prose": lambda text: list(installed_text.cut(installed_text.prose(text))),
-    "remove_harm_tags": preprocessors.remove_harm_tags,
-    "inject_harm_tag": lambda text: preprocessors.inject_harm_tag(
+    "remove_harm_tags": harm_tags.remove_harm_tags,
+    "inject_harm_tag": lambda text: harm_tags.inject_harm_tag(
         text.replace(">", ""), harm_score=5, doc_id="id", seed=0
     ),
     "replace_speaker_names": lambda text: preprocessors.replace_speaker_names(text, doc_id="id", seed=0),
