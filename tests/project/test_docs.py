@@ -8,6 +8,7 @@ only; HEAVY every block that is not run, with the reason. What else docs show is
 
 import os
 import re
+import runpy
 from pathlib import Path
 
 import documented
@@ -106,12 +107,17 @@ def test_readme_is_short():
     assert max(map(len, cells)) <= 80
 
 
+def test_the_drawing_is_what_its_script_draws():
+    script = runpy.run_path(str(ROOT / "scripts" / "studies" / "draw_pipeline.py"))
+    assert (ROOT / "docs" / "images" / "pipeline.svg").read_text(encoding="utf-8") == script["draw"]()
+
+
 def _anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", documented.PAGES)
+@pytest.mark.parametrize("page", [*documented.PAGES, "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_and_named_files_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
