@@ -22,6 +22,7 @@ from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.io.files import write_whole
 from safelm.ladder.jobs import read_done
 from safelm.ladder.plan import CELLS, ORDERINGS, STAGES, chosen_models, measured
+from safelm.stats.bootstrap import crossed_means, percentile_interval
 from safelm.stats.comparison import holm
 from safelm.stats.intervals import Estimate, rate
 
@@ -66,32 +67,25 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
     if less is None and len(values_SP) == 1:
         return rate(round(values_SP.sum()), values_SP.size)
     prompts = values_SP.shape[1]
-    low, high = np.quantile(_resampled(values_SP), (0.025, 0.975))
+    low, high = percentile_interval(crossed_means(values_SP, _DRAWS))
     if less is not None and not values_SP.any():  # no pair differs, which with more prompts some would
         high = rate(0, prompts).high
         low = -high
     if less is None:  # never narrower than Wilson's over prompts: at 0 or 1 a bootstrap sees no spread
         wilson = rate(round(values_SP.mean(0).sum()), prompts)
         low, high = min(low, wilson.low), max(high, wilson.high)
-    return Estimate(float(values_SP.mean()), float(low), float(high), values_SP.size)
+    return Estimate(float(values_SP.mean()), low, high, values_SP.size)
 
 
 def p_value(counts: Counts, less: Counts) -> float:
     """Two-sided, of no difference: twice the share of `estimate`'s draws on the other side of 0, never below 1 draw."""
-    means_D = _resampled(_values(counts, less))
+    means_D = crossed_means(_values(counts, less), _DRAWS)
     return min(1.0, 2 * (int(min((means_D <= 0).sum(), (means_D >= 0).sum())) + 1) / (_DRAWS + 1))
 
 
 def _values(counts: Counts, less: Counts | None) -> Float[np.ndarray, "S P"]:
     common = [seed for seed in counts if less is None or seed in less]
     return np.stack([counts[seed] - (0.0 if less is None else less[seed]) for seed in common])
-
-
-def _resampled(values_SP: Float[np.ndarray, "S P"]) -> Float[np.ndarray, " D"]:
-    rng, (seeds, prompts) = np.random.default_rng(0), values_SP.shape
-    weights_DS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _DRAWS) / seeds
-    weights_DP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), _DRAWS) / prompts
-    return np.einsum("ds,sp,dp->d", weights_DS, values_SP, weights_DP, optimize=True)
 
 
 def verdict(difference: float, holm_p_value: float) -> str:

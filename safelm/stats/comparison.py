@@ -11,12 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 
+from safelm.stats.bootstrap import clustered_means, percentile_interval
 from safelm.stats.intervals import Estimate, rate, wilson
 
 DRAWS = 4000
-_BLOCK = 1 << 22  # weights at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ def clustered_mean(
     mean = float(value_n.mean())
     if (value_n == mean).all():
         return _of_equal_values(mean, len(value_n), units or _clusters(codes))
-    low, high = np.quantile(_resampled_means(value_n, codes, draws, seed), (0.025, 0.975))
-    return Estimate(mean, min(mean, float(low)), max(mean, float(high)), len(value_n))
+    low, high = percentile_interval(clustered_means(value_n, codes, draws, seed))
+    return Estimate(mean, min(mean, low), max(mean, high), len(value_n))
 
 
 def clustered_rate(
@@ -69,7 +69,7 @@ def clustered_rate(
         return Estimate(share, *wilson(share, units or _clusters(codes)), cases)
     effect = 1.0
     if len(codes) > 1 or _clusters(codes) < cases:
-        variance = float(_resampled_means(value_n, codes, DRAWS, seed=0).var())
+        variance = float(clustered_means(value_n, codes, DRAWS, seed=0).var())
         effect = max(1.0, variance / (share * (1 - share) / cases))
     return Estimate(share, *wilson(share, cases / effect), cases)
 
@@ -146,22 +146,3 @@ def _of_equal_values(mean: float, cases: int, units: int) -> Estimate:
         return Estimate(mean, mean, mean, cases)
     bound = rate(round(mean * units), units)
     return Estimate(mean, bound.low, bound.high, cases)
-
-
-def _resampled_means(
-    value_n: Float[np.ndarray, " n"], codes: Sequence[Int[np.ndarray, " n"]], draws: int, seed: int
-) -> Float[np.ndarray, " draws"]:
-    rng = np.random.default_rng([seed, len(value_n)])
-    means = []
-    step = max(1, _BLOCK // len(value_n))
-    for start in range(0, draws, step):
-        count = min(step, draws - start)
-        weight_dn = np.ones((count, len(value_n)))
-        for code_n in codes:
-            clusters = int(code_n.max()) + 1
-            drawn_dc = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=count)
-            weight_dn *= drawn_dc[:, code_n]
-        total_d = weight_dn.sum(1)
-        good_d = total_d > 0  # crossed factors can miss every case
-        means.append((weight_dn[good_d] @ value_n) / total_d[good_d])
-    return np.concatenate(means)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from safelm.stats.bootstrap import percentile_interval
 from safelm.stats.intervals import Estimate
 
 DRAWS = 20_000
@@ -46,5 +47,5 @@ def corrected_rate(observed: Counts, sensitivity: Counts, specificity: Counts, *
         rate_d = np.clip((observed_d + specificity_d - 1) / youden_d, 0, 1)
     chance_d = youden_d <= 0  # anything may be true there: as often 0 as 1
     rate_d[chance_d] = np.arange(chance_d.sum()) % 2
-    low, high = np.quantile(rate_d, (0.025, 0.975))
-    return Estimate(value, min(value, float(low)), max(value, float(high)), observed.total)
+    low, high = percentile_interval(rate_d)
+    return Estimate(value, min(value, low), max(value, high), observed.total)

@@ -7,6 +7,7 @@ import numpy as np
 from eval_classifier_data import LabelledSet
 
 from safelm.safety.classifier import metrics
+from safelm.stats.bootstrap import grouped_interval
 
 
 def table(score: np.ndarray, given: np.ndarray, probability: Mapping[int, np.ndarray]) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def area(positive: np.ndarray, value: np.ndarray) -> dict[str, float] | None:
 
 def graded(labelled: LabelledSet, value: np.ndarray) -> dict[str, Any]:
     """How well a graded value follows the graded label, and tells its upper end (.75 on) from its lower (to .25)."""
-    interval = metrics.bootstrap(metrics.spearman, value, labelled.graded, groups=labelled.groups)
+    interval = grouped_interval(metrics.spearman, value, labelled.graded, groups=labelled.groups)
     clear = (labelled.graded >= 0.75) | (labelled.graded <= 0.25)
     return {
         "spearman": {

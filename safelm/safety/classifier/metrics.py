@@ -7,6 +7,7 @@ that are unsafe at 1 which the classifier calls unsafe at 1. Scores are integers
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Bool, Float, Int
 
 from safelm.safety.scorer import MAX_SCORE
@@ -77,30 +78,10 @@ def expected_calibration_error(is_positive_n: Bool[np.ndarray, " n"], probabilit
 
 def spearman(first_n: Float[np.ndarray, " n"], second_n: Float[np.ndarray, " n"]) -> float:
     """Rank correlation, ties at their mean rank; 0 where one side is constant."""
-    first, second = _ranks(first_n), _ranks(second_n)
+    first, second = scipy.stats.rankdata(first_n), scipy.stats.rankdata(second_n)
     if first.std() == 0 or second.std() == 0:
         return 0.0
     return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(value_n: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    _, which, counts = np.unique(value_n, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which].astype(np.float64)
-
-
-def bootstrap(
-    statistic: Any, *columns: np.ndarray, groups: np.ndarray, samples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95% interval of `statistic(*columns)` from whole groups drawn with replacement (percentiles)."""
-    names, which = np.unique(groups, return_inverse=True)
-    members = [np.flatnonzero(which == i) for i in range(len(names))]
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(samples):
-        rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
-        values.append(statistic(*(column[rows] for column in columns)))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def summary(true_n: Int[np.ndarray, " n"], given_n: Int[np.ndarray, " n"]) -> dict[str, Any]:

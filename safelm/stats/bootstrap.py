@@ -1,0 +1,65 @@
+"""Resampling with replacement: of clusters, of two crossed factors, of groups of rows (Efron 1979; Owen 2007).
+
+Every result is a pure function of its arguments, the seed among them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+_BLOCK = 1 << 22  # weights at once
+
+
+def percentile_interval(value_d: Sequence[float] | Float[np.ndarray, " d"]) -> tuple[float, float]:
+    """The middle 95% of the draws."""
+    low, high = np.quantile(value_d, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def clustered_means(
+    value_n: Float[np.ndarray, " n"], codes: Sequence[Int[np.ndarray, " n"]], draws: int, seed: int
+) -> Float[np.ndarray, " d"]:
+    """Means of resampled cases: a case weighs the product of how often its cluster was drawn of every factor.
+
+    `codes` numbers the clusters of each factor from 0. There are fewer than `draws` where crossed factors miss every
+    case.
+    """
+    rng = np.random.default_rng([seed, len(value_n)])
+    means = []
+    step = max(1, _BLOCK // len(value_n))
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        weight_dn = np.ones((count, len(value_n)))
+        for code_n in codes:
+            weight_dn *= _times_drawn(rng, int(code_n.max()) + 1, count)[:, code_n]
+        total_d = weight_dn.sum(1)
+        good_d = total_d > 0
+        means.append((weight_dn[good_d] @ value_n) / total_d[good_d])
+    return np.concatenate(means)
+
+
+def crossed_means(value_SP: Float[np.ndarray, "S P"], draws: int, seed: int = 0) -> Float[np.ndarray, " d"]:
+    """`clustered_means` of a full table, its rows and its columns resampled."""
+    rng, (rows, columns) = np.random.default_rng(seed), value_SP.shape
+    weight_dS = _times_drawn(rng, rows, draws) / rows
+    weight_dP = _times_drawn(rng, columns, draws) / columns
+    return np.einsum("ds,sp,dp->d", weight_dS, value_SP, weight_dP, optimize=True)
+
+
+def grouped_interval(
+    statistic: Callable[..., float], *columns: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of `statistic(*columns)` over whole groups of rows."""
+    names, which = np.unique(groups, return_inverse=True)
+    members = [np.flatnonzero(which == i) for i in range(len(names))]
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
+        values.append(statistic(*(column[rows] for column in columns)))
+    return percentile_interval(values)
+
+
+def _times_drawn(rng: np.random.Generator, clusters: int, draws: int) -> Int[np.ndarray, "d c"]:
+    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
