@@ -1,8 +1,6 @@
 """What a token cache has to hold and what of it is there: a store's settings, its inputs, its missing shards."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from safelm.caching.upload import SETTINGS_NAME, Bucket
 from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
 from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
 from safelm.io import records
+from safelm.jobs.settings import check_same
 from safelm.text.tokenizer import Tokenizer
 
 
@@ -136,7 +135,9 @@ def plan_store(
     plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0, bucket)
     elsewhere = bucket.sizes if bucket else None
     for index, file in enumerate(inputs):
-        fingerprint = _fingerprint({key: value for key, value in wanted.items() if key != "inputs"} | {"input": file})
+        fingerprint = records.fingerprint(
+            {key: value for key, value in wanted.items() if key != "inputs"} | {"input": file}
+        )
         info = _read_done(directory, index, len(inputs), fingerprint, elsewhere)
         if info is not None:
             if documents.has_changed(paths[index], info.extra.get("input", {})):
@@ -196,11 +197,7 @@ def _describe_input(path: str) -> dict[str, Any]:
     return {"name": os.path.basename(path)} | {name: value for name, value in facts.items() if name != "path"}
 
 
-def _fingerprint(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _check_settings(directory: str, wanted: Mapping[str, Any], bucket: Bucket | None) -> Mapping[str, Any]:
+def _check_settings(directory: str, wanted: dict[str, Any], bucket: Bucket | None) -> Mapping[str, Any]:
     """What a store was begun with. Raises ValueError where a shard that is done was made with something else.
 
     Input files whose shards are not done may be others now, and where none is done every setting.
@@ -224,23 +221,11 @@ def _check_settings(directory: str, wanted: Mapping[str, Any], bucket: Bucket | 
                 old if is_done else new for old, new, is_done in zip(inputs, wanted["inputs"], done, strict=True)
             ]
         }
-    place = bucket.url if bucket else directory
-    for key in sorted({*former, *wanted}):
-        if former.get(key) != wanted.get(key):
-            was, now = _shown_difference(former.get(key), wanted.get(key))
-            raise ValueError(
-                f"{place} was begun with {key} {was}, now it is {now}: choose another --output, or remove that folder"
-            )
+    else:
+        former = former | {"inputs": f"of {len(inputs)} files"}
+        wanted = wanted | {"inputs": f"{len(wanted['inputs'])} files"}
+    check_same(bucket.url if bucket else directory, former, wanted)
     return began_with
-
-
-def _shown_difference(was: Any, now: Any) -> tuple[Any, Any]:
-    """Two settings as they are, or of two lists of input files the first that differ."""
-    if not (isinstance(was, list) and isinstance(now, list)):
-        return was, now
-    if len(was) != len(now):
-        return f"of {len(was)} files", f"{len(now)} files"
-    return next((old, new) for old, new in zip(was, now, strict=True) if old != new)
 
 
 def _drop_broken_manifest(directory: str, vocab_hash: str, bucket: Bucket | None) -> None:

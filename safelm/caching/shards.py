@@ -9,16 +9,14 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import multiprocessing
-import multiprocessing.connection
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from safelm.data.shard import ShardInfo, ShardWriter
 from safelm.documents import content_sha256, has_changed
+from safelm.jobs.parent import end_with_parent
 
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 _REPORT_EVERY_DOCUMENTS = 256
@@ -150,13 +148,6 @@ def _clear_error(error: Exception) -> Exception:
 
 def start_worker(module: TaskModule, threads: int) -> None:
     """Initializer of a worker process: tokenizer threads, TensorFlow, tasks. The worker dies with its parent."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     module.load()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)  # a killed parent can't tell its workers, and they would wait for work forever

@@ -49,15 +49,14 @@ class Bucket:
 
     def holds(self, info: ShardInfo, num_shards: int) -> bool:
         """Whether a shard is in the bucket as this record says."""
-        files = {shard_file(kind, info.index, num_shards): size for kind, (size, _) in info.files().items()}
-        marker = shard_file("shard", info.index, num_shards)
-        return marker in self.sizes and all(self.sizes.get(name) == size for name, size in files.items())
+        arrays, marker = _shard_files(info, num_shards)
+        return marker in self.sizes and all(self.sizes.get(name) == size for name, size in arrays.items())
 
     def push_shard(self, info: ShardInfo, num_shards: int) -> None:
         """Uploads a shard unless it is there, its record last, and removes the arrays here."""
-        arrays = [shard_file(kind, info.index, num_shards) for kind in info.files()]
+        arrays, marker = _shard_files(info, num_shards)
         if not self.holds(info, num_shards):
-            for name in [*arrays, shard_file("shard", info.index, num_shards)]:
+            for name in (*arrays, marker):
                 self.push(name)
         for name in arrays:
             path = os.path.join(self.directory, name)
@@ -79,11 +78,17 @@ class Bucket:
 
 def push_new_shard(url: str, directory: str, info: ShardInfo, num_shards: int) -> None:
     """Uploads a shard just made, its record last, and removes the arrays here; for workers without a `Bucket`."""
-    arrays = [shard_file(kind, info.index, num_shards) for kind in info.files()]
-    for name in [*arrays, shard_file("shard", info.index, num_shards)]:
+    arrays, marker = _shard_files(info, num_shards)
+    for name in (*arrays, marker):
         remote.upload(os.path.join(directory, name), f"{url}/{name}")
     for name in arrays:
         os.remove(os.path.join(directory, name))
+
+
+def _shard_files(info: ShardInfo, num_shards: int) -> tuple[dict[str, int], str]:
+    """Name and size of a shard's arrays, and the name of its record."""
+    arrays = {shard_file(kind, info.index, num_shards): size for kind, (size, _) in info.files().items()}
+    return arrays, shard_file("shard", info.index, num_shards)
 
 
 def push_folder(folder: str, url: str) -> None:

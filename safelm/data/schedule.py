@@ -11,8 +11,6 @@ same on every platform.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -24,6 +22,7 @@ from jaxtyping import Int
 
 from safelm.data import interleave
 from safelm.data.apportion import Apportionment
+from safelm.io import records
 
 RATE_UNITS = 10**9
 RATE_TOLERANCE = 1e-6
@@ -104,7 +103,7 @@ class MixtureSchedule:
         rates = [dict(zip(self.sources, weights, strict=True)) for weights in self._weights]
         phases = list(zip(self._starts, rates, strict=True))
         content = {"batch_size": self.batch_size, "seq_len": self.seq_len, "phases": phases}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return records.fingerprint(content)
 
     def starts(self) -> list[tuple[int, dict[str, float]]]:
         """For every phase, also those past the run's end, the step it starts before and its rates."""

@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from safelm.io import records
 
 
 class ProtocolError(ValueError):
@@ -40,12 +41,14 @@ class Protocol:
     @property
     def hash(self) -> str:
         """SHA-256 of all fields: a stored result is used again only if this is equal."""
-        return _hash(dataclasses.asdict(self))
+        return records.fingerprint(dataclasses.asdict(self))
 
     @property
     def decoding_hash(self) -> str:
         """SHA-256 of what decides the answers themselves: any judge may judge stored answers."""
-        return _hash({name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_DECODING})
+        return records.fingerprint(
+            {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_DECODING}
+        )
 
 
 # What differs when models and ways of decoding are compared.
@@ -89,10 +92,6 @@ def hash_params(params: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _hash(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:

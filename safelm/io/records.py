@@ -1,5 +1,6 @@
 """Our own small records: JSON objects, one a file or one a line of a log that is only appended to."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -67,3 +68,8 @@ def read_log(file: IO[bytes], where: str, remedy: str) -> tuple[list[dict[str, A
 def write(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     """Writes an object, whole or not at all; OSError names the file."""
     files.write_whole(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def fingerprint(values: Any) -> str:
+    """SHA-256 (hex) of JSON values; the order of an object's names doesn't matter."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -5,14 +5,10 @@ import logging
 import os
 import pickle
 import threading
-import time
 import traceback
 from typing import Any, Protocol, runtime_checkable
 
-from safelm.io import files
-
-LIVENESS_VARIABLE = "SAFELM_BEAM_PARENT"
-_POLL_SECONDS = 0.2
+from safelm.jobs.parent import end_with_lock_holder
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +37,7 @@ class Worker:
         self._work, self._key = work, hashlib.sha256(pickle.dumps(work)).digest()
 
     def __call__(self, job: Any) -> None:
-        die_with_parent()
+        end_with_lock_holder()
         try:
             self._work.run(job, _load_once(self._key, self._work))
         except (ValueError, OSError) as error:
@@ -58,7 +54,6 @@ class Worker:
 
 _loaded: dict[bytes, Any] = {}
 _loading = threading.Lock()
-_watching = threading.Event()
 
 
 def _load_once(key: bytes, work: Work) -> Any:
@@ -68,27 +63,6 @@ def _load_once(key: bytes, work: Work) -> Any:
             _loaded.clear()  # of another pipeline in this process
             _loaded[key] = work.load()
         return _loaded[key]
-
-
-def die_with_parent() -> None:
-    """Ends this worker process as soon as the process that started it has ended."""
-    path = os.environ.get(LIVENESS_VARIABLE)
-    if not path or _watching.is_set():
-        return
-    _watching.set()
-
-    def watch() -> None:
-        while True:
-            time.sleep(_POLL_SECONDS)
-            try:
-                with open(path) as file:
-                    if not files.try_lock(file, shared=True):
-                        continue
-            except FileNotFoundError:
-                pass
-            os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def kind_and_place(error: BaseException) -> str:

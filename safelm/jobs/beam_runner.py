@@ -31,7 +31,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from safelm.io import files
-from safelm.jobs.beam_jobs import LIVENESS_VARIABLE, Work, Worker, kind_and_place
+from safelm.jobs.beam_jobs import Work, Worker, kind_and_place
+from safelm.jobs.parent import LIVENESS_VARIABLE
 
 RUNNERS = {
     "local": ("apache_beam.runners.portability.fn_api_runner", "FnApiRunner"),

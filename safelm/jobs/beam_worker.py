@@ -7,14 +7,14 @@ work, however that one ends.
 import logging
 import signal
 
-from safelm.jobs.beam_jobs import die_with_parent
 from safelm.jobs.beam_runner import import_beam
+from safelm.jobs.parent import end_with_lock_holder
 
 
 def main() -> None:
     """Serves the runner until there is no more work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the one that wants its work ends it
-    die_with_parent()
+    end_with_lock_holder()
     import_beam()
     from apache_beam.runners.worker import sdk_worker_main
 

@@ -1,6 +1,5 @@
 """Files of documents to shards of work, and an output folder that goes on only with what it was begun with."""
 
-import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from safelm import documents
 from safelm.documents import SETTINGS_NAME, DocumentFile, Part
 from safelm.jobs.output import OutputFolder
+from safelm.jobs.settings import check_same
 
 _AT_ONCE = 16
 _FORMER_NAME = re.compile(r"^((train|validation)-(\d{6}-)?)+")  # of a step before, else names grow with each step
@@ -66,21 +66,7 @@ def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[
         if not out.is_empty():
             raise ValueError(f"--output {out.root}: it holds other files; choose a new folder, or remove that one")
         return
-    for key in sorted({*former, *wanted}, key=lambda key: (key == "columns", key)):
-        if former.get(key) != wanted.get(key):
-            was, now = _shown(former.get(key), wanted.get(key))
-            raise ValueError(
-                f"--output {out.root} was begun with {flags.get(key, key)} {was}, now it is {now}: choose "
-                "another --output, or remove that folder"
-            )
-
-
-def _shown(was: Any, now: Any) -> tuple[Any, Any]:
-    """Two settings as they are, or of two lists the first entries that differ."""
-    if not (isinstance(was, list) and isinstance(now, list)):
-        return was, now
-    pairs = itertools.zip_longest(was, now, fillvalue="nothing more")
-    return next((old, new) for old, new in pairs if old != new)
+    check_same(f"--output {out.root}", former, wanted, flags)
 
 
 def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:

@@ -145,9 +145,8 @@ class OutputFolder:
         if self.is_remote:
             yield
             return
-        with open(self.path(".lock"), "w") as lock, open(self.path(".workers"), "w") as workers:
-            if not whole_files.try_lock(lock):
-                raise ValueError(f"{self.root}: another process is writing there")
+        busy = f"{self.root}: another process is writing there"
+        with whole_files.locked(self.path(".lock"), busy), open(self.path(".workers"), "w") as workers:
             whole_files.wait_for_lock(workers)  # workers of a killed run end within a second
             fcntl.flock(workers, fcntl.LOCK_UN)
             shutil.rmtree(self.path(STAGING), ignore_errors=True)

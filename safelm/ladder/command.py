@@ -6,7 +6,6 @@ import os
 import pathlib
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -16,6 +15,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from safelm.io import records
+from safelm.jobs.parent import end_with_parent
 from safelm.ladder import data as ladder_data
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import report as ladder_report
@@ -52,7 +52,7 @@ def run(config: ConfigDict, output: str, *, workers: int) -> None:
 
 def _worker(settings: str, output: str, number: int) -> None:
     """One process: single-threaded where there are several, its output in a log of its own; it ends with its parent."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(signal.SIGTERM)  # a training saves and leaves
     folder = pathlib.Path(output)
     (folder / "logs").mkdir(exist_ok=True)
     log = (folder / "logs" / f"worker-{number}.txt").open("a", buffering=1)
@@ -72,13 +72,6 @@ def _worker(settings: str, output: str, number: int) -> None:
         ladder_report.write(config, folder)
 
     ladder_jobs.work(config, folder, jobs, note=note)
-
-
-def _end_with_parent() -> None:
-    """Whoever kills the command means its workers too: a training saves and leaves, anything else just ends."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:

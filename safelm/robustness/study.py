@@ -5,8 +5,6 @@ checkpoint is there and kept under `<output>/points`, so a study that was stoppe
 """
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -212,7 +210,7 @@ def _resume(
         },
         "epoch_tokens": study.epoch_tokens,
     }
-    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    name = records.fingerprint(settings)[:16]
     path = pathlib.Path(study.output) / "points" / f"{name}.json"
     if path.is_file():
         return records.read(path, "remove it, and it is measured again")["points"]

@@ -336,10 +336,9 @@ def test_workers_end_with_the_command_however_it_ends(tmp_path):
     """Else a worker of a killed command would train on beside those of the next one."""
     script = """
 import multiprocessing, os, signal, time
-from safelm import ladder
+from safelm.jobs.parent import end_with_parent
 def worker():
-    import threading
-    threading.Thread(target=ladder._end_with_parent, daemon=True).start()
+    end_with_parent(signal.SIGTERM)
     print(os.getpid(), flush=True)
     time.sleep(600)
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A task is kept as soon as it is done, under <output>/runs: the same command cont
 
 import argparse
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import pathlib
@@ -40,7 +39,7 @@ def capability_main(arguments: argparse.Namespace) -> None:
             for task in options.tasks:
                 progress.set_description(f"{name}: {task}")
                 chosen = dataclasses.replace(options, tasks=(task,))
-                key = hashlib.sha256(json.dumps([subject, task_protocol(chosen)], sort_keys=True).encode()).hexdigest()
+                key = records.fingerprint([subject, task_protocol(chosen)])
                 path = output / "runs" / f"{name}.capability.{task}.{key[:12]}.json"
                 if not path.is_file():
                     _write(path, run_capability(config, params, tokenizer, chosen))

@@ -40,6 +40,7 @@ from safelm.evaluate.protocol import Protocol, hash_params
 from safelm.evaluate.report import results_table, write_report
 from safelm.evaluate.suites.suite import SYNTHETIC, hash_prompts
 from safelm.inference.methods import Method
+from safelm.io import records
 from safelm.io.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -261,7 +262,7 @@ def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) ->
 def _calibration_hash(bench: Bench) -> str:
     if not bench.calibrations:
         return ""
-    return hashlib.sha256(json.dumps(bench.calibrations, sort_keys=True).encode()).hexdigest()[:16]
+    return records.fingerprint(bench.calibrations)[:16]
 
 
 def _parser() -> argparse.ArgumentParser:

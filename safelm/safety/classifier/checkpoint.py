@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from safelm.io import remote
+from safelm.io import records, remote
 from safelm.safety.classifier.calibration import Calibration
 from safelm.safety.classifier.metrics import CLASSES
 from safelm.safety.embedding import Backbone, load_backbone
@@ -158,7 +158,7 @@ def read_config(folder: str) -> dict[str, Any]:
 def fingerprint(config: Mapping[str, Any]) -> str:
     """What scores depend on: backbone, tensors, calibration. Not where it lies or how it was measured."""
     parts = [config["backbone"]["fingerprint"], config["files"], config["calibration"]]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return records.fingerprint(parts)
 
 
 def _bytes(folder: str, name: str) -> bytes:

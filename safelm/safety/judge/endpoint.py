@@ -6,11 +6,10 @@ for is counted and gives a verdict without a score, until too many are so.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from safelm.io import records
 from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, RequestRefusedError
 from safelm.safety.endpoint_queue import RequestQueue
@@ -118,7 +117,7 @@ class EndpointJudge:
             self._endpoint.left_out.add("response_format")
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _COST_ONLY}
         identity = [url, model, self._rubric.hash, shaping]
-        self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = records.fingerprint(identity)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, its score None where no usable answer came.

@@ -2,12 +2,11 @@
 
 import collections
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm.io import records
 from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, RequestRefusedError
 from safelm.safety.endpoint_queue import GIVE_UP_AFTER, RequestQueue
@@ -88,7 +87,7 @@ class EndpointWriter:
             self._endpoint.left_out.add("seed")
         self.name, self.max_document_chars = name or model, self.settings.max_document_chars
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _COST_ONLY}
-        self.fingerprint = hashlib.sha256(json.dumps([url, model, shaping], sort_keys=True).encode()).hexdigest()
+        self.fingerprint = records.fingerprint([url, model, shaping])
         self._counts: collections.Counter[str] = collections.Counter()
         self._served: set[str] = {model}
 

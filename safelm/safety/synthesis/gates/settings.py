@@ -1,10 +1,10 @@
 """Every limit that a gate has, in one place, with its default and where that comes from."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from safelm.io import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,4 +133,4 @@ def fingerprint(name: str, version: int, settings: GateSettings, fields: str = "
       parts: fingerprints and versions of scorers, embedders, queries, libraries.
     """
     facts = [name, version, {field: getattr(settings, field) for field in fields.split()}, parts]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return records.fingerprint(facts)

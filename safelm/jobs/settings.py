@@ -1,0 +1,30 @@
+"""An output folder goes on only with what it was begun with."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+
+def check_same(
+    place: str, former: Mapping[str, Any], wanted: Mapping[str, Any], flags: Mapping[str, str] | None = None
+) -> None:
+    """Raises ValueError that names the first setting that is another now, by its flag in `flags` where it has one.
+
+    Columns come last: they follow from other settings.
+    """
+    flags = flags or {}
+    for key in sorted({*former, *wanted}, key=lambda key: (key == "columns", key)):
+        if former.get(key) != wanted.get(key):
+            was, now = _shown(former.get(key), wanted.get(key))
+            raise ValueError(
+                f"{place} was begun with {flags.get(key, key)} {was}, now it is {now}: choose another --output, or "
+                "remove that folder"
+            )
+
+
+def _shown(was: Any, now: Any) -> tuple[Any, Any]:
+    """Two settings as they are, or of two lists the first entries that differ."""
+    if not (isinstance(was, list) and isinstance(now, list)):
+        return was, now
+    pairs = itertools.zip_longest(was, now, fillvalue="nothing more")
+    return next((old, new) for old, new in pairs if old != new)
