@@ -10,7 +10,7 @@ from safelm.evaluate.judges.verdicts import UNSCORED, Exchange
 from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import EndpointClient, EndpointError, RequestRefusedError
 from safelm.safety.endpoint_queue import RequestQueue
-from safelm.safety.judge.options import make_settings
+from safelm.safety.options import make_settings
 
 
 @dataclasses.dataclass(frozen=True)

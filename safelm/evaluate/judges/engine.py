@@ -14,15 +14,13 @@ from jaxtyping import Float
 
 from safelm.evaluate.judges.questions import HARM_QUESTION, MANNER_QUESTION, Question, material, question_for
 from safelm.evaluate.judges.verdicts import HARMFUL, REFUSALS, UNSCORED, Exchange
-from safelm.formats.sources import read_model
 from safelm.inference.forward import Cache
 from safelm.inference.prompts import batches
 from safelm.inference.weights import prepare
 from safelm.models import decoder as model
-from safelm.safety.embedding import installed_path
+from safelm.safety.engine_models import model_fingerprint, read_engine_model
 from safelm.safety.judge import decoding
-from safelm.safety.judge.options import make_settings
-from safelm.safety.model_fingerprint import model_fingerprint
+from safelm.safety.options import make_settings
 from safelm.text.prompting import Frame, question_frame
 from safelm.text.tokenizer import Tokenizer
 
@@ -171,10 +169,6 @@ def load(source: str, *, name: str = "judge", dtype: str = "", **settings: Any) 
 
     Raises FileNotFoundError if it isn't there, ValueError for a model or an option that can't be.
     """
-    if dtype not in ("", "float32", "bfloat16"):
-        raise ValueError(f"judge: dtype={dtype!r}: one of float32, bfloat16")
     checked = make_settings(Settings, settings, where="judge", others="dtype, name")
-    place = str(installed_path(source)) if source == "smollm2" else source
-    config, params, tokenizer = read_model(place)
-    config = dataclasses.replace(config, dtype=dtype or config.dtype)
-    return EngineJudge(config, params, tokenizer, checked, source=place, name=name)
+    place, model_parts = read_engine_model(source, dtype, where="judge")
+    return EngineJudge(*model_parts, checked, source=place, name=name)

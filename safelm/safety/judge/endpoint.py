@@ -15,8 +15,8 @@ from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointEr
 from safelm.safety.endpoint_queue import RequestQueue
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCHEMA, Answer, read_answer
-from safelm.safety.judge.options import make_settings
 from safelm.safety.judge.rubric import Rubric, load_rubric
+from safelm.safety.options import make_settings
 from safelm.safety.scorer import Verdict
 
 __all__ = ["EndpointError", "EndpointJudge", "Ledger", "Settings", "load"]

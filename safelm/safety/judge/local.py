@@ -10,19 +10,17 @@ import numpy as np
 import tqdm
 
 from safelm import inference
-from safelm.formats.sources import read_model
 from safelm.inference.forward import Cache
 from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
 from safelm.inference.weights import prepare
 from safelm.models import decoder as model
-from safelm.safety.embedding import installed_path
+from safelm.safety.engine_models import model_fingerprint, read_engine_model
 from safelm.safety.escaping import escape
 from safelm.safety.judge import chunks, decoding
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
 from safelm.safety.judge.grammar import AnswerGrammar
-from safelm.safety.judge.options import make_settings
 from safelm.safety.judge.rubric import load_rubric
-from safelm.safety.model_fingerprint import model_fingerprint
+from safelm.safety.options import make_settings
 from safelm.safety.scorer import Verdict
 from safelm.text.prompting import question_frame
 from safelm.text.tokenizer import Tokenizer
@@ -218,10 +216,6 @@ class Judge:
 
 def load(source: str, *, dtype: str = "", name: str = "judge", show_progress: bool = False, **settings: Any) -> Judge:
     """See `safelm.safety.judge.load_judge`."""
-    if dtype not in ("", "float32", "bfloat16"):
-        raise ValueError(f"judge: dtype={dtype!r}: one of float32, bfloat16")
     checked = make_settings(Settings, settings, where="judge", others="dtype, name, show_progress")
-    place = str(installed_path(source)) if source == "smollm2" else source
-    config, params, tokenizer = read_model(place)
-    config = dataclasses.replace(config, dtype=dtype or config.dtype)
-    return Judge(config, params, tokenizer, checked, source=place, name=name, show_progress=show_progress)
+    place, model_parts = read_engine_model(source, dtype, where="judge")
+    return Judge(*model_parts, checked, source=place, name=name, show_progress=show_progress)

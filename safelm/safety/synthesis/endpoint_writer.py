@@ -10,7 +10,7 @@ from safelm.io import records
 from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, RequestRefusedError
 from safelm.safety.endpoint_queue import GIVE_UP_AFTER, RequestQueue
-from safelm.safety.judge.options import make_settings
+from safelm.safety.options import make_settings
 from safelm.safety.synthesis.requests import user_message
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safelm import inference
-from safelm.formats.sources import read_model
 from safelm.inference.methods import Greedy, Method, Sampling
 from safelm.models import decoder as model
-from safelm.safety.embedding import installed_path
+from safelm.safety.engine_models import model_fingerprint, read_engine_model
 from safelm.safety.escaping import escape
-from safelm.safety.judge.options import make_settings
-from safelm.safety.model_fingerprint import model_fingerprint
+from safelm.safety.options import make_settings
 from safelm.safety.reasoning import has_reasoning
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 from safelm.text.prompting import question_frame
@@ -188,11 +186,7 @@ def load(source: str, *, dtype: str = "", weights: str = "", name: str = "", **s
       FileNotFoundError: nothing at `source`.
       ValueError: a model that can't be represented, or an option that doesn't exist or is out of range.
     """
-    if dtype not in ("", "float32", "bfloat16"):
-        raise ValueError(f"engine: dtype={dtype!r}: one of float32, bfloat16")
     checked = make_settings(Settings, settings, where="engine", others="dtype, weights, name")
-    place = str(installed_path(source)) if source == "smollm2" else source
-    config, params, tokenizer = read_model(place)
-    config = dataclasses.replace(config, dtype=dtype or config.dtype)
+    place, model_parts = read_engine_model(source, dtype, where="engine")
     shown = name or (source if source == "smollm2" else Path(place.rstrip("/")).name)
-    return EngineWriter(config, params, tokenizer, checked, name=shown, weights=weights)
+    return EngineWriter(*model_parts, checked, name=shown, weights=weights)

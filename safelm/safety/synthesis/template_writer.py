@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.judge.options import make_settings
+from safelm.safety.options import make_settings
 from safelm.safety.synthesis import template_harms, template_phrases
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 

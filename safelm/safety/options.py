@@ -1,4 +1,4 @@
-"""A judge's options, from code or from the string that names it, checked against its settings."""
+"""Options of a judge or a writer, from code or from the string that names it, checked against its settings."""
 
 import dataclasses
 from collections.abc import Mapping
