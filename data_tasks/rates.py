@@ -20,6 +20,8 @@ in training processes too.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from safelm.ladder.plan import RUNGS
+
 SOURCES = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education", "harm_tagged_web")
 CHAT_SOURCES = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k", "instructions", "harm_tagged_chat")
 
@@ -28,35 +30,21 @@ def _rung(**rates: float) -> Mapping[str, float]:
     return MappingProxyType(rates)
 
 
-LADDER: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {
-        "raw": _rung(raw_web=1.0),
-        "score0": _rung(filtered_web=1.0),
-        "safeweb": _rung(filtered_web=0.80, safeweb=0.20),
-        "refuseweb": _rung(filtered_web=0.75, safeweb=0.20, refuseweb=0.05),
-        "moral_education": _rung(filtered_web=0.70, safeweb=0.20, refuseweb=0.05, moral_education=0.05),
-        "harm_tagged": _rung(
-            filtered_web=0.65, safeweb=0.20, refuseweb=0.05, moral_education=0.05, harm_tagged_web=0.05
-        ),
-    }
-)
+def _ladder(**interventions: float) -> Mapping[str, Mapping[str, float]]:
+    """The rates of every rung, from the share of each intervention in the order in which they are added."""
+    rungs, added = [_rung(raw_web=1.0), _rung(filtered_web=1.0)], {}
+    for source, share in interventions.items():
+        added[source] = share
+        rungs.append(_rung(filtered_web=round(1 - sum(added.values()), 9), **added))
+    return MappingProxyType(dict(zip(RUNGS, rungs, strict=True)))
+
+
+LADDER = _ladder(safeweb=0.20, refuseweb=0.05, moral_education=0.05, harm_tagged_web=0.05)
+# For a budget of a million tokens instead of billions: interventions at 5% each would be 50,000 tokens, too few to
+# learn anything from.
+SMALL_LADDER = _ladder(safeweb=0.10, refuseweb=0.10, moral_education=0.10, harm_tagged_web=0.20)
 
 POST_TRAINING = ("instruction", "instruction_tagged", "benign")  # mixtures of conversations, among OTHERS
-
-# The same rungs for a budget of a million tokens instead of billions: interventions at 5% each would be 50,000 tokens,
-# too few to learn anything from.
-SMALL_LADDER: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {
-        "raw": _rung(raw_web=1.0),
-        "score0": _rung(filtered_web=1.0),
-        "safeweb": _rung(filtered_web=0.90, safeweb=0.10),
-        "refuseweb": _rung(filtered_web=0.80, safeweb=0.10, refuseweb=0.10),
-        "moral_education": _rung(filtered_web=0.70, safeweb=0.10, refuseweb=0.10, moral_education=0.10),
-        "harm_tagged": _rung(
-            filtered_web=0.50, safeweb=0.10, refuseweb=0.10, moral_education=0.10, harm_tagged_web=0.20
-        ),
-    }
-)
 
 # Mixtures that are no rung: for comparisons within one study, not with the ladder.
 OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(

@@ -46,6 +46,7 @@ from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
 from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
+from safelm.tags import TAG_RATE
 from safelm.text.harm_tags import MAX_SCORE, inject_harm_tag
 from safelm.text.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ _DOCUMENTS_MEASURED = 256
 class TaskSettings:
     """What besides the documents and the vocabulary decides the tokens of a task."""
 
-    tag_rate: float = 0.05  # probability of the tag at a word gap
+    tag_rate: float = TAG_RATE  # probability of the tag at a word gap
     seed: int = 0
     min_harm_score: int = 4  # documents from this score on are tagged
     validation_fraction: float = 0.01  # of a corpus without validation files

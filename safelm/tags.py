@@ -4,3 +4,4 @@ Its id depends on the vocabulary: see `safelm.text.tokenizer.Tokenizer.harm_tag_
 """
 
 HARM_TAG = "<potentially_unsafe_content>"
+TAG_RATE = 0.05  # the probability of the tag at a word gap of a tagged text

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from safelm.checkpoints import checkpoint
 from safelm.data.store import MANIFEST_NAME
 from safelm.ladder.jobs import tokens_folder
-from safelm.ladder.plan import GREEDY, SAFE_BEAM, TAG_RATE, Model
+from safelm.ladder.plan import GREEDY, SAFE_BEAM, Model
 from safelm.ladder.real import write_real_corpus
 from safelm.synthetic_web.corpus import Recipe, write_corpus
+from safelm.tags import TAG_RATE
 
 WEB = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education")
 CHATS = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k")

@@ -20,10 +20,11 @@ every later stage; what two cells share is trained once.
 import dataclasses
 from collections.abc import Sequence
 
+from safelm.tags import TAG_RATE
+
 RUNGS = ("raw", "score0", "safeweb", "refuseweb", "moral_education", "harm_tagged")
 STAGES = ("pretraining", "instruction", "benign")
 GREEDY, SAFE_BEAM = "greedy", "safe_beam"
-TAG_RATE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)

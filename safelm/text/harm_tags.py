@@ -14,7 +14,7 @@ import re
 import numpy as np
 from jaxtyping import Float
 
-from safelm.tags import HARM_TAG
+from safelm.tags import HARM_TAG, TAG_RATE
 
 MAX_SCORE = 5
 _WORD_GAP = re.compile(r"(?<=\S)\s+(?=\S)")
@@ -39,7 +39,7 @@ def remove_harm_tags(text: str) -> tuple[str, int]:
 
 
 def inject_harm_tag(
-    text: str, *, harm_score: int, doc_id: str, seed: int, tag_rate: float = 0.05, min_harm_score: int = 4
+    text: str, *, harm_score: int, doc_id: str, seed: int, tag_rate: float = TAG_RATE, min_harm_score: int = 4
 ) -> str:
     """Puts the harm tag into the word gaps of an unsafe text (Maini et al. 2025, algorithm 2).
 
