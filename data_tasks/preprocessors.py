@@ -6,7 +6,7 @@ corpus give the same text whatever the order of documents, the number of workers
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -15,8 +15,6 @@ from data_tasks.speakers import ROLE_PAIRS, SPEAKER_NAMES
 from safelm.text.harm_tags import uniform_draws, utf8
 
 SAFE_SCORE = 0
-RECONTEXTUALIZE_SCORES = frozenset({1, 2, 3})
-UNSAFE_SCORES = frozenset({4, 5})
 NO_SCORE = -1  # the document carries no harm score
 
 _SPEAKER_LABEL = re.compile(
@@ -27,31 +25,6 @@ _SPEAKER_LABEL = re.compile(
     r"(?=\s|\Z|[\"'“‘*_(\[<])",
     re.MULTILINE,
 )
-
-
-def has_score(document: Mapping[str, object], scores: Collection[int]) -> bool:
-    """Whether the document's `harm_score` is one of `scores`; a document without a score never is."""
-    return document.get("harm_score", NO_SCORE) in scores and document.get("harm_score", NO_SCORE) != NO_SCORE
-
-
-def split_by_score(documents: Iterable[Mapping[str, object]]) -> dict[str, list[Mapping[str, object]]]:
-    """Documents by what the method does with them: `safe` (0), `recontextualize` (1 to 3), `unsafe` (4, 5).
-
-    Maini et al. 2025, section 3. Raises ValueError for a document without a score from 0 to 5.
-    """
-    parts: dict[str, list[Mapping[str, object]]] = {"safe": [], "recontextualize": [], "unsafe": []}
-    for document in documents:
-        if has_score(document, {SAFE_SCORE}):
-            parts["safe"].append(document)
-        elif has_score(document, RECONTEXTUALIZE_SCORES):
-            parts["recontextualize"].append(document)
-        elif has_score(document, UNSAFE_SCORES):
-            parts["unsafe"].append(document)
-        else:
-            raise ValueError(
-                f"document {document.get('id')!r}: harm_score {document.get('harm_score')!r} is not 0 to 5"
-            )
-    return parts
 
 
 def in_validation_split(doc_id: str, fraction: float) -> bool:

@@ -11,8 +11,7 @@ from typing import Any
 
 from safelm import cli, documents, inference
 from safelm.checkpoints import checkpoint
-from safelm.inference import methods
-from safelm.inference.methods import METHODS
+from safelm.inference.methods import METHODS, Method, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.text import prompting
 
@@ -49,20 +48,16 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message")
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
-        takers = {key: _defaults(method)[name] for key, method in METHODS.items() if name in _defaults(method)}
-        defaults = ", ".join(f"{key} {value}" for key, value in takers.items())
+        takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
+        defaults = ", ".join(f"{method} {value}" for method, value in takers.items())
         parser.add_argument(f"--{name}", type=kind, help=f"{meaning} (default: {defaults})")
     return parser
 
 
-def _defaults(method: type[methods.Method]) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(method)}
-
-
-def method_from_flags(flags: argparse.Namespace) -> methods.Method:
+def method_from_flags(flags: argparse.Namespace) -> Method:
     """The method with the settings given; ValueError for a setting that this method does not have."""
     given = {name: getattr(flags, name) for name in _SETTINGS if getattr(flags, name) is not None}
-    known = _defaults(METHODS[flags.method])
+    known = settings_of(flags.method)
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"--{name}={value}: --method={flags.method} does not take it")

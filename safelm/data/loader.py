@@ -63,10 +63,6 @@ class Loader:
         """Source names by the index in `source_ids_B`."""
         return self.batches.sources
 
-    def get_state(self) -> int:
-        """The step of the next batch."""
-        return self._step
-
     def set_state(self, step: int) -> None:
         """Goes to a step, forwards or back."""
         if not 0 <= step <= self.batches.schedule.total_steps:

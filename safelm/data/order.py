@@ -12,15 +12,10 @@ from jaxtyping import Int
 _SORTED_UP_TO_ROWS = 1 << 16
 
 
-def shuffled_row(seed: int, source: str, epoch: int, index: int, num_rows: int) -> int:
-    """The row that comes at `index` of the epoch; over 0 <= index < num_rows every row comes once."""
-    return int(shuffled_rows(seed, source, epoch, np.array([index]), num_rows)[0])
-
-
 def shuffled_rows(
     seed: int, source: str, epoch: int, index_b: Int[np.ndarray, " b"], num_rows: int
 ) -> Int[np.ndarray, " b"]:
-    """`shuffled_row` of several places of an epoch."""
+    """The rows that come at places of an epoch; over 0 <= index < num_rows every row comes once."""
     key = _epoch_key(seed, source, epoch)
     if num_rows <= _SORTED_UP_TO_ROWS:
         return _sorted_order(key, num_rows)[index_b]

@@ -212,25 +212,6 @@ class TokenStore:
             return np.zeros(len(positions), np.int64)
         return np.searchsorted(self.token_offsets, positions, side="right") - 1
 
-    def find_documents(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """The document that holds each position of the token stream."""
-        documents, shards = np.empty(len(positions), np.int64), self.find_shards(positions)
-        self.fetch_bounds(shards)
-        for shard, chosen in _by_shard(shards):
-            local = positions[chosen] - self.token_offsets[shard]
-            found = np.searchsorted(self.shard_bounds[shard], local, side="right") - 1
-            documents[chosen] = found + self.document_offsets[shard]
-        return documents
-
-    def document_bounds(self, documents: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """Start and stop of each document in the token stream."""
-        start, stop = np.empty(len(documents), np.int64), np.empty(len(documents), np.int64)
-        for shard, chosen in _by_shard(np.searchsorted(self.document_offsets, documents, side="right") - 1):
-            local, offset = documents[chosen] - self.document_offsets[shard], self.token_offsets[shard]
-            start[chosen] = self.shard_bounds[shard][local] + offset
-            stop[chosen] = self.shard_bounds[shard][local + 1] + offset
-        return start, stop
-
     def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
         """The token at each position of the token stream."""
         tokens = np.empty(len(positions), self.manifest.dtype)

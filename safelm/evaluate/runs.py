@@ -14,18 +14,14 @@ from safelm.evaluate.judges import word_lists as synthetic_judge
 from safelm.evaluate.protocol import Protocol
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import Template
-from safelm.inference import Beam, Greedy, Method, SafeBeam, Sampling, TagPenalty, tag_probability
+from safelm.inference import Method, SafeBeam, methods, tag_probability
 from safelm.io import records
 from safelm.io.files import write_whole
 from safelm.stats.comparison import clustered_rate
 
 METHODS: dict[str, Method] = {
-    "greedy": Greedy(),
-    "sample": Sampling(),
-    "beam": Beam(),
-    "safe_beam": SafeBeam(),
+    **{name: method() for name, method in methods.METHODS.items()},
     "safe_beam_floor": SafeBeam(drop_above=0.001),
-    "tag_penalty": TagPenalty(),
 }
 SYNTHETIC_JUDGE = "synthetic-web"
 

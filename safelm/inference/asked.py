@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm.inference.methods import MAX_END_IDS, Greedy, Method, SafeBeam
+from safelm.inference.methods import MAX_END_IDS, Greedy, Method, SafeBeam, draws
 from safelm.models.config import ModelConfig
 
 RUNNING, ENDED_BY_EOS, ENDED_BY_TAG = 0, 1, 2
@@ -106,7 +106,7 @@ def ask(
         masks_tag_P=np.array([method.tag_candidate == "mask" for method in methods]),
         stops_at_tag_P=np.array([method.tag_candidate == "stop" for method in methods]),
         key_data_P2=np.array([key_data(seed) for seed in seeds], np.uint32),
-        is_sampled_P=np.array([hasattr(method, "temperature") for method in methods]),
+        is_sampled_P=np.array([draws(method) for method in methods]),
         temperatures_P=np.maximum(setting("temperature", 1.0), _COLDEST),
         top_k_P=setting("top_k", 0, np.int32),
         top_p_P=setting("top_p", 1.0),

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from safelm.models.config import ModelConfig
 
@@ -126,6 +127,16 @@ METHODS: dict[str, type[Method]] = {
     "safe_beam": SafeBeam,
     "tag_penalty": TagPenalty,
 }
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of the method of METHODS with this name, and their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(METHODS[name])}
+
+
+def draws(method: Method | type[Method]) -> bool:
+    """Whether the next token is drawn at random."""
+    return "temperature" in {field.name for field in dataclasses.fields(method)}
 
 
 def looks_ahead(method: Method) -> bool:

@@ -12,8 +12,8 @@ from safelm import inference
 from safelm.checkpoints import checkpoint
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt, read_prompts
-from safelm.inference import Greedy, SafeBeam
-from safelm.ladder.plan import GREEDY, SAFE_BEAM, STAGES, Job
+from safelm.inference.methods import METHODS
+from safelm.ladder.plan import SAFE_BEAM, STAGES, Job
 from safelm.ladder.preferences import (
     PLAIN_REQUESTS,
     PREFERENCE_JUDGE,
@@ -24,7 +24,6 @@ from safelm.ladder.preferences import (
 )
 from safelm.text.prompting import prompt_ids
 
-_METHODS = {GREEDY: Greedy(), SAFE_BEAM: SafeBeam()}
 _BATCH_PROMPTS = 256
 
 
@@ -48,7 +47,7 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
         model_config,
         params,
         [prompt_ids(tokenizer, prompt.prompt, is_chat=is_chat) for prompt in prompts],
-        _METHODS[job.method],
+        METHODS[job.method](),
         max_new_tokens=config.max_new_tokens,
         end_ids=tokenizer.conventions.end_ids,
         harm_tag_id=tokenizer.harm_tag_id,

@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Any
 
-from safelm.inference.methods import METHODS, Method
+from safelm.inference.methods import METHODS, Method, draws, settings_of
 from safelm.serving.errors import ApiError
 from safelm.serving.fields import Fields
 from safelm.serving.limits import Limits
 
-SAMPLING = ("sample", "tag_penalty")  # the methods that draw
 _PENALTY_MOST = 1000.0  # nats
 _TEMPERATURE_MOST = 2.0
 
@@ -39,7 +38,7 @@ def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Ste
     own = fields.object("safelm")
     named = own.choice("method", tuple(METHODS))
     name = named or default_method
-    if temperature == 0 and name in SAMPLING:
+    if temperature == 0 and draws(METHODS[name]):
         if named is not None:
             raise ApiError(400, f"temperature=0.0: {own.name_of('method')}={named} draws; ask for greedy instead",
                            param="temperature")  # fmt: skip
@@ -48,7 +47,7 @@ def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Ste
     stop_above, want_trace = own.number("stop_above", 0.0, 1.0), own.flag("want_trace")
     own.refuse_rest()
     drawing = {"temperature": temperature, "top_p": top_p}
-    if name in SAMPLING:
+    if draws(METHODS[name]):
         settings |= {key: value for key, value in drawing.items() if value is not None}
     elif named is not None:
         for key, value in drawing.items():
@@ -77,12 +76,11 @@ def _settings(own: Fields, limits: Limits) -> dict[str, Any]:
 
 
 def _build(name: str, settings: dict[str, Any], own: Fields) -> Method:
-    kind = METHODS[name]
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = settings_of(name)
     for setting in settings:
         if setting not in known:
             raise ApiError(400, f"{own.name_of(setting)}: method {name} does not take it", param=own.name_of(setting))
     try:
-        return kind(**settings)
+        return METHODS[name](**settings)
     except ValueError as error:
         raise ApiError(400, str(error), param="safelm") from None

@@ -81,16 +81,6 @@ def check_branch(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, A
     return [*meta.get("history", ()), branched]
 
 
-def history_lines(history: History) -> list[str]:
-    """What was changed under way, a line each, for people."""
-    lines = []
-    for entry in history:
-        if "branched_from" in entry:
-            lines.append(f"step {entry['step']}: branched from {entry['branched_from']}")
-        lines += [f"step {entry['step']}: changed {line}" for line in entry["changed"]]
-    return lines
-
-
 def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> None:
     checkpoint.check_model(meta, resolved.model, where=where)
     checkpoint.check_vocabulary(meta, resolved.tokenizer, where=where)

@@ -48,10 +48,6 @@ def test_every_document_is_read_back(tmp_path_factory, documents, num_shards):
     np.testing.assert_array_equal(store.tokens(middle, len(stream) + 9), stream[middle:])
     positions = np.random.default_rng(0).permutation(len(stream))
     np.testing.assert_array_equal(store.take(positions), stream[positions])
-    owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
-    np.testing.assert_array_equal(store.find_documents(positions), owner[positions])
-    start, stop = store.document_bounds(np.arange(len(documents)))
-    np.testing.assert_array_equal(stop - start, [len(d) for d in documents])
 
 
 def test_files_are_plain_numpy_and_the_manifest_counts(store):

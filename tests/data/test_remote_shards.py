@@ -94,7 +94,6 @@ def test_everything_reads_as_from_the_local_store(local, way, request):
     assert store.manifest == local.manifest
     positions = np.random.default_rng(0).integers(0, local.num_tokens, 200)
     np.testing.assert_array_equal(store.take(positions), local.take(positions))
-    np.testing.assert_array_equal(store.find_documents(positions), local.find_documents(positions))
     for start, stop in ((0, 5), (32_760, 32_780), (0, local.num_tokens), (local.num_tokens - 3, local.num_tokens + 9)):
         np.testing.assert_array_equal(store.tokens(start, stop), local.tokens(start, stop))
     for index in (0, 166, 167, 499):
@@ -111,7 +110,7 @@ def test_empty_shards_and_uint32(tmp_path):
     small = write_store(tmp_path / "store", [[5, 0], [70_000, 0]], num_shards=4, vocab_size=70_001)
     store = TokenStore.open(url_of(small))
     assert store.tokens(0, 9).tolist() == [5, 0, 70_000, 0] and store.tokens(0, 9).dtype == np.uint32
-    assert store.find_documents(np.array([3])).tolist() == [1]
+    assert store.document(1).tolist() == [70_000, 0]
     store.verify_checksums()
 
 
@@ -322,7 +321,7 @@ def test_slow_reads_change_neither_content_nor_order(local, only_blocks, monkeyp
 
 def test_a_read_that_fails_for_good_ends_the_loader_with_the_error(local, only_blocks, monkeypatch):
     store = TokenStore.open(url_of(local))
-    store.find_documents(np.arange(0, store.num_tokens, 1000))
+    store.fetch_bounds(np.arange(len(store.manifest.shards)))
     store._remote.bring(range(3), "sums")
 
     def refuse(ranges):

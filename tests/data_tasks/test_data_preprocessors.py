@@ -179,18 +179,6 @@ def test_names_that_occur_in_the_dialogue_are_avoided():
         assert renamed.split(":")[0] in {*SPEAKER_NAMES[-2:], *(role for pair in ROLE_PAIRS for role in pair)}
 
 
-def test_split_by_score():
-    documents = [{"id": str(score), "harm_score": score} for score in range(6)]
-    parts = preprocessors.split_by_score(documents)
-    assert {name: [d["harm_score"] for d in part] for name, part in parts.items()} == {
-        "safe": [0],
-        "recontextualize": [1, 2, 3],
-        "unsafe": [4, 5],
-    }
-    with pytest.raises(ValueError, match="document 'x': harm_score 6 is not 0 to 5"):
-        preprocessors.split_by_score([{"id": "x", "harm_score": 6}])
-
-
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=6))
 def test_end_of_document_is_appended_once(documents):

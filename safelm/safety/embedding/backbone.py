@@ -63,10 +63,6 @@ class Backbone:
     def dim(self) -> int:
         return self.config.d_model * max(len(self.layers), 1) * pooling.WIDTHS.get(self.pooling, 1)
 
-    @property
-    def is_encoder(self) -> bool:
-        return isinstance(self.config, EncoderConfig)
-
     def pooled(self, params: Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]) -> Float[Array, "B D"]:
         """One float32 vector a row of chunk ids; a pure function to be compiled and differentiated.
 
@@ -83,11 +79,6 @@ class Backbone:
         if self.layers:
             return model.layer_states(self.config, params, tokens_BT, self.layers)
         return [model.hidden_states(self.config, params, tokens_BT)]
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """The parameter groups from input to output: "embeddings", "layer_0", .., for training the last n."""
-        return ("embeddings", *(f"layer_{i}" for i in range(self.config.num_layers)))
 
     def trainable(self, params: Params, last_n: int | None) -> Params:
         """A tree like `params` of arrays of 0 or 1 that broadcast to them: 1 where the last n layers are trained.
