@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from data_tasks.speakers import ROLE_PAIRS, SPEAKER_NAMES
 from safelm.text.harm_tags import uniform_draws, utf8
+from safelm.text.speakers import ROLE_PAIRS, SPEAKER_NAMES
 
 SAFE_SCORE = 0
 NO_SCORE = -1  # the document carries no harm score

@@ -39,9 +39,10 @@ import tqdm
 from safelm import cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
+from safelm.jobs.file_shards import RECORDS, run_speed
 from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring import columns, manifest, plan, scorers
-from safelm.safety.scoring.shard import RECORDS, ScoreWork, rows_under_way
+from safelm.safety.scoring.shard import ScoreWork, rows_under_way
 
 _WRITABLE = ("gs://", "gcs://")
 _POLL_SECONDS = {False: 0.5, True: 10.0}  # between two looks at how many shards are done, by whether it is remote
@@ -127,8 +128,9 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         out.raise_failures()
         names = {job.name for job in todo.jobs}
         plan.refresh(out, todo)
+        done = [todo.done[name] for name in names & todo.done.keys()]
         seconds = time.monotonic() - started
-        return manifest.finish(out, todo, _speed(todo, names, seconds, runner))
+        return manifest.finish(out, todo, run_speed(done, seconds, runner.name, unit="characters"))
 
 
 class _Progress:
@@ -152,19 +154,6 @@ class _Progress:
             self._bar.set_postfix_str(f"{rows_under_way(self._out):,} documents of shards under way", refresh=False)
         self._bar.update(len(self._out.sizes(RECORDS)) - self._bar.n)
         self._bar.refresh()
-
-
-def _speed(todo: plan.ScorePlan, names: set[str], seconds: float, runner: beam_runner.Runner) -> dict[str, Any]:
-    """Of the shards this run did: seconds on the clock, documents and characters per second."""
-    records = [todo.done[name] for name in names & todo.done.keys()]
-    rows, characters = (sum(record[key] for record in records) for key in ("rows", "characters"))
-    return {
-        "runner": runner.name,
-        "shards": len(records),
-        "seconds": round(seconds, 3),
-        "documents_per_second": round(rows / max(seconds, 1e-9), 3),
-        "characters_per_second": round(characters / max(seconds, 1e-9), 1),
-    }
 
 
 def _report(output: str, summary: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ import tqdm
 from safelm import cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
+from safelm.jobs.file_shards import run_speed
 from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk
@@ -159,7 +160,8 @@ def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: 
     plan.refresh(out, todo)
     if todo.jobs:
         raise ValueError(f"{out.root}: {len(todo.jobs)} shards have no record, such as {todo.jobs[0].name}: run again")
-    speed = _speed(todo, names, time.monotonic() - started, runner)
+    done = [todo.done[name] for name in names]
+    speed = run_speed(done, time.monotonic() - started, runner.name, unit="completion_tokens")
     funnel = finish.check_writes(out, todo, desk.writer.name)
     duplicates = finish.remove_duplicates(out, todo, funnel)
     files = finish.publish(out, todo, duplicates)
@@ -216,19 +218,6 @@ class _Progress:
         done = self._before + sum(said.get("documents", 0) for said in found)
         self._bar.set_postfix(replies=sum(said.get("replies", 0) for said in found), refresh=False)
         self._bar.update(max(0, done - self._bar.n))
-
-
-def _speed(todo: plan.SynthesisPlan, names: set[str], seconds: float, runner: beam_runner.Runner) -> dict[str, Any]:
-    """Of the shards that this run finished: seconds on the clock, documents and tokens per second."""
-    records = [todo.done[name] for name in names]
-    rows, tokens = (sum(record[key] for record in records) for key in ("rows", "completion_tokens"))
-    return {
-        "runner": runner.name,
-        "shards": len(records),
-        "seconds": round(seconds, 3),
-        "documents_per_second": round(rows / max(seconds, 1e-9), 3),
-        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
-    }
 
 
 def _report(output: str, manifest: dict[str, Any]) -> None:

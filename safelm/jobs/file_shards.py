@@ -1,8 +1,9 @@
 """Files of documents to shards of work, and an output folder that goes on only with what it was begun with."""
 
+import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -11,10 +12,26 @@ from safelm.documents import SETTINGS_NAME, DocumentFile, Part
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.settings import check_same
 
+RECORDS = "_shards"  # the folder of what is recorded of each shard that is done
 _AT_ONCE = 16
 _FORMER_NAME = re.compile(r"^((train|validation)-(\d{6}-)?)+")  # of a step before, else names grow with each step
 
 _T, _R = TypeVar("_T"), TypeVar("_R")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """A file of the input or a part of one; `name` begins the names of its output files."""
+
+    index: int
+    name: str
+    path: str
+    part: Part | None = None
+
+    @property
+    def record(self) -> str:
+        """Where its done-record is, relative to the output."""
+        return f"{RECORDS}/{self.name}.json"
 
 
 def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
@@ -69,9 +86,31 @@ def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[
     check_same(f"--output {out.root}", former, wanted, flags)
 
 
-def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
-    """Whether every file that a done-record names is there (`sizes` by name) with the recorded size."""
+def done_records(out: OutputFolder, shards: Iterable[ShardJob], folders: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The records, by name, of the shards whose files are all there, in these folders, with the recorded sizes."""
+    recorded = out.sizes(RECORDS)
+    jobs = [job for job in shards if os.path.basename(job.record) in recorded]
+    if not jobs:
+        return {}
+    sizes = {f"{folder}/{name}": size for folder in folders for name, size in out.sizes(folder).items()}
+    records = zip(jobs, out.read_json([job.record for job in jobs]), strict=True)
+    return {job.name: record for job, record in records if _is_whole(record, sizes)}
+
+
+def _is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         return False
     files = record["files"].items()
     return all(isinstance(facts, dict) and sizes.get(name) == facts.get("bytes", -1) for name, facts in files)
+
+
+def run_speed(records: Collection[Mapping[str, Any]], seconds: float, runner: str, *, unit: str) -> dict[str, Any]:
+    """Of the shards that a run did: seconds on the clock, documents and `unit` (a field of their records) a second."""
+    rows, amount = (sum(record[key] for record in records) for key in ("rows", unit))
+    return {
+        "runner": runner,
+        "shards": len(records),
+        "seconds": round(seconds, 3),
+        "documents_per_second": round(rows / max(seconds, 1e-9), 3),
+        f"{unit.removeprefix('completion_')}_per_second": round(amount / max(seconds, 1e-9), 1),
+    }

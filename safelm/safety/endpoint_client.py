@@ -20,6 +20,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from safelm.safety.options import check_least
+
 KEY_VARIABLE, OPENAIS_VARIABLE = "SAFELM_ENDPOINT_KEY", "OPENAI_API_KEY"
 _OPENAIS_HOST = "api.openai.com"
 _OPENAIS_HOSTS = re.compile(r"([a-z0-9-]+\.)*api\.openai\.com")  # with the regional ones
@@ -80,6 +82,32 @@ class Completion:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSettings:
+    """How an endpoint is asked, whatever it is asked.
+
+    Attributes:
+      concurrency: requests under way at once.
+      timeout_s: for the whole reply to one request, in seconds.
+      retries: of one request that failed in passing.
+      key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
+    """
+
+    concurrency: int = 8
+    timeout_s: float = 60.0
+    retries: int = 6
+    key_env: str = ""
+
+    def __post_init__(self) -> None:
+        check_least("endpoint", self, concurrency=1, retries=0)
+        if not self.timeout_s > 0:
+            raise ValueError(f"endpoint: timeout_s={self.timeout_s}: must be above 0")
+
+    def client(self, url: str, model: str) -> "EndpointClient":
+        """See `EndpointClient`."""
+        return EndpointClient(url, model, timeout_s=self.timeout_s, retries=self.retries, key_env=self.key_env)
 
 
 class EndpointClient:

@@ -26,3 +26,10 @@ def make_settings(kind: type[_Settings], options: Mapping[str, Any], *, where: s
             raise ValueError(f"{where}: {name}={value!r}: expected {types[name].__name__}")
         values[name] = value
     return kind(**values)
+
+
+def check_least(where: str, settings: Any, **least: float) -> None:
+    """Raises ValueError for the first setting that is below its least value."""
+    for name, value in least.items():
+        if not getattr(settings, name) >= value:
+            raise ValueError(f"{where}: {name}={getattr(settings, name)}: must be at least {value}")

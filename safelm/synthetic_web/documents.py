@@ -5,6 +5,7 @@ import random
 
 from safelm.synthetic_web import harm_lexicon, phrases, safe_lexicon
 from safelm.synthetic_web.topics import Topic
+from safelm.text.speakers import SPEAKER_NAMES
 
 MIN_WORDS, MAX_WORDS = 40, 250
 MILD_SCORES = tuple(safe_lexicon.MILD_REMARKS)
@@ -63,7 +64,7 @@ def speakers(rng: random.Random) -> tuple[str, str]:
     """Who asks and who answers: two names, or two roles."""
     if rng.random() < 0.3:
         return rng.choice(phrases.ROLE_PAIRS)
-    first, second = rng.sample(phrases.SPEAKERS, 2)
+    first, second = rng.sample(SPEAKER_NAMES, 2)
     return first, second
 
 
@@ -161,6 +162,6 @@ def _layout(rng: random.Random, topic: Topic, genre: str, body: list[str], score
         return f"{asks}: {request(rng, topic)}\n\n{answers}: {reply}\n\n{asks}: {rng.choice(phrases.THANKS)}"
     if genre == "comment":
         mention = fill(rng.choice(_NEWS_MENTIONS), topic) if score == 3 else opening
-        return f"{rng.choice(phrases.SPEAKERS)} wrote on {rng.choice(phrases.WEEKDAYS)}:\n\n{join(mention, *body)}"
+        return f"{rng.choice(SPEAKER_NAMES)} wrote on {rng.choice(phrases.WEEKDAYS)}:\n\n{join(mention, *body)}"
     mention = fill(rng.choice(_NEWS_MENTIONS), topic) if score == 3 else opening
     return f"{rng.choice(phrases.TOWNS)}, {rng.choice(phrases.WEEKDAYS)}. {join(mention, *body)}"

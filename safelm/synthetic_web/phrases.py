@@ -57,14 +57,6 @@ ORDINALS = ("First", "Then", "Next", "After that", "Now", "Later", "Finally")
 
 TOWNS = ("Harlow Bay", "Northfield", "Eastport", "Lindenau", "Sunford", "Marrow Hill", "Old Pier", "Westbrook")
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-SPEAKERS = (
-    "Aisha", "Alejandro", "Amara", "Andrei", "Anika", "Arjun", "Beatriz", "Bilal", "Carmen", "Chidi", "Clara", "Daiki",
-    "Dalia", "Darius", "Elena", "Emeka", "Esther", "Farid", "Fatima", "Felix", "Freya", "Gabriel", "Greta", "Hana",
-    "Hassan", "Hugo", "Ines", "Ivan", "Jasmine", "Jonas", "Kenji", "Kwame", "Laila", "Leah", "Linh", "Lucas", "Magda",
-    "Mateo", "Mei", "Mira", "Nadia", "Nikhil", "Noor", "Olga", "Omar", "Paloma", "Pavel", "Priya", "Quentin", "Rafael",
-    "Rosa", "Ruth", "Samir", "Sofia", "Soren", "Tariq", "Teresa", "Thabo", "Uma", "Valentina", "Viktor", "Wei",
-    "Ximena", "Yara", "Yusuf", "Zofia",
-)  # fmt: skip
 ROLE_PAIRS = (
     ("Student", "Teacher"), ("Pupil", "Tutor"), ("Client", "Counselor"), ("Visitor", "Guide"), ("Reader", "Librarian"),
     ("Customer", "Clerk"), ("Caller", "Host"), ("Trainee", "Mentor"), ("Guest", "Concierge"), ("Player", "Coach"),

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from data_tasks import preprocessors, rates
 from data_tasks.preprocessors import replace_speaker_names
 from data_tasks.readers import Document, MalformedLimit, ReadReport, read_documents
-from data_tasks.speakers import ROLE_PAIRS, SPEAKER_NAMES
 from safelm.tags import HARM_TAG
 from safelm.text.harm_tags import inject_harm_tag, remove_harm_tags
+from safelm.text.speakers import ROLE_PAIRS, SPEAKER_NAMES
 
 TEXTS = st.text(
     st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t\u00a0\u3000ab<>")), max_size=200

@@ -18,8 +18,8 @@ from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_do
 from data_tasks.sources import WebDocumentSource
 from safelm import documents, generate, train_tokenizer
 from safelm.documents import json_lines
+from safelm.jobs.file_shards import ShardJob
 from safelm.safety.report_card.counting import Piece, Settings, count_piece
-from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
 LINES = b"".join(json.dumps({"id": str(i), "text": f"Page {i}."}).encode() + b"\n" for i in range(50))

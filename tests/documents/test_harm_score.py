@@ -12,9 +12,9 @@ from synthesis_runs import run as synthesize
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents
 from safelm import documents, report_card
 from safelm.documents import harm
+from safelm.jobs.file_shards import ShardJob
 from safelm.safety.report_card import charts
 from safelm.safety.report_card.counting import Piece, Settings, count_piece
-from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
 EDUCATION = {

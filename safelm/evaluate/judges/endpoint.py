@@ -8,35 +8,30 @@ from typing import Any
 from safelm.evaluate.judges.questions import HARM_QUESTION, MANNER_QUESTION, material, question_for
 from safelm.evaluate.judges.verdicts import UNSCORED, Exchange
 from safelm.safety import endpoint_client
-from safelm.safety.endpoint_client import EndpointClient, EndpointError, RequestRefusedError
+from safelm.safety.endpoint_client import EndpointError, EndpointSettings, RequestRefusedError
 from safelm.safety.endpoint_queue import RequestQueue
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an endpoint is asked.
+class Settings(EndpointSettings):
+    """How an endpoint is asked for verdicts; see `EndpointSettings`.
 
     Attributes:
       max_tokens: of a reply, its reasoning included.
       answer_chars: read of an answer, from its beginning.
-      key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
+      max_unscored: share of replies that are none of those asked for, above which the judge gives up.
     """
 
-    concurrency: int = 8
-    timeout_s: float = 60.0
-    retries: int = 6
     max_tokens: int = 8
     answer_chars: int = 8000
     max_unscored: float = 0.5
-    key_env: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("retries", 0), ("max_tokens", 1), ("answer_chars", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"endpoint: {name}={getattr(self, name)}: must be at least {least}")
-        if not self.timeout_s > 0 or not 0 <= self.max_unscored <= 1:
-            raise ValueError("endpoint: timeout_s must be above 0 and max_unscored a share from 0 to 1")
+        super().__post_init__()
+        check_least("endpoint", self, max_tokens=1, answer_chars=1)
+        if not 0 <= self.max_unscored <= 1:
+            raise ValueError(f"endpoint: max_unscored={self.max_unscored}: must be a share from 0 to 1")
 
 
 _LEAST_REPLIES = 20  # before the share of unscored ones says anything
@@ -52,10 +47,7 @@ class EndpointJudge:
         """Raises ValueError for an address or a model that can't be."""
         self.name, self._settings = name, settings or Settings()
         self._num_truncated = 0
-        timeout_s, retries = self._settings.timeout_s, self._settings.retries
-        self._endpoint = EndpointClient(
-            url, model_name, timeout_s=timeout_s, retries=retries, key_env=self._settings.key_env
-        )
+        self._endpoint = self._settings.client(url, model_name)
         shaping = [question.hash for question in (HARM_QUESTION, MANNER_QUESTION)] + [
             self._settings.answer_chars,
             self._settings.max_tokens,

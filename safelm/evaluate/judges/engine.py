@@ -20,7 +20,7 @@ from safelm.inference.weights import prepare
 from safelm.models import decoder as model
 from safelm.safety.engine_models import model_fingerprint, read_engine_model
 from safelm.safety.judge import decoding
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 from safelm.text.prompting import Frame, question_frame
 from safelm.text.tokenizer import Tokenizer
 
@@ -45,9 +45,7 @@ class Settings:
     batch_tokens: int = 8192
 
     def __post_init__(self) -> None:
-        for name, least in (("answer_tokens", _LEAST_ANSWER_TOKENS), ("max_rows", 1), ("batch_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"judge: {name}={getattr(self, name)}: must be at least {least}")
+        check_least("judge", self, answer_tokens=_LEAST_ANSWER_TOKENS, max_rows=1, batch_tokens=1)
         if not 0 <= self.least_mass < 1:
             raise ValueError(f"judge: least_mass={self.least_mass}: must lie in [0, 1)")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from safelm.io import records
 from safelm.safety import endpoint_client
-from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, RequestRefusedError
+from safelm.safety.endpoint_client import Completion, EndpointError, EndpointSettings, RequestRefusedError
 from safelm.safety.endpoint_queue import RequestQueue
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCHEMA, Answer, read_answer
 from safelm.safety.judge.rubric import Rubric, load_rubric
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 from safelm.safety.scorer import Verdict
 
 __all__ = ["EndpointError", "EndpointJudge", "Ledger", "Settings", "load"]
@@ -25,13 +25,10 @@ _JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "verdict", "stric
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an endpoint is asked.
+class Settings(EndpointSettings):
+    """How an endpoint is asked for scores; see `EndpointSettings`.
 
     Attributes:
-      concurrency: requests under way at once.
-      timeout_s: for the whole reply to one request, in seconds.
-      retries: of one request that failed in passing.
       chunk_chars: a longer document is cut into chunks of so many characters and the highest score is taken.
       max_chunks: of longer documents so many chunks are read, evenly spread; 0 reads all.
       max_tokens: of an answer, its reasoning included.
@@ -39,27 +36,18 @@ class Settings:
       schema: ask for the JSON schema; a server that refuses it is asked without from then on. So it is with
         temperature 0 and the limit of tokens, which some models want under another name.
       rubric: version.
-      key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
     """
 
-    concurrency: int = 8
-    timeout_s: float = 60.0
-    retries: int = 6
     chunk_chars: int = 24_000
     max_chunks: int = 0
     max_tokens: int = 200
     max_unusable: float = 0.5
     schema: bool = True
     rubric: int = 1
-    key_env: str = ""
 
     def __post_init__(self) -> None:
-        smallest = {"concurrency": 1, "retries": 0, "chunk_chars": 1, "max_chunks": 0, "max_tokens": 16}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"endpoint: {name}={getattr(self, name)}: must be at least {least}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"endpoint: timeout_s={self.timeout_s}: must be above 0")
+        super().__post_init__()
+        check_least("endpoint", self, chunk_chars=1, max_chunks=0, max_tokens=16)
         if not 0 <= self.max_unusable <= 1:
             raise ValueError(f"endpoint: max_unusable={self.max_unusable}: must be a share from 0 to 1")
 
@@ -107,9 +95,7 @@ class EndpointJudge:
           ValueError: no http(s) address, an address with a password in it, or no model.
         """
         settings = settings or Settings()
-        self._endpoint = EndpointClient(
-            url, model, timeout_s=settings.timeout_s, retries=settings.retries, key_env=settings.key_env
-        )
+        self._endpoint = settings.client(url, model)
         self.name, self.url, self.model, self.settings = name, url, model, settings
         self.ledger = Ledger()
         self._rubric: Rubric = load_rubric(self.settings.rubric)

@@ -20,7 +20,7 @@ from safelm.safety.judge import chunks, decoding
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
 from safelm.safety.judge.grammar import AnswerGrammar
 from safelm.safety.judge.rubric import load_rubric
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 from safelm.safety.scorer import Verdict
 from safelm.text.prompting import question_frame
 from safelm.text.tokenizer import Tokenizer
@@ -55,10 +55,8 @@ class Settings:
     rubric: int = 1
 
     def __post_init__(self) -> None:
-        smallest = {"reason_tokens": 0, "max_chunks": 0, "chunk_tokens": SMALLEST_CHUNK}
-        for name in ("reason_tokens", "chunk_tokens", "max_chunks", "batch_tokens", "max_rows", "free_tokens"):
-            if getattr(self, name) < smallest.get(name, 1):
-                raise ValueError(f"judge: {name}={getattr(self, name)}: must be at least {smallest.get(name, 1)}")
+        check_least("judge", self, reason_tokens=0, chunk_tokens=SMALLEST_CHUNK, max_chunks=0)
+        check_least("judge", self, batch_tokens=1, max_rows=1, free_tokens=1)
 
     @property
     def answer_tokens(self) -> int:

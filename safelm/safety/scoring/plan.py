@@ -10,10 +10,19 @@ from typing import Any
 from safelm import documents
 from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, Part
 from safelm.io import remote
-from safelm.jobs.file_shards import check_settings, is_one_shard, is_whole, shard_name, side_by_side, split
+from safelm.jobs.file_shards import (
+    RECORDS,
+    ShardJob,
+    check_settings,
+    done_records,
+    is_one_shard,
+    shard_name,
+    side_by_side,
+    split,
+)
 from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE, check_free
-from safelm.safety.scoring.shard import RECORDS, ScoreWork, ShardJob, output_name
+from safelm.safety.scoring.shard import ScoreWork, output_name
 
 _logger = logging.getLogger(__name__)
 
@@ -68,7 +77,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
     shards = [_job(index, file.path, part) for index, (file, part) in enumerate(pieces)]
     firsts = [next(found) for _, found in itertools.groupby(shards, key=lambda job: job.path)]
     check_settings(out, settings | {"input": _mended(out, settings, firsts)}, _ARGUMENTS)
-    done = _done(out, shards)
+    done = done_records(out, shards, (*FOLDERS, QUARANTINE))
     _warn_of_newer(out, [job for job in shards if job.name in done])
     _clear(out, shards, done)
     sizes = {job.name: file.bytes / len(found) for job, (file, found) in zip(shards, owners, strict=True)}
@@ -102,18 +111,7 @@ def _job(index: int, path: str, part: Part | None) -> ShardJob:
 
 def refresh(out: OutputFolder, plan: ScorePlan) -> None:
     """Looks again which shards are done."""
-    plan.done = _done(out, plan.shards)
-
-
-def _done(out: OutputFolder, shards: Sequence[ShardJob]) -> dict[str, Mapping[str, Any]]:
-    """The records of shards whose files are all there with the recorded sizes."""
-    recorded = out.sizes(RECORDS)
-    names = [job for job in shards if os.path.basename(job.record) in recorded]
-    if not names:
-        return {}
-    sizes = {f"{folder}/{name}": size for folder in (*FOLDERS, QUARANTINE) for name, size in out.sizes(folder).items()}
-    records = dict(zip((job.name for job in names), out.read_json([job.record for job in names]), strict=True))
-    return {name: record for name, record in records.items() if is_whole(record, sizes)}
+    plan.done = done_records(out, plan.shards, (*FOLDERS, QUARANTINE))
 
 
 def _warn_of_newer(out: OutputFolder, scored: Sequence[ShardJob]) -> None:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from safelm.documents import Malformed, MalformedLimit, Part, RowTally
+from safelm.documents import Malformed, MalformedLimit, RowTally
+from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import STAGING, OutputFolder
 from safelm.safety.ensemble import Agreement, Ensemble
 from safelm.safety.scorer import Scorer, Verdict
@@ -18,7 +19,6 @@ from safelm.safety.scoring import json_rows, parquet_rows
 from safelm.safety.scoring.columns import EMPTY, FOLDERS, QUARANTINE, UNSCORED, Columns, folder
 from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 
-RECORDS = "_shards"
 MALFORMED_SUFFIX = ".malformed"
 COUNT = "rows_scored"  # in a shard's part of the staging folder
 MAX_FAILED_IN_A_ROW = 3  # shards of one process, for want of an endpoint
@@ -26,21 +26,6 @@ BATCH_CHARACTERS, BATCH_ROWS = 2 << 20, 2048
 _SHORT, _QUOTE = 8, 24  # so many characters of a text in a message are a quotation; of a shorter one all it has
 
 _T = TypeVar("_T")
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardJob:
-    """A file of the input or a part of one; `name` begins the names of its output files."""
-
-    index: int
-    name: str
-    path: str
-    part: Part | None = None
-
-    @property
-    def record(self) -> str:
-        """Where its done-record is, relative to the output."""
-        return f"{RECORDS}/{self.name}.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from safelm import documents
 from safelm.jobs import beam_runner
+from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
-from safelm.safety.scoring.shard import ShardJob
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
 FOLDER, _SUFFIX = "_census", ".npy"

@@ -8,9 +8,9 @@ from typing import Any
 
 from safelm.io import records
 from safelm.safety import endpoint_client
-from safelm.safety.endpoint_client import Completion, EndpointClient, EndpointError, RequestRefusedError
+from safelm.safety.endpoint_client import Completion, EndpointError, EndpointSettings, RequestRefusedError
 from safelm.safety.endpoint_queue import GIVE_UP_AFTER, RequestQueue
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 from safelm.safety.synthesis.requests import user_message
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 
@@ -21,23 +21,18 @@ _MIN_ANSWERS = 20  # before "all of them refused" says anything
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an endpoint is asked.
+class Settings(EndpointSettings):
+    """How an endpoint is asked for texts; see `EndpointSettings`.
 
     Attributes:
-      concurrency: requests under way at once.
-      timeout_s: for the whole reply to one request, in seconds.
-      retries: of one request that failed in passing.
       temperature, top_p: of sampling. A server that refuses one is asked without it from then on.
       seeded: send each request's seed, likewise.
       max_document_chars: a longer document comes in parts.
       input_price, output_price: per million tokens, in whatever currency the cost shall be counted.
       give_up_after: so many requests that failed at every retry are set aside before the endpoint is asked whether it
         still answers at all.
-      key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
     """
 
-    concurrency: int = 8
     timeout_s: float = 300.0
     retries: int = 8
     temperature: float = 0.7
@@ -47,18 +42,11 @@ class Settings:
     input_price: float = 0.0
     output_price: float = 0.0
     give_up_after: int = GIVE_UP_AFTER
-    key_env: str = ""
 
     def __post_init__(self) -> None:
-        smallest = {
-            "concurrency": 1, "retries": 0, "temperature": 0, "max_document_chars": 1, "input_price": 0,
-            "output_price": 0, "give_up_after": 1,
-        }  # fmt: skip
-        for name, least in smallest.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"endpoint: {name}={getattr(self, name)}: must be at least {least}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"endpoint: timeout_s={self.timeout_s}: must be above 0")
+        super().__post_init__()
+        check_least("endpoint", self, temperature=0, max_document_chars=1, input_price=0, output_price=0)
+        check_least("endpoint", self, give_up_after=1)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"endpoint: top_p={self.top_p}: must be above 0 and at most 1")
 
@@ -80,9 +68,7 @@ class EndpointWriter:
         Raises ValueError: no http(s) address, an address with a password in it, or no model.
         """
         self.settings = settings or Settings()
-        self._endpoint = EndpointClient(
-            url, model, timeout_s=self.settings.timeout_s, retries=self.settings.retries, key_env=self.settings.key_env
-        )
+        self._endpoint = self.settings.client(url, model)
         if not self.settings.seeded:
             self._endpoint.left_out.add("seed")
         self.name, self.max_document_chars = name or model, self.settings.max_document_chars

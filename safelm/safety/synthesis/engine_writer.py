@@ -12,7 +12,7 @@ from safelm.inference.methods import Greedy, Method, Sampling
 from safelm.models import decoder as model
 from safelm.safety.engine_models import model_fingerprint, read_engine_model
 from safelm.safety.escaping import escape
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 from safelm.safety.reasoning import has_reasoning
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 from safelm.text.prompting import question_frame
@@ -42,9 +42,7 @@ class Settings:
     max_document_chars: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("slots", 1), ("temperature", 0), ("top_k", 0), ("max_document_chars", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"engine: {name}={getattr(self, name)}: must be at least {least}")
+        check_least("engine", self, slots=1, temperature=0, top_k=0, max_document_chars=0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"engine: top_p={self.top_p}: must be above 0 and at most 1")
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
 from safelm.io import records
+from safelm.jobs.file_shards import RECORDS, ShardJob
 from safelm.jobs.output import OutputFolder
-from safelm.safety.scoring.shard import RECORDS, ShardJob
 from safelm.safety.synthesis import census, columns, journal
 from safelm.safety.synthesis.attempts import MIN_REPLIES, nothing_written
 from safelm.safety.synthesis.gates.duplicates import Duplicates

@@ -10,10 +10,17 @@ from typing import Any
 
 from safelm import documents
 from safelm.documents import SETTINGS_NAME, WRITTEN_BY, DocumentFile
-from safelm.jobs.file_shards import check_settings, is_whole, shard_name, side_by_side, split
+from safelm.jobs.file_shards import (
+    RECORDS,
+    ShardJob,
+    check_settings,
+    done_records,
+    shard_name,
+    side_by_side,
+    split,
+)
 from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.columns import UNSCORED
-from safelm.safety.scoring.shard import RECORDS, ShardJob
 from safelm.safety.synthesis import census, journal
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.gates import limits_of
@@ -159,12 +166,7 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
 
 def refresh(out: OutputFolder, plan: SynthesisPlan) -> None:
     """Looks again which shards are done: they have a record, and all files that it names."""
-    recorded = out.sizes(RECORDS)
-    jobs = [job for job in plan.shards if os.path.basename(job.record) in recorded]
-    folders = (PASSED, REJECTED, QUARANTINE)
-    sizes = {f"{folder}/{name}": size for folder in folders for name, size in out.sizes(folder).items()}
-    records = zip(jobs, out.read_json([job.record for job in jobs]), strict=True)
-    plan.done = {job.name: record for job, record in records if is_whole(record, sizes)}
+    plan.done = done_records(out, plan.shards, (PASSED, REJECTED, QUARANTINE))
 
 
 def forget(out: OutputFolder, plan: SynthesisPlan) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from safelm.documents import Malformed
+from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
 from safelm.safety.scorer import load_scorer
-from safelm.safety.scoring.shard import MALFORMED_SUFFIX, ShardJob
+from safelm.safety.scoring.shard import MALFORMED_SUFFIX
 from safelm.safety.synthesis import census, columns, prompt_files
 from safelm.safety.synthesis.attempts import Desk, Rules, Trial
 from safelm.safety.synthesis.gates import GateSettings, load_similarity, make_gates

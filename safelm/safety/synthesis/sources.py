@@ -13,7 +13,7 @@ from typing import Any
 
 from safelm import documents
 from safelm.documents import Malformed, MalformedError, MalformedLimit, RowTally, harm
-from safelm.safety.scoring.shard import ShardJob
+from safelm.jobs.file_shards import ShardJob
 from safelm.safety.synthesis.kinds import Kind, Source
 
 PUBLISHED_SIGNS = ("prompt_version", "source_id")

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 from safelm.safety.synthesis import template_harms, template_phrases
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 
@@ -54,8 +54,7 @@ class Settings:
     max_document_chars: int = 12_000
 
     def __post_init__(self) -> None:
-        if self.max_document_chars < 1:
-            raise ValueError(f"template: max_document_chars={self.max_document_chars}: must be at least 1")
+        check_least("template", self, max_document_chars=1)
 
 
 class TemplateWriter:
