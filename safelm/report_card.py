@@ -19,7 +19,7 @@ from safelm.jobs.output import OutputFolder
 from safelm.safety.report_card import card, corpus, difference, output
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import SliceInput
-from safelm.safety.report_card.counting import Settings
+from safelm.safety.report_card.counting import CountSettings
 from safelm.safety.report_card.tally import Count
 
 _logger = logging.getLogger("safelm.report_card")
@@ -60,12 +60,12 @@ def _tell_scores(one: SliceInput, count: Count) -> None:
         _logger.warning("%s: %d rows have no harm score: %s", place, rows, harm.advice(count.passed_over))
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def _settings(arguments: argparse.Namespace) -> CountSettings:
     if arguments.top < 0:
         raise cli.UserError(f"--top={arguments.top}: must be at least 0")
     names = ("queries", "tokenizer", "text_column", "id_column", "score_column", "top", "show_text")
     values = {name: getattr(arguments, name) for name in names}
-    return Settings(**values)
+    return CountSettings(**values)
 
 
 def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:

@@ -122,7 +122,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         if not runner.may_stay_here(len(todo.jobs)):
             scorers.forget()
         with tqdm.tqdm(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
-            progress = _Progress(out, bar)
+            progress = _ScoreProgress(out, bar)
             beam_runner.run_jobs(todo.jobs, work, runner, progress)
             progress.show()
         out.raise_failures()
@@ -133,7 +133,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         return manifest.finish(out, todo, run_speed(done, seconds, runner.name, unit="characters"))
 
 
-class _Progress:
+class _ScoreProgress:
     """Moves the bar to the number of shards that have their record, and says how far the others are."""
 
     def __init__(self, out: OutputFolder, bar: Any):

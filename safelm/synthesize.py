@@ -196,13 +196,15 @@ def _run(
     before = sum(sizes[name] for name in todo.done)
     try:
         with tqdm.tqdm(total=sum(counts), initial=before, unit="document", disable=None) as bar:
-            beam_runner.run_jobs(jobs, todo.work, runner, _Progress(out, bar, before, {job.name for job in jobs}))
+            beam_runner.run_jobs(
+                jobs, todo.work, runner, _SynthesisProgress(out, bar, before, {job.name for job in jobs})
+            )
     finally:
         shard.forget()
     out.raise_failures()
 
 
-class _Progress:
+class _SynthesisProgress:
     """Moves the bar to the number of documents that workers say are done."""
 
     def __init__(self, out: OutputFolder, bar: Any, before: int, jobs: set[str]):

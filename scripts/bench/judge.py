@@ -24,7 +24,7 @@ from safelm import cli
 from safelm.formats.sources import read_model
 from safelm.safety.embedding import installed_path
 from safelm.safety.ensemble import Agreement
-from safelm.safety.judge.local import Judge, Settings
+from safelm.safety.judge.local import Judge, JudgeSettings
 from safelm.safety.scorer import Verdict
 
 log = logging.getLogger("judge")
@@ -104,9 +104,9 @@ def main() -> None:
     result: dict = {"machine": platform.platform(), "load_average": os.getloadavg(), "source": flags.source}
     result["mean_characters"] = round(float(np.mean([len(text) for text in texts])))
     runs = {
-        "score only": (flags.documents, flags.timed, Settings(reason_tokens=0)),
-        "score and reason": (flags.with_reason, flags.with_reason, Settings()),
-        "free answer": (flags.free, 0, Settings(constrained=False)),
+        "score only": (flags.documents, flags.timed, JudgeSettings(reason_tokens=0)),
+        "score and reason": (flags.with_reason, flags.with_reason, JudgeSettings()),
+        "free answer": (flags.free, 0, JudgeSettings(constrained=False)),
     }
     place = str(installed_path("smollm2")) if flags.source == "smollm2" else flags.source
     loaded = read_model(place)

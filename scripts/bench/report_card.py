@@ -38,7 +38,7 @@ from typing import Any
 
 from safelm import cli, documents
 from safelm.safety.report_card import queries as query_sets
-from safelm.safety.report_card.counting import Piece, Settings, count_piece
+from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
 from safelm.safety.report_card.matching import Matcher
 from safelm.synthetic_web import corpus
 
@@ -167,7 +167,7 @@ def whole_file(folder: str, texts: Sequence[str], queries: str | None) -> Callab
     path = os.path.join(folder, "documents.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts))
-    piece, settings = Piece("all", path, os.path.getsize(path)), Settings(queries=queries)
+    piece, settings = Piece("all", path, os.path.getsize(path)), CountSettings(queries=queries)
 
     def run() -> int:
         count, _ = count_piece(piece, settings)

@@ -19,7 +19,7 @@ from data_tasks.sources import WebDocumentSource
 from safelm import documents, generate, train_tokenizer
 from safelm.documents import json_lines
 from safelm.jobs.file_shards import ShardJob
-from safelm.safety.report_card.counting import Piece, Settings, count_piece
+from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
 LINES = b"".join(json.dumps({"id": str(i), "text": f"Page {i}."}).encode() + b"\n" for i in range(50))
@@ -64,7 +64,7 @@ def test_dates_that_python_does_not_have_stop_no_command(tmp_path):
     table = odd_dates()
     pyarrow.parquet.write_table(table.append_column("harm_score", table["harm_level"]), path)
     assert [document.id for document in used_by_tasks(path, needs_score=True)] == ["a", "b"]
-    assert count_piece(Piece(None, str(path), 1), Settings())[0].score_columns == {"harm_score": 2}
+    assert count_piece(Piece(None, str(path), 1), CountSettings())[0].score_columns == {"harm_score": 2}
     assert [source.harm_score for source in sources(path)] == [1, 2]
     row = pages(path)[0]
     assert row["metadata"]["language"] == "en" and isinstance(row["far"], str)
@@ -202,7 +202,7 @@ def test_keys_that_are_others_in_every_row_do_not_add_up(tmp_path):
             file.write(json.dumps({"id": str(i), "text": "x", **keys}) + "\n")
     tracemalloc.start()
     assert len(used_by_tasks(path)) == 150
-    assert count_piece(Piece(None, str(path), 1), Settings())[0].rows == 150
+    assert count_piece(Piece(None, str(path), 1), CountSettings())[0].rows == 150
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2_000_000
@@ -347,7 +347,7 @@ def test_an_id_that_can_not_be_written_makes_its_row_malformed(tmp_path, own, re
     path.write_text(json.dumps({"id": own, "text": "A level1 page.", "harm_score": 1}) + "\n")
     quarantine = tmp_path / "q"
     assert not used_by_tasks(path, quarantine=str(quarantine)) and reason in quarantine.read_text()
-    assert count_piece(Piece(None, str(path), 1), Settings())[0].malformed.total() == 1
+    assert count_piece(Piece(None, str(path), 1), CountSettings())[0].malformed.total() == 1
     assert not sources(path)
     path.write_text(json.dumps({"id": own, "text": "A level1 page."}) + "\n")
     assert score_one(tmp_path / "out", path)["folders"]["quarantine"] == 1

@@ -14,7 +14,7 @@ from safelm import documents, report_card
 from safelm.documents import harm
 from safelm.jobs.file_shards import ShardJob
 from safelm.safety.report_card import charts
-from safelm.safety.report_card.counting import Piece, Settings, count_piece
+from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
 EDUCATION = {
@@ -70,7 +70,7 @@ def test_every_command_reads_the_same_score_and_says_from_where(tmp_path, name, 
     found = list(read_documents(str(path), limit=MalformedLimit(), report=report, row_format=web))
     assert {document.harm_score for document in found} == {score} and report.score_columns == {used: 3}
 
-    count, _ = count_piece(Piece(None, str(path), 1), Settings(score_column=column))
+    count, _ = count_piece(Piece(None, str(path), 1), CountSettings(score_column=column))
     if name in REWRITTEN:  # the score is the source's, not that of the text that the card counts
         assert not count.score_columns and list(count.tallies) == ["unscored"]
     else:
@@ -94,7 +94,7 @@ def test_how_educational_a_page_is_never_counts_as_harm(tmp_path, name, form):
         list(read_documents(str(path), needs_score=True, **arguments))
     assert {document.harm_score for document in read_documents(str(path), **arguments)} == {-1}
 
-    count, _ = count_piece(Piece(None, str(path), 1), Settings())
+    count, _ = count_piece(Piece(None, str(path), 1), CountSettings())
     assert list(count.tallies) == ["unscored"] and not count.score_columns
     assert (advised in count.passed_over) == ("int_score" in advised)
 

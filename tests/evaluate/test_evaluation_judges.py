@@ -384,4 +384,4 @@ def asked():
         max_seq_len=1024, dtype="float32", init_std=0.5,
     )  # fmt: skip
     params = model_lib.init(config, jax.random.key(0))
-    return engine.EngineJudge(config, params, tokenizer, engine.Settings(least_mass=0.0)), tokenizer
+    return engine.EngineJudge(config, params, tokenizer, engine.EngineJudgeSettings(least_mass=0.0)), tokenizer

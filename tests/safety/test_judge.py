@@ -24,7 +24,7 @@ from safelm.safety.escaping import escape, unescape
 from safelm.safety.judge import chunks, load_judge
 from safelm.safety.judge.answer import MAX_REASON_CHARS, OPENING, SCORES, Answer, read_answer
 from safelm.safety.judge.grammar import AnswerGrammar
-from safelm.safety.judge.local import Judge, Settings
+from safelm.safety.judge.local import Judge, JudgeSettings
 from safelm.safety.judge.rubric import load_rubric
 from safelm.safety.scorer import Verdict, load_scorer
 from safelm.text.prompting import chat_prompt, question_frame
@@ -57,7 +57,7 @@ def tiny():
 
 
 def tiny_judge(**settings) -> Judge:
-    return Judge(*tiny(), tokenizer(), Settings(**settings))
+    return Judge(*tiny(), tokenizer(), JudgeSettings(**settings))
 
 
 @pytest.fixture(scope="module")

@@ -239,7 +239,7 @@ def test_a_stopped_run_goes_on_and_counts_nothing_again(tmp_path, queries, monke
 
 
 def test_a_changed_file_is_counted_again(tmp_path):
-    settings, one = counting.Settings(), corpus.SliceInput(None, (str(tmp_path / "a.jsonl"),))
+    settings, one = counting.CountSettings(), corpus.SliceInput(None, (str(tmp_path / "a.jsonl"),))
     write(tmp_path / "a.jsonl", ROWS)
     kept = str(tmp_path / "kept")
     assert corpus.count_corpus([one], settings, kept)[0].count.rows == 5
@@ -252,7 +252,7 @@ def test_worker_processes_count_the_same_and_one_that_fails_costs_no_other_piece
     write(tmp_path / "web" / "a.jsonl", ROWS)
     write(tmp_path / "web" / "b.jsonl", [{"body": "x"}])
     inputs = [corpus.SliceInput(None, (str(tmp_path / "web"),))]
-    settings, kept = counting.Settings(), str(tmp_path / "kept")
+    settings, kept = counting.CountSettings(), str(tmp_path / "kept")
     with pytest.raises(ValueError, match=r"b\.jsonl: missing column 'text'; it has body"):
         corpus.count_corpus(inputs, settings, kept, beam_runner.Runner(workers=2))
     write(tmp_path / "web" / "b.jsonl", ROWS)

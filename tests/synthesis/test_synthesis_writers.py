@@ -186,9 +186,9 @@ def tiny():
 @functools.cache
 def engine(**settings):
     pytest.importorskip("jinja2", reason="needs the extra scoring")
-    from safelm.safety.synthesis.engine_writer import EngineWriter, Settings
+    from safelm.safety.synthesis.engine_writer import EngineWriter, EngineWriterSettings
 
-    return EngineWriter(*tiny(), tokenizer(), Settings(**{"temperature": 0.0, "slots": 4, **settings}))
+    return EngineWriter(*tiny(), tokenizer(), EngineWriterSettings(**{"temperature": 0.0, "slots": 4, **settings}))
 
 
 def short_request(document: str = "a page", number: int = 0, **changes) -> Request:

@@ -14,7 +14,7 @@ from safelm.safety.options import check_least, make_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(EndpointSettings):
+class VerdictEndpointSettings(EndpointSettings):
     """How an endpoint is asked for verdicts; see `EndpointSettings`.
 
     Attributes:
@@ -43,9 +43,11 @@ class EndpointJudge:
     tier = "model"
     judges_harm = judges_manner = True
 
-    def __init__(self, url: str, model_name: str, settings: Settings | None = None, *, name: str = "endpoint"):
+    def __init__(
+        self, url: str, model_name: str, settings: VerdictEndpointSettings | None = None, *, name: str = "endpoint"
+    ):
         """Raises ValueError for an address or a model that can't be."""
-        self.name, self._settings = name, settings or Settings()
+        self.name, self._settings = name, settings or VerdictEndpointSettings()
         self._num_truncated = 0
         self._endpoint = self._settings.client(url, model_name)
         shaping = [question.hash for question in (HARM_QUESTION, MANNER_QUESTION)] + [
@@ -99,5 +101,5 @@ class EndpointJudge:
 
 def load(url: str, model_name: str, *, name: str = "endpoint", **settings: Any) -> EndpointJudge:
     """A model behind an address; see `EndpointClient` for its key."""
-    checked = make_settings(Settings, settings, where="endpoint", others="name")
+    checked = make_settings(VerdictEndpointSettings, settings, where="endpoint", others="name")
     return EndpointJudge(url, model_name, checked, name=name)

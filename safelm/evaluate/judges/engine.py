@@ -29,7 +29,7 @@ _LEAST_ANSWER_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class EngineJudgeSettings:
     """How a model on our engine is asked.
 
     Attributes:
@@ -71,13 +71,13 @@ class EngineJudge:
         config: model.ModelConfig,
         params: model.Params,
         tokenizer: Tokenizer,
-        settings: Settings | None = None,
+        settings: EngineJudgeSettings | None = None,
         *,
         source: str = "",
         name: str = "judge",
     ):
         """Raises ValueError if the question doesn't fit the context or the vocabulary can't tell the choices apart."""
-        self.name, self._settings = name, settings or Settings()
+        self.name, self._settings = name, settings or EngineJudgeSettings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
         self._weights, self._tokenizer = prepare(self._config, params), tokenizer
         self._asked = {question: self._prepare(question, source) for question in _QUESTIONS}
@@ -167,6 +167,6 @@ def load(source: str, *, name: str = "judge", dtype: str = "", **settings: Any) 
 
     Raises FileNotFoundError if it isn't there, ValueError for a model or an option that can't be.
     """
-    checked = make_settings(Settings, settings, where="judge", others="dtype, name")
+    checked = make_settings(EngineJudgeSettings, settings, where="judge", others="dtype, name")
     place, model_parts = read_engine_model(source, dtype, where="judge")
     return EngineJudge(*model_parts, checked, source=place, name=name)

@@ -9,7 +9,7 @@ def load_judge(source: str, **options: Any) -> Scorer:
     """A model on our own engine: our checkpoint, a Hugging Face folder, a GGUF file, or "smollm2" (installed weights).
 
     Args:
-      options: fields of `local.Settings`; `dtype` of the computation; `name`; `show_progress`.
+      options: fields of `local.JudgeSettings`; `dtype` of the computation; `name`; `show_progress`.
 
     Raises:
       FileNotFoundError: nothing at `source`.
@@ -24,7 +24,7 @@ def load_endpoint(url: str, model: str, **options: Any) -> Scorer:
     """A model behind an OpenAI-compatible address; see `safelm.safety.endpoint_client` for its key.
 
     Args:
-      options: fields of `endpoint.Settings`; `name`.
+      options: fields of `endpoint.EndpointJudgeSettings`; `name`.
 
     Raises ValueError for an address or an option that can't be. The endpoint itself is asked first when scoring.
     """

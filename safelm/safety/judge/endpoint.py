@@ -19,13 +19,13 @@ from safelm.safety.judge.rubric import Rubric, load_rubric
 from safelm.safety.options import check_least, make_settings
 from safelm.safety.scorer import Verdict
 
-__all__ = ["EndpointError", "EndpointJudge", "Ledger", "Settings", "load"]
+__all__ = ["EndpointError", "EndpointJudge", "EndpointJudgeSettings", "Ledger", "load"]
 
 _JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(EndpointSettings):
+class EndpointJudgeSettings(EndpointSettings):
     """How an endpoint is asked for scores; see `EndpointSettings`.
 
     Attributes:
@@ -87,14 +87,14 @@ class EndpointJudge:
       ledger: requests, answers and tokens so far.
     """
 
-    def __init__(self, url: str, model: str, settings: Settings | None = None, *, name: str = "endpoint"):
+    def __init__(self, url: str, model: str, settings: EndpointJudgeSettings | None = None, *, name: str = "endpoint"):
         """`url` is the API's base, such as http://localhost:8000/v1.
 
         Raises:
           ImportError: openai isn't installed.
           ValueError: no http(s) address, an address with a password in it, or no model.
         """
-        settings = settings or Settings()
+        settings = settings or EndpointJudgeSettings()
         self._endpoint = settings.client(url, model)
         self.name, self.url, self.model, self.settings = name, url, model, settings
         self.ledger = Ledger()
@@ -188,4 +188,6 @@ class _Reply:
 
 def load(url: str, model: str, *, name: str = "endpoint", **settings: Any) -> EndpointJudge:
     """See `safelm.safety.judge.load_endpoint`."""
-    return EndpointJudge(url, model, make_settings(Settings, settings, where="endpoint", others="name"), name=name)
+    return EndpointJudge(
+        url, model, make_settings(EndpointJudgeSettings, settings, where="endpoint", others="name"), name=name
+    )

@@ -30,7 +30,7 @@ _SPEED_ONLY = ("batch_tokens", "max_rows")  # settings that no score depends on
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class JudgeSettings:
     """How a judge reads and answers.
 
     Attributes:
@@ -82,7 +82,7 @@ class Judge:
         config: model.ModelConfig,
         params: model.Params,
         tokenizer: Tokenizer,
-        settings: Settings | None = None,
+        settings: JudgeSettings | None = None,
         *,
         source: str = "",
         name: str = "judge",
@@ -92,7 +92,7 @@ class Judge:
 
         Raises ValueError if the rubric doesn't fit the context, or the vocabulary can't write an answer.
         """
-        self.name, self.settings = name, settings or Settings()
+        self.name, self.settings = name, settings or JudgeSettings()
         self.num_answers = self.num_unusable = 0
         self._config = dataclasses.replace(config, attention="xla", remat="none")
         self._weights = prepare(self._config, params)
@@ -214,6 +214,6 @@ class Judge:
 
 def load(source: str, *, dtype: str = "", name: str = "judge", show_progress: bool = False, **settings: Any) -> Judge:
     """See `safelm.safety.judge.load_judge`."""
-    checked = make_settings(Settings, settings, where="judge", others="dtype, name, show_progress")
+    checked = make_settings(JudgeSettings, settings, where="judge", others="dtype, name, show_progress")
     place, model_parts = read_engine_model(source, dtype, where="judge")
     return Judge(*model_parts, checked, source=place, name=name, show_progress=show_progress)

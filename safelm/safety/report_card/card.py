@@ -6,7 +6,7 @@ from typing import Any
 
 from safelm.safety.report_card import normal_form
 from safelm.safety.report_card.corpus import Counted, SliceInput
-from safelm.safety.report_card.counting import SCORE_SLICES, UNSCORED_SLICE, Settings, token_definition
+from safelm.safety.report_card.counting import SCORE_SLICES, UNSCORED_SLICE, CountSettings, token_definition
 from safelm.safety.report_card.queries import QuerySet
 from safelm.safety.report_card.tally import ALL, SCORES, Hits, Tally
 from safelm.stats.intervals import rate
@@ -37,7 +37,7 @@ def gamma_interval(hits: Hits, exposure: float) -> tuple[float, float]:
 
 
 def build(
-    inputs: Sequence[SliceInput], counted: Sequence[Counted], queries: QuerySet, settings: Settings
+    inputs: Sequence[SliceInput], counted: Sequence[Counted], queries: QuerySet, settings: CountSettings
 ) -> dict[str, Any]:
     """The card as JSON. Automatic slices come first, after the whole of their input; named ones in the given order."""
     slices: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def build(
     }
 
 
-def definitions(queries: QuerySet, settings: Settings) -> dict[str, Any]:
+def definitions(queries: QuerySet, settings: CountSettings) -> dict[str, Any]:
     """What two cards must agree in to be compared."""
     return {
         "token": token_definition(settings),

@@ -22,7 +22,7 @@ from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.output import OutputFolder
 from safelm.safety.report_card import queries as query_sets
-from safelm.safety.report_card.counting import Piece, Settings, count_piece, token_definition
+from safelm.safety.report_card.counting import CountSettings, Piece, count_piece, token_definition
 from safelm.safety.report_card.tally import Count
 
 PIECE_BYTES = 64 << 20
@@ -62,7 +62,7 @@ class CountWork:
     """What workers need to count pieces (see `safelm.jobs.beam_jobs.Work`)."""
 
     folder: str
-    settings: Settings
+    settings: CountSettings
 
     def load(self) -> None:
         """Queries and tokenizer are loaded with the first piece."""
@@ -79,7 +79,7 @@ class CountWork:
 
 def count_corpus(
     inputs: Sequence[SliceInput],
-    settings: Settings,
+    settings: CountSettings,
     folder: str,
     runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
     limit: documents.MalformedLimit = documents.MalformedLimit(),  # noqa: B008 (frozen)
@@ -135,13 +135,13 @@ def _count_missing(jobs: list[CountJob], work: CountWork, out: OutputFolder, run
                 bar.update(job.piece.bytes)
             return
         todo.sort(key=lambda job: -job.piece.bytes)
-        beam_runner.run_jobs(todo, work, runner, _Progress(out, bar, sizes))
+        beam_runner.run_jobs(todo, work, runner, _CountProgress(out, bar, sizes))
     failed = sorted(name for name in out.sizes("") if name.endswith(".failed"))
     if failed:
         raise cli.UserError(next(out.read_json(failed))["message"])
 
 
-class _Progress:
+class _CountProgress:
     """Moves the bar to the bytes of pieces whose counts are there."""
 
     def __init__(self, out: OutputFolder, bar: Any, sizes: Mapping[str, int]):
@@ -220,7 +220,7 @@ def _named(one: SliceInput) -> str:
     return f"--slice={one.name}" if one.name else f"--input={','.join(one.patterns)}"
 
 
-def _names(pieces: Sequence[Piece], settings: Settings) -> dict[Piece, str]:
+def _names(pieces: Sequence[Piece], settings: CountSettings) -> dict[Piece, str]:
     """A name for each piece's counts that depends on all that they depend on."""
     definition = [query_sets.load(settings.queries).sha256, token_definition(settings)]
     facts = [dataclasses.asdict(settings), definition]

@@ -27,7 +27,7 @@ _EXCERPT_BYTES = 80
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CountSettings:
     """What decides a count, beside the text. `tokenizer` is a path, or None for words."""
 
     queries: str | None = None
@@ -50,7 +50,7 @@ class Piece:
     version: str = ""
 
 
-def token_definition(settings: Settings) -> str:
+def token_definition(settings: CountSettings) -> str:
     """What a token is; the tokenizer is named by its hash, wherever it lies."""
     if settings.tokenizer is None:
         return WORD_TOKENS
@@ -70,7 +70,7 @@ def _tokenizer(path: str) -> Any:
     return Tokenizer.from_pretrained(path)
 
 
-def count_piece(piece: Piece, settings: Settings) -> tuple[Count, int]:
+def count_piece(piece: Piece, settings: CountSettings) -> tuple[Count, int]:
     """Counts, and how many lines of JSON were read: TopDocument.row counts from the piece's first line.
 
     Rows of Parquet are counted from the file's first one, in every piece (and no lines are read).
@@ -91,7 +91,7 @@ class Counter:
       lines: of JSON that `rows` read.
     """
 
-    def __init__(self, piece: Piece, settings: Settings):
+    def __init__(self, piece: Piece, settings: CountSettings):
         self.count, self.lines = Count(), 0
         self._piece, self._settings = piece, settings
         self._queries, self._matcher = _matcher(settings.queries)

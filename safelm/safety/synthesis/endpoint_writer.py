@@ -21,7 +21,7 @@ _MIN_ANSWERS = 20  # before "all of them refused" says anything
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(EndpointSettings):
+class EndpointWriterSettings(EndpointSettings):
     """How an endpoint is asked for texts; see `EndpointSettings`.
 
     Attributes:
@@ -62,12 +62,12 @@ class EndpointWriter:
       fingerprint: sha256 (hex) over address, model and settings; the model behind an address can change unseen.
     """
 
-    def __init__(self, url: str, model: str, settings: Settings | None = None, *, name: str = ""):
+    def __init__(self, url: str, model: str, settings: EndpointWriterSettings | None = None, *, name: str = ""):
         """`url` is the API's base, such as http://localhost:8000/v1.
 
         Raises ValueError: no http(s) address, an address with a password in it, or no model.
         """
-        self.settings = settings or Settings()
+        self.settings = settings or EndpointWriterSettings()
         self._endpoint = self.settings.client(url, model)
         if not self.settings.seeded:
             self._endpoint.left_out.add("seed")
@@ -158,4 +158,6 @@ class EndpointWriter:
 
 def load(url: str, model: str, *, name: str = "", **settings: Any) -> EndpointWriter:
     """The writer of these options; ValueError for one that doesn't exist, is out of range or of another type."""
-    return EndpointWriter(url, model, make_settings(Settings, settings, where="endpoint", others="name"), name=name)
+    return EndpointWriter(
+        url, model, make_settings(EndpointWriterSettings, settings, where="endpoint", others="name"), name=name
+    )

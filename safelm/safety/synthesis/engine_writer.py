@@ -25,7 +25,7 @@ _FRAME_TOKENS = 1400  # of the longest prompt, without the document
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class EngineWriterSettings:
     """How a model writes.
 
     Attributes:
@@ -75,7 +75,7 @@ class EngineWriter:
         config: model.ModelConfig,
         params: model.Params,
         tokenizer: Tokenizer,
-        settings: Settings | None = None,
+        settings: EngineWriterSettings | None = None,
         *,
         name: str = "engine",
         weights: str = "",
@@ -84,7 +84,7 @@ class EngineWriter:
 
         Raises ValueError for a chat template that can't be used, or a context too small for the prompts.
         """
-        self.name, self.settings = name, settings or Settings()
+        self.name, self.settings = name, settings or EngineWriterSettings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
         self._tokenizer = tokenizer
         frame = question_frame(tokenizer, _Question("system", "before", "after"))
@@ -178,13 +178,13 @@ def load(source: str, *, dtype: str = "", weights: str = "", name: str = "", **s
     Args:
       dtype: of the computation, float32 or bfloat16; the model's own when empty.
       weights: float32, bfloat16 or int8; as `dtype` when empty.
-      settings: fields of `Settings`.
+      settings: fields of `EngineWriterSettings`.
 
     Raises:
       FileNotFoundError: nothing at `source`.
       ValueError: a model that can't be represented, or an option that doesn't exist or is out of range.
     """
-    checked = make_settings(Settings, settings, where="engine", others="dtype, weights, name")
+    checked = make_settings(EngineWriterSettings, settings, where="engine", others="dtype, weights, name")
     place, model_parts = read_engine_model(source, dtype, where="engine")
     shown = name or (source if source == "smollm2" else Path(place.rstrip("/")).name)
     return EngineWriter(*model_parts, checked, name=shown, weights=weights)

@@ -121,7 +121,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
     with out.staging() as staging, Journal.open(out, job.name) as journal, contextlib.ExitStack() as files:
         results = _Results(job, work, desk.writer.name, staging, files)
         rows = ShardRows(job, work.selection, results.quarantine, census.copies(out, job))
-        progress = _Progress(out, job, work)
+        progress = _ShardProgress(out, job, work)
         sources = SourceCounter(job.path)
         for block in _blocks(rows.sources()):
             for trial in block:
@@ -165,7 +165,7 @@ def _blocks(sources: Iterator[tuple[int, Any]]) -> Iterator[list[Trial]]:
         yield block
 
 
-class _Progress:
+class _ShardProgress:
     """Says now and then how many of a shard's documents are done, and of the block under way how many replies came."""
 
     def __init__(self, out: OutputFolder, job: ShardJob, work: SynthesisWork):

@@ -48,7 +48,7 @@ _KINDS_OF_WEB = {  # categories that scored documents may carry: the card's 14, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TemplateWriterSettings:
     """What can be set of a template writer: the length above which documents come in parts."""
 
     max_document_chars: int = 12_000
@@ -64,8 +64,8 @@ class TemplateWriter:
       fingerprint: sha256 (hex) over the phrases and what puts them together.
     """
 
-    def __init__(self, settings: Settings | None = None, *, name: str = "template"):
-        self.name, self.max_document_chars = name, (settings or Settings()).max_document_chars
+    def __init__(self, settings: TemplateWriterSettings | None = None, *, name: str = "template"):
+        self.name, self.max_document_chars = name, (settings or TemplateWriterSettings()).max_document_chars
         self.fingerprint = _fingerprint()
         self._counts: collections.Counter[str] = collections.Counter(requests=0, prompt_tokens=0, completion_tokens=0)
 
@@ -85,7 +85,7 @@ class TemplateWriter:
 
 def load(*, name: str = "template", **settings: Any) -> TemplateWriter:
     """A template writer of these options; ValueError for one that doesn't exist or is out of range."""
-    checked = make_settings(Settings, settings, where="template", others="name")
+    checked = make_settings(TemplateWriterSettings, settings, where="template", others="name")
     return TemplateWriter(checked, name=name)
 
 

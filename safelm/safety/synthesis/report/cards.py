@@ -11,13 +11,13 @@ from safelm.jobs.output import OutputFolder
 from safelm.safety.report_card import card, corpus, difference
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import Counted, SliceInput
-from safelm.safety.report_card.counting import Counter, Piece, Settings
+from safelm.safety.report_card.counting import Counter, CountSettings, Piece
 from safelm.safety.report_card.tally import Count
 from safelm.safety.synthesis.kinds import Source
 
 SOURCES, PUBLISHED = "sources", "published"
 COUNTS_FOLDER = "_counted"
-_SETTINGS = Settings()
+_SETTINGS = CountSettings()
 
 
 class SourceCounter:
