@@ -18,8 +18,9 @@ from safelm.inference.forward import Cache
 from safelm.inference.prompts import batches
 from safelm.inference.weights import prepare
 from safelm.models import decoder as model
-from safelm.safety.engine_models import model_fingerprint, read_engine_model
+from safelm.safety.engine_models import read_engine_model
 from safelm.safety.judge import decoding
+from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.options import check_least, make_settings
 from safelm.text.prompting import Frame, question_frame
 from safelm.text.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ class EngineJudge:
         self._asked = {question: self._prepare(question, source) for question in _QUESTIONS}
         shaping = {"answer_tokens": self._settings.answer_tokens, "least_mass": self._settings.least_mass}
         text = "".join(question.hash + asked.frame.text for question, asked in self._asked.items())
-        self.version = model_fingerprint(config, params, tokenizer, text=text, settings=shaping)[:16]
+        self.version = model_fingerprint(config, params, tokenizer.hash, text=text, settings=shaping)[:16]
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[str]:
         """See `safelm.evaluate.judges.Judge`."""

@@ -1,9 +1,7 @@
 """Backbones: the models that turn a chunk of text into one vector (Maini et al. 2025, section 3.1)."""
 
 import dataclasses
-import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safelm.formats import gguf, huggingface
 from safelm.models import decoder as model
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
+from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.text.tokenizer import Tokenizer
 
 Params = dict[str, Any]
@@ -146,7 +145,7 @@ def load_backbone(
     return Backbone(
         name=source if source in INSTALLED else Path(place).name,
         spec={"source": source, **settings},
-        fingerprint=_fingerprint(config, params, tokenizer, settings),
+        fingerprint=model_fingerprint(config, params, tokenizer.hash, settings=settings),
         config=dataclasses.replace(config, dtype=dtype),
         params=params,
         tokenizer=tokenizer.with_prefix(settings["prefix"]),
@@ -242,13 +241,3 @@ def _read_model(place: str) -> tuple[model.ModelConfig, Params, Tokenizer]:
     if (path / huggingface.CONFIG_FILE).is_file():
         return *huggingface.read_folder(path), Tokenizer.from_pretrained(place)
     raise ValueError(f"{place}: holds neither checkpoints/ (ours) nor config.json (Hugging Face)")
-
-
-def _fingerprint(config: Any, params: Params, tokenizer: chunking.ChunkTokenizer, settings: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(repr(config).encode())
-    digest.update(tokenizer.hash.encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()

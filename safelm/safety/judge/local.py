@@ -14,12 +14,13 @@ from safelm.inference.forward import Cache
 from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
 from safelm.inference.weights import prepare
 from safelm.models import decoder as model
-from safelm.safety.engine_models import model_fingerprint, read_engine_model
+from safelm.safety.engine_models import read_engine_model
 from safelm.safety.escaping import escape
 from safelm.safety.judge import chunks, decoding
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
 from safelm.safety.judge.grammar import AnswerGrammar
 from safelm.safety.judge.rubric import load_rubric
+from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.options import check_least, make_settings
 from safelm.safety.scorer import Verdict
 from safelm.text.prompting import question_frame
@@ -105,7 +106,7 @@ class Judge:
         self._chunk_tokens = self._fit_chunks(source)
         self._rubric = decoding.read_rubric(self._config, self._weights, jnp.asarray(self._frame.before, jnp.int32))
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _SPEED_ONLY}
-        self.fingerprint = model_fingerprint(config, params, tokenizer, text=self._frame.text, settings=shaping)
+        self.fingerprint = model_fingerprint(config, params, tokenizer.hash, text=self._frame.text, settings=shaping)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text."""

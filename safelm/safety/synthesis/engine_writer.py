@@ -10,8 +10,9 @@ from typing import Any
 from safelm import inference
 from safelm.inference.methods import Greedy, Method, Sampling
 from safelm.models import decoder as model
-from safelm.safety.engine_models import model_fingerprint, read_engine_model
+from safelm.safety.engine_models import read_engine_model
 from safelm.safety.escaping import escape
+from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.options import check_least, make_settings
 from safelm.safety.reasoning import has_reasoning
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
@@ -92,7 +93,7 @@ class EngineWriter:
         self.max_document_chars = self.settings.max_document_chars or max(1, min(6_000, room))
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _SPEED_ONLY}
         shaping |= {"weights": weights} if weights else {}
-        self.fingerprint = model_fingerprint(config, params, tokenizer, text=frame.text, settings=shaping)
+        self.fingerprint = model_fingerprint(config, params, tokenizer.hash, text=frame.text, settings=shaping)
         self._engine = inference.Engine(
             self._config, params, harm_tag_id=tokenizer.harm_tag_id, slots=self.settings.slots, weights=weights
         )
