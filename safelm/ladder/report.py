@@ -22,6 +22,7 @@ from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.io.files import write_whole
 from safelm.ladder.jobs import read_done
 from safelm.ladder.plan import CELLS, ORDERINGS, STAGES, chosen_models, measured
+from safelm.report import table
 from safelm.stats.bootstrap import crossed_means, percentile_interval
 from safelm.stats.comparison import holm
 from safelm.stats.intervals import Estimate, rate
@@ -152,13 +153,12 @@ _COLUMNS = (  # what the table shows: heading, stage, measure
 
 def to_markdown(summary: Mapping[str, Any]) -> str:
     """The table (percent) and the orderings after benign finetuning."""
-    lines = [_line("cell", *(heading for heading, _, _ in _COLUMNS), "seeds"), "|---" * (len(_COLUMNS) + 2) + "|"]
+    rows = []
     for name, stages in summary["rows"].items():
         cells = [_percent(stages.get(stage, {}).get(measure)) for _, stage, measure in _COLUMNS]
-        lines.append(_line(name, *cells, min(len(stage[HARMFUL]["by_seed"]) for stage in stages.values())))
-    lines += ["", "Percent of harmful prompts (safe refused: of safe ones) [95% interval over seeds and prompts].", ""]
-    heads = ("harmful completions of", "less than of", "says", *STAGES, "p (Holm)", "verdict")
-    lines += [_line(*heads), "|---" * len(heads) + "|"]
+        rows.append((name, *cells, min(len(stage[HARMFUL]["by_seed"]) for stage in stages.values())))
+    cells_table = table.markdown(("cell", *(heading for heading, _, _ in _COLUMNS), "seeds"), rows)
+    heads, rows = ("harmful completions of", "less than of", "says", *STAGES, "p (Holm)", "verdict"), []
     orderings: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in summary["orderings"]:
         orderings.setdefault((row["lower"], row["higher"], row["claim"]), {})[row["stage"]] = row
@@ -166,18 +166,15 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
         differences = [_percent(by_stage.get(stage, {}).get("difference")) for stage in STAGES]
         last = by_stage.get(STAGES[2], {})
         p_text = f"{last['holm_p_value']:.3f}" if last else ""
-        lines.append(_line(*names, *differences, p_text, last.get("verdict", "")))
-    return "\n".join([*lines, "", _NOTE]) + "\n"
+        rows.append((*names, *differences, p_text, last.get("verdict", "")))
+    return "\n\n".join([cells_table, _CELLS_NOTE, table.markdown(heads, rows), _NOTE]) + "\n"
 
 
+_CELLS_NOTE = "Percent of harmful prompts (safe refused: of safe ones) [95% interval over seeds and prompts]."
 _NOTE = (
     "Differences in points [95%, not corrected]; p and verdict are of those after benign finetuning, corrected by Holm "
     "over its orderings."
 )
-
-
-def _line(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _percent(values: Mapping[str, Any] | None) -> str:

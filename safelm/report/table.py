@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -82,8 +82,7 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table."""
-        header, *body = (f"| {' | '.join(_inline(cell) for cell in line)} |" for line in self._lines())
-        return "\n".join([header, "|" + " --- |" * len(self.heads), *body])
+        return markdown(self.heads, self.rows)
 
     def plain(self) -> str:
         """As aligned text."""
@@ -94,6 +93,12 @@ class Table:
 
     def _lines(self) -> list[Sequence[Any]]:
         return [self.heads, *self.rows]
+
+
+def markdown(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """Anything that can be shown as a Markdown table."""
+    header, *body = (f"| {' | '.join(_inline(cell) for cell in line)} |" for line in (heads, *rows))
+    return "\n".join([header, "|" + " --- |" * len(heads), *body])
 
 
 def _inline(cell: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from safelm.io.files import write_whole
+from safelm.report import table
 from safelm.robustness.seeds import has_seeds, pool
 
 Point = Mapping[str, Any]
@@ -70,14 +71,14 @@ def _table(points: Sequence[Point], keys: Sequence[str]) -> str:
     rates = [name for name in _RATES if any(name in point for point in points)]
     has_tag = any("tag_auroc" in point for point in points)
     heads = [*keys, *(_RATES[name] for name in rates), *(("AUROC of P(tag)", "median P(tag)") if has_tag else ())]
-    rows = [heads, ["---"] * len(heads)]
+    rows = []
     for point in points:
         cells = [f"{point[key]:g}" if isinstance(point[key], int | float) else str(point[key]) for key in keys]
         cells += [_percent(point[name]) if name in point else "" for name in rates]
         if has_tag:
             cells += [_interval(point["tag_auroc"]), _medians(point)] if "tag_auroc" in point else ["", ""]
         rows.append(cells)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table.markdown(heads, rows)
 
 
 def _percent(estimate: Mapping[str, Any]) -> str:
