@@ -136,7 +136,7 @@ def test_the_template_writer_is_the_same_everywhere():
     code = "import test_synthesis_writers as tests; print(tests.digest_of_drafts())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "PYTHONHASHSEED": "5"},
+        env={"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/synthesis", "PYTHONHASHSEED": "5"},
     )  # fmt: skip
     assert done.stdout.strip() == digest_of_drafts(), done.stderr
 
