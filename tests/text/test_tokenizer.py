@@ -216,7 +216,7 @@ def test_saving_to_a_url_works(trained: Tokenizer):
 
 
 def test_training_is_deterministic_across_processes(trained: Tokenizer):
-    code = "from tests import test_tokenizer as t; print(t.Tokenizer.train(t.CORPUS, 400).hash)"
+    code = "from tests.text import test_tokenizer as t; print(t.Tokenizer.train(t.CORPUS, 400).hash)"
     root = pathlib.Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == trained.hash
