@@ -274,7 +274,7 @@ def test_replies_are_read_strictly(reply, verdict):
 
 
 def test_the_engine_judge_compares_the_choices_probabilities(asked):
-    judge, tokenizer = asked
+    judge, tokenizer, _ = asked
     exchanges = [Exchange("fold a plane", "take the paper", True), Exchange("x", HOSTILE, True, start="Sure"),
                  Exchange("fold a plane", "take the paper", False)]  # fmt: skip
     verdicts = judge.judge(exchanges)
@@ -288,24 +288,24 @@ def test_the_engine_judge_compares_the_choices_probabilities(asked):
 
 
 def test_the_engine_judges_numbers_are_the_models(asked):
-    judge, _ = asked
+    judge, _, params = asked
     exchange = Exchange("fold a plane", "take the paper", False)
     question = judge._asked[MANNER_QUESTION]
     ids = [*question.frame.before, *judge._row(question, exchange)]
-    logits = model_lib.apply(judge._config, judge._params, jax.numpy.asarray(ids)[None])[0, -1]
+    logits = model_lib.apply(judge._config, params, jax.numpy.asarray(ids)[None])[0, -1]
     probs = np.asarray(jax.nn.softmax(logits))
     expected = [sum(probs[i] for i in choice) for choice in question.choice_ids]
     np.testing.assert_allclose(judge.probabilities(MANNER_QUESTION, [exchange])[0], expected, rtol=2e-3, atol=1e-6)
 
 
 def test_a_model_that_does_not_answer_gives_no_verdict(asked, monkeypatch):
-    judge, _ = asked
+    judge, *_ = asked
     monkeypatch.setattr(judge, "_settings", dataclasses.replace(judge._settings, least_mass=0.999))
     assert judge.judge([Exchange("a", "b", True)]) == [UNSCORED]
 
 
 def test_long_answers_and_requests_are_cut_to_the_context(asked):
-    judge, _ = asked
+    judge, *_ = asked
     asked_harm = judge._asked[HARM_QUESTION]
     for exchange in (Exchange("a", "paper " * 5000, True), Exchange("paper " * 5000, "b", True)):
         row = judge._row(asked_harm, exchange)
@@ -377,11 +377,12 @@ def _corpus():
 
 @pytest.fixture(scope="module")
 def asked():
-    """A judge on a tiny random model."""
+    """A judge on a tiny random model, its tokenizer, the parameters."""
     tokenizer = Tokenizer.train([HARM_QUESTION.before + HARM_QUESTION.after + MANNER_QUESTION.before] * 3, 700)
     config = model_lib.ModelConfig(
         vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8,
         max_seq_len=1024, dtype="float32", init_std=0.5,
     )  # fmt: skip
     params = model_lib.init(config, jax.random.key(0))
-    return engine.EngineJudge(config, params, tokenizer, engine.EngineJudgeSettings(least_mass=0.0)), tokenizer
+    judge = engine.EngineJudge(config, params, tokenizer, engine.EngineJudgeSettings(least_mass=0.0))
+    return judge, tokenizer, params
