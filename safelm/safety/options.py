@@ -28,7 +28,7 @@ def make_settings(kind: type[_Settings], options: Mapping[str, Any], *, where: s
     return kind(**values)
 
 
-def check_least(where: str, settings: Any, **least: float) -> None:
+def check_least(where: str, settings: Any, **least: int) -> None:
     """Raises ValueError for the first setting that is below its least value."""
     for name, value in least.items():
         if not getattr(settings, name) >= value:
