@@ -46,7 +46,7 @@ def decode_report(
     shape = programs.step_shape(method)
     state, cache, prepared = jax.eval_shape(
         lambda params: (
-            *programs.nothing(config, shape, num_prompts=num_prompts, max_len=cache_len, harm_tag_id=0),
+            *programs.empty_state(config, shape, num_prompts=num_prompts, max_len=cache_len, harm_tag_id=0),
             prepare(config, params, weights),
         ),
         model.abstract_params(config),

@@ -1,4 +1,4 @@
-"""Whole rows a step from fixed rates: no source ever a row ahead of its plan or behind it.
+"""Divides the rows of every step among sources at fixed rates; each stays within a row of its plan.
 
 Rows are apportioned step by step with the error carried over, by earliest deadline (Tijdeman 1980, the "chairman
 assignment"). A source's next row may be given once its plan has begun it and must be given when its plan completes

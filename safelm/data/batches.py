@@ -1,4 +1,4 @@
-"""What is in a batch: a pure function of the seed, the step, the row and the mixture schedule, with no state."""
+"""The contents of a batch, as a pure function of seed, step, row and mixture schedule."""
 
 from collections.abc import Mapping
 

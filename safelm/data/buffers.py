@@ -1,4 +1,4 @@
-"""Memory for batches that is used again: the kernel clears a new page for every 4 KiB asked for anew.
+"""Reuses the memory of batches, because the operating system clears every new page of 4 KiB.
 
 A batch of 131,072 tokens has 2.6 MB in five arrays, 640 pages. Clearing them took twice as long as filling them.
 """
@@ -12,9 +12,9 @@ from jaxtyping import Int
 
 
 class Buffers:
-    """Arrays of int32 whose memory is taken back when nobody holds the array, or a view of it, any more.
+    """A pool of int32 arrays; an array's memory returns to it once the array and all its views are released.
 
-    There are as many as were held at once. Safe to use from several threads; a copy in another process is empty.
+    The pool grows to the largest number held at once. Thread-safe; a copy in another process starts empty.
     """
 
     def __init__(self):
@@ -25,7 +25,7 @@ class Buffers:
         return Buffers, ()
 
     def take(self, rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:
-        """An array with anything in it; every row begins at a page where its length is one of pages."""
+        """An uninitialised array; rows whose length is a multiple of a page begin at one."""
         size = max(rows * columns * 4, 1)
         try:
             memory = self._free.pop()

@@ -1,4 +1,4 @@
-"""Where the sources' rows sit within a global batch, so that every part of it is a fair sample of the mixture.
+"""Places the sources' rows within a global batch so that every part of it is a fair sample of the mixture.
 
 Hosts take contiguous shares of a batch, gradient accumulation takes contiguous or strided ones of those. The rows
 of a batch are therefore laid out along a digital net: for a batch of 2^m rows any aligned contiguous share of 2^k

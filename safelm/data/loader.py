@@ -1,4 +1,4 @@
-"""Batches for one host through Grain: reading ahead in threads or worker processes; the state is the step."""
+"""Batches for one host through Grain, read ahead in threads or worker processes; the only state is the step."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The order of a source's rows in an epoch: a permutation that any part of can be had without the rest."""
+"""The order of a source's rows in an epoch: a permutation whose every entry can be computed by itself."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ _SORTED_UP_TO_ROWS = 1 << 16
 def shuffled_rows(
     seed: int, source: str, epoch: int, index_b: Int[np.ndarray, " b"], num_rows: int
 ) -> Int[np.ndarray, " b"]:
-    """The rows that come at places of an epoch; over 0 <= index < num_rows every row comes once."""
+    """The rows at these places of the epoch. The places 0 to num_rows - 1 hold every row once."""
     key = _epoch_key(seed, source, epoch)
     if num_rows <= _SORTED_UP_TO_ROWS:
         return _sorted_order(key, num_rows)[index_b]

@@ -1,4 +1,4 @@
-"""Checksums of token stores too large to be read when they are opened, verified while training has begun."""
+"""Verifies the checksums of large token stores in the background, after training has started."""
 
 import threading
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from safelm.data.store import TokenStore
 
 
 class Verification:
-    """Reads all large local stores once, in a thread; what was read from afar is checked as it is fetched."""
+    """Reads all large local stores once, in a thread. Remote stores are checked as they are fetched."""
 
     def __init__(self, stores: Iterable[TokenStore]):
         """Starts."""
@@ -17,7 +17,7 @@ class Verification:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises the ValueError or OSError that has been found by now, which names the shard."""
+        """Raises the ValueError or OSError found so far, if any; it names the shard."""
         if self._failed is not None:
             raise self._failed
 

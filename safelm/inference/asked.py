@@ -1,4 +1,4 @@
-"""What was asked for each prompt, as numbers that compiled programs take: one program serves all settings of a method.
+"""Decoding settings as arrays, one entry a prompt, so that one compiled program serves every setting of a method.
 
 Axes beside `safelm.models.decoder`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W rows of
 the cache,

@@ -215,7 +215,7 @@ class Lane:
         sizes = {"num_prompts": num_slots, "max_len": max_len}
         if not taken:
             self._state = self._cache = None
-            self._state, self._cache = programs.nothing(
+            self._state, self._cache = programs.empty_state(
                 self._config, self._shape, harm_tag_id=self._harm_tag_id, **sizes
             )
         else:

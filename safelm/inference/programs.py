@@ -43,7 +43,7 @@ def read_prompts(
     return forward.read_prompts(config, weights, tokens_PT, lengths_P)
 
 
-def nothing(
+def empty_state(
     config: ModelConfig,
     shape: StepShape,
     *,
@@ -51,7 +51,7 @@ def nothing(
     max_len: int,
     harm_tag_id: int | None,
 ) -> tuple[Any, Cache]:
-    """State and cache without any prompt: zeros, as every slot without one has."""
+    """An empty state and cache: every slot free."""
     asked = asked_lib.ask([None] * num_prompts, harm_tag_id=harm_tag_id, max_pool=shape.num_dropped_from)
     logits_PV = jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
     state = jax.eval_shape(functools.partial(shape.start, config, max_len=max_len), asked, logits_PV)
@@ -60,8 +60,10 @@ def nothing(
 
 
 def abstract(config: ModelConfig, shape: StepShape, size: tuple[int, int], **settings: Any) -> tuple[Any, Cache]:
-    """The shapes of `nothing`, of this many prompts and this length."""
-    return jax.eval_shape(functools.partial(nothing, config, shape, num_prompts=size[0], max_len=size[1], **settings))
+    """The shapes of `empty_state`, of this many prompts and this length."""
+    num_prompts, max_len = size
+    empty = functools.partial(empty_state, config, shape, num_prompts=num_prompts, max_len=max_len, **settings)
+    return jax.eval_shape(empty)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "shape"), donate_argnames=("state", "cache"))

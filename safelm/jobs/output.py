@@ -140,7 +140,7 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def only_writer(self) -> Iterator[None]:
-        """Holds a lock on a local folder and clears away what a killed run left unnamed; checks that it is writable."""
+        """Holds a local folder's lock, deletes a killed run's temporary files, checks that the folder is writable."""
         remote.check_writable(self.root)
         if self.is_remote:
             yield

@@ -1,4 +1,4 @@
-"""A matrix product whose gradients are computed in the order that moves the least memory."""
+"""Matrix products whose gradients are computed in the order that moves the least memory."""
 
 import functools
 

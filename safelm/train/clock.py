@@ -1,7 +1,7 @@
-"""Where a run's time goes: waiting for data, held by saves, evaluating, compiling; and its goodput.
+"""Measures where a run's time goes (waiting for data, saving, evaluating, compiling) and its goodput.
 
-Goodput is the share of the wall time since the run's first launch, over all its starts and whatever lay between them,
-that was spent on updates whose effect the run still has. Not counted: starting, restoring, compiling, evaluating, being
+Goodput is the share of wall time since the run's first launch, pauses between its starts included, that was spent on
+updates that still count. Not counted: starting, restoring, compiling, evaluating, being
 held by a save, being down, updates repeated after a restart, skipped or rolled back. Waiting for a batch is counted,
 since the devices work meanwhile; `time/data_wait` tells of it. The seconds that count are kept in the checkpoints, so a
 step done again after a kill counts once.

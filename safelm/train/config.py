@@ -1,6 +1,6 @@
-"""What a training run can be told, and the checks on it that need nothing but the config, the tokenizer and a model.
+"""The config of a training run: its fields and defaults, and the checks that need no data and no devices.
 
-What may change when a run is resumed: see `safelm.train.resume`.
+`safelm.train.resume` says which fields may change when a run is resumed.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ def default_config() -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A config whose every open field is settled, with what it names loaded."""
+    """A config without open fields, with the model and tokenizer that it names."""
 
     config: ConfigDict
     model: ModelConfig
@@ -111,10 +111,10 @@ class Resolved:
 
 
 def resolve(config: ConfigDict, workdir: str = "") -> Resolved:
-    """Settles steps, tokenizer and model of a run in a workdir.
+    """Fills in a config's open fields (steps, tokenizer, model) and loads what it names.
 
-    What the config leaves open comes from the workdir's own checkpoint, else the branch's, else `init_checkpoint`; the
-    first that there is, and no other is opened. Raises ValueError or OSError naming the field and its value.
+    Open fields are taken from the workdir's own checkpoint, else the branch's, else `init_checkpoint`: the first that
+    exists is the only one that is opened. Raises ValueError or OSError naming the field and its value.
     """
     config = _settle_run(config)
     origin = _origin(config, workdir)

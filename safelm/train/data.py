@@ -1,8 +1,7 @@
 """The token stores and the mixture schedule of a run, its batches on the devices, and the ledger of its tokens.
 
-A token of the ledger is a position of a row that was fed to the model: rows x seq_len, whatever of a row is padding or
-masked out of the loss. So the ledger is exact at any step, on any number of hosts and after any kill, without counting
-anything. Rows whose update was not applied have been given all the same: they don't come again.
+The ledger counts rows x seq_len, including padding and masked positions. It is therefore a function of the step: exact
+on any number of hosts and after any kill. Rows of an update that was not applied count too; they don't come again.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from safelm.train.step import BATCH_FIELDS, Batch
 
 @dataclasses.dataclass(frozen=True)
 class LedgerEntry:
-    """What a source has given.
+    """The ledger's entry for one source.
 
     Attributes:
       planned_share: of all tokens so far, by the rates of the phases so far.
@@ -41,7 +40,7 @@ class LedgerEntry:
 
 
 class TrainData:
-    """What a run reads: every source's store for training, those named for evaluation, and the schedule."""
+    """A run's data: every source's store for training, the stores for evaluation, and the schedule."""
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer):
         """Opens the stores; FileNotFoundError or ValueError names the source and the field."""
@@ -83,11 +82,11 @@ class TrainData:
             yield _to_devices(batch, sharding)
 
     def tokens_given(self, step: int) -> dict[str, int]:
-        """Tokens every source has given before an update, exactly."""
+        """The exact number of tokens taken from every source before a step."""
         return {name: int(count) for name, count in self.schedule.tokens_given(step).items()}
 
     def gave_tags(self, step: int) -> bool:
-        """Whether any source with the harm tag in it has given tokens before an update."""
+        """Whether a source that contains the harm tag has been read before a step."""
         given = self.schedule.tokens_given(step)
         return any(given[name] and store.manifest.num_tag_tokens for name, store in self.stores.items())
 
@@ -109,13 +108,13 @@ class TrainData:
         )
 
     def fingerprints(self) -> dict[str, str]:
-        """What every store holds, by "<source>/<split>": counts and checksums."""
+        """A fingerprint (counts and checksums) of every store, by "<source>/<split>"."""
         train = {f"{name}/{self._config.data.split}": store for name, store in self.stores.items()}
         held_out = {f"{name}/{self._config.eval.split}": store for name, store in self.eval_stores.items()}
         return {name: _fingerprint(store) for name, store in (train | held_out).items()}
 
     def record(self, step: int) -> dict[str, Any]:
-        """The data position and what it is a position in, for a checkpoint: integers and hashes."""
+        """The data position for a checkpoint, with the hashes of the schedule and stores that it refers to."""
         return {
             "step": step,
             "schedule_hash": self.schedule.hash,
@@ -149,7 +148,7 @@ def _open_all(
 
 
 def _lacking(root: str, source: str, split: str) -> str:
-    """What of a source's split there is not, and how to get it."""
+    """Says which part of a source's split is missing, and how to make it."""
     if os.path.isdir(f"{root}/{source}/{split}"):
         return f"{root}/{source}/{split} is not whole"
     if splits := sorted(path.parent.name for path in Path(root).glob(f"{source}/*/{MANIFEST_NAME}")):

@@ -1,4 +1,4 @@
-"""Evaluators: what is measured of a model while it trains, and how often."""
+"""Evaluators: measurements of a model while it trains, each with its own interval in steps."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from safelm.train.data import TrainData
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
-    """An evaluation was broken off because the run is to stop; it is done again when the run goes on."""
+    """Raised when a run stops during an evaluation, which is then repeated when the run is resumed."""
 
 
 class Evaluator(Protocol):

@@ -1,7 +1,7 @@
-"""`<workdir>/events.jsonl`: what happened to a run, over all its starts, in order of time.
+"""`<workdir>/events.jsonl`: the history of a run over all its starts, in order of time.
 
-One object a line: `time` (seconds since 1970), `event`, `step` where there is one, and what belongs to it. Unlike
-`metrics.jsonl`, which has every step once, it is a history: what a run did again after a kill is there again.
+One object a line: `time` (seconds since 1970), `event`, `step` where there is one, and the event's own values.
+`metrics.jsonl` has every step once; here a step that was repeated after a kill appears twice.
 
     launch              a process began (its host, its process id, its jaxlib and XLA_FLAGS)
     resume              it goes on from a checkpoint, or begins at step 0

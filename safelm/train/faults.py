@@ -1,7 +1,7 @@
-"""What a run does about updates that must not be applied: a loss or gradient that isn't finite, or a spike.
+"""The policy for bad updates: a loss or gradient that isn't finite, or a spike.
 
-An update whose loss or gradient norm isn't finite, or is above the limits it was given, isn't applied: that is decided
-on the devices (`train_step.Controls`). This module sets the limits and says what follows, by `config.faults`:
+The compiled step applies no update whose loss or gradient norm isn't finite or exceeds its limits
+(`safelm.train.step.Controls`). This module sets the limits and decides what the run does next, by `config.faults`:
 
 - `halt`: FloatingPointError; nothing of that state was saved, the checkpoints before it stay.
 - `skip`: the run goes on with the next batch as if this one had not been there.
@@ -32,7 +32,7 @@ ON_SPIKE = ("ignore", "skip", "rollback")
 
 
 class Verdict(NamedTuple):
-    """What is to be done after an update, and why."""
+    """The action after an update, and its reason."""
 
     action: Literal["none", "skip", "rollback"]
     reason: str = ""
@@ -81,7 +81,7 @@ class Faults:
         clock: Clock,
         tell: Callable[..., None],
     ) -> int | None:
-        """Reads the numbers of all updates but the last `keep`; the step to roll back from, if there is one.
+        """Judges all updates but the last `keep`; returns the step to roll back from, or None.
 
         Raises FloatingPointError as `judge` does; `tell` is called with what happened, the step and why.
         """
@@ -99,7 +99,11 @@ class Faults:
         return None
 
     def judge(self, step: int, loss: float, grad_norm: float, *, applied: bool) -> Verdict:
-        """What is to be done after an update, in order of the steps: loss in nats per token, norm before the clip.
+        """Decides the action after an update; updates come in order of their steps.
+
+        Args:
+          loss: nats per token.
+          grad_norm: before the clip.
 
         Raises FloatingPointError naming the step where the run must not go on.
         """
@@ -125,7 +129,7 @@ class Faults:
         return Verdict("skip", what)
 
     def roll_back(self, step: int, meta: Mapping[str, Any]) -> None:
-        """Takes note that a step was bad and the state is again the one of a checkpoint's record; {}: the beginning."""
+        """Records a rollback from a bad step to a checkpoint with the record `meta` ({}: to the run's beginning)."""
         to = meta.get("step", 0)
         rollbacks = [*self.rollbacks, {"step": step, "to": to}]
         self.load(meta.get("faults"))

@@ -1,4 +1,4 @@
-"""What a training run says about itself: JSON lines, TensorBoard events and a progress line. No TensorFlow.
+"""The log of a training run: JSON lines, TensorBoard events and a progress line. Needs no TensorFlow.
 
 Throughput counts the positions the model computes (rows x seq_len, padding included).
 

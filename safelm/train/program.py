@@ -1,4 +1,4 @@
-"""From a config to the compiled functions of its run: what training and ahead-of-time compilation share."""
+"""Builds the compiled functions of a config's run, for training and for ahead-of-time compilation alike."""
 
 import dataclasses
 from collections.abc import Callable

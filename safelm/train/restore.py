@@ -1,4 +1,4 @@
-"""Where a run goes on from: its newest checkpoint that can be read. A damaged one is set aside, never used or lost."""
+"""Restores a run from its newest readable checkpoint. Damaged ones are set aside, never used and never deleted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ Restored = tuple[TrainState, int, Meta]
 
 
 class Source:
-    """What a run begins with or goes back to: a checkpoint, its own or another's, or fresh parameters."""
+    """The state that a run starts from or rolls back to: its own checkpoint, another run's, or fresh parameters."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Source:
         return self._program.start(self._initial_params()), 0, {}
 
     def roll_back(self, step: int) -> tuple[TrainState, Meta]:
-        """The newest checkpoint's state and record, as the state after a bad step: its updates have no effect."""
+        """The newest checkpoint's state and record, with `step` as its step: the updates since then are undone."""
         self._checkpoints.wait()
         state, to, meta = self.restore()
         self._tell("rolled_back", step, to=to, steps_undone=step - to)

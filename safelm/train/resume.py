@@ -1,11 +1,10 @@
-"""What a checkpoint says of its run, and which runs may go on from it: the same one, a changed one, or a branch.
+"""The record of a run in its checkpoints, and which runs may resume from it: the same one, a changed one, or a branch.
 
-The past of a run is fixed: its model, tokenizer, seed, batch and rows, the stores' contents and how many rows every
-source had given. The future may be another one than was planned when the checkpoint was written, but not by accident:
+What a run has trained on is fixed: its model, tokenizer, seed, batch and rows, the stores' contents and the rows taken
+from every source. Later settings may change on resume, but only where `accept_changes` names them:
 
-- `accept_changes` must name "optimizer" where a field of `optimizer` changes, or the length of a run whose learning
-  rate depends on it; and "data" where the mixture's phases change. A phase that only begins after the checkpoint
-  changes no past (`safelm.data.schedule`).
+- "optimizer" for a field of `optimizer`, or for the length of a run whose learning rate depends on it; "data" for the
+  mixture's phases. New phases may begin only after the checkpoint (`safelm.data.schedule`).
 - Under a wsd schedule, until the decay has begun, `total_steps`, `decay_steps` and `min_lr` have had no effect: a run
   may be made longer or shorter without asking.
 - What was changed, at which step, is kept in every later checkpoint as `history`.

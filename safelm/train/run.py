@@ -1,4 +1,4 @@
-"""A training run: opened and restored, then updated, read, evaluated, logged and saved step by step to its end."""
+"""A training run: opens its files, restores its state, then updates, evaluates, logs and saves, step by step."""
 
 import collections
 import contextlib
@@ -193,9 +193,9 @@ class Run:
         self._preemption.begin()
 
     def _roll_back(self, pause: bool) -> bool:
-        """Reads the updates' numbers, goes back if one calls for it; whether the update under way is to be done again.
+        """Judges the updates so far and rolls back if one is bad; returns whether the current step must be repeated.
 
-        FloatingPointError has halted the run if it must not go on.
+        Raises FloatingPointError if the policy says halt.
         """
         bad = self._faults.read(self._unread, 0 if pause else 1, self._window, self._clock, self._tell)
         if bad is None:
@@ -210,7 +210,7 @@ class Run:
         return True
 
     def _numbers(self) -> dict[str, float]:
-        """The values of a step's line in the log, evaluations aside."""
+        """The values of a step's line in the log, without evaluations."""
         numbers = self._window.take() | self._progress.rates(self.step)
         numbers |= {"learning_rate": float(self._controls.learning_rate)}
         numbers |= {f"tokens/{source}": tokens for source, tokens in self._data.tokens_given(self.step).items()}
@@ -219,7 +219,7 @@ class Run:
         return numbers
 
     def _evaluate(self, numbers: dict[str, float]) -> bool:
-        """Runs the evaluators whose time it is and writes the step's line; False if one was told to stop."""
+        """Runs the evaluators that are due and writes the step's line; returns False if one was stopped."""
         for evaluator in self._evaluators:
             if not self._is_due(evaluator.every_steps):
                 continue
@@ -262,7 +262,7 @@ class Run:
         return self._any_process(self._preemption.requested)
 
     def _tell(self, event: str, step: int | None = None, **values: Any) -> None:
-        """Says it and keeps it in the run's history."""
+        """Prints an event and writes it to the run's history."""
         said = "; ".join(f"{name} {value}" for name, value in values.items())
         self._progress.note(f"{event.replace('_', ' ')}, step {step}: {said}")
         self._events.write(event, step, **values)

@@ -29,7 +29,7 @@ BATCH_FIELDS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "lo
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes, and all of it that a checkpoint keeps (or its shapes, or its shardings)."""
+    """The state of training, as a checkpoint keeps it; also the same tree of shapes or of shardings."""
 
     step: Any  # int32 scalar: updates done
     params: PyTree
@@ -38,7 +38,7 @@ class TrainState:
 
 @flax.struct.dataclass
 class Controls:
-    """What the host decides for one update, float32 scalars: data, so that a new value compiles nothing anew.
+    """The host's settings for one update as float32 scalars: arguments of the program, so a new value compiles nothing.
 
     An update whose loss (nats per token) or gradient norm is not finite or above its limit is not applied: parameters
     and optimizer stay as they are, only the step goes on.
@@ -51,7 +51,7 @@ class Controls:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What an update tells about itself, before the update."""
+    """Metrics of one step, computed before the update is applied."""
 
     loss: LossSums
     grad_norm: Any  # float32 scalar: of the mean gradient, before the clip

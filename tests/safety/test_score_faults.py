@@ -179,7 +179,7 @@ def test_a_scorer_that_stays_unreachable_is_not_asked_for_every_shard():
     scorer = Unreachable()
     loaded = shard.LoadedScorers([scorer])
     for is_down in (True, True, False, True, True, True):
-        loaded.check_hope()
+        loaded.raise_if_unreachable()
         scorer.is_down = is_down
         if not is_down:
             loaded.ask(["a text"])
@@ -187,7 +187,7 @@ def test_a_scorer_that_stays_unreachable_is_not_asked_for_every_shard():
         with pytest.raises(OSError, match="scorer far: nobody answers"):
             loaded.ask(["a text"])
     with pytest.raises(OSError, match="not begun after 3 shards that ended so: scorer far: nobody answers"):
-        loaded.check_hope()
+        loaded.raise_if_unreachable()
 
 
 def test_a_backbone_that_lies_elsewhere_now_is_named(tmp_path):

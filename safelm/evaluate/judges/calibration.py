@@ -47,10 +47,9 @@ class Errors:
 
 
 def calibrate(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:
-    """The judge's errors by aspect and by who answered, and on what.
+    """Measures a judge's errors, by aspect and by the author of the answers.
 
-    Answers that the judge was trained on are left out; where none is left, what it said of them while they were held
-    out counts (`held_out` of a trained judge).
+    Training answers are excluded; if none remain, their cross-validated labels are used (a trained judge's `held_out`).
     """
     known = getattr(judge, "trained_on", frozenset())
     fresh = [row for row in rows if row.key not in known]

@@ -85,7 +85,7 @@ def count_piece(piece: Piece, settings: CountSettings) -> tuple[Count, int]:
 
 
 class Counter:
-    """Counts the rows it is given; they are counted for sure once `flush` was called.
+    """Counts the rows it is given. Rows are buffered; call `flush` to include them all.
 
     Attributes:
       lines: of JSON that `rows` read.

@@ -45,7 +45,7 @@ class ScoreWork:
 
     def run(self, job: ShardJob, loaded: "LoadedScorers") -> None:
         """Scores a shard; its done-record is written last."""
-        loaded.check_hope()
+        loaded.raise_if_unreachable()
         out = OutputFolder(self.output)
         with out.at_work():
             out.write_json(job.record, score_shard(job, self, loaded, out))
@@ -65,8 +65,8 @@ class LoadedScorers:
         self._failed_in_a_row = 0
         self._failure = ""
 
-    def check_hope(self) -> None:
-        """Raises OSError where a scorer can't be reached again and again: no shard is begun that it would end."""
+    def raise_if_unreachable(self) -> None:
+        """Raises OSError once a scorer has failed MAX_FAILED_IN_A_ROW times in a row, so that no further shard starts."""
         if self._failed_in_a_row >= MAX_FAILED_IN_A_ROW:
             raise OSError(f"not begun after {self._failed_in_a_row} shards that ended so: {self._failure}")
 
