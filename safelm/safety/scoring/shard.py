@@ -66,7 +66,7 @@ class LoadedScorers:
         self._failure = ""
 
     def raise_if_unreachable(self) -> None:
-        """Raises OSError once a scorer has failed MAX_FAILED_IN_A_ROW times in a row, so that no further shard starts."""
+        """Raises OSError once a scorer failed MAX_FAILED_IN_A_ROW times in a row: no further shard starts."""
         if self._failed_in_a_row >= MAX_FAILED_IN_A_ROW:
             raise OSError(f"not begun after {self._failed_in_a_row} shards that ended so: {self._failure}")
 
