@@ -90,7 +90,7 @@ def test_equals_the_slow_reference(method):
                 num_candidates=method.num_candidates,
                 drop_fraction=str(method.drop_fraction),
                 tag_candidate=method.tag_candidate,
-                end_ids=[EOS],
+                eos_id=EOS,
                 tag_id=TAG,
                 max_new_tokens=NEW_TOKENS,
             )
