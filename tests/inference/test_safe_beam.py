@@ -154,7 +154,7 @@ def test_a_step_is_one_forward_over_beams_times_candidates():
     num_beams, num_candidates, num_prompts = 3, 5, 2
     method = SafeBeam(num_beams=num_beams, num_candidates=num_candidates)
     params, shape = random_model(0), programs.step_shape(method)
-    rows = [(length, 4, EOS, method, 0) for length in (4, 9)]
+    rows = [(length, 4, (EOS,), method, 0) for length in (4, 9)]
     state, cache = programs.empty_state(CONFIG, shape, num_prompts=num_prompts, max_len=16, harm_tag_id=TAG)
     state = state.replace(asked=asked_lib.ask(rows, harm_tag_id=TAG, max_pool=shape.num_dropped_from))
     jaxpr = jax.make_jaxpr(functools.partial(shape.step, CONFIG, prepare(CONFIG, params)))(state, cache)
