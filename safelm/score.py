@@ -41,11 +41,11 @@ from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import RECORDS, run_speed
 from safelm.jobs.output import OutputFolder
+from safelm.jobs.progress import FolderProgress
 from safelm.safety.scoring import columns, manifest, plan, scorers
 from safelm.safety.scoring.shard import ScoreWork, rows_under_way
 
 _WRITABLE = ("gs://", "gcs://")
-_POLL_SECONDS = {False: 0.5, True: 10.0}  # between two looks at how many shards are done, by whether it is remote
 
 _logger = logging.getLogger("safelm.score")
 
@@ -122,7 +122,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         if not runner.may_stay_here(len(todo.jobs)):
             scorers.forget()
         with tqdm.tqdm(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
-            progress = _ScoreProgress(out, bar)
+            progress = FolderProgress(out, bar, lambda: _show_progress(out, bar))
             beam_runner.run_jobs(todo.jobs, work, runner, progress)
             progress.show()
         out.raise_failures()
@@ -133,27 +133,12 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         return manifest.finish(out, todo, run_speed(done, seconds, runner.name, unit="characters"))
 
 
-class _ScoreProgress:
+def _show_progress(out: OutputFolder, bar: Any) -> None:
     """Moves the bar to the number of shards that have their record, and says how far the others are."""
-
-    def __init__(self, out: OutputFolder, bar: Any):
-        self._out, self._bar, self._next = out, bar, 0.0
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if self._bar.disable or now < self._next:
-            return
-        self._next = now + _POLL_SECONDS[self._out.is_remote]
-        self.show()
-
-    def show(self) -> None:
-        """What the bar shows is what there is."""
-        if self._bar.disable:
-            return
-        if not self._out.is_remote:
-            self._bar.set_postfix_str(f"{rows_under_way(self._out):,} documents of shards under way", refresh=False)
-        self._bar.update(len(self._out.sizes(RECORDS)) - self._bar.n)
-        self._bar.refresh()
+    if not out.is_remote:
+        bar.set_postfix_str(f"{rows_under_way(out):,} documents of shards under way", refresh=False)
+    bar.update(len(out.sizes(RECORDS)) - bar.n)
+    bar.refresh()
 
 
 def _report(output: str, summary: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ endpoint unless --workers says otherwise.
 
 import argparse
 import dataclasses
+import functools
 import logging
 import time
 from typing import Any
@@ -39,6 +40,7 @@ from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import run_speed
 from safelm.jobs.output import OutputFolder
+from safelm.jobs.progress import FolderProgress
 from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.gates import GateSettings
@@ -48,7 +50,6 @@ from safelm.safety.synthesis.shard import PROGRESS, SynthesisWork
 from safelm.safety.synthesis.sources import Selection
 
 _WRITABLE = ("gs://", "gcs://")
-_POLL_SECONDS = {False: 1.0, True: 15.0}
 _ALONE = ("engine:", "endpoint:")  # writers that use a machine, or a server's patience, by themselves
 
 _logger = logging.getLogger("safelm.synthesize")
@@ -196,30 +197,22 @@ def _run(
     before = sum(sizes[name] for name in todo.done)
     try:
         with tqdm.tqdm(total=sum(counts), initial=before, unit="document", disable=None) as bar:
-            beam_runner.run_jobs(
-                jobs, todo.work, runner, _SynthesisProgress(out, bar, before, {job.name for job in jobs})
-            )
+            names = {job.name for job in jobs}
+            show = functools.partial(_show_progress, out, bar, before, names)
+            progress = FolderProgress(out, bar, show, seconds=1.0, remote_seconds=15.0)
+            beam_runner.run_jobs(jobs, todo.work, runner, progress)
     finally:
         shard.forget()
     out.raise_failures()
 
 
-class _SynthesisProgress:
+def _show_progress(out: OutputFolder, bar: Any, before: int, jobs: set[str]) -> None:
     """Moves the bar to the number of documents that workers say are done."""
-
-    def __init__(self, out: OutputFolder, bar: Any, before: int, jobs: set[str]):
-        self._out, self._bar, self._before, self._jobs, self._next = out, bar, before, jobs, 0.0
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if self._bar.disable or now < self._next:
-            return
-        self._next = now + _POLL_SECONDS[self._out.is_remote]
-        names = [name for name in self._out.sizes(PROGRESS) if name.removesuffix(".json") in self._jobs]
-        found = [said or {} for said in self._out.read_json([f"{PROGRESS}/{name}" for name in names])]
-        done = self._before + sum(said.get("documents", 0) for said in found)
-        self._bar.set_postfix(replies=sum(said.get("replies", 0) for said in found), refresh=False)
-        self._bar.update(max(0, done - self._bar.n))
+    names = [name for name in out.sizes(PROGRESS) if name.removesuffix(".json") in jobs]
+    found = [said or {} for said in out.read_json([f"{PROGRESS}/{name}" for name in names])]
+    done = before + sum(said.get("documents", 0) for said in found)
+    bar.set_postfix(replies=sum(said.get("replies", 0) for said in found), refresh=False)
+    bar.update(max(0, done - bar.n))
 
 
 def _report(output: str, manifest: dict[str, Any]) -> None:

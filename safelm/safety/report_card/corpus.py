@@ -11,9 +11,7 @@ import json
 import logging
 import os
 import pathlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -21,6 +19,7 @@ from safelm import cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.output import OutputFolder
+from safelm.jobs.progress import FolderProgress
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.counting import CountSettings, Piece, count_piece, token_definition
 from safelm.safety.report_card.tally import Count
@@ -135,24 +134,14 @@ def _count_missing(jobs: list[CountJob], work: CountWork, out: OutputFolder, run
                 bar.update(job.piece.bytes)
             return
         todo.sort(key=lambda job: -job.piece.bytes)
-        beam_runner.run_jobs(todo, work, runner, _CountProgress(out, bar, sizes))
+
+        def update() -> None:  # to the bytes of pieces whose counts are there
+            bar.update(sum(sizes.get(name, 0) for name in out.sizes("")) - bar.n)
+
+        beam_runner.run_jobs(todo, work, runner, FolderProgress(out, bar, update))
     failed = sorted(name for name in out.sizes("") if name.endswith(".failed"))
     if failed:
         raise cli.UserError(next(out.read_json(failed))["message"])
-
-
-class _CountProgress:
-    """Moves the bar to the bytes of pieces whose counts are there."""
-
-    def __init__(self, out: OutputFolder, bar: Any, sizes: Mapping[str, int]):
-        self._out, self._bar, self._sizes, self._next = out, bar, sizes, 0.0
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if self._bar.disable or now < self._next:
-            return
-        self._next = now + (10 if self._out.is_remote else 0.5)
-        self._bar.update(sum(self._sizes.get(name, 0) for name in self._out.sizes("")) - self._bar.n)
 
 
 def _pieces(one: SliceInput, result: Counted) -> Iterator[Piece]:
