@@ -14,7 +14,7 @@ from safelm.data.rows import Pieces, RowPlan
 from safelm.data.store import MENDING
 from safelm.data.stream import Stream
 
-_ARRAYS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
+BATCH_FIELDS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
 _STRIP_TOKENS = 1 << 14  # what is computed at a time: 64 KiB, which stay in the processor's cache and in malloc's heap
 
 
@@ -32,12 +32,12 @@ class Assembly:
         self, source_ids_b: Int[np.ndarray, " b"], rows_b: Int[np.ndarray, " b"], batch_size: int
     ) -> dict[str, np.ndarray]:
         """The given rows of the sources' plans, then rows of padding up to `batch_size`."""
-        arrays_5N = self._buffers.take(len(_ARRAYS), batch_size * self._seq_len)
+        arrays_5N = self._buffers.take(len(BATCH_FIELDS), batch_size * self._seq_len)
         if len(rows_b):
             self._fill(arrays_5N, type(self.plans[0]).pieces(self.plans, self._stream, source_ids_b, rows_b))
         else:
             arrays_5N.fill(0)
-        batch = {name: array.reshape(batch_size, -1) for name, array in zip(_ARRAYS, arrays_5N, strict=True)}
+        batch = {name: array.reshape(batch_size, -1) for name, array in zip(BATCH_FIELDS, arrays_5N, strict=True)}
         batch["loss_mask_BT"] = batch["loss_mask_BT"].view(np.float32)
         source_ids_B = np.zeros(batch_size, np.int32)
         source_ids_B[: len(source_ids_b)] = source_ids_b

@@ -14,12 +14,13 @@ import jax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from safelm.data.assembly import BATCH_FIELDS
 from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import MANIFEST_NAME, TokenStore
 from safelm.data.verification import Verification
 from safelm.text.tokenizer import Tokenizer
-from safelm.train.step import BATCH_FIELDS, Batch
+from safelm.train.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from safelm.data.assembly import BATCH_FIELDS
 from safelm.models import decoder as model
 from safelm.models import sharding
 from safelm.models.chunked_loss import next_token_loss
@@ -24,7 +25,6 @@ from safelm.models.loss import LossSums
 
 PyTree = Any
 Batch = dict[str, jax.Array]
-BATCH_FIELDS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
 
 
 @flax.struct.dataclass

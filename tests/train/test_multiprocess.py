@@ -19,11 +19,11 @@ import pytest
 import tiny_runs
 
 from safelm.checkpoints import checkpoint
+from safelm.data.assembly import BATCH_FIELDS
 from safelm.data.store import TokenStore
 from safelm.train import data as train_data
 from safelm.train import processes
 from safelm.train.run import train
-from safelm.train.step import BATCH_FIELDS
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = {
