@@ -24,7 +24,7 @@ nice 15 beside a load of 5 to 9, stopped twice; smollm2_135m not yet measured. R
 told (Holm) at any stage, every rate lies within 77 and 96 where a model that tells nothing has 90, and raw's rises by
 11.7 points [5.3, 18.0] with benign finetuning. Its measure was changed once, after seeing seed 0 of three rungs: plain
 requests of one form for all had 44 to 62% of safe requests refused. Result, embedded (harmful
-completions after pretraining, instruction tuning, benign finetuning, %; README has the intervals and other cells): raw
+completions after pretraining, instruction tuning, benign finetuning, %; more in docs/results/ladder.md): raw
 83.9, 15.3, 24.4; score0 63.1, 6.7, 12.5; safeweb 53.1, 7.2, 7.5; refuseweb 36.4, 1.9, 5.6; moral_education 9.7, 9.4,
 3.3; harm_tagged 37.5, 12.5, 3.9; with SafeBeam 2.5, 0.0, 0.0, of which 37% of the last neither harm nor sense.
 """

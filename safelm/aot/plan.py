@@ -2,7 +2,7 @@
 
 Compiling takes minutes, so first all combinations are estimated from shapes:
 
-    memory   `train_plan.memory_estimate`; what needs more than 1.25 times a chip's HBM is dropped
+    memory   `safelm.train.plan.memory_estimate`; what needs more than 1.25 times a chip's HBM is dropped
     compute  model FLOPs / peak, times 4/3 with remat full, and with dots once more the attention's forward
     network  FSDP brings P parameters together twice a micro-batch (forward, backward) and scatters their gradients
              once, 2 bytes each; data parallel reduces P / fsdp gradients every micro-batch, over slices through the

@@ -1,4 +1,4 @@
-"""What ahead-of-time compilation found out about a step, as a dict for JSON. `aot_table` makes it readable."""
+"""The findings of ahead-of-time compilation as a dict for JSON; `safelm.aot.table` makes it readable."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 The numbers are those of the pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: HBM bandwidth, "ICI bandwidth per
 chip" divided by its ports (one link, one way), "data center network bandwidth per Pod" divided by its chips (v4, v5p:
 a host's network card divided by its four chips). `hbm_bytes` is what the compiler lets a program have, a little less
-than the chip has (it says so where it refuses a program). FLOP/s: `train_metrics.PEAK_FLOPS`.
+than the chip has (it says so where it refuses a program). FLOP/s: `safelm.train.metrics.PEAK_FLOPS`.
 """
 
 import dataclasses

@@ -1,4 +1,6 @@
-"""The ladder's corpus from real public text: a folder with `text/`, `classifier/` and `sft/` as the README lists it.
+"""The ladder's corpus from real public text: a folder with `text/`, `classifier/` and `sft/`.
+
+`safelm.ladder.prepare_real_text` reads the first two, this module the files of `sft/` that it names.
 
 | part of the corpus            | from                                                                             |
 |-------------------------------|----------------------------------------------------------------------------------|

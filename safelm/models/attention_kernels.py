@@ -107,7 +107,7 @@ def attend(
 
 
 def what_is_visible(kernel: str, length: int, segment_ids_BT: Int[attention.ArrayLike, "B T"] | None) -> Array:
-    """What a kernel is told of the documents in a row, the same in every layer: segment ids [B, T] or a mask [b, T, T].
+    """A kernel's description of the documents in each row, for all layers: segment ids [B, T] or a mask [b, T, T].
 
     Rows are one document each when `segment_ids_BT` is None.
     """

@@ -25,7 +25,7 @@ class LossSums:
         return jax.tree.map(jnp.add, self, other)
 
     def total(self, z_loss: float | int) -> Any:
-        """What is minimised, summed over tokens: cross-entropy + z_loss * log(Z)^2."""
+        """The minimised sum over tokens: cross-entropy + z_loss * log(Z)^2."""
         return self.cross_entropy + z_loss * self.z_square
 
     def mean_cross_entropy(self) -> Any:

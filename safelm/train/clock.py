@@ -67,12 +67,12 @@ class Clock:
         return values | {"goodput": self._productive_s / max(time.time() - self._first_launch, 1e-9)}
 
     def record(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """The seconds that count so far, for a checkpoint."""
         self._count()
         return {"productive_s": self._productive_s}
 
     def load(self, record: Mapping[str, Any] | None) -> None:
-        """Goes on from a checkpoint's record: also back to it."""
+        """Continues from a checkpoint's record, on resuming or after a rollback."""
         self._count()
         self._productive_s = float((record or {}).get("productive_s", 0.0))
 

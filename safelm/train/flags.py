@@ -37,7 +37,7 @@ def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
 
 
 def _config_path(arguments: list[str]) -> str:
-    """What `--config` names on the command line: the last one, "" without any."""
+    """The value of the last `--config` on the command line, or ""."""
     for number in range(len(arguments) - 1, 0, -1):
         name, equals, value = arguments[number].lstrip("-").partition("=")
         if name == "config" and arguments[number].startswith("-"):

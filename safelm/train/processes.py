@@ -150,7 +150,7 @@ def _connected(port: int) -> Mapping[str, int] | None:
 
 
 def worker(index: int) -> str:
-    """What to call a process in a message."""
+    """The name of a process in messages."""
     return f"worker {index} ({_hosts[index]})" if index < len(_hosts) else f"worker {index}"
 
 
@@ -244,7 +244,7 @@ def agree(values: Mapping[str, Any]) -> None:
 
 
 def _installation() -> dict[str, Any]:
-    """What a compiled program depends on besides its config."""
+    """The code and libraries that a compiled program depends on."""
     sources, root = hashlib.sha256(), Path(__file__).parent.parent
     for path in sorted(root.rglob("*.py")):
         sources.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")

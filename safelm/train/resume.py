@@ -32,7 +32,7 @@ History = list[dict[str, Any]]
 
 
 def run_record(resolved: Resolved, data: Mapping[str, Any], history: History) -> checkpoint.Meta:
-    """What a checkpoint says of its run; `data` is the position and the stores (`train_data.TrainData.record`)."""
+    """The record of a run for its checkpoints; `data` is that of `safelm.train.data.TrainData.record`."""
     config = resolved.config
     return {
         **checkpoint.model_meta(resolved.model, resolved.tokenizer),
@@ -100,7 +100,7 @@ def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, An
 
 
 def _accepted_changes(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> list[str]:
-    """What the plan has changed in, as lines; ValueError naming those that `accept_changes` would have to cover."""
+    """The plan's changes since the checkpoint, a line each; ValueError names those missing in `accept_changes`."""
     if (there := meta.get("plan")) is None:  # written before plans were
         return []
     here, groups = _plan(resolved.config), {}
@@ -124,7 +124,7 @@ def _accepted_changes(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[s
 
 
 def _plan(config: ConfigDict) -> dict[str, Any]:
-    """What the learning rate and the updates of all steps depend on."""
+    """The settings that decide every step's learning rate and update."""
     optimizer = config.optimizer.to_dict()
     del optimizer["decay_fraction"]  # settled as decay_steps
     if optimizer["schedule"] != "wsd":

@@ -240,7 +240,7 @@ def test_a_difference_is_of_the_seeds_that_both_have():
 
 
 def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
-    """With the smallest data and models there are; the data is laid out as `ladder_data.prepare` does it."""
+    """With the smallest data and models there are; the data is laid out as `safelm.ladder.data.prepare` does it."""
     inputs = tiny_runs.write_inputs(tmp_path / "inputs")
     (tmp_path / "study").mkdir()
     for name, place in (("tokenizer", "tokenizer"), ("tokens", "tokens-rate-5")):
