@@ -117,7 +117,7 @@ def _accumulations(batch_size: int, shards: int) -> list[int]:
 
 
 def _flops(c: ModelConfig, config: ConfigDict) -> float | int:
-    per_token = train_metrics.flops_per_token(c, config.seq_len)
+    per_token = c.flops_per_token(config.seq_len)
     attention = 4 * c.num_layers * c.num_heads * c.head_dim * config.seq_len  # forward
     repeated = {"none": 0.0, "dots": attention, "full": per_token / 3}[c.remat]
     return config.batch_size * config.seq_len * (per_token + repeated)
@@ -136,7 +136,7 @@ def _network_seconds(
     c: ModelConfig, config: ConfigDict, mesh_shape: Mapping[str, int], steps: int, rates: Mapping[str, float | int]
 ) -> float | int:
     data, fsdp, tensor = (mesh_shape[axis] for axis in sharding.MESH_AXES)
-    param_bytes = 2 * c.num_params / tensor
+    param_bytes = dataclasses.replace(c, param_dtype=c.dtype).param_bytes / tensor  # gathered in `dtype`
     tokens = config.batch_size * config.seq_len / (data * fsdp)
     gathers = 3 * steps * param_bytes * (fsdp - 1) / fsdp / rates["fsdp"]
     reduces = steps * 2 * param_bytes / fsdp * (data - 1) / data / rates["data"]

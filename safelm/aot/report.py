@@ -25,7 +25,7 @@ def report(
     """Everything known about a compiled step, ready for JSON: bytes, FLOPs and seconds of one update on one chip."""
     peak = train_metrics.peak_flops(compiled.mesh.devices.flat[0].device_kind)
     tokens = config.batch_size * config.seq_len
-    model_flops = tokens * train_metrics.flops_per_token(model_config, config.seq_len)
+    model_flops = tokens * model_config.flops_per_token(config.seq_len)
     found: dict[str, Any] = {
         "topology": tpu.name,
         "slices": tpu.num_slices,

@@ -43,7 +43,7 @@ fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 # What a checkpoint's arrays mean depends on these. The other fields (dtype, remat, attention ...) say how to compute.
 ARCHITECTURE_FIELDS = (
     "vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim",
-    "rope_theta", "rms_norm_eps", "tie_embeddings",
+    "rope_theta", "rope_scaling", "qk_norm", "rms_norm_eps", "tie_embeddings",
 )  # fmt: skip
 
 CORRUPT_FOLDER = "corrupt_checkpoints"
@@ -277,8 +277,9 @@ def model_config_from_meta(meta: Meta, *, where: str) -> model_lib.ModelConfig:
 
 def check_model(meta: Meta, model_config: model_lib.ModelConfig, *, where: str) -> None:
     """Raises ValueError naming the first architecture field in which the checkpoint's model differs."""
+    recorded = model_config_from_meta(meta, where=where)
     for name in ARCHITECTURE_FIELDS:
-        there, here = meta["model"][name], getattr(model_config, name)
+        there, here = getattr(recorded, name), getattr(model_config, name)
         if there != here:
             raise ValueError(f"{where} is of another model: {name} is {there} there, {here} here")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from safelm.formats import llama_tensors
+from safelm.formats import decoder_tensors
+from safelm.formats.json_fields import check_expected
 from safelm.io.gguf_file import MAGIC, GGUFFile, dequantized, shape_of
 from safelm.models import decoder as model
 
@@ -17,9 +18,9 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "llama.expert_count": (0,),
 }
 _TENSORS = {
-    "token_embd.weight": llama_tensors.EMBEDDING,
-    "output_norm.weight": llama_tensors.FINAL_NORM,
-    "output.weight": llama_tensors.UNEMBED,
+    "token_embd.weight": decoder_tensors.EMBEDDING,
+    "output_norm.weight": decoder_tensors.FINAL_NORM,
+    "output.weight": decoder_tensors.UNEMBED,
 }
 _LAYER_TENSORS = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -51,7 +52,7 @@ def read_file(path: Path) -> tuple[model.ModelConfig, model.Params]:
         return unpermute(values, config.num_kv_heads) if name.endswith("k_proj.weight") else values
 
     shapes = {name: shape_of(file, own) for name, own in names.items()}
-    return config, llama_tensors.params_from_tensors(config, shapes, read, where=str(path))
+    return config, decoder_tensors.params_from_tensors(config, shapes, read, where=str(path))
 
 
 def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -72,21 +73,21 @@ def _huggingface_name(name: str) -> str:
     prefix, _, rest = name.partition(".")
     layer, _, suffix = rest.partition(".")
     if prefix == "blk" and layer.isdigit() and suffix in _LAYER_TENSORS:
-        return llama_tensors.tensor_name(int(layer), _LAYER_TENSORS[suffix])
+        return decoder_tensors.tensor_name(int(layer), _LAYER_TENSORS[suffix])
     return name
 
 
 def _read_config(file: GGUFFile, names: Mapping[str, str]) -> model.ModelConfig:
-    llama_tensors.check_expected(file.path, file.scalars(), _SUPPORTED)
-    if llama_tensors.EMBEDDING not in names:
+    check_expected(file.path, file.scalars(), _SUPPORTED)
+    if decoder_tensors.EMBEDDING not in names:
         raise ValueError(f"{file.path}: tensor token_embd.weight is missing")
-    table = shape_of(file, names[llama_tensors.EMBEDDING])
+    table = shape_of(file, names[decoder_tensors.EMBEDDING])
     num_heads, d_model = file.integer("llama.attention.head_count"), file.integer("llama.embedding_length")
     head_dim = file.integer("llama.attention.key_length", max(1, d_model // num_heads))
     rotary = {"llama.rope.dimension_count": (head_dim,), "llama.attention.value_length": (head_dim,)}
-    llama_tensors.check_expected(file.path, file.scalars(), rotary)
+    check_expected(file.path, file.scalars(), rotary)
     epsilon = file.number("llama.attention.layer_norm_rms_epsilon")
-    return llama_tensors.make_config(
+    return decoder_tensors.make_config(
         file.path,
         vocab_size=table[0],
         num_layers=file.integer("llama.block_count"),
@@ -98,6 +99,6 @@ def _read_config(file: GGUFFile, names: Mapping[str, str]) -> model.ModelConfig:
         max_seq_len=file.integer("llama.context_length"),
         rope_theta=file.number("llama.rope.freq_base", 10_000.0),
         rms_norm_eps=float(f"{epsilon:.7g}"),  # stored as float32
-        tie_embeddings=llama_tensors.UNEMBED not in names,
+        tie_embeddings=decoder_tensors.UNEMBED not in names,
         dtype="float32",
     )

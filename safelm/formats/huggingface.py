@@ -1,8 +1,6 @@
-"""Llama-family Hugging Face folders: config.json and safetensors, whole or sharded."""
+"""Decoders in Hugging Face folders, of any of our families: config.json and safetensors, whole or sharded."""
 
-import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from safelm.formats import llama_tensors
+from safelm.formats import decoder_tensors, families
+from safelm.formats.json_fields import JsonFields, read_json
 from safelm.models import decoder as model
 from safelm.text.tokenizer import Tokenizer
 
@@ -22,47 +21,22 @@ CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _READABLE = ("F32", "BF16", "F16", "F64")
-_LARGEST_SIZE = 2**31 - 1
-# What our decoder can represent; a key that is absent or null has the first value.
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "rope_interleaved": (False, None),
-    "rope_scaling": (None,),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "sliding_window": (None,),
-    "quantization_config": (None,),
-}
-_DEFAULT_ROPE = ("rope_type", "type", "rope_theta")
 
 
 def read_config(folder: Path) -> model.ModelConfig:
     """Our config of the model in a Hugging Face folder.
 
     Raises:
-      ValueError: config.json is not JSON, lacks a size, or asks for what the decoder does not have (biases, another
-        activation, scaled rotary positions ...); the message names the key.
+      ValueError: config.json is not JSON, is of no family of ours, lacks a size, or asks for what the decoder does not
+        have (biases, another activation, other rotary positions ...); the message names the key.
     """
     path = folder / CONFIG_FILE
     values = read_json(path)
-    values["rope_scaling"] = _refuse_default_rope(values.get("rope_scaling"))
-    rope = values.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{path}: rope_parameters = {rope!r}: want an object")
-    if rope:
-        llama_tensors.check_expected(f"{path} rope_parameters", rope, {"rope_type": ("default",)})
-        if unknown := sorted(set(rope) - {*_DEFAULT_ROPE, "partial_rotary_factor"}):
-            raise ValueError(f"{path}: rope_parameters.{unknown[0]} = {rope[unknown[0]]!r} is not supported")
-        values.setdefault("partial_rotary_factor", rope.get("partial_rotary_factor"))
-    if "model_type" not in values:
-        raise ValueError(f"{path}: model_type is missing: not the config of a model")
-    llama_tensors.check_expected(str(path), values, _SUPPORTED)
-    fields = JsonFields(str(path), values)
+    family = families.family_named(values.get("model_type"), where=str(path))
+    fields = JsonFields(str(path), {**family.defaults, **values})
+    fields.expect(family.expected)
     num_heads, d_model = fields.size("num_attention_heads"), fields.size("hidden_size")
-    theta = JsonFields(f"{path}: rope_parameters", rope) if rope.get("rope_theta") is not None else fields
-    return llama_tensors.make_config(
+    return decoder_tensors.make_config(
         str(path),
         vocab_size=fields.size("vocab_size"),
         num_layers=fields.size("num_hidden_layers"),
@@ -72,54 +46,12 @@ def read_config(folder: Path) -> model.ModelConfig:
         num_kv_heads=fields.size("num_key_value_heads", num_heads),
         head_dim=fields.size("head_dim", max(1, d_model // num_heads)),
         max_seq_len=fields.size("max_position_embeddings", 2048),
-        rope_theta=theta.number("rope_theta", 10_000.0),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         init_std=fields.number("initializer_range", 0.02),
         dtype="float32",
+        **family.read(fields),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonFields:
-    """Values of a JSON object with their types checked; null counts as missing. Errors name `where` and the key."""
-
-    where: str
-    values: Mapping[str, Any]
-
-    def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """An integer of at least `least` that fits 31 bits."""
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST_SIZE:
-            raise ValueError(f"{self.where}: {key} = {value!r}: want an integer from {least} to {_LARGEST_SIZE}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        """A finite number above 0."""
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{self.where}: {key} = {value!r}: want a finite number above 0")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            raise ValueError(f"{self.where}: {key} = {value!r}: want true or false")
-        return value
-
-    def _value(self, key: str, default: Any) -> Any:
-        value = default if self.values.get(key) is None else self.values[key]
-        if value is None:
-            raise ValueError(f"{self.where}: {key} is missing")
-        return value
-
-
-def _refuse_default_rope(scaling: Any) -> Any:
-    """Null for a scaling that scales nothing, as some exports spell it."""
-    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "default":
-        return None
-    return scaling
 
 
 def read_folder(folder: Path) -> tuple[model.ModelConfig, model.Params]:
@@ -127,7 +59,7 @@ def read_folder(folder: Path) -> tuple[model.ModelConfig, model.Params]:
 
     Raises:
       FileNotFoundError: no config, no safetensors, or a shard named in the index is missing.
-      ValueError: see `read_config` and `llama_tensors.params_from_tensors`; or a truncated file.
+      ValueError: see `read_config` and `decoder_tensors.params_from_tensors`; or a truncated file.
     """
     config = read_config(folder)
     files = tensor_files(folder)
@@ -136,7 +68,7 @@ def read_folder(folder: Path) -> tuple[model.ModelConfig, model.Params]:
     def read(name: str) -> np.ndarray:
         return read_tensor(files[name], name)
 
-    return config, llama_tensors.params_from_tensors(config, shapes, read, where=str(folder))
+    return config, decoder_tensors.params_from_tensors(config, shapes, read, where=str(folder))
 
 
 def write_folder(
@@ -150,7 +82,7 @@ def write_folder(
     target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     tensors = {
         name: np.ascontiguousarray(tensor.astype(target))
-        for name, tensor in llama_tensors.tensors_from_params(config, params).items()
+        for name, tensor in decoder_tensors.tensors_from_params(config, params).items()
     }
     safetensors.numpy.save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / _WEIGHTS_FILE).chmod(0o644)
@@ -159,9 +91,10 @@ def write_folder(
 
 
 def _config_json(config: model.ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+    family = families.family_of(config)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "intermediate_size": config.d_ff,
@@ -170,12 +103,9 @@ def _config_json(config: model.ModelConfig, tokenizer: Tokenizer, dtype: str) ->
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_seq_len,
-        "rope_theta": config.rope_theta,  # transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # transformers 5
         "rms_norm_eps": config.rms_norm_eps,
         "hidden_act": "silu",
         "attention_bias": False,
-        "mlp_bias": False,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         "torch_dtype": dtype,  # transformers 4
@@ -183,6 +113,7 @@ def _config_json(config: model.ModelConfig, tokenizer: Tokenizer, dtype: str) ->
         "bos_token_id": (*tokenizer.conventions.begin_ids, tokenizer.eos_id)[0],
         "eos_token_id": tokenizer.eos_id,
         "use_cache": True,
+        **family.write(config),
     }
 
 
@@ -246,17 +177,6 @@ def open_tensors(path: Path) -> Any:
         return safetensors.safe_open(path, framework="flax")  # numpy has no bfloat16
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object; ValueError names it if it doesn't."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from safelm.checkpoints import checkpoint
-from safelm.formats import gguf, huggingface, llama_tensors
+from safelm.formats import decoder_tensors, gguf, huggingface
 from safelm.models import decoder as model
 from safelm.tags import HARM_TAG
 from safelm.text.tokenizer import Tokenizer
@@ -83,5 +83,5 @@ def _fit_vocabulary(config: model.ModelConfig, params: model.Params, tokenizer: 
     if num_trained < tokenizer.vocab_size:
         log.info("ids from %d to %d (%s) are new: their embedding starts as the mean of the %d others",
                  num_trained, tokenizer.vocab_size - 1, HARM_TAG, num_trained)  # fmt: skip
-    config, params = llama_tensors.resize_vocabulary(config, params, tokenizer.vocab_size, num_trained=num_trained)
+    config, params = decoder_tensors.resize_vocabulary(config, params, tokenizer.vocab_size, num_trained=num_trained)
     return config, params, tokenizer

@@ -125,17 +125,14 @@ def _block_weights(config: ModelConfig, layer: Layer) -> BlockWeights:
         return lambda x_BTF: product(x_BTF, kernel).astype(config.dtype)
 
     return BlockWeights(
-        attention_norm_D=layer.attention_norm_D,
         query=heads(layer.query),
         key=heads(layer.key),
         value=heads(layer.value),
-        query_norm_H=layer.query_norm_H,
-        key_norm_H=layer.key_norm_H,
         output=lambda out_BTNH: to_stream(layer.output)(out_BTNH.reshape(*out_BTNH.shape[:2], -1)),
-        mlp_norm_D=layer.mlp_norm_D,
         gate=lambda x_BTD: product(x_BTD, layer.gate),
         up=lambda x_BTD: product(x_BTD, layer.up),
         down=lambda hidden_BTF: to_stream(layer.down)(hidden_BTF.astype(config.dtype)),
+        norms=layer.norms,
     )
 
 

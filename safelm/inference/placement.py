@@ -34,17 +34,14 @@ def _axes(weights: Weights) -> Weights:
 
     def layer(of: Layer) -> Layer:
         return Layer(
-            attention_norm_D=("norm",),
             query=kernel(of.query, "embed", "heads"),
             key=kernel(of.key, "embed", "kv_heads"),
             value=kernel(of.value, "embed", "kv_heads"),
             output=kernel(of.output, "heads", "embed"),
-            query_norm_H=None if of.query_norm_H is None else ("norm",),
-            key_norm_H=None if of.key_norm_H is None else ("norm",),
-            mlp_norm_D=("norm",),
             gate=kernel(of.gate, "embed", "mlp"),
             up=kernel(of.up, "embed", "mlp"),
             down=kernel(of.down, "mlp", "embed"),
+            norms={name: ("norm",) for name in of.norms},
         )
 
     return Weights(

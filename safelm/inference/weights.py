@@ -36,19 +36,16 @@ class Kernel:
 
 @flax.struct.dataclass
 class Layer:
-    """One block."""
+    """One block; `norms` holds their scales by name."""
 
-    attention_norm_D: Any
     query: Kernel
     key: Kernel
     value: Kernel
     output: Kernel
-    query_norm_H: Any | None
-    key_norm_H: Any | None
-    mlp_norm_D: Any
     gate: Kernel
     up: Kernel
     down: Kernel
+    norms: dict[str, Any]
 
 
 @flax.struct.dataclass
@@ -88,21 +85,16 @@ def _layer(block: model.Params, dtype: str) -> Layer:
     def flat(name: str) -> Kernel:
         return _kernel(attention[name].reshape(d_model, -1), dtype)
 
-    def scale(name: str) -> Array | None:
-        return jnp.asarray(block[name]["scale"], jnp.float32) if name in block else None
-
+    scales = {name: part["scale"] for name, part in block.items() if "scale" in part}
     return Layer(
-        attention_norm_D=scale("attention_norm"),
         query=flat("query"),
         key=flat("key"),
         value=flat("value"),
         output=_kernel(attention["output"].reshape(-1, d_model), dtype),
-        query_norm_H=scale("query_norm"),
-        key_norm_H=scale("key_norm"),
-        mlp_norm_D=scale("mlp_norm"),
         gate=_kernel(mlp["gate"], dtype),
         up=_kernel(mlp["up"], dtype),
         down=_kernel(mlp["down"], dtype),
+        norms={name: jnp.asarray(scale, jnp.float32) for name, scale in scales.items()},
     )
 
 

@@ -4,7 +4,7 @@ Axes: see `safelm.models.decoder`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +27,17 @@ class BlockWeights:
       output: [B, T, N, H] -> [B, T, D] in `config.dtype`.
       gate, up: [B, T, D] -> [B, T, F].
       down: [B, T, F] -> [B, T, D] in `config.dtype`.
-      query_norm_H, key_norm_H: scales where `config.qk_norm`, else None.
+      norms: scales by the norm's name in `ModelConfig.block_shapes`.
     """
 
-    attention_norm_D: Array
     query: Product
     key: Product
     value: Product
-    query_norm_H: Array | None
-    key_norm_H: Array | None
     output: Product
-    mlp_norm_D: Array
     gate: Product
     up: Product
     down: Product
+    norms: Mapping[str, Array]
 
 
 def block(
@@ -55,15 +52,15 @@ def block(
     Returns:
       The stream, and the tokens' keys (rotated) and values.
     """
-    normed_BTD = rms_norm(config, x_BTD, weights.attention_norm_D)
+    normed_BTD = rms_norm(config, x_BTD, weights.norms["attention_norm"])
     q_BTNH, k_BTKH = weights.query(normed_BTD), weights.key(normed_BTD)
     if config.qk_norm:
-        q_BTNH = rms_norm(config, q_BTNH, weights.query_norm_H)
-        k_BTKH = rms_norm(config, k_BTKH, weights.key_norm_H)
+        q_BTNH = rms_norm(config, q_BTNH, weights.norms["query_norm"])
+        k_BTKH = rms_norm(config, k_BTKH, weights.norms["key_norm"])
     q_BTNH, k_BTKH = attention.rotate(q_BTNH, *rope), attention.rotate(k_BTKH, *rope)
     v_BTKH = weights.value(normed_BTD)
     x_BTD += weights.output(attend(q_BTNH, k_BTKH, v_BTKH))
-    normed_BTD = rms_norm(config, x_BTD, weights.mlp_norm_D)
+    normed_BTD = rms_norm(config, x_BTD, weights.norms["mlp_norm"])
     x_BTD += weights.down(jax.nn.silu(weights.gate(normed_BTD)) * weights.up(normed_BTD))
     return x_BTD, k_BTKH, v_BTKH
 

@@ -1,7 +1,9 @@
-"""The sizes and numerics of a decoder."""
+"""The sizes and numerics of a decoder, and what follows from them: parameters, FLOPs and bytes."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +37,19 @@ class RopeScaling:
     original_max_seq_len: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.low_freq_factor < self.high_freq_factor or not self.factor >= 1:
-            raise ValueError(f"model.rope_scaling={dataclasses.asdict(self)}: wants factor >= 1 and 0 < low < high")
+        values = dataclasses.asdict(self)
+        is_right = all(isinstance(value, int | float) and math.isfinite(value) for value in values.values())
+        is_right = is_right and 0 < self.low_freq_factor < self.high_freq_factor and self.factor >= 1
+        if not is_right or self.original_max_seq_len < 1:
+            raise ValueError(f"model.rope_scaling={values}: wants numbers, factor and context >= 1 and 0 < low < high")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "RopeScaling":
+        """From its fields by name; ValueError unless they are these."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if sorted(values) != sorted(names):
+            raise ValueError(f"model.rope_scaling={dict(values)}: wants {', '.join(names)}")
+        return cls(**values)
 
     def scaled(self, frequencies_P: Float[Array, " P"]) -> Float[Array, " P"]:
         """The frequencies, radians a position, as this scaling has them."""
@@ -84,7 +97,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.rope_scaling, Mapping):
-            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+            object.__setattr__(self, "rope_scaling", RopeScaling.from_mapping(self.rope_scaling))
         sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "max_seq_len")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -106,10 +119,67 @@ class ModelConfig:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
+    def block_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The shape of every parameter of a block, by part and name; a norm is a part with a `scale` alone."""
+        heads, kv_heads = (self.num_heads, self.head_dim), (self.num_kv_heads, self.head_dim)
+        norms = {"attention_norm": self.d_model, "mlp_norm": self.d_model}
+        if self.qk_norm:
+            norms |= {"query_norm": self.head_dim, "key_norm": self.head_dim}
+        return {
+            "attention": {
+                "query": (self.d_model, *heads),
+                "key": (self.d_model, *kv_heads),
+                "value": (self.d_model, *kv_heads),
+                "output": (*heads, self.d_model),
+            },
+            "mlp": {
+                "gate": (self.d_model, self.d_ff),
+                "up": (self.d_model, self.d_ff),
+                "down": (self.d_ff, self.d_model),
+            },
+            **{name: {"scale": (size,)} for name, size in norms.items()},
+        }
+
+    @property
     def num_params(self) -> int:
         """Real parameters: the rows that only pad the vocabulary are not counted."""
-        attention_params = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
-        norms = 2 * self.d_model + 2 * self.head_dim * self.qk_norm
-        per_layer = attention_params + 3 * self.d_model * self.d_ff + norms
-        embeddings = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
-        return self.num_layers * per_layer + self.d_model + embeddings
+        tables = self.vocab_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * self._block_params() + self.d_model * (tables + 1)
+
+    @property
+    def param_bytes(self) -> int:
+        """Of all parameters in `param_dtype`, rows that pad the vocabulary included."""
+        padding = (self.padded_vocab_size - self.vocab_size) * self.d_model * (1 if self.tie_embeddings else 2)
+        return (self.num_params + padding) * jnp.dtype(self.param_dtype).itemsize
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Model FLOPs to train on one token of a row of `seq_len`: the formula of `safelm.train.metrics`."""
+        matmul_params = self.num_layers * self._block_params(norms=False) + self.vocab_size * self.d_model
+        return 6 * matmul_params + 12 * self.num_layers * self.num_heads * self.head_dim * seq_len
+
+    def kept_bytes_per_token(self, seq_len: int, *, remat: str = "", tensor: int = 1) -> int:
+        """Bytes that a block keeps of a token for its backward pass: the formulas of `safelm.train.plan`.
+
+        Args:
+          remat: that of the config where not given.
+          tensor: devices that share heads and the MLP's width.
+        """
+        remat, width = remat or self.remat, jnp.dtype(self.dtype).itemsize
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        is_fused = self.attention in ("splash", "cudnn")
+        if remat == "full":
+            return width * self.d_model
+        if remat == "dots":
+            fused = (width * self.head_dim + 4) * self.num_heads if is_fused else 0
+            return width * 2 * self.d_model + (width * (heads + 2 * kv_heads + 2 * self.d_ff) + fused) // tensor
+        if is_fused:
+            attention = 3 * width * heads + 4 * self.num_heads
+        else:
+            attention = (2 * width + 4) * heads + (8 + seq_len * (4 + width)) * self.num_heads
+        norms = self.qk_norm * (12 * (heads + kv_heads) + 8 * (self.num_heads + self.num_kv_heads))
+        split = width * (2 * kv_heads + 6 * self.d_ff) + attention + norms
+        return (24 + 2 * width) * self.d_model + 16 + split // tensor
+
+    def _block_params(self, *, norms: bool = True) -> int:
+        parts = [part for part in self.block_shapes.values() if norms or "scale" not in part]
+        return sum(math.prod(shape) for part in parts for shape in part.values())

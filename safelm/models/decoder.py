@@ -16,7 +16,7 @@ Rows of padded ids are zero and stay zero: their logits are masked, so they get 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -72,22 +72,31 @@ class _Scale(nn.Module):
         return self.param("scale", initializer, (size,), self.config.param_dtype)
 
 
-class _Kernels(nn.Module):
-    """A part's kernels by name: parameters in `param_dtype`, handed out in `dtype`.
+# Logical axes of a block's kernels, by part and name; one that ends in "embed" writes to the stream.
+_KERNEL_AXES = {
+    "attention": {
+        "query": ("embed", "heads", "head_dim"),
+        "key": ("embed", "kv_heads", "head_dim"),
+        "value": ("embed", "kv_heads", "head_dim"),
+        "output": ("heads", "head_dim", "embed"),
+    },
+    "mlp": {"gate": ("embed", "mlp"), "up": ("embed", "mlp"), "down": ("mlp", "embed")},
+}
 
-    Attributes:
-      shapes: by name the kernel's shape, its logical axes, and whether it writes to the stream.
-    """
+
+class _Kernels(nn.Module):
+    """The kernels of a block's part, which its name says: parameters in `param_dtype`, handed out in `dtype`."""
 
     config: ModelConfig
-    shapes: Mapping[str, tuple[tuple[int, ...], tuple[str, ...], bool]]
 
     @nn.compact
     def __call__(self) -> dict[str, jax.Array]:
-        return {name: self._kernel(name, *shape) for name, shape in self.shapes.items()}
+        axes = _KERNEL_AXES[self.name]
+        shapes = self.config.block_shapes[self.name]
+        return {name: self._kernel(name, shape, axes[name]) for name, shape in shapes.items()}
 
-    def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], is_output: bool) -> jax.Array:
-        std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if is_output else 1.0)
+    def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if axes[-1] == "embed" else 1.0)
         initializer = nn.with_logical_partitioning(_normal(std), axes)
         kernel = self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
         return sharding.gather(kernel, axes)  # in `dtype`: half the bytes
@@ -101,39 +110,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, rope: Any, visible: Any) -> tuple[jax.Array, None]:
         c = self.config
-        heads, kv_heads = (c.d_model, c.num_heads, c.head_dim), (c.d_model, c.num_kv_heads, c.head_dim)
-        attention_norm_D = _Scale(c, name="attention_norm")(c.d_model)
-        of_attention = _Kernels(
-            c,
-            {
-                "query": (heads, ("embed", "heads", "head_dim"), False),
-                "key": (kv_heads, ("embed", "kv_heads", "head_dim"), False),
-                "value": (kv_heads, ("embed", "kv_heads", "head_dim"), False),
-                "output": ((*heads[1:], c.d_model), ("heads", "head_dim", "embed"), True),
-            },
-            name="attention",
-        )()
-        of_mlp = _Kernels(
-            c,
-            {
-                "gate": ((c.d_model, c.d_ff), ("embed", "mlp"), False),
-                "up": ((c.d_model, c.d_ff), ("embed", "mlp"), False),
-                "down": ((c.d_ff, c.d_model), ("mlp", "embed"), True),
-            },
-            name="mlp",
-        )()
+        of_attention, of_mlp = _Kernels(c, name="attention")(), _Kernels(c, name="mlp")()
+        norms = {name: part["scale"] for name, part in c.block_shapes.items() if "scale" in part}
         weights = BlockWeights(
-            attention_norm_D=attention_norm_D,
             query=lambda x_BTD: jnp.einsum("btd,dnh->btnh", x_BTD, of_attention["query"]),
             key=lambda x_BTD: jnp.einsum("btd,dkh->btkh", x_BTD, of_attention["key"]),
             value=lambda x_BTD: jnp.einsum("btd,dkh->btkh", x_BTD, of_attention["value"]),
-            query_norm_H=_Scale(c, name="query_norm")(c.head_dim) if c.qk_norm else None,
-            key_norm_H=_Scale(c, name="key_norm")(c.head_dim) if c.qk_norm else None,
             output=lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"]),
-            mlp_norm_D=_Scale(c, name="mlp_norm")(c.d_model),
             gate=lambda x_BTD: project(x_BTD, of_mlp["gate"]),
             up=lambda x_BTD: project(x_BTD, of_mlp["up"]),
             down=lambda hidden_BTF: project(hidden_BTF, of_mlp["down"]),
+            norms={name: _Scale(c, name=name)(*shape) for name, shape in norms.items()},
         )
 
         def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:

@@ -25,7 +25,6 @@ from etils import epath
 from tqdm import tqdm
 
 from safelm.io import files, records
-from safelm.models.decoder import ModelConfig
 from safelm.train.step import StepMetrics
 
 # Dense bfloat16 FLOP/s of one JAX device, by the start of its `device_kind` (the longest that fits).
@@ -54,14 +53,6 @@ def peak_flops(device_kind: str, configured: float | int = 0.0) -> float | None:
         return float(configured)
     fitting = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
     return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
-
-
-def flops_per_token(config: ModelConfig, seq_len: int) -> int:
-    """Model FLOPs to train on one token: see the formula above."""
-    per_layer = 2 * config.d_model * config.head_dim * (config.num_heads + config.num_kv_heads)
-    per_layer += 3 * config.d_model * config.d_ff
-    matmul_params = config.num_layers * per_layer + config.vocab_size * config.d_model
-    return 6 * matmul_params + 12 * config.num_layers * config.num_heads * config.head_dim * seq_len
 
 
 class MetricsLog:

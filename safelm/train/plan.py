@@ -11,7 +11,8 @@ a micro-batch on a device, L layers and the axis letters of `safelm.models.decod
                      remat full   t w D
                      remat dots   t w (2D + N H + 2 K H + 2F), and with a fused attention kernel t (w N H + 4N)
                      remat none   t (24D + 16 + w (2D + 2 K H + 6F)), the layer's kernels in w / s, and for attention
-                                  t (3 w N H + 4N) fused, t (2 w N H + 4 N H + 8N + T N (4 + w)) with "xla"
+                                  t (3 w N H + 4N) fused, t (2 w N H + 4 N H + 8N + T N (4 + w)) with "xla";
+                                  for `model.qk_norm` t (12 (N H + K H) + 8 (N + K))
     layer        the layer that the backward pass is in: what "none" would keep of it; and where FSDP splits the
                  parameters, those of the layer, brought together, and their gradient, in w
     loss         t V in float32 twice (logits and their gradient), or that part of V that `loss.vocab_chunks` makes at
@@ -93,11 +94,11 @@ def memory_estimate(
     is_gathered = mine["layers"] != gathered["layers"]
     with jax.sharding.use_abstract_mesh(mesh):
         chunks = chunked_loss.num_chunks(vocab_chunks, micro_batch * seq_len, c.padded_vocab_size)
-    none_layer = tokens * _none_bytes_per_token(c, seq_len, width, tensor)
+    none_layer = tokens * c.kept_bytes_per_token(seq_len, remat="none", tensor=tensor)
     if c.remat == "none":
         kept = c.num_layers * none_layer + mine["layers"] * width
     else:
-        kept = c.num_layers * tokens * _saved_bytes_per_token(c, width, tensor)
+        kept = c.num_layers * tokens * c.kept_bytes_per_token(seq_len, tensor=tensor)
     return MemoryEstimate(
         params=sum(mine.values()) * param_width,
         optimizer=_optimizer_bytes(optimizer or make_optimizer(), sizes, mesh),
@@ -138,25 +139,6 @@ def _optimizer_bytes(optimizer: optax.GradientTransformation, config: ModelConfi
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _saved_bytes_per_token(c: ModelConfig, width: int, tensor: int) -> int:
-    """Kept for the backward pass in one layer under remat "full" or "dots"."""
-    if c.remat == "full":
-        return width * c.d_model
-    split = c.num_heads * c.head_dim + 2 * c.num_kv_heads * c.head_dim + 2 * c.d_ff
-    fused = (width * c.head_dim + 4) * c.num_heads if c.attention in ("splash", "cudnn") else 0
-    return width * 2 * c.d_model + (width * split + fused) // tensor
-
-
-def _none_bytes_per_token(c: ModelConfig, seq_len: int, width: int, tensor: int) -> int:
-    """Kept for the backward pass in one layer without rematerialisation."""
-    heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    if c.attention in ("splash", "cudnn"):
-        attention = 3 * width * heads + 4 * c.num_heads
-    else:
-        attention = (2 * width + 4) * heads + (8 + seq_len * (4 + width)) * c.num_heads
-    return (24 + 2 * width) * c.d_model + 16 + (width * (2 * kv_heads + 6 * c.d_ff) + attention) // tensor
-
-
 def absent_mesh(shape: Mapping[str, int], num_devices: int) -> AbstractMesh | None:
     """The mesh of a config that needs more devices than there are here (an axis of -1 is 1 then), or None."""
     fixed = {axis: size for axis, size in shape.items() if size != -1}
@@ -195,7 +177,7 @@ def summary(
         optimizer=train_program.configured_optimizer(config.optimizer, model_config),
     )
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in dataclasses.asdict(memory).items())
-    flops = tokens * train_metrics.flops_per_token(model_config, config.seq_len)
+    flops = tokens * model_config.flops_per_token(config.seq_len)
     lines = [
         f"parameters: {model_config.num_params:,}",
         f"tokens:     {tokens:,} ({config.batch_size} x {config.seq_len} a step)",

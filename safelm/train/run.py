@@ -83,7 +83,7 @@ class Run:
         self._progress = metrics.Progress(
             total_steps=self._config.total_steps,
             tokens_per_step=self._config.batch_size * self._config.seq_len,
-            flops_per_token=metrics.flops_per_token(resolved.model, self._config.seq_len),
+            flops_per_token=resolved.model.flops_per_token(self._config.seq_len),
             peak_flops=metrics.device_peak_flops(self._config.log.peak_flops),
             enabled=self._is_main,
         )

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from safelm import cli
-from safelm.formats import llama_tensors
+from safelm.formats import decoder_tensors
 from safelm.models import decoder as model
 from safelm.models import sharding
 from safelm.train import config as train_config
@@ -44,7 +44,7 @@ def write_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Everything the sides share: settings.json, model.safetensors, batch.npz (rows of random ids)."""
     config = run_config(settings)
     sizes, fields = model_config(config), config.optimizer
-    tensors = llama_tensors.tensors_from_params(sizes, model.init(sizes, jax.random.key(0)))
+    tensors = decoder_tensors.tensors_from_params(sizes, model.init(sizes, jax.random.key(0)))
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     safetensors.numpy.save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
     shape = (settings["batch_size"], settings["seq_len"] + 1)
@@ -77,7 +77,7 @@ def make_step(folder: Path) -> tuple[Callable[[], float], dict[str, Any]]:
     program, attention = train_program.make_program(config, sizes, mesh)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    params = llama_tensors.params_from_tensors(sizes, shapes, tensors.__getitem__, where=str(folder))
+    params = decoder_tensors.params_from_tensors(sizes, shapes, tensors.__getitem__, where=str(folder))
     rows = np.load(folder / "batch.npz")
     shape = rows["inputs_BT"].shape
     batch = {
@@ -102,7 +102,7 @@ def make_step(folder: Path) -> tuple[Callable[[], float], dict[str, Any]]:
 
     about = {"device": jax.devices()[0].device_kind, "attention": attention.kernel}
     return step, about | {
-        "flops_per_token": train_metrics.flops_per_token(sizes, settings["seq_len"]),
+        "flops_per_token": sizes.flops_per_token(settings["seq_len"]),
         "peak_flops": train_metrics.peak_flops(jax.devices()[0].device_kind),
     }
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from safelm.formats import decoder_tensors, huggingface
 from safelm.formats import gguf as gguf_format
-from safelm.formats import huggingface
 from safelm.formats.sources import read_model
 from safelm.io.gguf_file import GGUFFile
 from safelm.models import decoder as model
@@ -143,7 +143,7 @@ def write_gguf(path: pathlib.Path, changes: dict[str, tuple[Any, Any]] | None = 
             writer.add_key_value(key, value, kind)
     ours = {hf: own for own, hf in gguf_format._TENSORS.items()}
     layers = {hf: own for own, hf in gguf_format._LAYER_TENSORS.items()}
-    for name, tensor in huggingface.llama_tensors.tensors_from_params(CONFIG, PARAMS).items():
+    for name, tensor in decoder_tensors.tensors_from_params(CONFIG, PARAMS).items():
         _, _, layer, *rest = name.split(".") if name.startswith("model.layers.") else ("", "", "", "")
         own = f"blk.{layer}.{layers['.'.join(rest)]}" if layer else ours[name]
         writer.add_tensor(own, np.ascontiguousarray(tensor))

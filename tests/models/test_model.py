@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -302,10 +303,12 @@ def test_qk_norm_and_rope_scaling_change_the_model_and_are_counted():
     assert config.num_params == TINY.num_params + 2 * TINY.num_layers * TINY.head_dim
     padding = (TINY.padded_vocab_size - TINY.vocab_size) * TINY.d_model
     assert sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(config))) == config.num_params + padding
+    assert config.flops_per_token(64) == TINY.flops_per_token(64)  # norms are no matrix products
     tenfold = jax.tree.map(jnp.copy, params_of(config))
     for name in ("query", "key"):  # a norm undoes what scales its input
         tenfold["layers"]["attention"][name] *= 10.0
     same = (apply(config, each, tokens(1, 12)) for each in (params_of(config), tenfold))
     np.testing.assert_allclose(*same, atol=2e-4)
-    with pytest.raises(ValueError, match="rope_scaling"):
-        dataclasses.replace(TINY, rope_scaling=dataclasses.asdict(scaling) | {"low_freq_factor": 5.0})
+    for wrong in ({"low_freq_factor": 5.0}, {"factor": math.nan}, {"original_max_seq_len": 0}, {"beta": 1.0}):
+        with pytest.raises(ValueError, match=r"model.rope_scaling=\{.*wants"):
+            dataclasses.replace(TINY, rope_scaling=dataclasses.asdict(scaling) | wrong)

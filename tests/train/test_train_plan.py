@@ -13,7 +13,6 @@ import tiny_runs
 
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
-from safelm.train import metrics as train_metrics
 from safelm.train import plan as train_plan
 from safelm.train.run import train
 
@@ -46,14 +45,10 @@ def kept_by_jax(config, rows, length):
 
 
 @pytest.mark.parametrize("remat", ["full", "dots", "none"])
-@pytest.mark.parametrize("attention", ["xla", "splash"])
-def test_what_is_kept_is_what_jax_keeps(remat, attention):
-    config, rows, length = dataclasses.replace(ODD, remat=remat, attention=attention), 2, 128
-    if remat == "none":
-        by_token = train_plan._none_bytes_per_token(config, length, 2, 1)
-    else:
-        by_token = train_plan._saved_bytes_per_token(config, 2, 1)
-    assert by_token * rows * length == kept_by_jax(config, rows, length)
+@pytest.mark.parametrize(("attention", "qk_norm"), [("xla", False), ("splash", False), ("splash", True)])
+def test_what_is_kept_is_what_jax_keeps(remat, attention, qk_norm):
+    config, rows, length = dataclasses.replace(ODD, remat=remat, attention=attention, qk_norm=qk_norm), 2, 128
+    assert config.kept_bytes_per_token(length) * rows * length == kept_by_jax(config, rows, length)
 
 
 def test_parameters_and_optimizer_are_counted_on_one_device():
@@ -61,6 +56,7 @@ def test_parameters_and_optimizer_are_counted_on_one_device():
     padded = SMOLLM2.num_params + (SMOLLM2.padded_vocab_size - SMOLLM2.vocab_size) * SMOLLM2.d_model
     norms = (2 * 24 + 1) * 2048  # of a scale, every device has its own copy
     assert memory.params == 4 * ((padded - norms) // 16 + norms)
+    assert train_plan.memory_estimate(SMOLLM2, {}, 16, 1, 2048).params == SMOLLM2.param_bytes == 4 * padded
     assert memory.optimizer == 2 * memory.params + 4  # and the count of updates
     assert memory.gradients == 2 * memory.params
     assert train_plan.memory_estimate(SMOLLM2, POD, 16, 1, 2048).gradients == memory.params
@@ -116,7 +112,7 @@ def test_dry_run_for_a_pod_that_is_not_here(inputs, tmp_path, capsys, monkeypatc
     assert f"parameters: 1,711,378,432\ntokens:     {tokens:,} (1024 x 2048 a step)\nsteps:      5,245,209\n" in out
     assert "devices:    256 planned for, not here (data 1 x fsdp 256 x tensor 1)\nattention:  splash (assumed" in out
     assert re.search(r"memory:     about [\d.]+ GiB a device \(params [\d.]+ MiB, ", out)
-    flops = tokens * train_metrics.flops_per_token(SMOLLM2, 2048)
+    flops = tokens * SMOLLM2.flops_per_token(2048)
     assert f", {int(flops / (256 * 197e12 * 0.5) / 86400)} d " in out and "at 50% MFU of 256 x 197 TFLOP/s" in out
     assert re.search(r"source:     safeweb: 2,200,000,10\d,\d+ tokens \(20.000% planned, [+-]\d+\)", out)
     assert not (tmp_path / "run").exists()

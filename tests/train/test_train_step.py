@@ -174,7 +174,7 @@ def test_mfu_formula():
     norms = (2 * 30 + 1) * 576
     assert config.num_params == 134_515_008
     attention = 12 * 30 * 9 * 64 * 2048
-    assert train_metrics.flops_per_token(config, 2048) == 6 * (134_515_008 - norms) + attention
+    assert config.flops_per_token(2048) == 6 * (134_515_008 - norms) + attention
     assert train_metrics.peak_flops("TPU v5 lite") == 197e12
     assert train_metrics.peak_flops("TPU v5p") == 459e12 and train_metrics.peak_flops("TPU v4") == 275e12
     assert train_metrics.peak_flops("cpu") is None and train_metrics.peak_flops("cpu", 1.5e11) == 1.5e11

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm.checkpoints import checkpoint
-from safelm.formats import gguf, huggingface
+from safelm.formats import families, gguf, huggingface
 from safelm.models import decoder as model
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
@@ -194,7 +194,7 @@ def _is_encoder(place: str) -> bool:
     path = Path(place)
     if "://" in place or not (path / huggingface.CONFIG_FILE).is_file():
         return False
-    return not (path / "checkpoints").is_dir() and encoder_config.model_type(path) != "llama"
+    return not (path / "checkpoints").is_dir() and encoder_config.model_type(path) not in tuple(families.FAMILIES)
 
 
 def _check_layers(layers: tuple[int, ...], num_layers: int, place: str) -> None:

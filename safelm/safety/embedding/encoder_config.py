@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safelm.formats import huggingface, llama_tensors
+from safelm.formats import families, huggingface
+from safelm.formats.json_fields import JsonFields, read_json
 
 BERT_TYPES = ("bert",)
 ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
@@ -83,7 +84,7 @@ class EncoderConfig:
 
 def model_type(folder: Path) -> str | None:
     """The `model_type` that a folder's config.json names."""
-    return huggingface.read_json(folder / huggingface.CONFIG_FILE).get("model_type")
+    return read_json(folder / huggingface.CONFIG_FILE).get("model_type")
 
 
 def read_config(folder: Path) -> EncoderConfig:
@@ -94,17 +95,17 @@ def read_config(folder: Path) -> EncoderConfig:
         have; the message names the key and its value.
     """
     path = folder / huggingface.CONFIG_FILE
-    values = huggingface.read_json(path)
+    values = read_json(path)
     kind = values.get("model_type")
     if kind not in BERT_TYPES + ROBERTA_TYPES + GTE_TYPES:
-        known = ", ".join((*BERT_TYPES, *ROBERTA_TYPES, *GTE_TYPES, "llama"))
+        known = ", ".join((*BERT_TYPES, *ROBERTA_TYPES, *GTE_TYPES, *families.FAMILIES))
         raise ValueError(f"{path}: model_type = {kind!r} is not an embedding model known here ({known})")
     is_gte = kind in GTE_TYPES
-    llama_tensors.check_expected(str(path), values, _SUPPORTED_GTE if is_gte else _SUPPORTED_BERT)
+    fields = JsonFields(str(path), values)
+    fields.expect(_SUPPORTED_GTE if is_gte else _SUPPORTED_BERT)
     activation = values.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act = {activation!r} is not supported (one of {', '.join(ACTIVATIONS)})")
-    fields = huggingface.JsonFields(str(path), values)
     config = EncoderConfig(
         vocab_size=fields.size("vocab_size"),
         num_layers=fields.size("num_hidden_layers"),
@@ -139,13 +140,13 @@ def read_modules(folder: Path) -> dict[str, Any]:
         pooling_folder = types.get("Pooling", pooling_folder)
     pooling_file = folder / pooling_folder / "config.json"
     if pooling_file.exists():
-        values = huggingface.read_json(pooling_file)
+        values = read_json(pooling_file)
         modes = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
         if len(modes) != 1 or modes[0] not in _POOLING_MODES:
             raise ValueError(f"{pooling_file}: {', '.join(modes) or 'no pooling'} is not supported")
         found["pooling"] = _POOLING_MODES[modes[0]]
     limits_file = folder / "sentence_bert_config.json"
-    if limits_file.exists() and isinstance(limit := huggingface.read_json(limits_file).get("max_seq_length"), int):
+    if limits_file.exists() and isinstance(limit := read_json(limits_file).get("max_seq_length"), int):
         found["max_tokens"] = limit
     return found
 
@@ -162,7 +163,7 @@ def _read_modules(path: Path) -> list[dict[str, Any]]:
 
 def _rope(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     scaling = values.get("rope_scaling")
-    theta = {"rope_theta": huggingface.JsonFields(str(path), values).number("rope_theta", 10_000.0)}
+    theta = {"rope_theta": JsonFields(str(path), values).number("rope_theta", 10_000.0)}
     if scaling is None:
         return theta
     is_ntk = isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "ntk"

@@ -1,33 +1,23 @@
-"""Our parameters <-> the tensors of a Llama checkpoint under their Hugging Face names.
+"""Our parameters <-> the tensors of a checkpoint under the Hugging Face names of its family.
 
 A Hugging Face linear layer is [out, in], one tensor per layer, heads flattened; ours is [in, out] with heads apart and
 layers stacked. No rows are permuted: both rotate pairs (i, i + H/2).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from safelm.formats import families
 from safelm.models import decoder as model
 
 EMBEDDING = "model.embed_tokens.weight"
 UNEMBED = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
-# Hugging Face name inside a layer -> our path inside `layers`.
-_LAYER_TENSORS = {
-    "input_layernorm.weight": ("attention_norm", "scale"),
-    "self_attn.q_proj.weight": ("attention", "query"),
-    "self_attn.k_proj.weight": ("attention", "key"),
-    "self_attn.v_proj.weight": ("attention", "value"),
-    "self_attn.o_proj.weight": ("attention", "output"),
-    "post_attention_layernorm.weight": ("mlp_norm", "scale"),
-    "mlp.gate_proj.weight": ("mlp", "gate"),
-    "mlp.up_proj.weight": ("mlp", "up"),
-    "mlp.down_proj.weight": ("mlp", "down"),
-}
 _INTO_RESIDUAL = ("output", "down")  # kernels whose last axis is the residual stream
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)  # a buffer that older exports hold; it follows from rope_theta
 
@@ -65,7 +55,7 @@ def params_from_tensors(
     dtype = np.dtype(config.param_dtype)
     ours = model.abstract_params(config)
     params: model.Params = {"layers": {}}
-    for suffix, (module, leaf) in _LAYER_TENSORS.items():
+    for suffix, (module, leaf) in families.family_of(config).layer_tensors.items():
         shape = ours["layers"][module][leaf].shape
         stacked = np.empty(shape, dtype)
         for i in range(config.num_layers):
@@ -97,8 +87,8 @@ def _check_tensors(config: model.ModelConfig, shapes: Mapping[str, Sequence[int]
         num_known += 1
     if num_known < len(found):
         known = {name for name, _ in _with_layers(wanted, config.num_layers, in_layer)}
-        extra = min(found.keys() - known)
-        raise ValueError(f"{where}: tensor {extra} has no place in a Llama without biases")
+        extra, family = min(found.keys() - known), families.family_of(config).model_type
+        raise ValueError(f"{where}: tensor {extra} has no place in the {family} family")
 
 
 def _with_layers(
@@ -112,18 +102,12 @@ def _with_layers(
 
 def _layer_shapes(config: model.ModelConfig) -> dict[str, tuple[int, ...]]:
     """The Hugging Face shapes [out, in] of a layer's tensors by suffix."""
-    d_model, heads = config.d_model, config.num_heads * config.head_dim
-    kv_heads = config.num_kv_heads * config.head_dim
-    sizes = {
-        "attention_norm": (d_model,), "query": (heads, d_model), "key": (kv_heads, d_model),
-        "value": (kv_heads, d_model), "output": (d_model, heads), "mlp_norm": (d_model,),
-        "gate": (config.d_ff, d_model), "up": (config.d_ff, d_model), "down": (d_model, config.d_ff),
-    }  # fmt: skip
-    return {suffix: sizes[leaf if leaf in sizes else module] for suffix, (module, leaf) in _LAYER_TENSORS.items()}
+    ours, table = config.block_shapes, families.family_of(config).layer_tensors
+    return {suffix: _their_shape(name, ours[part][name]) for suffix, (part, name) in table.items()}
 
 
 def tensors_from_params(config: model.ModelConfig, params: model.Params) -> dict[str, np.ndarray]:
-    """The tensors of a Hugging Face Llama; rows that only pad the vocabulary are left out."""
+    """The tensors of a Hugging Face folder; rows that only pad the vocabulary are left out."""
     host = jax.tree.map(np.asarray, params)
     tensors = {
         EMBEDDING: host["embedder"]["embedding"][: config.vocab_size],
@@ -131,7 +115,7 @@ def tensors_from_params(config: model.ModelConfig, params: model.Params) -> dict
     }
     if not config.tie_embeddings:
         tensors[UNEMBED] = host["unembed"]["kernel"][:, : config.vocab_size].T
-    for suffix, (module, leaf) in _LAYER_TENSORS.items():
+    for suffix, (module, leaf) in families.family_of(config).layer_tensors.items():
         for i, ours in enumerate(host["layers"][module][leaf]):
             tensors[tensor_name(i, suffix)] = ours.reshape(_their_shape(leaf, ours.shape)[::-1]).T
     return tensors
@@ -161,18 +145,10 @@ def _their_shape(leaf: str, ours: tuple[int, ...]) -> tuple[int, ...]:
     if len(ours) == 1:
         return ours
     if leaf in _INTO_RESIDUAL:
-        return ours[-1], int(np.prod(ours[:-1]))
-    return int(np.prod(ours[1:])), ours[0]
+        return ours[-1], math.prod(ours[:-1])
+    return math.prod(ours[1:]), ours[0]
 
 
 def _padded(config: model.ModelConfig, table: np.ndarray, *, axis: int) -> np.ndarray:
     missing = config.padded_vocab_size - table.shape[axis]
     return np.pad(table, [(0, missing if i == axis else 0) for i in range(2)])
-
-
-def check_expected(where: str, values: Mapping[str, object], expected: Mapping[str, tuple[object, ...]]) -> None:
-    """Raises ValueError naming the first key whose value is there and not one that this model can represent."""
-    for key, allowed in expected.items():
-        if key in values and values[key] not in allowed:
-            spelled = " or ".join(repr(value) for value in allowed)
-            raise ValueError(f"{where}: {key} = {values[key]!r} is not supported; it must be {spelled}")

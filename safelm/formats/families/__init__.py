@@ -1,0 +1,28 @@
+"""Families of decoders in the Hugging Face layout: every module here is one, its `FAMILY` says what is its own.
+
+Where a family's arithmetic is new, it is an option of `ModelConfig` that `safelm.models.block` obeys.
+"""
+
+import importlib
+import pkgutil
+
+from safelm.formats.family import Family
+from safelm.models.config import ModelConfig
+
+_MODULES = [importlib.import_module(f"{__name__}.{each.name}") for each in pkgutil.iter_modules(__path__)]
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
+
+
+def family_named(model_type: object, *, where: str) -> Family:
+    """The family of a config's `model_type`; ValueError names `where` it stands and the families there are."""
+    if model_type is None:
+        raise ValueError(f"{where}: model_type is missing: not the config of a model")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = " or ".join(map(repr, FAMILIES))
+        raise ValueError(f"{where}: model_type = {model_type!r} is not supported; it must be {known}")
+    return FAMILIES[model_type]
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family whose folders hold a model of ours."""
+    return next(family for family in FAMILIES.values() if family.holds(config))
