@@ -7,17 +7,32 @@ it is the folder's own; a relative folder with `=` in its first part is written 
 """
 
 import argparse
+import inspect
 import logging
 import os
 import re
 import sys
 import threading
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
 CHECKPOINT = "NAME=DIR"  # how help texts show the flag's value
+
+
+def make_callable(module: str, function: Callable[..., Any]) -> None:
+    """Lets a command's module be called as the function of `safelm` that has its name: `safelm.score(texts, ...)`.
+
+    Importing a module puts it in its package's namespace, where a function of that name would be hidden by it.
+    """
+
+    class CallableModule(types.ModuleType):
+        __call__ = staticmethod(function)
+        __signature__ = inspect.signature(function)
+
+    sys.modules[module].__class__ = CallableModule
 
 
 class UserError(ValueError):

@@ -9,10 +9,11 @@ import json
 import sys
 from typing import Any
 
-from safelm import cli, documents, inference
+from safelm import cli, documents
 from safelm.checkpoints import checkpoint
 from safelm.inference.methods import METHODS, Method, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
+from safelm.lm import LanguageModel
 from safelm.text import prompting
 
 _SETTINGS: dict[str, tuple[type, str]] = {
@@ -80,26 +81,21 @@ def main(flags: argparse.Namespace) -> None:
     """Loads, decodes, prints."""
     method = method_from_flags(flags)
     rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
-    config, params, tokenizer = checkpoint.load_for_inference(cli.checkpoint(flags.checkpoint)[1], step=flags.step)
-    generations = inference.generate(
-        config,
-        params,
-        [prompting.prompt_ids(tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
+    model = LanguageModel(*checkpoint.load_for_inference(cli.checkpoint(flags.checkpoint)[1], step=flags.step))
+    completions = model.complete(
+        [prompting.prompt_ids(model.tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
         method,
         max_new_tokens=flags.max_new_tokens,
-        end_ids=tokenizer.conventions.end_ids,
-        harm_tag_id=tokenizer.harm_tag_id,
         seed=flags.seed,
         batch_size=flags.batch_size,
         weights=flags.weights,
         show_progress=True,
     )
-    for row, generation in zip(rows, generations, strict=True):
-        text = tokenizer.decode(generation.text_tokens)
+    for row, completion in zip(rows, completions, strict=True):
         if flags.json:
-            line = json.dumps(row | {"text": text} | dataclasses.asdict(generation), ensure_ascii=False)
+            line = json.dumps(row | dataclasses.asdict(completion), ensure_ascii=False)
         else:
-            line = text if len(rows) == 1 else f"=== {row['prompt']}\n{text}"
+            line = completion.text if len(rows) == 1 else f"=== {row['prompt']}\n{completion.text}"
         sys.stdout.write(line + "\n")
 
 

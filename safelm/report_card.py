@@ -9,10 +9,8 @@ machine; a run that was stopped goes on where it was.
 """
 
 import argparse
-import logging
 
-from safelm import cli, documents
-from safelm.documents import harm
+from safelm import api, cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.output import OutputFolder
@@ -20,9 +18,6 @@ from safelm.safety.report_card import card, corpus, difference, output
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import SliceInput
 from safelm.safety.report_card.counting import CountSettings
-from safelm.safety.report_card.tally import Count
-
-_logger = logging.getLogger("safelm.report_card")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -39,25 +34,10 @@ def main(arguments: argparse.Namespace) -> None:
         return
     inputs, runner, settings = _inputs(arguments), beam_runner.from_flags(arguments), _settings(arguments)
     limit = documents.limit_from_flags(arguments)
-    queries = query_sets.load(settings.queries)
-    card.definitions(queries, settings)  # a tokenizer that can't be read is found before the corpus is
+    card.definitions(query_sets.load(settings.queries), settings)  # what can't be read is found before the corpus is
     with out.only_writer():
-        counted = corpus.count_corpus(inputs, settings, out.path("counted"), runner, limit)
-        for one, result in zip(inputs, counted, strict=True):
-            _tell_scores(one, result.count)
-        output.write_card(out, card.build(inputs, counted, queries, settings))
+        output.write_card(out, card.count_and_build(inputs, settings, out.path("counted"), runner, limit))
         corpus.forget(out.path("counted"))
-
-
-def _tell_scores(one: SliceInput, count: Count) -> None:
-    """Says what the harm scores of an input were read from, and what was not taken for one."""
-    place = one.name or ",".join(one.patterns)
-    if count.score_columns:
-        columns = ", ".join(f"{name} ({rows} rows)" for name, rows in count.score_columns.most_common())
-        _logger.info("%s: harm scores were read from %s", place, columns)
-    if count.passed_over:
-        rows = max(count.passed_over.values())
-        _logger.warning("%s: %d rows have no harm score: %s", place, rows, harm.advice(count.passed_over))
 
 
 def _settings(arguments: argparse.Namespace) -> CountSettings:
@@ -118,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     beam_runner.add_flags(parser, default="local")
     return parser
 
+
+cli.make_callable(__name__, api.report_card)
 
 if __name__ == "__main__":
     cli.run(main, _parser())

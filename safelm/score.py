@@ -36,7 +36,7 @@ from typing import Any
 
 import tqdm
 
-from safelm import cli, documents
+from safelm import api, cli, documents
 from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import RECORDS, run_speed
@@ -152,6 +152,8 @@ def _report(output: str, summary: dict[str, Any]) -> None:
     if totals[columns.QUARANTINE]:
         _logger.warning("%s/quarantine: %d of %d rows are malformed", output, totals["quarantine"], totals["rows"])
 
+
+cli.make_callable(__name__, api.score)
 
 if __name__ == "__main__":
     cli.run(main, arguments())

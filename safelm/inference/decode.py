@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import tqdm
+from jax.sharding import Mesh
 
 from safelm.inference.engine import Engine
 from safelm.inference.methods import Method, check_ids
@@ -57,13 +58,14 @@ def generate(
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
     weights: str = "",
+    mesh: Mesh | None = None,
     show_progress: bool = False,
 ) -> list[Generation]:
     """Continues every prompt; the results are in the prompts' order.
 
     A prompt's result depends on neither the batch it is in nor its neighbours (up to float rounding): sampling draws
-    from (seed, the prompt's index, step). An `Engine`
-    of `batch_size` prompts does the work: a finished prompt's place goes to the next one.
+    from (seed, the prompt's index, step). An `Engine` of `batch_size` prompts does the work: a finished
+    prompt's place goes to the next one.
 
     Args:
       end_ids: any of them ends a text.
@@ -71,11 +73,12 @@ def generate(
       seeds: one a prompt, in place of `seed` and the prompt's index: then its place doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
       weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty.
+      mesh: splits weights and cache over its devices; None: the first device.
       show_progress: a bar over prompts (quiet when not on a terminal).
 
     Raises:
-      ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, or the method
-        needs the harm tag and the vocabulary has none.
+      ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, the method
+        needs the harm tag and the vocabulary has none, or a mesh doesn't divide the model.
     """
     check_ids(config, method, end_ids, harm_tag_id)
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
@@ -87,7 +90,13 @@ def generate(
     ]
     slots = min(batch_size, max(1, len(checked))) * getattr(method, "num_beams", 1)
     engine = Engine(
-        config, params, harm_tag_id=harm_tag_id, slots=slots, max_tokens=slots * config.max_seq_len, weights=weights
+        config,
+        params,
+        harm_tag_id=harm_tag_id,
+        slots=slots,
+        max_tokens=slots * config.max_seq_len,
+        weights=weights,
+        mesh=mesh,
     )
     index_of = {}
     for index in sorted(range(len(checked)), key=lambda index: len(checked[index])):

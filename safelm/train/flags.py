@@ -18,10 +18,10 @@ def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
     `--help` ends the process with code 0. The config is to be the flag "config".
     """
     arguments = [arguments[0], *cli.with_underscores(arguments[1:])]
-    sys.argv = arguments  # where ml_collections looks for --config.a.b
-    path = _config_path(arguments)
     try:
-        config = config_files.load(path) if path else None
+        flag = _locate_config(arguments)
+        config = config_files.load(flag) if flag else None
+        sys.argv = arguments  # where ml_collections looks for --config.a.b
         rest = app.parse_flags_with_usage(arguments)
     except SystemExit:
         if any(argument.lstrip("-") in ("help", "helpshort", "helpfull", "?") for argument in arguments):
@@ -36,10 +36,16 @@ def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
     return rest
 
 
-def _config_path(arguments: list[str]) -> str:
-    """The value of the last `--config` on the command line, or ""."""
-    for number in range(len(arguments) - 1, 0, -1):
-        name, equals, value = arguments[number].lstrip("-").partition("=")
-        if name == "config" and arguments[number].startswith("-"):
-            return value if equals else "".join(arguments[number + 1 : number + 2])
-    return ""
+def _locate_config(arguments: list[str]) -> str:
+    """The value of the last `--config`, or ""; replaces every one's file by its path as it can be opened."""
+    found = ""
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name not in ("-config", "--config") or number == 0:
+            continue
+        if equals:
+            found = config_files.locate(value)
+            arguments[number] = f"{name}={found}"
+        elif number + 1 < len(arguments):
+            found = arguments[number + 1] = config_files.locate(arguments[number + 1])
+    return found

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.report_card import normal_form
+from safelm import documents
+from safelm.jobs import beam_runner
+from safelm.safety.report_card import corpus, normal_form
+from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.corpus import Counted, SliceInput
 from safelm.safety.report_card.counting import SCORE_SLICES, UNSCORED_SLICE, CountSettings, token_definition
 from safelm.safety.report_card.queries import QuerySet
@@ -34,6 +37,20 @@ def gamma_interval(hits: Hits, exposure: float) -> tuple[float, float]:
     low = float(v / y * gammaincinv(y * y / v, 0.025)) if y else 0.0
     y, v = y + w, v + w * w
     return low / exposure, float(v / y * gammaincinv(y * y / v, 0.975)) / exposure
+
+
+def count_and_build(
+    inputs: Sequence[SliceInput],
+    settings: CountSettings,
+    folder: str,
+    runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
+    limit: documents.MalformedLimit = documents.MalformedLimit(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
+    """The card as JSON, from files; arguments and errors as in `corpus.count_corpus`."""
+    counted = corpus.count_corpus(inputs, settings, folder, runner, limit)
+    for one, result in zip(inputs, counted, strict=True):
+        corpus.tell_scores(one, result.count)
+    return build(inputs, counted, query_sets.load(settings.queries), settings)
 
 
 def build(

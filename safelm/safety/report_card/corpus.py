@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tqdm import tqdm
 
 from safelm import cli, documents
+from safelm.documents import harm
 from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.output import OutputFolder
@@ -106,6 +107,17 @@ def count_corpus(
     if settings.score_column and not any(result.count.score_columns for result in results):
         raise cli.UserError(f"--score_column={settings.score_column}: no document has it")
     return results
+
+
+def tell_scores(one: SliceInput, count: Count) -> None:
+    """Says what the harm scores of an input were read from, and what was not taken for one."""
+    place = one.name or ",".join(one.patterns)
+    if count.score_columns:
+        columns = ", ".join(f"{name} ({rows} rows)" for name, rows in count.score_columns.most_common())
+        _logger.info("%s: harm scores were read from %s", place, columns)
+    if count.passed_over:
+        rows = max(count.passed_over.values())
+        _logger.warning("%s: %d rows have no harm score: %s", place, rows, harm.advice(count.passed_over))
 
 
 def forget(folder: str) -> None:
