@@ -6,6 +6,7 @@ the folder below it that they lie in. A folder that a command began (`_settings.
 """
 
 import json
+import os
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -17,12 +18,12 @@ WRITTEN_BY = "written_by"
 
 
 def declare_no_documents(folder: str, command: str) -> None:
-    """Writes a manifest without files: nothing below the folder is a document."""
+    """Writes a manifest without files, if there is none: nothing below the folder is a document."""
     manifest = {WRITTEN_BY: command, "files": {}}
     path = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
     if remote.is_remote(path):
         remote.write_text(path, json.dumps(manifest))
-    else:
+    elif not os.path.exists(path):
         records.write(path, manifest)
 
 

@@ -107,7 +107,8 @@ def test_install_takes_the_newest_python_that_runs_and_can_make_environments(tmp
     checkout, programs = tmp_path / "checkout", tmp_path / "bin"
     (checkout / "scripts").mkdir(parents=True)
     programs.mkdir()
-    shutil.copy(ROOT / "scripts" / "install.sh", checkout / "scripts")
+    for name in ("install.sh", "help.sh"):
+        shutil.copy(ROOT / "scripts" / name, checkout / "scripts")
     for name in ("pyproject.toml", "constraints.txt"):
         (checkout / name).touch()
     fake_python(programs, "python3.12", 'echo "pyenv: python3.12: command not found" >&2; exit 127')

@@ -26,6 +26,7 @@ from safelm.safety.judge import answer
 from safelm.safety.lexicon_scorer import LexiconScorer
 from safelm.safety.synthesis import parts, requests, template_writer
 from safelm.safety.synthesis.gates import copying, dialogue, faithfulness, form, obedience, refusal_wording, words
+from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
 from safelm.safety.synthesis.gates.settings import GateSettings
 from safelm.safety.synthesis.kinds import Draft, Source
 from safelm.safety.synthesis.prompt_files import load_prompts
@@ -192,13 +193,13 @@ OWN_TEXT = {
     "safelm/aot/collectives.py", "safelm/aot/hlo.py", "safelm/aot/program.py", "safelm/aot/topology.py",
     "safelm/aot/work.py", "safelm/train/processes.py", "safelm/train/config.py",
     "safelm/jobs/file_shards.py", "safelm/report/charts.py", "safelm/report/page.py",
-    "safelm/safety/report_card/counting.py",
+    "safelm/safety/report_card/counting.py", "safelm/ladder/prepare_real_text.py",
     "safelm/safety/scoring/scorers.py", "safelm/safety/synthesis/plan.py", "safelm/safety/synthesis/prompt_files.py",
     "safelm/documents/files.py", "safelm/documents/harm.py", "safelm/caching/shards.py", "safelm/io/remote.py",
 }  # fmt: skip
 # Modules whose expressions are run above.
 RUN = {
-    "safelm/text/chat_template.py", "safelm/text/prompting.py", "safelm/safety/escaping.py",
+    "safelm/text/chat_template.py", "safelm/text/harm_tags.py", "safelm/text/prompting.py", "safelm/safety/escaping.py",
     "data_tasks/preprocessors.py", "safelm/evaluate/capability/documents.py", "safelm/evaluate/coherence.py",
     "safelm/evaluate/suites/duplicates.py", "safelm/evaluate/judges/word_lists.py",
     "safelm/evaluate/judges/questions.py",
@@ -214,10 +215,11 @@ RUN = {
 }  # fmt: skip
 
 
-class NoPhrases:
+class NoPhrases(HarmfulPhrases):
     """Harmful phrases without an automaton, which takes a second to make."""
 
-    fingerprint = ""
+    def __init__(self):
+        self.fingerprint = ""
 
     def hits(self, texts):
         for text in texts:
