@@ -195,7 +195,7 @@ TPU_PROGRAM = """
 import json, re
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
-from safelm import attention_kernels, sharding
+from safelm.models import attention_kernels, sharding
 mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, topologies.get_topology_desc("v5e:2x2", "tpu").devices)
 spec = lambda *names: jax.sharding.NamedSharding(mesh, sharding.partition_spec(names))
 def array(heads, dtype=jnp.bfloat16):

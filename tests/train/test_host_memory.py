@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C
 FAULTS = """
 import resource, sys
 import numpy as np
-from safelm import host_memory
+from safelm.train import host_memory
 changed = host_memory.keep_freed_memory() if sys.argv[1] == "keep" else None
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
