@@ -94,10 +94,11 @@ def done_records(out: OutputFolder, shards: Iterable[ShardJob], folders: Iterabl
         return {}
     sizes = {f"{folder}/{name}": size for folder in folders for name, size in out.sizes(folder).items()}
     records = zip(jobs, out.read_json([job.record for job in jobs]), strict=True)
-    return {job.name: record for job, record in records if _is_whole(record, sizes)}
+    return {job.name: record for job, record in records if is_whole(record, sizes)}
 
 
-def _is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
+def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
+    """Whether a shard's record names files with the sizes (bytes) that they have; False for a damaged record."""
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         return False
     files = record["files"].items()
