@@ -165,7 +165,7 @@ def test_a_seqio_task_and_its_tokenizer(bucket, tmp_path):
 def test_tokenizer(bucket):
     trained, url = tiny_runs.tokenizer(), f"{bucket}/tokenizer"
     trained.save(url)
-    assert names(url) == ["tokenizer.json", "tokenizer_config.json"]
+    assert names(url) == ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     for path in (url, f"{url}/", f"{url}/tokenizer.json"):
         assert Tokenizer.from_pretrained(path).hash == trained.hash
     other = Tokenizer.train(["quite another text, quite another vocabulary"] * 3, 280)

@@ -109,6 +109,7 @@ def test_writing_through_failures(proxy):
     assert names(f"{BUCKET}/written") == [
         "config.json",
         "more",
+        "tokenizer/generation_config.json",
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
     ]
