@@ -68,7 +68,7 @@ class Launch:
             port = probe.getsockname()[1]
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {os.environ['SAFELM_TESTS_XLA']}",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}",
         }
         self.workers = [
             subprocess.Popen(
