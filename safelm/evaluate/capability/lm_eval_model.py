@@ -117,7 +117,12 @@ class SafeLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return prompting.text_prompt(self.vocabulary, "")[-1]
+        """What stands before an empty context: as the harness takes it, a model's own beginning, else its BOS or EOS."""
+        conventions = self.vocabulary.conventions
+        if conventions.begin_ids:
+            return conventions.begin_ids[-1]
+        beginning = conventions.special_tokens.get("bos_token", "")
+        return conventions.control_tokens.get(beginning, conventions.document_end_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids. What a benchmark's text spells is text; only a chat template's own control tokens become their ids.
