@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from safelm import convert
+from safelm.text import chat_template
 
 pytestmark = pytest.mark.parity
 for name in ("torch", "transformers", "accelerate", "lm_eval"):
@@ -69,7 +70,10 @@ def test_generated_texts_are_equal_with_stops_and_a_chat(models):
     ours, theirs = models
     settings = {"until": [".", "\n\n"], "do_sample": False, "max_gen_toks": 8}
     chat = ours.apply_chat_template(CHAT)
-    assert chat == theirs.apply_chat_template(CHAT)
+    plain = theirs.apply_chat_template(CHAT)
+    assert chat_template.without_marks(chat) == plain  # ours says by a mark that the template wrote it
     asked = [("The capital of France is", settings), ("Water boils at", settings), (chat, settings)]
-    theirs_until = [(text, {**each, "until": [*each["until"], "<|im_end|>"]}) for text, each in asked]
+    theirs_until = [
+        (plain if text == chat else text, {**each, "until": [*each["until"], "<|im_end|>"]}) for text, each in asked
+    ]
     assert ours.generate_until(requests(*asked)) == theirs.generate_until(requests(*theirs_until))
