@@ -117,7 +117,7 @@ class SafeLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before an empty context: as the harness takes it, a model's own beginning, else its BOS or EOS."""
+        """What stands before an empty context, as in the harness: a model's own beginning, else its BOS or EOS."""
         conventions = self.vocabulary.conventions
         if conventions.begin_ids:
             return conventions.begin_ids[-1]
