@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import logging as absl_logging
 import tiny_runs
 
 from safelm.checkpoints import checkpoint
@@ -29,6 +30,7 @@ def _run(inputs: Path, workdir: Path, overrides: dict, file_size_limit: int | No
     if file_size_limit is not None:
         os.dup2(os.open(workdir / "stderr.txt", os.O_CREAT | os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    absl_logging.set_verbosity(absl_logging.FATAL)  # as the command does
     try:
         train(tiny_runs.tiny_config(inputs, **{"mesh.fsdp": 2, "mesh.data": 1}, **overrides), str(workdir))
     except OSError as error:
