@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 from safelm.io import files
 
@@ -46,7 +46,7 @@ def parse_lines(data: str, where: str, remedy: str) -> list[dict[str, Any]]:
         return found
 
 
-def read_log(file: IO[bytes], where: str, remedy: str) -> tuple[list[dict[str, Any]], int]:
+def read_log(file: Any, where: str, remedy: str) -> tuple[list[dict[str, Any]], int]:
     """The objects of an open log up to its damaged end, and how many bytes they take.
 
     Raises ValueError that names the line where whole lines follow a damaged one: no kill leaves that behind.

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from absl import logging as absl_logging
 import tiny_runs
+from absl import logging as absl_logging
 
 from safelm.checkpoints import checkpoint
 from safelm.train.run import train
