@@ -16,8 +16,9 @@ from data_tasks.chats import encode_chat, map_content
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.documents import ID_COLUMN, harm, missing_column
+from safelm.tags import MAX_SCORE
 from safelm.text.chat_template import ASSISTANT
-from safelm.text.harm_tags import MAX_SCORE, remove_harm_tags
+from safelm.text.harm_tags import remove_harm_tags
 from safelm.text.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 256

@@ -46,8 +46,8 @@ from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
 from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
-from safelm.tags import TAG_RATE
-from safelm.text.harm_tags import MAX_SCORE, inject_harm_tag
+from safelm.tags import MAX_SCORE, TAG_RATE
+from safelm.text.harm_tags import inject_harm_tag
 from safelm.text.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"

@@ -20,8 +20,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from safelm.documents.json_lines import field
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
-MIN_SCORE, MAX_SCORE = 0, 5
 NAMED_COLUMNS = ("harm_score", "metadata.harm_score")
 TEXT_COLUMNS = ("text_harm_score", "metadata.text_harm_score")
 _SYNTHETIC = ("prompt_version", "source_id")

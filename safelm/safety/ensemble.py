@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from safelm.safety.scorer import MAX_SCORE, MIN_SCORE, Scorer, Verdict
+from safelm.safety.scorer import Scorer, Verdict
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
 NUM_SCORES = MAX_SCORE - MIN_SCORE + 1
 UNSAFE_FROM = (1, 3, 4)  # the scores from which a document counts as unsafe, for agreement

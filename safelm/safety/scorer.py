@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from safelm.safety import spec as specs
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
-MIN_SCORE, MAX_SCORE = 0, 5
 KINDS = ("classifier", "judge", "endpoint", "python")
 
 

@@ -14,9 +14,8 @@ import re
 import numpy as np
 from jaxtyping import Float
 
-from safelm.tags import HARM_TAG, TAG_RATE
+from safelm.tags import HARM_TAG, MAX_SCORE, TAG_RATE
 
-MAX_SCORE = 5
 _WORD_GAP = re.compile(r"(?<=\S)\s+(?=\S)")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.evaluate.judges.verdicts import HARMFUL, HARMLESS, UNSCORED, Exchange
-from safelm.safety.scorer import MAX_SCORE, Scorer, load_scorer
+from safelm.safety.scorer import Scorer, load_scorer
+from safelm.tags import MAX_SCORE
 
 THRESHOLD = 3  # moderately unsafe (Maini et al. 2025, 3.1)
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
 Row = Mapping[str, Any]
 

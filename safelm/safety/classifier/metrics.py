@@ -10,8 +10,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 
-from safelm.safety.scorer import MAX_SCORE
 from safelm.stats.intervals import Estimate, auroc, rate
+from safelm.tags import MAX_SCORE
 
 CLASSES = MAX_SCORE + 1
 LEVELS = (1, 3)  # "safe" means a score below 1, or below 3

@@ -7,7 +7,7 @@ from typing import Any
 
 from safelm.safety.escaping import without_surrogates
 from safelm.safety.reasoning import without_reasoning
-from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
 SCORES = tuple(range(MIN_SCORE, MAX_SCORE + 1))
 MAX_REASON_CHARS = 240

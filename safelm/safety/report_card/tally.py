@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MAX_SCORE = 5
+from safelm.tags import MAX_SCORE
+
 SCORES = (*(str(score) for score in range(MAX_SCORE + 1)), "unscored")
 ALL = "all"
 

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.scorer import MAX_SCORE, MIN_SCORE, Scorer, Verdict
+from safelm.safety.scorer import Scorer, Verdict
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
 EMPTY = Verdict(0, "empty")
 UNSCORED, QUARANTINE = "unscored", "quarantine"

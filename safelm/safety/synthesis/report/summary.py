@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelm.safety.scorer import MAX_SCORE, MIN_SCORE
 from safelm.safety.synthesis.report import cost
 from safelm.safety.synthesis.report.funnel import HISTOGRAMS
 from safelm.stats.intervals import rate
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
 SCHEMA = "safelm.synthesis.report/1"
 _REASON = "reason:"
