@@ -100,8 +100,12 @@ def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, path: str)
     adds_bos = fields.get("tokenizer.ggml.add_bos_token", False)
     if not isinstance(adds_bos, bool):
         raise ValueError(f"{path}: tokenizer.ggml.add_bos_token = {adds_bos!r}: neither true nor false")
-    named = {"bos_token": token_id("bos"), "eos_token": token_id("eos"),
-             "unk_token": token_id("unknown"), "pad_token": token_id("padding")}  # fmt: skip
+    named = {
+        "bos_token": token_id("bos"),
+        "eos_token": token_id("eos"),
+        "unk_token": token_id("unknown"),
+        "pad_token": token_id("padding"),
+    }
     ends = [end for name in ("eos", "eot", "eom") if (end := token_id(name)) is not None]
     strings = tuple((name, tokens[i]) for name, i in named.items() if i is not None)
     begins = (named["bos_token"],) if adds_bos and named["bos_token"] is not None else ()
@@ -112,7 +116,7 @@ def as_files(conventions: TextConventions, *, chat_template: str | None) -> dict
     """The JSON files that `declared_in_folder` reads back, with the whole chat template as others render it."""
     specials = dict(conventions.special_tokens)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **specials}
-    config |= {"clean_up_tokenization_spaces": False}
+    config["clean_up_tokenization_spaces"] = False
     config |= {} if chat_template is None else {"chat_template": chat_template}
     begin = conventions.begin_ids[0] if conventions.begin_ids else conventions.document_end_id
     generation = {"bos_token_id": begin, "eos_token_id": list(conventions.end_ids)}

@@ -7,15 +7,14 @@ question of ours) writes control tokens.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from safelm.tags import HARM_TAG
 from safelm.text import chat_template
-from safelm.text.chat_template import ASSISTANT, BROKEN, CHAT_END, CHAT_START, CUT, LEARNED, LEARNED_END
+from safelm.text.chat_template import ASSISTANT, BROKEN, CHAT_END, CHAT_START, CUT, LEARNED, LEARNED_END, Messages
 from safelm.text.tokenizer import Tokenizer
 
-Messages = Sequence[Mapping[str, str]]
 Span = tuple[int, int]
 _SLOT = "0a9f2c71-the-document-goes-here"
 

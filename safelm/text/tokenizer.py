@@ -27,6 +27,7 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from safelm.io import gguf_file
 from safelm.io.files import write_whole
 from safelm.tags import HARM_TAG
 from safelm.text import chat_template, gguf_tokenizer, tokenizer_backend
@@ -35,7 +36,6 @@ from safelm.text.chat_template import CHAT_END, CHAT_START
 from safelm.text.conventions import Declared, TextConventions
 
 _TOKENIZER_FILE = "tokenizer.json"
-_GGUF_MAGIC = b"GGUF"
 
 
 class Tokenizer:
@@ -65,11 +65,11 @@ class Tokenizer:
         """
         self._declared, self.origin = declared or Declared(), origin
         with tokenizer_backend.as_value_errors(origin):
-            self._set_up(backend, origin)
+            self._set_up(backend)
 
-    def _set_up(self, backend: tokenizers.Tokenizer, origin: str) -> None:
-        eos_token = tokenizer_backend.document_end(backend, self._declared, origin)
-        self._backend = tokenizer_backend.prepared(backend, eos_token, self._declared, origin)
+    def _set_up(self, backend: tokenizers.Tokenizer) -> None:
+        eos_token = tokenizer_backend.document_end(backend, self._declared, self.origin)
+        self._backend = tokenizer_backend.prepared(backend, eos_token, self._declared, self.origin)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = vocabulary[eos_token]
@@ -85,7 +85,7 @@ class Tokenizer:
         self.conventions = self._find_conventions(vocabulary, controls)
         canonical = json.dumps(tokenizer_backend.spec_of_texts(self._backend), sort_keys=True, separators=(",", ":"))
         self.hash = hashlib.sha256(canonical.encode()).hexdigest()
-        self._check_literal(origin)
+        self._check_literal()
 
     @property
     def has_chatml(self) -> bool:
@@ -207,7 +207,7 @@ class Tokenizer:
             folder, file = inner, f"{inner.rstrip('/')}/{_TOKENIZER_FILE}"
             if not filesystem.exists(file):
                 raise FileNotFoundError(f"{path}: the folder has no {_TOKENIZER_FILE}")
-        if filesystem.cat_file(file, 0, len(_GGUF_MAGIC)) == _GGUF_MAGIC or file.endswith(".gguf"):
+        if filesystem.cat_file(file, 0, len(gguf_file.MAGIC)) == gguf_file.MAGIC or file.endswith(".gguf"):
             if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
                 raise ValueError(f"{path}: a GGUF file must be local; copy it to this machine first")
             backend, declared = gguf_tokenizer.read_gguf_tokenizer(file)
@@ -279,11 +279,11 @@ class Tokenizer:
     def _strings(self, ids: Sequence[int]) -> str:
         return "".join(self._backend.id_to_token(i) for i in ids)
 
-    def _check_literal(self, origin: str) -> None:
-        strings = [*self._specials.values()]
+    def _check_literal(self) -> None:
+        strings = list(self._specials.values())
         for token, ids in zip(strings, self.encode_batch(strings), strict=True):
             if not self._specials.keys().isdisjoint(ids.tolist()):
-                raise ValueError(f"{origin}: text that spells {token!r} would turn into a special token")
+                raise ValueError(f"{self.origin}: text that spells {token!r} would turn into a special token")
 
 
 def _from_json(data: bytes, path: str) -> tokenizers.Tokenizer:

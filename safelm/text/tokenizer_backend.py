@@ -17,8 +17,6 @@ END_OF_TEXT = "<|endoftext|>"
 TRAINED_SPECIALS = (END_OF_TEXT, CHAT_START, CHAT_END, HARM_TAG)  # ids 0 to 3 of a trained vocabulary
 _DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>")
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-
-
 _SPARE_IDS = 4096  # beyond the number of tokens, for ids that a vocabulary leaves out
 
 
@@ -142,9 +140,11 @@ def _begin_processor(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> dict[
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     specials = {token: {"id": token, "ids": [i], "tokens": [token]} for i, token in tokens.items()}
     return {
-        "type": "TemplateProcessing", "single": [*front, first], "pair": [*front, first, second],
+        "type": "TemplateProcessing",
+        "single": [*front, first],
+        "pair": [*front, first, second],
         "special_tokens": specials,
-    }  # fmt: skip
+    }
 
 
 def spec_of_texts(backend: tokenizers.Tokenizer) -> dict[str, Any]:
