@@ -19,6 +19,7 @@ from safelm import cli
 from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
 from safelm.formats.sources import read_model, source_kind
+from safelm.io import remote
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def convert(
     if step is not None and kind != "safelm":
         raise ValueError(f"--step={step}: only our own checkpoints have steps, {source} is of kind {kind}")
     to = to or ("huggingface" if kind == "safelm" else "safelm")
-    if "://" in target:
+    if remote.is_remote(target):
         raise ValueError(f"--target={target}: must be a local folder; copy it on when it is whole")
     if Path(target).exists():
         raise FileExistsError(f"--target={target}: exists already; nothing was written")
@@ -83,8 +84,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", required=True, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("safelm", "huggingface"), help="kind of the target")
     parser.add_argument("--step", type=int, help="which checkpoint of ours (the newest when not given)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of a Hugging Face folder's weights, or of our checkpoint's computation")  # fmt: skip
+    of_what = "of a Hugging Face folder's weights, or of our checkpoint's computation"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=of_what)
     return parser
 
 

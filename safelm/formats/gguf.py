@@ -8,10 +8,9 @@ import numpy as np
 
 from safelm.formats import decoder_tensors
 from safelm.formats.json_fields import check_expected
-from safelm.io.gguf_file import MAGIC, GGUFFile, dequantized, shape_of
+from safelm.io.gguf_file import GGUFFile, dequantized, shape_of
 from safelm.models import decoder as model
 
-__all__ = ["MAGIC", "has_token", "read_file", "unpermute"]
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "general.architecture": ("llama",),
     "llama.rope.scaling.type": ("none",),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safelm.checkpoints import checkpoint
 from safelm.formats import decoder_tensors, gguf, huggingface
+from safelm.io import gguf_file, remote
 from safelm.models import decoder as model
 from safelm.tags import HARM_TAG
 from safelm.text.tokenizer import Tokenizer
@@ -22,13 +23,13 @@ def source_kind(source: str) -> str:
       ValueError: it is none of the three.
     """
     path = Path(source)
-    if "://" in source:
+    if remote.is_remote(source):
         return "safelm"
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     if path.is_file():
         with open(path, "rb") as file:
-            if file.read(len(gguf.MAGIC)) == gguf.MAGIC:
+            if file.read(len(gguf_file.MAGIC)) == gguf_file.MAGIC:
                 return "gguf"
         raise ValueError(f"{source}: not a GGUF file; a Hugging Face model is given as its folder")
     if (path / "checkpoints").is_dir():
@@ -53,23 +54,22 @@ def _has_tag(source: str, kind: str) -> bool:
     return HARM_TAG in (path / "tokenizer.json").read_text(encoding="utf-8")
 
 
-def read_model(source: str, *, step: int | None = None) -> Model:
+def read_model(source: str, *, step: int | None = None, fit_vocabulary: bool = True) -> Model:
     """The model at `source`, of any kind, with the harm tag in its vocabulary.
 
     Args:
       step: which checkpoint of ours; the newest when not given.
+      fit_vocabulary: gives the embedding a row for every id of the tokenizer and no other; else it stays as it is.
     """
     kind = source_kind(source)
     if kind == "safelm":
         return checkpoint.load_for_inference(source, step=step)
     if step is not None:
         raise ValueError(f"step={step}: only our own checkpoints have steps, {source} is of kind {kind}")
-    path = Path(source)
     tokenizer = Tokenizer.from_pretrained(source)
-    if kind == "gguf":
-        config, params = gguf.read_file(path)
-    else:
-        config, params = huggingface.read_folder(path)
+    config, params = (gguf.read_file if kind == "gguf" else huggingface.read_folder)(Path(source))
+    if not fit_vocabulary:
+        return config, params, tokenizer
     return _fit_vocabulary(config, params, tokenizer, has_tag=_has_tag(source, kind))
 
 
@@ -81,7 +81,7 @@ def _fit_vocabulary(config: model.ModelConfig, params: model.Params, tokenizer: 
     if config.vocab_size > tokenizer.vocab_size:
         log.info("ids %d to %d have no token: dropped", tokenizer.vocab_size, config.vocab_size - 1)
     if num_trained < tokenizer.vocab_size:
-        log.info("ids from %d to %d (%s) are new: their embedding starts as the mean of the %d others",
-                 num_trained, tokenizer.vocab_size - 1, HARM_TAG, num_trained)  # fmt: skip
+        new = f"ids from {num_trained} to {tokenizer.vocab_size - 1} ({HARM_TAG})"
+        log.info("%s are new: their embedding starts as the mean of the %d others", new, num_trained)
     config, params = decoder_tensors.resize_vocabulary(config, params, tokenizer.vocab_size, num_trained=num_trained)
     return config, params, tokenizer

@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm.checkpoints import checkpoint
-from safelm.formats import families, gguf, huggingface
+from safelm.formats import families, huggingface, sources
 from safelm.models import decoder as model
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
 from safelm.safety.model_fingerprint import model_fingerprint
-from safelm.text.tokenizer import Tokenizer
 
 Params = dict[str, Any]
 MAX_TOKENS = 512  # of a chunk unless told otherwise: longer ones cost more a token and blur what a chunk is about
@@ -219,7 +217,7 @@ def _read_encoder(place: str, layers: tuple[int, ...]) -> tuple[EncoderConfig, P
 
 
 def _read_decoder(place: str, layers: tuple[int, ...]) -> tuple[Any, Params, chunking.ChunkTokenizer, dict]:
-    config, params, tokenizer = _read_model(place)
+    config, params, tokenizer = sources.read_model(place, fit_vocabulary=False)
     _check_layers(layers, config.num_layers, place)
     params = jax.tree.map(np.asarray, params)
     params.pop("unembed", None)
@@ -230,14 +228,3 @@ def _read_decoder(place: str, layers: tuple[int, ...]) -> tuple[Any, Params, chu
     config = dataclasses.replace(config, attention="xla", scan_layers=True, remat="none")
     limits = {"max_tokens": min(MAX_TOKENS, config.max_seq_len), "positions": config.max_seq_len}
     return config, params, chunking.of_decoder(tokenizer), limits
-
-
-def _read_model(place: str) -> tuple[model.ModelConfig, Params, Tokenizer]:
-    path = Path(place)
-    if "://" in place or (path / "checkpoints").is_dir():
-        return checkpoint.load_for_inference(place)
-    if path.is_file():
-        return *gguf.read_file(path), Tokenizer.from_pretrained(place)
-    if (path / huggingface.CONFIG_FILE).is_file():
-        return *huggingface.read_folder(path), Tokenizer.from_pretrained(place)
-    raise ValueError(f"{place}: holds neither checkpoints/ (ours) nor config.json (Hugging Face)")
