@@ -1,7 +1,6 @@
 """Decoders in Hugging Face folders, of any of our families: config.json and safetensors, whole or sharded."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import safetensors.numpy
 
 from safelm.formats import decoder_tensors, families
 from safelm.formats.json_fields import JsonFields, read_json
+from safelm.io.files import write_whole
 from safelm.models import decoder as model
 from safelm.text.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ def write_folder(
     }
     safetensors.numpy.save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / _WEIGHTS_FILE).chmod(0o644)
-    _write_json(folder / CONFIG_FILE, _config_json(config, tokenizer, dtype))
+    write_whole(folder / CONFIG_FILE, json.dumps(_config_json(config, tokenizer, dtype), indent=2) + "\n")
     tokenizer.save(str(folder))
 
 
@@ -177,10 +177,3 @@ def open_tensors(path: Path) -> Any:
         return safetensors.safe_open(path, framework="flax")  # numpy has no bfloat16
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
