@@ -7,6 +7,7 @@ that decides an answer: under another protocol another journal is begun.
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,11 +19,11 @@ from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import Template, answer_tokens
 from safelm.inference import Generation, Method, generate
 from safelm.inference.methods import looks_ahead
+from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.models import decoder as model_lib
 from safelm.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 32  # prompts decoded at once: what a stop may lose
-_SMALLEST_WIDTH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +130,7 @@ def _batches(missing: Mapping[str, Sequence[int]], batch_size: int) -> Iterator[
     """Keys of prompts of about one length: each batch is one compiled program's."""
     by_width: dict[int, list[str]] = {}
     for key in sorted(missing, key=lambda key: (len(missing[key]), key)):
-        width = _SMALLEST_WIDTH
-        while width < len(missing[key]):
-            width *= 2
-        by_width.setdefault(width, []).append(key)
+        by_width.setdefault(bucket(len(missing[key]), SMALLEST_BUCKET, math.inf), []).append(key)
     for keys in by_width.values():
         for start in range(0, len(keys), batch_size):
             yield keys[start : start + batch_size]

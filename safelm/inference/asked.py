@@ -1,8 +1,7 @@
 """Decoding settings as arrays, one entry a prompt, so that one compiled program serves every setting of a method.
 
 Axes beside `safelm.models.decoder`'s: P prompts, W beams, C candidates, M = W * C a prompt's pool, R = P * W rows of
-the cache,
-E ids that end a text.
+the cache, E ids that end a text.
 """
 
 import math

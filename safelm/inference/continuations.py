@@ -7,6 +7,7 @@ share one row.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -104,20 +105,16 @@ def _batches(
     by_shape: dict[tuple[int, int], list[_Row]] = {}
     for row in rows:
         width = min(next(width for width in _WIDTHS if width >= len(row.tokens)), config.max_seq_len)
-        by_shape.setdefault((width, min(_power_of_4(row.num_scored), width)), []).append(row)
+        by_shape.setdefault((width, bucket(row.num_scored, 1, width, factor=4)), []).append(row)
     for (width, scored), members in by_shape.items():
         most = min(max_rows, tokens_at_once // width, LOGITS_AT_ONCE // (config.padded_vocab_size * scored))
         for start in range(0, len(members), max(1, most)):
             yield width, scored, members[start : start + max(1, most)]
 
 
-def _power_of_4(size: int) -> int:
-    return 4 ** ((size - 1).bit_length() + 1 >> 1)
-
-
 def _pad(batch: Sequence[_Row], width: int, scored: int, max_rows: int) -> tuple[np.ndarray, ...]:
     height = bucket(len(batch), 1, max_rows)
-    num_last = _power_of_4(max(len(row.last) for row in batch))
+    num_last = bucket(max(len(row.last) for row in batch), 1, math.inf, factor=4)
     tokens_BT, last_BK = np.zeros((height, width), np.int32), np.zeros((height, num_last), np.int32)
     lengths_B, scored_B = np.ones(height, np.int32), np.ones(height, np.int32)
     for number, row in enumerate(batch):

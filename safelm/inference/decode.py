@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from safelm.inference.engine import Engine
 from safelm.inference.methods import Method, check_ids
+from safelm.inference.programs import step_shape
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, Update
 from safelm.inference.weights import Weights
@@ -64,8 +65,8 @@ def generate(
     """Continues every prompt; the results are in the prompts' order.
 
     A prompt's result depends on neither the batch it is in nor its neighbours (up to float rounding): sampling draws
-    from (seed, the prompt's index, step). An `Engine` of `batch_size` prompts does the work: a finished
-    prompt's place goes to the next one.
+    from (seed, the prompt's index, step). An `Engine` of `batch_size` prompts does the work: a finished prompt's place
+    goes to the next one.
 
     Args:
       end_ids: any of them ends a text.
@@ -81,14 +82,13 @@ def generate(
         needs the harm tag and the vocabulary has none, or a mesh doesn't divide the model.
     """
     check_ids(config, method, end_ids, harm_tag_id)
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
     checked = [
         check_prompt(config, prompt, max_new_tokens=max_new_tokens, name=f"prompt {index}")
         for index, prompt in enumerate(prompts)
     ]
-    slots = min(batch_size, max(1, len(checked))) * getattr(method, "num_beams", 1)
+    slots = min(batch_size, max(1, len(checked))) * step_shape(method).num_rows
     engine = Engine(
         config,
         params,
@@ -98,13 +98,20 @@ def generate(
         weights=weights,
         mesh=mesh,
     )
-    index_of = {}
-    for index in sorted(range(len(checked)), key=lambda index: len(checked[index])):
-        own_seed = (seed & 0xFFFFFFFF) << 32 | index if seeds is None else seeds[index]
-        request = EngineRequest(tuple(checked[index]), method, max_new_tokens, tuple(end_ids), own_seed)
-        index_of[engine.submit(request)] = index
-    generations = [Generation([], 0.0, [], "length") for _ in checked]
-    with tqdm.tqdm(total=len(checked), unit="prompt", disable=None if show_progress else True) as progress:
+    seeds = [(seed & 0xFFFFFFFF) << 32 | index for index in range(len(checked))] if seeds is None else seeds
+    requests = [
+        EngineRequest(tuple(prompt), method, max_new_tokens, tuple(end_ids), own_seed)
+        for prompt, own_seed in zip(checked, seeds, strict=True)
+    ]
+    return _answers(engine, requests, show_progress)
+
+
+def _answers(engine: Engine, requests: Sequence[EngineRequest], show_progress: bool) -> list[Generation]:
+    """What the engine makes of requests, the shortest prompts first."""
+    shortest_first = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
+    index_of = {engine.submit(requests[index]): index for index in shortest_first}
+    generations = [Generation([], 0.0, [], "length") for _ in requests]
+    with tqdm.tqdm(total=len(requests), unit="prompt", disable=None if show_progress else True) as progress:
         while not engine.is_idle:
             for update in engine.step():
                 _add(generations[index_of[update.request_id]], update)

@@ -151,10 +151,7 @@ class Lane:
         return self._num_slots(len(entries)) * self._shape.num_rows * self._length(longest) if entries else 0
 
     def _num_slots(self, num_entries: int) -> int:
-        size = 1
-        while size < num_entries:
-            size *= 4
-        return min(size, self._max_prompts)
+        return bucket(num_entries, 1, self._max_prompts, factor=4)
 
     def _length(self, num_tokens: int) -> int:
         return bucket(num_tokens, SHORTEST_CACHE, self._config.max_seq_len)

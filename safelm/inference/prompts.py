@@ -54,11 +54,11 @@ def batches(rows: Sequence[Sequence[int]], *, max_rows: int, max_len: int) -> It
             yield _pad(rows, tuple(members[start : start + max_rows]), width, max_rows)
 
 
-def bucket(size: int, smallest: int, largest: int) -> int:
-    """The smallest power of two times `smallest` that holds `size`, at most `largest`."""
+def bucket(size: int, smallest: int, largest: int | float, *, factor: int = 2) -> int:
+    """The smallest power of `factor` times `smallest` that holds `size`, at most `largest`."""
     width = smallest
     while width < size:
-        width *= 2
+        width *= factor
     return min(width, largest)
 
 
