@@ -20,7 +20,7 @@ from safelm.inference.weights import Kernel, Layer, Weights, look_up, product
 from safelm.models import attention, sharding
 from safelm.models.block import BlockWeights, block, rms_norm
 from safelm.models.config import ModelConfig
-from safelm.models.decoder import MASKED_LOGIT
+from safelm.models.decoder import mask_padded_ids
 
 
 @flax.struct.dataclass
@@ -163,10 +163,7 @@ def _attend_next(
 
 def logits_of(config: ModelConfig, weights: Weights, x: Float[Array, "*A D"]) -> Float[Array, "*A V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
-    logits = product(x, weights.unembedding, is_embedding=True)
-    if config.padded_vocab_size == config.vocab_size:
-        return logits
-    return jnp.where(jnp.arange(config.padded_vocab_size) < config.vocab_size, logits, MASKED_LOGIT)
+    return mask_padded_ids(config, product(x, weights.unembedding, is_embedding=True))
 
 
 def log_normaliser(logits: Float[Array, "*A V"]) -> Float[Array, "*A"]:

@@ -39,6 +39,7 @@ __all__ = [
     "init",
     "layer_states",
     "logical_axes",
+    "mask_padded_ids",
     "unembed",
     "unembedding",
 ]
@@ -280,7 +281,11 @@ def _rope_and_visible(config: ModelConfig, tokens_BT: Any, positions_BT: Any, se
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
     kernel_VD = unembedding(config, params).astype(config.dtype)
-    logits = project(x_BTD, kernel_VD.T, jnp.float32)
+    return mask_padded_ids(config, project(x_BTD, kernel_VD.T, jnp.float32))
+
+
+def mask_padded_ids(config: ModelConfig, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+    """The logits with `MASKED_LOGIT` for ids that only pad the vocabulary."""
     if config.padded_vocab_size == config.vocab_size:
         return logits
     return jnp.where(jnp.arange(config.padded_vocab_size) < config.vocab_size, logits, MASKED_LOGIT)
