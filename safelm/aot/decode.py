@@ -8,11 +8,11 @@ count 3.219 (0.95x: some of what is fetched ahead of time escapes it), 4.2 to 4.
 """
 
 import functools
+import math
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from safelm.aot import collectives as aot_collectives
 from safelm.aot import cost as aot_cost
@@ -64,8 +64,7 @@ def decode_report(
     network = aot_collectives.Network(tpu, list(mesh.devices.flat))
     peak = train_metrics.peak_flops(mesh.devices.flat[0].device_kind)
     cost = aot_cost.estimate(module, aot_collectives.find(module, network, tpu), tpu.chip, peak)
-    read = prepared if config.tie_embeddings else prepared.replace(embedding=None)
-    floor = {"weights": _bytes(read, tied=config.tie_embeddings), "cache": _bytes(cache)}
+    floor = {"weights": _bytes(prepared.replace(embedding=None)), "cache": _bytes(cache)}
     floor_bytes = sum(floor.values())
     return {
         "topology": tpu.name,
@@ -93,17 +92,10 @@ def _on(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def _bytes(tree: Any, *, tied: bool = False) -> int:
-    """Of one chip's share; an array that stands twice (a tied embedding) counts once."""
-    leaves = jax.tree.leaves(tree.replace(embedding=None) if tied else tree)
-    return sum(jnp.dtype(leaf.dtype).itemsize * _size(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+def _bytes(tree: Any) -> int:
+    """Of one chip's share."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

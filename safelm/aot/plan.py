@@ -73,6 +73,7 @@ def candidates(config: ConfigDict, model_config: ModelConfig, tpu: Slice) -> lis
     """Every combination that divides, with its estimates, fastest first; what can't fit is among them."""
     devices = aot_topology.devices(tpu)
     optimizer = train_program.configured_optimizer(config.optimizer, model_config)
+    peak = tpu.num_chips * train_metrics.peak_flops(devices[0].device_kind)
     found = []
     for data, fsdp, tensor in _meshes(model_config, tpu):
         mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
@@ -89,7 +90,6 @@ def candidates(config: ConfigDict, model_config: ModelConfig, tpu: Slice) -> lis
                     vocab_chunks=config.loss.vocab_chunks,
                     optimizer=optimizer,
                 ).total
-                peak = tpu.num_chips * train_metrics.peak_flops(devices[0].device_kind)
                 compute = _flops(settled, config) / peak
                 network = _network_seconds(settled, config, mesh.shape, steps, rates)
                 found.append(Candidate(data, fsdp, tensor, remat, steps, memory, compute, network))

@@ -15,6 +15,7 @@ from safelm.aot.program import Compiled
 from safelm.aot.table import advice
 from safelm.models.decoder import ModelConfig
 from safelm.train import metrics as train_metrics
+from safelm.train.config import get_field
 
 SETTINGS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "grad_accum_steps", "model.remat", "loss.vocab_chunks")
 
@@ -54,14 +55,8 @@ def report(
 
 def settings(config: ConfigDict, mesh_shape: Mapping[str, int]) -> dict[str, Any]:
     """The fields that decide memory and speed, as they are in `config`, the mesh as it was made."""
-    values = {name: _get(config, name) for name in SETTINGS}
+    values = {name: get_field(config, name) for name in SETTINGS}
     return values | {f"mesh.{axis}": size for axis, size in mesh_shape.items()} | {"batch_size": config.batch_size}
-
-
-def _get(config: ConfigDict, dotted: str) -> Any:
-    for part in dotted.split("."):
-        config = config[part]
-    return config
 
 
 def _memory(compiled: Compiled, tpu: aot_topology.Slice) -> dict[str, Any]:

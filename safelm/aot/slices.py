@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Scaling on paper: one config on slices of growing size, from ahead-of-time compilation (no TPU needed).
 
     python -m safelm.aot.slices --config=configs/smollm2_1b7.py --topologies=v5e:4x4,v5e:8x8,v5e:16x16 \

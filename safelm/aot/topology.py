@@ -7,6 +7,7 @@ than the chip has (it says so where it refuses a program). FLOP/s: `safelm.train
 """
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -78,10 +79,7 @@ class Slice:
 
     @property
     def num_chips(self) -> int:
-        size = self.num_slices
-        for length in self.shape:
-            size *= length
-        return size
+        return self.num_slices * math.prod(self.shape)
 
     def rings(self) -> tuple[bool, ...]:
         """For every axis of a slice, whether its ends are linked; in three dimensions all are or none."""

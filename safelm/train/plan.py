@@ -46,6 +46,8 @@ from safelm.train import step as train_step
 from safelm.train.data import TrainData, make_schedule
 from safelm.train.optimizer import make_optimizer
 
+_ADAMW = make_optimizer()
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
@@ -72,13 +74,12 @@ def memory_estimate(
     seq_len: int,
     *,
     vocab_chunks: int = 0,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation = _ADAMW,
 ) -> MemoryEstimate:
     """What a device holds at the peak of an update: batch in rows of `seq_len` tokens over all devices.
 
-    `model_config.attention` "auto" counts as "xla"; `vocab_chunks` as in `loss.vocab_chunks`;
-    `optimizer`: AdamW where not given. Raises ValueError for a
-    mesh that doesn't divide the parameters or a micro-batch's rows.
+    `model_config.attention` "auto" counts as "xla"; `vocab_chunks` as in `loss.vocab_chunks`; `optimizer`: AdamW where
+    not given. Raises ValueError for a mesh that doesn't divide the parameters or a micro-batch's rows.
     """
     c, mesh = model_config, abstract_mesh(mesh_shape)
     micro_batch, tensor = batch_size // grad_accum_steps, mesh.shape["tensor"]
@@ -101,7 +102,7 @@ def memory_estimate(
         kept = c.num_layers * tokens * c.kept_bytes_per_token(seq_len, tensor=tensor)
     return MemoryEstimate(
         params=sum(mine.values()) * param_width,
-        optimizer=_optimizer_bytes(optimizer or make_optimizer(), sizes, mesh),
+        optimizer=_optimizer_bytes(optimizer, sizes, mesh),
         gradients=4 * sum(mine.values()) * (1 if grad_accum_steps == 1 else 2),
         activations=kept,
         layer=none_layer + 2 * gathered["layers"] // c.num_layers * width * is_gathered,
@@ -130,6 +131,7 @@ def _param_counts(config: ModelConfig, mesh: AbstractMesh) -> dict[str, int]:
     return {name: sum(jax.tree.leaves(tree)) for name, tree in counts.items()}
 
 
+@functools.cache
 def _optimizer_bytes(optimizer: optax.GradientTransformation, config: ModelConfig, mesh: AbstractMesh) -> int:
     """The optimizer's state on one device."""
     shapes, axes = _traced(config)
