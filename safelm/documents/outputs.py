@@ -21,9 +21,7 @@ def declare_no_documents(folder: str, command: str) -> None:
     """Writes a manifest without files, if there is none: nothing below the folder is a document."""
     manifest = {WRITTEN_BY: command, "files": {}}
     path = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
-    if remote.is_remote(path):
-        remote.write_text(path, json.dumps(manifest))
-    elif not os.path.exists(path):
+    if remote.is_remote(path) or not os.path.exists(path):
         records.write(path, manifest)
 
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from safelm.io import files
+from safelm.io import files, remote
 
 
 def read(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
@@ -66,8 +66,12 @@ def read_log(file: Any, where: str, remedy: str) -> tuple[list[dict[str, Any]], 
 
 
 def write(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Writes an object, whole or not at all; OSError names the file."""
-    files.write_whole(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
+    """Writes an object to a file, local or behind a URL, whole or not at all; OSError names it."""
+    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+    if remote.is_remote(os.fspath(path)):
+        remote.write_text(os.fspath(path), text)
+    else:
+        files.write_whole(path, text)
 
 
 def fingerprint(values: Any) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import tempfile
@@ -87,10 +86,6 @@ class OutputFolder:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a small JSON file, whole or not at all; OSError names it."""
-        if self.is_remote:
-            remote.write_text(self.path(name), json.dumps(values, indent=1, sort_keys=True))
-            return
-        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
         records.write(self.path(name), values)
 
     @contextlib.contextmanager
