@@ -8,8 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("EPATH_USE_TF", "false")
-
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict

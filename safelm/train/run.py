@@ -3,11 +3,8 @@
 import collections
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils imports TensorFlow for gs:// where it is installed
 
 import jax
 import numpy as np
@@ -289,18 +286,16 @@ def _learning_rate(config: ConfigDict) -> Schedule:
 
 def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str], None]) -> None:
     """Keeps the resolved config and the tokenizer with the run; notes what has changed since it was last started."""
-    path = epath.Path(workdir) / "config.json"
+    name = f"{workdir.rstrip('/')}/config.json"
+    path = epath.Path(name)
     new = json.loads(run.config.to_json_best_effort())
     if path.exists():
         try:
-            lines = train_config.changed_fields(records.parse(path.read_bytes(), str(path), "written anew"), new)
+            lines = train_config.changed_fields(records.parse(path.read_bytes(), name, "written anew"), new)
         except ValueError as error:
             lines = [str(error)]
         for line in lines:
             note(f"changed since the last start: {line}")
-    if "://" in workdir:
-        path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")  # an object appears only when it is whole
-    else:
-        records.write(path, new)
+    records.write(name, new)
     documents.declare_no_documents(workdir, "safelm.train")
     checkpoint.save_tokenizer(workdir, run.tokenizer)
