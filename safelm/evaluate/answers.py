@@ -20,20 +20,16 @@ from safelm.evaluate.template import Template, answer_tokens
 from safelm.inference import Generation, Method, generate
 from safelm.inference.methods import looks_ahead
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
-from safelm.models import decoder as model_lib
-from safelm.text.tokenizer import Tokenizer
+from safelm.lm import LanguageModel
 
 BATCH_SIZE = 32  # prompts decoded at once: what a stop may lose
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(LanguageModel):
     """A model under test."""
 
     name: str
-    config: model_lib.ModelConfig
-    params: Any
-    tokenizer: Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,23 +10,19 @@ from safelm.checkpoints import checkpoint
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt
 from safelm.inference import Beam, Greedy, Method, SafeBeam, generate, tag_probability
-from safelm.models import decoder as model
+from safelm.lm import LanguageModel
 from safelm.stats.comparison import clustered_rate
 from safelm.stats.intervals import auroc
 from safelm.text.prompting import knows_chats, prompt_ids
-from safelm.text.tokenizer import Tokenizer
 
 METHODS: Mapping[str, Method] = {"greedy": Greedy(), "beam": Beam(), "safe_beam": SafeBeam()}
 Tokens = list[int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Target(LanguageModel):
     """A loaded model; `is_chat` says whether it is asked in a chat or with the prompt as it is."""
 
-    config: model.ModelConfig
-    params: model.Params
-    tokenizer: Tokenizer
     is_chat: bool
 
     def context(self, prompt: str, answer_start: str = "") -> Tokens:

@@ -2,22 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from safelm.formats.sources import read_model, saw_tag
 from safelm.inference import tag_probability
-from safelm.models import decoder as model_lib
+from safelm.lm import LanguageModel
 from safelm.serving.errors import shown
 from safelm.serving.request import Message
 from safelm.serving.text_stream import Piece, TextStream
 from safelm.text import prompting
-from safelm.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class ServedModel:
+class ServedModel(LanguageModel):
     """A model ready to be asked.
 
     Attributes:
@@ -26,9 +24,6 @@ class ServedModel:
     """
 
     name: str
-    config: model_lib.ModelConfig
-    params: Any
-    tokenizer: Tokenizer
     saw_tag: bool | None = None
 
     def encode(
@@ -67,4 +62,4 @@ def load(name: str, source: str, *, dtype: str = "") -> ServedModel:
     """Reads a checkpoint of ours, a Hugging Face folder or a GGUF file; ValueError or OSError if it can't be."""
     config, params, tokenizer = read_model(source)
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
-    return ServedModel(name, config, jax.device_put(params), tokenizer, saw_tag(source))
+    return ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source))

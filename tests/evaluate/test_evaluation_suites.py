@@ -446,7 +446,7 @@ def small(tmp_path_factory):
         "type,prompt,completion,final_label\nt,a,I can't do it,2_full_refusal\nt,b,Yes,1_full_compliance\n"
         "t,c,I won't,3_partial_refusal\n"
     )
-    checkpoint = Checkpoint("tiny", config, params, tokenizer)
+    checkpoint = Checkpoint(config, params, tokenizer, "tiny")
     advbench, xstest = f"--data=advbench:{folder / 'a.csv'}", f"--data=xstest:{folder / 'x.csv'}"
     argv += ["--suite=chat", advbench, xstest, "--methods=greedy", "--max_new_tokens=3"]
     return {"checkpoint": checkpoint, "argv": argv, "advbench": advbench, "xstest": xstest,

@@ -151,7 +151,7 @@ def _trace(tokens: list[int]) -> tuple[tuple[TraceCandidate, ...], ...]:
 def tiny_model(name: str = "tiny", seed: int = 0) -> ServedModel:
     """Random weights and the trained vocabulary of `tiny_runs`."""
     config = model.ModelConfig(**tiny_runs.model_fields(max_seq_len=512), attention="xla")
-    return ServedModel(name, config, model.init(config, jax.random.key(seed)), tiny_runs.tokenizer())
+    return ServedModel(config, model.init(config, jax.random.key(seed)), tiny_runs.tokenizer(), name)
 
 
 @dataclasses.dataclass

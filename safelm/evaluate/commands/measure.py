@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace) -> None:
     results = _describe(bench) | {"models": {}, "runs": []}
     with tqdm(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
         for name, folder in folders.items():
-            checkpoint = Checkpoint(name, *checkpoint_lib.load_for_inference(folder))
+            checkpoint = Checkpoint(*checkpoint_lib.load_for_inference(folder), name)
             for method in methods.values():
                 check_tag(checkpoint, method)
             store = open_validation(arguments.validation, checkpoint)
@@ -115,7 +115,7 @@ def _open_bench(arguments: argparse.Namespace) -> Bench:
     calibrations = {judge.name: calibrate(judge, rows) for judge in judges} if rows else {}
     reference = None
     if arguments.coherence_reference:
-        reference = Checkpoint("reference", *checkpoint_lib.load_for_inference(arguments.coherence_reference))
+        reference = Checkpoint(*checkpoint_lib.load_for_inference(arguments.coherence_reference), "reference")
     return Bench(arguments, asked, judges, calibrations, reference)
 
 
