@@ -1,9 +1,9 @@
 """What every command shares: how flags are written, one clear line for bad input, exit code 0 only on success.
 
 Flags: `--max_prompts` and `--max-prompts` are the same flag, in every command. `--checkpoint` is `NAME=DIR` or `DIR`,
-in every command: DIR is the folder of a training run or of `safelm.convert` (the server also takes a Hugging Face
-folder or a GGUF file), NAME is what results call the model: MODEL, MODEL@STAGE or MODEL@STAGE#SEED. Without a name
-it is the folder's own; a relative folder with `=` in its first part is written `./DIR`.
+in every command: DIR is the folder of a training run or of `safelm.convert` (`safelm.generate` and the server also
+take a Hugging Face folder or a GGUF file), NAME is what results call the model: MODEL, MODEL@STAGE or MODEL@STAGE#SEED.
+Without a name it is the folder's own; a relative folder with `=` in its first part is written `./DIR`.
 """
 
 import argparse

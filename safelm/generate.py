@@ -9,11 +9,9 @@ import json
 import sys
 from typing import Any
 
-from safelm import cli, documents
-from safelm.checkpoints import checkpoint
+from safelm import cli, documents, lm
 from safelm.inference.methods import METHODS, Method, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
-from safelm.lm import LanguageModel
 from safelm.text import prompting
 
 _SETTINGS: dict[str, tuple[type, str]] = {
@@ -35,9 +33,9 @@ def arguments() -> argparse.ArgumentParser:
     """The command's flags."""
     example = "python -m safelm.generate --checkpoint=/tmp/run --prompt='Once upon a time' --method=safe_beam"
     parser = cli.parser("safelm.generate", __doc__, example)
-    meaning = "workdir of a training run, or what safelm.convert wrote"
+    meaning = "training run, converted checkpoint, Hugging Face folder or GGUF file"
     parser.add_argument("--checkpoint", required=True, metavar=cli.CHECKPOINT, help=meaning)
-    parser.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
+    parser.add_argument("--step", type=int, help="of a training run (default: the newest)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text to continue; may be empty")
     source.add_argument("--prompts_file", help='jsonl, one {"prompt": text} a line; other columns are kept with --json')
@@ -81,7 +79,7 @@ def main(flags: argparse.Namespace) -> None:
     """Loads, decodes, prints."""
     method = method_from_flags(flags)
     rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
-    model = LanguageModel(*checkpoint.load_for_inference(cli.checkpoint(flags.checkpoint)[1], step=flags.step))
+    model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step)
     completions = model.complete(
         [prompting.prompt_ids(model.tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
         method,

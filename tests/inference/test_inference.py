@@ -23,6 +23,7 @@ from test_safe_beam import (
 
 from safelm import generate, inference
 from safelm.checkpoints import checkpoint
+from safelm.formats import huggingface
 from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenalty
 from safelm.inference.asked import ask
 from safelm.inference.prompts import batches
@@ -280,10 +281,18 @@ def test_the_command_prints_the_text_and_all_about_it(checkpoint_folder, tmp_pat
     assert capsys.readouterr().out == rows[0]["text"] + "\n"
 
 
+def test_the_command_takes_a_hugging_face_folder(checkpoint_folder, tmp_path, capsys):
+    huggingface.write_folder(tmp_path / "exported", *checkpoint.load_for_inference(checkpoint_folder))
+    for folder in (checkpoint_folder, tmp_path / "exported"):
+        run_command(f"--checkpoint={folder}", "--prompt=the fox", "--max_new_tokens=4", "--json")
+    ours, exported = map(json.loads, capsys.readouterr().out.splitlines())
+    assert exported["tokens"] == ours["tokens"] and len(ours["tokens"]) == 4
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompt=a", "--checkpoint=/nowhere/x"], "no checkpoint at /nowhere/x"),
+        (["--prompt=a", "--checkpoint=/nowhere/x"], "/nowhere/x: no such file or folder"),
         (["--prompt=a", "--temperature=2"], "--temperature=2.0: --method=greedy does not take it"),
         (["--prompt=a", "--method=beam", "--num_beams=0"], "num_beams=0, want at least 1"),
         (["--prompt=a", "--max_new_tokens=99"], "max_new_tokens=99 make"),
