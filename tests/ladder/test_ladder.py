@@ -20,7 +20,7 @@ from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import measure as ladder_measure
 from safelm.ladder import preferences as ladder_preferences
 from safelm.ladder import report as ladder_report
-from safelm.ladder.plan import (  # fmt: skip
+from safelm.ladder.plan import (
     CELLS,
     GREEDY,
     MODELS,
