@@ -137,20 +137,19 @@ def _collectives_of(module: Module, name: str) -> Iterable[tuple[str, Instructio
         if instruction.opcode == "send" and "megascale" in instruction.attributes:
             yield name, instruction, True
         elif instruction.opcode.removesuffix("-start") in COLLECTIVES:
-            yield name, instruction, instruction.opcode.endswith("-start") or name != _caller_of_async(module, name)
+            yield name, instruction, instruction.opcode.endswith("-start") or _is_started(module, name)
         elif instruction.opcode == "fusion":
             yield from _fused_collectives(module, instruction)
 
 
-def _caller_of_async(module: Module, name: str) -> str:
-    """`name`, unless an async-start runs it as its whole work."""
-    started = any(
+def _is_started(module: Module, name: str) -> bool:
+    """Whether an async-start runs a computation, as its whole work."""
+    return any(
         name in (called for _, called in instruction.called())
         for computation in module.computations.values()
         for instruction in computation.values()
         if instruction.opcode == "async-start"
     )
-    return "" if started else name
 
 
 def _fused_collectives(module: Module, fusion: Instruction) -> Iterable[tuple[str, Instruction, bool]]:

@@ -113,15 +113,6 @@ class Module:
             raise ValueError(f"the bound of the loop {loop.name} is not a constant")
         return max(-(-(stop - (start or 0)) // step), 0)
 
-    def inside(self, instruction: Instruction) -> list[Instruction]:
-        """The instructions of a fusion, of the fusions in it too; none for what is no fusion."""
-        found = []
-        if instruction.opcode == "fusion":
-            for _, name in instruction.called():
-                for inner in self.computations[name].values():
-                    found += [inner, *self.inside(inner)]
-        return found
-
     def work(self) -> Iterator[tuple[str, int, Instruction]]:
         """(computation, how often it runs, instruction) for all that is run, fusions as one instruction."""
         for name, times in self.runs.items():
