@@ -31,6 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from safelm.checkpoints import integrity as checkpoint_integrity
 from safelm.checkpoints.integrity import CorruptCheckpointError
+from safelm.io import remote
 from safelm.models import decoder as model_lib
 from safelm.text.tokenizer import Tokenizer
 
@@ -59,7 +60,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False):
-        self.folder = epath.Path(folder) if "://" in folder else epath.Path(folder).resolve()  # Orbax wants it absolute
+        path = epath.Path(folder)
+        self.folder = path if remote.is_remote(folder) else path.resolve()  # Orbax wants it absolute
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -84,13 +86,17 @@ class Checkpoints:
         """Steps of all whole checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
+    def name(self, step: int) -> str:
+        """A checkpoint in messages."""
+        return f"checkpoint {self.folder}/checkpoints/{step}"
+
     def read_meta(self, step: int) -> Meta:
         """The JSON record of one checkpoint; CorruptCheckpointError if it isn't as it was written."""
         with self._read_errors(step):
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if not isinstance(meta, dict) or "step" not in meta:
-            raise CorruptCheckpointError(f"{self._name(step)}: its meta is not the record of a checkpoint")
-        checkpoint_integrity.check_seal(meta, where=self._name(step))
+            raise CorruptCheckpointError(f"{self.name(step)}: its meta is not the record of a checkpoint")
+        checkpoint_integrity.check_seal(meta, where=self.name(step))
         return meta
 
     def save(self, step: int, meta: Mapping[str, Any], params: PyTree, opt_state: PyTree | None = None) -> None:
@@ -138,7 +144,7 @@ class Checkpoints:
             items["optimizer"] = ocp.args.StandardRestore(opt_state)
         with self._read_errors(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            checkpoint_integrity.check_fingerprints(dict(restored.items()), wanted, where=self._name(step))
+            checkpoint_integrity.check_fingerprints(dict(restored.items()), wanted, where=self.name(step))
         return restored.params, restored.get("optimizer")
 
     def set_aside(self, step: int, reason: str) -> epath.Path:
@@ -172,18 +178,16 @@ class Checkpoints:
     def _check_shapes(self, step: int, params: PyTree) -> None:
         with self._read_errors(step):
             stored = _shapes(self._manager.item_metadata(step).params.tree)
-        for name, shape in _shapes(params).items():
+        wanted = _shapes(params)
+        for name, shape in wanted.items():
             if name not in stored:
-                raise ValueError(f"{self._name(step)} is of another model: it has no parameter {name}")
+                raise ValueError(f"{self.name(step)} is of another model: it has no parameter {name}")
             if stored[name] != shape:
                 raise ValueError(
-                    f"{self._name(step)} is of another model: {name} has shape {stored[name]} there, {shape} here"
+                    f"{self.name(step)} is of another model: {name} has shape {stored[name]} there, {shape} here"
                 )
-        if extra := sorted(stored.keys() - _shapes(params).keys()):
-            raise ValueError(f"{self._name(step)} is of another model: this one has no parameter {extra[0]}")
-
-    def _name(self, step: int) -> str:
-        return f"checkpoint {self.folder}/checkpoints/{step}"
+        if extra := sorted(stored.keys() - wanted.keys()):
+            raise ValueError(f"{self.name(step)} is of another model: this one has no parameter {extra[0]}")
 
     @contextlib.contextmanager
     def _read_errors(self, step: int) -> Iterator[None]:
@@ -193,7 +197,7 @@ class Checkpoints:
         except CorruptCheckpointError:
             raise
         except Exception as error:  # Orbax and tensorstore raise many kinds
-            reason = f"{self._name(step)} can't be read: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            reason = f"{self.name(step)} can't be read: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
             passing = isinstance(error, _PASSING_ERRORS) or any(status in str(error) for status in _PASSING_STATUS)
             raise (OSError if passing else CorruptCheckpointError)(reason) from error
 
@@ -204,7 +208,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise many kinds; to a run they mean the same
             which = "a checkpoint" if step is None else f"the checkpoint before or at step {step}"
             kept = sorted(self._manager.all_steps(read=True))
-            good = f"the last good one is {self._name(kept[-1])}" if kept else "there is none before it"
+            good = f"the last good one is {self.name(kept[-1])}" if kept else "there is none before it"
             raise OSError(f"could not write {which} under {self.folder}/checkpoints ({good}): {error}") from error
 
 

@@ -25,6 +25,8 @@ from typing import Any
 
 from etils import epath
 
+from safelm.io import remote
+
 _TOLD_TO_STOP = ("Preempted", "KeyboardInterrupt")
 
 
@@ -59,7 +61,7 @@ class Events:
         if not self._enabled:
             return self
         self._path = epath.Path(self._workdir) / "events.jsonl"
-        if "://" not in self._workdir:
+        if not remote.is_remote(self._workdir):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "a+", encoding="utf-8", errors="surrogateescape", newline="\n")
             self._lock()

@@ -24,7 +24,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from safelm.io import files, records
+from safelm.io import files, records, remote
 from safelm.train.step import StepMetrics
 
 # Dense bfloat16 FLOP/s of one JAX device, by the start of its `device_kind` (the longest that fits).
@@ -68,7 +68,7 @@ class MetricsLog:
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = _lines_up_to(self._path, start_step)
-        self._is_local = "://" not in str(workdir)
+        self._is_local = not remote.is_remote(str(workdir))
         self._write_all()
         self._board = _Board(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
 

@@ -11,6 +11,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from safelm.io import remote
+
 
 class Profile:
     """Traces `log.profile_steps` steps from `log.profile_start_step` on, and whenever it is asked to."""
@@ -31,7 +33,7 @@ class Profile:
             self._stop()
         if self._last is None and (asked or step == self._log.profile_start_step):
             self._last = step + self._log.profile_steps - 1
-            self._scratch = tempfile.mkdtemp(prefix="profile_") if "://" in self._folder else self._folder
+            self._scratch = tempfile.mkdtemp(prefix="profile_") if remote.is_remote(self._folder) else self._folder
             jax.profiler.start_trace(self._scratch)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield

@@ -77,7 +77,7 @@ class Source:
         return restored
 
     def _read(self, step: int) -> Restored:
-        where, target = f"checkpoint {self._checkpoints.folder}/checkpoints/{step}", self._program.abstract_state
+        where, target = self._checkpoints.name(step), self._program.abstract_state
         if step > self._run.config.total_steps:
             raise ValueError(f"{where} is past the run's end: total_steps is {self._run.config.total_steps}")
         meta = self._checkpoints.read_meta(step)

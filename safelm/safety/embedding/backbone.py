@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm.formats import families, huggingface, sources
+from safelm.io import remote
 from safelm.models import decoder as model
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
@@ -170,7 +171,7 @@ def installed_path(name: str) -> Path:
 def _locate(source: str) -> tuple[str, int | None]:
     if source in INSTALLED:
         return str(installed_path(source)), INSTALLED[source][2]
-    if "://" not in source and not Path(source).exists():
+    if not remote.is_remote(source) and not Path(source).exists():
         raise FileNotFoundError(f"{source}: no such file or folder, and not one of {', '.join(INSTALLED)}")
     return source, None
 
@@ -190,7 +191,7 @@ def _check(settings: Mapping[str, Any], positions: int) -> None:
 
 def _is_encoder(place: str) -> bool:
     path = Path(place)
-    if "://" in place or not (path / huggingface.CONFIG_FILE).is_file():
+    if remote.is_remote(place) or not (path / huggingface.CONFIG_FILE).is_file():
         return False
     return not (path / "checkpoints").is_dir() and encoder_config.model_type(path) not in tuple(families.FAMILIES)
 
