@@ -35,11 +35,7 @@ from safelm.io import files, remote
 from safelm.jobs import beam_runner
 from safelm.text.tokenizer import Tokenizer
 
-_PROCESSES_FROM_BYTES = (
-    256 << 20
-)  # of source files: below that one process is faster than starting TensorFlow in several
-
-_WRITABLE = ("gs://", "gcs://")
+_PROCESSES_FROM_BYTES = 256 << 20  # of source files: below that starting TensorFlow in several processes is slower
 
 _logger = logging.getLogger("safelm.cache_tasks")
 
@@ -76,8 +72,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(flags: argparse.Namespace) -> None:
     """Writes the stores that the flags ask for; ValueError or OSError with one clear line for bad input."""
     output = flags.output.rstrip("/")
-    if remote.is_remote(output) and not output.startswith(_WRITABLE):
-        raise ValueError(f"--output {output}: must be a local folder or gs://")
+    remote.check_output(output)
     if flags.workers < 0:
         raise ValueError(f"--workers must be 0 (by the machine and the input) or more, got {flags.workers}")
     runner = beam_runner.from_flags(flags)

@@ -21,8 +21,7 @@ from safelm.safety.report_card.counting import CountSettings
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if remote.is_remote(arguments.output) and not arguments.output.startswith(("gs://", "gcs://")):
-        raise cli.UserError(f"--output={arguments.output}: must be a local folder or gs://")
+    remote.check_output(arguments.output)
     out = OutputFolder(arguments.output)
     if arguments.diff:
         if arguments.input or arguments.slice:

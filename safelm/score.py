@@ -45,8 +45,6 @@ from safelm.jobs.progress import FolderProgress
 from safelm.safety.scoring import columns, manifest, plan, scorers
 from safelm.safety.scoring.shard import ScoreWork, rows_under_way
 
-_WRITABLE = ("gs://", "gcs://")
-
 _logger = logging.getLogger("safelm.score")
 
 
@@ -81,8 +79,7 @@ def main(flags: argparse.Namespace) -> None:
     specs = scorers.parse_specs(flags.scorers)
     if flags.part_mb < 1:
         raise ValueError(f"--part_mb must be at least 1, got {flags.part_mb}")
-    if remote.is_remote(flags.output) and not flags.output.startswith(_WRITABLE):
-        raise ValueError(f"--output {flags.output}: must be a local folder or gs://")
+    remote.check_output(flags.output)
     documents.check_apart(flags.input, flags.output)
     files = documents.find(flags.input)
     loaded = scorers.load_scorers(specs)

@@ -49,7 +49,6 @@ from safelm.safety.synthesis.report import output as report
 from safelm.safety.synthesis.shard import PROGRESS, SynthesisWork
 from safelm.safety.synthesis.sources import Selection
 
-_WRITABLE = ("gs://", "gcs://")
 _ALONE = ("engine:", "endpoint:")  # writers that use a machine, or a server's patience, by themselves
 
 _logger = logging.getLogger("safelm.synthesize")
@@ -128,8 +127,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise ValueError(f"--max_without_text must be from 0 to 1, got {flags.max_without_text}")
     if flags.dialogues and flags.kind != "moral_education":
         raise ValueError(f"--dialogues: {flags.kind} is made from web documents")
-    if remote.is_remote(flags.output) and not flags.output.startswith(_WRITABLE):
-        raise ValueError(f"--output {flags.output}: must be a local folder or gs://")
+    remote.check_output(flags.output)
 
 
 def gate_settings(given: list[str]) -> GateSettings:

@@ -19,7 +19,6 @@ Schemes:
 import argparse
 import ast
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +29,6 @@ from safelm import cli, config_files
 from safelm.safety import classifier
 from safelm.safety.classifier import labels, recipe_config
 
-_logger = logging.getLogger(__name__)
 _EXAMPLE = "python -m safelm.train_classifier --config=configs/classifier_default.py --output=classifier"
 
 

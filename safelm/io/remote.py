@@ -28,6 +28,7 @@ import fsspec
 RETRY_VARIABLE = "SAFELM_RETRY_SECONDS"
 PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
+_GCS = ("gs://", "gcs://")
 _CREDENTIALS = (
     "credentials come from GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login` or the machine's "
     "service account"
@@ -43,9 +44,15 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def check_output(folder: str) -> None:
+    """Raises ValueError for the --output of a command that writes where this can't."""
+    if is_remote(folder) and not folder.startswith(_GCS):
+        raise ValueError(f"--output {folder}: must be a local folder or gs://")
+
+
 def options(url: str) -> dict[str, Any]:
     """What to hand fsspec beside a URL: for `gs://` 60 s of silence at most, MD5 checked, listings as they are."""
-    if not url.startswith(("gs://", "gcs://")):
+    if not url.startswith(_GCS):
         return {}
     import aiohttp
 
@@ -249,7 +256,7 @@ def _clear_error(url: str, action: str, error: Exception, seconds: float | None)
 
 
 def _missing_bucket(url: str) -> str | None:
-    if not url.startswith(("gs://", "gcs://")):
+    if not url.startswith(_GCS):
         return None
     files, path = filesystem(url)
     bucket = path.split("/")[0]

@@ -10,7 +10,6 @@ from safelm.report import table
 from safelm.robustness.seeds import has_seeds, pool
 
 Point = Mapping[str, Any]
-FINETUNING = ("benign", "tag_free")
 _RATES = {
     "harmful_completion": "harmful",
     "declined_harmful": "declined",

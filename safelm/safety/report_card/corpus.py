@@ -190,10 +190,6 @@ def _cut(file: Piece) -> Iterator[Piece]:
         yield dataclasses.replace(file, bytes=size, part=documents.Part(start, stop))
 
 
-def _start(piece: Piece) -> int:
-    return piece.part.start if piece.part else 0
-
-
 def _add_file(count: Count, parts: Iterable[tuple[Count, int]], top: int) -> None:
     """Adds a file's parts, in order; their rows then count from the file's first one."""
     before = 0

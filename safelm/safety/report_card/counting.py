@@ -17,11 +17,10 @@ from safelm.safety.report_card.tally import ALL, Count, Tally, TopDocument
 
 SCORE_SLICES = {"score 0": (0, 0), "score 1 to 3": (1, 3), "score 4 to 5": (4, 5)}
 UNSCORED_SLICE = "unscored"
-WORD_TOKENS = "words by the matching rules (runs of letters and digits)"
-_SLICE_OF = {
-    "unscored": UNSCORED_SLICE,
-    **{str(score): name for name, (low, high) in SCORE_SLICES.items() for score in range(low, high + 1)},
+_SLICE_OF = {UNSCORED_SLICE: UNSCORED_SLICE} | {
+    str(score): name for name, (low, high) in SCORE_SLICES.items() for score in range(low, high + 1)
 }
+WORD_TOKENS = "words by the matching rules (runs of letters and digits)"
 _BATCH_CHARACTERS = 1 << 19
 _EXCERPT_BYTES = 80
 
@@ -182,12 +181,7 @@ class Counter:
         return [len(ids) for ids in _tokenizer(self._settings.tokenizer).encode_batch(self._texts)]
 
     def _tally(self, score: str) -> Tally:
-        name = self._piece.slice
-        if name is None:
-            bands = (
-                band for band, (low, high) in SCORE_SLICES.items() if score.isdigit() and low <= int(score) <= high
-            )
-            name = next(bands, UNSCORED_SLICE)
+        name = _SLICE_OF[score] if self._piece.slice is None else self._piece.slice
         return self.count.tallies.setdefault(name, Tally())
 
     def _add_hits(self, tally: Tally, facts: tuple[int, str, str], found: Found, matches: list[int]) -> None:

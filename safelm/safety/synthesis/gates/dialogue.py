@@ -14,7 +14,6 @@ from safelm.safety.synthesis.gates.words import longest_run, shared_runs, words
 from safelm.safety.synthesis.kinds import Draft
 
 _LABEL = re.compile(r"^(User|Assistant):[ \t\n]+", re.MULTILINE)
-_NEEDED = ("cannot", "why")
 
 
 @dataclasses.dataclass(frozen=True)
