@@ -193,8 +193,8 @@ def _describe_input(path: str) -> dict[str, Any]:
     try:
         facts = documents.describe(documents.file_at(path))
     except FileNotFoundError:
-        return {"name": os.path.basename(path)}
-    return {"name": os.path.basename(path)} | {name: value for name, value in facts.items() if name != "path"}
+        facts = {"path": path}
+    return documents.without_place(facts)
 
 
 def _check_settings(directory: str, wanted: dict[str, Any], bucket: Bucket | None) -> Mapping[str, Any]:

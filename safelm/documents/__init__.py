@@ -29,6 +29,7 @@ from safelm.documents.files import (
     has_changed,
     list_files,
     suffix,
+    without_place,
 )
 from safelm.documents.harm import HarmScore, harm_score
 from safelm.documents.identity import ID_COLUMN, content_id, is_content_id, required_id, row_id
@@ -124,4 +125,5 @@ __all__ = [
     "required_id",
     "row_id",
     "suffix",
+    "without_place",
 ]

@@ -123,6 +123,11 @@ def describe(file: DocumentFile) -> dict[str, Any]:
     return {"path": file.path, "bytes": file.bytes, "sample_sha256": remote.retrying(file.path, "reading", read)}
 
 
+def without_place(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What `describe` says of a file, with its name for its path: a moved copy is the same input."""
+    return {"name": os.path.basename(facts["path"])} | {key: value for key, value in facts.items() if key != "path"}
+
+
 def content_sha256(path: str) -> dict[str, Any]:
     """The SHA-256 of a whole local file, with the time of its last change (ns); {} for one behind a URL.
 

@@ -20,6 +20,10 @@ class Malformed:
     reason: str
     raw: str = dataclasses.field(repr=False)
 
+    def record(self, path: str) -> dict[str, Any]:
+        """This row of the file `path` as a line of a quarantine file."""
+        return {"file": path} | dataclasses.asdict(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class MalformedLimit:
@@ -118,7 +122,7 @@ class Quarantine:
         if self._file is None:
             os.makedirs(os.path.dirname(self._target) or ".", exist_ok=True)
             self._file: Any = open(self._target, "w", encoding="utf-8")
-        self._file.write(json.dumps({"file": self._path} | dataclasses.asdict(malformed)) + "\n")
+        self._file.write(json.dumps(malformed.record(self._path)) + "\n")
 
     def __enter__(self) -> "Quarantine":
         return self

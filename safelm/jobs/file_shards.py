@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -32,6 +32,11 @@ class ShardJob:
     def record(self) -> str:
         """Where its done-record is, relative to the output."""
         return f"{RECORDS}/{self.name}.json"
+
+    def summary(self, record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """What a manifest says of it, with these fields of its done-record."""
+        part = [self.part.start, self.part.stop] if self.part else None
+        return {"name": self.name, "path": self.path, "part": part} | {name: record[name] for name in names}
 
 
 def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:

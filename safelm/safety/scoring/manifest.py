@@ -11,6 +11,7 @@ from safelm.safety.scoring.columns import FOLDERS, QUARANTINE
 from safelm.safety.scoring.plan import COMMAND, FORMAT, ScorePlan
 
 _SUMMED = ("rows", "empty", "characters")
+_OF_SHARDS = ("rows", "folders", "empty", "seconds")
 
 
 def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
         "totals": totals,
         "agreement": functools.reduce(Agreement.merge, agreements, Agreement(names)).report(),
         "files": {name: facts for record in records for name, facts in _document_files(record).items()},
-        "shards": [_shard(job, record) for job, record in zip(plan.shards, records, strict=True)],
+        "shards": [job.summary(plan.done[job.name], _OF_SHARDS) for job in plan.shards],
         "speed": dict(speed),
     }
     out.write_json(MANIFEST_NAME, manifest)
@@ -50,10 +51,3 @@ def _check(out: OutputFolder, totals: Mapping[str, int]) -> None:
 
 def _document_files(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts for name, facts in record["files"].items() if not name.startswith(f"{QUARANTINE}/")}
-
-
-def _shard(job: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    part = [job.part.start, job.part.stop] if job.part else None
-    return {"name": job.name, "path": job.path, "part": part} | {
-        key: record[key] for key in ("rows", "folders", "empty", "seconds")
-    }

@@ -64,7 +64,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
     settings = {
         WRITTEN_BY: COMMAND,
         "format": FORMAT,
-        "input": [{"name": os.path.basename(i["path"])} | {k: v for k, v in i.items() if k != "path"} for i in inputs],
+        "input": list(map(documents.without_place, inputs)),
         "scorers": [{"name": spec.name, "fingerprint": spec.fingerprint} for spec in work.scorers],
         "columns": dict(work.columns.types),
         "text_column": work.text_column,

@@ -213,13 +213,7 @@ class _ShardWriter:
         """Keeps a malformed row with file, row number, reason and, where it can be read, the document's id."""
         if self._quarantine_file is None:
             self._quarantine_file = self._files.enter_context(open(self._path(QUARANTINE), "w", encoding="utf-8"))
-        record = {
-            "file": self._job.path,
-            "row": malformed.row,
-            "reason": malformed.reason,
-            "id": _id(malformed.raw, self._work.id_column),
-            "raw": malformed.raw,
-        }
+        record = malformed.record(self._job.path) | {"id": _id(malformed.raw, self._work.id_column)}
         self._quarantine_file.write(json.dumps(record) + "\n")
         self._quarantined += 1
 

@@ -29,6 +29,7 @@ from safelm.safety.synthesis.shard import PASSED, PROGRESS, REJECTED, REJECTED_S
 
 _DUPLICATES_NAME = f"{REJECTED}/near_duplicates{REJECTED_SUFFIX}"
 _NO_TEXT = ("writer_filtered", "writer_refused", "writer_error", "writer_empty", "writer_reasoning")
+_OF_SHARDS = ("rows", "passed", "rejected", "malformed", "replies", "seconds")
 _TOTALS = ("rows", "passed", "rejected", "malformed", "repeats", "replies", "prompt_tokens", "completion_tokens")
 
 
@@ -165,7 +166,7 @@ def make_manifest(
         "totals": totals,
         "funnel": funnel.to_json(),
         "files": dict(files),
-        "shards": [_shard(job, record) for job, record in zip(plan.shards, records, strict=True)],
+        "shards": [job.summary(plan.done[job.name], _OF_SHARDS) for job in plan.shards],
         "speed": dict(speed),
     }
 
@@ -176,12 +177,6 @@ def _sums(several: Any) -> dict[str, Any]:
         for name, amount in values.items():
             found[name] = found.get(name, 0) + amount
     return dict(sorted(found.items()))
-
-
-def _shard(job: ShardJob, record: Mapping[str, Any]) -> dict[str, Any]:
-    part = [job.part.start, job.part.stop] if job.part else None
-    names = ("rows", "passed", "rejected", "malformed", "replies", "seconds")
-    return {"name": job.name, "path": job.path, "part": part} | {name: record[name] for name in names}
 
 
 def check_whole(out: OutputFolder, manifest: Mapping[str, Any]) -> None:

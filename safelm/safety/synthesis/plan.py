@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -147,7 +146,7 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
         "format": FORMAT,
         "kind": selection.kind,
         "scores": list(selection.scores) + (["others left out"] if selection.leaves_out else []),
-        "input": [{"name": os.path.basename(i["path"])} | {k: v for k, v in i.items() if k != "path"} for i in inputs],
+        "input": list(map(documents.without_place, inputs)),
         "writer": {"name": desk.writer.name, "fingerprint": desk.writer.fingerprint},
         "gates": [{"name": gate.name, "fingerprint": gate.fingerprint} for gate in desk.gates],
         "limits": limits_of(desk.gates, selection.kind),

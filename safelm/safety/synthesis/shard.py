@@ -219,8 +219,7 @@ class _Results:
     def quarantine(self, malformed: Malformed) -> None:
         """Keeps a malformed row with its file, number and reason."""
         self._malformed += 1
-        facts = {"file": self._job.path, "row": malformed.row, "reason": malformed.reason, "raw": malformed.raw}
-        self._write_line(QUARANTINE, facts)
+        self._write_line(QUARANTINE, malformed.record(self._job.path))
 
     def _rejection(self, trial: Trial) -> dict[str, Any]:
         attempts = [
