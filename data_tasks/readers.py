@@ -17,11 +17,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from data_tasks.preprocessors import NO_SCORE
 from safelm import documents
-from safelm.documents import Malformed, MalformedError, MalformedLimit, Quarantine, harm
+from safelm.documents import Malformed, MalformedError, MalformedLimit, Quarantine, RowTally, harm
 
 __all__ = ["Document", "MalformedError", "MalformedLimit", "ReadReport", "RowFormat", "WebDocuments", "read_documents"]
 
-_JUDGE_EVERY = 10_000
 _HARM_SCORE = "harm score"
 
 _logger = logging.getLogger(__name__)
@@ -122,15 +121,13 @@ def read_documents(
     Raises FileNotFoundError, and ValueError for a file that is damaged, lacks a column or has too many malformed rows.
     """
     row_format = row_format or WebDocuments(needs_score)
-    mine = ReadReport()
+    tally = RowTally(path, limit)
     with Quarantine(path, quarantine) as rejected:
 
         def reject(malformed: Malformed) -> None:
-            mine.rows, report.rows = mine.rows + 1, report.rows + 1
-            mine.malformed, report.malformed = mine.malformed + 1, report.malformed + 1
+            report.rows, report.malformed = report.rows + 1, report.malformed + 1
             rejected.add(malformed)
-            if mine.rows >= _JUDGE_EVERY:
-                limit.check(path, mine.malformed, mine.rows, is_whole=False)
+            tally.add(malformed)
 
         for row in _rows(path, row_format, reject):
             try:
@@ -138,14 +135,15 @@ def read_documents(
             except MalformedError as error:
                 reject(row.malformed(str(error)))
                 continue
-            mine.rows, report.rows = mine.rows + 1, report.rows + 1
+            report.rows += 1
+            tally.add()
             if document.score_column:
                 report.score_columns[document.score_column] += 1
             yield document
-        limit.check(path, mine.malformed, mine.rows)
-    if mine.malformed:
+        tally.finish()
+    if tally.malformed:
         where = f", kept in {quarantine}" if quarantine else ""
-        _logger.warning("%s: %d of %d rows are malformed%s", path, mine.malformed, mine.rows, where)
+        _logger.warning("%s: %d of %d rows are malformed%s", path, tally.malformed, tally.rows, where)
 
 
 def _rows(path: str, row_format: RowFormat, reject: documents.OnMalformed) -> Iterator[documents.Row]:

@@ -84,6 +84,7 @@ class RowTally:
 
     Attributes:
       rows: all that were read, malformed ones among them.
+      malformed: how many can't be used.
     """
 
     def __init__(self, path: str, limit: MalformedLimit):
