@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -206,8 +205,7 @@ def read_shard_info(
     """
     directory = os.fspath(directory)
     try:
-        with open(os.path.join(directory, shard_file("shard", index, num_shards)), encoding="utf-8") as file:
-            info = ShardInfo(**json.load(file))
+        info = ShardInfo(**records.read(os.path.join(directory, shard_file("shard", index, num_shards)), ""))
         names = [shard_file(kind, index, num_shards) for kind in info.files()]
         sizes = [_size(os.path.join(directory, name), elsewhere or {}) for name in names]
     except (OSError, TypeError, ValueError):

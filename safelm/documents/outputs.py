@@ -6,7 +6,6 @@ the folder below it that they lie in. A folder that a command began (`_settings.
 """
 
 import json
-import os
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -21,7 +20,8 @@ def declare_no_documents(folder: str, command: str) -> None:
     """Writes a manifest without files, if there is none: nothing below the folder is a document."""
     manifest = {WRITTEN_BY: command, "files": {}}
     path = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
-    if remote.is_remote(path) or not os.path.exists(path):
+    files, inner = remote.filesystem(path)
+    if not remote.retrying(path, "reading", lambda: files.exists(inner)):
         records.write(path, manifest)
 
 
@@ -56,8 +56,7 @@ class Outputs:
                 unfinished.add(folder)
             elif isinstance(values.get("files"), Mapping):
                 unfinished.discard(folder)
-                sizes = {f"{folder}/{file}": facts["bytes"] for file, facts in values["files"].items()}
-                self._sizes[folder] = sizes
+                self._sizes[folder] = {f"{folder}/{file}": _size(facts) for file, facts in values["files"].items()}
         for folder in sorted(unfinished):
             raise ValueError(f"{folder}: not finished, it has no {MANIFEST_NAME}: run the command that wrote it again")
 
@@ -82,10 +81,15 @@ class Outputs:
                     )
 
 
+def _size(facts: Any) -> int:
+    """The bytes that a manifest lists for a file; where it is damaged -1, which no file has."""
+    return facts.get("bytes", -1) if isinstance(facts, Mapping) else -1
+
+
 def _read(files: Any, url: str, name: str) -> Mapping[str, Any] | None:
     """A manifest or settings of ours; None for what others call so."""
     try:
-        values = json.loads(remote.retrying(url, "reading", lambda: files.cat_file(name)))
+        values = records.parse(remote.retrying(url, "reading", lambda: files.cat_file(name)), name, "")
     except ValueError:
         return None
-    return values if isinstance(values, Mapping) and WRITTEN_BY in values else None
+    return values if WRITTEN_BY in values else None

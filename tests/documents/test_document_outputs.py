@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import pytest
 from synthesis_runs import SCORER, no_charts, rows_of, run, write_rows
 
@@ -70,6 +71,27 @@ def test_an_unfinished_folder_and_one_that_lacks_files_are_refused(tmp_path):
             documents.list_files(inputs)
     with pytest.raises(ValueError, match="not finished"):
         documents.find_named(str(tmp_path), ["train-*"])
+
+
+@pytest.mark.parametrize("files", ['{"a.jsonl": 7}', '{"a.jsonl": {}}', '{"b.jsonl": null}'])
+def test_a_manifest_of_ours_that_is_damaged_names_the_file(tmp_path, files):
+    write_rows(tmp_path / "a.jsonl", [{"text": "x"}])
+    (tmp_path / "manifest.json").write_text(f'{{"written_by": "safelm.x", "files": {files}}}')
+    with pytest.raises(ValueError, match=r"[ab].jsonl: (has 14 bytes|is missing), and .*/manifest.json lists it"):
+        documents.list_files(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    assert names(tmp_path, documents.list_files(str(tmp_path))) == ["a.jsonl"]
+
+
+def test_a_folder_is_declared_to_hold_no_documents_once(tmp_path):
+    for folder in (f"{tmp_path}/run", "memory://declared/run"):
+        files, inner = fsspec.core.url_to_fs(folder)
+        for command in ("safelm.one", "safelm.other"):
+            documents.declare_no_documents(folder, command)
+        files.pipe(f"{inner}/metrics.jsonl", b"{}\n")
+        assert json.loads(files.cat(f"{inner}/manifest.json"))["written_by"] == "safelm.one"
+        with pytest.raises(FileNotFoundError, match="no file there holds documents"):
+            documents.list_files(folder)
 
 
 def test_no_side_file_of_scores_synthetic_documents_and_report_cards_is_taken(tmp_path, monkeypatch):
