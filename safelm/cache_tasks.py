@@ -218,7 +218,7 @@ def _write_in_processes(
 
 def _complete(plan: StorePlan, started: float) -> None:
     manifest = plan.finish()
-    seconds, place = time.monotonic() - started, plan.bucket.url if plan.bucket else plan.directory
+    seconds, place = time.monotonic() - started, plan.place
     if manifest is None:
         _logger.warning("%s: no document is in this split; no store written", place)
         return

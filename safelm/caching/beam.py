@@ -64,10 +64,9 @@ def write_on_beam(plans: Sequence[StorePlan], module: TaskModule, output: str, r
     for plan in plans:
         if plan.bucket:
             plan.bucket = Bucket(plan.bucket.url, plan.directory)
-        elsewhere = plan.bucket.sizes if plan.bucket else None
         for job in plan.jobs:
             arguments = (plan.directory, job.index, job.num_shards)
-            info = read_shard_info(*arguments, fingerprint=job.fingerprint, elsewhere=elsewhere)
+            info = read_shard_info(*arguments, fingerprint=job.fingerprint, elsewhere=plan.elsewhere)
             if info is None:
                 raise OSError(f"{job.directory}: shard {job.index} is not there although its job ended: run again")
             plan.done[job.index] = info

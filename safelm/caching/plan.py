@@ -30,10 +30,20 @@ class StorePlan:
     tokenizer: Tokenizer
     settings: Mapping[str, Any]
     num_shards: int
-    done: dict[int, ShardInfo]
-    jobs: list[ShardJob]
-    pending_bytes: int
     bucket: Bucket | None = None
+    done: dict[int, ShardInfo] = dataclasses.field(default_factory=dict)
+    jobs: list[ShardJob] = dataclasses.field(default_factory=list)
+    pending_bytes: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages."""
+        return self.bucket.url if self.bucket else self.directory
+
+    @property
+    def elsewhere(self) -> Mapping[str, int] | None:
+        """Names and sizes (bytes) of what is in the bucket."""
+        return self.bucket.sizes if self.bucket else None
 
     def finish(self) -> Manifest | None:
         """Writes the manifest; None for a split other than train without any document.
@@ -72,7 +82,7 @@ class StorePlan:
             },
         )
         if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
-            write_manifest(self.directory, manifest, elsewhere=self.bucket.sizes if self.bucket else None)
+            write_manifest(self.directory, manifest, elsewhere=self.elsewhere)
             if self.bucket:
                 self.bucket.push(MANIFEST_NAME)
         return manifest
@@ -126,57 +136,56 @@ def plan_store(
     paths = task.source.list_shards(split)
     inputs = [_describe_input(path) for path in paths]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
-    former = _check_settings(directory, wanted, bucket)
-    _drop_broken_manifest(directory, tokenizer.hash, bucket)
+    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket)
+    former = _check_settings(plan)
+    _drop_broken_manifest(plan)
     os.makedirs(directory, exist_ok=True)
     records.write(os.path.join(directory, SETTINGS_NAME), wanted)
     if bucket and (SETTINGS_NAME not in bucket.sizes or former != wanted):
         bucket.push(SETTINGS_NAME)
-    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), {}, [], 0, bucket)
-    elsewhere = bucket.sizes if bucket else None
-    for index, file in enumerate(inputs):
-        fingerprint = records.fingerprint(
-            {key: value for key, value in wanted.items() if key != "inputs"} | {"input": file}
-        )
-        info = _read_done(directory, index, len(inputs), fingerprint, elsewhere)
-        if info is not None:
-            if documents.has_changed(paths[index], info.extra.get("input", {})):
-                place = bucket.url if bucket else directory
-                raise ValueError(
-                    f"{paths[index]}: it was changed after it was cached in {place}: choose another --output, or "
-                    "remove that folder"
-                )
-            plan.done[index] = info
-            continue
-        plan.pending_bytes += file.get("bytes", 0)
-        plan.jobs.append(
-            ShardJob(
-                source_name=source_name,
-                task_name=task_name,
-                split=split,
-                index=index,
-                num_shards=len(inputs),
-                directory=directory,
-                fingerprint=fingerprint,
-                dtype=token_dtype(tokenizer.vocab_size).name,
-                eos_id=tokenizer.eos_id,
-                harm_tag_id=tokenizer.harm_tag_id,
-                path=paths[index],
-            )
-        )
+    for index, (path, file) in enumerate(zip(paths, inputs, strict=True)):
+        _plan_shard(plan, index, path, file)
     if plan.jobs:
-        _drop_manifest(directory, bucket)
+        _drop_manifest(plan)
     return plan
 
 
-def _read_done(
-    directory: str, index: int, num_shards: int, fingerprint: str, elsewhere: Mapping[str, int] | None
-) -> ShardInfo | None:
-    """A finished shard, all that is here of it read; one that is damaged is finished no more."""
-    info = read_shard_info(
-        directory, index, num_shards, fingerprint=fingerprint, elsewhere=elsewhere, verify_checksums=True
+def _plan_shard(plan: StorePlan, index: int, path: str, file: Mapping[str, Any]) -> None:
+    """Enters what is there of a shard, or the job for it. Raises ValueError where its input changed in place."""
+    settings = {key: value for key, value in plan.settings.items() if key != "inputs"}
+    fingerprint = records.fingerprint(settings | {"input": file})
+    info = _read_done(plan, index, fingerprint)
+    if info is not None:
+        if documents.has_changed(path, info.extra.get("input", {})):
+            raise ValueError(
+                f"{path}: it was changed after it was cached in {plan.place}: choose another --output, or remove that "
+                "folder"
+            )
+        plan.done[index] = info
+        return
+    plan.pending_bytes += file.get("bytes", 0)
+    plan.jobs.append(
+        ShardJob(
+            source_name=plan.source_name,
+            task_name=plan.task_name,
+            split=plan.split,
+            index=index,
+            num_shards=plan.num_shards,
+            directory=plan.directory,
+            fingerprint=fingerprint,
+            dtype=token_dtype(plan.tokenizer.vocab_size).name,
+            eos_id=plan.tokenizer.eos_id,
+            harm_tag_id=plan.tokenizer.harm_tag_id,
+            path=path,
+        )
     )
-    path = os.path.join(directory, shard_file("shard", index, num_shards))
+
+
+def _read_done(plan: StorePlan, index: int, fingerprint: str) -> ShardInfo | None:
+    """A finished shard, all that is here of it read; one that is damaged is finished no more."""
+    where = (plan.directory, index, plan.num_shards)
+    info = read_shard_info(*where, fingerprint=fingerprint, elsewhere=plan.elsewhere, verify_checksums=True)
+    path = os.path.join(plan.directory, shard_file("shard", index, plan.num_shards))
     if info is None and os.path.exists(path):
         os.remove(path)
     return info
@@ -197,21 +206,23 @@ def _describe_input(path: str) -> dict[str, Any]:
     return documents.without_place(facts)
 
 
-def _check_settings(directory: str, wanted: dict[str, Any], bucket: Bucket | None) -> Mapping[str, Any]:
+def _check_settings(plan: StorePlan) -> Mapping[str, Any]:
     """What a store was begun with. Raises ValueError where a shard that is done was made with something else.
 
     Input files whose shards are not done may be others now, and where none is done every setting.
     """
-    path = os.path.join(directory, SETTINGS_NAME)
+    path, wanted = os.path.join(plan.directory, SETTINGS_NAME), plan.settings
     try:
         former = records.read(path, "remove the folder or choose another --output")
     except FileNotFoundError:
-        if os.path.exists(os.path.join(directory, MANIFEST_NAME)):
-            former = dict(read_manifest(directory).extra.get("settings", {}))
+        if os.path.exists(os.path.join(plan.directory, MANIFEST_NAME)):
+            former = dict(read_manifest(plan.directory).extra.get("settings", {}))
         else:
             return {}
-    inputs, elsewhere = former.get("inputs", []), bucket.sizes if bucket else None
-    done = [read_shard_info(directory, index, len(inputs), elsewhere=elsewhere) for index in range(len(inputs))]
+    inputs = former.get("inputs", [])
+    done = [
+        read_shard_info(plan.directory, index, len(inputs), elsewhere=plan.elsewhere) for index in range(len(inputs))
+    ]
     if not any(done):
         return former
     began_with = former
@@ -223,24 +234,23 @@ def _check_settings(directory: str, wanted: dict[str, Any], bucket: Bucket | Non
         }
     else:
         former = former | {"inputs": f"of {len(inputs)} files"}
-        wanted = wanted | {"inputs": f"{len(wanted['inputs'])} files"}
-    check_same(bucket.url if bucket else directory, former, wanted)
+        wanted = dict(wanted) | {"inputs": f"{len(wanted['inputs'])} files"}
+    check_same(plan.place, former, wanted)
     return began_with
 
 
-def _drop_broken_manifest(directory: str, vocab_hash: str, bucket: Bucket | None) -> None:
+def _drop_broken_manifest(plan: StorePlan) -> None:
     """A store whose shards went missing or were cut is not whole: without its manifest they are made again."""
-    path = os.path.join(directory, MANIFEST_NAME)
-    if os.path.exists(path):
+    if os.path.exists(os.path.join(plan.directory, MANIFEST_NAME)):
         try:
-            TokenStore.open(bucket.url if bucket else directory, vocab_hash=vocab_hash, verify_checksums=False)
+            TokenStore.open(plan.place, vocab_hash=plan.tokenizer.hash, verify_checksums=False)
         except (FileNotFoundError, ValueError):
-            _drop_manifest(directory, bucket)
+            _drop_manifest(plan)
 
 
-def _drop_manifest(directory: str, bucket: Bucket | None) -> None:
-    path = os.path.join(directory, MANIFEST_NAME)
+def _drop_manifest(plan: StorePlan) -> None:
+    path = os.path.join(plan.directory, MANIFEST_NAME)
     if os.path.exists(path):
-        if bucket:
-            bucket.drop(MANIFEST_NAME)
+        if plan.bucket:
+            plan.bucket.drop(MANIFEST_NAME)
         os.remove(path)
