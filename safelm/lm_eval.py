@@ -9,9 +9,10 @@ by path names one of our functions, as those in safelm/evaluate/capability/tasks
 
 import argparse
 import logging
+import os
 import sys
 
-from safelm import cli
+from safelm import cli, documents
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,6 +37,11 @@ def _run(argv: list[str]) -> None:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'safelm[eval]'") from error
     sys.argv = ["lm_eval", *argv]
     cli_evaluate()
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--output_path", "-o", default="")
+    folder = own.parse_known_args(argv)[0].output_path
+    if os.path.isdir(folder):  # its samples_*.jsonl would be taken for documents
+        documents.declare_no_documents(folder, "safelm.lm_eval")
 
 
 def _parser() -> argparse.ArgumentParser:

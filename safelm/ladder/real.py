@@ -40,8 +40,8 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
         _run("-m", "safelm.ladder.prepare_real_text", f"--source={source}", f"--output={corpus}")
     sample = corpus / "to_rewrite" / "documents.jsonl.gz"
     if not sample.exists():
-        _write(sample, list(_sample(corpus)))
         documents.declare_no_documents(str(sample.parent), "safelm.ladder")  # they stand in raw_web
+        _write(sample, list(_sample(corpus)))
     for kind, scores in _KINDS.items():
         flags = [f"--kind={kind}", f"--input={sample}", f"--output={corpus}/{kind}", f"--scores={scores}"]
         _run("-m", "safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import side_files
 import tiny_runs
 from ml_collections import ConfigDict
 
@@ -262,6 +263,7 @@ def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
     assert summary["rows"].keys() == {"harm_tagged"} and summary["rows"]["harm_tagged"].keys() == set(STAGES)
     labels = ladder_jobs.read_done(tmp_path / "study", Job(3, "harm_tagged", "benign", GREEDY))["labels"]
     assert len(labels["harmful"]) == len(labels["safe"]) == 2
+    side_files.assert_only_documents(tmp_path / "study", tmp_path / "study" / "corpus")
 
 
 def test_a_request_is_refused_where_it_leans_further_than_nine_in_ten_plain_ones(tmp_path):

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import side_files
 import tiny_runs
 
 from safelm.checkpoints import checkpoint
@@ -123,7 +124,7 @@ def study(target, prompts, tmp_path_factory):
     )
 
 
-def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeypatch, tmp_path):
+def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeypatch):
     points = robustness.run(study)
     for name, methods in (("plain", {"greedy"}), ("tagged", {"greedy", "beam", "safe_beam"})):
         prefix = [point for point in points if point["model"] == name and point["attack"] == "prefix"]
@@ -139,10 +140,11 @@ def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeyp
     monkeypatch.setattr(robustness, "load_target", None)
     assert robustness.run(study) == points
 
-    paths = write_report(str(tmp_path), points, {"machine": "test"})
+    paths = write_report(study.output, points, {"machine": "test"})
     assert [path.name for path in paths] == ["results.json", "results.md", "results.png"]
     stored = json.loads(paths[0].read_text())
     assert len(stored["points"]) == len(points) and "labels" not in stored["points"][0]
+    side_files.assert_only_documents(study.output)
     text = markdown(points, {})
     assert all(head in text for head in ("first words", "harmless sentence", "row erased", "Benign", "without tags"))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import side_files
 import tiny_runs
 from serving_fakes import http as ask
 from serving_fakes import running, tiny_model, wait_for
@@ -196,6 +197,7 @@ def test_the_command_serves_and_ends_gracefully(folder):
         assert process.returncode == 0 and out == "", err
         assert "model mine" in err and "the cat" not in err
         assert "warming up: compiling the first programs (mine)" in err and "warm after" in err
+        side_files.assert_only_documents(folder)
     finally:
         process.kill()
         process.wait()
