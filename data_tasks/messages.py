@@ -6,6 +6,7 @@ calls of tools stand in the assistant's content as `<tool_call>` elements around
 of its own, `system` or `system_prompt`, becomes the first message.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,9 +92,10 @@ def _call(call: Any) -> str:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise MalformedError("field 'tool_calls' holds one without a name")
     arguments = function.get("arguments")
-    if isinstance(arguments, str):  # JSON, as OpenAI's API has it
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            pass
-    return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False, default=str)
+    try:
+        if isinstance(arguments, str):  # JSON, as OpenAI's API has it
+            with contextlib.suppress(ValueError):
+                arguments = json.loads(arguments)
+        return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False, default=str)
+    except RecursionError:
+        raise MalformedError("field 'tool_calls' is nested too deep") from None

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 import seqio
 import tensorflow as tf
@@ -185,7 +184,6 @@ class WebDocumentSource(seqio.DataSource):
     def _quarantine_file(self, path: str, split: str) -> str | None:
         if not self._quarantine_dir:
             return None
-        _, root = fsspec.core.url_to_fs(self.folder)
-        _, inner = fsspec.core.url_to_fs(path)
+        (_, root), (_, inner) = remote.filesystem(self.folder), remote.filesystem(path)
         name = posixpath.basename(inner) if inner == root else posixpath.relpath(inner, root).replace("/", "__")
         return os.path.join(self._quarantine_dir, split, f"{name}.malformed")

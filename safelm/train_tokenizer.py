@@ -12,11 +12,11 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 
-import fsspec
 from tqdm import tqdm
 
 from safelm import cli, documents
 from safelm.documents import MalformedLimit
+from safelm.io import remote
 from safelm.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def train_tokenizer(
 
 def main(arguments: argparse.Namespace) -> None:
     """Trains, saves and prints one line about the result."""
-    filesystem, inner = fsspec.core.url_to_fs(arguments.output)
+    filesystem, inner = remote.filesystem(arguments.output)
     if filesystem.isfile(inner):
         raise ValueError(f"--output={arguments.output}: is a file, not a folder")
     tokenizer, counts = train_tokenizer(

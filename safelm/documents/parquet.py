@@ -1,7 +1,8 @@
 """Rows of Parquet: Arrow batches of the columns that are wanted, and rows of Python values where those are needed.
 
 A column that is only passed on stays in Arrow, whatever dates it holds. INT96 timestamps (Spark's, Impala's) come in
-microseconds, which reach as far as the format does; in Arrow's nanoseconds those behind 2262 would be other dates.
+microseconds, which reach as far as the format does, without what is below one; in Arrow's nanoseconds those behind 2262
+would be other dates.
 A date that Python has no value for (before year 1, behind 9999, or with nanoseconds) becomes a string.
 """
 

@@ -135,6 +135,11 @@ def test_a_prompt_alone_is_no_conversation_and_ids_follow_the_words():
         ("ultrachat", {"messages": [USER, ANSWER | {"tool_calls": [{"id": "1"}]}]}, "'tool_calls' holds one without"),
         (
             "ultrachat",
+            {"messages": [USER, ANSWER | {"tool_calls": [{"name": "f", "arguments": "[" * 100_000}]}]},
+            "'tool_calls' is nested too deep",
+        ),
+        (
+            "ultrachat",
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]},
             "field 'content' holds a part that is no text",
         ),

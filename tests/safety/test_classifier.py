@@ -295,6 +295,8 @@ def test_another_backbone_or_class_count_is_one_clear_error(
         ("classes", {"classes": 2}, "has 2 classes, where scores 0 to 5 need 6"),
         ("format", {"format": "other"}, "not a classifier's"),
         ("calibration", {"calibration": {}}, "calibration"),
+        ("backbone", {"backbone": []}, "field 'backbone' is missing or no object"),
+        ("spec", {"backbone": {"fingerprint": ""}}, "field 'backbone' has no spec"),
     ):
         (tmp_path / folder).mkdir()
         for file in trained.iterdir():

@@ -199,6 +199,7 @@ def test_queries_with_one_normal_form_are_one_query():
     [
         ("[]", "expected an object"),
         ("{", "not JSON"),
+        pytest.param("[" * 100_000, "not JSON", id="nested too deep"),
         ('{"categories": {}}', "no categories"),
         ('{"c": "kettle"}', "holds no list"),
         ('{"c": [3]}', "not a string"),

@@ -141,17 +141,16 @@ def read_config(folder: str) -> dict[str, Any]:
         data = _bytes(folder, CONFIG_FILE)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no classifier there (no {CONFIG_FILE})") from None
-    try:
-        config = json.loads(data)
-    except ValueError:
-        raise ValueError(f"{folder}/{CONFIG_FILE}: not JSON") from None
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+    config = records.parse(data, f"{folder}/{CONFIG_FILE}", "train the classifier again, or copy it anew")
+    if config.get("format") != _FORMAT:
         raise ValueError(f"{folder}/{CONFIG_FILE}: not a classifier's")
     if config.get("classes") != CLASSES:
         raise ValueError(f"{folder}: has {config.get('classes')} classes, where scores 0 to 5 need {CLASSES}")
-    missing = [name for name in ("backbone", "calibration", "files") if name not in config]
-    if missing:
-        raise ValueError(f"{folder}/{CONFIG_FILE}: field {missing[0]!r} is missing")
+    wrong = [name for name in ("backbone", "calibration", "files") if not isinstance(config.get(name), dict)]
+    if wrong:
+        raise ValueError(f"{folder}/{CONFIG_FILE}: field {wrong[0]!r} is missing or no object")
+    if not isinstance(config["backbone"].get("spec"), dict) or "fingerprint" not in config["backbone"]:
+        raise ValueError(f"{folder}/{CONFIG_FILE}: field 'backbone' has no spec or no fingerprint")
     return config
 
 

@@ -30,7 +30,7 @@ def read_card(path: str) -> dict[str, Any]:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
         card = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise cli.UserError(f"{path}: not a report card: {error}") from None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         found = card.get("schema") if isinstance(card, dict) else type(card).__name__

@@ -62,7 +62,7 @@ def load(path: str | None = None) -> QuerySet:
     try:
         text = remote.read_text(path) if remote.is_remote(path) else pathlib.Path(path).read_text("utf-8")
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON in UTF-8: {error}") from None
     return parse(value, path)
 

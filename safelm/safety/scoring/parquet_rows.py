@@ -109,7 +109,7 @@ def _with_features(written: bytes, added: Mapping[str, str]) -> bytes:
     try:
         values = json.loads(written)
         values["info"]["features"] |= {name: {"dtype": t, "_type": "Value"} for name, t in added.items()}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return written
     return json.dumps(values).encode()
 
