@@ -302,10 +302,13 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
         raise ValueError(f"{path}: empty store: {len(manifest.shards)} shards, {manifest.num_documents} documents")
     if [shard.index for shard in manifest.shards] != list(range(len(manifest.shards))):
         raise ValueError(f"{path}: shards {[s.index for s in manifest.shards]} are not 0..{len(manifest.shards) - 1}")
+    limit = manifest.vocab_size
+    if not 0 <= manifest.eos_id < limit or manifest.harm_tag_id >= limit:
+        ids = f"eos_id {manifest.eos_id} and harm_tag_id {manifest.harm_tag_id}"
+        raise ValueError(f"{path}: {ids}, vocab_size is {limit}; {MENDING}")
     for shard in manifest.shards:
-        if shard.max_token >= manifest.vocab_size:
-            token, limit = shard.max_token, manifest.vocab_size
-            raise ValueError(f"{path}: shard {shard.index} has token id {token}, vocab_size is {limit}")
+        if shard.max_token >= limit:
+            raise ValueError(f"{path}: shard {shard.index} has token id {shard.max_token}, vocab_size is {limit}")
     for field in ("num_documents", "num_tokens", "num_tag_tokens"):
         total = sum(getattr(shard, field) for shard in manifest.shards)
         if getattr(manifest, field) != total:

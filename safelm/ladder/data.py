@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -12,6 +10,7 @@ from safelm.checkpoints import checkpoint
 from safelm.data.store import MANIFEST_NAME
 from safelm.ladder.jobs import tokens_folder
 from safelm.ladder.plan import GREEDY, SAFE_BEAM, Model
+from safelm.ladder.processes import run_command
 from safelm.ladder.real import write_real_corpus
 from safelm.synthetic_web.corpus import Recipe, write_corpus
 from safelm.tags import TAG_RATE
@@ -55,7 +54,7 @@ def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -
         folder, tasks = tokens_folder(output, rate), TAGGED if rate != TAG_RATE else (*WEB, *CHATS, *TAGGED)
         if not all((folder / task / "train" / MANIFEST_NAME).exists() for task in tasks):
             flags = [f"--data_dir={corpus}", f"--tokenizer={vocabulary}", f"--output={folder}", f"--tag_rate={rate}"]
-            _command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags, "--workers=1")
+            run_command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags, "--workers=1")
         for name in (*WEB, *CHATS):
             if not (folder / name).exists():
                 os.symlink(os.path.relpath(tokens_folder(output, TAG_RATE) / name, folder), folder / name)
@@ -71,13 +70,5 @@ def _vocabulary(config: ConfigDict, output: pathlib.Path) -> pathlib.Path:
                 f"{output}/corpus/{name}/train-*" for name in ("raw_web", "safeweb", "refuseweb", "moral_education")
             ]
             flags = [f"--vocab_size={config.vocab_size}", f"--output={folder}"]
-            _command("safelm.train_tokenizer", "--input", *inputs, *flags)
+            run_command("safelm.train_tokenizer", "--input", *inputs, *flags)
     return folder
-
-
-def _command(module: str, *arguments: str) -> None:
-    """Runs a command in a process of its own: TensorFlow stays out of this one."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"{module} ended with code {done.returncode}: {last}")

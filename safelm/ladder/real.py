@@ -17,13 +17,12 @@ Nothing of it is logged. The rows have the published columns, so the tasks of `d
 import gzip
 import json
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from safelm import documents
 from safelm.io import records
+from safelm.ladder.processes import run_command
 
 _SCORER = "python:safelm.safety.lexicon_scorer:LexiconScorer"
 _TAGGED_ANSWERS = 1500
@@ -37,14 +36,14 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
         return
     corpus.mkdir(parents=True, exist_ok=True)
     if not (corpus / "raw_web").exists():
-        _run("-m", "safelm.ladder.prepare_real_text", f"--source={source}", f"--output={corpus}")
+        run_command("safelm.ladder.prepare_real_text", f"--source={source}", f"--output={corpus}")
     sample = corpus / "to_rewrite" / "documents.jsonl.gz"
     if not sample.exists():
         documents.declare_no_documents(str(sample.parent), "safelm.ladder")  # they stand in raw_web
         _write(sample, list(_sample(corpus)))
     for kind, scores in _KINDS.items():
         flags = [f"--kind={kind}", f"--input={sample}", f"--output={corpus}/{kind}", f"--scores={scores}"]
-        _run("-m", "safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")
+        run_command("safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")
     for name, rows in _conversations(pathlib.Path(source) / "sft", corpus).items():
         _write(corpus / name / "train-00000-of-00001.jsonl.gz", rows)
     records.write(corpus / "corpus.json", {"note": "made from real public text", "source": pathlib.Path(source).name})
@@ -115,10 +114,3 @@ def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     with gzip.open(partial, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     partial.rename(path)
-
-
-def _run(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"{' '.join(arguments[:2])} ended with code {done.returncode}: {last}")

@@ -1,7 +1,7 @@
 """A model under attack, and what is measured of it: answers by the corpus's judge, and what P(tag) still tells."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,13 @@ import numpy as np
 from safelm.checkpoints import checkpoint
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt
-from safelm.inference import Beam, Greedy, Method, SafeBeam, generate, tag_probability
+from safelm.inference import generate, tag_probability
+from safelm.inference.methods import METHODS
 from safelm.lm import LanguageModel
 from safelm.stats.comparison import clustered_rate
 from safelm.stats.intervals import auroc
 from safelm.text.prompting import knows_chats, prompt_ids
 
-METHODS: Mapping[str, Method] = {"greedy": Greedy(), "beam": Beam(), "safe_beam": SafeBeam()}
 Tokens = list[int]
 
 
@@ -51,7 +51,7 @@ def measure_answers(
         target.config,
         target.params,
         contexts,
-        METHODS[method],
+        METHODS[method](),
         max_new_tokens=max_new_tokens,
         end_ids=target.tokenizer.conventions.end_ids,
         harm_tag_id=target.tokenizer.harm_tag_id,

@@ -137,6 +137,9 @@ def test_manifest_must_agree_with_its_shards(store):
         write_manifest(store.directory, dataclasses.replace(manifest, num_tokens=1))
     with pytest.raises(ValueError, match="token id 999, vocab_size is 999"):
         write_manifest(store.directory, dataclasses.replace(manifest, vocab_size=999))
+    for name, value in (("eos_id", 1000), ("eos_id", -1), ("harm_tag_id", 1000)):
+        with pytest.raises(ValueError, match=f"{name} {value}.*vocab_size is 1000"):
+            write_manifest(store.directory, dataclasses.replace(manifest, **{name: value}))
     assert read_manifest(store.directory) == manifest
 
 
