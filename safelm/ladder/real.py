@@ -17,6 +17,7 @@ Nothing of it is logged. The rows have the published columns, so the tasks of `d
 import gzip
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,9 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
     if (corpus / "corpus.json").exists():
         return
     corpus.mkdir(parents=True, exist_ok=True)
-    if not (corpus / "raw_web").exists():
+    raw_web = corpus / "raw_web"
+    if not (raw_web / "validation-00000-of-00001.jsonl.gz").exists():  # the last that is written of it
+        shutil.rmtree(raw_web, ignore_errors=True)
         run_command("safelm.ladder.prepare_real_text", f"--source={source}", f"--output={corpus}")
     sample = corpus / "to_rewrite" / "documents.jsonl.gz"
     if not sample.exists():

@@ -20,6 +20,7 @@ from safelm.ladder import command as ladder
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import measure as ladder_measure
 from safelm.ladder import preferences as ladder_preferences
+from safelm.ladder import real as ladder_real
 from safelm.ladder import report as ladder_report
 from safelm.ladder.plan import (
     CELLS,
@@ -264,6 +265,16 @@ def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
     labels = ladder_jobs.read_done(tmp_path / "study", Job(3, "harm_tagged", "benign", GREEDY))["labels"]
     assert len(labels["harmful"]) == len(labels["safe"]) == 2
     side_files.assert_only_documents(tmp_path / "study", tmp_path / "study" / "corpus")
+
+
+def test_real_text_that_was_broken_off_is_prepared_anew(tmp_path, monkeypatch):
+    (tmp_path / "raw_web").mkdir()
+    (tmp_path / "raw_web" / "train-00000-of-00001.jsonl.gz").write_bytes(b"")
+    called = []
+    monkeypatch.setattr(ladder_real, "run_command", lambda module, *_: called.append((module, *tmp_path.iterdir())))
+    with pytest.raises(FileNotFoundError, match="raw_web"):  # as nothing was written
+        ladder_real.write_real_corpus("data", tmp_path)
+    assert called == [("safelm.ladder.prepare_real_text",)]
 
 
 def test_a_request_is_refused_where_it_leans_further_than_nine_in_ten_plain_ones(tmp_path):
