@@ -90,8 +90,9 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
     wanted = {"version": VERSION, **dataclasses.asdict(recipe)}
     if (folder / RECIPE_FILE).exists():
         found = records.read(folder / RECIPE_FILE, "remove the folder or choose another --output")
-        if dataclasses.asdict(Recipe()) | found["recipe"] != wanted:
-            raise ValueError(f"--output={output}: holds a corpus made by another recipe, {found['recipe']}")
+        made = found.get("recipe")
+        if not isinstance(made, dict) or dataclasses.asdict(Recipe()) | made != wanted:
+            raise ValueError(f"--output={output}: holds a corpus made by another recipe, {made}")
         return found
     files: dict[str, dict[str, Any]] = {}
     for split, count in (("train", recipe.documents), ("validation", recipe.validation_documents)):

@@ -148,12 +148,16 @@ def test_parquet_holds_the_same_rows(documents, tmp_path):
     assert len(found) == 40
 
 
-def test_a_folder_of_another_recipe_is_left_alone(corpus):
+def test_a_folder_of_another_recipe_is_left_alone(corpus, tmp_path):
     before = (corpus / "corpus.json").stat().st_mtime_ns
     write_corpus(str(corpus), RECIPE)
     assert (corpus / "corpus.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another recipe"):
         write_corpus(str(corpus), Recipe(seed=6))
+    for other in ('{"note": "real text"}', '{"recipe": 1}'):
+        (tmp_path / "corpus.json").write_text(other)
+        with pytest.raises(ValueError, match="another recipe"):
+            write_corpus(str(tmp_path), RECIPE)
 
 
 def test_command_reports_bad_input_in_one_line(tmp_path):
