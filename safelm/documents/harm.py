@@ -24,7 +24,7 @@ from safelm.tags import MAX_SCORE, MIN_SCORE
 
 NAMED_COLUMNS = ("harm_score", "metadata.harm_score")
 TEXT_COLUMNS = ("text_harm_score", "metadata.text_harm_score")
-_SYNTHETIC = ("prompt_version", "source_id")
+SYNTHETIC = ("prompt_version", "source_id")
 _PUBLISHED = ("metadata.dump", "metadata.int_score")
 _ANNOTATED = ("safety_score", "safety_probs")
 _PUBLISHED_FOLDER = re.compile(r"score_([0-5])(_[a-z]+)?")
@@ -61,7 +61,7 @@ def harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None
             return _score(name, found)
     if column:
         return HarmScore()
-    if all(isinstance(row.get(name), str) for name in _SYNTHETIC):
+    if all(isinstance(row.get(name), str) for name in SYNTHETIC):
         return _score(_PUBLISHED[1], field(row, _PUBLISHED[1]))
     folder = published_folder(path)
     if folder and all(field(row, name) is not None for name in _PUBLISHED):
@@ -84,19 +84,19 @@ def text_harm_score(row: Mapping[str, Any], path: str = "", column: str | None =
 
 def is_rewritten(row: Mapping[str, Any], path: str) -> bool:
     """Whether a row's text was made from another document, whose harm score the row carries."""
-    return all(isinstance(row.get(name), str) for name in _SYNTHETIC) or published_folder(path).count("_") > 1
+    return all(isinstance(row.get(name), str) for name in SYNTHETIC) or published_folder(path).count("_") > 1
 
 
 def score_columns(column: str | None = None) -> tuple[str, ...]:
     """The columns that `harm_score` looks at, to be read where a file has them."""
-    return (column,) if column else (*NAMED_COLUMNS, *_SYNTHETIC, *_PUBLISHED, *_ANNOTATED)
+    return (column,) if column else (*NAMED_COLUMNS, *SYNTHETIC, *_PUBLISHED, *_ANNOTATED)
 
 
 def choose_column(names: Collection[str], column: str | None = None) -> str | None:
     """The column that holds the harm score of all rows of a table with these columns; None where it has none."""
     if column or any(name in names for name in NAMED_COLUMNS):
         return next((name for name in ((column,) if column else NAMED_COLUMNS) if name in names), None)
-    if all(name in names for name in (*_SYNTHETIC, _PUBLISHED[1])):
+    if all(name in names for name in (*SYNTHETIC, _PUBLISHED[1])):
         return _PUBLISHED[1]
     return _ANNOTATED[0] if all(name in names for name in _ANNOTATED) else None
 
@@ -106,7 +106,7 @@ def required_columns(path: str, column: str | None = None) -> tuple[str, ...]:
     if column:
         return (column,)
     published = _PUBLISHED[1:] if published_folder(path) else ()
-    return (*NAMED_COLUMNS, _SYNTHETIC[0], _ANNOTATED[1], *published)
+    return (*NAMED_COLUMNS, SYNTHETIC[0], _ANNOTATED[1], *published)
 
 
 def mistakable(names: Collection[str]) -> list[str]:

@@ -28,7 +28,7 @@ def iter_parquet(
 ) -> Iterator[tuple[int, Any]]:
     """(number of its first row from 1, Arrow record batch) of a Parquet file or of some of its row groups.
 
-    `columns`: names, fields of structs as `struct.field`; None for all; or what gives these, of the Arrow schema.
+    `columns`: names, fields of structs as `struct.field`; None for all; or what gives these, of the ParquetFile.
     Batches are of some 8 MB. Raises ValueError where a column is missing, the text column holds no strings, or a row
     group has not as many rows as the file says.
     """
@@ -36,7 +36,7 @@ def iter_parquet(
 
     number = 0
     with open_parquet(path) as table:
-        columns = columns(table.schema_arrow) if callable(columns) else columns
+        columns = columns(table) if callable(columns) else columns
         check_columns(path, table.schema_arrow, columns or (), text_column)
         try:
             last = table.num_row_groups if groups is None else groups.stop

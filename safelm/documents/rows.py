@@ -101,10 +101,10 @@ def _choose(
     columns: Sequence[str] | None,
     required: Wanted,
     text_column: str | None,
-    schema: Any,
+    table: Any,
 ) -> list[str] | None:
     """The columns of a Parquet file to read; ValueError where one that rows must have isn't there."""
-    names = parquet.field_names(schema)
+    names = parquet.field_names(table.schema_arrow)
     for name, any_of in required.items():
         if not any(field in names for field in any_of):
             raise missing_column(path, name, names, any_of)

@@ -95,6 +95,9 @@ def test_too_many_malformed_rows_stop_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=message):
         card(path, tmp_path / "card")
     assert not (tmp_path / "out/_settings.json").exists()
+    empty = [{"id": f"empty-{number}", "text": None, "harm_score": 2} for number in range(101)]
+    with pytest.raises(ValueError, match=r"b.parquet: 101 of 105 rows are malformed"):
+        run(tmp_path / "parquet", write(tmp_path / "b.parquet", [*rows, *empty]))
     write(path, rows)
     assert run(tmp_path / "out", path)["totals"]["rows"] == 4
 

@@ -115,9 +115,9 @@ class Counter:
                 yield row.number, row.row
             return
 
-        def choose(schema: Any) -> list[str]:
-            documents.check_columns(piece.path, schema, list(required), text)
-            present = documents.field_names(schema)
+        def choose(table: Any) -> list[str]:
+            documents.check_columns(piece.path, table.schema_arrow, list(required), text)
+            present = documents.field_names(table.schema_arrow)
             self._mistakable = harm.mistakable(present)
             wanted = [text, self._settings.id_column, *harm.score_columns(self._settings.score_column)]
             wanted += harm.TEXT_COLUMNS

@@ -8,17 +8,13 @@ refuses them.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from safelm import documents
 from safelm.documents import Malformed, MalformedError, MalformedLimit, RowTally, harm
 from safelm.jobs.file_shards import ShardJob
 from safelm.safety.synthesis.kinds import Kind, Source
-
-PUBLISHED_SIGNS = ("prompt_version", "source_id")
-
-OnMalformed = Callable[[Malformed], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +52,7 @@ class ShardRows:
         self,
         job: ShardJob,
         selection: Selection,
-        on_malformed: OnMalformed = lambda malformed: None,
+        on_malformed: documents.OnMalformed = lambda malformed: None,
         copies: Collection[int] = (),
     ):
         """`copies`: numbers, counted from the shard's first row, of rows that are left out."""
@@ -98,7 +94,7 @@ class ShardRows:
         Checks as `sources` does, but for what is malformed.
         """
         selection = self._selection
-        names = [selection.id_column, *harm.score_columns(selection.score_column), *PUBLISHED_SIGNS]
+        names = [selection.id_column, *harm.score_columns(selection.score_column), *harm.SYNTHETIC]
         for number, row in self._rows(names, None):
             try:
                 score, identity = self._score(number, row), self._source_id(row)
@@ -132,15 +128,18 @@ class ShardRows:
             ):
                 yield row.number, row.row
             return
-        with documents.open_parquet(path) as table:
-            schema, lacks_ids = table.schema_arrow, documents.may_be_null(table, selection.id_column)
-        documents.check_columns(path, schema, list(required), selection.text_column)
-        if columns is not None:
-            present = documents.field_names(schema)
+
+        def choose(table: Any) -> list[str] | None:
+            documents.check_columns(path, table.schema_arrow, list(required), selection.text_column)
+            if columns is None:
+                return None
+            present = documents.field_names(table.schema_arrow)
+            lacks_ids = documents.may_be_null(table, selection.id_column)
             more = [selection.text_column] if lacks_ids else []  # which then gives the id
-            columns = [name for name in dict.fromkeys([*columns, *more]) if name in present]
-        for first, batch in documents.iter_parquet(path, columns, text_column=text_column, groups=part):
-            yield from documents.batch_rows(first, batch, text_column, self._on_malformed)
+            return [name for name in dict.fromkeys([*columns, *more]) if name in present]
+
+        for first, batch in documents.iter_parquet(path, choose, text_column=text_column, groups=part):
+            yield from documents.batch_rows(first, batch, text_column, self._malformed)
 
     def _malformed(self, malformed: Malformed) -> None:
         placed = Malformed(self.number(malformed.row), malformed.reason, malformed.raw)
