@@ -19,6 +19,7 @@ from safelm import cli, documents
 from safelm.documents import harm
 from safelm.io import remote
 from safelm.jobs import beam_runner
+from safelm.jobs.file_shards import split
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
 from safelm.safety.report_card import queries as query_sets
@@ -162,7 +163,7 @@ def _pieces(one: SliceInput, result: Counted) -> Iterator[Piece]:
         files = [file for file in files if QUARANTINE not in pathlib.PurePosixPath(file.path).parts]
     for file in files:
         result.files, result.bytes = result.files + 1, result.bytes + file.bytes
-        yield from _cut(Piece(one.name, file.path, file.bytes, version=_version(file)))
+        yield from _cut(one, file)
 
 
 def _version(file: documents.DocumentFile) -> str:
@@ -173,21 +174,12 @@ def _version(file: documents.DocumentFile) -> str:
     return file.version or documents.describe(file)["sample_sha256"]
 
 
-def _cut(file: Piece) -> Iterator[Piece]:
+def _cut(one: SliceInput, file: documents.DocumentFile) -> Iterator[Piece]:
     """JSON lines by bytes, Parquet by row groups; compressed JSON lines can't be entered in the middle."""
-    kind = documents.suffix(file.path)
-    if file.bytes <= PIECE_BYTES or kind not in (".jsonl", ".parquet") or documents.is_compressed(file.path):
-        yield file
-        return
-    last, step = file.bytes, PIECE_BYTES
-    if kind == ".parquet":
-        with documents.open_parquet(file.path) as table:
-            last = table.num_row_groups
-        step = max(1, last * PIECE_BYTES // file.bytes)
-    for start in range(0, last, step):
-        stop = min(start + step, last)
-        size = file.bytes * (stop - start) // last
-        yield dataclasses.replace(file, bytes=size, part=documents.Part(start, stop))
+    version, parts = _version(file), split(file, PIECE_BYTES)
+    for part in parts:
+        size = file.bytes if part is None else file.bytes * (part.stop - part.start) // parts[-1].stop
+        yield Piece(one.name, file.path, size, part, version)
 
 
 def _add_file(count: Count, parts: Iterable[tuple[Count, int]], top: int) -> None:
