@@ -6,6 +6,7 @@ the folder below it that they lie in. A folder that a command began (`_settings.
 """
 
 import json
+import os
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -20,8 +21,12 @@ def declare_no_documents(folder: str, command: str) -> None:
     """Writes a manifest without files, if there is none: nothing below the folder is a document."""
     manifest = {WRITTEN_BY: command, "files": {}}
     path = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
-    files, inner = remote.filesystem(path)
-    if not remote.retrying(path, "reading", lambda: files.exists(inner)):
+    if remote.is_remote(path):
+        files, inner = remote.filesystem(path)
+        is_there = remote.retrying(path, "reading", lambda: files.exists(inner))
+    else:
+        is_there = os.path.exists(path)
+    if not is_there:
         records.write(path, manifest)
 
 
