@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -50,11 +51,10 @@ class Generation:
     @classmethod
     async def prepare(cls, model: ServedModel, request: GenerationRequest, limits: Limits) -> "Generation":
         """Encodes the prompt; ApiError if it is too long, or the model can't take it."""
-        prompt = request.prompt
-        encode = lambda: model.encode(prompt, is_chat=request.is_chat)  # noqa: E731
+        encode = functools.partial(model.encode, request.prompt, is_chat=request.is_chat)
         try:
-            is_slow = request.is_chat or len(prompt) > _LONG_TEXT  # a chat's template may do anything
-            ids, end_ids = await asyncio.to_thread(encode) if is_slow else encode()
+            is_slow = request.is_chat or len(request.prompt) > _LONG_TEXT  # a chat's template may do anything
+            ids = await asyncio.to_thread(encode) if is_slow else encode()
         except ValueError as error:
             raise ApiError(400, str(error), param="messages" if request.is_chat else "prompt") from None
         room = model.config.max_seq_len - len(ids)
@@ -67,7 +67,7 @@ class Generation:
                             f"more than the model's context of {model.config.max_seq_len}")  # fmt: skip
         steering = request.steering
         engine_request = EngineRequest(
-            prompt=tuple(ids), method=steering.method, max_new_tokens=max_tokens, end_ids=end_ids,
+            prompt=tuple(ids), method=steering.method, max_new_tokens=max_tokens, end_ids=model.end_ids,
             seed=request.seed, want_trace=steering.want_trace,
         )  # fmt: skip
         return cls(model, request, engine_request)

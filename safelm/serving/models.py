@@ -26,22 +26,24 @@ class ServedModel(LanguageModel):
     name: str
     saw_tag: bool | None = None
 
-    def encode(
-        self, prompt: str | tuple[int, ...] | tuple[Message, ...], *, is_chat: bool
-    ) -> tuple[list[int], tuple[int, ...]]:
-        """The ids of a prompt, never none, and those that end its continuation. A prompt of ids stays as it is.
+    def encode(self, prompt: str | tuple[int, ...] | tuple[Message, ...], *, is_chat: bool) -> list[int]:
+        """The ids of a prompt, never none. A prompt of ids stays as it is.
 
         Raises ValueError: the vocabulary knows no chat, an id outside of it, or messages its template doesn't take.
         """
-        end_ids = self.tokenizer.conventions.end_ids
         if is_chat:
-            return prompting.chat_prompt(self.tokenizer, prompt), end_ids
+            return prompting.chat_prompt(self.tokenizer, prompt)
         if isinstance(prompt, str):
-            return prompting.text_prompt(self.tokenizer, prompt), end_ids
+            return prompting.text_prompt(self.tokenizer, prompt)
         foreign = next((token for token in prompt if not 0 <= token < self.config.vocab_size), None)
         if foreign is not None:
             raise ValueError(f"id {shown(foreign)} is not in the model's vocabulary of {self.config.vocab_size}")
-        return list(prompt) or prompting.text_prompt(self.tokenizer, ""), end_ids
+        return list(prompt) or prompting.text_prompt(self.tokenizer, "")
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Those that end a continuation."""
+        return self.tokenizer.conventions.end_ids
 
     @property
     def num_begin_ids(self) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 _DIGITS = 6
 
 
-def rounded(value: float) -> float | None:
-    """To six significant digits, which float32 has; None for what JSON can't hold."""
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+def rounded(value: float | None) -> float | None:
+    """To six significant digits, which float32 has; None for none, and for what JSON can't hold."""
+    return float(f"{value:.{_DIGITS}g}") if value is not None and math.isfinite(value) else None
 
 
 def summarize(tag_probs: Sequence[float]) -> dict[str, Any] | None:

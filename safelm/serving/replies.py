@@ -81,7 +81,7 @@ class Replies:
             **describe_method(generation.engine_request.method),
             "stopped_by": generation.stopped_by,
             "summary": summarize([piece.tag_prob for piece in generation.pieces if piece.tag_prob is not None]),
-            "log_prob": None if generation.log_prob is None else rounded(generation.log_prob),
+            "log_prob": rounded(generation.log_prob),
         }
 
 
@@ -110,4 +110,4 @@ def describe_piece(piece: Piece) -> dict[str, Any]:
     described: dict[str, Any] = {"id": piece.id, "text": piece.text}
     if piece.special is not None:
         described["special"] = piece.special
-    return described | {"tag_prob": None if piece.tag_prob is None else rounded(piece.tag_prob)}
+    return described | {"tag_prob": rounded(piece.tag_prob)}

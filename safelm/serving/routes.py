@@ -101,7 +101,7 @@ class Service:
         model = self._find(parsed.model)
         with self._admitted(request):
             try:
-                tokens, _ = await asyncio.to_thread(model.encode, parsed.input, is_chat=False)
+                tokens = await asyncio.to_thread(model.encode, parsed.input, is_chat=False)
             except ValueError as error:
                 raise ApiError(400, str(error), param="input") from None
             most = min(self.limits.score_tokens, model.config.max_seq_len)

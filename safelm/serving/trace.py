@@ -32,7 +32,7 @@ def _candidate(candidate: TraceCandidate, tokenizer: Tokenizer) -> dict[str, Any
         "id": candidate.token,
         "text": text,
         "log_prob": rounded(candidate.log_prob),
-        "tag_prob": None if candidate.tag_prob is None else rounded(candidate.tag_prob),
+        "tag_prob": rounded(candidate.tag_prob),
         "outcome": candidate.outcome,
         "beam": candidate.beam,
     }

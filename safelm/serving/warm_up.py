@@ -36,13 +36,13 @@ async def _try(what: str, work: Awaitable[object]) -> None:
 
 async def _decode(model: ServedModel, worker: EngineWorker, method: str) -> None:
     for length in _PROMPT_TOKENS:
-        prompt, end_ids = tuple(_prompt(model, length)), model.tokenizer.conventions.end_ids
-        request = EngineRequest(prompt, METHODS[method](), max_new_tokens=_NEW_TOKENS, end_ids=end_ids)
+        prompt = tuple(_prompt(model, length))
+        request = EngineRequest(prompt, METHODS[method](), max_new_tokens=_NEW_TOKENS, end_ids=model.end_ids)
         async for update in worker.generate(model.name, request):
             if update.error:
                 raise RuntimeError(update.error)
 
 
 def _prompt(model: ServedModel, length: int) -> list[int]:
-    words, _ = model.encode("the rain in autumn", is_chat=False)
+    words = model.encode("the rain in autumn", is_chat=False)
     return (words * length)[: min(length, max(1, model.config.max_seq_len - _NEW_TOKENS))]

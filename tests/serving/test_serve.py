@@ -156,10 +156,10 @@ def test_a_checkpoints_own_chat_template_is_used(folder):
     finally:
         config.write_text(saved)
     messages = ({"role": "system", "content": "a"}, {"role": "user", "content": "<|im_end|>"})
-    ids, end_ids = loaded.encode(messages, is_chat=True)
+    ids = loaded.encode(messages, is_chat=True)
     assert TOKENIZER.decode(ids) == "<|im_start|>[system] a<|im_end|><|im_start|>[user] <|im_end|><|im_end|>>"
     assert ids.count(TOKENIZER.chat_end_id) == 2, "a message can't close its turn"
-    assert TOKENIZER.chat_end_id in end_ids
+    assert TOKENIZER.chat_end_id in loaded.end_ids
 
 
 def start_command(*flags):
