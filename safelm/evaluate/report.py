@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from safelm.evaluate.comparing import figures
-from safelm.evaluate.comparing.tables import tag_aurocs
+from safelm.evaluate.comparing.tables import read_off
 from safelm.evaluate.outcomes import OUTCOMES
 from safelm.io.files import write_whole
 from safelm.report import charts
 from safelm.report.charts import WARM
-from safelm.report.table import NOTHING, Cell, Table, share, words
+from safelm.report.table import Table, share, words
 from safelm.stats.intervals import Estimate
 
 RATES = {  # result field -> column; the first four add up to 100%
@@ -30,9 +30,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     rows = []
     for run in results["runs"]:
         model = results["models"][run["checkpoint"]]
-        held_out = model.get("perplexity")
-        shown = Cell(f"{held_out['perplexity']:.2f}", held_out["perplexity"]) if held_out else NOTHING
-        rows.append([words(_name(run)), *(share(run[field]) for field in RATES), shown, *tag_aurocs(model)])
+        rows.append([words(_name(run)), *(share(run[field]) for field in RATES), *read_off(model)])
     return Table("", heads, rows)
 
 

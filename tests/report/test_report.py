@@ -91,7 +91,7 @@ def test_neither_is_always_shown():
     comparison = compare(runs_of(found, "here"))
     assert "neither, %" in report.results_table(found).heads
     assert "neither" in tables.harmful_outcomes(comparison).heads
-    html = page.html_page(comparison)
+    html = page.html_page(comparison, page.sections(comparison))
     assert "neither" in html and "16.7" in html
     assert "outcomes" in figures.wanted(comparison)
 

@@ -16,6 +16,7 @@ from safelm.evaluate.comparing.figures import draw_all
 from safelm.evaluate.comparing.page import html_page, markdown, sections
 from safelm.evaluate.comparing.results import runs_of
 from safelm.io.files import write_whole
+from safelm.report.table import Table
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -30,22 +31,20 @@ def main(arguments: argparse.Namespace) -> None:
     baseline = Row(model, method or "greedy") if model else None
     tables = sections(comparison, baseline)
     print("\n\n".join(f"{title}\n{table.plain()}" for title, table in tables.items()))
-    paths = write(arguments.output, comparison, baseline)
+    paths = write(arguments.output, comparison, tables)
     print("\n".join(map(str, paths)))
 
 
-def write(output: str, comparison: Comparison, baseline: Row | None = None) -> list[pathlib.Path]:
+def write(output: str, comparison: Comparison, tables: Mapping[str, Table]) -> list[pathlib.Path]:
     """Writes `report.md`, `report.json`, `report.html` and the figures; returns their paths."""
     folder = pathlib.Path(output)
-    figures = draw_all(folder, comparison, write_whole)
-    tables = {title: table.to_json() for title, table in sections(comparison, baseline).items()}
+    figures = draw_all(folder, comparison)
     texts = {
-        "report.md": markdown(comparison, baseline),
-        "report.json": json.dumps(tables, indent=1) + "\n",
-        "report.html": html_page(comparison, baseline),
+        "report.md": markdown(comparison, tables),
+        "report.json": json.dumps({title: table.to_json() for title, table in tables.items()}, indent=1) + "\n",
+        "report.html": html_page(comparison, tables),
     }
-    written = [write_whole(folder / name, text) for name, text in texts.items()]
-    return written + list(figures.values())
+    return [write_whole(folder / name, text) for name, text in texts.items()] + figures
 
 
 def write_single(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
@@ -57,9 +56,10 @@ def write_single(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
     if not runs:
         return [path]
     comparison = compare(runs)
-    for title, table in sections(comparison).items():
+    tables = sections(comparison)
+    for title, table in tables.items():
         print(f"{title}\n{table.plain()}\n")
-    return [path, *write(output, comparison)]
+    return [path, *write(output, comparison, tables)]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from typing import Any
 from safelm.evaluate.comparing.results import ATTACK, REFUSAL, Column, Comparison, Row
 from safelm.evaluate.comparing.tables import label, name_of
 from safelm.evaluate.outcomes import OUTCOMES
+from safelm.io.files import write_whole
 from safelm.report import charts
 from safelm.report.charts import BAD, CALM, EMPTY, GOOD, GREY, INK, QUIET, WARM, Chart
 from safelm.stats.intervals import Estimate
@@ -35,17 +36,17 @@ def wanted(comparison: Comparison) -> dict[str, Figure]:
     return found
 
 
-def draw_all(folder: pathlib.Path, comparison: Comparison, write: Callable[..., Any]) -> dict[str, pathlib.Path]:
-    """Writes each as a picture; `write` is `safelm.io.files.write_whole`."""
-    return {
-        name: write(
+def draw_all(folder: pathlib.Path, comparison: Comparison) -> list[pathlib.Path]:
+    """Writes each as a picture."""
+    return [
+        write_whole(
             folder / f"{name}.png",
             lambda path, draw=draw, height=height: charts.save_png(
                 path, lambda figure: draw(figure.subplots(), comparison), charts.WIDE, height
             ),
         )
         for name, (draw, height, _) in wanted(comparison).items()
-    }
+    ]
 
 
 def of_page(comparison: Comparison) -> dict[str, Chart]:

@@ -1,5 +1,7 @@
 """A comparison as Markdown and as one HTML page that needs nothing else: tables, charts, protocols."""
 
+from collections.abc import Mapping
+
 from safelm.evaluate.comparing import figures, tables
 from safelm.evaluate.comparing.results import ATTACK, REFUSAL, Comparison, Row
 from safelm.report.page import Block, Fact, Page, Section, Text, render
@@ -51,23 +53,23 @@ def sections(comparison: Comparison, baseline: Row | None = None) -> dict[str, T
     return {title: table for title, table in titled.items() if table.rows and len(table.heads) > 1}
 
 
-def markdown(comparison: Comparison, baseline: Row | None = None) -> str:
-    """The report as Markdown."""
+def markdown(comparison: Comparison, titled: Mapping[str, Table]) -> str:
+    """The report as Markdown; `titled` are its `sections`."""
     parts = ["# Evaluation", _headline(comparison)]
     if not has_headline(comparison):
         parts.append(f"**{NO_HEADLINE.replace(':', ':**', 1)}")
-    for title, table in sections(comparison, baseline).items():
+    for title, table in titled.items():
         parts.append(f"## {title}\n\n{table.caption}\n\n{table.markdown()}")
     parts += [INTERVALS, f"## Protocols\n\n{protocols(comparison).markdown()}"]
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(comparison: Comparison, baseline: Row | None = None) -> str:
-    """The report as a page with its charts inside."""
+def html_page(comparison: Comparison, titled: Mapping[str, Table]) -> str:
+    """The report as a page with its charts inside; `titled` are its `sections`."""
     drawn = figures.of_page(comparison)
     charts = {_TITLES[name]: [drawn[one] for one in names if one in drawn] for name, names in _CHARTS.items()}
     parts: list[Section] = []
-    for title, table in sections(comparison, baseline).items():
+    for title, table in titled.items():
         blocks: list[Block] = [*charts.get(title, []), table]
         parts.append(Section(title, blocks))
     parts.append(Section("Intervals and protocols", [Text(INTERVALS), protocols(comparison)]))
@@ -82,9 +84,8 @@ def protocols(comparison: Comparison) -> Table:
              "coherence", "max_new_tokens", "seed", "checkpoint_sha256")  # fmt: skip
     rows = []
     for run in comparison.runs:
-        label = f"{run.row}@{run.column.stage}#{run.seed}"
         values = [_cut(name, run.protocol.get(name, "")) for name in shown]
-        rows.append([words(label), words(run.column.suite), *map(words, values)])
+        rows.append([words(run), words(run.column.suite), *map(words, values)])
     kept = [i for i in range(len(shown) + 2) if any(row[i].text for row in rows)]
     heads = ["run", "suite", *(name.replace("_sha256", "").replace("_", " ") for name in shown)]
     rows = [[row[i] for i in kept] for row in rows]

@@ -6,8 +6,8 @@ measured under one protocol.
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from safelm.evaluate import outcomes
 from safelm.evaluate.protocol import check_comparable
@@ -17,6 +17,7 @@ from safelm.stats.intervals import Estimate
 
 ATTACK, REFUSAL = ASPECTS = ("attack_success", "over_refusal")
 Case = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -52,6 +53,9 @@ class Run:
     judged: Mapping[str, Any]
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"{self.row}@{self.column.stage}#{self.seed}"
+
     def values(self, aspect: str, benchmark: str = "") -> dict[str, int]:
         """By prompt: 1 where the attack succeeded, or the safe prompt was refused; unscored ones are left out."""
         judge = self.headline.get(aspect, "")
@@ -82,7 +86,7 @@ class Comparison:
     rows: Sequence[Row]
     columns: Sequence[Column]
     may_differ: Collection[str] = ()
-    _rates: dict[Any, Estimate | None] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    _found: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def cell(self, row: Row, column: Column) -> list[Run]:
         """The runs of a cell, one a seed."""
@@ -90,23 +94,24 @@ class Comparison:
 
     def rate(self, row: Row, column: Column, aspect: str = ATTACK, benchmark: str = "") -> Estimate | None:
         """A cell's rate over prompts and seeds, clusters crossed: categories and seeds. None where there is none."""
-        key = (row, column, aspect, benchmark)
-        if key not in self._rates:  # tables and figures show the same ones
-            self._rates[key] = self._rate(*key)
-        return self._rates[key]
+        return self._once(self._rate, row, column, aspect, benchmark)
 
     def _rate(self, row: Row, column: Column, aspect: str, benchmark: str) -> Estimate | None:
         values, categories, seeds, prompts = [], [], [], set()
         for run in self.cell(row, column):
+            category_of = run.category_of
             for prompt, value in run.values(aspect, benchmark).items():
                 values.append(value)
-                categories.append(run.category_of[prompt])
+                categories.append(category_of[prompt])
                 seeds.append(run.seed)
                 prompts.add(prompt)
         return clustered_rate(values, categories, seeds, units=len(prompts)) if values else None
 
     def outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
         """A cell's shares of `outcomes.OUTCOMES` over scored harmful prompts, all of them; {} where there are none."""
+        return self._once(self._outcomes, row, column)
+
+    def _outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
         cases = [
             (found, case["category"], run.seed)
             for run in self.cell(row, column)
@@ -122,6 +127,12 @@ class Comparison:
             name: clustered_rate([label == name for label in labels], categories, seeds, units=units)
             for name in outcomes.OUTCOMES
         }
+
+    def _once(self, find: Callable[..., T], *key: Any) -> T:
+        """What `find(*key)` finds: tables and figures show the same ones."""
+        if (find.__name__, *key) not in self._found:
+            self._found[find.__name__, *key] = find(*key)
+        return self._found[find.__name__, *key]
 
     def by_seed(self, row: Row, column: Column, aspect: str = ATTACK) -> dict[int, float]:
         """Each seed's own rate."""
@@ -217,7 +228,7 @@ def compare(
 
 
 def _label(run: Run) -> str:
-    return f"{run.row}@{run.column.stage}#{run.seed} ({run.source})"
+    return f"{run} ({run.source})"
 
 
 def _place(order: Sequence[str], name: str) -> int:

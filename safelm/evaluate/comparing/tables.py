@@ -1,6 +1,7 @@
 """A comparison as tables: rows are models, columns stages or benchmarks, as the paper has them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from safelm.evaluate.comparing.differences import contrasts, stage_deltas
@@ -80,8 +81,8 @@ def judges(comparison: Comparison) -> Table:
     rows = []
     for run in comparison.runs:
         for name, found in run.judged.items():
-            label = f"{run.row}@{run.column.stage}#{run.seed}, {run.column.suite}"
-            rows.append([words(label), words(name), *_judged(found.get(ATTACK, {}), found.get(REFUSAL, {}))])
+            shown = _judged(found.get(ATTACK, {}), found.get(REFUSAL, {}))
+            rows.append([words(f"{run}, {run.column.suite}"), words(name), *shown])
     return Table("% of prompts [95% interval]; unscored ones are counted", heads, rows)
 
 
@@ -107,9 +108,7 @@ def five_classes(comparison: Comparison) -> Table:
     classes = [run.judged.get(run.headline[REFUSAL], {}).get(REFUSAL, {}).get("classes", {}) for run in runs]
     names = list(next((found for found in classes if found), ()))
     rows = [
-        [words(f"{run.row}@{run.column.stage}#{run.seed}"), *(share(found[name]) for name in names)]
-        for run, found in zip(runs, classes, strict=True)
-        if found
+        [words(run), *(share(found[name]) for name in names)] for run, found in zip(runs, classes, strict=True) if found
     ]
     return Table("% of safe prompts [95% interval]", ["run", *(name.replace("_", " ") for name in names)], rows)
 
@@ -120,19 +119,18 @@ def models(comparison: Comparison) -> Table:
     for run in {(run.row.model, run.column, run.seed): run for run in comparison.runs}.values():
         if run.model:
             label = f"{run.row.model}@{run.column.stage}#{run.seed}" if run.column.stage else run.row.model
-            held_out = run.model.get("perplexity")
-            shown = Cell(f"{held_out['perplexity']:.2f}", held_out["perplexity"]) if held_out else NOTHING
-            rows.append([words(label), shown, *tag_aurocs(run.model)])
+            rows.append([words(label), *read_off(run.model)])
     heads = ["model", "perplexity of safe text", "AUROC of P(tag), mean", "AUROC of P(tag), last token"]
     return Table("AUROC of P(tag): harmful against safe prompts [95% interval]", heads, rows)
 
 
-def tag_aurocs(model: dict[str, Any]) -> list[Cell]:
-    """AUROC of P(tag), mean and last token; none where the model never saw the tag, as its P(tag) means nothing."""
-    if model.get("saw_tag") is False:
-        return [NO_TAG, NO_TAG]
-    found = model.get("tag_separation", {})
-    return [estimate(found.get(where)) for where in ("mean", "last")]
+def read_off(model: Mapping[str, Any]) -> list[Cell]:
+    """Perplexity, and AUROC of P(tag), mean and last token; no AUROC where the model never saw the tag."""
+    held_out, found = model.get("perplexity"), model.get("tag_separation", {})
+    perplexity = Cell(f"{held_out['perplexity']:.2f}", held_out["perplexity"]) if held_out else NOTHING
+    if model.get("saw_tag") is False:  # its P(tag) means nothing
+        return [perplexity, NO_TAG, NO_TAG]
+    return [perplexity, *(estimate(found.get(where)) for where in ("mean", "last"))]
 
 
 NO_TAG = Cell("no tag seen")
