@@ -17,6 +17,10 @@ import tempfile
 
 from safelm import cli, config_files
 from safelm.aot import topology as aot_topology
+from safelm.report import table
+
+_HEADS = ("slice", "chips", "remat, micro-batches", "HBM", "at best, MFU", "by cycles, MFU", "collectives",
+          "not hidden")  # fmt: skip
 
 
 def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[str]) -> dict:
@@ -30,21 +34,22 @@ def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[st
     return json.loads(path.read_text())
 
 
-def row(found: dict) -> str:
+def row(found: dict) -> list[str]:
+    """A slice's cells."""
     values, memory = found["settings"], found["memory"]
     cells = [found["topology"], str(found["chips"]), f"{values['model.remat']}, {values['grad_accum_steps']}"]
     if "time" not in found:
-        return " | ".join(["", *cells, "does not fit", "", "", "", "", ""]).strip()
+        return [*cells, "does not fit", "", "", "", ""]
     time = found["time"]
     cycles = time["by_compiler_cycles"]
-    cells += [
+    return [
+        *cells,
         f"{memory['peak'] / 2**30:.1f} GiB",
         f"{time['step']:.3f} s, {found['mfu']:.0%}",
         f"{cycles:.3f} s, {found['mfu'] * time['step'] / cycles:.0%}" if cycles else "",
         f"{time['collectives']:.3f} s, {time['collectives'] / time['step']:.0%}",
         f"{time['collectives_not_hidden'] / time['step']:.0%}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def bound_from(found: dict) -> str:
@@ -79,9 +84,7 @@ def main() -> None:
             fixed = [f"--config.model.remat={arguments.remat}", f"--config.grad_accum_steps={steps}"]
             chosen = ["--plan"] if arguments.plan else fixed
             found.append(compile_for(arguments.config, topology, folder, [*chosen, *flags]))
-    print("| slice | chips | remat, micro-batches | HBM | at best, MFU | by cycles, MFU | collectives | not hidden |")
-    print("|---|---|---|---|---|---|---|---|")
-    print("\n".join(map(row, found)))
+    print(table.markdown(_HEADS, map(row, found)))
     print(bound_from(found[-1]) if "time" in found[-1] else "")
 
 
