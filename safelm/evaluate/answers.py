@@ -7,7 +7,6 @@ that decides an answer: under another protocol another journal is begun.
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -82,7 +81,7 @@ def collect(
         bar = tqdm.tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit=" answers", desc=description,
                         leave=False, disable=None)  # fmt: skip
         with bar:
-            for batch in _batches(missing, batch_size):
+            for batch in _batches(missing, batch_size, checkpoint.config.max_seq_len):
                 generations = generate(
                     checkpoint.config,
                     checkpoint.params,
@@ -122,11 +121,11 @@ def _check_lengths(
             )
 
 
-def _batches(missing: Mapping[str, Sequence[int]], batch_size: int) -> Iterator[list[str]]:
+def _batches(missing: Mapping[str, Sequence[int]], batch_size: int, longest: int) -> Iterator[list[str]]:
     """Keys of prompts of about one length: each batch is one compiled program's."""
     by_width: dict[int, list[str]] = {}
     for key in sorted(missing, key=lambda key: (len(missing[key]), key)):
-        by_width.setdefault(bucket(len(missing[key]), SMALLEST_BUCKET, math.inf), []).append(key)
+        by_width.setdefault(bucket(len(missing[key]), SMALLEST_BUCKET, longest), []).append(key)
     for keys in by_width.values():
         for start in range(0, len(keys), batch_size):
             yield keys[start : start + batch_size]

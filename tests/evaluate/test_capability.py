@@ -137,7 +137,7 @@ def test_nine_tasks_with_intervals_and_the_table(tiny, data):
         values = result["correct"][result["metric"]]
         assert result["value"] == sum(values) / 2 and set(values) <= {0, 1}
     assert found["average"]["value"] == pytest.approx(np.mean([each["value"] for each in found["tasks"].values()]))
-    table = capability_table({"tiny": found, "again": found}, markdown=True)
+    table = capability_table({"tiny": found, "again": found}).markdown()
     assert "ARC-C" in table and table.count("\n") == 4
     other = {**found, "protocol": {**found["protocol"], "max_items": 3}}
     with pytest.raises(ValueError, match=r"tiny and other.*max_items"):

@@ -5,7 +5,6 @@ Published: the columns of the data sets on Hugging Face. Flattened: `query`, `ch
 """
 
 import gzip
-import hashlib
 import json
 import pathlib
 import random
@@ -57,11 +56,6 @@ def candidates(name: str, folders: Sequence[str]) -> list[pathlib.Path]:
     wanted = {stem + suffix for stem in FILES[name][0] for suffix in _SUFFIXES}
     files = [path for folder in folders if pathlib.Path(folder).is_dir() for path in pathlib.Path(folder).iterdir()]
     return sorted(path for path in files if path.name.lower() in wanted)
-
-
-def file_hash(path: pathlib.Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sample(documents: Sequence[Document], max_items: int, seed: int = 0) -> list[Document]:

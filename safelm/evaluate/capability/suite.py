@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from safelm.evaluate.capability import documents
+from safelm.io.files import file_sha256
 from safelm.models import decoder as model
 from safelm.stats.intervals import Z_95, Estimate, rate
 from safelm.text.tokenizer import Tokenizer
@@ -99,7 +100,7 @@ def task_protocol(options: CapabilityOptions) -> dict[str, Any]:
     return {
         "harness": importlib.metadata.version("lm_eval"),
         **{key: value for key, value in dataclasses.asdict(options).items() if key != "data"},
-        "files": {name: documents.file_hash(path) for name, path in files.items()},
+        "files": {name: file_sha256(str(path)) for name, path in files.items()},
         "task_files": _task_files_hash(),
     }
 

@@ -47,9 +47,9 @@ def capability_main(arguments: argparse.Namespace) -> None:
                 progress.update()
             results[name] = merge(found) | {"subject": subject}
     _write(output / "capability.json", results)
-    table = capability_table(results, markdown=True)
-    write_whole(output / "capability.md", f"# Capability\n\n{table}\n\n{_NOTE}\n")
-    print(capability_table(results))
+    table = capability_table(results)
+    write_whole(output / "capability.md", f"# Capability\n\n{table.markdown()}\n\n{_NOTE}\n")
+    print(table.plain())
     print(f"{output / 'capability.json'}\n{output / 'capability.md'}")
 
 
@@ -71,8 +71,7 @@ def options_from(arguments: argparse.Namespace) -> CapabilityOptions:
 
 
 def _write(path: pathlib.Path, values: Any) -> None:
-    text = json.dumps(values, indent=1) + "\n"
-    write_whole(path, text)
+    write_whole(path, json.dumps(values, indent=1) + "\n")
 
 
 def capability_parser() -> argparse.ArgumentParser:
