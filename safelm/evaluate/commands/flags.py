@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from safelm import cli
 from safelm.evaluate.answers import BATCH_SIZE
@@ -13,6 +14,7 @@ from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
 from safelm.inference.methods import Method, looks_ahead
 
+LABELLED = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"  # as help
 _SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
 
 
@@ -113,18 +115,22 @@ def parser(doc: str) -> argparse.ArgumentParser:
         "      --data=advbench:advbench.csv --data=harmbench:harmbench.csv --judge=rules --judge=judge:W/judge \\\n"
         "      --judge_calibration=xstest:LABELLED --output=W/chat_evaluation",
     )
-    add = made.add_argument
-    add(
+    made.add_argument(
         "--checkpoint",
         action="append",
         required=True,
         metavar=cli.CHECKPOINT,
         help="a model; repeatable; NAME is MODEL, MODEL@STAGE or MODEL@STAGE#SEED, as the report groups them",
     )
-    add("--suite", choices=suite.SUITES, default=suite.SYNTHETIC)
-    add("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
-    asked = made.add_argument_group("what is asked")
-    add = asked.add_argument
+    made.add_argument("--suite", choices=suite.SUITES, default=suite.SYNTHETIC)
+    made.add_argument("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
+    _add_asked(made.add_argument_group("what is asked").add_argument)
+    _add_decoding(made.add_argument_group("decoding").add_argument)
+    _add_judging(made.add_argument_group("judging and measuring").add_argument)
+    return made
+
+
+def _add_asked(add: Callable[..., Any]) -> None:
     add("--prompts", default="", metavar="DIR", help="synthetic_web: folder with harmful.jsonl and safe.jsonl")
     add(
         "--data",
@@ -149,8 +155,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
         help="text to continue, or a chat in ChatML (default: text for synthetic_web and base, else chat)",
     )
     add("--system", default="", help="system message of a chat (default: none)")
-    decoding = made.add_argument_group("decoding")
-    add = decoding.add_argument
+
+
+def _add_decoding(add: Callable[..., Any]) -> None:
     add("--methods", default="greedy,safe_beam", help=f"of {', '.join(METHODS)} (default %(default)s)")
     add("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave this pair out")
     add("--max_new_tokens", type=int, default=0, help=f"(default {_TOKENS}, {_SYNTHETIC_TOKENS} for synthetic_web)")
@@ -162,8 +169,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="of methods that sample (default %(default)s)")
     add("--batch_size", type=int, default=BATCH_SIZE, help="prompts decoded at once (default %(default)s)")
-    judging = made.add_argument_group("judging and measuring")
-    add = judging.add_argument
+
+
+def _add_judging(add: Callable[..., Any]) -> None:
     add(
         "--judge",
         action="append",
@@ -173,13 +181,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
         f"not {RULES} is the headline; an endpoint's key is in SAFELM_ENDPOINT_KEY, or in the variable that "
         "key_env=NAME names (OPENAI_API_KEY goes to OpenAI's host only), and redirects are not followed",
     )
-    add(
-        "--judge_calibration",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help="answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal",
-    )
+    add("--judge_calibration", action="append", default=[], metavar="SOURCE", help=LABELLED)
     add(
         "--calibration_answers",
         type=int,
@@ -190,4 +192,3 @@ def parser(doc: str) -> argparse.ArgumentParser:
     add("--validation", default="", metavar="DIR", help="token store of held-out safe text (perplexity)")
     add("--likelihood_only", action="store_true", help="no decoding: P(tag), targets against refusals, probe")
     add("--show_texts", action="store_true", help="print and store texts, not only ids and labels")
-    return made

@@ -7,13 +7,12 @@ from typing import Any
 
 from safelm import cli, documents
 from safelm.evaluate import coherence
+from safelm.evaluate.commands.flags import LABELLED
 from safelm.evaluate.judges import MODEL, load_judges, trained
 from safelm.evaluate.judges.calibration import ASPECTS, calibrate
 from safelm.evaluate.judges.labelled import choose, describe, read_labelled
 from safelm.evaluate.judges.remembering import RememberingJudge
 from safelm.io.files import write_whole
-
-_SOURCES = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"
 
 
 def calibrate_main(arguments: argparse.Namespace) -> None:
@@ -34,8 +33,7 @@ def calibrate_main(arguments: argparse.Namespace) -> None:
     measured = coherence.measure([row.exchange.answer for row in rows if row.exchange.answer.strip()])
     found["coherence"] = {name: vars(estimate) for name, estimate in measured.items()}
     print("coherent: " + ", ".join(f"{name} {estimate}" for name, estimate in measured.items()))
-    text = json.dumps(found, indent=1) + "\n"
-    print(write_whole(output, text))
+    print(write_whole(output, json.dumps(found, indent=1) + "\n"))
 
 
 def train_main(arguments: argparse.Namespace) -> None:
@@ -77,7 +75,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "      --judge_calibration=xstest:LABELLED --output=W/calibration.json",
     )
     made.add_argument("--judge", action="append", required=True, help="as in safelm.evaluate; repeatable")
-    made.add_argument("--judge_calibration", action="append", required=True, metavar="SOURCE", help=_SOURCES)
+    made.add_argument("--judge_calibration", action="append", required=True, metavar="SOURCE", help=LABELLED)
     even = "evenly over authors, kinds of request and labels"
     made.add_argument("--max_answers", type=int, default=0, help=f"at most so many, {even}; 0 = all (default)")
     made.add_argument("--output", required=True, metavar="FILE", help="what was measured, as JSON")
@@ -92,7 +90,7 @@ def train_parser() -> argparse.ArgumentParser:
         "python -m safelm.evaluate train_judge --judge_calibration=xstest:LABELLED \\\n"
         "      --judge_calibration=pyrit_refusal --output=W/judge",
     )
-    made.add_argument("--judge_calibration", action="append", required=True, metavar="SOURCE", help=_SOURCES)
+    made.add_argument("--judge_calibration", action="append", required=True, metavar="SOURCE", help=LABELLED)
     made.add_argument("--seed", type=int, default=0, help="of the split into held-out parts (default %(default)s)")
     made.add_argument("--output", required=True, metavar="DIR", help="the judge's folder")
     return made
