@@ -33,3 +33,9 @@ def check_least(where: str, settings: Any, **least: int) -> None:
     for name, value in least.items():
         if not getattr(settings, name) >= value:
             raise ValueError(f"{where}: {name}={getattr(settings, name)}: must be at least {value}")
+
+
+def check_share(where: str, settings: Any, name: str) -> None:
+    """Raises ValueError for a setting that is no share."""
+    if not 0 <= getattr(settings, name) <= 1:
+        raise ValueError(f"{where}: {name}={getattr(settings, name)}: must be a share from 0 to 1")

@@ -13,9 +13,9 @@ from openai_stub import Reply, document_of, serve
 
 pytest.importorskip("openai", reason="needs the extra scoring")
 
+from safelm.safety.endpoint_client import EndpointError
 from safelm.safety.escaping import escape
 from safelm.safety.judge import load_endpoint
-from safelm.safety.judge.endpoint import EndpointError
 from safelm.safety.scorer import Verdict, load_scorer
 
 FAST = {"retries": 2, "timeout_s": 20.0}

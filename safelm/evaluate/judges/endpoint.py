@@ -10,11 +10,11 @@ from safelm.evaluate.judges.verdicts import UNSCORED, Exchange
 from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import EndpointError, EndpointSettings, RequestRefusedError
 from safelm.safety.endpoint_queue import RequestQueue
-from safelm.safety.options import check_least, make_settings
+from safelm.safety.options import check_least, check_share, make_settings
 
 
 @dataclasses.dataclass(frozen=True)
-class VerdictEndpointSettings(EndpointSettings):
+class EndpointJudgeSettings(EndpointSettings):
     """How an endpoint is asked for verdicts; see `EndpointSettings`.
 
     Attributes:
@@ -30,8 +30,7 @@ class VerdictEndpointSettings(EndpointSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least("endpoint", self, max_tokens=1, answer_chars=1)
-        if not 0 <= self.max_unscored <= 1:
-            raise ValueError(f"endpoint: max_unscored={self.max_unscored}: must be a share from 0 to 1")
+        check_share("endpoint", self, "max_unscored")
 
 
 _LEAST_REPLIES = 20  # before the share of unscored ones says anything
@@ -44,16 +43,14 @@ class EndpointJudge:
     judges_harm = judges_manner = True
 
     def __init__(
-        self, url: str, model_name: str, settings: VerdictEndpointSettings | None = None, *, name: str = "endpoint"
+        self, url: str, model_name: str, settings: EndpointJudgeSettings | None = None, *, name: str = "endpoint"
     ):
         """Raises ValueError for an address or a model that can't be."""
-        self.name, self._settings = name, settings or VerdictEndpointSettings()
+        self.name, self._settings = name, settings or EndpointJudgeSettings()
         self._num_truncated = 0
         self._endpoint = self._settings.client(url, model_name)
-        shaping = [question.hash for question in (HARM_QUESTION, MANNER_QUESTION)] + [
-            self._settings.answer_chars,
-            self._settings.max_tokens,
-        ]
+        questions = (HARM_QUESTION.hash, MANNER_QUESTION.hash)
+        shaping = (*questions, self._settings.answer_chars, self._settings.max_tokens)
         digest = hashlib.sha256(repr([url, model_name, *shaping]).encode()).hexdigest()
         self.version = f"{model_name} {digest[:16]}"
 
@@ -101,5 +98,5 @@ class EndpointJudge:
 
 def load(url: str, model_name: str, *, name: str = "endpoint", **settings: Any) -> EndpointJudge:
     """A model behind an address; see `EndpointClient` for its key."""
-    checked = make_settings(VerdictEndpointSettings, settings, where="endpoint", others="name")
+    checked = make_settings(EndpointJudgeSettings, settings, where="endpoint", others="name")
     return EndpointJudge(url, model_name, checked, name=name)

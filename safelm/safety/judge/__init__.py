@@ -24,7 +24,7 @@ def load_endpoint(url: str, model: str, **options: Any) -> Scorer:
     """A model behind an OpenAI-compatible address; see `safelm.safety.endpoint_client` for its key.
 
     Args:
-      options: fields of `endpoint.EndpointJudgeSettings`; `name`.
+      options: fields of `endpoint.EndpointScorerSettings`; `name`.
 
     Raises ValueError for an address or an option that can't be. The endpoint itself is asked first when scoring.
     """

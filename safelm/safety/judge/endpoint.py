@@ -15,17 +15,15 @@ from safelm.safety.endpoint_client import Completion, EndpointError, EndpointSet
 from safelm.safety.endpoint_queue import RequestQueue
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCHEMA, Answer, read_answer
-from safelm.safety.judge.rubric import Rubric, load_rubric
-from safelm.safety.options import check_least, make_settings
+from safelm.safety.judge.rubric import load_rubric
+from safelm.safety.options import check_least, check_share, make_settings
 from safelm.safety.scorer import Verdict
-
-__all__ = ["EndpointError", "EndpointJudge", "EndpointJudgeSettings", "Ledger", "load"]
 
 _JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
 
 
 @dataclasses.dataclass(frozen=True)
-class EndpointJudgeSettings(EndpointSettings):
+class EndpointScorerSettings(EndpointSettings):
     """How an endpoint is asked for scores; see `EndpointSettings`.
 
     Attributes:
@@ -48,8 +46,7 @@ class EndpointJudgeSettings(EndpointSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least("endpoint", self, chunk_chars=1, max_chunks=0, max_tokens=16)
-        if not 0 <= self.max_unusable <= 1:
-            raise ValueError(f"endpoint: max_unusable={self.max_unusable}: must be a share from 0 to 1")
+        check_share("endpoint", self, "max_unusable")
 
 
 _MIN_ANSWERS = 20  # before their share of unusable ones says anything
@@ -78,7 +75,7 @@ class Ledger:
     completion_tokens: int = 0
 
 
-class EndpointJudge:
+class EndpointScorer:
     """A scorer. Neither documents nor the key are ever logged or shown.
 
     Attributes:
@@ -87,23 +84,21 @@ class EndpointJudge:
       ledger: requests, answers and tokens so far.
     """
 
-    def __init__(self, url: str, model: str, settings: EndpointJudgeSettings | None = None, *, name: str = "endpoint"):
+    def __init__(self, url: str, model: str, settings: EndpointScorerSettings | None = None, *, name: str = "endpoint"):
         """`url` is the API's base, such as http://localhost:8000/v1.
 
         Raises:
           ImportError: openai isn't installed.
           ValueError: no http(s) address, an address with a password in it, or no model.
         """
-        settings = settings or EndpointJudgeSettings()
-        self._endpoint = settings.client(url, model)
-        self.name, self.url, self.model, self.settings = name, url, model, settings
+        self.name, self.url, self.model, self.settings = name, url, model, settings or EndpointScorerSettings()
         self.ledger = Ledger()
-        self._rubric: Rubric = load_rubric(self.settings.rubric)
+        self._endpoint = self.settings.client(url, model)
+        self._rubric = load_rubric(self.settings.rubric)
         if not self.settings.schema:
             self._endpoint.left_out.add("response_format")
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _COST_ONLY}
-        identity = [url, model, self._rubric.hash, shaping]
-        self.fingerprint = records.fingerprint(identity)
+        self.fingerprint = records.fingerprint([url, model, self._rubric.hash, shaping])
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, its score None where no usable answer came.
@@ -186,8 +181,7 @@ class _Reply:
     is_refused: bool = False
 
 
-def load(url: str, model: str, *, name: str = "endpoint", **settings: Any) -> EndpointJudge:
+def load(url: str, model: str, *, name: str = "endpoint", **settings: Any) -> EndpointScorer:
     """See `safelm.safety.judge.load_endpoint`."""
-    return EndpointJudge(
-        url, model, make_settings(EndpointJudgeSettings, settings, where="endpoint", others="name"), name=name
-    )
+    checked = make_settings(EndpointScorerSettings, settings, where="endpoint", others="name")
+    return EndpointScorer(url, model, checked, name=name)
