@@ -19,6 +19,7 @@ from safelm.evaluate.answers import Checkpoint
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import Template
 from safelm.inference.continuations import score_continuations
+from safelm.inference.forward import at_last
 from safelm.inference.prompts import PromptBatch, batches
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
 from safelm.models import decoder as model_lib
@@ -136,5 +137,4 @@ def _states(
     config: model_lib.ModelConfig, params: Any, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"], *, layer: int
 ) -> Float[Array, "B D"]:
     x_BTD = model_lib.hidden_states(config, params, tokens_BT, layer=layer)
-    last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
-    return jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0].astype(jnp.float32)
+    return at_last(x_BTD, lengths_B).astype(jnp.float32)

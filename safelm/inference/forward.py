@@ -51,9 +51,13 @@ def read_prompts(
 ) -> tuple[Cache, Float[Array, "P V"]]:
     """Keys and values of every prompt's tokens (and of padding after them), and the logits of the token after it."""
     x_PTD, new_kv = _read(config, weights, tokens_PT)
-    last_P11 = jnp.maximum(lengths_P - 1, 0)[:, None, None]
-    x_PD = jnp.take_along_axis(x_PTD, last_P11, axis=1)[:, 0]
-    return new_kv, logits_of(config, weights, x_PD)
+    return new_kv, logits_of(config, weights, at_last(x_PTD, lengths_P))
+
+
+def at_last(x_BTD: Float[Array, "B T D"], lengths_B: Int[Array, " B"]) -> Float[Array, "B D"]:
+    """The stream at the last token of every right-padded row; of an empty one at its first."""
+    last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
+    return jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0]
 
 
 def read_all(config: ModelConfig, weights: Weights, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:

@@ -44,8 +44,7 @@ def read_documents(
     x_BTD, new_kv = forward.read_behind(config, weights, tokens_BT, shared, starts_B)
     free = jax.tree.map(lambda kv: jnp.zeros((*kv.shape[:2], room, kv.shape[3]), kv.dtype), new_kv)
     cache = jax.tree.map(lambda *kv: jnp.concatenate(kv, axis=2), shared, new_kv, free)
-    last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
-    logits_BV = forward.logits_of(config, weights, jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0])
+    logits_BV = forward.logits_of(config, weights, forward.at_last(x_BTD, lengths_B))
     return cache, jax.nn.log_softmax(logits_BV, axis=-1)[:, score_ids_6]
 
 
