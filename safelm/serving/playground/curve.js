@@ -2,7 +2,7 @@
 import { drawn } from "./elements.js";
 import { height, shadesBegin, show, ticks } from "./scale.js";
 
-const HEIGHT = 240, LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 26;
+const HEIGHT = 258, LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 44, SAMPLE = 24;
 
 export class Curve {
   // onVisit(series name, index) while the pointer is over it, with index -1 when it leaves.
@@ -35,16 +35,15 @@ export class Curve {
       drawn("text", { x: LEFT - 9, y: this.y(p) + 4, "text-anchor": "end", text: tickLabel(p) }),
     ]);
     const begin = shadesBegin();
-    if (begin) parts.push(drawn("line", { class: "begin", x1: LEFT, x2: width - RIGHT, y1: this.y(begin), y2: this.y(begin) }));
+    if (begin) parts.push(...this.#begin(begin, width));
     const given = Math.max(0, ...this.series.map(each => each.numGiven));
     if (given && given < length) {
       const x = (this.x(given - 1) + this.x(given)) / 2;
       parts.push(drawn("line", { class: "divider", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }),
-        drawn("text", { x: x - 6, y: HEIGHT - 7, "text-anchor": "end", text: "prompt" }),
-        drawn("text", { x: x + 6, y: HEIGHT - 7, text: "continuation" }));
+        drawn("text", { x: x - 6, y: HEIGHT - BOTTOM + 17, "text-anchor": "end", text: "prompt" }),
+        drawn("text", { x: x + 6, y: HEIGHT - BOTTOM + 17, text: "continuation" }));
     }
     this.series.forEach((each, number) => parts.push(...this.#line(each, number, width)));
-    if (begin) parts.push(drawn("text", { x: LEFT + 6, y: this.y(begin) - 5, text: "above: shaded; safe text stays below" }));
     this.dots = drawn("g", {});
     this.svg.replaceChildren(...parts, this.dots);
   }
@@ -55,6 +54,15 @@ export class Curve {
     this.dots?.replaceChildren(...(token ? [
       drawn("circle", { class: `dot ${name}`, r: 5.5, cx: this.x(index), cy: this.y(token.tag_prob) }),
     ] : []));
+  }
+
+  // The line from which on tokens are shaded, and what it means below the plot, where no curve runs.
+  #begin(p, width) {
+    return [
+      drawn("line", { class: "begin", x1: LEFT, x2: width - RIGHT, y1: this.y(p), y2: this.y(p) }),
+      drawn("line", { class: "begin", x1: LEFT, x2: LEFT + SAMPLE, y1: HEIGHT - 11, y2: HEIGHT - 11 }),
+      drawn("text", { x: LEFT + SAMPLE + 6, y: HEIGHT - 7, text: "above: shaded; safe text stays below" }),
+    ];
   }
 
   #line({ name, label, tokens }, number, width) {
