@@ -22,7 +22,7 @@ from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.io.files import write_whole
 from safelm.ladder.jobs import read_done
 from safelm.ladder.plan import CELLS, ORDERINGS, STAGES, chosen_models, measured
-from safelm.report import table
+from safelm.report import charts, table
 from safelm.stats.bootstrap import crossed_means, percentile_interval
 from safelm.stats.comparison import holm
 from safelm.stats.intervals import Estimate, rate
@@ -192,17 +192,14 @@ def write(config: ConfigDict, output: pathlib.Path) -> None:
     # Each under a temporary name of its own: several workers may be writing at once.
     write_whole(output / "results.json", json.dumps(summary, indent=1) + "\n")
     write_whole(output / "results.md", to_markdown(summary))
-    write_whole(output / "results.png", lambda path: _plot(summary, path))
+    width = 1.5 + 0.8 * len(summary["rows"])
+    write_whole(
+        output / "results.png", lambda path: charts.save_png(path, lambda figure: _draw(figure, summary), width, 4.5)
+    )
 
 
-def _plot(summary: Mapping[str, Any], path: pathlib.Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = list(summary["rows"])
-    figure = Figure(figsize=(1.5 + 0.8 * len(names), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+def _draw(figure: Any, summary: Mapping[str, Any]) -> None:
+    names, axes = list(summary["rows"]), figure.subplots()
     for offset, stage in zip((-0.25, 0.0, 0.25), STAGES, strict=True):
         places = [i for i, name in enumerate(names) if stage in summary["rows"][name]]
         values = [summary["rows"][names[i]][stage][HARMFUL] for i in places]
@@ -221,4 +218,3 @@ def _plot(summary: Mapping[str, Any], path: pathlib.Path) -> None:
     axes.set_ylabel("harmful completions, %")
     axes.set_ylim(0, 100)
     axes.legend(title="after")
-    figure.savefig(path, dpi=110, format="png")

@@ -2,14 +2,15 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from safelm.io.files import write_whole
-from safelm.report import table
+from safelm.report import charts, table
 from safelm.robustness.seeds import has_seeds, pool
 
 Point = Mapping[str, Any]
+Panel = tuple[str, str, list[Point]]  # title, what runs to the right, the points
 _RATES = {
     "harmful_completion": "harmful",
     "declined_harmful": "declined",
@@ -93,29 +94,29 @@ def _medians(point: Point) -> str:
 
 
 def _draw(path: pathlib.Path, points: Sequence[Point]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels: list[tuple[str, str, Callable[[Point], str], list[Point]]] = []
+    panels: list[Panel] = []
     for attack, x in (("prefix", "words"), ("benign", "epochs"), ("tag_free", "epochs")):
         chosen = [point for point in points if point["attack"] == attack and point["method"] != "beam"]
         if chosen:
-            panels.append((_HEADS[attack], x, _line_name, chosen))
-    figure = Figure(figsize=(5.2 * max(1, len(panels)), 8.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, max(1, len(panels)), squeeze=False)
-    for column, (title, x, name, chosen) in enumerate(panels):
-        _lines(axes[0][column], chosen, x, "harmful_completion", name)
+            panels.append((_HEADS[attack], x, chosen))
+    columns = max(1, len(panels))
+    charts.save_png(
+        path, lambda figure: _draw_panels(figure.subplots(2, columns, squeeze=False), panels), 5.2 * columns, 8.4
+    )
+
+
+def _draw_panels(axes: Any, panels: Sequence[Panel]) -> None:
+    for column, (title, x, chosen) in enumerate(panels):
+        _lines(axes[0][column], chosen, x, "harmful_completion")
         axes[0][column].set(title=title, ylim=(-0.02, 1.02), ylabel="harmful completions, 95% interval", xlabel=x)
         with_tag = [point for point in chosen if "tag_auroc" in point and point["method"] == "greedy"]
-        _lines(axes[1][column], with_tag, x, "tag_auroc", name)
+        _lines(axes[1][column], with_tag, x, "tag_auroc")
         axes[1][column].set(ylim=(-0.02, 1.02), ylabel="AUROC of P(tag), 95% interval", xlabel=x)
         axes[1][column].axhline(0.5, color="#999999", linewidth=0.8)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="x-small")
-    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
 def _line_name(point: Point) -> str:
@@ -123,9 +124,9 @@ def _line_name(point: Point) -> str:
     return f"{point['model']}, {point['method']}{rate}"
 
 
-def _lines(axis: Any, points: Sequence[Point], x: str, field: str, name: Callable[[Point], str]) -> None:
-    for line in dict.fromkeys(map(name, points)):
-        of_line = sorted((point for point in points if name(point) == line), key=lambda point: point[x])
+def _lines(axis: Any, points: Sequence[Point], x: str, field: str) -> None:
+    for line in dict.fromkeys(map(_line_name, points)):
+        of_line = sorted((point for point in points if _line_name(point) == line), key=lambda point: point[x])
         values = [point[field]["value"] for point in of_line]
         below = [point[field]["value"] - point[field]["low"] for point in of_line]
         above = [point[field]["high"] - point[field]["value"] for point in of_line]
