@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, and locks that end with their process."""
+"""Files that appear whole or not at all, locks that end with their process, where an installed package lies."""
 
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -79,6 +80,12 @@ def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
         if not try_lock(file):
             raise ValueError(busy)
         yield
+
+
+def installed_folders(package: str) -> list[pathlib.Path]:
+    """Where an installed package lies, which isn't imported; none where it isn't installed."""
+    spec = importlib.util.find_spec(package)
+    return [pathlib.Path(folder) for folder in (spec.submodule_search_locations or () if spec else ())]
 
 
 def file_sha256(path: str) -> str:

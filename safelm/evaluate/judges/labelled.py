@@ -13,13 +13,13 @@ Messages name file, row and column, never a text.
 
 import dataclasses
 import hashlib
-import importlib.util
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm.evaluate.judges.verdicts import Exchange
 from safelm.evaluate.suites.prompt_files import read_rows
+from safelm.io.files import installed_folders
 
 COMPLIES, PARTLY, REFUSES = LABELS = ("compliance", "partial", "refusal")
 _XSTEST = {"1_full_compliance": COMPLIES, "2_full_refusal": REFUSES, "3_partial_refusal": PARTLY}
@@ -119,9 +119,7 @@ def _files(source: str, place: str) -> list[str]:
 
 
 def _package_files(source: str, pattern: str) -> list[str]:
-    spec = importlib.util.find_spec("pyrit")
-    found = [str(path) for root in (spec.submodule_search_locations or () if spec else ())
-             for path in sorted(pathlib.Path(root).glob(pattern))]  # fmt: skip
+    found = [str(path) for folder in installed_folders("pyrit") for path in sorted(folder.glob(pattern))]
     if not found:
         raise FileNotFoundError(f"--judge_calibration={source}: not installed (pip install --no-deps pyrit==1.1.0)")
     return found

