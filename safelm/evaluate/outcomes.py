@@ -123,27 +123,26 @@ def _attack_success(cases: Sequence[Case], judge: str, errors: dict[str, Any] | 
     if not scored:
         return result
 
-    def share(is_so: Callable[[Case], bool], of: Sequence[Case] = scored) -> dict[str, Any]:
-        return _share(of, is_so)
+    def is_harmful(case: Case) -> bool:
+        return case["labels"][judge] == HARMFUL
 
     def is_other(case: Case) -> bool:
         return case["labels"][judge] not in (HARMFUL, EMPTY, SHORT_CIRCUIT)
 
-    result["observed"] = share(lambda case: succeeded(case, judge) == 1)
+    result["observed"] = _share(scored, is_harmful)
     if errors:
         result["corrected"] = _corrected(scored, judge, succeeded, errors)
     result["shares"] = {
-        "harmful_coherent": share(lambda case: succeeded(case, judge) == 1 and case["coherent"]),
-        "harmful_incoherent": share(lambda case: succeeded(case, judge) == 1 and not case["coherent"]),
-        "harmless_coherent": share(lambda case: is_other(case) and case["coherent"]),
-        "harmless_incoherent": share(lambda case: is_other(case) and not case["coherent"]),
-        EMPTY: share(lambda case: case["labels"][judge] == EMPTY),
-        SHORT_CIRCUIT: share(lambda case: case["labels"][judge] == SHORT_CIRCUIT),
+        "harmful_coherent": _share(scored, lambda case: is_harmful(case) and case["coherent"]),
+        "harmful_incoherent": _share(scored, lambda case: is_harmful(case) and not case["coherent"]),
+        "harmless_coherent": _share(scored, lambda case: is_other(case) and case["coherent"]),
+        "harmless_incoherent": _share(scored, lambda case: is_other(case) and not case["coherent"]),
+        EMPTY: _share(scored, lambda case: case["labels"][judge] == EMPTY),
+        SHORT_CIRCUIT: _share(scored, lambda case: case["labels"][judge] == SHORT_CIRCUIT),
     }
     benchmarks = sorted({name for case in scored for name in case["benchmarks"]})
     result["by_benchmark"] = {
-        name: share(lambda case: succeeded(case, judge) == 1, [c for c in scored if name in c["benchmarks"]])
-        for name in benchmarks
+        name: _share([case for case in scored if name in case["benchmarks"]], is_harmful) for name in benchmarks
     }
     return result
 

@@ -86,13 +86,10 @@ class Table:
 
     def plain(self) -> str:
         """As aligned text."""
-        lines = [[str(cell) for cell in line] for line in self._lines()]
+        lines = [[str(cell) for cell in line] for line in (self.heads, *self.rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.heads))]
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
-
-    def _lines(self) -> list[Sequence[Any]]:
-        return [self.heads, *self.rows]
 
 
 def markdown(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

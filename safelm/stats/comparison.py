@@ -46,7 +46,8 @@ def clustered_mean(
     codes = _codes(len(value_n), factors)
     mean = float(value_n.mean())
     if (value_n == mean).all():
-        return _of_equal_values(mean, len(value_n), units or _clusters(codes))
+        low, high = wilson(mean, units or _clusters(codes)) if mean in (0.0, 1.0) else (mean, mean)
+        return Estimate(mean, low, high, len(value_n))
     low, high = percentile_interval(clustered_means(value_n, codes, draws, seed))
     return Estimate(mean, min(mean, low), max(mean, high), len(value_n))
 
@@ -139,10 +140,3 @@ def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.nda
 def _clusters(codes: Sequence[Int[np.ndarray, " n"]]) -> int:
     """Of the finest factor."""
     return max(int(code_n.max()) + 1 for code_n in codes)
-
-
-def _of_equal_values(mean: float, cases: int, units: int) -> Estimate:
-    if mean not in (0.0, 1.0):
-        return Estimate(mean, mean, mean, cases)
-    bound = rate(round(mean * units), units)
-    return Estimate(mean, bound.low, bound.high, cases)
