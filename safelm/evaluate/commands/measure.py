@@ -71,6 +71,12 @@ class Bench:
     def perplexity(self) -> Perplexity | None:
         return functools.partial(likelihood.perplexities, self.reference) if self.reference else None
 
+    @functools.cached_property
+    def coherence_version(self) -> str:
+        if self.is_synthetic:
+            return ""
+        return f"{coherence.VERSION}, {hash_params(self.reference.params)[:12] if self.reference else 'text alone'}"
+
 
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates every checkpoint with every method and reports."""
@@ -238,14 +244,13 @@ def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) ->
         shards = json.dumps([dataclasses.asdict(shard) for shard in store.manifest.shards], sort_keys=True)
         validation = f"{store.manifest.task}/{store.manifest.split} {hashlib.sha256(shards.encode()).hexdigest()}"
     versions = [f"{judge.name} {judge.version}" for judge in bench.judges]
-    reference = hash_params(bench.reference.params)[:12] if bench.reference else "text alone"
     template = bench.asked.template
     return Protocol(
         suite=bench.arguments.suite,
         prompts_sha256=hash_prompts(bench.asked.prompts),
         num_prompts=len(bench.asked.prompts),
         judge_version=synthetic_judge.JUDGE_VERSION if bench.is_synthetic else "; ".join(versions),
-        judge_calibration=_calibration_hash(bench),
+        judge_calibration=records.fingerprint(bench.calibrations)[:16] if bench.calibrations else "",
         checkpoint_sha256=hash_params(checkpoint.params),
         vocab_hash=checkpoint.tokenizer.hash,
         validation=validation,
@@ -255,14 +260,8 @@ def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) ->
         seed=bench.arguments.seed,
         template=f"{template.kind} {template.hash[:12]}",
         answer_start=bench.asked.answer_start,
-        coherence="" if bench.is_synthetic else f"{coherence.VERSION}, {reference}",
+        coherence=bench.coherence_version,
     )
-
-
-def _calibration_hash(bench: Bench) -> str:
-    if not bench.calibrations:
-        return ""
-    return records.fingerprint(bench.calibrations)[:16]
 
 
 def _parser() -> argparse.ArgumentParser:
