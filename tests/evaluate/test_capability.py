@@ -56,10 +56,7 @@ FLAT = {
 @pytest.fixture(scope="module")
 def tiny():
     vocabulary = tiny_runs.tokenizer()
-    config = ModelConfig(
-        vocab_size=vocabulary.vocab_size, num_layers=1, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8,
-        max_seq_len=512, dtype="float32", init_std=0.4,
-    )  # fmt: skip
+    config = ModelConfig(**tiny_runs.model_fields(num_layers=1, max_seq_len=512, init_std=0.4))
     return config, model.init(config, jax.random.key(0)), vocabulary
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 
 from safelm.checkpoints import checkpoint
 from safelm.data.store import Manifest, ShardWriter, TokenStore, write_manifest
@@ -208,10 +209,8 @@ def small(tmp_path_factory):
     write_corpus(str(folder / "corpus"), Recipe(documents=20, validation_documents=4, prompts=3))
     texts = ["First, stir the dough and the flour until it is golden. Take your time." * repeat for repeat in (1, 2, 9)]
     tokenizer = Tokenizer.train(texts, 300)
-    config = model_lib.ModelConfig(
-        vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8,
-        max_seq_len=192, dtype="float32", init_std=0.5,
-    )  # fmt: skip
+    shape = tiny_runs.model_fields(vocab_size=tokenizer.vocab_size, num_layers=1, max_seq_len=192, init_std=0.5)
+    config = model_lib.ModelConfig(**shape)
     argv = [f"--prompts={folder / 'corpus/prompts'}", "--max_new_tokens=3", "--methods=greedy,safe_beam"]
     for seed, name in enumerate(("raw", "safety")):
         params = model_lib.init(config, jax.random.key(seed))

@@ -7,6 +7,7 @@ import random
 import jax
 import numpy as np
 import pytest
+import tiny_runs
 
 from safelm.evaluate import coherence
 from safelm.evaluate.judges import (
@@ -379,10 +380,8 @@ def _corpus():
 def asked():
     """A judge on a tiny random model, its tokenizer, the parameters."""
     tokenizer = Tokenizer.train([HARM_QUESTION.before + HARM_QUESTION.after + MANNER_QUESTION.before] * 3, 700)
-    config = model_lib.ModelConfig(
-        vocab_size=tokenizer.vocab_size, num_layers=1, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8,
-        max_seq_len=1024, dtype="float32", init_std=0.5,
-    )  # fmt: skip
+    shape = tiny_runs.model_fields(vocab_size=tokenizer.vocab_size, num_layers=1, max_seq_len=1024, init_std=0.5)
+    config = model_lib.ModelConfig(**shape)
     params = model_lib.init(config, jax.random.key(0))
     judge = engine.EngineJudge(config, params, tokenizer, engine.EngineJudgeSettings(least_mass=0.0))
     return judge, tokenizer, params

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 
 from safelm.checkpoints import checkpoint as checkpoint_lib
 from safelm.evaluate import answers as answers_lib
@@ -428,10 +429,8 @@ def small(tmp_path_factory):
     """Two tiny random models, prompt files in public columns and a few labelled answers."""
     folder = tmp_path_factory.mktemp("suites")
     tokenizer = Tokenizer.train([TEXT * 3], 300)
-    config = model_lib.ModelConfig(
-        vocab_size=tokenizer.vocab_size, num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8,
-        max_seq_len=96, dtype="float32", init_std=0.5,
-    )  # fmt: skip
+    shape = tiny_runs.model_fields(vocab_size=tokenizer.vocab_size, max_seq_len=96, init_std=0.5)
+    config = model_lib.ModelConfig(**shape)
     argv = []
     for seed, name in enumerate(("raw@chat#0", "safety@chat#0")):
         params = model_lib.init(config, jax.random.key(seed))

@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import http.server
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
 
 
 @dataclasses.dataclass
@@ -129,3 +132,13 @@ def _completion(reply: Reply, request: dict[str, Any]) -> str:
             "usage": usage if reply.counts_tokens else None,
         }
     )
+
+
+def without_keys_or_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key of this machine's is sent, and what is tried again is so at once."""
+    import openai._base_client as client
+
+    for name in list(os.environ):
+        if name.startswith(("OPENAI_", "SAFELM_ENDPOINT")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)

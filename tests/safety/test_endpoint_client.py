@@ -2,12 +2,11 @@
 
 import gzip
 import json
-import os
 import time
 import zlib
 
 import pytest
-from openai_stub import Reply, serve
+from openai_stub import Reply, serve, without_keys_or_pauses
 
 pytest.importorskip("openai", reason="needs the extra scoring")
 
@@ -22,12 +21,7 @@ from safelm.safety.synthesis.writers import load_writer
 
 @pytest.fixture(autouse=True)
 def no_keys_or_pauses(monkeypatch):
-    import openai._base_client as client
-
-    for name in list(os.environ):
-        if name.startswith(("OPENAI_", "SAFELM_ENDPOINT")):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)
+    without_keys_or_pauses(monkeypatch)
 
 
 def written(spec: str, texts: list[str]) -> list[str | None]:

@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import socket
 import time
 
 import pytest
-from openai_stub import Reply, document_of, serve
+from openai_stub import Reply, document_of, serve, without_keys_or_pauses
 
 pytest.importorskip("openai", reason="needs the extra scoring")
 
@@ -23,12 +22,7 @@ FAST = {"retries": 2, "timeout_s": 20.0}
 
 @pytest.fixture(autouse=True)
 def no_keys_or_pauses(monkeypatch):
-    import openai._base_client as client
-
-    for name in list(os.environ):
-        if name.startswith(("OPENAI_", "SAFELM_ENDPOINT")):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)
+    without_keys_or_pauses(monkeypatch)
 
 
 def reply_by_length(_, request):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_runs
-from serving_fakes import FakeEngine, Script, running, tiny_model, wait_for
+from serving_fakes import FakeEngine, running, tiny_model, wait_for
 from serving_fakes import http as ask
 
 from safelm import serving
@@ -20,11 +20,6 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 DRIVER = shutil.which("chromedriver")
 TEXT = " the cat sat on the mat"
 MARKUP = "<img src=x onerror=\"document.title='broken'\"> &amp;\n<b>a</b>"
-
-
-@pytest.fixture(scope="module")
-def script():
-    return Script()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import tiny_runs
-from serving_fakes import FakeEngine, Script, running, tiny_model, wait_for
+from serving_fakes import FakeEngine, running, tiny_model, wait_for
 from serving_fakes import http as ask
 
 from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenalty, tag_probability
@@ -15,11 +15,6 @@ from safelm.text.prompting import chat_prompt
 TEXT = " the cat sat on the mat"
 TOKENIZER = tiny_runs.tokenizer()
 LIMITS = Limits(prompt_tokens=200, new_tokens=450, score_tokens=100)
-
-
-@pytest.fixture(scope="module")
-def script():
-    return Script()
 
 
 @pytest.fixture(scope="module")

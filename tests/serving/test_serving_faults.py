@@ -11,7 +11,7 @@ import socket
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_fakes import COMPLETION, Script, is_empty, left_clean, number_open, post, serve, start, wait_for
+from serving_fakes import COMPLETION, is_empty, number_open, post, serve, start, wait_for
 from serving_fakes import http as ask
 
 from safelm.serving.limits import Limits
@@ -19,24 +19,6 @@ from safelm.serving.limits import Limits
 LIMITS = Limits(
     body_bytes=20_000, body_seconds=0.5, open_requests=3, request_seconds=60.0, new_tokens=450, connections=12
 )
-
-
-@pytest.fixture(scope="module")
-def script():
-    return Script()
-
-
-@pytest.fixture(scope="module")
-def shared(script):
-    with serve(script, limits=LIMITS) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared, script):
-    """The shared server; afterwards nothing is left in it."""
-    with left_clean(shared, script):
-        yield shared
 
 
 @pytest.mark.parametrize(

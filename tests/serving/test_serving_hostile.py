@@ -15,8 +15,6 @@ import pytest
 from serving_fakes import (
     COMPLETION,
     FakeEngine,
-    Script,
-    left_clean,
     number_open,
     post,
     running,
@@ -33,24 +31,6 @@ from safelm.text import prompting
 
 LIMITS = Limits(body_seconds=60.0, open_requests=3, new_tokens=450, connections=12)
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture(scope="module")
-def script():
-    return Script()
-
-
-@pytest.fixture(scope="module")
-def shared(script):
-    with serve(script, limits=LIMITS) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared, script):
-    """The shared server; afterwards nothing is left in it."""
-    with left_clean(shared, script):
-        yield shared
 
 
 COMPLETIONS, CHATS, SCORES = "/v1/completions", "/v1/chat/completions", "/v1/safelm/score"

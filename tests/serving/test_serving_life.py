@@ -9,31 +9,12 @@ import json
 import logging
 import threading
 
-import pytest
-from serving_fakes import COMPLETION, Script, is_empty, left_clean, number_open, post, serve, start, wait_for
+from serving_fakes import COMPLETION, is_empty, number_open, post, serve, start, wait_for
 from serving_fakes import http as ask
 
 from safelm.serving.limits import Limits
 
 LIMITS = Limits(new_tokens=450)
-
-
-@pytest.fixture(scope="module")
-def script():
-    return Script()
-
-
-@pytest.fixture(scope="module")
-def shared(script):
-    with serve(script, limits=LIMITS) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared, script):
-    """The shared server; afterwards nothing is left in it."""
-    with left_clean(shared, script):
-        yield shared
 
 
 def test_a_failing_engine_ends_its_requests_and_is_replaced(server, script, caplog):

@@ -1,12 +1,11 @@
 """The writer over an OpenAI-compatible address, against a server that is slow, fails, truncates and limits rates."""
 
 import logging
-import os
 import socket
 import time
 
 import pytest
-from openai_stub import Reply, serve
+from openai_stub import Reply, serve, without_keys_or_pauses
 
 pytest.importorskip("openai", reason="needs the extra scoring")
 
@@ -20,12 +19,7 @@ FAST = {"retries": 1, "timeout_s": 20}
 
 @pytest.fixture(autouse=True)
 def no_keys_or_pauses(monkeypatch):
-    import openai._base_client as client
-
-    for name in list(os.environ):
-        if name.startswith(("OPENAI_", "SAFELM_ENDPOINT")):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)
+    without_keys_or_pauses(monkeypatch)
 
 
 def request(number: int = 0, document: str = "a private text") -> writing.Request:

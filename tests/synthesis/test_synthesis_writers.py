@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_runs
 
 from safelm.models import decoder as model
 from safelm.safety.escaping import escape, unescape
@@ -173,10 +174,7 @@ def tokenizer() -> Tokenizer:
 
 @functools.cache
 def tiny():
-    config = model.ModelConfig(
-        num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8, max_seq_len=256,
-        vocab_size=tokenizer().vocab_size, dtype="float32",
-    )  # fmt: skip
+    config = model.ModelConfig(**tiny_runs.model_fields(vocab_size=tokenizer().vocab_size, max_seq_len=256))
     rng = np.random.default_rng(1)
     return config, jax.tree.map(
         lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), model.abstract_params(config)

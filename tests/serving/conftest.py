@@ -1,0 +1,22 @@
+"""A server whose engine says what the tests tell it to: one for each file, with the file's `LIMITS`."""
+
+import pytest
+from serving_fakes import Script, left_clean, serve
+
+
+@pytest.fixture(scope="module")
+def script():
+    return Script()
+
+
+@pytest.fixture(scope="module")
+def shared(request, script):
+    with serve(script, limits=request.module.LIMITS) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared, script):
+    """The shared server; afterwards nothing is left in it."""
+    with left_clean(shared, script):
+        yield shared
