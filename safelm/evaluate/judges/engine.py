@@ -5,7 +5,7 @@ The choices' probabilities are compared where the reply begins: one forward an a
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safelm.evaluate.judges.questions import HARM_QUESTION, MANNER_QUESTION, Question, material, question_for
 from safelm.evaluate.judges.verdicts import HARMFUL, REFUSALS, UNSCORED, Exchange
 from safelm.inference.forward import Cache
-from safelm.inference.prompts import batches
+from safelm.inference.prompts import PromptBatch, batches
 from safelm.inference.weights import prepare
 from safelm.models import decoder as model
 from safelm.safety.engine_models import read_engine_model
@@ -155,12 +155,9 @@ class EngineJudge:
                 return [*ids[:room], *asked.frame.after]
             answer = answer[: max(0, len(answer) - over)]
 
-    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterable[Any]:
-        if not rows:
-            return []
-        widest = max(len(row) for row in rows)
-        max_rows = max(1, min(self._settings.max_rows, self._settings.batch_tokens // widest))
-        return batches(rows, max_rows=max_rows, max_len=self._config.max_seq_len)
+    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[PromptBatch]:
+        settings, widest = self._settings, self._config.max_seq_len
+        return batches(rows, max_rows=settings.max_rows, max_len=widest, max_tokens=settings.batch_tokens)
 
 
 def load(source: str, *, name: str = "judge", dtype: str = "", **settings: Any) -> EngineJudge:

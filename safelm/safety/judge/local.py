@@ -11,7 +11,7 @@ import tqdm
 
 from safelm import inference
 from safelm.inference.forward import Cache
-from safelm.inference.prompts import SMALLEST_BUCKET, PromptBatch, batches, bucket
+from safelm.inference.prompts import PromptBatch, batches
 from safelm.inference.weights import prepare
 from safelm.models import decoder as model
 from safelm.safety.engine_models import read_engine_model
@@ -150,15 +150,8 @@ class Judge:
         return [[*ids[start:end], *self._behind] for start, end in spans]
 
     def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[PromptBatch]:
-        """Batches of one width each, of about `batch_tokens`."""
-        widest = self._chunk_tokens + len(self._behind)
-        by_width: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_width.setdefault(bucket(len(row), SMALLEST_BUCKET, widest), []).append(index)
-        for width, members in sorted(by_width.items()):
-            max_rows = max(1, min(self.settings.batch_tokens // width, self.settings.max_rows))
-            for batch in batches([rows[index] for index in members], max_rows=max_rows, max_len=widest):
-                yield dataclasses.replace(batch, indices=tuple(members[place] for place in batch.indices))
+        settings, widest = self.settings, self._chunk_tokens + len(self._behind)
+        return batches(rows, max_rows=settings.max_rows, max_len=widest, max_tokens=settings.batch_tokens)
 
     def _answer(self, batch: PromptBatch) -> list[tuple[Answer | None, dict[str, float]]]:
         num_rows = len(batch.indices)
