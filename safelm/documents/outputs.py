@@ -5,7 +5,6 @@ files below such a folder (reports, pairs for review, logs) are never taken for 
 the folder below it that they lie in. A folder that a command began (`_settings.json`) and has not finished is refused.
 """
 
-import json
 import os
 import posixpath
 from collections.abc import Collection, Iterable, Mapping

@@ -200,7 +200,6 @@ def test_a_tag_is_put_in_and_taken_out():
 
 def test_the_examples_run(run, tmp_path, monkeypatch, capsys):
     """README.md's and docs/api.md's, each page from top to bottom, where the quickstart's results would lie."""
-    pytest.importorskip("ahocorasick_rs", reason="needs the extra scoring")
     quickstart = tmp_path / "runs/quickstart"
     quickstart.mkdir(parents=True)
     (quickstart / "safety").symlink_to(run)

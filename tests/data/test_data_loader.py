@@ -64,14 +64,16 @@ def assert_equal_batches(one, two):
 
 # ---- rows and packing
 
+STORES_AND_ROWS = {
+    "lengths": st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    "num_shards": st.integers(1, 4),
+    "seq_len": st.integers(1, 24),
+    "packing": st.sampled_from(PACKINGS),
+}
+
 
 @settings(max_examples=40, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
-    num_shards=st.integers(1, 4),
-    seq_len=st.integers(1, 24),
-    packing=st.sampled_from(PACKINGS),
-)
+@given(**STORES_AND_ROWS)
 def test_an_epoch_holds_every_pair_of_every_document_once(tmp_path_factory, lengths, num_shards, seq_len, packing):
     documents = numbered_documents(lengths)
     directory = tmp_path_factory.mktemp("store")
@@ -87,12 +89,7 @@ def test_an_epoch_holds_every_pair_of_every_document_once(tmp_path_factory, leng
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
-    num_shards=st.integers(1, 4),
-    seq_len=st.integers(1, 24),
-    packing=st.sampled_from(PACKINGS),
-)
+@given(**STORES_AND_ROWS)
 def test_packed_equals_unpacked(tmp_path_factory, lengths, num_shards, seq_len, packing):
     """Cut a row at its segments: each is a contiguous run of one document with its own next tokens."""
     documents = numbered_documents(lengths)

@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from test_documents import PACK
-from test_score import score_one
+from document_files import PACK, write_rows
+from scoring_runs import score_one
 
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents
 from data_tasks.sources import WebDocumentSource
@@ -306,11 +306,7 @@ def test_a_row_group_with_fewer_rows_than_the_footer_says_is_an_error(tmp_path, 
 def test_a_row_without_an_id_has_the_same_one_for_every_command_and_keeps_it(tmp_path, form):
     rows = [{"text": f"A level{i} page.", "harm_score": i} for i in (1, 2, 3)]
     for name, some in (("web", rows), ("unscored", [{"text": row["text"]} for row in rows])):
-        path = tmp_path / f"{name}.{form}"
-        if form == "parquet":
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), path)
-        else:
-            path.write_text("".join(json.dumps(row) + "\n" for row in some))
+        write_rows(tmp_path / f"{name}.{form}", some)
     wanted = [documents.content_id(row["text"]) for row in rows]
     assert [document.id for document in used_by_tasks(tmp_path / f"web.{form}")] == wanted
     assert [source.id for source in sources(tmp_path / f"web.{form}")] == wanted
@@ -328,11 +324,7 @@ def test_a_row_without_an_id_has_the_same_one_for_every_command_and_keeps_it(tmp
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_ids_that_are_null_or_blank_are_filled_and_others_stay(tmp_path, form):
     rows = [{"id": each, "text": f"A level1 page {i}.", "n": i} for i, each in enumerate(["own", None, " "])]
-    path = tmp_path / f"web.{form}"
-    if form == "parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_rows(tmp_path / f"web.{form}", rows)
     score_one(tmp_path / "out", path)
     (scored,) = (tmp_path / "out" / "score=1").iterdir()
     wanted = ["own", *(documents.content_id(row["text"]) for row in rows[1:])]

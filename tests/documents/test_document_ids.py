@@ -2,9 +2,8 @@
 
 import json
 
-import pyarrow
-import pyarrow.parquet
 import pytest
+from document_files import write_rows as write
 from synthesis_runs import SCORER, no_charts, published, rows_of, run
 
 from safelm import documents, report_card, synthesize
@@ -13,14 +12,6 @@ from safelm import documents, report_card, synthesize
 @pytest.fixture(autouse=True)
 def without_charts(monkeypatch):
     no_charts(monkeypatch)
-
-
-def write(path, rows):
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=5)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def without_ids(rows):

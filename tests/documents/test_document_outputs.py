@@ -4,7 +4,8 @@ import json
 
 import fsspec
 import pytest
-from synthesis_runs import SCORER, no_charts, rows_of, run, write_rows
+from document_files import write_rows
+from synthesis_runs import SCORER, no_charts, rows_of, run
 
 from safelm import documents, report_card, score
 from safelm.synthetic_web.corpus import Recipe, write_corpus

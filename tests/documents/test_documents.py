@@ -1,27 +1,17 @@
 """Files of documents: what an input names, and rows with every column, malformed ones reported, whatever the bytes."""
 
-import bz2
-import gzip
 import json
-import lzma
 
 import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
+from document_files import write_rows
 
 from safelm import documents
 from safelm.documents import Part, iter_json, iter_parquet, json_lines, lines_before, list_files, read_rows
 from safelm.io import remote
 
-PACK = {
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.compress,
-    ".zstd": zstandard.compress,
-}
 ROWS = [
     {"id": "a", "text": "One.", "meta": {"tags": ["x", None], "n": None}, "score": 1.5},
     {"id": "b", "text": "", "meta": {"tags": [], "n": 3}, "score": None},
@@ -30,12 +20,7 @@ ROWS = [
 
 
 def write(path, rows=ROWS):
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if path.name.endswith(".parquet"):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        path.write_bytes(PACK.get(path.suffix, bytes)(lines))
-    return str(path)
+    return str(write_rows(path, rows, row_group_size=None))
 
 
 @pytest.mark.parametrize("suffix", documents.SUFFIXES)

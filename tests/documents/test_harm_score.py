@@ -6,7 +6,8 @@ import logging
 import pyarrow
 import pyarrow.parquet
 import pytest
-from synthesis_runs import no_charts, rows_of, write_rows
+from document_files import write_rows
+from synthesis_runs import no_charts, rows_of
 from synthesis_runs import run as synthesize
 
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents

@@ -24,7 +24,6 @@ from safelm.models.config import ModelConfig
 from safelm.stats.intervals import rate
 from safelm.text.prompting import chat_example, chat_prompt, text_prompt
 
-pytest.importorskip("lm_eval", reason="needs the eval extra")
 ROOT = Path(__file__).parents[2]
 LABELS = ["A", "B", "C", "D"]
 CHOICES = ["a cat", "the dog", "a mat", "the sun"]

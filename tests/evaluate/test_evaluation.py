@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
 import tiny_runs
 
 from safelm.checkpoints import checkpoint
@@ -44,12 +45,11 @@ def test_rate_of_nothing_is_refused(count, total):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_auroc_equals_scikit_learns(seed):
-    metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
     positive, negative = rng.normal(0.7, 1, 40).round(1), rng.normal(0, 1, 55).round(1)  # rounded: there are ties
     truth = np.r_[np.ones(40), np.zeros(55)]
     estimate = auroc(positive, negative)
-    assert estimate.value == pytest.approx(metrics.roc_auc_score(truth, np.r_[positive, negative]))
+    assert estimate.value == pytest.approx(sklearn.metrics.roc_auc_score(truth, np.r_[positive, negative]))
     assert 0 < estimate.low < estimate.value < estimate.high < 1
 
 

@@ -191,7 +191,6 @@ def test_a_sample_of_labelled_answers_is_even_and_always_the_same():
 
 
 def test_a_trained_judge_is_measured_on_what_it_has_not_seen(tmp_path):
-    pytest.importorskip("sklearn")
     rows = _corpus()
     config, weights = trained.train(rows)
     trained.save(str(tmp_path / "judge"), config, weights)
@@ -214,7 +213,6 @@ def test_a_trained_judge_is_measured_on_what_it_has_not_seen(tmp_path):
 
 def test_held_out_means_neither_request_nor_author_was_seen():
     """Labels that follow from the request, or from the author, can't be learned: it does no better than chance."""
-    pytest.importorskip("sklearn")
     rng = random.Random(0)
     rows = []
     for number in range(60):

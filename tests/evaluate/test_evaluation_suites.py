@@ -157,7 +157,6 @@ def test_target_preference_and_perplexity(small):
 
 
 def test_the_probe_finds_what_is_there_and_nothing_else(small):
-    pytest.importorskip("sklearn")
     checkpoint, rng = small["checkpoint"], np.random.default_rng(0)
     words = ("paper", "middle", "help", "fold")
     told = [
@@ -266,7 +265,6 @@ def test_suites_without_prompts_or_judges(small, tmp_path):
 
 
 def test_judges_are_measured_and_trained_by_command(small, tmp_path, capsys):
-    pytest.importorskip("sklearn")
     rows = "".join(f"t,p{i},{'I cannot help with it' if i % 2 else 'Take the paper and fold it'} {i},"
                    f"{'2_full_refusal' if i % 2 else '1_full_compliance'}\n" for i in range(24))  # fmt: skip
     (tmp_path / "labels.csv").write_text("type,prompt,completion,final_label\n" + rows)

@@ -9,6 +9,7 @@ import gguf as gguf_package
 import jax
 import numpy as np
 import pytest
+import random_decoders
 import safetensors.numpy
 import side_files
 
@@ -44,11 +45,7 @@ def tokenizer():
 
 def params_of(config):
     """Random parameters; rows that pad the vocabulary are zero."""
-    rng = np.random.default_rng(0)
-    random = lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)  # noqa: E731
-    params = jax.tree.map(random, model.abstract_params(config))
-    for norm in (params["layers"]["attention_norm"], params["layers"]["mlp_norm"], params["final_norm"]):
-        norm["scale"] += 1.0
+    params = jax.tree.map(np.array, random_decoders.random_params(config))
     params["embedder"]["embedding"][config.vocab_size :] = 0.0
     if not config.tie_embeddings:
         params["unembed"]["kernel"][:, config.vocab_size :] = 0.0

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# What neither training nor generation, serving and evaluation may need.
+PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
 
 _PARENT = """
 import importlib, io, json, os, runpy, sys, traceback

@@ -29,9 +29,7 @@ _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @contextlib.contextmanager
 def emulator() -> Iterator[str]:
-    """The endpoint of a running server with an empty bucket named BUCKET; skips where the server isn't installed."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip(f"{PACKAGE} is not installed: it comes with the extra 'dev'")
+    """The endpoint of a running server with an empty bucket named BUCKET."""
     folder = importlib.resources.files(PACKAGE) / "vendor" / "fake-gcs-server" / "bin"
     (binary,) = folder.iterdir()
     with socket.socket() as free:
@@ -169,6 +167,13 @@ def proxy_before(upstream: str) -> Iterator[tuple[Proxy, str]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def behind_proxy() -> Iterator[tuple[Proxy, str]]:
+    """A running server whose clients in this process go through a proxy: the proxy and its endpoint."""
+    with emulator() as upstream, proxy_before(upstream) as (proxy, endpoint), clients_at(endpoint):
+        yield proxy, endpoint
 
 
 def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import openai._base_client
 import pytest
 
 
@@ -135,10 +136,7 @@ def _completion(reply: Reply, request: dict[str, Any]) -> str:
 
 
 def without_keys_or_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key of this machine's is sent, and what is tried again is so at once."""
-    import openai._base_client as client
-
-    for name in list(os.environ):
-        if name.startswith(("OPENAI_", "SAFELM_ENDPOINT")):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)
+    """No keys from the environment, and hardly a pause before a request is tried again."""
+    for name in [name for name in os.environ if name.startswith(("OPENAI_", "SAFELM_ENDPOINT"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.001)

@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-import pytest
+from document_files import write_rows
 
 from safelm import synthesize
 from safelm.safety.synthesis.kinds import SOURCE_SCORES
 from safelm.safety.synthesis.report import charts
 from safelm.synthetic_web import corpus
-
-for needed in ("apache_beam", "ahocorasick_rs", "datasketch", "py3langid"):
-    pytest.importorskip(needed, reason="needs the extra synthesis")
 
 HELPERS = Path(__file__).parent
 ROOT = HELPERS.parents[1]
@@ -41,17 +38,6 @@ def rows_of(scores, count: int, start: int = 0) -> list[dict]:
             )
         number += 1
     return rows
-
-
-def write_rows(path: Path, rows: list) -> Path:
-    """Writes a file of the kind that its name says; a row that is a string stands in it as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=7)
-        return path
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
 
 
 def write_sources(root: Path) -> Path:

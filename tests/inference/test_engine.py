@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 import safe_beam_reference as reference
-from test_safe_beam import CONFIG, EOS, TAG, VOCAB, full_model, quick_compilation, random_model
+from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model
 
 from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, Sampling, TagPenalty, lane
 from safelm.inference import weights as weights_lib
 from safelm.models import sharding
 
-__all__ = ["quick_compilation"]  # a fixture, for every test here too
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SLOTS, STEPS = 4, 3
 LONGEST = CONFIG.max_seq_len
 

@@ -6,48 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_decoders import TINY, UNTIED, random_params, random_tokens
 
 from safelm.inference import forward
 from safelm.inference.weights import prepare
 from safelm.models import decoder
-from safelm.models.config import ModelConfig, RopeScaling
+from safelm.models.config import RopeScaling
 
-PLAIN = ModelConfig(
-    vocab_size=300,
-    num_layers=3,
-    d_model=32,
-    d_ff=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    init_std=0.2,  # large enough that attention matters
-    dtype="float32",
-)
 CONFIGS = {
-    "llama": PLAIN,
-    "untied": dataclasses.replace(PLAIN, tie_embeddings=False),
-    "qk_norm": dataclasses.replace(PLAIN, qk_norm=True),
-    "rope_scaling": dataclasses.replace(PLAIN, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
+    "llama": TINY,
+    "untied": UNTIED,
+    "qk_norm": dataclasses.replace(TINY, qk_norm=True),
+    "rope_scaling": dataclasses.replace(TINY, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
 }
-
-
-def random_params(config):
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        is_norm = path[-1].key == "scale"  # away from one, so that leaving a norm out would show
-        return jnp.asarray(is_norm + 0.2 * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, decoder.abstract_params(config))
-
-
-def tokens(batch_size, length, seed=1):
-    return jax.random.randint(jax.random.key(seed), (batch_size, length), 0, PLAIN.vocab_size)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_reading_on_behind_a_cache_equals_the_whole_forward_with_ragged_lengths(config):
-    params, tokens_BT = random_params(config), tokens(3, 14)
+    params, tokens_BT = random_params(config), random_tokens(3, 14)
     weights, full_BTV = prepare(config, params), decoder.apply(config, params, tokens_BT)
     lengths, start = np.array([8, 3, 5]), jnp.zeros(3, jnp.int32)
     cache = forward.empty_cache(config, 3, 20)
@@ -66,7 +42,7 @@ def test_reading_on_behind_a_cache_equals_the_whole_forward_with_ragged_lengths(
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_alternatives_share_one_prefix_and_do_not_see_each_other(config):
-    params, prefix_BT, candidates_BC = random_params(config), tokens(2, 6), tokens(2, 4, seed=5)
+    params, prefix_BT, candidates_BC = random_params(config), random_tokens(2, 6), random_tokens(2, 4, seed=5)
     weights, lengths = prepare(config, params), jnp.array([6, 4])
     cache, _ = forward.read_prompts(config, weights, prefix_BT, lengths)
     logits_BCV, _ = forward.try_next(config, weights, candidates_BC, cache, lengths)
@@ -78,7 +54,7 @@ def test_alternatives_share_one_prefix_and_do_not_see_each_other(config):
 
 
 def test_writing_behind_drops_what_does_not_fit_and_keeps_the_rest():
-    cache = jax.tree.map(lambda x: x - 1.0, forward.empty_cache(PLAIN, 2, 4))
-    new_kv = jax.tree.map(lambda x: x + 2.0, forward.empty_cache(PLAIN, 2, 3))
+    cache = jax.tree.map(lambda x: x - 1.0, forward.empty_cache(TINY, 2, 4))
+    new_kv = jax.tree.map(lambda x: x + 2.0, forward.empty_cache(TINY, 2, 3))
     written = forward.write_behind(cache, new_kv, jnp.array([0, 2]))
     np.testing.assert_array_equal(written.keys[0][:, 0, :, 0], [[2, 2, 2, -1], [-1, -1, 2, 2]])

@@ -9,17 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safe_beam_reference as reference
-from test_safe_beam import (
-    CONFIG,
-    EOS,
-    NEW_TOKENS,
-    TAG,
-    VOCAB,
-    full_model,
-    quick_compilation,
-    random_model,
-    random_prompts,
-)
+from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model, random_prompts
 
 from safelm import generate, inference
 from safelm.checkpoints import checkpoint
@@ -31,7 +21,8 @@ from safelm.inference.sampling import filtered
 from safelm.models import decoder as model
 from safelm.text.tokenizer import Tokenizer
 
-__all__ = ["quick_compilation"]  # a fixture, for every test here too
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+NEW_TOKENS = 7
 PROMPTS = random_prompts(11, 8)
 
 

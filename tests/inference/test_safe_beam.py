@@ -7,54 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safe_beam_reference as reference
+from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model, random_prompts
 
 from safelm.inference import Beam, SafeBeam, generate, programs
 from safelm.inference import asked as asked_lib
 from safelm.inference import safe_beam as safe_beam_lib
 from safelm.inference.weights import prepare
-from safelm.models import decoder as model
 
-EOS, TAG, VOCAB = 0, 49, 50
 NEW_TOKENS = 7
-CONFIG = model.ModelConfig(
-    vocab_size=VOCAB, num_layers=2, d_model=32, d_ff=64, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=24,
-    dtype="float32", tie_embeddings=False, init_std=0.35,
-)  # fmt: skip
-apply = jax.jit(functools.partial(model.apply, CONFIG))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling is most of these tests' time, and the programs are tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def random_model(seed: int, *, eos_bias: float = 0.0, tag_bias: float = 0.0):
-    """Random parameters, EOS and the tag made likelier, differently in every context."""
-    params = model.init(CONFIG, jax.random.key(seed))
-    kernel = params["unembed"]["kernel"]
-    kernel = kernel.at[:, EOS].multiply(1 + eos_bias).at[:, TAG].multiply(1 + tag_bias)
-    return {**params, "unembed": {"kernel": kernel}}
-
-
-def full_model(params) -> reference.LanguageModel:
-    """log P(next | tokens) from one forward of the whole sequence, without a cache."""
-
-    @functools.cache
-    def cached(tokens: tuple[int, ...]) -> np.ndarray:
-        padded = np.zeros((1, CONFIG.max_seq_len), np.int32)
-        padded[0, : len(tokens)] = tokens
-        logits = np.asarray(apply(params, padded))[0, len(tokens) - 1].astype(np.float64)
-        return (logits - np.logaddexp.reduce(logits))[:VOCAB]
-
-    return lambda tokens: cached(tuple(tokens))
-
-
-def random_prompts(seed: int, count: int) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(1, TAG, size=rng.integers(1, 15)).tolist() for _ in range(count)]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def decode(params, prompts, method, max_new_tokens=NEW_TOKENS):

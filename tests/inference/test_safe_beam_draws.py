@@ -8,11 +8,11 @@ import dataclasses
 import numpy as np
 import pytest
 import safe_beam_reference as reference
-from test_safe_beam import CONFIG, EOS, TAG, full_model, quick_compilation, random_model
+from random_decoders import CONFIG, EOS, TAG, full_model, random_model
 
 from safelm.inference import Engine, EngineRequest, SafeBeam
 
-__all__ = ["quick_compilation"]  # a fixture, for every test here too
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SHAPES = [(2, 3), (3, 2), (1, 4), (4, 1)]  # beams, candidates
 DRAWS = 80  # per model
 

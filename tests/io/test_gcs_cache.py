@@ -19,11 +19,7 @@ BUCKET = f"gs://{gcs_server.BUCKET}"
 
 @pytest.fixture(scope="module")
 def proxy():
-    with (
-        gcs_server.emulator() as upstream,
-        gcs_server.proxy_before(upstream) as (proxy, endpoint),
-        gcs_server.clients_at(endpoint),
-    ):
+    with gcs_server.behind_proxy() as (proxy, _):
         yield proxy
 
 

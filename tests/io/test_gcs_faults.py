@@ -13,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny_runs
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from etils import epath
 from gcs_server import names, upload
 from token_stores import numbered_documents, write_store
@@ -30,12 +32,8 @@ BUCKET = f"gs://{gcs_server.BUCKET}"
 
 @pytest.fixture(scope="module")
 def server():
-    with (
-        gcs_server.emulator() as upstream,
-        gcs_server.proxy_before(upstream) as (proxy, endpoint),
-        gcs_server.clients_at(endpoint),
-    ):
-        yield proxy, endpoint
+    with gcs_server.behind_proxy() as up:
+        yield up
 
 
 @pytest.fixture
@@ -199,8 +197,6 @@ def test_a_refusing_or_missing_bucket_of_data_is_named(proxy, tmp_path):
 
 
 def test_credentials_come_from_the_environment_and_are_never_shown(server, proxy, tmp_path, monkeypatch, caplog, capfd):
-    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")  # of google-auth
-    rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -9,45 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_decoders import TINY, UNTIED, random_params, random_tokens
 
 from safelm.models import decoder as model
 from safelm.models import sharding
 from safelm.models.config import RopeScaling
 
-TINY = model.ModelConfig(
-    vocab_size=300,
-    num_layers=3,
-    d_model=32,
-    d_ff=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    init_std=0.2,  # large enough that attention matters
-    dtype="float32",
-)
 apply = jax.jit(model.apply, static_argnums=0)
-UNTIED = dataclasses.replace(TINY, tie_embeddings=False)
 SIZES = {
     "1.7B": (model.ModelConfig(49152, 24, 2048, 8192, 32, 32, 64), 1_711_376_384),
     "360M": (model.ModelConfig(49152, 32, 960, 2560, 15, 5, 64), 361_821_120),
     "135M": (model.ModelConfig(49152, 30, 576, 1536, 9, 3, 64), 134_515_008),
 }
-
-
-@functools.cache
-def params_of(config):
-    """Random parameters, made without a compiler; norm scales away from one, so that leaving a norm out would show."""
-    rng = np.random.default_rng(0)
-    random = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
-    params = jax.tree.map(random, model.abstract_params(config))
-    norms = [params["layers"][name] for name in params["layers"] if name.endswith("norm")]
-    for norm in (*norms, params["final_norm"]):
-        norm["scale"] += 1.0
-    return params
-
-
-def tokens(batch_size, length, seed=1):
-    return jax.random.randint(jax.random.key(seed), (batch_size, length), 0, TINY.vocab_size)
 
 
 def loss(config, params, tokens_BT, **kwargs):
@@ -106,8 +79,8 @@ def test_init_is_as_documented():
 
 
 def test_causality_by_gradient():
-    params = params_of(TINY)
-    x_BTD = jnp.take(params["embedder"]["embedding"], tokens(1, 9), axis=0)
+    params = random_params(TINY)
+    x_BTD = jnp.take(params["embedder"]["embedding"], random_tokens(1, 9), axis=0)
 
     def logits_from_embeddings(x_BTD):  # token t's embedding is row t of the table
         table = jnp.zeros_like(params["embedder"]["embedding"]).at[:9].set(x_BTD[0])
@@ -123,14 +96,14 @@ def test_causality_by_gradient():
 @pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
 def test_packed_documents_equal_unpacked(config):
     lengths = (5, 1, 7)
-    documents = [tokens(1, length, seed=10 + length) for length in lengths]
+    documents = [random_tokens(1, length, seed=10 + length) for length in lengths]
     packed = jnp.concatenate([*documents, jnp.zeros((1, 3), jnp.int32)], axis=1)
     segment_ids = np.repeat([1, 2, 3, 0], [*lengths, 3])[None]
     positions = np.concatenate([np.arange(n) for n in (*lengths, 3)])[None]
-    logits = apply(config, params_of(config), packed, positions_BT=positions, segment_ids_BT=segment_ids)
+    logits = apply(config, random_params(config), packed, positions_BT=positions, segment_ids_BT=segment_ids)
     start = 0
     for document in documents:
-        alone = apply(config, params_of(config), document)
+        alone = apply(config, random_params(config), document)
         np.testing.assert_allclose(logits[:, start : start + document.shape[1]], alone, atol=2e-5)
         start += document.shape[1]
     assert np.isfinite(logits).all()
@@ -144,7 +117,7 @@ def test_loop_equals_scan(config, remat):
         jnp.shape, model.abstract_params(unrolled)
     )
     (loss_scan, grads_scan), (loss_loop, grads_loop) = (
-        value_and_grad(c)(params_of(config), tokens(2, 12)) for c in (scanned, unrolled)
+        value_and_grad(c)(random_params(config), random_tokens(2, 12)) for c in (scanned, unrolled)
     )
     np.testing.assert_allclose(loss_scan, loss_loop, atol=1e-6)
     assert_trees_close(grads_scan, grads_loop, atol=1e-6)
@@ -154,9 +127,10 @@ def test_remat_gives_the_same_loss_and_gradients_by_another_program():
     programs, results = {}, {}
     for remat in ("none", "dots", "full"):
         step = value_and_grad(dataclasses.replace(TINY, remat=remat))
-        compiled = step.lower(params_of(TINY), tokens(4, 33)).compile()
+        inputs = random_params(TINY), random_tokens(4, 33)
+        compiled = step.lower(*inputs).compile()
         programs[remat] = compiled.as_text()
-        results[remat] = (compiled(params_of(TINY), tokens(4, 33)), compiled.memory_analysis().temp_size_in_bytes)
+        results[remat] = (compiled(*inputs), compiled.memory_analysis().temp_size_in_bytes)
     for remat in ("dots", "full"):
         assert programs[remat] != programs["none"]
         assert_trees_close(results[remat][0], results["none"][0], atol=1e-6)
@@ -167,28 +141,28 @@ def test_remat_gives_the_same_loss_and_gradients_by_another_program():
 
 def test_padded_logits_are_masked_and_get_no_gradient():
     for config in (TINY, UNTIED):
-        logits = apply(config, params_of(config), tokens(2, 6))
+        logits = apply(config, random_params(config), random_tokens(2, 6))
         assert logits.dtype == jnp.float32 and logits.shape == (2, 6, 384)
         assert (logits[..., 300:] == model.MASKED_LOGIT).all() and (np.abs(logits[..., :300]) < 1e3).all()
         assert not jax.nn.softmax(logits)[..., 300:].any()
-        grads = value_and_grad(config)(params_of(config), tokens(2, 12))[1]
+        grads = value_and_grad(config)(random_params(config), random_tokens(2, 12))[1]
         assert not grads["embedder"]["embedding"][300:].any()
         assert config.tie_embeddings or not grads["unembed"]["kernel"][:, 300:].any()
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits():
     config = dataclasses.replace(TINY, dtype="bfloat16")
-    x_BTD = model.hidden_states(config, params_of(TINY), tokens(2, 6))
-    logits = model.unembed(config, params_of(TINY), x_BTD)
+    x_BTD = model.hidden_states(config, random_params(TINY), random_tokens(2, 6))
+    logits = model.unembed(config, random_params(TINY), x_BTD)
     assert x_BTD.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
-    exact = apply(TINY, params_of(TINY), tokens(2, 6))
+    exact = apply(TINY, random_params(TINY), random_tokens(2, 6))
     np.testing.assert_allclose(logits[..., :300], exact[..., :300], atol=0.5)
-    grads = value_and_grad(config)(params_of(TINY), tokens(2, 12))[1]
+    grads = value_and_grad(config)(random_params(TINY), random_tokens(2, 12))[1]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
 
 
 def test_hidden_states_of_a_layer():
-    params, tokens_BT = params_of(TINY), tokens(2, 6)
+    params, tokens_BT = random_params(TINY), random_tokens(2, 6)
     embedded = model.hidden_states(TINY, params, tokens_BT, layer=0)
     np.testing.assert_array_equal(embedded, params["embedder"]["embedding"][tokens_BT])
     shallow = dataclasses.replace(TINY, num_layers=2)
@@ -221,10 +195,8 @@ MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 @pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
 def test_sharded_equals_single_device(shape):
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 devices")
     config = dataclasses.replace(TINY, remat="dots")
-    params, tokens_BT = params_of(TINY), tokens(8, 13)
+    params, tokens_BT = random_params(TINY), random_tokens(8, 13)
     expected = value_and_grad(config)(params, tokens_BT)
     mesh = sharding.make_mesh(shape)
     shardings = sharding.param_shardings(mesh, model.logical_axes(config), model.abstract_params(config))
@@ -296,18 +268,18 @@ def test_config_refuses(field, value, message):
 
 def test_qk_norm_and_rope_scaling_change_the_model_and_are_counted():
     scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)
-    plain = apply(TINY, params_of(TINY), tokens(1, 12))
-    scaled = apply(dataclasses.replace(TINY, rope_scaling=scaling), params_of(TINY), tokens(1, 12))
+    plain = apply(TINY, random_params(TINY), random_tokens(1, 12))
+    scaled = apply(dataclasses.replace(TINY, rope_scaling=scaling), random_params(TINY), random_tokens(1, 12))
     assert np.abs(plain - scaled).max() > 1e-2
     config = dataclasses.replace(TINY, qk_norm=True)
     assert config.num_params == TINY.num_params + 2 * TINY.num_layers * TINY.head_dim
     padding = (TINY.padded_vocab_size - TINY.vocab_size) * TINY.d_model
     assert sum(leaf.size for leaf in jax.tree.leaves(model.abstract_params(config))) == config.num_params + padding
     assert config.flops_per_token(64) == TINY.flops_per_token(64)  # norms are no matrix products
-    tenfold = jax.tree.map(jnp.copy, params_of(config))
+    tenfold = jax.tree.map(jnp.copy, random_params(config))
     for name in ("query", "key"):  # a norm undoes what scales its input
         tenfold["layers"]["attention"][name] *= 10.0
-    same = (apply(config, each, tokens(1, 12)) for each in (params_of(config), tenfold))
+    same = (apply(config, each, random_tokens(1, 12)) for each in (random_params(config), tenfold))
     np.testing.assert_allclose(*same, atol=2e-4)
     for wrong in ({"low_freq_factor": 5.0}, {"factor": math.nan}, {"original_max_seq_len": 0}, {"beta": 1.0}):
         with pytest.raises(ValueError, match=r"model.rope_scaling=\{.*wants"):

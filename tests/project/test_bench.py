@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +34,6 @@ def test_settings_for_gpus_parse_and_a_wrong_shape_is_named():
 
 
 def test_the_score_benchmark_times_every_way():
-    pytest.importorskip("apache_beam", reason="needs the scoring extra")
     flags = ["--scorer=python:score:Free", "--documents=40", "--rounds=1", "--workers=1"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts/bench/score.py"), *flags],

@@ -10,8 +10,7 @@ import sys
 import documented
 import forked_commands
 import pytest
-from forked_commands import ROOT
-from test_imports import PREPARATION_ONLY
+from forked_commands import PREPARATION_ONLY, ROOT
 
 from safelm import __main__ as console
 from safelm import config_files

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_commands import PREPARATION_ONLY, ROOT
 
 from safelm import documents
-
-ROOT = Path(__file__).parents[2]
 
 # A package may import those before it in this list, never those behind it. A module at the root of `safelm` has a place
 # of its own; `safelm` itself is the API, whose imports are lazy.
@@ -19,7 +18,6 @@ PACKAGES = (
     "synthetic_web safety api evaluate serving train aot caching robustness ladder "  # and then the commands
     "generate convert score report_card serve synthesize cache_tasks train_tokenizer train_classifier lm_eval __main__"
 ).split()
-PREPARATION_ONLY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "apache_beam", "torch")
 COMMANDS = (
     "train",
     "aot",

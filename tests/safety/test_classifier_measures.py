@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import sklearn.metrics
+from scipy.stats import spearmanr
 
 from safelm.safety.classifier import calibration, examples, metrics, training
 
@@ -47,14 +49,12 @@ def test_the_threshold_is_the_highest_that_attains_the_recall():
 
 
 def test_measures_equal_scikit_learn():
-    scores = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     true, given = rng.integers(0, 6, 300), rng.integers(0, 5, 300)
-    assert metrics.macro_f1(true, given) == pytest.approx(scores.f1_score(true, given, average="macro"))
-    np.testing.assert_array_equal(metrics.confusion(true, given), scores.confusion_matrix(true, given, labels=range(6)))
+    assert metrics.macro_f1(true, given) == pytest.approx(sklearn.metrics.f1_score(true, given, average="macro"))
+    expected = sklearn.metrics.confusion_matrix(true, given, labels=range(6))
+    np.testing.assert_array_equal(metrics.confusion(true, given), expected)
     value = rng.integers(0, 9, 300) + 0.5 * true
-    from scipy.stats import spearmanr
-
     assert metrics.spearman(value, true.astype(float)) == pytest.approx(spearmanr(value, true).statistic)
 
 

@@ -8,8 +8,6 @@ import zlib
 import pytest
 from openai_stub import Reply, serve, without_keys_or_pauses
 
-pytest.importorskip("openai", reason="needs the extra scoring")
-
 from safelm.evaluate.judges import load_judge
 from safelm.evaluate.judges.verdicts import UNSCORED, Exchange
 from safelm.safety import endpoint_http

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,13 +99,12 @@ def test_parts_merge_in_any_order_and_through_json(corpus, cuts):
 
 
 def test_weighted_kappa_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     first = rng.integers(0, 6, 300)
     for noise in (0, 1, 3, 6):
         second = np.clip(first + rng.integers(-noise, noise + 1, 300), 0, 5)
         counts = agreement(zip(first.tolist(), second.tolist(), [None] * 300, strict=True))
-        expected = metrics.cohen_kappa_score(first, second, labels=range(6), weights="quadratic")
+        expected = sklearn.metrics.cohen_kappa_score(first, second, labels=range(6), weights="quadratic")
         assert counts.pair("classifier", "judge").weighted_kappa == pytest.approx(expected)
         assert counts.pair("classifier", "endpoint").weighted_kappa is None
     assert agreement([(2, 2, 3)]).pair("classifier", "judge").weighted_kappa is None

@@ -14,9 +14,6 @@ import tiny_runs
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("llguidance", reason="needs the extra scoring")
-
-
 from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
 from safelm.models import decoder as model

@@ -10,8 +10,6 @@ import time
 import pytest
 from openai_stub import Reply, document_of, serve, without_keys_or_pauses
 
-pytest.importorskip("openai", reason="needs the extra scoring")
-
 from safelm.safety.endpoint_client import EndpointError
 from safelm.safety.escaping import escape
 from safelm.safety.judge import load_endpoint

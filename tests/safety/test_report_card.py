@@ -1,6 +1,5 @@
 """The report card's command: counts, slices, intervals, files, errors, differences."""
 
-import gzip
 import json
 import os
 import re
@@ -11,14 +10,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from document_files import write_rows as write
 
 from safelm import report_card
 from safelm.jobs import beam_runner
 from safelm.safety.report_card import card, charts, corpus, counting, difference
 from safelm.safety.report_card.tally import Count, Hits
 from safelm.synthetic_web import corpus as synthetic_corpus
-
-pytest.importorskip("ahocorasick_rs", reason="needs the extra scoring")
 
 QUERIES = {"categories": {"kitchen": ["grey kettle", "blue pan"], "garden": ["wet spade", "blue pan"]}}
 ROWS = [
@@ -41,13 +39,6 @@ def charts_drawn(request, monkeypatch):
 @pytest.fixture
 def real_charts():
     pass
-
-
-def write(path: Path, rows: list) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
 
 
 @pytest.fixture
@@ -248,7 +239,6 @@ def test_a_changed_file_is_counted_again(tmp_path):
 
 
 def test_worker_processes_count_the_same_and_one_that_fails_costs_no_other_piece(tmp_path, monkeypatch):
-    pytest.importorskip("apache_beam", reason="needs the extra scoring")
     write(tmp_path / "web" / "a.jsonl", ROWS)
     write(tmp_path / "web" / "b.jsonl", [{"body": "x"}])
     inputs = [corpus.SliceInput(None, (str(tmp_path / "web"),))]

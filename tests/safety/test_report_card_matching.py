@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from safelm.safety.report_card import matching, normal_form, queries
 from safelm.synthetic_web import corpus as synthetic_corpus
 
-pytest.importorskip("ahocorasick_rs", reason="needs the extra scoring")
-
 ABSTRACT = {
     "categories": {
         "one": ["grey kettle", "kettle", "grey", "Kettle-of Straße", "of"],

@@ -7,17 +7,15 @@ import logging
 import pyarrow
 import pyarrow.parquet
 import pytest
+from document_files import write_rows
+from scoring_runs import FOLDERS, SCORER, data, make_rows, rows_of, run, score_one, work_for
 
 from safelm import documents, score
 from safelm.jobs.beam_runner import Runner
-from safelm.jobs.output import OutputFolder
 from safelm.safety.scorer import Verdict
 from safelm.safety.scoring import columns, shard
 from safelm.safety.scoring.plan import split
-from safelm.safety.scoring.scorers import describe, load_scorers, parse_specs
 
-SCORER = "python:scorers_for_tests:LevelScorer"
-FOLDERS = (*columns.FOLDERS, columns.QUARANTINE)
 ODD_TEXTS = {
     "empty": "",
     "blank": " \r\n\t",
@@ -29,51 +27,6 @@ ODD_TEXTS = {
     "none": "unusable",
 }
 ODD_FOLDERS = {"empty": 0, "blank": 0, "random": 2, "nul": 1, "lines": 3, "large": 4, "astral": 5, "none": None}
-
-
-def run(output, *inputs, scorers=SCORER, workers=1, **flags):
-    argv = [f"--output={output}", f"--scorers={scorers}", f"--workers={workers}"]
-    argv += [f"--input={path}" for path in inputs] + [f"--{name}={value}" for name, value in flags.items()]
-    score.main(score.arguments().parse_args(argv))
-    return json.loads((output / "manifest.json").read_text())
-
-
-def rows_of(output, folder):
-    found = []
-    for path in documents.list_files(str(output / folder)) if (output / folder).exists() else []:
-        found += [row for _, row in documents.read_rows(path)]
-    return found
-
-
-def data(output):
-    """The bytes of all scored and quarantined rows, by file."""
-    return {
-        str(path.relative_to(output)): path.read_bytes()
-        for folder in FOLDERS
-        for path in sorted((output / folder).glob("*"))
-    }
-
-
-def make_rows(count, first=0):
-    return [{"id": f"d{i}", "text": f"Document {i} has level{i % 6}.", "n": i} for i in range(first, first + count)]
-
-
-def write_lines(path, rows):
-    path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    return path
-
-
-def work_for(output, spec=SCORER, text_column="text"):
-    specs = parse_specs(spec)
-    loaded = load_scorers(specs)
-    return shard.ScoreWork(str(output), describe(specs, loaded), columns.probe(loaded), text_column, "id")
-
-
-def score_one(output, path, part=None, spec=SCORER):
-    """One shard without Beam; its record."""
-    work, out = work_for(output, spec), OutputFolder(str(output))
-    job = shard.ShardJob(0, f"000000-{'whole' if part is None else part.start}", str(path), part)
-    return shard.score_shard(job, work, work.load(), out)
 
 
 def test_rows_come_out_once_as_they_were_with_their_scores(tmp_path):
@@ -188,10 +141,7 @@ def test_parquet_rows_that_are_malformed_are_quarantined(tmp_path):
 def test_a_large_file_is_scored_in_parts_with_the_same_rows(tmp_path, suffix):
     rows = make_rows(300)
     path = tmp_path / f"web{suffix}"
-    if suffix == ".jsonl":
-        write_lines(path, [*rows, {"id": "bad", "text": 5}])
-    else:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=25)
+    write_rows(path, [*rows, {"id": "bad", "text": 5}] if suffix == ".jsonl" else rows, row_group_size=25)
     (file,) = documents.find(str(path))
     parts = split(file, file.bytes // 5)
     assert len(parts) >= 4
@@ -208,7 +158,7 @@ def test_a_large_file_is_scored_in_parts_with_the_same_rows(tmp_path, suffix):
 
 def test_a_run_ends_in_a_manifest_and_is_not_done_again(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    write_lines(tmp_path / "a.jsonl", [*make_rows(30), {"id": "bad"}, {"id": "e", "text": ""}])
+    write_rows(tmp_path / "a.jsonl", [*make_rows(30), {"id": "bad"}, {"id": "e", "text": ""}])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(make_rows(12, 30)), tmp_path / "b.parquet")
     inputs = [str(tmp_path / "*.jsonl"), str(tmp_path / "b.parquet")]
     two = f"{SCORER},higher={SCORER}?offset=1&loads={tmp_path}/loads"
@@ -244,10 +194,10 @@ def test_a_run_ends_in_a_manifest_and_is_not_done_again(tmp_path, caplog):
 
 
 def test_an_output_that_holds_something_else_is_refused(tmp_path):
-    path = write_lines(tmp_path / "web.jsonl", make_rows(3))
+    path = write_rows(tmp_path / "web.jsonl", make_rows(3))
     run(tmp_path / "out", path)
     before = data(tmp_path / "out")
-    other = write_lines(tmp_path / "more.jsonl", make_rows(4))
+    other = write_rows(tmp_path / "more.jsonl", make_rows(4))
     for change, message in [
         ({"inputs": [path, other]}, r"begun with --input .*web.jsonl.*"),
         ({"scorers": f"{SCORER}?offset=1"}, r"--scorers .*level-0.*level-1"),
@@ -258,7 +208,7 @@ def test_an_output_that_holds_something_else_is_refused(tmp_path):
         inputs = change.pop("inputs", [path])
         with pytest.raises(ValueError, match=message):
             run(tmp_path / "out", *inputs, **change)
-    write_lines(path, make_rows(3, first=1))
+    write_rows(path, make_rows(3, first=1))
     with pytest.raises(ValueError, match="begun with --input"):
         run(tmp_path / "out", path)
     assert data(tmp_path / "out") == before
@@ -269,8 +219,8 @@ def test_an_output_that_holds_something_else_is_refused(tmp_path):
 
 
 def test_input_and_flags_that_cannot_be_used_are_clear_errors(tmp_path):
-    path = write_lines(tmp_path / "web.jsonl", make_rows(3))
-    scored = write_lines(tmp_path / "scored.jsonl", [{"text": "x", "score_level": 1}])
+    path = write_rows(tmp_path / "web.jsonl", make_rows(3))
+    scored = write_rows(tmp_path / "scored.jsonl", [{"text": "x", "score_level": 1}])
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "url": ["u"]}), tmp_path / "web.parquet")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
     for inputs, flags, message in [
@@ -298,8 +248,8 @@ def test_input_and_flags_that_cannot_be_used_are_clear_errors(tmp_path):
 def test_a_failing_shard_ends_the_run_without_a_word_of_a_document(tmp_path, word, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     secret = "an abstract secret"
-    write_lines(tmp_path / "a.jsonl", make_rows(2))
-    write_lines(tmp_path / "b.jsonl", [{"id": "b", "text": f"{secret} {word}"}])
+    write_rows(tmp_path / "a.jsonl", make_rows(2))
+    write_rows(tmp_path / "b.jsonl", [{"id": "b", "text": f"{secret} {word}"}])
     with pytest.raises(ValueError, match=r"scorer level: .*finished shards are kept") as error:
         run(tmp_path / "out", tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     assert not any(secret in text for text in (str(error.value), caplog.text, *capfd.readouterr()))
@@ -325,7 +275,7 @@ def test_details_of_another_name_or_type_are_refused():
 
 
 def test_a_runner_is_not_asked_where_nothing_is_to_do(tmp_path):
-    path = write_lines(tmp_path / "web.jsonl", make_rows(3))
+    path = write_rows(tmp_path / "web.jsonl", make_rows(3))
     first = run(tmp_path / "out", path)
     work = work_for(tmp_path / "out")
     files = documents.find(str(path))

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from test_score import SCORER, data, make_rows, rows_of, run, score_one, write_lines
+from document_files import write_rows
+from scoring_runs import SCORER, data, make_rows, rows_of, run, score_one
 
 from safelm import documents, score
 from safelm.jobs import beam_jobs, beam_runner
@@ -73,8 +74,8 @@ def test_an_output_that_the_input_would_take_in_is_refused(tmp_path, monkeypatch
 
 def test_a_damaged_file_is_mended_in_its_place_and_costs_no_other_its_scores(tmp_path):
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", tmp_path / "c.jsonl"]
-    write_lines(files[0], make_rows(9))
-    write_lines(files[2], make_rows(9, first=20))
+    write_rows(files[0], make_rows(9))
+    write_rows(files[2], make_rows(9, first=20))
     whole = gzip.compress("".join(json.dumps(row) + "\n" for row in make_rows(4, first=10)).encode())
     files[1].write_bytes(whole[:-12])
     with pytest.raises(ValueError, match=r"b\.jsonl\.gz: damaged or cut short .*when that is mended"):
@@ -91,12 +92,12 @@ def test_a_damaged_file_is_mended_in_its_place_and_costs_no_other_its_scores(tmp
 
 def test_a_file_of_many_shards_is_not_exchanged(tmp_path):
     rows = [{"text": f"level{i} {'x' * 600_000}"} for i in range(3)]
-    files = [write_lines(tmp_path / name, rows) for name in ("a.jsonl", "b.jsonl")]
+    files = [write_rows(tmp_path / name, rows) for name in ("a.jsonl", "b.jsonl")]
     (tmp_path / "c.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"c\.parquet: not Parquet"):
         run(tmp_path / "out", *files, tmp_path / "c.parquet", part_mb=1)
     (tmp_path / "out/_shards/train-000002-b.json").unlink()
-    write_lines(files[1], make_rows(20))
+    write_rows(files[1], make_rows(20))
     with pytest.raises(ValueError, match=r"begun with --input .*b\.jsonl"):
         run(tmp_path / "out", *files, tmp_path / "c.parquet", part_mb=1)
 
@@ -106,7 +107,7 @@ def test_a_shard_that_cannot_even_say_why_it_failed_ends_in_clear_lines(tmp_path
         raise OSError(28, "cannot write: No space left on device")
 
     monkeypatch.setattr(OutputFolder, "record_failure", full)
-    write_lines(tmp_path / "web.jsonl", [{"text": "refused"}])
+    write_rows(tmp_path / "web.jsonl", [{"text": "refused"}])
     with pytest.raises(ValueError, match=r"1 shards have no record, the first is train-000000-web"):
         run(tmp_path / "out", tmp_path / "web.jsonl")
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
@@ -115,7 +116,7 @@ def test_a_shard_that_cannot_even_say_why_it_failed_ends_in_clear_lines(tmp_path
 
 
 def test_a_failure_names_the_file(tmp_path):
-    write_lines(tmp_path / "web.jsonl", [{"text": "an abstract crash"}])
+    write_rows(tmp_path / "web.jsonl", [{"text": "an abstract crash"}])
     with pytest.raises(ValueError, match=r"web\.jsonl: scorer level: RuntimeError|web\.jsonl: scorer level: an error"):
         run(tmp_path / "out", tmp_path / "web.jsonl")
 
@@ -132,14 +133,14 @@ def test_a_job_service_that_is_not_there_is_said_at_once(tmp_path):
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         endpoint = f"localhost:{unused.getsockname()[1]}"
-        path = write_lines(tmp_path / "web.jsonl", make_rows(3))
+        path = write_rows(tmp_path / "web.jsonl", make_rows(3))
         argv = [f"--input={path}", f"--output={tmp_path}/out", f"--scorers={SCORER}", "--runner=portable"]
         with pytest.raises(OSError, match=f"--job_endpoint={endpoint}: no job service answers there"):
             score.main(score.arguments().parse_args([*argv, "--", f"--job_endpoint={endpoint}"]))
 
 
 def test_several_files_may_stand_behind_one_flag(tmp_path):
-    files = [write_lines(tmp_path / name, make_rows(6)) for name in ("a.jsonl", "b.jsonl")]
+    files = [write_rows(tmp_path / name, make_rows(6)) for name in ("a.jsonl", "b.jsonl")]
     argv = ["--input", *map(str, files), f"--output={tmp_path}/out", f"--scorers={SCORER}", "--workers=1"]
     score.main(score.arguments().parse_args(argv))
     assert len(rows_of(tmp_path / "out", "score=5")) == 2
@@ -208,7 +209,7 @@ def test_a_backbone_that_lies_elsewhere_now_is_named(tmp_path):
 def test_rows_of_a_shard_under_way_are_counted_for_the_bar(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "BATCH_ROWS", 2)
     out, seen = OutputFolder(str(tmp_path / "out")), []
-    path = write_lines(tmp_path / "web.jsonl", make_rows(5))
+    path = write_rows(tmp_path / "web.jsonl", make_rows(5))
     ask = shard.LoadedScorers.ask
 
     def look(self, texts):
@@ -226,14 +227,14 @@ def test_a_runner_that_can_not_be_started_says_why(tmp_path, monkeypatch):
         raise LookupError("no program to start it\nand more")
 
     monkeypatch.setattr(apache_beam.Pipeline, "run", run_pipeline)
-    path = write_lines(tmp_path / "web.jsonl", make_rows(3))
+    path = write_rows(tmp_path / "web.jsonl", make_rows(3))
     argv = [f"--input={path}", f"--output={tmp_path}/out", f"--scorers={SCORER}", "--runner=flink"]
     with pytest.raises(OSError, match=r"could not be started: LookupError: no program to start it$"):
         score.main(score.arguments().parse_args([*argv, "--", "--flink_master=h:1"]))
 
 
 def test_a_file_written_after_it_was_scored_is_named(tmp_path, caplog):
-    files = [write_lines(tmp_path / name, [{"text": "x" * 200_000}] * 2) for name in ("a.jsonl", "b.jsonl")]
+    files = [write_rows(tmp_path / name, [{"text": "x" * 200_000}] * 2) for name in ("a.jsonl", "b.jsonl")]
     run(tmp_path / "out", *files)
     run(tmp_path / "out", *files)
     assert "written after" not in caplog.text

@@ -22,7 +22,8 @@ from apache_beam.options.pipeline_options import (
     SparkRunnerOptions,
     WorkerOptions,
 )
-from test_score import SCORER, data, make_rows, run, write_lines
+from document_files import write_rows
+from scoring_runs import SCORER, data, make_rows, run
 
 from safelm import score
 from safelm.jobs import beam_runner
@@ -38,7 +39,7 @@ def corpus(tmp_path_factory):
     """Files of rows, one of them malformed in each, and the output of scoring them in this process."""
     folder = tmp_path_factory.mktemp("corpus")
     for index in range(SHARDS):
-        write_lines(folder / f"web-{index:02d}.jsonl", [*make_rows(25, 100 * index), {"id": "bad"}])
+        write_rows(folder / f"web-{index:02d}.jsonl", [*make_rows(25, 100 * index), {"id": "bad"}])
     manifest = run(folder / "scored", folder / "*.jsonl")
     return folder, data(folder / "scored"), manifest
 

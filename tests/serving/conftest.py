@@ -1,4 +1,4 @@
-"""A server whose engine says what the tests tell it to: one for each file, with the file's `LIMITS`."""
+"""A module's server of one model that says what its script says."""
 
 import pytest
 from serving_fakes import Script, left_clean, serve
@@ -11,6 +11,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def shared(request, script):
+    """A server with the module's LIMITS."""
     with serve(script, limits=request.module.LIMITS) as server:
         yield server
 

@@ -105,7 +105,8 @@ class Page:
 def driver(tmp_path_factory):
     if BROWSER is None or DRIVER is None:
         pytest.skip("no Chromium with its chromedriver here (Debian: apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in (

@@ -28,14 +28,7 @@ ROOT = Path(__file__).parents[2]
 TOKENIZER = tiny_runs.tokenizer()
 PROMPTS = ["the cat", "the dog did not"]
 NEW = 8
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling is most of these tests' time, and the programs are tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

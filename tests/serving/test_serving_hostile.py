@@ -31,8 +31,6 @@ from safelm.text import prompting
 
 LIMITS = Limits(body_seconds=60.0, open_requests=3, new_tokens=450, connections=12)
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
 COMPLETIONS, CHATS, SCORES = "/v1/completions", "/v1/chat/completions", "/v1/safelm/score"
 OWN = ("num_beams", "num_candidates", "drop_fraction", "drop_above", "length_penalty", "top_k", "threshold", "penalty",
        "stop_above", "want_trace", "method", "tag_candidate")  # fmt: skip

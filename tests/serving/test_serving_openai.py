@@ -2,10 +2,10 @@
 
 import asyncio
 
+import openai
 import pytest
 from serving_fakes import FakeEngine, Script, running, tiny_model
 
-openai = pytest.importorskip("openai")
 TEXT = " the cat sat on the mat"
 MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
 

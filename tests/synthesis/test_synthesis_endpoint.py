@@ -7,8 +7,6 @@ import time
 import pytest
 from openai_stub import Reply, serve, without_keys_or_pauses
 
-pytest.importorskip("openai", reason="needs the extra scoring")
-
 from safelm.safety.endpoint_client import EndpointError
 from safelm.safety.synthesis import writer as writing
 from safelm.safety.synthesis.requests import user_message

@@ -7,7 +7,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from synthesis_runs import TROUBLED, no_charts, published, rejected, rows_of, run, write_rows
+from document_files import write_rows
+from synthesis_runs import TROUBLED, no_charts, published, rejected, rows_of, run
 
 from safelm.safety.report_card import difference, queries
 from safelm.safety.synthesis import review

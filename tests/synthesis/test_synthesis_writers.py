@@ -15,6 +15,7 @@ import tiny_runs
 from safelm.models import decoder as model
 from safelm.safety.escaping import escape, unescape
 from safelm.safety.synthesis import template_harms, template_phrases
+from safelm.safety.synthesis.engine_writer import EngineWriter, EngineWriterSettings
 from safelm.safety.synthesis.kinds import KINDS, SOURCE_SCORES, Draft, Source
 from safelm.safety.synthesis.prompt_files import choose_style, load_prompts
 from safelm.safety.synthesis.requests import CATEGORIES, join_replies, make_requests
@@ -183,9 +184,6 @@ def tiny():
 
 @functools.cache
 def engine(**settings):
-    pytest.importorskip("jinja2", reason="needs the extra scoring")
-    from safelm.safety.synthesis.engine_writer import EngineWriter, EngineWriterSettings
-
     return EngineWriter(*tiny(), tokenizer(), EngineWriterSettings(**{"temperature": 0.0, "slots": 4, **settings}))
 
 

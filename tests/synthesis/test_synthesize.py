@@ -5,6 +5,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from document_files import write_rows
 from synthesis_runs import (
     NAMES,
     TROUBLED,
@@ -15,7 +16,6 @@ from synthesis_runs import (
     rejected,
     rows_of,
     run,
-    write_rows,
     write_sources,
 )
 

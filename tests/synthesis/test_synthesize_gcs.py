@@ -5,7 +5,8 @@ import json
 import fsspec
 import gcs_server
 import pytest
-from synthesis_runs import NAMES, SCORER, TROUBLED, data, no_charts, rows_of, run, write_rows
+from document_files import write_rows
+from synthesis_runs import NAMES, SCORER, TROUBLED, data, no_charts, rows_of, run
 
 from safelm import synthesize
 from safelm.safety.synthesis import journal

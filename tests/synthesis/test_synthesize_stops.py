@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from openai_stub import Reply, serve
+from document_files import write_rows
+from openai_stub import Reply, serve, without_keys_or_pauses
 from synthesis_runs import (
     HELPERS,
     NAMES,
@@ -22,7 +23,6 @@ from synthesis_runs import (
     published,
     rows_of,
     run,
-    write_rows,
     write_sources,
 )
 
@@ -253,9 +253,7 @@ def test_bad_flags_are_one_clear_line(sources, tmp_path, flags, message):
 
 
 def test_an_endpoint_through_rate_limits_and_cut_and_refused_replies(sources, tmp_path, monkeypatch):
-    import openai._base_client as client
-
-    monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)
+    without_keys_or_pauses(monkeypatch)
     monkeypatch.setenv("SAFELM_ENDPOINT_KEY", "secret-key-1")
     place = sources / "refuseweb" / "podcast.jsonl"
     dialogue = (

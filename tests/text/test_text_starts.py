@@ -117,7 +117,6 @@ def log_probs_of_next(config, params, tokens):
 
 @pytest.mark.parametrize("length", [1, 16, 40])
 def test_rolling_windows_are_those_of_a_slow_reference(length):
-    pytest.importorskip("lm_eval", reason="needs the eval extra")
     from lm_eval.api.instance import Instance
 
     from safelm.evaluate.capability.lm_eval_model import SafeLM
@@ -158,7 +157,6 @@ def test_the_harness_and_embeddings_give_the_beginning_too():
 
     (chunk,) = (ids.tolist() for _, ids in of_decoder(OURS).chunks(["the cat"], 16))
     assert chunk == text_prompt(OURS, "the cat")
-    pytest.importorskip("lm_eval", reason="needs the eval extra")
     from safelm.evaluate.capability.lm_eval_model import SafeLM
 
     config = model.ModelConfig(**tiny_runs.model_fields())

@@ -33,11 +33,6 @@ OVERRIDES = {
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def config_file(inputs):
     """A config file for the command."""
     path = inputs / "config.py"

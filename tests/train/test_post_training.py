@@ -13,11 +13,6 @@ from safelm.text.tokenizer import Tokenizer
 from safelm.train.run import train
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 def stage(inputs, file, variant, init, **overrides):
     """A post-training config of `configs/` as a run of three tiny steps that takes model and tokenizer from `init`."""
     config = tiny_runs.shrink(importlib.import_module(f"configs.{file}").get_config(variant), inputs)

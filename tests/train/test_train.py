@@ -27,22 +27,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory):
     """An uninterrupted run of six steps."""
     workdir = tmp_path_factory.mktemp("finished")
     train(tiny_runs.tiny_config(inputs, **{"eval.every_steps": 3, "eval.sources": ("safeweb",)}), str(workdir))
     return workdir
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def test_a_run_leaves_all_it_needs(finished):

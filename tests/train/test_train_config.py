@@ -17,11 +17,6 @@ OTHER_RATES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 def program_text(config):
     config, model_config = train_config.resolve_sizes(config)
     mesh = sharding.make_mesh(config.mesh.to_dict())

@@ -78,11 +78,6 @@ def test_bad_policy_names_the_field(field, value):
         train_faults.check_config(policy(**{field: value}))
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 @pytest.fixture
 def poison(monkeypatch):
     """poison(f): the mask of the batch of step POISONED goes through f."""

@@ -13,7 +13,6 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
 import tiny_runs
 from absl import logging as absl_logging
 
@@ -50,11 +49,6 @@ def _last_step(workdir: Path) -> int:
     lines = path.read_text().splitlines() if path.exists() else []
     complete = [json.loads(line)["step"] for line in lines if line.endswith("}")]
     return complete[-1] if complete else 0
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_ten_kills_at_random_moments_change_no_bit(inputs, tmp_path):

@@ -27,11 +27,6 @@ SMOLLM2 = ModelConfig(
 POD = {"data": 1, "fsdp": 16, "tensor": 1}
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 def kept_by_jax(config, rows, length):
     """Bytes by layer of what the forward pass hands to the backward pass, without parameters, from JAX itself."""
     tokens_BT = jax.ShapeDtypeStruct((rows, length), jnp.int32)

@@ -88,11 +88,6 @@ def _wait_for(condition):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def whole(inputs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole") / "run"
     child = _start(inputs, workdir)

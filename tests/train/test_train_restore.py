@@ -17,22 +17,11 @@ STEPS = {"total_steps": 9, "checkpoint.keep_last": 3}
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory):
     """Nine steps on eight devices, with checkpoints of steps 3, 6 and 9."""
     workdir = tmp_path_factory.mktemp("finished")
     train(tiny_runs.tiny_config(inputs, **STEPS), str(workdir))
     return workdir
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def flip_bits(workdir, step):

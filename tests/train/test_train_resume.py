@@ -26,11 +26,6 @@ TRUNK = {
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def trunk(inputs, tmp_path_factory):
     """Twelve steps: warmup to 2, stable to 9, decay; checkpoints 3, 6, 9, 12."""
     workdir = tmp_path_factory.mktemp("trunk")

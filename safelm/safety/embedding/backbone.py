@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from safelm.formats import families, huggingface, sources
 from safelm.io import remote
-from safelm.io import remote
 from safelm.io.files import installed_folders
 from safelm.models import decoder as model
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
