@@ -8,9 +8,9 @@
 The variants differ in their data only: `raw` is the bottom rung of the ladder, `safety` the mixture "quickstart"
 (`data_tasks/rates.py`); the name of any rung works too.
 Hardware: two CPU cores. Time: 60 to 75 s a model on an AMD EPYC (up to 26,000 tokens/s), 176 s for all of
-scripts/quickstart.sh; on a slower machine 170 s and 525 s. Result of `scripts/quickstart.sh` on the former
-(intervals: docs/results/quickstart.md): harmful completions 98% raw, 13% safety, 1% safety with SafeBeam; perplexity on
-held-out safe text 2.02 raw, 2.06 safety; AUROC of P(tag) after the prompt 0.75.
+scripts/quickstart.sh; on a slower machine 170 s and 525 s. Result of `scripts/quickstart.sh` on an Intel Xeon
+(intervals: docs/results/quickstart.md): harmful completions 98% raw, 25% safety, 0% safety with SafeBeam; perplexity on
+held-out safe text 2.06 raw, 2.10 safety; AUROC of P(tag) after the prompt 0.77.
 """
 
 from ml_collections import ConfigDict

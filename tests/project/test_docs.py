@@ -16,6 +16,7 @@ import forked_commands
 import pytest
 
 ROOT = documented.ROOT
+ALL_PAGES = (*documented.PAGES, "CHANGELOG.md", "CONTRIBUTING.md")
 RUN = ("docs/training.md", "README.md", "docs/tutorial.md")
 SHORTER = (  # added to the commands that begin so: documents, vocabulary, steps, prompts, tokens
     ("safelm synthetic_web", ("--documents=240", "--validation_documents=60", "--prompts=2")),
@@ -112,12 +113,17 @@ def test_the_drawing_is_what_its_script_draws():
     assert (ROOT / "docs" / "images" / "pipeline.svg").read_text(encoding="utf-8") == script["draw"]()
 
 
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_lines_have_120_columns(page):
+    assert [line for line in (ROOT / page).read_text().splitlines() if len(line) > 120] == []
+
+
 def _anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", [*documented.PAGES, "CHANGELOG.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ALL_PAGES)
 def test_links_and_named_files_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
