@@ -88,7 +88,7 @@ def main(flags: argparse.Namespace) -> None:
 if __name__ == "__main__":
     example = "python scripts/studies/measure_real_text.py --corpus=W/corpus --tokens=W/tokens --before=W/a --after=W/b"
     arguments = cli.parser("scripts.studies.measure_real_text", __doc__, example)
-    arguments.add_argument("--corpus", required=True, help="folder of prepare_real_text.py")
+    arguments.add_argument("--corpus", required=True, help="folder of safelm.ladder.prepare_real_text")
     arguments.add_argument("--tokens", required=True, help="token stores of safelm.cache_tasks")
     arguments.add_argument("--before", required=True, help="checkpoint before training")
     arguments.add_argument("--after", required=True, help="checkpoint after training")

@@ -1,6 +1,6 @@
 """Token stores behind a URL give what the local ones give: by blocks, from copies, through damage, waits and kills.
 
-The URLs are `file://` here; tests/test_gcs_faults.py has the same over HTTP.
+The URLs are `file://` here; tests/io/test_gcs_faults.py has the same over HTTP.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """How every parameter of the three SmolLM2 sizes is split, against reviewed tables in tests/golden/.
 
-After a change that is meant: `python tests/test_partition_specs.py --write`, and read the diff.
+After a change that is meant: `python tests/models/test_partition_specs.py --write`, and read the diff.
 """
 
 import functools
@@ -66,7 +66,7 @@ def render(name: str, mesh_name: str) -> str:
 @pytest.mark.parametrize(("name", "mesh_name"), CASES)
 def test_parameters_are_split_as_reviewed(name, mesh_name):
     golden = GOLDEN / f"{name}_{mesh_name}.txt"
-    assert render(name, mesh_name) == golden.read_text(), "meant? python tests/test_partition_specs.py --write"
+    assert render(name, mesh_name) == golden.read_text(), "meant? python tests/models/test_partition_specs.py --write"
 
 
 @pytest.mark.parametrize(("name", "mesh_name"), CASES)
@@ -78,7 +78,7 @@ def test_no_big_parameter_is_held_whole(name, mesh_name):
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
-        sys.exit("usage: python tests/test_partition_specs.py --write")
+        sys.exit("usage: python tests/models/test_partition_specs.py --write")
     sys.path.insert(0, str(ROOT))
     GOLDEN.mkdir(exist_ok=True)
     for case in CASES:
