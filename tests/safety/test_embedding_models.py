@@ -8,6 +8,7 @@ import embedding_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import tiny_runs
 
@@ -94,8 +95,8 @@ def test_gte_is_the_published_model(tmp_path, changes):
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
 def test_small_encoders_equal_transformers(tmp_path, kind):
-    torch = pytest.importorskip("torch", reason="needs the parity extra")
-    transformers = pytest.importorskip("transformers", reason="needs the parity extra")
+    torch = parity.module("torch")
+    transformers = parity.module("transformers")
     embedding_folders.write(tmp_path, model_type=kind, pad_token_id=1 if kind == "xlm-roberta" else 0, prefix="bert.")
     embedding_folders.write(tmp_path / "theirs", model_type=kind, pad_token_id=1 if kind == "xlm-roberta" else 0)
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "theirs", add_pooling_layer=False).eval()
@@ -111,17 +112,15 @@ def test_small_encoders_equal_transformers(tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def minilm():
-    try:
-        return load_backbone("minilm")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    parity.weights("minilm")
+    return load_backbone("minilm")
 
 
 @pytest.mark.parity
 def test_minilm_equals_transformers(minilm):
-    torch = pytest.importorskip("torch", reason="needs the parity extra")
-    transformers = pytest.importorskip("transformers", reason="needs the parity extra")
-    folder = installed_path("minilm")
+    torch = parity.module("torch")
+    transformers = parity.module("transformers")
+    folder = parity.weights("minilm")
     theirs = transformers.AutoModel.from_pretrained(folder).eval()
     texts = ["The town's library opens at nine.", "", "Zürich, 北京 & naïve café: 1,234.5 % of x[SEP]y!", "Long. " * 60]
     texts[2] = texts[2].replace("[SEP]", " ")
@@ -138,10 +137,8 @@ def test_minilm_equals_transformers(minilm):
 
 @pytest.mark.parity
 def test_smollm2_takes_layer_15_of_the_installed_file():
-    try:
-        backbone = load_backbone("smollm2")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    parity.weights("smollm2")
+    backbone = load_backbone("smollm2")
     assert (backbone.layers, backbone.dim, backbone.pooling) == ((15,), 576, "mean")
     assert backbone.config.num_layers == 15 and "final_norm" not in backbone.params  # no later layer is kept
 

@@ -9,6 +9,7 @@ import random
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import tiny_runs
 from hypothesis import given
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
 from safelm.models import decoder as model
-from safelm.safety import embedding
 from safelm.safety.escaping import escape, unescape
 from safelm.safety.judge import chunks, load_judge
 from safelm.safety.judge.answer import MAX_REASON_CHARS, OPENING, SCORES, Answer, read_answer
@@ -231,11 +231,7 @@ def test_scores_are_one_token_each():
 
 
 def test_the_installed_models_vocabulary_can_answer():
-    try:
-        path = embedding.installed_path("smollm2")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    real = Tokenizer.from_pretrained(str(path))
+    real = Tokenizer.from_pretrained(str(parity.weights("smollm2")))
     answers = AnswerGrammar(real, vocab_size=49280, end_ids=[real.chat_end_id])
     replies = answers.replies(answers.score_ids[4:])
     for token in answers.after_score:

