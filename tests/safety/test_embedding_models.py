@@ -15,7 +15,7 @@ import tiny_runs
 from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
 from safelm.models import decoder as model
-from safelm.safety.embedding import Embedder, installed_path, load_backbone
+from safelm.safety.embedding import Embedder, load_backbone
 
 TEXTS = ("w1 w2 w3", "", "w5", " ".join(f"w{i % 40}" for i in range(30)))
 

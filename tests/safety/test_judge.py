@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-import tiny_runs
+import random_decoders
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,11 +44,7 @@ def tokenizer() -> Tokenizer:
 
 @functools.cache
 def tiny():
-    config = model.ModelConfig(**tiny_runs.model_fields(vocab_size=tokenizer().vocab_size, max_seq_len=1024))
-    rng = np.random.default_rng(1)
-    return config, jax.tree.map(
-        lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), model.abstract_params(config)
-    )
+    return random_decoders.wild_model(tokenizer().vocab_size, max_seq_len=1024)
 
 
 def tiny_judge(**settings) -> Judge:

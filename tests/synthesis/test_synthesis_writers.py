@@ -7,12 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-import tiny_runs
+import random_decoders
 
-from safelm.models import decoder as model
 from safelm.safety.escaping import escape, unescape
 from safelm.safety.synthesis import template_harms, template_phrases
 from safelm.safety.synthesis.engine_writer import EngineWriter, EngineWriterSettings
@@ -138,7 +135,7 @@ def test_the_template_writer_is_the_same_everywhere():
     code = "import test_synthesis_writers as tests; print(tests.digest_of_drafts())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/synthesis", "PYTHONHASHSEED": "5"},
+        env={"PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers:{ROOT}/tests/synthesis", "PYTHONHASHSEED": "5"},
     )  # fmt: skip
     assert done.stdout.strip() == digest_of_drafts(), done.stderr
 
@@ -175,11 +172,7 @@ def tokenizer() -> Tokenizer:
 
 @functools.cache
 def tiny():
-    config = model.ModelConfig(**tiny_runs.model_fields(vocab_size=tokenizer().vocab_size, max_seq_len=256))
-    rng = np.random.default_rng(1)
-    return config, jax.tree.map(
-        lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), model.abstract_params(config)
-    )
+    return random_decoders.wild_model(tokenizer().vocab_size, max_seq_len=256)
 
 
 @functools.cache
