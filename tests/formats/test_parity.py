@@ -1,6 +1,5 @@
 """SmolLM2-135M, converted from GGUF, against `transformers` on the same weights, all in float32."""
 
-
 import jax
 import numpy as np
 import parity

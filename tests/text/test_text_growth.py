@@ -158,9 +158,7 @@ FUNCTIONS = {
     "chunking": lambda text: list(chunking._parts(text)),
     "installed_text.prose": lambda text: list(installed_text.cut(installed_text.prose(text))),
     "remove_harm_tags": harm_tags.remove_harm_tags,
-    "inject_harm_tag": lambda text: harm_tags.inject_harm_tag(
-        text.replace(">", ""), harm_score=5, doc_id="id", seed=0
-    ),
+    "inject_harm_tag": lambda text: harm_tags.inject_harm_tag(text.replace(">", ""), harm_score=5, doc_id="id", seed=0),
     "replace_speaker_names": lambda text: preprocessors.replace_speaker_names(text, doc_id="id", seed=0),
     "chats of instructions": chat_row,
     "documents.parse_object": json_line,
