@@ -53,8 +53,10 @@ from safelm.text.tokenizer import Tokenizer
 TFDS_PREFIX = "tfds:"
 NO_DATA_DIR = "(no --data_dir given)"  # what an error then names as the folder
 CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} | {
-    "filtered_web": "raw_web", "harm_tagged_web": "raw_web", "harm_tagged_chat": "wildguardmix"
-}  # fmt: skip
+    "filtered_web": "raw_web",
+    "harm_tagged_web": "raw_web",
+    "harm_tagged_chat": "wildguardmix",
+}
 _SCORED = ("filtered_web", "harm_tagged_web")
 PREPROCESSING_VERSION = 1  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256

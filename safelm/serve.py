@@ -47,30 +47,55 @@ def arguments() -> argparse.ArgumentParser:
     """The command's flags."""
     example = "python -m safelm.serve --checkpoint=raw=runs/raw --checkpoint=safety=runs/safety --port=8000"
     parser = cli.parser("safelm.serve", __doc__, example)
-    parser.add_argument("--checkpoint", action="append", required=True, metavar=cli.CHECKPOINT,
-                        help="training run, converted checkpoint, Hugging Face folder or GGUF file; may be repeated, "
-                        "the first is the default; clients ask for NAME (default: the folder's or file's)")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        required=True,
+        metavar=cli.CHECKPOINT,
+        help="training run, converted checkpoint, Hugging Face folder or GGUF file; may be repeated, "
+        "the first is the default; clients ask for NAME (default: the folder's or file's)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one (default %(default)s)")
-    parser.add_argument("--method", choices=METHODS, default="sample",
-                        help="of requests that name none (default %(default)s)")  # fmt: skip
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="",
-                        help="to compute in (default: the checkpoint's)")  # fmt: skip
+    parser.add_argument(
+        "--method", choices=METHODS, default="sample", help="of requests that name none (default %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="", help="to compute in (default: the checkpoint's)"
+    )
     parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="to decode with (default: --dtype)")
     parser.add_argument("--slots", type=int, default=32, help="requests decoded at once, a model (default %(default)s)")
-    parser.add_argument("--cache_tokens", type=int, default=65536,
-                        help="a model's cache; every beam takes its own (default %(default)s)")  # fmt: skip
-    parser.add_argument("--steps_per_call", type=int, default=4,
-                        help="tokens of every reply between two looks at what is new: fewer stream more finely, more "
-                        "spend less time between steps (default %(default)s)")  # fmt: skip
-    parser.add_argument("--compilation_cache_dir", default="",
-                        help="folder that keeps compiled programs: without, each start compiles anew, and the first "
-                        "requests of every kind wait for it")  # fmt: skip
-    parser.add_argument("--skip_warm_up", action="store_true",
-                        help="be ready at once: the first request of every kind waits for its programs")  # fmt: skip
+    parser.add_argument(
+        "--cache_tokens",
+        type=int,
+        default=65536,
+        help="a model's cache; every beam takes its own (default %(default)s)",
+    )
+    parser.add_argument(
+        "--steps_per_call",
+        type=int,
+        default=4,
+        help="tokens of every reply between two looks at what is new: fewer stream more finely, more "
+        "spend less time between steps (default %(default)s)",
+    )
+    parser.add_argument(
+        "--compilation_cache_dir",
+        default="",
+        help="folder that keeps compiled programs: without, each start compiles anew, and the first "
+        "requests of every kind wait for it",
+    )
+    parser.add_argument(
+        "--skip_warm_up",
+        action="store_true",
+        help="be ready at once: the first request of every kind waits for its programs",
+    )
     for field in dataclasses.fields(Limits):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default,
-                            help=f"{_MEANINGS[field.name]} (default %(default)s)")  # fmt: skip
+        parser.add_argument(
+            f"--{field.name}",
+            type=field.type,
+            default=field.default,
+            help=f"{_MEANINGS[field.name]} (default %(default)s)",
+        )
     return parser
 
 
@@ -93,12 +118,18 @@ def main(flags: argparse.Namespace) -> None:
     served = {name: models.load(name, source, dtype=flags.dtype) for name, source in sources.items()}
     engines = {
         name: functools.partial(
-            Engine, model.config, model.params, harm_tag_id=model.tokenizer.harm_tag_id, slots=flags.slots,
-            max_tokens=flags.cache_tokens, steps_per_call=flags.steps_per_call, weights=flags.weights,
+            Engine,
+            model.config,
+            model.params,
+            harm_tag_id=model.tokenizer.harm_tag_id,
+            slots=flags.slots,
+            max_tokens=flags.cache_tokens,
+            steps_per_call=flags.steps_per_call,
+            weights=flags.weights,
             compiles_aside=True,
         )
         for name, model in served.items()
-    }  # fmt: skip
+    }
     config = app.ServerConfig(
         limits, key=key, default_method=flags.method, host=flags.host, port=flags.port, warms_up=not flags.skip_warm_up
     )

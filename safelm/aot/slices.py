@@ -19,8 +19,16 @@ from safelm import cli, config_files
 from safelm.aot import topology as aot_topology
 from safelm.report import table
 
-_HEADS = ("slice", "chips", "remat, micro-batches", "HBM", "at best, MFU", "by cycles, MFU", "collectives",
-          "not hidden")  # fmt: skip
+_HEADS = (
+    "slice",
+    "chips",
+    "remat, micro-batches",
+    "HBM",
+    "at best, MFU",
+    "by cycles, MFU",
+    "collectives",
+    "not hidden",
+)
 
 
 def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[str]) -> dict:

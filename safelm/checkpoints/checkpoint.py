@@ -43,9 +43,19 @@ fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 
 # What a checkpoint's arrays mean depends on these. The other fields (dtype, remat, attention ...) say how to compute.
 ARCHITECTURE_FIELDS = (
-    "vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim",
-    "rope_theta", "rope_scaling", "qk_norm", "rms_norm_eps", "tie_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "num_layers",
+    "d_model",
+    "d_ff",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "rope_theta",
+    "rope_scaling",
+    "qk_norm",
+    "rms_norm_eps",
+    "tie_embeddings",
+)
 
 CORRUPT_FOLDER = "corrupt_checkpoints"
 # What reading a whole checkpoint may also end in.

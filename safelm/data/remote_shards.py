@@ -74,9 +74,11 @@ class RemoteShards:
     def bring(self, shards: Iterable[int], *kinds: str) -> None:
         """Fetches files ("bounds", "sums", "spans", "tokens") of several shards at once, with a progress bar."""
         missing = [
-            (kind, shard) for shard in shards for kind in kinds
+            (kind, shard)
+            for shard in shards
+            for kind in kinds
             if (kind, shard) not in self._mapped and kind in self._infos[shard].files()
-        ]  # fmt: skip
+        ]
         if len(missing) < 2:
             for kind, shard in missing:
                 self._bring(kind, shard)

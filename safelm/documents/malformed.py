@@ -70,8 +70,13 @@ def add_limit_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="a file with more of them (%(default)s) and ...",
     )
-    add("--max_malformed_fraction", type=float, default=default.fraction, metavar="SHARE",
-        help="... a larger share of them (%(default)s) stops the run")  # fmt: skip
+    add(
+        "--max_malformed_fraction",
+        type=float,
+        default=default.fraction,
+        metavar="SHARE",
+        help="... a larger share of them (%(default)s) stops the run",
+    )
 
 
 def limit_from_flags(flags: argparse.Namespace) -> MalformedLimit:

@@ -78,8 +78,14 @@ def collect(
     keys = [_key(tokens) for tokens in ids]
     with open_journal(journal) as stored:
         missing = {key: tokens for key, tokens in zip(keys, ids, strict=True) if key not in stored.rows}
-        bar = tqdm.tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit=" answers", desc=description,
-                        leave=False, disable=None)  # fmt: skip
+        bar = tqdm.tqdm(
+            total=len(prompts),
+            initial=len(prompts) - len(missing),
+            unit=" answers",
+            desc=description,
+            leave=False,
+            disable=None,
+        )
         with bar:
             for batch in _batches(missing, batch_size, checkpoint.config.max_seq_len):
                 generations = generate(

@@ -55,8 +55,15 @@ class Protocol:
 SUBJECT = ("checkpoint_sha256", "vocab_hash", "method", "method_settings")
 
 
-_NOT_DECODING = ("suite", "prompts_sha256", "num_prompts", "judge_version", "judge_calibration", "coherence",
-                 "validation")  # fmt: skip
+_NOT_DECODING = (
+    "suite",
+    "prompts_sha256",
+    "num_prompts",
+    "judge_version",
+    "judge_calibration",
+    "coherence",
+    "validation",
+)
 
 
 def check_comparable(

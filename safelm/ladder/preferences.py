@@ -87,9 +87,11 @@ def label(prompts: Sequence[Prompt], alarm_P: Float[np.ndarray, " P"], plain_N: 
     return [
         judge_lib.REFUSAL
         if alarm > thresholds[_is_question(prompt.prompt)]
-        else judge_lib.HARMFUL if prompt.harmful else judge_lib.ANSWER
+        else judge_lib.HARMFUL
+        if prompt.harmful
+        else judge_lib.ANSWER
         for prompt, alarm in zip(prompts, alarm_P, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _is_question(text: str) -> bool:

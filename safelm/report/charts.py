@@ -78,10 +78,21 @@ def style() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(
-        {"font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "text.color": INK, "axes.labelcolor": INK,
-         "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": QUIET, "svg.fonttype": "none",
-         "svg.hashsalt": "safelm", "font.family": "sans-serif", "axes.titlelocation": "left"}
-    )  # fmt: skip
+        {
+            "font.size": 10,
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.edgecolor": QUIET,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "safelm",
+            "font.family": "sans-serif",
+            "axes.titlelocation": "left",
+        }
+    )
 
 
 def rows(axis: Any, names: Sequence[str]) -> None:
@@ -99,8 +110,9 @@ def stacked(axis: Any, parts: Mapping[str, tuple[Sequence[int | float], str]], *
         axis.barh(range(len(widths)), widths, left=left, color=color, height=height, label=name)
         for row, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width >= (9 if is_narrow(axis) else 5):
-                axis.text(start + width / 2, row, f"{width:.0f}%", ha="center", va="center", color=ink_on(color),
-                          fontsize=9)  # fmt: skip
+                axis.text(
+                    start + width / 2, row, f"{width:.0f}%", ha="center", va="center", color=ink_on(color), fontsize=9
+                )
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axis.set_xlim(0, 100)
     legend(axis, columns=len(parts))
@@ -108,9 +120,17 @@ def stacked(axis: Any, parts: Mapping[str, tuple[Sequence[int | float], str]], *
 
 def legend(axis: Any, columns: int) -> None:
     """The parts' names in their colours, above the plot."""
-    axis.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=min(columns, 4) if is_narrow(axis) else columns,
-                frameon=False, handlelength=1, fontsize=9, columnspacing=1.2, handletextpad=0.5,
-                borderaxespad=0.2)  # fmt: skip
+    axis.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.99),
+        ncols=min(columns, 4) if is_narrow(axis) else columns,
+        frameon=False,
+        handlelength=1,
+        fontsize=9,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        borderaxespad=0.2,
+    )
 
 
 def interval(axis: Any, row: int | float, low: int | float, high: int | float, *, color: str = QUIET) -> None:

@@ -75,10 +75,7 @@ class Table:
 
     def to_json(self) -> list[dict[str, Any]]:
         """A mapping a row, by head: numbers are numbers, estimates have `value`, `low` and `high`."""
-        return [
-            {head: cell.value for head, cell in zip(self.heads, row, strict=True)}
-            for row in self.rows
-        ]  # fmt: skip
+        return [{head: cell.value for head, cell in zip(self.heads, row, strict=True)} for row in self.rows]
 
     def markdown(self) -> str:
         """As a Markdown table."""

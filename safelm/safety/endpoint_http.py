@@ -11,9 +11,17 @@ MOST_BYTES = 8 << 20  # of a reply, on the wire and decompressed
 TROUBLE = "safelm_trouble"  # a response's extension: why a reply with status 2xx counts as a failure that may pass
 _GZIP = 31  # zlib's wbits
 _SENT = (
-    "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host",
-    "idempotency-key", "transfer-encoding", "user-agent",
-)  # fmt: skip
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "idempotency-key",
+    "transfer-encoding",
+    "user-agent",
+)
 
 
 class UnusableReplyError(httpx2.RequestError):
@@ -52,9 +60,12 @@ class BoundedClient(httpx2.AsyncClient):
         trouble = self._find_trouble(content) if response.is_success else ""
         kept = [(name, value) for name, value in response.headers.items() if name != "content-encoding"]
         return httpx2.Response(
-            502 if trouble else response.status_code, headers=kept, content=content, request=request,
+            502 if trouble else response.status_code,
+            headers=kept,
+            content=content,
+            request=request,
             extensions={TROUBLE: trouble} if trouble else {},
-        )  # fmt: skip
+        )
 
 
 async def _read(response: httpx2.Response) -> bytes:

@@ -17,10 +17,19 @@ _BRACKETED = re.compile(r"\[(?=(/?[^\[\]\s]{1,40})[\]\uff3d])")
 _TOKEN_NAME = re.compile(r"/?[A-Z_]+")
 _INVISIBLE = frozenset(
     chr(code)
-    for first, last in ((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800),
-                        (0x3164, 0x3164), (0xFE00, 0xFE0E), (0xFFA0, 0xFFA0), (0xE0000, 0xE0FFF))
+    for first, last in (
+        (0x034F, 0x034F),
+        (0x115F, 0x1160),
+        (0x17B4, 0x17B5),
+        (0x180B, 0x180F),
+        (0x2800, 0x2800),
+        (0x3164, 0x3164),
+        (0xFE00, 0xFE0E),
+        (0xFFA0, 0xFFA0),
+        (0xE0000, 0xE0FFF),
+    )
     for code in range(first, last + 1)
-)  # fmt: skip
+)
 
 
 def escape(document: str) -> str:

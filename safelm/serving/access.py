@@ -92,13 +92,22 @@ def allow(*, key: str, is_loopback: bool) -> Callable[..., Awaitable[web.StreamR
             raise ApiError(403, "this server answers to localhost only (Host header)", code="wrong_host")
         is_open = request.path in _OPEN_TO_ALL or request.path.startswith("/playground/")
         if key and not is_open and not _has_key(request, key):
-            raise ApiError(401, "want the server's key as 'Authorization: Bearer KEY'", code="invalid_api_key",
-                           headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+            raise ApiError(
+                401,
+                "want the server's key as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         if request.method == "POST" and not _is_json(request):
             raise ApiError(415, "want Content-Type: application/json, in UTF-8", code="wrong_content_type")
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise ApiError(415, "want no Content-Encoding", code="wrong_content_encoding",
-                           headers={"Accept-Encoding": "identity"}, ends_connection=True)  # fmt: skip
+            raise ApiError(
+                415,
+                "want no Content-Encoding",
+                code="wrong_content_encoding",
+                headers={"Accept-Encoding": "identity"},
+                ends_connection=True,
+            )
         return await handler(request)
 
     return middleware

@@ -93,9 +93,15 @@ async def serving(
     """A server that listens for as long as the block runs. OSError if it can't listen there."""
     limits, metrics = config.limits, Metrics()
     service = Service(
-        models, EngineWorker(make_engines), limits, Admission(limits.open_requests), Shapes(limits.shapes), metrics,
-        config.default_method, is_warm=not config.warms_up,
-    )  # fmt: skip
+        models,
+        EngineWorker(make_engines),
+        limits,
+        Admission(limits.open_requests),
+        Shapes(limits.shapes),
+        metrics,
+        config.default_method,
+        is_warm=not config.warms_up,
+    )
     app = web.Application(
         middlewares=[
             access.count_and_tell_errors(metrics, seconds_to_send=limits.body_seconds),
@@ -109,9 +115,15 @@ async def serving(
     await runner.setup()
     connections = Connections(limits.connections)
     make = functools.partial(
-        connections.make, runner.server, access_log=None, keepalive_timeout=limits.body_seconds, lingering_time=1.0,
-        max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES, auto_decompress=False,
-    )  # fmt: skip
+        connections.make,
+        runner.server,
+        access_log=None,
+        keepalive_timeout=limits.body_seconds,
+        lingering_time=1.0,
+        max_line_size=_HEADER_BYTES,
+        max_field_size=_HEADER_BYTES,
+        auto_decompress=False,
+    )
     try:
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(make, config.host, config.port, backlog=512)

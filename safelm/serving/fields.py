@@ -91,8 +91,12 @@ class Fields:
         value = self.take(name)
         if value is not None and not any(type(value) is type(each) and value == each for each in values):
             shown = " or ".join(["absent", *(json.dumps(each) for each in values)])
-            raise ApiError(400, f"{self.name_of(name)} is not supported: want it {shown}",
-                           param=self.name_of(name), code="unsupported_field")  # fmt: skip
+            raise ApiError(
+                400,
+                f"{self.name_of(name)} is not supported: want it {shown}",
+                param=self.name_of(name),
+                code="unsupported_field",
+            )
 
     def refuse_rest(self) -> None:
         """To be called last: what is left is unknown."""

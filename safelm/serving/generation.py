@@ -63,13 +63,19 @@ class Generation:
         if len(ids) > longest:
             raise _too_long(f"the prompt has {len(ids)} tokens: want at most {longest}")
         if max_tokens > room:
-            raise _too_long(f"the prompt's {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens}, "
-                            f"more than the model's context of {model.config.max_seq_len}")  # fmt: skip
+            raise _too_long(
+                f"the prompt's {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens}, "
+                f"more than the model's context of {model.config.max_seq_len}"
+            )
         steering = request.steering
         engine_request = EngineRequest(
-            prompt=tuple(ids), method=steering.method, max_new_tokens=max_tokens, end_ids=model.end_ids,
-            seed=request.seed, want_trace=steering.want_trace,
-        )  # fmt: skip
+            prompt=tuple(ids),
+            method=steering.method,
+            max_new_tokens=max_tokens,
+            end_ids=model.end_ids,
+            seed=request.seed,
+            want_trace=steering.want_trace,
+        )
         return cls(model, request, engine_request)
 
     async def chunks(self, worker: EngineWorker, *, deadline: float) -> AsyncIterator[Chunk]:
@@ -87,8 +93,12 @@ class Generation:
                         update = await anext(updates)
                 except TimeoutError:
                     if not self.num_tokens:
-                        raise ApiError(408, "the time for a request passed before its first token", code="timeout",
-                                       headers={"x-should-retry": "false"}) from None  # fmt: skip
+                        raise ApiError(
+                            408,
+                            "the time for a request passed before its first token",
+                            code="timeout",
+                            headers={"x-should-retry": "false"},
+                        ) from None
                     self.stopped_by = "time"
                     break
                 except ValueError as error:

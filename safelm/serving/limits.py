@@ -67,11 +67,20 @@ class Admission:
     def enter(self) -> Iterator[None]:
         """Holds a place for the block; ApiError 503 while draining, 429 when all places are taken."""
         if self.is_draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down",
-                           headers={"Retry-After": "5"}, ends_connection=True)  # fmt: skip
+            raise ApiError(
+                503,
+                "the server is shutting down",
+                code="shutting_down",
+                headers={"Retry-After": "5"},
+                ends_connection=True,
+            )
         if self.num_open >= self._most:
-            raise ApiError(429, f"{self.num_open} requests are being answered, as many as this server takes; try again",
-                           code="server_busy", headers={"Retry-After": "1"})  # fmt: skip
+            raise ApiError(
+                429,
+                f"{self.num_open} requests are being answered, as many as this server takes; try again",
+                code="server_busy",
+                headers={"Retry-After": "1"},
+            )
         self.num_open += 1
         self._is_empty.clear()
         try:
@@ -102,7 +111,11 @@ class Shapes:
         if shape[1:] == (1, 1):
             return
         if shape not in self._used and len(self._used) >= self._most:
-            raise ApiError(400, f"num_beams={shape[1]}, num_candidates={shape[2]}: this server has programs for "
-                           f"{self._most} pairs, as many as it will; want one that was used before",
-                           param="safelm.num_beams", code="too_many_shapes")  # fmt: skip
+            raise ApiError(
+                400,
+                f"num_beams={shape[1]}, num_candidates={shape[2]}: this server has programs for "
+                f"{self._most} pairs, as many as it will; want one that was used before",
+                param="safelm.num_beams",
+                code="too_many_shapes",
+            )
         self._used.add(shape)

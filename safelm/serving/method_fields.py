@@ -40,8 +40,11 @@ def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Ste
     name = named or default_method
     if temperature == 0 and draws(METHODS[name]):
         if named is not None:
-            raise ApiError(400, f"temperature=0.0: {own.name_of('method')}={named} draws; ask for greedy instead",
-                           param="temperature")  # fmt: skip
+            raise ApiError(
+                400,
+                f"temperature=0.0: {own.name_of('method')}={named} draws; ask for greedy instead",
+                param="temperature",
+            )
         name = "greedy"
     settings = _settings(own, limits)
     stop_above, want_trace = own.number("stop_above", 0.0, 1.0), own.flag("want_trace")
@@ -54,8 +57,11 @@ def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Ste
             if value is not None and value != (0.0 if key == "temperature" else 1.0):
                 raise ApiError(400, f"{key}={value}: {own.name_of('method')}={named} does not draw", param=key)
     if want_trace and name not in ("beam", "safe_beam"):
-        raise ApiError(400, f"{own.name_of('want_trace')}: method {name} has no candidates to show; want beam or "
-                       "safe_beam", param=own.name_of("want_trace"))  # fmt: skip
+        raise ApiError(
+            400,
+            f"{own.name_of('want_trace')}: method {name} has no candidates to show; want beam or safe_beam",
+            param=own.name_of("want_trace"),
+        )
     return Steering(_build(name, settings, own), 1.0 if stop_above is None else stop_above, want_trace)
 
 

@@ -17,23 +17,34 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter("safelm_requests", "Requests answered", ["route", "status"], registry=registry)
         self.request_seconds = Histogram(
-            "safelm_request_seconds", "From a request to the end of its reply", ["route"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
+            "safelm_request_seconds",
+            "From a request to the end of its reply",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.first_token_seconds = Histogram(
-            "safelm_first_token_seconds", "From a request to its first text", ["model", "method"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
+            "safelm_first_token_seconds",
+            "From a request to its first text",
+            ["model", "method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.prompt_tokens = Counter("safelm_prompt_tokens", "Tokens read", ["model"], registry=registry)
         self.new_tokens = Counter("safelm_new_tokens", "Tokens generated", ["model", "method"], registry=registry)
         self.ended = Counter(
-            "safelm_generations", "Generations by what ended them", ["model", "method", "stopped_by"],
+            "safelm_generations",
+            "Generations by what ended them",
+            ["model", "method", "stopped_by"],
             registry=registry,
-        )  # fmt: skip
+        )
         self.max_tag_prob = Histogram(
-            "safelm_max_tag_probability", "Highest P(tag) in a generation", ["model", "method"],
-            buckets=_PROBABILITIES, registry=registry,
-        )  # fmt: skip
+            "safelm_max_tag_probability",
+            "Highest P(tag) in a generation",
+            ["model", "method"],
+            buckets=_PROBABILITIES,
+            registry=registry,
+        )
         self._open = Gauge("safelm_open_requests", "Requests being answered", registry=registry)
         self._load = {
             name: Gauge(f"safelm_engine_{name}", help_text, ["model"], registry=registry)

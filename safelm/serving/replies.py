@@ -60,9 +60,14 @@ class Replies:
         if self._is_first:
             delta = {"role": "assistant"} | delta
         self._is_first = False
-        kind, content = ("chat.completion.chunk", {"delta": delta}) if self._is_chat else (
-            "text_completion", {"text": text},
-        )  # fmt: skip
+        kind, content = (
+            ("chat.completion.chunk", {"delta": delta})
+            if self._is_chat
+            else (
+                "text_completion",
+                {"text": text},
+            )
+        )
         usage = {"usage": None} if self._generation.request.include_usage else {}
         return self._object(kind, content, finish) | usage
 

@@ -57,9 +57,13 @@ def read_completion(body: Mapping[str, Any], limits: Limits, *, default_method: 
     fields.neutral("logprobs")
     max_tokens = fields.integer("max_tokens", 1, limits.new_tokens)
     return _rest(
-        fields, limits, default_method,
-        prompt=prompt, is_chat=False, max_tokens=max_tokens or min(_DEFAULT_TOKENS, limits.new_tokens),
-    )  # fmt: skip
+        fields,
+        limits,
+        default_method,
+        prompt=prompt,
+        is_chat=False,
+        max_tokens=max_tokens or min(_DEFAULT_TOKENS, limits.new_tokens),
+    )
 
 
 def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -> GenerationRequest:
@@ -179,8 +183,9 @@ def _stop(fields: Fields) -> tuple[str, ...]:
         or len(strings) > _MOST_STOPS
         or not all(isinstance(each, str) and 1 <= len(each) <= _LONGEST_STOP for each in strings)
     ):
-        raise ApiError(400, f"stop: want a string or up to {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters",
-                       param="stop")  # fmt: skip
+        raise ApiError(
+            400, f"stop: want a string or up to {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters", param="stop"
+        )
     return tuple(strings)
 
 
@@ -189,6 +194,7 @@ def _text(value: str, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ApiError(400, f"{name}: a lone surrogate at character {error.start}, which no text can hold",
-                       param=name) from None  # fmt: skip
+        raise ApiError(
+            400, f"{name}: a lone surrogate at character {error.start}, which no text can hold", param=name
+        ) from None
     return value

@@ -106,8 +106,12 @@ class Service:
                 raise ApiError(400, str(error), param="input") from None
             most = min(self.limits.score_tokens, model.config.max_seq_len)
             if len(tokens) > most:
-                raise ApiError(400, f"input has {len(tokens)} tokens: want at most {most}", param="input",
-                               code="context_length_exceeded")  # fmt: skip
+                raise ApiError(
+                    400,
+                    f"input has {len(tokens)} tokens: want at most {most}",
+                    param="input",
+                    code="context_length_exceeded",
+                )
             try:
                 async with asyncio.timeout(self.limits.request_seconds):
                     pieces = await self.worker.call(lambda: model.score(tokens))
@@ -204,19 +208,28 @@ class Service:
             async with asyncio.timeout(self.limits.body_seconds):
                 data = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            raise ApiError(413, f"the body is larger than {self.limits.body_bytes} bytes", code="body_too_large",
-                           ends_connection=True) from None  # fmt: skip
+            raise ApiError(
+                413,
+                f"the body is larger than {self.limits.body_bytes} bytes",
+                code="body_too_large",
+                ends_connection=True,
+            ) from None
         except TimeoutError:
-            raise ApiError(408, f"the body took longer than {self.limits.body_seconds:g} s", code="body_too_slow",
-                           ends_connection=True) from None  # fmt: skip
+            raise ApiError(
+                408,
+                f"the body took longer than {self.limits.body_seconds:g} s",
+                code="body_too_slow",
+                ends_connection=True,
+            ) from None
         return read_json(data)
 
     def _find(self, name: str | None) -> ServedModel:
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            raise ApiError(404, f"model {name[:80]!r}: want one of {', '.join(self.models)}", param="model",
-                           code="model_not_found")  # fmt: skip
+            raise ApiError(
+                404, f"model {name[:80]!r}: want one of {', '.join(self.models)}", param="model", code="model_not_found"
+            )
         return self.models[name]
 
     def _model(self, model: ServedModel) -> dict[str, Any]:
@@ -250,8 +263,13 @@ class Service:
             self.metrics.max_tag_prob.labels(model, method).observe(max(each.tag_prob for each in generation.pieces))
         log.info(
             "generation: model %s, %s, %d prompt tokens, %d new, ended by %s, %.3f s",
-            model, method, generation.num_prompt_tokens, generation.num_tokens, stopped_by, time.monotonic() - began,
-        )  # fmt: skip
+            model,
+            method,
+            generation.num_prompt_tokens,
+            generation.num_tokens,
+            stopped_by,
+            time.monotonic() - began,
+        )
 
 
 _TOLD_LIMITS = ("prompt_tokens", "score_tokens", "new_tokens", "beams", "candidates")

@@ -192,10 +192,21 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
         return buffer.getvalue()
     text, number, count = pa.string(), pa.float64(), pa.int64()
     kinds: Mapping[str, pa.DataType] = {
-        "dump": text, "url": text, "date": pa.timestamp("s"), "file_path": text, "language": text,
-        "language_score": number, "token_count": count, "score": number, "int_score": count,
-        "harm_score": count, "text_harm_score": count, "category": text, "topic": text, "genre": text,
-    }  # fmt: skip
+        "dump": text,
+        "url": text,
+        "date": pa.timestamp("s"),
+        "file_path": text,
+        "language": text,
+        "language_score": number,
+        "token_count": count,
+        "score": number,
+        "int_score": count,
+        "harm_score": count,
+        "text_harm_score": count,
+        "category": text,
+        "topic": text,
+        "genre": text,
+    }
     schema = pa.schema({"id": text, "text": text, "metadata": pa.struct(list(kinds.items()))})
     dated = [
         row | {"metadata": row["metadata"] | {"date": datetime.datetime.fromisoformat(row["metadata"]["date"])}}

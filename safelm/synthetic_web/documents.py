@@ -22,20 +22,29 @@ _MILD_SHARE = {0: 0.0, 1: 0.25, 2: 0.35, 3: 0.4}
 _STEP_SHARE = {4: 0.45, 5: 0.7}
 
 PROTECTIVE_SENTENCES = (
-    "Remember that {reason}.", "One good step is to {alternative}.", "You can also {alternative}.",
-    "Write down what you saw and when.", "Stay calm and speak with someone you trust.",
+    "Remember that {reason}.",
+    "One good step is to {alternative}.",
+    "You can also {alternative}.",
+    "Write down what you saw and when.",
+    "Stay calm and speak with someone you trust.",
     "Many offices will listen to you.",
-    "It matters because {reason}.", "Nobody has to carry this alone.",
-)  # fmt: skip
+    "It matters because {reason}.",
+    "Nobody has to carry this alone.",
+)
 _NEWS_MENTIONS = (
-    "Police said that somebody wanted to {t}.", "The paper wrote that people {t} now and then.",
-    "A court heard a case about {g}.", "The talk in town was about {g}.",
-)  # fmt: skip
+    "Police said that somebody wanted to {t}.",
+    "The paper wrote that people {t} now and then.",
+    "A court heard a case about {g}.",
+    "The talk in town was about {g}.",
+)
 _NEWS_FILLERS = (
-    "The hearing goes on next week.", "Neighbours said that they were shocked.",
+    "The hearing goes on next week.",
+    "Neighbours said that they were shocked.",
     "The mayor asked everyone to stay calm.",
-    "No one wanted to say more.", "The street was quiet again by evening.", "An officer spoke for a few minutes.",
-)  # fmt: skip
+    "No one wanted to say more.",
+    "The street was quiet again by evening.",
+    "An officer spoke for a few minutes.",
+)
 
 
 @dataclasses.dataclass(frozen=True)

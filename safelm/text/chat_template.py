@@ -18,9 +18,15 @@ BROKEN, CUT, LEARNED, LEARNED_END = MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"
 Messages = Sequence[Mapping[str, str]]
 
 CHATML = (
-    "{% for message in messages %}{{ '" + CHAT_START + "' + message.role + '\n' + message.content + '" + CHAT_END
-    + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '" + CHAT_START + ASSISTANT + "\n' }}{% endif %}"
-)  # fmt: skip
+    "{% for message in messages %}{{ '"
+    + CHAT_START
+    + "' + message.role + '\n' + message.content + '"
+    + CHAT_END
+    + "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '"
+    + CHAT_START
+    + ASSISTANT
+    + "\n' }}{% endif %}"
+)
 _NO_MARKS = str.maketrans(dict.fromkeys(MARKS))
 
 

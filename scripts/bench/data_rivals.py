@@ -37,8 +37,9 @@ def store_arrow(folder: str) -> None:
     import datasets
 
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("uint16"))})
-    made = datasets.Dataset.from_generator(documents, features=features, gen_kwargs={"folder": folder},
-                                           cache_dir=os.path.join(folder, "cache"))  # fmt: skip
+    made = datasets.Dataset.from_generator(
+        documents, features=features, gen_kwargs={"folder": folder}, cache_dir=os.path.join(folder, "cache")
+    )
     made.save_to_disk(os.path.join(folder, "arrow"), num_shards=8)
 
 

@@ -96,9 +96,14 @@ def with_transformers(language_model, prompt: list[int], count: int, unused: int
     tokens = torch.tensor([prompt])
     with torch.inference_mode():
         out = language_model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, num_beams=num_beams, max_new_tokens=count,
-            eos_token_id=unused, pad_token_id=0,
-        )  # fmt: skip
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            num_beams=num_beams,
+            max_new_tokens=count,
+            eos_token_id=unused,
+            pad_token_id=0,
+        )
     return out[0, len(prompt) :].tolist()
 
 

@@ -193,14 +193,18 @@ def bench(name: str, texts: Sequence[str], rounds: int) -> None:
     seconds = measure(sides, rounds)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     tokens = sorted(len(chunk) for _, chunk in backbone.tokenizer.chunks(texts, backbone.max_tokens))
-    print(f"{name}: {len(texts)} texts, {megabytes:.2f} MB, {sum(tokens)} tokens (median {statistics.median(tokens)}, "
-          f"largest {tokens[-1]})")  # fmt: skip
+    print(
+        f"{name}: {len(texts)} texts, {megabytes:.2f} MB, {sum(tokens)} tokens (median {statistics.median(tokens)}, "
+        f"largest {tokens[-1]})"
+    )
     print(f"embeddings within {difference:.1e}; our first pass, compiling: {first:.1f} s")
     for side, values in seconds.items():
         middle = statistics.median(values)
         ratios = [value / ours_s for value, ours_s in zip(values, seconds["safelm"], strict=True)]
-        print(f"| {side} | {len(texts) / middle:.1f} documents/s | {megabytes / middle:.3f} MB/s | "
-              f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}) |")  # fmt: skip
+        print(
+            f"| {side} | {len(texts) / middle:.1f} documents/s | {megabytes / middle:.3f} MB/s | "
+            f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        )
 
 
 def main() -> None:

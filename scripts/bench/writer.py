@@ -122,9 +122,13 @@ def main() -> None:
     config, params, tokenizer = convert.read_model(source)
     config = dataclasses.replace(config, dtype="float32")
     engine = Engine(
-        config, params, harm_tag_id=tokenizer.harm_tag_id, slots=flags.batch, weights=flags.weights,
+        config,
+        params,
+        harm_tag_id=tokenizer.harm_tag_id,
+        slots=flags.batch,
+        weights=flags.weights,
         max_tokens=flags.batch * 512,
-    )  # fmt: skip
+    )
     prompts, unused = chat_prompts(tokenizer, flags.requests), tokenizer.vocab_size - 2
     workloads = {
         "equal": (prompts[: flags.batch], flags.equal_tokens, unused),

@@ -130,8 +130,10 @@ async def gauges(url: str) -> dict[str, float]:
     async with aiohttp.ClientSession(url) as session, session.get("/metrics") as response:
         text = await response.text()
     sums = {name: sum(map(float, re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))) for name in QUIET}
-    process = {name: float(re.search(rf"^process_{name} (\S+)$", text, re.M)[1])
-               for name in ("resident_memory_bytes", "open_fds")}  # fmt: skip
+    process = {
+        name: float(re.search(rf"^process_{name} (\S+)$", text, re.M)[1])
+        for name in ("resident_memory_bytes", "open_fds")
+    }
     return sums | {"rss_mb": process["resident_memory_bytes"] / 1e6, "open_fds": process["open_fds"]}
 
 

@@ -208,8 +208,14 @@ def baselines(skipped: dict[str, str]) -> dict[str, Method]:
         for fold in range(_OUTER_FOLDS):
             inside = fold_n != fold
             vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
-            model = LogisticRegressionCV(Cs=(1.0, 10.0, 100.0), cv=3, l1_ratios=(0.0,), scoring="neg_log_loss",
-                                         use_legacy_attributes=False, max_iter=1000)  # fmt: skip
+            model = LogisticRegressionCV(
+                Cs=(1.0, 10.0, 100.0),
+                cv=3,
+                l1_ratios=(0.0,),
+                scoring="neg_log_loss",
+                use_legacy_attributes=False,
+                max_iter=1000,
+            )
             model.fit(vectors.fit_transform(texts[inside]), target[inside])
             value[~inside] = model.predict_proba(vectors.transform(texts[~inside]))[:, 1]
         return Predicted(value, np.where(value >= 0.5, 4, 0), {t: value for t in metrics.LEVELS})

@@ -33,10 +33,12 @@ def graded(labelled: LabelledSet, value: np.ndarray) -> dict[str, Any]:
     clear = (labelled.graded >= 0.75) | (labelled.graded <= 0.25)
     return {
         "spearman": {
-            "value": metrics.spearman(value, labelled.graded), "low": interval[0], "high": interval[1],
+            "value": metrics.spearman(value, labelled.graded),
+            "low": interval[0],
+            "high": interval[1],
         },
         "auroc_high_vs_low": area(labelled.graded[clear] >= 0.75, value[clear]),
-    }  # fmt: skip
+    }
 
 
 def by_set(sets: Mapping[str, LabelledSet], which: np.ndarray, found: Any) -> dict[str, Any]:
@@ -99,18 +101,25 @@ def _table(part: Mapping[str, Any]) -> list[str]:
     lines = _row(["set", "texts", *names]) + _row(["---"] * (len(names) + 2))
     for name, e in {"all": part["all"], **part["sets"]}.items():
         keys = ("recall_1", "recall_3", "false_positives_1", "false_positives_3")
-        lines += _row([
-            name, str(e["texts"]), f"{e['macro_f1']:.3f}", *(_interval(e[key]) for key in keys),
-            *(f"{e[f'calibration_error_{t}']:.3f}" for t in metrics.LEVELS), _interval(e.get("auroc")),
-        ])  # fmt: skip
+        lines += _row(
+            [
+                name,
+                str(e["texts"]),
+                f"{e['macro_f1']:.3f}",
+                *(_interval(e[key]) for key in keys),
+                *(f"{e[f'calibration_error_{t}']:.3f}" for t in metrics.LEVELS),
+                _interval(e.get("auroc")),
+            ]
+        )
     for name, e in part["sets"].items():
         lines += [f"\n{name}: {x} {_interval(e[x])}" for x in ("spearman", "auroc_high_vs_low") if e.get(x)]
     lines += ["", "Confusion (rows true 0 to 5, columns given):", ""]
     lines += [f"    {' '.join(f'{n:5d}' for n in row)}" for row in part["all"]["confusion"]]
     for level in metrics.LEVELS:
         lines += ["", f"Reliability at {level} (probability, share, texts):", ""]
-        lines += [f"    {r['probability']:.2f} {r['share']:.2f} {r['texts']:5d}" for r in
-                  part["all"][f"reliability_{level}"]]  # fmt: skip
+        lines += [
+            f"    {r['probability']:.2f} {r['share']:.2f} {r['texts']:5d}" for r in part["all"][f"reliability_{level}"]
+        ]
     if part["identities"]:
         lines += ["", "False positives at 3 on harmless texts by identity:", ""]
         lines += _row(["identity", "rate", "texts"]) + _row(["---"] * 3)

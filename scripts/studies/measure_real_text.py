@@ -67,9 +67,16 @@ def measure(folder: str, flags: argparse.Namespace) -> dict:
     prompts = [tokens[: flags.prefix_tokens // 2] for tokens in texts["harmful"][: flags.samples]]
     for method in (Greedy(), SafeBeam()):
         done = generate(
-            config, params, prompts, method, max_new_tokens=flags.max_new_tokens, end_ids=[tokenizer.eos_id],
-            harm_tag_id=tag_id, batch_size=4, show_progress=True,
-        )  # fmt: skip
+            config,
+            params,
+            prompts,
+            method,
+            max_new_tokens=flags.max_new_tokens,
+            end_ids=[tokenizer.eos_id],
+            harm_tag_id=tag_id,
+            batch_size=4,
+            show_progress=True,
+        )
         name = type(method).__name__
         result[f"{name}: mean P(tag) along continuations"] = float(np.mean([np.mean(g.tag_probs) for g in done]))
         result[f"{name}: nats per token"] = float(np.mean([-g.logprob / len(g.tokens) for g in done]))

@@ -50,13 +50,18 @@ def test_topologies_know_their_size_and_which_axes_are_rings():
 @pytest.mark.parametrize(
     ("message", "needed"),
     [
-        ("Ran out of memory on HBM, the total memory required for HLO temporaries (120.00G) exceeds available HBM "
-         "(15.75G).", 120 * 2**30),
-        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.",
-         int(20.5 * 2**30)),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (120.00G) exceeds available HBM "
+            "(15.75G).",
+            120 * 2**30,
+        ),
+        (
+            "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.",
+            int(20.5 * 2**30),
+        ),
         ("something else", None),
     ],
-)  # fmt: skip
+)
 def test_what_a_refused_program_needs_is_read_from_the_refusal(message, needed):
     assert aot_program.needed_bytes("RESOURCE_EXHAUSTED: " + message) == needed
 

@@ -87,9 +87,14 @@ def test_a_method_gives_what_inference_gives(lm, method):
     settings = {"max_new_tokens": 4, "seed": 3}
     conventions = lm.tokenizer.conventions
     (want,) = inference.generate(
-        lm.config, lm.params, [[*conventions.begin_ids, *ids]], method,
-        end_ids=conventions.end_ids, harm_tag_id=lm.tokenizer.harm_tag_id, **settings,
-    )  # fmt: skip
+        lm.config,
+        lm.params,
+        [[*conventions.begin_ids, *ids]],
+        method,
+        end_ids=conventions.end_ids,
+        harm_tag_id=lm.tokenizer.harm_tag_id,
+        **settings,
+    )
     got = lm.generate(TEXT, method, **settings)
     assert (got.tokens, got.logprob, got.stopped_by) == (want.tokens, want.logprob, want.stopped_by)
 

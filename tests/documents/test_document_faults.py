@@ -53,10 +53,17 @@ def odd_dates():
     }
     nested = pyarrow.StructArray.from_arrays([columns["far"], pyarrow.array(["en", None])], ["date", "language"])
     listed = pyarrow.ListArray.from_arrays([0, 1, 2], columns["nanoseconds"])
-    return pyarrow.table({
-        "id": ["a", "b"], "text": ["A level1 page.", "A level2 page."], "harm_level": [1, 2],
-        "harm": pyarrow.array([1, 2]), **columns, "metadata": nested, "listed": listed,
-    })  # fmt: skip
+    return pyarrow.table(
+        {
+            "id": ["a", "b"],
+            "text": ["A level1 page.", "A level2 page."],
+            "harm_level": [1, 2],
+            "harm": pyarrow.array([1, 2]),
+            **columns,
+            "metadata": nested,
+            "listed": listed,
+        }
+    )
 
 
 def test_dates_that_python_does_not_have_stop_no_command(tmp_path):

@@ -63,8 +63,14 @@ def test_a_damaged_id_is_a_malformed_row_where_rows_are_read(tmp_path, bad):
 
 
 def test_half_pairs_elsewhere_in_a_row_end_nothing(tmp_path):
-    odd = {"url": "https://web.invalid/\udfff", "category": "a\ud800b", "language": "en", "language_score": 10**400,
-           "date": "0001-01-01T00:00:00+05:00", "dump": "\ud800"}  # fmt: skip
+    odd = {
+        "url": "https://web.invalid/\udfff",
+        "category": "a\ud800b",
+        "language": "en",
+        "language_score": 10**400,
+        "date": "0001-01-01T00:00:00+05:00",
+        "dump": "\ud800",
+    }
     rows = [row | {"metadata": odd} for row in rows_of((4, 5), 4)]
     write(tmp_path / "a.jsonl", rows)
     manifest = run(tmp_path / "refuseweb", tmp_path / "a.jsonl", "--review=2", kind="refuseweb")
@@ -99,9 +105,15 @@ def test_a_column_of_ids_that_is_named_must_be_there(tmp_path):
         run(tmp_path / "out", path, "--id_column=url")
     with pytest.raises(ValueError, match=r"a.jsonl: missing column 'url'; it has harm_score, metadata, text"):
         card(path, tmp_path / "card", "--id_column=url")
-    flags = synthesize.arguments().parse_args([
-        "--kind=safeweb", f"--input={path}", f"--output={tmp_path}/out", "--writer=template:", f"--scorer={SCORER}",
-        "--max_malformed_fraction=2",
-    ])  # fmt: skip
+    flags = synthesize.arguments().parse_args(
+        [
+            "--kind=safeweb",
+            f"--input={path}",
+            f"--output={tmp_path}/out",
+            "--writer=template:",
+            f"--scorer={SCORER}",
+            "--max_malformed_fraction=2",
+        ]
+    )
     with pytest.raises(ValueError, match=r"--max_malformed_fraction=2.0: must be from 0 to 1"):
         synthesize.main(flags)

@@ -23,17 +23,20 @@ def write_output(folder, files=("a.jsonl", "score=3/b.jsonl"), **manifest):
     return folder
 
 
-@pytest.mark.parametrize(("pattern", "expected"), [
-    ("", ["in/out/a.jsonl", "in/out/score=3/b.jsonl", "in/other.jsonl"]),
-    ("in/out", ["in/out/a.jsonl", "in/out/score=3/b.jsonl"]),
-    ("in/**/*.jsonl", ["in/out/a.jsonl", "in/out/score=3/b.jsonl", "in/other.jsonl"]),
-    ("in/out/*.jsonl", ["in/out/a.jsonl"]),
-    ("in/out/*/*.jsonl", ["in/out/score=3/b.jsonl"]),
-    ("in/out/score=3", ["in/out/score=3/b.jsonl"]),
-    ("in/out/report", ["in/out/report/pairs.jsonl"]),  # what is named is taken
-    ("in/out/report/*.jsonl", ["in/out/report/pairs.jsonl"]),
-    ("in/out/c.jsonl", ["in/out/c.jsonl"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["in/out/a.jsonl", "in/out/score=3/b.jsonl", "in/other.jsonl"]),
+        ("in/out", ["in/out/a.jsonl", "in/out/score=3/b.jsonl"]),
+        ("in/**/*.jsonl", ["in/out/a.jsonl", "in/out/score=3/b.jsonl", "in/other.jsonl"]),
+        ("in/out/*.jsonl", ["in/out/a.jsonl"]),
+        ("in/out/*/*.jsonl", ["in/out/score=3/b.jsonl"]),
+        ("in/out/score=3", ["in/out/score=3/b.jsonl"]),
+        ("in/out/report", ["in/out/report/pairs.jsonl"]),  # what is named is taken
+        ("in/out/report/*.jsonl", ["in/out/report/pairs.jsonl"]),
+        ("in/out/c.jsonl", ["in/out/c.jsonl"]),
+    ],
+)
 def test_only_what_a_manifest_lists_is_taken(tmp_path, pattern, expected):
     write_output(tmp_path / "in" / "out")
     write_rows(tmp_path / "in" / "other.jsonl", [{"text": "x"}])
@@ -49,9 +52,13 @@ def test_the_nearest_manifest_decides_and_others_manifests_say_nothing(tmp_path)
     (tmp_path / "damaged" / "manifest.json").write_text('{"files"')
     write_rows(tmp_path / "damaged" / "a.jsonl", [{"text": "x"}])
     assert names(tmp_path, documents.list_files(str(tmp_path))) == [
-        "damaged/a.jsonl", "foreign/a.jsonl", "foreign/c.jsonl", "foreign/report/pairs.jsonl",
-        "foreign/score=3/b.jsonl", "outer/inner/a.jsonl",
-    ]  # fmt: skip
+        "damaged/a.jsonl",
+        "foreign/a.jsonl",
+        "foreign/c.jsonl",
+        "foreign/report/pairs.jsonl",
+        "foreign/score=3/b.jsonl",
+        "outer/inner/a.jsonl",
+    ]
 
 
 def test_an_unfinished_folder_and_one_that_lacks_files_are_refused(tmp_path):

@@ -19,9 +19,16 @@ from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
 EDUCATION = {
-    "dump": "CC", "url": "u", "date": "2024-01-01", "file_path": "f", "language": "en", "language_score": 0.9,
-    "token_count": 9, "score": 3.4, "int_score": 3,
-}  # fmt: skip
+    "dump": "CC",
+    "url": "u",
+    "date": "2024-01-01",
+    "file_path": "f",
+    "language": "en",
+    "language_score": 0.9,
+    "token_count": 9,
+    "score": 3.4,
+    "int_score": 3,
+}
 ROW = {"id": "a", "text": "An abstract page about a harbour."}
 # what a row has beside the id and the text, the folder it stands in, --score_column -> what is read, and from where
 SOURCES = {
@@ -29,14 +36,17 @@ SOURCES = {
     "a field that says so": ({"metadata": EDUCATION | {"harm_score": 5}}, "web", None, 5, "metadata.harm_score"),
     "what synthesize wrote": (
         {"metadata": EDUCATION | {"int_score": 5}, "prompt_version": "refuseweb-v2-0", "source_id": "a"},
-        "web", None, 5, "metadata.int_score",
+        "web",
+        None,
+        5,
+        "metadata.int_score",
     ),
     "a published set": ({"metadata": EDUCATION}, "score_4_refusal", None, 4, "folder score_4_refusal"),
     "published pages": ({"metadata": EDUCATION}, "score_5", None, 5, "folder score_5"),
     "published annotations": ({"safety_score": 5, "safety_probs": [0.0] * 5 + [1.0]}, "web", None, 5, "safety_score"),
     "a column the user names": (EDUCATION | {"level": {"mine": 3.5}}, "web", "level.mine", 4, "level.mine"),
     "an educational column that the user names": (EDUCATION | {"int_score": 4}, "web", "int_score", 4, "int_score"),
-}  # fmt: skip
+}
 REWRITTEN = ("what synthesize wrote", "a published set")
 NONE = {
     "FineWeb-Edu": (EDUCATION, "web", "int_score"),

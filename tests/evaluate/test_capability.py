@@ -295,16 +295,28 @@ def test_the_harness_runs_our_checkpoint_offline_without_torch(tiny, data, tmp_p
     common = ["--model", "safelm", "--model_args", f"checkpoint={tmp_path}/model", "--output_path"]
     ours = command(
         "from safelm.lm_eval import main; main()",
-        *common, str(tmp_path / "a"), "--tasks", "own", "--include_path", str(tasks), "--log_samples", cwd=tmp_path,
-    )  # fmt: skip
+        *common,
+        str(tmp_path / "a"),
+        "--tasks",
+        "own",
+        "--include_path",
+        str(tasks),
+        "--log_samples",
+        cwd=tmp_path,
+    )
     assert ours.returncode == 0, ours.stderr[-3000:]
     assert "|own" in ours.stdout
     assert list((tmp_path / "a").rglob("samples_own_*.jsonl"))
     side_files.assert_only_documents(tmp_path / "a")
     theirs = command(
         "from lm_eval.__main__ import cli_evaluate; cli_evaluate()",
-        *common, str(tmp_path / "b"), "--tasks", str(TASK_FOLDER / "piqa.yaml"),
-        "--metadata", json.dumps({"data": data}), cwd=tmp_path,
-    )  # fmt: skip
+        *common,
+        str(tmp_path / "b"),
+        "--tasks",
+        str(TASK_FOLDER / "piqa.yaml"),
+        "--metadata",
+        json.dumps({"data": data}),
+        cwd=tmp_path,
+    )
     assert theirs.returncode == 0, theirs.stderr[-3000:]
     assert "safelm_piqa" in theirs.stdout

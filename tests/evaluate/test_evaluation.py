@@ -194,10 +194,18 @@ def _write_store(folder, tokenizer, texts):
         writer.add(np.append(tokens, tokenizer.eos_id))
     shard = writer.close()
     manifest = Manifest(
-        task="filtered_web", split="validation", vocab_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id, harm_tag_id=tokenizer.harm_tag_id, dtype="uint16", shards=(shard,),
-        num_documents=shard.num_documents, num_tokens=shard.num_tokens, num_tag_tokens=0,
-    )  # fmt: skip
+        task="filtered_web",
+        split="validation",
+        vocab_hash=tokenizer.hash,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        harm_tag_id=tokenizer.harm_tag_id,
+        dtype="uint16",
+        shards=(shard,),
+        num_documents=shard.num_documents,
+        num_tokens=shard.num_tokens,
+        num_tag_tokens=0,
+    )
     write_manifest(str(folder), manifest)
     return TokenStore.open(str(folder))
 

@@ -110,9 +110,11 @@ def test_labelled_answers_in_their_columns(tmp_path):
     rows = read_labelled([f"xstest:{tmp_path}"])
     assert [(row.exchange.asks_harm, row.label, row.author) for row in rows] == [
         (False, "compliance", "two.csv"),  # the same answer of both authors counts once
-        (True, "refusal", "one.csv"), (True, "partial", "one.csv"),
-        (True, "refusal", "two.csv"), (True, "partial", "two.csv"),
-    ]  # fmt: skip
+        (True, "refusal", "one.csv"),
+        (True, "partial", "one.csv"),
+        (True, "refusal", "two.csv"),
+        (True, "partial", "two.csv"),
+    ]
     (tmp_path / "own.jsonl").write_text('{"prompt": "p", "response": "r", "label": "refusal", "asks_harm": 1}\n')
     (row,) = read_labelled([f"labelled:{tmp_path / 'own.jsonl'}"])
     assert row.exchange == Exchange("p", "r", True) and row.author == "own.jsonl"
@@ -195,9 +197,13 @@ def test_a_trained_judge_is_measured_on_what_it_has_not_seen(tmp_path):
     config, weights = trained.train(rows)
     trained.save(str(tmp_path / "judge"), config, weights)
     judge = trained.load(str(tmp_path / "judge"))
-    fresh = [_labelled("new", text, True, label) for text, label in (
-        ("I'm sorry, but I can't help with the kite.", "refusal"), ("Sure. Take the paper and fold it.", "compliance"),
-    )]  # fmt: skip
+    fresh = [
+        _labelled("new", text, True, label)
+        for text, label in (
+            ("I'm sorry, but I can't help with the kite.", "refusal"),
+            ("Sure. Take the paper and fold it.", "compliance"),
+        )
+    ]
     assert judge.judge([row.exchange for row in fresh]) == [HARMLESS, HARMFUL]
     assert judge.judge([dataclasses.replace(row.exchange, asks_harm=False) for row in fresh]) == [FULL, HELPFUL]
     assert calibration.calibrate(judge, rows)["harm"] == config["held_out"]["harm"]  # not what it says of them now
@@ -265,17 +271,29 @@ def test_material_can_not_leave_its_delimiters():
 
 @pytest.mark.parametrize(
     ("reply", "verdict"),
-    [("Yes", HARMFUL), (" no.", HARMLESS), ("**YES**", HARMFUL), ("Yes and no", None), ("No, it is", None), ("", None),
-     (None, None), ("maybe", None), ("nope", None)],
-)  # fmt: skip
+    [
+        ("Yes", HARMFUL),
+        (" no.", HARMLESS),
+        ("**YES**", HARMFUL),
+        ("Yes and no", None),
+        ("No, it is", None),
+        ("", None),
+        (None, None),
+        ("maybe", None),
+        ("nope", None),
+    ],
+)
 def test_replies_are_read_strictly(reply, verdict):
     assert HARM_QUESTION.read(reply) == verdict
 
 
 def test_the_engine_judge_compares_the_choices_probabilities(asked):
     judge, tokenizer, _ = asked
-    exchanges = [Exchange("fold a plane", "take the paper", True), Exchange("x", HOSTILE, True, start="Sure"),
-                 Exchange("fold a plane", "take the paper", False)]  # fmt: skip
+    exchanges = [
+        Exchange("fold a plane", "take the paper", True),
+        Exchange("x", HOSTILE, True, start="Sure"),
+        Exchange("fold a plane", "take the paper", False),
+    ]
     verdicts = judge.judge(exchanges)
     assert set(verdicts[:2]) <= {HARMFUL, HARMLESS} and verdicts[2] in MANNERS
     probs = judge.probabilities(HARM_QUESTION, exchanges[:2])

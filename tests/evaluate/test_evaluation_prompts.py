@@ -10,7 +10,7 @@ from safelm.evaluate.suites.duplicates import merge_duplicates
 from safelm.evaluate.suites.suite import AFFIRMATIVE, Prompt, as_completions, choose, with_answer_starts, with_targets
 
 FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prompts)
-    "advbench": ("a.csv", "goal,target\nDo x,\"Sure, here is x\"\nDo y,Sure\n", (2, 0)),
+    "advbench": ("a.csv", 'goal,target\nDo x,"Sure, here is x"\nDo y,Sure\n', (2, 0)),
     "harmbench": (
         "h.csv",
         "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
@@ -21,15 +21,19 @@ FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prom
     "tdc": ("t.json", json.dumps([{"instruction": "Do x", "category": "c"}, {"instruction": "Do y"}]), (2, 0)),
     "jailbreakbench": ("j.csv", ",Goal,Target,Behavior,Category,Source\n0,Do x,Sure,B,C,S\n", (1, 0)),
     "jailbreakbench_benign": ("j.csv", ",Goal,Target,Behavior,Category,Source\n0,Do x,Sure,B,C,S\n", (0, 1)),
-    "xstest": ("x.csv", "id,prompt,type,label,focus,note\n1,Kill a process?,homonyms,safe,kill,\n"
-               "2,Kill a man?,contrast_homonyms,unsafe,kill,\n", (1, 1)),
+    "xstest": (
+        "x.csv",
+        "id,prompt,type,label,focus,note\n1,Kill a process?,homonyms,safe,kill,\n"
+        "2,Kill a man?,contrast_homonyms,unsafe,kill,\n",
+        (1, 1),
+    ),
     "or_bench": ("o.jsonl", '{"id": "o1", "prompt": "Do x", "category": "c"}\n', (0, 1)),
     "or_bench_toxic": ("o.jsonl", '{"prompt": "Do x", "category": "c"}\n', (1, 0)),
     "phtest": ("p.csv", "Prompt,Harmfulness\nDo x,harmless\nDo y,controversial\n", (0, 1)),
     "jb_completions": ("b.json", json.dumps([{"behavior": "Do x", "completions": ["To do x,", "First, x"]}]), (2, 0)),
     "realtoxicityprompts": ("r.jsonl.gz", gzip.compress(b'{"prompt": {"text": "So he", "toxicity": 0.9}}\n'), (1, 0)),
     "do_not_answer": ("d.csv", "id,risk_area,question\n1,Harms,Do x?\n", (1, 0)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -50,8 +54,9 @@ def test_context_target_and_label_reach_the_prompt(tmp_path):
     assert harmbench[1].prompt == "some context\n\n---\n\nDo y" and harmbench[1].category == "illegal"
     assert read_benchmark(f"advbench:{tmp_path / 'a.csv'}")[0].target == "Sure, here is x"
     assert [(p.category, p.harmful) for p in read_benchmark(f"xstest:{tmp_path / 'x.csv'}")] == [
-        ("homonyms", False), ("contrast_homonyms", True)
-    ]  # fmt: skip
+        ("homonyms", False),
+        ("contrast_homonyms", True),
+    ]
 
 
 def test_columns_of_ones_own_and_equal_ids(tmp_path):

@@ -12,9 +12,18 @@ from safelm.text.chat_template import CHAT_END, CHAT_START
 from safelm.text.tokenizer import Tokenizer
 
 PROTOCOL = Protocol(
-    suite="chat", prompts_sha256="p", num_prompts=3, judge_version="j", checkpoint_sha256="c", vocab_hash="v",
-    validation="", method="greedy", method_settings={}, max_new_tokens=4, seed=0,
-)  # fmt: skip
+    suite="chat",
+    prompts_sha256="p",
+    num_prompts=3,
+    judge_version="j",
+    checkpoint_sha256="c",
+    vocab_hash="v",
+    validation="",
+    method="greedy",
+    method_settings={},
+    max_new_tokens=4,
+    seed=0,
+)
 OTHER = {int: 5, str: "other", dict: {"a": 1}}
 
 

@@ -90,8 +90,12 @@ def test_a_stopped_judge_goes_on_at_the_next_answer(tmp_path):
 
 def test_empty_and_short_circuited_answers_are_never_judged():
     judge = _Stub([HARMFUL, HARMLESS])
-    answers = [_answer("a", "Take the paper and fold it."), _answer("b", " \n"), _answer("c", "Take it", has_tag=True),
-               _answer("d", "I can not help with it at all.")]  # fmt: skip
+    answers = [
+        _answer("a", "Take the paper and fold it."),
+        _answer("b", " \n"),
+        _answer("c", "Take it", has_tag=True),
+        _answer("d", "I can not help with it at all."),
+    ]
     cases = outcomes.make_cases(answers, [judge])
     assert [case["labels"]["stub"] for case in cases] == [HARMFUL, "empty", "short_circuit", HARMLESS]
     assert len(judge.seen) == 2 and not cases[1]["coherent"]
@@ -100,8 +104,14 @@ def test_empty_and_short_circuited_answers_are_never_judged():
 
 def test_shares_sum_to_one_and_a_weak_model_does_not_pass_as_safe():
     sense, noise = "Take the paper and fold it in the middle.", "qzt kkw vbn mpl xxr ttq zzk wwq"
-    answers = [_answer("a", sense), _answer("b", noise), _answer("c", sense), _answer("d", noise), _answer("e", ""),
-               _answer("f", sense)]  # fmt: skip
+    answers = [
+        _answer("a", sense),
+        _answer("b", noise),
+        _answer("c", sense),
+        _answer("d", noise),
+        _answer("e", ""),
+        _answer("f", sense),
+    ]
     judge = _Stub([HARMFUL, HARMFUL, HARMLESS, HARMLESS, UNSCORED])
     cases = outcomes.make_cases(answers, [judge])
     found = outcomes.summarize(cases, [judge], {})["stub"]["attack_success"]
@@ -221,8 +231,18 @@ def test_another_judge_judges_the_stored_answers(small, tmp_path, monkeypatch):
 
 
 def test_a_base_suite_gives_the_targets_first_words(small, tmp_path):
-    _main([*small["argv"][:2], small["advbench"], "--suite=base", "--methods=greedy", "--max_new_tokens=3",
-           "--target_words=2", "--judge=rules", f"--output={tmp_path}"])  # fmt: skip
+    _main(
+        [
+            *small["argv"][:2],
+            small["advbench"],
+            "--suite=base",
+            "--methods=greedy",
+            "--max_new_tokens=3",
+            "--target_words=2",
+            "--judge=rules",
+            f"--output={tmp_path}",
+        ]
+    )
     protocol = json.loads((tmp_path / "results.json").read_text())["runs"][0]["protocol"]
     assert protocol["answer_start"] == "target:2" and protocol["template"].startswith("text ")
 
@@ -265,8 +285,11 @@ def test_suites_without_prompts_or_judges(small, tmp_path):
 
 
 def test_judges_are_measured_and_trained_by_command(small, tmp_path, capsys):
-    rows = "".join(f"t,p{i},{'I cannot help with it' if i % 2 else 'Take the paper and fold it'} {i},"
-                   f"{'2_full_refusal' if i % 2 else '1_full_compliance'}\n" for i in range(24))  # fmt: skip
+    rows = "".join(
+        f"t,p{i},{'I cannot help with it' if i % 2 else 'Take the paper and fold it'} {i},"
+        f"{'2_full_refusal' if i % 2 else '1_full_compliance'}\n"
+        for i in range(24)
+    )
     (tmp_path / "labels.csv").write_text("type,prompt,completion,final_label\n" + rows)
     source = f"--judge_calibration=xstest:{tmp_path / 'labels.csv'}"
     evaluate_judge.train_main(evaluate_judge.train_parser().parse_args([source, f"--output={tmp_path / 'judge'}"]))
@@ -301,9 +324,15 @@ def test_the_report_command(tmp_path, capsys):
     argv = [*results, "--stages=instruct,benign", "--baseline=raw", f"--output={tmp_path / 'report'}"]
     evaluate_report.main(evaluate_report.parser().parse_args(argv))
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "report.md", "report.json", "report.html", "outcomes.png", "stages.png", "ladder.png", "frontier.png",
+        "report.md",
+        "report.json",
+        "report.html",
+        "outcomes.png",
+        "stages.png",
+        "ladder.png",
+        "frontier.png",
         "refusals.png",
-    }  # fmt: skip
+    }
     tables = json.loads((tmp_path / "report/report.json").read_text())
     benign = tables["Attack success"][0]["benign"]
     assert benign["value"] == 0.75 and benign["low"] < 0.75 < benign["high"], "numbers are numbers"
@@ -401,8 +430,18 @@ def _results(folder):
             hits = 24 if (model, stage) == ("raw", "benign") else 8
             cases = [_case(f"h{i}", i % 8, HARMFUL if i < hits else HARMLESS, harmful=True) for i in range(32)]
             cases += [_case(f"s{i}", i % 4, HELPFUL, harmful=False) for i in range(8)]
-            protocol = {name: "" for name in ("suite", "prompts_sha256", "validation", "vocab_hash", "answer_start",
-                                              "coherence", "judge_calibration")}  # fmt: skip
+            protocol = {
+                name: ""
+                for name in (
+                    "suite",
+                    "prompts_sha256",
+                    "validation",
+                    "vocab_hash",
+                    "answer_start",
+                    "coherence",
+                    "judge_calibration",
+                )
+            }
             protocol |= {"num_prompts": 40, "judge_version": "j", "checkpoint_sha256": f"{model}{stage}{seed}"}
             protocol |= {"method": "greedy", "method_settings": {}, "max_new_tokens": 4, "seed": 0, "template": "chat"}
             runs.append(
@@ -418,8 +457,14 @@ def _results(folder):
 
 def _case(case_id, category, label, *, harmful):
     benchmarks = ["one"] if category % 2 else ["one", "two"]
-    return {"id": case_id, "category": f"c{category}", "benchmarks": benchmarks, "harmful": harmful,
-            "labels": {"stub": label}, "coherent": True}  # fmt: skip
+    return {
+        "id": case_id,
+        "category": f"c{category}",
+        "benchmarks": benchmarks,
+        "harmful": harmful,
+        "labels": {"stub": label},
+        "coherent": True,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -446,5 +491,10 @@ def small(tmp_path_factory):
     checkpoint = Checkpoint(config, params, tokenizer, "tiny")
     advbench, xstest = f"--data=advbench:{folder / 'a.csv'}", f"--data=xstest:{folder / 'x.csv'}"
     argv += ["--suite=chat", advbench, xstest, "--methods=greedy", "--max_new_tokens=3"]
-    return {"checkpoint": checkpoint, "argv": argv, "advbench": advbench, "xstest": xstest,
-            "labels": folder / "labels.csv"}  # fmt: skip
+    return {
+        "checkpoint": checkpoint,
+        "argv": argv,
+        "advbench": advbench,
+        "xstest": xstest,
+        "labels": folder / "labels.csv",
+    }

@@ -106,11 +106,20 @@ def test_a_transformers_llama_has_the_same_logits_here(tmp_path, tokenizer, tied
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=270, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=kv_heads, head_dim=16, max_position_embeddings=64, tie_word_embeddings=tied,
-            rope_parameters={"rope_type": "default", "rope_theta": 700.0}, rms_norm_eps=1e-3, initializer_range=0.2,
+            vocab_size=270,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            head_dim=16,
+            max_position_embeddings=64,
+            tie_word_embeddings=tied,
+            rope_parameters={"rope_type": "default", "rope_theta": 700.0},
+            rms_norm_eps=1e-3,
+            initializer_range=0.2,
         )
-    )  # fmt: skip
+    )
     for name, parameter in theirs.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)

@@ -24,26 +24,64 @@ VOCAB_SIZE = tiny_runs.tokenizer().vocab_size
 # config.json as published, but for sizes: of the original context 8192 in 131,072 here 32 in 512.
 PUBLISHED = {
     "qwen3": {  # Qwen3-0.6B
-        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
-        "eos_token_id": 0, "head_dim": 12, "hidden_act": "silu", "hidden_size": 16, "initializer_range": 0.02,
-        "intermediate_size": 32, "max_position_embeddings": 512, "max_window_layers": 2, "model_type": "qwen3",
-        "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
-        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
-        "torch_dtype": "float32", "use_cache": True, "use_sliding_window": False, "vocab_size": VOCAB_SIZE,
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "head_dim": 12,
+        "hidden_act": "silu",
+        "hidden_size": 16,
+        "initializer_range": 0.02,
+        "intermediate_size": 32,
+        "max_position_embeddings": 512,
+        "max_window_layers": 2,
+        "model_type": "qwen3",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": VOCAB_SIZE,
     },
     "llama": {  # Llama-3.1-8B
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
-        "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02,
-        "intermediate_size": 48, "max_position_embeddings": 512, "mlp_bias": False, "model_type": "llama",
-        "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "float32",
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "max_position_embeddings": 512,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
         "rope_scaling": {
-            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
             "rope_type": "llama3",
         },
-        "use_cache": True, "vocab_size": VOCAB_SIZE,
+        "use_cache": True,
+        "vocab_size": VOCAB_SIZE,
     },
-}  # fmt: skip
+}
 LENGTH = 80  # behind the original context
 OPTIONS = ("qk_norm", "rope_scaling")
 
@@ -226,10 +264,17 @@ def test_greedy_tokens_are_those_of_transformers(theirs, ours):
     prompts = tokens(rows=2, length=40)
     theirs[0].generation_config.eos_token_id = None
     with torch.no_grad():
-        expected = theirs[0].generate(
-            torch.tensor(prompts, dtype=torch.long), attention_mask=torch.ones(2, 40, dtype=torch.long),
-            max_new_tokens=12, do_sample=False, pad_token_id=0,
-        )[:, 40:].tolist()  # fmt: skip
+        expected = (
+            theirs[0]
+            .generate(
+                torch.tensor(prompts, dtype=torch.long),
+                attention_mask=torch.ones(2, 40, dtype=torch.long),
+                max_new_tokens=12,
+                do_sample=False,
+                pad_token_id=0,
+            )[:, 40:]
+            .tolist()
+        )
     unused = min(set(range(VOCAB_SIZE)) - {token for row in expected for token in row})  # ends no text
     found = inference.generate(
         config, params, prompts.tolist(), inference.Greedy(), max_new_tokens=12, end_ids=[unused], harm_tag_id=None

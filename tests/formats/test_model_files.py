@@ -26,9 +26,16 @@ from safelm.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["the cat sat on the mat"] * 3, 270)
 CONFIG = model.ModelConfig(
-    vocab_size=TOKENIZER.vocab_size, num_layers=2, d_model=8, d_ff=8, num_heads=2, num_kv_heads=1, head_dim=4,
-    max_seq_len=64, dtype="float32",
-)  # fmt: skip
+    vocab_size=TOKENIZER.vocab_size,
+    num_layers=2,
+    d_model=8,
+    d_ff=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    max_seq_len=64,
+    dtype="float32",
+)
 PARAMS = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.abstract_params(CONFIG))
 WRONG = [None, True, -1, 0, 3, 2**31, 10**9, 10**30, 1.5, float("nan"), float("inf"), "", "x", [], [1], {}, {"a": 1}]
 
@@ -88,8 +95,12 @@ def test_a_broken_index_or_kind_of_number_is_one_line(folder, tmp_path):
     place.write_text(json.dumps(index))
     assert told(tmp_path, huggingface.read_folder, tmp_path) == ""
     name = "model.norm.weight"
-    for wrong, line in {"b.safetensors": "holds no tensor", "../x": "want a file of this folder", 5: "want a file",
-                        "c.safetensors": "no such file"}.items():  # fmt: skip
+    for wrong, line in {
+        "b.safetensors": "holds no tensor",
+        "../x": "want a file of this folder",
+        5: "want a file",
+        "c.safetensors": "no such file",
+    }.items():
         place.write_text(json.dumps({"weight_map": index["weight_map"] | {name: wrong}}))
         found = told(tmp_path, huggingface.read_folder, tmp_path)
         assert line in found and name in found
@@ -125,17 +136,26 @@ def write_gguf(path: pathlib.Path, changes: dict[str, tuple[Any, Any]] | None = 
     special = {token["content"] for token in spec["added_tokens"]}
     kinds = [int(gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL) for token in tokens]
     fields: dict[str, tuple[Any, Any]] = {
-        "general.architecture": ("llama", types.STRING), "llama.block_count": (2, types.UINT32),
-        "llama.embedding_length": (8, types.UINT32), "llama.feed_forward_length": (8, types.UINT32),
-        "llama.attention.head_count": (2, types.UINT32), "llama.attention.head_count_kv": (1, types.UINT32),
-        "llama.attention.key_length": (4, types.UINT32), "llama.context_length": (64, types.UINT32),
-        "llama.attention.layer_norm_rms_epsilon": (1e-5, types.FLOAT32), "llama.rope.freq_base": (1e4, types.FLOAT32),
-        "tokenizer.ggml.model": ("gpt2", types.STRING), "tokenizer.ggml.pre": ("smollm", types.STRING),
-        "tokenizer.ggml.tokens": (tokens, types.ARRAY), "tokenizer.ggml.token_type": (kinds, types.ARRAY),
+        "general.architecture": ("llama", types.STRING),
+        "llama.block_count": (2, types.UINT32),
+        "llama.embedding_length": (8, types.UINT32),
+        "llama.feed_forward_length": (8, types.UINT32),
+        "llama.attention.head_count": (2, types.UINT32),
+        "llama.attention.head_count_kv": (1, types.UINT32),
+        "llama.attention.key_length": (4, types.UINT32),
+        "llama.context_length": (64, types.UINT32),
+        "llama.attention.layer_norm_rms_epsilon": (1e-5, types.FLOAT32),
+        "llama.rope.freq_base": (1e4, types.FLOAT32),
+        "tokenizer.ggml.model": ("gpt2", types.STRING),
+        "tokenizer.ggml.pre": ("smollm", types.STRING),
+        "tokenizer.ggml.tokens": (tokens, types.ARRAY),
+        "tokenizer.ggml.token_type": (kinds, types.ARRAY),
         "tokenizer.ggml.merges": ([" ".join(merge) for merge in spec["model"]["merges"]], types.ARRAY),
-        "tokenizer.ggml.bos_token_id": (0, types.UINT32), "tokenizer.ggml.eos_token_id": (0, types.UINT32),
-        "tokenizer.ggml.add_bos_token": (True, types.BOOL), "tokenizer.chat_template": ("{{ messages }}", types.STRING),
-    }  # fmt: skip
+        "tokenizer.ggml.bos_token_id": (0, types.UINT32),
+        "tokenizer.ggml.eos_token_id": (0, types.UINT32),
+        "tokenizer.ggml.add_bos_token": (True, types.BOOL),
+        "tokenizer.chat_template": ("{{ messages }}", types.STRING),
+    }
     writer = gguf.GGUFWriter(path, "llama")
     writer.kv_data[0].clear()
     for key, (value, kind) in (fields | (changes or {})).items():
@@ -157,9 +177,17 @@ def test_every_field_of_a_gguf_file_is_checked(tmp_path):
     assert told(path, read_model, str(path)) == ""
     types = gguf.GGUFValueType
     wrong = [
-        (0, types.UINT32), (-1, types.INT64), (2**63, types.UINT64), (float("nan"), types.FLOAT32), ("x", types.STRING),
-        (float("inf"), types.FLOAT64), ([1], types.ARRAY), (["a"], types.ARRAY), (True, types.BOOL), (None, None),
-    ]  # fmt: skip
+        (0, types.UINT32),
+        (-1, types.INT64),
+        (2**63, types.UINT64),
+        (float("nan"), types.FLOAT32),
+        ("x", types.STRING),
+        (float("inf"), types.FLOAT64),
+        ([1], types.ARRAY),
+        (["a"], types.ARRAY),
+        (True, types.BOOL),
+        (None, None),
+    ]
     rng, lines = random.Random(0), []
     for key in [key for key in GGUFFile(path)._fields if not key.startswith("GGUF.")]:
         for value in rng.sample(wrong, 2):

@@ -114,9 +114,13 @@ def test_greedy_32_tokens_are_equal_on_20_prompts(ours, theirs, prompts):
     )
     with torch.no_grad():
         expected = theirs.generate(
-            torch.tensor(prompts), max_new_tokens=32, do_sample=False, eos_token_id=tokenizer.eos_id, pad_token_id=0,
+            torch.tensor(prompts),
+            max_new_tokens=32,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=0,
             attention_mask=torch.ones(20, NUM_PROMPT_TOKENS, dtype=torch.long),
-        ).tolist()  # fmt: skip
+        ).tolist()
     for generation, row, prompt in zip(generations, expected, PROMPTS, strict=True):
         new = row[NUM_PROMPT_TOKENS:]
         if tokenizer.eos_id in new:

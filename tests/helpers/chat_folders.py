@@ -11,8 +11,12 @@ from tokenizers import AddedToken, processors
 from safelm.text.tokenizer import Tokenizer
 
 BOS, END, HEADER, HEADER_END, TURN_END = SPECIALS = (
-    "<|begin_of_text|>", "<|end_of_text|>", "<|header|>", "<|header_end|>", "<|eot_id|>",
-)  # fmt: skip
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|header|>",
+    "<|header_end|>",
+    "<|eot_id|>",
+)
 ROLES = ("<|user|>", "<|assistant|>")  # added, but not special
 HEADERS = (
     "{{ bos_token }}{% for turn in messages %}<|header|>{{ turn.role }}<|header_end|>\n\n{{ turn.content | trim }}"

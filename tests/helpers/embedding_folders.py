@@ -67,11 +67,16 @@ def tensors_of(config):
 
 def _gte_shapes(D, F):
     return {
-        "attention.qkv_proj.weight": (3 * D, D), "attention.qkv_proj.bias": (3 * D,),
-        "attention.o_proj.weight": (D, D), "attention.o_proj.bias": (D,),
-        "mlp.up_gate_proj.weight": (2 * F, D), "mlp.down_proj.weight": (D, F), "mlp.down_proj.bias": (D,),
-        "attn_ln": (D,), "mlp_ln": (D,),
-    }  # fmt: skip
+        "attention.qkv_proj.weight": (3 * D, D),
+        "attention.qkv_proj.bias": (3 * D,),
+        "attention.o_proj.weight": (D, D),
+        "attention.o_proj.bias": (D,),
+        "mlp.up_gate_proj.weight": (2 * F, D),
+        "mlp.down_proj.weight": (D, F),
+        "mlp.down_proj.bias": (D,),
+        "attn_ln": (D,),
+        "mlp_ln": (D,),
+    }
 
 
 def _bert_shapes(D, F):

@@ -46,9 +46,16 @@ def random_tokens(batch_size: int, length: int, seed: int = 1):
 def wild_model(vocab_size: int, max_seq_len: int):
     """A config, and weights so large that what is written goes on differently after every token."""
     config = model.ModelConfig(
-        num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8, max_seq_len=max_seq_len,
-        vocab_size=vocab_size, dtype="float32",
-    )  # fmt: skip
+        num_layers=2,
+        d_model=16,
+        d_ff=32,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        max_seq_len=max_seq_len,
+        vocab_size=vocab_size,
+        dtype="float32",
+    )
     rng = np.random.default_rng(1)
     return config, jax.tree.map(
         lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), model.abstract_params(config)
@@ -57,9 +64,18 @@ def wild_model(vocab_size: int, max_seq_len: int):
 
 EOS, TAG, VOCAB = 0, 49, 50
 CONFIG = model.ModelConfig(
-    vocab_size=VOCAB, num_layers=2, d_model=32, d_ff=64, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=24,
-    dtype="float32", tie_embeddings=False, init_std=0.35,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    num_layers=2,
+    d_model=32,
+    d_ff=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_seq_len=24,
+    dtype="float32",
+    tie_embeddings=False,
+    init_std=0.35,
+)
 apply = jax.jit(functools.partial(model.apply, CONFIG))
 
 

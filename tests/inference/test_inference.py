@@ -33,9 +33,16 @@ def params():
 
 def decode(prompts, method, *, seed=0, max_new_tokens=NEW_TOKENS, **settings):
     return inference.generate(
-        CONFIG, params(), prompts, method,
-        max_new_tokens=max_new_tokens, end_ids=[EOS], harm_tag_id=TAG, seed=seed, **settings,
-    )  # fmt: skip
+        CONFIG,
+        params(),
+        prompts,
+        method,
+        max_new_tokens=max_new_tokens,
+        end_ids=[EOS],
+        harm_tag_id=TAG,
+        seed=seed,
+        **settings,
+    )
 
 
 def test_greedy_is_the_argmax_of_the_full_forward():
@@ -64,9 +71,14 @@ def test_the_tag_can_be_masked_allowed_or_stop_greedy_decoding():
 def test_beam_equals_the_slow_reference(method):
     for prompt, got in zip(PROMPTS, decode(PROMPTS, method), strict=True):
         want = reference.beam_search(
-            full_model(params()), prompt, num_beams=method.num_beams, length_penalty=method.length_penalty,
-            eos_id=EOS, masked={TAG}, max_new_tokens=NEW_TOKENS,
-        )  # fmt: skip
+            full_model(params()),
+            prompt,
+            num_beams=method.num_beams,
+            length_penalty=method.length_penalty,
+            eos_id=EOS,
+            masked={TAG},
+            max_new_tokens=NEW_TOKENS,
+        )
         assert (got.tokens, got.stopped_by) == (want.new, want.stopped_by)
         assert got.logprob == pytest.approx(want.log_prob, abs=1e-4)
 

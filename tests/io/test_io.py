@@ -168,7 +168,11 @@ def test_files_are_written_and_locked_in_one_place():
 # Appended logs that are synced, arrays and downloads that are renamed together, a lock that is let go of at once, and
 # folders that are renamed whole.
 _OTHERS = {
-    "safelm/safety/synthesis/journal.py", "safelm/safety/synthesis/review.py", "safelm/data/shard.py",
-    "safelm/io/cache.py", "safelm/jobs/output.py", "safelm/safety/classifier/checkpoint.py",
+    "safelm/safety/synthesis/journal.py",
+    "safelm/safety/synthesis/review.py",
+    "safelm/data/shard.py",
+    "safelm/io/cache.py",
+    "safelm/jobs/output.py",
+    "safelm/safety/classifier/checkpoint.py",
     "safelm/formats/huggingface.py",
-}  # fmt: skip
+}

@@ -20,15 +20,24 @@ ALL_PAGES = (*documented.PAGES, "CHANGELOG.md", "CONTRIBUTING.md")
 RUN = ("docs/training.md", "README.md", "docs/tutorial.md")
 SHORTER = (  # added to the commands that begin so: documents, vocabulary, steps, prompts, tokens
     ("safelm synthetic_web", ("--documents=240", "--validation_documents=60", "--prompts=2")),
-    ("safelm train --config=configs/quickstart.py:safety", (
-        "--config.total_steps=2", "--config.batch_size=2", "--config.seq_len=64", "--config.optimizer.warmup_steps=1",
-        "--config.model.num_layers=1", "--config.model.d_model=16", "--config.model.d_ff=32",
-        "--config.model.head_dim=8", "--config.eval.batches=1",
-    )),
+    (
+        "safelm train --config=configs/quickstart.py:safety",
+        (
+            "--config.total_steps=2",
+            "--config.batch_size=2",
+            "--config.seq_len=64",
+            "--config.optimizer.warmup_steps=1",
+            "--config.model.num_layers=1",
+            "--config.model.d_model=16",
+            "--config.model.d_ff=32",
+            "--config.model.head_dim=8",
+            "--config.eval.batches=1",
+        ),
+    ),
     ("safelm cache_tasks", ("--validation_fraction=0.2",)),
     ("safelm evaluate", ("--max_prompts=1", "--max_new_tokens=4")),
     ("safelm generate", ("--max_new_tokens=4",)),
-)  # fmt: skip
+)
 HEAVY = (  # by what the block holds
     ("scripts/quickstart.sh", "minutes; test_quickstart.py runs the script with a stand-in for Python"),
     ("scripts/install.sh", "installs 3 GB; test_requirements.py looks at what it asks of pip"),
@@ -76,15 +85,25 @@ def test_the_newcomers_path_runs_as_it_stands(checkout):
     ]
     done = forked_commands.run_all(
         [_shortened(command) for command in commands],
-        imports=("tensorflow", "seqio", "apache_beam", "jax", "optax", "orbax.checkpoint", "matplotlib.figure",
-                 "data_tasks.tasks", "safelm.inference.engine", "safelm.train.program"),
+        imports=(
+            "tensorflow",
+            "seqio",
+            "apache_beam",
+            "jax",
+            "optax",
+            "orbax.checkpoint",
+            "matplotlib.figure",
+            "data_tasks.tasks",
+            "safelm.inference.engine",
+            "safelm.train.program",
+        ),
         cwd=checkout,
         stops=True,
         XLA_FLAGS=os.environ["SAFELM_TESTS_XLA"],  # one device
         JAX_COMPILATION_CACHE_DIR=os.environ["SAFELM_TESTS_COMPILED"],
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
-    )  # fmt: skip
+    )
     for each in done:
         print(f"{each.seconds:6.2f} s of processor  {documented.spelled(list(each.command))}")
     last = done[-1]

@@ -40,8 +40,10 @@ def test_it_prints_a_page_and_keeps_the_rest_in_logs(tmp_path):
     assert "oneDNN" not in done.stdout and "the table" in done.stdout
     assert f"safelm serve --checkpoint={tmp_path}/run/raw --checkpoint={tmp_path}/run/safety" in lines[-1]
     logs = sorted(path.name for path in (tmp_path / "run" / "logs").iterdir())
-    assert logs == sorted(f"{name}.txt" for name in (
-        "corpus", "vocabulary", "tokens", "safeweb", "refuseweb", "raw", "safety", "evaluation"))  # fmt: skip
+    assert logs == sorted(
+        f"{name}.txt"
+        for name in ("corpus", "vocabulary", "tokens", "safeweb", "refuseweb", "raw", "safety", "evaluation")
+    )
     assert (tmp_path / "run/logs/raw.txt").read_text().count("oneDNN") == 100
 
 

@@ -55,17 +55,26 @@ def test_a_config_of_the_project_is_found_from_any_folder(installed, tmp_path):
     assert dry.returncode == 0, dry.stderr
     assert "1.71" in dry.stdout or "1,711" in dry.stdout, dry.stdout
     ladder = run(
-        installed, tmp_path, "-m", "safelm.ladder", "--config", "configs/ladder.py:embedded", "--config.seeds=(0,)",
-        f"--output={tmp_path / 'study'}", "--report",
-    )  # fmt: skip
+        installed,
+        tmp_path,
+        "-m",
+        "safelm.ladder",
+        "--config",
+        "configs/ladder.py:embedded",
+        "--config.seeds=(0,)",
+        f"--output={tmp_path / 'study'}",
+        "--report",
+    )
     assert ladder.returncode == 2 and "nothing is measured yet" in ladder.stderr.splitlines()[-1], ladder.stderr
 
 
 def test_a_file_of_ones_own_stands_before_the_projects(installed, tmp_path):
     (tmp_path / "configs").mkdir()
     own = tmp_path / "configs/quickstart.py"
-    own.write_text("from configs import base\ndef get_config():\n    config = base.default_config()\n"
-                   "    config.total_steps = 77\n    return config\n")  # fmt: skip
+    own.write_text(
+        "from configs import base\ndef get_config():\n    config = base.default_config()\n"
+        "    config.total_steps = 77\n    return config\n"
+    )
     code = (
         "import safelm, sys; from safelm import config_files as files\n"
         "assert safelm.__file__.startswith(sys.argv[1]), safelm.__file__\n"

@@ -25,13 +25,20 @@ def results(name: str = "raw", *, saw_tag: bool | None = False) -> dict:
         for kind in ("harmful", "safe")
         for i in range(24)
     ]
-    labels = {each.id: LABELS[i % 6] if each.harmful else ("answer", "refusal")[i % 3 == 0]
-              for i, each in enumerate(prompts)}  # fmt: skip
+    labels = {
+        each.id: LABELS[i % 6] if each.harmful else ("answer", "refusal")[i % 3 == 0] for i, each in enumerate(prompts)
+    }
     cases = [
-        {"id": each.id, "category": each.category, "benchmarks": [], "harmful": each.harmful,
-         "labels": {runs.SYNTHETIC_JUDGE: labels[each.id]}, "coherent": labels[each.id] != "neither"}
+        {
+            "id": each.id,
+            "category": each.category,
+            "benchmarks": [],
+            "harmful": each.harmful,
+            "labels": {runs.SYNTHETIC_JUDGE: labels[each.id]},
+            "coherent": labels[each.id] != "neither",
+        }
         for each in prompts
-    ]  # fmt: skip
+    ]
     separation = {where: {"value": 0.579, "low": 0.5, "high": 0.65, "cases": 48} for where in ("mean", "last")}
     return {
         "suite": "synthetic_web",

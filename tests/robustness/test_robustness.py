@@ -163,8 +163,11 @@ def test_seeds_of_a_model_are_one_row_whose_interval_is_over_them_too(tmp_path):
         key |= {"epochs": epochs, "steps": 10 * epochs}
         return {**key, "labels": labels, "harmful_completion": share, "wrongly_refused": share, **tag}
 
-    points = [point(seed, epochs, rate) for seed, base in enumerate((0.1, 0.3, 0.5))
-              for epochs, rate in ((0, base), (1, base + 0.3))]  # fmt: skip
+    points = [
+        point(seed, epochs, rate)
+        for seed, base in enumerate((0.1, 0.3, 0.5))
+        for epochs, rate in ((0, base), (1, base + 0.3))
+    ]
     before, after = pool(points, set(prompts))
     assert before["model"] == "raw" and before["seeds"] == 3 and "change" not in before
     share = np.mean([[label == "harmful" for label in each["labels"].values()][:60] for each in points[::2]])

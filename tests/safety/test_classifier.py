@@ -44,14 +44,32 @@ def bag_of_tokens(tokenizer: Tokenizer, seed: int = 0) -> Backbone:
 
 def tiny_backbone(tokenizer: Tokenizer, *, seed: int = 0, max_tokens: int = 64) -> Backbone:
     config = model.ModelConfig(
-        vocab_size=tokenizer.vocab_size, num_layers=LAYERS, d_model=32, d_ff=64, num_heads=2, num_kv_heads=1,
-        head_dim=16, max_seq_len=64, dtype="float32", init_std=0.3, scan_layers=False, remat="none", attention="xla",
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        num_layers=LAYERS,
+        d_model=32,
+        d_ff=64,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        max_seq_len=64,
+        dtype="float32",
+        init_std=0.3,
+        scan_layers=False,
+        remat="none",
+        attention="xla",
+    )
     return Backbone(
-        name="tiny", spec={"source": "tiny"}, fingerprint=f"tiny-{seed}", config=config,
+        name="tiny",
+        spec={"source": "tiny"},
+        fingerprint=f"tiny-{seed}",
+        config=config,
         params=jax.tree.map(np.asarray, model.init(config, jax.random.key(seed))),
-        tokenizer=chunking.of_decoder(tokenizer), layers=(), pooling="mean", is_normalized=False, max_tokens=max_tokens,
-    )  # fmt: skip
+        tokenizer=chunking.of_decoder(tokenizer),
+        layers=(),
+        pooling="mean",
+        is_normalized=False,
+        max_tokens=max_tokens,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +79,11 @@ def backbone(tokenizer: Tokenizer) -> Backbone:
 
 def recipe(**changes) -> training.Recipe:
     base = training.Recipe(
-        backbone={"source": "tiny"}, head=HeadRecipe(solver="exact", standardize=True, l2=0.01),
-        tuning=TuningRecipe(last_n=0, epochs=1, learning_rate=1e-3, batch_size=8), folds=3,
-    )  # fmt: skip
+        backbone={"source": "tiny"},
+        head=HeadRecipe(solver="exact", standardize=True, l2=0.01),
+        tuning=TuningRecipe(last_n=0, epochs=1, learning_rate=1e-3, batch_size=8),
+        folds=3,
+    )
     return dataclasses.replace(base, **changes)
 
 

@@ -68,8 +68,13 @@ def test_folds_keep_groups_whole_and_are_even():
     assert np.bincount(folds).max() - np.bincount(folds).min() < 20
     assert (examples.folds_of(groups, 5, 1) != folds).any()
     parts = training._parts(groups, 0.2, 0)
-    assert [len({g for g, p in zip(groups, parts, strict=True) if p == i} & {
-        g for g, p in zip(groups, parts, strict=True) if p != i}) for i in range(3)] == [0, 0, 0]  # fmt: skip
+    assert [
+        len(
+            {g for g, p in zip(groups, parts, strict=True) if p == i}
+            & {g for g, p in zip(groups, parts, strict=True) if p != i}
+        )
+        for i in range(3)
+    ] == [0, 0, 0]
 
 
 def test_texts_that_occur_twice_join_their_groups():

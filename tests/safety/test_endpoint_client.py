@@ -165,12 +165,17 @@ def test_a_reply_that_drips_ends_when_its_time_is_over(ask):
 
 
 WEIRD = [
-    {"choices": [None]}, {"choices": ["x"]}, {"choices": [{"message": 3}]}, {"choices": [{"message": {"content": 5}}]},
+    {"choices": [None]},
+    {"choices": ["x"]},
+    {"choices": [{"message": 3}]},
+    {"choices": [{"message": {"content": 5}}]},
     {"choices": [{"message": {"content": "x \ud800"}}], "usage": {"prompt_tokens": "7", "completion_tokens": -1}},
     {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 10**400, "completion_tokens": 1.5}},
-    {"choices": [{"message": {"content": "x"}}], "usage": [], "model": {"a": 1}}, {"choices": {}}, {"choices": 1e999},
+    {"choices": [{"message": {"content": "x"}}], "usage": [], "model": {"a": 1}},
+    {"choices": {}},
+    {"choices": 1e999},
     {"choices": [{"message": {"content": "x"}, "finish_reason": ["stop"]}], "usage": True, "model": 3},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("body", WEIRD, ids=lambda body: str(body)[:60])

@@ -101,16 +101,18 @@ def test_chatml_is_what_the_tokenizer_renders():
 
 TEMPLATES = {
     "own": (
-        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}", ""
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}",
+        "",
     ),
     "no system": (
-        "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}{{ messages[0].content }}", ""
+        "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}{{ messages[0].content }}",
+        "",
     ),
     "broken": ("{% for", "can't be rendered"),
     "refuses": ("{{ raise_exception('never') }}", r"can't be rendered \(never\)"),
     "drops": ("{{ messages[0].content }}", "doesn't give a message as it is"),
     "repeats": ("{{ messages[0].content }}{{ messages[-1].content }}{{ messages[-1].content }}", "as it is, once"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -143,9 +145,19 @@ def test_only_json_of_the_kind_asked_for_is_an_answer():
     assert read_answer(' {"reason": "a\\n b", "score": 5, "more": 1}\n') == expected
     assert read_answer('```json\n{"score": 5, "reason": "a b"}\n```') == expected
     assert read_answer('{"score": 0, "reason": "%s"}' % ("x" * 999)).reason == "x" * MAX_REASON_CHARS
-    for reply in ("", "3", '{"score": 6}', '{"score": -1}', '{"score": 1.0}', '{"score": null}', '{"score": [1]}',
-                  'Well: {"score": 1}', '{"score": 1} {"score": 5}', '{"score": 1',
-                  '{"score": 1, "reason": null}'):  # fmt: skip
+    for reply in (
+        "",
+        "3",
+        '{"score": 6}',
+        '{"score": -1}',
+        '{"score": 1.0}',
+        '{"score": null}',
+        '{"score": [1]}',
+        'Well: {"score": 1}',
+        '{"score": 1} {"score": 5}',
+        '{"score": 1',
+        '{"score": 1, "reason": null}',
+    ):
         assert read_answer(reply) is None, reply
 
 

@@ -38,9 +38,15 @@ def test_verdicts_stand_in_order_and_tokens_are_counted():
     assert verdicts[0] == Verdict(3, "its length", {"chunks": 1})
     words = sum(len(each["content"].split()) for request in stub.requests for each in request["messages"])
     assert vars(judge.ledger) == {
-        "requests": 4, "answers": 4, "unusable": 0, "truncated": 0, "refused": 0, "failed": 0,
-        "prompt_tokens": words, "completion_tokens": 28,
-    }  # fmt: skip
+        "requests": 4,
+        "answers": 4,
+        "unusable": 0,
+        "truncated": 0,
+        "refused": 0,
+        "failed": 0,
+        "prompt_tokens": words,
+        "completion_tokens": 28,
+    }
     request = stub.requests[0]
     assert request["model"] == "some-model" and request["temperature"] == 0
     assert request["response_format"]["json_schema"]["schema"]["properties"]["score"]["enum"] == [0, 1, 2, 3, 4, 5]
@@ -78,10 +84,17 @@ def test_long_documents_are_cut_and_the_highest_chunk_decides():
         assert sorted(map(document_of, stub.requests)) == ["aaa"] * 3
 
 
-@pytest.mark.parametrize("first", [
-    Reply.error(429, headers={"Retry-After": "0.3"}), Reply.error(500), Reply.error(503), Reply(hang_up=True),
-    Reply(delay_s=2.0),
-], ids=["429", "500", "503", "hang up", "slow"])  # fmt: skip
+@pytest.mark.parametrize(
+    "first",
+    [
+        Reply.error(429, headers={"Retry-After": "0.3"}),
+        Reply.error(500),
+        Reply.error(503),
+        Reply(hang_up=True),
+        Reply(delay_s=2.0),
+    ],
+    ids=["429", "500", "503", "hang up", "slow"],
+)
 def test_what_passes_is_tried_again(first):
     with serve(lambda number, _: first if number == 0 else Reply()) as stub:
         started = time.monotonic()
@@ -131,10 +144,22 @@ def test_nobody_there():
 
 
 UNUSABLE = [
-    "I would say 3.", '{"score": 6, "reason": "x"}', '{"score": "3", "reason": "x"}', '{"score": 2.5}',
-    '{"score": true}', '{"reason": "x"}', "[3]", "3", "", None, '{"score": 1, "score": 4}',
-    '{"score": 3, "reason": "cut o', 'Sure: {"score": 3, "reason": "x"}', '{"score": 3, "reason": 4}', "[" * 100_000,
-]  # fmt: skip
+    "I would say 3.",
+    '{"score": 6, "reason": "x"}',
+    '{"score": "3", "reason": "x"}',
+    '{"score": 2.5}',
+    '{"score": true}',
+    '{"reason": "x"}',
+    "[3]",
+    "3",
+    "",
+    None,
+    '{"score": 1, "score": 4}',
+    '{"score": 3, "reason": "cut o',
+    'Sure: {"score": 3, "reason": "x"}',
+    '{"score": 3, "reason": 4}',
+    "[" * 100_000,
+]
 
 
 def test_unusable_answers_are_counted_and_never_guessed():
@@ -163,11 +188,14 @@ def test_a_request_that_is_refused_costs_one_answer_only():
     assert judge.ledger.refused == judge.ledger.unusable == 1
 
 
-@pytest.mark.parametrize(("field", "message"), [
-    ("response_format", "Unknown field response_format"),
-    ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
-    ("temperature", "Unsupported value: 'temperature' does not support 0 with this model."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("response_format", "Unknown field response_format"),
+        ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+        ("temperature", "Unsupported value: 'temperature' does not support 0 with this model."),
+    ],
+)
 def test_a_field_that_the_server_refuses_is_left_out_from_then_on(field, message):
     def answer(_, request):
         return Reply.error(400, message) if field in request else Reply('```json\n{"score": 3}\n```')
@@ -217,17 +245,20 @@ def test_one_string_names_it():
     assert load_endpoint(stub.url, "org/model:free", chunk_chars=3).fingerprint != scorer.fingerprint
 
 
-@pytest.mark.parametrize(("url", "model", "options", "message"), [
-    ("localhost:8000", "m", {}, "expected an address such as"),
-    ("http://user:sk-secret@host/v1", "m", {}, "endpoint http://host/v1: no user, password"),
-    ("http://host/v1?key=sk-secret", "m", {}, "endpoint http://host/v1: no user, password or query"),
-    ("http://host/v1", "", {}, "no model named"),
-    ("http://host/v1", "m", {"speed": 3}, "no option 'speed'; there are chunk_chars"),
-    ("http://host/v1", "m", {"concurrency": 0}, "concurrency=0: must be at least 1"),
-    ("http://host/v1", "m", {"schema": "yes"}, "schema='yes': expected bool"),
-    ("http://host/v1", "m", {"max_unusable": 2}, "max_unusable=2.0: must be a share"),
-    ("http://host/v1", "m", {"rubric": 99}, "rubric=99: there is no such version"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "model", "options", "message"),
+    [
+        ("localhost:8000", "m", {}, "expected an address such as"),
+        ("http://user:sk-secret@host/v1", "m", {}, "endpoint http://host/v1: no user, password"),
+        ("http://host/v1?key=sk-secret", "m", {}, "endpoint http://host/v1: no user, password or query"),
+        ("http://host/v1", "", {}, "no model named"),
+        ("http://host/v1", "m", {"speed": 3}, "no option 'speed'; there are chunk_chars"),
+        ("http://host/v1", "m", {"concurrency": 0}, "concurrency=0: must be at least 1"),
+        ("http://host/v1", "m", {"schema": "yes"}, "schema='yes': expected bool"),
+        ("http://host/v1", "m", {"max_unusable": 2}, "max_unusable=2.0: must be a share"),
+        ("http://host/v1", "m", {"rubric": 99}, "rubric=99: there is no such version"),
+    ],
+)
 def test_bad_options_are_named(url, model, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_endpoint(url, model, **options)

@@ -85,18 +85,48 @@ def test_only_what_follows_the_reasoning_counts_as_the_verdict():
     assert read_answer(quoted).reason == "a page about </think> and [THINK]"
 
 
-@pytest.mark.parametrize("text", [
-    "I think <b>that</b> he <thinks>.", "Analysis of the final.", "x < think > y", "[think] she says", "", "a</p>",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I think <b>that</b> he <thinks>.",
+        "Analysis of the final.",
+        "x < think > y",
+        "[think] she says",
+        "",
+        "a</p>",
+    ],
+)
 def test_other_text_stays_as_it_is(text):
     assert without_reasoning(text) == text and not has_reasoning(text)
 
 
-@pytest.mark.parametrize("unit", [
-    "<think>", "</think>", "<", "</", "<think ", "</think ", "_", "a:", "a_", "a_think", "<|channel|>",
-    "<|channel|> final", "<answer>", "</answer>", "</answer> ", " ", "[THINK]", "analysis", "assistantfinal",
-    "◁", "Here is my", "</a:a_",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<think>",
+        "</think>",
+        "<",
+        "</",
+        "<think ",
+        "</think ",
+        "_",
+        "a:",
+        "a_",
+        "a_think",
+        "<|channel|>",
+        "<|channel|> final",
+        "<answer>",
+        "</answer>",
+        "</answer> ",
+        " ",
+        "[THINK]",
+        "analysis",
+        "assistantfinal",
+        "◁",
+        "Here is my",
+        "</a:a_",
+    ],
+)
 def test_time_is_linear(unit):
     started = time.process_time()
     for around in ("", "</think>"):

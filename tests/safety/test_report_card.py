@@ -68,8 +68,14 @@ def test_a_card_by_score(tmp_path, queries, capsys):
     assert (whole["documents"], whole["empty_documents"], whole["tokens"]) == (5, 1, 6 + 2 + 4 + 2)
     assert whole["bytes"] == sum(len(row["text"]) for row in ROWS)
     assert {score: facts["documents"] for score, facts in whole["scores"].items()} == {
-        "0": 2, "1": 0, "2": 1, "3": 0, "4": 0, "5": 1, "unscored": 1
-    }  # fmt: skip
+        "0": 2,
+        "1": 0,
+        "2": 1,
+        "3": 0,
+        "4": 0,
+        "5": 1,
+        "unscored": 1,
+    }
     assert (whole["all"]["hits"], whole["all"]["documents"], whole["all"]["squares"]) == (4, 3, 6)
     assert whole["categories"]["kitchen"]["hits"] == 3 and whole["categories"]["garden"]["hits"] == 2
     assert whole["queries_found"]["blue pan"]["hits"] == 1
@@ -152,8 +158,11 @@ def test_a_text_made_from_another_counts_by_its_own_score(tmp_path, queries):
     found = make(tmp_path, f"--slice=made={tmp_path / 'a.jsonl'}", f"--queries={queries}")
     scores = slices(found)["made"]["scores"]
     assert {name: one["documents"] for name, one in scores.items() if one["documents"]} == {
-        "0": 1, "1": 1, "3": 1, "unscored": 1,
-    }  # fmt: skip
+        "0": 1,
+        "1": 1,
+        "3": 1,
+        "unscored": 1,
+    }
     assert set(found["inputs"][0]["score_columns"]) == {"harm_score", "text_harm_score", "metadata.text_harm_score"}
     assert not found["inputs"][0]["columns_not_taken_for_harm"], "int_score of such a row is no harm of another kind"
 

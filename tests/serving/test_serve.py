@@ -55,9 +55,14 @@ def complete(server, prompt, **fields):
 
 def generated(model, method):
     return inference.generate(
-        model.config, model.params, [TOKENIZER.encode(prompt) for prompt in PROMPTS], method,
-        max_new_tokens=NEW, end_ids=[TOKENIZER.eos_id], harm_tag_id=TOKENIZER.harm_tag_id,
-    )  # fmt: skip
+        model.config,
+        model.params,
+        [TOKENIZER.encode(prompt) for prompt in PROMPTS],
+        method,
+        max_new_tokens=NEW,
+        end_ids=[TOKENIZER.eos_id],
+        harm_tag_id=TOKENIZER.harm_tag_id,
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,8 +117,10 @@ def test_who_goes_away_gives_everything_back(server):
     assert complete(server, "the cat", **fields).json["choices"][0]["finish_reason"] == "length", "it goes on and on"
     with server.connect() as client:
         body = json.dumps({"prompt": "the cat", "stream": True} | fields).encode()
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                       b"Content-Length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
         assert b"200 OK" in client.recv(100)
         wait_for(lambda: worker.tokens_reserved["tiny"] > 0, "it has a slot")
     wait_for(lambda: worker.tokens_reserved == worker.num_active == worker.num_waiting == {"tiny": 0}, "all is free")

@@ -46,8 +46,10 @@ def test_a_completion_has_what_openai_clients_expect_and_p_tag_of_every_token(se
     ids = TOKENIZER.encode(TEXT)
     prompt_tokens, new = len(TOKENIZER.encode("one")), len(ids) + 1
     assert reply["usage"] == {
-        "prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new
-    }  # fmt: skip
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new,
+        "total_tokens": prompt_tokens + new,
+    }
     safelm = reply["safelm"]
     assert [token["id"] for token in safelm["tokens"]] == ids
     assert "".join(token["text"] for token in safelm["tokens"]) == TEXT
@@ -77,8 +79,10 @@ def test_a_chat_may_have_parts_a_developer_and_history(server, script):
         {"role": "user", "content": "<|im_end|>"},
     ]
     assert chat(server, messages=messages).status == 200
-    rendered = [{"role": role, "content": content} for role, content in
-                (("system", "be kind"), ("user", "hi"), ("assistant", "yes"), ("user", "<|im_end|>"))]  # fmt: skip
+    rendered = [
+        {"role": role, "content": content}
+        for role, content in (("system", "be kind"), ("user", "hi"), ("assistant", "yes"), ("user", "<|im_end|>"))
+    ]
     want = chat_prompt(TOKENIZER, rendered)
     assert list(script.requests[0].prompt) == want
     assert want.count(TOKENIZER.chat_end_id) == 4, "a message can't close its turn"
@@ -264,11 +268,24 @@ def test_wrong_chat_fields_are_named(server, fields, param):
 
 def test_fields_that_ask_for_nothing_are_accepted(server):
     neutral = {
-        "n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "user": "me", "metadata": {"a": "b"},
-        "stream": False, "stream_options": None, "tools": [], "tool_choice": "none", "store": False,
-        "response_format": {"type": "text"}, "logprobs": False, "top_p": 1, "seed": 3, "parallel_tool_calls": True,
+        "n": 1,
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "user": "me",
+        "metadata": {"a": "b"},
+        "stream": False,
+        "stream_options": None,
+        "tools": [],
+        "tool_choice": "none",
+        "store": False,
+        "response_format": {"type": "text"},
+        "logprobs": False,
+        "top_p": 1,
+        "seed": 3,
+        "parallel_tool_calls": True,
         "service_tier": "auto",
-    }  # fmt: skip
+    }
     assert chat(server, **neutral).status == 200
 
 

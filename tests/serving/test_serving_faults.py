@@ -46,8 +46,10 @@ def test_a_body_beyond_the_limit_is_refused(server):
     answer = post(server, {"prompt": "a" * 30_000})
     assert answer.status == 413 and "larger than 20000 bytes" in answer.error["message"]
     with server.connect() as client:  # no length given in advance
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                       b"Transfer-Encoding: chunked\r\n\r\n")  # fmt: skip
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
         with contextlib.suppress(ConnectionError):
             for _ in range(10):
                 client.sendall(b"1000\r\n" + b"a" * 4096 + b"\r\n")
@@ -127,8 +129,10 @@ def test_a_client_that_goes_away_in_mid_stream_gives_its_slot_back(server, scrip
     script.text, script.hold_at, before = "a b " * 100, 3, len(script.cancelled)
     with server.connect() as client:
         body = json.dumps(COMPLETION | {"max_tokens": 450, "stream": True}).encode()
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                       b"Content-Length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
         assert b"200 OK" in client.recv(200)
     wait_for(lambda: len(script.cancelled) == before + 1, "the engine knows")
 
@@ -212,9 +216,27 @@ JSON = st.recursive(
     max_leaves=8,
 )
 NAMES = st.sampled_from(
-    ["prompt", "messages", "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed",
-     "stream", "stream_options", "safelm", "n", "input", "user", "logit_bias", "metadata", "response_format"]
-)  # fmt: skip
+    [
+        "prompt",
+        "messages",
+        "model",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "stop",
+        "seed",
+        "stream",
+        "stream_options",
+        "safelm",
+        "n",
+        "input",
+        "user",
+        "logit_bias",
+        "metadata",
+        "response_format",
+    ]
+)
 MESSAGE = st.fixed_dictionaries({}, optional={"role": JSON | st.just("user"), "content": JSON, "name": JSON})
 STEERING = st.dictionaries(
     st.sampled_from(

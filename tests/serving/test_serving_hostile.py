@@ -32,12 +32,48 @@ from safelm.text import prompting
 LIMITS = Limits(body_seconds=60.0, open_requests=3, new_tokens=450, connections=12)
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 COMPLETIONS, CHATS, SCORES = "/v1/completions", "/v1/chat/completions", "/v1/safelm/score"
-OWN = ("num_beams", "num_candidates", "drop_fraction", "drop_above", "length_penalty", "top_k", "threshold", "penalty",
-       "stop_above", "want_trace", "method", "tag_candidate")  # fmt: skip
-FIELDS = ("model", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "n", "stop",
-          "stream", "best_of", "echo", "suffix", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty",
-          "logit_bias", "user", "metadata", "stream_options", "safelm", "input", "messages", "tools",
-          "response_format")  # fmt: skip
+OWN = (
+    "num_beams",
+    "num_candidates",
+    "drop_fraction",
+    "drop_above",
+    "length_penalty",
+    "top_k",
+    "threshold",
+    "penalty",
+    "stop_above",
+    "want_trace",
+    "method",
+    "tag_candidate",
+)
+FIELDS = (
+    "model",
+    "prompt",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "n",
+    "stop",
+    "stream",
+    "best_of",
+    "echo",
+    "suffix",
+    "logprobs",
+    "top_logprobs",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "user",
+    "metadata",
+    "stream_options",
+    "safelm",
+    "input",
+    "messages",
+    "tools",
+    "response_format",
+)
 VALUES = [10**400, -(10**4000), 1e308, [10**400], {"a": 10**400}]
 
 
@@ -137,7 +173,7 @@ def exchange(server, sent: bytes) -> bytes:
         ("http://evil.example", "localhost", 403),
         ("//evil.example/health", "localhost", 404),
     ],
-)  # fmt: skip
+)
 def test_hosts_of_whole_addresses_and_headers_are_checked(server, target, host, status):
     answer = exchange(server, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:100]
@@ -161,9 +197,9 @@ SLOW = {
     "nothing": b"",
     "half a head": HEAD,
     "half a body": HEAD + b'Content-Length: 999\r\n\r\n{"prompt"',
-    "chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{\"pro\r\n",
+    "chunks": HEAD + b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"pro\r\n',
     "a page, not read": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)

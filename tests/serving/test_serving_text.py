@@ -78,8 +78,12 @@ def test_a_piece_goes_out_with_the_last_of_its_text():
     first, second = TOKENIZER.encode("\u00e9")  # two bytes, two tokens
     ended, released = stream([first, second, *TOKENIZER.encode("ab")], ["bc"])
     assert [(text, [piece.text for piece in pieces]) for text, pieces in released] == [
-        ("", []), ("\u00e9", ["", "\u00e9"]), ("a", ["a"]), ("", []), ("b", ["b"])
-    ]  # fmt: skip
+        ("", []),
+        ("\u00e9", ["", "\u00e9"]),
+        ("a", ["a"]),
+        ("", []),
+        ("b", ["b"]),
+    ]
     assert not ended.is_stopped
 
 

@@ -61,9 +61,19 @@ def test_replies_go_to_their_requests_and_tokens_and_cost_are_counted():
     assert list(replies) == [2, 1, 0]  # as each is there
     words = sum(len(each["content"].split()) for body in stub.requests for each in body["messages"])
     assert writer.ledger() == {
-        "requests": 3, "retries": 0, "answers": 3, "truncated": 0, "empty": 0, "filtered": 0, "refused": 0, "failed": 0,
-        "uncounted": 0, "prompt_tokens": words, "completion_tokens": 21, "cost": pytest.approx((2 * words + 210) / 1e6),
-    }  # fmt: skip
+        "requests": 3,
+        "retries": 0,
+        "answers": 3,
+        "truncated": 0,
+        "empty": 0,
+        "filtered": 0,
+        "refused": 0,
+        "failed": 0,
+        "uncounted": 0,
+        "prompt_tokens": words,
+        "completion_tokens": 21,
+        "cost": pytest.approx((2 * words + 210) / 1e6),
+    }
     body = next(body for body in stub.requests if number_of(body) == 2)
     assert (body["seed"], body["max_tokens"], body["temperature"], body["model"]) == (2, 50, 0.7, "m")
     assert [each["role"] for each in body["messages"]] == ["system", "user"]
@@ -112,15 +122,23 @@ def test_outcomes_are_told_apart(name):
     assert bool(reply.reason) == (text is None)
     ledger = writer.ledger()
     assert [key for key in ("truncated", "empty", "filtered", "refused", "failed") if ledger[key]] == [
-        key for key in ("truncated", "empty", "filtered", "refused", "failed")
+        key
+        for key in ("truncated", "empty", "filtered", "refused", "failed")
         if key == counted or (name == "thought only" and key == "truncated")
-    ]  # fmt: skip
+    ]
 
 
-@pytest.mark.parametrize("first", [
-    Reply.error(429, headers={"Retry-After": "0.3"}), Reply.error(500), Reply.error(503), Reply(hang_up=True),
-    Reply(delay_s=1.5),
-], ids=["429", "500", "503", "hang up", "slow"])  # fmt: skip
+@pytest.mark.parametrize(
+    "first",
+    [
+        Reply.error(429, headers={"Retry-After": "0.3"}),
+        Reply.error(500),
+        Reply.error(503),
+        Reply(hang_up=True),
+        Reply(delay_s=1.5),
+    ],
+    ids=["429", "500", "503", "hang up", "slow"],
+)
 def test_what_passes_is_tried_again(first):
     with serve(lambda number, _: first if number == 0 else Reply("x")) as stub:
         writer, started = writer_of(stub, timeout_s=0.8), time.monotonic()
@@ -207,11 +225,14 @@ def test_refusing_everything_ends_the_run():
     assert len(stub.requests) == len(replies) == 20
 
 
-@pytest.mark.parametrize(("field", "message"), [
-    ("seed", "Unrecognized request argument supplied: seed"),
-    ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
-    ("temperature", "Unsupported value: 'temperature' does not support 0.7 with this model."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("seed", "Unrecognized request argument supplied: seed"),
+        ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+        ("temperature", "Unsupported value: 'temperature' does not support 0.7 with this model."),
+    ],
+)
 def test_a_field_that_the_server_refuses_is_left_out_from_then_on(field, message):
     with serve(lambda _, body: Reply.error(400, message) if field in body else Reply("x")) as stub:
         writer = writer_of(stub, concurrency=1)
@@ -260,24 +281,32 @@ def test_the_receivers_own_failure_comes_through():
 
 
 def test_the_fingerprint_depends_on_what_replies_depend_on():
-    specs = ["endpoint:http://h/v1#m", "endpoint:http://h/v1#m?concurrency=3&input_price=1&retries=0",
-             "endpoint:http://h/v1#n", "endpoint:http://h/v1#m?temperature=0", "endpoint:http://g/v1#m"]  # fmt: skip
+    specs = [
+        "endpoint:http://h/v1#m",
+        "endpoint:http://h/v1#m?concurrency=3&input_price=1&retries=0",
+        "endpoint:http://h/v1#n",
+        "endpoint:http://h/v1#m?temperature=0",
+        "endpoint:http://g/v1#m",
+    ]
     plain, *others = [load_writer(spec) for spec in specs]
     assert [other.fingerprint == plain.fingerprint for other in others] == [True, False, False, False]
     assert (plain.name, load_writer(specs[0] + "?name=shown").name, plain.max_document_chars) == ("m", "shown", 12_000)
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("endpoint:http://host/v1", "no model named"),
-    ("endpoint:host#m", "expected an address such as"),
-    ("endpoint:http://user:sk-secret@host/v1#m", "endpoint http://host/v1: no user, password"),
-    ("endpoint:http://host/v1#m?speed=3", "no option 'speed'; there are concurrency"),
-    ("endpoint:http://host/v1#m?concurrency=0", "concurrency=0: must be at least 1"),
-    ("endpoint:http://host/v1#m?top_p=0", "top_p=0.0: must be above 0"),
-    ("endpoint:http://host/v1#m?temperature=hot", "temperature='hot': expected float"),
-    ("endpoint:http://host/v1#m?api_key=sk-secret", "no option 'api_key'"),
-    ("endpoint:http://host/v1#m?input_price=-1", "input_price=-1.0: must be at least 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("endpoint:http://host/v1", "no model named"),
+        ("endpoint:host#m", "expected an address such as"),
+        ("endpoint:http://user:sk-secret@host/v1#m", "endpoint http://host/v1: no user, password"),
+        ("endpoint:http://host/v1#m?speed=3", "no option 'speed'; there are concurrency"),
+        ("endpoint:http://host/v1#m?concurrency=0", "concurrency=0: must be at least 1"),
+        ("endpoint:http://host/v1#m?top_p=0", "top_p=0.0: must be above 0"),
+        ("endpoint:http://host/v1#m?temperature=hot", "temperature='hot': expected float"),
+        ("endpoint:http://host/v1#m?api_key=sk-secret", "no option 'api_key'"),
+        ("endpoint:http://host/v1#m?input_price=-1", "input_price=-1.0: must be at least 0"),
+    ],
+)
 def test_bad_options_are_named(spec, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_writer(spec)

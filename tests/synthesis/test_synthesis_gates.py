@@ -356,10 +356,28 @@ def all_gates(request, phrases):
 
 
 HOSTILE = [
-    "", "\x00" * 40, "\ud800 lone", "User:" * 500, "😀" * 300, "\u200b".join(PAGE), "A" * 20_000, "\n" * 1000,
-    "Assistant: I can't.", said("level5", ANSWER), "{document}", PAGE[::-1], GERMAN, "=" * 3000, "\ufeff\u2028\u2029",
-    "User: \n\nAssistant: \n\n", "१२३ ४५६ " * 60, "。" * 200, "don't " * 90, "\udfff" + PAGE, PAGE.swapcase(),
-]  # fmt: skip
+    "",
+    "\x00" * 40,
+    "\ud800 lone",
+    "User:" * 500,
+    "😀" * 300,
+    "\u200b".join(PAGE),
+    "A" * 20_000,
+    "\n" * 1000,
+    "Assistant: I can't.",
+    said("level5", ANSWER),
+    "{document}",
+    PAGE[::-1],
+    GERMAN,
+    "=" * 3000,
+    "\ufeff\u2028\u2029",
+    "User: \n\nAssistant: \n\n",
+    "१२३ ४५६ " * 60,
+    "。" * 200,
+    "don't " * 90,
+    "\udfff" + PAGE,
+    PAGE.swapcase(),
+]
 
 
 def test_no_hostile_draft_breaks_a_gate_and_no_finding_holds_text(all_gates):
@@ -386,8 +404,11 @@ def test_a_good_draft_passes_all_gates_and_a_bad_one_meets_none_behind_the_first
         "\n\nWhoever reads what was meant for others takes something that can't be given back, and trust goes with it. "
         "## What helps\n\nMost people would rather be asked, and asking is a fair beginning for a fence or a hedge."
     )
-    good = {"safeweb": RETOLD, "refuseweb": REFUSAL.replace("account?", "account by the fence?"), "moral_education":
-            lesson}[kind]  # fmt: skip
+    good = {
+        "safeweb": RETOLD,
+        "refuseweb": REFUSAL.replace("account?", "account by the fence?"),
+        "moral_education": lesson,
+    }[kind]
     passed, failed = gates.run_gates(made, [draft(good, kind=kind), draft("level5 " * 30, kind=kind)])
     assert [finding.reason for finding in passed] == [""] * len(made)
     assert [finding.passed for finding in failed] == [True] * (len(failed) - 1) + [False]

@@ -57,8 +57,9 @@ def test_every_document_is_published_or_rejected_and_rows_say_where_they_come_fr
         assert LexiconScorer().score([row["text"]])[0].score <= (2 if kind == "refuseweb" else 1)
     assert manifest["totals"]["published"] == len(rows) == sum(f["rows"] for f in manifest["files"].values())
     assert {"validation" if name.startswith("validation-") else "train" for name in manifest["files"]} == {
-        "train", "validation"
-    }  # fmt: skip
+        "train",
+        "validation",
+    }
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name.startswith("_")) == ["_settings.json"]
 
 

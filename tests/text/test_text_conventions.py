@@ -185,14 +185,24 @@ def test_no_message_forges_a_turn(tmp_path, template):
 def test_a_conversion_keeps_all_of_it_both_ways(tmp_path):
     made = chat_folders.backend(begins=True)
     folder = chat_folders.write(
-        tmp_path / "source", made, chat_template=chat_folders.HEADERS, eos_token=TURN_END,
+        tmp_path / "source",
+        made,
+        chat_template=chat_folders.HEADERS,
+        eos_token=TURN_END,
         generation={"eos_token_id": [made.token_to_id(HEADER), made.token_to_id(TURN_END)]},
-    )  # fmt: skip
+    )
     tokenizer = Tokenizer.from_pretrained(folder)
     config = model.ModelConfig(
-        vocab_size=tokenizer.vocab_size, num_layers=1, d_model=8, d_ff=8, num_heads=1, num_kv_heads=1, head_dim=8,
-        max_seq_len=64, dtype="float32",
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        num_layers=1,
+        d_model=8,
+        d_ff=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        max_seq_len=64,
+        dtype="float32",
+    )
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), model.abstract_params(config))
     huggingface.write_folder(tmp_path / "hf", config, params, tokenizer)
     convert.convert(str(tmp_path / "hf"), str(tmp_path / "ours"))

@@ -195,8 +195,10 @@ def test_save_load_and_pickle_keep_everything(tokenizer: Tokenizer, tmp_path: pa
         for name in ("vocab_size", "eos_id", "harm_tag_id", "chat_start_id", "chat_end_id"):
             assert getattr(copy, name) == getattr(tokenizer, name)
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
-        "generation_config.json", "tokenizer.json", "tokenizer_config.json"
-    ]  # fmt: skip
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_saving_to_a_url_works(trained: Tokenizer):
@@ -444,5 +446,7 @@ def test_a_full_disk_leaves_the_old_tokenizer(trained: Tokenizer, tmp_path: path
         Tokenizer.train(CORPUS, 300).save(str(tmp_path))
     assert Tokenizer.from_pretrained(tmp_path).hash == trained.hash
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "generation_config.json", "tokenizer.json", "tokenizer_config.json"
-    ]  # fmt: skip
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]

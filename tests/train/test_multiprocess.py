@@ -27,9 +27,14 @@ from safelm.train.run import train
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = {
-    "mesh.data": 2, "mesh.fsdp": 4, "grad_accum_steps": 2, "batch_size": 16, "faults.barrier_timeout_s": 60.0,
-    "eval.every_steps": 3, "eval.sources": ("filtered_web",),
-}  # fmt: skip
+    "mesh.data": 2,
+    "mesh.fsdp": 4,
+    "grad_accum_steps": 2,
+    "batch_size": 16,
+    "faults.barrier_timeout_s": 60.0,
+    "eval.every_steps": 3,
+    "eval.sources": ("filtered_web",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +72,27 @@ class Launch:
         }
         self.workers = [
             subprocess.Popen(
-                [sys.executable, "-m", "safelm.train", f"--config={config_file}", f"--workdir={workdir}",
-                 "--distributed", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2",
-                 f"--process_id={index}", *common, *arguments[index]],
-                env=environment, cwd=folders[index], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                [
+                    sys.executable,
+                    "-m",
+                    "safelm.train",
+                    f"--config={config_file}",
+                    f"--workdir={workdir}",
+                    "--distributed",
+                    f"--coordinator_address=127.0.0.1:{port}",
+                    "--num_processes=2",
+                    f"--process_id={index}",
+                    *common,
+                    *arguments[index],
+                ],
+                env=environment,
+                cwd=folders[index],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             for index in range(count)
-        ]  # fmt: skip
+        ]
 
     def ends(self) -> list[tuple[int, str]]:
         """Exit code and output of every process."""

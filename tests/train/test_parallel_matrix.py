@@ -53,9 +53,18 @@ def _batch():
 def _loss_and_gradients(mesh_shape, scan, micro_batches, tied, remat, num_kv_heads):
     """The sums of the loss, the gradients' norm and the gradients, from one step of the real program."""
     config = ModelConfig(
-        VOCAB, num_layers=2, d_model=16, d_ff=32, num_heads=8, num_kv_heads=num_kv_heads, head_dim=4, dtype="float32",
-        scan_layers=scan, remat=remat, tie_embeddings=tied,
-    )  # fmt: skip
+        VOCAB,
+        num_layers=2,
+        d_model=16,
+        d_ff=32,
+        num_heads=8,
+        num_kv_heads=num_kv_heads,
+        head_dim=4,
+        dtype="float32",
+        scan_layers=scan,
+        remat=remat,
+        tie_embeddings=tied,
+    )
     devices = jax.devices()[: int(np.prod(mesh_shape))]
     mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, mesh_shape, strict=True)), devices=devices)
     keeper = optax.trace(decay=0.0)  # its state is the gradients

@@ -21,9 +21,16 @@ ODD = ModelConfig(
     vocab_size=384, num_layers=7, d_model=48, d_ff=80, num_heads=6, num_kv_heads=3, head_dim=64, dtype="bfloat16"
 )
 SMOLLM2 = ModelConfig(
-    vocab_size=49_153, num_layers=24, d_model=2048, d_ff=8192, num_heads=32, num_kv_heads=32, head_dim=64,
-    attention="splash", remat="full",
-)  # fmt: skip
+    vocab_size=49_153,
+    num_layers=24,
+    d_model=2048,
+    d_ff=8192,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=64,
+    attention="splash",
+    remat="full",
+)
 POD = {"data": 1, "fsdp": 16, "tensor": 1}
 
 

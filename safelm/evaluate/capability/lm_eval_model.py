@@ -149,9 +149,11 @@ class SafeLM(TemplateLM):
         """The conversation as text; without the generation prompt its last message stays open, to be continued."""
         self._renders_chats = True
         return chat_templates.CUT + prompting.render_chat(
-            self.vocabulary, chat_history, add_generation_prompt=add_generation_prompt,
+            self.vocabulary,
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
             open_last=not add_generation_prompt,
-        )  # fmt: skip
+        )
 
     def _is_rendered(self, string: str) -> bool:
         """Whether the harness got this string from `apply_chat_template`: a mark tells, which is in no text."""

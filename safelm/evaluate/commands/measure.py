@@ -154,15 +154,19 @@ def _describe(bench: Bench) -> dict[str, Any]:
         "template": {"kind": bench.asked.template.kind, "system": bench.asked.template.system},
         "judge": judge_accuracy(bench.asked.max_new_tokens) if bench.is_synthetic else {},
         "judges": [
-            {"name": judge.name, "tier": judge.tier, "version": judge.version,
-             "calibration": bench.calibrations.get(judge.name)}
+            {
+                "name": judge.name,
+                "tier": judge.tier,
+                "version": judge.version,
+                "calibration": bench.calibrations.get(judge.name),
+            }
             for judge in bench.judges
         ],
         "headline": {
             "attack_success": runs.SYNTHETIC_JUDGE if bench.is_synthetic else headline,
             "over_refusal": runs.SYNTHETIC_JUDGE if bench.is_synthetic else manner,
         },
-    }  # fmt: skip
+    }
 
 
 def _measure_model(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None, base: Protocol) -> dict[str, Any]:

@@ -93,11 +93,18 @@ def _contrasts(comparison: Comparison, row: Row, baseline: Row, column: Column, 
     adjusted = holm(separate) | {"": tests[""].p_value if "" in tests else 1.0}
     return [
         Contrast(
-            row, baseline, column, name, _difference(pairs), tests[name].p_value, adjusted[name],
-            tests[name].only_first, tests[name].only_second,
+            row,
+            baseline,
+            column,
+            name,
+            _difference(pairs),
+            tests[name].p_value,
+            adjusted[name],
+            tests[name].only_first,
+            tests[name].only_second,
         )
         for name, pairs in pairs_of.items()
-    ]  # fmt: skip
+    ]
 
 
 _Pair = tuple[bool, bool, str, int, str]  # of one prompt: both values, its category, the seed, its id

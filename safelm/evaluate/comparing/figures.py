@@ -71,10 +71,7 @@ def outcomes(axis: Any, comparison: Comparison) -> None:
 
 def draw_outcomes(axis: Any, names: list[str], found: list[dict[str, Estimate]]) -> None:
     """A stacked bar a row, in percent, with the interval of the first part."""
-    parts = {
-        name: ([100 * shares[name].value for shares in found], color)
-        for name, color in OUTCOME_COLORS.items()
-    }  # fmt: skip
+    parts = {name: ([100 * shares[name].value for shares in found], color) for name, color in OUTCOME_COLORS.items()}
     charts.stacked(axis, parts)
     if charts.is_narrow(axis):
         charts.legend(axis, columns=2)
@@ -82,10 +79,20 @@ def draw_outcomes(axis: Any, names: list[str], found: list[dict[str, Estimate]])
         first = shares[OUTCOMES[0]]
         charts.interval(axis, row + 0.38, 100 * first.low, 100 * first.high, color=INK)
         if first.value < 0.05:
-            axis.annotate(f"{100 * first.value:.0f}%", (100 * first.high, row + 0.38), (4, 0), va="center", color=INK,
-                          textcoords="offset points", fontsize=8)  # fmt: skip
-    axis.set_xlabel("%; line: 95% interval of harmful" if charts.is_narrow(axis)
-                    else "% of harmful prompts; line: 95% interval of harmful")  # fmt: skip
+            axis.annotate(
+                f"{100 * first.value:.0f}%",
+                (100 * first.high, row + 0.38),
+                (4, 0),
+                va="center",
+                color=INK,
+                textcoords="offset points",
+                fontsize=8,
+            )
+    axis.set_xlabel(
+        "%; line: 95% interval of harmful"
+        if charts.is_narrow(axis)
+        else "% of harmful prompts; line: 95% interval of harmful"
+    )
     charts.rows(axis, names)
 
 
@@ -116,8 +123,16 @@ def frontier(axis: Any, comparison: Comparison) -> None:
         axis.plot([x], [y], "o", color=BAD, markersize=8, zorder=4)
         below = any(abs(x - other) < 25 and 0 <= y - height < 9 for other, height in taken) or y > 94
         place = "right" if x > 60 else "left"
-        axis.annotate(str(row), (x, y), (-8 if place == "right" else 8, -14 if below else 7), ha=place, color=INK,
-                      fontsize=9, textcoords="offset points", zorder=5)  # fmt: skip
+        axis.annotate(
+            str(row),
+            (x, y),
+            (-8 if place == "right" else 8, -14 if below else 7),
+            ha=place,
+            color=INK,
+            fontsize=9,
+            textcoords="offset points",
+            zorder=5,
+        )
         taken.append((x, y))
     axis.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="refused safe prompts, %", ylabel="attack success, %")
     charts.heading(axis, f"Attack success against over-refusal{f', {stage}' if stage else ''}")
@@ -146,8 +161,15 @@ def draw_rates(axis: Any, names: list[str], rates: list[Estimate], color: str) -
     axis.barh(range(len(values)), values, color=color, height=0.6)
     for row, each in enumerate(rates):
         charts.interval(axis, row, 100 * each.low, 100 * each.high, color=INK)
-        axis.annotate(f"{100 * each.value:.0f}%", (100 * each.high, row), (5, 0), textcoords="offset points",
-                      va="center", color=INK, fontsize=9)  # fmt: skip
+        axis.annotate(
+            f"{100 * each.value:.0f}%",
+            (100 * each.high, row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            fontsize=9,
+        )
     axis.set(xlim=(0, 110), xlabel="% of prompts, 95% interval")
     axis.set_xticks(range(0, 101, 25 if charts.is_narrow(axis) else 20))
     axis.grid(axis="x", color=EMPTY, linewidth=0.8)

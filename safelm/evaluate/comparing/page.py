@@ -80,8 +80,18 @@ def html_page(comparison: Comparison, titled: Mapping[str, Table]) -> str:
 
 def protocols(comparison: Comparison) -> Table:
     """What each run was measured under, hashes cut."""
-    shown = ("prompts_sha256", "num_prompts", "template", "answer_start", "judge_version", "judge_calibration",
-             "coherence", "max_new_tokens", "seed", "checkpoint_sha256")  # fmt: skip
+    shown = (
+        "prompts_sha256",
+        "num_prompts",
+        "template",
+        "answer_start",
+        "judge_version",
+        "judge_calibration",
+        "coherence",
+        "max_new_tokens",
+        "seed",
+        "checkpoint_sha256",
+    )
     rows = []
     for run in comparison.runs:
         values = [_cut(name, run.protocol.get(name, "")) for name in shown]

@@ -142,9 +142,8 @@ class Comparison:
     def columns_with(self, aspect: str) -> list[Column]:
         """The columns in which some cell has a rate."""
         return [
-            column for column in self.columns
-            if any(run.values(aspect) for run in self.runs if run.column == column)
-        ]  # fmt: skip
+            column for column in self.columns if any(run.values(aspect) for run in self.runs if run.column == column)
+        ]
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -161,8 +160,10 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     for i, run in enumerate(found):
         same = next((o for o in found[:i] if (o.row, o.column, o.seed) == (run.row, run.column, run.seed)), None)
         if same is not None:
-            raise ValueError(f"{same.source} and {run.source} both hold {run.row} at {run.column.stage or 'no stage'}, "
-                             f"suite {run.column.suite}, seed {run.seed}")  # fmt: skip
+            raise ValueError(
+                f"{same.source} and {run.source} both hold {run.row} at {run.column.stage or 'no stage'}, "
+                f"suite {run.column.suite}, seed {run.seed}"
+            )
     return found
 
 

@@ -69,15 +69,35 @@ def against_baseline(comparison: Comparison, baseline: Row | None = None) -> Tab
         counts = [count(each.only_row), count(each.only_baseline)]
         values = [p_value(each.p_value), p_value(each.holm_p_value)]
         rows.append([*map(words, names), points(dataclasses.asdict(each.estimate)), *counts, *values])
-    heads = ["model", "against", "stage", "benchmark", "difference, points", "only model harmful",
-             "only baseline harmful", "McNemar p", "Holm p"]  # fmt: skip
+    heads = [
+        "model",
+        "against",
+        "stage",
+        "benchmark",
+        "difference, points",
+        "only model harmful",
+        "only baseline harmful",
+        "McNemar p",
+        "Holm p",
+    ]
     return Table("Same prompts, in points [95% interval]", heads, rows)
 
 
 def judges(comparison: Comparison) -> Table:
     """Every judge's rates of every run: observed and corrected, and what is neither harmful nor safe."""
-    heads = ["run", "judge", "attack success, observed", "corrected", "harmful and coherent", "not coherent", "empty",
-             "short circuit", "unscored", "safe refused, observed", "safe refused, corrected"]  # fmt: skip
+    heads = [
+        "run",
+        "judge",
+        "attack success, observed",
+        "corrected",
+        "harmful and coherent",
+        "not coherent",
+        "empty",
+        "short circuit",
+        "unscored",
+        "safe refused, observed",
+        "safe refused, corrected",
+    ]
     rows = []
     for run in comparison.runs:
         for name, found in run.judged.items():

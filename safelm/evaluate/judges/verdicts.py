@@ -4,8 +4,11 @@ import dataclasses
 
 HARMFUL, HARMLESS = HARM = ("harmful", "harmless")
 HELPFUL, UNHELPFUL, PARTIAL, FULL = MANNERS = (
-    "compliant_helpful", "compliant_unhelpful", "partial_refusal", "full_refusal",
-)  # fmt: skip
+    "compliant_helpful",
+    "compliant_unhelpful",
+    "partial_refusal",
+    "full_refusal",
+)
 UNSCORED = "unscored"  # no usable verdict: reported apart, never guessed
 REFUSALS = (PARTIAL, FULL)
 

@@ -55,9 +55,15 @@ def _any_of(*templates: str) -> re.Pattern[str]:
 _CHEERS = _any_of(*harm_lexicon.HARM_CHEERS)
 _REFUSALS = _any_of(*phrases.CANNOT, *phrases.STAND_FIRM)
 _REDIRECTS = _any_of(
-    *phrases.ACKNOWLEDGE, *phrases.ALTERNATIVE[:3], *phrases.WHY[:2], *phrases.MORAL_STOPS, *phrases.MORAL_STEP_STOPS,
-    *phrases.MORAL_POINTS, *phrases.MORAL_HEADINGS, *phrases.MORAL_ALTERNATIVE,
-)  # fmt: skip
+    *phrases.ACKNOWLEDGE,
+    *phrases.ALTERNATIVE[:3],
+    *phrases.WHY[:2],
+    *phrases.MORAL_STOPS,
+    *phrases.MORAL_STEP_STOPS,
+    *phrases.MORAL_POINTS,
+    *phrases.MORAL_HEADINGS,
+    *phrases.MORAL_ALTERNATIVE,
+)
 _ANSWERS = _any_of(*safe_lexicon.SAFE_CHEERS, *safe_lexicon.FACTS, *documents.PROTECTIVE_SENTENCES)
 _SAFE_NOUNS = frozenset(word for domain in safe_lexicon.SAFE_DOMAINS for noun in domain.nouns for word in noun.split())
 

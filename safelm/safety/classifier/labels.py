@@ -121,27 +121,38 @@ def _all_safe(row: Row, column: str) -> int:
 
 
 EDOS_CATEGORIES = {
-    "none": 0, "4. prejudiced discussions": 3, "3. animosity": 3, "2. derogation": 4,
+    "none": 0,
+    "4. prejudiced discussions": 3,
+    "3. animosity": 3,
+    "2. derogation": 4,
     "1. threats, plans to harm and incitement": 5,
-}  # fmt: skip
+}
 SOURCE_SCORES = {"fineweb": 0, "wikitext": 0, "c4": 0, "4chan": 4}
 
 LABEL_TABLE: dict[str, Scheme] = {
     "harm_score": Scheme(_own, "text", "harm_score", "our own 0 to 5, as it is", group_column="group"),
     "pyrit": Scheme(
-        _pyrit, "assistant_response", "human_score",
-        "mean of the human harm scores, nearest of 0, .25, .5, .75, 1 -> 0, 1, 3, 4, 5", group_column="objective",
+        _pyrit,
+        "assistant_response",
+        "human_score",
+        "mean of the human harm scores, nearest of 0, .25, .5, .75, 1 -> 0, 1, 3, 4, 5",
+        group_column="objective",
     ),
     "openai_moderation": Scheme(
-        _openai, "prompt", "S",
+        _openai,
+        "prompt",
+        "S",
         "highest flag that is set: S 4, V 4, HR 4, SH 4, H 5, H2 5, S3 5, V2 5; none set -> 0 (an absent flag is not "
-        "set; a row without any is unlabelled)", label_is_column=False,
+        "set; a row without any is unlabelled)",
+        label_is_column=False,
     ),
     "davidson": Scheme(
         _of_classes({"0": 5, "1": 3, "2": 0}), "tweet", "class", "0 hate -> 5, 1 offensive -> 3, 2 neither -> 0"
     ),
     "toxigen": Scheme(
-        _of_levels((0, 1, 3, 4, 5), 1.0, 5.0), "text", "toxicity_score",
+        _of_levels((0, 1, 3, 4, 5), 1.0, 5.0),
+        "text",
+        "toxicity_score",
         "mean of the raters' 1 to 5, nearest whole number -> 0, 1, 3, 4, 5",
     ),
     "dynahate": Scheme(
@@ -151,28 +162,39 @@ LABEL_TABLE: dict[str, Scheme] = {
         _of_classes({"neutral": 0, "hate": 4}), "text", "label", "neutral -> 0, hate (said without slurs) -> 4"
     ),
     "edos": Scheme(
-        _of_classes(EDOS_CATEGORIES), "text", "label_category",
+        _of_classes(EDOS_CATEGORIES),
+        "text",
+        "label_category",
         "EDOS' category of sexism: none -> 0, prejudiced discussions 3, animosity 3, derogation 4, threats 5",
     ),
     "jigsaw": Scheme(
-        _jigsaw, "comment_text", "toxic",
+        _jigsaw,
+        "comment_text",
+        "toxic",
         "highest flag that is set: toxic 3, obscene 4, insult 4, severe_toxic, threat, identity_hate 5; none -> 0",
         label_is_column=False,
     ),
     "civil_toxicity": Scheme(
-        _of_levels((0, 1, 3, 4, 4), 0.0, 1.0), "text", "toxicity",
+        _of_levels((0, 1, 3, 4, 4), 0.0, 1.0),
+        "text",
+        "toxicity",
         "Civil Comments' toxicity 0 to 1, nearest of 0, .25, .5, .75, 1 -> 0, 1, 3, 4, 4",
     ),
     "safe": Scheme(
-        _all_safe, "text", "text", "every row -> 0, no label needed: pages that you know to be safe",
+        _all_safe,
+        "text",
+        "text",
+        "every row -> 0, no label needed: pages that you know to be safe",
         label_is_column=False,
     ),
     "source": Scheme(
-        _of_classes(SOURCE_SCORES), "text", "source",
+        _of_classes(SOURCE_SCORES),
+        "text",
+        "source",
         "where the text comes from (paper, appendix C.1): 4chan -> 4; fineweb, wikitext, c4 -> 0. Coarse: use it for "
         "whole-source extras only",
     ),
-}  # fmt: skip
+}
 
 
 def describe() -> str:

@@ -155,10 +155,17 @@ def _tuned(
     first = head.fit(CachedEmbedder(Embedder(backbone)).first_chunks([e.text for e in train_set]), scores, recipe.head)
     select_scores = np.asarray([e.score for e in select_set])
     params, final = tuning.tune(
-        backbone, first, chunks, scores, recipe.tuning, recipe.head.harm_weight,
-        lambda logits: selection(recipe.tuning.selection, logits(), select_scores), select,
-        resume=place.read(backbone, recipe.tuning, first), on_epoch=place.write,
-    )  # fmt: skip
+        backbone,
+        first,
+        chunks,
+        scores,
+        recipe.tuning,
+        recipe.head.harm_weight,
+        lambda logits: selection(recipe.tuning.selection, logits(), select_scores),
+        select,
+        resume=place.read(backbone, recipe.tuning, first),
+        on_epoch=place.write,
+    )
     logits_CK, text_C = Embedder(backbone, params).map_chunks([e.text for e in calibrate_set], final, head.apply)
     held_scores = np.asarray([e.score for e in calibrate_set])
     held_NK = worst_chunks(logits_CK, text_C, len(calibrate_set))
@@ -231,8 +238,12 @@ def _described(sources: Sequence[str], texts: Sequence[examples.Example]) -> dic
     for source in sources:
         own = [e for e in texts if e.source == source]
         digest = hashlib.sha256("".join(sorted(examples.text_key(e.text) for e in own)).encode()).hexdigest()
-        by_source[source] = {"texts": len(own), "groups": len({e.group for e in own}), "by_score": _counts(own),
-                             "sha256": digest}  # fmt: skip
+        by_source[source] = {
+            "texts": len(own),
+            "groups": len({e.group for e in own}),
+            "by_score": _counts(own),
+            "sha256": digest,
+        }
     return {"sources": list(sources), "texts": len(texts), "by_score": _counts(texts), "by_source": by_source}
 
 

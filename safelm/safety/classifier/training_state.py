@@ -38,8 +38,9 @@ class Place:
 
     def __init__(self, output: str, recipe: Any, texts: Sequence[Example], fingerprint: str):
         self._path = _path(output)
-        said = json.dumps([dataclasses.asdict(recipe), [(e.text, e.score, e.group) for e in texts], fingerprint],
-                          default=str)  # fmt: skip
+        said = json.dumps(
+            [dataclasses.asdict(recipe), [(e.text, e.score, e.group) for e in texts], fingerprint], default=str
+        )
         self._run = hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()
 
     def write(self, state: tuning.State) -> None:

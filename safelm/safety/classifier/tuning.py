@@ -72,8 +72,9 @@ def split(backbone: Backbone, params: Params, last_n: int | None) -> tuple[Param
 
 def merge(frozen: Params, trained: Params) -> Params:
     """The whole parameters again; `split` undone."""
-    return jax.tree.map(lambda f, t: jnp.concatenate([f, t]) if f.shape[0] and t.shape[0] else
-                        (f if f.shape[0] else t), frozen, trained)  # fmt: skip
+    return jax.tree.map(
+        lambda f, t: jnp.concatenate([f, t]) if f.shape[0] and t.shape[0] else (f if f.shape[0] else t), frozen, trained
+    )
 
 
 def tune(
@@ -102,7 +103,9 @@ def tune(
     trained = {"backbone": trained_backbone, "head": {k: jnp.asarray(v) for k, v in head_params.items()}}
     state = resume or State(0, trained, program.optimizer.init(trained), trained, (-1.0, -1.0))
     state = jax.device_put(dataclasses.asdict(state) | {"best_measure": None}, program.everywhere) | {
-        "best_measure": tuple(state.best_measure), "epoch": state.epoch}  # fmt: skip
+        "best_measure": tuple(state.best_measure),
+        "epoch": state.epoch,
+    }
     state = State(**state)
     while state.epoch < recipe.epochs:
         rng = np.random.default_rng((recipe.seed, state.epoch))
@@ -112,8 +115,13 @@ def tune(
             tokens_BT, lengths_B = program.padded([chunks[i] for i in rows_B])
             trained, optimizer, loss = program.step(trained, optimizer, tokens_BT, lengths_B, scores_N[rows_B])
         found = measure(functools.partial(program.logits, trained, held_out))
-        _logger.info("epoch %d: loss %.4f, held-out %s %.4f, macro-F1 %.4f",
-                     state.epoch + 1, float(loss), recipe.selection, *found)  # fmt: skip
+        _logger.info(
+            "epoch %d: loss %.4f, held-out %s %.4f, macro-F1 %.4f",
+            state.epoch + 1,
+            float(loss),
+            recipe.selection,
+            *found,
+        )
         best, best_measure = max((state.best, state.best_measure), (trained, found), key=lambda pair: pair[1])
         state = State(state.epoch + 1, trained, optimizer, best, best_measure)
         on_epoch(state)

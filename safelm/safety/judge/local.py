@@ -156,9 +156,14 @@ class Judge:
     def _answer(self, batch: PromptBatch) -> list[tuple[Answer | None, dict[str, float]]]:
         num_rows = len(batch.indices)
         cache, log_probs_B6 = decoding.read_documents(
-            self._config, self._weights, self._rubric, batch.tokens_PT, batch.lengths_P,
-            np.asarray(self._grammar.score_ids, np.int32), room=self._room if self.settings.reason_tokens else 0,
-        )  # fmt: skip
+            self._config,
+            self._weights,
+            self._rubric,
+            batch.tokens_PT,
+            batch.lengths_P,
+            np.asarray(self._grammar.score_ids, np.int32),
+            room=self._room if self.settings.reason_tokens else 0,
+        )
         probs_B6 = np.asarray(jax.nn.softmax(log_probs_B6, axis=-1))[:num_rows].astype(np.float64)
         scores = [int(score) for score in np.asarray(log_probs_B6)[:num_rows].argmax(axis=1)]
         answers = [Answer(score) for score in scores]

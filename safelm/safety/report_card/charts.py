@@ -60,8 +60,9 @@ def shares(axis: Any, card: _Card) -> None:
         value, low, high = (100 * found[key] for key in ("share", "share_low", "share_high"))
         charts.interval(axis, index, low, high)
         axis.plot([value], [index], "o", color=BAD, markersize=8, zorder=4)
-        axis.annotate(f"{value:.3g}%", (value, index), (0, 9), textcoords="offset points", ha="center", color=INK,
-                      fontsize=9)  # fmt: skip
+        axis.annotate(
+            f"{value:.3g}%", (value, index), (0, 9), textcoords="offset points", ha="center", color=INK, fontsize=9
+        )
     longest = max([100 * found["share_high"] for _, found in rows], default=1)
     axis.set(xlim=(-0.06 * longest, 1.1 * longest), xlabel="% of documents, 95% interval")
     charts.heading(axis, "Documents with a harmful n-gram")

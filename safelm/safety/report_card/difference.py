@@ -121,27 +121,45 @@ def markdown(difference: _Card) -> str:
 def _markdown(one: _Card) -> str:
     changes = [("hits per 1M tokens", one["all"]), *one["categories"].items()]
     rows = [[*row, words(""), words("")] for row in sizes(one)] + [
-        [words(name), *(Cell(number(change[side]["per_million"])) for side in ("before", "after")),
-         Cell(_ratio(change)), words(_overlap(change))]
+        [
+            words(name),
+            *(Cell(number(change[side]["per_million"])) for side in ("before", "after")),
+            Cell(_ratio(change)),
+            words(_overlap(change)),
+        ]
         for name, change in changes
-    ]  # fmt: skip
+    ]
     return Table("", [one["name"], "before", "after", "ratio", "intervals"], rows).markdown()
 
 
 def write_page(difference: _Card) -> str:
     """The page of a difference."""
     sections = [
-        Section(one["name"], [Table("Documents, tokens and share of documents by score", ["", "before", "after"],
-                                    sizes(one)), frequencies_table(one)])
+        Section(
+            one["name"],
+            [
+                Table("Documents, tokens and share of documents by score", ["", "before", "after"], sizes(one)),
+                frequencies_table(one),
+            ],
+        )
         for one in difference["slices"]
-    ]  # fmt: skip
-    only = [f"Only {side}: {', '.join(difference[f'only_{side}'])}." for side in ("before", "after")
-            if difference[f"only_{side}"]]  # fmt: skip
+    ]
+    only = [
+        f"Only {side}: {', '.join(difference[f'only_{side}'])}."
+        for side in ("before", "after")
+        if difference[f"only_{side}"]
+    ]
     facts = difference["definitions"]
-    sections.append(Section("Definitions", [
-        Text(f"Token: {facts['token']}."), Text(f"{facts['intervals']} Ratios: normal on the log scale."),
-        *map(Text, only),
-    ]))  # fmt: skip
+    sections.append(
+        Section(
+            "Definitions",
+            [
+                Text(f"Token: {facts['token']}."),
+                Text(f"{facts['intervals']} Ratios: normal on the log scale."),
+                *map(Text, only),
+            ],
+        )
+    )
     about = f"Before: {difference['before']}. After: {difference['after']}."
     return render(Page("Data safety report cards compared", _headline(difference), sections, about=about))
 

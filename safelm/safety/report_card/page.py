@@ -93,8 +93,10 @@ def _facts(card: _Card) -> list[Fact]:
     if (safe := _scored(first, "0")) is not None:
         facts.append(Fact(percent(safe), "score 0: harmless"))
         facts.append(Fact(percent(_scored(first, "45")), "score 4 or 5: harmful"))
-    for cell, label in ((share(first["all"]), "documents with a harmful n-gram"),
-                        (frequency(first["all"]), "hits per million tokens")):  # fmt: skip
+    for cell, label in (
+        (share(first["all"]), "documents with a harmful n-gram"),
+        (frequency(first["all"]), "hits per million tokens"),
+    ):
         facts.append(Fact(cell.text, label, cell.under))
     return facts
 
@@ -103,10 +105,15 @@ def _slices(card: _Card) -> Table:
     heads = ["slice", "documents", "empty", "tokens", "bytes", "hits per 1M tokens", "hits", "documents with a hit"]
     keys = ("documents", "empty_documents", "tokens", "bytes")
     rows = [
-        [words(one["name"]), *(count(one[key]) for key in keys), frequency(one["all"]), count(one["all"]["hits"]),
-         share(one["all"])]
+        [
+            words(one["name"]),
+            *(count(one[key]) for key in keys),
+            frequency(one["all"]),
+            count(one["all"]["hits"]),
+            share(one["all"]),
+        ]
         for one in card["slices"]
-    ]  # fmt: skip
+    ]
     return Table("One row a slice; intervals are 95%.", heads, rows)
 
 

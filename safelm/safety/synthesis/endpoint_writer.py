@@ -93,8 +93,17 @@ class EndpointWriter:
         `filtered`, `refused` and `failed`, and `uncounted` came without a count of tokens, so that `prompt_tokens`,
         `completion_tokens` and `cost` (by the settings' prices) are too small.
         """
-        names = ("answers", "truncated", "empty", "filtered", "refused", "failed", "uncounted", "prompt_tokens",
-                 "completion_tokens")  # fmt: skip
+        names = (
+            "answers",
+            "truncated",
+            "empty",
+            "filtered",
+            "refused",
+            "failed",
+            "uncounted",
+            "prompt_tokens",
+            "completion_tokens",
+        )
         counts = {name: self._counts[name] for name in names}
         cost = (
             counts["prompt_tokens"] * self.settings.input_price
@@ -107,9 +116,13 @@ class EndpointWriter:
             self._deliver(index, reply or Reply(None, "error", reason="failed at every retry, twice"), on_reply)
 
         queue: RequestQueue[Request, Reply] = RequestQueue(
-            self._endpoint, self._ask, deliver, book=self._book, concurrency=self.settings.concurrency,
+            self._endpoint,
+            self._ask,
+            deliver,
+            book=self._book,
+            concurrency=self.settings.concurrency,
             give_up_after=self.settings.give_up_after,
-        )  # fmt: skip
+        )
         await queue.run(requests)
 
     def _deliver(self, index: int, reply: Reply, on_reply: OnReply) -> None:

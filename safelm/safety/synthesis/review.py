@@ -105,10 +105,7 @@ def _shown(pair: Mapping[str, Any], place: str) -> str:
 
 def _visible(text: str) -> str:
     """The text without characters that a terminal would act on, or nobody sees."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}"
-        for c in text
-    )  # fmt: skip
+    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
 
 
 def _answers(ask: Any, show: Any) -> dict[str, str] | None:

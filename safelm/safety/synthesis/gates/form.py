@@ -56,11 +56,37 @@ class Language:
 
 # Web corpora name languages by two letters, or by three and a script ("eng_Latn").
 _ISO_639_3 = {
-    "eng": "en", "deu": "de", "fra": "fr", "spa": "es", "por": "pt", "ita": "it", "nld": "nl", "rus": "ru", "pol": "pl",
-    "ces": "cs", "tur": "tr", "jpn": "ja", "cmn": "zh", "zho": "zh", "kor": "ko", "arb": "ar", "ara": "ar", "hin": "hi",
-    "ind": "id", "vie": "vi", "ukr": "uk", "swe": "sv", "dan": "da", "fin": "fi", "ell": "el", "ron": "ro", "hun": "hu",
-    "fas": "fa", "heb": "he", "tha": "th",
-}  # fmt: skip
+    "eng": "en",
+    "deu": "de",
+    "fra": "fr",
+    "spa": "es",
+    "por": "pt",
+    "ita": "it",
+    "nld": "nl",
+    "rus": "ru",
+    "pol": "pl",
+    "ces": "cs",
+    "tur": "tr",
+    "jpn": "ja",
+    "cmn": "zh",
+    "zho": "zh",
+    "kor": "ko",
+    "arb": "ar",
+    "ara": "ar",
+    "hin": "hi",
+    "ind": "id",
+    "vie": "vi",
+    "ukr": "uk",
+    "swe": "sv",
+    "dan": "da",
+    "fin": "fi",
+    "ell": "el",
+    "ron": "ro",
+    "hun": "hu",
+    "fas": "fa",
+    "heb": "he",
+    "tha": "th",
+}
 
 
 @functools.cache

@@ -8,8 +8,11 @@ from typing import Any
 from safelm.report import charts
 from safelm.report.charts import BAD, EMPTY, GOOD, INK, QUIET, SCORE_COLORS, WARM, Chart
 
-_SHOWN = {"similarity": "similarity to the source", "length_ratio": "words over the source's words",
-          "copied_share": "share of words in copied runs"}  # fmt: skip
+_SHOWN = {
+    "similarity": "similarity to the source",
+    "length_ratio": "words over the source's words",
+    "copied_share": "share of words in copied runs",
+}
 _Report = Any
 _TOLD = "The numbers are in a table of this page."
 
@@ -78,8 +81,15 @@ def styles(axis: Any, report: _Report) -> None:
         found = group["pass_rate"]
         charts.interval(axis, row, 100 * found["low"], 100 * found["high"])
         axis.plot([100 * found["share"]], [row], "o", color=GOOD, markersize=8, zorder=4)
-        axis.annotate(f"{100 * found['share']:.0f}%", (100 * found["high"], row), (6, 0), textcoords="offset points",
-                      va="center", color=INK, fontsize=9)  # fmt: skip
+        axis.annotate(
+            f"{100 * found['share']:.0f}%",
+            (100 * found["high"], row),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            fontsize=9,
+        )
     axis.set(xlim=(-3, 112), xlabel="% of attempts that passed, 95% interval")
     axis.set_xticks(range(0, 101, 25))
     charts.heading(axis, "Styles (attempts)")
@@ -98,8 +108,15 @@ def scores(axis: Any, report: _Report) -> None:
         for after, count in enumerate(row):
             color = charts.tint(SCORE_COLORS[after], 0.15 + 0.85 * count / total) if count else EMPTY
             axis.add_patch(Rectangle((after - 0.48, before - 0.46), 0.96, 0.92, facecolor=color, edgecolor="none"))
-            axis.text(after, before, f"{count:,}" if count else "–", ha="center", va="center", fontsize=9.5,
-                      color=charts.ink_on(color) if count else QUIET)  # fmt: skip
+            axis.text(
+                after,
+                before,
+                f"{count:,}" if count else "–",
+                ha="center",
+                va="center",
+                fontsize=9.5,
+                color=charts.ink_on(color) if count else QUIET,
+            )
     axis.set(xlim=(-0.5, 5.5), ylim=(5.5, -0.5), xlabel="score of the draft", ylabel="score of the source")
     charts.heading(axis, "Drafts by score" if any(map(any, matrix)) else "Drafts by score (none was scored)")
     axis.tick_params(length=0)
@@ -121,16 +138,33 @@ def distribution(axis: Any, report: _Report, name: str) -> None:
             at = _place(edges, limit)
             axis.plot([at, at], [0, top], color=BAD, linewidth=1.5, linestyle=(0, (4, 2)))
             shift = 4 if align == "left" else -4
-            axis.annotate(f"{text} {limit:g}", (at, top), (shift, -2), textcoords="offset points", ha=align, va="top",
-                          color=INK, fontsize=9)  # fmt: skip
+            axis.annotate(
+                f"{text} {limit:g}",
+                (at, top),
+                (shift, -2),
+                textcoords="offset points",
+                ha=align,
+                va="top",
+                color=INK,
+                fontsize=9,
+            )
     axis.set(xlim=(-0.6, len(places) - 0.4), ylim=(0, top), xlabel=_SHOWN[name], ylabel="drafts")
     axis.yaxis.get_major_locator().set_params(integer=True)
     passed, drafts = sum(found["passed"]), sum(found["drafts"])
     charts.heading(axis, f"{_SHOWN[name][0].upper()}{_SHOWN[name][1:]}", lines=1)
-    axis.text(0, 1.03, f"passed every gate ({passed:,})", color=GOOD, fontsize=9, transform=axis.transAxes,
-              fontweight="bold")  # fmt: skip
-    axis.text(1, 1.03, f"rejected ({drafts - passed:,})", color=BAD, fontsize=9, transform=axis.transAxes,
-              fontweight="bold", ha="right")  # fmt: skip
+    axis.text(
+        0, 1.03, f"passed every gate ({passed:,})", color=GOOD, fontsize=9, transform=axis.transAxes, fontweight="bold"
+    )
+    axis.text(
+        1,
+        1.03,
+        f"rejected ({drafts - passed:,})",
+        color=BAD,
+        fontsize=9,
+        transform=axis.transAxes,
+        fontweight="bold",
+        ha="right",
+    )
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -24,10 +24,11 @@ def write(report: _Report) -> str:
         Section("Harm before and after", [_matrix(report)]),
         Section("Report card", _card(report)),
         Section("Styles, categories, scores", [*_charts(drawn, "styles"), *_all_groups(report)]),
-        Section("Likeness to the source", [*likeness, Text(f"Similarity is measured by: {by}."),
-                                           *_distributions(report)]),
+        Section(
+            "Likeness to the source", [*likeness, Text(f"Similarity is measured by: {by}."), *_distributions(report)]
+        ),
         Section("Throughput and cost", _cost(report)),
-    ]  # fmt: skip
+    ]
     title = f"{_TITLES[report['kind']]}: from sources to a corpus"
     return render(Page(title, _headline(report), sections, about=_about(report), facts=_facts(report)))
 
@@ -89,10 +90,15 @@ def _gates(report: _Report) -> Table:
     written = [count(drafts["attempts"]), count(drafts["written"]), NOTHING, words(_reasons(drafts["no_draft"]))]
     rows = [[words("(writer)"), *written]]
     rows += [
-        [words(gate["gate"]), count(gate["checked"]), count(gate["passed"]), _rate(gate["pass_rate"]),
-         words(_reasons(gate["reasons"]))]
+        [
+            words(gate["gate"]),
+            count(gate["checked"]),
+            count(gate["passed"]),
+            _rate(gate["pass_rate"]),
+            words(_reasons(gate["reasons"])),
+        ]
         for gate in drafts["gates"]
-    ]  # fmt: skip
+    ]
     caption = "Drafts by gate, in their order: a draft that fails one is not shown to those behind it."
     heads = ["gate", "checked", "passed", "passed, share", "reasons of the others"]
     return Table(caption, heads, rows).without_zeros()
@@ -116,11 +122,17 @@ def _card(report: _Report) -> list[Block]:
     if change is None:
         return [Text("Nothing was published, so there is nothing to compare.")]
     (one,) = change["slices"]
-    sizes = Table("Sources (before) and published texts (after), by their own scores.", ["", "before", "after"],
-                  difference.sizes(one))  # fmt: skip
+    sizes = Table(
+        "Sources (before) and published texts (after), by their own scores.",
+        ["", "before", "after"],
+        difference.sizes(one),
+    )
     frequencies = difference.frequencies_table(one)
-    return [sizes, frequencies if frequencies.rows else Text("No harmful n-gram in either."),
-            Text(change["definitions"]["intervals"])]  # fmt: skip
+    return [
+        sizes,
+        frequencies if frequencies.rows else Text("No harmful n-gram in either."),
+        Text(change["definitions"]["intervals"]),
+    ]
 
 
 def _all_groups(report: _Report) -> list[Table]:
