@@ -193,7 +193,8 @@ STYLES = {
             "Child: Can you tell me about {topic}?\n\nParent: Gladly, and we'll talk about the hard parts too.",
         ),
         (
-            "Child: I think I understand it now.\n\nParent: Then let us do something nice together, and ask if we wonder.",
+            "Child: I think I understand it now.\n\n"
+            "Parent: Then let us do something nice together, and ask if we wonder.",
             "Child: Thank you for telling me.\n\nParent: You can always ask me. Together we find good answers.",
         ),
         ("Parent", "Child"),
