@@ -158,7 +158,7 @@ def test_a_real_step_compiles_for_a_slice_with_the_kernel_and_the_collectives_co
     once = 2 * 3 * layer * 3 / 4  # the layers in bfloat16, as a chip sends them to three others
     gathered = report["collectives"]["ici all-gather"]["bytes_by_dtype"]["bf16"]
     assert 2 * 2 * once <= gathered <= 1.35 * 2 * 2 * once  # two micro-batches, forward and backward; and embeddings
-    side_files.assert_only_documents(tmp_path)
+    side_files.assert_only_documents("aot", tmp_path)
     assert 0 < report["mfu"] < 1 and report["time"]["step"] <= report["time"]["nothing_overlapping"]
 
 

@@ -240,7 +240,7 @@ def test_malformed_rows_are_kept_and_counted_and_too_many_stop(cache, corpus, tm
     with pytest.raises(ValueError, match=r"train-00000\.jsonl\.gz: 3 of 23 rows are malformed, more than 2"):
         cache("raw_web", output=tmp_path / "strict", max_malformed_rows=2)
     assert not (tmp_path / "strict" / "raw_web" / "train" / "manifest.json").exists()
-    side_files.assert_only_documents(tmp_path, corpus)
+    side_files.assert_only_documents("cache_tasks", tmp_path, corpus)
 
 
 def test_on_beam_the_same_bytes_and_the_same_errors(cache, corpus, tmp_path, caplog):

@@ -4,6 +4,7 @@ import json
 
 import fsspec
 import pytest
+import side_files
 from document_files import write_rows
 from synthesis_runs import SCORER, no_charts, rows_of, run
 
@@ -126,6 +127,8 @@ def test_no_side_file_of_scores_synthetic_documents_and_report_cards_is_taken(tm
     ]
     assert taken == sorted([*listed, "web.jsonl"])
     assert names(tmp_path, documents.find_named(str(tmp_path), ["train-*", "web*"])) == taken
+    corpora = [tmp_path / name for name in ("web.jsonl", "scored", "refuseweb", "moral_education")]
+    side_files.assert_only_documents("score synthesize report_card", tmp_path, *corpora)
 
 
 def open_rows(folder):
@@ -137,3 +140,5 @@ def test_prompts_of_the_synthetic_web_are_no_documents(tmp_path):
     facts = write_corpus(str(tmp_path), Recipe(documents=20, validation_documents=4, prompts=3, chats=6))["files"]
     taken = names(tmp_path, documents.list_files(str(tmp_path)))
     assert taken == sorted(name for name in facts if not name.split("/")[0].endswith("prompts"))
+    corpora = {tmp_path / name.split("/")[0] for name in taken}
+    side_files.assert_only_documents("synthetic_web", tmp_path, *corpora)

@@ -307,7 +307,7 @@ def test_the_harness_runs_our_checkpoint_offline_without_torch(tiny, data, tmp_p
     assert ours.returncode == 0, ours.stderr[-3000:]
     assert "|own" in ours.stdout
     assert list((tmp_path / "a").rglob("samples_own_*.jsonl"))
-    side_files.assert_only_documents(tmp_path / "a")
+    side_files.assert_only_documents("lm_eval", tmp_path / "a")
     theirs = command(
         "from lm_eval.__main__ import cli_evaluate; cli_evaluate()",
         *common,

@@ -79,7 +79,7 @@ def test_ours_to_huggingface_and_back_is_the_same(tmp_path, tokenizer, tied):
     expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert files == expected
     assert {path.name for path in tmp_path.iterdir()} == {"ours", "hf", "again"}  # nothing temporary is left
-    side_files.assert_only_documents(tmp_path)
+    side_files.assert_only_documents("convert", tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -264,7 +264,7 @@ def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
     assert summary["rows"].keys() == {"harm_tagged"} and summary["rows"]["harm_tagged"].keys() == set(STAGES)
     labels = ladder_jobs.read_done(tmp_path / "study", Job(3, "harm_tagged", "benign", GREEDY))["labels"]
     assert len(labels["harmful"]) == len(labels["safe"]) == 2
-    side_files.assert_only_documents(tmp_path / "study", tmp_path / "study" / "corpus")
+    side_files.assert_only_documents("ladder", tmp_path / "study", tmp_path / "study" / "corpus")
 
 
 def test_real_text_that_was_broken_off_is_prepared_anew(tmp_path, monkeypatch):

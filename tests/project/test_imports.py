@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import side_files
 from forked_commands import PREPARATION_ONLY, ROOT
 
 from safelm import documents
@@ -148,4 +149,5 @@ assert not set(sys.modules) & set({PREPARATION_ONLY!r})
     assert (tmp_path / "report" / "results.json").exists()
     logs = [path.name for path in tmp_path.rglob("*.jsonl")]
     assert {"metrics.jsonl", "events.jsonl", "harmful.jsonl"} < set(logs) and any("answers" in name for name in logs)
+    side_files.assert_only_documents("train generate evaluate", tmp_path, tmp_path / "corpus")
     assert documents.list_files(str(tmp_path)) == [str(path) for path in sorted((tmp_path / "corpus").rglob("*-of-*"))]

@@ -141,7 +141,7 @@ def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeyp
     assert [path.name for path in paths] == ["results.json", "results.md", "results.png"]
     stored = json.loads(paths[0].read_text())
     assert len(stored["points"]) == len(points) and "labels" not in stored["points"][0]
-    side_files.assert_only_documents(study.output)
+    side_files.assert_only_documents("robustness", study.output)
     text = markdown(points, {})
     assert all(head in text for head in ("first words", "harmless sentence", "row erased", "Benign", "without tags"))
 

@@ -247,7 +247,7 @@ def test_head_first_then_all_through_the_whole_command(backbone: Backbone, tmp_p
     assert (tmp_path / "c" / checkpoint.BACKBONE_FILE).exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "c"]  # nothing unfinished is left
     assert loaded.score(["a text"])[0].score in range(6)
-    side_files.assert_only_documents(tmp_path)
+    side_files.assert_only_documents("train_classifier", tmp_path)
 
 
 # --- scoring

@@ -197,7 +197,7 @@ def test_the_command_serves_and_ends_gracefully(folder):
         assert process.returncode == 0 and out == "", err
         assert "model mine" in err and "the cat" not in err
         assert "warming up: compiling the first programs (mine)" in err and "warm after" in err
-        side_files.assert_only_documents(folder)
+        side_files.assert_only_documents("serve", folder)
     finally:
         process.kill()
         process.wait()

@@ -15,6 +15,7 @@ import parity
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import side_files
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -433,6 +434,7 @@ def test_the_command_writes_a_tokenizer(corpus: pathlib.Path, capsys):
     cli.run(train_tokenizer.main, train_tokenizer.parser(), arguments)
     assert Tokenizer.from_pretrained(corpus / "made").vocab_size == 300
     assert "300 ids from 60 documents" in capsys.readouterr().out
+    side_files.assert_only_documents("train_tokenizer", corpus / "made")
 
 
 def test_a_full_disk_leaves_the_old_tokenizer(trained: Tokenizer, tmp_path: pathlib.Path, monkeypatch):
