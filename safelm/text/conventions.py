@@ -84,8 +84,11 @@ def declared_in_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> De
     return Declared(template, tuple((name, token) for name, token in tokens if token is not None), ends)
 
 
-def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, path: str) -> Declared:
-    """What a GGUF file's fields (by key, as Python values) say; ValueError names the field that is wrong."""
+def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, begins: bool, path: str) -> Declared:
+    """What a GGUF file's fields (by key, as Python values) say; ValueError names the field that is wrong.
+
+    `begins`: whether texts begin with the beginning token where no field says so.
+    """
 
     def token_id(name: str) -> int | None:
         key = f"tokenizer.ggml.{name}_token_id"
@@ -97,7 +100,7 @@ def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, path: str)
         return value
 
     template = _template_string(fields.get("tokenizer.chat_template"), f"{path}: tokenizer.chat_template")
-    adds_bos = fields.get("tokenizer.ggml.add_bos_token", False)
+    adds_bos = fields.get("tokenizer.ggml.add_bos_token", begins)
     if not isinstance(adds_bos, bool):
         raise ValueError(f"{path}: tokenizer.ggml.add_bos_token = {adds_bos!r}: neither true nor false")
     named = {
