@@ -1,9 +1,12 @@
 """Public prompt files: their columns, bad input, duplicates, and how prompts are put."""
 
+import collections
 import gzip
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safelm.evaluate.suites.benchmarks import BENCHMARKS, read_all, read_benchmark, read_targets
 from safelm.evaluate.suites.duplicates import merge_duplicates
@@ -152,6 +155,19 @@ def test_duplicates_are_counted_once_and_contrasts_kept():
     assert merge_duplicates(kept) == (kept, 0)
     near = [prompt("e/1", "fold a paper plane for me now", "e"), prompt("e/2", "fold a paper plane for us now", "e")]
     assert merge_duplicates(near, near=0.5)[1] == 0  # of one benchmark: worded alike on purpose
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghijklmnop"), max_size=12), max_size=12), st.sampled_from((0.5, 0.8)))
+def test_no_pair_of_similar_prompts_is_overlooked(texts, near):
+    kept, dropped = merge_duplicates([prompt(f"{i}/1", " ".join(t), f"{i}") for i, t in enumerate(texts)], near=near)
+    expected = []
+    for text in texts:
+        words = collections.Counter(text)
+        shares = [(words & other).total() / max((words | other).total(), 1) for other in expected]
+        if not any(share >= near or words == other for share, other in zip(shares, expected, strict=True)):
+            expected.append(words)
+    assert [collections.Counter(p.prompt.split()) for p in kept] == expected
+    assert dropped == len(texts) - len(kept)
 
 
 def test_a_choice_is_spread_over_categories_and_stays_the_same():

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from safelm.evaluate.suites.suite import Prompt
 
 NEAR = 0.8  # of the words of either prompt: found by looking at what lies just above and below in the public sets
+Word = tuple[str, int]  # and how often it has come in its prompt
 _WORD = re.compile(r"\w+")
 _NORMALIZED_CHARS = 1024  # at once: sorting the accents of one character takes the square of their number
 
@@ -33,9 +34,9 @@ def merge_duplicates(prompts: Sequence[Prompt], *, near: float = NEAR) -> tuple[
     benchmark, unless they are equal in normal form.
     """
     kept: list[Prompt] = []
-    words_of: list[frozenset[tuple[str, int]]] = []
+    words_of: list[frozenset[Word]] = []
     by_form: dict[tuple[tuple[str, ...], bool], int] = {}
-    by_word: dict[tuple[str, int], list[int]] = {}
+    by_word: dict[Word, dict[tuple[int, int], list[int]]] = {}  # by the prompt's number of words and this one's rank
     forms = [(normal_words(prompt.prompt), prompt.harmful) for prompt in prompts]
     frequency = collections.Counter(word for form, _ in forms for word in _counted(form))
     for prompt, form in zip(prompts, forms, strict=True):
@@ -43,19 +44,20 @@ def merge_duplicates(prompts: Sequence[Prompt], *, near: float = NEAR) -> tuple[
         rare = _rarest(words, frequency, near)
         index = by_form.get(form)
         if index is None:
-            index = _nearest(prompt, words, kept, words_of, {i for word in rare for i in by_word.get(word, ())}, near)
+            candidates = _candidates(len(words), rare, by_word, near)
+            index = _nearest(prompt, words, kept, words_of, candidates, near)
         if index is not None:
             kept[index] = _joined(kept[index], prompt)
             continue
         by_form[form] = len(kept)
-        for word in rare:
-            by_word.setdefault(word, []).append(len(kept))
+        for rank, word in enumerate(rare):
+            by_word.setdefault(word, {}).setdefault((len(words), rank), []).append(len(kept))
         kept.append(prompt)
         words_of.append(words)
     return kept, len(prompts) - len(kept)
 
 
-def _counted(words: Iterable[str]) -> frozenset[tuple[str, int]]:
+def _counted(words: Iterable[str]) -> frozenset[Word]:
     """A multiset as a set: (word, how often it has come)."""
     seen: dict[str, int] = {}
     found = set()
@@ -65,9 +67,7 @@ def _counted(words: Iterable[str]) -> frozenset[tuple[str, int]]:
     return frozenset(found)
 
 
-def _rarest(
-    words: frozenset[tuple[str, int]], frequency: Mapping[tuple[str, int], int], near: float
-) -> list[tuple[str, int]]:
+def _rarest(words: frozenset[Word], frequency: Mapping[Word, int], near: float) -> list[Word]:
     """So many of the rarest words that two sets of a similarity of `near` share one of them (prefix filtering).
 
     Chaudhuri et al. 2006. Looking at common words too would compare every prompt with every other one.
@@ -76,11 +76,27 @@ def _rarest(
     return sorted(words, key=lambda word: (frequency[word], word))[:count]
 
 
+def _candidates(
+    size: int, rare: Sequence[Word], by_word: Mapping[Word, Mapping[tuple[int, int], Sequence[int]]], near: float
+) -> set[int]:
+    """The prompts that may be similar enough, by the first word shared (positional filtering).
+
+    Xiao et al. 2008. Beyond the first shared word two sets share at most what either has left after it.
+    """
+    found: set[int] = set()
+    for rank, word in enumerate(rare):
+        for (other_size, other_rank), indices in by_word.get(word, {}).items():
+            most = min(size - rank, other_size - other_rank)
+            if most / (size + other_size - most) >= near:
+                found.update(indices)
+    return found
+
+
 def _nearest(
     prompt: Prompt,
-    words: frozenset[tuple[str, int]],
+    words: frozenset[Word],
     kept: Sequence[Prompt],
-    words_of: Sequence[frozenset[tuple[str, int]]],
+    words_of: Sequence[frozenset[Word]],
     candidates: Iterable[int],
     near: float,
 ) -> int | None:
