@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from safelm.text import template_worker
+from safelm.text import stranger_worker
 
 CHAT_START = "<|im_start|>"
 CHAT_END = "<|im_end|>"
@@ -63,7 +63,7 @@ def render(template: str, messages: Messages, *, add_generation_prompt: bool, sp
     values = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
     values |= {"generation_marks": [LEARNED, LEARNED_END], **special_tokens}
     try:
-        return template_worker.render({"template": template, "values": values})
+        return stranger_worker.render({"template": template, "values": values})
     except ValueError as error:
         raise ValueError(f"chat template can't be rendered ({error})") from error
 

@@ -81,6 +81,8 @@ _CUTS = {
     "default": _Cut((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
 
+KNOWN_PATTERNS = frozenset(pattern for cut in _CUTS.values() for pattern in cut.patterns)
+
 
 def read_gguf_tokenizer(path: str) -> tuple[tokenizers.Tokenizer, Declared]:
     """The byte-level BPE of the GGUF file at `path`, and what the file says about texts.

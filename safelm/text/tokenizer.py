@@ -103,7 +103,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, every special token's string in it taken literally."""
-        return self._encoder.encode(_utf8(text), add_special_tokens=False).ids
+        text = _utf8(text)
+        with tokenizer_backend.as_value_errors(self.origin, tokenizer_backend.UNCUT):
+            return self._encoder.encode(text, add_special_tokens=False).ids
 
     def normalized(self, text: str) -> str:
         """What the vocabulary's own normalizer, where it has one, makes of a text before it is cut into tokens."""
@@ -112,7 +114,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
         """`encode` of each text, on all cores (`TOKENIZERS_PARALLELISM=false` keeps it to one)."""
-        encodings = self._encoder.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)
+        texts = [_utf8(text) for text in texts]
+        with tokenizer_backend.as_value_errors(self.origin, tokenizer_backend.UNCUT):
+            encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_tagged(self, text: str) -> list[int]:
@@ -213,7 +217,7 @@ class Tokenizer:
             backend, declared = gguf_tokenizer.read_gguf_tokenizer(file)
             return cls(backend, declared=declared, origin=path)
         declared = text_conventions.declared_in_folder(filesystem, folder.rstrip("/"))
-        return cls(_from_json(filesystem.cat_file(file), path), declared=declared, origin=path)
+        return cls(tokenizer_backend.from_json(filesystem.cat_file(file), path), declared=declared, origin=path)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -284,11 +288,6 @@ class Tokenizer:
         for token, ids in zip(strings, self.encode_batch(strings), strict=True):
             if not self._specials.keys().isdisjoint(ids.tolist()):
                 raise ValueError(f"{self.origin}: text that spells {token!r} would turn into a special token")
-
-
-def _from_json(data: bytes, path: str) -> tokenizers.Tokenizer:
-    with tokenizer_backend.as_value_errors(f"{path}: not a tokenizer.json"):
-        return tokenizers.Tokenizer.from_buffer(data)
 
 
 def _utf8(text: str) -> str:

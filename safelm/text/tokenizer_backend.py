@@ -10,9 +10,11 @@ import tokenizers
 from tokenizers import AddedToken, decoders
 
 from safelm.tags import HARM_TAG
+from safelm.text import patterns
 from safelm.text.chat_template import CHAT_END, CHAT_START
 from safelm.text.conventions import Declared
 
+UNCUT = "its patterns can't cut a text"
 END_OF_TEXT = "<|endoftext|>"
 TRAINED_SPECIALS = (END_OF_TEXT, CHAT_START, CHAT_END, HARM_TAG)  # ids 0 to 3 of a trained vocabulary
 _DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>")
@@ -20,8 +22,18 @@ _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 _SPARE_IDS = 4096  # beyond the number of tokens, for ids that a vocabulary leaves out
 
 
+def from_json(data: bytes, origin: str) -> tokenizers.Tokenizer:
+    """The vocabulary in the bytes of a `tokenizer.json` that others wrote, its patterns tried before they are used.
+
+    Raises ValueError, which names `origin`.
+    """
+    patterns.check(data, origin)
+    with as_value_errors(origin, "not a tokenizer.json that `tokenizers` can use"):
+        return tokenizers.Tokenizer.from_buffer(data)
+
+
 @contextlib.contextmanager
-def as_value_errors(origin: str) -> Iterator[None]:
+def as_value_errors(origin: str, fault: str = "not a vocabulary that `tokenizers` can use") -> Iterator[None]:
     """What `tokenizers` raises of a broken vocabulary, its panics included, as a ValueError that names `origin`."""
     try:
         yield
@@ -29,7 +41,7 @@ def as_value_errors(origin: str) -> Iterator[None]:
         is_panic = type(error).__name__ == "PanicException"
         if str(error).startswith(origin) or not (is_panic or isinstance(error, Exception)):
             raise
-        raise ValueError(f"{origin}: not a vocabulary that `tokenizers` can use ({error})") from error
+        raise ValueError(f"{origin}: {fault} ({error})") from error
 
 
 def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, origin: str) -> tokenizers.Tokenizer:

@@ -21,7 +21,7 @@ from safelm.formats import gguf as gguf_format
 from safelm.formats.sources import read_model
 from safelm.io.gguf_file import GGUFFile
 from safelm.models import decoder as model
-from safelm.text import chat_template, template_worker
+from safelm.text import chat_template, stranger_worker
 from safelm.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["the cat sat on the mat"] * 3, 270)
@@ -232,7 +232,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_in_a_line(name, monkeypatch):
-    monkeypatch.setattr(template_worker, "render", functools.partial(template_worker.render, seconds=1.0))
+    monkeypatch.setattr(stranger_worker, "render", functools.partial(stranger_worker.render, seconds=1.0))
     started = time.monotonic()
     with pytest.raises(ValueError, match="chat template can't be rendered"):
         chat_template.render(
@@ -240,4 +240,4 @@ def test_a_hostile_template_ends_in_a_line(name, monkeypatch):
         )
     assert time.monotonic() - started < 30
     good = {"template": "{{ messages[0].content }}", "values": {"messages": [{"content": "still there"}]}}
-    assert template_worker.render(good) == "still there"
+    assert stranger_worker.render(good) == "still there"

@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
+from safelm.text import tokenizer_backend
 from safelm.text.tokenizer import Tokenizer
 
 PART_CHARACTERS = 1 << 16  # of a text are tokenised at once
@@ -39,6 +40,7 @@ class ChunkTokenizer:
       before, after: ids that begin and end every chunk (special tokens and the prefix).
       empty: the id that stands for a text without tokens where a chunk has nothing around it.
       pad_id: fills rows up to their bucket's length.
+      origin: names an encoder's tokenizer in errors.
     """
 
     backend: Tokenizer | tokenizers.Tokenizer
@@ -46,6 +48,7 @@ class ChunkTokenizer:
     after: tuple[int, ...] = ()
     empty: int | None = None
     pad_id: int = 0
+    origin: str = "tokenizer.json"
 
     def chunks(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, Chunk]]:
         """Every chunk with the index of its text, texts in order.
@@ -67,7 +70,8 @@ class ChunkTokenizer:
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         if isinstance(self.backend, Tokenizer):
             return self.backend.encode_batch(texts)
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        with tokenizer_backend.as_value_errors(self.origin, tokenizer_backend.UNCUT):
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def _cut(self, ids: np.ndarray, room: int, *, is_empty: bool) -> Iterator[Chunk]:
@@ -118,10 +122,7 @@ def of_encoder(folder: Path) -> ChunkTokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise ValueError(f"{path}: not a tokenizer.json that `tokenizers` can read ({error})") from error
+    backend = tokenizer_backend.from_json(path.read_bytes(), str(path))
     padding: dict[str, Any] = backend.padding or {}
     backend.no_truncation()
     backend.no_padding()
@@ -132,7 +133,8 @@ def of_encoder(folder: Path) -> ChunkTokenizer:
     if not plain or not starts:
         raise ValueError(f"{path}: its special tokens don't stand before and after the text")
     before, after = whole[: starts[0]], whole[starts[0] + len(plain) :]
-    return ChunkTokenizer(backend, tuple(before), tuple(after), empty=plain[0], pad_id=padding.get("pad_id", 0))
+    pad_id = padding.get("pad_id", 0)
+    return ChunkTokenizer(backend, tuple(before), tuple(after), empty=plain[0], pad_id=pad_id, origin=str(path))
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str, bool]]]:

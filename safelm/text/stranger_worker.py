@@ -1,8 +1,9 @@
-"""Renders chat templates of strangers in a process of their own, with limits of memory, time and output.
+"""Runs what strangers wrote in a process of its own, with limits of memory, time and output.
 
-A template is a program: it may loop for ever or fill the memory. Jinja's sandbox keeps it from files and attributes,
-this process from the rest. It starts with the first template, takes one line a rendering, and ends with its parent;
-one that was too slow or wrote too much is ended, and a new one takes its place.
+A chat template is a program: it may loop for ever or fill the memory. Jinja's sandbox keeps it from files and
+attributes, this process from the rest. So may the regular expressions inside a `tokenizer.json`, which are tried there
+before they are used (`safelm.text.patterns`). The process starts with the first request, takes one line each, and ends
+with its parent; one that was too slow or wrote too much is ended, and a new one takes its place.
 """
 
 import atexit
@@ -14,12 +15,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 SECONDS = 10.0  # of one rendering; a template takes about a millisecond
 MOST_BYTES = 16 * 2**20  # of a rendered conversation, as JSON
+_SECONDS_OF_CUTTING = 60.0  # on the clock; processor time has the limit above, too
 MEMORY = 512 * 2**20
-_PROGRAM = pathlib.Path(__file__).with_name("chat_jinja.py")
+_PROGRAM = pathlib.Path(__file__).with_name("stranger_program.py")
 _PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")  # of the environment: no secrets
 
 
@@ -28,7 +31,7 @@ class _Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def render(self, request: dict[str, Any], seconds: float, most_bytes: int) -> str:
+    def run(self, request: dict[str, Any], seconds: float, most_bytes: int) -> str:
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             try:
@@ -56,7 +59,7 @@ class _Worker:
             pipe_in.write(line)
             pipe_in.flush()
         except BrokenPipeError:
-            raise ValueError("the process that renders templates has ended") from None
+            raise ValueError("the process that runs it has ended") from None
         end, received = time.monotonic() + seconds, bytearray()
         while not received.endswith(b"\n"):
             if not select.select([pipe_out], [], [], max(0.0, end - time.monotonic()))[0]:
@@ -85,7 +88,12 @@ _worker = _Worker()
 
 def render(request: dict[str, Any], *, seconds: float = SECONDS, most_bytes: int = MOST_BYTES) -> str:
     """The text that a template ("template") makes of values ("values"); ValueError says why there is none."""
-    return _worker.render(request, seconds, most_bytes)
+    return _worker.run(request, seconds, most_bytes)
+
+
+def try_cutting(parts: dict[str, Any], texts: Sequence[str]) -> None:
+    """Tries a tokenizer's parts (by their names in `tokenizer.json`) on texts; ValueError says what is wrong."""
+    _worker.run({"parts": parts, "texts": list(texts)}, _SECONDS_OF_CUTTING, MOST_BYTES)
 
 
 def _forget() -> None:

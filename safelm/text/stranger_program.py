@@ -1,7 +1,8 @@
-"""Renders chat templates: one JSON line in, one out. `safelm.text.template_worker` runs this file as a process.
+"""Runs what strangers wrote: one JSON line in, one out. `safelm.text.stranger_worker` runs this file as a process.
 
-It imports nothing of ours, so that it starts at once and knows nothing. A line holds the template, the values that it
-may use, and the marks to put where `{% generation %}` begins and ends.
+It imports nothing of ours, so that it starts at once and knows nothing. A line holds a chat template, the values that
+it may use, and the marks to put where `{% generation %}` begins and ends; or the parts of a tokenizer that cut texts,
+and texts to try them on.
 """
 
 import datetime
@@ -10,12 +11,15 @@ import json
 import resource
 import signal
 import sys
+import time
 from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
+_SECONDS = 0.5  # of processor time for cutting one text, which takes some milliseconds
+_GROWTH = 64  # of a text by its normalizer
 _ANY_DAY = datetime.date(2026, 1, 1)  # for templates that tell the date: a score must not depend on it
 
 
@@ -59,14 +63,40 @@ def compiled(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
+def try_cutting(parts: dict[str, Any], texts: list[str]) -> None:
+    """Cuts texts as a tokenizer does; ValueError for one that takes too long or becomes too long."""
+    import tokenizers  # templates don't need it
+
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    spec = {"version": "1.0", "added_tokens": [], "post_processor": None, "model": model, **parts}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    for text in texts:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 4 * _SECONDS)  # `tokenizers` can't be interrupted, only ended
+        started = time.process_time()
+        normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+        if len(normal) > _GROWTH * len(text):
+            raise ValueError(f"it makes {len(normal)} characters of {len(text)}")
+        if backend.pre_tokenizer is not None:
+            backend.pre_tokenizer.pre_tokenize_str(normal)
+        if backend.decoder is not None:
+            backend.decoder.decode([text])
+        if time.process_time() - started > _SECONDS:
+            raise ValueError(f"a text of {len(text)} characters takes longer than {_SECONDS:g} seconds")
+
+
 def answer(line: bytes) -> dict[str, str]:
     """The reply to one line: "text", or "error" with why there is none."""
     request = json.loads(line)
     try:
+        if "texts" in request:
+            try_cutting(request["parts"], request["texts"])
+            return {"text": ""}
         return {"text": compiled(request["template"]).render(**request["values"])}
     except MemoryError:
         return {"error": "it needs too much memory"}
-    except Exception as error:  # a template may raise anything
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a template may raise anything, a panic of `tokenizers` is no Exception
         return {"error": " ".join(str(error).split())[:300] or type(error).__name__}
 
 
