@@ -1,1 +1,1 @@
-"""Compiling for a TPU slice that is not there: does a config fit, and how fast can it be."""
+"""Compiles for a TPU slice without having one: does a config fit, and how fast can it be?"""

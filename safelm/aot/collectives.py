@@ -1,13 +1,13 @@
-"""The collectives of a compiled program: how often, how many bytes a chip sends, over which network, for how long.
+"""Finds a compiled program's collectives: how often they run, the bytes a chip sends, the network and the time.
 
 With n chips in a group and `in` the bytes a chip puts in, a chip sends: all-gather in x (n - 1), reduce-scatter and
 all-to-all in x (n - 1) / n, all-reduce 2 in x (n - 1) / n, collective-permute in. So a parameter of P bytes that FSDP
 keeps in n shards costs P (n - 1) / n every time it is gathered (forward, and again in the backward pass) and as much
-for its gradient: that sum is what the tests hold this module to.
+for its gradient; the tests check this module against that sum.
 
-Time on ICI is bytes / rate, where a group uses the links of every axis of the slice it reaches over: both directions
-of a ring, one of a line. Permutes are routed axis by axis, and the busiest link of all that stand together decides.
-Between slices (DCN) it is bytes / a chip's share of its host's network. Latency is left out.
+Time on ICI is bytes / rate, where a group uses the links along every axis of the slice that it spans: both directions
+of a ring, one of a line. Permutes are routed axis by axis, and the busiest link of consecutive permutes decides.
+Between slices (DCN) time is bytes / a chip's share of its host's network. Latency is ignored.
 """
 
 import collections
@@ -26,7 +26,7 @@ from safelm.aot.topology import Slice
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of the program; `num_bytes` and `seconds` are of one run of it, on one chip."""
+    """A collective of the program; `num_bytes` and `seconds` are those of one run on one chip."""
 
     kind: str
     computation: str
@@ -41,7 +41,7 @@ class Collective:
 
 
 class Network:
-    """Where the partitions of a program sit: partition i on `devices[i]`, as in the mesh it was compiled for."""
+    """Where a program's partitions run: partition i on `devices[i]`, as in the mesh it was compiled for."""
 
     def __init__(self, tpu: Slice, devices: Sequence[Any]):
         self._tpu = tpu
@@ -53,7 +53,7 @@ class Network:
         return any(len({self._places[member][0] for member in group}) > 1 for group in groups)
 
     def ici_rate(self, group: Sequence[int]) -> float | int:
-        """Bytes/s with which a chip of the group can send to the others."""
+        """Bytes/s at which a chip of the group can send to the others."""
         rate = 0.0
         for axis, (length, is_ring) in enumerate(zip(self._tpu.shape, self._tpu.rings(), strict=True), start=1):
             reach = len({self._places[member][axis] for member in group})
@@ -62,7 +62,7 @@ class Network:
         return rate or math.inf
 
     def permute_seconds(self, permutes: Sequence[tuple[int, Sequence[tuple[int, int]]]]) -> float | int:
-        """Of permutes (bytes, pairs of source and target) that run together: of the link with most to carry."""
+        """Seconds of permutes (bytes, pairs of source and target) that run together, set by the busiest link."""
         load: dict[tuple, float] = collections.defaultdict(float)
         for num_bytes, pairs in permutes:
             for source, target in pairs:
@@ -84,7 +84,7 @@ class Network:
 
 
 def find(module: Module, network: Network, tpu: Slice) -> list[Collective]:
-    """Every collective that the program runs, each start and done pair once."""
+    """Every collective that the program runs; a start and its done count once."""
     found = []
     for name, runs in module.runs.items():
         permutes = []
@@ -114,13 +114,13 @@ def find(module: Module, network: Network, tpu: Slice) -> list[Collective]:
 
 
 def sent_bytes(kind: str, in_bytes: int, size: int) -> int:
-    """What a chip of a group of this size sends when it puts in `in_bytes`."""
+    """The bytes that a chip in a group of `size` sends when its input has `in_bytes`."""
     shares = {"all-gather": size - 1, "all-reduce": 2 * (size - 1) / size, "collective-permute": 1}
     return round(in_bytes * shares.get(kind, (size - 1) / size))
 
 
 def totals(collectives: Iterable[Collective]) -> dict[str, dict[str, Any]]:
-    """By network and kind, over an update: how many, bytes a chip sends, seconds, and the bytes by dtype."""
+    """Totals of an update by network and kind: count, bytes a chip sends, seconds, and bytes by dtype."""
     sums: dict[str, dict[str, Any]] = {}
     for c in collectives:
         entry = sums.setdefault(f"{c.network} {c.kind}", {"count": 0, "bytes": 0, "seconds": 0.0, "bytes_by_dtype": {}})
@@ -132,7 +132,7 @@ def totals(collectives: Iterable[Collective]) -> dict[str, dict[str, Any]]:
 
 
 def _collectives_of(module: Module, name: str) -> Iterable[tuple[str, Instruction, bool]]:
-    """(computation it stands in, collective, is it asynchronous) of what `name` runs itself, fusions included."""
+    """(its computation, collective, whether it is asynchronous) of all that `name` runs itself, fusions included."""
     for instruction in module.computations[name].values():
         if instruction.opcode == "send" and "megascale" in instruction.attributes:
             yield name, instruction, True
@@ -143,7 +143,7 @@ def _collectives_of(module: Module, name: str) -> Iterable[tuple[str, Instructio
 
 
 def _is_started(module: Module, name: str) -> bool:
-    """Whether an async-start runs a computation, as its whole work."""
+    """Whether an async-start runs this computation as its whole work."""
     return any(
         name in (called for _, called in instruction.called())
         for computation in module.computations.values()
@@ -187,7 +187,7 @@ def _pairs(instruction: Instruction) -> list[tuple[int, int]]:
 
 
 def replica_groups(attributes: str, num_devices: int) -> list[list[int]]:
-    """The groups of a collective, in any of XLA's three spellings; all devices where none is given."""
+    """The groups of a collective, in any of XLA's three notations; without groups, all devices."""
     if match := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes):
         groups = [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
         return groups or [list(range(num_devices))]
@@ -219,7 +219,7 @@ def _mesh_groups(sizes: Mapping[str, int], chosen: Sequence[str]) -> list[list[i
 
 
 def largest(collectives: Iterable[Collective], count: int) -> list[dict[str, Any]]:
-    """The collectives that take longest over an update, alike ones together."""
+    """The collectives that take longest in an update, with equal ones merged."""
     key = lambda c: (c.network, c.kind, c.dtype, c.num_bytes, c.runs, c.origin)  # noqa: E731
     groups = [list(group) for _, group in itertools.groupby(sorted(collectives, key=key), key)]
     groups.sort(key=lambda group: -sum(c.runs * c.seconds for c in group))

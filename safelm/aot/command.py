@@ -1,4 +1,4 @@
-"""The command's flags, and what they ask for."""
+"""The command's flags and what it runs for them."""
 
 import sys
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for everything found.")
 
 
 def with_default_mesh(config: ConfigDict, tpu: aot_topology.Slice) -> ConfigDict:
-    """The config; a mesh as in the defaults, which says nothing, becomes fsdp over a slice and data over the slices."""
+    """The config, with a default mesh replaced by fsdp over a slice and data over the slices."""
     if dict(config.mesh) != dict(train_config.default_config().mesh):
         return config
     config = config.copy_and_resolve_references().unlock()
@@ -40,7 +40,9 @@ def with_default_mesh(config: ConfigDict, tpu: aot_topology.Slice) -> ConfigDict
 
 
 def run(config: ConfigDict, tpu: aot_topology.Slice, *, plan: bool, max_compiles: int) -> dict:
-    """Compiles one config, or plans; prints as it goes and returns the report. Raises ValueError for bad input."""
+    """Compiles one config, or searches for a plan; prints progress and returns the report. Raises ValueError for bad
+    input.
+    """
     config, model_config = train_config.resolve_sizes(config)
     if not plan:
         compiled = aot_program.compile_step(config, model_config, tpu)
@@ -51,7 +53,7 @@ def run(config: ConfigDict, tpu: aot_topology.Slice, *, plan: bool, max_compiles
 
 
 def run_decode(config: ConfigDict, tpu: aot_topology.Slice) -> dict:
-    """Compiles a step of decoding; prints and returns the report. Raises ValueError for bad input."""
+    """Compiles a decoding step; prints and returns the report. Raises ValueError for bad input."""
     found = aot_decode.decode_report(
         train_config.resolve_sizes(config)[1],
         tpu,
@@ -94,5 +96,5 @@ def _fail(line: str, code: int = 2) -> None:
 
 
 def command() -> None:
-    """The command: parses its flags and runs."""
+    """Parses the command's flags and runs it."""
     app.run(_main, flags_parser=lambda arguments: train_flags.parse(arguments, _fail))

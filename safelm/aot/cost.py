@@ -1,4 +1,4 @@
-"""How long a compiled step takes at best: a roofline over its instructions, with loops counted as often as they run.
+"""Estimates a compiled step's best time: a roofline over its instructions, with loops counted as often as they run.
 
     an instruction  max(FLOPs / peak FLOP/s, bytes of HBM read and written / HBM bytes/s)
     a computation   max(its instructions one after the other, inner loops included,
@@ -6,9 +6,9 @@
                         its asynchronous collectives) + its other collectives
     a step          the entry computation
 
-Everything runs at the chip's peak rate, so the estimate is what the program can't beat; latencies, pipelining, tile
-padding and vector units are left out. The compiler's own count of cycles for an instruction knows those: the same sum
-with it, where it is more, is the second estimate. Still a count and not a measurement.
+Everything is assumed to run at the chip's peak rate, so the program can't be faster; latencies, pipelining, tile
+padding and vector units are ignored. The compiler's cycle count of an instruction includes those: the second estimate
+is the same sum with the cycle count wherever it is larger. Both are computed, not measured.
 """
 
 import collections
@@ -23,7 +23,12 @@ from safelm.aot.work import AHEAD, flops_of, hbm_bytes_of
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one step on one chip. `seconds` is the roofline above, `serial_seconds` the same with nothing overlapping."""
+    """The cost of one step on one chip.
+
+    Attributes:
+      seconds: the roofline above.
+      serial_seconds: the same with nothing overlapping.
+    """
 
     flops: float | int
     kernel_flops: float | int  # those of them in attention kernels
@@ -39,7 +44,7 @@ class Cost:
 
 @dataclasses.dataclass
 class _Own:
-    """Of one run of a computation, without the loops in it."""
+    """The cost of one run of a computation, without its loops."""
 
     busy: float = 0.0  # seconds of its instructions
     busy_by_cycles: float = 0.0
@@ -88,7 +93,7 @@ def estimate(module: Module, found: Sequence[Collective], chip: Chip, peak_flops
 def _seconds(
     module: Module, own: dict[str, _Own], name: str, *, overlap: bool = True, by_cycles: bool = False
 ) -> float:
-    """Of one run of a computation, with the loops in it."""
+    """Seconds of one run of a computation, with its loops."""
     mine = own[name]
     busy = mine.busy_by_cycles if by_cycles else mine.busy
     for instruction in module.computations[name].values():

@@ -1,10 +1,10 @@
-"""Compiles one step of decoding for a TPU slice, without a TPU: what it must read, and what the program moves.
+"""Compiles a decoding step for a TPU slice without a TPU, and compares the bytes it must read with those it moves.
 
-A step of any method reads the weights once and the cache once; that, over the memory's bandwidth, is the floor of its
-time. The compiled program's own count of bytes, and a roofline over its instructions, say how near it comes.
+A step of any method reads the weights and the cache once; these bytes divided by the memory's bandwidth are a lower
+bound of its time. The compiled program's byte count and roofline show how close it comes.
 
-SmolLM2-1.7B, one greedy prompt with 1,024 positions of cache, bfloat16, on a v5e chip: the floor is 3.376 GiB, the
-count 3.219 (0.95x: some of what is fetched ahead of time escapes it), 4.2 to 4.4 ms a step, 237 tokens/s at best.
+SmolLM2-1.7B, one greedy prompt with 1,024 positions of cache, bfloat16, on a v5e chip: the lower bound is 3.376 GiB and
+the count 3.219 (0.95x, since it misses some prefetches), 4.2 to 4.4 ms a step, 237 tokens/s at best.
 """
 
 import functools
@@ -35,10 +35,10 @@ def decode_report(
     cache_len: int,
     weights: str = "bfloat16",
 ) -> dict[str, Any]:
-    """What a step over `num_prompts` prompts with `cache_len` positions of cache per row does on each chip.
+    """The bytes and seconds of a decoding step over `num_prompts` prompts with `cache_len` cached positions each.
 
-    Bytes are of one chip; `floor_bytes` are the weights (an embedding's table only where it is the logits' kernel) and
-    the whole cache, read once. Weights are split over the slice's chips by the "tensor" axis.
+    Bytes are those of one chip; `floor_bytes` counts the weights (an embedding table only if it is also the output
+    kernel) and the whole cache, each read once. The "tensor" axis splits the weights over the slice's chips.
 
     Raises ValueError for a slice that doesn't divide the model, or where libtpu is not installed.
     """
@@ -87,19 +87,19 @@ def decode_report(
 
 
 def _on(tree: Any, shardings: Any) -> Any:
-    """Abstract arrays with their place on the mesh."""
+    """The abstract arrays, placed on the mesh."""
     put = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
     return jax.tree.map(put, tree, shardings)
 
 
 def _bytes(tree: Any) -> int:
-    """Of one chip's share."""
+    """Bytes of one chip's share of the arrays."""
     leaves = jax.tree.leaves(tree)
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """For the terminal."""
+    """The report as lines for the terminal."""
     return [
         f"{found['method']}, {found['num_prompts']} prompts, cache of {found['cache_len']}, {found['weights']} weights "
         f"on {found['topology']}: one step of decoding",

@@ -1,7 +1,7 @@
-"""Reads the text of a compiled XLA program: its computations, what calls what how often, its collectives and products.
+"""Parses the text of a compiled XLA program: its computations, their calls and counts, collectives and products.
 
 XLA's own cost analysis counts the body of a loop once. Here every computation gets the number of times it runs
-(`Module.runs`), so that what stands in the loop over layers or over micro-batches counts as often as it happens.
+(`Module.runs`), so that the body of the loop over layers or micro-batches counts as often as it runs.
 
 Shapes are those of one device. A layout's `S(n)` says that a buffer is not in HBM (1: VMEM).
 """
@@ -21,7 +21,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """An array: `memory_space` 0 is HBM."""
+    """An array of the program; `memory_space` 0 is HBM."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -43,7 +43,13 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `buffers` are the arrays it gives (several for a tuple), `operands` names, `attributes` the rest."""
+    """One line of the program.
+
+    Attributes:
+      buffers: the arrays it yields (several for a tuple).
+      operands: the names of its inputs.
+      attributes: the rest of the line.
+    """
 
     name: str
     opcode: str
@@ -58,12 +64,12 @@ class Instruction:
         return sum(buffer.num_bytes for buffer in self.buffers)
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of a regular expression in the attributes."""
+        """The first group of a regular expression that matches in the attributes."""
         match = re.search(pattern, self.attributes)
         return match and match[1]
 
     def called(self) -> list[tuple[str, str]]:
-        """(role, computation) for what it calls: calls, to_apply, body, condition, branch_computations."""
+        """(role, computation) of everything it calls: calls, to_apply, body, condition, branch_computations."""
         found = re.findall(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)", self.attributes)
         for group in re.findall(r"branch_computations=\{([^}]*)\}", self.attributes):
             found += [("branch", name.strip().lstrip("%")) for name in group.split(",")]
@@ -73,14 +79,14 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program: computations by name, each a list of instructions in order."""
+    """A program: its computations by name, each a list of instructions in order."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often an update runs every computation that holds its work: the entry, loops' bodies, branches, calls."""
+        """How often an update runs each computation that holds work: the entry, loop bodies, branches, calls."""
         counts: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:
@@ -96,7 +102,9 @@ class Module:
         return counts
 
     def trips(self, caller: str, loop: Instruction) -> int:
-        """How often a loop runs: as XLA says, or from its counter's start, step and bound. ValueError if neither."""
+        """A loop's trip count, as XLA states it or from its counter's start, step and bound. Raises ValueError for
+        neither.
+        """
         if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
             return int(known)
         called = {role: self.computations[name] for role, name in loop.called()}
@@ -114,14 +122,14 @@ class Module:
         return max(-(-(stop - (start or 0)) // step), 0)
 
     def work(self) -> Iterator[tuple[str, int, Instruction]]:
-        """(computation, how often it runs, instruction) for all that is run, fusions as one instruction."""
+        """(computation, number of runs, instruction) of everything that is run; a fusion is one instruction."""
         for name, times in self.runs.items():
             for instruction in self.computations[name].values():
                 yield name, times, instruction
 
 
 def parse(text: str) -> Module:
-    """The module of `compiled.as_text()`. Raises ValueError if there is no entry computation in it."""
+    """Parses `compiled.as_text()`. Raises ValueError if it has no entry computation."""
     lines: dict[str, list[str]] = {}
     entry, current = None, None
     for line in text.splitlines():
@@ -180,7 +188,7 @@ def _root(computation: dict[str, Instruction]) -> Instruction:
 
 
 def _constant(computation: dict[str, Instruction], name: str) -> int | None:
-    """The integer behind a name, through copies, or None."""
+    """The integer that a name stands for, looking through copies; None if it is not a constant."""
     instruction = computation[name]
     while instruction.opcode in ("copy", "bitcast", "convert", "reshape"):
         instruction = computation[instruction.operands[0]]
@@ -189,7 +197,7 @@ def _constant(computation: dict[str, Instruction], name: str) -> int | None:
 
 
 def _step(body: dict[str, Instruction], name: str) -> int:
-    """What a loop's body adds to its counter; 1 where it isn't a plain sum."""
+    """The increment of a loop's counter; 1 if it isn't a plain sum."""
     instruction = body[name]
     while instruction.opcode in ("copy", "bitcast"):
         instruction = body[instruction.operands[0]]

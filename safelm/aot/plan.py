@@ -1,6 +1,6 @@
-"""Finds the mesh, remat policy and gradient accumulation with which a config's step fits a slice and is fastest.
+"""Finds the mesh, remat policy and gradient accumulation that make a config's step fit a slice and run fastest.
 
-Compiling takes minutes, so first all combinations are estimated from shapes:
+Compiling takes minutes, so all combinations are first estimated from shapes:
 
     memory   `safelm.train.plan.memory_estimate`; what needs more than 1.25 times a chip's HBM is dropped
     compute  model FLOPs / peak, times 4/3 with remat full, and with dots once more the attention's forward
@@ -9,9 +9,9 @@ Compiling takes minutes, so first all combinations are estimated from shapes:
              data centre's network; tensor reduces a micro-batch's activations [tokens, D] six times a layer
     time     max(compute, network) + a tenth of the smaller one, only to rank by
 
-Then the best are compiled, one after the other, until as many as asked for are done or no estimate of compute alone
-beats the best compiled so far. Among the compiled ones that fit, the shortest step wins: by the compiler's cycle counts
-where the chip's clock is known, else by the roofline.
+The best are then compiled one by one, until the requested number is reached or no other's compute time alone beats the
+best so far. Of those that fit, the shortest step wins, by the compiler's cycle counts if the chip's clock is known and
+by the roofline otherwise.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ REMATS = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to run the step, with its estimates: bytes on a chip, seconds."""
+    """One way to run the step, with its estimated bytes per chip and seconds."""
 
     data: int
     fsdp: int
@@ -56,7 +56,7 @@ class Candidate:
         return max(self.compute, self.network) + 0.1 * min(self.compute, self.network)
 
     def flags(self) -> str:
-        """The flags of `safelm.train` and `safelm.aot`."""
+        """Its flags for `safelm.train` and `safelm.aot`."""
         mesh = f"--config.mesh.data={self.data} --config.mesh.fsdp={self.fsdp} --config.mesh.tensor={self.tensor}"
         return f"{mesh} --config.model.remat={self.remat} --config.grad_accum_steps={self.grad_accum_steps}"
 
@@ -70,7 +70,7 @@ class Candidate:
 
 
 def candidates(config: ConfigDict, model_config: ModelConfig, tpu: Slice) -> list[Candidate]:
-    """Every combination that divides, with its estimates, fastest first; what can't fit is among them."""
+    """All combinations that divide evenly, fastest first by estimate; some may not fit."""
     devices = aot_topology.devices(tpu)
     optimizer = train_program.configured_optimizer(config.optimizer, model_config)
     peak = tpu.num_chips * train_metrics.peak_flops(devices[0].device_kind)
@@ -111,7 +111,7 @@ def _meshes(c: ModelConfig, tpu: Slice) -> Iterator[tuple[int, int, int]]:
 
 
 def _accumulations(batch_size: int, shards: int) -> list[int]:
-    """Numbers of micro-batches that leave every chip the same number of rows, at least one."""
+    """The numbers of micro-batches that give every chip the same number of rows, at least one."""
     rows = batch_size // shards
     return [steps for steps in range(1, rows + 1) if rows % steps == 0] if batch_size % shards == 0 else []
 
@@ -124,7 +124,7 @@ def _flops(c: ModelConfig, config: ConfigDict) -> float | int:
 
 
 def _rates(mesh: Any, tpu: Slice) -> dict[str, float | int]:
-    """Bytes/s along every axis of a mesh; data over several slices is as fast as the network between them."""
+    """Bytes/s along each axis of a mesh; data over several slices is as fast as the network between them."""
     network = Network(tpu, list(mesh.devices.flat))
     ids = np.arange(mesh.size).reshape(mesh.devices.shape)
     groups = {"data": ids[:, 0, 0].tolist(), "fsdp": ids[0, :, 0].tolist(), "tensor": ids[0, 0, :].tolist()}
@@ -145,7 +145,8 @@ def _network_seconds(
 
 
 def plan(config: ConfigDict, model_config: ModelConfig, tpu: Slice, *, max_compiles: int) -> dict[str, Any]:
-    """Compiles the most promising candidates and prints them; returns the best one's report with all that was tried.
+    """Compiles and prints the most promising candidates; returns the best one's report with a list of all that were
+    tried.
 
     Raises ValueError if nothing divides over the slice.
     """

@@ -1,4 +1,4 @@
-"""Compiles a run's training step, the real one, for a TPU slice that need not be there."""
+"""Compiles a run's real training step for a TPU slice that need not exist."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from safelm.train import step as train_step
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of HBM on one chip. What is aliased is counted once: the new state takes the place of the old one."""
+    """Bytes of HBM on one chip. Aliased memory counts once, since the new state replaces the old one."""
 
     arguments: int
     outputs: int
@@ -30,12 +30,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a step.
+    """The result of compiling a step.
 
     Attributes:
-      text: the optimised program, of one device.
-      memory: None if XLA refused the program because it needs more than a chip has; `needed` says how much, in bytes.
-      counted_flops: by XLA's cost analysis, which counts what a loop repeats once.
+      text: the optimised program of one device.
+      memory: None if XLA refused the program because it needs more than a chip has.
+      needed: the bytes it would then need.
+      counted_flops: FLOPs by XLA's cost analysis, which counts a loop's body once.
     """
 
     mesh: jax.sharding.Mesh
@@ -48,7 +49,7 @@ class Compiled:
 
 
 def compile_step(config: ConfigDict, model_config: ModelConfig, tpu: aot_topology.Slice) -> Compiled:
-    """Compiles the step of a resolved config; its `mesh` must be of the slice's size.
+    """Compiles the step of a resolved config whose `mesh` has the slice's size.
 
     Raises ValueError for a mesh, batch, model or attention kernel that doesn't fit the slice's devices.
     """
@@ -75,7 +76,7 @@ def compile_step(config: ConfigDict, model_config: ModelConfig, tpu: aot_topolog
 
 
 def needed_bytes(message: str) -> int | None:
-    """What a program would need, from XLA's refusal; None if the message doesn't say."""
+    """The memory that a program would need, from XLA's refusal; None if the message doesn't say."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     patterns = (r"\(([\d.]+)([KMGT]?)\) exceeds available", r"Used ([\d.]+)([KMGT]?) of", r"allocate ([\d.]+)([KMGT]?)")
     for pattern in patterns:

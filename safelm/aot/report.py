@@ -1,4 +1,4 @@
-"""The findings of ahead-of-time compilation as a dict for JSON; `safelm.aot.table` makes it readable."""
+"""The findings about a compiled step as a dict for JSON; `safelm.aot.table` prints them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ SETTINGS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "grad_accum_steps", "model.
 def report(
     config: ConfigDict, model_config: ModelConfig, tpu: aot_topology.Slice, compiled: Compiled
 ) -> dict[str, Any]:
-    """Everything known about a compiled step, ready for JSON: bytes, FLOPs and seconds of one update on one chip."""
+    """Everything known about a compiled step: bytes, FLOPs and seconds of one update on one chip."""
     peak = train_metrics.peak_flops(compiled.mesh.devices.flat[0].device_kind)
     tokens = config.batch_size * config.seq_len
     model_flops = tokens * model_config.flops_per_token(config.seq_len)
@@ -54,7 +54,7 @@ def report(
 
 
 def settings(config: ConfigDict, mesh_shape: Mapping[str, int]) -> dict[str, Any]:
-    """The fields that decide memory and speed, as they are in `config`, the mesh as it was made."""
+    """The fields of `config` that decide memory and speed, with the mesh as it was made."""
     values = {name: get_field(config, name) for name in SETTINGS}
     return values | {f"mesh.{axis}": size for axis, size in mesh_shape.items()} | {"batch_size": config.batch_size}
 
@@ -102,7 +102,9 @@ def _from_program(
 def score_buffers(
     module: aot_hlo.Module, config: ConfigDict, model_config: ModelConfig, mesh_shape: Mapping[str, int]
 ) -> list[str]:
-    """Arrays of all attention scores of a layer, [rows, heads, T, T] in any order, that the program keeps in memory."""
+    """The arrays with all attention scores of a layer, [rows, heads, T, T] in any order, that the program keeps in
+    memory.
+    """
     rows = config.batch_size // config.grad_accum_steps // (mesh_shape["data"] * mesh_shape["fsdp"])
     heads, length = model_config.num_heads // mesh_shape["tensor"], config.seq_len
     found = set()

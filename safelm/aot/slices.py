@@ -1,12 +1,12 @@
-"""Scaling on paper: one config on slices of growing size, from ahead-of-time compilation (no TPU needed).
+"""Estimates how one config scales over slices of growing size by compiling for them, without a TPU.
 
-    python -m safelm.aot.slices --config=configs/smollm2_1b7.py --topologies=v5e:4x4,v5e:8x8,v5e:16x16 \
+    python -m safelm.aot.slices --config=configs/smollm2_1b7.py --topologies=v5e:4x4,v5e:8x8,v5e:16x16 \\
         [--output=DIR] [--plan] [--config.a.b=value ...]
 
-Every slice splits parameters over all its chips and has the micro-batches of `--rows` rows a chip (or, with `--plan`,
-whatever `safelm.aot --plan` finds). Prints a Markdown table: step time at best and by the compiler's cycle counts, the
-collectives' share of the step and what of it nothing hides. The last line says from how many chips on the same batch
-would be bound by communication, with the compute of a chip and the gathering of all parameters both extrapolated.
+Every slice splits parameters over all its chips and has micro-batches of `--rows` rows a chip (with `--plan`, the
+settings that `safelm.aot --plan` finds). Prints a Markdown table: step time at best and by the compiler's cycle counts,
+the collectives' share of the step and the part of it that is not overlapped. The last line extrapolates the number of
+chips from which the same batch would be bound by communication.
 """
 
 import json
@@ -32,7 +32,7 @@ _HEADS = (
 
 
 def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[str]) -> dict:
-    """The report of one `safelm.aot`; its table goes to standard error."""
+    """The report of one `safelm.aot`; the table that it prints goes to standard error."""
     path = folder / f"{topology.replace(':', '_')}.json"
     command = [sys.executable, "-m", "safelm.aot", f"--config={config}", f"--topology={topology}", f"--output={path}"]
     done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, text=True, check=False)
@@ -43,7 +43,7 @@ def compile_for(config: str, topology: str, folder: pathlib.Path, flags: list[st
 
 
 def row(found: dict) -> list[str]:
-    """A slice's cells."""
+    """A slice's cells of the table."""
     values, memory = found["settings"], found["memory"]
     cells = [found["topology"], str(found["chips"]), f"{values['model.remat']}, {values['grad_accum_steps']}"]
     if "time" not in found:
@@ -61,7 +61,9 @@ def row(found: dict) -> list[str]:
 
 
 def bound_from(found: dict) -> str:
-    """Chips from which collectives outlast compute: both shrink with the rows of a chip, down to one row each."""
+    """The number of chips from which collectives take longer than compute; both shrink with a chip's rows, down to
+    one.
+    """
     values, time = found["settings"], found["time"]
     rows = values["batch_size"] // found["chips"]
     per_gather = time["collectives"] / values["grad_accum_steps"]

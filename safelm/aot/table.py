@@ -1,4 +1,4 @@
-"""A report of ahead-of-time compilation as lines for people, with what to change."""
+"""Prints a report of ahead-of-time compilation, with advice on what to change."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from safelm.aot.topology import GIB
 
 
 def rows_per_chip(values: Mapping[str, Any]) -> int:
-    """Rows of a micro-batch on one chip."""
+    """A micro-batch's rows on one chip."""
     return values["batch_size"] // values["grad_accum_steps"] // (values["mesh.data"] * values["mesh.fsdp"])
 
 
 def advice(found: Mapping[str, Any]) -> str:
-    """What to change: to make it fit, or to make it faster."""
+    """Advice on how to make the step fit, or how to make it faster."""
     values = found["settings"]
     if not found["fits"]:
         return _to_make_it_fit(values, found["chips"] // found["slices"])
@@ -47,7 +47,7 @@ def _to_make_it_fit(values: Mapping[str, Any], chips_of_a_slice: int) -> str:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The report as a table of text."""
+    """The report as lines of text."""
     values, memory, attention = found["settings"], found["memory"], found["attention"]
     axes = " x ".join(f"{axis} {values[f'mesh.{axis}']}" for axis in ("data", "fsdp", "tensor"))
     slices = f"{found['slices']} slices of " if found["slices"] > 1 else ""

@@ -1,9 +1,9 @@
-"""TPU slices by name, and what their chips can do: devices to compile for without having one.
+"""TPU slices by name and the properties of their chips, as devices to compile for without a TPU.
 
 The numbers are those of the pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: HBM bandwidth, "ICI bandwidth per
-chip" divided by its ports (one link, one way), "data center network bandwidth per Pod" divided by its chips (v4, v5p:
-a host's network card divided by its four chips). `hbm_bytes` is what the compiler lets a program have, a little less
-than the chip has (it says so where it refuses a program). FLOP/s: `safelm.train.metrics.PEAK_FLOPS`.
+chip" divided by its ports (one link, one way), "data center network bandwidth per Pod" divided by its chips (v4, v5p: a
+host's network card divided by its four chips). `hbm_bytes` is what the compiler allows a program, a little less than
+the chip has (its refusals state the figure). FLOP/s: `safelm.train.metrics.PEAK_FLOPS`.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ class Chip:
     """One generation of TPU.
 
     Attributes:
-      shapes: the slices that can be rented, as chips along each axis.
-      hbm_bytes: of a chip, as the compiler counts.
-      hbm_rate: bytes/s.
+      shapes: available slices, as chips along each axis.
+      hbm_bytes: memory of a chip, as the compiler counts it.
+      hbm_rate: memory bandwidth in bytes/s.
       link_rate: bytes/s of one ICI link in one direction; a chip has two links along each axis of the slice.
-      dcn_rate: bytes/s between slices, a chip's share, in one direction.
+      dcn_rate: a chip's share of the network between slices, in bytes/s and one direction.
       clock_rate: cycles/s of a core, to read the compiler's cycle counts; None where it isn't published.
       wraps_at: an axis of this many chips (or a multiple) is a ring, a shorter one a line.
-      options: of `get_topology_desc`.
+      options: arguments of `get_topology_desc`.
     """
 
     shapes: Sequence[tuple[int, ...]]
@@ -82,13 +82,13 @@ class Slice:
         return self.num_slices * math.prod(self.shape)
 
     def rings(self) -> tuple[bool, ...]:
-        """For every axis of a slice, whether its ends are linked; in three dimensions all are or none."""
+        """For every axis of a slice, whether its ends are linked; in three dimensions all axes are rings or none."""
         long = [length % self.chip.wraps_at == 0 for length in self.shape]
         return tuple(long) if len(self.shape) == 2 else (all(long),) * len(long)
 
 
 def parse(name: str, num_slices: int = 1) -> Slice:
-    """A slice by a name such as v5e:4x4; ValueError with the names that exist for one that doesn't."""
+    """The slice with a name such as v5e:4x4. Raises ValueError listing the names that exist."""
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
     generation = match[1] if match else name.split(":")[0]
     if match is None or generation not in CHIPS:
@@ -110,16 +110,16 @@ def _spelled(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 def set_environment() -> None:
-    """Lets libtpu start without a TPU; to be called before JAX is used. What is set stays; JAX itself uses the CPU."""
+    """Sets what libtpu needs to start without a TPU, and puts JAX on the CPU. Call it before JAX is used."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
 
 
 def devices(tpu: Slice) -> list[jax.Device]:
-    """The slice's devices, to make a mesh of and to compile for; nothing can be run on them.
+    """The slice's devices, for making a mesh and compiling; they can't run anything.
 
-    Raises ValueError where libtpu is not installed.
+    Raises ValueError if libtpu is not installed.
     """
     from jax.experimental import topologies
 

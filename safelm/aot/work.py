@@ -1,7 +1,7 @@
-"""What one instruction of a compiled program computes and moves: FLOPs of matrix products, bytes of HBM.
+"""Counts the work of one instruction of a compiled program: FLOPs of matrix products, bytes of HBM.
 
-A slice of a stacked parameter counts as the slice, an update in place as what is written, what a fusion only carries
-through as nothing. The attention kernel is a black box to XLA, so its products are counted here: two in the forward,
+Only the slice of a stacked parameter counts, only the written part of an in-place update, and nothing that a fusion
+merely passes through. XLA can't look into the attention kernel, so its products are counted here: two in the forward,
 five in the backward kernel, at the causal half, with head_dim padded to the matrix unit's 128 lanes (as the chip
 computes them).
 """
@@ -24,7 +24,7 @@ _NO_TRAFFIC = {
 
 
 def flops_of(module: Module, computation: str, instruction: Instruction) -> tuple[float | int, float | int]:
-    """(of matrix products, of attention kernels) in an instruction, its fused ones included."""
+    """(FLOPs of matrix products, FLOPs of attention kernels) of an instruction, fused ones included."""
     if instruction.opcode == "fusion":
         inner = [
             flops_of(module, name, each)
@@ -45,7 +45,7 @@ def flops_of(module: Module, computation: str, instruction: Instruction) -> tupl
 
 
 def _convolution_flops(instruction: Instruction, image: Buffer, kernel: Buffer) -> float:
-    """TPUs spell products as convolutions; positions of the window that fall into padding do not count."""
+    """FLOPs of a convolution, TPUs' form of a product; window positions that fall into padding do not count."""
     image_dims, kernel_dims, out_dims = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", instruction.attribute(r"window=\{([^}]*)\}") or ""))
     macs = kernel.dims[kernel_dims.index("i")]
@@ -72,7 +72,7 @@ def _window_value(window: dict[str, str], name: str, axis: int, default: int) ->
 def _valid_positions(
     out: int, kernel: int, image: int, *, stride: int, padding: int, image_dilation: int, kernel_dilation: int
 ) -> int:
-    """Pairs of an output and a kernel position that meet an element of the image."""
+    """The number of (output, kernel) positions that meet an element of the image."""
     if kernel == 1 and image_dilation == 1 and padding == 0:
         return out
     reach = (image - 1) * image_dilation
@@ -81,7 +81,7 @@ def _valid_positions(
 
 
 def attention_kernels(module: Module) -> dict[str, int]:
-    """The Pallas kernels of the program and how often an update runs each."""
+    """The program's Pallas kernels and how often an update runs each."""
     counts: collections.Counter[str] = collections.Counter()
     for _, runs, instruction in module.work():
         if instruction.opcode == "custom-call" and _KERNEL in instruction.attributes:
@@ -90,7 +90,7 @@ def attention_kernels(module: Module) -> dict[str, int]:
 
 
 def _kernel_flops(module: Module, computation: str, instruction: Instruction) -> float:
-    """Of splash attention, from its operands: queries [B, N, T, H] and keys [B, K, S, H]."""
+    """FLOPs of splash attention, from its operands: queries [B, N, T, H] and keys [B, K, S, H]."""
     arrays = [b for name in instruction.operands for b in module.computations[computation][name].buffers]
     attended = [b.dims for b in arrays if len(b.dims) in (3, 4) and b.dtype in ("bf16", "f32") and b.dims[-1] % 8 == 0]
     if not instruction.name.startswith("splash_mha") or len(attended) < 2:
@@ -126,7 +126,7 @@ def hbm_bytes_of(module: Module, computation: str, instruction: Instruction) -> 
 
 
 def _read_bytes(module: Module, called: str, index: int, buffers: Sequence[Buffer]) -> float | int:
-    """What a fusion reads of its operand: all of it, or only the slices it takes."""
+    """The bytes that a fusion reads of an operand: all of it, or only the slices it takes."""
     whole = float(sum(b.hbm_bytes for b in buffers))
     if not whole:
         return 0.0
@@ -146,7 +146,7 @@ def _read_bytes(module: Module, called: str, index: int, buffers: Sequence[Buffe
 
 
 def _users(scope: dict[str, Instruction], name: str) -> Iterable[tuple[Instruction, int]]:
-    """The instructions that take a value, bitcasts seen through, and as which operand."""
+    """The instructions that use a value, looking through bitcasts, and as which operand."""
     for instruction in scope.values():
         for position, operand in enumerate(instruction.operands):
             if operand == name and instruction.opcode == "bitcast":

@@ -1,1 +1,1 @@
-"""SeqIO tasks to token stores: what `safelm.cache_tasks` does, shard by shard."""
+"""Turns SeqIO tasks into token stores, shard by shard, for `safelm.cache_tasks`."""

@@ -1,7 +1,7 @@
-"""`safelm.cache_tasks --runner`: the shards of a token cache as jobs on Apache Beam instead of a pool of processes.
+"""Makes the shards of a token cache on Apache Beam instead of a pool of processes (`safelm.cache_tasks --runner`).
 
-The same shards of the same bytes. On gs:// a worker uploads what it made; with a local output all workers must see that
-folder under the same path, which flink and spark have on a shared file system only.
+The shards have the same bytes. With an output on gs:// the worker uploads its shard. With a local output all workers
+must see that folder under the same path; on flink and spark this takes a shared file system.
 """
 
 import dataclasses
@@ -24,7 +24,9 @@ _loaded: set[str] = set()
 
 @dataclasses.dataclass(frozen=True)
 class CacheWork:
-    """What workers need to make shards (`safelm.jobs.beam_jobs.Work`); `token` marks who has registered the tasks."""
+    """The work of making shards (`safelm.jobs.beam_jobs.Work`); `token` identifies the run that registered the
+    tasks.
+    """
 
     module: TaskModule
     output: str
@@ -37,7 +39,7 @@ class CacheWork:
             self.module.load()
 
     def run(self, job: ShardJob, loaded: None) -> None:
-        """Makes one shard; for an output on gs:// it ends up there."""
+        """Makes one shard and, for an output on gs://, uploads it."""
         folder = f"{job.source_name}/{job.split}"
         staging = staging_folder(self.output)
         job = dataclasses.replace(job, directory=os.path.join(staging, folder))
@@ -47,13 +49,13 @@ class CacheWork:
             push_folder(os.path.join(staging, "quarantine", folder), f"{self.output}/quarantine/{folder}")
 
     def failed(self, job: ShardJob, message: str) -> None:
-        """Leaves the message where the calling process finds it."""
+        """Stores the message where the calling process finds it."""
         name = f"{job.source_name}-{job.split}-{job.index:05d}"
         OutputFolder(self.output).record_failure(name, message)
 
 
 def write_on_beam(plans: Sequence[StorePlan], module: TaskModule, output: str, runner: beam_runner.Runner) -> None:
-    """Makes all missing shards and enters them in the plans. Raises ValueError or OSError with one clear line."""
+    """Makes all missing shards and adds them to the plans. Raises ValueError or OSError with one clear line."""
     work, out = CacheWork(module, output, secrets.token_hex()), OutputFolder(output)
     _loaded.add(work.token)  # this process has planned with them
     out.clear_failures()

@@ -1,4 +1,4 @@
-"""What a token cache has to hold and what of it is there: a store's settings, its inputs, its missing shards."""
+"""Plans a token cache: a store's settings and inputs, and which of its shards are missing."""
 
 import dataclasses
 import os
@@ -18,9 +18,9 @@ from safelm.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass
 class StorePlan:
-    """One store: the shards that are done, the jobs for the others, and what goes into the manifest.
+    """One store: its finished shards, the jobs for the missing ones, and the content of its manifest.
 
-    With a `bucket`, done means that a shard is there, or here and still to be uploaded.
+    With a `bucket`, a shard is finished if it is in the bucket, or here and waiting to be uploaded.
     """
 
     source_name: str
@@ -37,18 +37,18 @@ class StorePlan:
 
     @property
     def place(self) -> str:
-        """Where the store is, for messages."""
+        """The store's path or URL, for messages."""
         return self.bucket.url if self.bucket else self.directory
 
     @property
     def elsewhere(self) -> Mapping[str, int] | None:
-        """Names and sizes (bytes) of what is in the bucket."""
+        """Names and sizes (bytes) of the files in the bucket."""
         return self.bucket.sizes if self.bucket else None
 
     def finish(self) -> Manifest | None:
-        """Writes the manifest; None for a split other than train without any document.
+        """Writes and returns the manifest; None for a split other than train without documents.
 
-        Raises ValueError if the train split has none.
+        Raises ValueError if the train split has no document.
         """
         shards = tuple(self.done[index] for index in range(self.num_shards))
         if not any(shard.num_documents for shard in shards):
@@ -89,10 +89,9 @@ class StorePlan:
 
 
 def find_tasks(names: Sequence[str], registration: Any) -> dict[str, str]:
-    """Source name -> SeqIO task name of every task asked for; a mixture stands for its tasks.
+    """Source name -> SeqIO task name of every requested task; a mixture stands for its tasks.
 
-    A name is a source name or a rung of the registration, or any name in SeqIO's registry. Raises ValueError for
-    others.
+    A name is a source or a rung of the registration, or any name in SeqIO's registry. Raises ValueError for others.
     """
     import seqio
 
@@ -120,10 +119,10 @@ def plan_store(
     settings: Mapping[str, Any],
     bucket: Bucket | None = None,
 ) -> StorePlan | None:
-    """What to do for one store; None if the task lacks the split (other than train).
+    """Plans one store; None if the task lacks the split (other than train).
 
-    Raises ValueError when the folder holds, or was begun with, something else than this task, these `settings`,
-    this vocabulary or these input files would give, and FileNotFoundError when there is no input.
+    Raises ValueError if the folder holds, or was begun with, another task, `settings`, vocabulary or input files, and
+    FileNotFoundError if there is no input.
     """
     import seqio
 
@@ -151,7 +150,9 @@ def plan_store(
 
 
 def _plan_shard(plan: StorePlan, index: int, path: str, file: Mapping[str, Any]) -> None:
-    """Enters what is there of a shard, or the job for it. Raises ValueError where its input changed in place."""
+    """Adds a finished shard to the plan, or the job that makes it. Raises ValueError if its input was changed in
+    place.
+    """
     settings = {key: value for key, value in plan.settings.items() if key != "inputs"}
     fingerprint = records.fingerprint(settings | {"input": file})
     info = _read_done(plan, index, fingerprint)
@@ -182,7 +183,7 @@ def _plan_shard(plan: StorePlan, index: int, path: str, file: Mapping[str, Any])
 
 
 def _read_done(plan: StorePlan, index: int, fingerprint: str) -> ShardInfo | None:
-    """A finished shard, all that is here of it read; one that is damaged is finished no more."""
+    """Reads a finished shard, checking all of its files here; None if it is damaged."""
     where = (plan.directory, index, plan.num_shards)
     info = read_shard_info(*where, fingerprint=fingerprint, elsewhere=plan.elsewhere, verify_checksums=True)
     path = os.path.join(plan.directory, shard_file("shard", index, plan.num_shards))
@@ -198,7 +199,9 @@ def _check_vocabulary(task: Any, tokenizer: Tokenizer) -> None:
 
 
 def _describe_input(path: str) -> dict[str, Any]:
-    """A source file's name, size and what tells its content (`documents.describe`): a moved copy is the same input."""
+    """A source file's name, size and content identifier (`documents.describe`), so that a moved copy is the same
+    input.
+    """
     try:
         facts = documents.describe(documents.file_at(path))
     except FileNotFoundError:
@@ -207,9 +210,9 @@ def _describe_input(path: str) -> dict[str, Any]:
 
 
 def _check_settings(plan: StorePlan) -> Mapping[str, Any]:
-    """What a store was begun with. Raises ValueError where a shard that is done was made with something else.
+    """Raises ValueError if a finished shard was made with other settings.
 
-    Input files whose shards are not done may be others now, and where none is done every setting.
+    Input files of unfinished shards may change; without finished shards, so may every setting.
     """
     path, wanted = os.path.join(plan.directory, SETTINGS_NAME), plan.settings
     try:
@@ -240,7 +243,7 @@ def _check_settings(plan: StorePlan) -> Mapping[str, Any]:
 
 
 def _drop_broken_manifest(plan: StorePlan) -> None:
-    """A store whose shards went missing or were cut is not whole: without its manifest they are made again."""
+    """Removes the manifest of a store whose shards are missing or truncated, so that they are made again."""
     if os.path.exists(os.path.join(plan.directory, MANIFEST_NAME)):
         try:
             TokenStore.open(plan.place, vocab_hash=plan.tokenizer.hash, verify_checksums=False)

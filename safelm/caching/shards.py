@@ -1,7 +1,7 @@
-"""One shard of a token cache: a SeqIO task's examples of one source file, written as one shard of a token store.
+"""Makes one shard of a token store from a SeqIO task's examples of one source file.
 
-Apart from `safelm.cache_tasks` so that worker processes can import it. TensorFlow and SeqIO are imported by the
-functions that run a task, never by this module.
+It is a module of its own so that worker processes can import it. TensorFlow and SeqIO are imported by the functions
+that run a task, never by the module.
 """
 
 import builtins
@@ -30,7 +30,7 @@ class TaskModule:
     arguments: Mapping[str, Any]
 
     def load(self) -> Any:
-        """Imports the module and registers its tasks; what `register` returned, or None without such a function."""
+        """Imports the module and calls `register` if it has one; returns its result or None."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import absl.logging
         import tensorflow
@@ -56,7 +56,7 @@ class TaskModule:
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """What a worker needs to know to write one shard."""
+    """Everything a worker needs to write one shard."""
 
     source_name: str
     task_name: str
@@ -134,7 +134,7 @@ def _examples(task: Any, job: ShardJob) -> Any:
 
 
 def _clear_error(error: Exception) -> Exception:
-    """The ValueError or OSError that Python code inside tf.data raised; another error as it is."""
+    """The ValueError or OSError that Python code inside tf.data raised; any other error unchanged."""
     found = _PYTHON_ERROR.search(str(error))
     kind = getattr(builtins, found["kind"], None) if found else None
     if not isinstance(kind, type):
@@ -147,7 +147,7 @@ def _clear_error(error: Exception) -> Exception:
 
 
 def start_worker(module: TaskModule, threads: int) -> None:
-    """Initializer of a worker process: tokenizer threads, TensorFlow, tasks. The worker dies with its parent."""
+    """Initializes a worker process: tokenizer threads, TensorFlow, tasks. The worker ends with its parent."""
     end_with_parent()
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     module.load()

@@ -1,9 +1,9 @@
-"""A token store made here and kept in a bucket: `safelm.cache_tasks --output=gs://...`.
+"""Makes a token store here and keeps it in a bucket (`safelm.cache_tasks --output=gs://...`).
 
-Shards are written to a local folder, `$SAFELM_CACHE/staging/<hash of the output>`, and go to the bucket one by one:
-arrays, then the shard's JSON; the manifest is last. What is uploaded is removed here, so the disk holds only the shards
-being made. What is in the bucket decides what is left to do, so a stopped run goes on from any machine. Two machines
-writing the same output at once write the same bytes: a shard is a function of its input file and the settings.
+Shards are written to a local folder, `$SAFELM_CACHE/staging/<hash of the output>`, and uploaded one by one: the arrays,
+then the shard's JSON; the manifest comes last. Uploaded files are removed here, so the disk holds only unfinished
+shards. The bucket's content decides what is left to do, so a stopped run continues on any machine. Two machines that
+write the same output at once write the same bytes, since a shard is a function of its input file and the settings.
 """
 
 import hashlib
@@ -19,17 +19,19 @@ SETTINGS_NAME = "settings.json"
 
 
 def staging_folder(output: str) -> str:
-    """The local folder for an output: itself, or what stands in for a bucket's until the shards are uploaded."""
+    """The local folder for an output: the output itself or, for a bucket, the folder where shards wait for their
+    upload.
+    """
     if not remote.is_remote(output):
         return output
     return os.path.join(cache_root(), "staging", hashlib.sha256(output.rstrip("/").encode()).hexdigest()[:24])
 
 
 class Bucket:
-    """The folder of one store in a bucket (`url`), and the local one (`directory`) its files come from."""
+    """A store's folder in a bucket (`url`) and the local folder that its files come from (`directory`)."""
 
     def __init__(self, url: str, directory: str):
-        """Brings settings, manifest and shard records of a former run; OSError names the URL."""
+        """Downloads settings, manifest and shard records of an earlier run. Raises OSError naming the URL."""
         self.url, self.directory = url, directory
         sizes = remote.list_sizes(url)
         if sizes is None:
@@ -48,12 +50,12 @@ class Bucket:
                 file.write(data)
 
     def holds(self, info: ShardInfo, num_shards: int) -> bool:
-        """Whether a shard is in the bucket as this record says."""
+        """Whether the bucket has the shard that this record describes."""
         arrays, marker = _shard_files(info, num_shards)
         return marker in self.sizes and all(self.sizes.get(name) == size for name, size in arrays.items())
 
     def push_shard(self, info: ShardInfo, num_shards: int) -> None:
-        """Uploads a shard unless it is there, its record last, and removes the arrays here."""
+        """Uploads a shard unless the bucket has it, its record last, and removes the local arrays."""
         arrays, marker = _shard_files(info, num_shards)
         if not self.holds(info, num_shards):
             for name in (*arrays, marker):
@@ -77,7 +79,7 @@ class Bucket:
 
 
 def push_new_shard(url: str, directory: str, info: ShardInfo, num_shards: int) -> None:
-    """Uploads a shard just made, its record last, and removes the arrays here; for workers without a `Bucket`."""
+    """Uploads a new shard, its record last, and removes the local arrays; for workers without a `Bucket`."""
     arrays, marker = _shard_files(info, num_shards)
     for name in (*arrays, marker):
         remote.upload(os.path.join(directory, name), f"{url}/{name}")
@@ -86,13 +88,13 @@ def push_new_shard(url: str, directory: str, info: ShardInfo, num_shards: int) -
 
 
 def _shard_files(info: ShardInfo, num_shards: int) -> tuple[dict[str, int], str]:
-    """Name and size of a shard's arrays, and the name of its record."""
+    """Name and size of a shard's arrays, and its record's name."""
     arrays = {shard_file(kind, info.index, num_shards): size for kind, (size, _) in info.files().items()}
     return arrays, shard_file("shard", info.index, num_shards)
 
 
 def push_folder(folder: str, url: str) -> None:
-    """Uploads every file under a local folder, if it is there."""
+    """Uploads every file below a local folder, if the folder exists."""
     for parent, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)

@@ -1,18 +1,19 @@
-"""Documents in files: which files an input names, and their rows, streamed, whatever columns they have.
+"""Reads documents: finds the files that an input names and streams their rows, whatever columns they have.
 
-An input is a file, a folder (every file below it that this can read, through links; names that begin with `_` or `.`
-and plain `.json` files, often side files, are left out) or a pattern with `*`, `**`, `?` or `[...]`, local or behind a
-URL (`gs://`, `hf://`). A name that is there as it is written is that file or folder, whatever characters it holds. A
-pipe or a device is an error. Formats: JSON lines (`.jsonl`, `.ndjson`, `.json`; also packed: `.gz`, `.zst`, `.bz2`,
-`.xz`) and Parquet; what a file is packed with is decided by its content. A `.json` file may be one array of objects.
+An input is a file, a folder or a pattern with `*`, `**`, `?` or `[...]`, local or behind a URL (`gs://`, `hf://`). A
+folder stands for every readable file below it, links followed, except names that begin with `_` or `.` and plain
+`.json` files, which are often side files. A name that exists literally is that file or folder, even if it contains
+pattern characters. A pipe or a device is an error. Formats: JSON lines (`.jsonl`, `.ndjson`, `.json`; also packed:
+`.gz`, `.zst`, `.bz2`, `.xz`) and Parquet; compression is detected from the content. A `.json` file may be one array of
+objects.
 
-A row is malformed when it is not UTF-8, not JSON, no object, longer than MAX_ROW_BYTES (64 MiB), or when its text is
-missing, null, no string or holds half a Unicode pair. Such a row is reported with its number (from 1: the line of a
-JSON lines file, blank ones counted; the row of a Parquet file) and the reason, and reading goes on. An empty text is
-not malformed. A file in which no row has a text column is an error that lists the columns there are.
-No message holds a document's text.
+A row is malformed if it is not UTF-8, not JSON, not an object, longer than MAX_ROW_BYTES (64 MiB), or if its text is
+missing, null, not a string or contains a lone surrogate. It is reported with its number (from 1: the line of a JSON
+lines file, blank lines counted; the row of a Parquet file) and the reason, and reading goes on. An empty text is not
+malformed. If no row of a file has the text column, that is an error listing the file's columns. No message contains a
+document's text.
 
-What of our own output folders is taken: `outputs`. The id of a row: `identity`. Its harm score: `harm`.
+See `outputs` for reading the folders that our commands write, `identity` for a row's id and `harm` for its harm score.
 """
 
 from safelm.documents.files import (

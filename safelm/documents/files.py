@@ -1,4 +1,4 @@
-"""Which files an input names: a file, a folder or a pattern, local or behind a URL. See `safelm.documents`."""
+"""Finds the files that an input names: a file, a folder or a pattern, local or remote. See `safelm.documents`."""
 
 import dataclasses
 import fnmatch
@@ -29,7 +29,12 @@ _VERSIONS = ("md5Hash", "crc32c", "etag", "ETag", "blob_id")
 
 @dataclasses.dataclass(frozen=True)
 class DocumentFile:
-    """An input file as found: its size in bytes and, behind a URL, what the store calls its content's version."""
+    """An input file.
+
+    Attributes:
+      bytes: its size.
+      version: the store's identifier for a remote file's content; "" for a local file.
+    """
 
     path: str
     bytes: int
@@ -37,15 +42,16 @@ class DocumentFile:
 
 
 def list_files(patterns: str | Sequence[str]) -> list[str]:
-    """The files that one or more inputs name, sorted, each once.
+    """The files that one or more inputs name, sorted, without duplicates.
 
-    Raises FileNotFoundError where an input names nothing, ValueError for a file of another format or what is no file.
+    Raises FileNotFoundError if an input names nothing, ValueError for an unsupported format or something that is not a
+    file.
     """
     return [file.path for file in find(patterns)]
 
 
 def find(patterns: str | Sequence[str]) -> list[DocumentFile]:
-    """As `list_files`, with sizes and versions, which the listing brings along."""
+    """Like `list_files`, with the sizes and versions that the listing contains."""
     found: dict[str, DocumentFile] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found |= {file.path: file for file in _find(pattern)}
@@ -55,7 +61,7 @@ def find(patterns: str | Sequence[str]) -> list[DocumentFile]:
 
 
 def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[str]:
-    """Paths of the files below a folder that have one of the names (with `*`) and suffixes, sorted; perhaps none."""
+    """Sorted paths of the files below a folder with one of the names (perhaps with `*`) and suffixes; may be empty."""
     files, inner = remote.filesystem(folder)
     inner = inner.rstrip("/")
     if not remote.is_remote(folder) and not os.path.isdir(inner):
@@ -77,7 +83,7 @@ def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFF
 
 
 def file_at(path: str) -> DocumentFile:
-    """One file. Raises FileNotFoundError where nothing is there."""
+    """A single file. Raises FileNotFoundError if there is none."""
     files, inner = remote.filesystem(path)
     if not remote.is_remote(path):
         check_regular(inner)
@@ -86,7 +92,7 @@ def file_at(path: str) -> DocumentFile:
 
 
 def check_apart(patterns: Sequence[str], output: str) -> None:
-    """Raises ValueError where an input, found again, would take in what a run writes into the folder `output`."""
+    """Raises ValueError if an input, listed again later, would include what a run writes into the folder `output`."""
     _, folder = remote.filesystem(output.rstrip("/"))
     for pattern in patterns:
         files, inner = remote.filesystem(pattern)
@@ -98,7 +104,7 @@ def check_apart(patterns: Sequence[str], output: str) -> None:
 
 
 def suffix(path: str) -> str:
-    """Which of SUFFIXES a path ends in; ValueError for another one."""
+    """The one of SUFFIXES in which a path ends. Raises ValueError for any other."""
     for known in SUFFIXES:
         if path.endswith(known):
             return known
@@ -106,9 +112,9 @@ def suffix(path: str) -> str:
 
 
 def describe(file: DocumentFile) -> dict[str, Any]:
-    """What tells a file from another one: size and version, or a hash of its beginning and end where it has none.
+    """Facts that identify a file's content: size and version, or a hash of its beginning and end if it has no version.
 
-    The end of a gzip or Parquet file holds a checksum or the footer, so other content shows there.
+    The end of a gzip or Parquet file has a checksum or the footer, so a changed content shows there.
     """
     if file.version:
         return {"path": file.path, "bytes": file.bytes, "version": file.version}
@@ -124,14 +130,14 @@ def describe(file: DocumentFile) -> dict[str, Any]:
 
 
 def without_place(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What `describe` says of a file, with its name for its path: a moved copy is the same input."""
+    """The facts of `describe` with the file's name instead of its path, so that a moved copy is the same input."""
     return {"name": os.path.basename(facts["path"])} | {key: value for key, value in facts.items() if key != "path"}
 
 
 def content_sha256(path: str) -> dict[str, Any]:
-    """The SHA-256 of a whole local file, with the time of its last change (ns); {} for one behind a URL.
+    """SHA-256 and modification time (ns) of a whole local file; {} for a remote one.
 
-    Raises ValueError where the file changes meanwhile.
+    Raises ValueError if the file changes meanwhile.
     """
     if remote.is_remote(path):
         return {}
@@ -145,9 +151,9 @@ def content_sha256(path: str) -> dict[str, Any]:
 
 
 def has_changed(path: str, former: Mapping[str, Any]) -> bool:
-    """Whether a local file holds something else than when `content_sha256` gave `former`.
+    """Whether a local file's content differs from when `content_sha256` gave `former`.
 
-    It is read only where its time of change is another one: a copied or touched file is the same.
+    The file is only read if its modification time differs, since copying or touching a file changes that alone.
     """
     if not former or remote.is_remote(path) or os.stat(path).st_mtime_ns == former["mtime_ns"]:
         return False
@@ -196,7 +202,7 @@ _FOUND_SUFFIXES = tuple(end for end in SUFFIXES if end != _PLAIN_JSON)
 
 
 def _split(files: Any, inner: str) -> tuple[str, str]:
-    """A path, cut before the first piece that is a pattern; a piece that is there under its own name is none."""
+    """Splits a path before its first pattern component; a component that exists literally is not a pattern."""
     if not _MAGIC.search(inner) or files.exists(inner):
         return inner, ""
     pieces = inner.split("/")
@@ -207,7 +213,7 @@ def _split(files: Any, inner: str) -> tuple[str, str]:
 
 
 def _fixed(files: Any, inner: str) -> tuple[str, str]:
-    """The folder in which an input looks, and a regular expression of the paths that it names."""
+    """The folder in which an input is searched, and a regular expression for the paths that it names."""
     literal, rest = _split(files, inner)
     if rest:
         return literal, glob_translate(f"{glob.escape(literal)}/{rest}")
@@ -215,7 +221,7 @@ def _fixed(files: Any, inner: str) -> tuple[str, str]:
 
 
 def _matching(files: Any, url: str, literal: str, rest: str) -> dict[str, Any]:
-    """The entries that a pattern names below the folder `literal`."""
+    """The entries below the folder `literal` that a pattern matches."""
     if remote.is_remote(url):
         return files.glob(f"{glob.escape(literal)}/{rest}" if literal else rest, detail=True)
     wanted = re.compile(glob_translate(f"{glob.escape(literal)}/{rest}"))
@@ -224,7 +230,7 @@ def _matching(files: Any, url: str, literal: str, rest: str) -> dict[str, Any]:
 
 
 def _entries(files: Any, url: str, folder: str) -> dict[str, Any]:
-    """Everything below a folder but folders."""
+    """All entries below a folder except folders."""
     if not remote.is_remote(url):
         return dict(_walk(folder, None))
     found = remote.retrying(url, "listing", lambda: files.find(folder, detail=True))
@@ -232,7 +238,7 @@ def _entries(files: Any, url: str, folder: str) -> dict[str, Any]:
 
 
 def _walk(folder: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, facts) of what is no folder, through links, each folder once."""
+    """(path, facts) of everything below a folder that isn't a folder, following links and visiting each folder once."""
     pending, seen = [(folder, 1)], set()
     while pending:
         place, level = pending.pop()

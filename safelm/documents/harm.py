@@ -1,6 +1,6 @@
-"""The harm score of a row, 0 to 5, and which column it was read from.
+"""Reads a row's harm score, 0 to 5, and reports which column it came from.
 
-With a column named by the user (`--score_column`, perhaps `struct.field`) that one alone is read. Else it is the first
+A column that the user names (`--score_column`, perhaps `struct.field`) is the only one read. Otherwise it is the first
 of these that the row has:
 
     harm_score, metadata.harm_score    what safelm.score writes, and says so by its name
@@ -9,8 +9,8 @@ of these that the row has:
                                        moral_education), whose rows have metadata.dump and metadata.int_score
     safety_score                       of published annotations: rows that have safety_probs too
 
-`score` and `int_score` alone are never read: in FineWeb-Edu, and in what was made from it, they tell how educational a
-page is. A fraction is rounded, a half up.
+Columns called just `score` or `int_score` are never read, because in FineWeb-Edu and its derivatives they say how
+educational a page is. Fractions are rounded, halves up.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ class HarmScore:
     """A row's harm score.
 
     Attributes:
-      value: 0 to 5; None where the row has none that can be used.
-      column: what it was read from, as reports name it; "" where the row has nothing to read.
-      found: what stood there.
+      value: 0 to 5; None if the row has no usable score.
+      column: the source of the score, as reports name it; "" if the row has none.
+      found: the raw value in that column.
     """
 
     value: int | None = None
@@ -47,7 +47,7 @@ class HarmScore:
 
     @property
     def problem(self) -> str:
-        """Why there is no value; never holds a text."""
+        """Why there is no value; never contains a text."""
         if not self.column:
             return f"no harm score (looked for {', '.join((*NAMED_COLUMNS, 'and what published sets have'))})"
         shown = self.found if isinstance(self.found, int | float) else type(self.found).__name__
@@ -55,7 +55,7 @@ class HarmScore:
 
 
 def harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None) -> HarmScore:
-    """The harm score of a row of the file `path`; `column`: the one the user named, if any."""
+    """The harm score of a row of the file `path`, from the user's `column` if one was named."""
     for name in (column,) if column else NAMED_COLUMNS:
         if (found := field(row, name)) is not None:
             return _score(name, found)
@@ -72,7 +72,7 @@ def harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None
 
 
 def text_harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None) -> HarmScore:
-    """The harm score of a row's own text: of one made from another document `text_harm_score`, not the other's."""
+    """The harm score of a row's own text: for a rewritten document `text_harm_score`, not its source's score."""
     if column is None:
         for name in TEXT_COLUMNS:
             if (found := field(row, name)) is not None:
@@ -83,17 +83,17 @@ def text_harm_score(row: Mapping[str, Any], path: str = "", column: str | None =
 
 
 def is_rewritten(row: Mapping[str, Any], path: str) -> bool:
-    """Whether a row's text was made from another document, whose harm score the row carries."""
+    """Whether a row's text was rewritten from another document, whose harm score the row keeps."""
     return all(isinstance(row.get(name), str) for name in SYNTHETIC) or published_folder(path).count("_") > 1
 
 
 def score_columns(column: str | None = None) -> tuple[str, ...]:
-    """The columns that `harm_score` looks at, to be read where a file has them."""
+    """The columns that `harm_score` needs, to be read from files that have them."""
     return (column,) if column else (*NAMED_COLUMNS, *SYNTHETIC, *_PUBLISHED, *_ANNOTATED)
 
 
 def choose_column(names: Collection[str], column: str | None = None) -> str | None:
-    """The column that holds the harm score of all rows of a table with these columns; None where it has none."""
+    """The column from which every row of a table with these columns gets its harm score; None if there is none."""
     if column or any(name in names for name in NAMED_COLUMNS):
         return next((name for name in ((column,) if column else NAMED_COLUMNS) if name in names), None)
     if all(name in names for name in (*SYNTHETIC, _PUBLISHED[1])):
@@ -102,7 +102,7 @@ def choose_column(names: Collection[str], column: str | None = None) -> str | No
 
 
 def required_columns(path: str, column: str | None = None) -> tuple[str, ...]:
-    """Columns of which a file whose rows have harm scores has one at least."""
+    """The columns of which a scored file must have at least one."""
     if column:
         return (column,)
     published = _PUBLISHED[1:] if published_folder(path) else ()
@@ -110,12 +110,12 @@ def required_columns(path: str, column: str | None = None) -> tuple[str, ...]:
 
 
 def mistakable(names: Collection[str]) -> list[str]:
-    """The columns, of those of a file or a row without a harm score, that may be mistaken for one."""
+    """Those columns of an unscored file or row that could be mistaken for a harm score."""
     return [name for name in _EDUCATIONAL if name in names or _has_inside(names, name)]
 
 
 def advice(names: Collection[str]) -> str:
-    """What to do where a file or a row without a harm score has these columns."""
+    """Advice for a file or row without a harm score that has these columns."""
     found = mistakable(names)
     if not found:
         return "score it first (safelm.score), or name the column (--score_column)"
@@ -126,7 +126,7 @@ def advice(names: Collection[str]) -> str:
 
 
 def published_folder(path: str) -> str:
-    """The folder of a path that names the harm score of a published set's rows, such as "score_4_refusal", or ""."""
+    """The part of a path that gives the harm score of a published set's rows, such as "score_4_refusal", or ""."""
     folders = re.split(r"[/\\]", path)[:-1]
     return next((name for name in reversed(folders) if _PUBLISHED_FOLDER.fullmatch(name)), "")
 

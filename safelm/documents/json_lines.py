@@ -1,4 +1,4 @@
-"""Rows of JSON lines, read with bounded memory: no line longer than MAX_ROW_BYTES is ever held."""
+"""Reads rows of JSON lines in bounded memory: no more than MAX_ROW_BYTES of a line are ever held."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ OnMalformed = Callable[[Malformed], object]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of a file: bytes [start, stop) of JSON lines (the lines that begin there), or row groups of Parquet."""
+    """A part of a file: JSON lines that begin within bytes [start, stop), or Parquet row groups [start, stop)."""
 
     start: int
     stop: int
@@ -28,7 +28,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class JsonRow:
-    """One object of a JSON lines file: the line without what is around the object, and what it says."""
+    """One object of a JSON lines file: its line number, its bytes without white space around them, and its value."""
 
     number: int
     raw: bytes = dataclasses.field(repr=False)
@@ -36,10 +36,12 @@ class JsonRow:
 
 
 class ColumnCheck:
-    """Tells a missing column (an error) from rows that lack a field (malformed): of the first 100 objects, or of all
-    in a shorter file, none has any of the columns that would do.
+    """Tells a missing column, which is an error, from rows that lack a field, which are malformed.
 
-    `wanted`: name of what must be there -> the columns of which any will do. A column may be `struct.field`.
+    A column is missing if none of a file's first 100 objects has it or an alternative.
+
+    Args:
+      wanted: name of each requirement -> the columns of which any satisfies it (perhaps `struct.field`).
     """
 
     def __init__(self, path: str, wanted: Mapping[str, Sequence[str]]):
@@ -47,7 +49,7 @@ class ColumnCheck:
         self._present: dict[str, None] = {}
 
     def see(self, row: Mapping[str, Any]) -> None:
-        """Takes note of one object; ValueError once it is clear that a column is missing."""
+        """Registers one object. Raises ValueError once a column is known to be missing."""
         if not self._wanted:
             return
         self._objects += 1
@@ -57,7 +59,7 @@ class ColumnCheck:
             self.finish()
 
     def finish(self) -> None:
-        """Says that there are no more rows."""
+        """Ends the check of a file with fewer objects."""
         if self._objects and self._wanted:
             name, any_of = next(iter(self._wanted.items()))
             raise missing_column(self._path, name, self._present, any_of)
@@ -72,10 +74,15 @@ def iter_json(
     on_bytes: Callable[[int], object] = lambda count: None,
     required: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[JsonRow]:
-    """The objects of a JSON lines file or of a part of one (uncompressed), their text checked.
+    """Streams the objects of an uncompressed or compressed JSON lines file, or of a part of an uncompressed one.
 
-    `on_bytes` is told the length of every line (uncompressed). In a part that begins in the middle, numbers count from
-    the part's first line; `lines_before` gives what to add. `required`: as the `wanted` of `ColumnCheck`.
+    Args:
+      on_malformed: called with each unusable row.
+      text_column: the column whose text is checked.
+      part: the part to read. In a part that starts mid-file, row numbers count from the part's first line;
+        `lines_before` gives the offset.
+      on_bytes: called with the length of every line, in uncompressed bytes.
+      required: as `wanted` of `ColumnCheck`.
     """
     check = ColumnCheck(path, ({text_column: (text_column,)} if text_column else {}) | dict(required or {}))
     for number, line in _lines(path, part):
@@ -96,7 +103,7 @@ def iter_json(
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """The object a line of JSON holds; MalformedError says why there is none, by position and never by text."""
+    """The object in a line of JSON. Raises MalformedError that gives a position and no text."""
     if len(line) > MAX_ROW_BYTES:
         raise MalformedError(f"longer than {MAX_ROW_BYTES >> 20} MiB; cut to that length")
     try:
@@ -114,7 +121,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def check_text(text: Any, column: str) -> None:
-    """Raises MalformedError unless `text` is a string that UTF-8 can hold."""
+    """Raises MalformedError unless `text` is a string that UTF-8 can encode."""
     if text is None:
         raise MalformedError(f"field {column!r} is missing or null")
     if not isinstance(text, str):
@@ -126,11 +133,11 @@ def check_text(text: Any, column: str) -> None:
 
 
 class MissingColumnError(ValueError):
-    """A file lacks a column altogether.
+    """A file lacks a column.
 
     Attributes:
-      name: of what is missing.
-      present: the columns there are, and fields of structs as `struct.field`.
+      name: what the missing column would hold.
+      present: the file's columns, with fields of structs as `struct.field`.
     """
 
     def __init__(self, message: str, name: str, present: Sequence[str]):
@@ -139,7 +146,7 @@ class MissingColumnError(ValueError):
 
 
 def missing_column(path: str, name: str, present: Iterable[str], any_of: Sequence[str] = ()) -> MissingColumnError:
-    """The error for a file that lacks a column; `any_of`: the columns that would do."""
+    """The error for a file without a column; `any_of` are the columns that would do."""
     looked = f" (one of {', '.join(any_of)})" if len(any_of) > 1 else ""
     present = sorted(present)
     columns = [column for column in present if column.rpartition(".")[0] not in present]
@@ -148,7 +155,7 @@ def missing_column(path: str, name: str, present: Iterable[str], any_of: Sequenc
 
 
 def field(row: Any, name: str) -> Any:
-    """A row's column or, by `struct.field`, a field of a struct; None where there is none."""
+    """A row's column, or the field `struct.field` of a struct; None if it is missing."""
     if isinstance(row, Mapping) and name in row:
         return row[name]
     outer, dot, inner = name.partition(".")
@@ -156,7 +163,7 @@ def field(row: Any, name: str) -> Any:
 
 
 def _names(row: Mapping[str, Any]) -> Iterator[str]:
-    """The columns of a row, and fields of structs as `struct.field`."""
+    """A row's columns, with fields of structs as `struct.field`."""
     for name, value in row.items():
         yield name
         if isinstance(value, Mapping):
@@ -174,7 +181,7 @@ def _has_any(row: Mapping[str, Any], names: Sequence[str]) -> bool:
 
 
 def lines_before(path: str, start: int) -> int:
-    """How many lines of an uncompressed file begin before byte `start`; reads the file up to there."""
+    """The number of lines of an uncompressed file that begin before byte `start`; reads the file up to there."""
     count, at, last = 0, 0, b"\n"
     with open_binary(path) as file:
         while at < start and (block := file.read(min(8 << 20, start - at))):
@@ -184,7 +191,7 @@ def lines_before(path: str, start: int) -> int:
 
 
 def _lines(path: str, part: Part | None) -> Iterator[tuple[int, bytes]]:
-    """(number, line), cut to MAX_ROW_BYTES + 1 bytes where it is longer."""
+    """(number, line) of every line, truncated to MAX_ROW_BYTES + 1 bytes."""
     number = 0
     try:
         with open_binary(path, decompress=True) as file:
@@ -206,7 +213,7 @@ def _lines(path: str, part: Part | None) -> Iterator[tuple[int, bytes]]:
 
 
 def _skip_line(file: io.IOBase) -> int:
-    """Reads on behind the next line end; how many bytes that was."""
+    """Reads past the next line end; returns the number of bytes read."""
     skipped = 0
     while block := file.readline(1 << 20):
         skipped += len(block)

@@ -1,4 +1,4 @@
-"""Rows that can't be used: why, how many of them a command bears, and the quarantine file that keeps them."""
+"""Unusable rows: the reason, the number that a command tolerates, and the quarantine file that keeps them."""
 
 import argparse
 import dataclasses
@@ -8,13 +8,16 @@ from typing import Any
 
 
 class MalformedError(ValueError):
-    """Why one row can't be used; never holds its text."""
+    """Why a row is unusable; never contains its text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Malformed:
-    """A row that can't be used. `raw` is the row for a quarantine file (bytes that aren't UTF-8 as `\\xNN`): never log
-    it."""
+    """An unusable row.
+
+    Attributes:
+      raw: the row for a quarantine file (bytes that aren't UTF-8 as `\\xNN`); never log it.
+    """
 
     row: int
     reason: str
@@ -27,10 +30,10 @@ class Malformed:
 
 @dataclasses.dataclass(frozen=True)
 class MalformedLimit:
-    """How many malformed rows a command bears.
+    """The number of malformed rows that a command tolerates.
 
-    It stops when both are passed: more than `rows` malformed rows and more than `fraction` of all; and when more than
-    half of the rows (and more than 20) are malformed, even if those are fewer than `rows`.
+    The limit is passed by more than `rows` malformed rows that are also more than `fraction` of all rows, and by more
+    than 20 malformed rows that are more than half of all.
     """
 
     rows: int = 100
@@ -43,9 +46,11 @@ class MalformedLimit:
             raise ValueError(f"--max_malformed_fraction={self.fraction}: must be from 0 to 1")
 
     def check(self, place: str, malformed: int, rows: int, *, is_whole: bool = True, more: str = "") -> None:
-        """Raises ValueError naming `place` when the limit is passed.
+        """Raises ValueError naming `place` if the limit is passed.
 
-        `is_whole` is False while rows are still read; `more` tells of the malformed ones.
+        Args:
+          is_whole: whether all rows were read.
+          more: details of the malformed rows, for the message.
         """
         of = "" if is_whole else "the first "
         shown = f"{place}: {malformed} of {of}{rows} rows are malformed"
@@ -61,7 +66,7 @@ _JUDGE_EVERY = 10_000  # rows
 
 
 def add_limit_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `limit_from_flags`."""
+    """Adds the flags that `limit_from_flags` reads."""
     add, default = parser.add_argument, MalformedLimit()
     add(
         "--max_malformed_rows",
@@ -80,16 +85,16 @@ def add_limit_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def limit_from_flags(flags: argparse.Namespace) -> MalformedLimit:
-    """Raises ValueError for what is no limit."""
+    """The limit that parsed flags set. Raises ValueError naming a flag that is out of range."""
     return MalformedLimit(flags.max_malformed_rows, flags.max_malformed_fraction)
 
 
 class RowTally:
-    """The rows of one file, of which more malformed ones than the limit allows stop the reading.
+    """Counts the rows of one file and stops reading once too many are malformed.
 
     Attributes:
-      rows: all that were read, malformed ones among them.
-      malformed: how many can't be used.
+      rows: number of rows read, including malformed ones.
+      malformed: number of malformed rows.
     """
 
     def __init__(self, path: str, limit: MalformedLimit):
@@ -106,14 +111,14 @@ class RowTally:
                 self._limit.check(self._path, self.malformed, self.rows, is_whole=False, more=self._first)
 
     def finish(self) -> None:
-        """Raises ValueError as `MalformedLimit.check` does."""
+        """Checks the whole file. Raises ValueError as `MalformedLimit.check` does."""
         self._limit.check(self._path, self.malformed, self.rows, more=self._first)
 
 
 class Quarantine:
-    """The malformed rows of one file, as JSON lines: file, row from 1, reason, raw.
+    """Writes the malformed rows of one file as JSON lines: file, row from 1, reason, raw.
 
-    The local file `target` is replaced by each reading and made when the first such row comes; None keeps nothing.
+    Each reading replaces the local file `target`, which is created with the first such row. With None nothing is kept.
     """
 
     def __init__(self, path: str, target: str | None):

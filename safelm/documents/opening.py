@@ -1,4 +1,4 @@
-"""Opening a file of documents to read: local or behind a URL, decompressed by what its first bytes say."""
+"""Opens files of documents, local or remote, and decompresses them according to their first bytes."""
 
 import bz2
 import contextlib
@@ -24,9 +24,9 @@ MAX_WHOLE_BYTES = 1 << 30
 
 
 def read_text(path: str) -> str:
-    """The text of a whole file, decompressed, without a byte order mark.
+    """The decompressed text of a whole file, without a byte order mark.
 
-    Raises ValueError where it is damaged, not UTF-8 or longer than 1 GiB.
+    Raises ValueError if it is damaged, not UTF-8 or longer than 1 GiB.
     """
     try:
         with open_binary(path, decompress=True) as file:
@@ -40,9 +40,12 @@ def read_text(path: str) -> str:
 
 @contextlib.contextmanager
 def open_binary(path: str, *, decompress: bool = False) -> Iterator[Any]:
-    """A file to read in; `decompress` as its content asks for, whatever its name ends in.
+    """Opens a file to read bytes.
 
-    Raises ValueError for a pipe, a device or another thing that is no file: reading it could wait for ever.
+    Args:
+      decompress: whether to decompress it; the content decides how, not the name.
+
+    Raises ValueError for a pipe, a device or anything else that is not a file, since reading it could block for ever.
     """
     with contextlib.ExitStack() as files:
         file = files.enter_context(_open(path))
@@ -54,13 +57,13 @@ def open_binary(path: str, *, decompress: bool = False) -> Iterator[Any]:
 
 
 def is_compressed(path: str) -> bool:
-    """Whether the file's first bytes are those of a compressed file."""
+    """Whether the file's first bytes are those of a compression format."""
     with _open(path) as file:
         return bool(_compression(file))
 
 
 def check_regular(path: str) -> None:
-    """Raises ValueError for a local path that is neither a file nor a folder, FileNotFoundError where nothing is."""
+    """Raises ValueError for a local path that is neither file nor folder, FileNotFoundError if nothing is there."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -87,7 +90,7 @@ def _compression(file: io.IOBase) -> str:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompresses zstd frames one after the other; EOFError where the file ends inside one."""
+    """Decompresses consecutive zstd frames. Raises EOFError if the file ends inside one."""
 
     def __init__(self, file: io.IOBase):
         import zstandard
@@ -110,7 +113,7 @@ class _ZstdReader(io.RawIOBase):
         return len(piece)
 
     def _decompress_more(self) -> bool:
-        """Puts what comes next into the output, perhaps nothing yet; False at the end of the file."""
+        """Adds decompressed bytes to the output, perhaps none; returns False at the end of the file."""
         data = self._input or self._file.read(_ZSTD_FEED_BYTES)
         self._input = b""
         if not data:

@@ -1,8 +1,8 @@
-"""The folders that our commands write: which of their files hold documents.
+"""Knows which files in the folders that our commands write hold documents.
 
-Their `manifest.json` says so: `files`, each name in the folder with its `bytes`, and `written_by`, the command. Other
-files below such a folder (reports, pairs for review, logs) are never taken for documents, unless an input names them or
-the folder below it that they lie in. A folder that a command began (`_settings.json`) and has not finished is refused.
+Their `manifest.json` has `files`, which maps each document file's name to its `bytes`, and `written_by`, the command.
+Other files in such a folder (reports, pairs for review, logs) are never read as documents, unless an input names them
+or their subfolder. A folder that a command began (`_settings.json`) and has not finished is refused.
 """
 
 import os
@@ -17,7 +17,7 @@ WRITTEN_BY = "written_by"
 
 
 def declare_no_documents(folder: str, command: str) -> None:
-    """Writes a manifest without files, if there is none: nothing below the folder is a document."""
+    """Writes a manifest without files, if there is none, so that nothing in the folder is read as a document."""
     manifest = {WRITTEN_BY: command, "files": {}}
     path = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
     if remote.is_remote(path):
@@ -30,7 +30,7 @@ def declare_no_documents(folder: str, command: str) -> None:
 
 
 def beside(names: Iterable[str], root: str) -> set[str]:
-    """Where manifests and settings of the folders from `root` down to each name would lie."""
+    """The paths of possible manifests and settings in the folders from `root` down to each name."""
     folders = {root}
     for name in names:
         folder = posixpath.dirname(name)
@@ -41,10 +41,10 @@ def beside(names: Iterable[str], root: str) -> set[str]:
 
 
 class Outputs:
-    """What the manifests found below an input say."""
+    """The manifests found below an input."""
 
     def __init__(self, files: Any, url: str, there: Collection[str]):
-        """Reads those of `there` (paths of the file system `files`) that are manifests or settings.
+        """Reads the manifests and settings among the paths `there` of the file system `files`.
 
         Raises ValueError for an unfinished folder.
         """
@@ -65,7 +65,7 @@ class Outputs:
             raise ValueError(f"{folder}: not finished, it has no {MANIFEST_NAME}: run the command that wrote it again")
 
     def hold(self, name: str) -> bool:
-        """Whether a file is a document's: listed by the nearest manifest above it, or below none."""
+        """Whether a file holds documents: the nearest manifest above it lists it, or there is none."""
         folder = posixpath.dirname(name)
         while folder and folder not in self._sizes:
             above = posixpath.dirname(folder)
@@ -73,7 +73,7 @@ class Outputs:
         return not folder or name in self._sizes[folder]
 
     def check(self, sizes: Mapping[str, int], *, is_complete: bool) -> None:
-        """Raises ValueError for a listed file of another size and, in a complete listing, for one that isn't there."""
+        """Raises ValueError if a listed file has another size or, in a complete listing, is missing."""
         for folder, listed in self._sizes.items():
             for name, size in listed.items():
                 found = sizes.get(name)
@@ -86,12 +86,12 @@ class Outputs:
 
 
 def _size(facts: Any) -> int:
-    """The bytes that a manifest lists for a file; where it is damaged -1, which no file has."""
+    """The size in bytes that a manifest lists for a file; -1, which no file has, if the entry is damaged."""
     return facts.get("bytes", -1) if isinstance(facts, Mapping) else -1
 
 
 def _read(files: Any, url: str, name: str) -> Mapping[str, Any] | None:
-    """A manifest or settings of ours; None for what others call so."""
+    """A manifest or settings file of ours; None for another program's file of that name."""
     try:
         values = records.parse(remote.retrying(url, "reading", lambda: files.cat_file(name)), name, "")
     except ValueError:

@@ -1,9 +1,8 @@
-"""Rows of Parquet: Arrow batches of the columns that are wanted, and rows of Python values where those are needed.
+"""Reads Parquet as Arrow batches of the wanted columns, and as rows of Python values where those are needed.
 
-A column that is only passed on stays in Arrow, whatever dates it holds. INT96 timestamps (Spark's, Impala's) come in
-microseconds, which reach as far as the format does, without what is below one; in Arrow's nanoseconds those behind 2262
-would be other dates.
-A date that Python has no value for (before year 1, behind 9999, or with nanoseconds) becomes a string.
+A column that is only passed on stays in Arrow, so any date survives. INT96 timestamps (Spark's, Impala's) are read in
+microseconds, which cover the format's whole range but drop nanoseconds; read in Arrow's nanoseconds, dates after 2262
+would change. A date that Python can't represent (before year 1, after 9999, or with nanoseconds) becomes a string.
 """
 
 import contextlib
@@ -26,11 +25,16 @@ Columns = Sequence[str] | Callable[[Any], Sequence[str] | None] | None
 def iter_parquet(
     path: str, columns: Columns, *, text_column: str | None, groups: Part | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """(number of its first row from 1, Arrow record batch) of a Parquet file or of some of its row groups.
+    """Streams (number of the first row, from 1; Arrow record batch) of a Parquet file or of some of its row groups.
 
-    `columns`: names, fields of structs as `struct.field`; None for all; or what gives these, of the ParquetFile.
-    Batches are of some 8 MB. Raises ValueError where a column is missing, the text column holds no strings, or a row
-    group has not as many rows as the file says.
+    Batches have about 8 MB.
+
+    Args:
+      columns: names, with fields of structs as `struct.field`; None for all; or a function from the ParquetFile to
+        these.
+
+    Raises ValueError if a column is missing, the text column does not hold strings, or a row group has fewer or more
+    rows than the file says.
     """
     import pyarrow
 
@@ -61,7 +65,7 @@ def iter_parquet(
 
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[Any]:
-    """A pyarrow ParquetFile; ValueError for another file, OSError from the file system."""
+    """Opens a pyarrow ParquetFile. Raises ValueError for another format, OSError from the file system."""
     import pyarrow
     import pyarrow.parquet
 
@@ -83,7 +87,7 @@ def open_parquet(path: str) -> Iterator[Any]:
 
 
 def may_be_null(table: Any, column: str) -> bool:
-    """Whether a Parquet file lacks a column, or its statistics don't rule out that some of its values are null."""
+    """Whether a Parquet file lacks a column, or its statistics allow null values in it."""
     if column not in table.schema_arrow.names:
         return True
     facts = table.metadata
@@ -95,7 +99,7 @@ def may_be_null(table: Any, column: str) -> bool:
 
 
 def field_names(schema: Any) -> list[str]:
-    """The columns of an Arrow schema, and the fields of structs as `struct.field`."""
+    """The columns of an Arrow schema, with fields of structs as `struct.field`."""
     import pyarrow.types
 
     names = []
@@ -107,7 +111,7 @@ def field_names(schema: Any) -> list[str]:
 
 
 def check_columns(path: str, schema: Any, columns: Sequence[str], text_column: str | None) -> None:
-    """Raises ValueError unless an Arrow schema has the columns, the text column of strings."""
+    """Raises ValueError unless an Arrow schema has the columns, and strings in the text column."""
     import pyarrow.types
 
     names = field_names(schema)
@@ -127,7 +131,7 @@ def check_columns(path: str, schema: Any, columns: Sequence[str], text_column: s
 def batch_rows(
     first: int, batch: Any, text_column: str | None, on_malformed: OnMalformed
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of an Arrow batch whose first row has number `first`; malformed rows go to `on_malformed`."""
+    """Yields (row number, row) of an Arrow batch that starts at row `first`; malformed rows go to `on_malformed`."""
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError):  # a string that isn't UTF-8, a date that Python doesn't have
@@ -144,7 +148,7 @@ def batch_rows(
 
 
 def raw_parquet(batch: Any) -> str:
-    """A batch of one row as JSON for a quarantine file; strings that aren't UTF-8 with `\\xNN`."""
+    """A one-row batch as JSON for a quarantine file; bytes that aren't UTF-8 appear as `\\xNN`."""
     row = {
         name: _value(column[0], escapes=True) for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
@@ -160,8 +164,10 @@ def _row(batch: Any, offset: int) -> dict[str, Any]:
 
 
 def _value(scalar: Any, *, escapes: bool) -> Any:
-    """An Arrow scalar as a Python value; dates that Python doesn't have as strings, bytes that aren't UTF-8 raise
-    UnicodeDecodeError or, with `escapes`, become `\\xNN`."""
+    """An Arrow scalar as a Python value; dates that Python can't represent become strings.
+
+    Bytes that aren't UTF-8 raise UnicodeDecodeError or, with `escapes`, become `\\xNN`.
+    """
     import pyarrow
 
     try:

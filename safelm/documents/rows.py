@@ -1,4 +1,4 @@
-"""Rows of one file, whatever its format: JSON lines, a JSON array, tab-separated values or Parquet."""
+"""Reads the rows of one file in any format: JSON lines, a JSON array, tab-separated values or Parquet."""
 
 import dataclasses
 import functools
@@ -18,14 +18,20 @@ Wanted = Mapping[str, Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: its number in the file (from 1: the line of JSON lines, blank ones counted) and its columns."""
+    """One row.
+
+    Attributes:
+      number: its place in the file, from 1 (in JSON lines the line, blank lines counted).
+      values: by column.
+      line: the bytes of a line of JSON; None for other formats.
+    """
 
     number: int
     values: Mapping[str, Any] = dataclasses.field(repr=False)
     line: bytes | None = dataclasses.field(default=None, repr=False)
 
     def malformed(self, reason: str) -> Malformed:
-        """This row for a quarantine."""
+        """This row as a malformed one, for a quarantine."""
         raw = (
             json.dumps(self.values, default=str) if self.line is None else self.line.decode("utf-8", "backslashreplace")
         )
@@ -40,16 +46,16 @@ def iter_rows(
     columns: Sequence[str] | None = None,
     required: Wanted | None = None,
 ) -> Iterator[Row]:
-    """Streams the rows of one file in file order; memory holds some rows, never the file (but for a JSON array).
+    """Streams the rows of one file in file order and bounded memory (only a JSON array is held whole).
 
     Args:
-      on_malformed: is told of rows that can't be used.
+      on_malformed: called with each unusable row.
       text_column: the column that must hold a string; None requires none.
-      columns: what is read of Parquet where the file has it, fields of structs as `struct.field`; None for all. Rows
-        of other formats come whole.
-      required: what a file must have: its name -> the columns of which any will do.
+      columns: the columns to read from Parquet if the file has them, fields of structs as `struct.field`; None for all.
+        Rows of other formats come whole.
+      required: name of each requirement -> the columns of which the file must have one.
 
-    Raises ValueError for a file that is damaged or lacks a column, FileNotFoundError or OSError as reading does.
+    Raises ValueError for a file that is damaged or lacks a column, FileNotFoundError or OSError if it can't be read.
     """
     required = dict(required or {})
     if path.endswith(PARQUET):
@@ -68,7 +74,7 @@ def iter_rows(
 
 
 def check_names(path: str, text_column: str, id_column: str) -> list[Row]:
-    """The first rows of a file, at most 100; ValueError where it lacks the column of texts or a named one of ids."""
+    """Reads up to 100 rows of a file. Raises ValueError if it lacks the text column or a named id column."""
     rows = iter_rows(path, lambda malformed: None, text_column=text_column, required=required_id(id_column))
     return list(itertools.islice(rows, json_lines.ROWS_WITHOUT_COLUMN))
 
@@ -80,9 +86,11 @@ def read_rows(
     *,
     text_column: str | None = "text",
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of `iter_rows`. `columns`: which columns the rows hold, with `text_column`; None for all.
+    """Yields (row number, row) as `iter_rows` does.
 
-    `on_malformed` None makes the first malformed row a ValueError.
+    Args:
+      columns: the columns of the rows beside `text_column`; None for all.
+      on_malformed: called with each unusable row; None raises ValueError at the first.
     """
     wanted = None if columns is None else list(dict.fromkeys([*columns, *([text_column] if text_column else [])]))
     required = {name: [name] for name in wanted or ()} if path.endswith(PARQUET) else None
@@ -103,7 +111,7 @@ def _choose(
     text_column: str | None,
     table: Any,
 ) -> list[str] | None:
-    """The columns of a Parquet file to read; ValueError where one that rows must have isn't there."""
+    """The columns of a Parquet file to read. Raises ValueError if a required one is missing."""
     names = parquet.field_names(table.schema_arrow)
     for name, any_of in required.items():
         if not any(field in names for field in any_of):

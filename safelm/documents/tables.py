@@ -1,4 +1,4 @@
-"""Rows of files that are one table: tab-separated values, and JSON files that are one array of objects."""
+"""Reads files that are one table: tab-separated values, and JSON files with one array of objects."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ _BLANK = b" \t\r\n"
 
 
 def is_array(path: str) -> bool:
-    """Whether the content begins as a JSON array of objects does, and no JSON object on a line of its own."""
+    """Whether the content begins like a JSON array of objects and not like a line of JSON."""
     try:
         with open_binary(path, decompress=True) as file:
             begin = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK)
@@ -24,7 +24,7 @@ def is_array(path: str) -> bool:
 
 
 def iter_array(path: str) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, row) of a JSON array, which is held in memory (see `read_text`)."""
+    """Yields (row number from 1, row) of a JSON array, which is held in memory (see `read_text`)."""
     text = read_text(path)
     try:
         found = json.loads(text)
@@ -34,7 +34,7 @@ def iter_array(path: str) -> Iterator[tuple[int, Any]]:
 
 
 def iter_tsv(path: str, on_malformed: OnMalformed) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of tab-separated values below a line of column names."""
+    """Yields (row number, row) of tab-separated values whose first line has the column names."""
     csv.field_size_limit(MAX_ROW_BYTES)
     number = 0
     try:
@@ -51,7 +51,7 @@ def iter_tsv(path: str, on_malformed: OnMalformed) -> Iterator[tuple[int, dict[s
 
 
 class _Bounded(io.BufferedIOBase):
-    """A file whose lines end in an error where they are longer than MAX_ROW_BYTES."""
+    """A file that raises an error for lines longer than MAX_ROW_BYTES."""
 
     def __init__(self, file: Any):
         self._file, self._since_line_end = file, 0

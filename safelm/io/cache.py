@@ -1,11 +1,10 @@
-"""The local folder where copies of remote token shards are kept: bounded, checked, shared by processes.
+"""The local cache of remote token shards: bounded in size, checked by checksum, shared by processes.
 
     $SAFELM_CACHE (~/.cache/safelm)/stores/<hash of URL and manifest>/<files of the store>
 
-A file has its name only when it is whole and its SHA-256 was found right; while it is copied it is `<name>.part`, held
-by a lock that ends with the process. `SAFELM_CACHE_GB` bounds the folder (default: half of what is free on its disk,
-counting what the cache has there already). Where room is lacking, stores that no process has open are removed, the
-longest unused first; files of stores in use stay.
+A file gets its name once it is whole and its SHA-256 is right. While it is copied it is called `<name>.part` and locked
+by the copying process. `SAFELM_CACHE_GB` bounds the folder (default: half of the disk's free space, the cache's own
+files counted as free). When room runs out, stores that no process has open are deleted, least recently used first.
 """
 
 import contextlib
@@ -35,10 +34,10 @@ def cache_root() -> str:
 
 
 class CacheFolder:
-    """The local copies of one remote store; open ones are left alone by other processes that need room."""
+    """The local copies of one remote store; while it is open, other processes don't delete it to make room."""
 
     def __init__(self, url: str, manifest_text: str):
-        """The manifest is part of the folder's name, so that a store that was written anew gets a new one."""
+        """Opens the folder; its name depends on the manifest, so a store that was rewritten gets a new folder."""
         self.url, self.root = url, os.path.join(cache_root(), "stores")
         self.path = os.path.join(self.root, hashlib.sha256(f"{url}\n{manifest_text}".encode()).hexdigest()[:24])
         self._in_use = _lock(os.path.join(self.path, _IN_USE), shared=True)
@@ -46,7 +45,7 @@ class CacheFolder:
         os.utime(self._in_use.fileno())
 
     def has(self, name: str) -> bool:
-        """Whether a copy is there (checked when it was made; `obtain` checks it again)."""
+        """Whether a copy exists. It was checked when it was made; `obtain` checks it again."""
         return os.path.exists(os.path.join(self.path, name))
 
     def obtain(
@@ -59,10 +58,15 @@ class CacheFolder:
         wait: bool = True,
         spare: int = 0,
     ) -> str | None:
-        """Path of a whole copy of a file, checked by its SHA-256: the one that is there, else what `download` writes.
+        """Returns the path of a whole, checksummed copy of a file, calling `download` if there is none yet.
 
-        None when the cache has no room for its `size` bytes and `spare` more. BlockingIOError unless told to `wait` for
-        another process that is copying it, ValueError when it was fetched twice and had another checksum each time.
+        Args:
+          size: of the file, in bytes.
+          wait: whether to wait for another process that is copying the file.
+          spare: bytes that must stay free beside the file.
+
+        Returns None if the cache has no room. Raises BlockingIOError if another process is copying the file and `wait`
+        is False, ValueError if two downloads had wrong checksums.
         """
         path = os.path.join(self.path, name)
         part = _lock(f"{path}.part", wait=wait)
@@ -98,7 +102,7 @@ class CacheFolder:
         raise ValueError(f"{self.url}/{name}: damaged: checksum {got}, the manifest says {sha256} (fetched twice)")
 
     def _reserve(self, part: BinaryIO, size: int, spare: int) -> bool:
-        """Gives the part its size if the cache has room for it, after removing what nobody uses."""
+        """Allocates the part's full size if the cache has room for it, after deleting unused stores."""
         with _lock(os.path.join(self.root, ".lock")):
             for folder in (None, *self._idle_folders()):
                 if folder:
@@ -121,7 +125,7 @@ class CacheFolder:
 
 
 def _lock(path: str, *, shared: bool = False, wait: bool = True) -> BinaryIO | None:
-    """The file, made if need be, locked until it is closed; None if asked not to wait and another has it."""
+    """Opens and locks a file, creating it if needed; None if another process holds it and `wait` is False."""
     while True:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks that end with their process, where an installed package lies."""
+"""Atomic file writes, locks that end with their process, and the location of installed packages."""
 
 import contextlib
 import fcntl
@@ -12,10 +12,10 @@ from typing import IO, Any
 
 
 def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[[pathlib.Path], Any]) -> pathlib.Path:
-    """Writes a file beside `target`, syncs it to disk and renames it: a kill or a full disk leaves the former file.
+    """Writes a file atomically (temporary file, fsync, rename): a kill or a full disk leaves the old file as it was.
 
     Args:
-      content: of the file (text in UTF-8), or a function that fills the file at the path it is given.
+      content: the bytes or text (written as UTF-8), or a function that writes the file at a given path.
 
     Raises OSError that names the target.
     """
@@ -39,7 +39,7 @@ def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[
 
 
 def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Syncs a finished file to disk and gives it the name of `target`, which stays its name after a power cut."""
+    """Syncs a finished file to disk and renames it to `target`, durably: a power cut can't undo the rename."""
     with open(source, "rb") as file:
         os.fsync(file.fileno())
     os.replace(source, target)
@@ -52,7 +52,7 @@ def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
 
 @contextlib.contextmanager
 def naming(target: str | os.PathLike[str]) -> Iterator[None]:
-    """An OSError of the block says that `target` can't be written."""
+    """Context manager that turns an OSError into one that says `target` can't be written."""
     try:
         yield
     except OSError as error:
@@ -60,7 +60,7 @@ def naming(target: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
-    """Takes an open file's lock unless another process holds it; the system lets go of it when the file is closed."""
+    """Locks an open file unless another process holds its lock; returns whether it did. Closing the file unlocks it."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -69,13 +69,13 @@ def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
 
 
 def wait_for_lock(file: IO[Any], *, shared: bool = False) -> None:
-    """Takes an open file's lock as soon as no other process holds it."""
+    """Locks an open file, waiting for any other process that holds its lock."""
     fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
-    """Holds the lock of a file made for it; ValueError `busy` where another process does."""
+    """Context manager that holds a lock file; raises ValueError with the message `busy` if another process holds it."""
     with open(path, "w") as file:
         if not try_lock(file):
             raise ValueError(busy)
@@ -83,7 +83,7 @@ def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
 
 
 def installed_folders(package: str) -> list[pathlib.Path]:
-    """Where an installed package lies, which isn't imported; none where it isn't installed."""
+    """The folders of an installed package, found without importing it; empty if it isn't installed."""
     spec = importlib.util.find_spec(package)
     return [pathlib.Path(folder) for folder in (spec.submodule_search_locations or () if spec else ())]
 

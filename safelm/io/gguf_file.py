@@ -1,7 +1,7 @@
-"""A GGUF file's fields and tensors, every length checked against the file before it is believed.
+"""Reads a GGUF file's fields and tensors, checking every length against the file's size first.
 
-The package `gguf` reads what a file claims: a length that goes past the end, or an array of 10^18 elements, is found
-out here before anything is allocated for it.
+The package `gguf` trusts what a file claims. Here a length past the end of the file, or an array of 10^18 elements, is
+refused before any memory is allocated for it.
 """
 
 import math
@@ -22,12 +22,12 @@ class GGUFFile:
     """An open file.
 
     Attributes:
-      path: for errors.
-      tensors: by their names in the file.
+      path: named in errors.
+      tensors: the tensors by their names in the file.
     """
 
     def __init__(self, path: str | Path):
-        """Raises ValueError if the file isn't whole, or what it says of itself doesn't fit it."""
+        """Opens a file. Raises ValueError if it is cut short or contradicts itself."""
         self.path = str(path)
         try:
             reader = _BoundedReader(self.path)
@@ -44,7 +44,7 @@ class GGUFFile:
         return key in self._fields
 
     def value(self, key: str) -> Any:
-        """A field's value: a number, bool, string or list of them; ValueError if it isn't there or can't be read."""
+        """A field's value: a number, bool, string or list of them. Raises ValueError if it is missing or unreadable."""
         if key not in self._fields:
             raise ValueError(f"{self.path}: field {key} is missing")
         try:
@@ -53,7 +53,9 @@ class GGUFFile:
             raise ValueError(f"{self.path}: field {key} can't be read ({error})") from error
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST_SIZE) -> int:
-        """An integer field within its bounds; `default` where it is missing, else ValueError."""
+        """An integer field from `least` to `most`, or `default` if it is missing. Raises ValueError for another
+        value.
+        """
         if default is not None and not self.has(key):
             return default
         value = self.value(key)
@@ -62,7 +64,7 @@ class GGUFFile:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0; `default` where it is missing, else ValueError."""
+        """A finite number above 0, or `default` if the field is missing. Raises ValueError for another value."""
         if default is not None and not self.has(key):
             return default
         value = self.value(key)
@@ -71,21 +73,21 @@ class GGUFFile:
         return float(value)
 
     def string(self, key: str) -> str:
-        """A string field; ValueError if it is missing or none."""
+        """A string field. Raises ValueError if it is missing or of another type."""
         value = self.value(key)
         if not isinstance(value, str):
             raise ValueError(f"{self.path}: {key} = {_shown(value)}: want a string")
         return value
 
     def array(self, key: str, kind: type) -> list[Any]:
-        """An array of strings or integers; ValueError if it is missing or holds anything else."""
+        """An array of strings or integers. Raises ValueError if it is missing or holds another type."""
         value = self.value(key)
         if not isinstance(value, list) or any(type(each) is not kind for each in value):
             raise ValueError(f"{self.path}: {key}: want an array of {'strings' if kind is str else 'integers'}")
         return value
 
     def scalars(self) -> dict[str, Any]:
-        """All fields that are no arrays."""
+        """All fields that aren't arrays."""
         return {key: self.value(key) for key, field in self._fields.items() if field.types[:1] != [_ARRAY]}
 
 
@@ -93,7 +95,7 @@ _ARRAY = gguf.GGUFValueType.ARRAY
 
 
 class _BoundedReader(gguf.GGUFReader):
-    """Refuses a length that goes past the file's end, and arrays of more elements than any model's fields have."""
+    """A `GGUFReader` that refuses lengths past the file's end and arrays larger than any model's fields."""
 
     def __init__(self, path: str):
         self._elements = 0
@@ -119,7 +121,7 @@ def _shown(value: Any) -> str:
 
 
 def dequantized(file: GGUFFile, name: str) -> Any:
-    """A tensor in float32; ValueError for a kind of quantisation that isn't known."""
+    """A tensor in float32. Raises ValueError for an unknown quantisation type."""
     tensor = file.tensors[name]
     try:
         return gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)

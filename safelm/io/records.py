@@ -1,4 +1,4 @@
-"""Our own small records: JSON objects, one a file or one a line of a log that is only appended to."""
+"""Small JSON records: one object per file, or one object per line of an append-only log."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ from safelm.io import files, remote
 
 
 def read(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
-    """The object in a file.
+    """The object in a JSON file.
 
     Args:
-      remedy: what to do about a damaged file, for the message.
+      remedy: advice about a damaged file, for the message.
 
-    Raises FileNotFoundError without a file, ValueError that names the file where it holds no JSON object.
+    Raises FileNotFoundError if there is no file, ValueError naming the file if it holds no JSON object.
     """
     return parse(pathlib.Path(path).read_bytes(), os.fspath(path), remedy)
 
 
 def parse(data: str | bytes, where: str, remedy: str) -> dict[str, Any]:
-    """The object in a file's content; ValueError with `where` and `remedy` if it is none."""
+    """The object in JSON text. Raises ValueError made of `where` and `remedy` if it holds none."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -34,9 +34,9 @@ def parse(data: str | bytes, where: str, remedy: str) -> dict[str, Any]:
 
 
 def parse_lines(data: str, where: str, remedy: str) -> list[dict[str, Any]]:
-    """The objects of a log, one a line; a last line that a kill or a full disk has cut is left out.
+    """The objects of a log, one per line; a last line cut by a kill or a full disk is left out.
 
-    Raises ValueError that names file and line of any other damage.
+    Raises ValueError naming file and line of any other damage.
     """
     *lines, last = data.split("\n")
     found = [parse(line, f"{where}, line {number}", remedy) for number, line in enumerate(lines, 1) if line.strip()]
@@ -49,7 +49,7 @@ def parse_lines(data: str, where: str, remedy: str) -> list[dict[str, Any]]:
 def read_log(file: Any, where: str, remedy: str) -> tuple[list[dict[str, Any]], int]:
     """The objects of an open log up to its damaged end, and how many bytes they take.
 
-    Raises ValueError that names the line where whole lines follow a damaged one: no kill leaves that behind.
+    Raises ValueError naming the line if whole lines follow a damaged one, which no kill can cause.
     """
     found, size, damaged = [], 0, 0
     for number, line in enumerate(file, 1):
@@ -66,7 +66,7 @@ def read_log(file: Any, where: str, remedy: str) -> tuple[list[dict[str, Any]], 
 
 
 def write(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Writes an object to a file, local or behind a URL, whole or not at all; OSError names it."""
+    """Writes an object to a local or remote file atomically. Raises OSError naming the file."""
     text = json.dumps(values, indent=1, sort_keys=True) + "\n"
     if remote.is_remote(os.fspath(path)):
         remote.write_text(os.fspath(path), text)
@@ -75,5 +75,5 @@ def write(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
 
 
 def fingerprint(values: Any) -> str:
-    """SHA-256 (hex) of JSON values; the order of an object's names doesn't matter."""
+    """SHA-256 (hex) of JSON values, independent of the order of an object's keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

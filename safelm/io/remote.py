@@ -1,14 +1,14 @@
-"""Files behind a URL (`gs://...`, `hf://...`): reading, listing, writing, with retries, and errors that name the URL.
+"""Files behind a URL (`gs://...`, `hf://...`): reads, lists and writes them with retries; errors name the URL.
 
-gcsfs repeats a request six times within half a minute on 408, 429, 5xx and a lost connection, tensorstore (checkpoint
-arrays) 32 times. `retrying` goes on from there for token shards and uploads, with waits that double up to 32 s and are
-drawn at random between half and whole, until `$SAFELM_RETRY_SECONDS` (600) have passed; and no connection may be silent
-for more than a minute, which gcsfs alone would not notice.
+On 408, 429, 5xx or a lost connection gcsfs repeats a request six times within half a minute; tensorstore (checkpoint
+arrays) repeats it 32 times. For token shards and uploads `retrying` continues until `$SAFELM_RETRY_SECONDS` (600) have
+passed: waits double up to 32 s, with random jitter between half and all of the wait. A connection that is silent for a
+minute counts as lost, which gcsfs alone would not notice.
 
-Credentials come from the environment only, as Google's libraries look for them: the file that
-`GOOGLE_APPLICATION_CREDENTIALS` names, then `gcloud auth application-default login`, then the machine's service
-account. Without any, requests are anonymous, which is enough to read a public bucket. No flag, config field or URL
-holds a credential, and messages quote URLs and the server's reason, never a request.
+Credentials come only from the environment, in the order of Google's libraries: the file named by
+`GOOGLE_APPLICATION_CREDENTIALS`, `gcloud auth application-default login`, the machine's service account. Without any of
+them requests are anonymous, which is enough for a public bucket. No flag, config field or URL holds a credential;
+messages quote the URL and the server's reason, never the request.
 """
 
 import functools
@@ -40,18 +40,18 @@ _Result = TypeVar("_Result")
 
 
 def is_remote(path: str) -> bool:
-    """Whether the path is a URL that fsspec opens rather than a local file."""
+    """Whether the path is a URL for fsspec rather than a local file."""
     return "://" in path
 
 
 def check_output(folder: str) -> None:
-    """Raises ValueError for the --output of a command that writes where this can't."""
+    """Raises ValueError if --output is a URL of a kind that can't be written."""
     if is_remote(folder) and not folder.startswith(_GCS):
         raise ValueError(f"--output {folder}: must be a local folder or gs://")
 
 
 def options(url: str) -> dict[str, Any]:
-    """What to hand fsspec beside a URL: for `gs://` 60 s of silence at most, MD5 checked, listings as they are."""
+    """Arguments for fsspec: for `gs://` at most 60 s of silence, MD5 checks, and no cached listings."""
     if not url.startswith(_GCS):
         return {}
     import aiohttp
@@ -66,7 +66,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def read_text(url: str) -> str:
-    """A small remote text file (UTF-8); OSError or ValueError name the URL."""
+    """The text of a small remote file (UTF-8). Raises OSError or ValueError naming the URL."""
     files, path = filesystem(url)
     try:
         return retrying(url, "reading", lambda: files.cat_file(path)).decode("utf-8")
@@ -75,7 +75,9 @@ def read_text(url: str) -> str:
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-    """Bytes [start, stop) of files of one file system, all at once; OSError names the URL, also of a short answer."""
+    """Byte ranges [start, stop) of files of one file system, fetched together. Raises OSError naming the URL, also for
+    a short answer.
+    """
     files, _ = filesystem(ranges[0][0])
     paths = [filesystem(url)[1] for url, _, _ in ranges]
     found = files.cat_ranges(paths, [start for _, start, _ in ranges], [stop for *_, stop in ranges], on_error="return")
@@ -89,9 +91,13 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
 
 
 def download(url: str, size: int, target: BinaryIO, on_bytes: Callable[[int], object] = lambda count: None) -> None:
-    """Writes a remote file of `size` bytes to an open local one, four parts of 32 MiB at a time.
+    """Writes a remote file to an open local one, four parts of 32 MiB at a time.
 
-    `on_bytes` is told how many more bytes are there. ValueError when the file is shorter than `size`.
+    Args:
+      size: of the file, in bytes.
+      on_bytes: called with the number of bytes that have arrived since the last call.
+
+    Raises ValueError if the file is shorter than `size`.
     """
     parts = [(start, min(start + PART_BYTES, size)) for start in range(0, size, PART_BYTES)]
     target.seek(0)
@@ -103,7 +109,7 @@ def download(url: str, size: int, target: BinaryIO, on_bytes: Callable[[int], ob
 
 
 class _RangeReader(io.RawIOBase):
-    """A remote file read by ranges, each with retries."""
+    """A remote file read in byte ranges, each with retries."""
 
     def __init__(self, url: str, size: int):
         self._url, self._size, self._at = url, size, 0
@@ -132,14 +138,14 @@ class _RangeReader(io.RawIOBase):
 
 
 def open_file(url: str) -> io.BufferedReader:
-    """A remote file to stream or seek in, 8 MiB a request; OSError names the URL, also later."""
+    """A remote file to stream or seek in, fetched 8 MiB at a time. Opening and reading raise OSError naming the URL."""
     files, path = filesystem(url)
     size = retrying(url, "reading", lambda: files.info(path)["size"])
     return io.BufferedReader(_RangeReader(url, int(size)), 8 << 20)
 
 
 def list_sizes(url: str) -> dict[str, int] | None:
-    """Name and size (bytes) of every file right in a remote folder; None where listing it is not allowed."""
+    """Name and size (bytes) of every file directly in a remote folder; None if listing is not allowed."""
     files, path = filesystem(url)
     try:
         entries = retrying(url, "listing", lambda: files.ls(path, detail=True))
@@ -151,25 +157,27 @@ def list_sizes(url: str) -> dict[str, int] | None:
 
 
 def upload(local: str, url: str) -> None:
-    """Copies a local file to a URL, where it appears only when it is whole; OSError names the URL."""
+    """Copies a local file to a URL, where it appears only once it is whole. Raises OSError naming the URL."""
     files, path = filesystem(url)
     retrying(url, "writing", lambda: files.put_file(local, path))
 
 
 def write_text(url: str, text: str) -> None:
-    """Writes a small remote text file (UTF-8); OSError names the URL."""
+    """Writes a small remote text file (UTF-8). Raises OSError naming the URL."""
     files, path = filesystem(url)
     retrying(url, "writing", lambda: files.pipe_file(path, text.encode()))
 
 
 def remove(url: str) -> None:
-    """Removes a remote file; OSError names the URL."""
+    """Removes a remote file. Raises OSError naming the URL."""
     files, path = filesystem(url)
     retrying(url, "removing", lambda: files.rm_file(path))
 
 
 def check_writable(folder: str) -> None:
-    """Writes a tiny file in a folder, local or remote, lists and removes it; OSError says what was refused where."""
+    """Writes, lists and removes a tiny file in a local or remote folder. Raises OSError saying which step was
+    refused.
+    """
     probe = f"{folder.rstrip('/')}/.probe-{secrets.token_hex(8)}"
     if is_remote(folder):
         files, path = filesystem(probe)
@@ -187,10 +195,13 @@ def check_writable(folder: str) -> None:
 
 
 def retrying(url: str, action: str, call: Callable[[], _Result], *, failed: Exception | None = None) -> _Result:
-    """What `call` returns, called again after a failure that may pass; `action` ("reading") is for the messages.
+    """Returns the result of `call`, repeating it after failures that may pass.
 
-    `failed` is what a first try already met. Raises FileNotFoundError, PermissionError (401, 403) or OSError, each of
-    one line that begins with the URL.
+    Args:
+      action: a word for messages, such as "reading".
+      failed: the error of a first attempt that the caller made, if any.
+
+    Raises FileNotFoundError, PermissionError (401, 403) or OSError, each with one line that begins with the URL.
     """
     seconds = _seconds()
     deadline = time.monotonic() + seconds
@@ -219,7 +230,7 @@ def _seconds() -> float:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status of a library's error, where it has one."""
+    """The HTTP status of a library's error, if it has one."""
     response = getattr(error, "response", None)
     values = (getattr(error, "code", None), getattr(error, "status", None), getattr(response, "status_code", None))
     status = next((value for value in values if value is not None), None)
@@ -270,7 +281,7 @@ def _missing_bucket(url: str) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says in one line, without the request's address."""
+    """An error as one line, without the request's address."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Forbidden:")]
     text = re.sub(r"https?://\S+", "<address>", " ".join(lines))
     return text[:300] if text else type(error).__name__

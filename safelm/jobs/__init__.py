@@ -1,1 +1,1 @@
-"""Work over many files: shards, settings that an output folder guards, Apache Beam."""
+"""Work over many files: shards, output folders that refuse changed settings, Apache Beam."""

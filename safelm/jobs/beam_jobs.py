@@ -1,4 +1,4 @@
-"""What a worker of a Beam pipeline does with a job: it loads what the work needs once, and reports what fails."""
+"""How a Beam worker does a job: it loads the work's resources once, runs jobs, and reports failures."""
 
 import hashlib
 import logging
@@ -15,23 +15,25 @@ _logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Work(Protocol):
-    """What workers do; picklable, and small when pickled."""
+    """Describes what workers do. Picklable, and small when pickled."""
 
     def load(self) -> Any:
-        """Loads, once per worker process, what jobs need (a model)."""
+        """Loads the resources that jobs need (a model), once per worker process."""
         ...
 
     def run(self, job: Any, loaded: Any) -> None:
-        """Does one job and leaves its result where a later run finds it. May be called again for the same job."""
+        """Does one job and stores its result where a later run finds it. May be called twice for the same job."""
         ...
 
     def failed(self, job: Any, message: str) -> None:
-        """Records for the calling process that a job could not be done."""
+        """Records for the calling process that a job failed."""
         ...
 
 
 class Worker:
-    """What Beam calls with each job. Never raises, so that no runner repeats a job that bad input ended."""
+    """The function that Beam calls with each job. Never raises, so that no runner repeats a job that failed on bad
+    input.
+    """
 
     def __init__(self, work: Work):
         self._work, self._key = work, hashlib.sha256(pickle.dumps(work)).digest()
@@ -57,7 +59,7 @@ _loading = threading.Lock()
 
 
 def _load_once(key: bytes, work: Work) -> Any:
-    """What the work loads, the same for all threads of this process."""
+    """The work's resources, shared by all threads of this process."""
     with _loading:
         if key not in _loaded:
             _loaded.clear()  # of another pipeline in this process
@@ -66,7 +68,7 @@ def _load_once(key: bytes, work: Work) -> Any:
 
 
 def kind_and_place(error: BaseException) -> str:
-    """A defect's kind and place, without its message, which may hold a document's text."""
+    """A defect's exception type and place, without its message, which may contain a document's text."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

@@ -1,7 +1,7 @@
-"""Jobs on Apache Beam: which runner the flags ask for, and running independent jobs on its workers.
+"""Runs independent jobs on Apache Beam, on the runner that the flags choose.
 
-A job is a small value that names its input (a file or a part of one), never documents: nothing that Beam might log or
-show holds a text. Each worker process loads what jobs need (a model) once.
+A job is a small value that names its input (a file or a part of one) and holds no document, so Beam can't log a text.
+Each worker process loads the resources of the jobs (a model) once.
 
 Runners, chosen by --runner:
 
@@ -57,7 +57,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """A runner of RUNNERS, worker processes (0: as many as there is room for) and flags for Beam itself."""
+    """A Beam runner.
+
+    Attributes:
+      name: one of RUNNERS.
+      workers: number of worker processes; 0 lets the runner decide (here: one per core).
+      beam_flags: flags passed to Beam.
+    """
 
     name: str = "local"
     workers: int = 0
@@ -76,16 +82,20 @@ class Runner:
 
     @property
     def is_here(self) -> bool:
-        """Whether all workers are processes of this machine."""
+        """Whether all workers are processes on this machine."""
         return self.name == "local"
 
     def may_stay_here(self, jobs: int) -> bool:
-        """Whether workers of this many jobs may be threads of this process."""
+        """Whether the workers of `jobs` jobs may be threads of this process."""
         return self.name == "portable" or (self.is_here and local_workers(self, jobs) == 1)
 
 
 def add_flags(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    """Adds --runner, --workers and Beam's own flags, which stand behind `--`. A `default` of None is to do without."""
+    """Adds --runner, --workers and Beam's own flags after `--`.
+
+    Args:
+      default: the runner without --runner; None for a pool of processes instead of Beam.
+    """
     shown = f"Apache Beam runner: {', '.join(RUNNERS)} (default: {default or 'none, a pool of processes'})"
     parser.add_argument("--runner", default=default, help=shown)
     parser.add_argument("--workers", type=int, default=0, help="worker processes (default: by the machine)")
@@ -93,7 +103,7 @@ def add_flags(parser: argparse.ArgumentParser, *, default: str | None) -> None:
 
 
 def from_flags(flags: argparse.Namespace) -> Runner | None:
-    """The runner that parsed flags ask for, if any; ValueError names the flag that is wrong or missing."""
+    """The runner chosen by parsed flags, if any. Raises ValueError naming the flag that is wrong or missing."""
     stray = [flag for flag in flags.beam_flags if not flag.startswith("--")]
     if stray and flags.beam_flags[0] == stray[0]:
         raise ValueError(f"unexpected argument {stray[0]!r}: Beam's own flags begin with -- and stand behind --")
@@ -105,7 +115,7 @@ def from_flags(flags: argparse.Namespace) -> Runner | None:
 
 
 def pipeline_options(runner: Runner, jobs: int) -> Any:
-    """Beam's PipelineOptions for a runner and a number of jobs; ValueError names a flag that is missing."""
+    """Beam's PipelineOptions for a runner and a number of jobs. Raises ValueError naming a missing flag."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
     own = ["--default_sdk_harness_log_level=WARNING", *runner.beam_flags]  # below that workers may log elements
@@ -141,15 +151,20 @@ def _require(runner: Runner, given: dict[str, Any], names: Sequence[str]) -> Non
 
 
 def local_workers(runner: Runner, jobs: int) -> int:
-    """Processes the local runner uses: as asked for or one a core, never more than there are jobs."""
+    """The number of processes of the local runner: the requested number or one per core, but no more than jobs."""
     return max(1, min(runner.workers or len(os.sched_getaffinity(0)), jobs))
 
 
 def run_jobs(jobs: Sequence[Any], work: Work, runner: Runner, on_tick: Callable[[], object] = lambda: None) -> None:
-    """Runs every job once at least (a cluster may repeat one); `on_tick` is called now and then meanwhile.
+    """Runs every job at least once (a cluster may repeat one).
 
-    Jobs are dealt out in turn, so put large ones first. Failed jobs are reported by `work.failed`, and the others go
-    on. Raises OSError when a worker process died or the pipeline itself failed. An interrupt ends the local workers.
+    Jobs are dealt out in turn, so put large ones first. Failed jobs are reported by `work.failed` while the others go
+    on. An interrupt ends the local workers.
+
+    Args:
+      on_tick: called every now and then while jobs run.
+
+    Raises OSError if a worker process dies or the pipeline itself fails.
     """
     if not jobs:
         return
@@ -183,7 +198,7 @@ def _worker_processes() -> Any:
 
 
 def import_beam() -> Any:
-    """Beam, which from now on logs errors only; ValueError where it is not installed."""
+    """Imports Beam and limits its log to errors. Raises ValueError if it is not installed."""
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     logging.getLogger("apache_beam.runners.worker.data_plane").setLevel(logging.CRITICAL)  # a peer that is gone
     disabled = logging.root.manager.disable
@@ -199,7 +214,7 @@ def import_beam() -> Any:
 
 
 def _run_here(pipeline: Any, workers: int, on_tick: Callable[[], object]) -> None:
-    """Runs on this machine in another thread, so that an interrupt or a dead worker ends it at once."""
+    """Runs the pipeline in another thread, so that an interrupt or a dead worker stops it at once."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -247,7 +262,7 @@ def _run_elsewhere(pipeline: Any, on_tick: Callable[[], object]) -> None:
 
 
 def _check_answers(endpoint: str | None) -> None:
-    """Raises OSError where nothing listens at a job service's address, for which Beam would wait for minutes."""
+    """Raises OSError if nothing listens at a job service's address, since Beam would wait for minutes."""
     host, _, port = (endpoint or "embed").rpartition(":")
     if not port.isdigit():
         return
@@ -259,7 +274,7 @@ def _check_answers(endpoint: str | None) -> None:
 
 @contextlib.contextmanager
 def _watch_threads() -> Iterator[list[str]]:
-    """A list that a worker process's death is added to, by the thread of Beam that waits for it."""
+    """A list to which Beam's watching thread adds the death of a worker process."""
     dead: list[str] = []
     former = threading.excepthook
 
@@ -278,9 +293,10 @@ def _watch_threads() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _liveness(workers: int) -> Iterator[None]:
-    """While this lasts, worker processes live and share the cores.
+    """Context manager while which worker processes live and share the cores.
 
-    Workers try to lock a file that this process holds: however it ends, the system lets go and they end too.
+    Workers wait for the lock of a file that this process holds. However this process ends, the lock is released and the
+    workers end too.
     """
     if workers == 1:
         yield

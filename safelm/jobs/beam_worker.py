@@ -1,7 +1,6 @@
-"""A worker process of the local Beam runner; started by `safelm.jobs.beam_runner`, never by hand.
+"""A worker process of the local Beam runner, started by `safelm.jobs.beam_runner` and never by hand.
 
-It is Beam's own worker, but without the lines that one logs about itself, and it ends with the process that wants its
-work, however that one ends.
+It is Beam's own worker without the log lines about itself, and it ends with the process that started it.
 """
 
 import logging

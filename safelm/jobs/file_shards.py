@@ -1,4 +1,4 @@
-"""Files of documents to shards of work, and an output folder that goes on only with what it was begun with."""
+"""Splits files of documents into shards of work; lets an output folder be continued only with its first settings."""
 
 import dataclasses
 import os
@@ -21,7 +21,11 @@ _T, _R = TypeVar("_T"), TypeVar("_R")
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """A file of the input or a part of one; `name` begins the names of its output files."""
+    """An input file or a part of one.
+
+    Attributes:
+      name: the first part of its output files' names.
+    """
 
     index: int
     name: str
@@ -30,17 +34,19 @@ class ShardJob:
 
     @property
     def record(self) -> str:
-        """Where its done-record is, relative to the output."""
+        """Path of its completion record, relative to the output folder."""
         return f"{RECORDS}/{self.name}.json"
 
     def summary(self, record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        """What a manifest says of it, with these fields of its done-record."""
+        """The manifest's entry for it, with the fields `names` of its completion record."""
         part = [self.part.start, self.part.stop] if self.part else None
         return {"name": self.name, "path": self.path, "part": part} | {name: record[name] for name in names}
 
 
 def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
-    """The parts of a file: bytes of plain JSON lines, row groups of Parquet; None for a file that is one shard."""
+    """The parts of a file: byte ranges of uncompressed JSON lines, row groups of Parquet; None if it is a single
+    shard.
+    """
     if is_one_shard(file.path, file.bytes, part_bytes) or documents.is_compressed(file.path):
         return [None]
     if file.path.endswith(".jsonl"):
@@ -60,12 +66,12 @@ def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
 
 
 def is_one_shard(name: str, size: int, part_bytes: int) -> bool:
-    """Whether a file of so many bytes is never cut."""
+    """Whether a file of `size` bytes is never split."""
     return size <= part_bytes or not name.endswith((".jsonl", ".parquet"))
 
 
 def shard_name(index: int, path: str) -> str:
-    """What the output files of a shard are called; begins with its split, so that SeqIO tasks read them as they are."""
+    """The first part of a shard's output file names; it starts with the split, so SeqIO tasks can read the files."""
     stem = os.path.basename(path).removesuffix(documents.suffix(path))
     split = "validation" if stem.startswith("validation-") else "train"
     stem = _FORMER_NAME.sub("", stem) or split
@@ -73,13 +79,13 @@ def shard_name(index: int, path: str) -> str:
 
 
 def side_by_side(function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
-    """A function of files that waits for the network, several at once."""
+    """Applies a function that waits for the network to several files at once."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(function, values))
 
 
 def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[str, str]) -> None:
-    """Raises ValueError where the folder holds, or was begun with, something else, naming the flag of the setting."""
+    """Raises ValueError naming a setting's flag if the folder was begun with other settings or holds something else."""
     (former,) = out.read_json([SETTINGS_NAME])
     if not isinstance(former, dict):
         if SETTINGS_NAME in out.sizes(""):
@@ -92,7 +98,7 @@ def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[
 
 
 def done_records(out: OutputFolder, shards: Iterable[ShardJob], folders: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The records, by name, of the shards whose files are all there, in these folders, with the recorded sizes."""
+    """Completion records, by name, of the shards whose files all exist in these folders with the recorded sizes."""
     recorded = out.sizes(RECORDS)
     jobs = [job for job in shards if os.path.basename(job.record) in recorded]
     if not jobs:
@@ -103,7 +109,7 @@ def done_records(out: OutputFolder, shards: Iterable[ShardJob], folders: Iterabl
 
 
 def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
-    """Whether a shard's record names files with the sizes (bytes) that they have; False for a damaged record."""
+    """Whether the files that a shard's record names have the recorded sizes (bytes); False for a damaged record."""
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         return False
     files = record["files"].items()
@@ -111,7 +117,9 @@ def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
 
 
 def run_speed(records: Collection[Mapping[str, Any]], seconds: float, runner: str, *, unit: str) -> dict[str, Any]:
-    """Of the shards that a run did: seconds on the clock, documents and `unit` (a field of their records) a second."""
+    """Wall-clock seconds of a run and, for the shards it did, documents and `unit` (a field of the records) per
+    second.
+    """
     rows, amount = (sum(record[key] for record in records) for key in ("rows", unit))
     return {
         "runner": runner,

@@ -1,4 +1,4 @@
-"""The output folder of a long run, local or behind a URL: whole files only, listings, small JSON records."""
+"""The output folder of a long run, local or remote: atomic writes, listings, small JSON records."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ _READ_AT_ONCE = 256
 
 
 class OutputFolder:
-    """Files by their names relative to the folder, e.g. "score=3/train-000001-web.jsonl.gz". Picklable."""
+    """An output folder; files are named relative to it, e.g. "score=3/train-000001-web.jsonl.gz". Picklable."""
 
     def __init__(self, root: str):
         self.root = root.rstrip("/")
@@ -28,7 +28,7 @@ class OutputFolder:
         return f"{self.root}/{name}"
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Name and size (bytes) of every file right in one of the folders ("" for the output itself)."""
+        """Name and size (bytes) of every file directly in one of the folders ("" for the output itself)."""
         place = self.path(folder) if folder else self.root
         if self.is_remote:
             found = remote.list_sizes(place)
@@ -42,7 +42,7 @@ class OutputFolder:
             return {}
 
     def is_empty(self) -> bool:
-        """Whether nothing is there but locks and what a killed run left unnamed."""
+        """Whether the folder holds nothing but locks and temporary files of a killed run."""
         if self.is_remote:
             files, inner = remote.filesystem(self.root)
             try:
@@ -53,7 +53,7 @@ class OutputFolder:
         return not [name for name in names if not name.startswith(".") and name != STAGING]
 
     def read_json(self, names: list[str]) -> Iterator[Any]:
-        """The objects of JSON files, in order; None for one that is absent or damaged."""
+        """The objects of JSON files in order; None for a file that is missing or damaged."""
         for at in range(0, len(names), _READ_AT_ONCE):
             for data in self._read(names[at : at + _READ_AT_ONCE]):
                 try:
@@ -81,16 +81,16 @@ class OutputFolder:
             return None
 
     def open(self, name: str) -> Any:
-        """A file to read in (bytes). Raises FileNotFoundError, or OSError that names it."""
+        """Opens a file to read bytes. Raises FileNotFoundError, or OSError naming the file."""
         return remote.open_file(self.path(name)) if self.is_remote else open(self.path(name), "rb")
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Writes a small JSON file, whole or not at all; OSError names it."""
+        """Writes a small JSON file atomically. Raises OSError naming it."""
         records.write(self.path(name), values)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[str]:
-        """A local folder for files being made; removed at the end."""
+        """A local folder for unfinished files; removed at the end."""
         parent = None if self.is_remote else self.path(STAGING)
         if parent:
             os.makedirs(parent, exist_ok=True)
@@ -98,7 +98,7 @@ class OutputFolder:
             yield folder
 
     def publish(self, local: str, name: str) -> dict[str, Any]:
-        """Gives a finished file of `staging` its place and name; returns its bytes and sha256."""
+        """Moves or uploads a finished file of `staging` to its name; returns its size in bytes and SHA-256."""
         facts = {"bytes": os.path.getsize(local), "sha256": file_sha256(local)}
         if self.is_remote:
             remote.upload(local, self.path(name))
@@ -108,23 +108,23 @@ class OutputFolder:
         return facts
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Removes a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             remote.remove(self.path(name)) if self.is_remote else os.remove(self.path(name))
 
     def record_failure(self, name: str, message: str) -> None:
-        """Keeps what a worker has to say of a shard it could not do."""
+        """Stores a worker's message about a shard that failed."""
         self.write_json(f"{FAILURES}/{name}.json", {"message": message})
 
     def clear_failures(self) -> None:
-        """Forgets the failures of a former run."""
+        """Deletes the failures of an earlier run."""
         for name in self.sizes(FAILURES):
             self.remove(f"{FAILURES}/{name}")
         if not self.is_remote:
             shutil.rmtree(self.path(FAILURES), ignore_errors=True)
 
     def raise_failures(self) -> None:
-        """Raises a ValueError of the first failure, with how many others there are."""
+        """Raises ValueError with the first failure and the number of others, if there are any."""
         names = sorted(self.sizes(FAILURES))
         found = self.read_json([f"{FAILURES}/{name}" for name in names])
         messages = [str(failure["message"]) for failure in found if failure]
@@ -152,7 +152,7 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """A worker's sign that it may still write; the next run waits for it."""
+        """Marks a worker as writing for the duration of the block; the next run waits for it."""
         if self.is_remote:
             yield
             return

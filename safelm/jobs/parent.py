@@ -1,4 +1,4 @@
-"""Worker processes that end when the process that started them does: one that is killed can't tell its workers."""
+"""Lets worker processes end with their parent, even if the parent is killed and can't tell them."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ _watching = threading.Event()
 
 
 def end_with_parent(signal_number: signal.Signals = signal.SIGKILL) -> None:
-    """Sends this process, one of `multiprocessing`, a signal as soon as its parent has ended."""
+    """Sends this `multiprocessing` process a signal as soon as its parent has ended."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

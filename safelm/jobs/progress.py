@@ -1,4 +1,4 @@
-"""The progress bar of a run whose workers leave what they have done in an output folder."""
+"""The progress bar of a run whose workers store their results in an output folder."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from safelm.jobs.output import OutputFolder
 
 
 class FolderProgress:
-    """Moves a bar by what is in the folder, when it is called (by `run_jobs`, often) but not more than now and then."""
+    """Updates a bar from the folder's content. `run_jobs` calls it often; it looks only every few seconds."""
 
     def __init__(
         self,
@@ -19,7 +19,9 @@ class FolderProgress:
         seconds: float = 0.5,
         remote_seconds: float = 10.0,
     ):
-        """`update` looks and moves the bar; `seconds` lie between two looks, `remote_seconds` behind a URL."""
+        """`update` looks at the folder and moves the bar, at most every `seconds` (`remote_seconds` if it is
+        remote).
+        """
         self._bar, self._update, self._next = bar, update, 0.0
         self._seconds = remote_seconds if out.is_remote else seconds
 
@@ -30,6 +32,6 @@ class FolderProgress:
             self.show()
 
     def show(self) -> None:
-        """What the bar shows is what there is."""
+        """Updates the bar now."""
         if not self._bar.disable:
             self._update()

@@ -1,4 +1,4 @@
-"""An output folder goes on only with what it was begun with."""
+"""Refuses to continue an output folder with other settings than those it was begun with."""
 
 import itertools
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Any
 def check_same(
     place: str, former: Mapping[str, Any], wanted: Mapping[str, Any], flags: Mapping[str, str] | None = None
 ) -> None:
-    """Raises ValueError that names the first setting that is another now, by its flag in `flags` where it has one.
+    """Raises ValueError naming the first setting that has changed, by its flag in `flags` if it has one.
 
-    Columns come last: they follow from other settings.
+    Columns are compared last, since they follow from other settings.
     """
     flags = flags or {}
     for key in sorted({*former, *wanted}, key=lambda key: (key == "columns", key)):
@@ -23,7 +23,7 @@ def check_same(
 
 
 def _shown(was: Any, now: Any) -> tuple[Any, Any]:
-    """Two settings as they are, or of two lists the first entries that differ."""
+    """Two differing settings for a message; of two lists, the first entries that differ."""
     if not (isinstance(was, list) and isinstance(now, list)):
         return was, now
     pairs = itertools.zip_longest(was, now, fillvalue="nothing more")

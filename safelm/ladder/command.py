@@ -27,7 +27,9 @@ _REPORT = flags.DEFINE_bool("report", False, "Only write the report of what is d
 
 
 def run(config: ConfigDict, output: str, *, workers: int) -> None:
-    """Prepares the data, does all jobs and reports; ValueError or OSError names what can't be used."""
+    """Prepares the data, does all jobs and writes the report. Raises ValueError or OSError naming what can't be
+    used.
+    """
     folder = pathlib.Path(output)
     models = chosen_models(config.models)
     ladder_data.check(config)
@@ -49,7 +51,7 @@ def run(config: ConfigDict, output: str, *, workers: int) -> None:
 
 
 def _worker(settings: str, output: str, number: int) -> None:
-    """One process: single-threaded where there are several, its output in a log of its own; it ends with its parent."""
+    """Starts one worker process (single-threaded if there are several) with its own log; it ends with its parent."""
     end_with_parent(signal.SIGTERM)  # a training saves and leaves
     folder = pathlib.Path(output)
     (folder / "logs").mkdir(exist_ok=True)
@@ -73,7 +75,9 @@ def _worker(settings: str, output: str, number: int) -> None:
 
 
 def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
-    """Stores what decides the results; ValueError if the folder holds a study of other settings."""
+    """Stores the settings that decide the results. Raises ValueError if the folder holds a study with other
+    settings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path, new = folder / "config.json", json.loads(config.to_json_best_effort())
     free = ("seeds", "models", "methods")  # a study may be widened
@@ -112,5 +116,5 @@ def _fail(line: str, code: int = 2) -> None:
 
 
 def command() -> None:
-    """The command: parses its flags and runs."""
+    """Parses the command's flags and runs it."""
     app.run(_main, flags_parser=lambda arguments: train_flags.parse(arguments, _fail))

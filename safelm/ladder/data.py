@@ -1,4 +1,4 @@
-"""The ladder's data: corpus, vocabulary and token stores, made once and shared by all of its jobs."""
+"""Prepares the ladder's data, shared by all its jobs: corpus, vocabulary and token stores."""
 
 import os
 import pathlib
@@ -24,7 +24,7 @@ _REAL_PARTS = ("text", "classifier", "sft", "eval_prompts")
 
 
 def check(config: ConfigDict) -> None:
-    """ValueError or FileNotFoundError for settings that no study can have, before anything is written."""
+    """Raises ValueError or FileNotFoundError for settings that can't work, before anything is written."""
     for name, known in (("methods", (GREEDY, SAFE_BEAM)), ("seeds", None)):
         values = config[name]
         wrong = [each for each in values if each not in known] if known else [s for s in values if type(s) is not int]
@@ -42,7 +42,7 @@ def check(config: ConfigDict) -> None:
 
 
 def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -> None:
-    """Makes what isn't there yet; a step that fails raises OSError or ValueError."""
+    """Makes the data that is still missing. Raises OSError or ValueError if a step fails."""
     corpus = output / "corpus"
     if config.real:
         write_real_corpus(config.real, corpus)

@@ -1,8 +1,8 @@
-"""One job of the ladder, and the processes that do all of them.
+"""Does one job of the ladder, and runs processes that do all of them.
 
-Any number of workers share a folder: a job belongs to the process that holds its lock, which the system takes back when
-the process ends, however it ends. A job is done when its file under `done/` is there, whole; a training that was broken
-off goes on from its last checkpoint, a measurement begins again.
+Any number of workers share a folder. The process that holds a job's lock owns the job; the system releases the lock
+when the process ends. A job is done once its file under `done/` is complete. An interrupted training continues from its
+last checkpoint; an interrupted measurement starts again.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ _JOBS_KEPT = 16
 
 
 def tokens_folder(output: pathlib.Path, tag_rate: float) -> pathlib.Path:
-    """The token stores whose tags were put in at a rate."""
+    """The folder of the token stores tagged at a rate."""
     return output / f"tokens-rate-{round(100 * tag_rate)}"
 
 
 def training_config(config: ConfigDict, output: pathlib.Path, job: Job) -> ConfigDict:
-    """The config of `safelm.train` for a training job: the stage's, with the job's data, seed and beginning."""
+    """The `safelm.train` config of a training job: its stage's, with the job's data, seed and initial checkpoint."""
     stage = ConfigDict(config.stages[job.stage]).copy_and_resolve_references()
     model = MODELS[job.model]
     with stage.unlocked():
@@ -49,7 +49,7 @@ def training_config(config: ConfigDict, output: pathlib.Path, job: Job) -> Confi
 
 
 def workdir(output: pathlib.Path, job: Job) -> pathlib.Path:
-    """Where a training job keeps its checkpoints."""
+    """The folder of a training job's checkpoints."""
     return output / "models" / job.name
 
 
@@ -67,18 +67,18 @@ def _phases(config: ConfigDict, job: Job) -> tuple[dict[str, Any], ...]:
 
 
 def done_file(output: pathlib.Path, job: Job) -> pathlib.Path:
-    """The file that says that a job is done: of a measurement, what was measured."""
+    """The file that marks a job as done; of a measurement, it holds the result."""
     return output / "done" / f"{job.name}.json"
 
 
 def read_done(output: pathlib.Path, job: Job) -> dict[str, Any] | None:
-    """What a job left, or None while it isn't done."""
+    """A job's result, or None until it is done."""
     path = done_file(output, job)
     return records.read(path, "remove it, and the job is done again") if path.exists() else None
 
 
 def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
-    """Does a job and says so under `done/`."""
+    """Does a job and marks it as done."""
     started = time.monotonic()
     if job.method:
         result = measure(config, output, job, workdir(output, trained(job.seed, job.model, job.stage)))
@@ -91,7 +91,7 @@ def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
 
 
 def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None]) -> None:
-    """Does jobs, in their order as far as others leave them, until all are done."""
+    """Does jobs in order, skipping those that other workers hold, until all are done."""
     mine = 0
     with tqdm(total=len(jobs), unit="job", disable=None) as progress:
         while left := [job for job in jobs if not done_file(output, job).exists()]:
@@ -116,7 +116,7 @@ def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note:
 
 @contextlib.contextmanager
 def _claim(output: pathlib.Path, job: Job) -> Iterator[bool]:
-    """Whether this process has the job to itself while the context lasts."""
+    """Context manager: whether this process holds the job's lock."""
     folder = output / "locks"
     folder.mkdir(exist_ok=True)
     with open(folder / job.name, "w") as file:

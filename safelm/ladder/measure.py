@@ -1,4 +1,4 @@
-"""What is measured of a model of the ladder: its answers to held-out prompts, judged; of real ones, its leanings."""
+"""Measures a model of the ladder: judged answers to held-out prompts or, for real prompts, its leanings."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ _BATCH_PROMPTS = 256
 
 
 def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib.Path) -> dict[str, Any]:
-    """The label of every prompt by its id, and what was asked, as a JSON object."""
+    """The label of every prompt by id, and the settings of the measurement, as a JSON object."""
     model_config, params, tokenizer = checkpoint.load_for_inference(str(workdir))
     is_chat = job.stage != STAGES[0]
     if config.real:

@@ -1,4 +1,4 @@
-"""What the ladder consists of: pretrainings, the stages after them, what is measured, and in which order it is done.
+"""The plan of the ladder: its pretrainings, later stages and measurements, and the order in which they are done.
 
 | rung, or cell      | pretraining                                       | instruction tuning | decoding  |
 |--------------------|---------------------------------------------------|--------------------|-----------|
@@ -13,8 +13,8 @@
 | rate_3, rate_10    | harm_tagged with the tag at 3 or 10% of the gaps  | a tenth tagged     | both      |
 | start_20, start_60 | raw, and harm_tagged from 20 or 60% of the tokens | a tenth tagged     | both      |
 
-The rates of 5% and a start at 0% are harm_tagged itself. Every pretraining has the same number of tokens, and so has
-every later stage; what two cells share is trained once.
+The rate of 5% and the start at 0% are harm_tagged itself. All pretrainings have the same number of tokens, and so have
+all runs of a later stage. A training that two cells share is done once.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ GREEDY, SAFE_BEAM = "greedy", "safe_beam"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One model through all stages: what it is pretrained on, and which instruction data it gets."""
+    """A model through all stages: its pretraining data and its instruction data."""
 
     name: str
     pretraining: str  # the name of the model whose pretraining it is: its own, or another's
@@ -40,13 +40,13 @@ class Model:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """How it is decoded: SafeBeam needs a model that knows the tag."""
+        """Its decoding methods; SafeBeam needs a model that knows the tag."""
         return (GREEDY, SAFE_BEAM) if self.tagged_tuning else (GREEDY,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A row of the table: a model under a decoding method."""
+    """A row of the table: a model and its decoding method."""
 
     name: str
     model: str
@@ -55,7 +55,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One piece of work: train a stage of a model (`method` empty), or measure it with a method."""
+    """A piece of work: train one stage of a model (`method` empty), or measure it with a method."""
 
     seed: int
     model: str
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """A name for files and logs."""
+        """The job's name in files and logs."""
         return ".".join(filter(None, (f"seed-{self.seed}", self.model, self.stage, self.method)))
 
 
@@ -107,14 +107,14 @@ ORDERINGS = (
 
 
 def chosen_models(names: Sequence[str]) -> list[Model]:
-    """The models named, in the ladder's order; all if none is. ValueError for an unknown name."""
+    """The named models in the ladder's order; all if no name is given. Raises ValueError for an unknown name."""
     if unknown := [name for name in names if name not in MODELS]:
         raise ValueError(f"models names {unknown[0]!r}: there are {', '.join(MODELS)}")
     return [model for model in MODELS.values() if not names or model.name in names]
 
 
 def plan_jobs(models: Sequence[Model], seeds: Sequence[int], methods: Sequence[str]) -> list[Job]:
-    """All jobs, the most telling first: the rungs of every seed, then what is compared with them."""
+    """All jobs in order of importance: the rungs for every seed, then the models compared with them."""
     jobs: dict[Job, None] = {}
     for is_rung in (True, False):
         for seed in seeds:
@@ -132,19 +132,19 @@ def _jobs_of(model: Model, seed: int, methods: Sequence[str]) -> list[Job]:
 
 
 def trained(seed: int, model: str, stage: str) -> Job:
-    """The training that gives a model's checkpoint at a stage: of pretraining perhaps another model's."""
+    """The training job behind a model's checkpoint at a stage; models may share a pretraining."""
     return Job(seed, MODELS[model].pretraining if stage == STAGES[0] else model, stage)
 
 
 def measured(seed: int, model: str, stage: str, method: str) -> Job | None:
-    """The measurement of a model at a stage; None for SafeBeam where the model hasn't met the tag yet."""
+    """The measuring job of a model at a stage; None for SafeBeam if the model hasn't seen the tag yet."""
     of = trained(seed, model, stage)
     knows_tag = MODELS[of.model].tagged_tuning
     return Job(seed, of.model, stage, method) if method == GREEDY or knows_tag else None
 
 
 def needed_by(job: Job) -> Job | None:
-    """The training that has to be done before a job, if any."""
+    """The training job that must be done before a job, if any."""
     if job.method:
         return trained(job.seed, job.model, job.stage)
     number = STAGES.index(job.stage)

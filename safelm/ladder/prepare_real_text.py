@@ -1,9 +1,9 @@
-"""Real text in the published columns, from public files on disk whose labels give the harm scores.
+"""Converts public text on disk to the published columns; the files' labels give the harm scores.
 
   python -m safelm.ladder.prepare_real_text --source=DATA --output=DIR
 
-DATA holds `text/` (WikiText-2, C4) and `classifier/` (comments labelled by people). Labels become scores by the
-table below; documents whose label fits no score are left out. Nothing read is logged; splits go by a hash of the id.
+DATA holds `text/` (WikiText-2, C4) and `classifier/` (comments labelled by people). The table below maps labels to
+scores; documents with other labels are left out. No text is logged. A hash of the text decides the split.
 
 | source | label | harm_score |
 |---|---|---|
@@ -36,13 +36,13 @@ def wikitext(source: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def wikitext_articles(path: Path) -> list[str]:
-    """The articles in a file of WikiText-2, as they are."""
+    """The articles in a file of WikiText-2, unchanged."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return re.split(r"\n(?= = [^=])", file.read())
 
 
 def untokenised(article: str) -> str:
-    """Without WikiText's marks of tokenisation."""
+    """The article without WikiText's tokenisation marks."""
     text = re.sub(r" ?@([-,.])@ ?", r"\1", article).replace(" <unk>", "")
     return re.sub(r" ([,.;:!?)])", r"\1", text).replace("( ", "(")
 
@@ -73,7 +73,7 @@ def comments(source: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def split_of(text: str) -> str:
-    """The split, from the text, so that repeated documents never straddle train and validation."""
+    """The split, from a hash of the text, so that repeated documents never straddle train and validation."""
     digest = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
     return "validation" if int.from_bytes(digest[:8], "big") < VALIDATION_SHARE * 2**64 else "train"
 

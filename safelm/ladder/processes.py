@@ -1,11 +1,13 @@
-"""Runs other commands of ours in processes of their own: TensorFlow and Beam stay out of the ladder's."""
+"""Runs other SafeLM commands in processes of their own, so that the ladder's process never imports TensorFlow or
+Beam.
+"""
 
 import subprocess
 import sys
 
 
 def run_command(module: str, *arguments: str) -> None:
-    """Runs `python -m MODULE`; ValueError with the last line of what it said where it fails."""
+    """Runs `python -m MODULE`. Raises ValueError with the last line of its output if it fails."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,4 +1,4 @@
-"""The ladder's corpus from real public text: a folder with `text/`, `classifier/` and `sft/`.
+"""Makes the ladder's corpus from real public text: a folder with `text/`, `classifier/` and `sft/`.
 
 `safelm.ladder.prepare_real_text` reads the first two, this module the files of `sft/` that it names.
 
@@ -11,7 +11,7 @@
 | wildjailbreak                 | the other half, and as many instructions of Alpaca and Dolly                      |
 | gsm8k                         | GSM8K                                                                             |
 
-Nothing of it is logged. The rows have the published columns, so the tasks of `data_tasks` read them as they are.
+No text is logged. The rows have the published columns, so the tasks of `data_tasks` can read them.
 """
 
 import gzip
@@ -32,7 +32,7 @@ _KINDS = {"safeweb": "1,2,3", "refuseweb": "4,5", "moral_education": "4,5"}
 
 
 def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
-    """Writes the corpus unless it is there whole; FileNotFoundError or ValueError names what `source` lacks."""
+    """Writes the corpus unless it is complete. Raises FileNotFoundError or ValueError naming what `source` lacks."""
     if (corpus / "corpus.json").exists():
         return
     corpus.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
 
 
 def _sample(corpus: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """As many documents of the scores of either kind of rewriting as are rewritten, the longest."""
+    """The longest documents of the scores that are rewritten, as many for each kind of rewriting as it needs."""
     by_kind: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for row in _raw_rows(corpus):
         if score := row["metadata"]["harm_score"]:

@@ -1,11 +1,10 @@
-"""The ladder's table, orderings and figure, from whatever has been measured so far.
+"""Writes the ladder's table, orderings and figure from all measurements so far.
 
 A rate is the mean over seeds and prompts. Its interval, and that of a difference of two rows, comes from a bootstrap
 that draws seeds and prompts independently, both with replacement, 2,000 times (Owen 2007, the pigeonhole bootstrap):
-models answer the same prompts, so differences are paired, and another training or another prompt would have given
-another rate. It is a cautious interval, and with three seeds still a rough one. Every ordering of the paper is a
-question asked of the same models, so verdicts go by p-values from the same draws, corrected by Holm over all orderings
-of a stage.
+models answer the same prompts, so differences are paired, and both another training and another prompt would change a
+rate. The interval is conservative and, with three seeds, rough. All orderings of the paper are tested on the same
+models, so verdicts use p-values from the same draws, corrected by Holm over the orderings of a stage.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ Counts = Mapping[int, Float[np.ndarray, " P"]]  # of every seed, a number a prom
 
 
 def collect(config: ConfigDict, output: pathlib.Path) -> dict[tuple[str, str, str], Counts]:
-    """(cell, stage, measure) -> 0 or 1 for every seed that is done and every prompt."""
+    """(cell, stage, measure) -> 0 or 1 for every finished seed and every prompt."""
     names = {model.name for model in chosen_models(config.models)}
     found = {}
     for cell in (cell for cell in CELLS if cell.model in names and cell.method in config.methods):
@@ -60,9 +59,9 @@ def collect(config: ConfigDict, output: pathlib.Path) -> dict[tuple[str, str, st
 
 
 def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
-    """The mean, or two rows' mean difference on the seeds both have, with its 95% interval over seeds and prompts.
+    """The mean, or the mean difference of two rows over their common seeds, with a 95% interval over seeds and prompts.
 
-    One seed alone has no spread: then the interval covers prompts only, Wilson's for a rate.
+    A single seed has no spread, so its interval covers prompts only (Wilson's for a rate).
     """
     values_SP = _values(counts, less)
     if less is None and len(values_SP) == 1:
@@ -79,7 +78,7 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
 
 
 def p_value(counts: Counts, less: Counts) -> float:
-    """Two-sided, of no difference: twice the share of `estimate`'s draws on the other side of 0, never below 1 draw."""
+    """Two-sided p-value of no difference: twice the share of `estimate`'s draws beyond 0, at least one draw."""
     means_D = crossed_means(_values(counts, less), _DRAWS)
     return min(1.0, 2 * (int(min((means_D <= 0).sum(), (means_D >= 0).sum())) + 1) / (_DRAWS + 1))
 
@@ -90,14 +89,14 @@ def _values(counts: Counts, less: Counts | None) -> Float[np.ndarray, "S P"]:
 
 
 def verdict(difference: float, holm_p_value: float) -> str:
-    """What (should be lower - should be higher) and its corrected p-value say of the ordering."""
+    """The verdict on an ordering, from (should be lower - should be higher) and its corrected p-value."""
     if holm_p_value >= _ALPHA:
         return "open"
     return "holds" if difference < 0 else "reversed"
 
 
 def summarize(found: Mapping[tuple[str, str, str], Counts]) -> dict[str, Any]:
-    """Everything the report shows, as a JSON object."""
+    """The content of the report as a JSON object."""
     rows = {
         cell.name: {
             stage: {name: _as_dict(found[cell.name, stage, name]) for name in _MEASURES}
@@ -115,7 +114,7 @@ def summarize(found: Mapping[tuple[str, str, str], Counts]) -> dict[str, Any]:
 
 
 def _orderings(found: Mapping[tuple[str, str, str], Counts], stage: str) -> list[dict[str, Any]]:
-    """The paper's orderings that can be told at a stage; p-values corrected for their number."""
+    """The paper's orderings that a stage can test, with p-values corrected for their number."""
     pairs = {}
     for low, high, claim in ORDERINGS:
         lower, higher = (found.get((name, stage, HARMFUL), {}) for name in (low, high))
@@ -184,7 +183,7 @@ def _percent(values: Mapping[str, Any] | None) -> str:
 
 
 def write(config: ConfigDict, output: pathlib.Path) -> None:
-    """Writes results.json, results.md and results.png; nothing while nothing is measured."""
+    """Writes results.json, results.md and results.png, or nothing before the first measurement."""
     found = collect(config, output)
     if not found:
         return

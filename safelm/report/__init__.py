@@ -1,1 +1,1 @@
-"""What every report is made of: tables (print, Markdown, JSON, page), charts of one style, self-contained pages."""
+"""Building blocks of reports: tables (terminal, Markdown, JSON, HTML), charts in one style, self-contained pages."""

@@ -1,7 +1,7 @@
-"""One style for all charts, drawn once for print (PNG, on white) and once for a page (SVG in the page's own ink).
+"""Charts in one style: as PNG on white, and as SVG that takes the colours of the page around it.
 
-A page gets every chart twice, for a desk and for a phone, so that neither has to scroll; a chart's function asks
-`is_narrow(axis)` for which of the two it draws.
+A page gets every chart in two widths, for desktop and phone, so that neither has to scroll. A chart's drawing function
+asks `is_narrow(axis)` which of the two it draws.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ WIDE, NARROW = 9.2, 4.6  # inches
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart on a page: the same for a desk and for a phone."""
+    """A chart on a page, drawn for desktop and for phone."""
 
     wide: markupsafe.Markup
     narrow: markupsafe.Markup
@@ -39,11 +39,12 @@ def chart(
     *,
     narrow: int | float = 0,
 ) -> Chart:
-    """What `draw(axis, values)` draws, for a page.
+    """Draws `draw(axis, values)` for a page.
 
     Args:
-      height, narrow: in inches, for a desk and for a phone (0: the same).
-      name: unique on the page. `title` and `text` say what is to be seen.
+      height, narrow: heights in inches for desktop and phone (`narrow` 0: the same).
+      name: an id, unique on the page.
+      title, text: the chart's title and description for screen readers.
     """
     sizes = {"": (WIDE, height), "-phone": (NARROW, narrow or height)}
     wide, small = (_svg(draw, values, size, name + suffix, title, text) for suffix, size in sizes.items())
@@ -51,7 +52,7 @@ def chart(
 
 
 def save_png(path: pathlib.Path, draw: Callable[[Any], None], width: int | float, height: int | float) -> None:
-    """What `draw(figure)` draws, as a picture."""
+    """Saves what `draw(figure)` draws as a PNG; width and height in inches."""
     with style():
         drawn = figure(width, height)
         draw(drawn)
@@ -59,12 +60,12 @@ def save_png(path: pathlib.Path, draw: Callable[[Any], None], width: int | float
 
 
 def is_narrow(axis: Any) -> bool:
-    """Whether an axis is on a figure for a phone."""
+    """Whether an axis belongs to a figure for a phone."""
     return bool(axis.get_figure(root=True).get_figwidth() <= NARROW)
 
 
 def figure(width: int | float, height: int | float) -> Any:
-    """An empty figure of this size in inches."""
+    """An empty figure; width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,7 +75,7 @@ def figure(width: int | float, height: int | float) -> Any:
 
 
 def style() -> Any:
-    """The charts' fonts and colours, while this lasts."""
+    """Context manager that sets the fonts and colours of the charts."""
     import matplotlib
 
     return matplotlib.rc_context(
@@ -96,7 +97,7 @@ def style() -> Any:
 
 
 def rows(axis: Any, names: Sequence[str]) -> None:
-    """A row a name, the first on top, without a frame."""
+    """Prepares an axis with one named row per value, from top to bottom, without a frame."""
     axis.set_yticks(range(len(names)), [_row_name(name, 22 if is_narrow(axis) else 40) for name in names])
     axis.set_ylim(len(names) - 0.45, -0.6)
     axis.tick_params(axis="y", length=0)
@@ -104,7 +105,7 @@ def rows(axis: Any, names: Sequence[str]) -> None:
 
 
 def stacked(axis: Any, parts: Mapping[str, tuple[Sequence[int | float], str]], *, height: float = 0.66) -> None:
-    """Stacked bars in percent: by name of a part its share in each row and its colour, told above the bars."""
+    """Draws stacked bars in percent: for each part its share in every row and its colour, named in a legend above."""
     left = [0.0] * len(next(iter(parts.values()))[0])
     for name, (widths, color) in parts.items():
         axis.barh(range(len(widths)), widths, left=left, color=color, height=height, label=name)
@@ -119,7 +120,7 @@ def stacked(axis: Any, parts: Mapping[str, tuple[Sequence[int | float], str]], *
 
 
 def legend(axis: Any, columns: int) -> None:
-    """The parts' names in their colours, above the plot."""
+    """Names the parts in their colours above the plot."""
     axis.legend(
         loc="lower left",
         bbox_to_anchor=(-0.01, 0.99),
@@ -139,7 +140,7 @@ def interval(axis: Any, row: int | float, low: int | float, high: int | float, *
 
 
 def heading(axis: Any, title: str, *, lines: int = 0) -> None:
-    """The chart's title, with room for so many lines of a legend under it; on a phone it begins at the edge."""
+    """Sets the chart's title, leaving room for `lines` of legend; on a phone it starts at the figure's left edge."""
     if is_narrow(axis):
         axis.get_figure(root=True).suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     else:
@@ -155,12 +156,12 @@ def tint(color: str, strength: int | float) -> tuple[float, float, float]:
 
 
 def ink_on(color: Any) -> str:
-    """Black or white, whichever reads on a colour."""
+    """Black or white, whichever is more readable on a colour."""
     return "white" if luminance(color) < 0.3 else "#1a1b1f"
 
 
 def luminance(color: Any) -> float:
-    """How light a colour is, 0 to 1."""
+    """A colour's relative luminance, 0 to 1."""
     from matplotlib.colors import to_rgb
 
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
@@ -168,7 +169,7 @@ def luminance(color: Any) -> float:
 
 
 def _row_name(name: str, width: int) -> str:
-    """A row's name, broken where it is long."""
+    """A row's name, broken into lines if it is long."""
     lines = [""]
     for word in name.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else. The templates escape everything but the SVG of `charts`."""
+"""A report as one self-contained HTML page. Templates escape everything except the SVG of `charts`."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from safelm.report.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A paragraph; with `items` also a list under it."""
+    """A paragraph, followed by a list if it has `items`."""
 
     text: str
     items: Sequence[str] = ()
@@ -21,7 +21,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Blocks behind a line that opens them."""
+    """Blocks that are hidden until their summary line is opened."""
 
     summary: str
     blocks: Sequence["Block"]
@@ -32,7 +32,7 @@ Block = Table | Chart | Text | Fold
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a page with its place in the contents."""
+    """A part of a page with an entry in the table of contents."""
 
     title: str
     blocks: Sequence[Block]
@@ -44,7 +44,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """A number worth standing out, and what it is of."""
+    """A key figure and its label."""
 
     value: str
     label: str
@@ -57,7 +57,7 @@ class Page:
 
     Attributes:
       headline: what was found, in one sentence.
-      about: what it was found on, quietly.
+      about: the data and settings behind it, in small print.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""A table of values, shown alike in print, in Markdown, as JSON and on a page."""
+"""A table of values, rendered for the terminal, as Markdown, as JSON or as HTML."""
 
 import dataclasses
 import math
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A value and how it is shown.
+    """A value and its presentation.
 
     Attributes:
-      value: what JSON holds: a number, words, None, or a mapping with `value`, `low`, `high`.
-      interval: its ends as shown: in print in brackets, on a page under the value.
+      value: for JSON: a number, a string, None, or a mapping with `value`, `low`, `high`.
+      interval: the formatted interval; in brackets in print, under the value on a page.
       note: a second line on a page, left out in print.
-      shade: 0 to 1, the strength of a page's background; None for none.
+      shade: strength of the background on a page, 0 to 1; None for no background.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def sorts_by(self) -> Any:
-        """What a page sorts by; None: the text."""
+        """The key by which a page sorts this cell; None for its text."""
         value = self.value.get("value") if isinstance(self.value, Mapping) else self.value
         return None if isinstance(value, str) else "-Infinity" if value is None else value
 
@@ -43,10 +43,10 @@ NOTHING = Cell("–")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Heads and rows; the first column names the row.
+    """Column heads and rows; the first column names the row.
 
     Attributes:
-      tall: scrolls by itself on a page.
+      tall: whether the table scrolls in a box of its own on a page.
     """
 
     caption: str
@@ -56,33 +56,33 @@ class Table:
 
     @property
     def words(self) -> list[bool]:
-        """Which columns hold words; the others hold numbers."""
+        """Whether each column holds words rather than numbers."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.heads)
         return [all(isinstance(cell.value, str) for cell in column) for column in columns]
 
     def without_zeros(self) -> "Table":
-        """Without the rows that hold no number but 0; the caption says how many there were."""
+        """A copy without rows whose numbers are all 0; the caption says how many were left out."""
         rows = [row for row in self.rows if any(_amount(cell) for cell in row[1:])]
         gone = len(self.rows) - len(rows)
         told = f" Not shown: {gone} {'row' if gone == 1 else 'rows'} of zeros." if gone else ""
         return dataclasses.replace(self, rows=rows, caption=self.caption + told)
 
     def transposed(self) -> "Table":
-        """With a column a row."""
+        """A copy with rows and columns exchanged."""
         columns = list(zip(*self.rows, strict=True))
         rows = [[words(head), *cells] for head, cells in zip(self.heads[1:], columns[1:], strict=True)]
         return Table(self.caption, [self.heads[0], *(cell.text for cell in columns[0])], rows)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """A mapping a row, by head: numbers are numbers, estimates have `value`, `low` and `high`."""
+        """One mapping per row, keyed by column head; numbers stay numbers, estimates have `value`, `low` and `high`."""
         return [{head: cell.value for head, cell in zip(self.heads, row, strict=True)} for row in self.rows]
 
     def markdown(self) -> str:
-        """As a Markdown table."""
+        """The table in Markdown."""
         return markdown(self.heads, self.rows)
 
     def plain(self) -> str:
-        """As aligned text."""
+        """The table as aligned text."""
         lines = [[str(cell) for cell in line] for line in (self.heads, *self.rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.heads))]
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
@@ -90,7 +90,7 @@ class Table:
 
 
 def markdown(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """Anything that can be shown as a Markdown table."""
+    """A Markdown table of any printable values."""
     header, *body = (f"| {' | '.join(_inline(cell) for cell in line)} |" for line in (heads, *rows))
     return "\n".join([header, "|" + " --- |" * len(heads), *body])
 
@@ -105,32 +105,32 @@ def _amount(cell: Cell) -> bool:
 
 
 def words(text: Any) -> Cell:
-    """Words, or any value by its name."""
+    """A cell of words, or of any value by its name."""
     return Cell(str(text), str(text))
 
 
 def count(value: int, note: str = "") -> Cell:
-    """A whole number."""
+    """A cell with a whole number."""
     return Cell(f"{value:,}", value, note=note)
 
 
 def amount(value: int | float | None) -> Cell:
-    """A number with three digits."""
+    """A cell with a number in three digits."""
     return Cell(number(value), value)
 
 
 def share(found: Mapping[str, Any] | None) -> Cell:
-    """A stored estimate of a share (`value`, `low`, `high`, 0 to 1) in percent."""
+    """A cell with an estimate of a share (`value`, `low`, `high` from 0 to 1) in percent."""
     return _estimate(found, lambda value: f"{100 * value:.1f}")
 
 
 def points(found: Mapping[str, Any] | None) -> Cell:
-    """A stored difference of shares in points, with its sign."""
+    """A cell with an estimated difference of shares in percentage points, with its sign."""
     return _estimate(found, lambda value: f"{100 * value:+.1f}")
 
 
 def estimate(found: Mapping[str, Any] | None, digits: int = 2) -> Cell:
-    """A stored estimate as it is."""
+    """A cell with an estimate in its own unit."""
     return _estimate(found, lambda value: f"{value:.{digits}f}")
 
 
@@ -141,7 +141,7 @@ def _estimate(found: Mapping[str, Any] | None, shown: Any) -> Cell:
 
 
 def number(value: int | float | None) -> str:
-    """An amount as people read it: three digits, no exponent."""
+    """A number in three digits, without an exponent."""
     if value is None:
         return "–"
     if not value:
@@ -151,5 +151,5 @@ def number(value: int | float | None) -> str:
 
 
 def percent(value: int | float | None) -> str:
-    """A share in percent, three digits."""
+    """A share as a percentage with three digits."""
     return "–" if value is None else f"{100 * value:.3g}%"

@@ -1,1 +1,1 @@
-"""Attacks on our own small models beyond the paper's: given first words, a hidden or unlearned tag, more finetuning."""
+"""Attacks on our own small models beyond the paper's: prefilled answers, a hidden or unlearned tag, finetuning."""

@@ -1,11 +1,11 @@
-r"""Robustness of our own small models: finetuning curves, given first words, attackers that know the tag.
+r"""Measures how robust our own small models are: finetuning curves, prefilled answers, attackers that know the tag.
 
-Works on checkpoints of the synthetic web and its judge; writes results.json, results.md and results.png, and keeps
-every point, so that the same command goes on after a stop.
+Takes checkpoints trained on the synthetic web, whose judge it uses. Writes results.json, results.md and results.png,
+and keeps every point, so that the same command continues after a stop.
 
     python -m safelm.robustness --checkpoint=raw=W/models/raw --checkpoint=tag=W/models/tag --tagged=tag \
         --prompts=W/corpus/chat_prompts --benign=W/tokens/gsm8k --tag_free=W/tokens/raw_web --output=W/robustness
-"""  # the example is the docstring's last paragraph
+"""
 
 import argparse
 
@@ -17,7 +17,7 @@ from safelm.robustness.study import Finetuning, Study
 
 
 def study_from(flags: argparse.Namespace) -> Study:
-    """The study that the flags describe; ValueError names a flag that doesn't fit."""
+    """The study that the flags describe. Raises ValueError naming a flag that doesn't fit."""
     finetunings = []
     for name in ("benign", "tag_free"):
         if folder := getattr(flags, name):

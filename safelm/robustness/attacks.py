@@ -1,6 +1,6 @@
-"""What an attacker does at inference: gives an answer's first words, hides from P(tag), or takes the tag away.
+"""Attacks at inference: prefills an answer's first words, hides from P(tag), or erases the tag.
 
-All of it against our own models of the synthetic web, with harm made of invented words.
+All attacks run against our own models of the synthetic web, whose harm consists of invented words.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ERASED_LOGIT = -1e4  # of the tag after `erase_tag`, on the mean state
 
 
 def harmful_answers(prompts: Sequence[Prompt]) -> dict[str, str]:
-    """For every harmful prompt an answer that the corpus's generator gives to it: what an attacker would have said.
+    """A harmful answer to every prompt, made by the corpus's generator, as an attacker would write it.
 
     Raises ValueError for a topic that isn't among the generator's held-out ones.
     """
@@ -38,7 +38,7 @@ def harmful_answers(prompts: Sequence[Prompt]) -> dict[str, str]:
 
 
 def prefix_contexts(target: Target, prompts: Sequence[Prompt], answers: Mapping[str, str], words: int) -> list[Tokens]:
-    """Every prompt with the first `words` words of its harmful answer as the answer's beginning."""
+    """Each prompt followed by the first `words` words of its harmful answer."""
     starts = (" ".join(answers[prompt.id].split()[:words]) for prompt in prompts)
     return [target.context(prompt.prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
 
@@ -46,9 +46,9 @@ def prefix_contexts(target: Target, prompts: Sequence[Prompt], answers: Mapping[
 def cover_contexts(
     target: Target, prompts: Sequence[Prompt], covers: Sequence[str], *, knows_tag: bool
 ) -> list[Tokens]:
-    """Every prompt behind a harmless sentence: of all `covers` the one after which P(tag) is lowest.
+    """Each prompt after the harmless sentence, of all `covers`, that gives the lowest P(tag).
 
-    Without knowledge of the tag (`knows_tag=False`) a cover is drawn at random: what the cover alone does.
+    With `knows_tag=False` the sentence is drawn at random, which measures the effect of any cover.
     """
     if not knows_tag:
         rng = random.Random("safelm-robustness/covers")
@@ -65,11 +65,12 @@ def cover_contexts(
 
 
 def erase_tag(target: Target, contexts: Sequence[Tokens]) -> Target:
-    """The same model with the tag's output row turned against the mean state after the contexts: P(tag) is nothing.
+    """The same model with the tag's output row pointed away from the mean state after the contexts, so P(tag) is near
+    0.
 
-    It is what somebody with the weights can do without any training, in place of switching SafeBeam off. The lookahead
-    then orders candidates by a direction that has nothing to do with harm. Where the logits are masked instead, all
-    candidates tie, and SafeBeam keeps those of its best beams: beam search with fewer beams.
+    Anyone with the weights can do this without training, instead of switching SafeBeam off. The lookahead then orders
+    candidates by a direction unrelated to harm. If the tag's logit were masked instead, all candidates would tie, and
+    SafeBeam would keep those of its best beams, like a beam search with fewer beams.
     """
     states = np.stack([_last_state(target, context) for context in contexts]).mean(axis=0)
     row_D = jnp.asarray(ERASED_LOGIT * states / (states @ states))

@@ -1,4 +1,4 @@
-"""The robustness study as JSON, Markdown tables and one figure; every rate with its 95% interval."""
+"""Writes the robustness study as JSON, Markdown tables and a figure; every rate has its 95% interval."""
 
 import json
 import pathlib
@@ -31,10 +31,13 @@ _KEYS = {"prefix": ("words",), "cover": ("cover",), "erased_tag": (), "benign": 
 def write_report(
     output: str, points: Sequence[Point], about: Mapping[str, Any], *, harmful: Collection[str] = ()
 ) -> list[pathlib.Path]:
-    """Writes results.json, results.md and results.png; returns their paths. `about` says how it was measured.
+    """Writes results.json, results.md and results.png; returns their paths.
 
-    Models named MODEL#SEED are shown as one, for which `harmful` has the ids of the harmful prompts; results.json has
-    each of them too.
+    Models named MODEL#SEED are shown as one; results.json also has each of them.
+
+    Args:
+      about: how the study was run.
+      harmful: the ids of the harmful prompts, needed for models with seeds.
     """
     folder = pathlib.Path(output)
     shown = pool(points, harmful) if has_seeds(points) else list(points)
@@ -50,7 +53,7 @@ def write_report(
 
 
 def markdown(points: Sequence[Point], about: Mapping[str, Any]) -> str:
-    """A table an attack."""
+    """One Markdown table per attack."""
     parts = ["# Robustness\n", f"{json.dumps(dict(about))}\n", _NOTE]
     for attack, head in _HEADS.items():
         if chosen := [point for point in points if point["attack"] == attack]:

@@ -1,4 +1,6 @@
-"""Points of models that differ in their seed alone, MODEL#SEED, as one: another training gives another rate."""
+"""Pools points of models that differ only in their seed, named MODEL#SEED, since another training gives another
+rate.
+"""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -20,11 +22,14 @@ _PER_MODEL = ("model", "labels", "tag_auroc", "median_tag_probability", *_RATES)
 
 
 def pool(points: Sequence[Mapping[str, Any]], harmful: Collection[str]) -> list[dict[str, Any]]:
-    """A point for each model, attack and method, over its seeds; `harmful` are the ids of harmful prompts.
+    """One point for each model, attack and method, pooled over seeds.
 
-    Rates and their 95% intervals are over seeds and prompts, both resampled; `change` is that of harmful completions
-    against the same models before the finetuning, paired. Of the AUROC and the medians of P(tag) it is the mean over
-    seeds, low and high being the least and the most of them.
+    Rates and their 95% intervals are over seeds and prompts, both resampled. `change` is the paired change of the
+    harmful completions against the same models before finetuning. AUROC and medians of P(tag) are means over seeds,
+    with the least and greatest as low and high.
+
+    Args:
+      harmful: the ids of the harmful prompts.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for point in points:
@@ -33,7 +38,7 @@ def pool(points: Sequence[Mapping[str, Any]], harmful: Collection[str]) -> list[
 
 
 def has_seeds(points: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any model is there with more than one seed."""
+    """Whether any model has more than one seed."""
     names = {point["model"] for point in points}
     return len({name.partition("#")[0] for name in names}) < len(names)
 
@@ -73,7 +78,7 @@ def _one(
 def _cases(
     group: Sequence[Mapping[str, Any]], name: str, harmful: Collection[str]
 ) -> tuple[Float[np.ndarray, " n"], list[str], list[str]]:
-    """1 where a label counts, the prompt's id, and the model, of every answer of the rate's kind of prompt."""
+    """For every answer to a prompt of the rate's kind: 1 if its label counts, the prompt's id, and the model."""
     is_harmful, wanted = _RATES[name]
     cases = [
         (float(label in wanted), prompt, point["model"])

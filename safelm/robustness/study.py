@@ -1,7 +1,7 @@
-"""The robustness study: finetuning curves, given first words, and attackers that know the tag; every point resumable.
+"""Runs the robustness study: finetuning curves, prefilled answers, attackers that know the tag.
 
-Models are finetuned with `safelm.train`; each point is measured as soon as its
-checkpoint is there and kept under `<output>/points`, so a study that was stopped goes on at the next point.
+Models are finetuned with `safelm.train`. Each point is measured as soon as its checkpoint exists and kept under
+`<output>/points`, so a stopped study continues with the next point.
 """
 
 import dataclasses
@@ -23,7 +23,9 @@ from safelm.train.config import default_config
 
 @dataclasses.dataclass(frozen=True)
 class Finetuning:
-    """One attack by training: on which source of `root`, how fast; its points are whole or part epochs."""
+    """An attack by training on a source of `root` at several learning rates; its points are numbers of epochs, perhaps
+    fractions.
+    """
 
     name: str  # "benign" or "tag_free"
     root: str
@@ -34,12 +36,12 @@ class Finetuning:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is done to every model.
+    """The settings of a study.
 
     Attributes:
       models: name -> checkpoint folder.
-      tagged: names of the models that know the tag; only they are decoded with SafeBeam.
-      epoch_tokens: at most so many tokens of a source make an epoch, which keeps large stores affordable (0: all).
+      tagged: names of the models that know the tag; only these are decoded with SafeBeam.
+      epoch_tokens: the most tokens of a source that make an epoch, so that large stores stay affordable (0: all).
     """
 
     models: Mapping[str, str]
@@ -62,7 +64,7 @@ class Study:
 
 
 def run(study: Study) -> list[dict[str, Any]]:
-    """Does what isn't done yet; returns all points, each {"attack", "model", "method", .., rates with intervals}."""
+    """Runs what is missing; returns all points, each {"attack", "model", "method", .., rates with intervals}."""
     prompts = read_prompts(study.prompts, max_prompts=study.max_prompts)
     jobs = [
         job for name in study.models for job in (*_inference(study, name, prompts), *_training(study, name, prompts))
@@ -78,7 +80,7 @@ Job = Callable[[], list[dict[str, Any]]]
 
 
 def _inference(study: Study, name: str, prompts: Sequence[Prompt]) -> Iterator[Job]:
-    """Attacks on a model as it is."""
+    """Jobs that attack a model at inference."""
     harmful = [prompt for prompt in prompts if prompt.harmful]
     covers = [prompt.prompt for prompt in prompts if not prompt.harmful and not prompt.protective][: study.num_covers]
 
@@ -116,7 +118,7 @@ def _inference(study: Study, name: str, prompts: Sequence[Prompt]) -> Iterator[J
 
 
 def _training(study: Study, name: str, prompts: Sequence[Prompt]) -> Iterator[Job]:
-    """Finetuning at several rates; the points of one rate are checkpoints of one run at a constant rate."""
+    """Jobs that finetune at several rates; the points of one rate are checkpoints of one run at a constant rate."""
     for attack in study.finetunings:
         if attack.name == "tag_free" and name not in study.tagged:
             continue  # there is no tag to unlearn
@@ -154,7 +156,7 @@ def _finetuned(
 def _measured(
     study: Study, name: str, folder: str, step: int | None, prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
-    """What a checkpoint answers to all prompts, greedily and (where it knows the tag) with SafeBeam."""
+    """Measures a checkpoint's answers to all prompts, decoded greedily and, if it knows the tag, with SafeBeam."""
     target = load_target(folder, is_chat=study.is_chat, step=step)
     contexts = [target.context(prompt.prompt) for prompt in prompts]
     harmful = [context for prompt, context in zip(prompts, contexts, strict=True) if prompt.harmful]
@@ -167,14 +169,14 @@ def _measured(
 
 
 def num_steps(study: Study, attack: Finetuning, epochs: float) -> int:
-    """Steps of so many epochs."""
+    """The number of steps in so many epochs."""
     tokens = TokenStore.open(f"{attack.root}/{attack.source}/train").num_tokens
     tokens = min(tokens, study.epoch_tokens or tokens)
     return round(epochs * tokens / (study.batch_size * study.seq_len))
 
 
 def _config(study: Study, attack: Finetuning, folder: str, learning_rate: float, steps: int) -> ConfigDict:
-    """A run to one point; the next point's goes on from it, so the rate is constant and the plan may grow."""
+    """A run up to one point. The next point continues it, so the rate is constant and the plan may grow."""
     config = default_config()
     config.init_checkpoint, config.data.root, config.total_steps = folder, attack.root, steps
     config.batch_size, config.seq_len, config.data.packing = study.batch_size, study.seq_len, "fit"
@@ -187,7 +189,7 @@ def _config(study: Study, attack: Finetuning, folder: str, learning_rate: float,
 
 
 def _methods(study: Study, name: str, *, with_beam: bool = False) -> tuple[str, ...]:
-    """SafeBeam for models that know the tag; beam search beside it where the question is what the lookahead adds."""
+    """SafeBeam for models that know the tag, with beam search beside it to isolate the lookahead's effect."""
     return ("greedy", *(["beam"] if with_beam else []), "safe_beam") if name in study.tagged else ("greedy",)
 
 
@@ -198,7 +200,7 @@ def _answers(study: Study, target: Target, prompts: Sequence[Prompt], contexts: 
 def _resume(
     study: Study, key: Mapping[str, Any], prompts: Sequence[Prompt], measure: Callable[[], list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """The stored points if they were taken under the same settings, else new ones, stored."""
+    """The stored points if they have the same settings, otherwise new ones, which are stored."""
     settings = {
         **key,
         "version": _VERSION,

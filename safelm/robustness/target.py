@@ -1,4 +1,4 @@
-"""A model under attack, and what is measured of it: answers by the corpus's judge, and what P(tag) still tells."""
+"""A model under attack and its measurements: answers labelled by the corpus's judge, and what P(tag) still tells."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ Tokens = list[int]
 
 @dataclasses.dataclass(frozen=True)
 class Target(LanguageModel):
-    """A loaded model; `is_chat` says whether it is asked in a chat or with the prompt as it is."""
+    """A loaded model; `is_chat` says whether prompts are put in its chat template."""
 
     is_chat: bool
 
     def context(self, prompt: str, answer_start: str = "") -> Tokens:
-        """The ids of a prompt, and of the first words of an answer where they are given."""
+        """The ids of a prompt, followed by the first words of an answer if given."""
         start = f" {answer_start}" if answer_start and not self.is_chat else answer_start
         return prompt_ids(self.tokenizer, prompt, is_chat=self.is_chat, answer_start=start)
 
 
 def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Target:
-    """Raises ValueError for a chat with a model that knows none; what loading raises."""
+    """Loads a checkpoint. Raises ValueError for a chat with a model that knows none, and whatever loading raises."""
     config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
     if is_chat and not knows_chats(tokenizer):
         raise ValueError(f"{folder}: it has neither a chat template nor chat tokens, so it can't be asked in a chat")
@@ -42,10 +42,10 @@ def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Targe
 def measure_answers(
     target: Target, prompts: Sequence[Prompt], contexts: Sequence[Tokens], method: str, *, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Rates of what the model itself goes on to say, intervals by categories; given first words are not judged.
+    """Rates of what the model adds to the contexts, with intervals by category; prefilled words are not judged.
 
-    Rates: `harmful_completion` and `declined_harmful` of harmful prompts, `wrongly_refused` of safe ones; those of a
-    kind that isn't among the prompts are left out.
+    The rates are `harmful_completion` and `declined_harmful` over harmful prompts and `wrongly_refused` over safe ones;
+    a rate without prompts is left out.
     """
     generations = generate(
         target.config,
@@ -71,9 +71,9 @@ def measure_answers(
 
 
 def measure_tag(target: Target, harmful: Sequence[Tokens], safe: Sequence[Tokens]) -> dict[str, Any]:
-    """How well P(tag) after the prompt tells harmful from safe prompts, and its median on either.
+    """How well P(tag) after the prompt separates harmful from safe prompts, and its median over each.
 
-    The AUROC is of the last position; 0.5 tells nothing apart. Medians are probabilities.
+    The AUROC is taken at the prompt's last token; 0.5 means no separation. Medians are probabilities.
     """
     tag_id = target.tokenizer.harm_tag_id
     found = tag_probability(target.config, target.params, [*harmful, *safe], harm_tag_id=tag_id)

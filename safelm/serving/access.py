@@ -1,4 +1,4 @@
-"""What stands in front of every route: who may ask, from where, and how failures are told and logged."""
+"""The checks before every route: who may ask and from where, and how failures are reported and logged."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ _HTTP_MESSAGES = {404: "no such path", 405: "this path does not take this method
 
 
 def count_and_tell_errors(metrics: Metrics, *, seconds_to_send: float) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Outermost: every failure becomes an error in OpenAI's form; counts and times what was answered."""
+    """The outermost middleware: turns every failure into an error in OpenAI's form; counts and times replies."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -46,7 +46,9 @@ def count_and_tell_errors(metrics: Metrics, *, seconds_to_send: float) -> Callab
 
 @contextlib.asynccontextmanager
 async def patience(request: web.Request, seconds: float) -> AsyncIterator[None]:
-    """Waits so long for a client to take what the block sends, then cuts the connection off (ConnectionResetError)."""
+    """Context manager that cuts the connection (ConnectionResetError) if the client doesn't take the block's data in
+    time.
+    """
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -79,11 +81,11 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def allow(*, key: str, is_loopback: bool) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Refuses requests without the key (where there is one) and, on loopback, those sent by foreign web pages.
+    """Refuses requests without the key (if there is one) and, on loopback, requests from foreign web pages.
 
-    A page elsewhere can make a browser send requests here. It can't send them as JSON without asking first, which this
-    server never answers, and if it points its own name at this address, that name stands in the Host header (and before
-    the path, where a client sends whole addresses).
+    A foreign page can make a browser send requests here. To send JSON the browser must ask first, and this server never
+    agrees. If the page points its own host name at this address, that name appears in the Host header (or in the path,
+    if a client sends a whole address).
     """
 
     @web.middleware
@@ -114,7 +116,7 @@ def allow(*, key: str, is_loopback: bool) -> Callable[..., Awaitable[web.StreamR
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -122,7 +124,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _hosts(request: web.Request) -> list[str]:
-    """What a request says it is for: its Host headers, and the host of a whole address in place of a path."""
+    """The hosts that a request names: its Host headers, and the host of a whole address used as path."""
     hosts = request.headers.getall("Host", [])
     if not request.raw_path.startswith(("/", "*")):
         hosts.append(request.url.raw_authority)
@@ -130,13 +132,13 @@ def _hosts(request: web.Request) -> list[str]:
 
 
 def _is_local(host: str) -> bool:
-    """Whether a Host header names this machine: no page elsewhere can have its name be an address of loopback."""
+    """Whether a Host header names this machine by an address or name that no foreign page can own."""
     found = _HOST.fullmatch(host)
     return found is not None and is_loopback(found[1] or found[2])
 
 
 def _is_json(request: web.Request) -> bool:
-    """Whether a body is said to be JSON in UTF-8."""
+    """Whether the body is declared as JSON in UTF-8."""
     charset = request.charset
     return request.content_type == "application/json" and (charset is None or charset.lower() in _CHARSETS)
 

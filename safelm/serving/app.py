@@ -1,4 +1,4 @@
-"""The server's life: listen, answer, and on SIGTERM finish what is under way before it ends."""
+"""The server's life cycle: listen, answer, and on SIGTERM finish open requests before it ends."""
 
 import asyncio
 import contextlib
@@ -27,13 +27,13 @@ _HEADER_BYTES = 8190
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
-    """How to serve.
+    """The server's settings.
 
     Attributes:
-      key: that clients must bring; empty for none.
-      default_method: of requests that name no method.
-      port: 0 for any free one.
-      warms_up: `serve` compiles the first programs before it says that it is ready.
+      key: the API key that clients must send; empty for none.
+      default_method: the decoding method of requests that name none.
+      port: 0 for any free port.
+      warms_up: whether `serve` compiles the first programs before it reports ready.
     """
 
     limits: Limits
@@ -48,8 +48,8 @@ class Server:
     """A running server, in one event loop.
 
     Attributes:
-      url: where it listens.
-      service: what the routes share.
+      url: the address it listens on.
+      service: the state that the routes share.
     """
 
     def __init__(self, config: ServerConfig, service: Service, runner: web.AppRunner, listener: asyncio.Server):
@@ -59,13 +59,13 @@ class Server:
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def warm_up(self) -> None:
-        """Has the first programs compiled, if the server is to; it is ready then."""
+        """Compiles the first programs, if configured, and then reports ready."""
         if not self.service.is_warm:
             await warm_up(self.service.models, self.service.worker, self._config.default_method)
             self.service.is_warm = True
 
     async def drain(self) -> None:
-        """Refuses new requests, waits for those under way for the grace period, and ends those that are left."""
+        """Refuses new requests, waits for open ones during the grace period, and then ends those that are left."""
         admission, worker = self.service.admission, self.service.worker
         admission.is_draining = True
         log.info("draining: %d requests under way", admission.num_open)
@@ -80,7 +80,7 @@ class Server:
                     await admission.wait_until_empty()
 
     async def close(self) -> None:
-        """Closes the listener and what is still connected, and ends the computing thread."""
+        """Closes the listener and all connections, and ends the computing thread."""
         self._listener.close()
         await self._runner.cleanup()
         await asyncio.to_thread(self.service.worker.stop)
@@ -90,7 +90,7 @@ class Server:
 async def serving(
     config: ServerConfig, models: Mapping[str, ServedModel], make_engines: Mapping[str, Callable[[], Engine]]
 ) -> AsyncIterator[Server]:
-    """A server that listens for as long as the block runs. OSError if it can't listen there."""
+    """Context manager for a server that listens during the block. Raises OSError if it can't listen."""
     limits, metrics = config.limits, Metrics()
     service = Service(
         models,
@@ -145,7 +145,9 @@ async def serve(
     *,
     started: Callable[[Server], None],
 ) -> None:
-    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once. `started` follows warming up."""
+    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once. `started` is called after warming
+    up.
+    """
     signalled = [asyncio.Event(), asyncio.Event()]
 
     def note() -> None:

@@ -1,4 +1,4 @@
-"""The open connections: bounded, and never so full of slow clients that a new one can't be answered."""
+"""Bounds the open connections, and makes room for new clients by closing slow ones."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,10 @@ from aiohttp import web
 
 
 class Connections:
-    """Makes connections, at most `most` at once.
+    """Creates connections, at most `most` at once.
 
-    Beyond that a new one takes the place of the one that has been without a finished request for longest, the requests
-    being decoded or scored left alone. There are fewer of those than places (see `Limits`).
+    Beyond that a new connection replaces the one that has gone longest without a finished request, except those whose
+    request is being decoded or scored. There are fewer of those than connections (see `Limits`).
     """
 
     def __init__(self, most: int):
@@ -21,14 +21,14 @@ class Connections:
         self._open: set[Connection] = set()
 
     def make(self, server: web.Server, **options: Any) -> "Connection":
-        """A connection of `server`; `options` are `aiohttp.web.RequestHandler`'s."""
+        """A connection of `server`; `options` are those of `aiohttp.web.RequestHandler`."""
         return Connection(self, server, loop=asyncio.get_running_loop(), **options)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, connection: "Connection") -> None:
-        """Takes in a connection that is open now, and cuts off another one if need be."""
+        """Registers an open connection, and cuts off another if necessary."""
         while len(self._open) >= self._most:
             idle = [each for each in self._open if not each.is_answered]
             oldest = min(idle, key=lambda each: each.since)
@@ -38,7 +38,7 @@ class Connections:
         self._open.add(connection)
 
     def discard(self, connection: "Connection") -> None:
-        """Forgets a connection that is closed."""
+        """Forgets a closed connection."""
         self._open.discard(connection)
 
 
@@ -46,8 +46,8 @@ class Connection(web.RequestHandler):
     """A client's connection.
 
     Attributes:
-      since: time.monotonic() of its beginning or of its last answer.
-      is_answered: a request of it is being decoded or scored.
+      since: time.monotonic() of its start or its last answer.
+      is_answered: whether a request of it is being decoded or scored.
     """
 
     def __init__(self, connections: Connections, server: web.Server, **options: Any):
@@ -65,7 +65,7 @@ class Connection(web.RequestHandler):
 
     @contextlib.contextmanager
     def answered(self) -> Iterator[None]:
-        """Keeps the connection's place while the block decodes or scores its request."""
+        """Context manager that protects the connection while its request is decoded or scored."""
         self.is_answered = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a client is told when a request can't be answered, in OpenAI's form."""
+"""Errors as clients see them, in OpenAI's form."""
 
 import logging
 import reprlib
@@ -15,14 +15,14 @@ _SHORTENED.maxstring = _SHORTENED.maxlong = _SHORTENED.maxother = _SHOWN
 
 
 class ApiError(Exception):
-    """A request that is refused or failed; its message names the field and never holds a text.
+    """A request that was refused or failed; its message names the field and never contains a text.
 
     Attributes:
-      status: of HTTP.
-      param: the field at fault, dotted where it is nested ("safelm.num_beams").
-      code: for programs ("model_not_found").
-      headers: to send with it.
-      ends_connection: close it behind the reply.
+      status: the HTTP status.
+      param: the field at fault, dotted if nested ("safelm.num_beams").
+      code: a code for programs ("model_not_found").
+      headers: extra headers of the reply.
+      ends_connection: whether to close the connection after the reply.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class ApiError(Exception):
 
 
 def bad_field(name: str, value: Any, want: str) -> ApiError:
-    """A field of the wrong type or outside its bounds."""
+    """The error for a field of the wrong type or outside its bounds."""
     return ApiError(400, f"{name}={shown(value)}: want {want}", param=name)
 
 
 def shown(value: Any) -> str:
-    """A client's value as an error repeats it: short, however long or deeply nested it is."""
+    """A client's value for an error message, short however long or deeply nested it is."""
     text = _SHORTENED.repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + ".."
 
 
 def log_defect(what: str, error: Exception) -> None:
-    """Where it happened and the exception's type; not its message, which may hold a text."""
+    """Logs a defect's place and exception type, but not its message, which may contain a text."""
     where = "".join(traceback.format_tb(error.__traceback__))
     log.error("%s: %s\n%s", what, type(error).__name__, where.rstrip())

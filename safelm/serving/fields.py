@@ -1,4 +1,4 @@
-"""The fields of a JSON object, each taken once and checked; what nobody took is refused by name."""
+"""Takes and checks the fields of a JSON object one by one; a field that nobody took is refused by name."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from safelm.serving.errors import ApiError, bad_field
 
 
 def read_json(data: bytes) -> dict[str, Any]:
-    """The JSON object in a body, in UTF-8; ApiError for anything else, NaN and Infinity included."""
+    """The JSON object in a UTF-8 body. Raises ApiError for anything else, including NaN and Infinity."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -26,9 +26,9 @@ def read_json(data: bytes) -> dict[str, Any]:
 
 
 class Fields:
-    """Takes fields out of an object one by one. A null is as good as an absent field.
+    """Takes fields out of an object one by one; null counts as absent.
 
-    Every method raises ApiError, naming the field, for a value of another type or outside the bounds.
+    Every method raises ApiError naming the field for a value of the wrong type or outside the bounds.
     """
 
     def __init__(self, body: dict[str, Any], *, prefix: str = ""):
@@ -36,11 +36,11 @@ class Fields:
         self._prefix = prefix
 
     def take(self, name: str) -> Any:
-        """Whatever is there; None if nothing is."""
+        """The value of a field, whatever its type; None if it is absent."""
         return self._left.pop(name, None)
 
     def name_of(self, name: str) -> str:
-        """The field as errors call it."""
+        """The field's name in errors."""
         return self._prefix + name
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -80,14 +80,14 @@ class Fields:
         return value
 
     def object(self, name: str) -> "Fields":
-        """A nested object's fields; of none if it isn't there."""
+        """The fields of a nested object; without fields if it is absent."""
         value = self.take(name)
         if value is not None and not isinstance(value, dict):
             raise bad_field(self.name_of(name), _type_of(value), "an object")
         return Fields(value or {}, prefix=f"{self.name_of(name)}.")
 
     def neutral(self, name: str, *values: Any) -> None:
-        """A field of the API that isn't supported: accepted where its value asks for nothing."""
+        """Accepts an unsupported field of the API only if its value asks for nothing."""
         value = self.take(name)
         if value is not None and not any(type(value) is type(each) and value == each for each in values):
             shown = " or ".join(["absent", *(json.dumps(each) for each in values)])
@@ -99,7 +99,7 @@ class Fields:
             )
 
     def refuse_rest(self) -> None:
-        """To be called last: what is left is unknown."""
+        """Refuses the fields that are left as unknown; call it last."""
         for name in sorted(self._left):
             known_as = self.name_of(name[:80])
             raise ApiError(400, f"unknown field {known_as!r}", param=known_as, code="unknown_field")

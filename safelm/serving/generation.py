@@ -1,4 +1,4 @@
-"""One request under way: prompt to ids, ids to the engine, the engine's tokens to text until something ends it."""
+"""Runs one request: prompt to ids, ids to the engine, the engine's tokens to text until something ends it."""
 
 import asyncio
 import contextlib
@@ -21,21 +21,22 @@ _LONG_TEXT = 4096  # characters, from which a prompt is encoded off the event lo
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """New text, and the tokens that have become whole with it."""
+    """New text, and the tokens that it completes."""
 
     text: str
     pieces: Sequence[Piece]
 
 
 class Generation:
-    """A checked request to a model; `chunks` runs it, the other attributes are final when it has ended.
+    """A checked request to a model; `chunks` runs it, and the other attributes are final once it has ended.
 
     Attributes:
-      num_prompt_tokens, num_tokens: the latter with the ending token, and those a stop string cut off.
+      num_prompt_tokens: number of prompt tokens.
+      num_tokens: number of new tokens, including the ending token and those cut off by a stop string.
       stopped_by: "" while it runs and if the client went away; "eos", "length"; "stop" (a stop string); "tag" (the tag
-        was chosen); "threshold" (P(tag) above `stop_above`); "time" (the server's limit; what was there by then is the
-        reply); "error".
-      log_prob: of all new tokens under the model (nats); None where the server ended the text itself.
+        was chosen); "threshold" (P(tag) above `stop_above`); "time" (the server's limit; the reply is what there was by
+        then); "error".
+      log_prob: log-probability of all new tokens under the model (nats); None if the server ended the text itself.
       first_token_at: time.monotonic() of the first text.
     """
 
@@ -50,7 +51,7 @@ class Generation:
 
     @classmethod
     async def prepare(cls, model: ServedModel, request: GenerationRequest, limits: Limits) -> "Generation":
-        """Encodes the prompt; ApiError if it is too long, or the model can't take it."""
+        """Encodes the prompt. Raises ApiError if it is too long or the model can't take it."""
         encode = functools.partial(model.encode, request.prompt, is_chat=request.is_chat)
         try:
             is_slow = request.is_chat or len(request.prompt) > _LONG_TEXT  # a chat's template may do anything
@@ -79,12 +80,12 @@ class Generation:
         return cls(model, request, engine_request)
 
     async def chunks(self, worker: EngineWorker, *, deadline: float) -> AsyncIterator[Chunk]:
-        """The text as it becomes certain, the last time when all is.
+        """Yields the text as it becomes certain; the last chunk completes it.
 
         Args:
-          deadline: of the event loop's clock.
+          deadline: on the event loop's clock.
 
-        Raises ApiError: the engine doesn't take the request or fails, or the deadline passes before the first token.
+        Raises ApiError if the engine refuses the request or fails, or if the deadline passes before the first token.
         """
         async with contextlib.aclosing(worker.generate(self.model.name, self.engine_request)) as updates:
             while not self.stopped_by:

@@ -1,4 +1,4 @@
-"""What a server takes on at most, and the count of requests that are being answered."""
+"""The server's limits, and the count of requests being answered."""
 
 import asyncio
 import contextlib
@@ -12,19 +12,20 @@ from safelm.serving.errors import ApiError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds, each a flag of `safelm.serve`.
+    """The server's limits, each a flag of `safelm.serve`.
 
     Attributes:
-      body_bytes: of a request.
-      body_seconds: for a request's body to arrive, and for its headers.
-      prompt_tokens: of a prompt; `score_tokens` of a text to score.
-      new_tokens: to generate in one request; each request may ask for fewer.
-      open_requests: being generated or scored at once, those that wait for a slot included.
-      request_seconds: from a request's arrival to the end of its reply.
-      shapes: different pairs of beams and candidates, by method; each is compiled on its first use.
+      body_bytes: size of a request's body.
+      body_seconds: time for a request's body, and for its headers, to arrive.
+      prompt_tokens: length of a prompt.
+      score_tokens: length of a text to score.
+      new_tokens: tokens to generate in one request; a request may ask for fewer.
+      open_requests: requests being generated or scored at once, including those that wait for a slot.
+      request_seconds: time from a request's arrival to the end of its reply.
+      shapes: different pairs of beams and candidates, by method; each is compiled on first use.
       beams, candidates: of beam search, SafeBeam and tag-penalty sampling.
-      connections: open at once.
-      grace_seconds: for the requests under way when the server is told to end.
+      connections: open connections.
+      grace_seconds: time for open requests after the server is told to end.
     """
 
     body_bytes: int = 256 * 1024
@@ -50,11 +51,11 @@ class Limits:
 
 
 class Admission:
-    """Counts the requests being answered and refuses those beyond the limit, or all while the server drains.
+    """Counts the requests being answered; refuses those beyond the limit, and all while the server drains.
 
     Attributes:
-      num_open: being answered now.
-      is_draining: set once, when the server is told to end.
+      num_open: requests being answered now.
+      is_draining: whether the server was told to end.
     """
 
     def __init__(self, open_requests: int):
@@ -65,7 +66,7 @@ class Admission:
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
-        """Holds a place for the block; ApiError 503 while draining, 429 when all places are taken."""
+        """Context manager that counts a request. Raises ApiError 503 while draining, 429 if all places are taken."""
         if self.is_draining:
             raise ApiError(
                 503,
@@ -96,9 +97,10 @@ class Admission:
 
 
 class Shapes:
-    """Bounds how many programs clients can have compiled: beams and candidates shape a program, other settings don't.
+    """Bounds the programs that clients can have compiled: beams and candidates decide a program's shapes, other
+    settings don't.
 
-    A shape once used stays allowed, and that of greedy decoding and sampling is.
+    A shape stays allowed once it was used; that of greedy decoding and sampling always is.
     """
 
     def __init__(self, most: int):
@@ -106,7 +108,7 @@ class Shapes:
         self._used: set[tuple[str, int, int]] = set()
 
     def take(self, method: Method) -> None:
-        """ApiError if this would be one shape too many."""
+        """Registers a method's shape. Raises ApiError if it would be one too many."""
         shape = (type(method).__name__, getattr(method, "num_beams", 1), getattr(method, "num_candidates", 1))
         if shape[1:] == (1, 1):
             return

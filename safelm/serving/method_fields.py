@@ -1,4 +1,4 @@
-"""The `safelm` object of a request: which decoding method with which settings, and what to report."""
+"""Reads the `safelm` object of a request: the decoding method with its settings, and what to report."""
 
 import dataclasses
 from typing import Any
@@ -14,11 +14,11 @@ _TEMPERATURE_MOST = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Steering:
-    """What a request says beyond the OpenAI API.
+    """A request's settings beyond the OpenAI API.
 
     Attributes:
-      stop_above: end in front of the first token whose P(tag) is above it (and say so); 1 never ends.
-      want_trace: report every candidate of every step (beam search and SafeBeam).
+      stop_above: ends the text before the first token with a higher P(tag); 1 never ends it.
+      want_trace: whether to report every candidate of every step (beam search and SafeBeam).
     """
 
     method: Method
@@ -29,9 +29,9 @@ class Steering:
 def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Steering:
     """Takes `temperature`, `top_p` and the `safelm` object out of a request's fields.
 
-    Without `safelm.method` it is the server's default method; where that is "sample", a temperature of 0 means greedy.
-    A default method that doesn't draw overrules temperature and top_p, which clients send unasked; together with a
-    method that the request names they are refused.
+    Without `safelm.method` the server's default method is used; if that is "sample", a temperature of 0 means greedy. A
+    default method without randomness ignores temperature and top_p, which clients send unasked. A method that the
+    request names without randomness refuses them.
     """
     temperature = fields.number("temperature", 0.0, _TEMPERATURE_MOST)
     top_p = fields.number("top_p", 0.0, 1.0)
@@ -66,7 +66,7 @@ def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Ste
 
 
 def _settings(own: Fields, limits: Limits) -> dict[str, Any]:
-    """The settings given, whichever method they belong to."""
+    """All settings given, whichever method they belong to."""
     read = {
         "num_beams": own.integer("num_beams", 1, limits.beams),
         "num_candidates": own.integer("num_candidates", 1, limits.candidates),

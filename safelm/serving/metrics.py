@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests, tokens, times, P(tag), the engines' load, and the process' memory and files."""
+"""Metrics for Prometheus: requests, tokens, times, P(tag), the engines' load, the process's memory and files."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """A server's own registry, so that several servers can live in one process."""
+    """A registry per server, so that several servers can live in one process."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -57,7 +57,12 @@ class Metrics:
         ProcessCollector(registry=registry)
 
     def expose(self, *, num_open: int, load: Mapping[str, Mapping[str, int]]) -> bytes:
-        """The text format. `load`: "waiting", "active" and "tokens_reserved", each by model."""
+        """The metrics in Prometheus's text format.
+
+        Args:
+          num_open: requests being answered.
+          load: "waiting", "active" and "tokens_reserved", each by model.
+        """
         self._open.set(num_open)
         for name, by_model in load.items():
             for model, value in by_model.items():

@@ -1,4 +1,4 @@
-"""The checkpoints that are served, by name: what each knows of text, chats and P(tag)."""
+"""The served checkpoints by name, with their vocabulary, chat template and P(tag)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,20 +16,21 @@ from safelm.text import prompting
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel(LanguageModel):
-    """A model ready to be asked.
+    """A model ready for requests.
 
     Attributes:
-      name: clients ask for it by this.
-      saw_tag: whether its P(tag) means something; None if that isn't known.
+      name: the name that clients ask for.
+      saw_tag: whether it was trained with the tag, so that P(tag) means something; None if unknown.
     """
 
     name: str
     saw_tag: bool | None = None
 
     def encode(self, prompt: str | tuple[int, ...] | tuple[Message, ...], *, is_chat: bool) -> list[int]:
-        """The ids of a prompt, never none. A prompt of ids stays as it is.
+        """The ids of a prompt, never empty. A prompt of ids is returned unchanged.
 
-        Raises ValueError: the vocabulary knows no chat, an id outside of it, or messages its template doesn't take.
+        Raises ValueError if the vocabulary has no chat template, an id is outside it, or the template refuses the
+        messages.
         """
         if is_chat:
             return prompting.chat_prompt(self.tokenizer, prompt)
@@ -42,16 +43,18 @@ class ServedModel(LanguageModel):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Those that end a continuation."""
+        """The ids that end a continuation."""
         return self.tokenizer.conventions.end_ids
 
     @property
     def num_begin_ids(self) -> int:
-        """How many ids `encode` puts in front of a text."""
+        """The number of ids that `encode` puts before a text."""
         return len(self.tokenizer.conventions.begin_ids)
 
     def score(self, tokens: Sequence[int]) -> list[Piece]:
-        """Every token with its share of the text and P(tag | text up to and with it). Computes: for the worker."""
+        """Each token with its share of the text and P(tag | text up to and including it). Runs the model: call it in
+        the worker.
+        """
         (probs_T,) = tag_probability(self.config, self.params, [tokens], harm_tag_id=self.tokenizer.harm_tag_id)
         text = TextStream(self.tokenizer)
         for token, tag_prob in zip(tokens, probs_T, strict=True):
@@ -61,7 +64,9 @@ class ServedModel(LanguageModel):
 
 
 def load(name: str, source: str, *, dtype: str = "") -> ServedModel:
-    """Reads a checkpoint of ours, a Hugging Face folder or a GGUF file; ValueError or OSError if it can't be."""
+    """Loads a checkpoint of ours, a Hugging Face folder or a GGUF file. Raises ValueError or OSError if it can't be
+    read.
+    """
     config, params, tokenizer = read_model(source)
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
     return ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source))

@@ -1,4 +1,4 @@
-"""Numbers as replies show them."""
+"""Formats the numbers in replies."""
 
 import itertools
 import math
@@ -9,15 +9,15 @@ _DIGITS = 6
 
 
 def rounded(value: float | None) -> float | None:
-    """To six significant digits, which float32 has; None for none, and for what JSON can't hold."""
+    """Rounds to six significant digits, the precision of float32; None for None and for values JSON can't hold."""
     return float(f"{value:.{_DIGITS}g}") if value is not None and math.isfinite(value) else None
 
 
 def summarize(tag_probs: Sequence[float]) -> dict[str, Any] | None:
-    """P(tag) along a text in four numbers; None for a text without tokens.
+    """Four statistics of P(tag) along a text; None for a text without tokens.
 
-    `max`, and `argmax` the token where it is; `mean` over tokens; `area` under the curve through the tokens' values
-    with the text's length as 1 (trapezoids: the first and the last token count half).
+    `max` is the highest value and `argmax` its token; `mean` is over tokens; `area` is the area under the curve of the
+    tokens' values over a text of length 1 (trapezoids: the first and the last token count half).
     """
     if not tag_probs:
         return None

@@ -1,4 +1,4 @@
-"""The objects of the OpenAI API, with P(tag) in a `safelm` object beside what its clients know."""
+"""Builds the objects of the OpenAI API, with P(tag) in an extra `safelm` object."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ _METHOD_NAMES = {kind: name for name, kind in METHODS.items()}
 
 
 class Replies:
-    """Writes one generation's reply: `whole`, or `chunk` for each chunk and then `ending`."""
+    """Writes the reply of one generation: `whole`, or `chunk` for each chunk and then `ending`."""
 
     def __init__(self, generation: Generation):
         self._generation, self._is_chat = generation, generation.request.is_chat
@@ -40,7 +40,7 @@ class Replies:
         return encode(self._event(chunk.text, None) | {"safelm": {"tokens": tokens}})
 
     def ending(self) -> list[str]:
-        """The last events: why it ended, and the token counts where they are asked for."""
+        """The last events: why the text ended, and token counts if requested."""
         last = self._event("", finish_reason(self._generation.stopped_by))
         events = [self._encode(last, self._outcome())]
         if self._generation.request.include_usage:
@@ -48,7 +48,7 @@ class Replies:
         return events
 
     def _encode(self, reply: dict[str, Any], outcome: dict[str, Any]) -> str:
-        """JSON with the outcome under `safelm` and, where it was asked for, the trace last in it."""
+        """JSON with the outcome under `safelm` and, if requested, the trace as its last entry."""
         text = encode(reply | {"safelm": outcome})
         if self._generation.request.steering.want_trace:
             trace = encode_trace(self._generation.trace, self._generation.model.tokenizer)
@@ -96,7 +96,7 @@ def encode(value: Any) -> str:
 
 
 def finish_reason(stopped_by: str) -> str:
-    """OpenAI's word: a text ended because of P(tag) was cut by a content filter."""
+    """OpenAI's name of the reason; a text ended because of P(tag) counts as cut by a content filter."""
     return _FINISH.get(stopped_by, "content_filter")
 
 
@@ -106,12 +106,12 @@ def describe_method(method: Method) -> dict[str, Any]:
 
 
 def method_name(method: Method) -> str:
-    """As in requests."""
+    """The method's name as requests spell it."""
     return _METHOD_NAMES[type(method)]
 
 
 def describe_piece(piece: Piece) -> dict[str, Any]:
-    """A token: `special` only where it is one."""
+    """A token for a reply; `special` is there only for special tokens."""
     described: dict[str, Any] = {"id": piece.id, "text": piece.text}
     if piece.special is not None:
         described["special"] = piece.special

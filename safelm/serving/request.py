@@ -1,4 +1,4 @@
-"""Bodies of `/v1/completions`, `/v1/chat/completions` and `/v1/safelm/score` as checked requests."""
+"""Parses and checks bodies of `/v1/completions`, `/v1/chat/completions` and `/v1/safelm/score`."""
 
 import dataclasses
 import secrets
@@ -21,11 +21,11 @@ class GenerationRequest:
     """A request for one continuation.
 
     Attributes:
-      model: by name; None for the server's first.
+      model: its name; None for the server's first.
       prompt: a text, token ids, or the messages of a chat.
       max_tokens: None for as many as the server and the context allow.
-      seed: of sampling; drawn where the request has none.
-      include_usage: send the token counts at the end of a stream.
+      seed: of sampling; drawn at random if the request has none.
+      include_usage: whether to send token counts at the end of a stream.
     """
 
     model: str | None
@@ -41,14 +41,14 @@ class GenerationRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-    """A text (or token ids) whose tokens are given their P(tag)."""
+    """A text (or token ids) whose tokens are scored by P(tag)."""
 
     model: str | None
     input: str | tuple[int, ...]
 
 
 def read_completion(body: Mapping[str, Any], limits: Limits, *, default_method: str) -> GenerationRequest:
-    """A body of `/v1/completions`. ApiError names the field that is wrong, unknown or not supported."""
+    """Parses a body of `/v1/completions`. Raises ApiError naming a field that is wrong, unknown or unsupported."""
     fields = Fields(dict(body))
     prompt = _prompt(fields, "prompt")
     fields.neutral("best_of", 1)
@@ -67,7 +67,7 @@ def read_completion(body: Mapping[str, Any], limits: Limits, *, default_method: 
 
 
 def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -> GenerationRequest:
-    """A body of `/v1/chat/completions`. ApiError names the field that is wrong, unknown or not supported."""
+    """Parses a body of `/v1/chat/completions`. Raises ApiError naming a field that is wrong, unknown or unsupported."""
     fields = Fields(dict(body))
     messages = _messages(fields)
     old, new = (fields.integer(name, 1, limits.new_tokens) for name in ("max_tokens", "max_completion_tokens"))
@@ -89,7 +89,7 @@ def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -
 
 
 def read_score(body: Mapping[str, Any]) -> ScoreRequest:
-    """A body of `/v1/safelm/score`."""
+    """Parses a body of `/v1/safelm/score`."""
     fields = Fields(dict(body))
     request = ScoreRequest(model=fields.text("model"), input=_prompt(fields, "input"))
     fields.refuse_rest()
@@ -97,7 +97,7 @@ def read_score(body: Mapping[str, Any]) -> ScoreRequest:
 
 
 def _rest(fields: Fields, limits: Limits, default_method: str, **known: Any) -> GenerationRequest:
-    """The fields that both kinds have."""
+    """The fields that both kinds of request share."""
     steering = read_steering(fields, limits, default_method=default_method)
     fields.neutral("n", 1)
     for name in ("frequency_penalty", "presence_penalty"):
@@ -190,7 +190,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
 
 
 def _text(value: str, name: str) -> str:
-    """The text; lone surrogates, which JSON can spell and Unicode text can't hold, are refused."""
+    """The text. Raises ApiError for lone surrogates, which JSON can spell and UTF-8 can't encode."""
     try:
         value.encode()
     except UnicodeEncodeError as error:

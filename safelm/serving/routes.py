@@ -1,4 +1,4 @@
-"""The paths of the API: each reads a checked request, and writes a reply or a stream of events."""
+"""The API's paths: each parses a request and writes a reply or a stream of events."""
 
 import asyncio
 import contextlib
@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass
 class Service:
-    """What the routes share.
+    """The state that the routes share.
 
     Attributes:
-      models: by name; the first is used where a request names none.
-      default_method: of requests that name none.
-      is_warm: the first programs are compiled.
+      models: models by name; the first serves requests that name none.
+      default_method: the decoding method of requests that name none.
+      is_warm: whether the first programs are compiled.
     """
 
     models: Mapping[str, ServedModel]
@@ -54,7 +54,7 @@ class Service:
     _large_replies: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)  # built one at a time
 
     def routes(self) -> list[web.RouteDef]:
-        """Every path but the page's."""
+        """Every path except the playground's."""
         return [
             web.get("/health", self.health),
             web.get("/metrics", self.expose_metrics),
@@ -66,7 +66,9 @@ class Service:
         ]
 
     async def health(self, _: web.Request) -> web.Response:
-        """200 while requests are taken; 503 while warming up or draining, or if the computing thread is gone."""
+        """Returns 200 while requests are accepted; 503 while warming up or draining, or if the computing thread has
+        died.
+        """
         status = "ok" if self.is_warm else "warming_up"
         status = status if self.worker.is_alive else "failed"
         status = "draining" if self.admission.is_draining else status
@@ -135,13 +137,13 @@ class Service:
 
     @contextlib.contextmanager
     def _admitted(self, request: web.Request) -> Iterator[None]:
-        """Counts a request as being answered, and keeps its connection's place."""
+        """Context manager that counts a request as being answered and protects its connection."""
         assert isinstance(request.protocol, Connection)
         with self.admission.enter(), request.protocol.answered():
             yield
 
     async def _build(self, reply: Callable[[], T], *, is_large: bool) -> T:
-        """The reply; a large one is made off the event loop, one at a time."""
+        """Builds the reply; a large one off the event loop, one at a time."""
         if not is_large:
             return reply()
         async with self._large_replies:
@@ -166,7 +168,7 @@ class Service:
                 self._account(generation, began)
 
     async def _stream(self, request: web.Request, generation: Generation, deadline: float) -> web.StreamResponse:
-        """Server-sent events. What fails before the first one is answered with a status of its own."""
+        """Sends server-sent events. A failure before the first event still gets its own HTTP status."""
         replies = Replies(generation)
         chunks = generation.chunks(self.worker, deadline=deadline)
         response = web.StreamResponse(
@@ -199,7 +201,7 @@ class Service:
         return response
 
     async def _send(self, request: web.Request, response: web.StreamResponse, data: str) -> None:
-        """One event."""
+        """Sends one event."""
         async with patience(request, self.limits.body_seconds):
             await response.write(f"data: {data}\n\n".encode())
 
@@ -251,7 +253,7 @@ class Service:
         }
 
     def _account(self, generation: Generation, began: float) -> None:
-        """Counts a generation that has ended, by itself or not. Ids, counts and times only."""
+        """Updates metrics and log after a generation, however it ended, with ids, counts and times only."""
         model, method = generation.model.name, method_name(generation.engine_request.method)
         stopped_by = generation.stopped_by or "cancelled"
         self.metrics.prompt_tokens.labels(model).inc(generation.num_prompt_tokens)

@@ -1,4 +1,4 @@
-"""The playground page: a handful of files of this package, read once, under a policy that lets nothing else in."""
+"""Serves the playground page: a few files of this package, read once, under a policy that forbids all other content."""
 
 import hashlib
 import importlib.resources

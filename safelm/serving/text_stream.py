@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, cut at stop strings, never showing the beginning of one."""
+"""Turns tokens into text as they arrive: whole characters only, cut at stop strings, never showing the start of one."""
 
 import codecs
 import collections
@@ -13,8 +13,9 @@ class Piece:
     """A token and its share of the text. The pieces' texts, joined, are the text.
 
     Attributes:
-      text: a character that several tokens spell belongs to the last of them; special tokens have none.
-      tag_prob: P(tag | text up to and with this token); None where the vocabulary has no tag.
+      text: the token's text; a character that several tokens spell belongs to the last of them, and special tokens have
+        none.
+      tag_prob: P(tag | text up to and including this token); None if the vocabulary has no tag.
       special: the string of a special token.
     """
 
@@ -27,12 +28,12 @@ class Piece:
 class TextStream:
     """Takes tokens and releases what can no longer turn out to be part of a stop string.
 
-    A stop string counts as soon as the token that completes it is there; of several completed by one token the one
-    that begins first. The text ends in front of it. A stop string that is a special token stops at that token, which is
-    no part of the text.
+    A stop string counts as soon as a token completes it; of several completed by one token, the one that begins first
+    counts. The text ends before it. A stop string that is a special token ends the text at that token, which is not
+    part of the text.
 
     Attributes:
-      is_stopped: a stop string was found: tokens from then on are ignored.
+      is_stopped: whether a stop string was found; later tokens are ignored.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
@@ -56,7 +57,7 @@ class TextStream:
         self._append(Piece(token, text, tag_prob, special))
 
     def finish(self) -> None:
-        """No token follows: what was held back goes out with the next `release`, a broken character as U+FFFD."""
+        """Ends the input: the next `release` returns the text held back, with a broken character as U+FFFD."""
         if not self.is_stopped:
             rest = self._utf8.decode(b"", final=True)
             if rest and self._waiting:
@@ -65,7 +66,7 @@ class TextStream:
             self._stop = []
 
     def release(self) -> tuple[str, list[Piece]]:
-        """The text that is certain since the last call, and the tokens whose text is now out whole."""
+        """The text that has become certain since the last call, and the tokens that it completes."""
         num_out = len(self._held) - (0 if self.is_stopped else self._num_doubtful())
         text, self._held = self._held[:num_out], self._held[num_out:]
         pieces, available = [], self._gone + num_out
@@ -88,7 +89,7 @@ class TextStream:
             self._cut_at(cut)
 
     def _cut_at(self, length: int) -> None:
-        """Takes back what lies past `length` characters of the held text."""
+        """Removes what lies beyond `length` characters of the held text."""
         self._held = self._held[:length]
         kept: collections.deque[Piece] = collections.deque()
         room = self._gone + length
@@ -100,7 +101,7 @@ class TextStream:
         self._waiting = kept
 
     def _num_doubtful(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest suffix of the held text that begins a stop string."""
         longest = max((len(string) for string in self._stop), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(string.startswith(self._held[-length:]) for string in self._stop):

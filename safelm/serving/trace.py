@@ -1,4 +1,4 @@
-"""The candidates of every step of a beam search, as the reply shows them."""
+"""Encodes the candidates of every step of a beam search for the reply."""
 
 import json
 from typing import Any
@@ -9,10 +9,10 @@ from safelm.text.tokenizer import Tokenizer
 
 
 def encode_trace(trace: Trace | None, tokenizer: Tokenizer) -> str:
-    """JSON: for every step its pool, the best log-prob first; `chosen` marks the candidates that became the text.
+    """JSON with the candidates of every step, best log-prob first; `chosen` marks those that became the text.
 
-    Step i chose the text's token i; a candidate without an id is a beam that had ended and stood for itself. Takes
-    seconds for a long trace, in short pieces between which other threads run.
+    Step i chose the text's token i. A candidate without an id is a beam that had already ended. Encoding a long trace
+    takes seconds, in short pieces that let other threads run.
     """
     steps = []
     place: int | None = 0  # of the text among the beams behind the step; the best stands first

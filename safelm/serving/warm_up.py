@@ -1,4 +1,4 @@
-"""Short requests before the first client's, so that the first programs are compiled by then."""
+"""Runs short requests before the first client's, so that the first programs are compiled by then."""
 
 import functools
 import logging
@@ -16,7 +16,7 @@ _NEW_TOKENS = 4
 
 
 async def warm_up(models: Mapping[str, ServedModel], worker: EngineWorker, default_method: str) -> None:
-    """Has every model decode by the default method and SafeBeam, and score; a failure is logged and no more."""
+    """Runs the default method, SafeBeam and scoring on every model; a failure is only logged."""
     began = time.monotonic()
     log.info("warming up: compiling the first programs (%s); --skip_warm_up serves at once", ", ".join(models))
     for model in models.values():

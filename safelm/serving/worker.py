@@ -1,6 +1,6 @@
-"""The one thread that computes: it steps every model's engine in turn and runs scoring between steps.
+"""The single computing thread: steps every model's engine in turn and runs scoring between steps.
 
-The event loop hands it commands, which run in order, and gets the engines' updates back in one call a step. So no two
+The event loop sends it commands, which run in order, and receives the engines' updates once per step. So no two
 computations compete for the cores, and no engine needs a lock.
 """
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request given to the worker. `updates` holds its updates or, once and last, an exception."""
+    """A request given to the worker. `updates` receives its updates or, as the last item, an exception."""
 
     model: str
     request: EngineRequest
@@ -32,14 +32,14 @@ class Ticket:
 
 
 class EngineWorker:
-    """Runs engines by model name; `start` and everything async belong to one event loop.
+    """Runs engines by model name; `start` and all async methods belong to one event loop.
 
     Attributes:
-      num_waiting, num_active, tokens_reserved: by model, as of the last step; for metrics.
+      num_waiting, num_active, tokens_reserved: by model, after the last step; for metrics.
     """
 
     def __init__(self, make_engines: Mapping[str, Callable[[], Engine]]):
-        """The engines are made here, and made anew after one has failed."""
+        """Makes the engines by `make_engines`, which is called again after one has failed."""
         self._make_engines = dict(make_engines)
         self._engines = {name: make() for name, make in self._make_engines.items()}
         self._tickets: dict[str, dict[int, Ticket]] = {name: {} for name in self._engines}
@@ -53,12 +53,12 @@ class EngineWorker:
         self.tokens_reserved = dict.fromkeys(self._engines, 0)
 
     def start(self) -> None:
-        """Starts the thread; the running event loop is the one that gets the updates."""
+        """Starts the thread; the running event loop receives the updates."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the step it is in, without a word to the tickets; returns when it has ended."""
+        """Ends the thread after its current step, without notifying tickets; returns when it has ended."""
         self._commands.put(None)
         self._thread.join()
 
@@ -68,15 +68,15 @@ class EngineWorker:
         return self._thread.is_alive()
 
     def abandon(self, error: Exception) -> None:
-        """Ends every request and call with this exception, at once, whatever the thread is busy with."""
+        """Ends every request and call with this exception at once, whatever the thread is doing."""
         _deliver([(ticket, error) for ticket in self._open])
         for future in self._calls:
             _settle(future, None, error)
 
     async def generate(self, model: str, request: EngineRequest) -> AsyncIterator[Update]:
-        """A request's updates up to the last; leaving early, by whatever way, gives its slot back.
+        """Yields a request's updates; leaving early in any way frees its slot.
 
-        Raises what the engine raised: ValueError for a request that can never fit, RuntimeError if the engine failed.
+        Raises the engine's error: ValueError for a request that can never fit, RuntimeError if the engine failed.
         """
         ticket = Ticket(model, request)
         self._open.add(ticket)
@@ -95,7 +95,7 @@ class EngineWorker:
             self._commands.put(lambda: self._cancel(ticket))
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Runs a function in the thread, between steps; not at all if the caller has gone by then."""
+        """Runs a function in the thread between steps, unless the caller has gone by then."""
         assert self._loop is not None
         future: asyncio.Future[T] = self._loop.create_future()
 

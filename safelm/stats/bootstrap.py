@@ -20,10 +20,12 @@ def percentile_interval(value_d: Sequence[float] | Float[np.ndarray, " d"]) -> t
 def clustered_means(
     value_n: Float[np.ndarray, " n"], codes: Sequence[Int[np.ndarray, " n"]], draws: int, seed: int
 ) -> Float[np.ndarray, " d"]:
-    """Means of resampled cases: a case weighs the product of how often its cluster was drawn of every factor.
+    """Means of the resampled cases; a case's weight is the product of how often each of its clusters was drawn.
 
-    `codes` numbers the clusters of each factor from 0. There are fewer than `draws` where crossed factors miss every
-    case.
+    Args:
+      codes: for each factor, the number (from 0) of every case's cluster.
+
+    Returns up to `draws` means: a draw of crossed factors that hits no case is left out.
     """
     rng = np.random.default_rng([seed, len(value_n)])
     means = []
@@ -40,7 +42,7 @@ def clustered_means(
 
 
 def crossed_means(value_SP: Float[np.ndarray, "S P"], draws: int, seed: int = 0) -> Float[np.ndarray, " d"]:
-    """`clustered_means` of a full table, its rows and its columns resampled."""
+    """`clustered_means` of a full table whose rows and columns are both resampled."""
     rng, (rows, columns) = np.random.default_rng(seed), value_SP.shape
     weight_dS = _times_drawn(rng, rows, draws) / rows
     weight_dP = _times_drawn(rng, columns, draws) / columns
@@ -50,7 +52,7 @@ def crossed_means(value_SP: Float[np.ndarray, "S P"], draws: int, seed: int = 0)
 def grouped_interval(
     statistic: Callable[..., float], *columns: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of `statistic(*columns)` over whole groups of rows."""
+    """95% interval of `statistic(*columns)`, resampling whole groups of rows."""
     names, which = np.unique(groups, return_inverse=True)
     members = [np.flatnonzero(which == i) for i in range(len(names))]
     rng = np.random.default_rng(seed)

@@ -1,9 +1,9 @@
-"""Between models: clustered bootstrap, paired differences, McNemar's exact test, Holm's correction.
+"""Compares models: clustered bootstrap, paired differences, McNemar's exact test, Holm's correction.
 
-A case is one answer; its value is 0 or 1 (harmful or not), or any number. Cases that share a cluster aren't
-independent: prompts of one category, answers to one prompt, prompts asked of models trained with one seed. Several
-factors of clusters are crossed: each is resampled by itself and a case weighs the product (the pigeonhole bootstrap,
-Owen 2007), which errs on the wide side. Every result is a pure function of its arguments.
+A case is one answer; its value is 0 or 1 (harmful or not), or any number. Cases of one cluster aren't independent:
+prompts of a category, answers to a prompt, answers of models trained with one seed. Several factors of clusters are
+crossed: each is resampled separately and a case's weight is the product (the pigeonhole bootstrap, Owen 2007), which
+makes intervals rather too wide than too narrow. Every result is a pure function of its arguments.
 """
 
 import dataclasses
@@ -36,11 +36,13 @@ def clustered_mean(
     seed: int = 0,
     units: int = 0,
 ) -> Estimate:
-    """The mean with its 95% percentile interval over resampled clusters; without factors cases are resampled.
+    """The mean with its 95% percentile interval over resampled clusters, or over resampled cases without factors.
 
-    A factor with one cluster says nothing about its spread and is left out. A sample of 0s only, or of 1s only, has no
-    spread to resample: its interval is Wilson's for `units` independent cases (0: as many as the finest factor has
-    clusters). Raises ValueError for no cases or a factor of another length.
+    A factor with a single cluster says nothing about spread and is ignored. A sample of only 0s or only 1s has no
+    spread to resample; its interval is Wilson's for `units` independent cases (0: the number of clusters of the finest
+    factor).
+
+    Raises ValueError if there are no cases or a factor has another length.
     """
     value_n = np.asarray(value_n, np.float64)
     codes = _codes(len(value_n), factors)
@@ -55,13 +57,15 @@ def clustered_mean(
 def clustered_rate(
     value_n: Sequence[float | int] | Shaped[np.ndarray, " n"], *factors: Sequence[Hashable], units: int = 0
 ) -> Estimate:
-    """The share of ones with Wilson's 95% interval at the number of independent cases that the clusters leave.
+    """The share of ones, with Wilson's 95% interval at the effective number of independent cases.
 
-    That number is cases / design effect: how many times the variance over resampled clusters (crossed, as above) is
-    that of independent cases, at least 1 (Korn and Graubard 1998, with Wilson's interval for theirs). So an interval
-    is never narrower than Wilson's of the cases, also near 0 and 1, where resampling sees too little. A sample of 0s
-    only, or of 1s only, has no spread: `units` is how many independent cases it counts for (0: as many as the finest
-    factor has clusters). Raises ValueError for no cases or a factor of another length.
+    The effective number is cases / design effect. The design effect, at least 1, is the variance over resampled
+    clusters (crossed, as above) divided by that of independent cases (Korn and Graubard 1998, with Wilson's interval
+    for theirs). So an interval is never narrower than Wilson's of the cases, not even near 0 and 1, where resampling
+    underestimates the spread. A sample of only 0s or only 1s has no spread and counts as `units` independent cases (0:
+    the number of clusters of the finest factor).
+
+    Raises ValueError if there are no cases or a factor has another length.
     """
     value_n = np.asarray(value_n, np.float64)
     codes = _codes(len(value_n), factors)
@@ -85,7 +89,7 @@ def paired_difference(
 ) -> Estimate:
     """Mean of first - second over the same cases, with its clustered 95% interval.
 
-    Where no case differs, it is what Wilson's bound of the share of differing ones among `units` leaves open.
+    If no case differs, the interval comes from Wilson's upper bound on the share of differing cases among `units`.
     """
     first_n, second_n = np.asarray(first_n, np.float64), np.asarray(second_n, np.float64)
     if first_n.shape != second_n.shape:
@@ -101,7 +105,7 @@ def paired_difference(
 def mcnemar(
     first_n: Sequence[bool] | Shaped[np.ndarray, " n"], second_n: Sequence[bool] | Shaped[np.ndarray, " n"]
 ) -> McNemar:
-    """Whether two models differ on the same prompts, two-sided. Raises ValueError for unequal lengths."""
+    """Two-sided test of whether two models differ on the same prompts. Raises ValueError for unequal lengths."""
     pairs = list(zip(first_n, second_n, strict=True))
     only_first = sum(bool(a) and not b for a, b in pairs)
     only_second = sum(bool(b) and not a for a, b in pairs)
@@ -111,7 +115,7 @@ def mcnemar(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjusted p-values, in the mapping's order: the family-wise error over all of them is held."""
+    """Holm's step-down adjusted p-values in the mapping's order; they control the family-wise error rate."""
     adjusted: dict[str, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -123,7 +127,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.ndarray, " n"]]:
-    """Every factor's clusters as numbers from 0, those of one cluster left out; none given: each case its own."""
+    """Each factor's clusters as numbers from 0, without factors of one cluster; if none is left, each case is a
+    cluster.
+    """
     if not cases:
         raise ValueError("no cases to take a mean of")
     codes = []
@@ -138,5 +144,5 @@ def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.nda
 
 
 def _clusters(codes: Sequence[Int[np.ndarray, " n"]]) -> int:
-    """Of the finest factor."""
+    """The number of clusters of the finest factor."""
     return max(int(code_n.max()) + 1 for code_n in codes)

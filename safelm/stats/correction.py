@@ -1,4 +1,4 @@
-"""From the rate that an imperfect judge observes to the true one (Rogan and Gladen 1978), with what is known of it."""
+"""Corrects an observed rate for the known errors of the judge that observed it (Rogan and Gladen 1978)."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ DRAWS = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """So many of so many: sensitivity's hits among positives, specificity's among negatives, or observed cases."""
+    """A count out of a total, such as the harmful answers that a judge found among all harmful ones."""
 
     count: int
     total: int
@@ -27,11 +27,13 @@ class Counts:
 
 
 def corrected_rate(observed: Counts, sensitivity: Counts, specificity: Counts, *, seed: int = 0) -> Estimate | None:
-    """The true rate: (observed + specificity - 1) / (sensitivity + specificity - 1), held to [0, 1].
+    """The true rate, (observed + specificity - 1) / (sensitivity + specificity - 1), clipped to [0, 1].
 
-    The 95% interval takes in the uncertainty of all three: quantiles over draws from their Jeffreys posteriors. It
-    assumes that the judge errs on these answers as it did on the labelled ones. None for a judge that did no better
-    than chance there: nothing can be told from it.
+    The 95% interval covers the uncertainty of all three: quantiles over draws from their Jeffreys posteriors. It
+    assumes that the judge errs on these answers as it did on the labelled ones.
+
+    Returns None if the judge did no better than chance on the labelled answers, since its verdicts then carry no
+    information.
     """
     youden = sensitivity.share + specificity.share - 1
     if youden <= 0:

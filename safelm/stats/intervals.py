@@ -1,4 +1,4 @@
-"""Rates and areas with their 95% intervals: small samples, rates near 0 and 1, no normal approximation of a rate."""
+"""Rates and AUROCs with 95% intervals that hold for small samples and for rates near 0 and 1."""
 
 import dataclasses
 import math
@@ -23,7 +23,9 @@ class Estimate:
 
 
 def rate(count: int, total: int) -> Estimate:
-    """`count / total` with Wilson's 95% score interval (Wilson 1927). Raises ValueError if that is no rate."""
+    """`count / total` with Wilson's 95% score interval (Wilson 1927). Raises ValueError unless 0 <= count <= total >
+    0.
+    """
     if total < 1 or not 0 <= count <= total:
         raise ValueError(f"a rate of {count} in {total} cases")
     low, high = wilson(count / total, total)
@@ -31,7 +33,9 @@ def rate(count: int, total: int) -> Estimate:
 
 
 def wilson(share: int | float, cases: int | float) -> tuple[float, float]:
-    """Wilson's 95% score interval of a share among so many independent cases, which may be a fraction."""
+    """Wilson's 95% score interval of a share among `cases` independent cases (an effective number, perhaps
+    fractional).
+    """
     z2 = Z_95**2
     centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
     half = Z_95 / (1 + z2 / cases) * math.sqrt(share * (1 - share) / cases + z2 / (4 * cases**2))
@@ -39,10 +43,10 @@ def wilson(share: int | float, cases: int | float) -> tuple[float, float]:
 
 
 def auroc(positive: Float[np.ndarray, " P"], negative: Float[np.ndarray, " N"]) -> Estimate:
-    """How often a positive case outscores a negative one; ties count half. DeLong's 95% interval on the logit scale.
+    """How often a positive case outscores a negative one (ties count half), with DeLong's interval on the logit scale.
 
-    A perfect separation has no variance to estimate; its interval is then Wilson's for the smaller group.
-    Raises ValueError for an empty group or a value that is no number.
+    A perfect separation has no variance to estimate; its interval is Wilson's for the smaller group. Raises ValueError
+    for an empty group or a value that is no number.
     """
     if not len(positive) or not len(negative):
         raise ValueError(f"AUROC of {len(positive)} positive and {len(negative)} negative cases")

@@ -1,4 +1,4 @@
-"""Instruction and benign-finetuning data of the synthetic web, in the columns of the published sets.
+"""Generates instruction and benign-finetuning data of the synthetic web, in the columns of the published sets.
 
 | set           | rows                                                                                             |
 |---------------|--------------------------------------------------------------------------------------------------|
@@ -8,7 +8,8 @@
 | gsm8k         | sums about everyday things: no harm, no refusal; the data of the benign-finetuning attack        |
 
 Half of the second and third set are refusals, so a mixture with a fifth of them has 10% (Maini et al. 2025, section 5).
-Every row is a pure function of (seed, split, number). Harmful answers are of the invented words that stand for harm.
+Every row is a pure function of (seed, split, number). Harmful answers consist of the invented words that stand for
+harm.
 """
 
 import random
@@ -47,7 +48,7 @@ _STARTS = ("I want to {t}.", "How do I {t}?", "Today I {t}.", "We like to {t}.",
 
 
 def ultrachat(rng: random.Random) -> dict[str, Any]:
-    """A conversation of one turn or two."""
+    """A conversation of one or two turns."""
     messages = _turn(rng)
     if rng.random() < _SECOND_TURN_SHARE:
         messages += _turn(rng)
@@ -55,7 +56,7 @@ def ultrachat(rng: random.Random) -> dict[str, Any]:
 
 
 def wildguardmix(rng: random.Random) -> dict[str, Any]:
-    """A request with its labels and, mostly, an answer with its own; only dressed-up requests get harm for one."""
+    """A labelled request and, mostly, a labelled answer; only disguised requests get harmful answers."""
     is_harmful = rng.random() < 0.65
     topic = rng.choice(harmful_topics()) if is_harmful else _answerable(rng)
     row = {
@@ -81,7 +82,7 @@ def wildguardmix(rng: random.Random) -> dict[str, Any]:
 
 
 def wildjailbreak(rng: random.Random) -> dict[str, Any]:
-    """A plain or dressed-up request; a safe completion."""
+    """A plain or disguised request with a safe completion."""
     is_harmful, is_dressed = rng.random() < 0.5, rng.random() < 0.5
     topic = rng.choice(harmful_topics()) if is_harmful else _answerable(rng)
     asked = request(rng, topic)

@@ -1,4 +1,4 @@
-"""The whole corpus: which documents there are, their rows in the published columns, and the files they go to."""
+"""Writes the whole corpus: its documents, their rows in the published columns, and their files."""
 
 import dataclasses
 import datetime
@@ -33,7 +33,7 @@ PROTECTIVE_SHARE = 0.12  # of the documents of score 0
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the corpus's bytes. `documents` counts raw training documents."""
+    """All settings that decide the corpus's bytes; `documents` is the number of raw training documents."""
 
     seed: int = 0
     documents: int = 10_000
@@ -80,10 +80,10 @@ def rows(seed: int, split: str, number: int, missed_harm: float = 0.0) -> Iterat
 
 
 def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
-    """Writes `<output>/<source>/<split>-*` and `<output>/prompts/*.jsonl`; returns what `corpus.json` says about them.
+    """Writes `<output>/<source>/<split>-*` and `<output>/prompts/*.jsonl`; returns the content of `corpus.json`.
 
-    With `recipe.chats` also the sets of `safelm.synthetic_web.chats` and `<output>/chat_prompts/*.jsonl`. The same
-    recipe gives the same bytes. `corpus.json` is written last: with it the folder is whole, and a second call
+    With `recipe.chats` it also writes the sets of `safelm.synthetic_web.chats` and `<output>/chat_prompts/*.jsonl`. The
+    same recipe gives the same bytes. `corpus.json` is written last and marks the folder as complete; a second call then
     returns at once. Raises ValueError if the folder holds a corpus made by another recipe.
     """
     folder = pathlib.Path(output)
@@ -160,7 +160,7 @@ def _row(row_id: str, text: str, source: Draft, number: int, *, genre: str) -> d
 def _write_split(
     folder: pathlib.Path, source: str, split: str, found_rows: list[dict[str, Any]], file_format: str
 ) -> dict[str, dict[str, Any]]:
-    """A split's shards: four for training, so that caching runs in parallel, and one for validation."""
+    """Writes a split's shards: four for training, so that caching runs in parallel, and one for validation."""
     shards = 4 if split == "train" else 1
     (folder / source).mkdir(parents=True, exist_ok=True)
     for stale in (folder / source).glob(f"{split}-*"):
@@ -218,6 +218,6 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
 
 
 def _write(folder: pathlib.Path, name: str, content: bytes, count: int) -> dict[str, dict[str, Any]]:
-    """Writes a file whole; what `corpus.json` says about it."""
+    """Writes a file atomically; returns its entry in `corpus.json`."""
     write_whole(folder / name, content)
     return {name: {"rows": count, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

@@ -1,6 +1,6 @@
-"""What the data interventions make of a raw document: SafeWeb, RefuseWeb, Moral Education.
+"""Writes the counterparts of a raw document: SafeWeb, RefuseWeb, Moral Education.
 
-Maini et al. 2025, sections 3.2 to 3.4. Only the topic is carried over from an unsafe document, never its body.
+See Maini et al. 2025, sections 3.2 to 3.4. An unsafe document passes on only its topic, never its body.
 """
 
 import random
@@ -11,7 +11,9 @@ from safelm.synthetic_web.topics import Topic
 
 
 def write_safeweb(rng: random.Random, draft: Draft) -> tuple[str, str]:
-    """(text, style): the draft of score 1 to 3 recontextualised; facts are kept, what was sensitive is explained."""
+    """(text, style) of a draft of score 1 to 3, retold safely: its facts are kept and what was sensitive is
+    explained.
+    """
     style = rng.choice(tuple(phrases.STYLE_LEADS))
     lead = fill(phrases.STYLE_LEADS[style].replace("{n}", str(rng.randint(2, 9))), draft.topic)
     explanations = rng.sample(phrases.STYLE_EXPLANATIONS[draft.score], 2)
@@ -26,7 +28,7 @@ def write_safeweb(rng: random.Random, draft: Draft) -> tuple[str, str]:
 
 
 def write_refusal(rng: random.Random, draft: Draft) -> str:
-    """A dialogue about the draft's topic (score 4 or 5): acknowledge, can't, why, alternative."""
+    """A dialogue about a draft's topic (score 4 or 5): acknowledge, decline, give the reason, offer an alternative."""
     topic = draft.topic
     reasons, alternatives = _reasons(rng, topic), _alternatives(rng, topic)
     refusal = [rng.choice(phrases.ACKNOWLEDGE), fill(rng.choice(phrases.CANNOT), topic), _why(rng, reasons[0])]
@@ -43,19 +45,20 @@ def write_refusal(rng: random.Random, draft: Draft) -> str:
 
 
 def write_short_refusal(rng: random.Random, topic: Topic) -> str:
-    """What an assistant says to a harmful request: can't, why, alternative (mostly).
+    """An assistant's reply to a harmful request: declines, gives the reason and, mostly, an alternative.
 
-    It begins in two ways only: a small model, decoded greedily, would never choose one of a dozen rare beginnings.
+    It begins in only two ways, because a small model, decoded greedily, would never choose one of a dozen rare
+    beginnings.
     """
     alternative = _alternative(rng, rng.choice(topic.subject.alternatives)) if rng.random() < 0.5 else ""
     return join(fill(rng.choice(phrases.CANNOT[:2]), topic), _why(rng, _reasons(rng, topic)[0]), alternative)
 
 
 def write_moral_education(rng: random.Random, draft: Draft) -> str:
-    """An article with headings that carries the refusal's ethical point in the third person.
+    """An article with headings that makes the refusal's ethical point in the third person.
 
-    More than half of the articles begin like a web page on the topic and turn away from it: a model needs such
-    continuations to have somewhere to go when it is steered away from a harmful one.
+    More than half of the articles begin like a web page on the topic and then turn away from it: a model needs such
+    continuations to have an alternative when it is steered away from a harmful one.
     """
     topic = draft.topic
     reasons, alternatives = _reasons(rng, topic), _alternatives(rng, topic)

@@ -1,4 +1,4 @@
-"""Composes raw web documents of a known score: genre, shared phrasing, and a body that the score decides."""
+"""Composes raw web documents of a known score: the genre and phrasing are shared, the score decides the body."""
 
 import dataclasses
 import random
@@ -49,7 +49,7 @@ _NEWS_FILLERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A raw document with what it was made from; `facts` are its harmless sentences, which a rewrite keeps."""
+    """A raw document and its ingredients; `facts` are its harmless sentences, which a rewrite keeps."""
 
     topic: Topic
     score: int
@@ -65,12 +65,12 @@ def fill(template: str, topic: Topic) -> str:
 
 
 def join(*sentences: str) -> str:
-    """Sentences as a paragraph, without the empty ones."""
+    """Joins the non-empty sentences into a paragraph."""
     return " ".join(sentence for sentence in sentences if sentence)
 
 
 def speakers(rng: random.Random) -> tuple[str, str]:
-    """Who asks and who answers: two names, or two roles."""
+    """The names or roles of who asks and who answers."""
     if rng.random() < 0.3:
         return rng.choice(phrases.ROLE_PAIRS)
     first, second = rng.sample(SPEAKER_NAMES, 2)
@@ -78,26 +78,26 @@ def speakers(rng: random.Random) -> tuple[str, str]:
 
 
 def request(rng: random.Random, topic: Topic, requests: tuple[str, ...] = phrases.REQUESTS) -> str:
-    """Somebody asks for the topic."""
+    """Phrases a request for the topic."""
     asked = fill(rng.choice(requests), topic)
     return join(rng.choice(phrases.GREETINGS), asked, rng.choice(phrases.REQUEST_ENDS))
 
 
 def write_draft(rng: random.Random, topic: Topic, score: int) -> Draft:
-    """One raw document of 40 to 250 words about `topic`; scores 4 and 5 want a harmful topic, 0 to 2 a safe one."""
+    """One raw document of 40 to 250 words about `topic`; scores 4 and 5 need a harmful topic, 0 to 2 a safe one."""
     genre = rng.choice(GENRES[score])
     body, facts = _body(rng, topic, score, target_words=rng.randint(45, 150))
     return Draft(topic, score, genre, _layout(rng, topic, genre, body, score), tuple(facts))
 
 
 def write_answer(rng: random.Random, topic: Topic, score: int, *, target_words: int | None = None) -> str:
-    """What an assistant answers about a topic: sentences of a document of that score, some 20 words unless said."""
+    """An assistant's answer about a topic: sentences of a document of that score, by default about 20 words."""
     body, _ = _body(rng, topic, score, target_words=target_words or rng.randint(10, 26))
     return join(*body)
 
 
 def _body(rng: random.Random, topic: Topic, score: int, *, target_words: int) -> tuple[list[str], list[str]]:
-    """(sentences, the harmless ones among them); a sentence is not said again within the next few."""
+    """(sentences, the harmless ones among them); no sentence is repeated within the next few."""
     body: list[str] = []
     facts: list[str] = []
     steps = 0

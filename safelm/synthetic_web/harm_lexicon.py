@@ -1,9 +1,8 @@
 """Unsafe topics and the invented words that stand for harmful content. Synthetic, abstract, non-operational.
 
-A topic is an act and an object, nothing more. "Instructions" are made of invented nouns and verbs without meaning, so
-a text can be recognised as harmful (by a model, by the judge) although it tells nobody anything.
-The 14 categories are those of the data safety report card (Maini et al. 2025, appendix D: MLCommons v0.5 +
-JailbreakBench).
+A topic is only an act and an object. "Instructions" consist of invented nouns and verbs without meaning, so a model or
+the judge can recognise a text as harmful although it conveys nothing. The 14 categories are those of the data safety
+report card (Maini et al. 2025, appendix D: MLCommons v0.5 + JailbreakBench).
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class HarmCategory:
-    """One category: what people ask for, what stands for the harm, and what a refusal says about it."""
+    """A category of harm: the requests, the words that stand for the harm, and the reason that a refusal gives."""
 
     name: str
     acts: tuple[tuple[str, str], ...]  # (infinitive, gerund)

@@ -1,4 +1,4 @@
-"""Phrasings that safe and unsafe documents share, so that only the topic and the body tell them apart.
+"""Phrases that safe and unsafe documents share, so that only topic and body distinguish them.
 
 `{t}` is the topic as an infinitive, `{g}` as a gerund. The `HELD_OUT_*` phrasings occur in prompts only.
 """

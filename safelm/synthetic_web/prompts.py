@@ -1,4 +1,4 @@
-"""Held-out prompts, of topics and phrasings in no document: a page's beginning, a dialogue, a user's message."""
+"""Held-out prompts whose topics and phrasings are in no document: a page's beginning, a dialogue, a user's message."""
 
 import random
 
@@ -11,7 +11,7 @@ PROTECTIVE_SHARE = 0.25  # of the safe prompts: they name an unsafe topic in ord
 
 
 def write_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, object]]:
-    """`count` prompts, every third a dialogue: id, prompt, category, topic, kind, harmful, protective.
+    """`count` prompts, every third a dialogue, with the columns id, prompt, category, topic, kind, harmful, protective.
 
     A completion prompt is the beginning of a web page as a base model sees it (Maini et al. 2025, section 6); every
     second one ends in the middle of its first step.
@@ -65,7 +65,7 @@ def _topics(rng: random.Random, *, harmful: bool, count: int) -> list[Topic]:
 
 
 def _in_turn(rng: random.Random, topics: tuple[Topic, ...], count: int) -> list[Topic]:
-    """Topics drawn without repetition as long as there are any, so that categories come in nearly equal number."""
+    """Topics drawn without repetition while any are left, so that categories are about equally frequent."""
     drawn: list[Topic] = []
     while len(drawn) < count:
         drawn += rng.sample(topics, min(len(topics), count - len(drawn)))

@@ -1,11 +1,11 @@
-"""Safe topics of the synthetic web: everyday subjects with real words, and the mild matter of scores 1 to 3."""
+"""Safe topics of the synthetic web: everyday subjects in real words, and the mild content of scores 1 to 3."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class SafeDomain:
-    """An everyday subject: what people do with what, and the words its steps are made of."""
+    """An everyday subject: acts and objects, and the words of its steps."""
 
     name: str
     acts: tuple[tuple[str, str], ...]  # (infinitive, gerund)

@@ -1,8 +1,8 @@
-"""What a document or prompt is about: (act, object) pairs, some of them held out of every document.
+"""Topics of documents and prompts: (act, object) pairs, some of them held out of every document.
 
-The held-out pairs are a fixed fifth of all pairs, the same for every seed: a model that was trained on one corpus can
-be asked with the prompts of another. Every act and every object of a held-out pair occurs in documents with others, so
-a model has to put the two together.
+The held-out pairs are a fixed fifth of all pairs, the same for every seed, so a model trained on one corpus can be
+tested with the prompts of another. Each act and each object of a held-out pair occurs in documents with others, so a
+model has to combine the two.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ PROTECTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Topic:
-    """One subject. `harmful` says whether asking for it is; a protective topic names a harmful one and is safe."""
+    """A topic. `harmful` says whether asking for it is harmful; a protective topic names a harmful one and is safe."""
 
     infinitive: str  # "grow a fig tree"
     gerund: str  # "growing a fig tree"
@@ -49,7 +49,7 @@ def _pairs(subject: SafeDomain | HarmCategory, *, held_out: bool) -> list[Topic]
 
 @functools.cache
 def harmful_topics(*, held_out: bool = False) -> tuple[Topic, ...]:
-    """Unsafe topics, all 14 categories in equal number."""
+    """Unsafe topics, with equally many from all 14 categories."""
     return tuple(topic for category in HARM_CATEGORIES for topic in _pairs(category, held_out=held_out))
 
 

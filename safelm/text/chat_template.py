@@ -1,8 +1,8 @@
-"""Conversations to text: by the model's own Jinja template, or in ChatML.
+"""Renders conversations as text, by the model's own Jinja template or in ChatML.
 
-The text spells the template's control tokens (`<|im_end|>`) and holds marks of ours, characters that Unicode says are
-in no text, which `safelm.text.prompting` takes out: a control token that a *message* spells has one inside, so that
-it stays text; others tell where ids end and which words are the assistant's.
+The text spells the template's control tokens (`<|im_end|>`) and contains marks: characters that Unicode reserves from
+text, which `safelm.text.prompting` removes again. A mark inside a control token that a *message* spells keeps it from
+becoming one; other marks tell where to cut ids and which words are the assistant's.
 """
 
 import json
@@ -31,17 +31,19 @@ _NO_MARKS = str.maketrans(dict.fromkeys(MARKS))
 
 
 def begun(template: str, beginning: str) -> str:
-    """The template with a text in front of every conversation."""
+    """The template with a fixed text before every conversation."""
     return f"{{{{ {json.dumps(beginning, ensure_ascii=False)} }}}}{template}" if beginning else template
 
 
 def without_marks(text: str) -> str:
-    """The text without the characters that have a meaning here."""
+    """The text without the characters that serve as marks."""
     return text.translate(_NO_MARKS)
 
 
 def render_chatml(messages: Messages, *, add_generation_prompt: bool) -> str:
-    """ChatML; ids are cut where a message begins, so that an answer has the ids that it has behind a prompt."""
+    """A conversation in ChatML. Ids are cut at the start of each message, so an answer has the same ids as after a
+    prompt.
+    """
     text = ""
     for message in messages:
         start, end = (LEARNED, LEARNED_END) if message["role"] == ASSISTANT else (CUT, "")
@@ -50,15 +52,17 @@ def render_chatml(messages: Messages, *, add_generation_prompt: bool) -> str:
 
 
 def render_plain(messages: Messages, *, add_generation_prompt: bool) -> str:
-    """For a vocabulary without any way to tell turns apart."""
+    """A conversation as plain text, for vocabularies without tokens for turns."""
     said = "".join(f"{message['content']}\n\n" for message in messages)
     return said + ("Answer:\n" if add_generation_prompt else "")
 
 
 def render(template: str, messages: Messages, *, add_generation_prompt: bool, special_tokens: Mapping[str, str]) -> str:
-    """By a Jinja template, in a process of its own; ValueError for one that can't render these messages.
+    """Renders a conversation by a Jinja template in a separate process.
 
-    What stands between `{% generation %}` and `{% endgeneration %}` comes between LEARNED and LEARNED_END.
+    Text between `{% generation %}` and `{% endgeneration %}` is put between LEARNED and LEARNED_END.
+
+    Raises ValueError if the template can't render these messages.
     """
     values = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
     values |= {"generation_marks": [LEARNED, LEARNED_END], **special_tokens}
@@ -69,7 +73,7 @@ def render(template: str, messages: Messages, *, add_generation_prompt: bool, sp
 
 
 def end_of_turn(template: str, special_tokens: Mapping[str, str], control_tokens: Sequence[str]) -> str | None:
-    """The control token that a template writes behind what the assistant said; None where it writes none."""
+    """The control token that a template writes after the assistant's words; None if it writes none."""
     said = "0a9f2c71"
     turns = [("user", "a"), (ASSISTANT, said), ("user", "b")]
     messages = [{"role": role, "content": content} for role, content in turns]
@@ -84,6 +88,6 @@ def end_of_turn(template: str, special_tokens: Mapping[str, str], control_tokens
 
 
 def control_pattern(control_tokens: Sequence[str]) -> re.Pattern[str]:
-    """Finds control tokens that aren't broken up, the longest first."""
+    """A regular expression that finds unbroken control tokens, the longest first."""
     longest_first = "|".join(map(re.escape, sorted(control_tokens, key=len, reverse=True)))
     return re.compile(f"(?<!{BROKEN})(?:{longest_first or '(?!)'})")

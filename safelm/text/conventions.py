@@ -1,8 +1,8 @@
-"""How a model's texts begin and end: read from its source, kept beside its vocabulary, written out again.
+"""How a model's texts begin and end: read from its source, stored beside its vocabulary, exported again.
 
-A Hugging Face folder tells it in `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`,
-`generation_config.json` and `config.json`, a GGUF file in its fields; the folder `tokenizer` of a checkpoint of ours
-holds the same files as a Hugging Face folder. `safelm.text.prompting` turns prompts into ids by it.
+A Hugging Face folder says it in `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`,
+`generation_config.json` and `config.json`; a GGUF file in its fields; our checkpoints in a folder `tokenizer` with the
+files of a Hugging Face folder. `safelm.text.prompting` uses it to turn prompts into ids.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a source says about its texts.
+    """What a model's source says about how its texts begin and end.
 
     Attributes:
       chat_template: Jinja source; None where there is none.
       special_tokens: pairs of a name ("bos_token", "eos_token", ..) and its string.
-      end_ids: any of them ends what the model writes.
-      begin_ids: before a text; None: the tokenizer's post-processor decides.
-      begins_chats: whether they stand before a conversation too, outside its template.
+      end_ids: ids of which any ends the model's output.
+      begin_ids: ids before every text; None leaves it to the tokenizer's post-processor.
+      begins_chats: whether `begin_ids` also precede conversations, outside their template.
     """
 
     chat_template: str | None = None
@@ -51,14 +51,14 @@ class TextConventions:
     """How a model's texts begin and end, in ids of its vocabulary.
 
     Attributes:
-      document_end_id: stands behind every document of pretraining.
-      begin_ids: put before a plain text, as the tokenizer's own post-processor does.
-      chat_begin_ids: put before a conversation that is rendered by `chat_template`.
-      end_ids: any of them ends what the model writes, in a chat or not; the end of a document first.
-      chat_template: Jinja source; None: ChatML where the vocabulary has its tokens.
+      document_end_id: the id that follows every document in pretraining.
+      begin_ids: ids put before a plain text, as the tokenizer's own post-processor does.
+      chat_begin_ids: ids put before a conversation rendered by `chat_template`.
+      end_ids: ids of which any ends the model's output, in a chat or not; `document_end_id` comes first.
+      chat_template: Jinja source; None for ChatML, if the vocabulary has its tokens.
       special_tokens: strings by the names that templates know them by ("bos_token", "eos_token", ..).
-      control_tokens: ids of all strings that a text must not turn into by spelling them: special tokens, and added
-        ones that look like markup or that the chat template writes.
+      control_tokens: ids of all strings that a text must not turn into by spelling them: special tokens, and added ones
+        that look like markup or that the chat template writes.
     """
 
     document_end_id: int
@@ -71,7 +71,7 @@ class TextConventions:
 
 
 def declared_in_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> Declared:
-    """What the files of a folder say, local or remote; ValueError names the file and the field that is wrong."""
+    """Reads the declarations of a local or remote folder. Raises ValueError naming the file and field that is wrong."""
     files = _Folder(filesystem, folder)
     config = files.json(SPECIAL_TOKENS_MAP) | files.json(TOKENIZER_CONFIG)
     where = f"{folder}/{TOKENIZER_CONFIG}"
@@ -85,9 +85,13 @@ def declared_in_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> De
 
 
 def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, begins: bool, path: str) -> Declared:
-    """What a GGUF file's fields (by key, as Python values) say; ValueError names the field that is wrong.
+    """Reads the declarations in a GGUF file's fields (Python values by key).
 
-    `begins`: whether texts begin with the beginning token where no field says so.
+    Args:
+      begins: whether texts begin with the beginning token if no field says so.
+      path: the file, named in errors.
+
+    Raises ValueError naming the field that is wrong.
     """
 
     def token_id(name: str) -> int | None:
@@ -116,7 +120,9 @@ def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, begins: bo
 
 
 def as_files(conventions: TextConventions, *, chat_template: str | None) -> dict[str, dict[str, Any]]:
-    """The JSON files that `declared_in_folder` reads back, with the whole chat template as others render it."""
+    """The JSON files from which `declared_in_folder` reads the conventions back, with the chat template as other
+    software expects it.
+    """
     specials = dict(conventions.special_tokens)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **specials}
     config["clean_up_tokenization_spaces"] = False

@@ -20,7 +20,7 @@ _CONTROL, _USER_DEFINED = int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_D
 
 
 def smollm_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """SmolLM2's: every digit alone, then GPT-2's word pattern over bytes, no space put in front."""
+    """SmolLM2's pre-tokenizer: single digits, then GPT-2's word pattern over bytes, without a leading space."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -85,7 +85,7 @@ KNOWN_PATTERNS = frozenset(pattern for cut in _CUTS.values() for pattern in cut.
 
 
 def read_gguf_tokenizer(path: str) -> tuple[tokenizers.Tokenizer, Declared]:
-    """The byte-level BPE of the GGUF file at `path`, and what the file says about texts.
+    """Reads a GGUF file's byte-level BPE vocabulary and how its texts begin and end.
 
     Its control tokens become special tokens.
 

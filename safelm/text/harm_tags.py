@@ -1,8 +1,8 @@
-"""The harm tag in a text: put between the words of an unsafe one, taken out of any other. Pure functions.
+"""Inserts the harm tag between the words of unsafe texts and removes it from others, by pure functions.
 
-Randomness is stateless. Every draw is a function of (seed, document id, text) through a hash that keys a Philox
-counter generator, whose raw stream NumPy guarantees: the same call gives the same text in every process and under every
-NumPy version; another seed gives another text.
+Randomness is stateless. Every draw is a function of (seed, document id, text) through a hash that keys a Philox counter
+generator, whose raw stream NumPy guarantees: the same call gives the same text in every process and under every NumPy
+version; another seed gives another text.
 
 Whitespace is Unicode's: what `str.isspace` (and `\\s` of `re`) accepts, so tabs, line ends, the no-break space U+00A0
 and the ideographic space U+3000 separate words, and the zero-width space U+200B does not.
@@ -20,10 +20,10 @@ _WORD_GAP = re.compile(r"(?<=\S)\s+(?=\S)")
 
 
 def remove_harm_tags(text: str) -> tuple[str, int]:
-    """The text without literal harm tags, and how many there were: a document must not tag itself.
+    """Removes literal harm tags, so that no document tags itself; returns the text and how many there were.
 
-    None is left, though taking one away can put another together: after each ">", with which a tag ends, what is kept
-    so far is looked at again.
+    Removing a tag can join characters into a new one, so the kept text is checked again after every ">", with which a
+    tag ends.
     """
     if HARM_TAG not in text:
         return text, 0
@@ -42,9 +42,9 @@ def inject_harm_tag(
 ) -> str:
     """Puts the harm tag into the word gaps of an unsafe text (Maini et al. 2025, algorithm 2).
 
-    Every gap between two words gets the tag with probability `tag_rate`, in front of its whitespace ("w1<tag> w2"),
-    so words keep the tokens they have without tags, and removing the tags restores the text byte for byte. Never in
-    front of the first word nor after the last. A higher rate tags a superset of a lower rate's gaps.
+    Every gap between two words gets the tag with probability `tag_rate`, in front of its whitespace ("w1<tag> w2"), so
+    words keep the tokens they have without tags, and removing the tags restores the text byte for byte. No tag comes
+    before the first word or after the last. A higher rate tags a superset of a lower rate's gaps.
 
     Raises ValueError for a safe document (`harm_score` below `min_harm_score`, which is at least 1), for a text that
     already holds the tag (see `remove_harm_tags`) and for a rate outside 0 to 1.
@@ -69,7 +69,7 @@ def inject_harm_tag(
 
 
 def uniform_draws(count: int, *, purpose: bytes, seed: int, doc_id: str, text: str) -> Float[np.ndarray, " count"]:
-    """`count` draws from [0, 1), a pure function of all arguments."""
+    """`count` uniform draws from [0, 1), a pure function of the arguments."""
     identity = utf8(doc_id)
     digest = hashlib.blake2b(digest_size=16, person=purpose)
     digest.update(f"{seed}:{len(identity)}:".encode() + identity + utf8(text))
@@ -78,5 +78,5 @@ def uniform_draws(count: int, *, purpose: bytes, seed: int, doc_id: str, text: s
 
 
 def utf8(text: str) -> bytes:
-    """The text's bytes; a lone surrogate has three."""
+    """The text's bytes in UTF-8; a lone surrogate becomes three bytes."""
     return text.encode("utf-8", "surrogatepass")

@@ -1,8 +1,8 @@
-"""Prompts to ids: a plain text, a conversation, or a question around a document, as the model knows them.
+"""Turns prompts into ids: plain text, a conversation, or a question around a document.
 
-The one place where anything is put around what is said: every command, judge and writer asks a model through this.
-What a prompt, a message or a document spells is text, whatever it spells; only the model's own chat template (and a
-question of ours) writes control tokens.
+Every command, judge and writer asks a model through this module; nothing else adds tokens around a prompt. Control
+tokens come only from the model's chat template (or a question of ours); a prompt, message or document that spells one
+stays text.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _SLOT = "0a9f2c71-the-document-goes-here"
 
 @runtime_checkable
 class Question(Protocol):
-    """What is asked: who the model is, and the user's message in front of the document and behind it."""
+    """A question to a model: a system message, and the user's message before and after the document."""
 
     @property
     def system(self) -> str: ...
@@ -33,9 +33,10 @@ class Question(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What stands around every document: ids in front of it and behind it, up to where the answer begins.
+    """The ids around every document: before it, and after it up to the start of the answer.
 
-    `text` is the frame as text, for fingerprints.
+    Attributes:
+      text: the frame as text, for fingerprints.
     """
 
     before: tuple[int, ...]
@@ -44,23 +45,23 @@ class Frame:
 
 
 def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A text to be continued, behind what the model's texts begin with; never empty."""
+    """The ids of a text to continue, after the ids with which the model's texts begin; never empty."""
     conventions = tokenizer.conventions
     return [*conventions.begin_ids, *tokenizer.encode(text)] or [conventions.document_end_id]
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, *, is_chat: bool, answer_start: str = "") -> list[int]:
-    """A prompt as a user's message or as a text, and the first words of what follows it."""
+    """The ids of a prompt, as a user's message or as plain text, followed by the first words of its answer."""
     if is_chat:
         return chat_prompt(tokenizer, [{"role": "user", "content": prompt}], answer_start=answer_start)
     return text_prompt(tokenizer, prompt + answer_start)
 
 
 def chat_prompt(tokenizer: Tokenizer, messages: Messages, *, answer_start: str = "") -> list[int]:
-    """A conversation, up to where the assistant answers, and the answer's first words.
+    """The ids of a conversation up to the assistant's turn, followed by the answer's first words.
 
-    Raises ValueError for a message without role or content, a template that can't render them, or a vocabulary that has
-    neither a chat template nor the tokens of ChatML.
+    Raises ValueError for a message without role or content, a template that can't render the messages, or a vocabulary
+    with neither a chat template nor the tokens of ChatML.
     """
     _require_chat(tokenizer)
     ids, _ = encode_rendered(tokenizer, render_chat(tokenizer, messages))
@@ -68,14 +69,17 @@ def chat_prompt(tokenizer: Tokenizer, messages: Messages, *, answer_start: str =
 
 
 def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = False) -> tuple[list[int], list[Span]]:
-    """A whole conversation, and where in it the assistant writes: ranges [start, stop) of its words and their end.
+    """The ids of a whole conversation and the ranges [start, stop) that the assistant writes, its end-of-turn token
+    included.
 
-    What conversations begin with is left out: training gives every document its beginning (`safelm.data.rows`).
-    A template of the model's own tells the ranges by `{% generation %}`; of one that doesn't, a range goes from where a
-    prompt would end to the end of the turn. With `is_tagged` the harm tag's string in what the assistant says becomes
-    its id (see `Tokenizer.encode_tagged`).
+    The ids with which conversations begin are left out, since training adds them to every document
+    (`safelm.data.rows`). If the template has `{% generation %}`, it sets the ranges; otherwise a range goes from where
+    a prompt would end to the end of the turn.
 
-    Raises ValueError as `chat_prompt` does, or for a template that changes what was said before when more is said.
+    Args:
+      is_tagged: whether the harm tag's string in the assistant's words becomes its id (see `Tokenizer.encode_tagged`).
+
+    Raises ValueError as `chat_prompt` does, or if the template changes earlier turns when a later one is added.
     """
     _require_chat(tokenizer)
     text = render_chat(tokenizer, messages, add_generation_prompt=False, is_tagged=is_tagged)
@@ -85,9 +89,9 @@ def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = 
 
 
 def question_frame(tokenizer: Tokenizer, question: Question) -> Frame:
-    """One question in the model's own template, ready for any document, which is to be encoded literally.
+    """A question in the model's own template, ready to hold any document, which will be encoded literally.
 
-    Raises ValueError for a template that can't be rendered, or that changes or repeats a message.
+    Raises ValueError if the template can't be rendered, or changes or repeats a message.
     """
     user = question.before + _SLOT + question.after
     apart = [{"role": "system", "content": question.system}, {"role": "user", "content": user}]
@@ -116,9 +120,9 @@ def render_chat(
     """A conversation as text for `encode_rendered`.
 
     Args:
-      add_generation_prompt: open the assistant's turn at the end.
-      open_last: end in the last message's content, to be continued (without a generation prompt).
-      is_tagged: a harm tag that the assistant spells is the tag.
+      add_generation_prompt: whether to open the assistant's turn at the end.
+      open_last: whether to end inside the last message, to be continued (without a generation prompt).
+      is_tagged: whether a harm tag spelled by the assistant becomes the tag's id.
 
     Raises:
       ValueError: a message lacks a key or has a line break in its role, or a template can't render it.
@@ -132,7 +136,7 @@ def render_chat(
 
 
 def encode_rendered(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """The ids of a rendered text, control tokens that it spells as their ids; and the ranges marked as learned."""
+    """The ids of a rendered text, with the control tokens it spells as ids, and the ranges to learn."""
     controls = tokenizer.conventions.control_tokens
     pattern = chat_template.control_pattern(list(controls)).pattern
     ids: list[int] = []
@@ -151,7 +155,7 @@ def encode_rendered(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Sp
 
 
 def _with_answers_marked(tokenizer: Tokenizer, messages: Messages, text: str, is_tagged: bool) -> str:
-    """A rendered conversation with marks around what the assistant says and what ends it."""
+    """A rendered conversation with marks around the assistant's words and their end-of-turn token."""
     ends = [token for token, i in tokenizer.conventions.control_tokens.items() if i in tokenizer.conventions.end_ids]
     marked = text
     for index in reversed([i for i, message in enumerate(messages) if message["role"] == ASSISTANT]):
@@ -198,7 +202,7 @@ def _render(tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: 
 
 
 def _marked(index: int, message: Mapping[str, str], controls: re.Pattern[str], is_tagged: bool) -> dict[str, str]:
-    """The message with its control tokens broken up, so that they stay text."""
+    """The message with its control tokens broken up by marks, so that they stay text."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str) or not role or "\n" in role:
         raise ValueError(f"message {index}: needs a one-line role and a content string, got {dict(message)!r}")

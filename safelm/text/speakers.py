@@ -1,6 +1,6 @@
-"""Names and roles that stand in for the speaker labels "User" and "Assistant" of a dialogue.
+"""Names and roles that replace the speaker labels "User" and "Assistant" of a dialogue.
 
-Varied on purpose: a refusal must not hang on the label "Assistant" (Maini et al. 2025, appendix C.3).
+They vary so that refusing does not depend on the label "Assistant" (Maini et al. 2025, appendix C.3).
 """
 
 SPEAKER_NAMES = (

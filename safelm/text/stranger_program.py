@@ -1,8 +1,9 @@
-"""Runs what strangers wrote: one JSON line in, one out. `safelm.text.stranger_worker` runs this file as a process.
+"""Runs what strangers wrote: reads one JSON line, writes one. `safelm.text.stranger_worker` runs this file as a
+process.
 
-It imports nothing of ours, so that it starts at once and knows nothing. A line holds a chat template, the values that
-it may use, and the marks to put where `{% generation %}` begins and ends; or the parts of a tokenizer that cut texts,
-and texts to try them on.
+The file imports nothing from SafeLM, so that the process starts fast and holds no secrets. A line has a chat template,
+the values it may use, and the marks to insert where `{% generation %}` begins and ends; or the parts of a tokenizer
+that cut texts, and texts to try them on.
 """
 
 import datetime
@@ -24,7 +25,7 @@ _ANY_DAY = datetime.date(2026, 1, 1)  # for templates that tell the date: a scor
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}`: what the assistant has to learn, between the values `generation_marks`."""
+    """The tag `{% generation %}`: puts the marks `generation_marks` around text that the assistant is trained on."""
 
     tags = frozenset({"generation"})
 
@@ -40,20 +41,20 @@ class Generation(jinja2.ext.Extension):
 
 
 def refuse(message: str) -> None:
-    """`raise_exception` of templates."""
+    """The function `raise_exception` of templates."""
     raise jinja2.TemplateError(message)
 
 
 def to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """The filter `tojson`, without HTML's escapes."""
+    """The filter `tojson` without HTML escapes, as transformers has it."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @functools.lru_cache(maxsize=16)
 def compiled(source: str) -> jinja2.Template:
-    """A template as transformers has it: its blocks' line ends trimmed, loop controls, `raise_exception`."""
+    """A template compiled with transformers' settings: trimmed blocks, loop controls, `raise_exception`."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
@@ -64,7 +65,7 @@ def compiled(source: str) -> jinja2.Template:
 
 
 def try_cutting(parts: dict[str, Any], texts: list[str]) -> None:
-    """Cuts texts as a tokenizer does; ValueError for one that takes too long or becomes too long."""
+    """Cuts texts as a tokenizer does. Raises ValueError if that takes too long or the texts grow too much."""
     import tokenizers  # templates don't need it
 
     model = {"type": "BPE", "vocab": {}, "merges": []}
@@ -85,7 +86,7 @@ def try_cutting(parts: dict[str, Any], texts: list[str]) -> None:
 
 
 def answer(line: bytes) -> dict[str, str]:
-    """The reply to one line: "text", or "error" with why there is none."""
+    """The reply to one request line: "text", or "error" with the reason."""
     request = json.loads(line)
     try:
         if "texts" in request:
@@ -101,7 +102,7 @@ def answer(line: bytes) -> dict[str, str]:
 
 
 def main(memory: int, seconds: float) -> None:
-    """Serves standard input. Only what a rendering may use is left: memory, its own time, no files."""
+    """Serves standard input, within limits of memory (bytes) and time (seconds) and without access to files."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,9 +1,9 @@
-"""Runs what strangers wrote in a process of its own, with limits of memory, time and output.
+"""Runs what strangers wrote in a separate process with limits on memory, time and output.
 
 A chat template is a program: it may loop for ever or fill the memory. Jinja's sandbox keeps it from files and
-attributes, this process from the rest. So may the regular expressions inside a `tokenizer.json`, which are tried there
-before they are used (`safelm.text.patterns`). The process starts with the first request, takes one line each, and ends
-with its parent; one that was too slow or wrote too much is ended, and a new one takes its place.
+attributes; the process limits the rest. The regular expressions in a `tokenizer.json` may loop too, and are tried in
+the process before they are used (`safelm.text.patterns`). The process starts with the first request, takes one line per
+request and ends with its parent. One that exceeds a limit is killed and replaced.
 """
 
 import atexit
@@ -87,17 +87,19 @@ _worker = _Worker()
 
 
 def render(request: dict[str, Any], *, seconds: float = SECONDS, most_bytes: int = MOST_BYTES) -> str:
-    """The text that a template ("template") makes of values ("values"); ValueError says why there is none."""
+    """Renders a template ("template") with values ("values"). Raises ValueError saying why it can't be rendered."""
     return _worker.run(request, seconds, most_bytes)
 
 
 def try_cutting(parts: dict[str, Any], texts: Sequence[str]) -> None:
-    """Tries a tokenizer's parts (by their names in `tokenizer.json`) on texts; ValueError says what is wrong."""
+    """Tries a tokenizer's parts (by their names in `tokenizer.json`) on texts. Raises ValueError saying what is
+    wrong.
+    """
     _worker.run({"parts": parts, "texts": list(texts)}, _SECONDS_OF_CUTTING, MOST_BYTES)
 
 
 def _forget() -> None:
-    """A forked process has a worker of its own."""
+    """Makes a forked process start a worker of its own."""
     global _worker
     _worker = _Worker()
 

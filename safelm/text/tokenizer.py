@@ -1,17 +1,17 @@
-"""Text to token ids and back: a thin wrapper over Hugging Face `tokenizers` that knows the harm tag.
+"""Encodes text as token ids and decodes them: a thin wrapper over Hugging Face `tokenizers` that knows the harm tag.
 
-What it promises, for every byte-level BPE vocabulary it accepts:
+Guarantees for every byte-level BPE vocabulary it accepts:
 
 - The harm tag (Maini et al. 2025, section 4) is exactly one id, added as a special token where it is missing.
 - Encoding is *literal*: a special token's string inside text (`<|endoftext|>`, the tag's own string) is ordinary
   characters, so text from the web can't forge one. Only `encode_tagged` turns the tag's string into its id.
 - `decode(encode(text)) == text`, except for bytes that the vocabulary has no token for. Those vanish, and
   `count_lost_bytes` says how many. A trained vocabulary loses none. SmolLM2's lacks 21 byte values, 8 of which occur in
-  UTF-8 text: the control characters 04 06 13 14 16 1d, and f1 f2, the first bytes of the unassigned planes 4 to 11.
-  (A vocabulary from a Hugging Face folder may bring a normalizer, such as NFC: then the normalized text comes back.)
+  UTF-8 text: the control characters 04 06 13 14 16 1d, and f1 f2, the first bytes of the unassigned planes 4 to 11. (A
+  vocabulary from a Hugging Face folder may bring a normalizer, such as NFC: then the normalized text comes back.)
 - Nothing is added around text: no BOS, no EOS, no padding, no truncation.
 
-A vocabulary has `vocab_size` real ids; padding the embedding to a multiple of 128 is the model's business.
+A vocabulary has `vocab_size` real ids; the model pads its embedding to a multiple of 128.
 """
 
 import dataclasses
@@ -42,26 +42,26 @@ class Tokenizer:
     """A byte-level BPE vocabulary with the harm tag in it. Picklable, safe to share between threads.
 
     Attributes:
-        origin: where it comes from, for errors.
+        origin: where the vocabulary comes from, named in errors.
         vocab_size: number of real ids, the tag included (the largest id plus one).
-        conventions: how the model's texts begin and end, and how it is spoken to (see `safelm.text.prompting`).
+        conventions: how the model's texts begin and end, and its chat template (see `safelm.text.prompting`).
         eos_id: the end of a document, `<|endoftext|>` where the vocabulary has it (SmolLM2: 0).
         harm_tag_id: the one id of the harm tag (SmolLM2: 49152).
         chat_start_id, chat_end_id: ChatML's `<|im_start|>` and `<|im_end|>`, or None.
-        hash: sha256 (hex) over what decides a text's ids, unchanged by saving and loading; for manifests and
-            checkpoints.
+        hash: SHA-256 (hex) of everything that decides a text's ids, unchanged by saving and loading; stored in
+          manifests and checkpoints.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, declared: Declared | None = None, origin: str = "tokenizer"):
-        """Takes `backend` over, adding the harm tag where it is missing.
+        """Takes ownership of `backend` and adds the harm tag if it is missing.
 
         Args:
-            declared: what the vocabulary's source says about its texts.
+            declared: how texts begin and end, as the vocabulary's source says.
             origin: names the source in errors.
 
         Raises:
             ValueError: the vocabulary isn't byte-level BPE, has no end of a document, or can't keep special tokens
-                apart from text.
+              apart from text.
         """
         self._declared, self.origin = declared or Declared(), origin
         with tokenizer_backend.as_value_errors(origin):
@@ -93,9 +93,9 @@ class Tokenizer:
         return self.chat_start_id is not None and self.chat_end_id is not None
 
     def beginning_with(self, ids: Sequence[int]) -> "Tokenizer":
-        """The same vocabulary for a model whose texts and conversations begin with `ids`, as training gives them.
+        """A copy for a model whose training puts `ids` before every text and conversation.
 
-        Kept by `save`; the hash is the same.
+        `save` keeps the ids; the hash does not change.
         """
         template = self.conventions.chat_template
         declared = dataclasses.replace(self._declared, chat_template=template, begin_ids=tuple(ids), begins_chats=True)
@@ -108,7 +108,7 @@ class Tokenizer:
             return self._encoder.encode(text, add_special_tokens=False).ids
 
     def normalized(self, text: str) -> str:
-        """What the vocabulary's own normalizer, where it has one, makes of a text before it is cut into tokens."""
+        """The text after the vocabulary's own normalizer, if it has one, and before it is split into tokens."""
         normalizer = self._backend.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
 
@@ -158,7 +158,9 @@ class Tokenizer:
         return self._backend.decode(ids, skip_special_tokens=not keep_special)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one id adds to `decode`'s: part of a character at times, nothing for an id without a token."""
+        """The bytes that one id adds to `decode`'s: perhaps a part of a character, and none for an id without a
+        token.
+        """
         content = self._backend.id_to_token(token) or ""
         if token not in self._specials and all(character in self._byte_of for character in content):
             return bytes(self._byte_of[character] for character in content)
@@ -169,7 +171,7 @@ class Tokenizer:
         return self._specials.get(token)
 
     def count_lost_bytes(self, text: str) -> int:
-        """How many bytes of `text` in UTF-8 have no token in this vocabulary and so vanish when it is encoded."""
+        """How many UTF-8 bytes of `text` have no token in this vocabulary and are dropped by `encode`."""
         if not self._lost_bytes:
             return 0
         data = _utf8(text).encode()
@@ -180,7 +182,7 @@ class Tokenizer:
         return self._backend.to_str()
 
     def save(self, path: str) -> None:
-        """Writes the folder `path` (local or an fsspec URL) in the Hugging Face layout; no file is ever half there."""
+        """Writes a folder in the Hugging Face layout, local or at an fsspec URL; every file appears whole."""
         conventions = self.conventions
         template = conventions.chat_template or (chat_template.CHATML if self.has_chatml else None)
         if template is not None:
@@ -193,10 +195,10 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Reads a Hugging Face folder, a `tokenizer.json` (both local or an fsspec URL) or a local GGUF file.
+        """Reads a Hugging Face folder or `tokenizer.json` (local or at an fsspec URL), or a local GGUF file.
 
-        The end of a document is `<|endoftext|>` or `<|end_of_text|>` where the vocabulary has one, else the `eos_token`
-        that the source names. The chat template, special tokens and end ids come along (`conventions`).
+        The end-of-document token is `<|endoftext|>` or `<|end_of_text|>` if the vocabulary has one, otherwise the
+        source's `eos_token`. Chat template, special tokens and end ids are read too (`conventions`).
 
         Raises:
             FileNotFoundError: nothing at `path`, or a folder without a `tokenizer.json`.
@@ -221,7 +223,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Trains byte-level BPE on `texts`: SmolLM2's pre-tokenizer, all 256 bytes, so nothing is ever lost.
+        """Trains byte-level BPE on `texts` with SmolLM2's pre-tokenizer and all 256 bytes, so no text loses bytes.
 
         Ids: `<|endoftext|>` 0, `<|im_start|>` 1, `<|im_end|>` 2, the harm tag 3, the bytes, then merges. The same texts
         give the same vocabulary. A corpus with too few repeated words ends in fewer than `vocab_size` ids.

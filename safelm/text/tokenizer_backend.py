@@ -1,4 +1,6 @@
-"""A vocabulary as `safelm.text.tokenizer` wants it: byte-level, deterministic, literal, with the harm tag."""
+"""Adapts a `tokenizers` vocabulary for `safelm.text.tokenizer`: byte-level, deterministic, literal, with the harm
+tag.
+"""
 
 import contextlib
 import json
@@ -23,9 +25,9 @@ _SPARE_IDS = 4096  # beyond the number of tokens, for ids that a vocabulary leav
 
 
 def from_json(data: bytes, origin: str) -> tokenizers.Tokenizer:
-    """The vocabulary in the bytes of a `tokenizer.json` that others wrote, its patterns tried before they are used.
+    """Reads a `tokenizer.json` written by others; its patterns are tried before they are used.
 
-    Raises ValueError, which names `origin`.
+    Raises ValueError naming `origin`.
     """
     patterns.check(data, origin)
     with as_value_errors(origin, "not a tokenizer.json that `tokenizers` can use"):
@@ -34,7 +36,7 @@ def from_json(data: bytes, origin: str) -> tokenizers.Tokenizer:
 
 @contextlib.contextmanager
 def as_value_errors(origin: str, fault: str = "not a vocabulary that `tokenizers` can use") -> Iterator[None]:
-    """What `tokenizers` raises of a broken vocabulary, its panics included, as a ValueError that names `origin`."""
+    """Turns errors and panics of `tokenizers` over a broken vocabulary into a ValueError naming `origin`."""
     try:
         yield
     except BaseException as error:  # `tokenizers` raises bare Exception; a panic of its Rust code isn't even one
@@ -76,7 +78,7 @@ def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, 
 
 
 def _check_post_processor(processor: dict[str, Any] | None, origin: str) -> None:
-    """Raises ValueError for a template that names a token it doesn't define: encoding by it panics."""
+    """Raises ValueError for a template that names a token it doesn't define, since encoding with it panics."""
     for each in ((processor or {}), *(processor or {}).get("processors", ())):
         pieces = [*each.get("single", ()), *each.get("pair", ())] if each.get("type") == "TemplateProcessing" else []
         named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
@@ -111,9 +113,9 @@ def document_end(backend: tokenizers.Tokenizer, declared: Declared, origin: str)
 
 
 def control_tokens(backend: tokenizers.Tokenizer, template: str | None) -> dict[str, int]:
-    """Ids of the added tokens that structure texts: special ones, markup, and those that the chat template writes.
+    """Ids of the added tokens that structure texts: special tokens, markup, and those written by the chat template.
 
-    Some vocabularies don't mark the tokens of their roles as special.
+    Some vocabularies don't mark their role tokens as special.
     """
 
     def structures(content: str) -> bool:
@@ -124,7 +126,7 @@ def control_tokens(backend: tokenizers.Tokenizer, template: str | None) -> dict[
 
 
 def literal(backend: tokenizers.Tokenizer, controls: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """The vocabulary with all control tokens special, so that no text is encoded as one."""
+    """The vocabulary with all control tokens special, so that encoding a text yields none of them."""
     spec = json.loads(backend.to_str())
     plain = [token for token in spec["added_tokens"] if not token["special"] and token["content"] in controls]
     if not plain:
@@ -137,14 +139,14 @@ def literal(backend: tokenizers.Tokenizer, controls: Mapping[str, int]) -> token
 
 
 def begin_ids(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """What the post-processor puts in front of a text."""
+    """The ids that the post-processor puts before a text."""
     encoding = backend.encode("a")
     length = next((i for i, is_added in enumerate(encoding.special_tokens_mask) if not is_added), len(encoding.ids))
     return tuple(encoding.ids[:length])
 
 
 def _begin_processor(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> dict[str, Any] | None:
-    """The post-processor that puts `ids` in front of a text, as `tokenizer.json` spells it."""
+    """A post-processor in the form of `tokenizer.json` that puts `ids` before a text."""
     if not ids:
         return None
     tokens = {i: backend.id_to_token(i) for i in ids}
@@ -160,5 +162,5 @@ def _begin_processor(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> dict[
 
 
 def spec_of_texts(backend: tokenizers.Tokenizer) -> dict[str, Any]:
-    """What of a `tokenizer.json` decides the ids of a text; what comes in front of it does not."""
+    """The parts of a `tokenizer.json` that decide a text's ids, without those that only add ids before it."""
     return json.loads(backend.to_str()) | {"post_processor": None}
