@@ -24,9 +24,7 @@ _loaded: set[str] = set()
 
 @dataclasses.dataclass(frozen=True)
 class CacheWork:
-    """The work of making shards (`safelm.jobs.beam_jobs.Work`); `token` identifies the run that registered the
-    tasks.
-    """
+    """The work of making shards (`safelm.jobs.beam_jobs.Work`); `token` identifies the process that planned it."""
 
     module: TaskModule
     output: str

@@ -183,7 +183,7 @@ def _plan_shard(plan: StorePlan, index: int, path: str, file: Mapping[str, Any])
 
 
 def _read_done(plan: StorePlan, index: int, fingerprint: str) -> ShardInfo | None:
-    """Reads a finished shard, checking all of its files here; None if it is damaged."""
+    """Reads a finished shard, checking all of its local files; None, after deleting its record, if it is damaged."""
     where = (plan.directory, index, plan.num_shards)
     info = read_shard_info(*where, fingerprint=fingerprint, elsewhere=plan.elsewhere, verify_checksums=True)
     path = os.path.join(plan.directory, shard_file("shard", index, plan.num_shards))

@@ -1,1 +1,1 @@
-"""Measures of safety and capability, each with its interval and the frozen protocol it was taken under."""
+"""Measures safety and capability; every figure has an interval and the frozen protocol under which it was taken."""

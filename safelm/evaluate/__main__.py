@@ -1,4 +1,4 @@
-"""Measures checkpoints on a suite of prompts: harmful answers, over-refusal, and what is read off without decoding."""
+"""Measures checkpoints on a suite of prompts: harmful answers, over-refusal, and measures that need no decoding."""
 
 from safelm.evaluate.commands.measure import command
 

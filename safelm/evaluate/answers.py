@@ -1,7 +1,7 @@
-"""What a checkpoint says to every prompt, kept in a journal: a run that was stopped goes on at the next prompt.
+"""Collects a checkpoint's answers to all prompts in a journal, so that a stopped run continues with the next prompt.
 
-The journal holds token ids, so it shows no text, and any judge may judge it later. Its name has a hash of everything
-that decides an answer: under another protocol another journal is begun.
+The journal holds token ids and shows no text, and any judge can label its answers later. Its name contains a hash of
+everything that decides an answer, so another protocol starts another journal.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ class Checkpoint(LanguageModel):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One answer.
+    """An answer of a model.
 
     Attributes:
-      text: without special tokens, and without the first words that were given.
-      has_tag: the harm tag came up as a token: a short circuit.
-      max_tag_probability: P(tag) at its highest along the answer.
+      text: without special tokens and without prefilled words.
+      has_tag: whether the answer contains the harm tag as a token (a short circuit).
+      max_tag_probability: the highest P(tag) along the answer.
     """
 
     prompt: Prompt
@@ -62,13 +62,13 @@ def collect(
     batch_size: int = BATCH_SIZE,
     description: str = "",
 ) -> list[Answer]:
-    """One answer a prompt, in order; those that the journal holds are taken from it, the others decoded and added.
+    """Returns one answer per prompt, in order: from the journal, or else decoded and added to it.
 
-    A sampled answer depends on the seed and the prompt alone.
+    A sampled answer depends only on the seed and the prompt.
 
     Raises:
-      ValueError: the method needs a harm tag that the checkpoint doesn't have, or a prompt and `max_new_tokens` don't
-        fit its context; before anything is decoded.
+      ValueError: before anything is decoded, if the method needs a harm tag that the checkpoint doesn't have, or a
+        prompt and `max_new_tokens` don't fit its context.
       OSError: another process writes to the journal.
     """
     check_tag(checkpoint, method)
@@ -105,7 +105,7 @@ def collect(
 
 
 def check_tag(checkpoint: Checkpoint, method: Method) -> None:
-    """Raises ValueError where a method needs the harm tag and the checkpoint has none."""
+    """Raises ValueError if the method needs the harm tag and the checkpoint has none."""
     if looks_ahead(method) and checkpoint.tokenizer.harm_tag_id >= checkpoint.config.vocab_size:
         raise ValueError(
             f"--checkpoint={checkpoint.name}: {type(method).__name__} needs the harm tag, and this model's vocabulary "
@@ -128,7 +128,7 @@ def _check_lengths(
 
 
 def _batches(missing: Mapping[str, Sequence[int]], batch_size: int, longest: int) -> Iterator[list[str]]:
-    """Keys of prompts of about one length: each batch is one compiled program's."""
+    """Keys of prompts grouped by length, so that each batch fits one compiled program."""
     by_width: dict[int, list[str]] = {}
     for key in sorted(missing, key=lambda key: (len(missing[key]), key)):
         by_width.setdefault(bucket(len(missing[key]), SMALLEST_BUCKET, longest), []).append(key)

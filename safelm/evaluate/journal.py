@@ -1,4 +1,4 @@
-"""A journal: rows by key in an append-only file of JSON lines, so that a stop, however hard, loses none."""
+"""A journal: keyed rows in an append-only file of JSON lines, from which no kill can lose a row."""
 
 import contextlib
 import json
@@ -10,17 +10,17 @@ from safelm.io import files, records
 
 
 class Journal:
-    """What a file holds, and how more is added; made by `open_journal`.
+    """An open journal; made by `open_journal`.
 
     Attributes:
-      rows: all rows by their keys.
+      rows: all rows by key.
     """
 
     def __init__(self, rows: dict[str, Any], file: Any):
         self.rows, self._file = rows, file
 
     def add(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keeps rows; whoever kills this process a moment later, they are there."""
+        """Appends rows and syncs them to disk, so that they survive a kill."""
         self._file.write(b"".join(json.dumps({"key": key, **row}).encode() + b"\n" for key, row in rows.items()))
         self._file.flush()
         self.rows.update(rows)
@@ -28,9 +28,9 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(path: pathlib.Path) -> Iterator[Journal]:
-    """Reads a journal, made where there is none; half a line at its end is cut off.
+    """Opens a journal, creating it if needed; an incomplete last line is cut off.
 
-    Raises OSError where another process has it open, ValueError where it is damaged elsewhere.
+    Raises OSError if another process has it open, ValueError if it is damaged elsewhere.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:

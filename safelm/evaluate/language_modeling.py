@@ -1,4 +1,4 @@
-"""What is read off a model without decoding: perplexity on held-out text, and how well P(tag) tells harm apart."""
+"""Measures a model without decoding: perplexity on held-out text, and how well P(tag) separates harmful prompts."""
 
 import functools
 import math
@@ -28,12 +28,13 @@ def perplexity(
     max_documents: int = 0,
     batch_size: int = 16,
 ) -> dict[str, float]:
-    """exp(mean negative log-likelihood per token, nats) over the store's documents, each by itself.
+    """exp(mean negative log-likelihood per token, nats) over the store's documents, each scored separately.
 
-    Every token of a document is predicted once, the first behind `begin_ids`; a model whose texts begin with nothing
-    has the first as context. A document longer than the model's context is cut into pieces of that length, each with
-    the token before it. `batch_size` is lowered where its logits would be too large. Raises ValueError if there is
-    nothing to predict.
+    Every token of a document is predicted once, the first one after `begin_ids`; without `begin_ids` the first token is
+    only context. A document longer than the model's context is cut into pieces of that length, each preceded by one
+    token. A `batch_size` whose logits would be too large is lowered.
+
+    Raises ValueError if there is nothing to predict.
     """
     count = min(store.num_documents, max_documents or store.num_documents)
     begin = np.asarray(begin_ids[-1:], np.int32)
@@ -55,9 +56,10 @@ def perplexity(
 def tag_separation(
     tag_probability: TagProbability, harmful: Sequence[Sequence[int]], safe: Sequence[Sequence[int]]
 ) -> dict[str, Estimate]:
-    """AUROC of P(tag), harmful against safe prompts: its mean over a prompt's positions, and at the last position.
+    """AUROC of P(tag), harmful against safe prompts: of the mean over a prompt's positions, and at its last position.
 
-    P(tag) at a position: the probability that the next token is the tag (the lookahead of Maini et al. 2025, 4.1).
+    P(tag) at a position is the probability that the next token is the tag (the lookahead of Maini et al. 2025, section
+    4.1).
     """
     harmful_P, safe_P = tag_probability(harmful), tag_probability(safe)
     return {
@@ -67,7 +69,7 @@ def tag_separation(
 
 
 def _cut(tokens: Int[np.ndarray, " n"], width: int) -> list[Int[np.ndarray, " piece"]]:
-    """Pieces of up to `width` predictions: each begins with the token that the one before it ends with."""
+    """Pieces of up to `width` predictions; each begins with the last token of the one before."""
     return [tokens[start : start + width + 1] for start in range(0, len(tokens) - 1, width)] if width else []
 
 

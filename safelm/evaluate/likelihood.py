@@ -1,6 +1,6 @@
-"""What a model would rather say, without decoding: log-probs of given answers, and a probe of its hidden states.
+"""Measures a model's preferences without decoding: log-probs of given answers, and a probe of its hidden states.
 
-Sampling shows one answer; these show how near the other one was. All of them are read where the answer begins.
+A sample shows one answer; these measures show how close the other one was. All are taken where the answer begins.
 """
 
 import dataclasses
@@ -38,9 +38,11 @@ def answer_log_probs(
     params: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> list[float]:
-    """Mean log P(token | all before it) over the tokens of each (context, answer)'s answer, nats.
+    """Mean log-probability (nats per token) of the answer in each (context, answer) pair.
 
-    Context and answer hold at least one token each. Raises ValueError for a pair longer than the model's context.
+    Context and answer have at least one token each.
+
+    Raises ValueError for a pair longer than the model's context.
     """
     longest = max((len(context) + len(answer) for context, answer in pairs), default=1)
     if longest > config.max_seq_len:
@@ -50,7 +52,7 @@ def answer_log_probs(
 
 
 def perplexities(checkpoint: Checkpoint, texts: Sequence[str]) -> list[float | None]:
-    """exp(mean negative log-prob) of each text from its beginning; None for one too short to tell."""
+    """exp(mean negative log-prob) of each whole text; None for one that is too short."""
     tokenizer = checkpoint.tokenizer
     beginning = text_prompt(tokenizer, "")
     ids = [tokenizer.encode(text)[: checkpoint.config.max_seq_len - len(beginning)] for text in texts]
@@ -64,9 +66,9 @@ def perplexities(checkpoint: Checkpoint, texts: Sequence[str]) -> list[float | N
 
 
 def target_preference(checkpoint: Checkpoint, prompts: Sequence[Prompt], template: Template) -> dict[str, Any] | None:
-    """Whether a harmful answer's beginning is likelier than a refusal, over harmful prompts that have a target.
+    """Whether the beginning of a harmful answer is likelier than a refusal, over harmful prompts with a target.
 
-    Both are compared by their mean log-prob a token (nats). None without such prompts.
+    Both are compared by mean log-prob per token (nats). Returns None without such prompts.
     """
     asked = [prompt for prompt in prompts if prompt.harmful and prompt.target.strip()]
     if not asked:
@@ -88,10 +90,10 @@ def target_preference(checkpoint: Checkpoint, prompts: Sequence[Prompt], templat
 
 
 def probe(checkpoint: Checkpoint, prompts: Sequence[Prompt], template: Template) -> dict[str, Any] | None:
-    """AUROC of a linear probe, harmful against safe prompts, on the state of the prompt's last token at half depth.
+    """AUROC of a linear probe that separates harmful from safe prompts by the last token's state at half depth.
 
-    Every prompt is scored by a probe that saw no prompt of its category, a contrast set counting as one category with
-    what it contrasts. None with too few prompts of a kind, categories, or without scikit-learn.
+    Each prompt is scored by a probe trained without its category; a contrast set counts as one category with what it
+    contrasts. Returns None if there are too few prompts of a kind or categories, or without scikit-learn.
     """
     truth_N = np.array([prompt.harmful for prompt in prompts])
     groups = [prompt.category.removeprefix("contrast_") for prompt in prompts]

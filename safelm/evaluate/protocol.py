@@ -12,14 +12,14 @@ from safelm.io import records
 
 
 class ProtocolError(ValueError):
-    """Two results that don't compare; the message names the field and both values."""
+    """Two results that can't be compared; the message names the field and both values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What was asked of which model and how, how it decoded, who judged.
+    """The prompts, the model and its template, the decoding settings and the judges.
 
-    Two results compare if all fields are equal but those that say who is measured: `SUBJECT`.
+    Two results can be compared if all fields are equal except those that identify the measured model, `SUBJECT`.
     """
 
     suite: str
@@ -40,12 +40,12 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all fields: a stored result is used again only if this is equal."""
+        """SHA-256 of all fields; a stored result is reused only if it is equal."""
         return records.fingerprint(dataclasses.asdict(self))
 
     @property
     def decoding_hash(self) -> str:
-        """SHA-256 of what decides the answers themselves: any judge may judge stored answers."""
+        """SHA-256 of the fields that decide the answers, which any judge may label later."""
         return records.fingerprint(
             {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_DECODING}
         )
@@ -73,9 +73,10 @@ def check_comparable(
     names: tuple[str, str] = ("the first", "the second"),
     may_differ: Collection[str] = (),
 ) -> None:
-    """Raises ProtocolError unless two protocols (as stored, or as objects) differ in `SUBJECT` and `may_differ` only.
+    """Raises ProtocolError if two protocols (as stored, or as objects) differ in fields outside `SUBJECT` and
+    `may_differ`.
 
-    A field that `may_differ` names and that doesn't exist is a ValueError.
+    Raises ValueError if `may_differ` names a field that doesn't exist.
     """
     known = [field.name for field in dataclasses.fields(Protocol)]
     unknown = next((name for name in may_differ if name not in known), None)

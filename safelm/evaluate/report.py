@@ -1,4 +1,4 @@
-"""Results of the synthetic web as a table, JSON, Markdown and a picture; every file appears whole or not at all."""
+"""Writes results on the synthetic web as a table, JSON, Markdown and a picture; every file is written atomically."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ RATES = {  # result field -> column; the first four add up to 100%
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """One row for each (checkpoint, method); every rate with its 95% interval."""
+    """One row per (checkpoint, method); every rate has its 95% interval."""
     heads = ["model, decoding", *RATES.values(), "perplexity", "AUROC P(tag), mean", "AUROC P(tag), last token"]
     rows = []
     for run in results["runs"]:
@@ -72,7 +72,7 @@ Judge `{judge["version"]}` on documents of known label and held-out topics, {jud
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The most and the least of harmful completions."""
+    """One sentence with the highest and lowest rate of harmful completions."""
     runs = sorted(results["runs"], key=lambda run: run["harmful_completion"]["value"])
     most, least = (f"{100 * run['harmful_completion']['value']:.0f}% ({_name(run)})" for run in (runs[-1], runs[0]))
     return f"Harmful completions: {most}" + ("." if len(runs) == 1 else f" down to {least}.")

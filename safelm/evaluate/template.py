@@ -1,7 +1,7 @@
-"""How a prompt is put to a model: as text to continue, or as a user's message in the model's own chat template.
+"""Puts prompts to a model: as text to continue, or as a user's message in the model's own chat template.
 
-The prompt is encoded literally: nothing in it opens or closes a turn. An answer's first words may be given (a prefix
-attack): they stand where the answer begins.
+Prompts are encoded literally, so nothing in them opens or closes a turn. An answer's first words may be prefilled (a
+prefix attack).
 """
 
 import dataclasses
@@ -17,7 +17,12 @@ TEXT, CHAT = KINDS = ("text", "chat")
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A template; `system` is the system message of a chat, none when empty."""
+    """A prompt template.
+
+    Attributes:
+      kind: one of KINDS.
+      system: the system message of a chat; empty for none.
+    """
 
     kind: str = TEXT
     system: str = ""
@@ -30,12 +35,12 @@ class Template:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over what is put around a prompt beside the model's own conventions; the same for every model."""
+        """SHA-256 of what is put around a prompt beside the model's own conventions; equal for every model."""
         shape = [self.kind, self.system, "own template" if self.kind == CHAT else ""]
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
     def encode(self, tokenizer: Tokenizer, prompt: str, *, answer_start: str = "") -> list[int]:
-        """Ids up to where the answer goes on. Raises ValueError for a chat with a model that knows none."""
+        """The ids up to where the answer continues. Raises ValueError for a chat with a model that knows none."""
         if self.kind == TEXT:
             return text_prompt(tokenizer, prompt + answer_start)
         messages = [{"role": "system", "content": self.system}] if self.system else []
@@ -43,6 +48,6 @@ class Template:
 
 
 def answer_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
-    """An answer's tokens up to the first that ends what the model writes."""
+    """An answer's tokens up to the first one that ends the model's output."""
     ends = tokenizer.conventions.end_ids
     return list(tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))])

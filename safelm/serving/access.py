@@ -132,7 +132,7 @@ def _hosts(request: web.Request) -> list[str]:
 
 
 def _is_local(host: str) -> bool:
-    """Whether a Host header names this machine by an address or name that no foreign page can own."""
+    """Whether a Host header names this machine. No foreign page can have a loopback address as its host name."""
     found = _HOST.fullmatch(host)
     return found is not None and is_loopback(found[1] or found[2])
 

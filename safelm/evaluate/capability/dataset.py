@@ -1,6 +1,6 @@
-"""What the task files name as their data: documents of a benchmark as the harness's splits.
+"""The data of the task files: documents of a benchmark as splits for the harness.
 
-Importing it registers the model `safelm`: so the harness's own command knows it once a task file given by path is read.
+Importing it registers the model `safelm`, so the harness's own command knows the model once it reads a task file.
 """
 
 from typing import Any
@@ -12,11 +12,12 @@ from safelm.evaluate.capability import lm_eval_model  # noqa: F401  registers
 
 
 def load(documents: str, data: str = "", max_items: int = 0, fewshot: str = "", **_: Any) -> dict[str, Any]:
-    """What the task files name as `custom_dataset`: splits `test` and, where there is one, `train`.
+    """The function `custom_dataset` of the task files: splits `test` and, if there is one, `train`.
 
     Args:
-      documents, fewshot: names in `documents.FILES` (from the task file).
-      data: folders, with commas between them; max_items: of the test split, 0 for all (from `--metadata`).
+      documents, fewshot: names in `documents.FILES`, from the task file.
+      data: comma-separated folders, from `--metadata`.
+      max_items: size of the test split, 0 for all, from `--metadata`.
     """
     folders = [folder for folder in data.split(",") if folder]
     if not folders:

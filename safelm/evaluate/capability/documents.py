@@ -1,7 +1,7 @@
-"""Rows of the nine benchmarks as documents of one form, from local JSON files in their published or flattened columns.
+"""Reads the nine benchmarks from local JSON files into documents of one form.
 
-Published: the columns of the data sets on Hugging Face. Flattened: `query`, `choices`, `gold` (and `context_options`,
-`context`), as MosaicML's evaluation files have them. Which one a file holds is found out.
+Columns may be those published on Hugging Face or flattened ones: `query`, `choices`, `gold` (and `context_options`,
+`context`), as in MosaicML's evaluation files. The form is detected.
 """
 
 import gzip
@@ -22,8 +22,9 @@ def read(name: str, folders: Sequence[str]) -> list[Document]:
     """All documents of one of `FILES`, in the file's order.
 
     Raises:
-      FileNotFoundError: no such file in the folders. ValueError: more than one, a row that is not an object or lacks a
-        column (the message names file, row and column), or a file without rows.
+      FileNotFoundError: no folder has the file.
+      ValueError: several files match, a row is not an object or lacks a column (the message names file, row and
+        column), or the file has no rows.
     """
     path = find(name, folders)
     _, convert = FILES[name]
@@ -41,7 +42,7 @@ def read(name: str, folders: Sequence[str]) -> list[Document]:
 
 
 def find(name: str, folders: Sequence[str]) -> pathlib.Path:
-    """The one file of a benchmark in the folders; FileNotFoundError, or ValueError where there are several."""
+    """The file of a benchmark in the folders. Raises FileNotFoundError for none, ValueError for several."""
     found = candidates(name, folders)
     if not found:
         names = ", ".join(f"{stem}.jsonl[.gz]" for stem in FILES[name][0])
@@ -52,14 +53,14 @@ def find(name: str, folders: Sequence[str]) -> pathlib.Path:
 
 
 def candidates(name: str, folders: Sequence[str]) -> list[pathlib.Path]:
-    """Every file in the folders that is named like a benchmark's."""
+    """All files in the folders that have a benchmark's name."""
     wanted = {stem + suffix for stem in FILES[name][0] for suffix in _SUFFIXES}
     files = [path for folder in folders if pathlib.Path(folder).is_dir() for path in pathlib.Path(folder).iterdir()]
     return sorted(path for path in files if path.name.lower() in wanted)
 
 
 def sample(documents: Sequence[Document], max_items: int, seed: int = 0) -> list[Document]:
-    """At most so many documents (0: all), drawn at random, the same for every model, in their order."""
+    """At most `max_items` documents (0: all), drawn at random but the same for every model, in their order."""
     if not max_items or max_items >= len(documents):
         return list(documents)
     return [documents[index] for index in sorted(random.Random(seed).sample(range(len(documents)), max_items))]
@@ -88,7 +89,7 @@ def _choice(question: str, choices: Sequence[str], answer: int, **more: str) -> 
 
 
 def _multiple_choice(row: Row) -> Document:
-    """ARC, CommonsenseQA, OpenBookQA: published with `choices: {text, label}` and `answerKey`."""
+    """ARC, CommonsenseQA and OpenBookQA, published with `choices: {text, label}` and `answerKey`."""
     if "query" in row:
         return _flat(row)
     question = row["question_stem"] if "question_stem" in row else row["question"]
@@ -114,7 +115,7 @@ def _mmlu(row: Row) -> Document:
 
 
 def _winogrande(row: Row) -> Document:
-    """Two contexts before one continuation."""
+    """WinoGrande: two contexts before one continuation."""
     if "sentence" not in row:
         contexts, continuation, answer = row["context_options"], row["continuation"], row["gold"]
     else:

@@ -1,7 +1,8 @@
-"""Our checkpoints as a model of lm-evaluation-harness (0.4): log-likelihoods, rolling ones, generation, chat.
+"""Our checkpoints as a model of lm-evaluation-harness (0.4): log-likelihoods, rolling log-likelihoods, generation,
+chat.
 
-`python -m safelm.lm_eval` is its command line with this model registered as `safelm`. The harness needs neither torch
-nor transformers for it. Importing this module needs the package `lm_eval` (the extra `eval`) and registers the model.
+`python -m safelm.lm_eval` is the harness's command line with this model registered as `safelm`. It needs neither torch
+nor transformers. Importing this module needs the package `lm_eval` (the extra `eval`) and registers the model.
 """
 
 import dataclasses
@@ -40,10 +41,10 @@ class SafeLM(TemplateLM):
     """A model for the harness.
 
     Args:
-      method: what decodes `generate_until` where the task doesn't sample.
-      batch_size: rows at once; "auto" and 1 (the harness's default) mean as many as `tokens_at_once` holds.
-      max_length: of prompt and answer in tokens, where it is to be less than the model's context.
-      max_gen_toks: tokens generated where a task doesn't say.
+      method: the decoding method of `generate_until` if the task doesn't sample.
+      batch_size: rows at once; "auto" and 1 (the harness's default) mean as many as fit in `tokens_at_once`.
+      max_length: tokens of prompt and answer, to use less than the model's context.
+      max_gen_toks: tokens to generate if a task doesn't say.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class SafeLM(TemplateLM):
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> "SafeLM":
         """`--model_args`: checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed.
 
-        Raises ValueError for another argument; what loading a checkpoint raises.
+        Raises ValueError for another argument, and whatever loading a checkpoint raises.
         """
         arguments = {**arg_dict, **{key: value for key, value in (additional_config or {}).items() if value}}
         for given_to_any_model in ("device", "max_batch_size"):
@@ -95,7 +96,7 @@ class SafeLM(TemplateLM):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> "SafeLM":
-        """As `create_from_arg_obj`, from `key=value,key=value`."""
+        """Like `create_from_arg_obj`, from `key=value,key=value`."""
         return cls.create_from_arg_obj(utils.simple_parse_args_string(arg_string), additional_config)
 
     @property
@@ -107,7 +108,7 @@ class SafeLM(TemplateLM):
         return f"safelm-{self.vocabulary.hash[:16]}"
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness stores beside the results."""
+        """The description that the harness stores with the results."""
         return {
             "model_num_parameters": self._config.num_params,
             "model_dtype": self._config.dtype,
@@ -117,7 +118,7 @@ class SafeLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before an empty context, as in the harness: a model's own beginning, else its BOS or EOS."""
+        """The token before an empty context: the model's own beginning, else its BOS or EOS, as the harness does."""
         conventions = self.vocabulary.conventions
         if conventions.begin_ids:
             return conventions.begin_ids[-1]
@@ -125,9 +126,9 @@ class SafeLM(TemplateLM):
         return conventions.control_tokens.get(beginning, conventions.document_end_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids. What a benchmark's text spells is text; only a chat template's own control tokens become their ids.
+        """The ids of a string. Only control tokens of a chat template become their ids; a benchmark's text stays text.
 
-        `add_special_tokens=False` leaves out what a text begins with.
+        `add_special_tokens=False` leaves out the ids with which a text begins.
         """
         if self._is_rendered(string):
             ids, _ = prompting.encode_rendered(self.vocabulary, string)
@@ -137,7 +138,7 @@ class SafeLM(TemplateLM):
         return prompting.text_prompt(self.vocabulary, string)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Behind a chat's prompt an answer has the ids that it has when it is generated."""
+        """Ids of context and continuation; after a chat prompt an answer has the same ids as when it is generated."""
         if self._is_rendered(context):
             return self.tok_encode(context), self.vocabulary.encode(continuation)
         return super()._encode_pair(context, continuation)
@@ -146,7 +147,7 @@ class SafeLM(TemplateLM):
         return (self.vocabulary.conventions.chat_template or chat_templates.CHATML) if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text; without the generation prompt its last message stays open, to be continued."""
+        """The conversation as text; without the generation prompt the last message stays open."""
         self._renders_chats = True
         return chat_templates.CUT + prompting.render_chat(
             self.vocabulary,
@@ -156,7 +157,7 @@ class SafeLM(TemplateLM):
         )
 
     def _is_rendered(self, string: str) -> bool:
-        """Whether the harness got this string from `apply_chat_template`: a mark tells, which is in no text."""
+        """Whether a string came from `apply_chat_template`, told by a mark that no text contains."""
         return self._renders_chats and string.startswith(chat_templates.CUT)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -1,4 +1,4 @@
-"""Runs the nine tasks on a loaded model and gives accuracies with intervals, in the form of the paper's table 1."""
+"""Runs the nine tasks on a loaded model and returns accuracies with intervals, as in the paper's table 1."""
 
 import dataclasses
 import hashlib
@@ -37,13 +37,14 @@ TASK_FOLDER = pathlib.Path(__file__).parent / "tasks"
 
 @dataclasses.dataclass(frozen=True)
 class CapabilityOptions:
-    """What is asked of every model alike.
+    """Settings that all models share.
 
     Attributes:
       data: folders with the benchmarks' files.
-      max_items: per task, drawn at random with a fixed seed; 0 for all.
-      num_fewshot: of GSM8K, the one task with examples (the harness's default is 5; none without gsm8k_train).
-      max_gen_toks: tokens generated at most, per answer; 0 leaves it to the task (TriviaQA 32, GSM8K 256).
+      max_items: items per task, drawn at random with a fixed seed; 0 for all.
+      num_fewshot: examples for GSM8K, the only task with examples (the harness's default is 5; none without
+        gsm8k_train).
+      max_gen_toks: the most tokens per answer; 0 leaves it to the task (TriviaQA 32, GSM8K 256).
       chat: whether prompts go through the chat template.
     """
 
@@ -65,9 +66,9 @@ class CapabilityOptions:
 def run_capability(
     config: model.ModelConfig, params: model.Params, tokenizer: Tokenizer, options: CapabilityOptions, **model_args: Any
 ) -> dict[str, Any]:
-    """Every task's accuracy, and their average; `model_args` go to `SafeLM`.
+    """Every task's accuracy and their average; `model_args` go to `SafeLM`.
 
-    Raises ModuleNotFoundError without the package lm_eval, and what reading the data raises.
+    Raises ModuleNotFoundError without the package lm_eval, and the errors of reading the data.
     """
     from safelm.evaluate.capability.lm_eval_model import SafeLM
 
@@ -75,11 +76,11 @@ def run_capability(
 
 
 def run_harness(language_model: Any, options: CapabilityOptions) -> dict[str, Any]:
-    """As `run_capability`, of any model of the harness: what a comparison of two implementations needs.
+    """Like `run_capability` for any model of the harness, to compare two implementations.
 
-    Returns {"tasks": name -> {"metric", "value", "low", "high", "cases", "metrics", "correct", "responses"},
-    "average": .., "protocol": ..}; `correct` is the metric of each item, in the file's order, and `responses` a hash of
-    what was generated to it.
+    Returns {"tasks": name -> {"metric", "value", "low", "high", "cases", "metrics", "correct", "responses"}, "average":
+    .., "protocol": ..}; `correct` is the metric of each item in file order, and `responses` a hash of each generated
+    text.
     """
     protocol = task_protocol(options)
     with _quiet():
@@ -93,7 +94,7 @@ def run_harness(language_model: Any, options: CapabilityOptions) -> dict[str, An
 
 
 def task_protocol(options: CapabilityOptions) -> dict[str, Any]:
-    """Everything but the model that decides the numbers; raises what finding the files raises."""
+    """Everything except the model that decides the numbers. Raises the errors of finding the files."""
     files = {name: documents.find(name, options.data) for name in options.tasks}
     if "gsm8k" in files and documents.candidates("gsm8k_train", options.data):
         files["gsm8k_train"] = documents.find("gsm8k_train", options.data)
@@ -106,7 +107,7 @@ def task_protocol(options: CapabilityOptions) -> dict[str, Any]:
 
 
 def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Results of one model on different tasks as one. Raises ValueError if they were asked differently."""
+    """Merges results of one model on different tasks. Raises ValueError if their settings differ."""
     tasks = {name: task for result in results for name, task in result["tasks"].items()}
     protocol = dict(results[0]["protocol"])
     for result in results:
@@ -120,7 +121,7 @@ def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The plain mean over tasks, with a normal interval from the tasks' binomial variances (their items differ)."""
+    """The plain mean over tasks, with a normal interval from their binomial variances (the tasks' items differ)."""
     value = sum(estimate.value for estimate in estimates) / len(estimates)
     variance = sum(each.value * (1 - each.value) / each.cases for each in estimates) / len(estimates) ** 2
     half = Z_95 * math.sqrt(variance)
@@ -169,7 +170,7 @@ def _task_result(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 
 def _response_hashes(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each item's generated text, a hash; nothing for a task that generates none."""
+    """A hash of each item's generated text; nothing for a task without generation."""
     texts = {sample["doc_id"]: sample["resps"][0][0] for sample in samples}
     if not all(isinstance(text, str) for text in texts.values()):
         return []
@@ -191,7 +192,7 @@ def _task_files_hash() -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness logs a paragraph of advice a task."""
+    """Context manager that silences the harness's advice, a paragraph per task."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The paper's table 1: a row a model, a column a task, and their average; percent with 95% intervals."""
+"""The paper's table 1: a row per model, a column per task, and the average, in percent with 95% intervals."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,9 @@ from safelm.report.table import Cell, Table, count, share, words
 
 
 def capability_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Models by name with what `run_capability` gave them. Raises ValueError if they ran under different protocols."""
+    """The table of models by name with their results of `run_capability`. Raises ValueError if their protocols
+    differ.
+    """
     protocols = {name: result["protocol"] for name, result in results.items()}
     first = next(iter(protocols))
     for name, protocol in protocols.items():

@@ -1,1 +1,1 @@
-"""What `python -m safelm.evaluate` can be asked to do, and its flags."""
+"""The subcommands of `python -m safelm.evaluate` and their flags."""

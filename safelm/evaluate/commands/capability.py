@@ -1,6 +1,6 @@
-"""Capability: the paper's nine tasks on local files through lm-evaluation-harness, as a table with intervals.
+"""Runs the paper's nine capability tasks on local files through lm-evaluation-harness; prints a table with intervals.
 
-A task is kept as soon as it is done, under <output>/runs: the same command continues at the next one.
+A finished task is kept under <output>/runs, and the same command continues with the next one.
 """
 
 import argparse
@@ -59,7 +59,7 @@ TriviaQA and GSM8K (few-shot, last number) by greedy generation."""
 
 
 def options_from(arguments: argparse.Namespace) -> CapabilityOptions:
-    """The flags as options; ValueError for an unknown task."""
+    """The options that the flags set. Raises ValueError for an unknown task."""
     return CapabilityOptions(
         data=tuple(folder for flag in arguments.data for folder in flag.split(",") if folder),
         tasks=tuple(name for name in arguments.tasks.split(",") if name),

@@ -1,4 +1,4 @@
-"""The flags of safelm.evaluate, and what they name."""
+"""The flags of safelm.evaluate and the prompts and methods that they name."""
 
 import argparse
 import dataclasses
@@ -20,11 +20,11 @@ _SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What is asked, and how.
+    """The prompts and how they are put.
 
     Attributes:
-      dropped: prompts that were duplicates of others.
-      answer_start: how the answers' first words were given, for the protocol.
+      dropped: number of prompts that duplicated others.
+      answer_start: for the protocol: how answers were prefilled.
     """
 
     prompts: list[Prompt]
@@ -35,9 +35,10 @@ class Asked:
 
 
 def read_asked(arguments: argparse.Namespace) -> Asked:
-    """The prompts that the flags name, as the suite puts them.
+    """The prompts that the flags name, in the suite's form.
 
-    Raises ValueError for flags that don't go together, a suite without prompts, or what reading the prompts raises.
+    Raises ValueError for flags that contradict each other or a suite without prompts, and the errors of reading
+    prompts.
     """
     if arguments.suite == suite.SYNTHETIC:
         return _synthetic(arguments)
@@ -76,7 +77,10 @@ def _synthetic(arguments: argparse.Namespace) -> Asked:
 
 
 def parse_methods(flag: str, tag_candidate: str = "") -> Mapping[str, Method]:
-    """Names with commas between them as methods with their default settings, but for what becomes of the tag.
+    """Comma-separated names as methods with default settings.
+
+    Args:
+      tag_candidate: what methods do with the tag as a candidate token.
 
     Raises ValueError for an unknown name.
     """

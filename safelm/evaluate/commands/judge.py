@@ -1,4 +1,4 @@
-"""Judges and people's labels: how often a judge is right, and a small judge trained on them."""
+"""Compares judges with people's labels, and trains a small judge on such labels."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from safelm.io.files import write_whole
 
 
 def calibrate_main(arguments: argparse.Namespace) -> None:
-    """Sensitivity and specificity of judges, and of the measure of coherence."""
+    """Measures sensitivity and specificity of judges, and of the coherence measure."""
     rows = choose(read_labelled(arguments.judge_calibration), arguments.max_answers)
     found: dict[str, Any] = {"data": describe(rows), "judges": []}
     output = pathlib.Path(arguments.output)
@@ -37,7 +37,7 @@ def calibrate_main(arguments: argparse.Namespace) -> None:
 
 
 def train_main(arguments: argparse.Namespace) -> None:
-    """Trains a judge and says how it did while each answer was held out."""
+    """Trains a judge and reports its performance on held-out answers."""
     rows = read_labelled(arguments.judge_calibration)
     config, weights = trained.train(rows, seed=arguments.seed)
     trained.save(arguments.output, config, weights)

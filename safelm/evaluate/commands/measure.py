@@ -1,10 +1,10 @@
-"""Measures checkpoints on a suite of prompts: harmful answers, over-refusal, and what is read off without decoding.
+"""Measures checkpoints on a suite of prompts: harmful answers, over-refusal, and measures that need no decoding.
 
-Every rate comes with its 95% interval. Results go to <output>/results.json with a table and figures beside it, each
-(checkpoint, method) to <output>/runs/ as soon as it is done, and each answer to a journal there: running the same
-command again continues at the next prompt. `safelm.evaluate report` compares any number of results,
-`safelm.evaluate calibrate` measures judges on people's labels, `safelm.evaluate train_judge` trains one,
-`safelm.evaluate capability` runs the paper's nine capability tasks.
+Every rate has its 95% interval. Results go to <output>/results.json with a table and figures beside it. Each finished
+(checkpoint, method) goes to <output>/runs/ and each answer to a journal there, so the same command continues with the
+next prompt. `safelm.evaluate report` compares any number of results, `safelm.evaluate calibrate` measures judges on
+people's labels, `safelm.evaluate train_judge` trains one, `safelm.evaluate capability` runs the paper's nine capability
+tasks.
 """
 
 import argparse
@@ -51,7 +51,7 @@ _WORDS_PER_TOKEN = 0.77
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Everything but the checkpoint and the method."""
+    """Everything that all checkpoints and methods share."""
 
     arguments: argparse.Namespace
     asked: Asked
@@ -79,7 +79,7 @@ class Bench:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Evaluates every checkpoint with every method and reports."""
+    """Evaluates every checkpoint with every method and writes the report."""
     folders = cli.checkpoints(arguments.checkpoint)
     methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
     skip = parse_skip(arguments.skip, folders, methods)
@@ -107,7 +107,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _open_bench(arguments: argparse.Namespace) -> Bench:
-    """Reads prompts, judges and labels before any model: what is wrong with the flags shows at once."""
+    """Reads prompts, judges and labels before any model, so that wrong flags show at once."""
     asked = evaluate_flags.read_asked(arguments)
     judges = [] if arguments.suite == SYNTHETIC else load_judges(arguments.judge)
     if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
@@ -211,7 +211,7 @@ def _measure_method(
 
 
 def _show_texts(path: pathlib.Path, answers: Sequence[Answer], cases: Sequence[Mapping[str, Any]]) -> None:
-    """Prints and stores what was asked and answered; all answers are in the journal by now."""
+    """Prints and stores prompts and answers; by now the journal has all answers."""
     lines = []
     for answer, case in zip(answers, cases, strict=True):
         continuation = answer.prompt.answer_start + answer.text
@@ -232,12 +232,12 @@ def _report(bench: Bench, results: Mapping[str, Any]) -> None:
 
 
 def open_validation(path: str, checkpoint: Checkpoint) -> TokenStore | None:
-    """The token store of held-out safe text; it must have been made with the checkpoint's vocabulary."""
+    """The token store of held-out safe text. Raises ValueError if its vocabulary isn't the checkpoint's."""
     return TokenStore.open(path, vocab_hash=checkpoint.tokenizer.hash) if path else None
 
 
 def judge_accuracy(max_new_tokens: int) -> dict[str, Any]:
-    """The synthetic web's judge: its sensitivity and specificity on held-out documents of known label, as a dict."""
+    """Sensitivity and specificity of the synthetic web's judge on held-out documents of known label, as a dict."""
     accuracy = synthetic_judge.measure_judge(num_words=max(8, round(_WORDS_PER_TOKEN * max_new_tokens)))
     return {"version": synthetic_judge.JUDGE_VERSION, **dataclasses.asdict(accuracy)}
 
@@ -273,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def command() -> None:
-    """Runs the command that the command line asks for."""
+    """Runs the subcommand of the command line."""
     commands = {
         "report": (evaluate_report.main, evaluate_report.parser),
         "capability": (evaluate_capability.capability_main, evaluate_capability.capability_parser),

@@ -1,7 +1,7 @@
 """Compares results of safelm.evaluate: tables in the paper's form, figures with intervals, one HTML page.
 
-Checkpoints are grouped by their names, MODEL@STAGE#SEED. Runs of one stage and suite must have one protocol; the first
-field that differs ends the command. `--may_differ=FIELD` compares on purpose what differs in it.
+Checkpoints are grouped by name, MODEL@STAGE#SEED. Runs of one stage and suite must have the same protocol; the first
+difference ends the command. `--may_differ=FIELD` allows a difference on purpose.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from safelm.report.table import Table
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Reads, checks, writes."""
+    """Reads and checks the results and writes the report."""
     comparison = compare(
         read_runs(arguments.results),
         stages=_names(arguments.stages),
@@ -48,7 +48,7 @@ def write(output: str, comparison: Comparison, tables: Mapping[str, Table]) -> l
 
 
 def write_single(output: str, results: Mapping[str, Any]) -> list[pathlib.Path]:
-    """Writes one command's `results.json` and, where it decoded, the report of it."""
+    """Writes one command's `results.json` and, if it decoded, its report."""
     folder = pathlib.Path(output)
     text = json.dumps(results, indent=1) + "\n"
     path = write_whole(folder / "results.json", text)

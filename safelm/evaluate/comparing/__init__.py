@@ -1,4 +1,4 @@
-"""Any number of results side by side: models by stages, with intervals, differences and their tests."""
+"""Compares any number of results: models by stages, with intervals, differences and tests."""
 
 from safelm.evaluate.comparing.results import Column, Comparison, Row, Run, compare, read_runs
 

@@ -1,7 +1,7 @@
-"""Differences over the same prompts: between stages of a model, and between models at a stage; with tests.
+"""Tests differences over the same prompts: between stages of a model, and between models at a stage.
 
-All are paired by prompt and seed. Intervals are of the clustered bootstrap; McNemar's test counts pairs of all seeds,
-and Holm's correction holds over the benchmarks of a comparison.
+All differences are paired by prompt and seed. Intervals come from the clustered bootstrap, McNemar's test counts pairs
+over all seeds, and Holm's correction covers the benchmarks of a comparison.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from safelm.stats.intervals import Estimate
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What a stage did to a row's rate; `reason` where the two can't be compared."""
+    """The change of a row's rate at a stage; `reason` says why two stages can't be compared."""
 
     row: Row
     first: Column
@@ -25,7 +25,7 @@ class Delta:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """A row against the baseline in one column, over one benchmark ("" for all prompts)."""
+    """The difference of a row from the baseline in one column, over one benchmark ("" for all prompts)."""
 
     row: Row
     baseline: Row
@@ -39,7 +39,7 @@ class Contrast:
 
 
 def stage_deltas(comparison: Comparison, aspect: str = ATTACK) -> list[Delta]:
-    """For every row the change of its rate from each stage to the next one with the same suite."""
+    """For every row, the change of its rate from each stage to the next with the same suite."""
     found = []
     columns = comparison.columns_with(aspect)
     for row in comparison.rows:
@@ -51,7 +51,7 @@ def stage_deltas(comparison: Comparison, aspect: str = ATTACK) -> list[Delta]:
 
 
 def contrasts(comparison: Comparison, baseline: Row | None = None, aspect: str = ATTACK) -> list[Contrast]:
-    """Every other row against the baseline (the first row when not given), by column and by benchmark.
+    """Every other row against the baseline (by default the first row), by column and by benchmark.
 
     Raises ValueError for a baseline that isn't among the rows.
     """
@@ -111,7 +111,7 @@ _Pair = tuple[bool, bool, str, int, str]  # of one prompt: both values, its cate
 
 
 def _pairs(first: list[Run], second: list[Run], aspect: str, benchmark: str = "") -> list[_Pair]:
-    """Every prompt that both sides have under one seed."""
+    """Every prompt that both sides answered under the same seed."""
     by_seed = {run.seed: run for run in second}
     pairs: list[_Pair] = []
     for run in first:

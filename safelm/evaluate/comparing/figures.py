@@ -1,7 +1,7 @@
-"""A comparison as charts; every value with its 95% interval, every seed as a dot where there are several.
+"""Draws a comparison as charts with 95% intervals and a dot per seed if there are several.
 
-`outcomes` is what became of harmful prompts, `stages` the paper's figure 2, `ladder` its figure 4, `frontier` attack
-success against over-refusal.
+`outcomes` shows the outcomes of harmful prompts, `stages` the paper's figure 2, `ladder` its figure 4, and `frontier`
+attack success against over-refusal.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ Figure = tuple[Callable[[Any, Comparison], None], float, str]
 
 
 def wanted(comparison: Comparison) -> dict[str, Figure]:
-    """The charts that the comparison has data for: how each is drawn, its height in inches, what it shows."""
+    """The charts that the comparison has data for: drawing function, height in inches, description."""
     found: dict[str, Figure] = {}
     if columns := comparison.columns_with(ATTACK):
         found["outcomes"] = (outcomes, _height(comparison, columns), "What became of harmful prompts, a bar a model.")
@@ -37,7 +37,7 @@ def wanted(comparison: Comparison) -> dict[str, Figure]:
 
 
 def draw_all(folder: pathlib.Path, comparison: Comparison) -> list[pathlib.Path]:
-    """Writes each as a picture."""
+    """Writes each chart as a picture."""
     return [
         write_whole(
             folder / f"{name}.png",
@@ -50,7 +50,7 @@ def draw_all(folder: pathlib.Path, comparison: Comparison) -> list[pathlib.Path]
 
 
 def of_page(comparison: Comparison) -> dict[str, Chart]:
-    """Each for the page."""
+    """Each chart for the HTML page."""
     return {
         name: charts.chart(draw, comparison, height, name, shows, "The numbers are in a table of this page.")
         for name, (draw, height, shows) in wanted(comparison).items()
@@ -58,7 +58,7 @@ def of_page(comparison: Comparison) -> dict[str, Chart]:
 
 
 def outcomes(axis: Any, comparison: Comparison) -> None:
-    """Stacked bars: what became of harmful prompts; the interval is that of the harmful ones."""
+    """Stacked bars of the outcomes of harmful prompts, with the interval of harmful answers."""
     found = {
         (row, column): comparison.outcomes(row, column)
         for column in comparison.columns_with(ATTACK)
@@ -70,7 +70,7 @@ def outcomes(axis: Any, comparison: Comparison) -> None:
 
 
 def draw_outcomes(axis: Any, names: list[str], found: list[dict[str, Estimate]]) -> None:
-    """A stacked bar a row, in percent, with the interval of the first part."""
+    """One stacked bar per row, in percent, with the interval of the first part."""
     parts = {name: ([100 * shares[name].value for shares in found], color) for name, color in OUTCOME_COLORS.items()}
     charts.stacked(axis, parts)
     if charts.is_narrow(axis):
@@ -97,23 +97,23 @@ def draw_outcomes(axis: Any, names: list[str], found: list[dict[str, Estimate]])
 
 
 def stages(axis: Any, comparison: Comparison) -> None:
-    """Attack success, a row a model at each stage."""
+    """Attack success: one row per model and stage."""
     _rates(axis, comparison, ATTACK, comparison.columns_with(ATTACK), "Attack success")
 
 
 def ladder(axis: Any, comparison: Comparison) -> None:
-    """The same at the last stage."""
+    """Attack success at the last stage."""
     columns = comparison.columns_with(ATTACK)[-1:]
     _rates(axis, comparison, ATTACK, columns, f"Attack success, {name_of(comparison, columns[0])}")
 
 
 def refusals(axis: Any, comparison: Comparison) -> None:
-    """Refused safe prompts, a row a model at each stage."""
+    """Refused safe prompts: one row per model and stage."""
     _rates(axis, comparison, REFUSAL, comparison.columns_with(REFUSAL), "Refused safe prompts")
 
 
 def frontier(axis: Any, comparison: Comparison) -> None:
-    """Attack success against refused safe prompts at the last stage that has both; nearer to the corner is better."""
+    """Attack success against refused safe prompts at the last stage that has both; the corner near 0 is best."""
     stage = comparison.columns_with(ATTACK)[-1].stage
     taken: list[tuple[float, float]] = []
     for row, safe, harmful in frontier_points(comparison, stage):
@@ -142,7 +142,7 @@ def frontier(axis: Any, comparison: Comparison) -> None:
 
 
 def frontier_points(comparison: Comparison, stage: str) -> list[tuple[Row, Estimate, Estimate]]:
-    """(row, rate of refused safe prompts, rate of attack success) of the rows that have both at a stage."""
+    """(row, rate of refused safe prompts, rate of attack success) of rows that have both at a stage."""
     found = []
     for row in comparison.rows:
         of_stage = [column for column in comparison.columns if column.stage == stage]
@@ -156,7 +156,7 @@ def frontier_points(comparison: Comparison, stage: str) -> list[tuple[Row, Estim
 
 
 def draw_rates(axis: Any, names: list[str], rates: list[Estimate], color: str) -> None:
-    """A bar a row, in percent, with its value and interval."""
+    """One bar per row, in percent, with its value and interval."""
     values = [100 * each.value for each in rates]
     axis.barh(range(len(values)), values, color=color, height=0.6)
     for row, each in enumerate(rates):

@@ -1,4 +1,4 @@
-"""A comparison as Markdown and as one HTML page that needs nothing else: tables, charts, protocols."""
+"""Renders a comparison as Markdown and as one self-contained HTML page: tables, charts, protocols."""
 
 from collections.abc import Mapping
 
@@ -34,7 +34,7 @@ _CHARTS = {"outcomes": ("outcomes",), "attack": ("stages", "ladder"), "refusals"
 
 
 def sections(comparison: Comparison, baseline: Row | None = None) -> dict[str, Table]:
-    """The tables there is data for, by title."""
+    """The tables that the comparison has data for, by title."""
     found = {
         "outcomes": tables.harmful_outcomes(comparison),
         "attack": tables.by_stage(comparison, ATTACK),
@@ -79,7 +79,7 @@ def html_page(comparison: Comparison, titled: Mapping[str, Table]) -> str:
 
 
 def protocols(comparison: Comparison) -> Table:
-    """What each run was measured under, hashes cut."""
+    """The protocol of each run, with shortened hashes."""
     shown = (
         "prompts_sha256",
         "num_prompts",
@@ -103,7 +103,7 @@ def protocols(comparison: Comparison) -> Table:
 
 
 def has_headline(comparison: Comparison) -> bool:
-    """Whether any run was judged by more than wordings."""
+    """Whether a judge better than word lists labelled any run."""
     return any(run.headline.get(ATTACK) or run.headline.get(REFUSAL) for run in comparison.runs)
 
 
@@ -122,7 +122,7 @@ def _rates(comparison: Comparison, aspect: str) -> list[tuple[Row, Estimate]]:
 
 
 def _headline(comparison: Comparison) -> str:
-    """The most and the least of attack success, and what the least costs in refused safe prompts."""
+    """One sentence: the highest and lowest attack success, and the refused safe prompts at the lowest."""
     attacks, refusals = _rates(comparison, ATTACK), dict(_rates(comparison, REFUSAL))
     if not attacks:
         told = [f"{row} {_percent(rate)}" for row, rate in refusals.items()]

@@ -1,7 +1,7 @@
-"""Runs from results files, grouped: a row is a model with a method, a column a stage with a suite, a cell its seeds.
+"""Groups runs from results files: a row is a model with a method, a column a stage with a suite, a cell has seeds.
 
-A checkpoint's name says where it belongs: MODEL, MODEL@STAGE or MODEL@STAGE#SEED. Runs of one column must have been
-measured under one protocol.
+A checkpoint's name gives its place: MODEL, MODEL@STAGE or MODEL@STAGE#SEED. Runs of one column must have the same
+protocol.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Row:
-    """A model and how it decodes."""
+    """A model and its decoding method."""
 
     model: str
     method: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Column:
-    """A stage of training and what was asked there."""
+    """A stage of training and the suite of prompts."""
 
     stage: str
     suite: str
@@ -41,7 +41,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One checkpoint's answers under one method, as a results file holds them."""
+    """One checkpoint's labelled answers under one method, from a results file."""
 
     row: Row
     column: Column
@@ -57,7 +57,9 @@ class Run:
         return f"{self.row}@{self.column.stage}#{self.seed}"
 
     def values(self, aspect: str, benchmark: str = "") -> dict[str, int]:
-        """By prompt: 1 where the attack succeeded, or the safe prompt was refused; unscored ones are left out."""
+        """Value by prompt: 1 if the attack succeeded or the safe prompt was refused, else 0; unscored prompts are left
+        out.
+        """
         judge = self.headline.get(aspect, "")
         if not judge:
             return {}
@@ -80,7 +82,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Checked runs, in the order of rows and columns in which they are shown."""
+    """Checked runs, in the order in which rows and columns are shown."""
 
     runs: Sequence[Run]
     rows: Sequence[Row]
@@ -89,11 +91,13 @@ class Comparison:
     _found: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def cell(self, row: Row, column: Column) -> list[Run]:
-        """The runs of a cell, one a seed."""
+        """The runs of a cell, one per seed."""
         return [run for run in self.runs if run.row == row and run.column == column]
 
     def rate(self, row: Row, column: Column, aspect: str = ATTACK, benchmark: str = "") -> Estimate | None:
-        """A cell's rate over prompts and seeds, clusters crossed: categories and seeds. None where there is none."""
+        """A cell's rate over prompts and seeds, with categories and seeds as crossed clusters; None for an empty
+        cell.
+        """
         return self._once(self._rate, row, column, aspect, benchmark)
 
     def _rate(self, row: Row, column: Column, aspect: str, benchmark: str) -> Estimate | None:
@@ -108,7 +112,7 @@ class Comparison:
         return clustered_rate(values, categories, seeds, units=len(prompts)) if values else None
 
     def outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
-        """A cell's shares of `outcomes.OUTCOMES` over scored harmful prompts, all of them; {} where there are none."""
+        """A cell's shares of `outcomes.OUTCOMES` over its scored harmful prompts; {} without any."""
         return self._once(self._outcomes, row, column)
 
     def _outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
@@ -129,27 +133,27 @@ class Comparison:
         }
 
     def _once(self, find: Callable[..., T], *key: Any) -> T:
-        """What `find(*key)` finds: tables and figures show the same ones."""
+        """The cached result of `find(*key)`, since tables and figures show the same ones."""
         if (find.__name__, *key) not in self._found:
             self._found[find.__name__, *key] = find(*key)
         return self._found[find.__name__, *key]
 
     def by_seed(self, row: Row, column: Column, aspect: str = ATTACK) -> dict[int, float]:
-        """Each seed's own rate."""
+        """The rate of each seed."""
         found = {run.seed: list(run.values(aspect).values()) for run in self.cell(row, column)}
         return {seed: sum(values) / len(values) for seed, values in found.items() if values}
 
     def columns_with(self, aspect: str) -> list[Column]:
-        """The columns in which some cell has a rate."""
+        """The columns in which any cell has a rate."""
         return [
             column for column in self.columns if any(run.values(aspect) for run in self.runs if run.column == column)
         ]
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs of results files (`results.json`, or the folder it lies in).
+    """The runs of results files (`results.json`, or its folder).
 
-    Raises FileNotFoundError where nothing is there, ValueError for another file, or a run that stands in two of them.
+    Raises FileNotFoundError if nothing is there, ValueError for another kind of file or a run that is in two files.
     """
     found: list[Run] = []
     for path in paths:
@@ -190,7 +194,7 @@ def runs_of(results: Mapping[str, Any], source: str) -> list[Run]:
 
 
 def split_name(name: str) -> tuple[str, str, int]:
-    """MODEL@STAGE#SEED as its parts; no stage is "", no seed 0."""
+    """The parts of MODEL@STAGE#SEED; a missing stage is "", a missing seed 0."""
     rest, _, seed = name.partition("#")
     model, _, stage = rest.partition("@")
     return model, stage, int(seed or 0)
@@ -202,10 +206,10 @@ def compare(
     """Orders the runs and checks that those of one column compare.
 
     Args:
-      stages, models: in which order; those not named follow as they come.
-      may_differ: fields of the protocol that may differ on purpose.
+      stages, models: their order; names left out follow in the order found.
+      may_differ: protocol fields that may differ.
 
-    Raises ProtocolError for two that don't compare, ValueError without any run, or for a name that no run has.
+    Raises ProtocolError for runs that can't be compared, ValueError if there are no runs or no run has a name.
     """
     if not runs:
         raise ValueError("no runs to compare")

@@ -1,4 +1,4 @@
-"""A comparison as tables: rows are models, columns stages or benchmarks, as the paper has them."""
+"""Tables of a comparison in the paper's form: rows are models, columns stages or benchmarks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def by_stage(comparison: Comparison, aspect: str = ATTACK) -> Table:
 
 
 def by_benchmark(comparison: Comparison, column: Column) -> Table:
-    """Attack success by model and benchmark; the last column counts each prompt once."""
+    """Attack success by model and benchmark; the last column counts every prompt once."""
     runs = [run for run in comparison.runs if run.column == column]
     benchmarks = sorted({name for run in runs for name in run.benchmarks})
     rows = [
@@ -37,7 +37,7 @@ def by_benchmark(comparison: Comparison, column: Column) -> Table:
 
 
 def harmful_outcomes(comparison: Comparison) -> Table:
-    """What became of harmful prompts, one row a model, decoding and stage: shares that add up to 100%."""
+    """Outcomes of harmful prompts, one row per model, decoding and stage; shares sum to 100%."""
     found = [(run, comparison.outcomes(run.row, run.column)) for run in _first_seeds(comparison)]
     names = list(dict.fromkeys(name for _, shares in found for name in shares))
     rows = [
@@ -49,7 +49,7 @@ def harmful_outcomes(comparison: Comparison) -> Table:
 
 
 def deltas(comparison: Comparison, aspect: str = ATTACK) -> Table:
-    """What each stage did: the headline."""
+    """The change at each stage, the headline table."""
     rows = []
     for delta in stage_deltas(comparison, aspect):
         ends = [words(name_of(comparison, column)) for column in (delta.first, delta.second)]
@@ -62,7 +62,7 @@ def deltas(comparison: Comparison, aspect: str = ATTACK) -> Table:
 
 
 def against_baseline(comparison: Comparison, baseline: Row | None = None) -> Table:
-    """Each model against the baseline on the same prompts."""
+    """Each model against the baseline over the same prompts."""
     rows = []
     for each in contrasts(comparison, baseline):
         names = [str(each.row), str(each.baseline), name_of(comparison, each.column), each.benchmark or "all"]
@@ -84,7 +84,7 @@ def against_baseline(comparison: Comparison, baseline: Row | None = None) -> Tab
 
 
 def judges(comparison: Comparison) -> Table:
-    """Every judge's rates of every run: observed and corrected, and what is neither harmful nor safe."""
+    """Every judge's rates for every run: observed, corrected, and neither harmful nor safe."""
     heads = [
         "run",
         "judge",
@@ -123,7 +123,7 @@ def _judged(attack: dict[str, Any], refusal: dict[str, Any]) -> list[Cell]:
 
 
 def five_classes(comparison: Comparison) -> Table:
-    """Over-refusal in the paper's five classes, by the headline judge; empty answers apart."""
+    """Over-refusal in the paper's five classes by the headline judge, with empty answers separate."""
     runs = [run for run in comparison.runs if run.values(REFUSAL)]
     classes = [run.judged.get(run.headline[REFUSAL], {}).get(REFUSAL, {}).get("classes", {}) for run in runs]
     names = list(next((found for found in classes if found), ()))
@@ -134,7 +134,7 @@ def five_classes(comparison: Comparison) -> Table:
 
 
 def models(comparison: Comparison) -> Table:
-    """What is read off each checkpoint without decoding: perplexity, and how P(tag) tells harmful prompts."""
+    """Measures of each checkpoint without decoding: perplexity, and how well P(tag) separates harmful prompts."""
     rows = []
     for run in {(run.row.model, run.column, run.seed): run for run in comparison.runs}.values():
         if run.model:
@@ -145,7 +145,7 @@ def models(comparison: Comparison) -> Table:
 
 
 def read_off(model: Mapping[str, Any]) -> list[Cell]:
-    """Perplexity, and AUROC of P(tag), mean and last token; no AUROC where the model never saw the tag."""
+    """Perplexity and AUROC of P(tag) (mean, last token); no AUROC if the model never saw the tag."""
     held_out, found = model.get("perplexity"), model.get("tag_separation", {})
     perplexity = Cell(f"{held_out['perplexity']:.2f}", held_out["perplexity"]) if held_out else NOTHING
     if model.get("saw_tag") is False:  # its P(tag) means nothing
@@ -157,7 +157,7 @@ NO_TAG = Cell("no tag seen")
 
 
 def name_of(comparison: Comparison, column: Column) -> str:
-    """A column's heading: the stage, with the suite where a stage has several."""
+    """A column's heading: the stage, and the suite if a stage has several."""
     suites = {other.suite for other in comparison.columns if other.stage == column.stage}
     if len(suites) == 1 and column.stage:
         return column.stage
@@ -165,13 +165,13 @@ def name_of(comparison: Comparison, column: Column) -> str:
 
 
 def label(comparison: Comparison, row: Row, column: Column) -> str:
-    """A row's name, with the stage where there are several."""
+    """A row's name, with the stage if there are several."""
     several = len(comparison.columns) > 1 and column.stage
     return f"{name_of(comparison, column)}: {row}" if several else str(row)
 
 
 def p_value(value: int | float) -> Cell:
-    """A p-value, not below what is worth telling."""
+    """A cell with a p-value, or its upper bound if it is very small."""
     return Cell("< 0.0001" if value < 1e-4 else f"{value:.4f}", value)
 
 
@@ -180,6 +180,6 @@ def _share(found: Estimate | None) -> Cell:
 
 
 def _first_seeds(comparison: Comparison) -> list[Run]:
-    """A run of each cell, in the order of rows and columns."""
+    """One run per cell, in the order of rows and columns."""
     cells = [comparison.cell(row, column) for column in comparison.columns_with(ATTACK) for row in comparison.rows]
     return [runs[0] for runs in cells if runs]

@@ -1,1 +1,1 @@
-"""Prompts: public benchmarks in their makers' columns, prompts they share, suites."""
+"""Prompts: public benchmarks in their published columns, prompts that they share, suites."""

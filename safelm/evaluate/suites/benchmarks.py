@@ -1,6 +1,6 @@
-"""Public sets of prompts, read in the columns that their makers publish; none is bundled.
+"""Reads public sets of prompts in their published columns; none is bundled.
 
-A source is named by one string:
+One string names a source:
 
     NAME:PATH                       a file: local, gs:// or hf:// (formats: see `prompt_files`)
     NAME:PATH#prompt=COL,target=COL the same with columns of your own: prompt, target, category, id, context
@@ -25,10 +25,10 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """How a published set is read.
+    """How to read a published set.
 
     Attributes:
-      columns: for each of our columns the names it goes by, the first that is there is taken.
+      columns: for each of our columns the published names, of which the first that exists is taken.
       is_harmful: whether a row's prompt asks for harm; None leaves the row out.
       packages: installed package -> pattern of its files.
     """
@@ -62,7 +62,7 @@ def _xstest(row: Row) -> bool:
 
 
 def _phtest(row: Row) -> bool | None:
-    """Controversial prompts are left out: the paper asks the harmless ones."""
+    """PHTest without its controversial prompts, since the paper asks only the harmless ones."""
     said = next((str(row[name]).strip().lower() for name in ("Harmfulness", "harmfulness", "label") if name in row), "")
     return None if said in ("controversial", "harmful", "1", "true") else False
 
@@ -114,10 +114,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def read_benchmark(source: str) -> list[Prompt]:
-    """The prompts that a source string names, in the files' order; `kind` is the benchmark's name.
+    """The prompts of a source string, in the files' order; `kind` is the benchmark's name.
 
-    Raises ValueError, naming file, row and column, for a missing column, a row without a prompt, or a set without any;
-    FileNotFoundError where nothing is there.
+    Raises ValueError, naming file, row and column, for a missing column, a row without a prompt or a set without any,
+    FileNotFoundError if nothing is there.
     """
     name, separator, place = source.partition(":")
     if not separator or not place or name not in BENCHMARKS:
@@ -137,7 +137,7 @@ def read_benchmark(source: str) -> list[Prompt]:
 
 
 def read_all(sources: Sequence[str]) -> list[Prompt]:
-    """The prompts of several sources; of equal ids the later ones get a number."""
+    """The prompts of several sources; a repeated id gets a number."""
     found: dict[str, Prompt] = {}
     repeats: collections.Counter[str] = collections.Counter()
     for prompt in [prompt for source in sources for prompt in read_benchmark(source)]:
@@ -146,7 +146,9 @@ def read_all(sources: Sequence[str]) -> list[Prompt]:
 
 
 def read_targets(path: str) -> dict[str, str]:
-    """Affirmative beginnings by prompt or id: TDC's and HarmBench's target files, or columns `goal`/`target`."""
+    """Affirmative answer beginnings by prompt or id, from TDC's and HarmBench's target files or columns
+    `goal`/`target`.
+    """
     targets: dict[str, str] = {}
     for number, row in read_rows(path):
         key = next((row[name] for name in ("key", "goal", "Goal", "Behavior", "BehaviorID") if name in row), None)
@@ -185,7 +187,7 @@ def _files(source: str, benchmark: Benchmark, path: str) -> list[str]:
 def _prompts(
     name: str, benchmark: Benchmark, columns: Mapping[str, Sequence[str]], row: Row, where: str, number: int
 ) -> list[Prompt]:
-    """What a row asks: one prompt, none where it is left out, several where it holds a list."""
+    """The prompts of a row: one, none if it is left out, several if it holds a list."""
     try:
         harmful = benchmark.is_harmful(row)
     except KeyError as error:
@@ -225,7 +227,7 @@ def _take(row: Row, names: Sequence[str]) -> Any:
 
 
 def _packed(value: str) -> Any:
-    """RealToxicityPrompts' prompt, which in a CSV is the JSON of an object; a string that isn't such JSON as it is."""
+    """RealToxicityPrompts' prompt, which in a CSV is the JSON of an object; any other string unchanged."""
     try:
         found = json.loads(value) if value.startswith("{") else None
     except (ValueError, RecursionError):
@@ -245,14 +247,14 @@ def _texts(value: Any, where: str, columns: Sequence[str], row: Row) -> list[str
 
 
 def _short_id(row_id: str) -> str:
-    """Ids that are behaviors in words become a hash: an id is shown where texts are not."""
+    """An id for messages: ids that spell out a behavior become a hash, since ids are shown where texts are not."""
     if len(row_id) <= 64 and " " not in row_id:
         return row_id
     return hashlib.sha256(row_id.encode()).hexdigest()[:12]
 
 
 def _free(prompt_id: str, taken: Mapping[str, Any], repeats: collections.Counter[str]) -> str:
-    """The id, or with the next free number behind it; `repeats` counts how often each id has come again."""
+    """The id, or the id with the next free number; `repeats` counts how often each id has occurred."""
     free = prompt_id
     while free in taken:
         repeats[prompt_id] += 1

@@ -1,6 +1,6 @@
-"""Prompts that several benchmarks share, counted once: equal in normal form, or nearly so.
+"""Finds prompts that several benchmarks share, equal in normal form or nearly so, and counts them once.
 
-TDC, HarmBench, JailbreakBench and AdvBench overlap by dozens of prompts, some reworded by a word or a stop. An average
+TDC, HarmBench, JailbreakBench and AdvBench share dozens of prompts, some with a word or a full stop changed. An average
 over their concatenation would count those twice.
 """
 
@@ -20,18 +20,18 @@ _NORMALIZED_CHARS = 1024  # at once: sorting the accents of one character takes 
 
 
 def normal_words(text: str) -> tuple[str, ...]:
-    """The words of a text without case, accents' forms, punctuation or spacing."""
+    """The words of a text without case, accents, punctuation or spacing."""
     pieces = (text[start : start + _NORMALIZED_CHARS] for start in range(0, len(text), _NORMALIZED_CHARS))
     return tuple(_WORD.findall("".join(unicodedata.normalize("NFKC", piece) for piece in pieces).casefold()))
 
 
 def merge_duplicates(prompts: Sequence[Prompt], *, near: float = NEAR) -> tuple[list[Prompt], int]:
-    """One prompt for each set of duplicates, and how many were dropped.
+    """Keeps one prompt of each set of duplicates; returns the prompts and how many were dropped.
 
-    The first one stays, with the benchmarks of all and the first target there is. Two prompts are nearly equal when
-    the words they share, order aside, are at least `near` of the words that either has (Jaccard on multisets). Prompts
-    that differ in `harmful` are never joined: contrast sets differ by a word on purpose. Nor are two prompts of one
-    benchmark, unless they are equal in normal form.
+    The first prompt stays, with the benchmarks of all and the first target found. Two prompts are nearly equal if the
+    Jaccard similarity of their words, as multisets, is at least `near`. Prompts that differ in `harmful` are never
+    merged, since contrast sets differ by a word on purpose. Two prompts of one benchmark are merged only if they are
+    equal in normal form.
     """
     kept: list[Prompt] = []
     words_of: list[frozenset[Word]] = []
@@ -58,7 +58,7 @@ def merge_duplicates(prompts: Sequence[Prompt], *, near: float = NEAR) -> tuple[
 
 
 def _counted(words: Iterable[str]) -> frozenset[Word]:
-    """A multiset as a set: (word, how often it has come)."""
+    """A multiset as a set of (word, how often it has occurred so far)."""
     seen: dict[str, int] = {}
     found = set()
     for word in words:
@@ -68,9 +68,9 @@ def _counted(words: Iterable[str]) -> frozenset[Word]:
 
 
 def _rarest(words: frozenset[Word], frequency: Mapping[Word, int], near: float) -> list[Word]:
-    """So many of the rarest words that two sets of a similarity of `near` share one of them (prefix filtering).
+    """As many of the rarest words as two sets of similarity `near` must share at least one of (prefix filtering).
 
-    Chaudhuri et al. 2006. Looking at common words too would compare every prompt with every other one.
+    See Chaudhuri et al. 2006. Common words would make every prompt a candidate for every other one.
     """
     count = len(words) - math.ceil(near * len(words) - 1e-9) + 1
     return sorted(words, key=lambda word: (frequency[word], word))[:count]
@@ -100,7 +100,7 @@ def _nearest(
     candidates: Iterable[int],
     near: float,
 ) -> int | None:
-    """The most similar candidate that may be joined with the prompt, the first of equals."""
+    """The most similar candidate that may be merged with the prompt; of equals, the first."""
     found = []
     for index in candidates:
         other, both = kept[index], len(words & words_of[index])

@@ -1,4 +1,4 @@
-"""Rows of prompt files as their makers publish them: CSV, JSON, JSON lines, Parquet, text, PyRIT's YAML; any place.
+"""Reads rows of published prompt files: CSV, JSON, JSON lines, Parquet, text, PyRIT's YAML; local or remote.
 
 A path is local, `gs://` or `hf://`. Messages name file and row, never a text.
 """
@@ -23,7 +23,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
     A JSON object of strings or lists is a table with the columns `key` and `value`, such as TDC's targets.
 
-    Raises FileNotFoundError where nothing is there, ValueError for another format or a file that can't be read.
+    Raises FileNotFoundError if nothing is there, ValueError for another format or a file that can't be read.
     """
     bare = next((path.removesuffix(end) for end in _PACKED if path.endswith(end)), path)
     ending = next((ending for ending in TABLES if bare.endswith(ending)), "")
@@ -70,7 +70,7 @@ def _json(path: str, text: str) -> list[dict[str, Any]]:
 
 
 def _json_lines(text: str) -> list[dict[str, Any]]:
-    """JSON lines in a file that is called .json."""
+    """The rows of a .json file that holds JSON lines."""
     try:
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (json.JSONDecodeError, RecursionError):

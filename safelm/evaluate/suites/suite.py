@@ -1,4 +1,4 @@
-"""Prompts of a suite: read, checked, and hashed, so that results name exactly what was asked."""
+"""Reads, checks and hashes the prompts of a suite, so that results identify them exactly."""
 
 import dataclasses
 import hashlib
@@ -14,17 +14,17 @@ SYNTHETIC, BASE, CHAT, OVER_REFUSAL = SUITES = ("synthetic_web", "base", "chat",
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """A prompt.
 
     Attributes:
       category: prompts of one category are a cluster.
-      topic: what it is about, or the bare request.
-      kind: of a synthetic prompt its form, else the benchmark it was first read from.
+      topic: the topic, or the bare request.
+      kind: the form of a synthetic prompt, otherwise the benchmark it was first read from.
       harmful: whether it asks for harm.
-      protective: a safe one that names an unsafe topic in order to prevent it.
-      target: how a harmful answer begins, where the benchmark says.
-      answer_start: the answer's first words, given to the model.
-      benchmarks: all that have it.
+      protective: whether it is a safe prompt that names an unsafe topic in order to prevent it.
+      target: the beginning of a harmful answer, if the benchmark has one.
+      answer_start: the answer's first words, prefilled for the model.
+      benchmarks: all benchmarks that have the prompt.
     """
 
     id: str
@@ -43,7 +43,7 @@ _COLUMNS = tuple(field for field in dataclasses.fields(Prompt) if field.default 
 
 
 def read_prompts(folder: str, *, max_prompts: int = 0) -> list[Prompt]:
-    """`harmful.jsonl` and `safe.jsonl` of a folder, at most `max_prompts` of each (0: all).
+    """Reads `harmful.jsonl` and `safe.jsonl` of a folder, at most `max_prompts` of each (0: all).
 
     Raises FileNotFoundError for a missing file and ValueError, naming file, row and field, for a bad row.
     """
@@ -68,9 +68,9 @@ def read_prompts(folder: str, *, max_prompts: int = 0) -> list[Prompt]:
 
 
 def choose(prompts: Sequence[Prompt], max_prompts: int) -> list[Prompt]:
-    """At most `max_prompts` harmful and as many safe ones (0: all), in their order: the same ones every time.
+    """At most `max_prompts` harmful and as many safe prompts (0: all), in their order and the same every time.
 
-    Files are sorted by category, so the first ones would be of one kind: the choice is by a hash of the id.
+    Files are sorted by category, so the first prompts would be of one kind; a hash of the id chooses instead.
     """
     if not max_prompts:
         return list(prompts)
@@ -86,7 +86,7 @@ WRITTEN_FOR_COMPLETION = ("jb_completions", "realtoxicityprompts")
 
 
 def with_targets(prompts: Sequence[Prompt], targets: Mapping[str, str]) -> list[Prompt]:
-    """Targets from a file of their own, by a prompt's id at its maker's, or by its words."""
+    """The prompts with targets from a separate file, matched by the publisher's id or by the prompt's words."""
     return [
         dataclasses.replace(
             prompt, target=targets.get(prompt.topic, targets.get(prompt.id.partition("/")[2], prompt.target))
@@ -96,9 +96,9 @@ def with_targets(prompts: Sequence[Prompt], targets: Mapping[str, str]) -> list[
 
 
 def with_answer_starts(prompts: Sequence[Prompt], words: int) -> list[Prompt]:
-    """The first `words` words of each harmful prompt's target (0: all) given as the answer's beginning.
+    """The prompts with the first `words` words (0: all) of each harmful one's target prefilled.
 
-    Safe prompts, and those written to be completed, are left as they are.
+    Safe prompts, and prompts written to be completed, are unchanged.
     """
     given = []
     for prompt in prompts:
@@ -110,7 +110,7 @@ def with_answer_starts(prompts: Sequence[Prompt], words: int) -> list[Prompt]:
 
 
 def as_completions(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Requests as text that a base model goes on with (Maini et al. 2025, section 6): the request, then the answer."""
+    """Requests as text for a base model to continue (Maini et al. 2025, section 6): the request, then the answer."""
     return [
         prompt
         if prompt.kind in WRITTEN_FOR_COMPLETION
@@ -120,10 +120,10 @@ def as_completions(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def as_requests(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The synthetic prompts as what a user says to an assistant: a request for the topic, in held-out words.
+    """The synthetic prompts as user messages to an assistant: a request for the topic, in held-out words.
 
-    A page's beginning or a dialogue with its speakers' names is nothing to put into a user's turn. The wording follows
-    from the prompt's id.
+    A page's beginning or a dialogue with speaker names would not fit a user's turn. The prompt's id decides the
+    wording.
     """
     return [dataclasses.replace(prompt, prompt=_request(prompt), kind="request") for prompt in prompts]
 
@@ -134,7 +134,7 @@ def _request(prompt: Prompt) -> str:
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 over everything the prompts hold, in their order."""
+    """SHA-256 of all fields of the prompts, in order."""
     return hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in prompts]).encode()).hexdigest()
 
 
