@@ -47,8 +47,30 @@ def chart(
       title, text: the chart's title and description for screen readers.
     """
     sizes = {"": (WIDE, height), "-phone": (NARROW, narrow or height)}
-    wide, small = (_svg(draw, values, size, name + suffix, title, text) for suffix, size in sizes.items())
+    wide, small = (svg(draw, values, size, name + suffix, title, text) for suffix, size in sizes.items())
     return Chart(wide, small)
+
+
+def svg(
+    draw: Callable[..., None], values: Any, size: tuple[int | float, int | float], name: str, title: str, text: str
+) -> markupsafe.Markup:
+    """Draws `draw(axis, values)` as SVG in the ink of the page around it; `size` in inches, the rest as in `chart`."""
+    with style():
+        drawn = figure(*size)
+        draw(drawn.subplots(), values)
+        target = io.StringIO()
+        drawn.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    found = target.getvalue()
+    found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
+    for color, variable in _THEMED.items():
+        found = found.replace(color, variable)
+    found = re.sub(r"(\bid=\"|url\(#|href=\"#)", rf"\g<1>{name}-", found)  # ids of several charts on one page
+    found = re.sub(r"font-family: [^;\"]*", "font-family: inherit", found)
+    found = re.sub(r"(font: (?:\w+ )*[\d.]+px) [^;\"]*", r"\g<1> inherit", found)
+    head = f'<svg role="img" aria-labelledby="{name}-title {name}-desc" '
+    told = markupsafe.Markup('<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>')
+    told = str(told.format(name, title, text))
+    return markupsafe.Markup(re.sub(r"^<svg ([^>]*)>", lambda tag: head + _fluid(tag.group(1)) + ">" + told, found))
 
 
 def save_png(path: pathlib.Path, draw: Callable[[Any], None], width: int | float, height: int | float) -> None:
@@ -176,27 +198,6 @@ def _row_name(name: str, width: int) -> str:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(line if len(line) <= width + 6 else line[: width + 5] + "…" for line in lines)
-
-
-def _svg(
-    draw: Callable[..., None], values: Any, size: tuple[int | float, int | float], name: str, title: str, text: str
-) -> markupsafe.Markup:
-    with style():
-        drawn = figure(*size)
-        draw(drawn.subplots(), values)
-        target = io.StringIO()
-        drawn.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    found = target.getvalue()
-    found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
-    for color, variable in _THEMED.items():
-        found = found.replace(color, variable)
-    found = re.sub(r"(\bid=\"|url\(#|href=\"#)", rf"\g<1>{name}-", found)  # ids of several charts on one page
-    found = re.sub(r"font-family: [^;\"]*", "font-family: inherit", found)
-    found = re.sub(r"(font: (?:\w+ )*[\d.]+px) [^;\"]*", r"\g<1> inherit", found)
-    head = f'<svg role="img" aria-labelledby="{name}-title {name}-desc" '
-    told = markupsafe.Markup('<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>')
-    told = str(told.format(name, title, text))
-    return markupsafe.Markup(re.sub(r"^<svg ([^>]*)>", lambda tag: head + _fluid(tag.group(1)) + ">" + told, found))
 
 
 def _fluid(attributes: str) -> str:
