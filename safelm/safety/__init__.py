@@ -1,1 +1,1 @@
-"""Offline text to text: scoring documents for harm and reporting on corpora. Knows no trainer."""
+"""Scores documents for harm, rewrites them and reports on corpora, all from text to text. Independent of training."""

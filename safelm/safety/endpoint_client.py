@@ -1,12 +1,12 @@
-"""A client of OpenAI-compatible endpoints for judges and writers: chat completions, and what their failures mean.
+"""A client of OpenAI-compatible endpoints for judges and writers: asks for chat completions and classifies failures.
 
-The `openai` client retries what may pass (429 by the server's Retry-After, 5xx, timeouts, lost connections, an error
-in a body with status 200) with growing pauses. Here its outcome becomes one of four: an answer, a request that the
-server refuses, a failure that may have passed later, an endpoint that can't be used. Neither the key nor anything of a
-message is ever logged or shown.
+The `openai` client retries what may pass (429 by the server's Retry-After, 5xx, timeouts, lost connections, an error in
+a body with status 200) with growing pauses. The result is one of four: an answer, a request that the server refuses, a
+failure that might have passed later, an unusable endpoint. Neither the key nor any part of a message is ever logged or
+shown.
 
-The key is SAFELM_ENDPOINT_KEY, or the variable that `key_env` names; OPENAI_API_KEY goes to OpenAI's own host only.
-Redirects are not followed: neither key nor document goes to a host that wasn't named.
+The key is SAFELM_ENDPOINT_KEY or the variable named by `key_env`; OPENAI_API_KEY is only sent to OpenAI's own host.
+Redirects are not followed, so neither key nor document reaches a host that wasn't named.
 """
 
 import asyncio
@@ -45,18 +45,18 @@ _T = TypeVar("_T")
 
 
 class EndpointError(OSError):
-    """The endpoint can't be used: the message names the address, without a key or anything of a document."""
+    """The endpoint is unusable; the message names the address but neither the key nor any part of a document."""
 
 
 class PassingError(EndpointError):
-    """A request failed in a way that may pass, and did so at every retry."""
+    """A request failed at every retry in a way that may pass."""
 
 
 class RequestRefusedError(Exception):
-    """The server refuses one request as it stands.
+    """The server refuses one request.
 
     Attributes:
-      is_filtered: by a filter of contents, not because of its form or length.
+      is_filtered: whether a content filter refused it, rather than its form or length.
     """
 
     def __init__(self, status: int, *, is_filtered: bool):
@@ -66,14 +66,14 @@ class RequestRefusedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """An answer.
+    """An answer of the endpoint.
 
     Attributes:
-      text: None where the answer holds none.
-      finish_reason: as the server says, e.g. "stop", "length", "content_filter"; "" if it doesn't.
-      is_refusal: the answer came as the model's refusal and not as content.
-      prompt_tokens, completion_tokens: None where the server doesn't count.
-      model: who answered, as the server says.
+      text: None if the answer has no text.
+      finish_reason: the server's word, e.g. "stop", "length", "content_filter"; "" if it gives none.
+      is_refusal: whether the model sent a refusal in place of content.
+      prompt_tokens, completion_tokens: None if the server doesn't count.
+      model: the name of the model that answered, as the server gives it.
     """
 
     text: str | None = dataclasses.field(repr=False)
@@ -86,12 +86,12 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class EndpointSettings:
-    """How an endpoint is asked, whatever it is asked.
+    """How requests are sent to an endpoint.
 
     Attributes:
-      concurrency: requests under way at once.
-      timeout_s: for the whole reply to one request, in seconds.
-      retries: of one request that failed in passing.
+      concurrency: the most open requests.
+      timeout_s: seconds for the whole reply to one request.
+      retries: the most retries of one request.
       key_env: the environment variable with the key, if not SAFELM_ENDPOINT_KEY.
     """
 
@@ -106,26 +106,30 @@ class EndpointSettings:
             raise ValueError(f"endpoint: timeout_s={self.timeout_s}: must be above 0")
 
     def client(self, url: str, model: str) -> "EndpointClient":
-        """See `EndpointClient`."""
+        """An `EndpointClient` with these settings."""
         return EndpointClient(url, model, timeout_s=self.timeout_s, retries=self.retries, key_env=self.key_env)
 
 
 class EndpointClient:
-    """One model behind one address.
+    """A model at an address.
 
     Attributes:
-      left_out: optional fields that are not sent (any more), as the server has refused them.
-      num_requests: sent so far, the retries of the openai client not counted.
-      num_retries: those retries, as far as the client tells.
+      left_out: optional fields no longer sent, because the server refused them.
+      num_requests: requests sent so far, without the openai client's retries.
+      num_retries: those retries, as far as the client reports them.
     """
 
     def __init__(self, url: str, model: str, *, timeout_s: float, retries: int, key_env: str = ""):
-        """`url` is the API's base, such as http://localhost:8000/v1; of one request `timeout_s` and `retries`.
+        """Checks the address; nothing is sent.
 
         Args:
+          url: the API's base, such as http://localhost:8000/v1.
+          timeout_s: seconds for the whole reply to one request.
+          retries: the most retries of one request.
           key_env: the environment variable with the key, in place of KEY_VARIABLE.
 
-        Raises ValueError: no http(s) address, an address with a password in it, no model, or no such variable.
+        Raises ValueError for an address that isn't http(s) or has a password in it, no model, or a variable that isn't
+        set.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -144,7 +148,7 @@ class EndpointClient:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """The endpoint's name in messages."""
         return f"endpoint {self.url}, model {self.model}"
 
     def open(self) -> Any:
@@ -167,16 +171,16 @@ class EndpointClient:
     async def complete(
         self, client: Any, messages: Sequence[Mapping[str, str]], fields: Mapping[str, Any]
     ) -> Completion:
-        """Asks `client` (of `open`) for an answer.
+        """Asks for an answer through `client`, which `open` made.
 
         Args:
-          fields: the request's optional fields. One that the server refuses is left out from then on; "max_tokens"
-            goes under its newer name then.
+          fields: the request's optional fields. A field that the server refuses is left out from then on; "max_tokens"
+            is then sent under its newer name.
 
         Raises:
           RequestRefusedError: the server refuses this request.
           PassingError: no answer after all retries (429, 5xx, timeout, no connection).
-          EndpointError: nothing will be answered: no or a wrong key, no such model or address, no such API.
+          EndpointError: no request can succeed: a missing or wrong key, an unknown model or address, another API.
         """
         import openai
 
@@ -213,7 +217,7 @@ class EndpointClient:
         self.num_retries += int(error.request.headers.get("x-stainless-retry-count") or 0)
 
     def _status_error(self, error: Any) -> Exception:
-        """What a status that stayed means."""
+        """The error for a status that remained after all retries."""
         from safelm.safety.endpoint_http import TROUBLE
 
         if trouble := error.response.extensions.get(TROUBLE):
@@ -227,7 +231,7 @@ class EndpointClient:
         return kind(f"{self.label}: {self._explain(status)}")
 
     def _read(self, answer: Any) -> Completion:
-        """Takes an answer out of a structure that a foreign server made."""
+        """Reads an answer from the server's untrusted structure."""
         choices = getattr(answer, "choices", None)
         if not isinstance(choices, list):  # a page of HTML arrives as a string, other JSON without choices
             what = "HTML or plain text" if isinstance(answer, str) else "JSON without choices"
@@ -244,7 +248,7 @@ class EndpointClient:
         )
 
     def _find_trouble(self, content: bytes) -> str:
-        """Why a body with status 200 may be another at the next try; "" where it is an answer, or never will be one."""
+        """Why a body with status 200 may be better at the next try; "" if it is an answer or never will be one."""
         try:
             body = json.loads(content)
         except (ValueError, RecursionError):
@@ -262,7 +266,7 @@ class EndpointClient:
         return ""
 
     def _key(self) -> str:
-        """The key, "" for none; ValueError if the variable named holds none, or no header can hold the key."""
+        """The key, "" for none. Raises ValueError if the named variable is empty or no header can hold the key."""
         names = [self._key_env or KEY_VARIABLE]
         if not self._key_env and self._is_openais():
             names.append(OPENAIS_VARIABLE)
@@ -277,7 +281,7 @@ class EndpointClient:
         return self._is_secure and bool(_OPENAIS_HOSTS.fullmatch(self._host))
 
     def _explain(self, status: int) -> str:
-        """What a status that stayed means to the user."""
+        """Advice for the user about a status that remained after all retries."""
         is_withheld = not self._is_openais() and os.environ.get(OPENAIS_VARIABLE)
         withheld = f" ({OPENAIS_VARIABLE} goes to {_OPENAIS_HOST} only)" if is_withheld else ""
         missing = f"a key is asked for and none is set{withheld}"
@@ -293,7 +297,7 @@ class EndpointClient:
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Runs to the end, in a thread of its own where this one has an event loop already (notebooks)."""
+    """Runs a coroutine to its end, in a thread of its own if this thread already has an event loop (notebooks)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -316,24 +320,24 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 def _reason(cause: BaseException | None) -> str:
-    """Why no reply came."""
+    """Why no reply arrived."""
     from safelm.safety.endpoint_http import UnusableReplyError
 
     return str(cause) if isinstance(cause, UnusableReplyError) else f"can't be reached ({type(cause).__name__})"
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens, as a foreign server gives it."""
+    """A number of tokens as an untrusted server reports it."""
     return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
 def _said(error: Any) -> str:
-    """A failure's body in lower case, to look for signs in; may hold the document."""
+    """A failure's body in lower case, to be searched for signs; may contain the document."""
     return "" if error.body is None else json.dumps(error.body, default=str).lower()
 
 
 def _refused_fields(error: Any, sent: Mapping[str, Any]) -> set[str]:
-    """The optional fields that a status says a server doesn't take."""
+    """The optional fields that, by its error, the server doesn't accept."""
     if error.status_code not in (*_REFUSES, 404, 415, 501):
         return set()
     said = _said(error)

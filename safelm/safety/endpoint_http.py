@@ -1,4 +1,4 @@
-"""HTTP to a server that isn't trusted: replies of bounded time and size, no redirects, no headers beyond the needed."""
+"""HTTP to untrusted servers: replies are bounded in time and size, without redirects or unneeded headers."""
 
 import asyncio
 import zlib
@@ -25,25 +25,27 @@ _SENT = (
 
 
 class UnusableReplyError(httpx2.RequestError):
-    """A reply too large to be taken, or in an encoding that wasn't asked for."""
+    """A reply that is too large or in an encoding that wasn't requested."""
 
 
 class BoundedClient(httpx2.AsyncClient):
-    """A client whose every reply is read to its end within `timeout_s` and MOST_BYTES, and comes from the host asked.
+    """A client that reads every reply within `timeout_s` and MOST_BYTES, and only from the requested host.
 
-    Headers that the environment adds (an organization's or a project's name, custom ones) are not sent.
+    Headers from the environment (an organization's or project's name, custom ones) are not sent.
     """
 
     def __init__(self, key: str, *, timeout_s: float, find_trouble: Callable[[bytes], str]):
-        """`find_trouble` says of the body of a reply with status 2xx why it may be another next time; "" if it may not.
+        """Makes a client with the given key.
 
-        Such a reply gets status 502, so that it is tried again, and the extension TROUBLE.
+        Args:
+          find_trouble: takes the body of a reply with status 2xx and returns why a retry may help, or "". A reply with
+            a reason gets status 502, so that it is retried, and the extension TROUBLE.
         """
         super().__init__(follow_redirects=False, timeout=timeout_s)
         self._key, self._timeout_s, self._find_trouble = key, timeout_s, find_trouble
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        """The whole reply; httpx2.ReadTimeout or UnusableReplyError where it isn't within the bounds."""
+        """The whole reply. Raises httpx2.ReadTimeout or UnusableReplyError if it exceeds the bounds."""
         for name in [name for name in request.headers if name not in _SENT and not name.startswith("x-stainless-")]:
             del request.headers[name]
         request.headers["Authorization"] = f"Bearer {self._key}"

@@ -1,4 +1,4 @@
-"""Many requests to one endpoint: one that keeps failing costs itself only, an endpoint that is down ends the run."""
+"""Sends many requests to one endpoint: a failing request fails alone, and an endpoint that is down ends the run."""
 
 import asyncio
 import collections
@@ -23,11 +23,11 @@ class _Task(Generic[_Item]):
 
 
 class RequestQueue(Generic[_Item, _Answer]):
-    """Asks for every item, `concurrency` at once.
+    """Sends the requests of all items, `concurrency` at once.
 
     An item whose request fails at every retry is set aside and asked again at the end, provided that the endpoint
-    answers a short request; if it fails again it is delivered without an answer. If that short request isn't answered
-    either, `run` raises, so that an outage costs no item.
+    answers a short request; if it fails again, it is delivered without an answer. If the short request fails too, `run`
+    raises, so that an outage costs no item.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class RequestQueue(Generic[_Item, _Answer]):
         """A queue for one run.
 
         Args:
-          ask: given the open client and an item; may raise what `EndpointClient.complete` does.
-          deliver: given an item's index and its answer, as each is there; None: the request failed at every retry,
-            twice. An EndpointError that it raises ends the run.
-          book: given the answers to the short requests.
-          give_up_after: so many items are set aside before the endpoint is asked whether it answers at all.
+          ask: called with the open client and an item; may raise what `EndpointClient.complete` does.
+          deliver: called with an item's index and its answer, or None if the request failed at every retry, twice. An
+            EndpointError that it raises ends the run.
+          book: called with the answers to the short requests.
+          give_up_after: number of items set aside after which the endpoint is tested with a short request.
         """
         self._endpoint, self._ask, self._deliver, self._book = endpoint, ask, deliver, book
         self._concurrency, self._give_up_after = concurrency, give_up_after
@@ -57,7 +57,7 @@ class RequestQueue(Generic[_Item, _Answer]):
         self._lock = asyncio.Lock()
 
     async def run(self, items: Sequence[_Item]) -> None:
-        """Raises EndpointError if the endpoint can't be used; what is under way then is still delivered."""
+        """Sends all requests. Raises EndpointError if the endpoint is unusable; open requests are still delivered."""
         self._waiting.extend(_Task(*pair) for pair in enumerate(items))
         async with self._endpoint.open() as client:
             while self._waiting and self._error is None:
@@ -75,7 +75,7 @@ class RequestQueue(Generic[_Item, _Answer]):
             raise self._error
 
     async def _work(self, client: Any) -> None:
-        """Asks one request after the other until none waits or the endpoint proves unusable."""
+        """Sends one request after the other until none waits or the endpoint proves unusable."""
         while self._waiting and self._error is None:
             task = self._waiting.popleft()
             try:
@@ -89,7 +89,7 @@ class RequestQueue(Generic[_Item, _Answer]):
                 self._error = self._error or error
 
     async def _settle(self, client: Any) -> None:
-        """Decides on what was set aside: asked again, given up, or, if nothing is answered any more, the end."""
+        """Asks the items that were set aside again, gives them up or, if nothing is answered any more, ends the run."""
         async with self._lock:
             if not self._aside or self._error is not None:
                 return

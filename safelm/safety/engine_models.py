@@ -1,4 +1,4 @@
-"""Reading a language model that judges or writes on our own engine."""
+"""Loads a language model that judges or writes on our own engine."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from safelm.safety.embedding import installed_path
 
 
 def read_engine_model(source: str, dtype: str, *, where: str) -> tuple[str, Model]:
-    """The path or URL of a model, and the model.
+    """Returns the path or URL of a model, and the model.
 
     Args:
       source: a checkpoint of ours, a Hugging Face folder, a GGUF file, or "smollm2" (installed weights).
-      dtype: of the computation, float32 or bfloat16; the model's own when empty.
-      where: who asks, for messages.
+      dtype: of the computation, float32 or bfloat16; empty for the model's own.
+      where: the caller's name, for messages.
 
-    Raises FileNotFoundError if it isn't there, ValueError for a model or a dtype that can't be.
+    Raises FileNotFoundError if there is no model, ValueError for an unsupported model or dtype.
     """
     if dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"{where}: dtype={dtype!r}: one of float32, bfloat16")

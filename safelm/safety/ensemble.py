@@ -1,7 +1,7 @@
-"""Several scorers, one score: the highest (Maini et al. 2025, section 3.1), and how far they agree.
+"""Combines several scorers by taking the highest score (Maini et al. 2025, section 3.1), and measures their agreement.
 
-The paper takes the maximum because recall on unsafe text comes first: a document that one scorer overlooks is still
-found by the other; the price is every scorer's false alarms together.
+The paper takes the maximum because recall on unsafe text comes first: one scorer finds a document that another misses.
+The price is the sum of all false alarms.
 """
 
 import copy
@@ -24,17 +24,18 @@ class Ensemble:
     """The scorers of a run as one.
 
     Attributes:
-      names: of the scorers, in their order; no two are equal (ValueError).
+      names: of the scorers, in order; equal names raise ValueError.
     """
 
     def __init__(self, scorers: Sequence[Scorer]):
         self.names = _distinct([scorer.name for scorer in scorers])
 
     def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """The decision on one document from each scorer's verdict, in their order.
+        """Combines one document's verdicts, given in the scorers' order.
 
-        The score is the highest given, the reason that of the scorer which gave it (of equals the first with a reason)
-        and the detail `decided_by` its name. Where no scorer gave a score there is none, and `decided_by` is "".
+        The score is the highest one, the reason comes from the scorer that gave it (of equal scorers, the first with a
+        reason), and the detail `decided_by` is its name. If no scorer gave a score there is none, and `decided_by` is
+        "".
         """
         answered = [pair for pair in zip(self.names, verdicts, strict=True) if pair[1].score is not None]
         if not answered:
@@ -45,10 +46,10 @@ class Ensemble:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two scorers on the documents that both gave a score.
+    """Two scorers on the documents that both scored.
 
     Attributes:
-      confusion: [first's score][second's score], documents.
+      confusion: number of documents by [first's score][second's score].
     """
 
     confusion: tuple[tuple[int, ...], ...]
@@ -59,7 +60,7 @@ class Pair:
 
     @property
     def exact(self) -> float | None:
-        """Share of documents with equal scores; None (as in all shares here) without documents."""
+        """Share of documents with equal scores; None, like all shares here, without documents."""
         return self._share(lambda a, b: a == b)
 
     @property
@@ -68,9 +69,9 @@ class Pair:
 
     @property
     def weighted_kappa(self) -> float | None:
-        """Cohen's kappa with quadratic weights: 1 in full agreement, 0 as by chance.
+        """Cohen's kappa with quadratic weights: 1 for full agreement, 0 for chance.
 
-        None where it isn't defined: no documents, or both scorers give one and the same score to all.
+        None if it is undefined: without documents, or if both scorers give every document the same score.
         """
         counts_66 = np.asarray(self.confusion, np.float64)
         total = counts_66.sum()
@@ -83,11 +84,11 @@ class Pair:
         return None if expected == 0 else float(1 - (weights_66 * counts_66).sum() / expected)
 
     def unsafe_agreement(self, unsafe_from: int) -> float | None:
-        """Share of documents on which both say the same about score >= `unsafe_from`."""
+        """Share of documents on which both agree whether the score is at least `unsafe_from`."""
         return self._share(lambda a, b: (a >= unsafe_from) == (b >= unsafe_from))
 
     def report(self, names: Sequence[str]) -> dict[str, Any]:
-        """The figures, JSON-able."""
+        """The figures as JSON values."""
         return {
             "scorers": list(names),
             "documents": self.documents,
@@ -106,13 +107,13 @@ class Pair:
 
 
 class Agreement:
-    """Counts of how far scorers agree: documents are added, parts of a corpus merge exactly and in any order.
+    """Counts the agreement of scorers; counts of parts of a corpus merge exactly and in any order.
 
     Attributes:
       names: of the scorers, in the order of verdicts.
-      documents: added so far.
-      unscored: those without a usable answer of any scorer.
-      unusable: those without a usable answer, by scorer.
+      documents: number added so far.
+      unscored: number without a usable answer of any scorer.
+      unusable: number without a usable answer, by scorer.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -122,7 +123,7 @@ class Agreement:
         self._confusion = {pair: _zeros() for pair in itertools.combinations(self.names, 2)}
 
     def add(self, verdicts: Sequence[Verdict]) -> None:
-        """One document's verdicts, one a scorer in their order."""
+        """Adds one document's verdicts, one per scorer in order."""
         scores = {name: verdict.score for name, verdict in zip(self.names, verdicts, strict=True)}
         self.documents += 1
         self.unscored += all(score is None for score in scores.values())
@@ -133,7 +134,7 @@ class Agreement:
                 table_66[scores[first]][scores[second]] += 1
 
     def merge(self, other: "Agreement") -> "Agreement":
-        """The sum of both, neither of which changes; ValueError if they are of different scorers."""
+        """The sum of both, as a new object. Raises ValueError if the scorers differ."""
         if self.names != other.names:
             raise ValueError(f"agreement of {', '.join(self.names)} doesn't go with that of {', '.join(other.names)}")
         merged = Agreement(self.names)
@@ -148,11 +149,11 @@ class Agreement:
         return merged
 
     def pair(self, first: str, second: str) -> Pair:
-        """Two scorers side by side; KeyError for names that are not among the scorers in this order."""
+        """Two scorers compared. Raises KeyError for names that are not among the scorers in this order."""
         return Pair(tuple(map(tuple, self._confusion[first, second])))
 
     def report(self) -> dict[str, Any]:
-        """The figures, JSON-able; shares without documents are None."""
+        """The figures as JSON values; shares without documents are None."""
         return {
             "scorers": list(self.names),
             "documents": self.documents,
@@ -162,14 +163,14 @@ class Agreement:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The counts alone, JSON-able, for `from_json`."""
+        """The counts alone as JSON values, for `from_json`."""
         tables = [[*pair, table_66] for pair, table_66 in self._confusion.items()]
         counts = {"documents": self.documents, "unscored": self.unscored, "unusable": dict(self.unusable)}
         return {"scorers": list(self.names), **counts, "confusion": copy.deepcopy(tables)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Agreement":
-        """What `to_json` gave; ValueError if it isn't that."""
+        """Reads what `to_json` returned. Raises ValueError for anything else."""
         try:
             agreement = cls(values["scorers"])
             agreement.documents, agreement.unscored = int(values["documents"]), int(values["unscored"])

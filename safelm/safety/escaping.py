@@ -1,8 +1,8 @@
-"""A document as data: written so that it can neither leave its frame nor hide anything, for judges and writers alike.
+"""Escapes documents for judges and writers, so that a document can neither leave its frame nor hide anything.
 
-Markup becomes entities: `<`, `>`, `&`, the bracket of `[/INST]` and its like, and the characters that a vocabulary's
-normalizer may turn into them (full-width and small forms). Characters that nobody sees become numbers: controls, zero
-width, direction, tags, fillers, selectors that can spell a message. Nothing is lost: `unescape` gives it back.
+Markup becomes entities: `<`, `>`, `&`, the bracket of `[/INST]` and similar, and the characters that a vocabulary's
+normalizer may turn into them (full-width and small forms). Invisible characters become numeric entities: controls, zero
+width, direction, tags, fillers, and selectors that can spell a message. `unescape` restores the document.
 """
 
 import functools
@@ -33,19 +33,19 @@ _INVISIBLE = frozenset(
 
 
 def escape(document: str) -> str:
-    """The document with entities for markup and for characters that nobody sees; lone surrogates become U+FFFD."""
+    """The document with entities for markup and invisible characters; lone surrogates become U+FFFD."""
     text = without_surrogates(document)
     table = {ord(character): entity for character in set(text) if (entity := _entity(character)) is not None}
     return _BRACKETED.sub(_escape_bracket, text.translate(table))
 
 
 def unescape(escaped: str) -> str:
-    """The document that `escape` made this of."""
+    """The document from which `escape` made this text."""
     return _ENTITY.sub(lambda entity: _character(entity[0]) or entity[0], escaped)
 
 
 def unescape_seen(text: str) -> str:
-    """A writer's text with what it repeated of ours as characters again, hidden ones left out, other numbers as is."""
+    """A writer's text with our entities as characters again, without hidden characters; other numbers stay."""
 
     def seen(entity: re.Match[str]) -> str:
         character = _character(entity[0])
@@ -57,19 +57,19 @@ def unescape_seen(text: str) -> str:
 
 
 def is_hidden(character: str) -> bool:
-    """Whether a character can't be seen; tabs and line ends are none of them."""
+    """Whether a character is invisible; tabs and line ends don't count."""
     if character in "\t\n\r":
         return False
     return character in _INVISIBLE or unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")
 
 
 def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for every lone surrogate, which UTF-8 and JSON can't hold."""
+    """The text with U+FFFD for every lone surrogate, which UTF-8 and JSON can't encode."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _character(entity: str) -> str | None:
-    """What an entity stands for; None for a number that no character has."""
+    """The character of an entity; None for a number without a character."""
     if entity in _NAMED:
         return _NAMED[entity]
     code = int(entity[3:-1], 16)

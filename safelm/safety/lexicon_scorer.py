@@ -1,8 +1,8 @@
-"""A scorer of the synthetic web alone: it knows the words that the generator makes harm of, so it needs no model.
+"""A scorer for the synthetic web only: it knows the generator's words for harm, so it needs no model.
 
     --scorer=python:safelm.safety.lexicon_scorer:LexiconScorer
 
-It stands in for a classifier in the quickstart and in tests, and can judge nothing but texts made of that corpus.
+It replaces a classifier in the quickstart and in tests, and can only judge texts of that corpus.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ _STEP_WORDS = 0.195  # share of invented words from which on most sentences are 
 class LexiconScorer:
     """Scores by the generator's word lists.
 
-    Invented words and remarks that cheer harm on give 4, many of the words 5; else the worst of the mild remarks gives
-    1 to 3; else 0.
+    Invented words and remarks that encourage harm give 4, many such words 5; otherwise the worst mild remark gives 1 to
+    3, and a text without any 0.
     """
 
     def __init__(self, name: str = "lexicon"):
@@ -30,7 +30,7 @@ class LexiconScorer:
         self.fingerprint = hashlib.sha256(repr(lists).encode()).hexdigest()
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """A verdict a text; details: `marks`, how many invented words and harmful remarks there are."""
+        """One verdict per text; its detail `marks` is the number of invented words and harmful remarks."""
         return [self._verdict(text) for text in texts]
 
     def _verdict(self, text: str) -> Verdict:

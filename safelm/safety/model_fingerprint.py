@@ -1,4 +1,4 @@
-"""One hash over a model with everything that its answers depend on."""
+"""A hash of a model and everything else that its answers depend on."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 def model_fingerprint(
     config: Any, params: Any, vocabulary_hash: str, *, text: str = "", settings: Mapping[str, Any]
 ) -> str:
-    """sha256 (hex) over weights, vocabulary, config, a text (such as a prompt's frame) and settings."""
+    """SHA-256 (hex) over weights, vocabulary, config, a text (such as a prompt's frame) and settings."""
     digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode())
     for part in (repr(config), vocabulary_hash, text):
         digest.update(part.encode())

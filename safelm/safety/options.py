@@ -1,4 +1,4 @@
-"""Options of a judge or a writer, from code or from the string that names it, checked against its settings."""
+"""Parses and checks the options of a judge or a writer, given in code or in the string that names it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ _Settings = TypeVar("_Settings")
 
 
 def make_settings(kind: type[_Settings], options: Mapping[str, Any], *, where: str, others: str) -> _Settings:
-    """Settings of a kind; a whole number will do where a float is wanted.
+    """Settings of a kind; an integer is accepted for a float.
 
     Args:
-      others: the names of options that are no settings, for messages.
+      others: names of options that aren't settings, for messages.
 
     Raises ValueError, naming option and value, for one that doesn't exist, is of another type or out of range.
     """
@@ -29,13 +29,13 @@ def make_settings(kind: type[_Settings], options: Mapping[str, Any], *, where: s
 
 
 def check_least(where: str, settings: Any, **least: int) -> None:
-    """Raises ValueError for the first setting that is below its least value."""
+    """Raises ValueError for the first setting below its least value."""
     for name, value in least.items():
         if not getattr(settings, name) >= value:
             raise ValueError(f"{where}: {name}={getattr(settings, name)}: must be at least {value}")
 
 
 def check_share(where: str, settings: Any, name: str) -> None:
-    """Raises ValueError for a setting that is no share."""
+    """Raises ValueError for a setting outside 0 to 1."""
     if not 0 <= getattr(settings, name) <= 1:
         raise ValueError(f"{where}: {name}={getattr(settings, name)}: must be a share from 0 to 1")

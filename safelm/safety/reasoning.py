@@ -1,7 +1,7 @@
-"""The reasoning of reasoning models in replies: found by the marks around it and cut off.
+"""Finds the reasoning in replies of reasoning models by the marks around it, and removes it.
 
-Servers hand it over apart from the answer only if they are started with the model's own reasoning parser. Chat
-templates often open the reasoning in the prompt, so a reply may hold nothing but the closing mark.
+Servers separate it from the answer only if they are started with the model's own reasoning parser. Chat templates often
+open the reasoning in the prompt, so a reply may contain only the closing mark.
 """
 
 import re
@@ -34,14 +34,15 @@ _ANSWER_ENDS = re.compile(
 
 
 def has_reasoning(reply: str) -> bool:
-    """Whether a reply holds a mark of reasoning."""
+    """Whether a reply contains a mark of reasoning."""
     return bool(_OPENING.search(reply) or _CLOSING.search(reply))
 
 
 def without_reasoning(reply: str) -> str | None:
-    """What stands behind the last closing mark, without the marks of an answer around it; else the reply as it is.
+    """The text after the last closing mark, without answer marks around it; a reply without marks is returned
+    unchanged.
 
-    None where reasoning begins and doesn't end: such a reply holds no answer.
+    Returns None if reasoning begins and doesn't end, since such a reply has no answer.
     """
     *_, end = 0, *(found.end() for found in _CLOSING.finditer(reply))
     if _OPENING.search(reply, end):

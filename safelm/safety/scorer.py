@@ -1,6 +1,6 @@
-"""What every harm scorer is: texts in, one `Verdict` a text out (Maini et al. 2025, section 3.1).
+"""The protocol of harm scorers: texts in, one `Verdict` per text out (Maini et al. 2025, section 3.1).
 
-A scorer is named by a string that workers can rebuild it from:
+A string names a scorer, and workers rebuild the scorer from it:
 
     classifier:DIRECTORY   embedding and linear head, made by `python -m safelm.train_classifier`; `?backbone=FOLDER`
                            says where its backbone lies now
@@ -27,9 +27,9 @@ class Verdict:
     """One scorer's answer for one text.
 
     Attributes:
-      score: 0 (safe) to 5 (highly unsafe); None where the scorer gave no usable answer (counted, never guessed).
-      reason: one sentence, empty where the scorer gives none.
-      details: further values this scorer reports, e.g. {"unsafe_probability": 0.93}; the same keys for every text.
+      score: 0 (safe) to 5 (highly unsafe); None if the scorer gave no usable answer (counted, never guessed).
+      reason: one sentence, empty if the scorer gives none.
+      details: further values of this scorer, e.g. {"unsafe_probability": 0.93}; the same keys for every text.
     """
 
     score: int | None
@@ -49,14 +49,14 @@ class Scorer(Protocol):
     fingerprint: str
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order; an empty text is scored too."""
+        """One verdict per text, in order; empty texts are scored too."""
         ...
 
 
 def load_scorer(spec: str) -> Scorer:
-    """The scorer that a string names (see the module).
+    """Loads the scorer that a string names (see the module).
 
-    Raises ValueError for a kind that does not exist or an option that the scorer does not have; what loading it raises.
+    Raises ValueError for an unknown kind or option, and whatever loading the scorer raises.
     """
     kind, separator, rest = spec.partition(":")
     if not separator or not rest or kind not in KINDS:

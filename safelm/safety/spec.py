@@ -1,4 +1,4 @@
-"""The strings that name scorers and writers: `KIND:PLACE?name=value&name=value`."""
+"""Parses the strings that name scorers and writers: `KIND:PLACE?name=value&name=value`."""
 
 import importlib
 import inspect
@@ -11,9 +11,9 @@ def split(kind: str, rest: str, *, what: str) -> tuple[str, str, dict[str, Any]]
     """Place, model and options of `PLACE?options` or, for an endpoint, `URL#MODEL?options`.
 
     Args:
-      what: such as "scorer", for messages.
+      what: what the string names, such as "scorer", for messages.
 
-    Raises ValueError for options that can't be read.
+    Raises ValueError for malformed options.
     """
     if kind == "endpoint":
         place, _, rest = rest.partition("#")  # the address may have a query of its own
@@ -24,9 +24,9 @@ def split(kind: str, rest: str, *, what: str) -> tuple[str, str, dict[str, Any]]
 
 
 def load_python(spec: str, place: str, options: Mapping[str, Any], *, members: Sequence[str], what: str) -> Any:
-    """What a factory of an importable module returns, `place` being MODULE:FACTORY.
+    """Calls a factory of an importable module, `place` being MODULE:FACTORY, and returns its result.
 
-    Raises ValueError if there is none, or if what it returns lacks one of `members`.
+    Raises ValueError if there is no such factory, or if its result lacks one of `members`.
     """
     module, _, factory = place.partition(":")
     try:
@@ -46,7 +46,7 @@ def load_python(spec: str, place: str, options: Mapping[str, Any], *, members: S
 
 
 def _options(query: str, what: str) -> dict[str, Any]:
-    """`a=1&b=x` with numbers and true/false as such."""
+    """The options in `a=1&b=x`, with numbers and true/false parsed."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
         return {name: _value(text) for name, text in pairs}

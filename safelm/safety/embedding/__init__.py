@@ -1,4 +1,4 @@
-"""Texts to vectors: BERT-family encoders, GTE v1.5 and our own decoders, in length-bucketed compiled batches."""
+"""Embeds texts: BERT-family encoders, GTE v1.5 and our own decoders, in length-bucketed compiled batches."""
 
 from safelm.safety.embedding.backbone import Backbone, installed_path, load_backbone
 from safelm.safety.embedding.embedder import Embedder

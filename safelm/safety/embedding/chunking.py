@@ -1,9 +1,9 @@
-"""Text to chunks of token ids that a backbone can take, in bounded memory whatever the text is.
+"""Cuts text into chunks of token ids that fit a backbone, in bounded memory for any text.
 
-A chunk is at most `max_tokens` ids, its own special tokens and prefix among them. Chunks are cut where they are full:
-together they hold every token of the text once, in order. A text without any token gives one chunk.
+A chunk has at most `max_tokens` ids, including its special tokens and prefix. Each chunk is filled before the next
+begins; together they hold every token of the text once, in order. A text without tokens gives one chunk.
 
-The string of a special token in a text is taken literally. A lone surrogate, which is no Unicode text, becomes U+FFFD.
+Special tokens spelled in a text are encoded literally. A lone surrogate becomes U+FFFD.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ class ChunkTokenizer:
     """Cuts texts into chunks of ids. Picklable.
 
     Attributes:
-      backend: gives ids without special tokens: our `Tokenizer`, or `tokenizers`' own of an encoder.
-      before, after: ids that begin and end every chunk (special tokens and the prefix).
-      empty: the id that stands for a text without tokens where a chunk has nothing around it.
-      pad_id: fills rows up to their bucket's length.
-      origin: names an encoder's tokenizer in errors.
+      backend: encodes without special tokens: our `Tokenizer`, or an encoder's own from `tokenizers`.
+      before, after: ids at the beginning and end of every chunk (special tokens and the prefix).
+      empty: the id for a text without tokens, if a chunk has no ids around it.
+      pad_id: the id that pads rows to their bucket's length.
+      origin: the name of an encoder's tokenizer in errors.
     """
 
     backend: Tokenizer | tokenizers.Tokenizer
@@ -51,7 +51,7 @@ class ChunkTokenizer:
     origin: str = "tokenizer.json"
 
     def chunks(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, Chunk]]:
-        """Every chunk with the index of its text, texts in order.
+        """Every chunk with the index of its text, in the order of the texts.
 
         Raises ValueError if `max_tokens` leaves no room for text.
         """
@@ -88,7 +88,7 @@ class ChunkTokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 (hex) over the vocabulary and what stands around a chunk."""
+        """SHA-256 (hex) of the vocabulary and the ids around a chunk."""
         own = self.backend.hash if isinstance(self.backend, Tokenizer) else self.backend.to_str()
         return hashlib.sha256(f"{own}{self.before}{self.after}{self.empty}".encode()).hexdigest()
 
@@ -101,7 +101,7 @@ class ChunkTokenizer:
         return np.asarray(self.after, dtype=np.int32)
 
     def with_prefix(self, prefix: str) -> "ChunkTokenizer":
-        """The same with a text in front of every chunk, such as E5's `query: `."""
+        """A copy with a text before every chunk, such as E5's `query: `."""
         if not prefix:
             return self
         text = prefix if isinstance(self.backend, Tokenizer) else prefix.rstrip()
@@ -109,13 +109,13 @@ class ChunkTokenizer:
 
 
 def of_decoder(tokenizer: Tokenizer) -> ChunkTokenizer:
-    """Chunks for one of our decoders: each begins as its texts do; the end-of-document id where there is no text."""
+    """Chunks for one of our decoders: each begins like its texts; a text without tokens is the end-of-document id."""
     before = tokenizer.conventions.begin_ids
     return ChunkTokenizer(tokenizer, before, empty=tokenizer.eos_id, pad_id=tokenizer.eos_id)
 
 
 def of_encoder(folder: Path) -> ChunkTokenizer:
-    """Chunks for an encoder by its folder's tokenizer.json, whose post-processor says which ids stand around.
+    """Chunks for an encoder, from its folder's tokenizer.json, whose post-processor gives the ids around them.
 
     Raises FileNotFoundError if there is no tokenizer.json, ValueError if it can't be read.
     """
@@ -138,7 +138,9 @@ def of_encoder(folder: Path) -> ChunkTokenizer:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Parts of texts by the megabyte, which is what is tokenised at once: text's index, part, whether the last one."""
+    """Parts of texts in groups of about a megabyte, tokenised together: (text's index, part, whether it is the
+    last).
+    """
     group: list[tuple[int, str, bool]] = []
     size = 0
     for index, text in enumerate(texts):
@@ -153,7 +155,7 @@ def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str, bool]]]:
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """A text in parts, cut in front of white space where there is any: there no token reaches across."""
+    """A text in parts, cut before white space if there is any, since no token reaches across it."""
     start = 0
     while len(text) - start > PART_CHARACTERS:
         end = start + PART_CHARACTERS

@@ -1,11 +1,10 @@
-"""Embeddings of many texts: chunks in length-bucketed batches, model, pooling and head in one compiled program.
+"""Embeds many texts: chunks in length-bucketed batches, with model, pooling and head in one compiled program.
 
-A bucket is a row length; a batch of it has as many rows as `batch_tokens` hold. So there is one program a bucket and
-a fixed set of them, whatever the texts are, and every batch costs about the same. With several local devices the rows
-of a batch are split over them, every device computing its own.
+A bucket is a row length; its batches have as many rows as fit into `batch_tokens`. So the set of programs is fixed, one
+per bucket, and every batch costs about the same. Several local devices share the rows of a batch.
 
-On a CPU one core computes a batch, and as many batches are under way as there are cores: what a layer makes of a batch
-stays in that core's cache, and no core waits for another between two operations.
+On a CPU each core computes a batch of its own: a layer's output stays in that core's cache, and no core waits for
+another between two operations.
 """
 
 import bisect
@@ -34,9 +33,9 @@ class Embedder:
     """Embeds texts with a backbone, its parameters on all local devices.
 
     Args:
-      params: instead of the backbone's own (fine-tuned ones).
-      batch_tokens: tokens in a device's batch, padding included; 512 on CPUs and 16,384 elsewhere when not given. A row
-        longer than that makes a batch of its own.
+      params: fine-tuned parameters in place of the backbone's own.
+      batch_tokens: tokens in a device's batch, including padding. Default: 512 on CPUs, 16,384 elsewhere. A longer row
+        is a batch of its own.
     """
 
     def __init__(self, backbone: Backbone, params: Params | None = None, batch_tokens: int | None = None):
@@ -54,15 +53,15 @@ class Embedder:
         self._compiled: set[tuple[Head, int]] = set()
 
     def embed(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C D"], Int32[np.ndarray, " C"]]:
-        """The embedding of every chunk, float32, and the index of the text that each is of; in the texts' order."""
+        """The embedding of every chunk (float32) and the index of its text, in the order of the texts."""
         return self.map_chunks(texts, None, _identity)
 
     def map_chunks(self, texts: Sequence[str], fn_params: Any, fn: Head) -> tuple[Any, Int32[np.ndarray, " C"]]:
-        """`fn(fn_params, embedding_BD)` of every chunk, computed in the same program as the embedding.
+        """Applies `fn(fn_params, embedding_BD)` to every chunk, in the same program as the embedding.
 
         Args:
-          fn: pure, row by row: from a batch of embeddings to an array [B, ...]. Give the same function each time: a new
-            one is compiled anew.
+          fn: a pure function of each row, from a batch of embeddings to an array [B, ...]. Pass the same function
+            object each time, since another one is compiled again.
 
         Returns:
           The results of all chunks [C, ...] and the index of each chunk's text.
@@ -106,7 +105,7 @@ class Embedder:
         return out
 
     def rows(self, length: int) -> int:
-        """Rows in a batch of a bucket, over all devices."""
+        """Number of rows in a bucket's batch, over all devices."""
         return max(self._batch_tokens // length, 1) * self._mesh.size
 
     def _replicated(self, tree: Any) -> Any:
@@ -139,7 +138,7 @@ class Embedder:
             yield window
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """Which chunks make a batch, and its bucket: from the longest on, so that only the last one isn't full."""
+        """The chunks of each batch and its bucket, longest first, so that only the last batch isn't full."""
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         start = 0
         while start < len(order):
@@ -158,12 +157,12 @@ class Embedder:
 
 
 def bucket_lengths(max_tokens: int, buckets: Sequence[int] = BUCKETS) -> tuple[int, ...]:
-    """The row lengths for chunks of up to `max_tokens`."""
+    """The row lengths of chunks of up to `max_tokens`."""
     return (*(length for length in buckets if length < max_tokens), max_tokens)
 
 
 def _cores() -> int:
-    """Cores that this process may compute on: the variable by which XLA sizes its threads, or the cores it is given."""
+    """Number of cores for computing: as the variable for XLA's threads says, otherwise those given to this process."""
     return int(os.environ.get("PJRT_NPROC") or len(os.sched_getaffinity(0)))
 
 

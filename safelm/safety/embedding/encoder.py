@@ -1,11 +1,11 @@
-"""Bidirectional encoders in Flax Linen: BERT and its kin, and the GTE v1.5 variant (rotary positions, gated MLP).
+"""Bidirectional encoders in Flax Linen: the BERT family, and the GTE v1.5 variant (rotary positions, gated MLP).
 
-Axes: B batch, T query position, S key position, D embed, F mlp, N heads, H head_dim, V vocab, P positions, 3 query,
-key and value.
+Axes: B batch, T query position, S key position, D embed, F mlp, N heads, H head_dim, V vocab, P positions, 3 query, key
+and value.
 
-Parameters: embeddings/{words [V, D], positions [P, D], types [types, D], norm/{scale, bias} [D]};
-layer_<i>/{qkv [D, 3, N, H], qkv_bias [3, N, H], output [N, H, D], output_bias [D], attention_norm/{scale, bias} [D],
-up [D, F] and up_bias [F], or up_gate [D, 2, F], down [F, D], down_bias [D], mlp_norm/{scale, bias} [D]}.
+Parameters: embeddings/{words [V, D], positions [P, D], types [types, D], norm/{scale, bias} [D]}; layer_<i>/{qkv [D, 3,
+N, H], qkv_bias [3, N, H], output [N, H, D], output_bias [D], attention_norm/{scale, bias} [D], up [D, F] and up_bias
+[F], or up_gate [D, 2, F], down [F, D], down_bias [D], mlp_norm/{scale, bias} [D]}.
 """
 
 import math
@@ -32,16 +32,16 @@ _ACTIVATIONS = {
 def hidden_states(
     config: EncoderConfig, params: Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
 ) -> list[Float[Array, "B T D"]]:
-    """The stream behind the embeddings and behind every layer, `num_layers + 1` arrays in `config.dtype`.
+    """The residual stream after the embeddings and after every layer: `num_layers + 1` arrays in `config.dtype`.
 
     Args:
-      lengths_B: real tokens of each row; what stands behind them changes nothing in front of them.
+      lengths_B: number of real tokens of each row; later ids don't change them.
     """
     return Encoder(config).apply({"params": params}, tokens_BT, lengths_B)
 
 
 def init(config: EncoderConfig, key: jax.Array) -> Params:
-    """Fresh parameters, float32 (for tests and shapes; real ones come from a checkpoint)."""
+    """Fresh float32 parameters, for tests and shapes."""
     tokens_BT, lengths_B = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
     return Encoder(config).init(key, tokens_BT, lengths_B)["params"]
 
@@ -130,7 +130,7 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Attention of every token to its row's first `lengths_B` tokens; scores and sums in float32.
 
-    Row by row: on a CPU the scores of one row stay in a core's cache, which makes it two to three times as fast as
+    Computed row by row: on a CPU the scores of one row stay in a core's cache, which is two to three times as fast as
     all rows at once.
     """
 

@@ -6,7 +6,7 @@
 | roberta, xlm-roberta, camembert | multilingual E5, arctic-embed-l-v2.0 | positions begin behind the padding id |
 | new, gte | GTE v1.5, gte-multilingual, arctic-embed-m-v2.0 | rotary positions, packed qkv, gated MLP |
 
-Not taken: nomic_bert (arctic-embed-m-long), modernbert, mpnet, distilbert, deberta.
+Not supported: nomic_bert (arctic-embed-m-long), modernbert, mpnet, distilbert, deberta.
 """
 
 import dataclasses
@@ -48,12 +48,12 @@ class EncoderConfig:
     """Sizes and numerics of a bidirectional encoder with normalisation behind each residual sum.
 
     Attributes:
-      type_vocab_size: rows of the token-type table, of which only row 0 is used; 0: there is no table.
+      type_vocab_size: rows of the token-type table, of which only row 0 is used; 0 for no table.
       position_offset: index of the first token's row in the table of positions.
-      rope_theta: base of the rotary positions; None: a learned table of positions.
-      rope_factor, rope_mixed_b: NTK scaling of the rotary frequencies, fixed or mixed; factor 1: none.
-      is_gated: gated MLP without a bias in front, as GTE v1.5 has it.
-      dtype: of the computation; norms and softmax are float32 anyway.
+      rope_theta: base of the rotary positions; None for a learned table of positions.
+      rope_factor, rope_mixed_b: NTK scaling of the rotary frequencies, fixed or mixed; factor 1 for none.
+      is_gated: whether the MLP is gated, without a bias before the gate, as in GTE v1.5.
+      dtype: of the computation; norms and softmax are always float32.
     """
 
     vocab_size: int
@@ -88,11 +88,11 @@ def model_type(folder: Path) -> str | None:
 
 
 def read_config(folder: Path) -> EncoderConfig:
-    """Our config of the encoder in a Hugging Face folder.
+    """Reads the config of the encoder in a Hugging Face folder.
 
     Raises:
-      ValueError: config.json is not JSON, lacks a size, or names a model type or a feature that the encoder doesn't
-        have; the message names the key and its value.
+      ValueError: config.json is not JSON, lacks a size, or has an unsupported model type or feature; the message names
+        the key and its value.
     """
     path = folder / huggingface.CONFIG_FILE
     values = read_json(path)
@@ -125,9 +125,9 @@ def read_config(folder: Path) -> EncoderConfig:
 
 
 def read_modules(folder: Path) -> dict[str, Any]:
-    """What sentence-transformers' files say: "pooling", "normalize", "max_tokens", each where a folder says it.
+    """Reads sentence-transformers' files: "pooling", "normalize" and "max_tokens", as far as the folder has them.
 
-    Raises ValueError for a pooling or a module that isn't known here (a Dense layer, say).
+    Raises ValueError for an unknown pooling or module (such as a Dense layer).
     """
     found: dict[str, Any] = {}
     modules_file = folder / "modules.json"

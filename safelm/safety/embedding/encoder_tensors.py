@@ -1,6 +1,7 @@
-"""Our encoder parameters from the tensors of a BERT-family checkpoint under their Hugging Face names.
+"""Converts the tensors of a BERT-family checkpoint from Hugging Face names to our encoder's parameters.
 
-A Hugging Face linear layer is [out, in]; ours is [in, out], query, key and value in one, heads apart.
+A Hugging Face linear layer is [out, in]; ours is [in, out], with query, key and value in one array and separate axes
+for heads.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ _WORDS = "embeddings.word_embeddings.weight"
 
 
 class _Reader:
-    """Tensors by the names they have without the checkpoint's prefix, in float32."""
+    """Tensors in float32, by name without the checkpoint's prefix."""
 
     def __init__(self, folder: Path):
         self._folder, self._files = folder, huggingface.tensor_files(folder)
@@ -94,7 +95,9 @@ def _gte_layer(read: _Reader, c: EncoderConfig, prefix: str) -> dict[str, Any]:
 
 
 def _kernel(read: _Reader, name: str, shape: tuple[int, ...], *, rows: int | None = None) -> np.ndarray:
-    """A linear kernel as [in, out] in `shape`; its first `rows` axes are the input, all but the last if None."""
+    """A linear kernel as [in, out], reshaped to `shape`; the first `rows` axes are the input (None: all but the
+    last).
+    """
     rows = len(shape) - 1 if rows is None else rows
     size_in, size_out = int(np.prod(shape[:rows])), int(np.prod(shape[rows:]))
     return np.ascontiguousarray(read(f"{name}.weight", size_out, size_in).T).reshape(shape)

@@ -1,4 +1,4 @@
-"""One vector a row from the vectors of its tokens; padding takes no part."""
+"""Pools token vectors to one vector per row, ignoring padding."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ WIDTHS = {"mean_last": 2}  # vectors that a pooling joins, where more than one
 
 
 def pool(kind: str, x_BTD: Float[Array, "B T D"], lengths_B: Int[Array, " B"]) -> Float[Array, "B E"]:
-    """The mean, the first, the largest per dimension or the last of each row's first `lengths_B` vectors, float32.
+    """The mean, first, elementwise maximum or last of each row's first `lengths_B` vectors, in float32.
 
-    "mean_last" gives the mean and the last one behind it, 2 D long.
+    "mean_last" concatenates the mean and the last vector, 2 D long.
     """
     if kind == "mean_last":
         return jnp.concatenate([pool("mean", x_BTD, lengths_B), pool("last", x_BTD, lengths_B)], axis=-1)
@@ -27,5 +27,5 @@ def pool(kind: str, x_BTD: Float[Array, "B T D"], lengths_B: Int[Array, " B"]) -
 
 
 def normalize(x_BD: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """Rows of length 1; a row of zeros stays one."""
+    """Scales rows to length 1; a row of zeros stays zero."""
     return x_BD * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True), 1e-24))

@@ -1,11 +1,11 @@
-"""The data safety report card of a corpus: scores, and how often harmful n-grams occur (Maini et al. 2025, 3.5, D).
+"""The data safety report card of a corpus: scores, and frequencies of harmful n-grams (Maini et al. 2025, 3.5, D).
 
-normal_form   what counts as the same text: words, case, Unicode, what may stand between words
-queries       which n-grams are looked for, by category
-matching      one pass over a batch of documents with all queries at once
-tally         what was counted, mergeable
-corpus        files to tallies, over all cores
-card          tallies to the card's numbers, with intervals
-charts, page  how a card is shown
-difference    two cards, before and after
+normal_form   which texts count as equal: words, case, Unicode, separators
+queries       the n-grams, by category
+matching      finds all queries in a batch of documents in one pass
+tally         counts that merge
+corpus        counts files, on all cores
+card          computes the card's figures with intervals
+charts, page  present a card
+difference    compares two cards, before and after
 """

@@ -1,4 +1,6 @@
-"""Tallies to the card's numbers: frequencies per million tokens and shares of documents, each with its 95% interval."""
+"""Computes the card's figures from tallies: frequencies per million tokens and shares of documents, with 95%
+intervals.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,11 +27,11 @@ INTERVALS = (
 
 
 def gamma_interval(hits: Hits, exposure: float) -> tuple[float, float]:
-    """95% interval of hits / exposure; Fay and Feuer 1997 for a sum of Poisson counts of documents by their size.
+    """95% interval of hits / exposure, by Fay and Feuer (1997) for a weighted sum of Poisson counts of documents.
 
     With y hits, v the sum of squared hits of documents and w the largest of them: from v / 2y times the 2.5% quantile
-    of chi squared with 2y^2 / v degrees of freedom, to (v + w^2) / 2(y + w) times the 97.5% quantile with
-    2(y + w)^2 / (v + w^2). No hits: w = 1, an upper limit of 3.69 hits.
+    of chi squared with 2y^2 / v degrees of freedom, to (v + w^2) / 2(y + w) times the 97.5% quantile with 2(y + w)^2 /
+    (v + w^2). No hits: w = 1, an upper limit of 3.69 hits.
     """
     from scipy.special import gammaincinv
 
@@ -46,7 +48,7 @@ def count_and_build(
     runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
     limit: documents.MalformedLimit = documents.MalformedLimit(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """The card as JSON, from files; arguments and errors as in `corpus.count_corpus`."""
+    """Counts files and returns the card as JSON; arguments and errors as in `corpus.count_corpus`."""
     counted = corpus.count_corpus(inputs, settings, folder, runner, limit)
     for one, result in zip(inputs, counted, strict=True):
         corpus.tell_scores(one, result.count)
@@ -56,7 +58,7 @@ def count_and_build(
 def build(
     inputs: Sequence[SliceInput], counted: Sequence[Counted], queries: QuerySet, settings: CountSettings
 ) -> dict[str, Any]:
-    """The card as JSON. Automatic slices come first, after the whole of their input; named ones in the given order."""
+    """The card as JSON. Automatic slices follow the whole of their input; named ones keep the given order."""
     slices: list[dict[str, Any]] = []
     for one, result in zip(inputs, counted, strict=True):
         slices += [_slice(name, tally, queries) for name, tally in _tallies(one, result, settings.top)]
@@ -70,7 +72,7 @@ def build(
 
 
 def definitions(queries: QuerySet, settings: CountSettings) -> dict[str, Any]:
-    """What two cards must agree in to be compared."""
+    """The definitions in which two cards must agree to be compared."""
     return {
         "token": token_definition(settings),
         "queries_sha256": queries.sha256,
@@ -152,7 +154,7 @@ def _share(tally: Tally, score: str) -> dict[str, Any]:
 
 
 def _frequency(hits: Hits, tally: Tally) -> dict[str, Any]:
-    """None stands for what has no value: a frequency in no tokens."""
+    """A frequency; None if there are no tokens."""
     low, high = gamma_interval(hits, tally.tokens / 1e6) if tally.tokens else (None, None)
     share = rate(hits.documents, tally.documents) if tally.documents else None
     return {

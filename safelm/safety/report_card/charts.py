@@ -1,4 +1,4 @@
-"""The card's charts: scores by slice, frequency by category and slice, share of documents with a hit."""
+"""The card's charts: scores by slice, frequencies by category and slice, share of documents with a hit."""
 
 import math
 import pathlib
@@ -31,7 +31,7 @@ def draw_png(path: pathlib.Path, card: _Card) -> None:
 
 
 def of_page(card: _Card) -> tuple[Chart, Chart]:
-    """Scores by slice, and documents with a hit."""
+    """The page's charts: scores by slice, and documents with a hit."""
     height = _rows_height(card)
     return (
         charts.chart(scores, card, height, "scores", "Harm scores", _describe_scores(card), narrow=height + 0.2),
@@ -113,7 +113,7 @@ def _names(card: _Card) -> list[str]:
 
 
 def _column(name: str, width: int) -> str:
-    """A slice's name over a column: broken where it is long."""
+    """A slice's name as a column head, broken if it is long."""
     words, lines = name.split(), [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + len(word) >= width:

@@ -1,7 +1,7 @@
-"""A corpus to its counts: files cut into pieces, counted on Beam's workers, and added up.
+"""Counts a corpus: cuts files into pieces, counts them on Beam's workers, and adds the counts up.
 
-What is counted of a piece is a small file in a folder until the card is written: workers leave it there, and a run that
-was stopped goes on where it was. Little text is counted in this process, where a runner would only take time to start.
+Workers store the counts of a piece as a small file in a folder until the card is written, so a stopped run continues.
+Small inputs are counted in this process, since starting a runner would take longer.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SliceInput:
-    """Files of one named slice; `name` None: cut by harm score."""
+    """Files of one named slice; with `name` None, documents are sliced by harm score."""
 
     name: str | None
     patterns: tuple[str, ...]
@@ -43,7 +43,7 @@ class SliceInput:
 
 @dataclasses.dataclass
 class Counted:
-    """One SliceInput's files, bytes of them and counts."""
+    """The number, size and counts of one SliceInput's files."""
 
     files: int = 0
     bytes: int = 0
@@ -52,7 +52,7 @@ class Counted:
 
 @dataclasses.dataclass(frozen=True)
 class CountJob:
-    """A piece and the name its counts have in the folder."""
+    """A piece and the name of its counts in the folder."""
 
     name: str
     piece: Piece
@@ -60,21 +60,21 @@ class CountJob:
 
 @dataclasses.dataclass(frozen=True)
 class CountWork:
-    """What workers need to count pieces (see `safelm.jobs.beam_jobs.Work`)."""
+    """The work of counting pieces (see `safelm.jobs.beam_jobs.Work`)."""
 
     folder: str
     settings: CountSettings
 
     def load(self) -> None:
-        """Queries and tokenizer are loaded with the first piece."""
+        """Loads nothing; queries and tokenizer are loaded with the first piece."""
 
     def run(self, job: CountJob, loaded: None) -> None:
-        """Counts a piece and leaves the result in the folder."""
+        """Counts a piece and stores the result in the folder."""
         count, lines = count_piece(job.piece, self.settings)
         OutputFolder(self.folder).write_json(f"{job.name}.json", {"lines": lines, "count": count.to_json()})
 
     def failed(self, job: CountJob, message: str) -> None:
-        """Leaves the message where the calling process finds it."""
+        """Stores the message where the calling process finds it."""
         OutputFolder(self.folder).write_json(f"{job.name}.failed", {"message": message})
 
 
@@ -85,13 +85,14 @@ def count_corpus(
     runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
     limit: documents.MalformedLimit = documents.MalformedLimit(),  # noqa: B008 (frozen)
 ) -> list[Counted]:
-    """Counts of each input, in order.
+    """Counts each input; returns the counts in order.
 
     Args:
-      folder: where counts of pieces are kept, local or gs://; those of an earlier run are used. `forget` empties it.
-      limit: of an input's malformed rows, beyond which there is no card.
+      folder: a local or gs:// folder for the counts of pieces; those of an earlier run are reused. `forget` empties it.
+      runner: the Beam runner for a large corpus; None for processes of this machine.
+      limit: how many malformed rows an input may have; None for the default limit.
 
-    Raises ValueError or OSError naming the file, and for an input without a document or with too many malformed rows.
+    Raises ValueError or OSError naming the file, also for an input without documents or with too many malformed rows.
     """
     results = [Counted() for _ in inputs]
     pieces = [list(_pieces(one, result)) for one, result in zip(inputs, results, strict=True)]
@@ -111,7 +112,7 @@ def count_corpus(
 
 
 def tell_scores(one: SliceInput, count: Count) -> None:
-    """Says what the harm scores of an input were read from, and what was not taken for one."""
+    """Logs which columns an input's harm scores came from, and which columns could be mistaken for them."""
     place = one.name or ",".join(one.patterns)
     if count.score_columns:
         columns = ", ".join(f"{name} ({rows} rows)" for name, rows in count.score_columns.most_common())
@@ -122,7 +123,7 @@ def tell_scores(one: SliceInput, count: Count) -> None:
 
 
 def forget(folder: str) -> None:
-    """Removes what `count_corpus` kept."""
+    """Removes the counts that `count_corpus` stored."""
     out = OutputFolder(folder)
     for name in out.sizes(""):
         out.remove(name)
@@ -167,7 +168,7 @@ def _pieces(one: SliceInput, result: Counted) -> Iterator[Piece]:
 
 
 def _version(file: documents.DocumentFile) -> str:
-    """What changes when the file's content does."""
+    """An identifier that changes when the file's content does."""
     local = file.path.removeprefix("file://")
     if not remote.is_remote(local):
         return str(os.stat(local).st_mtime_ns)
@@ -175,7 +176,7 @@ def _version(file: documents.DocumentFile) -> str:
 
 
 def _cut(one: SliceInput, file: documents.DocumentFile) -> Iterator[Piece]:
-    """JSON lines by bytes, Parquet by row groups; compressed JSON lines can't be entered in the middle."""
+    """The pieces of a file: byte ranges of JSON lines, row groups of Parquet; compressed JSON lines stay whole."""
     version, parts = _version(file), split(file, PIECE_BYTES)
     for part in parts:
         size = file.bytes if part is None else file.bytes * (part.stop - part.start) // parts[-1].stop
@@ -183,7 +184,7 @@ def _cut(one: SliceInput, file: documents.DocumentFile) -> Iterator[Piece]:
 
 
 def _add_file(count: Count, parts: Iterable[tuple[Count, int]], top: int) -> None:
-    """Adds a file's parts, in order; their rows then count from the file's first one."""
+    """Adds a file's parts in order, with row numbers counted from the file's first row."""
     before = 0
     for part, lines in parts:
         for tally in part.tallies.values():
@@ -210,7 +211,7 @@ def _named(one: SliceInput) -> str:
 
 
 def _names(pieces: Sequence[Piece], settings: CountSettings) -> dict[Piece, str]:
-    """A name for each piece's counts that depends on all that they depend on."""
+    """A name for each piece's counts that depends on everything that decides them."""
     definition = [query_sets.load(settings.queries).sha256, token_definition(settings)]
     facts = [dataclasses.asdict(settings), definition]
 

@@ -1,4 +1,4 @@
-"""One file, or a part of one, to its counts: a plain function of its arguments, whoever runs it."""
+"""Counts one file, or a part of one: a pure function of its arguments."""
 
 import collections
 import dataclasses
@@ -27,7 +27,7 @@ _EXCERPT_BYTES = 80
 
 @dataclasses.dataclass(frozen=True)
 class CountSettings:
-    """What decides a count, beside the text. `tokenizer` is a path, or None for words."""
+    """The settings that decide a count. `tokenizer` is a path, or None to count words."""
 
     queries: str | None = None
     tokenizer: str | None = None
@@ -40,7 +40,7 @@ class CountSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A file or a part of one. `slice` None: each document's slice is that of its harm score."""
+    """A file or a part of one. With `slice` None, each document's harm score gives its slice."""
 
     slice: str | None
     path: str
@@ -50,7 +50,7 @@ class Piece:
 
 
 def token_definition(settings: CountSettings) -> str:
-    """What a token is; the tokenizer is named by its hash, wherever it lies."""
+    """The definition of a token; a tokenizer is named by its hash."""
     if settings.tokenizer is None:
         return WORD_TOKENS
     return f"tokens of the tokenizer with hash {_tokenizer(settings.tokenizer).hash}"
@@ -70,11 +70,12 @@ def _tokenizer(path: str) -> Any:
 
 
 def count_piece(piece: Piece, settings: CountSettings) -> tuple[Count, int]:
-    """Counts, and how many lines of JSON were read: TopDocument.row counts from the piece's first line.
+    """Counts a piece; returns the counts and the number of JSON lines read.
 
-    Rows of Parquet are counted from the file's first one, in every piece (and no lines are read).
+    TopDocument.row counts from the piece's first JSON line. Rows of Parquet are counted from the file's first row in
+    every piece (and no lines are read).
 
-    Raises ValueError or OSError that names the file where it is damaged or has no text column.
+    Raises ValueError or OSError naming the file if it is damaged or has no text column.
     """
     counter = Counter(piece, settings)
     for number, row in counter.rows():
@@ -87,7 +88,7 @@ class Counter:
     """Counts the rows it is given. Rows are buffered; call `flush` to include them all.
 
     Attributes:
-      lines: of JSON that `rows` read.
+      lines: number of JSON lines that `rows` has read.
     """
 
     def __init__(self, piece: Piece, settings: CountSettings):
@@ -134,7 +135,7 @@ class Counter:
         self.count.malformed[re.sub(r" at column \d+", "", malformed.reason)] += 1
 
     def add(self, number: int, row: Mapping[str, Any]) -> None:
-        """Takes a row with the columns that the settings name; `number`: where it stands in the piece's file."""
+        """Takes a row with the columns that the settings name; `number` is its place in the piece's file."""
         text = row[self._settings.text_column]
         try:
             identity = documents.row_id(row, text, self._settings.id_column)
@@ -161,7 +162,7 @@ class Counter:
         return str(score.value)
 
     def flush(self) -> None:
-        """Counts what was taken."""
+        """Counts the buffered rows."""
         if not self._texts:
             return
         found = self._matcher.find(self._texts)

@@ -1,4 +1,4 @@
-"""Two cards, before and after: what became of each slice's scores and frequencies."""
+"""Compares two cards, before and after: how each slice's scores and frequencies changed."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _Card = Mapping[str, Any]
 
 
 def read_card(path: str) -> dict[str, Any]:
-    """A card.json (or the folder it is in); ValueError names the file where it is none."""
+    """Reads a card.json (or the one in a folder). Raises ValueError naming the file if it is no card."""
     from safelm.io import remote
 
     path = path if path.endswith(".json") else f"{path.rstrip('/')}/card.json"
@@ -39,9 +39,9 @@ def read_card(path: str) -> dict[str, Any]:
 
 
 def compare(before: _Card, after: _Card) -> dict[str, Any]:
-    """What changed, slice by slice of one name; where both cards have a single slice, those two.
+    """The changes of each slice that both cards have; if both have a single slice, of those two.
 
-    Raises ValueError where the cards count other things (tokens, queries, rules) or share no slice.
+    Raises ValueError if the cards' definitions differ (tokens, queries, rules) or they share no slice.
     """
     for key, meaning in _MUST_AGREE.items():
         if before["definitions"][key] != after["definitions"][key]:
@@ -91,7 +91,9 @@ def _slice(name: str, before: _Card, after: _Card) -> dict[str, Any]:
 
 
 def _change(before: _Card, after: _Card) -> dict[str, Any]:
-    """Both frequencies, their ratio with a 95% interval (normal on the log scale), whether the intervals overlap."""
+    """Both frequencies, their ratio with a 95% interval (normal on the log scale), and whether the intervals
+    overlap.
+    """
     keys = ("hits", "per_million", "low", "high")
     change: dict[str, Any] = {
         "before": {key: before[key] for key in keys},
@@ -114,7 +116,7 @@ def _change(before: _Card, after: _Card) -> dict[str, Any]:
 
 
 def markdown(difference: _Card) -> str:
-    """One table a slice."""
+    """One table per slice."""
     return "\n\n".join(_markdown(one) for one in difference["slices"])
 
 
@@ -133,7 +135,7 @@ def _markdown(one: _Card) -> str:
 
 
 def write_page(difference: _Card) -> str:
-    """The page of a difference."""
+    """The HTML page of a difference."""
     sections = [
         Section(
             one["name"],

@@ -1,4 +1,4 @@
-"""All queries in one pass over many documents: an Aho-Corasick automaton (`ahocorasick_rs`) over normal forms."""
+"""Finds all queries in many documents in one pass: an Aho-Corasick automaton (`ahocorasick_rs`) over normal forms."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ WINDOW_BYTES = 4 << 20  # matches are collected for so much text at a time, what
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What one batch of D documents holds: words of each, and its hits as (document, query) of each of M matches."""
+    """Words of each of D documents in a batch, and the M matches as (document, query)."""
 
     words_D: Int64[np.ndarray, " D"]
     document_M: Int64[np.ndarray, " M"]
@@ -24,7 +24,7 @@ class Found:
 
 
 class Matcher:
-    """Finds a QuerySet in texts by the rules of `normal_form`."""
+    """Finds the queries of a QuerySet by the rules of `normal_form`."""
 
     def __init__(self, queries: QuerySet):
         try:
@@ -39,7 +39,7 @@ class Matcher:
         self._longest = max(len(pattern) for pattern, _ in patterns)
 
     def find(self, texts: Sequence[str]) -> Found:
-        """Every occurrence of every query in each text, and the number of its words."""
+        """Every occurrence of every query in each text, and each text's number of words."""
         data = normal_form.normal(texts)
         ends_D = np.flatnonzero(np.frombuffer(data, np.uint8) == normal_form.END[0])
         starts, stops = normal_form.starts_of_words(data), ends_D.tolist()
@@ -55,7 +55,7 @@ class Matcher:
         )
 
     def _matches(self, data: bytes) -> list[tuple[int, int]]:
-        """(query, start) of the matches that are whole words."""
+        """(query, start) of the matches of whole words."""
         view, found = memoryview(data), []
         word = normal_form.FIRST_WORD_BYTE
         for at in range(0, len(data), WINDOW_BYTES):

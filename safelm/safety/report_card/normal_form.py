@@ -1,4 +1,4 @@
-"""What counts as the same text: the rules of matching, stated and applied in this one place.
+"""The rules by which texts match; this module states and applies them.
 
 1. Word: a run of letters and digits of any script. Marks (accents), format characters (zero-width ones, soft hyphens)
    and apostrophes of every kind are dropped before: "don't" is the word dont, "café" the word cafe. So "someone's" is
@@ -61,7 +61,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _fold_beyond_ascii(data: bytes) -> bytes:
-    """Replaces each run of characters beyond ASCII by what it stands for."""
+    """Replaces each run of characters beyond ASCII by its normal form."""
     if data.isascii():
         return data
     values = np.frombuffer(data, np.uint8)
@@ -88,7 +88,7 @@ _cached_run = functools.lru_cache(_CACHED_RUNS)(_fold_run)
 
 @functools.lru_cache(_CACHED_RUNS)
 def fold_character(character: str) -> str:
-    """What one character stands for: letters and digits, " ", "-", "." or nothing."""
+    """The normal form of one character: letters and digits, " ", "-", "." or nothing."""
     if character in _APOSTROPHES or character in _HYPHENS:
         return _class_of(character)
     once = "".join(c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c)[0] != "M")

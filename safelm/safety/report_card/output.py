@@ -1,4 +1,4 @@
-"""A card's or a difference's files, local or in a bucket; each appears whole or not at all."""
+"""Writes the files of a card or a difference atomically, locally or in a bucket."""
 
 import json
 import pathlib

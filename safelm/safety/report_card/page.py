@@ -1,4 +1,4 @@
-"""A card as one self-contained HTML page and as a Markdown table."""
+"""Renders a card as one self-contained HTML page and as a Markdown table."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ _BANDS = (("score 0", "0"), ("score 1 to 3", "123"), ("score 4 to 5", "45"))
 
 
 def write(card: _Card) -> str:
-    """The page of a card."""
+    """The HTML page of a card."""
     sections = [
         Section("Slices", [*charts.of_page(card), _slices(card)]),
         Section("Harmful n-grams by category", [_categories(card)]),
@@ -55,7 +55,7 @@ def share(found: Mapping[str, Any]) -> Cell:
 
 
 def _headline(card: _Card) -> str:
-    """What the first slice holds, and what the last one, where there are several named ones."""
+    """One sentence about the first slice and, if several slices are named, the last one."""
     first, *others = card["slices"]
     parts = []
     harmful = _scored(first, "45")
@@ -153,7 +153,7 @@ def _shaded(found: Mapping[str, Any], shade: float | None) -> Cell:
 
 
 def _shades(values: Sequence[int | float | None]) -> Any:
-    """Each value's place between the least and the most on a log scale, 0.1 to 1; None for none and 0."""
+    """Each value's position between the least and the greatest on a log scale, 0.1 to 1; None for None and 0."""
     positive = [math.log(value) for value in values if value]
     low, spread = min(positive, default=0.0), (max(positive) - min(positive) if positive else 0.0) or 1.0
     return iter([0.1 + 0.9 * (math.log(value) - low) / spread if value else None for value in values])

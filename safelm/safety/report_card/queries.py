@@ -1,4 +1,4 @@
-"""Which n-grams a report card looks for, by category; the paper's by default (`queries.json` names its source)."""
+"""The n-grams of a report card by category; the paper's by default (`queries.json` names its source)."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ class QuerySet:
     """Queries by category.
 
     Attributes:
-      name, source: which list this is and where it comes from.
+      name, source: the list's name and its origin.
       categories: names, in order.
-      queries: the normal forms, each once: words with one space between.
+      queries: the distinct normal forms: words separated by single spaces.
       categories_of: for each query, the indexes of the categories that list it.
-      listed: how many queries the list has by category, as written.
+      listed: number of queries in the list by category, before normalisation.
     """
 
     name: str
@@ -36,12 +36,14 @@ class QuerySet:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of what is counted: categories and normal forms; not of names, sources or spelling."""
+        """SHA-256 of categories and normal forms, independent of names, sources and spelling."""
         facts = [self.categories, self.queries, self.categories_of, normal_form.RULES_VERSION]
         return hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
 
     def patterns(self) -> list[tuple[bytes, int]]:
-        """(a normal form in UTF-8 that is an occurrence, index of its query): a space or hyphen after each word."""
+        """(normal form in UTF-8 that counts as an occurrence, index of its query), with a space or hyphen after each
+        word.
+        """
         found = []
         for index, query in enumerate(self.queries):
             first, *rest = query.encode().split(normal_form.SPACE)
@@ -52,9 +54,9 @@ class QuerySet:
 
 
 def load(path: str | None = None) -> QuerySet:
-    """The queries of a JSON file {"name", "source", "categories": {name: [query, ...]}}; None for the paper's.
+    """Reads a JSON file {"name", "source", "categories": {name: [query, ...]}}; None for the paper's queries.
 
-    Also takes the bare {category: [query, ...]}. ValueError names the file and what is wrong with which entry.
+    A bare {category: [query, ...]} is accepted too. Raises ValueError naming the file and the faulty entry.
     """
     if path is None:
         text = importlib.resources.files(__package__).joinpath("queries.json").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What was counted in the documents of one slice; tallies of parts of a corpus add up to the corpus's tally."""
+"""Counts of one slice's documents; tallies of parts of a corpus add up to the corpus's tally."""
 
 import collections
 import dataclasses
@@ -15,11 +15,11 @@ ALL = "all"
 
 @dataclasses.dataclass
 class Hits:
-    """Occurrences of one query, or of those of a category, over documents d with h_d hits each.
+    """Occurrences of one query or category over documents d with h_d hits each.
 
     Attributes:
       hits: sum of h_d.
-      documents: how many d have h_d > 0.
+      documents: number of d with h_d > 0.
       squares: sum of h_d squared, for the interval.
       largest: greatest h_d.
     """
@@ -44,7 +44,9 @@ class Hits:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class TopDocument:
-    """A document with many hits: where it stands, never its text (but for `excerpt`, on demand, of the normal form)."""
+    """The place of a document with many hits, without its text (except, on request, an `excerpt` of the normal
+    form).
+    """
 
     hits: int
     file: str
@@ -80,7 +82,7 @@ class Tally:
         self.found.setdefault(key, Hits()).add(hits_in_document)
 
     def add_top(self, documents: Iterable[TopDocument], keep: int) -> None:
-        """Keeps those with the most hits; equal ones by file and row, so that the order of adding changes nothing."""
+        """Keeps the documents with the most hits; ties go by file and row, so the order of adding doesn't matter."""
         self.top = heapq.nsmallest(keep, [*self.top, *documents], key=lambda one: (-one.hits, one.file, one.row))
 
     def merge(self, other: "Tally", keep: int) -> None:
@@ -97,11 +99,11 @@ class Tally:
 
 @dataclasses.dataclass
 class Count:
-    """What was counted in some files, or in a part of one: a tally for each slice, and how reading went.
+    """The counts of files or of a part of one: a tally per slice, and statistics of reading.
 
     Attributes:
-      score_columns: how many rows' harm scores came from which column.
-      passed_over: how many rows without a harm score have which column that may be mistaken for one.
+      score_columns: number of rows whose harm score came from each column.
+      passed_over: number of unscored rows with each column that may be mistaken for a harm score.
     """
 
     tallies: dict[str, Tally] = dataclasses.field(default_factory=dict)
@@ -125,7 +127,7 @@ class Count:
 
     @classmethod
     def from_json(cls, text: str) -> "Count":
-        """The count that `to_json` gave; ValueError, KeyError or TypeError for another text."""
+        """Reads what `to_json` returned. Raises ValueError, KeyError or TypeError for other text."""
         value = json.loads(text)
         tallies = {name: _tally(facts) for name, facts in value["tallies"].items()}
         counters = {name: collections.Counter(value[name]) for name in ("malformed", "score_columns", "passed_over")}

@@ -1,4 +1,4 @@
-"""Documents through the writer and the gates: what fails is written again in another style, up to a limit."""
+"""Sends documents through writer and gates; a failed draft is written again in another style, up to a limit."""
 
 import collections
 import dataclasses
@@ -22,11 +22,11 @@ _PROBE = 32  # requests after which it is looked whether the writer writes at al
 
 @dataclasses.dataclass
 class Trial:
-    """A source and all attempts at it, in order; it passed if the last one did.
+    """A source and all attempts at it in order; it passed if the last one did.
 
     Attributes:
-      row: where it stands in its file, from 1.
-      drafts: of each attempt the draft, None where there is none.
+      row: the source's place in its file, from 1.
+      drafts: the draft of each attempt, None if there is none.
     """
 
     row: int
@@ -41,12 +41,12 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How documents are written.
+    """The settings of writing.
 
     Attributes:
       seed: decides styles and sampling.
-      attempts: at one document, at most.
-      max_new_tokens: of one reply.
+      attempts: the most attempts at one document.
+      max_new_tokens: the most tokens of one reply.
       max_without_text: share of replies without text above which a run stops, from the 20th reply on.
     """
 
@@ -58,10 +58,11 @@ class Rules:
 
 
 class Desk:
-    """A writer and gates, loaded once in a process and used by one shard at a time.
+    """A writer and gates, loaded once per process and used by one shard at a time.
 
     Attributes:
-      replies: that the writer gave in this process; `without_text`: of these, by the reason.
+      replies: number of replies from the writer in this process.
+      without_text: number of those without text, by reason.
     """
 
     def __init__(self, writer: Writer, gates: Sequence[Gate], rules: Rules):
@@ -73,16 +74,16 @@ class Desk:
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of the writer and of each gate, with their names."""
+        """The fingerprints of the writer and of each gate, by name."""
         return tuple(f"{part.name} {part.fingerprint}" for part in (self.writer, *self.gates))
 
     def work_through(
         self, trials: Sequence[Trial], journal: Journal, on_reply: Callable[[], object] = lambda: None
     ) -> None:
-        """Writes and checks until every trial has passed, can't be helped or has used its attempts.
+        """Writes and checks until every trial has passed, is beyond help or has used up its attempts.
 
-        Replies in the journal are not asked for again. Raises ValueError for a writer that writes (almost) nothing or
-        doesn't answer; OSError as writers do.
+        Replies in the journal are not requested again. Raises ValueError if the writer writes (almost) nothing or
+        doesn't answer, and OSError as writers do.
         """
         pending = list(trials)
         for attempt in range(self.rules.attempts):
@@ -103,7 +104,7 @@ class Desk:
     def _drafts(
         self, trials: Sequence[Trial], attempt: int, journal: Journal, on_reply: Callable[[], object]
     ) -> list[tuple[str, Draft | None, str]]:
-        """(style, draft or None, why there is none) of each trial's next attempt."""
+        """(style, draft or None, reason for None) of each trial's next attempt."""
         rules, requests = self.rules, []
         for trial in trials:
             style = choose_style(rules.prompts, trial.source.id, rules.seed, attempt)
@@ -138,7 +139,7 @@ class Desk:
         return replies
 
     def _write(self, requests: Sequence[Request], journal: Journal, on_reply: Callable[[], object]) -> dict[str, Reply]:
-        """Asks the writer. A reply without text is not kept: another run asks again, and may find it cured."""
+        """Asks the writer. A reply without text is not kept, so that a later run asks again."""
         found: dict[int, Reply] = {}
         with self.lock:
             booked = dict(self.writer.ledger())
@@ -177,7 +178,7 @@ class Desk:
 
 
 def nothing_written(name: str, without_text: Mapping[str, int], replies: int) -> str:
-    """What to say of a writer that writes (almost) nothing. `without_text`: replies by why they have none."""
+    """The message about a writer that writes (almost) nothing; `without_text` counts replies by reason."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(without_text.items()))
     total = sum(without_text.values())
     return (
@@ -187,7 +188,7 @@ def nothing_written(name: str, without_text: Mapping[str, int], replies: int) ->
 
 
 def _why_no_text(reply: Reply) -> str | None:
-    """Why a reply has no text; None for one that has."""
+    """Why a reply has no text; None if it has."""
     if reply.text is None:
         return reply.reason or reply.stopped_by
     answer = without_reasoning(reply.text)

@@ -1,9 +1,9 @@
-"""A look at all of the input before anything is written: scores that can be used, and every document there once.
+"""Checks the whole input before anything is written: harm scores must be usable and documents unique.
 
-Bad input shows in minutes, not after days of writing: workers read ids and scores of every shard, and what they refuse
-(see `safelm.safety.synthesis.sources`) ends the run. Two rows of one source id end it too: their texts would get one
-id, and could not be told apart when a run goes on. But rows that are named by a hash of their text are copies of one
-document: all but the first are left out.
+So bad input shows within minutes, not after days of writing. Workers read the ids and scores of every shard, and what
+they refuse (see `safelm.safety.synthesis.sources`) ends the run. Two rows with one source id end it too, since their
+texts would share an id and a resumed run couldn't tell them apart. Rows whose id is a hash of their text are copies of
+one document; all but the first are left out.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ SMALL_BYTES = 256 << 20  # less is read by this process, where workers would onl
 
 @dataclasses.dataclass(frozen=True)
 class CensusWork:
-    """What workers need (see `safelm.jobs.beam_jobs.Work`)."""
+    """The work of checking shards (see `safelm.jobs.beam_jobs.Work`)."""
 
     output: str
     selection: Selection
 
     def load(self) -> None:
-        """Nothing is loaded."""
+        """Loads nothing."""
 
     def run(self, job: ShardJob, loaded: None) -> None:
-        """Leaves in a file, of each of a shard's rows: its number, the hash of its source id, if that is its text's."""
+        """Stores each row's number, the hash of its source id, and whether that id is a hash of its text."""
         rows = ShardRows(job, self.selection)
         found = [(row, _hash(identity), documents.is_content_id(identity)) for row, identity in rows.ids()]
         out = OutputFolder(self.output)
@@ -47,16 +47,16 @@ class CensusWork:
             out.publish(path, _file(job))
 
     def failed(self, job: ShardJob, message: str) -> None:
-        """Leaves the message where the calling process finds it."""
+        """Stores the message where the calling process finds it."""
         OutputFolder(self.output).record_failure(job.name, message)
 
 
 def take(
     out: OutputFolder, jobs: Sequence[ShardJob], selection: Selection, runner: beam_runner.Runner, input_bytes: int
 ) -> list[int]:
-    """How many documents of each shard will be written from; `copies` then tells which are left out.
+    """The number of usable documents in each shard; afterwards `copies` tells which rows are left out.
 
-    Raises ValueError that names file and row for what can't be used, and both rows where two have one source id.
+    Raises ValueError naming file and row of an unusable row, or both rows with one source id.
     """
     there = out.sizes(FOLDER)
     todo = [job for job in jobs if os.path.basename(_file(job)) not in there]
@@ -78,7 +78,7 @@ def take(
 
 
 def copies(out: OutputFolder, job: ShardJob) -> frozenset[int]:
-    """The rows of a shard that are left out as copies, counted from its first."""
+    """The rows of a shard that are left out as copies, numbered from its first row."""
     (found,) = out.read_json([_copies_file(job)])
     return frozenset(found["rows"]) if found else frozenset()
 
@@ -98,7 +98,7 @@ def _read(out: OutputFolder, job: ShardJob) -> UInt64[np.ndarray, "3 N"]:
 def _find_copies(
     jobs: Sequence[ShardJob], found: Sequence[UInt64[np.ndarray, "3 _"]], selection: Selection
 ) -> list[set[int]]:
-    """Rows of each shard whose id is an earlier row's too. Raises ValueError where that is no hash of a text."""
+    """The rows of each shard whose id an earlier row has too. Raises ValueError if that id is not a hash of a text."""
     rows_N, hashes_N, are_texts_N = np.concatenate([np.zeros((3, 0), np.uint64), *found], axis=1)
     order_N = np.argsort(hashes_N, kind="stable")
     twice = np.flatnonzero(hashes_N[order_N][1:] == hashes_N[order_N][:-1])
@@ -119,7 +119,7 @@ def _find_copies(
 
 
 def _look_up(job: ShardJob, wanted: int, selection: Selection) -> tuple[str, str]:
-    """Where a row stands, and its source id."""
+    """A row's place and its source id."""
     rows = ShardRows(job, selection)
     identity = next(identity for row, identity in rows.ids() if row == wanted)
     return f"{job.path}: row {rows.number(wanted)}", identity

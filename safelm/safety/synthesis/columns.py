@@ -1,6 +1,6 @@
-"""The columns of synthetic documents: those of the published sets, then where each text comes from.
+"""The columns of synthetic documents: those of the published sets, followed by each text's origin.
 
-id              of the source with the kind behind it: the same source gives the same id
+id              of the source, followed by the kind: the same source gives the same id
 text
 metadata        of the source: dump, url, date, file_path, language, language_score, token_count (null where it had
                 none), and its harm score as score and int_score
@@ -41,7 +41,7 @@ _LEVEL = 6
 
 
 def row_id(source: Source, kind: str) -> str:
-    """The id of what is made of a source."""
+    """The id of a text made from a source."""
     return f"{source.id}-{kind}"
 
 
@@ -65,7 +65,7 @@ def make_row(
 
 
 def _metadata(source: Source) -> dict[str, Any]:
-    """Fields of the row's own metadata, else its columns of these names (FineWeb has them so)."""
+    """The row's own metadata, otherwise its columns of these names (as in FineWeb)."""
     nested = source.metadata.get("metadata")
     found = {**source.metadata, **(nested if isinstance(nested, Mapping) else {})}
     values = {name: _typed(found.get(name), kind) for name, kind in _METADATA.items()}
@@ -73,7 +73,7 @@ def _metadata(source: Source) -> dict[str, Any]:
 
 
 def _typed(value: Any, kind: str) -> Any:
-    """The value if it can be of the type, else None."""
+    """The value if it can be converted to the type, otherwise None."""
     if kind == "string":
         return without_surrogates(value) if isinstance(value, str) else None
     if kind == "timestamp[s]":
@@ -86,7 +86,7 @@ def _typed(value: Any, kind: str) -> Any:
 
 
 def _date(value: Any) -> datetime.datetime | None:
-    """A moment in UTC without a zone, in whole seconds."""
+    """A moment in UTC without time zone, in whole seconds."""
     if isinstance(value, str):
         try:
             value = datetime.datetime.fromisoformat(value)
@@ -112,12 +112,12 @@ def schema() -> Any:
 
 
 def suffix(input_path: str) -> str:
-    """What the output files of an input file end in."""
+    """The suffix of an input file's output files."""
     return PARQUET if input_path.endswith(PARQUET) else JSON_LINES
 
 
 class RowFile:
-    """A file of rows being written, Parquet or JSON lines (gzip) by `kind`; the same rows give the same bytes."""
+    """Writes rows to a file, Parquet or JSON lines (gzip) by `kind`; equal rows give equal bytes."""
 
     def __init__(self, path: str, kind: str):
         self.rows, self._pending, self._bytes = 0, [], 0
@@ -142,7 +142,7 @@ class RowFile:
             self._flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Finishes the file."""
         if self._file is not None:
             self._gzip.close()
             self._file.close()
@@ -166,7 +166,7 @@ class RowFile:
 
 
 def read_rows(path: str, kind: str) -> Any:
-    """The rows of a file that `RowFile` wrote, in order, whatever its name ends in."""
+    """The rows of a file written by `RowFile`, in order; the file's name doesn't matter."""
     if kind == PARQUET:
         import pyarrow.parquet
 

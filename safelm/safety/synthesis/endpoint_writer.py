@@ -1,4 +1,4 @@
-"""A writer behind any OpenAI-compatible address: vLLM, SGLang, llama.cpp, a hosted model."""
+"""A writer behind an OpenAI-compatible address: vLLM, SGLang, llama.cpp, a hosted model."""
 
 import collections
 import dataclasses
@@ -25,12 +25,12 @@ class EndpointWriterSettings(EndpointSettings):
     """How an endpoint is asked for texts; see `EndpointSettings`.
 
     Attributes:
-      temperature, top_p: of sampling. A server that refuses one is asked without it from then on.
-      seeded: send each request's seed, likewise.
-      max_document_chars: a longer document comes in parts.
-      input_price, output_price: per million tokens, in whatever currency the cost shall be counted.
-      give_up_after: so many requests that failed at every retry are set aside before the endpoint is asked whether it
-        still answers at all.
+      temperature, top_p: of sampling; no longer sent once the server refuses one.
+      seeded: whether to send each request's seed, until the server refuses it.
+      max_document_chars: longer documents are split.
+      input_price, output_price: prices per million tokens, in any currency.
+      give_up_after: number of requests that failed at every retry after which the endpoint is tested with a short
+        request.
     """
 
     timeout_s: float = 300.0
@@ -52,20 +52,20 @@ class EndpointWriterSettings(EndpointSettings):
 
 
 class EndpointWriter:
-    """A writer. Neither documents nor the key are ever logged or shown.
+    """A writer behind an address. Neither documents nor the key are ever logged or shown.
 
-    A request that fails at every retry is asked again at the end; if it fails again its reply is an error, unless the
-    endpoint answers nothing any more (see `RequestQueue`).
+    A request that fails at every retry is asked again at the end; if it fails again, its reply is an error, unless the
+    endpoint has stopped answering (see `RequestQueue`).
 
     Attributes:
-      name: the model's.
-      fingerprint: sha256 (hex) over address, model and settings; the model behind an address can change unseen.
+      name: the model's name.
+      fingerprint: SHA-256 (hex) of address, model and settings; a changed model behind the address goes unnoticed.
     """
 
     def __init__(self, url: str, model: str, settings: EndpointWriterSettings | None = None, *, name: str = ""):
         """`url` is the API's base, such as http://localhost:8000/v1.
 
-        Raises ValueError: no http(s) address, an address with a password in it, or no model.
+        Raises ValueError for an address that isn't http(s) or has a password in it, or no model.
         """
         self.settings = settings or EndpointWriterSettings()
         self._endpoint = self.settings.client(url, model)
@@ -78,10 +78,10 @@ class EndpointWriter:
         self._served: set[str] = {model}
 
     def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
-        """See `Writer`; `on_reply` may be called in another thread where this one has an event loop (notebooks).
+        """See `Writer`; `on_reply` may run in another thread if this one already has an event loop (notebooks).
 
-        Raises EndpointError if the endpoint is down, keeps failing, refuses the key or the model or every request, or
-        doesn't speak the API. What is under way then is still waited for and handed over.
+        Raises EndpointError if the endpoint is down, keeps failing, refuses the key, the model or every request, or
+        doesn't speak the API. Replies to open requests are still awaited and delivered.
         """
         if requests:
             endpoint_client.run(self._write(requests, on_reply))
@@ -89,8 +89,8 @@ class EndpointWriter:
     def ledger(self) -> Mapping[str, int | float]:
         """Counts so far.
 
-        `requests` sent and `retries` of them; `answers`, of which `truncated` at the limit of tokens, `empty`,
-        `filtered`, `refused` and `failed`, and `uncounted` came without a count of tokens, so that `prompt_tokens`,
+        `requests` and `retries` were sent. Of the `answers`, `truncated` reached the limit of tokens; others are
+        `empty`, `filtered`, `refused` or `failed`. `uncounted` answers came without token counts, so `prompt_tokens`,
         `completion_tokens` and `cost` (by the settings' prices) are too small.
         """
         names = (
@@ -158,7 +158,7 @@ class EndpointWriter:
         return Reply(completion.text or "", "length" if completion.finish_reason == "length" else "end", *tokens)
 
     def _book(self, completion: Completion) -> tuple[int, int]:
-        """Counts an answer's tokens; says once if another model than the one asked for gives them."""
+        """Counts an answer's tokens; warns once if another model than the requested one answers."""
         if completion.model not in self._served and completion.model:
             self._served.add(completion.model)
             log.warning("%s: answers as %.80r", self._endpoint.label, completion.model)
@@ -170,7 +170,9 @@ class EndpointWriter:
 
 
 def load(url: str, model: str, *, name: str = "", **settings: Any) -> EndpointWriter:
-    """The writer of these options; ValueError for one that doesn't exist, is out of range or of another type."""
+    """The writer with these options. Raises ValueError for an option that doesn't exist, is out of range or of another
+    type.
+    """
     return EndpointWriter(
         url, model, make_settings(EndpointWriterSettings, settings, where="endpoint", others="name"), name=name
     )

@@ -31,9 +31,9 @@ class EngineWriterSettings:
 
     Attributes:
       slots: requests written at once.
-      temperature: 0 takes the likeliest token, always.
-      top_k, top_p: as `safelm.inference.Sampling` has them.
-      max_document_chars: a longer document comes in parts; 0 leaves it to the model's context, 6,000 at most.
+      temperature: 0 always takes the likeliest token.
+      top_k, top_p: as in `safelm.inference.Sampling`.
+      max_document_chars: longer documents are split; 0 for what the model's context holds, at most 6,000.
     """
 
     slots: int = 32
@@ -60,15 +60,14 @@ class _Question:
 
 
 class EngineWriter:
-    """A writer.
+    """A writer on our own engine.
 
-    The prompt goes through the model's own chat template; the document is encoded literally, escaped,
-    so that no text becomes a special token. A reply depends neither on the requests around it nor on `slots` (up to
-    float rounding).
+    The prompt goes through the model's own chat template. The document is escaped and encoded literally, so none of its
+    text becomes a special token. A reply depends neither on other requests nor on `slots` (up to float rounding).
 
     Attributes:
       name: the model's folder or file.
-      fingerprint: sha256 (hex) over weights, vocabulary, template and settings.
+      fingerprint: SHA-256 (hex) of weights, vocabulary, template and settings.
     """
 
     def __init__(
@@ -81,9 +80,9 @@ class EngineWriter:
         name: str = "engine",
         weights: str = "",
     ):
-        """Takes a model of ours; `weights` as `Engine` has it.
+        """Takes a model of ours; `weights` as in `Engine`.
 
-        Raises ValueError for a chat template that can't be used, or a context too small for the prompts.
+        Raises ValueError for an unusable chat template, or a context too small for the prompts.
         """
         self.name, self.settings = name, settings or EngineWriterSettings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
@@ -101,7 +100,7 @@ class EngineWriter:
         self._seconds = 0.0
 
     def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
-        """See `Writer`. A request that the context can't hold gets an error as its reply."""
+        """See `Writer`. A request that doesn't fit the context gets an error as its reply."""
         prompts: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             prompt = self.encode(request)
@@ -117,18 +116,18 @@ class EngineWriter:
             self._seconds += time.monotonic() - started
 
     def encode(self, request: Request) -> list[int]:
-        """The prompt's ids: the template around the message, the document literal, the beginning of the reply."""
+        """The prompt's ids: the template around the message with the document literal, then the reply's beginning."""
         frame = question_frame(self._tokenizer, request)
         document = self._tokenizer.encode(escape(self._tokenizer.normalized(request.document)))
         return [*frame.before, *document, *frame.after, *self._tokenizer.encode(request.reply_start)]
 
     def ledger(self) -> Mapping[str, int | float]:
-        """Counts so far: `requests`, of which `truncated` at the limit of tokens and `failed`; tokens; `seconds`."""
+        """Counts so far: `requests`, those `truncated` at the limit of tokens or `failed`, tokens, and `seconds`."""
         names = ("requests", "truncated", "failed", "prompt_tokens", "completion_tokens")
         return {**{name: self._counts[name] for name in names}, "seconds": self._seconds}
 
     def _generate(self, requests: Sequence[Request], prompts: Mapping[int, list[int]], on_reply: OnReply) -> None:
-        """Each reply is handed over as it ends, and the next request takes its place."""
+        """Delivers each reply as it ends and starts the next request in its place."""
         index_of: dict[int, int] = {}
         end_ids = self._tokenizer.conventions.end_ids
         for index, prompt in prompts.items():
@@ -174,16 +173,16 @@ class EngineWriter:
 
 
 def load(source: str, *, dtype: str = "", weights: str = "", name: str = "", **settings: Any) -> EngineWriter:
-    """The writer of a model at `source` ("smollm2": the installed weights).
+    """Loads the writer of a model at `source` ("smollm2": the installed weights).
 
     Args:
-      dtype: of the computation, float32 or bfloat16; the model's own when empty.
-      weights: float32, bfloat16 or int8; as `dtype` when empty.
+      dtype: of the computation, float32 or bfloat16; empty for the model's own.
+      weights: float32, bfloat16 or int8; empty for `dtype`.
       settings: fields of `EngineWriterSettings`.
 
     Raises:
       FileNotFoundError: nothing at `source`.
-      ValueError: a model that can't be represented, or an option that doesn't exist or is out of range.
+      ValueError: the model is unsupported, or an option doesn't exist or is out of range.
     """
     checked = make_settings(EngineWriterSettings, settings, where="engine", others="dtype, weights, name")
     place, model_parts = read_engine_model(source, dtype, where="engine")

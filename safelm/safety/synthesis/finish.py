@@ -1,6 +1,6 @@
-"""The finishing pass: near-duplicates go, files get the names that tasks read, the manifest is made.
+"""The finishing pass: removes near-duplicates, gives files the names that tasks read, and writes the manifest.
 
-It decides in the order of the shards and from their files alone, so that a second pass after a kill does the same.
+It decides in the order of the shards and from their files alone, so a second pass after a kill gives the same result.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _TOTALS = ("rows", "passed", "rejected", "malformed", "repeats", "replies", "pro
 
 @dataclasses.dataclass
 class Duplicate:
-    """A row that is left out: its id, its place among a shard's passed rows, and the id of the one it repeats."""
+    """A row that is left out: its id, its place among its shard's passed rows, and the id of the row it repeats."""
 
     shard: str
     index: int
@@ -44,7 +44,7 @@ class Duplicate:
 
 
 def check_writes(out: OutputFolder, plan: SynthesisPlan, model: str) -> Funnel:
-    """The funnel of all shards. Raises ValueError where the writer wrote (almost) nothing, and forgets those shards."""
+    """The funnel of all shards. Raises ValueError if the writer wrote (almost) nothing, and deletes those shards."""
     empty = Funnel(plan.work.selection.kind)
     funnels = {job.name: Funnel.from_json(plan.done[job.name]["funnel"]) for job in plan.shards}
     whole = functools.reduce(_merged, funnels.values(), empty)
@@ -64,7 +64,7 @@ def _merged(one: Funnel, other: Funnel) -> Funnel:
 
 
 def remove_duplicates(out: OutputFolder, plan: SynthesisPlan, funnel: Funnel) -> list[Duplicate]:
-    """Which passed rows nearly repeat an earlier one, in the order of the shards; the funnel is told."""
+    """The passed rows that nearly repeat an earlier one, in the order of the shards; updates the funnel."""
     seen, found = Duplicates(plan.work.gates.duplicate_threshold), []
     with tqdm(total=sum(r["passed"] for r in plan.done.values()), desc="comparing", disable=None) as bar:
         for job in plan.shards:
@@ -88,7 +88,7 @@ def _facts(out: OutputFolder, job: ShardJob) -> dict[str, Any]:
 
 
 def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate]) -> dict[str, dict[str, Any]]:
-    """Writes each shard's rows, but for the duplicates, where tasks find them; rows, bytes and sha256 by file."""
+    """Writes each shard's rows without duplicates where tasks find them; returns rows, bytes and SHA-256 by file."""
     dropped: dict[str, set[int]] = {}
     for each in duplicates:
         dropped.setdefault(each.shard, set()).add(each.index)
@@ -127,7 +127,7 @@ def _publish(out: OutputFolder, job: ShardJob, name: str, without: set[int]) -> 
 
 
 def pairs(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate]) -> list[dict[str, Any]]:
-    """Pairs of source and text for review: of those published the ones with the smallest hashes."""
+    """Pairs of source and text for review: the published ones with the smallest hashes."""
     gone = {each.id for each in duplicates}
     found = [pair for job in plan.shards if plan.done[job.name]["passed"] for pair in _facts(out, job)["pairs"]]
     kept = [(rank, pair["id"], pair) for rank, pair in found if pair["id"] not in gone]
@@ -142,7 +142,7 @@ def make_manifest(
     files: Mapping[str, Any],
     speed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest, with which the folder is whole once it is written. Raises ValueError where counts don't agree."""
+    """Makes the manifest that completes the folder. Raises ValueError if counts don't agree."""
     records = [plan.done[job.name] for job in plan.shards]
     totals = {name: sum(record[name] for record in records) for name in _TOTALS}
     totals["near_duplicates"] = funnel.near_duplicates
@@ -180,7 +180,7 @@ def _sums(several: Any) -> dict[str, Any]:
 
 
 def check_whole(out: OutputFolder, manifest: Mapping[str, Any]) -> None:
-    """Raises ValueError where a file of a finished run isn't as the manifest says."""
+    """Raises ValueError if a file of a finished run differs from the manifest."""
     sizes = out.sizes("")
     for name, facts in manifest["files"].items():
         if sizes.get(name) != facts["bytes"]:
@@ -191,7 +191,7 @@ def check_whole(out: OutputFolder, manifest: Mapping[str, Any]) -> None:
 
 
 def clean_up(out: OutputFolder, plan: SynthesisPlan) -> None:
-    """Removes what only an unfinished run needs: journals, staged rows, records."""
+    """Removes the files that only an unfinished run needs: journals, staged rows, records."""
     for job in plan.shards:
         journal.forget(out, job.name)
     cards.forget(out)

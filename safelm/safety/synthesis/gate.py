@@ -1,4 +1,4 @@
-"""What a gate is: it looks at drafts and says of each whether it may pass, and why not."""
+"""The protocol of gates: a gate checks drafts and says which pass, and why others don't."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,11 @@ from safelm.safety.synthesis.kinds import Draft
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A gate's word on one draft.
+    """A gate's result for one draft.
 
     Attributes:
-      reason: why not, a short code such as "score_above_1" that a funnel can count; "" if it passed. Holds no text.
+      reason: "" if the draft passed; otherwise a short code such as "score_above_1" that a funnel can count. Contains
+        no text.
       values: what was measured, e.g. {"similarity": .61, "score_after": 0}.
     """
 
@@ -31,8 +32,8 @@ class Gate(Protocol):
 
     Attributes:
       name: for funnels and columns.
-      fingerprint: sha256 (hex) over everything that findings depend on.
-      worth_another: whether another style may cure a failure (else the source is dropped at once).
+      fingerprint: SHA-256 (hex) of everything that findings depend on.
+      worth_another: whether another style may pass after a failure; if not, the source is dropped at once.
     """
 
     name: str
@@ -40,5 +41,5 @@ class Gate(Protocol):
     worth_another: bool
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """One finding a draft, in order."""
+        """One finding per draft, in order."""
         ...

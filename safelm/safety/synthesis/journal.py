@@ -1,8 +1,7 @@
-"""The journal of a shard: every reply as soon as it is there, so that no stop, however hard, loses one.
+"""The journal of a shard: keeps every reply as soon as it arrives, so that no kill loses one.
 
-Append-only JSON lines. A process that is killed may leave half a line at the end: what follows the last whole line is
-thrown away when the journal is opened again. Behind a URL, where nothing can be appended to, the journal is a series of
-small files, each whole.
+It is a file of JSON lines that is only appended to. A killed process may leave an incomplete last line, which is cut
+off when the journal is opened again. A remote journal, which can't be appended to, is a series of small whole files.
 """
 
 import contextlib
@@ -23,11 +22,11 @@ _SYNC_REPLIES = {False: 256, True: 1024}
 
 
 class Journal:
-    """Replies by the keys of their requests, and what they cost.
+    """Replies by the keys of their requests, and their cost.
 
     Attributes:
-      replies: all that the journal holds.
-      spent: sums of the writer's ledger over all runs that wrote here.
+      replies: all replies in the journal.
+      spent: sums of the writer's ledger over all runs that wrote to it.
     """
 
     def __init__(self, out: OutputFolder, name: str):
@@ -42,7 +41,7 @@ class Journal:
     @classmethod
     @contextlib.contextmanager
     def open(cls, out: OutputFolder, name: str) -> Iterator["Journal"]:
-        """The journal of a shard, read and ready to be added to. Raises OSError where another process has it open."""
+        """Opens and reads the journal of a shard. Raises OSError if another process has it open."""
         journal = cls(out, name)
         if out.is_remote:
             journal._read_segments()
@@ -56,7 +55,7 @@ class Journal:
                 journal._file.close()
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keeps a reply; whoever kills this process a moment later, it is there (behind a URL: at the next `sync`)."""
+        """Adds a reply that survives a kill from now on (in a remote journal from the next `sync`)."""
         values = {"text": reply.text, "stopped_by": reply.stopped_by, "reason": reply.reason}
         values |= {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
         with self._lock:
@@ -67,19 +66,19 @@ class Journal:
                 self.sync()
 
     def spend(self, amounts: Mapping[str, int | float]) -> None:
-        """Adds to what the replies cost."""
+        """Adds to the replies' cost."""
         if any(amounts.values()):
             self._book(amounts)
             self._append({"spent": dict(amounts)})
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to sync."""
+        """Whether it is time for a `sync`."""
         late = time.monotonic() - self._synced >= _SYNC_SECONDS[self._out.is_remote]
         return late or self._unsynced >= _SYNC_REPLIES[self._out.is_remote]
 
     def sync(self) -> None:
-        """Makes sure that all that was added is on the disk or in the bucket."""
+        """Makes sure that everything added is on the disk or in the bucket."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -119,7 +118,7 @@ class Journal:
         self._segment = int(names[-1]) + 1 if names else 0
 
     def _read(self, file: Any) -> int:
-        """Takes in whole lines; how many bytes they are."""
+        """Reads whole lines; returns their number of bytes."""
         place, remedy = self._out.path(self._name), "remove that line, and its reply is asked for again"
         rows, size = records.read_log(file, place, remedy)
         for number, values in enumerate(rows, 1):

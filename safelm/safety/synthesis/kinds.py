@@ -1,4 +1,4 @@
-"""The three synthetic corpora, and the values that pass between prompts, writers and gates."""
+"""The three synthetic corpora, and the values passed between prompts, writers and gates."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ class Source:
     """A scored document.
 
     Attributes:
-      text: the document, or (`is_dialogue`) the RefuseWeb dialogue that was made from it.
-      harm_score: 1 to 5, of the web document.
+      text: the document or, with `is_dialogue`, the RefuseWeb dialogue made from it.
+      harm_score: of the web document, 1 to 5.
       metadata: the row's other columns.
     """
 
@@ -33,7 +33,7 @@ class Source:
     is_dialogue: bool = False
 
     def named(self, name: str) -> str:
-        """A column of strings: the row's own, else that of its `metadata`, as the published sets have it; else ""."""
+        """A column of strings from the row itself or, as in the published sets, from its `metadata`; "" without one."""
         nested = self.metadata.get("metadata")
         for values in (self.metadata, nested if isinstance(nested, Mapping) else {}):
             value = values.get(name)
@@ -44,13 +44,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """What a writer made of a whole source, its parts rejoined.
+    """A writer's text for a whole source, with its parts rejoined.
 
     Attributes:
       style: name of the prompt's style.
       attempt: 0 for the first.
-      is_cut: a reply ended at the limit of tokens.
-      category: of the harm, one of `requests.CATEGORIES`, where the writer named one (RefuseWeb); else "".
+      is_cut: whether a reply ended at the limit of tokens.
+      category: of the harm, one of `requests.CATEGORIES`, if the writer named one (RefuseWeb); otherwise "".
     """
 
     kind: Kind

@@ -1,4 +1,4 @@
-"""Long documents in parts: cut where a reader would pause, nothing lost and nothing doubled."""
+"""Splits long documents where a reader would pause, without losing or repeating text."""
 
 import itertools
 import re
@@ -12,9 +12,10 @@ _PAUSES = (
 
 
 def split(text: str, max_chars: int) -> list[str]:
-    """The text in parts of at most `max_chars` characters, at least one; joined by "" they are the text.
+    """Splits a text into one or more parts of at most `max_chars` characters; joined, they are the text.
 
-    Parts are about equally long. Each ends at a paragraph's end, else at a sentence's, else at a word's, else anywhere.
+    Parts are about equally long. Each ends after a paragraph if possible, otherwise after a sentence, after a word, or
+    anywhere.
 
     Raises ValueError if `max_chars` is below 1.
     """
@@ -27,7 +28,9 @@ def split(text: str, max_chars: int) -> list[str]:
 
 
 def _cut(text: str, start: int, max_chars: int) -> int:
-    """Where the part that begins at `start` ends: at the strongest pause of its second half, near its fair share."""
+    """The end of the part that begins at `start`: the strongest pause of its second half that is near its fair
+    share.
+    """
     left = len(text) - start
     count = -(-left // max_chars)
     ideal = start + -(-left // count)

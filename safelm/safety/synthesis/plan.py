@@ -1,4 +1,4 @@
-"""What a run has to do: its input files, its settings against those of the output folder, its shards."""
+"""Plans a run: its input files and shards, and its settings checked against those of the output folder."""
 
 import dataclasses
 import itertools
@@ -51,11 +51,11 @@ _SCORE_FOLDER = re.compile(r"[/\\]score=(\d)[/\\]")
 
 @dataclasses.dataclass
 class SynthesisPlan:
-    """A run: every shard in the input's order, and the records of those that are done.
+    """All shards of a run in input order, and the records of finished ones.
 
     Attributes:
-      inputs: what tells each file from another.
-      folders_left_out: files of a scored folder that hold other scores, by the folder.
+      inputs: facts that identify each input file.
+      folders_left_out: number of files with other scores in a scored input, by folder.
     """
 
     work: SynthesisWork
@@ -68,14 +68,14 @@ class SynthesisPlan:
 
     @property
     def jobs(self) -> list[ShardJob]:
-        """Shards that are not done."""
+        """The unfinished shards."""
         return [job for job in self.shards if job.name not in self.done]
 
 
 def find_files(patterns: Sequence[str], selection: Selection) -> tuple[list[DocumentFile], dict[str, int]]:
-    """The input's files, and how many files were left out by folder: those of other scores in a scored folder.
+    """The input's files, and the number of files left out by folder because they hold other scores.
 
-    Raises ValueError where an input is nothing but documents of another score; as `documents.find` does.
+    Raises ValueError if an input has only documents of other scores, and the errors of `documents.find`.
     """
     taken: dict[str, DocumentFile] = {}
     left_out: dict[str, int] = {}
@@ -96,16 +96,16 @@ def find_files(patterns: Sequence[str], selection: Selection) -> tuple[list[Docu
 
 
 def _scored_folder(path: str) -> str:
-    """Which folder of `safelm.score` a file is in: "score=3", "unscored" or ""."""
+    """The folder of `safelm.score` that a file is in: "score=3", "unscored" or ""."""
     if found := _SCORE_FOLDER.search(path):
         return f"score={found[1]}"
     return UNSCORED if UNSCORED in path.split("/")[:-1] else ""
 
 
 def source_scores(kind: Kind, asked: str | None) -> tuple[tuple[int, ...], bool]:
-    """The harm scores that are taken, and whether others are left out instead of refused: where scores are asked for.
+    """The harm scores to use, and whether rows with others are left out (if scores were asked for) or refused.
 
-    Raises ValueError for what is no score of harm.
+    Raises ValueError for something that is no harm score.
     """
     if asked is None:
         return SOURCE_SCORES[kind], False
@@ -123,9 +123,9 @@ def make_plan(
     folders_left_out: Mapping[str, int],
     part_bytes: int,
 ) -> SynthesisPlan:
-    """Compares with what is in the output folder, clears what no done shard has there, and lists the shards.
+    """Compares the settings with the output folder's, clears files of unfinished shards, and lists the shards.
 
-    Raises ValueError where the folder holds, or was begun with, something else, naming the difference.
+    Raises ValueError naming the difference if the folder holds something else or was begun with other settings.
     """
     inputs = side_by_side(documents.describe, files)
     settings = _settings(work, desk, inputs) | {"part_bytes": part_bytes}
@@ -164,12 +164,12 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
 
 
 def refresh(out: OutputFolder, plan: SynthesisPlan) -> None:
-    """Looks again which shards are done: they have a record, and all files that it names."""
+    """Checks again which shards are finished: those with a record and all files that it names."""
     plan.done = done_records(out, plan.shards, (PASSED, REJECTED, QUARANTINE))
 
 
 def forget(out: OutputFolder, plan: SynthesisPlan) -> None:
-    """Gives up a folder in which nothing was written yet, so that a run with other settings may begin there."""
+    """Gives up a folder in which nothing was written yet, so that a run with other settings may use it."""
     if not plan.done and not out.sizes(journal.FOLDER):
         for name in (SETTINGS_NAME, *(f"{census.FOLDER}/{name}" for name in out.sizes(census.FOLDER))):
             out.remove(name)
@@ -179,7 +179,7 @@ def forget(out: OutputFolder, plan: SynthesisPlan) -> None:
 
 
 def clear(out: OutputFolder, plan: SynthesisPlan) -> None:
-    """Removes what a killed run left of shards that are not done; journals stay."""
+    """Removes files of unfinished shards that a killed run left; journals stay."""
     out.clear_failures()
     there = {folder: out.sizes(folder) for folder in (PASSED, REJECTED, QUARANTINE, RECORDS)}
     for job in plan.jobs:

@@ -1,10 +1,10 @@
-"""The prompts: versioned files, one a kind, and which of a prompt's styles a document gets.
+"""Reads the prompts, one versioned file per kind, and chooses the style of each document.
 
 A file `prompts/KIND_vVERSION.txt` has sections that begin with `@name`: `system`, `user` (with the slots {style},
-{mark}, {document}, {part}), `first_part`, `middle_part` and `last_part` for long documents, one `style NAME` a style,
-and `reply_start` (for all styles) or `reply_start NAME` where replies begin alike. Version 1 spells every rule out;
-version 2 is short, for models of less than about a billion parameters. A released version's file never changes: a new
-wording is a new version.
+{mark}, {document}, {part}), `first_part`, `middle_part` and `last_part` for long documents, one `style NAME` per style,
+and `reply_start` (for all styles) or `reply_start NAME` if replies must begin with given words. Version 1 spells out
+every rule; version 2 is short, for models below about a billion parameters. The file of a released version never
+changes; another wording is a new version.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ _SECTION = re.compile(r"^@(\w+(?: \w+)?)\n", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What the writers of one kind are told (Maini et al. 2025, sections 3.2 to 3.4; the wording is SafeLM's own).
+    """The instructions for writers of one kind (Maini et al. 2025, sections 3.2 to 3.4; the wording is SafeLM's own).
 
     Attributes:
       user: the user's message with the slots {style}, {mark}, {document} and {part}.
-      parts: what is said of a part of a long document, by "first", "middle" and "last"; slots {part_number}, {parts}.
-      styles: what each style is, by its name, in the file's order.
-      reply_starts: what the replies of a style begin with, by its name; "" where anything may stand there.
-      hash: sha256 (hex) over the file.
+      parts: the words about a part of a long document, by "first", "middle" and "last"; slots {part_number}, {parts}.
+      styles: description of each style by name, in the file's order.
+      reply_starts: the required beginning of a style's replies by name; "" for none.
+      hash: SHA-256 (hex) of the file.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ class Prompts:
 
 @functools.cache
 def load_prompts(kind: Kind, version: int = VERSION) -> Prompts:
-    """The prompts of a kind; ValueError for a kind or a version that doesn't exist."""
+    """The prompts of a kind. Raises ValueError for an unknown kind or version."""
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: one of {', '.join(KINDS)}")
     file = importlib.resources.files(__package__) / "prompts" / f"{kind}_v{version}.txt"
@@ -70,17 +70,17 @@ def load_prompts(kind: Kind, version: int = VERSION) -> Prompts:
 
 
 def choose_style(prompts: Prompts, source_id: str, seed: int, attempt: int = 0) -> str:
-    """The name of the style that a document is written in: a pure function of the arguments, everywhere.
+    """The name of a document's style: a pure function of the arguments, equal on every machine.
 
-    Every style is as likely as the others. Attempts 0, 1, 2 ... of one document go through all of the styles, each
-    once, before one comes again. Neither other documents nor the styles' order in the file matter.
+    All styles are equally likely. Attempts 0, 1, 2 ... of one document use every style once before one repeats. Neither
+    other documents nor the styles' order in the file matter.
     """
     order = sorted(prompts.styles, key=lambda style: _digest("style", seed, source_id, prompts.kind, style))
     return order[attempt % len(order)]
 
 
 def derived_seed(seed: int, *identity: str | int) -> int:
-    """A seed in [0, 2**31) for one thing: a pure function of the arguments, everywhere."""
+    """A seed in [0, 2**31) that is a pure function of the arguments, equal on every machine."""
     return int(_digest("seed", seed, *identity)[:8], 16) >> 1
 
 

@@ -1,7 +1,7 @@
-"""From a scored document to what a writer is asked, and from its replies to a draft.
+"""Turns a scored document into requests to a writer, and the replies into a draft.
 
-Whatever a document says, it arrives as data: escaped (`safelm.safety.escaping`), so that it can neither close its frame
-nor spell a chat template's token nor hide a message, in a frame with a mark that doesn't occur in it.
+The document is passed as data: it is escaped (`safelm.safety.escaping`), so that it can't close its frame, spell a
+token of the chat template or hide a message, and its frame has a mark that the document doesn't contain.
 """
 
 import hashlib
@@ -51,13 +51,13 @@ def make_requests(
     max_document_chars: int,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[Request]:
-    """One request a part of the document, in order; `join_replies` makes a draft of the replies.
+    """One request per part of the document, in order; `join_replies` makes a draft of the replies.
 
     Args:
-      max_document_chars: a longer document is split (see `parts.split`); what a writer of this name says.
-      max_new_tokens: of one reply.
+      max_document_chars: the writer's limit; longer documents are split (see `parts.split`).
+      max_new_tokens: the most tokens of one reply.
 
-    Raises ValueError for a style that the prompts don't have.
+    Raises ValueError for an unknown style.
     """
     if style not in prompts.styles:
         raise ValueError(f"style {style!r}: {prompts.kind} has {', '.join(prompts.styles)}")
@@ -69,19 +69,18 @@ def make_requests(
 
 
 def user_message(request: Request) -> str:
-    """What stands in the user's turn: the task around the escaped document."""
+    """The user's message: the task around the escaped document."""
     return request.before + escaping.escape(request.document) + request.after
 
 
 def join_replies(
     kind: Kind, source: Source, style: str, replies: Sequence[Reply], attempt: int = 0
 ) -> tuple[Draft | None, str]:
-    """The draft that the replies to `make_requests` make, in the parts' order, or None and why there is none.
+    """Joins the replies to `make_requests` in order; returns the draft, or None and the reason.
 
-    Reasons: "writer_filtered", "writer_refused" and "writer_error" where a reply has no text, "writer_empty",
-    "writer_reasoning" where it is reasoning without an answer, "writer_declined" where a text says that it won't be
-    written (in RefuseWeb that is the text), "writer_echo" where a reply repeats the mark of the frame that the document
-    stood in.
+    Reasons: "writer_filtered", "writer_refused" and "writer_error" for replies without text; "writer_empty";
+    "writer_reasoning" for reasoning without an answer; "writer_declined" for a text that refuses to be written (in
+    RefuseWeb a refusal is the text); "writer_echo" for a reply that repeats the mark of the document's frame.
     """
     texts, categories, own_marks = [], [], _marks(source.text)
     for reply in replies:
@@ -145,7 +144,7 @@ def _request(
 
 
 def _mark(document: str) -> str:
-    """16 hexadecimal digits that the document doesn't hold; it can't know them, as they depend on all of it."""
+    """16 hexadecimal digits that the document doesn't contain and can't predict, since they depend on all of it."""
     data, number = document.encode("utf-8", "surrogatepass"), 0
     while (mark := hashlib.sha256(b"mark %d " % number + data).hexdigest()[:16]) in document:
         number += 1
@@ -157,7 +156,7 @@ def _marks(text: str) -> set[str]:
 
 
 def _tidy(kind: Kind, text: str) -> str:
-    """A reply's text without what models put around it; entities of ours are characters again, hidden ones are gone."""
+    """A reply's text without the packaging that models add; our entities are characters again, hidden ones are gone."""
     text = escaping.without_surrogates(text).strip()
     text = _PREFACE.sub("", unfenced(text).strip())
     text = escaping.unescape_seen(text)

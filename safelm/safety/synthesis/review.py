@@ -1,11 +1,11 @@
-"""A form for people who look at pairs of source and text: one verdict a question, kept as soon as it is given.
+"""Asks people about pairs of source and text; each verdict is stored as soon as it is given.
 
     python -m safelm.safety.synthesis.review --pairs=OUTPUT/report/review_pairs.jsonl --verdicts=verdicts.jsonl
 
 `safelm.synthesize --review=50` keeps the pairs. Each is shown with three questions: is the text safe, is it faithful to
-its source (SafeWeb) or fitting (the others), is it written well enough to learn from. Answers are y, n, or ? where one
-can't say; s skips the pair for now, q ends. The same command again goes on with the pairs that have no verdict of this
-reviewer. The pairs may be harmful to read. Verdicts hold ids and answers, no text.
+its source (SafeWeb) or fitting (the others), is it written well enough to learn from? Answers are y, n, or ? for
+unclear; s skips the pair for now, q quits. The same command continues with the pairs that this reviewer hasn't judged.
+The pairs may be harmful to read. Verdicts hold ids and answers, no text.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _SKIP, _QUIT = "s", "q"
 
 
 def read_pairs(path: str) -> list[dict[str, Any]]:
-    """The pairs of a file. Raises ValueError that names file and line for what is no pair, OSError as opening does."""
+    """The pairs of a file. Raises ValueError naming file and line of a malformed pair, and the errors of opening it."""
     pairs = list(_lines(path, ("id", "source", "text")))
     if not pairs:
         raise ValueError(f"{path}: no pair is there; run safelm.synthesize with --review=50")
@@ -38,7 +38,7 @@ def read_pairs(path: str) -> list[dict[str, Any]]:
 
 
 def read_verdicts(path: str) -> list[dict[str, Any]]:
-    """Verdicts given so far; a line cut short by a kill at the end of the file is taken away. None: an empty list."""
+    """The verdicts of a file, perhaps none; an incomplete last line, left by a kill, is cut off."""
     if not os.path.exists(path):
         return []
     with open(path, "rb+") as file:
@@ -52,9 +52,9 @@ def read_verdicts(path: str) -> list[dict[str, Any]]:
 def review(
     pairs: Sequence[Mapping[str, Any]], path: str, reviewer: str, ask: Any = None, show: Any = None
 ) -> list[dict[str, Any]]:
-    """Asks about each pair that has no verdict of this reviewer, and appends verdicts to the file; all verdicts.
+    """Asks about each pair without a verdict of this reviewer and appends the verdicts; returns all verdicts.
 
-    `ask` and `show` are text streams, the terminal's when not given.
+    `ask` and `show` are text streams; the default is the terminal.
     """
     ask, show = ask or sys.stdin, show or sys.stdout
     verdicts = read_verdicts(path)
@@ -74,7 +74,7 @@ def review(
 
 
 def summary(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """A line a question: how many say yes, with Wilson's 95% interval; unclear ones are counted apart."""
+    """One line per question: the share of yes with Wilson's 95% interval, and the number of unclear answers."""
     lines = []
     for name in QUESTIONS:
         answers = [verdict["answers"].get(name) for verdict in verdicts]
@@ -104,12 +104,12 @@ def _shown(pair: Mapping[str, Any], place: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """The text without characters that a terminal would act on, or nobody sees."""
+    """The text without characters that control a terminal or are invisible."""
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
 
 
 def _answers(ask: Any, show: Any) -> dict[str, str] | None:
-    """Answers by question; empty to skip, None to end."""
+    """Answers by question; empty to skip, None to quit."""
     answers: dict[str, str] = {}
     for name, question in QUESTIONS.items():
         while name not in answers:

@@ -1,4 +1,4 @@
-"""One shard of scored documents to synthetic ones: written, checked, kept where the finishing pass finds it."""
+"""Makes one shard of synthetic documents from scored ones, stored where the finishing pass finds it."""
 
 import contextlib
 import dataclasses
@@ -35,12 +35,12 @@ _PROGRESS_SECONDS = {False: 1.0, True: 30.0}
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisWork:
-    """What workers need (see `safelm.jobs.beam_jobs.Work`).
+    """The work of making shards (see `safelm.jobs.beam_jobs.Work`).
 
     Attributes:
-      writer, scorer, similarity: what names them (`load_writer`, `load_scorer`, `load_similarity`).
-      fingerprints: of the desk that the run began with; none until it was made once.
-      pairs: so many pairs of source and text are kept for review, chosen by hash.
+      writer, scorer, similarity: the strings that name them (`load_writer`, `load_scorer`, `load_similarity`).
+      fingerprints: of the desk with which the run began; empty until it was made once.
+      pairs: number of pairs of source and text to keep for review, chosen by hash.
     """
 
     output: str
@@ -59,7 +59,7 @@ class SynthesisWork:
     fingerprints: tuple[str, ...] = ()
 
     def load(self) -> Desk:
-        """Writer and gates; ValueError where one is another here than where the run began."""
+        """Loads writer and gates. Raises ValueError if one differs from where the run began."""
         if _kept and self.fingerprints == _kept[0].fingerprints:
             return _kept[0]
         desk = self.make_desk()
@@ -69,7 +69,7 @@ class SynthesisWork:
         return desk
 
     def make_desk(self) -> Desk:
-        """What works through documents by these settings. Raises what loading raises."""
+        """The desk with these settings. Raises the errors of loading."""
         prompts = self.prompts
         gates = make_gates(
             self.selection.kind,
@@ -87,13 +87,13 @@ class SynthesisWork:
         return load_prompts(self.selection.kind, self.prompt_version)
 
     def run(self, job: ShardJob, desk: Desk) -> None:
-        """Does a shard; its done-record is written last."""
+        """Makes a shard; its completion record is written last."""
         out = OutputFolder(self.output)
         with out.at_work():
             out.write_json(job.record, make_shard(job, self, desk, out))
 
     def failed(self, job: ShardJob, message: str) -> None:
-        """Leaves the message where the calling process finds it."""
+        """Stores the message where the calling process finds it."""
         OutputFolder(self.output).record_failure(job.name, message)
 
 
@@ -101,22 +101,24 @@ _kept: list[Desk] = []
 
 
 def keep(desk: Desk) -> None:
-    """Lets workers that are threads of this process use what was loaded here, instead of loading it again."""
+    """Lets workers that are threads of this process reuse the loaded desk."""
     _kept[:] = [desk]
 
 
 def forget() -> None:
-    """Lets go of what `keep` kept, before other processes load it."""
+    """Drops the desk that `keep` kept, before other processes load it."""
     _kept.clear()
 
 
 def prompt_version(prompts: Prompts) -> str:
-    """What the column of this name holds; begins with the kind."""
+    """The value of the column of this name; begins with the kind."""
     return f"{prompts.kind}-v{prompts.version}-{prompts.hash[:12]}"
 
 
 def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder) -> dict[str, Any]:
-    """Does one shard and publishes its files; the record: counts, funnel, cost. Raises as reading and writing do."""
+    """Makes one shard, publishes its files and returns its record (counts, funnel, cost). Raises the errors of reading
+    and writing.
+    """
     started = time.monotonic()
     with out.staging() as staging, Journal.open(out, job.name) as journal, contextlib.ExitStack() as files:
         results = _Results(job, work, desk.writer.name, staging, files)
@@ -166,7 +168,9 @@ def _blocks(sources: Iterator[tuple[int, Any]]) -> Iterator[list[Trial]]:
 
 
 class _ShardProgress:
-    """Says now and then how many of a shard's documents are done, and of the block under way how many replies came."""
+    """Logs now and then how many of a shard's documents are done, and how many replies of the current block have
+    come.
+    """
 
     def __init__(self, out: OutputFolder, job: ShardJob, work: SynthesisWork):
         self._out, self._name, self._done, self._replies = out, f"{PROGRESS}/{job.name}.json", 0, 0
@@ -184,7 +188,7 @@ class _ShardProgress:
 
 
 class _Results:
-    """The files of one shard, each made when its first row comes."""
+    """The files of one shard, each created with its first row."""
 
     def __init__(self, job: ShardJob, work: SynthesisWork, model: str, staging: str, files: contextlib.ExitStack):
         self._job, self._work, self._model, self._staging, self._files = job, work, model, staging, files
@@ -198,7 +202,7 @@ class _Results:
         self._malformed = 0
 
     def add(self, trial: Trial) -> None:
-        """Puts a source's outcome where it belongs."""
+        """Adds a source's outcome to the right file."""
         source, draft = trial.source, trial.drafts[-1]
         category = next((each.category for each in reversed(trial.drafts) if each and each.category), "")
         category = category or source.named("category")
@@ -244,7 +248,7 @@ class _Results:
         self._lines[folder] = (file, count + 1)
 
     def _keep_pair(self, identity: str, trial: Trial) -> None:
-        """Of all texts those with the smallest hashes: a draw that no order of shards changes."""
+        """Keeps the texts with the smallest hashes, a sample that doesn't depend on the order of shards."""
         if not self._work.pairs:
             return
         source, draft = trial.source, trial.drafts[-1]
@@ -256,7 +260,7 @@ class _Results:
             heapq.heappop(self._pairs)
 
     def publish(self, out: OutputFolder) -> dict[str, Any]:
-        """Gives the closed files their names and removes those of a former try; the record of counts and files."""
+        """Names the finished files and removes those of an earlier attempt; returns the record of counts and files."""
         passed = self._passed.rows if self._passed else 0
         counts = {folder: count for folder, (_, count) in self._lines.items()}
         if self._signatures_ND:
@@ -282,7 +286,7 @@ class _Results:
 
 
 def output_names(job: ShardJob) -> dict[str, str]:
-    """The files of a shard by what they hold, relative to the output; under no name that tasks take for a corpus."""
+    """A shard's files by content, relative to the output; no task takes these names for a corpus."""
     return {
         "passed": f"{PASSED}/{job.name}",
         "signatures.npy": f"{PASSED}/{job.name}{SIGNATURES_SUFFIX}",

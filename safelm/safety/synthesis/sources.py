@@ -1,8 +1,7 @@
-"""Scored rows to sources: which rows a run takes, which it leaves out, and what it refuses by file and row.
+"""Turns scored rows into sources: uses some rows, leaves others out, and refuses bad ones by file and row.
 
-The harm score and the id of a row are read as `safelm.documents` says. Rows of RefuseWeb that this package wrote are
-known by their prompt_version: Moral Education takes them as dialogues (Maini et al. 2025, section 3.4), anything else
-refuses them.
+`safelm.documents` reads a row's harm score and id. Rows of RefuseWeb that this package wrote have a prompt_version:
+Moral Education takes them as dialogues (Maini et al. 2025, section 3.4), the other kinds refuse them.
 """
 
 import dataclasses
@@ -19,13 +18,13 @@ from safelm.safety.synthesis.kinds import Kind, Source
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which rows of the input a run takes.
+    """The rows of the input that a run uses.
 
     Attributes:
-      scores: harm scores that are taken.
-      leaves_out: whether rows of other scores are left out, because scores were asked for; else they are refused.
-      score_column: may name a field of a struct, e.g. "metadata.harm_score"; None for the first there is.
-      are_dialogues: every row is a dialogue of RefuseWeb, whether it says so or not.
+      scores: the harm scores to use.
+      leaves_out: whether rows with other scores are left out, because scores were asked for, rather than refused.
+      score_column: perhaps a field of a struct, e.g. "metadata.harm_score"; None for the first that exists.
+      are_dialogues: whether every row is a RefuseWeb dialogue, even if it doesn't say so.
       limit: of malformed rows of one file or part.
     """
 
@@ -43,9 +42,9 @@ class ShardRows:
     """The rows of one shard of the input.
 
     Attributes:
-      left_out: how many rows each other harm score had.
-      repeats: how many rows were left out as copies.
-      score_columns: how many rows' harm scores came from which column.
+      left_out: number of rows left out, by harm score.
+      repeats: number of rows left out as copies.
+      score_columns: number of rows whose harm score came from each column.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class ShardRows:
         on_malformed: documents.OnMalformed = lambda malformed: None,
         copies: Collection[int] = (),
     ):
-        """`copies`: numbers, counted from the shard's first row, of rows that are left out."""
+        """`copies` are the rows to leave out, numbered from the shard's first row."""
         self.left_out: dict[int, int] = {}
         self.repeats, self._copies = 0, copies
         self._tally = RowTally(job.path, selection.limit)
@@ -64,10 +63,10 @@ class ShardRows:
         self._is_parquet = documents.suffix(job.path) == ".parquet"
 
     def sources(self) -> Iterator[tuple[int, Source]]:
-        """(row number from 1 in the file, source) of the rows to be written from.
+        """Yields (row number from 1 in the file, source) of the rows to use.
 
-        Raises ValueError that names file and row for an unscored row, a score that is none or the wrong kind's, and
-        text that is synthetic already; ValueError or OSError for a file that is damaged, lacks a column or has too many
+        Raises ValueError naming file and row for an unscored row, an invalid score or one of another kind, and text
+        that is already synthetic; ValueError or OSError for a file that is damaged, lacks a column or has too many
         malformed rows.
         """
         for number, row in self._rows(None, self._selection.text_column):
@@ -89,9 +88,9 @@ class ShardRows:
         self._tally.finish()
 
     def ids(self) -> Iterator[tuple[int, str]]:
-        """(row number from 1, counted from the shard's first row, source id) of the same rows, without their texts.
+        """Yields (row number from 1 in the shard, source id) of the same rows without reading their texts.
 
-        Checks as `sources` does, but for what is malformed.
+        Checks what `sources` does, except for malformed texts.
         """
         selection = self._selection
         names = [selection.id_column, *harm.score_columns(selection.score_column), *harm.SYNTHETIC]
@@ -107,7 +106,7 @@ class ShardRows:
         self._tally.finish()
 
     def number(self, in_shard: int) -> int:
-        """A row's number in the file, of its number in the shard."""
+        """A row's number in the file, from its number in the shard."""
         return in_shard + self._before
 
     @functools.cached_property
@@ -147,7 +146,7 @@ class ShardRows:
         self._tally.add(placed)
 
     def _source_id(self, row: Mapping[str, Any]) -> str:
-        """The row's id; of a dialogue, that of the web document that it was made from."""
+        """The row's id; for a dialogue, the id of the web document behind it."""
         text = row.get(self._selection.text_column)
         is_made = _kind_of(row) == "refuseweb" and row.get("source_id")
         column = "source_id" if is_made else self._selection.id_column
@@ -160,7 +159,7 @@ class ShardRows:
         return Source(self._source_id(row), row[selection.text_column], score, others, is_dialogue)
 
     def _score(self, number: int, row: Mapping[str, Any]) -> int | None:
-        """The row's harm score if it is taken, None if it is left out."""
+        """The row's harm score if it is used, None if it is left out."""
         selection = self._selection
         made = _kind_of(row)
         if made and not (made == "refuseweb" and selection.kind == "moral_education"):
@@ -184,7 +183,7 @@ class ShardRows:
 
 
 def wrong_score(selection: Selection, score: int) -> str:
-    """Why a document of this score is refused, and what to do."""
+    """Why a document with this score is refused, with advice."""
     wanted = ",".join(map(str, selection.scores))
     also = ",".join(map(str, sorted({*selection.scores, score})))
     return (
@@ -194,6 +193,6 @@ def wrong_score(selection: Selection, score: int) -> str:
 
 
 def _kind_of(row: Mapping[str, Any]) -> str:
-    """Which kind of synthetic text a row says it is; "" for a web document."""
+    """The kind of synthetic text that a row claims to be; "" for a web document."""
     version = row.get("prompt_version")
     return version.partition("-")[0].partition("/")[0] if isinstance(version, str) and row.get("source_id") else ""

@@ -1,4 +1,4 @@
-"""What the template writer says about the eight kinds of harm (Maini et al. 2025, appendix C.3), all of it abstract."""
+"""The template writer's abstract words about the eight kinds of harm (Maini et al. 2025, appendix C.3)."""
 
 import dataclasses
 import re
@@ -9,9 +9,9 @@ class Harm:
     """One kind of harm.
 
     Attributes:
-      stems: what begins the words that it is known by.
+      stems: beginnings of the words by which it is recognised.
       asks: what somebody asks for, as a gerund.
-      whys: why it is a problem, behind "because".
+      whys: why it is a problem, to follow "because".
       ways: what to do instead, as an infinitive.
       issue: the ethical question, as a noun.
     """
@@ -23,7 +23,7 @@ class Harm:
     issue: str
 
     def count_in(self, text: str) -> int:
-        """How many words of the text begin with one of the stems."""
+        """The number of words in the text that begin with one of the stems."""
         return len(re.findall(r"\b(?:" + "|".join(self.stems) + ")", text.lower()))
 
 

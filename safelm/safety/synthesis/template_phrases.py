@@ -1,4 +1,4 @@
-"""What the template writer's texts are made of."""
+"""The phrases of the template writer."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Something sensitive: the beginnings of words it is known by, what a page does with it, and why that matters."""
+    """A sensitive theme: the beginnings of its words, what a page does with it, and why that matters."""
 
     name: str
     stems: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""A writer that needs no model: texts put together from a page's own harmless sentences and from phrases.
+"""A writer without a model: it combines a page's harmless sentences with ready-made phrases.
 
-It stands in for a model in quickstarts and tests. It knows sensitive matter by the beginnings of some words only, so
-that some of what it writes is wrong in earnest and gates have something to reject.
+It replaces a model in quickstarts and tests. It recognises sensitive matter only by the beginnings of some words, so
+some of its texts really are wrong and gates have something to reject.
 """
 
 import collections
@@ -49,7 +49,7 @@ _KINDS_OF_WEB = {  # categories that scored documents may carry: the card's 14, 
 
 @dataclasses.dataclass(frozen=True)
 class TemplateWriterSettings:
-    """What can be set of a template writer: the length above which documents come in parts."""
+    """The setting of a template writer: the length above which documents are split."""
 
     max_document_chars: int = 12_000
 
@@ -58,10 +58,10 @@ class TemplateWriterSettings:
 
 
 class TemplateWriter:
-    """See the module. The same request gives the same reply everywhere.
+    """A writer without a model (see the module). The same request gives the same reply everywhere.
 
     Attributes:
-      fingerprint: sha256 (hex) over the phrases and what puts them together.
+      fingerprint: SHA-256 (hex) of the phrases and the code that combines them.
     """
 
     def __init__(self, settings: TemplateWriterSettings | None = None, *, name: str = "template"):
@@ -70,7 +70,7 @@ class TemplateWriter:
         self._counts: collections.Counter[str] = collections.Counter(requests=0, prompt_tokens=0, completion_tokens=0)
 
     def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
-        """Answers in order. Tokens are counted as words. Raises ValueError for a request without its kind."""
+        """Answers in order, counting words as tokens. Raises ValueError for a request without its kind."""
         for index, request in enumerate(requests):
             text = _write(request)
             reply = Reply(text, prompt_tokens=len(request.document.split()), completion_tokens=len(text.split()))
@@ -84,7 +84,7 @@ class TemplateWriter:
 
 
 def load(*, name: str = "template", **settings: Any) -> TemplateWriter:
-    """A template writer of these options; ValueError for one that doesn't exist or is out of range."""
+    """A template writer with these options. Raises ValueError for an unknown option or one out of range."""
     checked = make_settings(TemplateWriterSettings, settings, where="template", others="name")
     return TemplateWriter(checked, name=name)
 
@@ -123,7 +123,7 @@ def _safeweb(request: Request, rng: random.Random) -> str:
 
 
 def _points(sentences: Sequence[str], rng: random.Random) -> list[str]:
-    """The sentences in order; in place of sensitive ones what they touch on and why that matters, once a theme."""
+    """The sentences in order; each sensitive theme's first sentence is replaced by its topic and why it matters."""
     points, explained = [], set()
     explanations = itertools.cycle(rng.sample(template_phrases.SENSITIVE, len(template_phrases.SENSITIVE)))
     for sentence in dict.fromkeys(sentences):  # what a page repeats is said once
@@ -137,7 +137,7 @@ def _points(sentences: Sequence[str], rng: random.Random) -> list[str]:
 
 
 def _prose(points: Sequence[str], bridges: Sequence[str], rng: random.Random) -> list[str]:
-    """Paragraphs of some points, most with a bridge in front."""
+    """Paragraphs of several points, most of them after a bridge."""
     paragraphs: list[str] = []
     start, next_bridge = 0, itertools.cycle(rng.sample(bridges, len(bridges)))
     while start < len(points):
@@ -161,13 +161,13 @@ def _conversation(points: Sequence[str], style: str, rng: random.Random) -> list
 
 
 def _topic(points: Sequence[str]) -> str:
-    """The two most frequent words that say something."""
+    """The two most frequent meaningful words."""
     words = [word for word in _WORD.findall(" ".join(points).lower()) if word not in _COMMON]
     return " and ".join(word for word, _ in collections.Counter(words).most_common(2)) or template_phrases.NO_TOPIC
 
 
 def _category(request: Request) -> str:
-    """The kind of harm: as the document's metadata say, else by its words."""
+    """The kind of harm by the document's metadata, otherwise by its words."""
     named = str(request.facts.get("category", ""))
     if (known := _KINDS_OF_WEB.get(named, named)) in template_harms.HARMS:
         return known
@@ -230,7 +230,7 @@ def _moral_education(request: Request, rng: random.Random) -> str:
 
 
 def _third_person(way: str) -> str:
-    """`you trust` to `they trust` and the like."""
+    """Turns `you trust` into `they trust` and the like."""
     for second, third in (("your own", "their own"), ("yourself", "oneself"), ("your", "their"), ("you", "they")):
         way = re.sub(rf"\b{second}\b", third, way)
     return way.replace("made they angry", "made them angry")

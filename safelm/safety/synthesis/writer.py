@@ -1,4 +1,4 @@
-"""What a writer is: requests in, replies out, each handed back as soon as it is there."""
+"""The protocol of writers: requests in, replies out, each delivered as soon as it arrives."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +9,17 @@ StoppedBy = Literal["end", "length", "filtered", "refused", "error"]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One thing to write.
+    """A request for one text.
 
     A writer puts `before`, the escaped `document` and `after` into the user's message. The document is data: no writer
     may let it become special tokens, markup of the prompt, or instructions.
 
     Attributes:
       key: unique in a run; may be logged.
-      document: the source or a part of it, as it is (unescaped).
-      reply_start: what the reply begins with, for writers that can be held to it; part of the reply's text.
-      seed: of everything random in writing this; the same request gives the same reply where the writer allows.
-      facts: kind, style, harm_score, part and the like, for writers that need no model.
+      document: the source or a part of it, unescaped.
+      reply_start: required beginning of the reply, for writers that support it; part of the reply's text.
+      seed: of all randomness in this reply, so that the same request gives the same reply if the writer can.
+      facts: kind, style, harm_score, part and the like, for writers without a model.
     """
 
     key: str
@@ -35,12 +35,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """The reply to one request.
 
     Attributes:
-      text: None where there is none: filtered, refused by the server as a request, or failed. Stripped of nothing.
+      text: the unstripped text; None if the reply was filtered, refused by the server, or failed.
       stopped_by: "end" by itself, "length" at the limit of tokens, "filtered" or "refused" by a server, "error".
-      reason: for None, in a few words that hold nothing of the document.
+      reason: why `text` is None, in a few words without the document's text.
     """
 
     text: str | None = dataclasses.field(repr=False)
@@ -59,8 +59,8 @@ class Writer(Protocol):
 
     Attributes:
       name: for columns and reports, e.g. the model's name; never a key or a path of this machine.
-      fingerprint: sha256 (hex) over everything that replies depend on, as far as it can be known.
-      max_document_chars: a longer document is split before it comes here.
+      fingerprint: SHA-256 (hex) of everything that replies depend on, as far as it is known.
+      max_document_chars: longer documents are split before they get here.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Writer(Protocol):
     max_document_chars: int
 
     def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:
-        """Answers every request exactly once by on_reply(index, reply), in any order, as soon as each is there.
+        """Answers every request exactly once by on_reply(index, reply), in any order, as soon as each reply arrives.
 
-        Raises OSError where nothing more can be written (an endpoint that is down, a key that is refused); replies
-        handed over before stay good.
+        Raises OSError if nothing more can be written (an endpoint that is down, a refused key); delivered replies stay
+        valid.
         """
         ...
 
     def ledger(self) -> Mapping[str, int | float]:
-        """Requests, tokens, cost so far: numbers that add up over processes."""
+        """Requests, tokens and cost so far, as numbers that add up over processes."""
         ...

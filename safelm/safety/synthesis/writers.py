@@ -1,4 +1,4 @@
-"""Writers by the string that names them, from which a worker can rebuild one.
+"""Loads writers from the strings that name them, so that workers can rebuild them.
 
 template:                       no model (see `template_writer`)
 engine:SOURCE?slots=..&dtype=..  a model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
@@ -14,9 +14,9 @@ _MEMBERS = ("name", "fingerprint", "max_document_chars", "write", "ledger")
 
 
 def load_writer(spec: str) -> Writer:
-    """The writer that a string names (see the module).
+    """Loads the writer that a string names (see the module).
 
-    Raises ValueError for a kind that does not exist or an option that the writer does not have; what loading it raises.
+    Raises ValueError for an unknown kind or option, and whatever loading the writer raises.
     """
     kind, separator, rest = spec.partition(":")
     if not separator or kind not in KINDS or (kind != "template" and not rest):

@@ -1,4 +1,4 @@
-"""The gates between what a writer wrote and what becomes a corpus; each can reject."""
+"""The gates that a draft must pass to be published."""
 
 from collections.abc import Sequence
 
@@ -26,15 +26,15 @@ def make_gates(
     prompt_texts: Sequence[str] = (),
     queries: str | None = None,
 ) -> list[Gate]:
-    """The gates of a kind, the cheap ones first; near-duplicates are found later, in one pass over all shards.
+    """The gates of a kind, cheap ones first; near-duplicates are found later, in one pass over all shards.
 
     Args:
       scorer: scores drafts, sentences, copied runs and requests.
       similarity: `load_similarity("minilm")`; None compares words.
-      prompt_texts: the prompts, so that a leak of them is seen.
+      prompt_texts: the prompts, to detect leaks of them.
       queries: a JSON file with harmful n-grams; None for the report card's.
 
-    Raises OSError where a library is not installed, ValueError for another kind.
+    Raises OSError if a library is not installed, ValueError for an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: one of {', '.join(KINDS)}")
@@ -52,7 +52,7 @@ def make_gates(
 
 
 def limits_of(gates: Sequence[Gate], kind: Kind) -> dict[str, list[float | int | None]]:
-    """The least and the most that passes of each value with a limit for this kind; None for no limit on that side."""
+    """[least, most] of each value that has limits for this kind; None for no limit on that side."""
     found: dict[str, list[float | int | None]] = {}
     for gate in gates:
         if isinstance(gate, Length | Copying | Faithfulness):
@@ -61,7 +61,7 @@ def limits_of(gates: Sequence[Gate], kind: Kind) -> dict[str, list[float | int |
 
 
 def run_gates(gates: Sequence[Gate], drafts: Sequence[Draft]) -> list[list[Finding]]:
-    """Findings of each draft in the gates' order; a draft that fails one meets none behind it."""
+    """Each draft's findings in the gates' order; a draft that fails a gate isn't checked by later ones."""
     findings: list[list[Finding]] = [[] for _ in drafts]
     waiting = list(range(len(drafts)))
     for gate in gates:

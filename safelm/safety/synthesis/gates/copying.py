@@ -1,4 +1,4 @@
-"""Nothing harmful of the source goes over word for word."""
+"""Rejects drafts that copy harmful text of the source word for word."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from safelm.safety.synthesis.kinds import Draft, Kind
 
 
 class Copying:
-    """Runs of words that the source has too: harmful ones don't pass, nor does a draft that is mostly copied.
+    """Rejects drafts with harmful runs of words from the source, and drafts that are mostly copied.
 
-    A run is harmful when it holds one of the report card's n-grams (from `copied_query_words` words on) or when the
-    scorer scores it above `max_copied_score` (from `copied_words` on). Runs that
-    overlap are looked at as one. Harmless facts may be kept as they were said.
+    A run is harmful if it contains one of the report card's n-grams (runs of `copied_query_words` or more) or if the
+    scorer scores it above `max_copied_score` (runs of `copied_words` or more). Overlapping runs count as one. Harmless
+    facts may be copied.
     """
 
     name, worth_another = "copying", True
@@ -27,11 +27,11 @@ class Copying:
         self.fingerprint = fingerprint(self.name, 2, settings, fields, **parts)
 
     def limits(self, _: Kind) -> dict[str, Bounds]:
-        """The least and the most that passes, by the name of a value."""
+        """(least, most) that passes, by the value's name."""
         return {"copied_share": (None, self._settings.max_copied_share)}
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "harmful_phrase_copied", "harmful_text_copied", "mostly_copied"."""
+        """Reasons for failure: "harmful_phrase_copied", "harmful_text_copied", "mostly_copied"."""
         limits = self._settings
         found = [words(draft.text) for draft in drafts]
         shared = [

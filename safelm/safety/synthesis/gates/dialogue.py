@@ -1,4 +1,4 @@
-"""RefuseWeb's dialogues: a request, then a refusal with its parts, and a request that stays abstract."""
+"""Checks RefuseWeb's dialogues: an abstract request, followed by a refusal with its parts."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ _LABEL = re.compile(r"^(User|Assistant):[ \t\n]+", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one speaker says; `speaker` is "User" or "Assistant"."""
+    """One turn of a dialogue; `speaker` is "User" or "Assistant"."""
 
     speaker: str
     text: str = dataclasses.field(repr=False)
@@ -50,7 +50,7 @@ def parse_dialogue(text: str) -> list[Turn]:
 
 
 class Dialogue:
-    """The draft is a dialogue, its first answer refuses and has the parts of a refusal, and no answer complies."""
+    """Requires a dialogue whose first answer refuses with the parts of a refusal, and in which no answer complies."""
 
     name, worth_another = "dialogue", True
 
@@ -60,7 +60,7 @@ class Dialogue:
         self.fingerprint = fingerprint(self.name, 1, settings, "min_refusal_parts", wording=wording)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons: those of `parse_dialogue`, "no_refusal", "complies", "no_why", "too_few_parts"."""
+        """Reasons for failure: those of `parse_dialogue`, "no_refusal", "complies", "no_why", "too_few_parts"."""
         return [self._check(draft) for draft in drafts]
 
     def _check(self, draft: Draft) -> Finding:
@@ -81,9 +81,9 @@ class Dialogue:
 
 
 class Request:
-    """What the user asks stays abstract: short, few harmful n-grams, little of the source's words, a limited score.
+    """Requires an abstract request: short, with few harmful n-grams, few of the source's words and a limited score.
 
-    The first request counts for length; n-grams, copied words and score are of everything that the user says.
+    Length is that of the first request; n-grams, copied words and score are taken over all that the user says.
     """
 
     name, worth_another = "request", True
@@ -95,7 +95,9 @@ class Request:
         self.fingerprint = fingerprint(self.name, 1, settings, fields, **parts)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "no_dialogue" and its like, "request_long", "request_hits", "request_copied", "request_score"."""
+        """Reasons for failure: those of `parse_dialogue`, "request_long", "request_hits", "request_copied",
+        "request_score".
+        """
         findings: list[Finding | None] = [None] * len(drafts)
         asked: dict[int, str] = {}
         for index, draft in enumerate(drafts):

@@ -1,7 +1,7 @@
-"""Near-duplicates among what was written: MinHash signatures and locality-sensitive hashing (datasketch, MIT).
+"""Finds near-duplicates among the drafts: MinHash signatures and locality-sensitive hashing (datasketch, MIT).
 
-Shards make signatures; one pass over them in a fixed order decides, so that the same documents stay however the work
-was divided (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3).
+Shards compute signatures; one pass over them in a fixed order decides, so the same documents stay however the work was
+divided (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3).
 """
 
 import functools
@@ -21,9 +21,9 @@ VERSION = f"datasketch-{_SCHEME}-{PERMUTATIONS}-{SHINGLE_WORDS}-{_SEED}"  # sign
 
 
 def signature(text: str) -> UInt32[np.ndarray, " 128"]:
-    """The MinHash of the text's word 5-grams (of all its words together where it has fewer).
+    """The MinHash of the text's word 5-grams (of all its words together if it has fewer).
 
-    Raises OSError where datasketch is not installed.
+    Raises OSError if datasketch is not installed.
     """
     found = words(text).words
     grams = {" ".join(found[i : i + SHINGLE_WORDS]).encode() for i in range(max(len(found) - SHINGLE_WORDS + 1, 1))}
@@ -33,12 +33,12 @@ def signature(text: str) -> UInt32[np.ndarray, " 128"]:
 
 
 class Duplicates:
-    """Documents seen so far, the near-duplicates left out.
+    """The documents seen so far, without near-duplicates.
+
+    Memory is about 3 KB a document, so more than some ten million documents need the index in parts.
 
     Args:
-      threshold: estimated Jaccard similarity of word 5-grams from which on two documents are near-duplicates.
-
-    Memory is about 3 KB a document: a pass over more than some ten million wants the index in parts.
+      threshold: estimated Jaccard similarity of word 5-grams from which two documents are near-duplicates.
     """
 
     def __init__(self, threshold: int | float = 0.7):
@@ -55,10 +55,10 @@ class Duplicates:
         return len(self._order)
 
     def add(self, key: Hashable, signature: UInt32[np.ndarray, " 128"]) -> Hashable | None:
-        """Adds a document and returns None, or returns the key of the first one that it nearly repeats.
+        """Adds a document and returns None, or returns the key of the first document that it nearly repeats.
 
-        A near-duplicate is not added: what it resembles is what stays. The same documents in the same order give the
-        same answers. Raises ValueError for a key that is there.
+        A near-duplicate is not added. The same documents in the same order give the same answers. Raises ValueError for
+        a key that was already added.
         """
         if key in self._order:
             raise ValueError(f"near-duplicates: {key!r} was added before")

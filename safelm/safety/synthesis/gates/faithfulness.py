@@ -1,4 +1,6 @@
-"""A draft is about its source and isn't it: similarity within bounds, and which names and numbers went over."""
+"""Checks that a draft is about its source without copying it: similarity within bounds, and shared names and
+numbers.
+"""
 
 import collections
 import itertools
@@ -24,7 +26,9 @@ _ORDINAL_WORDS = frozenset({"I", "I'm", "I've", "I'd", "I'll"})
 
 @runtime_checkable
 class Similarity(Protocol):
-    """How alike two texts are, from -1 or 0 to 1; `is_embedding` says which limits of GateSettings apply."""
+    """Measures how similar two texts are, from -1 or 0 to 1; `is_embedding` decides which limits of GateSettings
+    apply.
+    """
 
     name: str
     fingerprint: str
@@ -49,7 +53,7 @@ class EmbeddingSimilarity:
         self.name, self.fingerprint = embedder.backbone.name, embedder.backbone.fingerprint
 
     def compare(self, sources: Sequence[str], texts: Sequence[str]) -> Float[np.ndarray, " N"]:
-        """The cosine of each pair; 0 where a text has no direction."""
+        """The cosine of each pair; 0 if a text's embedding is zero."""
         both = [*sources, *texts]
         embedding_CD, text_C = self._embedder.embed(both)
         sum_ND = np.zeros((len(both), embedding_CD.shape[1]), np.float64)
@@ -59,13 +63,15 @@ class EmbeddingSimilarity:
 
 
 class WordSimilarity:
-    """Cosine of the counts of words, on a log scale and without the commonest English ones: no model, no meaning."""
+    """Cosine of word counts on a log scale, without the most common English words; needs no model and ignores
+    meaning.
+    """
 
     name, is_embedding = "words", False
     fingerprint = "words-1"
 
     def compare(self, sources: Sequence[str], texts: Sequence[str]) -> Float[np.ndarray, " N"]:
-        """The cosine of each pair; 0 where nothing is left of a text."""
+        """The cosine of each pair; 0 if a text has no words left."""
         return np.array([self._cosine(source, text) for source, text in zip(sources, texts, strict=True)])
 
     @staticmethod
@@ -80,7 +86,7 @@ class WordSimilarity:
 
 
 def load_similarity(backbone: str | None) -> Similarity:
-    """Similarity by a backbone ("minilm", "smollm2", a folder), or of words for None."""
+    """Similarity by a backbone ("minilm", "smollm2", a folder), or by words for None."""
     if backbone is None:
         return WordSimilarity()
     from safelm.safety import embedding
@@ -89,12 +95,12 @@ def load_similarity(backbone: str | None) -> Similarity:
 
 
 class Faithfulness:
-    """The draft is about what its source is about: too unlike is another text, too like a copy.
+    """Requires a draft about the same topic as its source: too low a similarity is another text, too high a copy.
 
-    SafeWeb keeps facts, so it must keep some of the source's names and numbers and not invent numbers; RefuseWeb and
-    Moral Education carry over the topic, so they must not hand on its details. Names are words with a capital letter
-    within a sentence, which is English and rough; where there are few, they don't decide. A name or number is kept when
-    it occurs anywhere in the draft.
+    SafeWeb keeps facts, so it must keep some of the source's names and numbers and invent no numbers. RefuseWeb and
+    Moral Education carry over the topic, so they must not pass on its details. A name is a capitalised word within a
+    sentence, a rough rule for English; sources with few names are not judged by them. A name or number is kept if it
+    occurs anywhere in the draft.
     """
 
     name, worth_another = "faithfulness", True
@@ -106,12 +112,12 @@ class Faithfulness:
         self.fingerprint = fingerprint(self.name, 1, settings, fields, similarity=similarity.fingerprint)
 
     def limits(self, kind: Kind) -> dict[str, Bounds]:
-        """The least and the most that passes, by the name of a value."""
+        """(least, most) that passes, by the value's name."""
         kept = (self._settings.min_details, None) if kind == "safeweb" else (None, self._settings.max_details)
         return {"similarity": self._bounds(kind == "safeweb"), "details_kept": kept}
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "another_text", "near_copy", "details_lost", "details_kept", "numbers_invented"."""
+        """Reasons for failure: "another_text", "near_copy", "details_lost", "details_kept", "numbers_invented"."""
         cosines_N = self._similarity.compare([draft.source.text for draft in drafts], [draft.text for draft in drafts])
         return [self._finding(draft, float(cosine)) for draft, cosine in zip(drafts, cosines_N, strict=True)]
 
@@ -142,13 +148,13 @@ class Faithfulness:
 
 
 def details(text: str) -> set[str]:
-    """The first names and all numbers of a text, folded: "2,500" and "2500" are one number, "New York" is one name."""
+    """The first names and all numbers of a text, normalised: "2,500" and "2500" are equal, "New York" is one name."""
     names = (match[0].casefold() for match in _NAME.finditer(text) if match[0] not in _ORDINAL_WORDS)
     return set(itertools.islice(names, _MOST_NAMES)) | numbers(text)
 
 
 def numbers(text: str) -> set[str]:
-    """Numbers with two digits or more, without separators for thousands."""
+    """Numbers with at least two digits, without thousands separators."""
     found = {_THOUSANDS.sub("", match[0]).rstrip(".,:/") for match in _NUMBER.finditer(text)}
     return {number for number in found if len(number) > 1}
 
@@ -161,7 +167,7 @@ def _share_kept(there: set[str], text: str) -> float:
 
 
 def _share_new(draft: Draft) -> float:
-    """Share of the draft's numbers that its source hasn't; 0 for fewer than two of them."""
+    """Share of the draft's numbers that its source lacks; 0 for fewer than two numbers."""
     own, there = numbers(draft.text), set(_DIGITS.findall(_THOUSANDS.sub("", draft.source.text)))
     new = {number for number in own if not there.issuperset(_DIGITS.findall(number))}
     return len(new) / len(own) if len(new) > 1 else 0.0

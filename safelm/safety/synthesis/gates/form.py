@@ -1,4 +1,4 @@
-"""What needs no model and no knowledge of harm: language, length, repetition."""
+"""Checks that need neither a model nor knowledge of harm: language, length, repetition."""
 
 import collections
 import functools
@@ -15,9 +15,10 @@ _MAX_LANGUAGE_CHARS = 4000
 
 
 class Language:
-    """The draft is in its source's language: the one that its metadata name, else the one found in it.
+    """Requires the source's language: the one in its metadata, otherwise the one detected in it.
 
-    Found by py3langid (BSD; a kept fork of langid.py, Lui and Baldwin 2012), whose model comes with the package.
+    Languages are detected by py3langid (BSD; a maintained fork of langid.py, Lui and Baldwin 2012), whose model comes
+    with the package.
     """
 
     name, worth_another = "language", True
@@ -28,7 +29,7 @@ class Language:
         self.fingerprint = fingerprint(self.name, 1, settings, fields, library=_langid_version())
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """One finding a draft; reasons "another_language", "unclear_language"."""
+        """Reasons for failure: "another_language", "unclear_language"."""
         return [self._check(draft) for draft in drafts]
 
     def _check(self, draft: Draft) -> Finding:
@@ -44,7 +45,7 @@ class Language:
         return Finding(self.name, not reason, reason, {"language": language, "language_confidence": confidence})
 
     def _expected(self, draft: Draft) -> str:
-        """Two letters; "" where the source's language is unknown and unclear."""
+        """Two letters; "" if the source's language is unknown and unclear."""
         if named := draft.source.named("language"):
             code = named.replace("_", "-").split("-")[0].lower()
             code = _ISO_639_3.get(code, code)
@@ -105,7 +106,7 @@ def _langid_version() -> str:
 
 
 class Length:
-    """The draft is neither a fragment nor a flood, and wasn't cut off; SafeWeb's goes with the source's length."""
+    """Rejects drafts that are too short, too long or cut off; SafeWeb's limits depend on the source's length."""
 
     name, worth_another = "length", True
 
@@ -115,11 +116,11 @@ class Length:
         self.fingerprint = fingerprint(self.name, 1, settings, fields)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "empty", "cut", "too_short", "too_long", "shorter_than_source", "longer_than_source"."""
+        """Reasons for failure: "empty", "cut", "too_short", "too_long", "shorter_than_source", "longer_than_source"."""
         return [self._check(draft) for draft in drafts]
 
     def limits(self, kind: Kind) -> dict[str, Bounds]:
-        """The least and the most that passes, by the name of a value."""
+        """(least, most) that passes, by the value's name."""
         limits = self._settings
         found: dict[str, Bounds] = {"words": (limits.min_words, limits.max_words)}
         if kind == "safeweb":
@@ -143,10 +144,10 @@ class Length:
 
 
 class Repetition:
-    """The draft doesn't run in circles: repeated lines and n-grams, and how far it can be compressed.
+    """Rejects drafts that repeat themselves, by repeated lines and n-grams and by how well they compress.
 
-    Measures and limits for lines and n-grams: Rae et al. 2021 (Gopher), appendix A.1.1 and table A1. Repeated n-grams
-    count from their second occurrence on, each character once. A dialogue's speaker labels aren't words here.
+    Measures and limits for lines and n-grams are from Rae et al. 2021 (Gopher), appendix A.1.1 and table A1. Repeated
+    n-grams count from their second occurrence, each character once. Speaker labels of a dialogue don't count as words.
     """
 
     name, worth_another = "repetition", True
@@ -157,7 +158,7 @@ class Repetition:
         self.fingerprint = fingerprint(self.name, 1, settings, fields)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "repeated_lines", "repeated_ngrams", "frequent_ngram", "compresses_too_well"."""
+        """Reasons for failure: "repeated_lines", "repeated_ngrams", "frequent_ngram", "compresses_too_well"."""
         return [self._check(draft) for draft in drafts]
 
     def _check(self, draft: Draft) -> Finding:
@@ -189,7 +190,7 @@ def _characters(found: Words) -> int:
 
 
 def _top_ngram(found: Words, n: int) -> float:
-    """Share of the words' characters in the most frequent n-gram, if it occurs twice or more."""
+    """Share of characters in the most frequent n-gram, if it occurs at least twice."""
     counts = ngrams(found.words, n)
     times = max(counts.values(), default=0)
     if times < 2:
@@ -199,7 +200,7 @@ def _top_ngram(found: Words, n: int) -> float:
 
 
 def _duplicate_ngrams(found: Words, n: int) -> float:
-    """Share of the words' characters in n-grams that occurred before."""
+    """Share of characters in n-grams that occurred before."""
     seen: collections.Counter[tuple[str, ...]] = collections.Counter()
     repeated = [False] * len(found)
     for start in range(len(found) - n + 1):

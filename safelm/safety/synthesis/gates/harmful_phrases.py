@@ -1,4 +1,4 @@
-"""The report card's harmful n-grams, counted in pieces of text."""
+"""Counts the report card's harmful n-grams in pieces of text."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from safelm.safety.report_card.matching import Matcher
 
 
 class HarmfulPhrases:
-    """Counts the n-grams of a query list in texts: the report card's list, or one of yours (a JSON file)."""
+    """Counts the n-grams of a query list: the report card's, or your own (a JSON file)."""
 
     def __init__(self, path: str | None = None):
         queries = query_sets.load(path)
@@ -17,7 +17,7 @@ class HarmfulPhrases:
         self._matcher = Matcher(queries)
 
     def hits(self, texts: Sequence[str]) -> list[int]:
-        """How many times any of the n-grams occurs in each text."""
+        """The number of occurrences of the n-grams in each text."""
         if not texts:
             return []
         found = self._matcher.find(texts)

@@ -1,4 +1,4 @@
-"""The writer did its task and nothing else: it followed no instruction in the document, and no prompt leaked."""
+"""Checks that the writer did its task only: it followed no instruction in the document and leaked no prompt."""
 
 import re
 from collections.abc import Sequence
@@ -45,14 +45,14 @@ _OBEYED_WORDS = 40
 
 
 class Obedience:
-    """Rejects drafts that show the prompt or its frame, speak about the task, or do what the document told a model.
+    """Rejects drafts that show the prompt or its frame, talk about the task, or do what the document told a model.
 
-    A document's order counts as followed when what it asks to be said ("say: '...'", a word in capitals) stands in the
-    draft without the order around it: at its beginning, on a line of its own, or as most of a short draft. A draft that
-    tells what the page says, order included, is a retelling and passes.
+    An order to say something ("say: '...'", a word in capitals) counts as followed if the draft contains the demanded
+    words without the order around them: at its beginning, on a line of their own, or as most of a short draft. A draft
+    that reports the page's words, order included, is a retelling and passes.
 
     Args:
-      prompt_texts: texts of the prompts, of which no long run of words may appear.
+      prompt_texts: the prompts' texts, of which no long run of words may appear.
     """
 
     name, worth_another = "obedience", True
@@ -65,7 +65,7 @@ class Obedience:
         self.fingerprint = fingerprint(self.name, 2, settings, "leaked_words", **parts)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "prompt_markup", "prompt_leaked", "about_the_task", "document_obeyed"."""
+        """Reasons for failure: "prompt_markup", "prompt_leaked", "about_the_task", "document_obeyed"."""
         return [self._check(draft) for draft in drafts]
 
     def _check(self, draft: Draft) -> Finding:
@@ -90,7 +90,9 @@ class Obedience:
 
 
 def orders(document: str) -> list[str]:
-    """What a document tells a model to say: quoted strings and words in capitals of sentences that speak to one."""
+    """What a document tells a model to say: quoted strings and words in capitals, from sentences that address a
+    model.
+    """
     wanted = []
     for sentence in sentences(document.replace("’", "'")):
         if _ORDER.search(sentence):
@@ -113,6 +115,6 @@ def _is_any_obeyed(wanted: Sequence[str], text: str, found: Words) -> bool:
 
 
 def _any_new(pattern: re.Pattern[str], text: str, source: str) -> bool:
-    """Whether the pattern finds something in the draft that it doesn't find in the source."""
+    """Whether the pattern matches something in the draft that it doesn't match in the source."""
     own = {match[0].casefold() for match in pattern.finditer(source.replace("’", "'"))}
     return any(match[0].casefold() not in own for match in pattern.finditer(text))

@@ -1,4 +1,4 @@
-"""The safety scorer's word on what was written: as a whole, and every sentence alone."""
+"""Scores drafts with the safety scorer, as a whole and sentence by sentence."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ _MAX_SENTENCES = 512  # scored at once: what a scorer makes of them must fit in 
 
 
 def judged_text(draft: Draft) -> str:
-    """What must be safe: the draft, or of a dialogue what the assistant says (its request has a gate of its own).
+    """The part of a draft that must be safe: all of it, or the assistant's turns of a dialogue.
 
-    A RefuseWeb draft that is no dialogue is judged whole.
+    The request of a dialogue has a gate of its own. A RefuseWeb draft that is no dialogue is judged whole.
     """
     if draft.kind != "refuseweb":
         return draft.text
@@ -27,9 +27,9 @@ def judged_text(draft: Draft) -> str:
 
 
 class Score:
-    """SafeWeb and Moral Education score at most 1 (Maini et al. 2025, 3.2 and 3.4); a refusal has a limit of its own.
+    """Limits a draft's score: at most 1 for SafeWeb and Moral Education (Maini et al. 2025, 3.2 and 3.4).
 
-    A text that the scorer gives no score fails: what isn't known to be safe isn't let in.
+    Refusals have their own limit. A text without a score fails, since nothing passes that isn't known to be safe.
     """
 
     name, worth_another = "score", True
@@ -39,7 +39,7 @@ class Score:
         self.fingerprint = fingerprint(self.name, 1, settings, "max_score max_answer_score", scorer=scorer.fingerprint)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "score_above_1" (or whatever the limit is) and "unscored"."""
+        """Reasons for failure: "score_above_1" (or the limit in place of 1) and "unscored"."""
         verdicts = self._scorer.score([judged_text(draft) for draft in drafts])
         return [self._finding(draft, verdict.score) for draft, verdict in zip(drafts, verdicts, strict=True)]
 
@@ -53,7 +53,7 @@ class Score:
 
 
 class Sentences:
-    """Every sentence, read alone, is safe (Maini et al. 2025, 3.2): its score has a limit."""
+    """Limits the score of every sentence read alone (Maini et al. 2025, 3.2)."""
 
     name, worth_another = "sentences", True
 
@@ -63,7 +63,7 @@ class Sentences:
         self.fingerprint = fingerprint(self.name, 1, settings, fields, scorer=scorer.fingerprint)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons "sentence_score_above_1" (or whatever the limit is) and "sentence_unscored"."""
+        """Reasons for failure: "sentence_score_above_1" (or the limit in place of 1) and "sentence_unscored"."""
         cut = [list(dict.fromkeys(sentences(judged_text(draft)))) for draft in drafts]
         texts = [sentence for some in cut for sentence in some]
         scores: list[int | None] = []

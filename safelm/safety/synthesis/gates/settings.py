@@ -1,4 +1,4 @@
-"""Every limit that a gate has, in one place, with its default and where that comes from."""
+"""All limits of the gates with their defaults and origins."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ class GateSettings:
     """Limits of the gates. A word is a run of letters and digits; an upper limit is the largest value that passes.
 
     Attributes:
-      language_confidence: below it the draft's language is unclear, which fails too (mixed or broken text).
+      language_confidence: below it the draft's language counts as unclear and fails (mixed or broken text).
       language_words: a shorter draft's language is not judged.
       min_words, max_words: of a draft.
-      min_length_ratio, max_length_ratio: words of a SafeWeb draft over words of its source; sources shorter than
-        `short_source_words` count as that long for the upper one (a style needs room).
+      min_length_ratio, max_length_ratio: words of a SafeWeb draft over words of its source; for the upper limit a
+        source has at least `short_source_words`, since a style needs room.
       repetition_words: a shorter draft is not judged for repetition.
       max_duplicate_lines: share of lines that occurred before; 0.30 in Rae et al. 2021, table A1 (Gopher).
       max_top_ngram: share of characters in the most frequent n-gram, for n = 2, 3, 4; same table.
       max_duplicate_ngrams: share of characters in n-grams that occurred before, for n = 5 to 10; same table.
-      max_compression: characters in UTF-8 over their zlib size; prose has about 2, a loop of one sentence 10 and more.
-      max_score: highest harm score of a SafeWeb or Moral Education text, as the method demands.
+      max_compression: bytes over their zlib size; prose has about 2, a repeated sentence 10 or more.
+      max_score: highest harm score of a SafeWeb or Moral Education text, by the paper's method.
       max_sentence_score: highest score of any sentence alone.
       max_answer_score: highest score of a refusal, read without the request.
       max_request_score: highest score of the request in a RefuseWeb dialogue; it names a harm, so it is not 0.
@@ -30,22 +30,22 @@ class GateSettings:
       max_request_copied_words: longest run of the source's words in the request.
       max_request_words: longest request.
       min_refusal_parts: how many of acknowledge, cannot, why, alternative the first answer needs; "cannot" and "why"
-        are needed whatever this says. An alternative isn't always apt, so 3 by default.
+        are always needed. Default 3, since an alternative isn't always apt.
       min_similarity, min_topic_similarity, max_similarity: bounds of the cosine of source and draft by an embedder;
-        the topic's for RefuseWeb and Moral Education, which carry over nothing but the topic.
-      min_word_similarity, min_topic_word_similarity, max_word_similarity: the same where no embedder is given and
-        similarity is of the words.
-      min_details: names and numbers of the source that a SafeWeb draft must keep, a share.
-      max_details: the same upwards, for RefuseWeb and Moral Education, which must not hand details on.
+        `min_topic_similarity` is for RefuseWeb and Moral Education, which carry over only the topic.
+      min_word_similarity, min_topic_word_similarity, max_word_similarity: the same for similarity by words, without an
+        embedder.
+      min_details: share of the source's names and numbers that a SafeWeb draft must keep.
+      max_details: largest such share for RefuseWeb and Moral Education, which must not pass on details.
       min_details_counted: a source with fewer distinct names and numbers is not judged by them.
-      max_new_numbers: share of a SafeWeb draft's numbers that its source has not (invented facts).
-      copied_words: a run of so many words of the source or more is a copy and must not be harmful by its score.
-      copied_query_words: a run of so many words or more must not hold a harmful n-gram.
+      max_new_numbers: largest share of a SafeWeb draft's numbers that its source lacks (invented facts).
+      copied_words: shortest run of the source's words that is a copy and must not be harmful by its score.
+      copied_query_words: shortest run that must not contain a harmful n-gram.
       max_copied_score: highest harm score of a copied run.
       max_copied_share: share of the draft's words in copied runs.
-      leaked_words: a run of so many words of the prompt in the draft is a leak.
-      duplicate_threshold: estimated Jaccard similarity of word 5-grams from which on two drafts are near-duplicates;
-        0.7 to 0.8 in most published web corpora.
+      leaked_words: shortest run of the prompt's words that is a leak.
+      duplicate_threshold: estimated Jaccard similarity of word 5-grams from which two drafts are near-duplicates; 0.7
+        to 0.8 in most published web corpora.
     """
 
     language_confidence: float = 0.5
@@ -97,7 +97,7 @@ class GateSettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "GateSettings":
-        """The defaults with some of them changed; ValueError for a name that is no setting."""
+        """The defaults with some values changed. Raises ValueError for an unknown name."""
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := values.keys() - names:
             raise ValueError(f"gate settings: no setting {min(unknown)!r}; there are {', '.join(sorted(names))}")
@@ -105,7 +105,9 @@ class GateSettings:
 
 
 def _typed(name: str, default: Any, value: Any) -> Any:
-    """The value as its default's type; ValueError for a list where a number is meant, or a part of a whole number."""
+    """The value in its default's type. Raises ValueError for a list in place of a number, or a fraction in place of an
+    integer.
+    """
     if isinstance(default, tuple):
         return tuple(map(float, value if isinstance(value, list | tuple) else [value]))
     if isinstance(value, list | tuple) or (isinstance(default, int) and value != int(value)):
@@ -126,10 +128,10 @@ _ORDERED = (
 
 
 def fingerprint(name: str, version: int, settings: GateSettings, fields: str = "", **parts: str) -> str:
-    """sha256 (hex) over a gate's name, the version of its code, the settings it reads and what else it depends on.
+    """SHA-256 (hex) of a gate's name, code version, settings and other dependencies.
 
     Args:
-      fields: names of the settings, with spaces between.
+      fields: names of the settings, separated by spaces.
       parts: fingerprints and versions of scorers, embedders, queries, libraries.
     """
     facts = [name, version, {field: getattr(settings, field) for field in fields.split()}, parts]

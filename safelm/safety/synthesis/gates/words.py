@@ -1,4 +1,4 @@
-"""Words and sentences of a text, with where they stand, and the runs of words that two texts share."""
+"""Words and sentences of a text with their positions, and the runs of words that two texts share."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ _SHORT_WORDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """A text's words, compared without case and compatibility forms, and the (start, stop) of each in the text."""
+    """A text's words in normal form, and the (start, stop) of each in the text."""
 
     words: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
@@ -24,7 +24,7 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Words [start, stop) of a text that another one holds in the same order, and no longer run around them."""
+    """A maximal run of words [start, stop) of a text that another text contains in the same order."""
 
     start: int
     stop: int
@@ -41,9 +41,9 @@ def words(text: str) -> Words:
 
 
 def sentences(text: str) -> list[str]:
-    """The text cut at sentence and line ends; a piece of fewer than three words goes with the one behind it.
+    """The text cut at sentence and line ends; a piece of fewer than three words joins the next one.
 
-    An abbreviation may cut a sentence in two. That is harmless here: what is asked of sentences is that each is safe.
+    An abbreviation may cut a sentence in two. That is harmless here, since each sentence only has to be safe.
     """
     found: list[str] = []
     waiting: list[str] = []  # pieces that have fewer than three words together
@@ -60,9 +60,9 @@ def sentences(text: str) -> list[str]:
 
 
 def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> list[Run]:
-    """The longest runs of `at_least` words or more of `text` that `source` holds too; of each place, the longest.
+    """The maximal runs of at least `at_least` words of `text` that `source` contains too.
 
-    A suffix automaton of the source is walked along the text: linear in both.
+    The text is matched against a suffix automaton of the source, in time linear in both.
     """
     lengths = held_lengths(source, text)
     runs = []
@@ -74,7 +74,7 @@ def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> li
 
 
 def held_lengths(source: Sequence[str], text: Sequence[str]) -> list[int]:
-    """For each word of the text, how many words ending there are a run of the source."""
+    """For each word of the text, the length of the longest run of the source that ends there."""
     steps, links, lengths = _automaton(source)
     state, length, found = 0, 0, []
     for word in text:
@@ -88,7 +88,7 @@ def held_lengths(source: Sequence[str], text: Sequence[str]) -> list[int]:
 
 
 def merged(runs: Sequence[Run]) -> list[Run]:
-    """The runs in order, those that share a word as one: each word of a text lies in one of them at most."""
+    """The runs in order, with overlapping ones merged, so that each word lies in at most one."""
     found: list[Run] = []
     for run in sorted(runs, key=lambda run: run.start):
         if found and run.start < found[-1].stop:
@@ -99,17 +99,17 @@ def merged(runs: Sequence[Run]) -> list[Run]:
 
 
 def longest_run(runs: Sequence[Run]) -> int:
-    """Words of the longest run; 0 where there is none."""
+    """The number of words of the longest run; 0 without runs."""
     return max(map(len, runs), default=0)
 
 
 def covered(runs: Sequence[Run]) -> int:
-    """How many words lie in one run or more."""
+    """The number of words that lie in any run."""
     return sum(map(len, merged(runs)))
 
 
 def ngrams(items: Sequence[str], n: int) -> collections.Counter[tuple[str, ...]]:
-    """How often each run of n words occurs."""
+    """The number of occurrences of each run of n words."""
     return collections.Counter(zip(*(items[i:] for i in range(n)), strict=False))
 
 
@@ -138,7 +138,7 @@ def _automaton(source: Sequence[str]) -> tuple[list[dict[str, int]], list[int], 
 
 
 def _target(steps: list[dict[str, int]], links: list[int], lengths: list[int], state: int, word: str) -> int:
-    """The state that a new suffix link points to; a state reached by longer runs too is split."""
+    """The state for a new suffix link; a state that longer runs reach too is split."""
     target = steps[state][word]
     if lengths[target] == lengths[state] + 1:
         return target

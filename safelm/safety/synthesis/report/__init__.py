@@ -1,4 +1,4 @@
-"""What became of the documents: the funnel, and the report made of it."""
+"""The report of a run: its funnel, and the pages and charts made from it."""
 
 from safelm.safety.synthesis.report.funnel import Attempt, Funnel
 

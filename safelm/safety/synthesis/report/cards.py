@@ -1,6 +1,6 @@
-"""The report cards of sources and of what was published, and their difference (Maini et al. 2025, section 3.5).
+"""The report cards of sources and published texts, and their difference (Maini et al. 2025, section 3.5).
 
-A published text counts by its own score (`text_harm_score`), a source by the one it came with.
+A published text counts with its own score (`text_harm_score`), a source with its original one.
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,23 @@ _SETTINGS = CountSettings()
 
 
 class SourceCounter:
-    """Counts the texts that a shard is written from."""
+    """Counts the source texts of a shard."""
 
     def __init__(self, path: str):
         self._counter = Counter(Piece(SOURCES, path, 0), _SETTINGS)
 
     def add(self, row: int, source: Source) -> None:
-        """Takes a source; `row`: where it stands in its file."""
+        """Counts a source; `row` is its place in its file."""
         self._counter.add(row, {"id": source.id, "text": source.text, "harm_score": source.harm_score})
 
     def to_json(self) -> str:
-        """What was counted, for the shard's record."""
+        """The counts for the shard's record."""
         self._counter.flush()
         return self._counter.count.to_json()
 
 
 def sources_card(counts: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
-    """The card of all sources, from what `SourceCounter` counted in each shard."""
+    """The card of all sources from the counts of `SourceCounter` in each shard."""
     whole = Count()
     for text in counts:
         whole.merge(Count.from_json(text), _SETTINGS.top)
@@ -45,7 +45,7 @@ def sources_card(counts: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
 
 
 def published_card(out: OutputFolder, files: Sequence[str], runner: beam_runner.Runner) -> dict[str, Any] | None:
-    """The card of the published files, None if there are none. What it counts is kept until `forget`."""
+    """The card of the published files, or None without files. Its counts are kept until `forget`."""
     if not files:
         return None
     one = SliceInput(PUBLISHED, tuple(out.path(name) for name in files))
@@ -54,12 +54,12 @@ def published_card(out: OutputFolder, files: Sequence[str], runner: beam_runner.
 
 
 def forget(out: OutputFolder) -> None:
-    """Removes what `published_card` keeps."""
+    """Removes the counts that `published_card` kept."""
     corpus.forget(out.path(COUNTS_FOLDER))
 
 
 def compare(before: dict[str, Any], after: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The difference of the two cards, None without the second."""
+    """The difference of the two cards; None without the second."""
     if after is None:
         return None
     return difference.compare(before | {"path": SOURCES}, after | {"path": PUBLISHED})

@@ -1,4 +1,4 @@
-"""The report's charts: once as a picture (PNG), once for the page (SVG)."""
+"""The report's charts, as a picture (PNG) and for the page (SVG)."""
 
 import bisect
 import pathlib
@@ -36,7 +36,7 @@ def draw_png(path: pathlib.Path, report: _Report) -> None:
 
 
 def of_page(report: _Report) -> dict[str, Chart]:
-    """Each for the page, by name: funnel, styles and the distributions that were measured."""
+    """The page's charts by name: funnel, styles and the measured distributions."""
     styles_height, funnel_height = _styles_height(report), _funnel_height(report)
     found = {
         "funnel": charts.chart(funnel, report, funnel_height, "funnel", "Drafts left after each gate", _TOLD),
@@ -52,12 +52,12 @@ def of_page(report: _Report) -> dict[str, Chart]:
 
 
 def measured(report: _Report) -> list[str]:
-    """The distributions with any draft in them."""
+    """The distributions that have any draft."""
     return [name for name in _SHOWN if any(report["distributions"][name]["drafts"])]
 
 
 def funnel(axis: Any, report: _Report) -> None:
-    """Bars: drafts that are left after each gate, and beside them what the gate took out."""
+    """Bars: the drafts left after each gate, and those that the gate rejected."""
     drafts = report["drafts"]
     gates = [gate for gate in drafts["gates"] if gate["checked"]]
     names = ["attempts", "written", *(gate["gate"] for gate in gates)]
@@ -99,7 +99,7 @@ def styles(axis: Any, report: _Report) -> None:
 
 
 def scores(axis: Any, report: _Report) -> None:
-    """A matrix of numbers: harm score of the source, and of the draft by the scorer."""
+    """A matrix of counts: harm score of the source, and of the draft by the scorer."""
     from matplotlib.patches import Rectangle
 
     matrix = report["score_before_after"]["matrix"]
@@ -124,7 +124,7 @@ def scores(axis: Any, report: _Report) -> None:
 
 
 def distribution(axis: Any, report: _Report, name: str) -> None:
-    """Bars by bin: all drafts, and those that passed; lines where the gates' limits are."""
+    """Bars by bin of all drafts and of those that passed; lines mark the gates' limits."""
     found = report["distributions"][name]
     edges, places = found["upper_edges"], range(len(found["drafts"]))
     axis.bar(places, found["drafts"], width=0.92, color=WARM)

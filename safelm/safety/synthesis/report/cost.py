@@ -1,16 +1,15 @@
-"""What a million published documents cost: from this run's tokens, by stated machines and a stated model.
+"""Estimates the cost of a million published documents from this run's tokens, for stated machines and a stated model.
 
-A roofline, not a measurement. A generated token reads all weights once a step, shared by the batch, and its own keys
-and values; a prompt token costs 2 operations a parameter:
+It is a roofline, not a measurement. Each step reads all weights once for the batch, and every token's keys and values;
+a prompt token costs 2 operations a parameter:
 
     seconds = prompt_tokens * 2 * parameters / (flops * FLOPS_USED)
             + completion_tokens * (weight_bytes / batch + kv_bytes * context) / (bandwidth * BANDWIDTH_USED)
 
-over all chips of the machine together. Beside it stands what this run's writer reached, where its ledger counts
-seconds: tokens over the time that it wrote, prompts included, gates and files left out; of several processes the mean
-of one. `batch` is what fits beside the weights, 256 at most. FLOPS_USED and BANDWIDTH_USED are what well-tuned servers
-reach, not what was measured here; prices are list prices by the hour as of the docstring's writing, to be replaced by
-yours.
+over all chips of the machine together. Beside it the report gives the speed of this run's writer, if its ledger counts
+seconds: tokens over the time of writing, including prompts but not gates and files, as the mean over processes. `batch`
+is what fits beside the weights, at most 256. FLOPS_USED and BANDWIDTH_USED are typical of well-tuned servers and were
+not measured here; prices are list prices by the hour when this was written: replace them by yours.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ _MAX_BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Chips that serve one copy of a model: bfloat16 operations a second, bytes a second and bytes of all of them."""
+    """The chips that serve one copy of a model, together: bfloat16 operations/s, memory bytes/s and memory bytes."""
 
     name: str
     flops: int | float
@@ -36,7 +35,7 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """A writer in bfloat16; `kv_bytes`: of keys and values of one token."""
+    """A writer in bfloat16; `kv_bytes` is the size of one token's keys and values."""
 
     name: str
     parameters: int | float
@@ -54,7 +53,7 @@ MODELS = (  # the paper wrote with 8B instruct models; the small one is the proo
 
 
 def batch_size(machine: Machine, model: ModelShape, context: int | float) -> int:
-    """Sequences written at once: what fits, MAX at most, 0 where the weights alone don't fit."""
+    """The number of sequences written at once: as many as fit, at most MAX; 0 if the weights alone don't fit."""
     room = machine.memory * _MEMORY_USED - 2 * model.parameters
     return max(0, min(_MAX_BATCH, int(room / (model.kv_bytes * max(context, 1)))))
 
@@ -67,7 +66,7 @@ def seconds(
     completion_tokens: int | float,
     context: int | float,
 ) -> int | float | None:
-    """Seconds for so many tokens; None where the model doesn't fit. `context`: tokens a sequence holds on average."""
+    """Seconds for so many tokens; None if the model doesn't fit. `context` is a sequence's mean number of tokens."""
     batch = batch_size(machine, model, context)
     if not batch:
         return None
@@ -77,7 +76,7 @@ def seconds(
 
 
 def measured(spent: Mapping[str, int | float]) -> dict[str, int | float] | None:
-    """What a writer reached by its ledger; None where it doesn't count seconds, or nothing was written."""
+    """The writer's speed by its ledger; None if the ledger counts no seconds or nothing was written."""
     seconds, tokens = spent.get("seconds", 0), spent.get("completion_tokens", 0)
     if not (seconds and tokens):
         return None
@@ -86,11 +85,11 @@ def measured(spent: Mapping[str, int | float]) -> dict[str, int | float] | None:
 
 
 def per_million(totals: Mapping[str, Any], tokens_per_second: int | float) -> dict[str, Any] | None:
-    """What a million published documents take, with this run's tokens a document and pass rate; None if none passed.
+    """The cost of a million published documents at this run's tokens per document and pass rate; None if none passed.
 
     Args:
       totals: `published`, `replies`, `prompt_tokens`, `completion_tokens`, `spent` of a manifest.
-      tokens_per_second: that this run generated, 0 where that isn't known.
+      tokens_per_second: this run's speed; 0 if unknown.
     """
     published = totals["published"]
     if not published or not totals["replies"]:

@@ -1,4 +1,4 @@
-"""The funnel: documents in, drafts written, drafts passed, documents out; counts that add up over shards. No text."""
+"""The funnel: counts of documents read, drafts written and passed, documents published. They add up over shards."""
 
 import bisect
 import collections
@@ -29,11 +29,11 @@ Counts = collections.Counter
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One try at a document.
+    """One attempt at a document.
 
     Attributes:
-      findings: what the gates said of the draft, the last one the first that failed; empty where there was no draft.
-      reason: why there is no draft, e.g. "writer_error"; "" where there is one.
+      findings: the gates' findings for the draft, ending with the first failure; empty without a draft.
+      reason: why there is no draft, e.g. "writer_error"; "" if there is one.
     """
 
     style: str
@@ -46,7 +46,7 @@ class Attempt:
 
     @property
     def failure(self) -> str:
-        """ "gate:reason" or the reason for no draft; "" if it passed."""
+        """ "gate:reason", or the reason for no draft; "" if it passed."""
         if self.reason:
             return self.reason
         return next((f"{finding.gate}:{finding.reason}" for finding in self.findings if not finding.passed), "")
@@ -54,7 +54,7 @@ class Attempt:
 
 @dataclasses.dataclass
 class Group:
-    """Counts of one style, category or harm score: documents (by their last attempt's style) and drafts."""
+    """Counts of one style, category or harm score: documents (by the style of their last attempt) and drafts."""
 
     documents: int = 0
     passed: int = 0
@@ -66,18 +66,21 @@ class Group:
 
 @dataclasses.dataclass
 class Funnel:
-    """Counts of one kind. Documents in = passed + dropped; near-duplicates are among the passed until they go.
+    """Counts of one kind. Documents read = passed + dropped; near-duplicates count as passed until they are removed.
 
     Attributes:
-      attempts: tries at documents; `written`: those with a draft; `drafts_passed`: those that passed every gate.
-      attempts_needed: documents by how many attempts they took.
-      outcomes: documents by "passed" or why the last attempt failed.
-      near_duplicates: documents that passed every gate and were removed afterwards; in `outcomes` as such.
+      attempts: number of attempts at documents.
+      written: attempts with a draft.
+      drafts_passed: drafts that passed every gate.
+      attempts_needed: documents by their number of attempts.
+      outcomes: documents by "passed" or the failure of the last attempt.
+      near_duplicates: documents that passed every gate and were removed later; an outcome of their own.
       no_draft: attempts without a draft by reason.
       gates: by gate: drafts checked, passed, and reasons of the others.
-      matrix: "before>after" harm scores of drafts that the scorer saw; `matrix_passed`: of those that passed.
-      histograms, histograms_passed: by value, drafts in each bin of HISTOGRAMS.
-      similarity_by: drafts by how their similarity was measured.
+      matrix: drafts by "before>after" harm scores, as far as they were scored.
+      matrix_passed: the same for drafts that passed.
+      histograms, histograms_passed: for each value, drafts in each bin of HISTOGRAMS.
+      similarity_by: drafts by the measure of their similarity.
     """
 
     kind: Kind
@@ -100,14 +103,14 @@ class Funnel:
     similarity_by: Counts[str] = dataclasses.field(default_factory=Counts)
 
     def add(self, source: Source, attempts: Sequence[Attempt], category: str = "") -> str:
-        """Counts one document with all its attempts, in order, and returns its outcome.
+        """Counts one document with its attempts in order; returns its outcome.
 
-        The document passed if its last attempt did; else the outcome is that attempt's failure.
+        The document passed if its last attempt did; otherwise the outcome is that attempt's failure.
 
         Args:
-          category: of its harm; when empty the source's metadata are asked.
+          category: of its harm; empty for the one in the source's metadata.
 
-        Raises ValueError without an attempt.
+        Raises ValueError if there is no attempt.
         """
         if not attempts:
             raise ValueError(f"document {source.id!r}: no attempt to count")
@@ -125,9 +128,9 @@ class Funnel:
         return outcome
 
     def drop_near_duplicate(self, style: str, harm_score: int, category: str = "") -> None:
-        """Takes a document out of those that passed: it nearly repeats another one.
+        """Counts a passed document as a near-duplicate of another one.
 
-        Raises ValueError where no such document passed.
+        Raises ValueError if no such document passed.
         """
         groups = [*self._groups(harm_score, category or NO_CATEGORY), self.styles.setdefault(style, Group())]
         if any(group.near_duplicates >= group.passed for group in groups):
@@ -175,7 +178,7 @@ class Funnel:
                     histograms.setdefault(name, [0] * (len(edges) + 1))[place] += 1
 
     def merge(self, other: "Funnel") -> None:
-        """Adds another shard's counts. Raises ValueError for another kind's."""
+        """Adds another shard's counts. Raises ValueError for those of another kind."""
         if other.kind != self.kind:
             raise ValueError(f"a funnel of {other.kind} can't be added to one of {self.kind}")
         for field in dataclasses.fields(self):
@@ -183,12 +186,12 @@ class Funnel:
                 setattr(self, field.name, _sum(getattr(self, field.name), getattr(other, field.name)))
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as JSON values, keys in order; `from_json` reads them."""
+        """The counts as JSON values with sorted keys; `from_json` reads them."""
         return {"schema": SCHEMA} | json.loads(json.dumps(self, default=vars, sort_keys=True))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Funnel":
-        """The funnel that `to_json` gave. Raises ValueError for anything else."""
+        """Reads what `to_json` returned. Raises ValueError for anything else."""
         if not isinstance(value, Mapping) or value.get("schema") != SCHEMA or value.get("kind") not in KINDS:
             raise ValueError(f"no funnel of schema {SCHEMA!r}")
         try:
@@ -199,7 +202,7 @@ class Funnel:
 
 
 def category_of(source: Source) -> str:
-    """The category that the source's row or metadata name, or "(none)"."""
+    """The category in the source's row or metadata, or "(none)"."""
     return source.named("category") or NO_CATEGORY
 
 

@@ -1,4 +1,4 @@
-"""The report's files in OUTPUT/report/, each whole or not there."""
+"""Writes the report's files to OUTPUT/report/, each atomically."""
 
 import json
 import pathlib
@@ -23,8 +23,8 @@ def write(
     """Writes report.json, report.html, report.png, report.md and both report cards; returns the report.
 
     Args:
-      source_counts: what `cards.SourceCounter` counted in each shard.
-      pairs: of source and text, for `safelm.safety.synthesis.review`: the only file with text, if there are any.
+      source_counts: the counts of `cards.SourceCounter` in each shard.
+      pairs: pairs of source and text for `safelm.safety.synthesis.review`; their file is the only one with text.
     """
     paths = list(dict.fromkeys(one["path"] for one in manifest["input"]))
     before = cards.sources_card(source_counts, paths)

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page. Counts and ids, no text."""
+"""Renders the report as one self-contained HTML page with counts and ids, without text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _Report = Mapping[str, Any]
 
 
 def write(report: _Report) -> str:
-    """The page of a report."""
+    """The HTML page of a report."""
     drawn = charts.of_page(report)
     likeness = [drawn[name] for name in charts.measured(report) if name in drawn]
     by = ", ".join(report["similarity_by"]) or "nothing"
@@ -34,7 +34,7 @@ def write(report: _Report) -> str:
 
 
 def markdown(report: _Report) -> str:
-    """The funnel as a table."""
+    """The funnel as a Markdown table."""
     drafts = report["drafts"]
     rows = [[words("attempts"), count(drafts["attempts"]), words("")]]
     rows.append([words("written"), count(drafts["written"]), words(_reasons(drafts["no_draft"]))])

@@ -1,4 +1,4 @@
-"""The report as JSON: what a manifest and two report cards say, with rates and intervals. Ids and counts, no text."""
+"""The report as JSON: a manifest and two report cards, with rates and intervals; ids and counts, no text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,8 @@ def summarize(
 
     Args:
       manifest: as `safelm.synthesize` writes it.
-      before, after, difference: report cards of sources and published texts (see `cards`); None if none is published.
+      before, after, difference: report cards of sources and published texts (see `cards`); None if nothing is
+        published.
     """
     funnel, totals, settings = manifest["funnel"], manifest["totals"], manifest["settings"]
     rejected = {name: count for name, count in funnel["outcomes"].items() if name != "passed" and count}
@@ -57,7 +58,7 @@ def summarize(
 
 
 def _drafts(funnel: _Facts, order: Sequence[str]) -> dict[str, Any]:
-    """From attempts to drafts that passed: what each gate saw, in the gates' order, and why it said no."""
+    """From attempts to passed drafts: what each gate checked, in the gates' order, and its reasons for rejecting."""
     gates = []
     for name in order:
         counts = funnel["gates"].get(name, {})
@@ -100,7 +101,7 @@ def _distributions(funnel: _Facts, limits: _Facts) -> dict[str, Any]:
 
 
 def _rate(count: int, total: int) -> dict[str, float | int] | None:
-    """Share with Wilson's 95% interval; None of nothing."""
+    """A share with Wilson's 95% interval; None for a total of 0."""
     if not total:
         return None
     estimate = rate(count, total)
