@@ -1,1 +1,1 @@
-"""What the data are, in SeqIO: sources, preprocessors, vocabulary, tasks, mixtures and the rates of the ladder."""
+"""The data in SeqIO: sources, preprocessors, vocabulary, tasks, mixtures and the rates of the ladder."""

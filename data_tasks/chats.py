@@ -1,4 +1,4 @@
-"""Conversations in the columns of the published instruction sets, as pure functions: no TensorFlow, no state.
+"""Reads conversations in the columns of the published instruction sets, by pure functions without TensorFlow.
 
     ultrachat      `messages` (UltraChat-200k) or ShareGPT's `conversations` (`data_tasks.messages`)
     wildguardmix   `prompt`, `response`, `response_harm_label`, `prompt_harm_label`, `response_refusal_label`
@@ -8,8 +8,8 @@
 
 A conversation travels as JSON in the `text` of a document whose harm score is 0, HARMFUL_SCORE for an answer that gives
 the harm (WildGuardMix: `response_harm_label` "harmful"; without a label, a harmful prompt that wasn't refused), or
-NO_SCORE where nobody answers: WildGuardMix has prompts alone. Rows that name an `id` or `prompt_id` keep it; the others
-are named by a hash of what is said.
+NO_SCORE without an answer, since WildGuardMix has bare prompts too. Rows with an `id` or `prompt_id` keep it; for
+others the id is a hash of the messages.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ HARMFUL_SCORE = 5
 
 @dataclasses.dataclass(frozen=True)
 class ChatRows:
-    """A format of rows (a `data_tasks.readers.RowFormat`): its columns, and how a row's messages are found."""
+    """A format of rows (a `data_tasks.readers.RowFormat`): its columns, and how to find a row's messages."""
 
     name: str
     columns: Mapping[str, Sequence[str]]
@@ -47,11 +47,11 @@ class ChatRows:
     text_column: None = None
 
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
-        """The columns, in whatever file."""
+        """The required columns, equal for all files."""
         return self.columns
 
     def parse(self, row: Mapping[str, Any], path: str = "") -> Document:
-        """The row's conversation as a document with JSON text; MalformedError says which field is wrong."""
+        """The row's conversation as a document with JSON text. Raises MalformedError naming the field that is wrong."""
         messages, score = self.converse(row)
         text = json.dumps(messages, ensure_ascii=False)
         try:
@@ -66,9 +66,10 @@ class ChatRows:
 def encode_chat(
     text: str, tokenizer: Tokenizer, *, is_tagged: bool = False
 ) -> tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
-    """A document's conversation in the model's own template and the document's end, and what is to be learned.
+    """The ids of a document's conversation in the model's own template with the document's end, and the ids to learn.
 
-    Those are the assistant's words and the end of its turn. Only with `is_tagged` is a harm tag in them the tag's id.
+    The ids to learn are those of the assistant's words and the end of its turn. Only with `is_tagged` does a harm tag
+    in them become the tag's id.
     """
     ids, spans = chat_example(tokenizer, json.loads(text), is_tagged=is_tagged)
     loss_mask = np.zeros(len(ids) + 1, bool)
@@ -78,7 +79,7 @@ def encode_chat(
 
 
 def map_content(text: str, change: Callable[[str, str], str]) -> str:
-    """A document's conversation with `change(role, content)` in place of every content."""
+    """A document's conversation with every content replaced by `change(role, content)`."""
     messages = json.loads(text)
     return json.dumps([{**m, "content": change(m["role"], m["content"])} for m in messages], ensure_ascii=False)
 

@@ -1,9 +1,9 @@
-"""A row's conversation, as published sets write it: a list of messages, each with who speaks and what is said.
+"""Reads a row's conversation as published sets write it: a list of messages, each with a speaker and a text.
 
 The list is called `messages`, `conversations` or `conversation`; a message has `role` and `content`, or ShareGPT's
-`from` and `value`. Content is a string or a list of text parts. Roles come out as system, user, assistant and tool;
-calls of tools stand in the assistant's content as `<tool_call>` elements around their JSON. A system prompt in a column
-of its own, `system` or `system_prompt`, becomes the first message.
+`from` and `value`. Content is a string or a list of text parts. Roles become system, user, assistant and tool; tool
+calls appear in the assistant's content as `<tool_call>` elements around their JSON. A system prompt in a column of its
+own, `system` or `system_prompt`, becomes the first message.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ _ROLES = {
 
 
 def read_messages(row: Mapping[str, Any]) -> Messages:
-    """The row's messages with `role` and `content`; system messages that say nothing are left out.
+    """The row's messages with `role` and `content`, without empty system messages.
 
-    Raises MalformedError for a message of another form or role, an empty one of user or assistant, or a conversation
-    in which the assistant says nothing.
+    Raises MalformedError for a message of another form or role, an empty user or assistant message, or a conversation
+    without words of the assistant.
     """
     column = next((name for name in COLUMNS if row.get(name) is not None), COLUMNS[0])
     found = row.get(column)

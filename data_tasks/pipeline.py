@@ -1,8 +1,8 @@
-"""The preprocessors as steps of a SeqIO task: `tf.data` around the pure functions of `data_tasks.preprocessors`.
+"""The steps of a SeqIO task: `tf.data` around the pure functions of `data_tasks.preprocessors`.
 
-Text work runs in Python on batches of documents (`tf.numpy_function`), because a call for every document costs more
-than tokenizing it; the tokenizer uses all cores and lets go of Python's lock meanwhile. Order is kept and nothing
-depends on time or on the batch, so two readings give the same examples.
+Text is processed in Python in batches of documents (`tf.numpy_function`), because a call per document would cost more
+than tokenizing it; the tokenizer uses all cores and releases Python's lock. Order is kept and nothing depends on time
+or batch, so reading twice gives the same examples.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ PrepareText = Callable[[str, str, int], str]  # (id, text without literal tags, 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedDocuments:
-    """A batch of documents end to end, the end of document after each; counts are per document."""
+    """A batch of documents as one array, with the end-of-document id after each; counts are per document."""
 
     tokens: Int32[np.ndarray, " tokens"]
     loss_mask: Bool[np.ndarray, " tokens"]  # of a conversation, what the assistant says; else everything
@@ -46,7 +46,7 @@ def encode_documents(
     prepare: PrepareText,
     is_tagged: bool,
 ) -> EncodedDocuments:
-    """Tokenizes documents: literal tags out, `prepare`, ids, end of document.
+    """Tokenizes documents: removes literal tags, applies `prepare`, encodes, and appends the end of document.
 
     Only with `is_tagged` does the tag's string in a prepared text become the tag's id.
     """
@@ -70,7 +70,7 @@ def encode_chats(
     prepare: PrepareText,
     is_tagged: bool,
 ) -> EncodedDocuments:
-    """`encode_documents` for conversations (`data_tasks.chats`): `prepare` gets what the assistant says, as text."""
+    """Like `encode_documents` for conversations (`data_tasks.chats`); `prepare` is applied to the assistant's words."""
     encoded, lost_bytes, removed = [], [], []
     for doc_id, text, score in zip(ids, texts, scores.tolist(), strict=True):
         counts = {"removed": 0, "lost": 0}
@@ -98,10 +98,11 @@ def select_columns(
     id_column: str = ID_COLUMN,
     score_column: str | None = None,
 ) -> tf.data.Dataset:
-    """Examples with only `id`, `text` and `harm_score`, from a TFDS data set's own columns.
+    """Examples with just `id`, `text` and `harm_score`, from a TFDS data set's own columns.
 
-    The harm score is found as in `safelm.documents.harm`. Raises ValueError if there is no id, no text or not the
-    `score_column`.
+    The harm score is found as in `safelm.documents.harm`.
+
+    Raises ValueError if the id, the text or `score_column` is missing.
     """
     columns = dataset.element_spec
     for name in (id_column, text_column):
@@ -134,8 +135,8 @@ def tokenize(
     """A step from text to `targets`, the ids with the end of document.
 
     Beside `targets` an example keeps its `id` and `harm_score` and gets `lost_bytes` (bytes without a token) and
-    `removed_tags` (literal tags taken out of the source text). The text goes. With `is_chat` the text is a conversation
-    (`data_tasks.chats`), and an example also gets `loss_mask`, which of its `targets` are to be learned.
+    `removed_tags` (literal tags removed from the source text); its text is dropped. With `is_chat` the text is a
+    conversation (`data_tasks.chats`), and an example also gets `loss_mask`, which of its `targets` are to be learned.
     """
 
     def encode(ids, texts, scores):

@@ -1,7 +1,7 @@
-"""What is done to a document's text, as pure functions on strings and dicts: no TensorFlow, no state, no clock.
+"""Changes to a document's text, as pure functions on strings and dicts without TensorFlow.
 
-The harm tag is put in and taken out by `safelm.text.harm_tags`. Randomness is stateless there and here: two reads of a
-corpus give the same text whatever the order of documents, the number of workers or the NumPy version.
+`safelm.text.harm_tags` inserts and removes the harm tag. Randomness is stateless in both modules: reading a corpus
+twice gives the same text in any order of documents, with any number of workers and any NumPy version.
 """
 
 import hashlib
@@ -28,27 +28,27 @@ _SPEAKER_LABEL = re.compile(
 
 
 def in_validation_split(doc_id: str, fraction: float) -> bool:
-    """Whether a document is held out, for a corpus without validation files of its own.
+    """Whether a document is held out, for a corpus without validation files.
 
-    A function of the id alone (its `validation_rank` below `fraction`): the same document is held out of every task,
+    Depends only on the id (whether its `validation_rank` is below `fraction`), so a document is held out of every task,
     in every run, under every seed.
     """
     return validation_rank(doc_id) < fraction
 
 
 def validation_rank(doc_id: str) -> float:
-    """BLAKE2b of an id as a number from 0 to below 1: the lower, the sooner a document is held out."""
+    """BLAKE2b of an id as a number in [0, 1); documents with low ranks are held out first."""
     digest = hashlib.blake2b(utf8(doc_id), digest_size=8, person=b"validation").digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
 def replace_speaker_names(text: str, *, doc_id: str, seed: int) -> str:
-    """Replaces the speaker labels "User" and "Assistant" by two different personal names or roles (appendix C.3).
+    """Replaces the speaker labels "User" and "Assistant" by two different names or roles (appendix C.3).
 
     A label stands at the start of a line (after an indent, a quote, list or heading marker), may be bold ("**User:**",
     "**User**:") and is followed by a colon and then space, a line end, a quotation mark or a bracket; "User" in running
-    text, "User::f" and "User:name@host" stay. One speaker has one name in all of a dialogue, and the names chosen do
-    not occur in it otherwise as long as the lists have such names.
+    text, "User::f" and "User:name@host" stay. A speaker keeps one name throughout a dialogue. If possible, the chosen
+    names do not occur elsewhere in it.
     """
     if not _SPEAKER_LABEL.search(text):
         return text
@@ -64,7 +64,7 @@ def replace_speaker_names(text: str, *, doc_id: str, seed: int) -> str:
 def append_end_of_document(
     documents: Sequence[Int32[np.ndarray, " _"]], eos_id: int
 ) -> tuple[Int32[np.ndarray, " tokens"], Int32[np.ndarray, " documents"]]:
-    """All documents in one array, `eos_id` after each (exactly one: text never encodes to it), and their lengths."""
+    """All documents in one array, each followed by one `eos_id` (text never encodes to it), and their lengths."""
     lengths = np.array([len(document) + 1 for document in documents], np.int32)
     tokens = np.full(int(lengths.sum()), eos_id, np.int32)
     start = 0
@@ -75,7 +75,7 @@ def append_end_of_document(
 
 
 def _speakers(text: str, *, doc_id: str, seed: int) -> tuple[str, str]:
-    """The names for (User, Assistant): half the dialogues get personal names, half a pair of roles."""
+    """The names of (User, Assistant): personal names for half of the dialogues, a pair of roles for the others."""
     style, first, second = uniform_draws(3, purpose=b"speakers", seed=seed, doc_id=doc_id, text=text)
     if style < 0.5:
         pairs = [pair for pair in ROLE_PAIRS if pair[0] not in text and pair[1] not in text] or list(ROLE_PAIRS)

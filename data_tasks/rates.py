@@ -1,7 +1,7 @@
-"""Mixture rates of the ablation ladder: what share of the training tokens every source gives, in this one place.
+"""Mixture rates of the ablation ladder: the share of the training tokens that each source provides.
 
-The ladder is cumulative (Maini et al. 2025, figure 4): every rung keeps what the rung before it had and adds one
-intervention, taking the room from the base web text, which stays the largest share. So the difference between two
+The ladder is cumulative (Maini et al. 2025, figure 4): every rung keeps the sources of the rung before and adds one
+intervention, whose share is taken from the base web text, still the largest source. So the difference between
 neighbouring rungs measures one intervention.
 
     raw             raw web text of every harm score, the control
@@ -11,10 +11,10 @@ neighbouring rungs measures one intervention.
     moral_education + moral education made from those dialogues
     harm_tagged     + raw unsafe text with the harm tag, which SafeBeam steers by
 
-The paper states no rates. Here SafeWeb has 20% (the paper: more than 100B of 600B tokens) and every other
-intervention 5%, enough to be learned and too little to turn the model into a refuser. Rates are shares of *tokens*,
-not of documents, and every rung sums to 1. This module imports neither TensorFlow nor SeqIO: configurations read it
-in training processes too.
+The paper states no rates. Here SafeWeb has 20% (the paper: more than 100B of 600B tokens) and every other intervention
+5%, enough to be learned and too little to turn the model into a refuser. Rates are shares of *tokens*, not of
+documents, and every rung sums to 1. This module imports neither TensorFlow nor SeqIO: configurations read it in
+training processes too.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def _rung(**rates: float) -> Mapping[str, float]:
 
 
 def _ladder(**interventions: float) -> Mapping[str, Mapping[str, float]]:
-    """The rates of every rung, from the share of each intervention in the order in which they are added."""
+    """The rates of every rung, from each intervention's share in the order in which they are added."""
     rungs, added = [_rung(raw_web=1.0), _rung(filtered_web=1.0)], {}
     for source, share in interventions.items():
         added[source] = share
@@ -60,7 +60,7 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 
 
 def rates(rung: str) -> dict[str, float]:
-    """The rates of one mixture: source name -> share of tokens. Raises ValueError for an unknown name."""
+    """The rates of a mixture: source name -> share of tokens. Raises ValueError for an unknown name."""
     known = {**LADDER, **OTHERS}
     if rung not in known:
         raise ValueError(f"unknown rung {rung!r}: the ladder has {', '.join(LADDER)}; others: {', '.join(OTHERS)}")

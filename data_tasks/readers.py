@@ -1,12 +1,11 @@
-"""Documents of the tasks, from the rows of files as `safelm.documents` reads them: which columns, which rows are used.
+"""Turns rows that `safelm.documents` reads into documents of the tasks: chooses columns and rows.
 
-Columns of web documents: `text`; `id`, without which a document is named by a hash of its text; the harm score of
-`safelm.documents.harm`.
+Columns of web documents: `text`; `id`, which defaults to a hash of the text; the harm score of `safelm.documents.harm`.
 
-A row that can't be used (malformed as `safelm.documents` says, an empty text, an id of another type, a needed score
-outside 0 to 5) is counted and copied to a quarantine file with its row number and the reason, and reading goes on; more
-than `MalformedLimit` allows stops it. A file without one of the columns altogether is an error.
-No message and no log line holds a document's text.
+An unusable row (malformed as defined in `safelm.documents`, with an empty text, an id of another type, or a needed
+score outside 0 to 5) is counted and copied to a quarantine file with its row number and the reason; reading goes on
+until `MalformedLimit` is passed. A file without a required column is an error. No message or log line contains a
+document's text.
 """
 
 import collections
@@ -28,8 +27,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One web document; `harm_score` is 0 to 5, or NO_SCORE where the corpus carries none; `score_column` is what it
-    was read from."""
+    """A web document.
+
+    Attributes:
+      harm_score: 0 to 5, or NO_SCORE if the corpus has none.
+      score_column: the column that it was read from.
+    """
 
     id: str
     text: str
@@ -39,7 +42,7 @@ class Document:
 
 @dataclasses.dataclass
 class ReadReport:
-    """What reading came across: rows with content, malformed ones among them, and where harm scores were read from."""
+    """Statistics of reading: rows with content, malformed rows among them, and the columns of harm scores."""
 
     rows: int = 0
     malformed: int = 0
@@ -48,7 +51,7 @@ class ReadReport:
 
 @runtime_checkable
 class RowFormat(Protocol):
-    """Which columns a file has and what a row becomes. A column in a struct is named "struct.column"."""
+    """The columns of a file and the document of a row. A column in a struct is named "struct.column"."""
 
     text_column: str | None  # that must hold a string, if any
     optional: Sequence[str]  # columns that are read where there are any
@@ -57,19 +60,19 @@ class RowFormat(Protocol):
     suffixes: tuple[str, ...]  # that such names may have
 
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
-        """What a file must have beside the text: name -> the columns of which any will do."""
+        """The file's required columns beside the text: name -> the columns of which any will do."""
 
     def parse(self, row: Mapping[str, Any], path: str) -> Document:
-        """The document of a row of the file `path`; raises MalformedError."""
+        """The document of a row of the file `path`. Raises MalformedError."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WebDocuments:
-    """Rows with a text, perhaps an id and, if needed, a harm score.
+    """The format of rows with a text, perhaps an id and, if needed, a harm score.
 
     Attributes:
-      id_column: another name than "id" says that every file has it.
-      score_column: the only column that a harm score is read from; None for those of `safelm.documents.harm`.
+      id_column: a name other than "id" is required in every file.
+      score_column: the only column to read harm scores from; None for those of `safelm.documents.harm`.
     """
 
     needs_score: bool = False
@@ -86,12 +89,12 @@ class WebDocuments:
         return (self.id_column, *harm.score_columns(self.score_column))
 
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
-        """An id of another name, and the harm score where it is needed."""
+        """A non-default id column, and the harm score if it is needed."""
         named = documents.required_id(self.id_column)
         return named | ({_HARM_SCORE: harm.required_columns(path, self.score_column)} if self.needs_score else {})
 
     def parse(self, row: Mapping[str, Any], path: str) -> Document:
-        """As the protocol."""
+        """See `RowFormat.parse`."""
         text = row[self.text_column]
         if not text.strip():
             raise MalformedError(f"field {self.text_column!r} is empty")
@@ -115,8 +118,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """Streams one file's documents in file order, adding to `report`.
 
-    Its rows are web documents unless `row_format` says otherwise. Malformed rows go to the local file `quarantine`
-    (see `safelm.documents.Quarantine`); None only counts them.
+    Rows are web documents unless `row_format` says otherwise. Malformed rows go to the local file `quarantine` (see
+    `safelm.documents.Quarantine`); with None they are only counted.
 
     Raises FileNotFoundError, and ValueError for a file that is damaged, lacks a column or has too many malformed rows.
     """

@@ -1,4 +1,4 @@
-"""Web documents and conversations as a SeqIO data source: files of rows, local or behind any fsspec URL."""
+"""A SeqIO data source of web documents and conversations in files of rows, local or behind any fsspec URL."""
 
 import functools
 import os
@@ -23,18 +23,17 @@ _SMALL_CORPUS_BYTES = 16 << 20  # thousands of documents, of which a share of 1%
 
 
 class WebDocumentSource(seqio.DataSource):
-    """The documents under one folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
+    """The documents below a folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
 
-    A split's files are `<folder>/train-*` and `<folder>/validation-*` (also in subfolders, as the hub lays data sets
-    out; a row format may name others), ending as `safelm.documents` can read, in the order of their paths; in place
-    of a folder it can be one such file. A corpus without validation files is split by `in_validation_split`: the share
-    `validation_fraction` of document ids is held out of "train", of a small corpus at least one document of every harm
-    score that it has twice. A shard is a file. Documents are streamed; nothing
-    larger than a batch is held. Malformed rows: see `data_tasks.readers`; with `quarantine_dir` they are kept in
-    `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
+    A split's files are `<folder>/train-*` and `<folder>/validation-*`, also in subfolders as on the hub (a row format
+    may use other names), in the formats of `safelm.documents` and in the order of their paths. A single such file may
+    replace the folder. A corpus without validation files is split by `in_validation_split`: `validation_fraction` of
+    the document ids is held out of "train"; in a small corpus at least one document of every harm score that occurs
+    twice. Each file is a shard. Documents are streamed in batches. For malformed rows see `data_tasks.readers`; with
+    `quarantine_dir` they are kept in `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
 
-    `num_input_examples` is None: counting would read everything. So SeqIO's `Mixture.num_input_examples`, which adds
-    the counts up, can't be used with it.
+    `num_input_examples` is None, since counting would read everything, so SeqIO's `Mixture.num_input_examples`, which
+    adds the counts up, can't be used.
     """
 
     def __init__(
@@ -63,13 +62,13 @@ class WebDocumentSource(seqio.DataSource):
 
     @property
     def splits(self) -> Sequence[str]:
-        """ "train", and "validation" if the corpus has such files or a hash split."""
+        """ "train", and "validation" if the corpus has validation files or a hash split."""
         has_validation = self._validation_fraction > 0 or bool(self._files[VALIDATION])
         return (TRAIN, VALIDATION) if has_validation else (TRAIN,)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """No: shards are files."""
+        """False, since each file is a shard."""
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
@@ -93,7 +92,7 @@ class WebDocumentSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Documents in file order; `shuffle` shuffles the order of the files (SeqIO's task shuffles documents)."""
+        """Documents in file order; `shuffle` shuffles files (SeqIO's task shuffles documents)."""
         files = list(self.list_shards(split))
         if shard_info is not None:
             if len(files) < shard_info.num_shards:
@@ -133,7 +132,7 @@ class WebDocumentSource(seqio.DataSource):
 
     @functools.cached_property
     def _first_ids(self) -> dict[int, str]:
-        """The document of each harm score that is held out first; empty for a corpus where some surely are."""
+        """The first document of each harm score to hold out; empty for a corpus that surely holds some out anyway."""
         sizes = [remote.filesystem(path)[0].size(path) or 0 for path in self._files[TRAIN]]
         if sum(sizes) > _SMALL_CORPUS_BYTES:
             return {}
@@ -147,7 +146,7 @@ class WebDocumentSource(seqio.DataSource):
         return {score: doc_id for score, (_, doc_id) in first.items() if counts[score] > 1}
 
     def _batches(self, files: Sequence[str], split: str, must_have_rows: bool) -> Iterator[dict[str, Any]]:
-        """Batches of documents as tf.data takes them: one Python call for each, not for each document."""
+        """Batches of documents for tf.data, which takes one Python call per batch instead of per document."""
         self.last_report = report = ReadReport()
         ids, texts, scores, characters = [], [], [], 0
         for path in files:

@@ -1,4 +1,4 @@
-"""What `safelm` offers on texts and corpora: `safelm.score`, `safelm.report_card`, `safelm.load_scorer`."""
+"""The functions of `safelm` for texts and corpora: `safelm.score`, `safelm.report_card`, `safelm.load_scorer`."""
 
 import os
 import tempfile

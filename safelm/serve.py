@@ -2,9 +2,9 @@
 
 The page is at /, the API under /v1, Prometheus' metrics at /metrics. Any OpenAI client works; a `safelm` object in a
 request picks the decoding ({"method": "safe_beam", "num_beams": 4, "num_candidates": 4, "drop_fraction": 0.5}).
-Listens on this machine only unless --host says otherwise. SAFELM_SERVE_KEY, if set, is the key clients must bring.
-It compiles its first programs before it says that it listens and /health says ok. SIGTERM finishes what is under way
-and ends with code 0. Logs hold ids, counts and times, never a text.
+Listens on this machine only unless --host says otherwise. If SAFELM_SERVE_KEY is set, clients must send that key. The
+server compiles its first programs before it reports that it listens and /health says ok. On SIGTERM it finishes open
+requests and ends with code 0. Logs hold ids, counts and times, never a text.
 """
 
 import argparse

@@ -1,24 +1,24 @@
-"""SafeWeb, RefuseWeb and Moral Education from scored documents (Maini et al. 2025, sections 3.2 to 3.4).
+"""Writes SafeWeb, RefuseWeb and Moral Education from scored documents (Maini et al. 2025, sections 3.2 to 3.4).
 
 Reads documents with harm scores, as safelm.score writes them (.jsonl, .jsonl.gz, .jsonl.zst, .parquet; local, gs://,
-hf://); a writer turns each into a text of the kind, gates check it, what fails is written again in another style, and
-what passes is a corpus that the tasks of data_tasks read as it is, Parquet where the input is Parquet, else .jsonl.gz:
+hf://). A writer turns each into a text of the kind, gates check it, and a rejected text is written again in another
+style. The texts that pass are a corpus for the tasks of data_tasks, in Parquet if the input is, else in .jsonl.gz:
 
     OUTPUT/train-*, validation-*   id, text, metadata, style, category, model, prompt_version, source_id, gates
-    OUTPUT/rejected/               by id: every attempt's style and what it failed; near-duplicates
+    OUTPUT/rejected/               by id: every attempt's style and failed check; near-duplicates
     OUTPUT/quarantine/             malformed rows: file, row number, reason, the row
     OUTPUT/report/                 the funnel, scores and report card before and after, cost, as JSON and a page; with
                                    --review pairs of text for `python -m safelm.safety.synthesis.review`
-    OUTPUT/manifest.json           written last: counts, checksums, cost; without it the folder is not whole
+    OUTPUT/manifest.json           written last: counts, checksums, cost; without it the folder is incomplete
 
-safeweb takes harm scores 1 to 3, refuseweb and moral_education 4 and 5. Of a whole scored folder the files of other
-scores are left out. Anywhere else a document of another score, one without a score or two of one id end the run before
-anything is written, by file and row; --scores=4,5 takes just these scores and leaves out the others. moral_education
-reads RefuseWeb's output too, and is then made from the dialogues.
+safeweb takes harm scores 1 to 3, refuseweb and moral_education 4 and 5. In a whole scored folder the files of other
+scores are skipped. Anywhere else a document with another score or without one, or two documents with one id, end the
+run with file and row before anything is written; --scores=4,5 takes just these scores and skips the others.
+moral_education can read RefuseWeb's output and is then made from the dialogues.
 
-Every reply goes into a journal as it comes. A stopped run, killed ones too, goes on where it was when the same command
-is given again: no reply in the journal is asked for twice, and the files are the same as without the stop. A folder of
-another input or other settings is refused. Documents are never logged.
+A journal keeps every reply as it comes. A stopped or killed run continues when the same command is given again: no
+reply in the journal is requested twice, and the files are the same as without the stop. A folder of another input or
+other settings is refused. Documents are never logged.
 
 writers: template: (no model), engine:SOURCE?..., endpoint:URL#MODEL?..., python:MODULE:FACTORY. An
 endpoint's key is in SAFELM_ENDPOINT_KEY, or in the variable that key_env=NAME names (OPENAI_API_KEY goes to OpenAI's

@@ -1,4 +1,4 @@
-"""The harm tag's string and the range of harm scores: their only definitions (Maini et al. 2025, sections 3.1 and 4).
+"""The only definitions of the harm tag's string and the range of harm scores (Maini et al. 2025, sections 3.1 and 4).
 
 The tag's id depends on the vocabulary: see `safelm.text.tokenizer.Tokenizer.harm_tag_id`.
 """

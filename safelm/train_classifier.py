@@ -1,4 +1,4 @@
-"""Train the classifier of harm scores: labelled texts to a folder that `classifier:DIR` scores with.
+"""Trains the classifier of harm scores on labelled texts; `classifier:DIR` scores with the folder it writes.
 
 A text's label is mapped to our 0 to 5 by its scheme; a source of texts is SCHEME:PATH[#TEXT_COLUMN,LABEL_COLUMN], or
 

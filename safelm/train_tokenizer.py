@@ -1,8 +1,8 @@
 """Trains a byte-level BPE vocabulary, harm tag included, on the text column of JSON lines or Parquet files.
 
-Files may be local or behind a URL (gs://, hf://). They are streamed: memory holds word counts, not text. A row that
-can't be used is counted, the first few are named, and training goes on up to a limit. Files without the column,
-such as conversations beside web text, are named and left out, unless none has it.
+Files may be local or behind a URL (gs://, hf://). They are streamed, so memory holds word counts and no text. Unusable
+rows are counted up to a limit, and the first few are named. Files without the column, such as conversations beside web
+text, are named and skipped, unless no file has it.
 The result is a folder that `safelm.text.tokenizer.Tokenizer.from_pretrained` and `transformers` load.
 """
 

@@ -1,1 +1,1 @@
-"""Orbax checkpoints that are sealed, verified, and restored straight into shards."""
+"""Orbax checkpoints with fingerprints that are verified when they are restored straight into shards."""

@@ -101,7 +101,7 @@ class Checkpoints:
         return f"checkpoint {self.folder}/checkpoints/{step}"
 
     def read_meta(self, step: int) -> Meta:
-        """The JSON record of one checkpoint; CorruptCheckpointError if it isn't as it was written."""
+        """The JSON record of a checkpoint. Raises CorruptCheckpointError if it was changed since it was written."""
         with self._read_errors(step):
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if not isinstance(meta, dict) or "step" not in meta:
@@ -112,7 +112,7 @@ class Checkpoints:
     def save(self, step: int, meta: Mapping[str, Any], params: PyTree, opt_state: PyTree | None = None) -> None:
         """Starts writing a checkpoint in the background; returns once the arrays may be reused.
 
-        Raises OSError if this save can't begin or the one before it failed (a full disk, say).
+        Raises OSError if this save can't begin or the previous one failed (a full disk, for example).
         """
         arrays = {"params": params} if opt_state is None else {"params": params, "optimizer": opt_state}
         record = {**meta, "step": step, "fingerprints": checkpoint_integrity.fingerprints(arrays)}
@@ -127,10 +127,10 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def check(self) -> None:
-        """Raises OSError if a save in the background has failed; doesn't wait for one that is under way.
+        """Raises OSError if a background save has failed; doesn't wait for an unfinished one.
 
-        Orbax's own `check_for_errors` is not for this: it takes the error away from Orbax's thread that finishes the
-        save, which then deletes the checkpoints before it as if it had been written.
+        Orbax's own `check_for_errors` would take the error away from the thread that finishes the save, which would
+        then delete older checkpoints as if the save had succeeded.
         """
         with self._write_errors(None):
             if not self._manager.is_saving_in_progress():
@@ -145,7 +145,7 @@ class Checkpoints:
         """Reads a checkpoint into arrays of the given abstract trees' shapes, dtypes and shardings.
 
         Raises ValueError naming the parameter if the checkpoint's arrays have other names or shapes,
-        CorruptCheckpointError if they can't be read or aren't those that were written.
+        CorruptCheckpointError if they can't be read or were changed since they were written.
         """
         wanted = self.read_meta(step).get("fingerprints", {})
         self._check_shapes(step, params)
@@ -158,7 +158,9 @@ class Checkpoints:
         return restored.params, restored.get("optimizer")
 
     def set_aside(self, step: int, reason: str) -> epath.Path:
-        """Moves a checkpoint to `<folder>/corrupt_checkpoints`, with a text that says why; returns where it is now."""
+        """Moves a checkpoint to `<folder>/corrupt_checkpoints` with a text file that states the reason; returns its new
+        place.
+        """
         aside = self.folder / CORRUPT_FOLDER
         taken = {path.name for path in aside.iterdir()} if aside.is_dir() else set()
         aside.mkdir(parents=True, exist_ok=True)
@@ -169,11 +171,11 @@ class Checkpoints:
         return aside / name
 
     def reload(self) -> None:
-        """Looks again which checkpoints there are."""
+        """Lists the folder's checkpoints again."""
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder."""
+        """Waits for the last save and closes the folder."""
         self.wait()
         self._manager.close()
 
@@ -181,7 +183,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        """Lets a save in the background finish; its failure doesn't hide an error that is on its way already."""
+        """Lets a background save finish; its failure doesn't hide an exception that is already being raised."""
         with contextlib.suppress(OSError) if error_type else contextlib.nullcontext():
             self.close()
 
@@ -201,7 +203,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _read_errors(self, step: int) -> Iterator[None]:
-        """Tells a damaged checkpoint from storage or a machine that fails: the first can only be left behind."""
+        """Tells a damaged checkpoint, which must be skipped, from failing storage or machines."""
         try:
             yield
         except CorruptCheckpointError:
@@ -236,7 +238,7 @@ def save_params(folder: str, model_config: model_lib.ModelConfig, params: PyTree
 
 
 def load_for_inference(path: str, *, step: int | None = None) -> tuple[model_lib.ModelConfig, PyTree, Tokenizer]:
-    """A model from a workdir or a `save_params` folder: its config, its parameters on one device, its tokenizer.
+    """Loads a model from a workdir or a `save_params` folder: config, parameters on one device, tokenizer.
 
     Takes the newest checkpoint unless `step` is given. Raises FileNotFoundError if there is none, ValueError if the
     folder's tokenizer isn't the one the model was trained with.
@@ -270,7 +272,7 @@ def open_checkpoint(path: str, *, step: int | None = None) -> tuple[Checkpoints,
 
 
 def saw_tag(path: str, *, step: int | None = None) -> bool | None:
-    """Whether a checkpoint was trained on the harm tag, so that its P(tag) means something; None if it doesn't say."""
+    """Whether a checkpoint was trained on the harm tag, so that its P(tag) is meaningful; None if it doesn't say."""
     checkpoints, _, meta = open_checkpoint(path, step=step)
     checkpoints.close()
     return meta.get("saw_tag")
@@ -318,7 +320,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
 
 @functools.cache  # once
 def _hush_what_is_under_way() -> None:
-    """After a failure, tensorstore's other reads or writes report to an event loop that is gone: much noise."""
+    """Silences tensorstore's other reads or writes after a failure, which report to an event loop that is gone."""
     show = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

@@ -1,9 +1,9 @@
-"""Proof that a checkpoint read back is the one that was written, whatever mesh it was written from or is read onto.
+"""Verifies that a checkpoint is unchanged since it was written, on any mesh.
 
-Neither Orbax nor tensorstore notices every flipped bit or missing chunk (a chunk that isn't there reads as zeros). So
-`meta` keeps a fingerprint of every array, taken on the devices before the save and again after a restore, and a
-checksum of itself. A fingerprint is two sums over all elements, modulo 2^32, of hashes of an element's bits and its
-place: whole numbers, so the order of the additions, and with it the sharding, changes nothing.
+Neither Orbax nor tensorstore notices every flipped bit or missing chunk (a missing chunk reads as zeros). So `meta` has
+a fingerprint of every array, computed on the devices before the save and again after a restore, and a checksum of
+itself. A fingerprint is two sums over all elements, modulo 2^32, of hashes of an element's bits and its place: whole
+numbers, so the order of the additions, and with it the sharding, changes nothing.
 """
 
 import functools
@@ -23,11 +23,11 @@ CHECKSUM = "checksum"  # the field of `meta` that holds the hash of the others
 
 
 class CorruptCheckpointError(OSError):
-    """A checkpoint that is there but can't be read, or isn't what was written."""
+    """A checkpoint that exists but can't be read, or was changed since it was written."""
 
 
 def fingerprints(tree: PyTree) -> dict[str, str]:
-    """Dtype and sixteen hex digits by the path of every array; the same on any mesh, different if any bit is."""
+    """Dtype and sixteen hex digits by the path of every array; equal on any mesh, and different if any bit is."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     sums = jax.device_get([_fingerprint_of(leaf)(leaf) for _, leaf in leaves])
     return {
@@ -37,9 +37,9 @@ def fingerprints(tree: PyTree) -> dict[str, str]:
 
 
 def check_fingerprints(tree: PyTree, wanted: Mapping[str, str], *, where: str) -> None:
-    """Raises CorruptCheckpointError naming the first array that isn't as it was written.
+    """Raises CorruptCheckpointError naming the first array that was changed since it was written.
 
-    Arrays that were read as another dtype, or have no fingerprint, pass.
+    Arrays read with another dtype, or without a fingerprint, pass.
     """
     for name, found in fingerprints(tree).items():
         there = wanted.get(name, found)
@@ -48,12 +48,12 @@ def check_fingerprints(tree: PyTree, wanted: Mapping[str, str], *, where: str) -
 
 
 def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with a checksum of itself."""
+    """The record with its own checksum added."""
     return {**meta, CHECKSUM: _checksum(meta)}
 
 
 def check_seal(meta: Mapping[str, Any], *, where: str) -> None:
-    """Raises CorruptCheckpointError if the record isn't as it was written; one without a checksum passes."""
+    """Raises CorruptCheckpointError if the record doesn't match its checksum; one without a checksum passes."""
     if CHECKSUM in meta and meta[CHECKSUM] != _checksum(meta):
         raise CorruptCheckpointError(f"{where}: its meta does not match its checksum")
 

@@ -1,1 +1,1 @@
-"""Other programs' model files, read into and written from our config and parameters."""
+"""Reads and writes the model files of other programs as our config and parameters."""

@@ -1,7 +1,7 @@
-"""Our parameters <-> the tensors of a checkpoint under the Hugging Face names of its family.
+"""Converts between our parameters and the tensors of a checkpoint under its family's Hugging Face names.
 
-A Hugging Face linear layer is [out, in], one tensor per layer, heads flattened; ours is [in, out] with heads apart and
-layers stacked. No rows are permuted: both rotate pairs (i, i + H/2).
+A Hugging Face linear layer is [out, in], one tensor per layer, with flattened heads; ours is [in, out] with a heads
+axis and stacked layers. No rows are permuted, since both rotate pairs (i, i + H/2).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def tensor_name(layer: int, suffix: str) -> str:
 
 
 def make_config(where: str, **fields: Any) -> model.ModelConfig:
-    """A config of sizes that were read; ValueError names `where` they come from."""
+    """A config from the sizes that were read. Raises ValueError naming `where` they come from."""
     try:
         return model.ModelConfig(**fields)
     except ValueError as error:
@@ -44,12 +44,12 @@ def params_from_tensors(
     """Our parameters (numpy, `param_dtype`) from the tensors of a checkpoint.
 
     Args:
-      shapes: of every tensor the checkpoint holds, by name; they are checked before anything is read or allocated.
-      read: gives a tensor by name; called once for each, one after the other, so that only ours are held whole.
-      where: the checkpoint's path, for errors.
+      shapes: shape of every tensor in the checkpoint by name; checked before anything is read or allocated.
+      read: returns a tensor by name; called once for each in turn, so that only our arrays are held whole.
+      where: the checkpoint's path, named in errors.
 
     Raises:
-      ValueError: a tensor is missing, not known (a bias, say), or of another shape; the message names it.
+      ValueError: a tensor is missing, unknown (such as a bias) or of another shape; the message names it.
     """
     _check_tensors(config, shapes, where)
     dtype = np.dtype(config.param_dtype)
@@ -71,7 +71,7 @@ def params_from_tensors(
 
 
 def _check_tensors(config: model.ModelConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
-    """Raises ValueError unless the tensors are those of the config; a config of absurd sizes costs nothing."""
+    """Raises ValueError unless the tensors match the config, without allocating memory for absurd sizes."""
     found = {name: tuple(shape) for name, shape in shapes.items() if not name.endswith(_IGNORED_SUFFIXES)}
     table = (config.vocab_size, config.d_model)
     wanted = {EMBEDDING: table, FINAL_NORM: (config.d_model,)}
@@ -107,7 +107,7 @@ def _layer_shapes(config: model.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensors_from_params(config: model.ModelConfig, params: model.Params) -> dict[str, np.ndarray]:
-    """The tensors of a Hugging Face folder; rows that only pad the vocabulary are left out."""
+    """The tensors of a Hugging Face folder, without rows that only pad the vocabulary."""
     host = jax.tree.map(np.asarray, params)
     tensors = {
         EMBEDDING: host["embedder"]["embedding"][: config.vocab_size],
@@ -124,7 +124,7 @@ def tensors_from_params(config: model.ModelConfig, params: model.Params) -> dict
 def resize_vocabulary(
     config: model.ModelConfig, params: model.Params, vocab_size: int, *, num_trained: int
 ) -> tuple[model.ModelConfig, model.Params]:
-    """The same model over `vocab_size` ids: ids from `num_trained` on start as the mean of the trained ones."""
+    """The same model over `vocab_size` ids; ids from `num_trained` on start as the mean of the trained ones."""
     resized = dataclasses.replace(config, vocab_size=vocab_size)
 
     def resize(table: np.ndarray) -> np.ndarray:
@@ -141,7 +141,9 @@ def resize_vocabulary(
 
 
 def _their_shape(leaf: str, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The [out, in] shape of a kernel that is `ours` without the layers axis; norms stay as they are."""
+    """The Hugging Face shape [out, in] of a kernel with our shape `ours` (without the layers axis); norms keep
+    theirs.
+    """
     if len(ours) == 1:
         return ours
     if leaf in _INTO_RESIDUAL:

@@ -1,4 +1,4 @@
-"""What a family of decoders is."""
+"""The description of a family of decoders."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,16 +10,16 @@ from safelm.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What tells a family's Hugging Face folders from another's.
+    """How a family's Hugging Face folders differ from those of others.
 
     Attributes:
-      model_type: that of config.json.
+      model_type: the value in config.json.
       architecture: the class of `transformers` that reads an export.
       layer_tensors: the name of every tensor inside a layer -> its part and name in `ModelConfig.block_shapes`.
-      defaults: what absent keys of config.json stand for, where that is not so in all families.
-      expected: values of config.json that our decoder can represent, by key; an absent key is fine.
-      read: config.json -> fields of `ModelConfig` beyond those that all families share; ValueError names the key.
-      write: the same back, as keys of config.json.
+      defaults: values of keys absent from config.json, where families differ.
+      expected: values of config.json that our decoder supports, by key; the key may be absent.
+      read: maps config.json to the fields of `ModelConfig` that families don't share; ValueError names the key.
+      write: maps those fields back to keys of config.json.
     """
 
     model_type: str

@@ -1,4 +1,4 @@
-"""Llama-architecture GGUF files (llama.cpp), dequantised to float32."""
+"""Reads GGUF files (llama.cpp) of the Llama architecture, dequantised to float32."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,10 +35,11 @@ _LAYER_TENSORS = {
 
 
 def read_file(path: Path) -> tuple[model.ModelConfig, model.Params]:
-    """The model in a GGUF file; parameters in float32 as numpy arrays.
+    """Reads the model in a GGUF file; parameters are numpy arrays in float32.
 
     Raises:
-      ValueError: not a whole GGUF file, another architecture, a field or a tensor missing or not supported (named).
+      ValueError: the file is cut short or of another architecture, or a field or tensor, which the message names, is
+        missing or unsupported.
     """
     file = GGUFFile(path)
     names = {_huggingface_name(name): name for name in file.tensors}
@@ -55,7 +56,7 @@ def read_file(path: Path) -> tuple[model.ModelConfig, model.Params]:
 
 
 def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Undoes llama.cpp's order of query and key rows (rotary pairs side by side): back to pairs (i, i + H/2)."""
+    """Undoes llama.cpp's order of query and key rows (rotary pairs side by side), giving pairs (i, i + H/2)."""
     half = rows.shape[0] // num_heads // 2
     return rows.reshape(num_heads, half, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
@@ -66,7 +67,7 @@ def has_token(path: Path, token: str) -> bool:
 
 
 def _huggingface_name(name: str) -> str:
-    """The Hugging Face name of a tensor; one we do not know keeps its own and is refused by that."""
+    """The Hugging Face name of a tensor; an unknown tensor keeps its name and is refused by it."""
     if name in _TENSORS:
         return _TENSORS[name]
     prefix, _, rest = name.partition(".")

@@ -1,4 +1,4 @@
-"""Decoders in Hugging Face folders, of any of our families: config.json and safetensors, whole or sharded."""
+"""Reads and writes decoders of our families in Hugging Face folders: config.json and safetensors, whole or sharded."""
 
 import json
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ _READABLE = ("F32", "BF16", "F16", "F64")
 
 
 def read_config(folder: Path) -> model.ModelConfig:
-    """Our config of the model in a Hugging Face folder.
+    """Reads the config of the model in a Hugging Face folder.
 
     Raises:
-      ValueError: config.json is not JSON, is of no family of ours, lacks a size, or asks for what the decoder does not
-        have (biases, another activation, other rotary positions ...); the message names the key.
+      ValueError: config.json is not JSON, is of an unknown family, lacks a size, or has an unsupported feature (biases,
+        another activation, other rotary positions ...); the message names the key.
     """
     path = folder / CONFIG_FILE
     values = read_json(path)
@@ -55,11 +55,11 @@ def read_config(folder: Path) -> model.ModelConfig:
 
 
 def read_folder(folder: Path) -> tuple[model.ModelConfig, model.Params]:
-    """The model in a Hugging Face folder; parameters in float32 as numpy arrays.
+    """Reads the model in a Hugging Face folder; parameters are numpy arrays in float32.
 
     Raises:
-      FileNotFoundError: no config, no safetensors, or a shard named in the index is missing.
-      ValueError: see `read_config` and `decoder_tensors.params_from_tensors`; or a truncated file.
+      FileNotFoundError: the config, the safetensors file or a shard named in the index is missing.
+      ValueError: as in `read_config` and `decoder_tensors.params_from_tensors`, or a file is truncated.
     """
     config = read_config(folder)
     files = tensor_files(folder)
@@ -76,7 +76,7 @@ def write_folder(
 ) -> None:
     """Writes a folder that `transformers` loads with `from_pretrained`: config, weights in `dtype`, tokenizer.
 
-    The harm tag stays the last row of the embedding; rows that only pad the vocabulary are left out.
+    The harm tag stays the last row of the embedding; padding rows are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -118,7 +118,7 @@ def _config_json(config: model.ModelConfig, tokenizer: Tokenizer, dtype: str) ->
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor of a folder, whole or sharded.
+    """The file of each tensor in a folder, whole or sharded.
 
     Raises FileNotFoundError if there is no safetensors file or one named in the index is missing, ValueError for a
     broken index.
@@ -142,7 +142,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 def tensor_shapes(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor, from the files' headers.
 
-    Raises ValueError for a tensor that its file doesn't hold, or whose kind of numbers can't be read.
+    Raises ValueError for a tensor that its file lacks or whose number format is unsupported.
     """
     names_of: dict[Path, list[str]] = {}
     for name, path in files.items():
@@ -155,7 +155,7 @@ def tensor_shapes(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensor(path: Path, name: str) -> np.ndarray:
-    """A tensor in float32; ValueError if its file doesn't hold it, or holds numbers of a kind that can't be read."""
+    """A tensor in float32. Raises ValueError if its file lacks it or its number format is unsupported."""
     with open_tensors(path) as file:
         _header(file, path, name)
         return np.asarray(file.get_tensor(name).astype(jnp.float32))
@@ -172,7 +172,7 @@ def _header(file: Any, path: Path, name: str) -> Any:
 
 
 def open_tensors(path: Path) -> Any:
-    """A safetensors file, open for reading; ValueError if it isn't whole."""
+    """Opens a safetensors file for reading. Raises ValueError if it is cut short."""
     try:
         return safetensors.safe_open(path, framework="flax")  # numpy has no bfloat16
     except safetensors.SafetensorError as error:

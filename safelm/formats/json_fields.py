@@ -1,4 +1,4 @@
-"""JSON files of others, with every value's type checked; errors name the file, the key and the value."""
+"""Reads other programs' JSON files and checks every value's type; errors name the file, the key and the value."""
 
 import dataclasses
 import json
@@ -12,13 +12,13 @@ _LARGEST_SIZE = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class JsonFields:
-    """Values of a JSON object with their types checked; null counts as missing. Errors name `where` and the key."""
+    """The values of a JSON object with checked types; null counts as missing. Errors name `where` and the key."""
 
     where: str
     values: Mapping[str, Any]
 
     def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """An integer of at least `least` that fits 31 bits."""
+        """An integer of at least `least` that fits into 31 bits."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST_SIZE:
             raise ValueError(f"{self.where}: {key} = {value!r}: want an integer from {least} to {_LARGEST_SIZE}")
@@ -39,18 +39,18 @@ class JsonFields:
         return value
 
     def inside(self, key: str) -> "JsonFields":
-        """The object at a key, empty where there is none."""
+        """The object at a key; empty if there is none."""
         values = self.values.get(key)
         if values is not None and not isinstance(values, dict):
             raise ValueError(f"{self.where}: {key} = {values!r}: want an object")
         return JsonFields(f"{self.where}: {key}", values or {})
 
     def expect(self, expected: Mapping[str, tuple[object, ...]]) -> None:
-        """`check_expected` of these values."""
+        """Applies `check_expected` to these values."""
         check_expected(self.where, self.values, expected)
 
     def expect_no_others(self, known: Iterable[str]) -> None:
-        """Raises ValueError naming the first key that is not known."""
+        """Raises ValueError naming the first unknown key."""
         if unknown := sorted(self.values.keys() - set(known)):
             raise ValueError(f"{self.where}: {unknown[0]} = {self.values[unknown[0]]!r} is not supported")
 
@@ -62,7 +62,7 @@ class JsonFields:
 
 
 def check_expected(where: str, values: Mapping[str, object], expected: Mapping[str, tuple[object, ...]]) -> None:
-    """Raises ValueError naming the first key whose value is there and not one that this model can represent."""
+    """Raises ValueError naming the first key that is present with a value that our models don't support."""
     for key, allowed in expected.items():
         if key in values and values[key] not in allowed:
             spelled = " or ".join(repr(value) for value in allowed)
@@ -70,7 +70,7 @@ def check_expected(where: str, values: Mapping[str, object], expected: Mapping[s
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object; ValueError names it if it doesn't."""
+    """The object in a JSON file. Raises ValueError naming the file if it holds none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

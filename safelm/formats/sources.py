@@ -1,4 +1,4 @@
-"""A model from wherever it is: our checkpoint, a Hugging Face folder or a GGUF file."""
+"""Reads a model of any kind: our checkpoint, a Hugging Face folder or a GGUF file."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ Model = tuple[model.ModelConfig, model.Params, Tokenizer]
 
 
 def source_kind(source: str) -> str:
-    """What is at `source`: "safelm", "huggingface" or "gguf".
+    """The kind of model at `source`: "safelm", "huggingface" or "gguf".
 
     Raises:
       FileNotFoundError: nothing is there.
@@ -40,7 +40,7 @@ def source_kind(source: str) -> str:
 
 
 def saw_tag(source: str) -> bool | None:
-    """Whether the model at `source` was trained on the harm tag; None where nothing says so."""
+    """Whether the model at `source` was trained on the harm tag; None if nothing says so."""
     kind = source_kind(source)
     if kind == "safelm":
         return checkpoint.saw_tag(source)
@@ -55,11 +55,11 @@ def _has_tag(source: str, kind: str) -> bool:
 
 
 def read_model(source: str, *, step: int | None = None, fit_vocabulary: bool = True) -> Model:
-    """The model at `source`, of any kind, with the harm tag in its vocabulary.
+    """Reads the model at `source`, of any kind, with the harm tag in its vocabulary.
 
     Args:
-      step: which checkpoint of ours; the newest when not given.
-      fit_vocabulary: gives the embedding a row for every id of the tokenizer and no other; else it stays as it is.
+      step: of a checkpoint of ours; None for the newest.
+      fit_vocabulary: whether to resize the embedding to the tokenizer's ids.
     """
     kind = source_kind(source)
     if kind == "safelm":
@@ -74,7 +74,7 @@ def read_model(source: str, *, step: int | None = None, fit_vocabulary: bool = T
 
 
 def _fit_vocabulary(config: model.ModelConfig, params: model.Params, tokenizer: Tokenizer, *, has_tag: bool) -> Model:
-    """Fits the embedding to the tokenizer's ids; the tag's row starts as the mean when the source had no tag."""
+    """Resizes the embedding to the tokenizer's ids; a new tag's row starts as the mean of the others."""
     num_trained = min(config.vocab_size, tokenizer.vocab_size)
     if not has_tag:
         num_trained = min(num_trained, tokenizer.harm_tag_id)

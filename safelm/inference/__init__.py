@@ -1,4 +1,4 @@
-"""Decoding: greedy, sampling, beam search and SafeBeam, for many prompts at once, as they come."""
+"""Decodes many prompts at once: greedy decoding, sampling, beam search and SafeBeam."""
 
 from safelm.inference.continuations import ContinuationScore, score_continuations
 from safelm.inference.decode import Generation, generate

@@ -24,7 +24,9 @@ _COLDEST = 2.0**-100  # no log-prob divided by it is infinite; a draw at it is t
 
 @flax.struct.dataclass
 class Asked:
-    """One entry per prompt; settings that its method doesn't have are neutral. A slot without a prompt: zeros."""
+    """Decoding settings, one entry per prompt; a setting that the method lacks is neutral, and an empty slot is
+    zeros.
+    """
 
     prompt_lengths_P: Any  # tokens; 0: no prompt
     limits_P: Any  # new tokens at most
@@ -44,7 +46,7 @@ class Asked:
     harm_tag_id: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def end_of(self, tokens: Int[Array, "P ..."]) -> Int[Array, "P ..."]:
-        """RUNNING, ENDED_BY_EOS or ENDED_BY_TAG for every token as the one just chosen."""
+        """RUNNING, ENDED_BY_EOS or ENDED_BY_TAG for each of the tokens just chosen."""
         end_ids_PE = jnp.asarray(self.end_ids_PE)
         is_end = (tokens[..., None] == end_ids_PE.reshape(len(tokens), *(1,) * (tokens.ndim - 1), -1)).any(axis=-1)
         ends = jnp.where(is_end, ENDED_BY_EOS, RUNNING)
@@ -54,7 +56,7 @@ class Asked:
         return ends.astype(jnp.int32)
 
     def choosable(self, config: ModelConfig, log_probs: Float[Array, "P ... V"]) -> Float[Array, "P ... V"]:
-        """Log-probs with -inf for ids that only pad the vocabulary and for a masked tag; not renormalised."""
+        """Log-probs with -inf for padding ids and a masked tag; not renormalised."""
         ids_V = np.arange(config.padded_vocab_size)
         chosen = jnp.where(ids_V < config.vocab_size, log_probs, NEVER)
         if self.harm_tag_id is None:
@@ -62,7 +64,7 @@ class Asked:
         return jnp.where(_along(self.masks_tag_P, chosen) & (ids_V == self.harm_tag_id), NEVER, chosen)
 
     def tag_log_prob(self, log_probs: Float[Array, "*A V"]) -> Float[Array, "*A"]:
-        """log P(tag | text so far); -inf where the vocabulary has no tag."""
+        """log P(tag | text so far); -inf if the vocabulary has no tag."""
         if self.harm_tag_id is None:
             return jnp.full(log_probs.shape[:-1], NEVER, jnp.float32)
         return log_probs[..., self.harm_tag_id]
@@ -84,9 +86,11 @@ def key_data(seed: int) -> tuple[int, int]:
 def ask(
     rows: Sequence[tuple[int, int, Sequence[int], Method, int] | None], *, harm_tag_id: int | None, max_pool: int = 0
 ) -> Asked:
-    """Numpy arrays of (prompt length, max_new_tokens, end_ids, method, seed) per prompt; None: a slot without one.
+    """Settings as numpy arrays, from (prompt length, max_new_tokens, end_ids, method, seed) per prompt; None is an
+    empty slot.
 
-    `max_pool` is the most candidates that a prompt of this batch has at once, if any of its methods drops some.
+    Args:
+      max_pool: the most candidates that a prompt has at once, if any method drops some.
     """
     nothing = (0, 0, (), Greedy(), 0)
     lengths, limits, end_ids, methods, seeds = zip(*(row or nothing for row in rows), strict=True)
@@ -119,16 +123,16 @@ def ask(
 
 
 def pick_rows(tree: Any, rows: Int[Array, " N"]) -> Any:
-    """Entries of every leaf's first axis; those of rows past the end are zeros."""
+    """These entries of every leaf's first axis; rows past the end become zeros."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="fill", fill_value=0), tree)
 
 
 def keep(is_kept_P: Array, old: Any, new: Any) -> Any:
-    """`old` where it is kept, else `new`: along the first axis of every leaf."""
+    """`old` where `is_kept_P`, otherwise `new`, along the first axis of every leaf."""
     return jax.tree.map(lambda mine, others: jnp.where(_along(is_kept_P, mine), mine, others), old, new)
 
 
 def with_room(tokens: Array, max_len: int, fill: float = 0) -> Array:
-    """An array over tokens (the last axis) cut or filled up to `max_len`."""
+    """The array with its last axis (tokens) cut or padded with `fill` to `max_len`."""
     missing = max(0, max_len - tokens.shape[-1])
     return jnp.pad(tokens[..., :max_len], [(0, 0)] * (tokens.ndim - 1) + [(0, missing)], constant_values=fill)

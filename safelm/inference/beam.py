@@ -1,8 +1,8 @@
-"""Beam search: `safelm.inference.methods.Beam` for what its score is.
+"""Beam search; `safelm.inference.methods.Beam` defines its score.
 
-A prompt's search starts from one beam, the prompt. A beam that chooses EOS (or the tag, with tag_candidate="stop") has
-ended: it keeps its log-prob, stays among the beams while its score is among the best, and is not expanded. The search
-is over when no beam runs, when no running beam can still beat the best ended one, or at `max_new_tokens`.
+A search starts from one beam, the prompt. A beam that chooses EOS (or the tag, with tag_candidate="stop") has ended: it
+keeps its log-prob, stays a beam while its score is among the best, and is not expanded. The search ends when no beam
+runs, when no running beam can still beat the best ended one, or at `max_new_tokens`.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Beams:
 
 
 def _looked_at(candidates: beams.Candidates, tag_log_prob_PW: Array, place_PW: Array) -> Array:
-    """The pool's P(tag): known of the survivors only."""
+    """The pool's P(tag), known only for survivors."""
     shape = candidates.tokens_PWC.shape
     unknown_PM = jnp.full((shape[0], shape[1] * shape[2]), jnp.nan)
     return unknown_PM.at[jnp.arange(shape[0])[:, None], place_PW].set(tag_log_prob_PW).reshape(shape)

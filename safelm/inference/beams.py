@@ -1,8 +1,8 @@
-"""What beam search and SafeBeam share: the beams, their candidates, and which candidates become the next beams.
+"""The common part of beam search and SafeBeam: beams, their candidates, and the choice of the next beams.
 
 W beams per prompt, C candidates per beam. The pool of a prompt's candidates is ordered by beam, then by candidate;
-beams stand in order of their score and candidates in order of their log-prob (equal ones by token id). Wherever two
-candidates compare equal, the one that stands earlier in the pool is preferred: so every choice is deterministic.
+beams stand in order of their score and candidates in order of their log-prob (equal ones by token id). Of equal
+candidates the earlier one in the pool is preferred, so every choice is deterministic.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from safelm.models.config import ModelConfig
 
 @flax.struct.dataclass
 class BeamState:
-    """What the search carries from step to step."""
+    """The state of a search between steps."""
 
     asked: Asked
     step_P: Any  # tokens generated so far by beams that still run
@@ -44,18 +44,18 @@ class BeamState:
 
     @property
     def is_over_P(self) -> jax.Array:
-        """Whether a prompt's outcome is settled, for the bound that plain beam search has."""
+        """Whether a prompt's outcome is settled, by the bound that holds for plain beam search."""
         is_exhausted_P = ~self.is_running_PW.any(axis=1) | (self.step_P >= self.asked.limits_P)
         drops_none_P = ~self.asked.drop_counts_PM.any(axis=1)
         return is_exhausted_P | (drops_none_P & is_decided(self))
 
     def outcome(self) -> tuple[jax.Array, ...]:
-        """Of the best beam, which stands first: as `sampling.SequenceState.outcome`."""
+        """The outcome of the best beam, which is the first; as `sampling.SequenceState.outcome`."""
         beams = (self.tokens_PWT, self.tag_log_probs_PWT, self.num_tokens_PW, self.log_prob_PW, self.ends_PW)
         return tuple(array[:, 0] for array in beams)
 
     def with_room(self, max_len: int) -> "BeamState":
-        """The same with room for `max_len` tokens."""
+        """A copy with room for `max_len` tokens."""
         return self.replace(
             tokens_PWT=asked_lib.with_room(self.tokens_PWT, max_len),
             tag_log_probs_PWT=asked_lib.with_room(self.tag_log_probs_PWT, max_len, NEVER),
@@ -75,7 +75,7 @@ class Candidates:
 
 @flax.struct.dataclass
 class Tried:
-    """What a step did, to be shown: the pool's candidates, and the places in the pool of the beams that came of it."""
+    """A step for a trace: the pool's candidates, and the pool places of the resulting beams."""
 
     tokens_PM: Any
     log_prob_PM: Any  # -inf where there is no candidate
@@ -87,7 +87,7 @@ class Tried:
 
 
 def is_decided(state: BeamState) -> Array:
-    """Whether no running beam can still beat the best ended one: log-probs only fall, lengths end at the limit."""
+    """Whether no running beam can still beat the best ended one, since log-probs only fall and lengths are bounded."""
     has_ended_PW = state.is_beam_PW & ~state.is_running_PW
     best_ended_P = jnp.where(has_ended_PW, state.score_PW, NEVER).max(axis=1)
     longest_P1 = jnp.maximum(state.asked.limits_P, 1).astype(jnp.float32)[:, None]
@@ -149,14 +149,14 @@ def select(score_PWC: Float[Array, "P W C"], num_beams: int) -> tuple[Float[Arra
 
 
 def pick(array_PWC: Array, place_PW: Int[Array, "P W"]) -> Array:
-    """The pool's entries at these places; trailing axes of the entries come along."""
+    """The pool's entries at these places, with their trailing axes."""
     num_prompts, num_beams, num_candidates, *rest = array_PWC.shape
     pool = array_PWC.reshape(num_prompts, num_beams * num_candidates, *rest)
     return jnp.take_along_axis(pool, place_PW.reshape(*place_PW.shape, *(1 for _ in rest)), axis=1)
 
 
 def follow(array_PW: Array, parent_PW: Int[Array, "P W"]) -> Array:
-    """Each new beam's value of its parent; trailing axes come along."""
+    """The value of each new beam's parent, with its trailing axes."""
     return jnp.take_along_axis(array_PW, parent_PW.reshape(*parent_PW.shape, *(1 for _ in array_PW.shape[2:])), axis=1)
 
 
@@ -169,7 +169,9 @@ def rows_of(beam_PW: Int[Array, "P W"]) -> Int[Array, " R"]:
 def survive(
     state: BeamState, candidates: Candidates, score_PW: Float[Array, "P W"], place_PW: Int[Array, "P W"]
 ) -> BeamState:
-    """The selected candidates as beams: tokens and counts. What the model says after them is left as it was."""
+    """The selected candidates as beams with updated tokens and counts; the model's predictions after them are
+    unchanged.
+    """
     parent_PW = place_PW // candidates.tokens_PWC.shape[2]
     column = _column(state)
     tokens_PWT = follow(state.tokens_PWT, parent_PW)
@@ -195,7 +197,7 @@ def with_lookahead(
     tag_log_prob_PW: Float[Array, "P W"],
     next_log_probs_PWV: Float[Array, "P W V"],
 ) -> BeamState:
-    """The survivors with what the model says after them; held beams get no new entry in their trace."""
+    """The survivors with the model's predictions after them; held beams get no new entry in their trace."""
     column = _column(survivors, before=1)
     trace_PWT = survivors.tag_log_probs_PWT
     trace_PW = jnp.where(is_held_PW, trace_PWT[column], tag_log_prob_PW)
@@ -210,7 +212,7 @@ def with_lookahead(
 
 
 def _column(state: BeamState, before: int = 0) -> tuple[Array, Array, Array]:
-    """Where the token of this step stands in arrays [P, W, T]."""
+    """The indices of this step's token in arrays [P, W, T]."""
     num_prompts, num_beams = state.num_tokens_PW.shape
     prompts_P1, beams_1W = jnp.arange(num_prompts)[:, None], jnp.arange(num_beams)[None, :]
     return prompts_P1, beams_1W, state.step_P[:, None] - before
@@ -219,7 +221,7 @@ def _column(state: BeamState, before: int = 0) -> tuple[Array, Array, Array]:
 def tried(
     candidates: Candidates, tag_log_prob_PWC: Array, is_kept_PWC: Array, score_PW: Array, place_PW: Array
 ) -> Tried:
-    """What is shown of a step."""
+    """A step for the trace."""
     flat = lambda array_PWC: array_PWC.reshape(array_PWC.shape[0], -1)  # noqa: E731
     is_candidate_PWC = candidates.log_prob_PWC > NEVER
     return Tried(

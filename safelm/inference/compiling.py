@@ -1,7 +1,8 @@
 """Compiles programs in a thread of its own while others run.
 
-`jax.jit` shares compiled programs between threads: what `lower(..).compile()` has made, a call takes. So a thread that
-lowers with shapes alone, which need no memory, saves a later call the compiling (but for tracing, about a tenth).
+`jax.jit` shares compiled programs between threads: a call finds what `lower(..).compile()` has made. So lowering from
+shapes alone in another thread, which needs no memory, saves a later call the compilation (except tracing, about a
+tenth).
 """
 
 import concurrent.futures
@@ -13,7 +14,7 @@ Program = tuple[Hashable, Callable[[], object]]  # what it is known by, and how 
 
 
 class BackgroundCompiler:
-    """Knows which programs there are and makes missing ones, one at a time. For one thread at a time."""
+    """Knows the compiled programs and makes missing ones, one at a time. To be used by one thread at a time."""
 
     def __init__(self) -> None:
         self._made: set[Hashable] = set()
@@ -21,7 +22,9 @@ class BackgroundCompiler:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="safelm-compile")
 
     def has(self, programs: Iterable[Program]) -> bool:
-        """Whether all of these are there; else the first that is missing is next, once the thread is free."""
+        """Whether all of these are compiled; if not, the first missing one is compiled next, once the thread is
+        free.
+        """
         self._collect()
         missing = next((program for program in programs if program[0] not in self._made), None)
         if missing is None:
@@ -32,14 +35,14 @@ class BackgroundCompiler:
         return False
 
     def note(self, programs: Iterable[Program]) -> None:
-        """These are about to be called, and compiled by that if need be; waits for one that is being made."""
+        """Registers programs that are about to be called, and compiled by that; waits for one being compiled."""
         keys = {key for key, _ in programs}
         if self._making is not None and self._making[0] in keys:
             self.wait()
         self._made |= keys
 
     def wait(self) -> None:
-        """Returns when nothing is being made."""
+        """Waits until nothing is being compiled."""
         if self._making is not None:
             concurrent.futures.wait([self._making[1]])
         self._collect()

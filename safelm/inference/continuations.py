@@ -1,8 +1,8 @@
-"""Log-probs of given continuations: the measure behind multiple-choice tasks, targets of attacks, and perplexity.
+"""Log-probs of given continuations, used for multiple-choice tasks, targets of attacks and perplexity.
 
 Rows are padded to few widths and scored at the continuation's positions only, so the vocabulary's logits are never
-computed for the context. Pairs that differ in nothing but their last token (answers "A" to "D" after one question)
-share one row.
+computed for the context. Pairs that differ only in their last token (answers "A" to "D" after one question) share a
+row.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class ContinuationScore:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One input of the model; each of `last` ends a pair whose other tokens stand in it."""
+    """One input of the model; each token of `last` ends a pair that shares all other tokens."""
 
     tokens: tuple[int, ...]
     num_scored: int
@@ -59,11 +59,11 @@ def score_continuations(
     predicted and not read, so one more than `max_seq_len` fits.
 
     Args:
-      tokens_at_once: of one batch, padding included; at least one row is always taken.
-      max_rows: of one batch.
+      tokens_at_once: the most tokens of a batch, including padding; a batch has at least one row.
+      max_rows: the most rows of a batch.
 
     Raises:
-      ValueError: an empty context or continuation, a continuation longer than the context, or an id that is not in the
+      ValueError: a context or continuation is empty, a continuation is longer than the context, or an id is outside the
         vocabulary.
     """
     rows = _rows(config, pairs)
@@ -101,7 +101,7 @@ def _rows(config: ModelConfig, pairs: Sequence[Pair]) -> list[_Row]:
 def _batches(
     config: ModelConfig, rows: Sequence[_Row], tokens_at_once: int, max_rows: int
 ) -> Iterator[tuple[int, int, list[_Row]]]:
-    """(width, scored positions, rows): rows of one shape together, few shapes."""
+    """(width, scored positions, rows) of each batch: rows of one shape together, in few shapes."""
     by_shape: dict[tuple[int, int], list[_Row]] = {}
     for row in rows:
         width = min(next(width for width in _WIDTHS if width >= len(row.tokens)), config.max_seq_len)

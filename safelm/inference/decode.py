@@ -1,4 +1,4 @@
-"""From prompts to generations, all at once: the engine with nothing but these prompts to do."""
+"""Continues a fixed list of prompts, by an engine that does nothing else."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ StoppedBy = Literal["eos", "tag", "length"]
 
 @dataclasses.dataclass
 class Generation:
-    """What a prompt was continued with.
+    """A prompt's continuation.
 
     Attributes:
-      tokens: the new ids, the ending one (EOS, or the tag) included.
-      logprob: of all of them together under the model (nats), neither tempered nor filtered.
-      tag_probs: for every token P(tag | prompt and tokens up to and with it); for an ending token that of the text
-        before it, as ending adds no text. Empty if the vocabulary has no tag.
+      tokens: the new ids, including the ending one (EOS or the tag).
+      logprob: log-probability of all of them under the model (nats), without temperature or filters.
+      tag_probs: P(tag | prompt and tokens up to and including this one) for every token; for an ending token that of
+        the text before it, since ending adds no text. Empty if the vocabulary has no tag.
     """
 
     tokens: list[int]
@@ -64,22 +64,21 @@ def generate(
 ) -> list[Generation]:
     """Continues every prompt; the results are in the prompts' order.
 
-    A prompt's result depends on neither the batch it is in nor its neighbours (up to float rounding): sampling draws
-    from (seed, the prompt's index, step). An `Engine` of `batch_size` prompts does the work: a finished prompt's place
-    goes to the next one.
+    A prompt's result does not depend on its batch (up to float rounding), since sampling draws from (seed, the prompt's
+    index, step). An `Engine` of `batch_size` slots does the work and gives a finished prompt's slot to the next one.
 
     Args:
-      end_ids: any of them ends a text.
-      max_new_tokens: at most so many tokens, the ending one included.
-      seeds: one a prompt, in place of `seed` and the prompt's index: then its place doesn't matter either.
+      end_ids: ids of which any ends a text.
+      max_new_tokens: the most new tokens, including the ending one.
+      seeds: one per prompt, in place of `seed` and the prompt's index, so that order doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
-      weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty.
-      mesh: splits weights and cache over its devices; None: the first device.
-      show_progress: a bar over prompts (quiet when not on a terminal).
+      weights: one of `weights.WEIGHTS_DTYPES`; empty for the config's dtype.
+      mesh: splits weights and cache over its devices; None for the first device.
+      show_progress: whether to show a bar over prompts (only on a terminal).
 
     Raises:
-      ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, the method
-        needs the harm tag and the vocabulary has none, or a mesh doesn't divide the model.
+      ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, the method needs
+        the harm tag and the vocabulary has none, or a mesh doesn't divide the model.
     """
     check_ids(config, method, end_ids, harm_tag_id)
     if batch_size < 1:
@@ -107,7 +106,7 @@ def generate(
 
 
 def _answers(engine: Engine, requests: Sequence[EngineRequest], show_progress: bool) -> list[Generation]:
-    """What the engine makes of requests, the shortest prompts first."""
+    """The engine's results for the requests, shortest prompts first."""
     shortest_first = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
     index_of = {engine.submit(requests[index]): index for index in shortest_first}
     generations = [Generation([], 0.0, [], "length") for _ in requests]

@@ -1,7 +1,7 @@
-"""The forwards that decoding is made of, and the cache they share. Pure functions under `jit`.
+"""The forward passes of decoding and their cache, as pure functions under `jit`.
 
-A cache has R rows of S positions; every prompt has one row per beam. Layers are unrolled and each has its own arrays,
-so that nothing is sliced or stacked on the way; keys and values lie by head, as attention's products read them. Axes:
+A cache has R rows of S positions; every prompt has one row per beam. Layers are unrolled and have separate arrays, so
+that nothing is sliced or stacked; keys and values are laid out by head, as the products of attention read them. Axes:
 see `safelm.inference.asked`.
 """
 
@@ -36,7 +36,7 @@ class Cache:
 
 
 def empty_cache(config: ModelConfig, num_rows: int, max_len: int) -> Cache:
-    """Zeros."""
+    """A cache of zeros."""
     shape = (num_rows, config.num_kv_heads, max_len, config.head_dim)
     layers = range(config.num_layers)
     return _placed(Cache(*(tuple(jnp.zeros(shape, config.dtype) for _ in layers) for _ in range(2))))
@@ -55,7 +55,7 @@ def read_prompts(
 
 
 def at_last(x_BTD: Float[Array, "B T D"], lengths_B: Int[Array, " B"]) -> Float[Array, "B D"]:
-    """The stream at the last token of every right-padded row; of an empty one at its first."""
+    """The stream at the last token of every right-padded row; for an empty row at its first position."""
     last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
     return jnp.take_along_axis(x_BTD, last_B11, axis=1)[:, 0]
 
@@ -77,9 +77,9 @@ def _read(config: ModelConfig, weights: Weights, tokens_BT: Array) -> tuple[Arra
 def read_behind(
     config: ModelConfig, weights: Weights, tokens_BT: Int[Array, "B T"], cache: Cache, lengths_B: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T D"], Cache]:
-    """The stream over T tokens that go on behind their row's first `lengths_B` cached ones, and their cache (S = T).
+    """The stream over T tokens that follow their row's first `lengths_B` cached ones, and their cache (S = T).
 
-    The cache given is not changed: `write_behind` adds what is kept. `logits_of` turns the stream into logits.
+    The given cache is not changed; `write_behind` adds to it. `logits_of` turns the stream into logits.
     """
 
     def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
@@ -91,7 +91,7 @@ def read_behind(
 def try_next(
     config: ModelConfig, weights: Weights, tokens_RC: Int[Array, "R C"], cache: Cache, lengths_R: Int[Array, " R"]
 ) -> tuple[Float[Array, "R C V"], Cache]:
-    """One forward over C alternatives for every row's next token: each sees its row's cache and itself, no other.
+    """One forward pass over C alternatives for every row's next token; each sees only its row's cache and itself.
 
     Returns float32 logits of the token after each alternative, and the alternatives' keys and values (S = C).
     """
@@ -171,12 +171,12 @@ def logits_of(config: ModelConfig, weights: Weights, x: Float[Array, "*A D"]) ->
 
 
 def log_normaliser(logits: Float[Array, "*A V"]) -> Float[Array, "*A"]:
-    """What log-probs are less than logits by."""
+    """log sum exp of the logits, the difference between logits and log-probs."""
     return jax.nn.logsumexp(logits, axis=-1)
 
 
 def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_R: Int[Array, " R"]) -> Cache:
-    """Writes each row's chosen alternative after what is there; past the end of the cache nothing."""
+    """Writes each row's chosen alternative after its cached tokens; past the end of the cache nothing is written."""
     rows_R = jnp.arange(len(lengths_R))
 
     def write(old_RKSH: Array, new_RKCH: Array) -> Array:
@@ -186,7 +186,7 @@ def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_
 
 
 def write_behind(cache: Cache, new_kv: Cache, lengths_R: Int[Array, " R"]) -> Cache:
-    """Writes every row's new tokens after what is there; past the end of the cache nothing."""
+    """Writes every row's new tokens after its cached ones; past the end of the cache nothing is written."""
     rows_R1 = jnp.arange(len(lengths_R))[:, None]
     columns_RT = lengths_R[:, None] + jnp.arange(new_kv.max_len)
 
@@ -197,7 +197,7 @@ def write_behind(cache: Cache, new_kv: Cache, lengths_R: Int[Array, " R"]) -> Ca
 
 
 def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) -> Cache:
-    """These rows of a cache, cut or filled up to `max_len` positions; rows past the end are zeros."""
+    """These rows of a cache, cut or padded to `max_len` positions; rows past the end are zeros."""
 
     def take(kv: jax.Array) -> jax.Array:
         missing = max(0, (max_len or 0) - kv.shape[2])
@@ -208,7 +208,7 @@ def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) 
 
 
 def put_rows(cache: Cache, rows: Int[Array, " N"], new_kv: Cache) -> Cache:
-    """New rows' keys and values from position 0 on; rows past the end of the cache are dropped."""
+    """Writes new rows' keys and values from position 0 on; rows past the end of the cache are dropped."""
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         new = new[:, :, : old.shape[2]].astype(old.dtype)

@@ -1,4 +1,4 @@
-"""The prompts that one decoding program works on together, and their cache."""
+"""A lane: the prompts that one decoding program steps together, and their cache."""
 
 import dataclasses
 import functools
@@ -27,8 +27,8 @@ class Entry:
     """A request with a slot.
 
     Attributes:
-      num_tokens: generated so far.
-      num_told: of them, those that an update spoke of.
+      num_tokens: number of tokens generated so far.
+      num_told: number of those already reported in updates.
     """
 
     request_id: int
@@ -40,16 +40,16 @@ class Entry:
 
     @property
     def need(self) -> int:
-        """Tokens of cache for a row, in the end."""
+        """The cache tokens that a row will need in the end."""
         return len(self.prompt) + self.request.max_new_tokens
 
 
 class Lane:
-    """Slots for prompts whose methods share a program, with a cache that grows and shrinks with what they need.
+    """Slots for prompts whose methods share a program, with a cache that grows and shrinks as needed.
 
-    The cache has a power of four times `shape.num_rows` rows (or the most there can be) of a power of two of positions:
-    of those that the longest prompt will have reached after the coming block of steps. What is reserved is what they
-    can come to.
+    The cache has `shape.num_rows` times a power of four rows (or the largest possible number). Its length is a power of
+    two that holds the longest prompt after the next block of steps. Reservations count what the prompts may still grow
+    to.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Lane:
         return [entry for entry in self._slots if entry is not None]
 
     def tokens_with(self, joining: Sequence[Entry] = ()) -> int:
-        """Tokens of cache that those with a slot and these may come to, all rows together."""
+        """The cache tokens that the requests with a slot and these may grow to, over all rows."""
         return self._tokens([*self.entries, *joining])
 
     def tokens_alone(self, entry: Entry) -> int:
-        """Tokens of cache that a request may come to with nothing else there."""
+        """The cache tokens that a request may grow to by itself."""
         return self._tokens([entry])
 
     def remove(self, request_id: int) -> bool:
-        """Takes a request's slot away; False if it has none here."""
+        """Frees a request's slot; returns False if it has none here."""
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.request_id == request_id:
                 self._slots[slot] = None
@@ -94,7 +94,7 @@ class Lane:
         return False
 
     def admit(self, joining: Sequence[Entry]) -> None:
-        """Reads the prompts of these and gives them slots; then the cache has the size that the next block needs."""
+        """Reads these requests' prompts, gives them slots, and resizes the cache for the next block."""
         if not self.entries and not joining:
             self._slots, self._state, self._cache = [], None, None
             return
@@ -107,17 +107,17 @@ class Lane:
             self._read(alike, height, width, free)
 
     def is_ready(self, joining: Sequence[Entry]) -> bool:
-        """Whether these can be admitted without compiling here; if not, a thread has begun to, or will."""
+        """Whether these can be admitted without compiling here; if not, compilation starts in another thread."""
         return self._ready_size(joining) is not None
 
     def look_ahead(self) -> None:
-        """Has the programs compiled that the requests with a slot will need next, when they have grown."""
+        """Starts compiling the programs that the current requests will need as they grow."""
         needs = [entry.need for entry in self.entries]
         if self._compiler is not None and needs and self._length(max(needs)) > self._max_len:
             self._compiler.has(self._programs((len(self._slots), self._length(self._max_len + 1)), ()))
 
     def run(self, *, stops_early: bool) -> list[Update]:
-        """One block of steps; `stops_early`: only until the first prompt is over."""
+        """Runs one block of steps; with `stops_early` only until the first prompt is over."""
         is_wanted_P = np.array([entry is not None for entry in self._slots])
         self._state, self._cache, report = programs.run(
             self._config,
@@ -157,13 +157,13 @@ class Lane:
         return bucket(num_tokens, SHORTEST_CACHE, self._config.max_seq_len)
 
     def _least_size(self, joining: Sequence[Entry]) -> Size:
-        """Slots, and length of the cache, that the coming block needs."""
+        """Number of slots and cache length that the next block needs."""
         entries = [*self.entries, *joining]
         reached = (min(len(e.prompt) + e.num_tokens + self._steps_per_call, e.need) for e in entries)
         return self._num_slots(len(entries)), self._length(max(reached))
 
     def _ready_size(self, joining: Sequence[Entry]) -> Size | None:
-        """The least size, or one in which nothing gets smaller, whose programs are there; None: neither's are."""
+        """The least size, or one in which nothing shrinks, whose programs are compiled; None if there is none."""
         least = self._least_size(joining)
         if self._compiler is None:
             return least
@@ -171,7 +171,7 @@ class Lane:
         return next((size for size in (least, roomy) if self._compiler.has(self._programs(size, joining))), None)
 
     def _programs(self, size: Size, joining: Sequence[Entry]) -> list[Program]:
-        """What `admit` and `run` will call."""
+        """The programs that `admit` and `run` will call."""
         config, shape, weights, now = self._config, self._shape, self._weights, (len(self._slots), self._max_len)
         lane = functools.partial(programs.abstract, config, shape, harm_tag_id=self._harm_tag_id)
         steps = self._steps_per_call
@@ -189,7 +189,7 @@ class Lane:
         return [*found, (("run", shape, size), run)]
 
     def _readings(self, joining: Sequence[Entry]) -> list[tuple[int, int, list[Entry]]]:
-        """Prompts that are read together, and how many rows of how many tokens: powers of four and of two."""
+        """Prompts read together: number of rows (a power of four), of tokens (a power of two), and the entries."""
         by_width: dict[int, list[Entry]] = {}
         for entry in joining:
             width = bucket(len(entry.prompt), SMALLEST_BUCKET, self._config.max_seq_len)
@@ -205,7 +205,7 @@ class Lane:
         return found
 
     def _fit(self, num_slots: int, max_len: int) -> None:
-        """Gives state and cache this size, if they have another one."""
+        """Resizes state and cache if they have another size."""
         if (num_slots, max_len) == (len(self._slots), self._max_len) and self._state is not None:
             return
         taken = [slot for slot, entry in enumerate(self._slots) if entry is not None]
@@ -262,7 +262,7 @@ class Lane:
 
 
 def _candidates(tried: Any) -> tuple[TraceCandidate, ...]:
-    """A step's candidates, of one prompt."""
+    """One prompt's candidates of a step."""
     beam_at = {int(place): beam for beam, place in enumerate(tried.place_PW) if tried.is_beam_PW[beam]}
     num_candidates = len(tried.tokens_PM) // len(tried.place_PW)
     return tuple(

@@ -1,8 +1,8 @@
-"""How to choose the next token: every decoding method is a small frozen dataclass of its settings.
+"""The decoding methods, each a small frozen dataclass of its settings.
 
-`tag_candidate` says what becomes of the harm tag as the next token: "mask" (never chosen; the default, for the tag
-is an annotation of the training text and nothing to show), "stop" (choosing it ends the sequence with
-`stopped_by="tag"`), or, in the methods that do not look ahead, "allow" (a token like any other).
+`tag_candidate` says how the harm tag is treated as the next token: "mask" (never chosen; the default, since the tag
+annotates training text and isn't meant to be shown), "stop" (choosing it ends the sequence with `stopped_by="tag"`),
+or, in the methods that do not look ahead, "allow" (a token like any other).
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ class Beam:
 class SafeBeam:
     """Beam search steered by the harm tag's one-token lookahead (Maini et al. 2025, algorithm 1).
 
-    See `safelm.inference.safe_beam` for what the paper leaves open, and for `drop_above`: of the candidates to be
-    dropped those stay whose P(tag) is at most this (0, the paper's: none).
+    See `safelm.inference.safe_beam` for what the paper leaves open, and for `drop_above`: a candidate is only dropped
+    if its P(tag) exceeds this (0 is the paper's algorithm).
     """
 
     num_beams: int = 4
@@ -85,7 +85,7 @@ class SafeBeam:
         _check(self, "drop_fraction", 0 <= self.drop_fraction < 1, "in [0, 1)")
 
     def drop_counts(self) -> tuple[int, ...]:
-        """How many candidates are dropped from a pool of 0, 1, .. num_beams * num_candidates: rounded down.
+        """The number of candidates to drop from a pool of 0, 1, .. num_beams * num_candidates, rounded down.
 
         Exact on the decimal as written, so 0.3 of 10 is 3; since the fraction is below 1, one always stays.
         """
@@ -95,12 +95,12 @@ class SafeBeam:
 
 @dataclasses.dataclass(frozen=True)
 class TagPenalty:
-    """Sampling that shuns continuations which look harmful: the cheap mode, one sequence and no beams.
+    """Sampling with a penalty on tokens after which the harm tag is likely: cheap, with one sequence and no beams.
 
     Each step draws `num_candidates` different tokens without replacement (the largest log-probs + Gumbel noise), looks
     one token ahead over all of them in one forward, subtracts `penalty` (nats) from those whose P(tag) exceeds
-    `threshold`, and takes the best under the same noise. So with `penalty=0` it is `Sampling` with the same seed,
-    token for token; with all tokens as candidates it is an exact draw from p(t) * exp(-penalty * [P(tag) > threshold]).
+    `threshold`, and takes the best under the same noise. So with `penalty=0` it is `Sampling` with the same seed, token
+    for token; with all tokens as candidates it is an exact draw from p(t) * exp(-penalty * [P(tag) > threshold]).
     """
 
     temperature: float = 1.0
@@ -130,12 +130,12 @@ METHODS: dict[str, type[Method]] = {
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings of the method of METHODS with this name, and their defaults."""
+    """The settings of the named method of METHODS, with their defaults."""
     return {field.name: field.default for field in dataclasses.fields(METHODS[name])}
 
 
 def draws(method: Method | type[Method]) -> bool:
-    """Whether the next token is drawn at random."""
+    """Whether the method draws the next token at random."""
     return "temperature" in {field.name for field in dataclasses.fields(method)}
 
 
@@ -145,7 +145,7 @@ def looks_ahead(method: Method) -> bool:
 
 
 def check_ids(config: ModelConfig, method: Method, end_ids: Sequence[int], harm_tag_id: int | None) -> None:
-    """ValueError for ids outside the vocabulary, or a method that this vocabulary can't serve."""
+    """Raises ValueError for ids outside the vocabulary, or a method that this vocabulary can't serve."""
     if not 1 <= len(end_ids) <= MAX_END_IDS:
         raise ValueError(f"{len(end_ids)} end_ids: want 1 to {MAX_END_IDS}")
     for name, token in (*(("end_ids", token) for token in end_ids), ("harm_tag_id", harm_tag_id)):

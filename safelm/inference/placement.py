@@ -1,4 +1,4 @@
-"""Where weights and cache lie on a mesh: by `safelm.models.sharding`'s table, as in training."""
+"""Places weights and cache on a mesh by `safelm.models.sharding`'s table, as in training."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ STREAM_AXES = ("batch", "length", "residual")
 
 
 def place(config: ModelConfig, weights: Weights, mesh: Mesh) -> Weights:
-    """The weights on the mesh's devices; ValueError for a mesh axis that does not divide what it splits."""
+    """The weights on the mesh's devices. Raises ValueError for a mesh axis that does not divide the axis it splits."""
     return jax.tree.map(jax.device_put, weights, shardings(config, weights, mesh))
 
 
 def shardings(config: ModelConfig, weights: Weights, mesh: Mesh) -> Weights:
-    """A `NamedSharding` for every array; ValueError for a mesh axis that does not divide what it splits."""
+    """A `NamedSharding` for every array. Raises ValueError for a mesh axis that does not divide the axis it splits."""
     sharding.param_shardings(mesh, model.logical_axes(config), model.abstract_params(config))
     return sharding.param_shardings(mesh, _axes(weights))
 
 
 def _axes(weights: Weights) -> Weights:
-    """A tree like `weights` whose leaves are the names of an array's axes; heads and their width are one axis."""
+    """A tree like `weights` whose leaves are the names of axes; heads and their width are one axis."""
 
     def kernel(of: Kernel, inputs: str, outputs: str, *, is_embedding: bool = False) -> Kernel:
         names: Any = (outputs, inputs) if is_embedding else (inputs, outputs)

@@ -1,7 +1,7 @@
-"""The compiled programs that the engine runs, and how many of their shapes there are.
+"""The compiled programs of the engine, in few shapes.
 
-Every program takes all of a method's settings as numbers. Shapes come from few buckets: prompts read together and their
-width, prompts decoded together and the length of their cache.
+Every program takes all of a method's settings as numbers. Shapes come from few buckets: the number and width of prompts
+read together, the number of prompts decoded together, and the length of their cache.
 """
 
 import functools
@@ -27,7 +27,7 @@ StepShape = Sequences | Beams | SafeBeams
 
 
 def step_shape(method: Method) -> StepShape:
-    """What of a method its program depends on."""
+    """The settings of a method that its program's shapes depend on."""
     if isinstance(method, Beam):
         return Beams(method.num_beams)
     if isinstance(method, SafeBeam):
@@ -77,7 +77,7 @@ def join(
     new_kv: Cache,
     logits_PV: Float[Array, "N V"],
 ) -> tuple[Any, Cache]:
-    """Puts prompts that were read into slots; slots past the end are for rows that only filled a bucket."""
+    """Puts prompts that were read into slots; slots past the end belong to padding rows."""
     fresh = shape.start(config, asked, logits_PV, max_len=cache.max_len)
     state = jax.tree.map(lambda old, new: old.at[slots_P].set(new, mode="drop"), state, fresh)
     new_kv = jax.tree.map(lambda kv: jnp.repeat(kv, shape.num_rows, axis=0), new_kv)
@@ -90,7 +90,9 @@ def _rows(shape: StepShape, slots_P: Int[Array, " P"]) -> Int[Array, " R"]:
 
 @functools.partial(jax.jit, static_argnames=("shape", "max_len"))
 def resize(shape: StepShape, state: Any, cache: Cache, slots_P: Int[Array, " P"], *, max_len: int) -> tuple[Any, Cache]:
-    """State and cache of these slots alone, in this order, with room for `max_len` tokens; past the end: no prompt."""
+    """State and cache of only these slots, in this order, with room for `max_len` tokens; slots past the end are
+    empty.
+    """
     cache = forward.take_rows(cache, _rows(shape, slots_P), max_len)
     return asked_lib.pick_rows(state, slots_P).with_room(max_len), cache
 
@@ -107,10 +109,10 @@ def run(
     *,
     num_steps: int,
 ) -> tuple[Any, Cache, dict[str, Any]]:
-    """Up to `num_steps` steps: until every prompt is over or unwanted, or (`stops_early`) the first becomes so.
+    """Runs up to `num_steps` steps, until every prompt is over or unwanted or, with `stops_early`, until the first is.
 
-    The report holds `is_over_P`, `step_P`, `outcome`, and `tried`: per step (first axis) what beam methods tried. Of
-    these a prompt's own are the first as many as its step count grew by.
+    The report holds `is_over_P`, `step_P`, `outcome` and `tried`, the candidates of beam methods by step (first axis).
+    A prompt's own steps are the first ones, as many as its step count grew by.
     """
     limits_P = jnp.where(is_wanted_P, state.asked.limits_P, 0)
     state = state.replace(asked=state.asked.replace(limits_P=limits_P))
@@ -134,7 +136,7 @@ def run(
 
 
 def compile_read(config: ModelConfig, weights: Weights, height: int, width: int) -> None:
-    """Compiles `read_prompts`, for when it is called; so do the others below."""
+    """Compiles `read_prompts` before it is called, as the functions below do for theirs."""
     read_prompts.lower(config, weights, *_prompts(height, width)).compile()
 
 
@@ -147,21 +149,21 @@ def compile_join(
     lane: tuple[Any, Cache],
     joining: tuple[Any, Cache],
 ) -> None:
-    """`lane` and `joining`: the abstract state and cache to join, and those of `height` prompts."""
+    """Compiles `join`, from the abstract state and cache of the lane and of the `height` joining prompts."""
     read = jax.eval_shape(functools.partial(forward.read_prompts, config), weights, *_prompts(height, width))
     slots_P = jax.ShapeDtypeStruct((height,), jnp.int32)
     join.lower(config, shape, *lane, joining[0].asked, slots_P, *read).compile()
 
 
 def compile_resize(shape: StepShape, lane: tuple[Any, Cache], size: tuple[int, int]) -> None:
-    """To this many prompts and this length."""
+    """Compiles `resize` to this number of prompts and length."""
     resize.lower(shape, *lane, jax.ShapeDtypeStruct(size[:1], jnp.int32), max_len=size[1]).compile()
 
 
 def compile_run(
     config: ModelConfig, shape: StepShape, weights: Weights, lane: tuple[Any, Cache], *, num_steps: int
 ) -> None:
-    """Of a lane with this state and cache."""
+    """Compiles `run` for a lane with this state and cache."""
     is_wanted_P = jax.ShapeDtypeStruct(lane[0].step_P.shape, jnp.bool_)
     stops_early = jax.ShapeDtypeStruct((), jnp.bool_)
     run.lower(config, shape, weights, *lane, is_wanted_P, stops_early, num_steps=num_steps).compile()

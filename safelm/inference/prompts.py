@@ -1,4 +1,4 @@
-"""Prompts to right-padded batches whose shapes come from few buckets, so that few programs are compiled."""
+"""Batches prompts, padded on the right, in shapes from few buckets, so that few programs are compiled."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ SMALLEST_BUCKET = 16  # tokens
 
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of similar length; rows past `len(indices)` only fill the bucket up."""
+    """Prompts of similar length; rows past `len(indices)` are padding."""
 
     indices: tuple[int, ...]  # where each row's prompt stands in the caller's list
     tokens_PT: Int32[np.ndarray, "P T"]
@@ -23,9 +23,8 @@ class PromptBatch:
 def check_prompt(config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: int, name: str) -> list[int]:
     """The prompt as a list of ids.
 
-    Raises:
-      ValueError: the prompt is empty, `max_new_tokens` is below 1, the prompt with so many more does not fit the
-        context, or an id is not in the vocabulary; calls the prompt `name`.
+    Raises ValueError, calling the prompt `name`, if it is empty, `max_new_tokens` is below 1, both together do not fit
+    the context, or an id is outside the vocabulary.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
@@ -46,9 +45,9 @@ def check_prompt(config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: 
 def batches(
     rows: Sequence[Sequence[int]], *, max_rows: int, max_len: int, max_tokens: int = 0
 ) -> Iterator[PromptBatch]:
-    """Rows in batches, shortest first; widths are powers of two up to `max_len`, heights too.
+    """Rows in batches, shortest first; widths (up to `max_len`) and heights are powers of two.
 
-    A batch has at most `max_rows` and, with padding, at most `max_tokens` (0: any number), but one row in any case.
+    A batch has at most `max_rows` rows and `max_tokens` tokens with padding (0: any number), but at least one row.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     by_width: dict[int, list[int]] = {}

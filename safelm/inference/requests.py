@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it."""
+"""The engine's requests and updates."""
 
 import dataclasses
 from typing import Literal
@@ -15,10 +15,10 @@ class EngineRequest:
 
     Attributes:
       prompt: ids, at least one (see `safelm.text.prompting`).
-      max_new_tokens: at most so many tokens, the ending one included.
-      end_ids: any of them ends the text.
-      seed: of sampling: 64 bits. The result depends on nothing but the request (up to float rounding).
-      want_trace: of beam methods: the last update tells every step's candidates.
+      max_new_tokens: the most new tokens, including the ending one.
+      end_ids: ids of which any ends the text.
+      seed: of sampling, 64 bits. The result depends only on the request (up to float rounding).
+      want_trace: whether a beam method's last update lists every step's candidates.
     """
 
     prompt: tuple[int, ...]
@@ -34,12 +34,12 @@ class TraceCandidate:
     """A candidate of one step's pool.
 
     Attributes:
-      parent: the beam it continues, by its place among the beams of the step before (0 the best).
-      token: the id tried; None for an ended beam that stands for itself.
-      log_prob: of the whole sequence with it (nats).
-      tag_prob: P(tag | the sequence with it); None where beam search didn't look.
+      parent: index of the beam that it continues among those of the step before (0 is the best).
+      token: the id tried; None for a beam that had already ended.
+      log_prob: of the whole sequence including it (nats).
+      tag_prob: P(tag | the sequence including it); None if it wasn't computed.
       outcome: "dropped" for its P(tag), "outranked" by candidates of higher score, or "kept".
-      beam: if kept, its place among the new beams, else None.
+      beam: its index among the new beams if kept, otherwise None.
     """
 
     parent: int
@@ -55,16 +55,16 @@ Trace = tuple[tuple[TraceCandidate, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """News of a request.
+    """News about a request.
 
     Attributes:
-      tokens: those that became final since the last update (beam methods: all with the last one), the ending one (EOS,
-        or the tag) included.
-      tag_probs: for every one of them P(tag | text up to and with it), for an ending token that of the text before it;
+      tokens: tokens that became final since the last update (for beam methods all at the end), including the ending one
+        (EOS or the tag).
+      tag_probs: P(tag | text up to and including it) for each of them, for an ending token that of the text before it;
         empty if the vocabulary has no tag.
       finished: "" while there is more to come. "cancelled" comes without tokens.
-      log_prob: of all tokens so far under the model (nats), neither tempered nor filtered.
-      trace: every step's candidates, in the pool's order, if asked for, with the last update of a beam method.
+      log_prob: of all tokens so far under the model (nats), without temperature or filters.
+      trace: with a beam method's last update, if requested: every step's candidates in the pool's order.
       error: what happened, with finished="error".
     """
 

@@ -115,7 +115,8 @@ def undropped(
 ) -> Bool[Array, "P W C"]:
     """Which candidates stay when those with the highest lookahead of each prompt's pool are dropped.
 
-    `drop_counts_PM` says how many of a pool of 0, 1, .. W * C candidates.
+    Args:
+      drop_counts_PM: number to drop from a pool of 0, 1, .. W * C candidates.
     """
     is_candidate_PM = is_candidate_PWC.reshape(is_candidate_PWC.shape[0], -1)
     tag_log_prob_PM = jnp.where(is_candidate_PM, tag_log_prob_PWC.reshape(is_candidate_PM.shape), jnp.inf)

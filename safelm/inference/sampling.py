@@ -1,7 +1,8 @@
-"""One sequence per prompt: greedy, temperature / top-k / top-p sampling, and sampling with a tag penalty.
+"""Decodes one sequence per prompt: greedy, temperature / top-k / top-p sampling, and sampling with a tag penalty.
 
-The three are one step: put the best C next tokens (by log-prob, with Gumbel noise when sampling: the largest is then an
-exact draw) through one forward, choose among them, rank what may follow. C is 1 but for the tag penalty.
+All three share one step: run one forward pass over the best C next tokens (by log-prob, with Gumbel noise when
+sampling, so that the largest is an exact draw), choose among them, and rank the tokens that may follow. C is 1 except
+with the tag penalty.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from safelm.models.config import ModelConfig
 
 @flax.struct.dataclass
 class SequenceState:
-    """What decoding carries from step to step."""
+    """The state of decoding between steps."""
 
     asked: Asked
     step_P: Any  # tokens generated so far
@@ -44,7 +45,7 @@ class SequenceState:
         return self.tokens_PT, self.tag_log_probs_PT, self.step_P, self.log_prob_P, self.ends_P
 
     def with_room(self, max_len: int) -> "SequenceState":
-        """The same with room for `max_len` tokens."""
+        """A copy with room for `max_len` tokens."""
         return self.replace(
             tokens_PT=asked_lib.with_room(self.tokens_PT, max_len),
             tag_log_probs_PT=asked_lib.with_room(self.tag_log_probs_PT, max_len, NEVER),
@@ -121,7 +122,7 @@ class Sequences:
 def _ranked(
     config: ModelConfig, asked: Asked, log_probs_PV: Float[Array, "P V"], step_P: Int[Array, " P"], num_candidates: int
 ) -> dict[str, Any]:
-    """The `num_candidates` next tokens of the highest score, best first."""
+    """The `num_candidates` next tokens with the highest scores, best first."""
     choosable_PV = asked.choosable(config, log_probs_PV)
     scores_PC, tokens_PC = jax.lax.top_k(choosable_PV, num_candidates)
     scores_PC, tokens_PC = jax.lax.cond(
@@ -140,7 +141,7 @@ def _drawn(
     scores_PC: Float[Array, "P C"],
     tokens_PC: Int[Array, "P C"],
 ) -> tuple[Float[Array, "P C"], Int[Array, "P C"]]:
-    """Draws without replacement for prompts that are sampled; the others' candidates stay as they are."""
+    """Draws candidates without replacement for sampled prompts; other prompts' candidates are unchanged."""
     keys_P = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(asked.key_data_P2), step_P)
     gumbel_PV = jax.vmap(lambda key: jax.random.gumbel(key, log_probs_PV.shape[1:]))(keys_P)
     tempered_PV = log_probs_PV / asked.temperatures_P[:, None]
@@ -160,10 +161,11 @@ def filtered(
     top_p_P: Float[Array, " P"],
     is_used_P: Bool[Array, " P"],
 ) -> Float[Array, "P V"]:
-    """-inf for tokens outside the `top_k` likeliest (0: all) and, of those, outside the smallest set reaching `top_p`.
+    """Log-probs with -inf outside the `top_k` likeliest tokens (0: all) and, of those, outside the smallest set
+    reaching `top_p`.
 
-    Of equally likely tokens the one with the smaller id is taken first; the likeliest token always stays. What becomes
-    of rows that are not used is left open.
+    Of equally likely tokens the one with the smaller id comes first; the likeliest token always stays. Unused rows are
+    undefined.
     """
     vocab_size = log_probs_PV.shape[1]
     top_k_P = jnp.where(top_k_P == 0, vocab_size, jnp.minimum(top_k_P, vocab_size))

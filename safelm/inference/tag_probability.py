@@ -1,4 +1,4 @@
-"""The harm tag's probability along given texts: the model's own, free harm detector."""
+"""The harm tag's probability along given texts, a harm detector that comes free with the model."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ LOGITS_AT_ONCE = 2**26  # float32: 256 MiB
 def tag_probability(
     config: ModelConfig, params: model.Params, token_lists: Sequence[Sequence[int]], *, harm_tag_id: int
 ) -> list[Float32[np.ndarray, " T"]]:
-    """P(tag | tokens[: t + 1]) for every position t of every list: what SafeBeam's lookahead would see there.
+    """P(tag | tokens[: t + 1]) for every position t of every list, which is SafeBeam's lookahead there.
 
     Raises:
       ValueError: a list is longer than the context, or an id or the tag is outside the vocabulary.

@@ -1,4 +1,4 @@
-"""Generation that ends at given strings, as benchmarks ask for."""
+"""Generates text up to given strings, as benchmarks require."""
 
 from collections.abc import Sequence
 
@@ -30,8 +30,8 @@ def generate_until(
 
     A string that is a special token of the vocabulary (`<|im_end|>`) stops at that token, which is no part of a text.
 
-    Greedy decoding goes in pieces and stops where every text has ended, most answers being far shorter than
-    `max_new_tokens`. Other methods hold a state (a draw, beams) that can't be resumed: they make all tokens.
+    Greedy decoding proceeds in pieces and stops once every text has ended, since most answers are far shorter than
+    `max_new_tokens`. Other methods have a state (a draw, beams) that can't be resumed, so they generate all tokens.
     """
     weights = prepare(config, params)  # once for all pieces
     made: list[list[int]] = [[] for _ in prompts]

@@ -1,13 +1,13 @@
-"""A model's weights as decoding reads them: every layer's kernels arrays of their own, in float32, bfloat16 or int8.
+"""A model's weights for decoding: separate arrays for every layer, in float32, bfloat16 or int8.
 
-A decoding step is bound by reading the weights once. Slices of stacked layers would be copied first: on a CPU that
-takes as long as the product. int8 kernels have a scale per output channel. The int8 units of CPUs and TPUs take both
-sides in int8: "int8" rounds a product's inputs as well, with a scale per token; "int8_weight_only" splits them into two
-int8 terms, which keeps 15 bits of them and takes two products in place of one.
+A decoding step is bound by reading the weights once. Slices of stacked layers would have to be copied first, which
+takes as long as the product on a CPU. int8 kernels have a scale per output channel. The int8 units of CPUs and TPUs
+need both sides in int8: "int8" rounds a product's inputs too, with a scale per token; "int8_weight_only" splits them
+into two int8 terms, which keeps 15 bits and takes two products instead of one.
 
 SmolLM2-135M-Instruct against float32 over 1,524 positions of C4 pages (`scripts/studies/measure_weights.py`): the
-likeliest next token is the same at 99.3% with bfloat16 (KL 0.0002 nats), at 95.3% with the weights alone in int8
-(KL 0.005), and at 86.1% with int8 (KL 0.047): that is for speed where single tokens don't matter.
+likeliest next token is the same at 99.3% with bfloat16 (KL 0.0002 nats), at 95.3% with the weights alone in int8 (KL
+0.005), and at 86.1% with int8 (KL 0.047): that is for speed where single tokens don't matter.
 """
 
 import operator
@@ -27,7 +27,7 @@ _FINER = 254  # times the resolution of the first term
 
 @flax.struct.dataclass
 class Kernel:
-    """A matrix [inputs, outputs], or the other way around for an embedding."""
+    """A matrix [inputs, outputs], or [outputs, inputs] for an embedding."""
 
     values: Any
     scales: Any | None  # of int8: one per output, float32
@@ -50,7 +50,7 @@ class Layer:
 
 @flax.struct.dataclass
 class Weights:
-    """A decoder. Where the embedding is tied, `unembedding` is the same arrays."""
+    """A decoder's weights. With a tied embedding, `unembedding` has the same arrays."""
 
     embedding: Kernel  # [V, D]
     layers: list[Layer]
@@ -59,10 +59,10 @@ class Weights:
 
 
 def prepare(config: ModelConfig, params: model.Params, dtype: str = "") -> Weights:
-    """Weights in `dtype`, that of `config` when empty. Needs room for both while it works.
+    """Converts parameters to weights in `dtype` (empty: the config's). Needs memory for both meanwhile.
 
     Raises:
-      ValueError: a dtype that is none of `WEIGHTS_DTYPES`.
+      ValueError: `dtype` is none of `WEIGHTS_DTYPES`.
     """
     dtype = dtype or config.dtype
     if dtype not in (*WEIGHTS_DTYPES, config.dtype):
@@ -108,7 +108,7 @@ def _kernel(values: Any, dtype: str, axis: int = 0) -> Kernel:
 
 
 def rounded_to_int8(values: Float[Array, "..."], axis: int) -> tuple[Array, Float[Array, "..."]]:
-    """Values in -127 .. 127 and their scales, one for each line along `axis`, which stays with length 1."""
+    """Values from -127 to 127, and one scale for each line along `axis`, which keeps length 1."""
     scales = jnp.maximum(jnp.abs(values).max(axis=axis, keepdims=True), 1e-30) / 127
     return jnp.round(values / scales).astype(jnp.int8), scales
 

@@ -81,7 +81,7 @@ def attend_behind(
 ) -> Float[Array, "B T N H"]:
     """Causal attention of new tokens over their row's first `lengths_B` cached ones and each other.
 
-    The two are not joined (copied); scores and sums in float32.
+    The two sets of keys are not concatenated (which would copy them); scores and sums are in float32.
     """
     k_BKSH, v_BKSH = cache_kv
     q_BTKGH = _grouped(q_BTNH, k_BTKH.shape[2])

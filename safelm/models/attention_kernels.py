@@ -1,4 +1,4 @@
-"""Which kernel computes the attention of training, and the fused kernels of TPUs and NVIDIA GPUs.
+"""Chooses the attention kernel of training, and wraps the fused kernels of TPUs and NVIDIA GPUs.
 
 | kernel | platform | packed documents | scores in memory |
 |---|---|---|---|
@@ -30,7 +30,7 @@ MAX_BLOCK = 512  # rows and columns of splash's score blocks: 1 MB of float32 ea
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The kernel that attention runs on ("xla", "splash" or "cudnn") and, in words, why."""
+    """The chosen attention kernel ("xla", "splash" or "cudnn") and the reason in words."""
 
     kernel: str
     reason: str
@@ -76,7 +76,7 @@ def _refuse_cudnn(config: ModelConfig, seq_len: int, mesh: Mesh) -> str | None:
 
 
 def _refused_by_cudnn(config: ModelConfig, seq_len: int, device: jax.Device) -> str | None:
-    """cuDNN's own words: which sizes and devices it takes changes with its version, so a small program is tried."""
+    """cuDNN's reason for refusing, if any. Its limits change with the version, so a small program is tried."""
 
     def attend(q_BTNH: jax.Array, kv_BTKH: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
         mask_BTS = attention.causal_mask(seq_len, segment_ids_BT)
@@ -102,7 +102,7 @@ def attend(
     v_BTKH: Float[Array, "B T K H"],
     visible: Array,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention inside documents on a kernel; `visible` is what `what_is_visible` gave for it."""
+    """Causal attention inside documents by a kernel; `visible` is the result of `what_is_visible` for that kernel."""
     return {"splash": splash, "cudnn": cudnn}.get(kernel, attention.attend)(q_BTNH, k_BTKH, v_BTKH, visible)
 
 
@@ -155,7 +155,7 @@ def splash(
 def _on_every_device(
     attend: Callable[..., jax.Array], q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, visible: jax.Array
 ) -> jax.Array:
-    """Runs a kernel, which no compiler can split, on every device's rows and heads."""
+    """Runs a kernel on every device's rows and heads, since no compiler can split it."""
     visible = jnp.broadcast_to(visible, (q_BTNH.shape[0], *visible.shape[1:]))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

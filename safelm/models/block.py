@@ -1,4 +1,4 @@
-"""One block of the decoder, written once: training declares its kernels, inference reads prepared ones.
+"""One block of the decoder for both training, which declares kernels, and inference, which reads prepared ones.
 
 Axes: see `safelm.models.decoder`.
 """

@@ -1,4 +1,4 @@
-"""The device mesh and the table from logical axis names to mesh axes: the only place that knows both.
+"""The device mesh, and the table from logical axis names to mesh axes.
 
 A parameter or activation names its axes by meaning ("embed", "heads", "batch"); `LOGICAL_AXES` says over which mesh
 axes each is split. Data parallel and FSDP are the main plan; "tensor" splits heads, mlp and vocab where they divide.
@@ -120,7 +120,7 @@ def _num_shards(mesh_shape: Mapping[str, int], axes: str | tuple[str, ...] | Non
 
 
 def num_shards(name: str) -> int:
-    """Into how many parts `jax.set_mesh`'s mesh splits an axis of this logical name; 1 without a mesh."""
+    """The number of parts into which `jax.set_mesh`'s mesh splits an axis with this logical name; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else _num_shards(mesh.shape, activation_spec((name,))[0])
 
@@ -145,7 +145,8 @@ def param_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: Any | 
         every dimension is checked.
 
     Raises:
-      ValueError: a mesh axis that does not divide what it splits: names the model's fields and the sizes that would do.
+      ValueError: a mesh axis does not divide the axes it splits; the message names the model's fields and sizes that
+        would do.
     """
     is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
     shardings = jax.tree.map(lambda names: NamedSharding(mesh, partition_spec(names)), logical_axes, is_leaf=is_names)
@@ -214,7 +215,7 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
 
 
 def splits_parameters() -> bool:
-    """Whether FSDP is on: whether `gather` has something to bring together."""
+    """Whether FSDP is on, so that `gather` has an effect."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
 

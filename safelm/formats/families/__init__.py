@@ -1,6 +1,6 @@
-"""Families of decoders in the Hugging Face layout: every module here is one, its `FAMILY` says what is its own.
+"""The families of decoders in the Hugging Face layout, one module each, whose `FAMILY` describes its particulars.
 
-Where a family's arithmetic is new, it is an option of `ModelConfig` that `safelm.models.block` obeys.
+New arithmetic of a family is an option of `ModelConfig` in `safelm.models.block`.
 """
 
 import importlib
@@ -14,7 +14,7 @@ FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for modul
 
 
 def family_named(model_type: object, *, where: str) -> Family:
-    """The family of a config's `model_type`; ValueError names `where` it stands and the families there are."""
+    """The family of a config's `model_type`. Raises ValueError naming `where` it stands and the known families."""
     if model_type is None:
         raise ValueError(f"{where}: model_type is missing: not the config of a model")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -24,5 +24,5 @@ def family_named(model_type: object, *, where: str) -> Family:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family whose folders hold a model of ours."""
+    """The family whose folders can hold this model."""
     return next(family for family in FAMILIES.values() if family.holds(config))

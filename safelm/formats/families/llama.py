@@ -1,4 +1,4 @@
-"""Llama 2 and 3 and SmolLM2: the plain decoder, and Llama 3.1's scaled rotary frequencies."""
+"""Llama 2 and 3 and SmolLM2: the plain decoder, with Llama 3.1's scaled rotary frequencies as an option."""
 
 import dataclasses
 from typing import Any
@@ -38,9 +38,9 @@ _SCALES = {
 
 
 def read(fields: JsonFields) -> dict[str, Any]:
-    """Base and scaling of the rotary positions, as transformers 5 (`rope_parameters`) or 4 (`rope_scaling`) has them.
+    """Base and scaling of the rotary positions, as written by transformers 5 (`rope_parameters`) or 4 (`rope_scaling`).
 
-    Of a config with both the latter decides, as in transformers 5.
+    If a config has both, `rope_scaling` decides, as in transformers 5.
     """
     rope = fields.inside("rope_scaling")
     if not rope.values:
@@ -63,7 +63,7 @@ def _scaling(fields: JsonFields, rope: JsonFields, is_scaled: bool) -> dict[str,
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The same back, for both versions of transformers."""
+    """The keys for both versions of transformers that `read` reads back."""
     scaling: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling is not None:
         scales = dataclasses.asdict(config.rope_scaling)
