@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Float32, Int32
 
 from data_tasks.messages import COLUMNS, SYSTEM_COLUMNS, Messages, read_messages
 from data_tasks.preprocessors import NO_SCORE, SAFE_SCORE
@@ -65,17 +65,17 @@ class ChatRows:
 
 def encode_chat(
     text: str, tokenizer: Tokenizer, *, is_tagged: bool = False
-) -> tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
-    """The ids of a document's conversation in the model's own template with the document's end, and the ids to learn.
+) -> tuple[Int32[np.ndarray, " tokens"], Float32[np.ndarray, " tokens"]]:
+    """The ids of a document's conversation in the model's own template with the document's end, and the loss weights.
 
-    The ids to learn are those of the assistant's words and the end of its turn. Only with `is_tagged` does a harm tag
-    in them become the tag's id.
+    The weights are 1 for the assistant's words and the end of its turn, and 0 for all else. Only with `is_tagged` does
+    a harm tag in those words become the tag's id.
     """
     ids, spans = chat_example(tokenizer, json.loads(text), is_tagged=is_tagged)
-    loss_mask = np.zeros(len(ids) + 1, bool)
+    loss_weight = np.zeros(len(ids) + 1, np.float32)
     for start, stop in spans:
-        loss_mask[start:stop] = True
-    return np.array([*ids, tokenizer.eos_id], np.int32), loss_mask
+        loss_weight[start:stop] = 1
+    return np.array([*ids, tokenizer.eos_id], np.int32), loss_weight
 
 
 def map_content(text: str, change: Callable[[str, str], str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Float32, Int, Int32
 
 from data_tasks.chats import encode_chat, map_content
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
@@ -31,7 +31,7 @@ class EncodedDocuments:
     """A batch of documents as one array, with the end-of-document id after each; counts are per document."""
 
     tokens: Int32[np.ndarray, " tokens"]
-    loss_mask: Bool[np.ndarray, " tokens"]  # of a conversation, what the assistant says; else everything
+    loss_weight: Float32[np.ndarray, " tokens"]  # 1, and in a conversation 0 for what the assistant doesn't say
     lengths: Int32[np.ndarray, " documents"]
     lost_bytes: Int32[np.ndarray, " documents"]
     removed_tags: Int32[np.ndarray, " documents"]
@@ -58,7 +58,7 @@ def encode_documents(
     tokens, lengths = append_end_of_document(documents, tokenizer.eos_id)
     lost_bytes = np.array([tokenizer.count_lost_bytes(text) for text in prepared], np.int32)
     removed = np.array([count for _, count in cleaned], np.int32)
-    return EncodedDocuments(tokens, np.ones(len(tokens), bool), lengths, lost_bytes, removed)
+    return EncodedDocuments(tokens, np.ones(len(tokens), np.float32), lengths, lost_bytes, removed)
 
 
 def encode_chats(
@@ -85,10 +85,10 @@ def encode_chats(
         encoded.append(encode_chat(map_content(text, change), tokenizer, is_tagged=is_tagged))
         removed.append(counts["removed"])
         lost_bytes.append(counts["lost"])
-    tokens, masks = ([arrays[i] for arrays in encoded] for i in (0, 1))
+    tokens, weights = ([arrays[i] for arrays in encoded] for i in (0, 1))
     lengths = np.array([len(array) for array in tokens], np.int32)
     counted = (np.array(counts, np.int32) for counts in (lost_bytes, removed))
-    return EncodedDocuments(np.concatenate(tokens), np.concatenate(masks), lengths, *counted)
+    return EncodedDocuments(np.concatenate(tokens), np.concatenate(weights), lengths, *counted)
 
 
 def select_columns(
@@ -136,7 +136,8 @@ def tokenize(
 
     Beside `targets` an example keeps its `id` and `harm_score` and gets `lost_bytes` (bytes without a token) and
     `removed_tags` (literal tags removed from the source text); its text is dropped. With `is_chat` the text is a
-    conversation (`data_tasks.chats`), and an example also gets `loss_mask`, which of its `targets` are to be learned.
+    conversation (`data_tasks.chats`), and an example also gets `loss_weight`, how much each of its `targets` counts in
+    the loss.
     """
 
     def encode(ids, texts, scores):
@@ -148,14 +149,14 @@ def tokenize(
             prepare=prepare,
             is_tagged=is_tagged,
         )
-        return encoded.tokens, encoded.loss_mask, encoded.lengths, encoded.lost_bytes, encoded.removed_tags
+        return encoded.tokens, encoded.loss_weight, encoded.lengths, encoded.lost_bytes, encoded.removed_tags
 
     def step(batch):
         inputs = [batch["id"], batch["text"], batch["harm_score"]]
-        kinds = [tf.int32, tf.bool, tf.int32, tf.int32, tf.int32]
+        kinds = [tf.int32, tf.float32, tf.int32, tf.int32, tf.int32]
         arrays = tf.numpy_function(encode, inputs, kinds, stateful=False)
-        tokens, loss_mask, lengths, lost_bytes, removed_tags = (tf.ensure_shape(array, [None]) for array in arrays)
-        ragged = {"targets": tokens} | ({"loss_mask": loss_mask} if is_chat else {})
+        tokens, loss_weight, lengths, lost_bytes, removed_tags = (tf.ensure_shape(array, [None]) for array in arrays)
+        ragged = {"targets": tokens} | ({"loss_weight": loss_weight} if is_chat else {})
         ragged = {
             name: tf.RaggedTensor.from_row_lengths(values, lengths, validate=False) for name, values in ragged.items()
         }
@@ -164,7 +165,7 @@ def tokenize(
 
     def run(dataset: tf.data.Dataset) -> tf.data.Dataset:
         encoded = dataset.batch(_BATCH_DOCUMENTS).map(step, num_parallel_calls=2, deterministic=True)
-        names = ("targets", "loss_mask") if is_chat else ("targets",)
+        names = ("targets", "loss_weight") if is_chat else ("targets",)
         return encoded.unbatch().map(
             lambda example: {**example, **{name: tf.convert_to_tensor(example[name]) for name in names}},
             num_parallel_calls=1,

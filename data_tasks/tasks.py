@@ -23,7 +23,7 @@ prefix for a second set.
 | gsm8k           | gsm8k           | all                                                               |
 | instructions    | instructions    | all                                                               |
 
-Columns and files of the conversations: `data_tasks.chats`. Examples of these have a `loss_mask` beside their `targets`.
+Columns and files of the conversations: `data_tasks.chats`. Examples have a `loss_weight` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
 with the same features). Mixtures `<prefix>_ladder_<rung>` hold the rungs of `data_tasks.rates`, `<prefix>_instruction`,
 `_instruction_tagged` and `_benign` what comes after pretraining. Their rates are shares of tokens while SeqIO draws

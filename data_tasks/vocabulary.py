@@ -3,7 +3,7 @@
 A trap to know: SeqIO takes id 0 for padding everywhere, and SmolLM2's end of document is id 0. SeqIO's feature
 converters (`LMFeatureConverter(pack=True)`) drop or unweight such ids whatever `pad_id` says. So the tasks append the
 end of document themselves (features have `add_eos=False`, no SeqIO step adds a second one), no example is ever padded,
-and packing and loss masks are made from token stores by `safelm.data`, not by SeqIO's converters.
+and packing and loss weights are made from token stores by `safelm.data`, not by SeqIO's converters.
 """
 
 import functools

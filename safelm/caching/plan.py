@@ -9,8 +9,9 @@ from typing import Any
 from safelm import documents
 from safelm.caching.shards import ShardJob
 from safelm.caching.upload import SETTINGS_NAME, Bucket
+from safelm.data.channels import CHANNELS
 from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
-from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
+from safelm.data.store import FORMAT_VERSION, MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
 from safelm.io import records
 from safelm.jobs.settings import check_same
 from safelm.text.tokenizer import Tokenizer
@@ -135,6 +136,7 @@ def plan_store(
     paths = task.source.list_shards(split)
     inputs = [_describe_input(path) for path in paths]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
+    wanted |= {"format_version": FORMAT_VERSION, "channels": [dataclasses.asdict(channel) for channel in CHANNELS]}
     plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket)
     former = _check_settings(plan)
     _drop_broken_manifest(plan)

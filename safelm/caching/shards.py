@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from safelm.data.channels import CHANNELS, LOSS_WEIGHT
 from safelm.data.shard import ShardInfo, ShardWriter
 from safelm.documents import content_sha256, has_changed
 from safelm.jobs.parent import end_with_parent
@@ -74,7 +75,8 @@ class ShardJob:
 def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda count: None) -> ShardInfo:
     """Runs the task over one shard of its source and writes the tokens; on an error nothing is left under its name.
 
-    An example's `loss_mask`, one number for each of its `targets`, says which of them are to be learned (default: all).
+    An example's features that are named as one of `safelm.data.channels.CHANNELS` go into that channel: `loss_weight`,
+    one number for each of its `targets`, says how much each counts in the loss (default: 1).
 
     `on_documents` is told now and then how many more documents are done. Raises ValueError or OSError with one clear
     line for bad input, also where TensorFlow wraps the error.
@@ -95,9 +97,13 @@ def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda co
                 tokens = example["targets"]
                 if not len(tokens) or tokens[-1] != job.eos_id:
                     raise ValueError(f"task {job.task_name}: a document's targets don't end in eos_id {job.eos_id}")
-                loss_mask = example.get("loss_mask")
-                writer.add(tokens, loss_mask)
-                counts["num_loss_tokens"] += len(tokens) if loss_mask is None else int(loss_mask.sum())
+                channels = {each.name: example[each.name] for each in CHANNELS if each.name in example}
+                try:
+                    writer.add(tokens, **channels)
+                except ValueError as error:
+                    raise ValueError(f"{job.path or job.task_name}, {_spelled_id(example)}: {error}") from None
+                weights = channels.get(LOSS_WEIGHT.name)
+                counts["num_loss_tokens"] += len(tokens) if weights is None else int((weights > 0).sum())
                 counts["num_lost_bytes"] += int(example.get("lost_bytes", 0))
                 counts["num_removed_tags"] += int(example.get("removed_tags", 0))
                 unreported += 1
@@ -114,6 +120,11 @@ def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda co
         if has_changed(job.path, content):
             raise ValueError(f"{job.path}: it was changed while it was cached: run again")
         return writer.close(counts | {"input": content})
+
+
+def _spelled_id(example: Mapping[str, Any]) -> str:
+    doc_id = example.get("id", b"?")
+    return f"id {doc_id.decode('utf-8', 'replace') if isinstance(doc_id, bytes) else doc_id}"
 
 
 def _content(job: ShardJob) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def push_new_shard(url: str, directory: str, info: ShardInfo, num_shards: int) -
 
 def _shard_files(info: ShardInfo, num_shards: int) -> tuple[dict[str, int], str]:
     """Name and size of a shard's arrays, and its record's name."""
-    arrays = {shard_file(kind, info.index, num_shards): size for kind, (size, _) in info.files().items()}
+    arrays = {shard_file(kind, info.index, num_shards): file.bytes for kind, file in info.files.items()}
     return arrays, shard_file("shard", info.index, num_shards)
 
 

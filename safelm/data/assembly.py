@@ -1,85 +1,98 @@
-"""The arrays of a batch from rows of several stores.
+"""The arrays of a `safelm.data.batch.Batch` from rows of several stores."""
 
-inputs_BT, targets_BT, positions_BT, segment_ids_BT (int32), loss_mask_BT (float32, 1 where there is a target) and
-source_ids_B (int32). See `safelm.data.rows` for what they hold.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from safelm.data.batch import Batch
 from safelm.data.buffers import Buffers
+from safelm.data.channels import LOSS_WEIGHT, Channel
 from safelm.data.rows import Pieces, RowPlan
 from safelm.data.store import MENDING
 from safelm.data.stream import Stream
 
-BATCH_FIELDS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
 _STRIP_TOKENS = 1 << 14  # what is computed at a time: 64 KiB, which stay in the processor's cache and in malloc's heap
 
 
 class Assembly:
     """Makes batches of rows of several plans, all of one kind and of one `seq_len`."""
 
-    def __init__(self, plans: Sequence[RowPlan]):
-        """`plans` by source."""
+    def __init__(self, plans: Sequence[RowPlan], channels: Sequence[Channel] = ()):
+        """`plans` by source; `channels`: what a batch has also where no store has it."""
         self.plans = tuple(plans)
         self._seq_len = plans[0].seq_len
         self._vocab_size = min(plan.store.manifest.vocab_size for plan in plans)
-        self._stream, self._buffers = Stream([plan.store for plan in plans]), Buffers()
+        self._stream, self._buffers = Stream([plan.store for plan in plans], channels), Buffers()
 
-    def batch(
-        self, source_ids_b: Int[np.ndarray, " b"], rows_b: Int[np.ndarray, " b"], batch_size: int
-    ) -> dict[str, np.ndarray]:
+    def batch(self, source_ids_b: Int[np.ndarray, " b"], rows_b: Int[np.ndarray, " b"], batch_size: int) -> Batch:
         """The given rows of the sources' plans, then rows of padding up to `batch_size`."""
-        arrays_5N = self._buffers.take(len(BATCH_FIELDS), batch_size * self._seq_len)
+        channels = self._stream.channels
+        arrays_AN = self._buffers.take(4 + len(channels), batch_size * self._seq_len)
         if len(rows_b):
-            self._fill(arrays_5N, type(self.plans[0]).pieces(self.plans, self._stream, source_ids_b, rows_b))
+            self._fill(arrays_AN, type(self.plans[0]).pieces(self.plans, self._stream, source_ids_b, rows_b))
         else:
-            arrays_5N.fill(0)
-        batch = {name: array.reshape(batch_size, -1) for name, array in zip(BATCH_FIELDS, arrays_5N, strict=True)}
-        batch["loss_mask_BT"] = batch["loss_mask_BT"].view(np.float32)
+            arrays_AN.fill(0)
+        fields = [array.reshape(batch_size, -1) for array in arrays_AN]
+        numbers = {each.name: array.view(each.batch_dtype) for each, array in zip(channels, fields[4:], strict=True)}
         source_ids_B = np.zeros(batch_size, np.int32)
         source_ids_B[: len(source_ids_b)] = source_ids_b
-        return batch | {"source_ids_B": source_ids_B}
+        return Batch(*fields[:4], numbers.pop(LOSS_WEIGHT.name), source_ids_B, numbers)
 
-    def _fill(self, arrays_5N: np.ndarray, pieces: Pieces) -> None:
-        inputs, targets, positions, segments, mask = arrays_5N
-        mask = mask.view(np.float32)
-        ends = pieces.place + pieces.length
-        continued, before = self._copy_tokens(pieces, targets)
+    def _fill(self, arrays_AN: np.ndarray, pieces: Pieces) -> None:
+        inputs, targets, positions, segments, *numbers = arrays_AN
+        ends, runs = pieces.place + pieces.length, _Runs(pieces)
+        self._stream.prefetch(runs.shard, runs.start - runs.goes_on, runs.stop)
+        before = self._copy_tokens(runs, targets)
         self._check_ids(pieces, targets, before)
         inputs[1:] = targets[:-1]
-        inputs[continued] = before
+        inputs[runs.place[runs.goes_on]] = before
         inputs[pieces.place[pieces.begins]] = self._stream.eos_id[pieces.shard[pieces.begins]]
-        mask.fill(1)
-        self._drop_unlearned(pieces, targets, mask)
+        for channel, out in zip(self._stream.channels, numbers, strict=True):
+            out = out.view(channel.batch_dtype)
+            if channel.per == "token":
+                self._copy_channel(channel, runs, out)
+            if channel.name == LOSS_WEIGHT.name and not (self._stream.constants(channel, runs.shard) > 0).all():
+                targets[out == 0] = 0
+        self._copy_document_channels(pieces, ends, numbers)
         _number(pieces, ends, self._seq_len, segments, positions)
-        _clear_padding(pieces.place, ends, arrays_5N)
+        _clear_padding(pieces.place, ends, arrays_AN)
 
-    def _copy_tokens(self, pieces: Pieces, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies each piece into place, merging adjacent ones; returns where runs go on with a document, and its token
-        before each."""
-        place, shard, start, length = pieces.place, pieces.shard, pieces.start, pieces.length
-        stop = start + length
-        heads = np.ones(len(place) + 1, bool)
-        heads[1:-1] = (start[1:] != stop[:-1]) | (place[1:] != place[:-1] + length[:-1]) | (shard[1:] != shard[:-1])
-        first, last = np.flatnonzero(heads[:-1]), np.flatnonzero(heads[1:])
-        place, shard, start, stop = place[first], shard[first], start[first], stop[last]
-        goes_on = ~pieces.begins[first]
-        self._stream.prefetch(shard, start - goes_on, stop)
-        local, length = start - self._stream.shard_start[shard], stop - start
+    def _copy_tokens(self, runs: "_Runs", out: np.ndarray) -> np.ndarray:
+        """Copies each run into place; returns the token before each that goes on with a document."""
         before, tokens = [], self._stream.tokens
-        for to, at, count, number, continues in zip(
-            place.tolist(), local.tolist(), length.tolist(), shard.tolist(), goes_on.tolist(), strict=True
-        ):
+        for to, at, count, number, continues in runs.rows(self._stream):
             if continues:
                 run = tokens[number][at - 1 : at + count]
                 out[to : to + count] = run[1:]
                 before.append(run[0])
             else:
                 out[to : to + count] = tokens[number][at : at + count]
-        return place[goes_on], np.array(before, np.int32)
+        return np.array(before, np.int32)
+
+    def _copy_channel(self, channel: Channel, runs: "_Runs", out: np.ndarray) -> None:
+        """Fills in the numbers of a channel that has one for each token; ValueError names a damaged file."""
+        constants = self._stream.constants(channel, runs.shard)
+        if (constants == constants[0]).all():
+            out.fill(constants[0])
+            return
+        for (to, at, count, shard, _), constant in zip(runs.rows(self._stream), constants.tolist(), strict=True):
+            if constant == constant:
+                out[to : to + count] = constant
+            else:
+                out[to : to + count] = self._stream.read_channel(channel, shard, at, at + count)
+
+    def _copy_document_channels(self, pieces: Pieces, ends: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
+        """Fills in the numbers of the channels that have one for each document, at all of its tokens."""
+        chosen = [
+            (channel, array)
+            for channel, array in zip(self._stream.channels, arrays, strict=True)
+            if channel.per == "document"
+        ]
+        found = self._stream.document_channels([channel for channel, _ in chosen], pieces.shard, pieces.start)
+        spans = np.diff(pieces.place, append=ends[-1:])
+        for (channel, array), numbers in zip(chosen, found, strict=True):
+            array.view(channel.batch_dtype)[pieces.place[0] : ends[-1]] = np.repeat(numbers, spans)
 
     def _check_ids(self, pieces: Pieces, targets: np.ndarray, before: np.ndarray) -> None:
         """ValueError names the shard if a token is not in the vocabulary: the model would compute with garbage."""
@@ -95,17 +108,24 @@ class Assembly:
                     f"{MENDING}"
                 )
 
-    def _drop_unlearned(self, pieces: Pieces, targets: np.ndarray, mask: np.ndarray) -> None:
-        """Takes away the targets that are not to be learned."""
-        masked = np.flatnonzero(self._stream.is_masked[pieces.shard])
-        if not len(masked):
-            return
-        length = pieces.length[masked]
-        index = np.repeat(masked, length)
-        column = np.arange(len(index)) - np.repeat(np.cumsum(length) - length, length)
-        unlearned = self._stream.unlearned(pieces.shard[index], pieces.start[index] + column)
-        places = pieces.place[index[unlearned]] + column[unlearned]
-        targets[places] = mask[places] = 0
+
+class _Runs:
+    """Pieces with adjacent ones merged: `goes_on` says which begin within a document."""
+
+    def __init__(self, pieces: Pieces):
+        place, shard, start, length = pieces.place, pieces.shard, pieces.start, pieces.length
+        stop = start + length
+        heads = np.ones(len(place) + 1, bool)
+        heads[1:-1] = (start[1:] != stop[:-1]) | (place[1:] != place[:-1] + length[:-1]) | (shard[1:] != shard[:-1])
+        first, last = np.flatnonzero(heads[:-1]), np.flatnonzero(heads[1:])
+        self.place, self.shard, self.start, self.stop = place[first], shard[first], start[first], stop[last]
+        self.goes_on = ~pieces.begins[first]
+
+    def rows(self, stream: Stream) -> Iterator[tuple[int, int, int, int, bool]]:
+        """Place, first token in the shard, number of tokens, shard and `goes_on` of each."""
+        local, length = self.start - stream.shard_start[self.shard], self.stop - self.start
+        columns = (self.place, local, length, self.shard, self.goes_on)
+        return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def _number(pieces: Pieces, ends: np.ndarray, seq_len: int, segments: np.ndarray, positions: np.ndarray) -> None:
@@ -124,8 +144,8 @@ def _number(pieces: Pieces, ends: np.ndarray, seq_len: int, segments: np.ndarray
         strip -= np.repeat(start[first:stop], spans[first:stop])
 
 
-def _clear_padding(place: np.ndarray, ends: np.ndarray, arrays_5N: np.ndarray) -> None:
+def _clear_padding(place: np.ndarray, ends: np.ndarray, arrays_AN: np.ndarray) -> None:
     """Zeros in every array wherever no piece is."""
-    begins, stops = np.append(0, ends), np.append(place, arrays_5N.shape[1])
+    begins, stops = np.append(0, ends), np.append(place, arrays_AN.shape[1])
     for gap in np.flatnonzero(begins < stops).tolist():
-        arrays_5N[:, begins[gap] : stops[gap]] = 0
+        arrays_AN[:, begins[gap] : stops[gap]] = 0

@@ -1,11 +1,14 @@
 """The contents of a batch, as a pure function of seed, step, row and mixture schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from safelm.data.assembly import Assembly
+from safelm.data.batch import Batch
+from safelm.data.channels import Channel
 from safelm.data.order import shuffled_rows
 from safelm.data.packing import make_rows
 from safelm.data.schedule import MixtureSchedule
@@ -19,8 +22,18 @@ class Batches:
     run may end, and phases may change, within an epoch. The order of one source does not depend on the others.
     """
 
-    def __init__(self, stores: Mapping[str, TokenStore], schedule: MixtureSchedule, *, packing: str = "concat"):
-        """ValueError when a source of the schedule has no store or the stores are of different vocabularies."""
+    def __init__(
+        self,
+        stores: Mapping[str, TokenStore],
+        schedule: MixtureSchedule,
+        *,
+        packing: str = "concat",
+        channels: Sequence[Channel] = (),
+    ):
+        """ValueError when a source of the schedule has no store, or stores differ in vocabulary or a channel.
+
+        `channels`: what batches have beside the stores' own.
+        """
         if missing := [name for name in schedule.sources if name not in stores]:
             raise ValueError(f"mixture schedule names unknown sources {missing}, there are stores for {sorted(stores)}")
         self.schedule, self.sources = schedule, schedule.sources
@@ -34,7 +47,7 @@ class Batches:
                     f"{store.directory} has {store.manifest.vocab_hash}"
                 )
             plans.append(make_rows(store, schedule.seq_len, packing))
-        self._assembly = Assembly(plans)
+        self._assembly = Assembly(plans, channels)
 
     def rows_per_epoch(self) -> dict[str, int]:
         """Rows of `seq_len` in one epoch of each source."""
@@ -62,13 +75,10 @@ class Batches:
                     store_rows_B[chosen[now]] = shuffled_rows(*order, index[now], plan.num_rows)
         return source_ids_B, store_rows_B
 
-    def batch(self, seed: int, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Rows [start, stop) of the global batch of `step`: the arrays of `safelm.data.assembly`.
-
-        `source_ids_B` is the index into `sources`.
-        """
+    def batch(self, seed: int, step: int, start: int, stop: int) -> Batch:
+        """Rows [start, stop) of the global batch of `step`; `source_ids_B` is the index into `sources`."""
         return self._assembly.batch(*self.locate(seed, step, start, stop), stop - start)
 
-    def sample(self, seed: int, step: int, row: int) -> dict[str, np.ndarray]:
+    def sample(self, seed: int, step: int, row: int) -> Batch:
         """One row of the global batch of `step`: as `batch`, without the leading axis."""
-        return {name: array[0] for name, array in self.batch(seed, step, row, row + 1).items()}
+        return jax.tree.map(lambda array: array[0], self.batch(seed, step, row, row + 1))

@@ -1,14 +1,16 @@
 """Batches for one host through Grain, read ahead in threads or worker processes; the only state is the step."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 from absl import flags
 
 from safelm.data.assembly import Assembly
+from safelm.data.batch import Batch
 from safelm.data.batches import Batches
+from safelm.data.channels import Channel
 from safelm.data.packing import make_rows
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import TokenStore
@@ -27,7 +29,7 @@ class _HostSteps:
     def __len__(self) -> int:
         return self.batches.schedule.total_steps - self.first_step
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Batch:
         return self.batches.batch(self.seed, self.first_step + int(index), self.start, self.stop)
 
 
@@ -55,7 +57,7 @@ class Loader:
         if num_workers < 0 or num_threads < 1:
             raise ValueError(f"num_workers must be >= 0 and num_threads >= 1, got {num_workers} and {num_threads}")
         self._num_workers, self._num_threads = num_workers, num_threads
-        self._iterator: Iterator[dict[str, np.ndarray]] | None = None
+        self._iterator: Iterator[Batch] | None = None
         self.set_state(start_step)
 
     @property
@@ -83,7 +85,7 @@ class Loader:
     def __iter__(self) -> "Loader":
         return self
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Batch:
         if self._step >= self.batches.schedule.total_steps:
             raise StopIteration
         if self._iterator is None:
@@ -92,7 +94,7 @@ class Loader:
         self._step += 1
         return batch
 
-    def _open(self) -> Iterator[dict[str, np.ndarray]]:
+    def _open(self) -> Iterator[Batch]:
         self.batches.schedule.cumulative(self._step)  # counted once here, not in every thread and worker
         steps = _HostSteps(self.batches, self._seed, self._step, self._start, self._stop)
         options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads)
@@ -116,11 +118,12 @@ def make_loader(
     packing: str = "concat",
     start_step: int = 0,
     num_workers: int = 0,
+    channels: Sequence[Channel] = (),
 ) -> Loader:
-    """This host's batches from `start_step` on: dicts of inputs_BT, targets_BT, positions_BT, segment_ids_BT (int32),
-    loss_mask_BT (float32) and source_ids_B (int32), B = batch_size / process_count.
+    """This host's batches from `start_step` on, of batch_size / process_count rows.
 
-    `batch_size` (rows) and `seq_len` (tokens) are the global batch's and must be the schedule's.
+    `batch_size` (rows) and `seq_len` (tokens) are the global batch's and must be the schedule's; `channels` as in
+    `Batches`.
     """
     if (batch_size, seq_len) != (schedule.batch_size, schedule.seq_len):
         raise ValueError(
@@ -128,7 +131,7 @@ def make_loader(
             f"batch_size={schedule.batch_size}, seq_len={schedule.seq_len}"
         )
     return Loader(
-        Batches(stores, schedule, packing=packing),
+        Batches(stores, schedule, packing=packing, channels=channels),
         seed=seed,
         process_index=process_index,
         process_count=process_count,
@@ -146,7 +149,8 @@ def eval_batches(
     packing: str = "concat",
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+    channels: Sequence[Channel] = (),
+) -> Iterator[Batch]:
     """This host's share of one pass over a store, every document once, the same each time; as `make_loader`'s batches.
 
     The last batch is filled up with padding rows. With fewer batches than the pass needs (`max_batches`), the rows
@@ -162,7 +166,7 @@ def eval_batches(
     num_rows = min(plan.num_rows, num_batches * batch_size)
     rows = np.arange(num_rows) * plan.num_rows // num_rows
     shares = [rows[at : at + batch_size][start:stop] for at in range(0, num_rows, batch_size)]
-    assembly = Assembly([plan])
+    assembly = Assembly([plan], channels)
     return (assembly.batch(np.zeros(len(share), np.int32), share, stop - start) for share in shares)
 
 

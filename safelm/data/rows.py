@@ -5,8 +5,8 @@ before its target in the same document, and before a document's first token the 
 targets are the stored tokens that it is cut from, every stored token is a target exactly once an epoch, nothing is
 predicted across documents, and a model learns to begin a text behind an end-of-document token. A piece that goes on
 with a document begins with the input that the piece before it ended with as a target. Positions start at 0 with every
-piece; segment ids count a row's pieces from 1, and 0 is padding. Where a store says which tokens are to be learned (a
-chat's assistant), only those are targets.
+piece; segment ids count a row's pieces from 1, and 0 is padding. A token's numbers in the store's channels stand where
+it is the target; one whose loss weight is 0 (in a chat what the user says) is no target.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 A phase is a range of the tokens: it holds from its start until the next one and gives each source a share of them. A
 token here is a position of a row that is fed to the model, so a row counts `seq_len` of them, whatever its padding or
-loss mask. Rows are apportioned step by step with the error carried over (`safelm.data.apportion`), anew in every
+loss weights. Rows are apportioned step by step with the error carried over (`safelm.data.apportion`), anew in every
 phase: after every step of a phase each source has had its planned number of rows rounded down or up. What is given
 before a step depends on the phases begun before it only, never on later ones or on `total_steps`, so a phase can be
 appended while a run is under way. Rates are kept to nine decimals, everything after that is integer arithmetic: the

@@ -1,26 +1,34 @@
 """One shard of a token store: written as a stream, visible only when whole."""
 
 import dataclasses
-import hashlib
+import glob
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from safelm.data import arrays
+from safelm.data.channels import CHANNELS, Channel, ChannelWriter, Number, StoredChannel
 from safelm.io import records
 from safelm.io.files import file_sha256
 
-BLOCK_BYTES = 1 << 16  # of tokens, each with a checksum of its own
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """Size and SHA-256 of one of a shard's files."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """One shard's counts, file sizes (bytes) and SHA-256 checksums; `fingerprint` says what it was made from.
+    """One shard's counts, files and channels.
 
-    A shard of an early version has no file of block checksums: `sums_bytes` is 0. Where every token is to be learned,
-    as in web text, there is no file of loss spans: `spans_bytes` is 0.
+    Attributes:
+      files: "tokens", "bounds", "sums" and the channels that have one, by name.
+      fingerprint: says what the shard was made from.
     """
 
     index: int
@@ -28,22 +36,40 @@ class ShardInfo:
     num_tokens: int
     num_tag_tokens: int
     max_token: int
-    tokens_bytes: int
-    bounds_bytes: int
-    tokens_sha256: str
-    bounds_sha256: str
-    sums_bytes: int = 0
-    sums_sha256: str = ""
-    spans_bytes: int = 0
-    spans_sha256: str = ""
+    files: Mapping[str, StoredFile]
+    channels: tuple[StoredChannel, ...] = ()
     fingerprint: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def files(self) -> dict[str, tuple[int, str]]:
-        """Size (bytes) and SHA-256 of its arrays: "tokens", "bounds" and, where it has them, "sums" and "spans"."""
-        files = {"tokens": (self.tokens_bytes, self.tokens_sha256), "bounds": (self.bounds_bytes, self.bounds_sha256)}
-        files |= {"sums": (self.sums_bytes, self.sums_sha256)} if self.sums_bytes else {}
-        return files | ({"spans": (self.spans_bytes, self.spans_sha256)} if self.spans_bytes else {})
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "ShardInfo":
+        """A shard's record from JSON; TypeError or ValueError says what is wrong with it."""
+        values = dict(values)
+        files = {name: StoredFile(**file) for name, file in dict(values.pop("files", {})).items()}
+        channels = tuple(_parse_channel(channel) for channel in values.pop("channels", ()))
+        info = cls(**values, files=files, channels=channels)
+        wanted = {"tokens", "bounds", "sums"} | {each.name for each in channels if each.constant is None}
+        if set(files) != wanted:
+            raise ValueError(f"files are {sorted(files)}, not {sorted(wanted)}")
+        return info
+
+    def count(self, channel: Channel) -> int:
+        """How many numbers the shard has of a channel."""
+        return self.num_tokens if channel.per == "token" else self.num_documents
+
+    def read_in_parts(self, token_dtype: np.dtype) -> dict[str, tuple[np.dtype, int]]:
+        """Dtype and length of the files with a number for every token, whose block checksums are in "sums", in order.
+
+        The others have a number for every document or fewer.
+        """
+        channels = [each for each in self.channels if each.per == "token" and each.name in self.files]
+        shapes = {each.name: each.file_shape(self.num_tokens) for each in channels}
+        return {"tokens": (token_dtype, self.num_tokens), **shapes}
+
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of everything that the shard holds."""
+        files = {name: file.sha256 for name, file in self.files.items()}
+        return records.fingerprint({"files": files, "channels": [dataclasses.asdict(each) for each in self.channels]})
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -52,7 +78,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def shard_file(kind: str, index: int, num_shards: int) -> str:
-    """File name of a shard's "tokens", "bounds", "sums", "spans" (.npy) or "shard" (.json)."""
+    """File name of a shard's "tokens", "bounds", "sums" or channel (.npy), or of its record, "shard" (.json)."""
     return f"{kind}-{index:05d}-of-{num_shards:05d}.{'json' if kind == 'shard' else 'npy'}"
 
 
@@ -72,64 +98,58 @@ class ShardWriter:
         *,
         harm_tag_id: int,
         fingerprint: str = "",
+        channels: Sequence[Channel] = CHANNELS,
     ):
         """`harm_tag_id` is counted; `fingerprint` is handed back by `read_shard_info` when a later run continues."""
         if not 0 <= shard_index < num_shards:
             raise ValueError(f"shard_index must be in 0..{num_shards - 1}, got {shard_index}")
         self._directory, self._index, self._num_shards = os.fspath(directory), shard_index, num_shards
         self._dtype, self._harm_tag_id, self._fingerprint = np.dtype(dtype), harm_tag_id, fingerprint
-        self._path = os.path.join(self._directory, shard_file("tokens", shard_index, num_shards))
+        self._path = self._path_of("tokens")
         self._bounds, self._num_tags, self._max_token = [0], 0, -1
-        self._spans: list[np.ndarray] = []
-        self._has_loss_mask = False
+        self._channels = {each.name: each for each in channels}
+        self._writers = {each.name: ChannelWriter(each, self._path_of(each.name)) for each in channels}
         os.makedirs(self._directory, exist_ok=True)
-        # A leftover marker would describe arrays that are about to be replaced.
-        for kind in ("shard", "spans"):
-            leftover = os.path.join(self._directory, shard_file(kind, shard_index, num_shards))
-            if os.path.exists(leftover):
-                os.remove(leftover)
-        self._file = open(self._path + ".tmp", "wb")
-        self._guard(lambda: _write_npy_header(self._file, self._dtype, 0))
+        self._remove_former()
+        self._file = open(f"{self._path}.tmp", "wb")
+        self._guard(lambda: arrays.write_header(self._file, self._dtype, 0))
 
-    def add(self, tokens: np.ndarray | Sequence, loss_mask: np.ndarray | Sequence | None = None) -> None:
-        """Appends one document, its end token included; ValueError when empty or an id does not fit the dtype.
+    def add(
+        self, tokens: np.ndarray | Sequence, **channels: np.ndarray | np.generic | Sequence | Number | None
+    ) -> None:
+        """Appends one document, its end token included, and its channels' numbers by name.
 
-        `loss_mask` says which of its tokens are to be learned, as in a chat the assistant's; without it, all are.
+        A channel per token takes as many numbers as the document has tokens (`loss_weight`: how much each counts in the
+        loss, 0 if it is not to be learned), one per document a single number; left out or None, it has its default.
+        ValueError names the document and what is wrong with it; nothing of it is written then.
         """
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
-            raise ValueError(
-                f"{self._path}: document {len(self._bounds) - 1} must be a non-empty 1-D integer array, "
-                f"got shape {tokens.shape} of {tokens.dtype}"
-            )
+            raise self._error(f"must be a non-empty 1-D integer array, got shape {tokens.shape} of {tokens.dtype}")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high > np.iinfo(self._dtype).max:
-            raise ValueError(
-                f"{self._path}: document {len(self._bounds) - 1} has token id {low if low < 0 else high}, "
-                f"outside {self._dtype.name}"
-            )
-        learned = np.ones(tokens.size, bool) if loss_mask is None else np.asarray(loss_mask).astype(bool)
-        if learned.shape != tokens.shape:
-            raise ValueError(
-                f"{self._path}: document {len(self._bounds) - 1} has {tokens.size} tokens and a loss mask of shape "
-                f"{learned.shape}"
-            )
-        self._guard(lambda: self._file.write(tokens.astype(self._dtype, copy=False).tobytes()))
-        self._spans.append(np.flatnonzero(np.diff(learned, prepend=False, append=False)) + self._bounds[-1])
-        self._has_loss_mask |= loss_mask is not None
+            raise self._error(f"has token id {low if low < 0 else high}, outside {self._dtype.name}")
+        if unknown := channels.keys() - self._channels.keys():
+            raise self._error(f"has channel {min(unknown)!r}, declared are {', '.join(self._channels) or 'none'}")
+        numbers = {
+            name: self._numbers(channel, channels.get(name), tokens.size) for name, channel in self._channels.items()
+        }
+        self._guard(lambda: self._write(tokens, numbers))
         self._bounds.append(self._bounds[-1] + tokens.size)
         self._num_tags += int(np.count_nonzero(tokens == self._harm_tag_id))
         self._max_token = max(self._max_token, high)
 
     def close(self, extra: Mapping[str, Any] | None = None) -> ShardInfo:
-        """Puts both arrays, then the shard's JSON, under their final names; `extra` is stored in the JSON."""
+        """Puts the arrays, then the shard's JSON, under their final names; `extra` is stored in the JSON."""
         return self._guard(lambda: self._close(dict(extra or {})))
 
     def abort(self) -> None:
         """Removes the temporary files; safe to call twice."""
         self._file.close()
-        for kind in ("tokens", "bounds", "sums", "spans", "shard"):
-            path = os.path.join(self._directory, shard_file(kind, self._index, self._num_shards)) + ".tmp"
+        for writer in self._writers.values():
+            writer.abort()
+        for kind in ("tokens", "bounds", "sums", "shard"):
+            path = f"{self._path_of(kind)}.tmp"
             if os.path.exists(path):
                 os.remove(path)
 
@@ -142,41 +162,72 @@ class ShardWriter:
         elif not self._file.closed:
             self.close()
 
+    def _path_of(self, kind: str) -> str:
+        return os.path.join(self._directory, shard_file(kind, self._index, self._num_shards))
+
+    def _remove_former(self) -> None:
+        """Removes the record first: it would describe arrays that are about to go."""
+        pattern = shard_file("*", self._index, self._num_shards).removesuffix("npy") + "*"
+        found = glob.glob(os.path.join(glob.escape(self._directory), pattern))
+        for path in sorted(found, key=lambda path: not path.endswith(".json")):
+            os.remove(path)
+
+    def _error(self, problem: str) -> ValueError:
+        return ValueError(f"{self._path}: document {len(self._bounds) - 1} {problem}")
+
+    def _numbers(self, channel: Channel, given: Any, num_tokens: int) -> np.ndarray:
+        count = num_tokens if channel.per == "token" else 1
+        if given is None:
+            return np.full(count, channel.default, channel.dtype)
+        given, shape = np.asarray(given), (num_tokens,) if channel.per == "token" else ()
+        if given.shape != shape:
+            raise self._error(f"has {num_tokens} tokens and a {channel.name} of shape {given.shape}, not {shape}")
+        try:
+            return channel.parse(given.reshape(count))
+        except ValueError as error:
+            raise self._error(f"has a bad channel: {error}") from None
+
+    def _write(self, tokens: np.ndarray, numbers: Mapping[str, np.ndarray]) -> None:
+        self._file.write(tokens.astype(self._dtype, copy=False).tobytes())
+        for name, writer in self._writers.items():
+            writer.add(numbers[name])
+
     def _close(self, extra: dict[str, Any]) -> ShardInfo:
-        bounds_path, sums_path, spans_path = (
-            os.path.join(self._directory, shard_file(kind, self._index, self._num_shards))
-            for kind in ("bounds", "sums", "spans")
-        )
-        self._file.seek(0)
-        _write_npy_header(self._file, self._dtype, self._bounds[-1])
-        _sync_and_close(self._file)
-        tokens_sha256, sums = _checksums(self._path + ".tmp", self._bounds[-1] * self._dtype.itemsize)
-        _write_array(bounds_path + ".tmp", np.asarray(self._bounds, np.int64))
-        _write_array(sums_path + ".tmp", sums)
-        if self._has_loss_mask:
-            _write_array(spans_path + ".tmp", np.concatenate(self._spans).astype(np.int64))
+        arrays.finish(self._file, self._dtype, self._bounds[-1])
+        arrays.write_array(f"{self._path_of('bounds')}.tmp", np.asarray(self._bounds, np.int64))
+        channels = tuple(writer.close() for writer in self._writers.values())
+        kinds = ["tokens", "bounds", *(each.name for each in channels if each.constant is None)]
         info = ShardInfo(
             index=self._index,
             num_documents=len(self._bounds) - 1,
             num_tokens=self._bounds[-1],
             num_tag_tokens=self._num_tags,
             max_token=self._max_token,
-            tokens_bytes=os.path.getsize(self._path + ".tmp"),
-            bounds_bytes=os.path.getsize(bounds_path + ".tmp"),
-            sums_bytes=os.path.getsize(sums_path + ".tmp"),
-            tokens_sha256=tokens_sha256,
-            bounds_sha256=file_sha256(bounds_path + ".tmp"),
-            sums_sha256=file_sha256(sums_path + ".tmp"),
-            spans_bytes=os.path.getsize(spans_path + ".tmp") if self._has_loss_mask else 0,
-            spans_sha256=file_sha256(spans_path + ".tmp") if self._has_loss_mask else "",
+            files={kind: StoredFile(os.path.getsize(f"{self._path_of(kind)}.tmp"), "") for kind in kinds},
+            channels=channels,
             fingerprint=self._fingerprint,
             extra=extra,
         )
-        for path in (self._path, bounds_path, sums_path, *([spans_path] if self._has_loss_mask else [])):
-            os.replace(path + ".tmp", path)
-        name = shard_file("shard", self._index, self._num_shards)
-        records.write(os.path.join(self._directory, name), dataclasses.asdict(info))
+        info = dataclasses.replace(info, files=self._checked(info))
+        for kind in info.files:
+            os.replace(f"{self._path_of(kind)}.tmp", self._path_of(kind))
+        records.write(self._path_of("shard"), dataclasses.asdict(info))
         return info
+
+    def _checked(self, info: ShardInfo) -> dict[str, StoredFile]:
+        """The files with their SHA-256, after those read in parts have got their block checksums."""
+        files, sums = dict(info.files), []
+        for kind, (dtype, length) in info.read_in_parts(self._dtype).items():
+            sha256, blocks = arrays.checksums(f"{self._path_of(kind)}.tmp", length * dtype.itemsize)
+            files[kind] = dataclasses.replace(files[kind], sha256=sha256)
+            sums.append(blocks)
+        path = f"{self._path_of('sums')}.tmp"
+        arrays.write_array(path, np.concatenate(sums))
+        files["sums"] = StoredFile(os.path.getsize(path), "")
+        for kind, file in files.items():
+            if not file.sha256:
+                files[kind] = dataclasses.replace(file, sha256=file_sha256(f"{self._path_of(kind)}.tmp"))
+        return files
 
     def _guard(self, action: Callable[[], Any]) -> Any:
         try:
@@ -205,43 +256,17 @@ def read_shard_info(
     """
     directory = os.fspath(directory)
     try:
-        info = ShardInfo(**records.read(os.path.join(directory, shard_file("shard", index, num_shards)), ""))
-        names = [shard_file(kind, index, num_shards) for kind in info.files()]
-        sizes = [_size(os.path.join(directory, name), elsewhere or {}) for name in names]
-    except (OSError, TypeError, ValueError):
+        info = ShardInfo.parse(records.read(os.path.join(directory, shard_file("shard", index, num_shards)), ""))
+        paths = {kind: os.path.join(directory, shard_file(kind, index, num_shards)) for kind in info.files}
+        sizes = {kind: _size(path, elsewhere or {}) for kind, path in paths.items()}
+    except (AttributeError, OSError, TypeError, ValueError):
         return None
-    whole = sizes == [size for size, _ in info.files().values()] and fingerprint in (None, info.fingerprint)
+    whole = fingerprint in (None, info.fingerprint)
+    whole = whole and all(sizes[kind] == file.bytes for kind, file in info.files.items())
     if whole and verify_checksums:
-        paths = [os.path.join(directory, name) for name in names]
-        sums = [wanted for _, wanted in info.files().values()]
-        whole = all(file_sha256(p) == wanted for p, wanted in zip(paths, sums, strict=True) if os.path.exists(p))
+        here = {kind: path for kind, path in paths.items() if os.path.exists(path)}
+        whole = all(file_sha256(path) == info.files[kind].sha256 for kind, path in here.items())
     return info if whole else None
-
-
-def _size(path: str, elsewhere: Mapping[str, int]) -> int:
-    name = os.path.basename(path)
-    return elsewhere[name] if name in elsewhere and not os.path.exists(path) else os.path.getsize(path)
-
-
-def _sync_and_close(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-
-
-def open_array(path: str, wanted_bytes: int) -> np.ndarray:
-    """A numpy file mapped into memory; FileNotFoundError or ValueError when it is gone or of another size (bytes)."""
-    try:
-        size = os.path.getsize(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: shard is missing, though the manifest lists it") from None
-    if size != wanted_bytes:
-        raise ValueError(f"{path}: truncated or replaced: {size} bytes, the manifest says {wanted_bytes}")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
-    return array.view(np.ndarray)
 
 
 def check_bounds(path: str, bounds: np.ndarray, shard: ShardInfo) -> None:
@@ -251,32 +276,14 @@ def check_bounds(path: str, bounds: np.ndarray, shard: ShardInfo) -> None:
         raise ValueError(f"{path}: not the bounds of {shard.num_documents} documents of {shard.num_tokens} tokens")
 
 
-def check_spans(path: str, spans: np.ndarray, shard: ShardInfo) -> None:
-    """ValueError unless an array holds the loss spans of a shard: pairs of positions in it, in order."""
-    whole = spans.dtype == np.int64 and spans.ndim == 1 and len(spans) % 2 == 0 and (np.diff(spans) >= 0).all()
-    if not whole or (len(spans) and not 0 <= spans[0] <= spans[-1] <= shard.num_tokens):
-        raise ValueError(f"{path}: not the loss spans of {shard.num_tokens} tokens")
+def _parse_channel(values: Mapping[str, Any]) -> StoredChannel:
+    coded = values["values"]
+    channel = StoredChannel(**(dict(values) | {"values": None if coded is None else tuple(coded)}))
+    if coded is not None and len(channel.parse(coded)) == 0:
+        raise ValueError(f"channel {channel.name} has no values")
+    return channel
 
 
-def _checksums(path: str, data_bytes: int) -> tuple[str, np.ndarray]:
-    """SHA-256 of a file, and the CRC-32 of every block of its last `data_bytes`."""
-    digest, sums = hashlib.sha256(), []
-    with open(path, "rb") as file:
-        digest.update(file.read(os.path.getsize(path) - data_bytes))
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            sums.append(zlib.crc32(block))
-    return digest.hexdigest(), np.asarray(sums, np.uint32)
-
-
-def _write_array(path: str, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        _write_npy_header(file, array.dtype, len(array))
-        file.write(array.tobytes())
-        _sync_and_close(file)
-
-
-def _write_npy_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
-    # numpy leaves room in the header for the first axis to grow: rewriting it with the final length fits exactly.
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(file, header)
+def _size(path: str, elsewhere: Mapping[str, int]) -> int:
+    name = os.path.basename(path)
+    return elsewhere[name] if name in elsewhere and not os.path.exists(path) else os.path.getsize(path)

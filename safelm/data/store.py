@@ -4,10 +4,10 @@ A store is a folder of numpy files, readable with `np.load` alone, and a manifes
 
     tokens-00000-of-00004.npy   1-D uint16 (uint32 beyond 65,536 ids): documents end to end, each with its end token
     bounds-00000-of-00004.npy   int64, documents + 1: document i is tokens[bounds[i]:bounds[i + 1]]
-    sums-00000-of-00004.npy     uint32: the CRC-32 of every 64 KiB of tokens, to check what is read from afar in parts
-    spans-00000-of-00004.npy    int64, ascending, only where not every token is to be learned: where in the shard that
-                                begins and ends, in turn; token t is learned if the number of entries <= t is odd
-    shard-00000-of-00004.json   the shard's counts and checksums, written after its arrays
+    NAME-00000-of-00004.npy     a channel that isn't constant, such as loss_weight: see `safelm.data.channels`
+    sums-00000-of-00004.npy     uint32: the CRC-32 of every 64 KiB of tokens, then of every channel with a number for
+                                each token, to check what is read from afar in parts
+    shard-00000-of-00004.json   the shard's counts, channels and checksums, written after its arrays
     manifest.json               the whole store's counts and shards, written last
 
 Every file appears under its name only when complete (temporary name, fsync, rename), so a killed run or a full
@@ -17,19 +17,20 @@ disk leaves no shard that looks whole, and a folder without `manifest.json` is n
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt
+from jaxtyping import Int, Num, UInt
 
+from safelm.data import arrays
+from safelm.data.channels import BadNumberError, Channel, StoredChannel
 from safelm.data.remote_shards import RemoteShards
 from safelm.data.shard import (
     ShardInfo,
     ShardWriter,
+    StoredFile,
     check_bounds,
-    check_spans,
-    open_array,
     read_shard_info,
     shard_file,
     token_dtype,
@@ -41,7 +42,7 @@ from safelm.io.files import file_sha256
 __all__ = ["Manifest", "ShardInfo", "ShardWriter", "TokenStore", "read_manifest", "read_shard_info", "token_dtype"]
 __all__ += ["shard_file", "write_manifest"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MENDING = "the command that cached it, run again, makes it anew"
 _VERIFIED_AT_OPEN_BYTES = 256 << 20  # less than a second's reading
@@ -49,7 +50,7 @@ _VERIFIED_AT_OPEN_BYTES = 256 << 20  # less than a second's reading
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a store holds and which vocabulary made it; `extra` is the writer's own."""
+    """What a store holds and which vocabulary made it; the shards declare its channels; `extra` is the writer's own."""
 
     task: str
     split: str
@@ -81,7 +82,6 @@ def write_manifest(
     for shard in manifest.shards:
         if elsewhere is None:
             _open_shard(directory, manifest, shard)
-            _open_spans(directory, manifest, shard)
         elif read_shard_info(directory, shard.index, len(manifest.shards), elsewhere=elsewhere) is None:
             raise ValueError(f"{path}: shard {shard.index} isn't whole")
     records.write(path, dataclasses.asdict(manifest))
@@ -98,10 +98,9 @@ class TokenStore:
         self.manifest, self.url, self._remote = manifest, url, None
         if url is None:
             self.directory = directory
-            shards = [_open_shard(directory, manifest, shard) for shard in manifest.shards]
-            self.shard_tokens = [tokens for tokens, _ in shards]
-            self.shard_bounds = [bounds for _, bounds in shards]
-            self._spans = [_open_spans(directory, manifest, shard) for shard in manifest.shards]
+            self._opened = [_open_shard(directory, manifest, shard) for shard in manifest.shards]
+            self.shard_tokens = [opened["tokens"] for opened in self._opened]
+            self.shard_bounds = [opened["bounds"] for opened in self._opened]
         else:
             folder = CacheFolder(url, json.dumps(dataclasses.asdict(manifest), sort_keys=True))
             self._remote = RemoteShards(url, manifest.shards, manifest.dtype, folder)
@@ -147,7 +146,7 @@ class TokenStore:
     @property
     def is_large(self) -> bool:
         """Whether reading all of it takes longer than one wants to wait when it is opened."""
-        size = sum(bytes_ for shard in self.manifest.shards for bytes_, _ in shard.files().values())
+        size = sum(file.bytes for shard in self.manifest.shards for file in shard.files.values())
         return size > _VERIFIED_AT_OPEN_BYTES
 
     @property
@@ -161,12 +160,12 @@ class TokenStore:
         return self.manifest.num_tokens
 
     @property
-    def has_loss_mask(self) -> bool:
-        """Whether some tokens are not to be learned, such as those of a chat that the user wrote."""
-        return any(shard.spans_bytes for shard in self.manifest.shards)
+    def channels(self) -> tuple[Channel, ...]:
+        """The declarations of the channels beside its tokens."""
+        return tuple(channel.declaration for channel in self.manifest.shards[0].channels)
 
     def shard_path(self, kind: str, index: int) -> str:
-        """The file of a shard's "tokens", "bounds", "sums" or "spans", behind the URL of a remote store."""
+        """The file of a shard's "tokens", "bounds", "sums" or channel, behind the URL of a remote store."""
         return f"{self.url or self.directory}/{shard_file(kind, index, len(self.manifest.shards))}"
 
     def document(self, index: int) -> UInt[np.ndarray, " n"]:
@@ -201,10 +200,11 @@ class TokenStore:
         shards = self.find_shards(start)
         self._remote.prefetch(shards, start - self.token_offsets[shards], stop - self.token_offsets[shards])
 
-    def fetch_bounds(self, shards: Int[np.ndarray, " n"]) -> None:
-        """Fetches the bounds of several shards together; nothing where they are local."""
+    def fetch_documents(self, shards: Int[np.ndarray, " n"]) -> None:
+        """Fetches the bounds and channels per document of several shards together; nothing where they are local."""
         if self._remote is not None:
-            self._remote.bring(np.unique(shards).tolist(), "bounds")
+            channels = [channel.name for channel in self.channels if channel.per == "document"]
+            self._remote.bring(np.unique(shards).tolist(), "bounds", *channels)
 
     def find_shards(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The shard of each position in the token stream."""
@@ -212,22 +212,40 @@ class TokenStore:
             return np.zeros(len(positions), np.int64)
         return np.searchsorted(self.token_offsets, positions, side="right") - 1
 
-    def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
-        """The token at each position of the token stream."""
-        tokens = np.empty(len(positions), self.manifest.dtype)
-        for shard, chosen in _by_shard(self.find_shards(positions)):
-            tokens[chosen] = self.shard_tokens[shard][positions[chosen] - self.token_offsets[shard]]
-        return tokens
+    def channel(self, name: str) -> Num[np.ndarray, " n"]:
+        """All numbers of a channel: one for each token or for each document of the store."""
+        shards = self.manifest.shards
+        return np.concatenate(
+            [self.read_channel(name, i, 0, shard.count(_channel(shard, name))) for i, shard in enumerate(shards)]
+        )
 
-    def loss_mask(self, positions: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """Whether the token at each position of the token stream is to be learned."""
-        mask = np.ones(len(positions), bool)
-        for shard, chosen in _by_shard(self.find_shards(positions)):
-            if self.manifest.shards[shard].spans_bytes:
-                spans = self._spans[shard] if self._remote is None else self._remote.local("spans", shard)
-                local = positions[chosen] - self.token_offsets[shard]
-                mask[chosen] = np.searchsorted(spans, local, side="right") % 2 == 1
-        return mask
+    def read_channel(self, name: str, shard: int, start: int, stop: int) -> Num[np.ndarray, " n"]:
+        """Numbers [start, stop) of a shard's channel; ValueError names a damaged file."""
+        channel = _channel(self.manifest.shards[shard], name)
+        return self._checked(channel, shard, lambda file: channel.read(file, start, stop))
+
+    def take_channel(self, name: str, shard: int, index: Int[np.ndarray, " n"]) -> Num[np.ndarray, " n"]:
+        """Single numbers of a shard's channel that has one for each document."""
+        channel = _channel(self.manifest.shards[shard], name)
+        return self._checked(channel, shard, lambda file: channel.take(file, index))
+
+    def _checked(self, channel: StoredChannel, shard: int, read: Callable[[Any], np.ndarray]) -> np.ndarray:
+        file = self._file(channel, shard)
+        try:
+            numbers = read(file)
+            return numbers if channel.values is not None else channel.parse(numbers)
+        except BadNumberError as error:
+            path = self.shard_path(channel.name, shard)
+            raise ValueError(f"{path}: damaged: {error}; {MENDING}") from None
+
+    def _file(self, channel: StoredChannel, shard: int) -> Any:
+        if channel.constant is not None:
+            return None
+        if self._remote is None:
+            return self._opened[shard][channel.name]
+        if channel.per == "token":
+            return self._remote.numbers(channel.name, shard)
+        return self._remote.local(channel.name, shard)
 
     def verify_checksums(self) -> None:
         """Reads every shard; ValueError names the first file whose SHA-256 is not the manifest's."""
@@ -235,25 +253,18 @@ class TokenStore:
             self._remote.verify()
             return
         for shard in self.manifest.shards:
-            for kind, (_, wanted) in shard.files().items():
+            for kind, file in shard.files.items():
                 path = self.shard_path(kind, shard.index)
-                if (got := file_sha256(path)) != wanted:
-                    raise ValueError(f"{path}: damaged: its SHA-256 is {got}, the manifest says {wanted}; {MENDING}")
+                if (got := file_sha256(path)) != file.sha256:
+                    raise ValueError(
+                        f"{path}: damaged: its SHA-256 is {got}, the manifest says {file.sha256}; {MENDING}"
+                    )
 
     def _check_bounds(self) -> None:
         """ValueError names the first local shard whose bounds aren't those of documents."""
         if self._remote is None:
             for shard, bounds in zip(self.manifest.shards, self.shard_bounds, strict=True):
                 check_bounds(self.shard_path("bounds", shard.index), bounds, shard)
-
-
-def _by_shard(shards: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
-    """Each shard that occurs, with what selects its entries."""
-    if len(shards) and (shards == shards[0]).all():
-        yield int(shards[0]), slice(None)
-        return
-    for shard in np.unique(shards).tolist():
-        yield shard, np.flatnonzero(shards == shard)
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
@@ -278,17 +289,17 @@ def _parse_manifest(path: str, text: str | bytes) -> Manifest:
     try:
         if values.get("format_version") != FORMAT_VERSION:
             raise TypeError(f"format_version {values.get('format_version')!r}, this program reads {FORMAT_VERSION}")
-        shards = tuple(ShardInfo(**shard) for shard in values.pop("shards"))
+        shards = tuple(ShardInfo.parse(shard) for shard in values.pop("shards"))
         manifest = Manifest(**values, shards=shards)
-        for record in (manifest, *shards):
+        for record in (manifest, *shards, *(file for shard in shards for file in shard.files.values())):
             _check_types(record)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: unreadable manifest: {error}; {MENDING}") from error
     _check_manifest(path, manifest)
     return manifest
 
 
-def _check_types(record: Manifest | ShardInfo) -> None:
+def _check_types(record: Manifest | ShardInfo | StoredFile) -> None:
     for field in dataclasses.fields(record):
         value, wanted = getattr(record, field.name), field.type if field.type in (int, str) else Mapping | tuple
         if not isinstance(value, wanted) or isinstance(value, bool) or (wanted is int and value < -1):
@@ -302,6 +313,9 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
         raise ValueError(f"{path}: empty store: {len(manifest.shards)} shards, {manifest.num_documents} documents")
     if [shard.index for shard in manifest.shards] != list(range(len(manifest.shards))):
         raise ValueError(f"{path}: shards {[s.index for s in manifest.shards]} are not 0..{len(manifest.shards) - 1}")
+    first, *others = ([each.declaration for each in shard.channels] for shard in manifest.shards)
+    if any(other != first for other in others):
+        raise ValueError(f"{path}: its shards declare different channels; {MENDING}")
     limit = manifest.vocab_size
     if not 0 <= manifest.eos_id < limit or manifest.harm_tag_id >= limit:
         ids = f"eos_id {manifest.eos_id} and harm_tag_id {manifest.harm_tag_id}"
@@ -315,23 +329,18 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
             raise ValueError(f"{path}: {field} is {getattr(manifest, field)}, its shards sum to {total}")
 
 
-def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
-    total = len(manifest.shards)
-    tokens = open_array(os.path.join(directory, shard_file("tokens", shard.index, total)), shard.tokens_bytes)
-    bounds = open_array(os.path.join(directory, shard_file("bounds", shard.index, total)), shard.bounds_bytes)
-    if tokens.dtype != manifest.dtype or tokens.shape != (shard.num_tokens,):
-        raise ValueError(
-            f"{os.path.join(directory, shard_file('tokens', shard.index, total))}: {tokens.shape[0]} tokens of "
-            f"{tokens.dtype}, the manifest says {shard.num_tokens} of {manifest.dtype}"
-        )
-    return tokens, bounds
+def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> dict[str, np.ndarray]:
+    """A local shard's tokens, bounds and channels, those that have a file."""
+    shapes = {each.name: each.file_shape(shard.count(each)) for each in shard.channels if each.name in shard.files}
+    shapes["tokens"] = np.dtype(manifest.dtype), shard.num_tokens
+    opened = {}
+    for kind in ("tokens", "bounds", *(each.name for each in shard.channels if each.name in shard.files)):
+        path = os.path.join(directory, shard_file(kind, shard.index, len(manifest.shards)))
+        opened[kind] = arrays.open_array(path, shard.files[kind].bytes)
+        if kind in shapes:
+            arrays.check_array(path, opened[kind], *shapes[kind])
+    return opened
 
 
-def _open_spans(directory: str, manifest: Manifest, shard: ShardInfo) -> np.ndarray | None:
-    """Where in a shard learning begins and ends, or None where every token is learned."""
-    if not shard.spans_bytes:
-        return None
-    path = os.path.join(directory, shard_file("spans", shard.index, len(manifest.shards)))
-    spans = open_array(path, shard.spans_bytes)
-    check_spans(path, spans, shard)
-    return spans
+def _channel(shard: ShardInfo, name: str) -> StoredChannel:
+    return next(each for each in shard.channels if each.name == name)

@@ -37,10 +37,10 @@ def total_loss(
     x_BTD: jax.Array,
     kernel_VD: jax.Array,
     targets_BT: jax.Array,
-    loss_mask_BT: jax.Array,
+    loss_weight_BT: jax.Array,
 ) -> tuple[jax.Array, LossSums]:
     """`LossSums.total` and the sums it is made of, of `num_real` ids; only the total has a gradient."""
-    sums, _, _ = _over_blocks(blocks, num_real, None, x_BTD, kernel_VD, targets_BT, loss_mask_BT)
+    sums, _, _ = _over_blocks(blocks, num_real, None, x_BTD, kernel_VD, targets_BT, loss_weight_BT)
     return sums.total(z_loss), sums
 
 
@@ -71,7 +71,7 @@ def _over_blocks(
     x_BTD: jax.Array,
     kernel_VD: jax.Array,
     targets_BT: jax.Array,
-    loss_mask_BT: jax.Array,
+    loss_weight_BT: jax.Array,
 ) -> tuple[LossSums, jax.Array | None, jax.Array | None]:
     """The sums, and the gradients of their total by hidden states and kernel (None where `z_loss` is None)."""
     ids_V = jnp.arange(kernel_VD.shape[0], dtype=targets_BT.dtype)
@@ -100,7 +100,7 @@ def _over_blocks(
         return array.reshape(blocks, targets_BT.size // blocks, *array.shape[2:])
 
     start = (LossSums.zero(), None if z_loss is None else jnp.zeros(kernel_VD.shape, jnp.float32))
-    weights_BT = loss_mask_BT.astype(jnp.float32)
+    weights_BT = loss_weight_BT.astype(jnp.float32)
     (sums, kernel_grad_VD), x_grad_MND = jax.lax.scan(add_block, start, (cut(x_BTD), cut(targets_BT), cut(weights_BT)))
     if z_loss is None:
         return sums, None, None

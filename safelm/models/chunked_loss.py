@@ -45,7 +45,7 @@ def next_token_loss(
     params: Params,
     x_BTD: Float[Array, "B T D"],
     targets_BT: Int[Array, "B T"],
-    loss_mask_BT: Float[Array, "B T"],
+    loss_weight_BT: Float[Array, "B T"],
     *,
     z_loss: float | int = 0.0,
     vocab_chunks: int = 0,
@@ -61,13 +61,13 @@ def next_token_loss(
     """
     kernel_VD = model.unembedding(config, params)
     if not vocab_chunks and (blocks := num_blocks(targets_BT.size, *kernel_VD.shape)) > 1:
-        return total_loss(blocks, config.vocab_size, z_loss, x_BTD, kernel_VD, targets_BT, loss_mask_BT)
+        return total_loss(blocks, config.vocab_size, z_loss, x_BTD, kernel_VD, targets_BT, loss_weight_BT)
     chunks = num_chunks(vocab_chunks, targets_BT.size, config.padded_vocab_size)
     if chunks == 1:
-        sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_mask_BT)
+        sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_weight_BT)
     else:
         log_z_BT, target_logit_BT = _log_z_and_target(chunks, config.vocab_size, x_BTD, kernel_VD, targets_BT)
-        sums = loss_sums_of(log_z_BT, target_logit_BT, loss_mask_BT)
+        sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT)
     return sums.total(z_loss), sums
 
 

@@ -1,6 +1,6 @@
-"""Next-token cross-entropy as sums over tokens, so that any split of a batch adds up to exactly the same loss."""
+"""Weighted next-token cross-entropy as sums, so that any split of a batch adds up to exactly the same loss."""
 
-from typing import Any
+import typing
 
 import flax.struct
 import jax
@@ -8,40 +8,53 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+@typing.no_type_check  # JAX also builds it of shapes, shardings and placeholders
 @flax.struct.dataclass
 class LossSums:
-    """Sums over the tokens of a batch or a part of one, on device or host; add two with `+`, then take the mean."""
+    """Sums over the targets of a batch or a part of one, on device or host; add two with `+`, then take the mean.
 
-    cross_entropy: Any  # float32 scalar, nats
-    z_square: Any  # float32 scalar, squares of the logits' log-partition
-    tokens: Any  # float32 scalar, targets counted: the sum of the mask
+    Attributes:
+      cross_entropy: of each target times its weight, in nats.
+      z_square: the squared log-partition of each target's logits, times its weight.
+      weight: of all targets.
+      tokens: how many targets have a weight above 0.
+    """
+
+    cross_entropy: Float[Array, ""]
+    z_square: Float[Array, ""]
+    weight: Float[Array, ""]
+    tokens: Float[Array, ""]
 
     @classmethod
     def zero(cls) -> "LossSums":
         """The sums over no token."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+        return cls(*(jnp.zeros((), jnp.float32) for _ in range(4)))
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return jax.tree.map(jnp.add, self, other)
 
-    def total(self, z_loss: float | int) -> Any:
-        """The minimised sum over tokens: cross-entropy + z_loss * log(Z)^2."""
+    def total(self, z_loss: float | int) -> Float[Array, ""]:
+        """The minimised sum over targets: cross-entropy + z_loss * log(Z)^2, each times its weight."""
         return self.cross_entropy + z_loss * self.z_square
 
-    def mean_cross_entropy(self) -> Any:
-        """Nats per token; 0 when no token counts."""
-        return self.cross_entropy / jnp.maximum(self.tokens, 1.0)
+    def divisor(self) -> Float[Array, ""]:
+        """What makes means of sums: the weight, or 1 when no target counts."""
+        return jnp.where(self.weight > 0, self.weight, 1.0)
+
+    def mean_cross_entropy(self) -> Float[Array, ""]:
+        """Weighted mean in nats per token; 0 when no target counts."""
+        return self.cross_entropy / self.divisor()
 
 
 def loss_sums(
-    logits_BTV: Float[Array, "B T V"], targets_BT: Int[Array, "B T"], loss_mask_BT: Float[Array, "B T"]
+    logits_BTV: Float[Array, "B T V"], targets_BT: Int[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
 ) -> LossSums:
-    """Sums the cross-entropy of `targets_BT` over the positions whose mask is 1, in float32.
+    """Sums the cross-entropy of `targets_BT`, each times its weight, in float32.
 
-    A mask weights its position; what stands at a position of mask 0 (even NaN-free garbage) has no effect.
+    What stands at a position of weight 0 (even NaN-free garbage) has no effect.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
-    return loss_sums_of(jax.nn.logsumexp(logits_BTV, axis=-1), _pick(logits_BTV, targets_BT), loss_mask_BT)
+    return loss_sums_of(jax.nn.logsumexp(logits_BTV, axis=-1), _pick(logits_BTV, targets_BT), loss_weight_BT)
 
 
 @jax.custom_vjp
@@ -65,12 +78,13 @@ _pick.defvjp(_pick_forward, _pick_backward)
 
 
 def loss_sums_of(
-    log_z_BT: Float[Array, "B T"], target_logit_BT: Float[Array, "B T"], loss_mask_BT: Float[Array, "B T"]
+    log_z_BT: Float[Array, "B T"], target_logit_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
 ) -> LossSums:
     """`loss_sums` from what it needs of the logits: their log-partition and the target's, both float32."""
-    loss_mask_BT = loss_mask_BT.astype(jnp.float32)
+    loss_weight_BT = loss_weight_BT.astype(jnp.float32)
     return LossSums(
-        cross_entropy=jnp.sum((log_z_BT - target_logit_BT) * loss_mask_BT),
-        z_square=jnp.sum(jnp.square(log_z_BT) * loss_mask_BT),
-        tokens=jnp.sum(loss_mask_BT),
+        cross_entropy=jnp.sum((log_z_BT - target_logit_BT) * loss_weight_BT),
+        z_square=jnp.sum(jnp.square(log_z_BT) * loss_weight_BT),
+        weight=jnp.sum(loss_weight_BT),
+        tokens=jnp.sum((loss_weight_BT > 0).astype(jnp.float32)),
     )

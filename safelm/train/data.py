@@ -1,12 +1,13 @@
 """The token stores and the mixture schedule of a run, its batches on the devices, and the ledger of its tokens.
 
-The ledger counts rows x seq_len, including padding and masked positions. It is therefore a function of the step: exact
-on any number of hosts and after any kill. Rows of an update that was not applied count too; they don't come again.
+The ledger counts rows x seq_len, including padding and positions of loss weight 0. It is therefore a function of the
+step: exact on any number of hosts and after any kill. Rows of an update that was not applied count too; they don't come
+again.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import jax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from safelm.data.assembly import BATCH_FIELDS
+from safelm.data.batch import Batch
 from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import MANIFEST_NAME, TokenStore
+from safelm.data.stream import merge_channels
 from safelm.data.verification import Verification
 from safelm.text.tokenizer import Tokenizer
-from safelm.train.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +42,21 @@ class LedgerEntry:
 
 
 class TrainData:
-    """A run's data: every source's store for training, the stores for evaluation, and the schedule."""
+    """A run's data: every source's store for training, the stores for evaluation, and the schedule.
+
+    Attributes:
+      channels: of all stores, beside the loss weight: those that every batch has.
+    """
 
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer):
         """Opens the stores; FileNotFoundError or ValueError names the source and the field."""
         self._config = config
         self.schedule = make_schedule(config)
         self.stores = _open_all(config, tokenizer, "data.phases", self.schedule.sources, config.data.split)
+        eval_sources = config.eval.sources if config.eval.every_steps else ()
+        self.eval_stores = _open_all(config, tokenizer, "eval.sources", eval_sources, config.eval.split)
+        every_store = [*self.stores.values(), *self.eval_stores.values()]
+        _, *self.channels = merge_channels(every_store)  # beside the loss weight, which comes first
         self._loader = make_loader(
             self.stores,
             self.schedule,
@@ -58,10 +67,9 @@ class TrainData:
             process_count=jax.process_count(),
             packing=config.data.packing,
             num_workers=config.data.num_workers,
+            channels=self.channels,
         )
-        eval_sources = config.eval.sources if config.eval.every_steps else ()
-        self.eval_stores = _open_all(config, tokenizer, "eval.sources", eval_sources, config.eval.split)
-        self.verification = Verification([*self.stores.values(), *self.eval_stores.values()])
+        self.verification = Verification(every_store)
 
     def batches(self, start_step: int, sharding: NamedSharding) -> Iterator[Batch]:
         """Global batches from a step on, put on the devices: every process reads its own rows only."""
@@ -79,6 +87,7 @@ class TrainData:
             packing=self._config.data.packing,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            channels=self.channels,
         ):
             yield _to_devices(batch, sharding)
 
@@ -163,9 +172,9 @@ def _lacking(root: str, source: str, split: str) -> str:
 
 def _fingerprint(store: TokenStore) -> str:
     manifest = store.manifest
-    checksums = "".join(shard.tokens_sha256[:4] + shard.spans_sha256[:4] for shard in manifest.shards)
+    checksums = "".join(shard.content_hash()[:8] for shard in manifest.shards)
     return f"{manifest.num_documents} documents, {manifest.num_tokens} tokens, checksums {checksums}"
 
 
-def _to_devices(batch: Mapping[str, Any], sharding: NamedSharding) -> Batch:
-    return {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in BATCH_FIELDS}
+def _to_devices(batch: Batch, sharding: NamedSharding) -> Batch:
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from safelm.models.loss import LossSums
 from safelm.train.data import TrainData
+from safelm.train.types import Batch, Params
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -25,7 +26,7 @@ class Evaluator(Protocol):
     name: str
     every_steps: int
 
-    def __call__(self, params: Any, step: int) -> dict[str, float]:
+    def __call__(self, params: Params, step: int) -> dict[str, float]:
         """Named numbers for the step's line in the log. Raises `Stopped` when the run is to stop."""
 
 
@@ -37,7 +38,7 @@ class HeldOutLoss:
     def __init__(
         self,
         every_steps: int,
-        evaluate: Callable[..., LossSums],
+        evaluate: Callable[[Params, Batch], LossSums],
         data: TrainData,
         batch_sharding: jax.sharding.NamedSharding,
         should_stop: Callable[[], bool],
@@ -47,7 +48,7 @@ class HeldOutLoss:
         self._evaluate, self._data = evaluate, data
         self._batch_sharding, self._should_stop = batch_sharding, should_stop
 
-    def __call__(self, params: Any, step: int) -> dict[str, float]:
+    def __call__(self, params: Params, step: int) -> dict[str, float]:
         """Raises FloatingPointError naming the source whose loss isn't finite, and `Stopped`."""
         losses = {}
         for source in self._data.eval_stores:

@@ -156,7 +156,7 @@ class LossWindow:
     """Adds up the updates since the last log line: those that were applied."""
 
     def __init__(self):
-        self._cross_entropy, self._tokens = 0.0, 0.0
+        self._cross_entropy, self._weight, self._tokens = 0.0, 0.0, 0.0
         self._last: dict[str, float] = {}
 
     def add(self, update: StepMetrics) -> tuple[float, float, bool]:
@@ -165,25 +165,33 @@ class LossWindow:
         numbers = float(update.loss.mean_cross_entropy()), float(update.grad_norm), bool(update.applied)
         if update.applied:
             self._cross_entropy += float(update.loss.cross_entropy)
+            self._weight += float(update.loss.weight)
             self._tokens += float(update.loss.tokens)
             self._last = {"grad_norm": float(update.grad_norm)}
         return numbers
 
-    def take(self) -> dict[str, float]:
-        """Mean loss in nats per token, and the last gradient norm, if an update was applied; starts a new window."""
-        values = {"loss": self._cross_entropy / max(self._tokens, 1.0), **self._last} if self._last else {}
-        self._cross_entropy, self._tokens, self._last = 0.0, 0.0, {}
+    def take(self) -> dict[str, float | int]:
+        """Weighted mean loss in nats per token, tokens learned, and the last gradient norm; starts a new window.
+
+        Nothing if no update was applied. Tokens learned are those whose loss weight is above 0.
+        """
+        values = {}
+        if self._last:
+            loss = self._cross_entropy / (self._weight or 1.0)
+            values = {"loss": loss, "tokens_learned": int(self._tokens), **self._last}
+        self.load(None)
         return values
 
     def record(self) -> dict[str, Any]:
         """The window so far as JSON, for a checkpoint between two log lines."""
-        return {"cross_entropy": self._cross_entropy, "tokens": self._tokens, "last": self._last}
+        sums = {"cross_entropy": self._cross_entropy, "weight": self._weight, "tokens": self._tokens}
+        return {**sums, "last": self._last}
 
     def load(self, record: Mapping[str, Any] | None) -> None:
         """Goes on with a checkpoint's window."""
-        record = record or {"cross_entropy": 0.0, "tokens": 0.0, "last": {}}
-        self._cross_entropy, self._tokens = record["cross_entropy"], record["tokens"]
-        self._last = dict(record["last"])
+        record = record or {"cross_entropy": 0.0, "weight": 0.0, "tokens": 0.0, "last": {}}
+        self._cross_entropy, self._weight = record["cross_entropy"], record["weight"]
+        self._tokens, self._last = record["tokens"], dict(record["last"])
 
 
 class Progress:
@@ -263,5 +271,5 @@ class Progress:
 
 def device_peak_flops(configured: float | int = 0.0) -> float | None:
     """The peak FLOP/s of all devices of all processes together, or None where it isn't known."""
-    peak: Any = peak_flops(jax.devices()[0].device_kind, configured)
+    peak = peak_flops(jax.devices()[0].device_kind, configured)
     return peak and peak * jax.device_count()

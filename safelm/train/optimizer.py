@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import optax
 import optax.contrib
+from jaxtyping import Num, PyTree
 
-PyTree = Any
+LogicalAxes = PyTree[tuple]  # of every parameter the names of its axes (`decoder.logical_axes`)
 Number = float | int
-Schedule = Callable[[Any], np.ndarray]
+Schedule = Callable[[int | Num[np.ndarray, "..."]], np.ndarray]
 
 SCHEDULES = ("wsd", "cosine", "linear")
 
@@ -60,7 +61,7 @@ def make_optimizer(
     momentum: Number = 0.95,
     weight_decay: Number = 0.01,
     clip_norm: Number = 1.0,
-    axes: PyTree | None = None,
+    axes: LogicalAxes | None = None,
 ) -> optax.GradientTransformation:
     """The direction of an optimizer's step behind a clip by global norm: parameters -= rate * direction.
 
@@ -90,7 +91,7 @@ def _adamw(*, b1: Number, b2: Number, eps: Number, **_: Any) -> optax.GradientTr
     return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
-def _muon(*, b1: Number, b2: Number, eps: Number, momentum: Number, axes: PyTree) -> optax.GradientTransformation:
+def _muon(*, b1: Number, b2: Number, eps: Number, momentum: Number, axes: LogicalAxes) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the blocks' matrices, Adam for embeddings and norms.
 
     Its steps have Adam's root mean square (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves both.
@@ -126,5 +127,5 @@ def _matrix_axes(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNum
     return optax.contrib.MuonDimensionNumbers(reduction_axis=reduction, output_axis=output)
 
 
-def _map_axes(function: Callable[[tuple[str | None, ...]], Any], axes: PyTree) -> PyTree:
+def _map_axes(function: Callable[[tuple[str | None, ...]], Any], axes: LogicalAxes) -> PyTree:
     return jax.tree.map(function, axes, is_leaf=lambda node: isinstance(node, tuple))

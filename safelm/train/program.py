@@ -1,19 +1,20 @@
 """Builds the compiled functions of a config's run, for training and for ahead-of-time compilation alike."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from safelm.data.channels import Channel
 from safelm.models import attention_kernels
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
+from safelm.models.loss import LossSums
 from safelm.train import step as train_step
 from safelm.train.optimizer import make_optimizer
+from safelm.train.types import Batch, Params
 
 
 def make_program(
@@ -44,12 +45,18 @@ def configured_optimizer(fields: ConfigDict, model_config: ModelConfig) -> optax
 
 
 def compile_ahead(
-    program: train_step.Program, config: ConfigDict, *, has_evaluation: bool
-) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-    """The update and the evaluation, compiled before the first step so that nothing later has to wait for it."""
+    program: train_step.Program, config: ConfigDict, channels: Sequence[Channel], *, has_evaluation: bool
+) -> tuple[
+    Callable[[train_step.TrainState, Batch, train_step.Controls], tuple[train_step.TrainState, train_step.StepMetrics]],
+    Callable[[Params, Batch], LossSums] | None,
+]:
+    """The update and the evaluation, compiled before the first step so that nothing later has to wait for it.
 
-    def batch(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return train_step.abstract_batch(program, rows, config.seq_len)
+    `channels`: what batches have beside the loss weight.
+    """
+
+    def batch(rows: int) -> Batch:
+        return train_step.abstract_batch(program, rows, config.seq_len, channels)
 
     state = program.abstract_state
     controls = train_step.abstract_controls(program.batch_sharding.mesh)

@@ -1,10 +1,10 @@
 """Restores a run from its newest readable checkpoint. Damaged ones are set aside, never used and never deleted."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from safelm.checkpoints.checkpoint import CORRUPT_FOLDER, Checkpoints, CorruptCheckpointError, Meta, open_checkpoint
@@ -12,6 +12,7 @@ from safelm.train import resume as train_resume
 from safelm.train.config import Resolved
 from safelm.train.data import TrainData
 from safelm.train.step import Program, TrainState
+from safelm.train.types import Params
 
 Restored = tuple[TrainState, int, Meta]
 
@@ -65,7 +66,7 @@ class Source:
     def _read_together(self, step: int) -> Restored:
         """Reads a checkpoint; if one process can't, none has."""
         found: CorruptCheckpointError | None = None
-        restored: Any = None
+        restored: Restored | None = None
         try:
             restored = self._read(step)
         except CorruptCheckpointError as error:
@@ -104,7 +105,7 @@ class Source:
         meta = {name: value for name, value in meta.items() if name not in ("clock", "unfinished")}
         return TrainState(self._device_step(step), params, opt_state), step, meta
 
-    def _set_aside(self, step: int, reason: str) -> Any:
+    def _set_aside(self, step: int, reason: str) -> epath.Path | str:
         moved_to = self._checkpoints.set_aside(step, reason) if jax.process_index() == 0 else "by process 0"
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} was set aside")
@@ -122,7 +123,7 @@ class Source:
             what = f"{folder} has no checkpoint but those set aside in {aside}"
             raise CorruptCheckpointError(f"{what}: put a good one back, or start in another workdir")
 
-    def _initial_params(self) -> Any:
+    def _initial_params(self) -> Params:
         config = self._run.config
         if not config.init_checkpoint:
             return self._program.init_params(jax.random.key(config.seed))

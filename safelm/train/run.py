@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from safelm import documents
 from safelm.checkpoints import checkpoint
+from safelm.data.batch import Batch
 from safelm.io import records, remote
 from safelm.models import sharding
 from safelm.train import config as train_config
@@ -146,7 +147,7 @@ class Run:
         self._events.write("resume", self.step)
         with self._clock.aside("compile"):
             self._update_program, evaluate = program.compile_ahead(
-                self._program, self._config, has_evaluation=bool(self._data.eval_stores)
+                self._program, self._config, self._data.channels, has_evaluation=bool(self._data.eval_stores)
             )
             processes.barrier("compiled")  # the first collective waits for others for seconds only
         self._evaluators: list[Evaluator] = []
@@ -177,11 +178,11 @@ class Run:
 
     # The parts of one step.
 
-    def _next_batch(self) -> Any:
+    def _next_batch(self) -> Batch:
         with self._clock.data_wait():
             return next(self._batches)
 
-    def _update(self, batch: Any) -> None:
+    def _update(self, batch: Batch) -> None:
         limits = (np.float32(limit) for limit in self._faults.limits(self.step))
         self._controls = Controls(np.float32(self._learning_rate(self.step - 1)), *limits)
         with self._profile.step(self.step, asked=self._preemption.take_profile_request()):

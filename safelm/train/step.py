@@ -1,11 +1,12 @@
 """One update as one compiled program: loss and gradients over micro-batches, summed by tokens, then the optimizer.
 
-Gradients of micro-batches are *summed* over tokens and divided once by the number of tokens in the whole batch, so
-that accumulation changes nothing but the order of additions, however unequal the masks are.
+Gradients of micro-batches are *summed* over weighted tokens and divided once by the weight of the whole batch, so
+that accumulation changes nothing but the order of additions, however unequal the weights are.
 """
 
 import dataclasses
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -14,28 +15,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from safelm.data.assembly import BATCH_FIELDS
+from safelm.data.batch import abstract_batch as plain_abstract_batch
+from safelm.data.channels import Channel
 from safelm.models import decoder as model
 from safelm.models import sharding
 from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums
-
-PyTree = Any
-Batch = dict[str, jax.Array]
+from safelm.train.types import Batch, Gradients, OptState, Params, Scalar, Shardings
 
 
+@typing.no_type_check  # JAX also builds it of shapes, shardings and placeholders
 @flax.struct.dataclass
 class TrainState:
     """The state of training, as a checkpoint keeps it; also the same tree of shapes or of shardings."""
 
-    step: Any  # int32 scalar: updates done
-    params: PyTree
-    opt_state: PyTree
+    step: Int[Array, ""]  # updates done
+    params: Params
+    opt_state: OptState
 
 
+@typing.no_type_check
 @flax.struct.dataclass
 class Controls:
     """The host's settings for one update as float32 scalars: arguments of the program, so a new value compiles nothing.
@@ -44,18 +46,19 @@ class Controls:
     and optimizer stay as they are, only the step goes on.
     """
 
-    learning_rate: Any
-    max_loss: Any = np.float32(np.inf)
-    max_grad_norm: Any = np.float32(np.inf)
+    learning_rate: Scalar
+    max_loss: Scalar = np.float32(np.inf)
+    max_grad_norm: Scalar = np.float32(np.inf)
 
 
+@typing.no_type_check
 @flax.struct.dataclass
 class StepMetrics:
     """Metrics of one step, computed before the update is applied."""
 
     loss: LossSums
-    grad_norm: Any  # float32 scalar: of the mean gradient, before the clip
-    applied: Any  # bool scalar: False if `Controls` or a number that isn't finite kept the update from being applied
+    grad_norm: Float[Array, ""]  # of the mean gradient, before the clip
+    applied: Bool[Array, ""]  # False if `Controls` or a number that isn't finite kept the update from being applied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +76,10 @@ class Program:
 
     abstract_state: TrainState
     batch_sharding: NamedSharding
-    init_params: Callable[[jax.Array], PyTree]
-    start: Callable[[PyTree], TrainState]
+    init_params: Callable[[jax.Array], Params]
+    start: Callable[[Params], TrainState]
     step: Callable[[TrainState, Batch, Controls], tuple[TrainState, StepMetrics]]
-    evaluate: Callable[[PyTree, Batch], LossSums]
+    evaluate: Callable[[Params, Batch], LossSums]
 
 
 def make_program(
@@ -100,15 +103,15 @@ def make_program(
     batch_sharding = sharding.batch_sharding(mesh, batch_size // grad_accum_steps)
     everywhere = sharding.replicated(mesh)
 
-    def start(params: PyTree) -> TrainState:
+    def start(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    def loss(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
+    def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
         return _loss(config, params, batch, z_loss, vocab_chunks)
 
     def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
         gradients, sums = _summed_gradients(loss, state.params, batch, grad_accum_steps, shardings.params)
-        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
+        gradients = jax.tree.map(lambda g: g / sums.divisor(), gradients)
         norm, mean_loss = optax.tree.norm(gradients), sums.mean_cross_entropy()
         finite = jnp.isfinite(norm) & jnp.isfinite(mean_loss)
         applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
@@ -137,11 +140,9 @@ def make_program(
     )
 
 
-def abstract_batch(program: Program, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(program: Program, batch_size: int, seq_len: int, channels: Sequence[Channel] = ()) -> Batch:
     """The shapes and shardings of a global batch: with `Program.abstract_state`, what `step.lower` needs."""
-    dtypes = {name: jnp.int32 for name in BATCH_FIELDS} | {"loss_mask_BT": jnp.float32}
-    shape, where = (batch_size, seq_len), program.batch_sharding
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
+    return plain_abstract_batch(batch_size, seq_len, channels, sharding=program.batch_sharding)
 
 
 def abstract_controls(mesh: Mesh) -> Controls:
@@ -151,26 +152,26 @@ def abstract_controls(mesh: Mesh) -> Controls:
 
 
 def _loss(
-    config: ModelConfig, params: PyTree, batch: Batch, z_loss: float | int, vocab_chunks: int
+    config: ModelConfig, params: Params, batch: Batch, z_loss: float | int, vocab_chunks: int
 ) -> tuple[Float[Array, ""], LossSums]:
     x_BTD = model.hidden_states(
         config,
         params,
-        batch["inputs_BT"],
-        positions_BT=batch["positions_BT"],
-        segment_ids_BT=batch["segment_ids_BT"],
+        batch.inputs_BT,
+        positions_BT=batch.positions_BT,
+        segment_ids_BT=batch.segment_ids_BT,
     )
-    targets_BT, loss_mask_BT = batch["targets_BT"], batch["loss_mask_BT"]
-    return next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, z_loss=z_loss, vocab_chunks=vocab_chunks)
+    targets_BT, loss_weight_BT = batch.targets_BT, batch.loss_weight_BT
+    return next_token_loss(config, params, x_BTD, targets_BT, loss_weight_BT, z_loss=z_loss, vocab_chunks=vocab_chunks)
 
 
 def _summed_gradients(
-    loss: Callable[[PyTree, Batch], tuple[Float[Array, ""], LossSums]],
-    params: PyTree,
+    loss: Callable[[Params, Batch], tuple[Float[Array, ""], LossSums]],
+    params: Params,
     batch: Batch,
     grad_accum_steps: int,
-    param_shardings: PyTree,
-) -> tuple[PyTree, LossSums]:
+    param_shardings: Shardings,
+) -> tuple[Gradients, LossSums]:
     """Float32 gradients of the summed loss, and the sums, over all micro-batches.
 
     Where micro-batches meet a data axis, every data group sums its own, and the groups' sums are added up once: the
@@ -181,7 +182,7 @@ def _summed_gradients(
     if grad_accum_steps == 1 or mesh.empty or mesh.shape["data"] == 1 or mesh.shape["tensor"] > 1:
         return _accumulated(loss, params, batch, grad_accum_steps, param_shardings)
 
-    def of_group(params: PyTree, batch: Batch) -> tuple[PyTree, LossSums]:
+    def of_group(params: Params, batch: Batch) -> tuple[Gradients, LossSums]:
         specs = jax.tree.map(lambda where: where.spec, param_shardings)
         return jax.lax.psum(_accumulated(loss, params, batch, grad_accum_steps, specs), "data")
 
@@ -191,15 +192,15 @@ def _summed_gradients(
 
 
 def _accumulated(
-    loss: Callable[[PyTree, Batch], tuple[Float[Array, ""], LossSums]],
-    params: PyTree,
+    loss: Callable[[Params, Batch], tuple[Float[Array, ""], LossSums]],
+    params: Params,
     batch: Batch,
     grad_accum_steps: int,
-    param_shardings: PyTree,
-) -> tuple[PyTree, LossSums]:
+    param_shardings: Shardings,
+) -> tuple[Gradients, LossSums]:
     """`_summed_gradients` of the rows that are here."""
 
-    def gradients_of(micro_batch: Batch) -> tuple[PyTree, LossSums]:
+    def gradients_of(micro_batch: Batch) -> tuple[Gradients, LossSums]:
         (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params, micro_batch)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
         return jax.lax.with_sharding_constraint(gradients, param_shardings), sums
@@ -212,7 +213,7 @@ def _accumulated(
         micro = x.reshape(x.shape[0] // grad_accum_steps, grad_accum_steps, *x.shape[1:])
         return micro.swapaxes(0, 1)
 
-    def accumulate(total: tuple[PyTree, LossSums], micro_batch: Batch) -> tuple[tuple[PyTree, LossSums], None]:
+    def accumulate(total: tuple[Gradients, LossSums], micro_batch: Batch) -> tuple[tuple[Gradients, LossSums], None]:
         return jax.tree.map(jnp.add, total, gradients_of(micro_batch)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
@@ -227,7 +228,7 @@ def _abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation
     param_shardings = sharding.param_shardings(mesh, model.logical_axes(config), params)
     everywhere = sharding.replicated(mesh)
 
-    def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    def placed(leaf: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     step = placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
@@ -236,13 +237,13 @@ def _abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation
 
 
 def abstract_opt_state(
-    optimizer: optax.GradientTransformation, params: PyTree, param_shardings: PyTree, everywhere: NamedSharding
-) -> PyTree:
+    optimizer: optax.GradientTransformation, params: Params, param_shardings: Shardings, everywhere: NamedSharding
+) -> OptState:
     """Shapes of an optimizer's state with shardings: what belongs to a parameter lives where the parameter does."""
     where = dict(zip(_paths(params), jax.tree.leaves(param_shardings), strict=True))
     shapes = dict(zip(_paths(params), jax.tree.leaves(params), strict=True))
 
-    def placed(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+    def placed(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         own = (path[start:] for start in range(len(path)))
         param = next((tail for tail in own if tail in shapes and shapes[tail].shape == leaf.shape), None)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where.get(param, everywhere))

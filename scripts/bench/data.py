@@ -6,7 +6,7 @@
 
 All variants read the same documents in random order and hand over batches of the same shape; every array of every
 batch is summed, eight bytes at a time, so nothing stays unread. `arrays` is how many arrays of the batch's shape a
-variant makes: SafeLM makes five (inputs, targets, positions, segment ids, loss mask); Grain's packing makes three
+variant makes: SafeLM makes five (inputs, targets, positions, segment ids, loss weights); Grain's packing makes three
 (tokens, positions, segment ids); pre-packed rows are measured with all five stored and with tokens alone, the least one
 can do. "docs" mixes six sources document by document.
 
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -38,6 +39,7 @@ from grain.experimental import ConcatThenSplitIterDataset, ElasticIterator
 
 from safelm import cli
 from safelm.data.assembly import Assembly
+from safelm.data.batch import Batch
 from safelm.data.batches import Batches
 from safelm.data.loader import Loader
 from safelm.data.rows import ConcatRows
@@ -53,7 +55,7 @@ PHASES = (
 )
 RIVALS = Path(__file__).resolve().parent / "data_rivals.py"
 RIVAL_ARRAYS = {"datasets": 2, "litdata": 2, "litdata-documents": 5}
-ARRAYS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
+ARRAYS = ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_weight_BT")
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # one thread is ArrayRecord's fastest on a local disk
 
 
@@ -90,7 +92,7 @@ def write_rows(store: TokenStore, directory: str, seq_len: int) -> None:
     for start in range(0, plan.num_rows, 512):
         rows = np.arange(start, min(start + 512, plan.num_rows))
         batch = assembly.batch(np.zeros(len(rows), np.int32), rows, len(rows))
-        arrays = np.stack([batch[name].astype(np.uint16) for name in ARRAYS], axis=1)
+        arrays = np.stack([array.astype(np.uint16) for array in batch[: len(ARRAYS)]], axis=1)
         for row in arrays:
             full.write(row.tobytes())
             bare.write(row[0].tobytes())
@@ -114,7 +116,7 @@ class DecodeRow(grain.transforms.Map):
     def map(self, element: bytes) -> dict[str, np.ndarray]:
         arrays = np.frombuffer(element, np.uint16).reshape(-1, self.seq_len)
         return {
-            name: values.astype(np.float32 if name == "loss_mask_BT" else np.int32)
+            name: values.astype(np.float32 if name == "loss_weight_BT" else np.int32)
             for name, values in zip(ARRAYS, arrays, strict=False)
         }
 
@@ -161,12 +163,13 @@ def measure(batches: Iterator[dict[str, np.ndarray]], seq_len: int, seconds: flo
     return rows * seq_len / elapsed
 
 
-def touch(batch: Mapping[str, np.ndarray]) -> int:
+def touch(batch: Batch | Mapping[str, np.ndarray]) -> int:
     """Reads every byte of a batch; the number of rows."""
-    for array in batch.values():
+    arrays = jax.tree.leaves(batch)
+    for array in arrays:
         array = np.asarray(array).reshape(-1)
         array.view(np.int64 if array.nbytes % 8 == 0 else array.dtype).sum()
-    return max(len(array) for array in batch.values())
+    return max(len(array) for array in arrays)
 
 
 class Rivals:

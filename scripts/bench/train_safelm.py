@@ -17,6 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from safelm import cli
+from safelm.data.batch import Batch
 from safelm.formats import decoder_tensors
 from safelm.models import decoder as model
 from safelm.models import sharding
@@ -80,13 +81,15 @@ def make_step(folder: Path) -> tuple[Callable[[], float], dict[str, Any]]:
     params = decoder_tensors.params_from_tensors(sizes, shapes, tensors.__getitem__, where=str(folder))
     rows = np.load(folder / "batch.npz")
     shape = rows["inputs_BT"].shape
-    batch = {
-        "inputs_BT": rows["inputs_BT"],
-        "targets_BT": rows["targets_BT"],
-        "positions_BT": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
-        "segment_ids_BT": np.ones(shape, np.int32),
-        "loss_mask_BT": np.ones(shape, np.float32),
-    }
+    batch = Batch(
+        inputs_BT=rows["inputs_BT"],
+        targets_BT=rows["targets_BT"],
+        positions_BT=np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
+        segment_ids_BT=np.ones(shape, np.int32),
+        loss_weight_BT=np.ones(shape, np.float32),
+        source_ids_B=np.zeros(shape[0], np.int32),
+        channels={},
+    )
     with jax.set_mesh(mesh):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state.params)
         state = program.start(jax.device_put(params, shardings))

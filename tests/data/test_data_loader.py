@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_stores import EOS_ID, numbered_documents, write_store
+from token_stores import EOS_ID, assert_equal_batches, numbered_documents, write_store
 
 from safelm.data.assembly import Assembly
 from safelm.data.batches import Batches
@@ -30,8 +30,8 @@ def all_rows(store, seq_len, packing):
 
 def pairs_of(batch):
     """Every (input, target) with a loss."""
-    chosen = batch["loss_mask_BT"] > 0
-    return Counter(zip(batch["inputs_BT"][chosen].tolist(), batch["targets_BT"][chosen].tolist(), strict=True))
+    chosen = batch.loss_weight_BT > 0
+    return Counter(zip(batch.inputs_BT[chosen].tolist(), batch.targets_BT[chosen].tolist(), strict=True))
 
 
 def pairs_in(documents):
@@ -55,13 +55,6 @@ def schedule_of(rates=RATES, *, batch_size=8, seq_len=16, total_steps=40):
     return MixtureSchedule(phases, batch_size=batch_size, seq_len=seq_len, total_steps=total_steps)
 
 
-def assert_equal_batches(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        assert one[name].dtype == two[name].dtype
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-
-
 # ---- rows and packing
 
 STORES_AND_ROWS = {
@@ -81,11 +74,11 @@ def test_an_epoch_holds_every_pair_of_every_document_once(tmp_path_factory, leng
     batch = all_rows(store, seq_len, packing)
     assert pairs_of(batch) == pairs_in(documents)
     # Every stored token is an input exactly once as well, the documents' ends included: each begins one.
-    real = batch["segment_ids_BT"] > 0
-    assert Counter(batch["inputs_BT"][real].tolist()) == Counter(np.concatenate(documents).tolist())
-    assert batch["loss_mask_BT"][real].all() and real.sum() == store.num_tokens
-    for name in ("inputs_BT", "targets_BT", "positions_BT", "loss_mask_BT"):
-        assert not batch[name][~real].any(), name
+    real = batch.segment_ids_BT > 0
+    assert Counter(batch.inputs_BT[real].tolist()) == Counter(np.concatenate(documents).tolist())
+    assert batch.loss_weight_BT[real].all() and real.sum() == store.num_tokens
+    for name in ("inputs_BT", "targets_BT", "positions_BT", "loss_weight_BT"):
+        assert not getattr(batch, name)[~real].any(), name
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,17 +89,17 @@ def test_packed_equals_unpacked(tmp_path_factory, lengths, num_shards, seq_len, 
     store = write_store(tmp_path_factory.mktemp("store"), documents, num_shards=num_shards, vocab_size=2000)
     owner = {int(token): d for d in documents for token in d[:-1]}
     batch = all_rows(store, seq_len, packing)
-    for row in range(len(batch["inputs_BT"])):
-        segments = batch["segment_ids_BT"][row]
+    for row in range(len(batch.inputs_BT)):
+        segments = batch.segment_ids_BT[row]
         count = int(segments.max())
         real = segments[segments > 0]
         assert (np.diff(real) >= 0).all() and sorted(set(real)) == list(range(1, count + 1))
         for segment in range(1, count + 1):
             at = np.flatnonzero(segments == segment)
             assert (np.diff(at) == 1).all()
-            np.testing.assert_array_equal(batch["positions_BT"][row, at], np.arange(len(at)))
-            inputs, targets = batch["inputs_BT"][row, at], batch["targets_BT"][row, at]
-            assert batch["loss_mask_BT"][row, at].all()
+            np.testing.assert_array_equal(batch.positions_BT[row, at], np.arange(len(at)))
+            inputs, targets = batch.inputs_BT[row, at], batch.targets_BT[row, at]
+            assert batch.loss_weight_BT[row, at].all()
             first, last = int(targets[0]), int(inputs[0])
             if first == EOS_ID:  # what is left of a document is its end
                 assert len(at) == 1
@@ -122,12 +115,12 @@ def test_packed_equals_unpacked(tmp_path_factory, lengths, num_shards, seq_len, 
 def test_concat_row_by_hand(tmp_path):
     store = write_store(tmp_path, [[5, 6, 0], [7, 8, 9, 0]])
     batch = all_rows(store, 5, "concat")
-    np.testing.assert_array_equal(batch["inputs_BT"], [[0, 5, 6, 0, 7], [8, 9, 0, 0, 0]])
-    np.testing.assert_array_equal(batch["targets_BT"], [[5, 6, 0, 7, 8], [9, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(batch["loss_mask_BT"], [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    np.testing.assert_array_equal(batch["segment_ids_BT"], [[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]])
-    np.testing.assert_array_equal(batch["positions_BT"], [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]])
-    assert [batch[name].dtype for name in ("inputs_BT", "loss_mask_BT")] == [np.int32, np.float32]
+    np.testing.assert_array_equal(batch.inputs_BT, [[0, 5, 6, 0, 7], [8, 9, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.targets_BT, [[5, 6, 0, 7, 8], [9, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.loss_weight_BT, [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.segment_ids_BT, [[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.positions_BT, [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]])
+    assert [array.dtype for array in (batch.inputs_BT, batch.loss_weight_BT)] == [np.int32, np.float32]
 
 
 def pieces_of(plan):
@@ -187,15 +180,15 @@ def test_rows_of_many_stores_are_those_made_token_by_token(tmp_path_factory, dat
         documents = numbered_documents(data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=12)))
         store = write_store(root / str(source), documents, num_shards=data.draw(st.integers(1, 4)))
         plans.append(make_rows(store, seq_len, packing))
-    assembly, names = Assembly(plans), ("inputs_BT", "targets_BT", "positions_BT", "segment_ids_BT", "loss_mask_BT")
+    assembly = Assembly(plans)
     for _ in range(3):  # the memory of the one before is used again
         sources = np.array(data.draw(st.lists(st.integers(0, num_sources - 1), max_size=6)), np.int32)
         rows = np.array([data.draw(st.integers(0, plans[source].num_rows - 1)) for source in sources], np.int64)
         batch = assembly.batch(sources, rows, 6)
         for i in range(6):
             wanted = slow_row(plans[sources[i]], int(rows[i])) if i < len(rows) else np.zeros((5, seq_len))
-            np.testing.assert_array_equal([batch[name][i] for name in names], wanted)
-        assert batch["source_ids_B"].tolist() == sources.tolist() + [0] * (6 - len(sources))
+            np.testing.assert_array_equal([array[i] for array in batch[:5]], wanted)
+        assert batch.source_ids_B.tolist() == sources.tolist() + [0] * (6 - len(sources))
         del batch
 
 
@@ -205,12 +198,12 @@ def test_a_batch_that_is_held_is_never_written_to(stores):
     for step in range(12):
         batch = batches.batch(0, step, 0, 8)
         held.append({name: array.copy() for name, array in batch.items()})
-        views.append(batch["targets_BT"][3:5])  # a part of a batch keeps it too
-        on_device.append(jax.device_put(batch["inputs_BT"]))  # on a CPU, JAX may not copy
+        views.append(batch.targets_BT[3:5])  # a part of a batch keeps it too
+        on_device.append(jax.device_put(batch.inputs_BT))  # on a CPU, JAX may not copy
         del batch
     for kept, view, array in zip(held, views, on_device, strict=True):
-        np.testing.assert_array_equal(view, kept["targets_BT"][3:5])
-        np.testing.assert_array_equal(array, kept["inputs_BT"])
+        np.testing.assert_array_equal(view, kept.targets_BT[3:5])
+        np.testing.assert_array_equal(array, kept.inputs_BT)
 
 
 def test_memory_of_a_batch_nobody_holds_is_used_again():
@@ -254,9 +247,9 @@ def test_sources_and_counts_are_the_schedules(stores):
     owner = {int(t): name for name, s in stores.items() for t in s.tokens(0, s.num_tokens) if t != EOS_ID}
     for step in (0, 11, 12, 25, 39):
         batch = batches.batch(0, step, 0, 8)
-        names = [batches.sources[i] for i in batch["source_ids_B"]]
+        names = [batches.sources[i] for i in batch.source_ids_B]
         assert Counter(names) == Counter({k: v for k, v in schedule.counts(step).items() if v})
-        for name, targets in zip(names, batch["targets_BT"], strict=True):
+        for name, targets in zip(names, batch.targets_BT, strict=True):
             assert {owner[int(t)] for t in targets if t != EOS_ID} <= {name}
 
 
@@ -279,7 +272,7 @@ def test_order_of_one_source_does_not_depend_on_the_others(stores):
 def test_a_sample_is_its_row_of_the_global_batch(stores, step, row, seed, packing):
     sample = Batches(stores, schedule_of(), packing=packing).sample(seed, step, row)
     whole = Batches(stores, schedule_of(), packing=packing).batch(seed, step, 0, 8)
-    assert_equal_batches(sample, {name: array[row] for name, array in whole.items()})
+    assert_equal_batches(sample, jax.tree.map(lambda array: array[row], whole))
 
 
 def loader_of(stores, packing="concat", **options):
@@ -293,7 +286,7 @@ def test_hosts_share_one_global_batch(stores, packing, process_count):
     batches = Batches(stores, schedule_of(), packing=packing)
     for step in range(40):
         shares = [next(loader) for loader in loaders]
-        joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *shares)
         assert_equal_batches(joined, batches.batch(5, step, 0, 8))
     for loader in loaders:
         with pytest.raises(StopIteration):
@@ -335,7 +328,7 @@ def test_evaluation_sees_every_document_once(stores, packing, process_count):
             store, batch_size=8, seq_len=16, packing=packing, process_index=index, process_count=process_count
         )
         for batch in shares:
-            assert batch["inputs_BT"].shape == (8 // process_count, 16)
+            assert batch.inputs_BT.shape == (8 // process_count, 16)
             found += pairs_of(batch)
     assert found == pairs_in([store.document(i) for i in range(store.num_documents)])
 
@@ -345,7 +338,7 @@ def test_evaluation_of_a_part_is_spread_over_the_store(stores):
     (batch,) = eval_batches(store, batch_size=4, seq_len=16, max_batches=1)
     rows = make_rows(store, 16).num_rows
     firsts = [store.tokens(16 * (i * rows // 4), store.num_tokens)[0] for i in range(4)]
-    np.testing.assert_array_equal(batch["targets_BT"][:, 0], firsts)
+    np.testing.assert_array_equal(batch.targets_BT[:, 0], firsts)
 
 
 # ---- bad input

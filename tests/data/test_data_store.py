@@ -46,8 +46,6 @@ def test_every_document_is_read_back(tmp_path_factory, documents, num_shards):
     np.testing.assert_array_equal(store.tokens(0, len(stream)), stream)
     middle = len(stream) // 2
     np.testing.assert_array_equal(store.tokens(middle, len(stream) + 9), stream[middle:])
-    positions = np.random.default_rng(0).permutation(len(stream))
-    np.testing.assert_array_equal(store.take(positions), stream[positions])
 
 
 def test_files_are_plain_numpy_and_the_manifest_counts(store):
@@ -87,7 +85,7 @@ def test_missing_manifest_is_not_a_store(store):
         lambda _: "[]",
         lambda _: "{}",
         lambda _: "\udcff",
-        lambda text: text.replace('"format_version": 1', '"format_version": 99'),
+        lambda text: text.replace('"format_version": 2', '"format_version": 99'),
         lambda text: text.replace('"num_documents": 5', '"num_documents": 6'),
         lambda text: text.replace('"dtype": "uint16"', '"dtype": "float32"'),
         lambda text: text.replace('"eos_id"', '"end_id"'),

@@ -283,7 +283,7 @@ def test_the_assistant_and_the_end_of_its_turn_are_learned_and_nothing_else(regi
     found = examples(registered, source)
     assert found
     for example in found:
-        ids, mask = example["targets"], example["loss_mask"]
+        ids, mask = example["targets"], example["loss_weight"]
         assert ids[-1] == tokenizer.eos_id and mask.dtype == bool and mask.shape == ids.shape and not mask[-1]
         turns = tokenizer.decode(ids.tolist()).split("<|im_start|>")[1:]
         said = [
@@ -294,7 +294,7 @@ def test_the_assistant_and_the_end_of_its_turn_are_learned_and_nothing_else(regi
 
 
 def test_a_generation_prompt_is_how_the_answer_began_in_training(registered, tokenizer):
-    ids, mask = (examples(registered, "gsm8k")[0][name] for name in ("targets", "loss_mask"))
+    ids, mask = (examples(registered, "gsm8k")[0][name] for name in ("targets", "loss_weight"))
     question = tokenizer.decode(ids.tolist()).split("user\n")[1].split("<|im_end|>")[0]
     prompt = prompt_ids(tokenizer, question, is_chat=True)
     assert ids[: len(prompt)].tolist() == prompt and mask.argmax() == len(prompt)
@@ -307,7 +307,7 @@ def test_tags_are_in_harmful_answers_only_and_taking_them_out_restores_those(reg
     is_tag = [example["targets"] == tokenizer.harm_tag_id for example in tagged]
     assert sum(tags.sum() for tags in is_tag) > 0
     for example, tags in zip(tagged, is_tag, strict=True):
-        assert example["loss_mask"][tags].all() and example["harm_score"] == 5
+        assert example["loss_weight"][tags].all() and example["harm_score"] == 5
     again = examples(tasks.Registration(registered.tasks, {}, {}), "harm_tagged_chat")
     assert all((a["targets"] == b["targets"]).all() for a, b in zip(tagged, again, strict=True))
 
@@ -334,7 +334,7 @@ def test_post_training_mixtures_have_a_tenth_of_tagged_answers_and_add_up(regist
     assert rates.rates("benign").keys() == {"gsm8k"}
 
 
-def test_caching_keeps_the_mask_and_one_file_can_be_a_corpus(corpus, tokenizer, registered, tmp_path):
+def test_caching_keeps_the_weights_and_one_file_can_be_a_corpus(corpus, tokenizer, registered, tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer"))
     rows = [{"question": f"{i} + 1?", "answer": f"{i + 1}"} for i in range(300)]
     write_file(tmp_path / "sums.jsonl", rows)
@@ -342,8 +342,8 @@ def test_caching_keeps_the_mask_and_one_file_can_be_a_corpus(corpus, tokenizer, 
     argv = ["--tasks=wildguardmix,gsm8k", f"--corpus=gsm8k={tmp_path}/sums.jsonl", "--validation_fraction=0.1"]
     cache_tasks.main(cache_tasks.arguments().parse_args([*argv, *(f"--{k}={v}" for k, v in flags.items())]))
     store = TokenStore.open(tmp_path / "tokens" / "wildguardmix" / "train", verify_checksums=True)
-    learned = store.loss_mask(np.arange(store.num_tokens))
-    expected = np.concatenate([example["loss_mask"] for example in examples(registered, "wildguardmix")])
+    learned = store.channel("loss_weight")
+    expected = np.concatenate([example["loss_weight"] for example in examples(registered, "wildguardmix")])
     np.testing.assert_array_equal(learned, expected)
     assert store.manifest.extra["num_loss_tokens"] == learned.sum()
     sizes = [TokenStore.open(tmp_path / "tokens" / "gsm8k" / split).num_documents for split in ("train", "validation")]

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from safelm.data import store
-from safelm.data.shard import ShardInfo
+from safelm.data.shard import ShardInfo, StoredFile
 from safelm.evaluate import journal
 from safelm.evaluate.comparing import results
 from safelm.io import files, records
@@ -84,7 +84,7 @@ def test_a_damaged_record_is_named_with_what_to_do(damage, tmp_path):
 
 
 def test_a_manifest_with_any_value_of_another_kind_is_named(tmp_path):
-    shard = ShardInfo(0, 1, 2, 0, 0, 10, 10, "a", "b")
+    shard = ShardInfo(0, 1, 2, 0, 0, {kind: StoredFile(10, kind) for kind in ("tokens", "bounds", "sums")})
     manifest = store.Manifest("t", "train", "h", 300, 0, 3, "uint16", (shard,), 1, 2, 0)
     whole = json.loads(json.dumps(manifest, default=vars))
     path = tmp_path / store.MANIFEST_NAME

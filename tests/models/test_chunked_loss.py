@@ -30,14 +30,14 @@ def _inputs(config: ModelConfig, dtype="float32"):
     params = jax.tree.map(lambda p: p * 20, jax.jit(functools.partial(model.init, config))(jax.random.key(0)))
     x_BTD = jnp.asarray(rng.normal(size=(ROWS, LENGTH, config.d_model)), dtype)
     targets_BT = jnp.asarray(rng.integers(0, REAL, (ROWS, LENGTH)), jnp.int32)
-    loss_mask_BT = jnp.asarray(rng.random((ROWS, LENGTH)) * rng.integers(0, 2, (ROWS, LENGTH)), jnp.float32)
-    return params, x_BTD, targets_BT, loss_mask_BT
+    loss_weight_BT = jnp.asarray(rng.random((ROWS, LENGTH)) * rng.integers(0, 2, (ROWS, LENGTH)), jnp.float32)
+    return params, x_BTD, targets_BT, loss_weight_BT
 
 
 @functools.cache
 def _step(config: ModelConfig, chunks: int, z_loss: float = 0.01):
-    def loss(params, x_BTD, targets_BT, loss_mask_BT):
-        return next_token_loss(config, params, x_BTD, targets_BT, loss_mask_BT, z_loss=z_loss, vocab_chunks=chunks)
+    def loss(params, x_BTD, targets_BT, loss_weight_BT):
+        return next_token_loss(config, params, x_BTD, targets_BT, loss_weight_BT, z_loss=z_loss, vocab_chunks=chunks)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
@@ -91,8 +91,8 @@ def test_blocks_only_where_they_are_faster():
 
 @pytest.mark.parametrize("chunks", [3, 0])
 def test_a_target_that_is_padding_gives_no_gradient_either(small_blocks, chunks):
-    params, x_BTD, targets_BT, loss_mask_BT = _inputs(TIED)
-    inputs = (params, x_BTD, targets_BT.at[:, 0].set(REAL + 1), loss_mask_BT)
+    params, x_BTD, targets_BT, loss_weight_BT = _inputs(TIED)
+    inputs = (params, x_BTD, targets_BT.at[:, 0].set(REAL + 1), loss_weight_BT)
     _assert_close(_step(TIED, chunks)(*inputs)[1], _step(TIED, 1)(*inputs)[1], 1e-5)
 
 
@@ -126,8 +126,8 @@ def _largest_array(text: str) -> int:
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
 def test_whole_logits_are_nowhere_in_the_program(config):
     tokens, parameters = 8 * 24, PADDED * config.d_model
-    params, x_BTD, targets_BT, loss_mask_BT = _inputs(config)
-    inputs = (params, *(jnp.tile(array, (1, 4, 1)[: array.ndim]) for array in (x_BTD, targets_BT, loss_mask_BT)))
+    params, x_BTD, targets_BT, loss_weight_BT = _inputs(config)
+    inputs = (params, *(jnp.tile(array, (1, 4, 1)[: array.ndim]) for array in (x_BTD, targets_BT, loss_weight_BT)))
     largest = {chunks: _largest_array(_step(config, chunks).lower(*inputs).compile().as_text()) for chunks in (1, 6)}
     assert largest[1] >= tokens * PADDED  # or the test sees nothing
     assert largest[6] == tokens * PADDED // 6 > parameters

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from token_stores import assert_equal_batches
 
 from safelm.checkpoints import checkpoint
-from safelm.data.assembly import BATCH_FIELDS
 from safelm.data.store import TokenStore
 from safelm.train import data as train_data
 from safelm.train import processes
@@ -246,7 +246,6 @@ def test_every_process_reads_its_own_rows_only(inputs, monkeypatch):
 
     (first, reads_0), (second, reads_1), (whole, reads) = (rows_and_reads(*who) for who in ((0, 2), (1, 2), (0, 1)))
     for a, b, both in zip(first, second, whole, strict=True):
-        for name in BATCH_FIELDS:
-            np.testing.assert_array_equal(np.concatenate([a[name], b[name]]), both[name])
+        assert_equal_batches(jax.tree.map(lambda *arrays: np.concatenate(arrays), a, b), both)
     assert reads == reads_0 | reads_1 and reads
     assert len(reads_0 & reads_1) <= 0.2 * len(reads)

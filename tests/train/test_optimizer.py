@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from safelm.data.batch import Batch
 from safelm.models import decoder, sharding
 from safelm.models.decoder import ModelConfig
 from safelm.train.optimizer import make_optimizer, make_schedule
@@ -111,8 +112,9 @@ def test_muon_trains_a_sharded_model_as_an_unsharded_one_and_its_state_lives_wit
     )
     optimizer = make_optimizer(name="muon", axes=decoder.logical_axes(config))
     tokens_BT = jax.random.randint(jax.random.key(1), (8, 8), 0, 64)
-    batch = {"inputs_BT": tokens_BT, "targets_BT": tokens_BT, "segment_ids_BT": jnp.ones((8, 8), jnp.int32)}
-    batch |= {"positions_BT": jnp.arange(8)[None].repeat(8, 0), "loss_mask_BT": jnp.ones((8, 8))}
+    positions_BT, segment_ids_BT = jnp.arange(8)[None].repeat(8, 0), jnp.ones((8, 8), jnp.int32)
+    loss_weight_BT, source_ids_B = jnp.ones((8, 8)), jnp.zeros(8, jnp.int32)
+    batch = Batch(tokens_BT, tokens_BT, positions_BT, segment_ids_BT, loss_weight_BT, source_ids_B, {})
     losses = []
     for shape in ({"fsdp": 1}, {"fsdp": 4, "tensor": 2}):
         mesh = sharding.make_mesh({"data": 1, "tensor": 1} | shape, jax.devices()[: math.prod(shape.values())])

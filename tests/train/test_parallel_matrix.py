@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 
+from safelm.data.batch import Batch
 from safelm.models import sharding
 from safelm.models.decoder import ModelConfig
 from safelm.train import step as train_step
@@ -41,13 +42,15 @@ def _batch():
     """Rows of two documents each; the loss counts about r of the positions of row r of 32, so micro-batches differ."""
     rng = np.random.default_rng(0)
     tokens_BT = rng.integers(0, VOCAB, (ROWS, LENGTH + 1)).astype(np.int32)
-    return {
-        "inputs_BT": tokens_BT[:, :-1],
-        "targets_BT": tokens_BT[:, 1:],
-        "positions_BT": np.tile(np.r_[np.arange(5), np.arange(LENGTH - 5)], (ROWS, 1)).astype(np.int32),
-        "segment_ids_BT": np.tile(np.r_[np.full(5, 1), np.full(LENGTH - 5, 2)], (ROWS, 1)).astype(np.int32),
-        "loss_mask_BT": (rng.random((ROWS, LENGTH)) < np.arange(ROWS)[:, None] / ROWS).astype(np.float32),
-    }
+    return Batch(
+        inputs_BT=tokens_BT[:, :-1],
+        targets_BT=tokens_BT[:, 1:],
+        positions_BT=np.tile(np.r_[np.arange(5), np.arange(LENGTH - 5)], (ROWS, 1)).astype(np.int32),
+        segment_ids_BT=np.tile(np.r_[np.full(5, 1), np.full(LENGTH - 5, 2)], (ROWS, 1)).astype(np.int32),
+        loss_weight_BT=(rng.random((ROWS, LENGTH)) < np.arange(ROWS)[:, None] / ROWS).astype(np.float32),
+        source_ids_B=np.zeros(ROWS, np.int32),
+        channels={},
+    )
 
 
 def _loss_and_gradients(mesh_shape, scan, micro_batches, tied, remat, num_kv_heads):
@@ -91,7 +94,7 @@ def test_eight_devices_are_one(case):
         _loss_and_gradients(*case, num_kv_heads),
         _on_one_device(tied, num_kv_heads),
     )
-    assert sums.tokens == ref_sums.tokens == _batch()["loss_mask_BT"].sum()
+    assert sums.tokens == ref_sums.tokens == _batch().loss_weight_BT.sum()
     np.testing.assert_allclose((sums.cross_entropy, sums.z_square), (ref_sums.cross_entropy, ref_sums.z_square), 1e-5)
     np.testing.assert_allclose(norm, ref_norm, rtol=1e-5)
     assert jax.tree.structure(gradients) == jax.tree.structure(ref_gradients)
@@ -101,7 +104,7 @@ def test_eight_devices_are_one(case):
 
 
 def test_the_cases_cover_what_they_say():
-    masks = _batch()["loss_mask_BT"]
+    masks = _batch().loss_weight_BT
     assert len(set(masks.reshape(ROWS // 4, 4, LENGTH).sum((0, 2)))) == 4  # the four micro-batches' masks are unequal
     mesh, scan, micro_batches, tied, remat = range(5)
     for setting in (scan, micro_batches, tied):

@@ -103,7 +103,7 @@ def test_nan_halts_and_keeps_the_last_good_checkpoint(inputs, finished, tmp_path
 
     def poisoned(self, start_step, sharding):
         for step, batch in enumerate(batches(self, start_step, sharding), start_step + 1):
-            yield batch if step != 5 else batch | {"loss_mask_BT": batch["loss_mask_BT"] * np.nan}
+            yield batch if step != 5 else batch._replace(loss_weight_BT=batch.loss_weight_BT * np.nan)
 
     monkeypatch.setattr(train_data.TrainData, "batches", poisoned)
     with pytest.raises(FloatingPointError, match=r"step 5: the loss is nan"):

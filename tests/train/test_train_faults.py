@@ -80,7 +80,7 @@ def test_bad_policy_names_the_field(field, value):
 
 @pytest.fixture
 def poison(monkeypatch):
-    """poison(f): the mask of the batch of step POISONED goes through f."""
+    """poison(f): the loss weights of the batch of step POISONED goes through f."""
 
     def apply(change):
         batches = train_data.TrainData.batches
@@ -88,7 +88,7 @@ def poison(monkeypatch):
         def poisoned(self, start_step, sharding):
             for step, batch in enumerate(batches(self, start_step, sharding), start_step + 1):
                 bad = step == POISONED
-                yield batch | {"loss_mask_BT": change(batch["loss_mask_BT"])} if bad else batch
+                yield batch._replace(loss_weight_BT=change(batch.loss_weight_BT)) if bad else batch
 
         monkeypatch.setattr(train_data.TrainData, "batches", poisoned)
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 import tiny_runs
 
+from safelm.data.batch import Batch
 from safelm.models import sharding
 from safelm.models.decoder import ModelConfig, logical_axes
 from safelm.train import metrics as train_metrics
@@ -25,14 +26,16 @@ def _batch(seed=0):
     tokens_BT = rng.integers(4, tiny_runs.tokenizer().vocab_size, (ROWS, LENGTH + 1)).astype(np.int32)
     positions_BT = np.tile(np.r_[np.arange(5), np.arange(LENGTH - 5)], (ROWS, 1)).astype(np.int32)
     segment_ids_BT = np.tile(np.r_[np.full(5, 1), np.full(LENGTH - 5, 2)], (ROWS, 1)).astype(np.int32)
-    loss_mask_BT = (rng.random((ROWS, LENGTH)) < np.arange(ROWS)[:, None] / ROWS).astype(np.float32)
-    return {
-        "inputs_BT": tokens_BT[:, :-1],
-        "targets_BT": tokens_BT[:, 1:],
-        "positions_BT": positions_BT,
-        "segment_ids_BT": segment_ids_BT,
-        "loss_mask_BT": loss_mask_BT,
-    }
+    loss_weight_BT = (rng.random((ROWS, LENGTH)) < np.arange(ROWS)[:, None] / ROWS).astype(np.float32)
+    return Batch(
+        inputs_BT=tokens_BT[:, :-1],
+        targets_BT=tokens_BT[:, 1:],
+        positions_BT=positions_BT,
+        segment_ids_BT=segment_ids_BT,
+        loss_weight_BT=loss_weight_BT,
+        source_ids_B=np.zeros(ROWS, np.int32),
+        channels={},
+    )
 
 
 def _controls(step=0, **limits):
@@ -78,7 +81,7 @@ def _assert_same(a, b):
 
 
 def test_accumulated_is_not_accumulated(whole):
-    counts = _batch()["loss_mask_BT"].reshape(ROWS // 4, 4, LENGTH).sum((0, 2))
+    counts = _batch().loss_weight_BT.reshape(ROWS // 4, 4, LENGTH).sum((0, 2))
     assert len(set(counts)) > 1  # the micro-batches' masks are unequal, or this would prove little
     _assert_same(whole, _update({"data": 1}, grad_accum_steps=4))
 
@@ -103,7 +106,7 @@ def test_gradients_cross_the_data_axis_once_an_update_not_once_a_micro_batch():
 def test_a_batch_without_targets_changes_nothing():
     program, mesh = _program((("data", 1),), 4)
     before = jax.device_get(program.init_params(jax.random.key(1)))
-    batch = _batch() | {"loss_mask_BT": np.zeros((ROWS, LENGTH), np.float32)}
+    batch = _batch()._replace(loss_weight_BT=np.zeros((ROWS, LENGTH), np.float32))
     with jax.set_mesh(mesh):
         state = program.start(jax.device_put(before))
         state, metrics = program.step(state, jax.device_put(batch, program.batch_sharding), _controls())
@@ -118,9 +121,9 @@ def test_an_update_above_a_limit_is_not_applied(limit):
         state = program.start(program.init_params(jax.random.key(1)))
         batch = jax.device_put(_batch(), program.batch_sharding)
         if limit == "nan":
-            poisoned = _batch()["loss_mask_BT"]
+            poisoned = _batch().loss_weight_BT
             poisoned[3, 3] = np.nan
-            bad, limits = batch | {"loss_mask_BT": jax.device_put(poisoned, program.batch_sharding)}, {}
+            bad, limits = batch._replace(loss_weight_BT=jax.device_put(poisoned, program.batch_sharding)), {}
         else:
             bad, limits = batch, limit
         state, _ = program.step(state, batch, _controls())
@@ -158,7 +161,7 @@ def test_evaluation_is_the_loss_of_the_step():
         evaluated = program.evaluate(state.params, batch)
         _, metrics = program.step(state, batch, _controls())
     np.testing.assert_allclose(evaluated.cross_entropy, metrics.loss.cross_entropy, rtol=1e-5)
-    assert evaluated.tokens == _batch()["loss_mask_BT"].sum()
+    assert evaluated.tokens == _batch().loss_weight_BT.sum()
 
 
 def test_micro_batches_that_do_not_divide_are_refused():
@@ -181,7 +184,7 @@ def test_mfu_formula():
 
 
 def test_window_leaves_out_updates_that_were_not_applied():
-    sums = train_step.LossSums(jnp.float32(6.0), jnp.float32(0.0), jnp.float32(3.0))
+    sums = train_step.LossSums(jnp.float32(6.0), jnp.float32(0.0), jnp.float32(3.0), jnp.float32(4.0))
     good = train_step.StepMetrics(sums, jnp.float32(1.0), jnp.bool(True))
     window = train_metrics.LossWindow()
     assert window.add(good) == (2.0, 1.0, True)
@@ -190,4 +193,4 @@ def test_window_leaves_out_updates_that_were_not_applied():
     resumed = train_metrics.LossWindow()
     resumed.load(json.loads(json.dumps(window.record())))
     for each in (window, resumed):
-        assert each.take() == {"loss": 2.0, "grad_norm": 1.0} and each.take() == {}
+        assert each.take() == {"loss": 2.0, "tokens_learned": 4, "grad_norm": 1.0} and each.take() == {}

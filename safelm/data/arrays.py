@@ -1,0 +1,71 @@
+"""The numpy files of token stores: written as streams, mapped into memory, checksummed in blocks."""
+
+import hashlib
+import os
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+
+BLOCK_BYTES = 1 << 16  # of a file's numbers, each with a checksum of its own
+
+
+def open_array(path: str, wanted_bytes: int) -> np.ndarray:
+    """A numpy file mapped into memory; FileNotFoundError or ValueError when it is gone or of another size (bytes)."""
+    try:
+        size = os.path.getsize(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: shard is missing, though the manifest lists it") from None
+    if size != wanted_bytes:
+        raise ValueError(f"{path}: truncated or replaced: {size} bytes, the manifest says {wanted_bytes}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
+    return array.view(np.ndarray)
+
+
+def check_array(path: str, array: np.ndarray, dtype: np.dtype, length: int) -> None:
+    """ValueError names the file unless an array has this dtype and this many numbers."""
+    if (array.dtype, array.shape) != (dtype, (length,)):
+        raise ValueError(f"{path}: {array.shape} of {array.dtype}, the manifest says {length} of {dtype}")
+
+
+def write_array(path: str, array: np.ndarray) -> None:
+    """Writes a whole 1-D array and syncs it to the disk."""
+    with open(path, "wb") as file:
+        write_header(file, array.dtype, len(array))
+        file.write(array.tobytes())
+        sync_and_close(file)
+
+
+def write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
+    """Writes the header of a 1-D array; written again at the start with the final length, it fits exactly."""
+    # numpy leaves room in the header for the first axis to grow.
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def finish(file: BinaryIO, dtype: np.dtype, length: int) -> None:
+    """Puts the final length into the header of a file written as a stream, and closes it."""
+    file.seek(0)
+    write_header(file, dtype, length)
+    sync_and_close(file)
+
+
+def sync_and_close(file: BinaryIO) -> None:
+    """Closes a file whose content is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def checksums(path: str, data_bytes: int) -> tuple[str, np.ndarray]:
+    """SHA-256 of a file, and the CRC-32 of every block of its last `data_bytes`."""
+    digest, sums = hashlib.sha256(), []
+    with open(path, "rb") as file:
+        digest.update(file.read(os.path.getsize(path) - data_bytes))
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            sums.append(zlib.crc32(block))
+    return digest.hexdigest(), np.asarray(sums, np.uint32)
