@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import seqio
 import side_files
+import tensorflow as tf
 
 from data_tasks import rates
 from safelm import cache_tasks
@@ -375,6 +376,31 @@ def test_documents_of_any_module_must_end_in_the_end_token(cache, tokenizer, tmp
     seqio.TaskRegistry.add("other", source=task.source, preprocessors=steps, output_features=task.output_features)
     with pytest.raises(ValueError, match="task other: a document's targets don't end in eos_id 0"):
         cache("other")
+
+
+def test_a_features_numbers_go_into_the_channel_of_its_name_and_bad_ones_are_named(cache, corpus):
+    cache("raw_web")
+    task = seqio.TaskRegistry.get("safelm_raw_web")
+
+    def add_with(last):
+        def weigh(example):
+            ones = tf.ones_like(example["targets"], tf.float32)
+            is_chosen = example["id"] == b"raw_web-3"
+            return {**example, "loss_weight": ones * 0.25 + tf.where(is_chosen, last, 0.0)}
+
+        seqio.TaskRegistry.remove("weighted")
+        steps = [*task.preprocessors, lambda dataset: dataset.map(weigh)]
+        seqio.TaskRegistry.add("weighted", task.source, steps, output_features=task.output_features)
+
+    add_with(np.nan)
+    named = r"train-00001.*, id raw_web-3: .*document 1 has .*loss_weight\[0\] is nan, must be a finite"
+    with pytest.raises(ValueError, match=named):
+        cache("weighted")
+    add_with(-0.25)
+    store = TokenStore.open(cache("weighted") / "weighted" / "train", verify_checksums=True)
+    weights = store.channel("loss_weight")
+    assert set(weights.tolist()) == {0.0, 0.25} and store.manifest.extra["num_loss_tokens"] == (weights > 0).sum()
+    assert [shard.channels[0].values for shard in store.manifest.shards] == [(0.25,), (0.25, 0.0)]
 
 
 def test_errors_inside_tensorflow_become_clear_ones():

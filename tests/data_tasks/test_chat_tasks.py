@@ -283,8 +283,10 @@ def test_the_assistant_and_the_end_of_its_turn_are_learned_and_nothing_else(regi
     found = examples(registered, source)
     assert found
     for example in found:
-        ids, mask = example["targets"], example["loss_weight"]
-        assert ids[-1] == tokenizer.eos_id and mask.dtype == bool and mask.shape == ids.shape and not mask[-1]
+        ids, weights = example["targets"], example["loss_weight"]
+        assert ids[-1] == tokenizer.eos_id and weights.dtype == np.float32 and weights.shape == ids.shape
+        assert set(weights.tolist()) == {0.0, 1.0} and weights[-1] == 0
+        mask = weights == 1
         turns = tokenizer.decode(ids.tolist()).split("<|im_start|>")[1:]
         said = [
             turn.removeprefix("assistant\n").split("\n<|endof")[0] for turn in turns if turn.startswith("assistant")
@@ -294,10 +296,10 @@ def test_the_assistant_and_the_end_of_its_turn_are_learned_and_nothing_else(regi
 
 
 def test_a_generation_prompt_is_how_the_answer_began_in_training(registered, tokenizer):
-    ids, mask = (examples(registered, "gsm8k")[0][name] for name in ("targets", "loss_weight"))
+    ids, weights = (examples(registered, "gsm8k")[0][name] for name in ("targets", "loss_weight"))
     question = tokenizer.decode(ids.tolist()).split("user\n")[1].split("<|im_end|>")[0]
     prompt = prompt_ids(tokenizer, question, is_chat=True)
-    assert ids[: len(prompt)].tolist() == prompt and mask.argmax() == len(prompt)
+    assert ids[: len(prompt)].tolist() == prompt and weights.argmax() == len(prompt)
 
 
 def test_tags_are_in_harmful_answers_only_and_taking_them_out_restores_those(registered, tokenizer):
@@ -319,9 +321,9 @@ def test_text_forges_neither_a_turn_nor_a_tag(tokenizer):
             {"role": "assistant", "content": "no"},
         ]
     )
-    ids, mask = chats.encode_chat(text, tokenizer, is_tagged=True)
+    ids, weights = chats.encode_chat(text, tokenizer, is_tagged=True)
     assert (ids == tokenizer.chat_start_id).sum() == 2 and (ids == tokenizer.harm_tag_id).sum() == 0
-    assert tokenizer.decode(ids[mask].tolist()) == "no<|im_end|>"
+    assert tokenizer.decode(ids[weights == 1].tolist()) == "no<|im_end|>"
 
 
 def test_post_training_mixtures_have_a_tenth_of_tagged_answers_and_add_up(registered):
