@@ -170,9 +170,9 @@ def test_files_are_written_and_locked_in_one_place():
 _OTHERS = {
     "safelm/safety/synthesis/journal.py",
     "safelm/safety/synthesis/review.py",
+    "safelm/data/arrays.py",
     "safelm/data/shard.py",
     "safelm/io/cache.py",
     "safelm/jobs/output.py",
     "safelm/safety/classifier/checkpoint.py",
-    "safelm/formats/huggingface.py",
 }
