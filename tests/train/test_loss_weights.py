@@ -19,7 +19,7 @@ from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
 from safelm.train import step as train_step
 
-ROWS, LENGTH, Z_LOSS = 8, 12, 1e-2
+ROWS, LENGTH, Z_LOSS = 16, 12, 1e-2
 CONFIG = ModelConfig(**tiny_runs.model_fields())
 WAYS = {"whole": 1, "chunked": 3, "blocked": 0}
 
@@ -34,7 +34,7 @@ def small_blocks(monkeypatch):
 @functools.cache
 def params():
     """Parameters with spread-out logits."""
-    return jax.tree.map(lambda p: p * 10, jax.jit(functools.partial(model.init, CONFIG))(jax.random.key(0)))
+    return jax.tree.map(lambda p: np.asarray(p) * 10, jax.jit(functools.partial(model.init, CONFIG))(jax.random.key(0)))
 
 
 @functools.cache
@@ -149,6 +149,7 @@ def test_an_update_of_packed_rows_is_the_weighted_mean_over_documents(tmp_path, 
     options = {"batch_size": ROWS, "grad_accum_steps": grad_accum_steps, "vocab_chunks": WAYS[way]}
     keeper = optax.trace(decay=0.0)  # its state is the gradient
     program = train_step.make_program(CONFIG, keeper, mesh, z_loss=Z_LOSS, **options)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state.params)
     for seed in range(2):
         documents, weights = weighted_documents(seed)
         numbers = [{"loss_weight": weight} for weight in weights]
@@ -158,7 +159,7 @@ def test_an_update_of_packed_rows_is_the_weighted_mean_over_documents(tmp_path, 
         parts = batch.loss_weight_BT.reshape(ROWS // grad_accum_steps, grad_accum_steps, LENGTH).sum((0, 2))
         assert len(set(parts)) == grad_accum_steps  # the micro-batches' weights are unequal, or this would prove little
         with jax.set_mesh(mesh):
-            state = program.start(jax.device_put(params(), program.abstract_state.params))
+            state = program.start(jax.device_put(params(), shardings))
             batch = jax.device_put(batch, program.batch_sharding)
             state, metrics = program.step(state, batch, train_step.Controls(np.float32(0.0)))
         loss, gradient = slow_update(seed)
