@@ -17,6 +17,7 @@ import pytest
 from token_stores import assert_equal_batches, write_store
 
 from safelm.data import remote_shards
+from safelm.data.arrays import BLOCK_BYTES
 from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule, Phase
 from safelm.data.store import TokenStore
@@ -119,7 +120,7 @@ def test_the_first_batch_reads_a_few_blocks_and_copies_no_shard(local, only_bloc
     assert batch.inputs_BT.shape == (8, 64)
     tokens = [ranges for ranges in asked if "tokens-" in ranges[0][0]]
     assert len(tokens) == 1  # all rows' blocks at once
-    assert sum(stop - start for _, start, stop in tokens[0]) <= 8 * 2 * remote_shards.BLOCK_BYTES
+    assert sum(stop - start for _, start, stop in tokens[0]) <= 8 * 2 * BLOCK_BYTES
     assert not [path for path in cache_folder.rglob("*.npy*")]
 
 
@@ -138,7 +139,7 @@ def test_a_shard_that_was_read_from_comes_to_the_cache_in_the_background(local, 
     assert not list(cache_folder.rglob("tokens-00001-*"))
     (Path(source.directory) / "tokens-00000-of-00003.npy").unlink()
     first = local.manifest.shards[0].num_tokens
-    wait_for(lambda: store._remote.whole(0) is not None)
+    wait_for(lambda: store._remote.whole("tokens", 0) is not None)
     np.testing.assert_array_equal(store.tokens(0, first), local.tokens(0, first))
 
 
