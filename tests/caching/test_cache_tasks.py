@@ -130,6 +130,22 @@ def test_a_second_run_changes_nothing_and_mends_a_lost_shard(cache):
     assert contents(store) == before
 
 
+def test_a_store_of_the_former_format_is_made_anew(cache):
+    store = cache("harm_tagged_web") / "harm_tagged_web" / "train"
+    before = contents(store)
+    for path in (*store.glob("shard-*.json"), store / "manifest.json", store / "settings.json"):
+        record = json.loads(path.read_text())
+        for values in (record, *record.get("shards", ())):
+            sizes = {f"{kind}_bytes": file["bytes"] for kind, file in values.pop("files", {}).items()}
+            values.update(sizes if values.pop("channels", None) is not None else {})
+        path.write_text(json.dumps(record | ({"format_version": 1} if "shards" in record else {})))
+    (store / "spans-00001-of-00002.npy").write_bytes(b"of the former format")
+    with pytest.raises(ValueError, match="format_version 1, this program reads 2; the command that cached"):
+        TokenStore.open(store)
+    cache("harm_tagged_web")
+    assert contents(store) == before
+
+
 def test_other_settings_for_the_same_output_are_named(cache, corpus, tmp_path):
     store = cache("harm_tagged_web") / "harm_tagged_web" / "train"
     before = contents(store)
@@ -390,7 +406,8 @@ def test_a_features_numbers_go_into_the_channel_of_its_name_and_bad_ones_are_nam
 
         seqio.TaskRegistry.remove("weighted")
         steps = [*task.preprocessors, lambda dataset: dataset.map(weigh)]
-        seqio.TaskRegistry.add("weighted", task.source, steps, output_features=task.output_features)
+        options = {"source": task.source, "preprocessors": steps, "output_features": task.output_features}
+        seqio.TaskRegistry.add("weighted", **options)
 
     add_with(np.nan)
     named = r"train-00001.*, id raw_web-3: .*document 1 has .*loss_weight\[0\] is nan, must be a finite"
