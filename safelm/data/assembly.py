@@ -49,12 +49,12 @@ class Assembly:
         inputs[runs.place[runs.goes_on]] = before
         inputs[pieces.place[pieces.begins]] = self._stream.eos_id[pieces.shard[pieces.begins]]
         for channel, out in zip(self._stream.channels, numbers, strict=True):
-            out = out.view(channel.batch_dtype)
             if channel.per == "token":
-                self._copy_channel(channel, runs, out)
-            if channel.name == LOSS_WEIGHT.name and not (self._stream.constants(channel, runs.shard) > 0).all():
-                targets[out == 0] = 0
+                self._copy_channel(channel, runs, out.view(channel.batch_dtype))
         self._copy_document_channels(pieces, ends, numbers)
+        loss_weight = self._stream.channels[0]
+        if not (self._stream.constants(loss_weight, runs.shard) > 0).all():
+            targets[numbers[0].view(loss_weight.batch_dtype) == 0] = 0
         _number(pieces, ends, self._seq_len, segments, positions)
         _clear_padding(pieces.place, ends, arrays_AN)
 
@@ -89,6 +89,8 @@ class Assembly:
             for channel, array in zip(self._stream.channels, arrays, strict=True)
             if channel.per == "document"
         ]
+        if not chosen:
+            return
         found = self._stream.document_channels([channel for channel, _ in chosen], pieces.shard, pieces.start)
         spans = np.diff(pieces.place, append=ends[-1:])
         for (channel, array), numbers in zip(chosen, found, strict=True):

@@ -68,6 +68,8 @@ class Channel:
                 f"channel {self.name}: dtype {self.dtype!r} per {self.per!r}: must be one of {', '.join(DTYPES)} per "
                 "token or document"
             )
+        if self.name == "loss_weight" and self.dtype != "float32":
+            raise ValueError(f"channel loss_weight: dtype {self.dtype!r}: must be float32")
         self.parse([self.default])
 
     @property

@@ -125,7 +125,15 @@ def test_numbers_that_do_not_fit_their_dtype_and_channels_that_are_not_declared(
 
 
 @pytest.mark.parametrize(
-    "fields", [{"name": "tokens"}, {"name": "No"}, {"dtype": "int64"}, {"default": np.nan}, {"minimum": 2.0}]
+    "fields",
+    [
+        {"name": "loss_weight", "dtype": "uint8"},
+        {"name": "tokens"},
+        {"name": "No"},
+        {"dtype": "int64"},
+        {"default": np.nan},
+        {"minimum": 2.0},
+    ],
 )
 def test_declarations_that_cannot_be(fields):
     with pytest.raises(ValueError, match=r"channel|x\[0\]|tokens"):
