@@ -197,7 +197,7 @@ def test_a_batch_that_is_held_is_never_written_to(stores):
     held, views, on_device = [], [], []
     for step in range(12):
         batch = batches.batch(0, step, 0, 8)
-        held.append({name: array.copy() for name, array in batch.items()})
+        held.append(jax.tree.map(np.copy, batch))
         views.append(batch.targets_BT[3:5])  # a part of a batch keeps it too
         on_device.append(jax.device_put(batch.inputs_BT))  # on a CPU, JAX may not copy
         del batch
