@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from safelm.data.channels import CHANNELS, Channel
 from safelm.data.store import Manifest, ShardWriter, write_manifest
 from safelm.text.tokenizer import Tokenizer
 from safelm.train.config import default_config
@@ -31,11 +33,12 @@ def write_store(
     seed: int = 0,
     vocab_hash: str | None = None,
     has_tag: bool = False,
+    channels: Sequence[Channel] = CHANNELS,
 ) -> None:
     """40 documents of 5 to 60 tokens with a pattern in them, perhaps each with a harm tag."""
     vocabulary, directory = tokenizer(), root / source / split
     rng = np.random.default_rng([seed, len(source)])
-    with ShardWriter(directory, 0, 1, np.uint16, harm_tag_id=vocabulary.harm_tag_id) as writer:
+    with ShardWriter(directory, 0, 1, np.uint16, harm_tag_id=vocabulary.harm_tag_id, channels=channels) as writer:
         for _ in range(40):
             start, length = rng.integers(4, vocabulary.vocab_size), rng.integers(5, 60)
             tokens = (start + np.arange(length)) % (vocabulary.vocab_size - 4) + 4

@@ -1,6 +1,7 @@
 """Fractional loss weights against slow references in float64: chunked and blocked losses, packed rows, accumulation."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_stores import EOS_ID, write_store
 
+from safelm.data.batch import abstract_batch
+from safelm.data.channels import CHANNELS, Channel
 from safelm.data.loader import eval_batches
 from safelm.models import blocked_loss, sharding
 from safelm.models import decoder as model
 from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
 from safelm.train import step as train_step
+from safelm.train.data import TrainData
 
 ROWS, LENGTH, Z_LOSS = 16, 12, 1e-2
 CONFIG = ModelConfig(**tiny_runs.model_fields())
@@ -166,3 +170,23 @@ def test_an_update_of_packed_rows_is_the_weighted_mean_over_documents(tmp_path, 
         assert_close(metrics.loss.mean_cross_entropy(), loss)
         assert metrics.loss.tokens == sum(np.count_nonzero(weight) for weight in weights)
         jax.tree.map(lambda ours, theirs: assert_close(ours, theirs, 3e-5), state.opt_state.trace, gradient)
+
+
+def test_every_batch_of_a_run_has_the_channels_of_all_its_stores(inputs, tmp_path):
+    """Else it would not be what the programs were compiled for, before the first step."""
+    shutil.copytree(inputs, tmp_path / "inputs")
+    label, origin = Channel("label", "int8", "token", -1), Channel("origin", "int32", "document", 7)
+    for source, split, channel in (("raw_web", "train", label), ("safeweb", "validation", origin)):
+        tiny_runs.write_store(tmp_path / "inputs" / "tokens", source, split, channels=(*CHANNELS, channel))
+    options = {"eval.every_steps": 3, "eval.sources": ("raw_web", "safeweb")}
+    config = tiny_runs.tiny_config(tmp_path / "inputs", **options)
+    data = TrainData(config, tiny_runs.tokenizer())
+    where = sharding.batch_sharding(sharding.make_mesh({"data": 1}, devices=jax.devices()[:1]))
+    compiled_for = abstract_batch(config.batch_size, config.seq_len, data.channels, sharding=where)
+    for batch in (next(data.batches(0, where)), *(next(data.eval_batches(name, where)) for name in data.eval_stores)):
+        assert jax.tree.structure(batch) == jax.tree.structure(compiled_for)
+        for array, shape in zip(jax.tree.leaves(batch), jax.tree.leaves(compiled_for), strict=True):
+            assert (array.shape, array.dtype, array.sharding) == (shape.shape, shape.dtype, shape.sharding)
+        real = np.asarray(batch.segment_ids_BT) > 0
+        assert set(np.asarray(batch.channels["label"])[real]) == {-1}
+        assert set(np.asarray(batch.channels["origin"])[real]) == {7}
