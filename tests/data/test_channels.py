@@ -35,7 +35,7 @@ def file_size(store: TokenStore, name: str) -> int:
 # ---- forms
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), num_shards=st.integers(1, 3), per=st.sampled_from(["token", "document"]))
 def test_numbers_come_back_whatever_their_form(tmp_path_factory, data, num_shards, per):
     lengths = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=9))
@@ -188,7 +188,7 @@ def weighted_documents(draw):
     return lengths, [draw(st.none() | st.lists(weight, min_size=n, max_size=n)) for n in lengths]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(weighted_documents(), st.integers(1, 3), st.integers(2, 9), st.sampled_from(["concat", "fit"]))
 def test_every_token_of_weight_above_0_is_a_target_with_its_weight(tmp_path_factory, drawn, shards, length, packing):
     lengths, weights = drawn
