@@ -12,7 +12,7 @@ from typing import Any
 from safelm import cli, documents, lm
 from safelm.inference.methods import METHODS, Method, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
-from safelm.text import prompting
+from safelm.text import chat_template, prompting
 
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
@@ -45,6 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=64, help="prompts decoded at once")
     parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="default: the checkpoint's own dtype")
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
@@ -78,8 +79,11 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
 def main(flags: argparse.Namespace) -> None:
     """Loads, decodes, prints."""
     method = method_from_flags(flags)
+    kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
+    if kwargs and not flags.chat:
+        raise ValueError(f"--chat_template_kwargs={flags.chat_template_kwargs}: goes with --chat only")
     rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
-    model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step)
+    model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step, chat_template_kwargs=kwargs)
     completions = model.complete(
         [prompting.prompt_ids(model.tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
         method,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -213,19 +213,28 @@ class LanguageModel:
         return np.asarray(program(self.config, self.params, batch.tokens_PT), np.float32)[0, : len(ids)]
 
 
-def load(source: str | os.PathLike[str], *, step: int | None = None, dtype: str = "") -> LanguageModel:
+def load(
+    source: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: str = "",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> LanguageModel:
     """Reads a model from wherever it is.
 
     Args:
       source: a workdir of `safelm.train` or `safelm.convert` (local or gs://), a Hugging Face folder, or a GGUF file.
       step: which checkpoint of ours; None: the newest.
       dtype: of the computation, such as "bfloat16"; "": the model's own.
+      chat_template_kwargs: further variables of its chat template: `{"enable_thinking": False}` for a hybrid reasoning
+        model.
 
     Raises:
       FileNotFoundError: nothing is there.
       ValueError: it is no model that can be represented; the message names the file and the field.
     """
     config, params, tokenizer = read_model(os.fspath(source), step=step)
+    tokenizer = tokenizer.with_template_kwargs(chat_template_kwargs or {})
     return LanguageModel(dataclasses.replace(config, dtype=dtype or config.dtype), params, tokenizer)
 
 

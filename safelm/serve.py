@@ -23,6 +23,7 @@ from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.serving import access, app, models
 from safelm.serving.limits import Limits
+from safelm.text import chat_template
 
 log = logging.getLogger("safelm.serve")
 KEY_VARIABLE = "SAFELM_SERVE_KEY"
@@ -64,6 +65,8 @@ def arguments() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16"), default="", help="to compute in (default: the checkpoint's)"
     )
     parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="to decode with (default: --dtype)")
+    meaning = f"{chat_template.KWARGS_HELP}; a chat's own field of that name goes first"
+    parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=meaning)
     parser.add_argument("--slots", type=int, default=32, help="requests decoded at once, a model (default %(default)s)")
     parser.add_argument(
         "--cache_tokens",
@@ -105,6 +108,7 @@ def main(flags: argparse.Namespace) -> None:
     logging.getLogger("safelm").setLevel(logging.INFO)
     limits = Limits(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Limits)})
     sources = cli.checkpoints(flags.checkpoint)
+    kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
     if not 0 <= flags.port < 65536:
         raise ValueError(f"--port={flags.port}: want 0 to 65535")
     for name in ("slots", "cache_tokens", "steps_per_call"):
@@ -115,7 +119,9 @@ def main(flags: argparse.Namespace) -> None:
     key = os.environ.get(KEY_VARIABLE, "")
     if not key and not access.is_loopback(flags.host):
         log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
-    served = {name: models.load(name, source, dtype=flags.dtype) for name, source in sources.items()}
+    served = {
+        name: models.load(name, source, dtype=flags.dtype, template_kwargs=kwargs) for name, source in sources.items()
+    }
     engines = {
         name: functools.partial(
             Engine,

@@ -3,6 +3,7 @@
 A column that is only passed on stays in Arrow, so any date survives. INT96 timestamps (Spark's, Impala's) are read in
 microseconds, which cover the format's whole range but drop nanoseconds; read in Arrow's nanoseconds, dates after 2262
 would change. A date that Python can't represent (before year 1, after 9999, or with nanoseconds) becomes a string.
+Pages are looked at before Arrow decodes them (`parquet_pages`).
 """
 
 import contextlib
@@ -10,12 +11,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from safelm.documents import parquet_pages
 from safelm.documents.json_lines import OnMalformed, Part, check_text, missing_column
 from safelm.documents.malformed import Malformed, MalformedError
 from safelm.documents.opening import open_binary
 from safelm.io import remote
 
 _BATCH_BYTES = 8 << 20
+_MOST_BATCH_BYTES = 1 << 30  # should all values be as large as a dictionary allows
 _BATCH_ROWS = 1024
 
 
@@ -50,7 +53,7 @@ def iter_parquet(
                     number += facts.num_rows
                     continue
                 begin = number
-                rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
+                rows = _rows_at_once(path, table.metadata, group, columns)
                 for batch in table.iter_batches(rows, [group], columns=columns):
                     yield number + 1, batch
                     number += batch.num_rows
@@ -61,6 +64,16 @@ def iter_parquet(
             raise ValueError(f"{path}: damaged or cut short after row {number} ({error})") from error
         except OSError as error:  # pyarrow's own for damaged pages, or the file system's
             raise OSError(f"{path}: can't read after row {number} ({error})") from error
+
+
+def _rows_at_once(path: str, metadata: Any, group: int, columns: Sequence[str] | None) -> int:
+    """How many rows of a row group make a batch. ValueError for pages that are too large (see `parquet_pages`)."""
+    facts, rows = metadata.row_group(group), _BATCH_ROWS
+    if not remote.is_remote(path) or facts.total_byte_size > parquet_pages.MAX_PAGE_BYTES:
+        with open_binary(path) as file:
+            largest = parquet_pages.check(path, file, metadata, group, columns)
+        rows = min(rows, _MOST_BATCH_BYTES // max(1, largest))
+    return max(1, min(rows, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
 
 
 @contextlib.contextmanager

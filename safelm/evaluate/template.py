@@ -22,21 +22,26 @@ class Template:
     Attributes:
       kind: one of KINDS.
       system: the system message of a chat; empty for none.
+      kwargs: JSON of further variables of the models' own chat templates, whose tokenizers hold them; empty for none.
     """
 
     kind: str = TEXT
     system: str = ""
+    kwargs: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"template {self.kind!r}: one of {', '.join(KINDS)}")
         if self.system and self.kind != CHAT:
             raise ValueError("a system message goes with the chat template only")
+        if self.kwargs and self.kind != CHAT:
+            raise ValueError(f"--chat_template_kwargs={self.kwargs}: goes with the chat template only")
 
     @property
     def hash(self) -> str:
         """SHA-256 of what is put around a prompt beside the model's own conventions; equal for every model."""
         shape = [self.kind, self.system, "own template" if self.kind == CHAT else ""]
+        shape += [self.kwargs] if self.kwargs else []
         return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
     def encode(self, tokenizer: Tokenizer, prompt: str, *, answer_start: str = "") -> list[int]:

@@ -52,7 +52,8 @@ class Generation:
     @classmethod
     async def prepare(cls, model: ServedModel, request: GenerationRequest, limits: Limits) -> "Generation":
         """Encodes the prompt. Raises ApiError if it is too long or the model can't take it."""
-        encode = functools.partial(model.encode, request.prompt, is_chat=request.is_chat)
+        kwargs = request.template_kwargs
+        encode = functools.partial(model.encode, request.prompt, is_chat=request.is_chat, template_kwargs=kwargs)
         try:
             is_slow = request.is_chat or len(request.prompt) > _LONG_TEXT  # a chat's template may do anything
             ids = await asyncio.to_thread(encode) if is_slow else encode()

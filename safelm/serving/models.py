@@ -1,7 +1,8 @@
 """The served checkpoints by name, with their vocabulary, chat template and P(tag)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -26,14 +27,20 @@ class ServedModel(LanguageModel):
     name: str
     saw_tag: bool | None = None
 
-    def encode(self, prompt: str | tuple[int, ...] | tuple[Message, ...], *, is_chat: bool) -> list[int]:
+    def encode(
+        self,
+        prompt: str | tuple[int, ...] | tuple[Message, ...],
+        *,
+        is_chat: bool,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """The ids of a prompt, never empty. A prompt of ids is returned unchanged.
 
         Raises ValueError if the vocabulary has no chat template, an id is outside it, or the template refuses the
         messages.
         """
         if is_chat:
-            return prompting.chat_prompt(self.tokenizer, prompt)
+            return prompting.chat_prompt(self.tokenizer, prompt, template_kwargs=template_kwargs)
         if isinstance(prompt, str):
             return prompting.text_prompt(self.tokenizer, prompt)
         foreign = next((token for token in prompt if not 0 <= token < self.config.vocab_size), None)
@@ -63,10 +70,13 @@ class ServedModel(LanguageModel):
         return text.release()[1]
 
 
-def load(name: str, source: str, *, dtype: str = "") -> ServedModel:
+def load(name: str, source: str, *, dtype: str = "", template_kwargs: Mapping[str, Any] | None = None) -> ServedModel:
     """Loads a checkpoint of ours, a Hugging Face folder or a GGUF file. Raises ValueError or OSError if it can't be
     read.
+
+    `template_kwargs` are further variables of its chat template.
     """
     config, params, tokenizer = read_model(source)
+    tokenizer = tokenizer.with_template_kwargs(template_kwargs or {})
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
     return ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source))

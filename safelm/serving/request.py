@@ -9,6 +9,7 @@ from safelm.serving.errors import ApiError
 from safelm.serving.fields import Fields
 from safelm.serving.limits import Limits
 from safelm.serving.method_fields import Steering, read_steering
+from safelm.text import chat_template
 
 _MOST_STOPS, _LONGEST_STOP = 8, 200  # strings, characters
 _MOST_MESSAGES = 500
@@ -26,6 +27,7 @@ class GenerationRequest:
       max_tokens: None for as many as the server and the context allow.
       seed: of sampling; drawn at random if the request has none.
       include_usage: whether to send token counts at the end of a stream.
+      template_kwargs: further variables of the chat template.
     """
 
     model: str | None
@@ -37,6 +39,7 @@ class GenerationRequest:
     seed: int
     stream: bool
     include_usage: bool
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,16 @@ def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -
     fields.neutral("store", False)
     for name in ("reasoning_effort", "verbosity", "audio", "prediction", "web_search_options"):
         fields.neutral(name)
-    return _rest(fields, limits, default_method, prompt=messages, is_chat=True, max_tokens=new or old)
+    kwargs = _template_kwargs(fields)
+    return _rest(
+        fields,
+        limits,
+        default_method,
+        prompt=messages,
+        is_chat=True,
+        max_tokens=new or old,
+        template_kwargs=kwargs,
+    )
 
 
 def read_score(body: Mapping[str, Any]) -> ScoreRequest:
@@ -145,6 +157,15 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= _MOST_MESSAGES:
         raise ApiError(400, f"messages: want an array of 1 to {_MOST_MESSAGES} messages", param="messages")
     return tuple(_message(each, f"messages[{index}]") for index, each in enumerate(value))
+
+
+def _template_kwargs(fields: Fields) -> dict[str, Any]:
+    name = "chat_template_kwargs"
+    value = fields.take(name)
+    try:
+        return chat_template.check_kwargs({} if value is None else value, name)
+    except ValueError as error:
+        raise ApiError(400, str(error), param=name) from None
 
 
 def _message(value: Any, where: str) -> Message:

@@ -8,6 +8,7 @@ becoming one; other marks tell where to cut ids and which words are the assistan
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from safelm.text import stranger_worker
 
@@ -27,12 +28,36 @@ CHATML = (
     + ASSISTANT
     + "\n' }}{% endif %}"
 )
+KWARGS_HELP = """variables of the model's chat template, as JSON: '{"enable_thinking": false}'"""
+_GIVEN = "messages add_generation_prompt generation_marks bos_token eos_token unk_token pad_token".split()
+_GIVEN += ["raise_exception", "strftime_now"]
 _NO_MARKS = str.maketrans(dict.fromkeys(MARKS))
 
 
 def begun(template: str, beginning: str) -> str:
     """The template with a fixed text before every conversation."""
     return f"{{{{ {json.dumps(beginning, ensure_ascii=False)} }}}}{template}" if beginning else template
+
+
+def read_kwargs(text: str, flag: str) -> dict[str, Any]:
+    """The template's variables that a flag gives as JSON; ValueError names the flag."""
+    try:
+        values = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{flag}={text}: not JSON ({error})") from error
+    return check_kwargs(values, flag)
+
+
+def check_kwargs(values: Any, where: str) -> dict[str, Any]:
+    """The values, if they are variables for a template: by names that it isn't given anyway. ValueError otherwise."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: want a JSON object of names and values, got {type(values).__name__}")
+    for name in values:
+        if name in _GIVEN:
+            raise ValueError(f"{where}: {name!r} is given to every template and can't be set")
+        if not name.isidentifier():
+            raise ValueError(f"{where}: {name[:40]!r} is no name of a template's variable")
+    return values
 
 
 def without_marks(text: str) -> str:
@@ -57,15 +82,24 @@ def render_plain(messages: Messages, *, add_generation_prompt: bool) -> str:
     return said + ("Answer:\n" if add_generation_prompt else "")
 
 
-def render(template: str, messages: Messages, *, add_generation_prompt: bool, special_tokens: Mapping[str, str]) -> str:
+def render(
+    template: str,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool,
+    special_tokens: Mapping[str, str],
+    kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """Renders a conversation by a Jinja template in a separate process.
 
     Text between `{% generation %}` and `{% endgeneration %}` is put between LEARNED and LEARNED_END.
 
+    `kwargs` are further variables of the template (see `check_kwargs`).
+
     Raises ValueError if the template can't render these messages.
     """
     values = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
-    values |= {"generation_marks": [LEARNED, LEARNED_END], **special_tokens}
+    values |= {"generation_marks": [LEARNED, LEARNED_END], **special_tokens, **(kwargs or {})}
     try:
         return stranger_worker.render({"template": template, "values": values})
     except ValueError as error:

@@ -33,6 +33,7 @@ class Declared:
       end_ids: ids of which any ends the model's output.
       begin_ids: ids before every text; None leaves it to the tokenizer's post-processor.
       begins_chats: whether `begin_ids` also precede conversations, outside their template.
+      template_kwargs: further variables of the chat template; no source has them, whoever asks the model does.
     """
 
     chat_template: str | None = None
@@ -40,6 +41,7 @@ class Declared:
     end_ids: tuple[int, ...] = ()
     begin_ids: tuple[int, ...] | None = None
     begins_chats: bool = False
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def token(self, name: str) -> str | None:
         """The string of a named special token."""
@@ -56,6 +58,7 @@ class TextConventions:
       chat_begin_ids: ids put before a conversation rendered by `chat_template`.
       end_ids: ids of which any ends the model's output, in a chat or not; `document_end_id` comes first.
       chat_template: Jinja source; None for ChatML, if the vocabulary has its tokens.
+      template_kwargs: further variables of the chat template, such as `enable_thinking`.
       special_tokens: strings by the names that templates know them by ("bos_token", "eos_token", ..).
       control_tokens: ids of all strings that a text must not turn into by spelling them: special tokens, and added ones
         that look like markup or that the chat template writes.
@@ -68,6 +71,7 @@ class TextConventions:
     chat_template: str | None
     special_tokens: Mapping[str, str]
     control_tokens: Mapping[str, int]
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def declared_in_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> Declared:

@@ -8,7 +8,7 @@ stays text.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from safelm.tags import HARM_TAG
 from safelm.text import chat_template
@@ -57,14 +57,22 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, *, is_chat: bool, answer_start
     return text_prompt(tokenizer, prompt + answer_start)
 
 
-def chat_prompt(tokenizer: Tokenizer, messages: Messages, *, answer_start: str = "") -> list[int]:
+def chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    answer_start: str = "",
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """The ids of a conversation up to the assistant's turn, followed by the answer's first words.
+
+    `template_kwargs` come before those that the tokenizer holds.
 
     Raises ValueError for a message without role or content, a template that can't render the messages, or a vocabulary
     with neither a chat template nor the tokens of ChatML.
     """
     _require_chat(tokenizer)
-    ids, _ = encode_rendered(tokenizer, render_chat(tokenizer, messages))
+    ids, _ = encode_rendered(tokenizer, render_chat(tokenizer, messages, template_kwargs=template_kwargs))
     return [*tokenizer.conventions.chat_begin_ids, *ids, *(tokenizer.encode(answer_start) if answer_start else [])]
 
 
@@ -116,6 +124,7 @@ def render_chat(
     add_generation_prompt: bool = True,
     open_last: bool = False,
     is_tagged: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """A conversation as text for `encode_rendered`.
 
@@ -123,6 +132,7 @@ def render_chat(
       add_generation_prompt: whether to open the assistant's turn at the end.
       open_last: whether to end inside the last message, to be continued (without a generation prompt).
       is_tagged: whether a harm tag spelled by the assistant becomes the tag's id.
+      template_kwargs: as in `chat_prompt`.
 
     Raises:
       ValueError: a message lacks a key or has a line break in its role, or a template can't render it.
@@ -130,9 +140,9 @@ def render_chat(
     controls = chat_template.control_pattern(list(tokenizer.conventions.control_tokens))
     marked = [_marked(index, message, controls, is_tagged) for index, message in enumerate(messages)]
     if not open_last:
-        return _render(tokenizer, marked, add_generation_prompt=add_generation_prompt)
+        return _render(tokenizer, marked, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs)
     marked[-1]["content"] += _SLOT
-    return _render(tokenizer, marked, add_generation_prompt=False).split(_SLOT)[0]
+    return _render(tokenizer, marked, add_generation_prompt=False, template_kwargs=template_kwargs).split(_SLOT)[0]
 
 
 def encode_rendered(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
@@ -184,15 +194,26 @@ def _require_chat(tokenizer: Tokenizer) -> None:
         )
 
 
-def _render(tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool) -> str:
+def _render(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     conventions = tokenizer.conventions
+    if template_kwargs and conventions.chat_template is None:
+        raise ValueError(f"{tokenizer.origin}: has no chat template that chat_template_kwargs could go to")
     if conventions.chat_template is not None:
+        controls = chat_template.control_pattern(list(conventions.control_tokens))
+        kwargs = {**conventions.template_kwargs, **(template_kwargs or {})}
         try:
             return chat_template.render(
                 conventions.chat_template,
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 special_tokens=conventions.special_tokens,
+                kwargs={name: _literal(value, controls) for name, value in kwargs.items()},
             )
         except ValueError as error:
             raise ValueError(f"{tokenizer.origin}: its {error}") from error
@@ -207,10 +228,25 @@ def _marked(index: int, message: Mapping[str, str], controls: re.Pattern[str], i
     if not isinstance(role, str) or not isinstance(content, str) or not role or "\n" in role:
         raise ValueError(f"message {index}: needs a one-line role and a content string, got {dict(message)!r}")
     kept = HARM_TAG if is_tagged and role == ASSISTANT else None
+    return {"role": _broken(role, controls, kept), "content": _broken(content, controls, kept)}
+
+
+def _broken(text: str, controls: re.Pattern[str], kept: str | None = None) -> str:
+    """The text with its control tokens, but for the one that is kept, broken up."""
 
     def broken(found: re.Match[str]) -> str:
         token = found[0]
         return token if token == kept else token[: len(token) > 1] + BROKEN + token[len(token) > 1 :]
 
-    role, content = (controls.sub(broken, chat_template.without_marks(text)) for text in (role, content))
-    return {"role": role, "content": content}
+    return controls.sub(broken, chat_template.without_marks(text))
+
+
+def _literal(value: Any, controls: re.Pattern[str]) -> Any:
+    """A JSON value whose strings spell no control token."""
+    if isinstance(value, str):
+        return _broken(value, controls)
+    if isinstance(value, list):
+        return [_literal(each, controls) for each in value]
+    if isinstance(value, dict):
+        return {_broken(name, controls): _literal(each, controls) for name, each in value.items()}
+    return value

@@ -101,6 +101,21 @@ class Tokenizer:
         declared = dataclasses.replace(self._declared, chat_template=template, begin_ids=tuple(ids), begins_chats=True)
         return Tokenizer(self._backend, declared=declared, origin=self.origin)
 
+    def with_template_kwargs(self, values: Mapping[str, Any]) -> "Tokenizer":
+        """The same vocabulary, its chat template given further variables, such as `enable_thinking=False`.
+
+        They are whoever's who asks: `save` doesn't keep them, the hash is the same. Raises ValueError for a name that
+        the template is given anyway, and where the model has no template of its own.
+        """
+        values = chat_template.check_kwargs(dict(values), "chat_template_kwargs")
+        if not values:
+            return self
+        if self.conventions.chat_template is None:
+            raise ValueError(f"{self.origin}: has no chat template that chat_template_kwargs={values} could go to")
+        return Tokenizer(
+            self._backend, declared=dataclasses.replace(self._declared, template_kwargs=values), origin=self.origin
+        )
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, every special token's string in it taken literally."""
         text = _utf8(text)
@@ -280,6 +295,7 @@ class Tokenizer:
             chat_template=template,
             special_tokens=specials,
             control_tokens=controls,
+            template_kwargs=declared.template_kwargs,
         )
 
     def _strings(self, ids: Sequence[int]) -> str:

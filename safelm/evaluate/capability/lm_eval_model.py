@@ -74,7 +74,8 @@ class SafeLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> "SafeLM":
-        """`--model_args`: checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed.
+        """`--model_args`: checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed; as the
+        harness' own models have them `enable_thinking` and `chat_template_args`, variables of the chat template.
 
         Raises ValueError for another argument, and whatever loading a checkpoint raises.
         """
@@ -84,6 +85,9 @@ class SafeLM(TemplateLM):
         known = ("step", "dtype", "batch_size", "tokens_at_once", "max_length", "max_gen_toks", "seed")
         if "checkpoint" not in arguments:
             raise ValueError("--model_args: want checkpoint=DIR, a training run's folder or what safelm.convert wrote")
+        kwargs = dict(arguments.pop("chat_template_args", None) or {})
+        if "enable_thinking" in arguments:
+            kwargs["enable_thinking"] = arguments.pop("enable_thinking")
         folder, step, dtype = str(arguments.pop("checkpoint")), arguments.pop("step", None), arguments.pop("dtype", "")
         if unknown := sorted(arguments.keys() - set(known)):
             raise ValueError(
@@ -92,7 +96,7 @@ class SafeLM(TemplateLM):
         config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
         if dtype:
             config = dataclasses.replace(config, dtype=dtype)
-        return cls(config, params, tokenizer, **arguments, origin=folder)
+        return cls(config, params, tokenizer.with_template_kwargs(kwargs), **arguments, origin=folder)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> "SafeLM":

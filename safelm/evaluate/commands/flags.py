@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from safelm.evaluate.suites import benchmarks, duplicates, suite
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
 from safelm.inference.methods import Method, looks_ahead
+from safelm.text import chat_template
 
 LABELLED = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"  # as help
 _SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
@@ -47,7 +49,7 @@ def read_asked(arguments: argparse.Namespace) -> Asked:
     if arguments.prompts:
         raise ValueError(f"--prompts={arguments.prompts}: goes with --suite={suite.SYNTHETIC} only, here it is --data")
     is_base = arguments.suite == suite.BASE
-    template = Template(arguments.template or (TEXT if is_base else CHAT), arguments.system)
+    template = _template(arguments, TEXT if is_base else CHAT)
     prompts = benchmarks.read_all(arguments.data)
     if arguments.targets:
         prompts = suite.with_targets(prompts, benchmarks.read_targets(arguments.targets))
@@ -64,13 +66,18 @@ def read_asked(arguments: argparse.Namespace) -> Asked:
     return Asked(prompts, template, arguments.max_new_tokens or _TOKENS, "" if start == "none" else start, dropped)
 
 
+def _template(arguments: argparse.Namespace, usual: str) -> Template:
+    kwargs = chat_template.read_kwargs(arguments.chat_template_kwargs, "--chat_template_kwargs")
+    return Template(arguments.template or usual, arguments.system, json.dumps(kwargs, sort_keys=True) if kwargs else "")
+
+
 def _synthetic(arguments: argparse.Namespace) -> Asked:
     for flag in ("data", "targets", "answer_start", "judge", "judge_calibration", "coherence_reference"):
         if getattr(arguments, flag):
             raise ValueError(f"--{flag}={getattr(arguments, flag)}: does not go with --suite={suite.SYNTHETIC}")
     if not arguments.prompts:
         raise ValueError(f"--prompts: needed for --suite={suite.SYNTHETIC}, a folder with harmful.jsonl and safe.jsonl")
-    template = Template(arguments.template or TEXT, arguments.system)
+    template = _template(arguments, TEXT)
     prompts = suite.read_prompts(arguments.prompts, max_prompts=arguments.max_prompts)
     prompts = suite.as_requests(prompts) if template.kind == CHAT else prompts
     return Asked(prompts, template, arguments.max_new_tokens or _SYNTHETIC_TOKENS, "", 0)
@@ -159,6 +166,7 @@ def _add_asked(add: Callable[..., Any]) -> None:
         help="text to continue, or a chat in ChatML (default: text for synthetic_web and base, else chat)",
     )
     add("--system", default="", help="system message of a chat (default: none)")
+    add("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
 
 
 def _add_decoding(add: Callable[..., Any]) -> None:

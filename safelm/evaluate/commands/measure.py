@@ -39,6 +39,7 @@ from safelm.evaluate.outcomes import Perplexity
 from safelm.evaluate.protocol import Protocol, hash_params
 from safelm.evaluate.report import results_table, write_report
 from safelm.evaluate.suites.suite import SYNTHETIC, hash_prompts
+from safelm.evaluate.template import Template
 from safelm.inference.methods import Method
 from safelm.io import records
 from safelm.io.files import write_whole
@@ -87,7 +88,7 @@ def main(arguments: argparse.Namespace) -> None:
     results = _describe(bench) | {"models": {}, "runs": []}
     with tqdm(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
         for name, folder in folders.items():
-            checkpoint = Checkpoint(*checkpoint_lib.load_for_inference(folder), name)
+            checkpoint = _load(folder, name, bench.asked.template)
             for method in methods.values():
                 check_tag(checkpoint, method)
             store = open_validation(arguments.validation, checkpoint)
@@ -104,6 +105,11 @@ def main(arguments: argparse.Namespace) -> None:
                 results["runs"].append({"checkpoint": name, "method": method_name, **run})
                 progress.update()
     _report(bench, results)
+
+
+def _load(folder: str, name: str, template: Template) -> Checkpoint:
+    config, params, tokenizer = checkpoint_lib.load_for_inference(folder)
+    return Checkpoint(config, params, tokenizer.with_template_kwargs(json.loads(template.kwargs or "{}")), name)
 
 
 def _open_bench(arguments: argparse.Namespace) -> Bench:
@@ -151,7 +157,7 @@ def _describe(bench: Bench) -> dict[str, Any]:
         "benchmarks": {name: sum(name in prompt.benchmarks for prompt in prompts) for name in benchmarks},
         "duplicates_dropped": bench.asked.dropped,
         "max_new_tokens": bench.asked.max_new_tokens,
-        "template": {"kind": bench.asked.template.kind, "system": bench.asked.template.system},
+        "template": dataclasses.asdict(bench.asked.template),
         "judge": judge_accuracy(bench.asked.max_new_tokens) if bench.is_synthetic else {},
         "judges": [
             {

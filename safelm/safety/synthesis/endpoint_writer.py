@@ -13,6 +13,7 @@ from safelm.safety.endpoint_queue import GIVE_UP_AFTER, RequestQueue
 from safelm.safety.options import check_least, make_settings
 from safelm.safety.synthesis.requests import user_message
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
+from safelm.text.chat_template import read_kwargs
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class EndpointWriterSettings(EndpointSettings):
       temperature, top_p: of sampling; no longer sent once the server refuses one.
       seeded: whether to send each request's seed, until the server refuses it.
       max_document_chars: longer documents are split.
+      chat_template_kwargs: JSON of further variables of the chat template, such as {"enable_thinking":false}, for
+        servers that take them (vLLM, SGLang, llama.cpp, ours).
       input_price, output_price: prices per million tokens, in any currency.
       give_up_after: number of requests that failed at every retry after which the endpoint is tested with a short
         request.
@@ -39,12 +42,14 @@ class EndpointWriterSettings(EndpointSettings):
     top_p: float = 1.0
     seeded: bool = True
     max_document_chars: int = 12_000
+    chat_template_kwargs: str = ""
     input_price: float = 0.0
     output_price: float = 0.0
     give_up_after: int = GIVE_UP_AFTER
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        read_kwargs(self.chat_template_kwargs, "endpoint: chat_template_kwargs")
         check_least("endpoint", self, temperature=0, max_document_chars=1, input_price=0, output_price=0)
         check_least("endpoint", self, give_up_after=1)
         if not 0 < self.top_p <= 1:
@@ -143,6 +148,8 @@ class EndpointWriter:
         fields = {"temperature": settings.temperature, "max_tokens": request.max_new_tokens, "seed": request.seed}
         if settings.top_p < 1:
             fields["top_p"] = settings.top_p
+        if kwargs := read_kwargs(settings.chat_template_kwargs, "endpoint: chat_template_kwargs"):
+            fields["extra_body"] = {"chat_template_kwargs": kwargs}
         try:
             completion = await self._endpoint.complete(client, messages, fields)
         except RequestRefusedError as error:

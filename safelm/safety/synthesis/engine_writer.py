@@ -16,6 +16,7 @@ from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.options import check_least, make_settings
 from safelm.safety.reasoning import has_reasoning
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
+from safelm.text.chat_template import read_kwargs
 from safelm.text.prompting import question_frame
 from safelm.text.tokenizer import Tokenizer
 
@@ -34,6 +35,7 @@ class EngineWriterSettings:
       temperature: 0 always takes the likeliest token.
       top_k, top_p: as in `safelm.inference.Sampling`.
       max_document_chars: longer documents are split; 0 for what the model's context holds, at most 6,000.
+      chat_template_kwargs: JSON of further variables of the chat template, such as {"enable_thinking":false}.
     """
 
     slots: int = 32
@@ -41,8 +43,10 @@ class EngineWriterSettings:
     top_k: int = 0
     top_p: float = 0.95
     max_document_chars: int = 0
+    chat_template_kwargs: str = ""
 
     def __post_init__(self) -> None:
+        read_kwargs(self.chat_template_kwargs, "engine: chat_template_kwargs")
         check_least("engine", self, slots=1, temperature=0, top_k=0, max_document_chars=0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"engine: top_p={self.top_p}: must be above 0 and at most 1")
@@ -86,7 +90,8 @@ class EngineWriter:
         """
         self.name, self.settings = name, settings or EngineWriterSettings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
-        self._tokenizer = tokenizer
+        kwargs = read_kwargs(self.settings.chat_template_kwargs, "engine: chat_template_kwargs")
+        self._tokenizer = tokenizer = tokenizer.with_template_kwargs(kwargs)
         frame = question_frame(tokenizer, _Question("system", "before", "after"))
         room = (config.max_seq_len - _FRAME_TOKENS) // 2 * _CHARS_A_TOKEN
         self.max_document_chars = self.settings.max_document_chars or max(1, min(6_000, room))
