@@ -42,7 +42,8 @@ def iter_parquet(
     import pyarrow
 
     number = 0
-    with open_parquet(path) as table:
+    with open_parquet(path) as table, open_binary(path) as file:
+        pages = _Pages(path, file)
         columns = columns(table) if callable(columns) else columns
         check_columns(path, table.schema_arrow, columns or (), text_column)
         try:
@@ -53,7 +54,7 @@ def iter_parquet(
                     number += facts.num_rows
                     continue
                 begin = number
-                rows = _rows_at_once(path, table.metadata, group, columns)
+                rows = pages.rows_at_once(table.metadata, group, columns)
                 for batch in table.iter_batches(rows, [group], columns=columns):
                     yield number + 1, batch
                     number += batch.num_rows
@@ -66,14 +67,25 @@ def iter_parquet(
             raise OSError(f"{path}: can't read after row {number} ({error})") from error
 
 
-def _rows_at_once(path: str, metadata: Any, group: int, columns: Sequence[str] | None) -> int:
-    """How many rows of a row group make a batch. ValueError for pages that are too large (see `parquet_pages`)."""
-    facts, rows = metadata.row_group(group), _BATCH_ROWS
-    if not remote.is_remote(path) or facts.total_byte_size > parquet_pages.MAX_PAGE_BYTES:
-        with open_binary(path) as file:
-            largest = parquet_pages.check(path, file, metadata, group, columns)
-        rows = min(rows, _MOST_BATCH_BYTES // max(1, largest))
-    return max(1, min(rows, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
+class _Pages:
+    """How many rows make a batch, by what the pages of a file ask for; they are looked at one row group at a time.
+
+    Behind a URL that is done only where the footer says that there is much: it takes a request a page.
+    """
+
+    def __init__(self, path: str, file: Any):
+        self._path, self._file = path, file
+        self._chunks: list[list[parquet_pages.Chunk]] | None = None
+
+    def rows_at_once(self, metadata: Any, group: int, columns: Sequence[str] | None) -> int:
+        """ValueError for a damaged file and for pages that are too large (see `parquet_pages`)."""
+        facts, rows = metadata.row_group(group), _BATCH_ROWS
+        if not remote.is_remote(self._path) or facts.total_byte_size > parquet_pages.MAX_PAGE_BYTES:
+            if self._chunks is None:
+                self._chunks = parquet_pages.read_footer(self._path, self._file)
+            largest = parquet_pages.check(self._path, self._file, group, self._chunks[group], columns)
+            rows = min(rows, _MOST_BATCH_BYTES // max(1, largest))
+        return max(1, min(rows, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
-"""The pages of a Parquet file's column chunks, by their headers: how much Arrow will take to decode them.
+"""The pages of a Parquet file by their headers: how much Arrow will take to decode them.
 
 A page is decompressed as a whole, and every value of a dictionary may stand in every row: a file of some kilobytes can
-ask for gigabytes. Footers say sizes too, but nothing holds them to it. Headers are structs in Thrift's compact form.
+ask for gigabytes. The footer says sizes too, but nothing holds the pages to it. Both are read here, structs in Thrift's
+compact form: of a column chunk in a damaged footer pyarrow may end the process instead of raising.
 """
 
-import io
+import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -12,98 +14,144 @@ MAX_PAGE_BYTES = 256 << 20  # uncompressed; writers make pages of about a megaby
 _DICTIONARY = 2  # among the types of pages
 _HEADER_BYTES = 1 << 16  # read at once; a header is some tens of bytes, with statistics at most some thousands
 _MOST_NESTED = 16
+_END = b"PAR1"
 
 
-def check(path: str, file: BinaryIO, metadata: Any, group: int, columns: Sequence[str] | None) -> int:
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A column's part of a row group.
+
+    Attributes:
+      name: the column's, fields of structs behind dots.
+      begin, stop: where its pages lie in the file.
+    """
+
+    name: str
+    begin: int
+    stop: int
+
+
+def read_footer(path: str, file: BinaryIO) -> list[list[Chunk]]:
+    """The column chunks of every row group. ValueError for a damaged footer."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != _END or length > size - 8:
+        raise ValueError(f"{path}: not Parquet, damaged or cut short")
+    file.seek(size - 8 - length)
+    try:
+        groups = _Thrift(file.read(length)).struct()[4]
+        return [[_chunk(each[3]) for each in group[1]] for group in groups]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError(f"{path}: damaged: its footer can't be read") from None
+
+
+def check(path: str, file: BinaryIO, group: int, chunks: Sequence[Chunk], columns: Sequence[str] | None) -> int:
     """The largest value (bytes) that a dictionary in the columns of a row group can hold; 0 without dictionaries.
 
     Args:
       file: the Parquet file, at any place.
-      metadata: its footer, as pyarrow has it.
       columns: names, fields of structs as `struct.field`; None for all.
 
     Raises:
       ValueError: a page of more than MAX_PAGE_BYTES, or none where one should be.
     """
-    facts, largest = metadata.row_group(group), 0
-    for index in range(facts.num_columns):
-        chunk = facts.column(index)
-        name = chunk.path_in_schema
-        if columns is not None and not any(name == each or name.startswith(f"{each}.") for each in columns):
+    largest = 0
+    for chunk in chunks:
+        if columns is not None and not any(chunk.name == each or chunk.name.startswith(f"{each}.") for each in columns):
             continue
         try:
-            for kind, size in _pages(file, chunk):
+            for kind, size in pages(file, chunk):
                 if size > MAX_PAGE_BYTES:
-                    raise ValueError(
-                        f"a page of {size} bytes, more than {MAX_PAGE_BYTES}: leave the row out or write smaller pages"
-                    )
+                    raise ValueError(f"a page of {size} bytes, more than {MAX_PAGE_BYTES}: leave out the long value")
                 largest = max(largest, size * (kind == _DICTIONARY))
         except ValueError as error:
-            raise ValueError(f"{path}: row group {group}, column {name!r}: {error}") from None
+            raise ValueError(f"{path}: row group {group}, column {chunk.name!r}: {error}") from None
     return largest
 
 
-def _pages(file: BinaryIO, chunk: Any) -> Iterator[tuple[int, int]]:
+def pages(file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, int]]:
     """Type and uncompressed size of every page of a column chunk."""
-    offsets = [chunk.data_page_offset, chunk.dictionary_page_offset if chunk.has_dictionary_page else None]
-    at = begin = min(offset for offset in offsets if offset is not None)
-    while at < begin + chunk.total_compressed_size:
+    at = chunk.begin
+    while at < chunk.stop:
         file.seek(at)
-        data = io.BytesIO(file.read(_HEADER_BYTES))
+        data = _Thrift(file.read(_HEADER_BYTES))
         try:
-            header = _struct(data)
+            header = data.struct()
             kind, size, compressed = (header[field] for field in (1, 2, 3))
-        except (ValueError, KeyError, IndexError):
+            if not (kind >= 0 and size >= 0 and compressed >= 0):
+                raise ValueError("below zero")
+        except (ValueError, KeyError, IndexError, TypeError):
             raise ValueError(f"damaged: no page at byte {at}") from None
-        if not all(isinstance(value, int) and value >= 0 for value in (kind, size, compressed)):
-            raise ValueError(f"damaged: no page at byte {at}")
         yield kind, size
-        at += data.tell() + compressed
+        at += data.at + compressed
 
 
-def _struct(data: io.BytesIO, depth: int = 0) -> dict[int, int | None]:
-    """A struct's integers by the numbers of their fields; other fields are None."""
-    if depth > _MOST_NESTED:
-        raise ValueError("nested too deeply")
-    found: dict[int, int | None] = {}
-    number = 0
-    while head := data.read(1)[0]:
-        number = number + (head >> 4) if head >> 4 else _integer(data)
-        found[number] = _value(data, head & 15, depth)
-    return found
+def _chunk(facts: dict[int, Any]) -> Chunk:
+    """A chunk by the ColumnMetaData of a footer; ValueError, KeyError or TypeError where it is damaged."""
+    name = ".".join(part.decode() for part in facts[3])
+    begin = min(offset for offset in (facts[9], facts.get(11)) if offset)  # data pages, dictionary
+    if begin < 0:
+        raise ValueError(f"begins at {begin}")
+    return Chunk(name, begin, begin + facts[7])
 
 
-def _value(data: io.BytesIO, kind: int, depth: int) -> int | None:
-    """A value of a compact type; None for what is no integer."""
-    if kind in (1, 2):  # true and false, in the field's own head
-        return None
-    if kind == 3:
-        data.read(1)
-    elif kind in (4, 5, 6):
-        return _integer(data)
-    elif kind == 7:
-        data.read(8)
-    elif kind == 8:
-        data.seek(_unsigned(data), io.SEEK_CUR)
-    elif kind == 12:
-        _struct(data, depth + 1)
-    else:  # lists, sets and maps, which no page header has
+class _Thrift:
+    """Values in Thrift's compact form; ValueError or IndexError where there are none."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at = data, 0
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Fields by their numbers."""
+        found: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            kind = head & 15
+            found[number] = kind == 1 if kind in (1, 2) else self._value(kind, depth)
+        return found
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if depth > _MOST_NESTED:
+            raise ValueError("nested too deeply")
+        if kind in (1, 2, 3):
+            return self._byte()
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind in (7, 8):
+            return self._bytes(8 if kind == 7 else self._unsigned())
+        if kind in (9, 10):
+            head = self._byte()
+            count = head >> 4 if head >> 4 < 15 else self._unsigned()
+            if count > len(self.data):
+                raise ValueError("a list longer than the data")
+            return [self._value(head & 15, depth + 1) for _ in range(count)]
+        if kind == 12:
+            return self.struct(depth + 1)
         raise ValueError(f"type {kind}")
-    return None
 
+    def _byte(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1]
 
-def _integer(data: io.BytesIO) -> int:
-    value = _unsigned(data)
-    return (value >> 1) ^ -(value & 1)
+    def _bytes(self, count: int) -> bytes:
+        self.at += count
+        if self.at > len(self.data):
+            raise ValueError("cut short")
+        return self.data[self.at - count : self.at]
 
+    def _integer(self) -> int:
+        value = self._unsigned()
+        return (value >> 1) ^ -(value & 1)
 
-def _unsigned(data: io.BytesIO) -> int:
-    value = shift = 0
-    while True:
-        byte = data.read(1)[0]
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value
-        if shift > 63:
-            raise ValueError("no number")
+    def _unsigned(self) -> int:
+        value = shift = 0
+        while shift < 70:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+        raise ValueError("no number")

@@ -39,10 +39,13 @@ def test_all_pages_of_every_chunk_are_found(tmp_path, version, codec, dictionary
     )
     facts = pyarrow.parquet.read_metadata(path)
     with open(path, "rb") as file:
-        for group in range(facts.num_row_groups):
-            for index in range(facts.num_columns):
+        groups = parquet_pages.read_footer(path, file)
+        assert len(groups) == facts.num_row_groups
+        for group, chunks in enumerate(groups):
+            for index, own in enumerate(chunks):
                 chunk = facts.row_group(group).column(index)
-                found = list(parquet_pages._pages(file, chunk))
+                assert own.name == chunk.path_in_schema and own.stop - own.begin == chunk.total_compressed_size
+                found = list(parquet_pages.pages(file, own))
                 headers = chunk.total_uncompressed_size - sum(size for _, size in found)
                 assert 0 < headers < 200 * len(found), chunk
                 assert sum(kind == 2 for kind, _ in found) == dictionary
