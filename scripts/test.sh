@@ -16,4 +16,4 @@ python="${SAFELM_VENV:-.venv}/bin/python"
 "$python" -m ruff check .
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TF_CPP_MIN_LOG_LEVEL=2
 # After a worker's death xdist would start another and then, by file, wait for ever.
-exec "$python" -m pytest --numprocesses=auto --dist=loadfile --max-worker-restart=0 "$@"
+exec "$python" -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 "$@"

@@ -25,14 +25,42 @@ os.environ["SAFELM_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="safelm_compiled_"
 atexit.register(shutil.rmtree, os.environ["SAFELM_TESTS_COMPILED"], ignore_errors=True)
 
 import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import type_checks  # noqa: E402
 
 import safelm  # noqa: E402, F401  what this jaxlib needs is added to XLA_FLAGS, before anything uses JAX
 
-_hook = install_import_hook(["safelm", "data_tasks"], "beartype.beartype")
+type_checks.install("safelm", "data_tasks")
 
+# The files that take longest begin, so that none of them ends alone (with --dist=loadfile --no-loadscope-reorder).
+_LONGEST = (
+    "inference/test_engine.py",
+    "inference/test_safe_beam.py",
+    "ladder/test_ladder.py",
+    "train/test_parallel_matrix.py",
+    "inference/test_inference.py",
+    "formats/test_parity.py",
+    "evaluate/test_capability_parity.py",
+    "evaluate/test_capability.py",
+    "evaluate/test_evaluation_suites.py",
+    "project/test_docs.py",
+    "api/test_api.py",
+    "evaluate/test_evaluation.py",
+    "models/test_model.py",
+    "train/test_train_kill.py",
+    "robustness/test_robustness.py",
+    "caching/test_cache_tasks.py",
+    "safety/test_embedding_models.py",
+    "synthesis/test_synthesize.py",
+    "text/test_text_growth.py",
+)
 _MAX_MAPPINGS = 15_000
 _MAPPINGS = pathlib.Path("/proc/self/maps")
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the files of `_LONGEST` to the front."""
+    place = {pathlib.Path(__file__).parent / name: at for at, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.hookimpl(trylast=True)  # after the file's fixtures are gone

@@ -299,7 +299,7 @@ def test_the_fingerprint_depends_on_what_replies_depend_on():
         ("endpoint:http://host/v1", "no model named"),
         ("endpoint:host#m", "expected an address such as"),
         ("endpoint:http://user:sk-secret@host/v1#m", "endpoint http://host/v1: no user, password"),
-        ("endpoint:http://host/v1#m?speed=3", "no option 'speed'; there are concurrency"),
+        ("endpoint:http://host/v1#m?speed=3", "no option 'speed'; there are chat_template_kwargs, concurrency"),
         ("endpoint:http://host/v1#m?concurrency=0", "concurrency=0: must be at least 1"),
         ("endpoint:http://host/v1#m?top_p=0", "top_p=0.0: must be above 0"),
         ("endpoint:http://host/v1#m?temperature=hot", "temperature='hot': expected float"),
