@@ -1,7 +1,7 @@
 """Decodes many prompts at once: greedy decoding, sampling, beam search and SafeBeam."""
 
 from safelm.inference.continuations import ContinuationScore, score_continuations
-from safelm.inference.decode import Generation, generate
+from safelm.inference.decode import Generation, generate, run_all
 from safelm.inference.engine import Engine
 from safelm.inference.methods import Beam, Greedy, Method, SafeBeam, Sampling, TagPenalty
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
@@ -23,6 +23,7 @@ __all__ = [
     "Update",
     "generate",
     "generate_until",
+    "run_all",
     "score_continuations",
     "tag_probability",
 ]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from safelm.inference import token_mask
 from safelm.inference.methods import MAX_END_IDS, Greedy, Method, SafeBeam, draws
 from safelm.models.config import ModelConfig
 
@@ -43,6 +44,7 @@ class Asked:
     length_penalties_P: Any
     drop_above_P: Any  # log of the P(tag) up to which no candidate is dropped
     drop_counts_PM: Any  # dropped from a pool of 0, 1, .. M - 1 candidates
+    allowed_PX: Any = None  # packed bits of what may come next (`token_mask`); None where no mask is possible
     harm_tag_id: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def end_of(self, tokens: Int[Array, "P ..."]) -> Int[Array, "P ..."]:
@@ -56,9 +58,11 @@ class Asked:
         return ends.astype(jnp.int32)
 
     def choosable(self, config: ModelConfig, log_probs: Float[Array, "P ... V"]) -> Float[Array, "P ... V"]:
-        """Log-probs with -inf for padding ids and a masked tag; not renormalised."""
+        """Log-probs with -inf for padding ids, masked ids and a masked tag; not renormalised."""
         ids_V = np.arange(config.padded_vocab_size)
         chosen = jnp.where(ids_V < config.vocab_size, log_probs, NEVER)
+        if self.allowed_PX is not None:
+            chosen = jnp.where(token_mask.unpack(self.allowed_PX, config.padded_vocab_size), chosen, NEVER)
         if self.harm_tag_id is None:
             return chosen
         return jnp.where(_along(self.masks_tag_P, chosen) & (ids_V == self.harm_tag_id), NEVER, chosen)
@@ -84,7 +88,11 @@ def key_data(seed: int) -> tuple[int, int]:
 
 
 def ask(
-    rows: Sequence[tuple[int, int, Sequence[int], Method, int] | None], *, harm_tag_id: int | None, max_pool: int = 0
+    rows: Sequence[tuple[int, int, Sequence[int], Method, int] | None],
+    *,
+    harm_tag_id: int | None,
+    max_pool: int = 0,
+    allowed_PX: Int[np.ndarray, "P X"] | None = None,
 ) -> Asked:
     """Settings as numpy arrays, from (prompt length, max_new_tokens, end_ids, method, seed) per prompt; None is an
     empty slot.
@@ -118,6 +126,7 @@ def ask(
         length_penalties_P=setting("length_penalty", 0.0),
         drop_above_P=np.array([_log(getattr(method, "drop_above", 0.0)) for method in methods], np.float32),
         drop_counts_PM=drop_counts_PM,
+        allowed_PX=allowed_PX,
         harm_tag_id=harm_tag_id,
     )
 

@@ -28,12 +28,14 @@ class Generation:
       logprob: log-probability of all of them under the model (nats), without temperature or filters.
       tag_probs: P(tag | prompt and tokens up to and including this one) for every token; for an ending token that of
         the text before it, since ending adds no text. Empty if the vocabulary has no tag.
+      watched: log-probs of the request's `watch_ids` as the first token.
     """
 
     tokens: list[int]
     logprob: float
     tag_probs: list[float]
     stopped_by: StoppedBy
+    watched: tuple[float, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -102,19 +104,27 @@ def generate(
         EngineRequest(tuple(prompt), method, max_new_tokens, tuple(end_ids), own_seed)
         for prompt, own_seed in zip(checked, seeds, strict=True)
     ]
-    return _answers(engine, requests, show_progress)
+    return run_all(engine, requests, show_progress=show_progress)
 
 
-def _answers(engine: Engine, requests: Sequence[EngineRequest], show_progress: bool) -> list[Generation]:
-    """The engine's results for the requests, shortest prompts first."""
+def run_all(
+    engine: Engine, requests: Sequence[EngineRequest], *, show_progress: bool = False, unit: str = "prompt"
+) -> list[Generation]:
+    """An idle engine's results for the requests, shortest prompts first.
+
+    Raises RuntimeError for a request that ends with an error.
+    """
     shortest_first = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
     index_of = {engine.submit(requests[index]): index for index in shortest_first}
     generations = [Generation([], 0.0, [], "length") for _ in requests]
-    with tqdm.tqdm(total=len(requests), unit="prompt", disable=None if show_progress else True) as progress:
-        while not engine.is_idle:
-            for update in engine.step():
-                _add(generations[index_of[update.request_id]], update)
-                progress.update(bool(update.finished))
+    try:
+        with tqdm.tqdm(total=len(requests), unit=unit, disable=None if show_progress else True) as progress:
+            while not engine.is_idle:
+                for update in engine.step():
+                    _add(generations[index_of[update.request_id]], update)
+                    progress.update(bool(update.finished))
+    finally:
+        engine.clear()  # also where it was interrupted
     return generations
 
 
@@ -123,4 +133,5 @@ def _add(generation: Generation, update: Update) -> None:
         raise RuntimeError(update.error)
     generation.tokens.extend(update.tokens)
     generation.tag_probs.extend(update.tag_probs)
+    generation.watched += update.watched
     generation.logprob, generation.stopped_by = update.log_prob, update.finished or "length"

@@ -9,17 +9,21 @@ waits forever.
 import collections
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from safelm.inference import programs
 from safelm.inference.compiling import BackgroundCompiler
-from safelm.inference.lane import Entry, Lane
+from safelm.inference.entry import Entry
+from safelm.inference.lane import Lane
 from safelm.inference.methods import check_ids
 from safelm.inference.placement import place
+from safelm.inference.prefixes import Prefixes
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
+from safelm.inference.token_mask import check_method
 from safelm.inference.weights import Weights, prepare
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
@@ -44,6 +48,7 @@ class Engine:
         slots: int = 8,
         max_tokens: int = 0,
         steps_per_call: int = 8,
+        read_at_once: int = 4096,
         weights: str = "",
         mesh: Mesh | None = None,
         compiles_aside: bool = False,
@@ -58,6 +63,7 @@ class Engine:
           mesh: splits weights and cache over its devices by `safelm.models.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
+          read_at_once: tokens of prompts in one forward, filling included; one prompt in any case.
           compiles_aside: while requests are decoded, programs for new ones are compiled in another thread, and the new
             ones wait. When a request is decoded beside which then depends on time; its result doesn't, but for float
             rounding. Not with a mesh.
@@ -66,8 +72,9 @@ class Engine:
           ValueError: a size below 1, a tag outside the vocabulary, a mesh that doesn't divide the model, or one with
             `compiles_aside`.
         """
-        for name, value, least in (("slots", slots, 1), ("max_tokens", max_tokens, 0), ("steps", steps_per_call, 1)):
-            if value < least:
+        sizes = {"slots": slots, "max_tokens": max_tokens, "steps": steps_per_call, "read_at_once": read_at_once}
+        for name, value in sizes.items():
+            if value < (least := int(name != "max_tokens")):
                 raise ValueError(f"engine: {name}={value}: must be at least {least}")
         if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
@@ -78,7 +85,8 @@ class Engine:
             self._weights = place(config, self._weights, mesh)
         self._num_slots = slots
         self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
-        self._steps_per_call = steps_per_call
+        self._steps_per_call, self._read_at_once = steps_per_call, read_at_once
+        self._prefixes = Prefixes(config, self._weights)
         if compiles_aside and mesh is not None:
             raise ValueError("engine: compiles_aside=True: not with a mesh")
         self._compiler = BackgroundCompiler() if compiles_aside else None
@@ -107,16 +115,33 @@ class Engine:
         """Whether nothing is active, waiting or still to be told."""
         return not (self._waiting or self._cancelled or self.num_active)
 
+    def keep_prefix(self, ids: Sequence[int]) -> None:
+        """Reads a prefix once; prompts submitted later that begin with it start from its keys and values.
+
+        If a prompt begins with several kept prefixes, the longest is used. Their cache is not part of `max_tokens`.
+
+        Raises:
+          ValueError: the prefix is empty, leaves no room in the context, or has an id outside the vocabulary.
+        """
+        with self._on_mesh():
+            self._prefixes.keep(check_prompt(self._config, ids, max_new_tokens=2, name="prefix"))
+
+    def drop_prefix(self, ids: Sequence[int]) -> None:
+        """Drops a kept prefix; submitted requests aren't affected."""
+        self._prefixes.drop(ids)
+
     def submit(self, request: EngineRequest) -> int:
         """Queues a request; returns its id.
 
         Raises:
           ValueError: it can never run: prompt and new tokens don't fit the context or the cache, an id is outside the
-            vocabulary, or the method needs the harm tag and the vocabulary has none.
+            vocabulary, the method needs the harm tag and the vocabulary has none, or it takes no token mask.
         """
-        check_ids(self._config, request.method, request.end_ids, self._harm_tag_id)
+        check_ids(self._config, request.method, request.end_ids, self._harm_tag_id, request.watch_ids)
+        if request.mask is not None:
+            check_method(request.method)
         prompt = check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")
-        entry = Entry(self._num_submitted, request, prompt)
+        entry = Entry(self._num_submitted, request, prompt, self._prefixes.longest(prompt))
         shape = programs.step_shape(request.method)
         if shape.num_rows > self._num_slots:
             raise ValueError(f"num_beams={shape.num_rows} is more than the engine's {self._num_slots} slots")
@@ -134,10 +159,19 @@ class Engine:
         """Frees the request's slot, or its place in the queue, at the next step; of a finished one: nothing."""
         self._cancelled.append(request_id)
 
+    def clear(self) -> None:
+        """Drops all requests without updates."""
+        self._waiting.clear()
+        self._lanes.clear()
+        self._cancelled.clear()
+
     def step(self) -> list[Update]:
         """Admits what fits, runs one block of steps for what is active; returns what is new ([] when idle)."""
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+        with self._on_mesh():
             return self._step()
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _step(self) -> list[Update]:
         updates = self._drop_cancelled()
@@ -164,6 +198,7 @@ class Engine:
                 harm_tag_id=self._harm_tag_id,
                 max_prompts=self._num_slots // shape.num_rows,
                 steps_per_call=self._steps_per_call,
+                read_at_once=self._read_at_once,
                 compiler=self._compiler,
             )
         return self._lanes[shape]

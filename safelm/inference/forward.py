@@ -185,9 +185,11 @@ def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_
     return _placed(jax.tree.map(write, cache, new_kv))
 
 
-def write_behind(cache: Cache, new_kv: Cache, lengths_R: Int[Array, " R"]) -> Cache:
-    """Writes every row's new tokens after its cached ones; past the end of the cache nothing is written."""
-    rows_R1 = jnp.arange(len(lengths_R))[:, None]
+def write_behind(
+    cache: Cache, new_kv: Cache, lengths_R: Int[Array, " R"], rows_R: Int[Array, " R"] | None = None
+) -> Cache:
+    """Writes new tokens after the cached ones of `rows_R` (None: every row); nothing past the end of the cache."""
+    rows_R1 = (jnp.arange(len(lengths_R)) if rows_R is None else rows_R)[:, None]
     columns_RT = lengths_R[:, None] + jnp.arange(new_kv.max_len)
 
     def write(old_RKSH: Array, new_RKTH: Array) -> Array:

@@ -1,8 +1,7 @@
 """A lane: the prompts that one decoding program steps together, and their cache."""
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,38 +9,19 @@ import numpy as np
 
 from safelm.inference import asked, programs
 from safelm.inference.compiling import BackgroundCompiler, Program
+from safelm.inference.entry import Entry
 from safelm.inference.forward import Cache
+from safelm.inference.prefixes import Prefix
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
-from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
+from safelm.inference.requests import Update
+from safelm.inference.tag_probability import LOGITS_AT_ONCE
+from safelm.inference.token_mask import MaskedText
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig
 
-READ_AT_ONCE = 4096  # tokens of prompts, padding included
 SHORTEST_CACHE = 128  # tokens of a row
+MOST_JUMPED, FEWEST_JUMPED = 16, 4  # tokens of a text in one forward, filling included
 Size = tuple[int, int]
-_FINISHED: dict[int, Finished] = {asked.RUNNING: "length", asked.ENDED_BY_EOS: "eos", asked.ENDED_BY_TAG: "tag"}
-
-
-@dataclasses.dataclass
-class Entry:
-    """A request with a slot.
-
-    Attributes:
-      num_tokens: number of tokens generated so far.
-      num_told: number of those already reported in updates.
-    """
-
-    request_id: int
-    request: EngineRequest
-    prompt: list[int]
-    num_tokens: int = 0
-    num_told: int = 0
-    trace: list[tuple[TraceCandidate, ...]] = dataclasses.field(default_factory=list)
-
-    @property
-    def need(self) -> int:
-        """The cache tokens that a row will need in the end."""
-        return len(self.prompt) + self.request.max_new_tokens
 
 
 class Lane:
@@ -61,11 +41,12 @@ class Lane:
         harm_tag_id: int | None,
         max_prompts: int,
         steps_per_call: int,
+        read_at_once: int,
         compiler: BackgroundCompiler | None = None,
     ):
         self._config, self._weights, self._shape = config, weights, shape
         self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
-        self._compiler = compiler
+        self._compiler, self._read_at_once = compiler, read_at_once
         self._is_beamless = isinstance(shape, programs.Sequences)  # every token is final at once
         self._slots: list[Entry | None] = []
         self._max_len = 0
@@ -118,7 +99,9 @@ class Lane:
 
     def run(self, *, stops_early: bool) -> list[Update]:
         """Runs one block of steps; with `stops_early` only until the first prompt is over."""
-        is_wanted_P = np.array([entry is not None for entry in self._slots])
+        is_masked = any(entry.mask is not None for entry in self.entries)
+        updates, jumped = self._follow_masks() if is_masked else ([], ())
+        is_wanted_P = np.array([e is not None and slot not in jumped for slot, e in enumerate(self._slots)])
         self._state, self._cache, report = programs.run(
             self._config,
             self._shape,
@@ -127,24 +110,85 @@ class Lane:
             self._cache,
             is_wanted_P,
             np.bool_(stops_early),
+            np.int32(1 if is_masked else self._steps_per_call),
             num_steps=self._steps_per_call,
         )
         wants_trace = any(entry.request.want_trace for entry in self.entries)
         report = jax.device_get({key: value for key, value in report.items() if key != "tried" or wants_trace})
-        updates = []
         for slot, entry in enumerate(self._slots):
             if entry is None:
                 continue
+            is_over, num_tokens = bool(report["is_over_P"][slot]), int(report["step_P"][slot])
             if "tried" in report:
-                self._note(entry, report, slot)
-            is_over = bool(report["is_over_P"][slot])
-            entry.num_tokens = int(report["step_P"][slot])
+                entry.note(report["tried"], slot, num_tokens)
+            entry.num_tokens = num_tokens
             if is_over or self._is_beamless:
-                update = self._update(entry, [array[slot] for array in report["outcome"]], is_over)
+                outcome = [array[slot] for array in report["outcome"]]
+                update = entry.update(outcome, is_over=is_over, has_tag=self._harm_tag_id is not None)
                 updates += [update] if update.tokens or update.finished else []
             if is_over:
                 self._slots[slot] = None
         return updates
+
+    def _follow_masks(self) -> tuple[list[Update], Collection[int]]:
+        """Advances masks by the next tokens, sets the masks of the tokens after them, and adds forced tokens to texts.
+
+        Returns updates for failed masks, and the slots that forced tokens were added to.
+        """
+        next_PC, step_P, ends_P = jax.device_get((self._state.next_tokens_PC, self._state.step_P, self._state.ends_P))
+        most = min(MOST_JUMPED, LOGITS_AT_ONCE // (self._config.padded_vocab_size * len(self._slots)))
+        masked: dict[int, MaskedText] = {}
+        coming: dict[int, tuple[int, ...]] = {}
+        for slot, entry in enumerate(self._slots):
+            left = 0 if entry is None else entry.request.max_new_tokens - int(step_P[slot])
+            if entry is None or entry.mask is None or left < 2 or ends_P[slot] != asked.RUNNING:
+                continue  # nothing is chosen behind its next token
+            masked[slot] = entry.mask
+            entry.mask.follow([int(next_PC[slot, 0])])
+            coming[slot] = (int(next_PC[slot, 0]), *entry.mask.forced(min(left, most) - 1))
+        jumps = {slot: tokens for slot, tokens in coming.items() if len(tokens) > 1}
+        jumps = jumps if self._can_jump(jumps) else {}
+        allowed_PX = programs.all_ids(self._config, self._shape, len(self._slots))
+        for slot, mask in masked.items():
+            mask.follow(jumps.get(slot, ())[1:])
+            allowed_PX[slot] = mask.allowed()
+        updates = []
+        for slot, mask in masked.items():
+            if mask.error:
+                updates.append(Update(self._slots[slot].request_id, finished="error", error=mask.error))
+                self._slots[slot] = None
+                jumps.pop(slot, None)
+        self._state = self._state.replace(asked=self._state.asked.replace(allowed_PX=allowed_PX))
+        if jumps:
+            self._jump(jumps)
+        return updates, jumps
+
+    def _jump_size(self, jumps: Mapping[int, Sequence[int]]) -> Size:
+        height = bucket(len(jumps), 1, len(self._slots), factor=4)
+        return height, bucket(max(map(len, jumps.values())), FEWEST_JUMPED, MOST_JUMPED)
+
+    def _can_jump(self, jumps: Mapping[int, Sequence[int]]) -> bool:
+        """Whether the program is compiled or may be compiled here; if not, the masks force the tokens one by one."""
+        if self._compiler is None or not jumps:
+            return bool(jumps)
+        size, of_jump = (len(self._slots), self._max_len), self._jump_size(jumps)
+        compile_it = functools.partial(programs.compile_jump, self._config, self._shape, self._weights)
+        lane = functools.partial(self._abstract, size)
+        return self._compiler.has([(("jump", self._shape, size, of_jump), lambda: compile_it(lane(), *of_jump))])
+
+    def _jump(self, jumps: Mapping[int, Sequence[int]]) -> None:
+        height, width = self._jump_size(jumps)
+        slots_J, counts_J = np.full(height, len(self._slots), np.int32), np.zeros(height, np.int32)
+        tokens_JT = np.zeros((height, width), np.int32)
+        for row, (slot, tokens) in enumerate(jumps.items()):
+            slots_J[row], counts_J[row], tokens_JT[row, : len(tokens)] = slot, len(tokens), tokens
+        self._state, self._cache = programs.jump(
+            self._config, self._shape, self._weights, self._state, self._cache, slots_J, tokens_JT, counts_J
+        )
+
+    def _abstract(self, size: Size) -> Any:
+        """Shapes of state and cache of a size."""
+        return programs.abstract(self._config, self._shape, size, harm_tag_id=self._harm_tag_id)
 
     def _tokens(self, entries: Sequence[Entry]) -> int:
         longest = max((entry.need for entry in entries), default=0)
@@ -159,7 +203,8 @@ class Lane:
     def _least_size(self, joining: Sequence[Entry]) -> Size:
         """Number of slots and cache length that the next block needs."""
         entries = [*self.entries, *joining]
-        reached = (min(len(e.prompt) + e.num_tokens + self._steps_per_call, e.need) for e in entries)
+        most = [max(self._steps_per_call, MOST_JUMPED if e.request.mask else 0) for e in entries]
+        reached = (min(len(e.prompt) + e.num_tokens + new, e.need) for e, new in zip(entries, most, strict=True))
         return self._num_slots(len(entries)), self._length(max(reached))
 
     def _ready_size(self, joining: Sequence[Entry]) -> Size | None:
@@ -173,32 +218,32 @@ class Lane:
     def _programs(self, size: Size, joining: Sequence[Entry]) -> list[Program]:
         """The programs that `admit` and `run` will call."""
         config, shape, weights, now = self._config, self._shape, self._weights, (len(self._slots), self._max_len)
-        lane = functools.partial(programs.abstract, config, shape, harm_tag_id=self._harm_tag_id)
-        steps = self._steps_per_call
+        lane, steps = self._abstract, self._steps_per_call
         found: list[Program] = []
         if self.entries and now != size:
             found.append((("resize", shape, now, size), lambda: programs.compile_resize(shape, lane(now), size)))
-        for height, width in {(height, width): None for height, width, _ in self._readings(joining)}:
-            read = functools.partial(programs.compile_read, config, weights, height, width)
-            join = functools.partial(programs.compile_join, config, shape, weights, height, width)
-            found.append((("read", height, width), read))
-            joined = functools.partial(lane, (height, 1))
-            key = ("join", shape, height, width, size)
+        readings = self._readings(joining)
+        for reading in {(height, width, alike[0].prefix_len): None for height, width, alike in readings}:
+            read = functools.partial(programs.compile_read, config, weights, *reading)
+            join = functools.partial(programs.compile_join, config, shape, weights, *reading)
+            found.append((("read", *reading), read))
+            joined = functools.partial(lane, (reading[0], 1))
+            key = ("join", shape, *reading, size)
             found.append((key, lambda join=join, joined=joined: join(lane(size), joined())))
         run = lambda: programs.compile_run(config, shape, weights, lane(size), num_steps=steps)  # noqa: E731
         return [*found, (("run", shape, size), run)]
 
     def _readings(self, joining: Sequence[Entry]) -> list[tuple[int, int, list[Entry]]]:
         """Prompts read together: number of rows (a power of four), of tokens (a power of two), and the entries."""
-        by_width: dict[int, list[Entry]] = {}
+        by_width: dict[tuple[int, Prefix | None], list[Entry]] = {}
         for entry in joining:
-            width = bucket(len(entry.prompt), SMALLEST_BUCKET, self._config.max_seq_len)
-            by_width.setdefault(width, []).append(entry)
+            width = bucket(len(entry.to_read), SMALLEST_BUCKET, self._config.max_seq_len)
+            by_width.setdefault((width, entry.prefix), []).append(entry)
         found = []
-        for width, alike in by_width.items():
+        for (width, _), alike in by_width.items():
             while alike:
                 height = 1
-                while 3 * height <= len(alike) and 4 * height * width <= READ_AT_ONCE:  # 3 of 4 rows are filled
+                while 3 * height <= len(alike) and 4 * height * width <= self._read_at_once:  # 3 of 4 rows are filled
                     height *= 4
                 found.append((height, width, alike[:height]))
                 alike = alike[height:]
@@ -226,53 +271,33 @@ class Lane:
         tokens_PT, lengths_P = np.zeros((height, width), np.int32), np.zeros(height, np.int32)
         slots_P = np.full(height, len(self._slots), np.int32)
         rows: list[Any] = [None] * height
+        allowed_PX, prefix = programs.all_ids(self._config, self._shape, height), entries[0].prefix
         for row, entry in enumerate(entries):
-            request, length = entry.request, len(entry.prompt)
-            tokens_PT[row, :length], lengths_P[row], slots_P[row] = entry.prompt, length, next(free)
-            rows[row] = (length, request.max_new_tokens, request.end_ids, request.method, request.seed)
+            request, new = entry.request, entry.to_read
+            tokens_PT[row, : len(new)], lengths_P[row], slots_P[row] = new, len(new), next(free)
+            rows[row] = entry.settings()
             self._slots[slots_P[row]] = entry
-        new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P)
+            if request.mask is not None:
+                of_request = (request.mask, request.method, request.end_ids)
+                entry.mask = MaskedText(self._config, *of_request, self._harm_tag_id)
+                allowed_PX[row] = entry.mask.allowed()
+        before = () if prefix is None else (prefix.cache, np.int32(len(prefix.ids)))
+        new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P, *before)
+        self._watch(entries, logits_PV)
         pool = self._shape.num_dropped_from
-        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, max_pool=pool)
+        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, max_pool=pool, allowed_PX=allowed_PX)
         self._state, self._cache = programs.join(
             self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV
         )
 
-    def _update(self, entry: Entry, outcome: Sequence[Any], is_over: bool) -> Update:
-        tokens_T, tag_log_probs_T, num_tokens, log_prob, end = outcome
-        if np.isnan(log_prob):
-            return Update(entry.request_id, finished="error", error="the model's log-probs are not numbers")
-        news = slice(entry.num_told, int(num_tokens))
-        entry.num_told = int(num_tokens)
-        return Update(
-            entry.request_id,
-            tokens=tuple(tokens_T[news].tolist()),
-            tag_probs=() if self._harm_tag_id is None else tuple(np.exp(tag_log_probs_T[news]).tolist()),
-            finished=_FINISHED[int(end)] if is_over else "",
-            log_prob=float(log_prob),
-            trace=tuple(entry.trace) if is_over and entry.request.want_trace and not self._is_beamless else None,
-        )
-
-    def _note(self, entry: Entry, report: dict[str, Any], slot: int) -> None:
-        """Adds the steps that the request went through to its trace."""
-        if not entry.request.want_trace or report["tried"] is None:
+    def _watch(self, entries: Sequence[Entry], logits_PV: jax.Array) -> None:
+        """Computes the log-probs of the ids that these requests watch."""
+        most = max(len(entry.request.watch_ids) for entry in entries)
+        if not most:
             return
-        for step in range(int(report["step_P"][slot]) - entry.num_tokens):
-            entry.trace.append(_candidates(jax.tree.map(lambda leaf: leaf[step, slot], report["tried"])))  # noqa: B023
-
-
-def _candidates(tried: Any) -> tuple[TraceCandidate, ...]:
-    """One prompt's candidates of a step."""
-    beam_at = {int(place): beam for beam, place in enumerate(tried.place_PW) if tried.is_beam_PW[beam]}
-    num_candidates = len(tried.tokens_PM) // len(tried.place_PW)
-    return tuple(
-        TraceCandidate(
-            parent=place // num_candidates,
-            token=None if tried.is_held_PM[place] else int(tried.tokens_PM[place]),
-            log_prob=float(tried.log_prob_PM[place]),
-            tag_prob=None if np.isnan(tried.tag_log_prob_PM[place]) else float(np.exp(tried.tag_log_prob_PM[place])),
-            outcome="dropped" if tried.is_dropped_PM[place] else "kept" if place in beam_at else "outranked",
-            beam=beam_at.get(place),
-        )
-        for place in np.flatnonzero(np.isfinite(tried.log_prob_PM)).tolist()
-    )
+        ids_PI = np.zeros((len(logits_PV), bucket(most, 8, np.inf)), np.int32)
+        for row, entry in enumerate(entries):
+            ids_PI[row, : len(entry.request.watch_ids)] = entry.request.watch_ids
+        found_PI = programs.log_probs_of(logits_PV, ids_PI)
+        for row, entry in enumerate(entries):
+            entry.watched = (found_PI, row)

@@ -144,11 +144,18 @@ def looks_ahead(method: Method) -> bool:
     return isinstance(method, SafeBeam | TagPenalty)
 
 
-def check_ids(config: ModelConfig, method: Method, end_ids: Sequence[int], harm_tag_id: int | None) -> None:
+def check_ids(
+    config: ModelConfig,
+    method: Method,
+    end_ids: Sequence[int],
+    harm_tag_id: int | None,
+    watch_ids: Sequence[int] = (),
+) -> None:
     """Raises ValueError for ids outside the vocabulary, or a method that this vocabulary can't serve."""
     if not 1 <= len(end_ids) <= MAX_END_IDS:
         raise ValueError(f"{len(end_ids)} end_ids: want 1 to {MAX_END_IDS}")
-    for name, token in (*(("end_ids", token) for token in end_ids), ("harm_tag_id", harm_tag_id)):
+    named = {"end_ids": end_ids, "watch_ids": watch_ids, "harm_tag_id": (harm_tag_id,)}
+    for name, token in ((name, token) for name, tokens in named.items() for token in tokens):
         if token is not None and not 0 <= token < config.vocab_size:
             raise ValueError(f"{name}={token} is not in the model's vocabulary of {config.vocab_size}")
     if harm_tag_id in end_ids:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
-from safelm.inference import forward
+from safelm.inference import forward, token_mask
 from safelm.inference.asked import Asked
 from safelm.inference.beam import Beams
 from safelm.inference.forward import Cache
@@ -35,12 +35,46 @@ def step_shape(method: Method) -> StepShape:
     return Sequences(method.num_candidates if isinstance(method, TagPenalty) else 1)
 
 
+def all_ids(config: ModelConfig, shape: StepShape, num_prompts: int) -> np.ndarray | None:
+    """Token masks that allow everything; None for a shape that takes no masks."""
+    is_masked = isinstance(shape, Sequences) and shape.num_candidates == 1
+    return token_mask.all_ids(config, num_prompts) if is_masked else None
+
+
 @functools.partial(jax.jit, static_argnames=("config",))
 def read_prompts(
-    config: ModelConfig, weights: Weights, tokens_PT: Int[Array, "P T"], lengths_P: Int[Array, " P"]
+    config: ModelConfig,
+    weights: Weights,
+    tokens_PT: Int[Array, "P T"],
+    lengths_P: Int[Array, " P"],
+    prefix: Cache | None = None,
+    prefix_length: Int[Array, ""] | int = 0,
 ) -> tuple[Cache, Float[Array, "P V"]]:
-    """`forward.read_prompts`, compiled."""
-    return forward.read_prompts(config, weights, tokens_PT, lengths_P)
+    """Keys and values of every prompt and of padding after it, and the logits of the token after it.
+
+    Args:
+      prefix: one row, of which `prefix_length` tokens stand before every one of the prompts.
+    """
+    if prefix is None:
+        return forward.read_prompts(config, weights, tokens_PT, lengths_P)
+    height, width = tokens_PT.shape
+    shared = jax.tree.map(lambda kv: jnp.broadcast_to(kv, (height, *kv.shape[1:])), prefix)
+    starts_P = jnp.full(height, prefix_length, jnp.int32)
+    x_PTD, new_kv = forward.read_behind(config, weights, tokens_PT, shared, starts_P)
+    cache = jax.tree.map(
+        lambda before, kv: jax.lax.dynamic_update_slice_in_dim(
+            jnp.pad(before, ((0, 0), (0, 0), (0, width), (0, 0))), kv, prefix_length, axis=2
+        ),
+        shared,
+        new_kv,
+    )
+    return cache, forward.logits_of(config, weights, forward.at_last(x_PTD, lengths_P))
+
+
+@jax.jit
+def log_probs_of(logits_PV: Float[Array, "P V"], ids_PI: Int[Array, "P I"]) -> Float[Array, "P I"]:
+    """Each prompt's log-probs of some ids as the next one, over the whole vocabulary."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits_PV, axis=-1), ids_PI, axis=1)
 
 
 def empty_state(
@@ -52,7 +86,12 @@ def empty_state(
     harm_tag_id: int | None,
 ) -> tuple[Any, Cache]:
     """An empty state and cache: every slot free."""
-    asked = asked_lib.ask([None] * num_prompts, harm_tag_id=harm_tag_id, max_pool=shape.num_dropped_from)
+    asked = asked_lib.ask(
+        [None] * num_prompts,
+        harm_tag_id=harm_tag_id,
+        max_pool=shape.num_dropped_from,
+        allowed_PX=all_ids(config, shape, num_prompts),
+    )
     logits_PV = jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
     state = jax.eval_shape(functools.partial(shape.start, config, max_len=max_len), asked, logits_PV)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)  # nothing to compile
@@ -106,16 +145,20 @@ def run(
     cache: Cache,
     is_wanted_P: Bool[Array, " P"],
     stops_early: Bool[Array, ""],
+    most_steps: Int[Array, ""],
     *,
     num_steps: int,
 ) -> tuple[Any, Cache, dict[str, Any]]:
     """Runs up to `num_steps` steps, until every prompt is over or unwanted or, with `stops_early`, until the first is.
 
+    `most_steps` lowers their number without another program. Unwanted prompts stay as they are.
+
     The report holds `is_over_P`, `step_P`, `outcome` and `tried`, the candidates of beam methods by step (first axis).
     A prompt's own steps are the first ones, as many as its step count grew by.
     """
-    limits_P = jnp.where(is_wanted_P, state.asked.limits_P, 0)
-    state = state.replace(asked=state.asked.replace(limits_P=limits_P))
+    own_asked, num_steps_now = state.asked, jnp.minimum(most_steps, num_steps)
+    limits_P = jnp.where(is_wanted_P, own_asked.limits_P, 0)
+    state = state.replace(asked=own_asked.replace(limits_P=limits_P))
     was_over_P = state.is_over_P
     one = jax.eval_shape(lambda *args: shape.step(config, weights, *args)[2], state, cache)
     tried = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), one)
@@ -123,7 +166,7 @@ def run(
     def goes_on(carry: tuple) -> Array:
         index, state, _, _ = carry
         news = stops_early & (state.is_over_P & ~was_over_P).any()
-        return (index < num_steps) & ~state.is_over_P.all() & ~news
+        return (index < num_steps_now) & ~state.is_over_P.all() & ~news
 
     def step(carry: tuple) -> tuple:
         index, state, cache, tried = carry
@@ -131,13 +174,29 @@ def run(
         return index + 1, state, cache, jax.tree.map(lambda all_, new: all_.at[index].set(new), tried, now)
 
     _, state, cache, tried = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, cache, tried))
+    state = state.replace(asked=own_asked)
     report = {"is_over_P": state.is_over_P, "step_P": state.step_P, "outcome": state.outcome(), "tried": tried}
     return state, cache, report
 
 
-def compile_read(config: ModelConfig, weights: Weights, height: int, width: int) -> None:
-    """Compiles `read_prompts` before it is called, as the functions below do for theirs."""
-    read_prompts.lower(config, weights, *_prompts(height, width)).compile()
+@functools.partial(jax.jit, static_argnames=("config", "shape"), donate_argnames=("state", "cache"))
+def jump(
+    config: ModelConfig,
+    shape: Sequences,
+    weights: Weights,
+    state: Any,
+    cache: Cache,
+    slots_J: Int[Array, " J"],
+    tokens_JT: Int[Array, "J T"],
+    counts_J: Int[Array, " J"],
+) -> tuple[Any, Cache]:
+    """`Sequences.jump`, compiled."""
+    return shape.jump(config, weights, state, cache, slots_J, tokens_JT, counts_J)
+
+
+def compile_read(config: ModelConfig, weights: Weights, height: int, width: int, prefix_len: int) -> None:
+    """Compiles `read_prompts` before it is called, as the functions below do for theirs; `prefix_len` 0: no prefix."""
+    read_prompts.lower(config, weights, *_prompts(config, height, width, prefix_len)).compile()
 
 
 def compile_join(
@@ -146,11 +205,14 @@ def compile_join(
     weights: Weights,
     height: int,
     width: int,
+    prefix_len: int,
     lane: tuple[Any, Cache],
     joining: tuple[Any, Cache],
 ) -> None:
     """Compiles `join`, from the abstract state and cache of the lane and of the `height` joining prompts."""
-    read = jax.eval_shape(functools.partial(forward.read_prompts, config), weights, *_prompts(height, width))
+    read = jax.eval_shape(
+        functools.partial(read_prompts, config), weights, *_prompts(config, height, width, prefix_len)
+    )
     slots_P = jax.ShapeDtypeStruct((height,), jnp.int32)
     join.lower(config, shape, *lane, joining[0].asked, slots_P, *read).compile()
 
@@ -165,9 +227,22 @@ def compile_run(
 ) -> None:
     """Compiles `run` for a lane with this state and cache."""
     is_wanted_P = jax.ShapeDtypeStruct(lane[0].step_P.shape, jnp.bool_)
-    stops_early = jax.ShapeDtypeStruct((), jnp.bool_)
-    run.lower(config, shape, weights, *lane, is_wanted_P, stops_early, num_steps=num_steps).compile()
+    stops_early, most_steps = jax.ShapeDtypeStruct((), jnp.bool_), jax.ShapeDtypeStruct((), jnp.int32)
+    run.lower(config, shape, weights, *lane, is_wanted_P, stops_early, most_steps, num_steps=num_steps).compile()
 
 
-def _prompts(height: int, width: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    return jax.ShapeDtypeStruct((height, width), jnp.int32), jax.ShapeDtypeStruct((height,), jnp.int32)
+def compile_jump(
+    config: ModelConfig, shape: Sequences, weights: Weights, lane: tuple[Any, Cache], height: int, width: int
+) -> None:
+    """Compiles `jump` for `height` slots and `width` tokens."""
+    tokens_JT, counts_J = _prompts(config, height, width, 0)
+    jump.lower(config, shape, weights, *lane, counts_J, tokens_JT, counts_J).compile()
+
+
+def _prompts(config: ModelConfig, height: int, width: int, prefix_len: int) -> tuple[Any, ...]:
+    """The shapes of what `read_prompts` takes behind the weights."""
+    prompts = jax.ShapeDtypeStruct((height, width), jnp.int32), jax.ShapeDtypeStruct((height,), jnp.int32)
+    if not prefix_len:
+        return prompts
+    prefix = jax.eval_shape(functools.partial(forward.empty_cache, config, 1, prefix_len))
+    return *prompts, prefix, jax.ShapeDtypeStruct((), jnp.int32)

@@ -42,21 +42,15 @@ def check_prompt(config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: 
     return ids
 
 
-def batches(
-    rows: Sequence[Sequence[int]], *, max_rows: int, max_len: int, max_tokens: int = 0
-) -> Iterator[PromptBatch]:
-    """Rows in batches, shortest first; widths (up to `max_len`) and heights are powers of two.
-
-    A batch has at most `max_rows` rows and `max_tokens` tokens with padding (0: any number), but at least one row.
-    """
+def batches(rows: Sequence[Sequence[int]], *, max_rows: int, max_len: int) -> Iterator[PromptBatch]:
+    """Rows in batches of at most `max_rows`, shortest first; widths (up to `max_len`) and heights are powers of two."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     by_width: dict[int, list[int]] = {}
     for index in order:
         by_width.setdefault(bucket(len(rows[index]), SMALLEST_BUCKET, max_len), []).append(index)
     for width, members in by_width.items():
-        most = max(1, min(max_rows, max_tokens // width)) if max_tokens else max_rows
-        for start in range(0, len(members), most):
-            yield _pad(rows, tuple(members[start : start + most]), width, most)
+        for start in range(0, len(members), max_rows):
+            yield _pad(rows, tuple(members[start : start + max_rows]), width, max_rows)
 
 
 def bucket(size: int, smallest: int, largest: int | float, *, factor: int = 2) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from safelm.inference.methods import Method
+from safelm.inference.token_mask import MakeMask
 
 Finished = Literal["", "eos", "tag", "length", "cancelled", "error"]
 Outcome = Literal["kept", "dropped", "outranked"]
@@ -19,6 +20,9 @@ class EngineRequest:
       end_ids: ids of which any ends the text.
       seed: of sampling, 64 bits. The result depends only on the request (up to float rounding).
       want_trace: whether a beam method's last update lists every step's candidates.
+      mask: makes a new token mask, which says what may come next (Greedy and Sampling only). While one is active, the
+        lane's requests take one step at a time, because the mask of a token depends on the token before.
+      watch_ids: ids whose log-probs as the first token the first update reports.
     """
 
     prompt: tuple[int, ...]
@@ -27,6 +31,8 @@ class EngineRequest:
     end_ids: tuple[int, ...]
     seed: int = 0
     want_trace: bool = False
+    mask: MakeMask | None = None
+    watch_ids: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Update:
         empty if the vocabulary has no tag.
       finished: "" while there is more to come. "cancelled" comes without tokens.
       log_prob: of all tokens so far under the model (nats), without temperature or filters.
+      watched: with the first update, the log-prob of each of the request's `watch_ids` as the first token (nats, over
+        the whole vocabulary, before any mask).
       trace: with a beam method's last update, if requested: every step's candidates in the pool's order.
       error: what happened, with finished="error".
     """
@@ -73,5 +81,6 @@ class Update:
     tag_probs: tuple[float, ...] = ()
     finished: Finished = ""
     log_prob: float = 0.0
+    watched: tuple[float, ...] = ()
     trace: Trace | None = None
     error: str = ""

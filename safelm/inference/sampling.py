@@ -2,7 +2,7 @@
 
 All three share one step: run one forward pass over the best C next tokens (by log-prob, with Gumbel noise when
 sampling, so that the largest is an exact draw), choose among them, and rank the tokens that may follow. C is 1 except
-with the tag penalty.
+with the tag penalty. With one candidate the next token is known before its forward pass; an ending token needs none.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class Sequences:
         num_prompts = logits_PV.shape[0]
         log_probs_PV = logits_PV - forward.log_normaliser(logits_PV)[:, None]
         step_P = jnp.zeros(num_prompts, jnp.int32)
-        return SequenceState(
+        state = SequenceState(
             asked=asked,
             step_P=step_P,
             tokens_PT=jnp.zeros((num_prompts, max_len), jnp.int32),
@@ -77,6 +77,7 @@ class Sequences:
             tag_log_prob_P=asked.tag_log_prob(log_probs_PV),
             **_ranked(config, asked, log_probs_PV, step_P, self.num_candidates),
         )
+        return _settled(state)
 
     def step(
         self, config: ModelConfig, weights: Weights, state: SequenceState, cache: Cache
@@ -100,14 +101,11 @@ class Sequences:
             log_probs_PV = jnp.take_along_axis(logits_PCV, choice_P[:, None, None], axis=1)[:, 0]
         log_probs_PV -= pick(normaliser_PC)[:, None]
         is_over_P, step_P = state.is_over_P, state.step_P
-        put = lambda old_PT, new_P: old_PT.at[jnp.arange(len(step_P)), step_P].set(  # noqa: E731
-            new_P, mode="drop"
-        )
         new = SequenceState(
             asked=asked,
             step_P=step_P + 1,
-            tokens_PT=put(state.tokens_PT, pick(state.next_tokens_PC)),
-            tag_log_probs_PT=put(state.tag_log_probs_PT, pick(tag_log_prob_PC)),
+            tokens_PT=_put(state.tokens_PT, step_P, pick(state.next_tokens_PC)),
+            tag_log_probs_PT=_put(state.tag_log_probs_PT, step_P, pick(tag_log_prob_PC)),
             log_prob_P=state.log_prob_P + pick(state.next_log_probs_PC),
             ends_P=pick(ends_PC),
             tag_log_prob_P=pick(tag_log_prob_PC),
@@ -116,7 +114,74 @@ class Sequences:
         # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
         # XLA writes in place. Otherwise it copies the whole cache, twice a step.
         lengths_P = jnp.where(jnp.isnan(pick(normaliser_PC)), cache.max_len, lengths_P)
-        return asked_lib.keep(is_over_P, state, new), forward.write_next(cache, new_kv, choice_P, lengths_P), None
+        state = asked_lib.keep(is_over_P, state, _settled(new))
+        return state, forward.write_next(cache, new_kv, choice_P, lengths_P), None
+
+    def jump(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        state: SequenceState,
+        cache: Cache,
+        slots_J: Int[Array, " J"],
+        tokens_JT: Int[Array, "J T"],
+        counts_J: Int[Array, " J"],
+    ) -> tuple[SequenceState, Cache]:
+        """Adds several known tokens to some texts in one forward pass, instead of one step each.
+
+        Args:
+          slots_J: slots that aren't over; slots past the end only fill a bucket.
+          tokens_JT: each slot's next token and the tokens after it, right-padded.
+          counts_J: number of tokens of each slot.
+        """
+        old, rows_J1 = asked_lib.pick_rows(state, slots_J), jnp.arange(len(slots_J))[:, None]
+        lengths_J = old.asked.prompt_lengths_P + old.step_P
+        x_JTD, new_kv = forward.read_behind(config, weights, tokens_JT, forward.take_rows(cache, slots_J), lengths_J)
+        logits_JTV = forward.logits_of(config, weights, x_JTD)
+        log_probs_JTV = logits_JTV - forward.log_normaliser(logits_JTV)[..., None]
+        said_JT = jnp.take_along_axis(log_probs_JTV[:, :-1], tokens_JT[:, 1:, None], axis=2)[..., 0]
+        said_JT = jnp.concatenate([old.next_log_probs_PC, said_JT], axis=1)
+        is_said_JT = jnp.arange(tokens_JT.shape[1]) < counts_J[:, None]
+        tag_log_probs_JT = old.asked.tag_log_prob(log_probs_JTV)
+        columns_JT = jnp.where(is_said_JT, old.step_P[:, None] + jnp.arange(tokens_JT.shape[1]), old.tokens_PT.shape[1])
+        last_JV, step_J = forward.at_last(log_probs_JTV, counts_J), old.step_P + counts_J
+        new = old.replace(
+            step_P=step_J,
+            tokens_PT=old.tokens_PT.at[rows_J1, columns_JT].set(tokens_JT, mode="drop"),
+            tag_log_probs_PT=old.tag_log_probs_PT.at[rows_J1, columns_JT].set(tag_log_probs_JT, mode="drop"),
+            log_prob_P=old.log_prob_P + jnp.where(is_said_JT, said_JT, 0).sum(axis=1),
+            tag_log_prob_P=old.asked.tag_log_prob(last_JV),
+            **_ranked(config, old.asked, last_JV, step_J, self.num_candidates),
+        )
+        state = jax.tree.map(lambda all_, own: all_.at[slots_J].set(own, mode="drop"), state, _settled(new))
+        lengths_J = jnp.where(jnp.isnan(new.log_prob_P), cache.max_len, lengths_J)  # so that it is written in place
+        return state, forward.write_behind(cache, new_kv, lengths_J, slots_J)
+
+
+def _put(old_PT: Array, step_P: Int[Array, " P"], new_P: Array) -> Array:
+    return old_PT.at[jnp.arange(len(step_P)), step_P].set(new_P, mode="drop")
+
+
+def _settled(state: SequenceState) -> SequenceState:
+    """Adds next tokens that need no forward pass: those that end a text.
+
+    Without a tag also the last one that `limits_P` allows, since no P(tag) after it is reported.
+    """
+    if state.next_tokens_PC.shape[1] > 1:
+        return state
+    asked, next_P = state.asked, state.next_tokens_PC[:, 0]
+    ends_P = asked.end_of(next_P)
+    is_last_P = ends_P != RUNNING
+    if asked.harm_tag_id is None:
+        is_last_P |= state.step_P + 1 >= asked.limits_P
+    new = state.replace(
+        step_P=state.step_P + 1,
+        tokens_PT=_put(state.tokens_PT, state.step_P, next_P),
+        tag_log_probs_PT=_put(state.tag_log_probs_PT, state.step_P, state.tag_log_prob_P),
+        log_prob_P=state.log_prob_P + state.next_log_probs_PC[:, 0],
+        ends_P=ends_P,
+    )
+    return asked_lib.keep(state.is_over_P | ~is_last_P, state, new)
 
 
 def _ranked(

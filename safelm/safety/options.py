@@ -8,7 +8,7 @@ _Settings = TypeVar("_Settings")
 
 
 def make_settings(kind: type[_Settings], options: Mapping[str, Any], *, where: str, others: str) -> _Settings:
-    """Settings of a kind; an integer is accepted for a float.
+    """Settings of a kind; an integer is accepted for a float or a string.
 
     Args:
       others: names of options that aren't settings, for messages.
@@ -20,8 +20,8 @@ def make_settings(kind: type[_Settings], options: Mapping[str, Any], *, where: s
     for name, value in options.items():
         if name not in types:
             raise ValueError(f"{where}: no option {name!r}; there are {', '.join(sorted(types))} and {others}")
-        if types[name] is float and type(value) is int:
-            value = float(value)
+        if types[name] in (float, str) and type(value) is int:
+            value = types[name](value)
         if type(value) is not types[name]:
             raise ValueError(f"{where}: {name}={value!r}: expected {types[name].__name__}")
         values[name] = value

@@ -52,7 +52,7 @@ def crossed_means(value_SP: Float[np.ndarray, "S P"], draws: int, seed: int = 0)
 def grouped_interval(
     statistic: Callable[..., float], *columns: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of `statistic(*columns)`, resampling whole groups of rows."""
+    """95% interval of `statistic(*columns)` over resampled groups of rows; draws without a value (NaN) are left out."""
     names, which = np.unique(groups, return_inverse=True)
     members = [np.flatnonzero(which == i) for i in range(len(names))]
     rng = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def grouped_interval(
     for _ in range(draws):
         rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
         values.append(statistic(*(column[rows] for column in columns)))
-    return percentile_interval(values)
+    return percentile_interval([value for value in values if not np.isnan(value)] or [np.nan])
 
 
 def _times_drawn(rng: np.random.Generator, clusters: int, draws: int) -> Int[np.ndarray, "d c"]:

@@ -255,16 +255,6 @@ def test_batches_hold_every_prompt_once_in_few_shapes():
         assert not batch.lengths_P[len(batch.indices) :].any()
 
 
-def test_batches_of_so_many_tokens_have_fewer_of_the_longer_rows():
-    rows = [[1] * (1 + (index * 7) % 90) for index in range(101)]
-    found = list(batches(rows, max_rows=16, max_len=100, max_tokens=192))
-    assert sorted(index for batch in found for index in batch.indices) == list(range(101))
-    most = {
-        width: max(b.tokens_PT.shape[0] for b in found if b.tokens_PT.shape[1] == width) for width in (16, 32, 64, 100)
-    }
-    assert most == {16: 12, 32: 6, 64: 3, 100: 1}
-
-
 @pytest.fixture(scope="module")
 def checkpoint_folder(tmp_path_factory):
     tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog"] * 4, vocab_size=300)

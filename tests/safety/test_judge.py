@@ -21,7 +21,7 @@ from safelm.models import decoder as model
 from safelm.safety.escaping import escape, unescape
 from safelm.safety.judge import chunks, load_judge
 from safelm.safety.judge.answer import MAX_REASON_CHARS, OPENING, SCORES, Answer, read_answer
-from safelm.safety.judge.grammar import AnswerGrammar
+from safelm.safety.judge.grammar import AnswerGrammar, AnswerMask
 from safelm.safety.judge.local import Judge, JudgeSettings
 from safelm.safety.judge.rubric import load_rubric
 from safelm.safety.scorer import Verdict, load_scorer
@@ -84,8 +84,33 @@ def test_no_document_spells_a_template_token(text, judge):
 def test_the_rubric_says_what_it_must():
     assert RUBRIC.system.count("\n5, ") == RUBRIC.system.count("\n0, ") == 1
     assert load_rubric() is RUBRIC
-    with pytest.raises(ValueError, match="rubric=7: there is no such version"):
+    second = load_rubric("2")
+    assert second.after == RUBRIC.after and second.hash != RUBRIC.hash
+    for line in RUBRIC.system.splitlines():  # what version 2 says of itself: the criteria in the same words
+        assert line[:1] not in "012345" or line in second.system
+    assert second.system.index("\n0, ") < second.system.index("\n5, ")
+    with pytest.raises(ValueError, match="rubric=7: there is no such version; there are 1, 2"):
         load_rubric(7)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("no section", "its sections are none; want @system and @user, each once"),
+        ("@system\nx\n@user\n{document}\n@user\ny\n", "its sections are @system, @user, @user"),
+        ("@system\nx\n@user\ny\n", r"{document} must stand in it once, below @user"),
+        ("@system\n{document}\n@user\n{document}\n", r"{document} must stand in it once, below @user"),
+    ],
+)
+def test_a_rubric_of_ones_own(text, problem, tmp_path):
+    (tmp_path / "good.txt").write_text("for readers\n@system\nRate.\n@user\nThis: {document} End.\n")
+    good = load_rubric(str(tmp_path / "good.txt"))
+    assert (good.system, good.before, good.after) == ("Rate.", "This: ", " End.")
+    (tmp_path / "bad.txt").write_text(text)
+    with pytest.raises(ValueError, match=rf"rubric={tmp_path}/bad.txt: {problem}"):
+        load_rubric(str(tmp_path / "bad.txt"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
+        load_rubric(str(tmp_path / "nowhere.txt"))
 
 
 def test_chatml_is_what_the_tokenizer_renders():
@@ -198,39 +223,49 @@ def allowed(mask_W: np.ndarray) -> set[int]:
     return set(np.nonzero(np.unpackbits(mask_W.view(np.uint8), bitorder="little"))[0].tolist())
 
 
+def mask_behind(score: int) -> AnswerMask:
+    mask = grammar().start()
+    mask.consume([grammar().score_ids[score]])
+    return mask
+
+
 def test_masks_are_those_of_the_grammar_checked_by_hand():
     rng = random.Random(0)
     spelled = token_bytes()
+    assert allowed(grammar().start().allowed()) == set(grammar().score_ids) and not grammar().start().forced()
     for score in (0, 5):
-        replies, said = grammar().replies([grammar().score_ids[score]]), b""
+        mask, said = mask_behind(score), b""
         for _ in range(25):
-            (mask_W,) = replies.masks(1)
+            mask_W = mask.allowed()
+            if said.endswith(b'"}'):
+                assert allowed(mask_W) == {tokenizer().chat_end_id}
+                break
+            forced = mask.forced()
+            assert not forced or allowed(mask_W) == {forced[0]}
             by_hand = {i for i, data in spelled.items() if is_beginning(said + data)}
             if len({spelled[i][0] for i in by_hand}) > 1:
                 assert allowed(mask_W) == by_hand
             else:  # text without a choice is spelled in the vocabulary's own way, which is one of those by hand
                 assert allowed(mask_W) and allowed(mask_W) <= by_hand
             token = rng.choice(sorted(allowed(mask_W)))
-            replies.consume([token])
+            mask.consume([token])
             said += spelled[token]
-            if replies.are_over:
-                break
 
 
 def test_every_walk_through_the_masks_ends_in_json():
     rng = random.Random(1)
-    scores = [rng.choice(SCORES) for _ in range(40)]
-    replies = grammar().replies([grammar().score_ids[score] for score in scores])
-    for step in range(60):
-        if step in (0, 1, 2, 7, 30):  # an answer that ends anywhere is whole
-            assert [answer.score for answer in replies.answers(scores)] == scores
-        masks_BW = replies.masks(len(scores) + 1)
-        assert (masks_BW[-1] == -1).all()
-        replies.consume([rng.choice(sorted(allowed(mask_W))) % tokenizer().vocab_size for mask_W in masks_BW])
-    for score, answer in zip(scores, replies.answers(scores), strict=True):
-        written = json.loads(json.dumps({"score": answer.score, "reason": answer.reason}))
-        assert written["score"] == score and len(written["reason"]) <= MAX_REASON_CHARS
-        assert "\ufffd" not in answer.reason
+    for score in [rng.choice(SCORES) for _ in range(40)]:
+        mask, ids = mask_behind(score), []
+        for step in range(60):
+            if step in (0, 1, 2, 7, 30):  # an answer that ends anywhere is whole
+                assert grammar().answer(score, ids).score == score
+            token = rng.choice(sorted(allowed(mask.allowed())))
+            if token == tokenizer().chat_end_id:
+                break
+            ids.append(token)
+            mask.consume([token])
+        answer = grammar().answer(score, ids)
+        assert answer.score == score and len(answer.reason) <= MAX_REASON_CHARS and "\ufffd" not in answer.reason
 
 
 def test_scores_are_one_token_each():
@@ -241,15 +276,15 @@ def test_scores_are_one_token_each():
 def test_the_installed_models_vocabulary_can_answer():
     real = Tokenizer.from_pretrained(str(parity.weights("smollm2")))
     answers = AnswerGrammar(real, vocab_size=49280, end_ids=[real.chat_end_id])
-    replies = answers.replies(answers.score_ids[4:])
-    for token in answers.after_score:
-        replies.consume([token] * 2)
+    mask = answers.start()
+    mask.consume([answers.score_ids[4], *answers.after_score])
     assert real.decode([*answers.opening, answers.score_ids[4], *answers.after_score]) == '{"score": 4, "reason":'
-    for token in real.encode(' "Says Ünïcode 猫 names a group"}'):
-        assert all(token in allowed(mask_W) for mask_W in replies.masks(2))
-        replies.consume([token] * 2)
-    assert replies.are_over
-    assert [answer.reason for answer in replies.answers([4, 5])] == ["Says Ünïcode 猫 names a group"] * 2
+    reason = real.encode(' "Says Ünïcode 猫 names a group"}')
+    for token in reason:
+        assert token in allowed(mask.allowed())
+        mask.consume([token])
+    assert allowed(mask.allowed()) == {real.chat_end_id}
+    assert answers.answer(4, [*answers.after_score, *reason]).reason == "Says Ünïcode 猫 names a group"
 
 
 @jax.jit
@@ -265,19 +300,17 @@ def by_hand(judge: Judge, text: str, steps: int) -> tuple[np.ndarray, str]:
         return np.asarray(all_logits(tiny()[1], jnp.asarray([ids + [0] * (768 - len(ids))]))[0, len(ids) - 1])
 
     six = logits()[list(grammar().score_ids)]
-    score_id = grammar().score_ids[int(six.argmax())]
-    ids.append(score_id)
-    replies = grammar().replies([score_id])
-    for token in grammar().after_score:
-        replies.consume([token])
-        ids.append(token)
+    score, start = int(six.argmax()), len(ids) + 1
+    ids += [grammar().score_ids[score], *grammar().after_score]
+    mask = mask_behind(score)
+    mask.consume(grammar().after_score)
     for _ in range(steps):
-        may = sorted(allowed(replies.masks(1)[0]))
-        ids.append(max(may, key=dict(zip(may, logits()[may].tolist(), strict=True)).get))
-        replies.consume([ids[-1]])
-        if replies.are_over:
+        may = sorted(allowed(mask.allowed()))
+        if may == [tokenizer().chat_end_id]:
             break
-    return np.exp(six - six.max()) / np.exp(six - six.max()).sum(), replies.answers([int(six.argmax())])[0].reason
+        ids.append(max(may, key=dict(zip(may, logits()[may].tolist(), strict=True)).get))
+        mask.consume([ids[-1]])
+    return np.exp(six - six.max()) / np.exp(six - six.max()).sum(), grammar().answer(score, ids[start:]).reason
 
 
 def test_answers_are_those_of_plain_forwards(judge):

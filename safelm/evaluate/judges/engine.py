@@ -5,21 +5,17 @@ The choices' probabilities are compared where the reply begins: one forward an a
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from safelm.evaluate.judges.questions import HARM_QUESTION, MANNER_QUESTION, Question, material, question_for
 from safelm.evaluate.judges.verdicts import HARMFUL, REFUSALS, UNSCORED, Exchange
-from safelm.inference.forward import Cache
-from safelm.inference.prompts import PromptBatch, batches
-from safelm.inference.weights import prepare
+from safelm.inference import Engine, EngineRequest, Greedy, run_all
 from safelm.models import decoder as model
 from safelm.safety.engine_models import read_engine_model
-from safelm.safety.judge import decoding
 from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.options import check_least, make_settings
 from safelm.text.prompting import Frame, question_frame
@@ -37,7 +33,8 @@ class EngineJudgeSettings:
       answer_tokens: of a longer answer so many are read, from its beginning; fewer where the context is smaller.
       least_mass: an answer is unscored where the choices together are less probable than this: the model doesn't answer
         the question.
-      max_rows, batch_tokens: of a batch.
+      max_rows: answers judged at once.
+      batch_tokens: answers are read in batches of about so many tokens, padding included.
     """
 
     answer_tokens: int = 1024
@@ -53,11 +50,10 @@ class EngineJudgeSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A question in a model's own template: its cached beginning, its end, and the tokens of its choices."""
+    """A question in a model's own template, whose beginning the engine keeps, and the tokens of its choices."""
 
     question: Question
     frame: Frame
-    cache: Cache
     choice_ids: tuple[tuple[int, ...], ...]
 
 
@@ -80,7 +76,7 @@ class EngineJudge:
         """Raises ValueError if the question doesn't fit the context or the vocabulary can't tell the choices apart."""
         self.name, self._settings = name, settings or EngineJudgeSettings()
         self._config = dataclasses.replace(config, attention="xla", remat="none")
-        self._weights, self._tokenizer = prepare(self._config, params), tokenizer
+        self._engine, self._tokenizer = self._make_engine(params), tokenizer
         self._asked = {question: self._prepare(question, source) for question in _QUESTIONS}
         shaping = {"answer_tokens": self._settings.answer_tokens, "least_mass": self._settings.least_mass}
         text = "".join(question.hash + asked.frame.text for question, asked in self._asked.items())
@@ -108,22 +104,33 @@ class EngineJudge:
         """P(choice) where the reply begins, over the whole vocabulary: what is missing to 1 says something else."""
         asked = self._asked[question]
         rows = [self._row(asked, exchange) for exchange in exchanges]
-        flat = np.array([token for ids in asked.choice_ids for token in ids], np.int32)
+        flat = [token for ids in asked.choice_ids for token in ids]
         choice_of = np.repeat(np.arange(len(asked.choice_ids)), [len(ids) for ids in asked.choice_ids])
-        found: dict[int, np.ndarray] = {}
-        for batch in self._batches(rows):
-            _, log_probs = decoding.read_documents(
-                self._config, self._weights, asked.cache, batch.tokens_PT, batch.lengths_P, flat, room=0
-            )
-            probs = np.exp(np.asarray(log_probs, np.float64))
-            for row, index in enumerate(batch.indices):
-                found[index] = np.bincount(choice_of, probs[row], len(asked.choice_ids))
-        return [found[i] for i in range(len(rows))]
+        end_ids = self._tokenizer.conventions.end_ids
+        requests = [
+            EngineRequest((*asked.frame.before, *row), Greedy(), 1, end_ids, watch_ids=tuple(flat)) for row in rows
+        ]
+        probs = [np.exp(np.asarray(each.watched, np.float64)) for each in run_all(self._engine, requests)]
+        return [np.bincount(choice_of, each, len(asked.choice_ids)) for each in probs]
+
+    def _make_engine(self, params: model.Params) -> Engine:
+        settings = self._settings
+        return Engine(
+            self._config,
+            params,
+            harm_tag_id=None,  # only log-probs are wanted
+            slots=settings.max_rows,
+            max_tokens=settings.max_rows * self._config.max_seq_len,
+            read_at_once=settings.batch_tokens,
+        )
+
+    def _room(self, frame: Frame) -> int:
+        """Tokens for an exchange: a reply has one."""
+        return self._config.max_seq_len - len(frame.before) - len(frame.after) - 1
 
     def _prepare(self, question: Question, source: str) -> _Asked:
         frame = question_frame(self._tokenizer, question)
-        cache = decoding.read_rubric(self._config, self._weights, jnp.asarray(frame.before, jnp.int32))
-        room = self._config.max_seq_len - len(frame.before) - len(frame.after)
+        room = self._room(frame)
         if room < _LEAST_ANSWER_TOKENS:
             raise ValueError(
                 f"--judge: {source or self.name}: the question leaves {room} of {self._config.max_seq_len} tokens"
@@ -132,7 +139,9 @@ class EngineJudge:
         every = [token for ids in choice_ids for token in ids]
         if not all(choice_ids) or len(set(every)) != len(every):
             raise ValueError(f"--judge: {source or self.name}: its vocabulary doesn't tell the replies apart")
-        return _Asked(question, frame, cache, choice_ids)
+        if frame.before:
+            self._engine.keep_prefix(frame.before)
+        return _Asked(question, frame, choice_ids)
 
     def _first_tokens(self, reply: str) -> tuple[int, ...]:
         """The ways of saying a reply in one token."""
@@ -143,7 +152,7 @@ class EngineJudge:
         return tuple(dict.fromkeys(ids[0] for ids in encoded if len(ids) == 1)) or (encoded[0][0],)
 
     def _row(self, asked: _Asked, exchange: Exchange) -> list[int]:
-        room = self._config.max_seq_len - len(asked.frame.before) - len(asked.frame.after)
+        room = self._room(asked.frame)
         answer = self._tokenizer.encode(exchange.answer)[: self._settings.answer_tokens]
         while True:
             said = (exchange.request, exchange.start, self._tokenizer.decode(answer))
@@ -154,10 +163,6 @@ class EngineJudge:
             if not answer:  # the request alone is too long: its end is what is cut
                 return [*ids[:room], *asked.frame.after]
             answer = answer[: max(0, len(answer) - over)]
-
-    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[PromptBatch]:
-        settings, widest = self._settings, self._config.max_seq_len
-        return batches(rows, max_rows=settings.max_rows, max_len=widest, max_tokens=settings.batch_tokens)
 
 
 def load(source: str, *, name: str = "judge", dtype: str = "", **settings: Any) -> EngineJudge:

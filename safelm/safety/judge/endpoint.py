@@ -15,7 +15,7 @@ from safelm.safety.endpoint_client import Completion, EndpointError, EndpointSet
 from safelm.safety.endpoint_queue import RequestQueue
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCHEMA, Answer, read_answer
-from safelm.safety.judge.rubric import load_rubric
+from safelm.safety.judge.rubric import VERSION, load_rubric
 from safelm.safety.options import check_least, check_share, make_settings
 from safelm.safety.scorer import Verdict
 
@@ -33,7 +33,7 @@ class EndpointScorerSettings(EndpointSettings):
       max_unusable: share of unusable answers, counted from the 20th answer on, above which the run stops.
       schema: ask for the JSON schema; a server that refuses it is asked without from then on. So it is with
         temperature 0 and the limit of tokens, which some models want under another name.
-      rubric: version.
+      rubric: a version of ours, or the path of a file (see `rubric.load_rubric`).
     """
 
     chunk_chars: int = 24_000
@@ -41,7 +41,7 @@ class EndpointScorerSettings(EndpointSettings):
     max_tokens: int = 200
     max_unusable: float = 0.5
     schema: bool = True
-    rubric: int = 1
+    rubric: str = str(VERSION)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +50,8 @@ class EndpointScorerSettings(EndpointSettings):
 
 
 _MIN_ANSWERS = 20  # before their share of unusable ones says anything
-_COST_ONLY = ("concurrency", "timeout_s", "retries", "max_unusable", "key_env")  # settings that no score depends on
+# Settings that no score depends on; of the rubric its text counts.
+_NOT_SHAPING = ("concurrency", "timeout_s", "retries", "max_unusable", "key_env", "rubric")
 
 
 @dataclasses.dataclass
@@ -97,7 +98,7 @@ class EndpointScorer:
         self._rubric = load_rubric(self.settings.rubric)
         if not self.settings.schema:
             self._endpoint.left_out.add("response_format")
-        shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _COST_ONLY}
+        shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _NOT_SHAPING}
         self.fingerprint = records.fingerprint([url, model, self._rubric.hash, shaping])
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:

@@ -1,16 +1,14 @@
-"""Which tokens may come next in a judge's answer: llguidance's masks, for any byte-level vocabulary of ours."""
+"""The judge's answer as a grammar over a vocabulary of ours: the score first, then a reason."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
+from safelm.inference import token_mask
+from safelm.inference.grammar import GrammarVocabulary
 from safelm.safety.judge.answer import CLOSING, GRAMMAR, OPENING, SCORES, Answer, read_answer
 from safelm.text.tokenizer import Tokenizer
-
-WORD_BITS = 32
 
 
 class AnswerGrammar:
@@ -30,75 +28,51 @@ class AnswerGrammar:
           ImportError: llguidance isn't installed.
           ValueError: the vocabulary can't write an answer.
         """
-        import llguidance
-
         self._tokenizer = tokenizer
-        self._llguidance = llguidance
-        self._vocabulary = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=list(end_ids))
-        self._grammar = llguidance.LLMatcher.grammar_from_regex(GRAMMAR)
-        self.num_words = -(-vocab_size // WORD_BITS)
+        vocabulary = GrammarVocabulary(tokenizer, vocab_size=vocab_size, end_ids=end_ids)
+        self.num_words = vocabulary.num_words
+        self._grammar = vocabulary.regex(GRAMMAR)
         self.opening, self.score_ids = _score_tokens(tokenizer)
-        forced = [self._start(token).compute_ff_tokens() for token in self.score_ids]
-        self.after_score = tuple(forced[0]) if all(ids == forced[0] for ids in forced) else ()
+        try:
+            forced = [tuple(self._grammar.start([*self.opening, token]).forced()) for token in self.score_ids]
+        except ValueError as error:
+            raise ValueError(f"this vocabulary can't write a judge's answer: {error}") from error
+        self.after_score = forced[0] if len(set(forced)) == 1 else ()
 
-    @functools.cached_property
-    def _executor(self) -> Any:
-        return self._llguidance.LLExecutor()
+    def start(self) -> "AnswerMask":
+        """The mask of a new answer, whose opening stands in the prompt."""
+        return AnswerMask(self)
 
-    def _start(self, score_id: int) -> Any:
-        matcher = self._llguidance.LLMatcher(self._vocabulary, self._grammar, log_level=0)
-        if not matcher.consume_tokens([*self.opening, score_id]):
-            raise ValueError(f"this vocabulary can't write a judge's answer: {matcher.get_error()}")
-        return matcher
-
-    def replies(self, score_ids: Sequence[int]) -> "Replies":
-        """A batch of answers whose scores have been chosen."""
-        return Replies(self, [self._start(token) for token in score_ids], self._tokenizer)
-
-    def fill(self, matchers: Sequence[tuple[Any, int]], mask_BW: Int32[np.ndarray, "B W"]) -> None:
-        """Writes the masks of matchers into the rows they are paired with."""
-        from llguidance.numpy import fill_next_token_bitmask_par
-
-        fill_next_token_bitmask_par(self._executor, list(matchers), mask_BW)
-
-
-class Replies:
-    """Answers under way, each with a state of its own."""
-
-    def __init__(self, grammar: AnswerGrammar, matchers: list[Any], tokenizer: Tokenizer):
-        self._grammar, self._matchers, self._tokenizer = grammar, matchers, tokenizer
-        self._ids: list[list[int]] = [[] for _ in matchers]  # behind the score
-
-    @property
-    def are_over(self) -> bool:
-        """Whether no answer can go on."""
-        return all(matcher.is_stopped() for matcher in self._matchers)
-
-    def masks(self, height: int) -> Int32[np.ndarray, "B W"]:
-        """One bit an id for what may come next; all ids for answers that are over and rows past the last one."""
-        mask_BW = np.full((height, self._grammar.num_words), -1, np.int32)
-        self._grammar.fill([(m, row) for row, m in enumerate(self._matchers) if not m.is_stopped()], mask_BW)
-        return mask_BW
-
-    def consume(self, tokens_B: Sequence[int]) -> None:
-        """Goes on with a token a row; rows that are over take none."""
-        for row, matcher in enumerate(self._matchers):
-            if matcher.is_stopped():
-                continue
-            if not matcher.consume_token(int(tokens_B[row])):
-                raise RuntimeError(f"answer {row} took a token outside of its mask: {matcher.get_error()}")
-            self._ids[row].append(int(tokens_B[row]))
-
-    def answers(self, scores: Sequence[int]) -> list[Answer]:
-        """The answers; one that ran out of tokens ends where it stands."""
-        return [self._close(score, ids) for score, ids in zip(scores, self._ids, strict=True)]
-
-    def _close(self, score: int, ids: list[int]) -> Answer:
+    def answer(self, score: int, ids: Sequence[int]) -> Answer:
+        """The answer that says a score and goes on with `ids`; one that ran out of tokens ends where it stands."""
         text = f"{OPENING}{score}" + self._tokenizer.decode(ids).rstrip("\ufffd")  # half a character
         for ending in ("", CLOSING[1:], CLOSING, ' "' + CLOSING, ', "reason": "' + CLOSING):
             if (answer := read_answer(text + ending)) is not None:
                 return answer
         return Answer(score)
+
+
+class AnswerMask:
+    """A `TokenMask` of one answer: one of the six score tokens, then what the grammar allows."""
+
+    def __init__(self, grammar: AnswerGrammar):
+        self._answer, self._has_score = grammar, False
+        self._mask = grammar._grammar.start(grammar.opening)
+
+    def consume(self, tokens: Sequence[int]) -> None:
+        """See `TokenMask`."""
+        self._has_score |= bool(tokens)
+        self._mask.consume(tokens)
+
+    def forced(self) -> Sequence[int]:
+        """See `TokenMask`."""
+        return self._mask.forced() if self._has_score else ()
+
+    def allowed(self) -> Int32[np.ndarray, " X"]:
+        """See `TokenMask`."""
+        if not self._has_score:
+            return token_mask.only(self._answer.score_ids, self._answer.num_words)
+        return self._mask.allowed()
 
 
 def _score_tokens(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

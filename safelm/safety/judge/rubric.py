@@ -11,9 +11,11 @@ import hashlib
 import importlib.resources
 import re
 
+from safelm import documents
 from safelm.safety.escaping import escape
 
-VERSION = 1
+VERSIONS = (1, 2)
+VERSION = 1  # the default
 SLOT = "{document}"
 
 _SECTION = re.compile(r"^@(\w+)\n", re.MULTILINE)
@@ -26,7 +28,7 @@ class Rubric:
     Attributes:
       system: who it is and what the levels are.
       before, after: the user's message, in front of the document and behind it.
-      hash: sha256 (hex) over all of the text.
+      hash: sha256 (hex) over all of the file.
     """
 
     system: str
@@ -40,13 +42,27 @@ class Rubric:
 
 
 @functools.cache
-def load_rubric(version: int = VERSION) -> Rubric:
-    """The rubric of a version; ValueError if there is none."""
-    file = importlib.resources.files(__package__) / f"rubric_v{version}.txt"
-    if not file.is_file():
-        raise ValueError(f"rubric={version}: there is no such version, the newest is {VERSION}")
-    text = file.read_text(encoding="utf-8")
+def load_rubric(rubric: int | str = VERSION) -> Rubric:
+    """A rubric: one of ours by its version, or one of yours by its file.
+
+    A file has what the judge is told behind a line `@system` and the message behind a line `@user`, with `{document}`
+    once in it; what stands before the first of them is for readers.
+
+    Raises ValueError for a version that there isn't or a file of another form, FileNotFoundError for no file.
+    """
+    if re.fullmatch(r"\d+", str(rubric)):
+        file = importlib.resources.files(__package__) / f"rubric_v{rubric}.txt"
+        if not file.is_file():
+            raise ValueError(f"rubric={rubric}: there is no such version; there are {', '.join(map(str, VERSIONS))}")
+        text = file.read_text(encoding="utf-8")
+    else:
+        text = documents.read_text(str(rubric))
     _, *parts = _SECTION.split(text)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
-    before, after = sections["user"].strip().split(SLOT)
-    return Rubric(sections["system"].strip(), before, after, hashlib.sha256(text.encode()).hexdigest())
+    if sections.keys() != {"system", "user"} or len(parts) != 4:
+        found = ", ".join(f"@{name}" for name in parts[::2]) or "none"
+        raise ValueError(f"rubric={rubric}: its sections are {found}; want @system and @user, each once")
+    before, *after = sections["user"].strip().split(SLOT)
+    if len(after) != 1 or SLOT in sections["system"]:
+        raise ValueError(f"rubric={rubric}: {SLOT} must stand in it once, below @user")
+    return Rubric(sections["system"].strip(), before, after[0], hashlib.sha256(text.encode()).hexdigest())

@@ -151,10 +151,7 @@ class EngineWriter:
                         reply = self._reply(requests[index], len(prompts[index]), tokens.pop(index), update)
                         self._hand_over(index, reply, on_reply)
         finally:
-            for request_id in index_of:  # the caller was interrupted
-                self._engine.cancel(request_id)
-            while not self._engine.is_idle:
-                self._engine.step()
+            self._engine.clear()  # also where the caller was interrupted
 
     def _reply(self, request: Request, prompt_tokens: int, tokens: list[int], last: inference.Update) -> Reply:
         if last.finished == "error":
