@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.backbone.update(pooling="cls", max_tokens=512, normalize=False, dtype="bfloat16")
     config.head.update(solver="adam", epochs=1, learning_rate=1e-3, batch_size=32)
-    config.tuning.update(epochs=50, learning_rate=1e-5, batch_size=8, weight_decay=1e-3, selection="recall_1")
+    config.tuning.update(epochs=50, learning_rate=1e-5, batch_tokens=4096, weight_decay=1e-3, selection="recall_1")
     return config.lock()

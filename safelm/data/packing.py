@@ -79,7 +79,7 @@ def _pack_shard(bounds: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarra
     rest_start, rest, rest_begins = rest_start[has_rest], rest[has_rest], full[has_rest] == 0
     row, num_rows = np.empty(len(rest), np.int64), 0
     for at in range(0, len(rest), WINDOW_PIECES):
-        window, used = _best_fit(rest[at : at + WINDOW_PIECES], seq_len)
+        window, used = best_fit(rest[at : at + WINDOW_PIECES], seq_len)
         row[at : at + WINDOW_PIECES] = window + num_rows
         num_rows += used
     order = np.lexsort((-rest, row))
@@ -90,7 +90,7 @@ def _pack_shard(bounds: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarra
     return start, lengths, begins, row_sizes
 
 
-def _best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """The row of each piece when placed longest first into the fullest row that has room, and the rows used."""
     order = np.argsort(-lengths, kind="stable")
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by their free positions

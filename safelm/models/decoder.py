@@ -247,19 +247,23 @@ def layer_states(
     *,
     positions_BT: Int[ArrayLike, "B T"] | None = None,
     segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
+    start: tuple[int, Float[ArrayLike, "B T D"]] | None = None,
 ) -> list[Float[Array, "B T D"]]:
     """The residual stream after each of these many blocks, not normed (0 = the embeddings); every block runs once.
 
-    Blocks after the last one asked for are not computed. Other arguments as in `hidden_states`; ValueError for a layer
-    that the model does not have.
+    Blocks after the last one asked for are not computed, nor those before `start`: a number of blocks and the stream
+    after them, which then takes the place of the tokens. Other arguments as in `hidden_states`; ValueError for a layer
+    that the model does not have or that lies before the start.
     """
+    before, x_BTD = start or (0, None)
     for layer in layers:
-        if not 0 <= layer <= config.num_layers:
-            raise ValueError(f"layer={layer}: the model has layers 0 to {config.num_layers}")
+        if not before <= layer <= config.num_layers:
+            raise ValueError(f"layer={layer}: the model has layers {before} to {config.num_layers}")
     seen = _rope_and_visible(config, tokens_BT, positions_BT, segment_ids_BT)
-    states = {0: jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0).astype(config.dtype)}
-    before = 0
-    for layer in sorted(set(layers) - {0}):
+    if x_BTD is None:
+        x_BTD = jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0)
+    states = {before: x_BTD.astype(config.dtype)}
+    for layer in sorted(set(layers) - {before}):
         part = dataclasses.replace(config, num_layers=layer - before)
         blocks = jax.tree.map(functools.partial(_part, before, layer), params["layers"])
         states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], *seen)

@@ -58,11 +58,13 @@ def pyrit(shared: pathlib.Path | None, limit: int) -> LabelledSet:
     return LabelledSet("pyrit", [e.text for e in found], score, value >= 0.75, groups, value)
 
 
-def _scheme_set(name: str, file: str, scheme: str, harmful_from: int) -> Callable[..., LabelledSet]:
+def _scheme_set(name: str) -> Callable[..., LabelledSet]:
+    scheme, file, harmful_from = LABELLED[name]
+
     def read(shared: pathlib.Path | None, limit: int) -> LabelledSet:
-        path = _place(shared, file)
+        path = place(shared, file)
         found = _sample(examples.without_duplicates(examples.read(f"{scheme}:{path}")), limit)
-        return _labelled(name, found, harmful_from, _identities(path, found) if scheme == "toxigen" else ())
+        return _labelled(name, found, harmful_from, identities(path, found) if scheme == "toxigen" else ())
 
     return read
 
@@ -75,7 +77,7 @@ def _labelled(
     return LabelledSet(name, [e.text for e in found], score, score >= harmful_from, groups, identities=identities)
 
 
-def _identities(path: pathlib.Path, found: Sequence[examples.Example]) -> list[str]:
+def identities(path: pathlib.Path, found: Sequence[examples.Example]) -> list[str]:
     named = {}
     for _, row in examples.table_rows(str(path)):
         groups = row.get("target_groups") or []
@@ -85,7 +87,7 @@ def _identities(path: pathlib.Path, found: Sequence[examples.Example]) -> list[s
 
 def _safe_set(name: str, read: Callable[[pathlib.Path], list[str]], file: str) -> Callable[..., LabelledSet]:
     def load(shared: pathlib.Path | None, limit: int) -> LabelledSet:
-        texts = read(_place(shared, file))
+        texts = read(place(shared, file))
         found = _sample([examples.Example(t, 0, examples.text_key(t), name) for t in texts], limit)
         return _labelled(name, found, 1)
 
@@ -102,7 +104,7 @@ def real_toxicity(shared: pathlib.Path | None, limit: int) -> LabelledSet:
     with contextlib.suppress(FileNotFoundError):
         trained_on = {examples.text_key(e.text) for e in examples.read(examples.COMMENTS)}
     for name in ("toxic", "nontoxic"):
-        path = _place(shared, f"eval_prompts/realtoxicityprompts_{name}.jsonl.gz")
+        path = place(shared, f"eval_prompts/realtoxicityprompts_{name}.jsonl.gz")
         for _, row in documents.read_rows(str(path), text_column=None):
             if examples.text_key(row["prompt"]["text"]) in trained_on:
                 continue
@@ -133,7 +135,7 @@ def _sample(found: Sequence[examples.Example], limit: int) -> list[examples.Exam
     return sorted(found, key=lambda e: examples.text_key(e.text))[:limit]
 
 
-def _place(shared: pathlib.Path | None, file: str) -> pathlib.Path:
+def place(shared: pathlib.Path | None, file: str) -> pathlib.Path:
     if shared is None:
         raise AbsentError("--shared_data is not given")
     if not (shared / file).exists():
@@ -141,19 +143,22 @@ def _place(shared: pathlib.Path | None, file: str) -> pathlib.Path:
     return shared / file
 
 
-# Harmful by each source's own line: any OpenAI flag; ToxiGen's mean of 3 or more (rounded); hate; hate or
-# offensive; hate without slurs; sexism; hate; Perspective at .375 or more.
+# Set -> its scheme, its file, and the score from which on it is harmful by the source's own line: any OpenAI flag;
+# ToxiGen's mean of 3 or more (rounded); hate; hate or offensive; hate without slurs; sexism; hate; abuse.
+LABELLED: dict[str, tuple[str, str, int]] = {
+    "openai_moderation": ("openai_moderation", "classifier/openai_moderation_train_840.jsonl.gz", 1),
+    "toxigen": ("toxigen", "classifier/toxigen_human_train.json.gz", 3),
+    "dynahate": ("dynahate", "classifier/dyn21_train_union.jsonl.gz", 1),
+    "davidson": ("davidson", "classifier/davidson_labeled_data.csv.gz", 1),
+    "implicit_hate": ("implicit_hate", "classifier/implicitHate.json.gz", 1),
+    "edos": ("edos", "classifier/edos_labelled_aggregated.csv.gz", 1),
+    "ken20": ("dynahate", "classifier/ken20_train_20692.csv.gz", 1),
+    "conv_abuse": ("conv_abuse", "classifier/ConvAbuseEMNLPtrain.csv.gz", 3),
+}
+# RealToxicityPrompts: Perspective at .375 or more.
 SETS: dict[str, Callable[[pathlib.Path | None, int], LabelledSet]] = {
     "pyrit": pyrit,
-    "openai_moderation": _scheme_set(
-        "openai_moderation", "classifier/openai_moderation_train_840.jsonl.gz", "openai_moderation", 1
-    ),
-    "toxigen": _scheme_set("toxigen", "classifier/toxigen_human_train.json.gz", "toxigen", 3),
-    "dynahate": _scheme_set("dynahate", "classifier/dyn21_train_union.jsonl.gz", "dynahate", 1),
-    "davidson": _scheme_set("davidson", "classifier/davidson_labeled_data.csv.gz", "davidson", 1),
-    "implicit_hate": _scheme_set("implicit_hate", "classifier/implicitHate.json.gz", "implicit_hate", 1),
-    "edos": _scheme_set("edos", "classifier/edos_labelled_aggregated.csv.gz", "edos", 1),
-    "ken20": _scheme_set("ken20", "classifier/ken20_train_20692.csv.gz", "dynahate", 1),
+    **{name: _scheme_set(name) for name in LABELLED},
     "real_toxicity": real_toxicity,
     "c4": _safe_set("c4", _web_pages, "text/c4_demo.jsonl.gz"),
     "wikitext": _safe_set("wikitext", _articles, "text/wiki.test.tokens.gz"),

@@ -18,6 +18,7 @@ from safelm.models import decoder as model
 from safelm.safety import classifier
 from safelm.safety.classifier import calibration, checkpoint, head, metrics, ridge, training, tuning
 from safelm.safety.classifier.head import HeadRecipe
+from safelm.safety.classifier.targets import Targets
 from safelm.safety.classifier.tuning import TuningRecipe
 from safelm.safety.embedding import Backbone, chunking
 from safelm.safety.scorer import load_scorer
@@ -81,7 +82,7 @@ def recipe(**changes) -> training.Recipe:
     base = training.Recipe(
         backbone={"source": "tiny"},
         head=HeadRecipe(solver="exact", standardize=True, l2=0.01),
-        tuning=TuningRecipe(last_n=0, epochs=1, learning_rate=1e-3, batch_size=8),
+        tuning=TuningRecipe(last_n=0, epochs=1, learning_rate=1e-3, batch_tokens=512),
         folds=3,
     )
     return dataclasses.replace(base, **changes)
@@ -184,11 +185,13 @@ def tune(backbone: Backbone, last_n: int | None, **changes):
     texts = [corpus.draft(0, "train", i) for i in range(24)]
     chunks = [next(backbone.tokenizer.chunks([t.text], backbone.max_tokens))[1] for t in texts]
     scores = np.asarray([t.score for t in texts])
-    settings = TuningRecipe(last_n=last_n, epochs=2, learning_rate=1e-2, batch_size=8)
+    settings = TuningRecipe(last_n=last_n, epochs=2, learning_rate=1e-2, batch_tokens=512)
     measure = changes.pop("measure", lambda logits: (float(logits().std()), 0.0))
     first = jax.tree.map(np.asarray, head.init(backbone.dim))
     first["kernel"] = np.random.default_rng(0).normal(size=first["kernel"].shape).astype(np.float32)
-    return tuning.tune(backbone, first, chunks, scores, settings, 1.0, measure, chunks[:8], **changes)
+    return tuning.tune(
+        backbone, first, chunks, Targets.of_scores(scores), settings, 1.0, measure, chunks[:8], **changes
+    )
 
 
 def changed(before, after) -> dict[str, np.ndarray]:
@@ -240,7 +243,7 @@ def test_tuning_goes_on_as_if_it_had_not_been_interrupted(backbone: Backbone):
 
 
 def test_head_first_then_all_through_the_whole_command(backbone: Backbone, tmp_path: Path):
-    run = recipe(tuning=TuningRecipe(last_n=None, epochs=1, learning_rate=1e-3, batch_size=8), held_out=0.4)
+    run = recipe(tuning=TuningRecipe(last_n=None, epochs=1, learning_rate=1e-3, batch_tokens=512), held_out=0.4)
     record = training.train(run, ["synthetic_web:150"], str(tmp_path / "c"), backbone=backbone)
     loaded = classifier.load(str(tmp_path / "c"), backbone)
     assert record["measured"]["recall_1"]["value"] >= 0.9

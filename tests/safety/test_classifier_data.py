@@ -257,11 +257,11 @@ def test_every_config_is_a_recipe(path: Path):
     large = path.stem == "classifier_gte_large"
     assert recipe.head.harm_weight == (100.0 if large else 1.0)
     if path.stem.startswith("classifier_gte"):
-        tuning = (recipe.tuning.epochs, recipe.tuning.learning_rate, recipe.tuning.batch_size)
-        assert tuning == ((5, 1e-6, 8) if large else (50, 1e-5, 8))
+        tuning = (recipe.tuning.epochs, recipe.tuning.learning_rate, recipe.tuning.batch_tokens)
+        assert tuning == ((5, 1e-6, 4096) if large else (50, 1e-5, 4096))
         assert recipe.tuning.last_n is None and (recipe.head.epochs, recipe.head.batch_size) == (1, 32)
     else:
-        assert recipe.tuning.last_n == 0
+        assert recipe.tuning.last_n == (3 if path.stem == "classifier_union" else 0)
 
 
 def test_config_fields_are_changed_by_flags_and_bad_ones_refused():

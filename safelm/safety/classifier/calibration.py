@@ -29,7 +29,7 @@ class Calibration:
     def probability(self, level: int, logits_NC: Float[np.ndarray, "N 6"]) -> Float[np.ndarray, " N"]:
         """P(score >= level), calibrated; never larger than at a lower level."""
         lower = [other for other in LEVELS if other <= level]
-        values = [_sigmoid(self.slopes[t] * level_logit(t, logits_NC) + self.offsets[t]) for t in lower]
+        values = [sigmoid(self.slopes[t] * level_logit(t, logits_NC) + self.offsets[t]) for t in lower]
         return np.minimum.reduce(values)
 
     def scores(self, logits_NC: Float[np.ndarray, "N 6"]) -> Int[np.ndarray, " N"]:
@@ -109,7 +109,7 @@ def _platt(logit_N: Float[np.ndarray, " N"], unsafe_N: Bool[np.ndarray, " N"]) -
     design_N2 = np.stack([(logit_N - logit_N.mean()) / scale, np.ones_like(logit_N)], axis=1)
     weights = np.array([1.0, 0.0])
     for _ in range(100):
-        probability_N = _sigmoid(design_N2 @ weights)
+        probability_N = sigmoid(design_N2 @ weights)
         gradient = design_N2.T @ (probability_N - target_N) + _RIDGE * weights
         hessian = (design_N2.T * (probability_N * (1 - probability_N))) @ design_N2 + _RIDGE * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
@@ -125,5 +125,6 @@ def _log_sum(values_NC: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " N"]:
     return top_N1[:, 0] + np.log(np.exp(values_NC - top_N1).sum(1))
 
 
-def _sigmoid(value: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+def sigmoid(value: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Logits to probabilities."""
     return 0.5 * (1 + np.tanh(value / 2))

@@ -2,7 +2,7 @@
 
     config.json           which backbone (arguments and fingerprint), classes, calibration, thresholds, what it was
                           trained on and how good it was on held-out text, and the sha256 of the files beside it
-    head.safetensors      kernel [D, 6] and bias [6], float32
+    head.safetensors      kernel [D, 6] and bias [6]; kinds_kernel [D, K] and kinds_bias [K] where there are kinds
     backbone.safetensors  the backbone's parameters where they were trained, else absent
 
 A local folder gets its name when everything is in it; behind a URL `config.json`, without which nothing loads, comes
@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from safetensors import numpy as safetensors
 
 from safelm.io import records, remote
 from safelm.safety.classifier.calibration import Calibration
+from safelm.safety.classifier.harm_kinds import KINDS
 from safelm.safety.classifier.metrics import CLASSES
 from safelm.safety.embedding import Backbone, load_backbone
 
@@ -47,13 +48,21 @@ def save(
     calibration: Calibration,
     training: Mapping[str, Any],
     tuned: Mapping[str, Any] | None = None,
+    kinds: Sequence[str] = (),
 ) -> None:
-    """Writes a classifier. `tuned` are the backbone's parameters if they were trained; `training` is JSON-able."""
+    """Writes a classifier.
+
+    Args:
+      training: what it was trained on and how good it was, JSON-able.
+      tuned: the backbone's parameters if they were trained.
+      kinds: of harm that the head has a unit for, in its order.
+    """
     check_free(folder)
     config = {
         "format": _FORMAT,
         "version": 1,
         "classes": CLASSES,
+        "kinds": list(kinds),
         "backbone": {"spec": dict(backbone.spec), "fingerprint": backbone.fingerprint, "dim": backbone.dim},
         "calibration": calibration.to_json(),
         "training": training,
@@ -117,8 +126,13 @@ def read(
         )
     head = _tensors(folder, HEAD_FILE, config)
     shapes = {name: value.shape for name, value in head.items()}
-    if shapes != {"kernel": (backbone.dim, CLASSES), "bias": (CLASSES,)}:
-        raise ValueError(f"{folder}: the head is {shapes}, not {backbone.dim} dimensions to {CLASSES} classes")
+    expected = {"kernel": (backbone.dim, CLASSES), "bias": (CLASSES,)}
+    if count := len(config["kinds"]):
+        expected |= {"kinds_kernel": (backbone.dim, count), "kinds_bias": (count,)}
+    if shapes != expected:
+        raise ValueError(
+            f"{folder}: the head is {shapes}, not {backbone.dim} dimensions to {CLASSES} classes and {count} kinds"
+        )
     params = backbone.params
     if BACKBONE_FILE in config["files"]:
         params = _nested(folder, _tensors(folder, BACKBONE_FILE, config), backbone.params)
@@ -149,6 +163,8 @@ def read_config(folder: str) -> dict[str, Any]:
     wrong = [name for name in ("backbone", "calibration", "files") if not isinstance(config.get(name), dict)]
     if wrong:
         raise ValueError(f"{folder}/{CONFIG_FILE}: field {wrong[0]!r} is missing or no object")
+    if not isinstance(config.get("kinds"), list) or set(config["kinds"]) - set(KINDS):
+        raise ValueError(f"{folder}/{CONFIG_FILE}: field 'kinds' is not a list of {', '.join(KINDS)}")
     if not isinstance(config["backbone"].get("spec"), dict) or "fingerprint" not in config["backbone"]:
         raise ValueError(f"{folder}/{CONFIG_FILE}: field 'backbone' has no spec or no fingerprint")
     return config
@@ -156,7 +172,7 @@ def read_config(folder: str) -> dict[str, Any]:
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """What scores depend on: backbone, tensors, calibration. Not where it lies or how it was measured."""
-    parts = [config["backbone"]["fingerprint"], config["files"], config["calibration"]]
+    parts = [config["backbone"]["fingerprint"], config["files"], config["calibration"], config["kinds"]]
     return records.fingerprint(parts)
 
 

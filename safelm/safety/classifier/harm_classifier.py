@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from safelm.safety.classifier import checkpoint, head
-from safelm.safety.classifier.calibration import Calibration, expected_score
+from safelm.safety.classifier.calibration import Calibration, expected_score, sigmoid
 from safelm.safety.embedding import Backbone, Embedder
 from safelm.safety.scorer import Verdict
 
@@ -16,7 +16,8 @@ class Classifier:
     """Embedder and linear 6-class head (Maini et al. 2025, 3.1 and C.1): a text is as harmful as its worst chunk.
 
     A verdict's details: `unsafe_probability` and `unsafe_probability_3`, the calibrated probabilities of a score of at
-    least 1 and at least 3; `expected_score`, a graded 0 to 5; `n_chunks`. Each is the maximum over the text's chunks.
+    least 1 and at least 3; `expected_score`, a graded 0 to 5; `n_chunks`; and, where the classifier has kinds of harm,
+    the probability of each (`hate`, `violence` and so on). Each is the maximum over the text's chunks.
     The score follows from the thresholds in the checkpoint (`Calibration.scores`).
     """
 
@@ -30,20 +31,24 @@ class Classifier:
         *,
         params: Any = None,
         fingerprint: str = "",
+        kinds: Sequence[str] = (),
     ):
         self.calibration = calibration
+        self.kinds = tuple(kinds)
         self.fingerprint = fingerprint
         self._head_params = head_params
         self._embedder = Embedder(backbone, params)
 
-    def logits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C 6"], Int32[np.ndarray, " C"]]:
-        """The head's logits for every chunk and the index of the text that each is of."""
-        return self._embedder.map_chunks(texts, self._head_params, head.apply)
+    def logits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C L"], Int32[np.ndarray, " C"]]:
+        """The head's logits, six scores and then kinds, for every chunk and the index of the text that each is of."""
+        return self._embedder.map_chunks(texts, self._head_params, head.apply_all)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, in order."""
-        logits_CK, text_C = self.logits(texts)
-        columns = highest(self.calibration, logits_CK, text_C, len(texts))
+        logits_CL, text_C = self.logits(texts)
+        columns = highest(self.calibration, logits_CL[:, : head.CLASSES], text_C, len(texts))
+        for i, kind in enumerate(self.kinds, start=head.CLASSES):
+            columns[kind] = maximum_by_text(sigmoid(logits_CL[:, i]), text_C, len(texts))
         chunks_N = np.bincount(text_C, minlength=len(texts))
         return [
             Verdict(
@@ -88,4 +93,5 @@ def load(directory: str, backbone: Backbone | str | None = None) -> Classifier:
       ValueError: damaged, of another class count, or trained on another backbone.
     """
     found, params, head_params, calibration, config = checkpoint.read(directory, backbone)
-    return Classifier(found, head_params, calibration, params=params, fingerprint=checkpoint.fingerprint(config))
+    identity = {"fingerprint": checkpoint.fingerprint(config), "kinds": config["kinds"]}
+    return Classifier(found, head_params, calibration, params=params, **identity)

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict, config_dict
 
+from safelm.safety.classifier.balance import Balance
 from safelm.safety.classifier.head import HeadRecipe
 from safelm.safety.classifier.training import Recipe
 from safelm.safety.classifier.tuning import TuningRecipe
@@ -21,6 +22,7 @@ def default_config() -> ConfigDict:
                 "dtype": "float32",
             },
             "data": (),  # see `examples`
+            "balance": {"cap": config_dict.placeholder(int), "caps": (), "power": 1.0},
             "harm_weight": 1.0,  # lambda
             "head": {
                 "solver": "adam",
@@ -34,14 +36,17 @@ def default_config() -> ConfigDict:
                 "last_n": config_dict.placeholder(int),  # None: all parameters; 0: none
                 "epochs": 5,
                 "learning_rate": 1e-6,
-                "batch_size": 8,
+                "batch_tokens": 4096,
                 "weight_decay": 1e-3,
+                "schedule": "constant",
                 "selection": "recall_1",
+                "patience": config_dict.placeholder(int),
             },
             "target_recall_1": 0.9,
             "target_recall_3": 0.9,
             "folds": 5,
             "held_out": 0.2,
+            "split": "balanced",
             "seed": 0,
         }
     )
@@ -59,8 +64,10 @@ def recipe(config: ConfigDict) -> Recipe:
         head=HeadRecipe(**head, harm_weight=config.harm_weight, seed=config.seed, l2=l2[0] if l2 else 0.0),
         tuning=TuningRecipe(**config.tuning.to_dict(), seed=config.seed),
         l2=l2,
+        balance=Balance(**config.balance.to_dict()),
         target_recall={1: config.target_recall_1, 3: config.target_recall_3},
         folds=config.folds,
         held_out=config.held_out,
+        split=config.split,
         seed=config.seed,
     )

@@ -11,7 +11,6 @@ from typing import Any
 import flax.serialization
 import jax
 import jax.numpy as jnp
-import optax
 
 from safelm.io import remote
 from safelm.io.files import write_whole
@@ -39,7 +38,12 @@ class Place:
     def __init__(self, output: str, recipe: Any, texts: Sequence[Example], fingerprint: str):
         self._path = _path(output)
         said = json.dumps(
-            [dataclasses.asdict(recipe), [(e.text, e.score, e.group) for e in texts], fingerprint], default=str
+            [
+                dataclasses.asdict(recipe),
+                [(e.text, e.distribution, dict(e.kinds), e.group) for e in texts],
+                fingerprint,
+            ],
+            default=str,
         )
         self._run = hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()
 
@@ -56,7 +60,7 @@ class Place:
             return None
         _, part = tuning.split(backbone, backbone.params, recipe.last_n)
         trained = {"backbone": part, "head": {name: jnp.asarray(value) for name, value in head.items()}}
-        optimizer = optax.adamw(recipe.learning_rate, weight_decay=recipe.weight_decay).init(trained)
+        optimizer = recipe.optimizer(1).init(trained)
         like = {"run": "", "state": _plain(tuning.State(0, trained, optimizer, trained, (0.0, 0.0)))}
         try:
             found = flax.serialization.from_bytes(like, self._path.read_bytes())

@@ -1,9 +1,13 @@
-"""Training the backbone with the head (Maini et al. 2025, C.1): all parameters, or those of the last n layers."""
+"""Training the backbone with the head (Maini et al. 2025, C.1): all parameters, or those of the last n layers.
+
+Chunks are packed into rows, so that short comments cost what they hold and one program serves all lengths. Where the
+lower layers are frozen, what they make of a chunk is computed once (see `state_cache`).
+"""
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,16 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from tqdm import tqdm
 
 from safelm.safety.classifier import head
-from safelm.safety.embedding import Backbone
-from safelm.safety.embedding.embedder import bucket_lengths
+from safelm.safety.classifier.state_cache import StateCache
+from safelm.safety.classifier.targets import Targets
+from safelm.safety.embedding import Backbone, packed
 
 _logger = logging.getLogger(__name__)
 Params = Mapping[str, Any]
-SELECTIONS = ("recall_1", "recall_3", "macro_f1", "auroc_1")
+SELECTIONS = ("recall_1", "recall_3", "macro_f1", "auroc_1", "auroc_by_source")
+SCHEDULES = ("constant", "linear")
+_WARMUP = 0.06  # of all steps, in which a linear schedule's rate rises
+_WINDOW = 4096  # chunks that are packed together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,34 +37,58 @@ class TuningRecipe:
 
     Attributes:
       last_n: layers that are trained, counted from the output; None for all parameters, 0 for none (no tuning).
-      selection: which held-out measure decides the epoch that is kept (ties: macro-F1).
+      batch_tokens: tokens of a step's packed rows; the paper's batch of 8 texts of 512 tokens is 4096.
+      schedule: of the learning rate: "constant", or "linear": up over 6% of all steps, then down to 0.
+      selection: which held-out measure decides the epoch that is kept (ties: macro-F1). "auroc_by_source": the mean
+        over sources of how well a source's texts of its upper half of scores are told from the others.
+      patience: epochs without a better one after which training ends; None: never.
     """
 
     last_n: int | None = None
     epochs: int = 5
     learning_rate: float = 1e-6
-    batch_size: int = 8
+    batch_tokens: int = 4096
     weight_decay: float = 1e-3
+    schedule: str = "constant"
     selection: str = "recall_1"
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"tuning.selection={self.selection!r}: one of {', '.join(SELECTIONS)}")
-        for name in ("epochs", "learning_rate", "batch_size"):
+        for name, known in (("selection", SELECTIONS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"tuning.{name}={getattr(self, name)!r}: one of {', '.join(known)}")
+        for name in ("epochs", "learning_rate", "batch_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"tuning.{name}={getattr(self, name)}: must be above 0")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"tuning.patience={self.patience}: must be at least 1")
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """AdamW with the schedule over so many steps."""
+        rate: Any = self.learning_rate
+        if self.schedule == "linear":
+            warmup = max(round(_WARMUP * steps), 1)
+            rate = optax.join_schedules(
+                [
+                    optax.linear_schedule(0.0, self.learning_rate, warmup),
+                    optax.linear_schedule(self.learning_rate, 0.0, max(steps - warmup, 1)),
+                ],
+                [warmup],
+            )
+        return optax.adamw(rate, weight_decay=self.weight_decay)
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where a run stands after an epoch: what is trained, the optimizer's state, the best so far."""
+    """Where a run stands after an epoch: what is trained, the optimizer's state, the best so far and its epoch."""
 
     epoch: int
     trained: Any
     optimizer: Any
     best: Any
     best_measure: tuple[float, float]
+    best_epoch: int = 0
 
 
 def split(backbone: Backbone, params: Params, last_n: int | None) -> tuple[Params, Params]:
@@ -77,78 +109,106 @@ def merge(frozen: Params, trained: Params) -> Params:
     )
 
 
+def frozen_states(backbone: Backbone, last_n: int | None, folder: str | None = None) -> StateCache | None:
+    """A cache for what the frozen layers make of chunks, in memory or in a local folder; None where all are trained."""
+    first = backbone.frozen_layers(last_n)
+    return StateCache(backbone, first, folder) if first else None
+
+
 def tune(
     backbone: Backbone,
     head_params: head.HeadParams,
     chunks: Sequence[np.ndarray],
-    scores_N: Int[np.ndarray, " N"],
+    targets: Targets,
     recipe: TuningRecipe,
     harm_weight: float,
-    measure: Callable[[Callable[[], Float[np.ndarray, "M 6"]]], tuple[float, float]],
+    measure: Callable[[Callable[[], Float[np.ndarray, "M L"]]], tuple[float, float]],
     held_out: Sequence[np.ndarray],
     *,
+    states: StateCache | None = None,
     resume: State | None = None,
     on_epoch: Callable[[State], object] = lambda state: None,
 ) -> tuple[Params, head.HeadParams]:
     """The backbone's parameters and the head of the epoch that is best on held-out texts.
 
     Args:
-      chunks, scores_N: ids of each training text's first chunk, and its score.
-      measure: from the held-out logits to (selection measure, tie-breaker); larger is better.
+      chunks, targets: ids of each training text's first chunk, and its labels.
+      measure: from the held-out logits (`head.apply_all`) to (selection measure, tie-breaker); larger is better.
       held_out: ids of the held-out texts' first chunks.
+      states: `frozen_states`; the frozen layers are computed in every step when not given.
       resume, on_epoch: to go on from a state that `on_epoch` was given; the result is that of an unbroken run.
     """
     frozen, trained_backbone = split(backbone, backbone.params, recipe.last_n)
-    program = _Program(backbone, frozen, recipe, harm_weight, min(recipe.batch_size, len(chunks)))
+    program = _Program(backbone, frozen, recipe, chunks, states)
+    if states:
+        states.fill([*chunks, *held_out])
+    labels = [np.asarray(part) for part in head.arrays(targets, harm_weight)]
     trained = {"backbone": trained_backbone, "head": {k: jnp.asarray(v) for k, v in head_params.items()}}
     state = resume or State(0, trained, program.optimizer.init(trained), trained, (-1.0, -1.0))
-    state = jax.device_put(dataclasses.asdict(state) | {"best_measure": None}, program.everywhere) | {
-        "best_measure": tuple(state.best_measure),
-        "epoch": state.epoch,
+    placed = {
+        name: jax.device_put(getattr(state, name), program.everywhere) for name in ("trained", "optimizer", "best")
     }
-    state = State(**state)
-    while state.epoch < recipe.epochs:
-        rng = np.random.default_rng((recipe.seed, state.epoch))
+    state = dataclasses.replace(state, **placed)
+    while state.epoch < recipe.epochs and not _is_over(state, recipe):
         trained, optimizer = state.trained, state.optimizer
-        rows = head.batches(len(chunks), recipe.batch_size, rng)
-        for rows_B in tqdm(rows, desc=f"epoch {state.epoch + 1}", unit=" batches", disable=None):
-            tokens_BT, lengths_B = program.padded([chunks[i] for i in rows_B])
-            trained, optimizer, loss = program.step(trained, optimizer, tokens_BT, lengths_B, scores_N[rows_B])
+        batches = program.batches(chunks, np.random.default_rng((recipe.seed, state.epoch)))
+        total, name = sum(map(len, chunks)), f"epoch {state.epoch + 1} of {recipe.epochs}"
+        with tqdm(total=total, desc=name, unit=" tokens", unit_scale=True, disable=None) as bar:
+            for batch in batches:
+                rows = program.filled(batch, chunks)
+                trained, optimizer, loss = program.step(trained, optimizer, rows, labels)
+                bar.update(int((rows.segments_BT > 0).sum()))
         found = measure(functools.partial(program.logits, trained, held_out))
-        _logger.info(
-            "epoch %d: loss %.4f, held-out %s %.4f, macro-F1 %.4f",
-            state.epoch + 1,
-            float(loss),
-            recipe.selection,
-            *found,
+        _logger.info("%s: loss %.4f, held-out %s %.4f, macro-F1 %.4f", name, float(loss), recipe.selection, *found)
+        epoch = state.epoch + 1
+        best = (
+            (trained, found, epoch)
+            if found > state.best_measure
+            else (state.best, state.best_measure, state.best_epoch)
         )
-        best, best_measure = max((state.best, state.best_measure), (trained, found), key=lambda pair: pair[1])
-        state = State(state.epoch + 1, trained, optimizer, best, best_measure)
+        state = State(epoch, trained, optimizer, *best)
         on_epoch(state)
     whole = jax.tree.map(np.asarray, merge(frozen, state.best["backbone"]))
     return whole, jax.tree.map(np.asarray, state.best["head"])
 
 
+def _is_over(state: State, recipe: TuningRecipe) -> bool:
+    return recipe.patience is not None and state.epoch - state.best_epoch >= recipe.patience
+
+
 class _Program:
     """The compiled step and the held-out pass: rows over all devices where they divide, parameters on each."""
 
-    def __init__(self, backbone: Backbone, frozen: Params, recipe: TuningRecipe, harm_weight: float, batch_size: int):
-        self._backbone, self._batch_size = backbone, batch_size
-        self._buckets = bucket_lengths(backbone.max_tokens)
+    def __init__(
+        self,
+        backbone: Backbone,
+        frozen: Params,
+        recipe: TuningRecipe,
+        chunks: Sequence[np.ndarray],
+        states: StateCache | None,
+    ):
+        self._row_tokens = backbone.max_tokens
+        self._count = max(recipe.batch_tokens // self._row_tokens, 1)
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
         self.everywhere = NamedSharding(mesh, PartitionSpec())
-        divides = batch_size % jax.device_count() == 0
+        divides = self._count % jax.device_count() == 0
         self._rows = NamedSharding(mesh, PartitionSpec("batch")) if divides else self.everywhere
         self._frozen = jax.device_put(frozen, self.everywhere)
-        self.optimizer = optax.adamw(recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self._states, self._first = states, states.layer if states else 0
+        steps = len(self.batches(chunks, np.random.default_rng(0)))
+        self.optimizer = recipe.optimizer(steps * recipe.epochs)
 
-        def logits(trained: Any, frozen: Any, tokens_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        def pooled(trained: Any, frozen: Any, x: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> Any:
             params = merge(jax.lax.stop_gradient(frozen), trained["backbone"])
-            return head.apply(trained["head"], backbone.pooled(params, tokens_BT, lengths_B))
+            return backbone.pooled_rows(params, x, segments_BT, positions_BT, self._first)
 
-        def step(trained: Any, optimizer: Any, frozen: Any, tokens_BT: Any, lengths_B: Any, scores_B: Any) -> Any:
+        def logits(trained: Any, frozen: Any, *rows: jax.Array) -> jax.Array:
+            return head.apply_all(trained["head"], pooled(trained, frozen, *rows))
+
+        def step(trained: Any, optimizer: Any, frozen: Any, rows: Any, labels: Any) -> Any:
             def loss_of(trained: Any) -> jax.Array:
-                return head.weighted_loss(logits(trained, frozen, tokens_BT, lengths_B), scores_B, harm_weight)
+                x_BSE = pooled(trained, frozen, *rows)
+                return head.joint_loss(trained["head"], x_BSE.reshape(-1, x_BSE.shape[-1]), *labels)
 
             loss, gradient = jax.value_and_grad(loss_of)(trained)
             updates, optimizer = self.optimizer.update(gradient, optimizer, trained)
@@ -157,29 +217,42 @@ class _Program:
         self._logits = jax.jit(logits)
         self._step = jax.jit(step)
 
-    def padded(self, chunks: Sequence[np.ndarray]) -> tuple[jax.Array, jax.Array]:
-        """Rows of one bucket's length for a batch, filled up to the batch size."""
-        length = next(bucket for bucket in self._buckets if bucket >= max(len(chunk) for chunk in chunks))
-        tokens_BT = np.full((self._batch_size, length), self._backbone.tokenizer.pad_id, np.int32)
-        lengths_B = np.ones(self._batch_size, np.int32)
-        for row, chunk in enumerate(chunks):
-            tokens_BT[row, : len(chunk)], lengths_B[row] = chunk, len(chunk)
-        return jax.device_put(tokens_BT, self._rows), jax.device_put(lengths_B, self._rows)
+    def batches(self, chunks: Sequence[np.ndarray], rng: np.random.Generator) -> list[list[list[int]]]:
+        """One epoch's steps, each some rows of chunks, in a random order; every chunk once."""
+        order = rng.permutation(len(chunks))
+        rows: list[list[int]] = []
+        for start in range(0, len(order), _WINDOW):
+            window = order[start : start + _WINDOW]
+            plan = packed.plan([len(chunks[i]) for i in window], self._row_tokens)
+            rows += [[int(window[i]) for i in row] for row in plan]
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        return [rows[start : start + self._count] for start in range(0, len(rows), self._count)]
 
-    def step(self, trained: Any, optimizer: Any, tokens_BT: Any, lengths_B: Any, scores_B: Any) -> Any:
-        scores_B = jax.device_put(scores_B.astype(np.int32), self._rows)
-        return self._step(trained, optimizer, self._frozen, tokens_BT, lengths_B, scores_B)
+    def filled(self, batch: Sequence[Sequence[int]], chunks: Sequence[np.ndarray]) -> packed.Rows:
+        """A step's rows: ids, or the frozen layers' states of them."""
+        value_of = (lambda i: self._states.states(chunks[i])) if self._states else lambda i: chunks[i]
+        return packed.filled(batch, self._row_tokens, self._count, value_of)
 
-    def logits(self, trained: Any, chunks: Sequence[np.ndarray]) -> Float[np.ndarray, "M 6"]:
-        """Logits of each chunk, in order; chunks of about one length are computed together."""
-        out = np.zeros((len(chunks), head.CLASSES), np.float32)
-        for rows in _by_length(chunks, self._batch_size):
-            tokens_BT, lengths_B = self.padded([chunks[i] for i in rows])
-            out[rows] = np.asarray(self._logits(trained, self._frozen, tokens_BT, lengths_B))[: len(rows)]
+    def step(self, trained: Any, optimizer: Any, rows: packed.Rows, labels: Sequence[np.ndarray]) -> Any:
+        """One update. The loss is the mean over the step's texts; places without one weigh nothing."""
+        chunk_N = rows.chunk_BS.reshape(-1)
+        is_text_N = chunk_N >= 0
+        votes, kinds, *weights = (part[np.maximum(chunk_N, 0)] for part in labels)
+        scale_N = np.where(is_text_N, len(chunk_N) / max(is_text_N.sum(), 1), 0.0).astype(np.float32)
+        weights = [weight * scale_N for weight in weights]
+        placed = jax.device_put((votes, kinds, *weights), self.everywhere)
+        return self._step(trained, optimizer, self._frozen, self._placed(rows), placed)
+
+    def logits(self, trained: Any, chunks: Sequence[np.ndarray]) -> Float[np.ndarray, "M L"]:
+        """Logits of each chunk's score and kinds, in order."""
+        plan = packed.plan([len(chunk) for chunk in chunks], self._row_tokens)
+        out = None
+        for start in range(0, len(plan), self._count):
+            rows = self.filled(plan[start : start + self._count], chunks)
+            found_BSL = np.asarray(self._logits(trained, self._frozen, *self._placed(rows)))
+            out = np.zeros((len(chunks), found_BSL.shape[-1]), np.float32) if out is None else out
+            out[rows.chunk_BS[rows.chunk_BS >= 0]] = found_BSL[rows.chunk_BS >= 0]
         return out
 
-
-def _by_length(chunks: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:
-    order = sorted(range(len(chunks)), key=lambda i: len(chunks[i]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    def _placed(self, rows: packed.Rows) -> tuple[jax.Array, ...]:
+        return jax.device_put((rows.values, rows.segments_BT, rows.positions_BT), self._rows)

@@ -14,7 +14,7 @@ from safelm.formats import families, huggingface, sources
 from safelm.io import remote
 from safelm.io.files import installed_folders
 from safelm.models import decoder as model
-from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, pooling
+from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, packed, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
 from safelm.safety.model_fingerprint import model_fingerprint
 
@@ -70,6 +70,51 @@ class Backbone:
         states = self._states(params, tokens_BT, lengths_B)
         x_BD = jnp.concatenate([pooling.pool(self.pooling, x_BTD, lengths_B) for x_BTD in states], axis=-1)
         return pooling.normalize(x_BD) if self.is_normalized else x_BD
+
+    def pooled_rows(
+        self,
+        params: Params,
+        x: Int[Array, "B T"] | Float[Array, "B T D"],
+        segments_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        first: int = 0,
+    ) -> Float[Array, "B S E"]:
+        """As `pooled`, one vector for each of the chunks that are packed in a row (see `packed`).
+
+        Args:
+          x: ids where `first` is 0, else the stream behind layer `first` (`stream`).
+        """
+        count = max(segments_BT.shape[1] // packed.LEAST_TOKENS, 1)
+        states = self._packed_states(params, x, segments_BT, positions_BT, first)
+        x_BSD = jnp.concatenate([packed.pool(self.pooling, s, segments_BT, count) for s in states], axis=-1)
+        return pooling.normalize(x_BSD) if self.is_normalized else x_BSD
+
+    def stream(
+        self, params: Params, tokens_BT: Int[Array, "B T"], segments_BT: Any, positions_BT: Any, layer: int
+    ) -> Float[Array, "B T D"]:
+        """The stream of packed rows behind one layer, what `pooled_rows` can go on from."""
+        if isinstance(self.config, EncoderConfig):
+            config = dataclasses.replace(self.config, num_layers=layer)
+            return encoder.packed_states(config, params, tokens_BT, segments_BT, positions_BT)[-1]
+        where = {"positions_BT": positions_BT, "segment_ids_BT": segments_BT}
+        return model.layer_states(self.config, params, tokens_BT, (layer,), **where)[0]
+
+    def frozen_layers(self, last_n: int | None) -> int:
+        """How many layers' stream stays the same while the last n are trained: what `pooled_rows` can start from."""
+        if last_n is None or not (self.layers or isinstance(self.config, EncoderConfig)):
+            return 0
+        return min([self.config.num_layers - last_n, *self.layers])
+
+    def _packed_states(self, params: Params, x: Any, segments_BT: Any, positions_BT: Any, first: int) -> list[Any]:
+        if isinstance(self.config, EncoderConfig):
+            states = encoder.packed_states(self.config, params, x, segments_BT, positions_BT, first)
+            return [states[i - first] for i in self.layers or (self.config.num_layers,)]
+        where = {"positions_BT": positions_BT, "segment_ids_BT": segments_BT}
+        if not self.layers:
+            return [model.hidden_states(self.config, params, x, **where)]
+        tokens_BT = segments_BT if first else x  # its shape is all that is read of it behind the start
+        start = (first, x) if first else None
+        return model.layer_states(self.config, params, tokens_BT, self.layers, **where, start=start)
 
     def _states(self, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array) -> list[jax.Array]:
         if isinstance(self.config, EncoderConfig):

@@ -40,6 +40,24 @@ def hidden_states(
     return Encoder(config).apply({"params": params}, tokens_BT, lengths_B)
 
 
+def packed_states(
+    config: EncoderConfig,
+    params: Params,
+    x: Int[Array, "B T"] | Float[Array, "B T D"],
+    segments_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    first: int = 0,
+) -> list[Float[Array, "B T D"]]:
+    """As `hidden_states` for rows of several chunks: the stream behind layer `first` and every later one.
+
+    Args:
+      x: token ids where `first` is 0, else the stream behind layer `first`.
+      segments_BT: the chunk of each token, from 1 (0 = padding); attention stays inside it.
+      positions_BT: of each token in its chunk.
+    """
+    return Encoder(config, first).apply({"params": params}, x, None, segments_BT, positions_BT)
+
+
 def init(config: EncoderConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters, for tests and shapes."""
     tokens_BT, lengths_B = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
@@ -47,16 +65,23 @@ def init(config: EncoderConfig, key: jax.Array) -> Params:
 
 
 class Encoder(nn.Module):
+    """Layers from `first` on; a row is one chunk (`lengths_B`) or several (`segments_BT`, `positions_BT`)."""
+
     config: EncoderConfig
+    first: int = 0
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> list[jax.Array]:
+    def __call__(
+        self, x: jax.Array, lengths_B: Any, segments_BT: Any = None, positions_BT: Any = None
+    ) -> list[jax.Array]:
         c = self.config
-        rope = None if c.rope_theta is None else rope_angles(c, tokens_BT.shape[1])
-        x_BTD = Embeddings(c, name="embeddings")(tokens_BT)
+        rope = None if c.rope_theta is None else rope_angles(c, x.shape[1])
+        if rope is not None and positions_BT is not None:
+            rope = tuple(angles_1T1P[0][positions_BT] for angles_1T1P in rope)
+        x_BTD = x.astype(c.dtype) if self.first else Embeddings(c, name="embeddings")(x, positions_BT)
         states = [x_BTD]
-        for i in range(c.num_layers):
-            x_BTD = Layer(c, name=f"layer_{i}")(x_BTD, lengths_B, rope)
+        for i in range(self.first, c.num_layers):
+            x_BTD = Layer(c, name=f"layer_{i}")(x_BTD, lengths_B if segments_BT is None else segments_BT, rope)
             states.append(x_BTD)
         return states
 
@@ -80,13 +105,14 @@ class Embeddings(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None) -> jax.Array:
         c, T = self.config, tokens_BT.shape[1]
         normal = nn.initializers.normal(0.02)
         x_BTD = jnp.take(self.param("words", normal, (c.vocab_size, c.d_model)), tokens_BT, axis=0)
         if c.rope_theta is None:
             positions_PD = self.param("positions", normal, (c.max_positions, c.d_model))
-            x_BTD += positions_PD[c.position_offset : c.position_offset + T]
+            where = slice(c.position_offset, c.position_offset + T)
+            x_BTD += positions_PD[where if positions_BT is None else positions_BT + c.position_offset]
         if c.type_vocab_size:
             x_BTD += self.param("types", normal, (c.type_vocab_size, c.d_model))[0]
         return LayerNorm(c, name="norm")(x_BTD)
@@ -96,21 +122,21 @@ class Layer(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array, rope: Any) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, visible: jax.Array, rope: Any) -> jax.Array:
         c = self.config
-        x_BTD = LayerNorm(c, name="attention_norm")(x_BTD + self._attention(x_BTD, lengths_B, rope))
+        x_BTD = LayerNorm(c, name="attention_norm")(x_BTD + self._attention(x_BTD, visible, rope))
         return LayerNorm(c, name="mlp_norm")(x_BTD + self._mlp(x_BTD))
 
     def _kernel(self, name: str, shape: tuple[int, ...]) -> jax.Array:
         return self.param(name, nn.initializers.normal(0.02), shape).astype(self.config.dtype)
 
-    def _attention(self, x_BTD: jax.Array, lengths_B: jax.Array, rope: Any) -> jax.Array:
+    def _attention(self, x_BTD: jax.Array, visible: jax.Array, rope: Any) -> jax.Array:
         c, D = self.config, x_BTD.shape[-1]
         N, H = c.num_heads, c.head_dim
         qkv_D3NH, bias_3NH = self._kernel("qkv", (D, 3, N, H)), self._kernel("qkv_bias", (3, N, H))
         output_NHD, output_bias_D = self._kernel("output", (N, H, D)), self._kernel("output_bias", (D,))
         qkv_BT3NH = jnp.einsum("btd,dcnh->btcnh", x_BTD, qkv_D3NH) + bias_3NH
-        out_BTNH = attend(qkv_BT3NH, lengths_B, rope)
+        out_BTNH = attend(qkv_BT3NH, visible, rope)
         return jnp.einsum("btnh,nhd->btd", out_BTNH, output_NHD) + output_bias_D
 
     def _mlp(self, x_BTD: jax.Array) -> jax.Array:
@@ -126,28 +152,37 @@ class Layer(nn.Module):
 
 
 def attend(
-    qkv_BT3NH: Float[Array, "B T 3 N H"], lengths_B: Int[Array, " B"], rope: tuple[jax.Array, jax.Array] | None
+    qkv_BT3NH: Float[Array, "B T 3 N H"],
+    visible: Int[Array, " B"] | Int[Array, "B T"],
+    rope: tuple[jax.Array, jax.Array] | None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of every token to its row's first `lengths_B` tokens; scores and sums in float32.
+    """Attention of every token to its row's first tokens or to its own chunk's; scores and sums in float32.
+
+    Args:
+      visible: how many of a row's tokens are seen, or the chunk of each of them.
+      rope: cosine and sine [1 T 1 P], or [B T 1 P] where rows have positions of their own.
 
     Computed row by row: on a CPU the scores of one row stay in a core's cache, which is two to three times as fast as
     all rows at once.
     """
 
-    def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        qkv_T3NH, length = row
+    def of_row(row: Any) -> jax.Array:
+        qkv_T3NH, seen, angles = row
         q_TNH, k_TNH, v_TNH = qkv_T3NH[:, 0], qkv_T3NH[:, 1], qkv_T3NH[:, 2]
         if rope is not None:
-            q_TNH, k_TNH = (attention.rotate(x[None], *rope)[0] for x in (q_TNH, k_TNH))
+            turn = angles or rope
+            q_TNH, k_TNH = (attention.rotate(x[None], *turn)[0] for x in (q_TNH, k_TNH))
         q_NTH, k_NSH, v_NSH = ((x.transpose(1, 0, 2)) for x in (q_TNH * (1 / math.sqrt(q_TNH.shape[-1])), k_TNH, v_TNH))
         scores_NTS = jnp.einsum("nth,nsh->nts", q_NTH, k_NSH, preferred_element_type=jnp.float32)
-        scores_NTS = jnp.where(jnp.arange(len(qkv_T3NH)) < length, scores_NTS, attention.MASKED_SCORE)
+        is_seen = seen[:, None] == seen if seen.ndim else jnp.arange(len(qkv_T3NH)) < seen
+        scores_NTS = jnp.where(is_seen, scores_NTS, attention.MASKED_SCORE)
         weights_NTS = jnp.exp(scores_NTS - jax.lax.stop_gradient(scores_NTS.max(axis=-1, keepdims=True)))
         sums_NT1 = weights_NTS.sum(axis=-1, keepdims=True)
         out_NTH = jnp.einsum("nts,nsh->nth", weights_NTS.astype(v_NSH.dtype), v_NSH, preferred_element_type=jnp.float32)
         return (out_NTH / sums_NT1).astype(qkv_T3NH.dtype).transpose(1, 0, 2)
 
-    return jax.lax.map(of_row, (qkv_BT3NH, lengths_B))
+    own = () if rope is None or rope[0].shape[0] == 1 else tuple(angles_BT1P[:, None] for angles_BT1P in rope)
+    return jax.lax.map(of_row, (qkv_BT3NH, visible, own))
 
 
 def rope_angles(config: EncoderConfig, length: int) -> tuple[Float[Array, "1 T 1 P"], Float[Array, "1 T 1 P"]]:
