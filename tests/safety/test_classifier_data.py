@@ -261,7 +261,7 @@ def test_every_config_is_a_recipe(path: Path):
         assert tuning == ((5, 1e-6, 4096) if large else (50, 1e-5, 4096))
         assert recipe.tuning.last_n is None and (recipe.head.epochs, recipe.head.batch_size) == (1, 32)
     else:
-        assert recipe.tuning.last_n == (3 if path.stem == "classifier_union" else 0)
+        assert recipe.tuning.last_n == (2 if path.stem == "classifier_union" else 0)
 
 
 def test_config_fields_are_changed_by_flags_and_bad_ones_refused():

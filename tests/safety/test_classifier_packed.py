@@ -58,7 +58,8 @@ def some_chunks(count: int = 11) -> list[np.ndarray]:
 def one_a_row(backbone: Backbone, chunks: list[np.ndarray]) -> np.ndarray:
     tokens = np.stack([np.pad(chunk, (0, ROW - len(chunk))) for chunk in chunks])
     lengths = jnp.asarray([len(chunk) for chunk in chunks])
-    return np.asarray(backbone.pooled(backbone.params, jnp.asarray(tokens), lengths))
+    params = jax.tree.map(jnp.asarray, backbone.params)
+    return np.asarray(backbone.pooled(params, jnp.asarray(tokens), lengths))
 
 
 def of_rows(backbone: Backbone, chunks: list[np.ndarray], first: int = 0) -> np.ndarray:
@@ -66,8 +67,9 @@ def of_rows(backbone: Backbone, chunks: list[np.ndarray], first: int = 0) -> np.
     assert len(plan) < len(chunks) and sorted(i for row in plan for i in row) == list(range(len(chunks)))
     rows = packed.filled(plan, ROW, len(plan) + 1, lambda i: chunks[i])
     values, *where = (jnp.asarray(part) for part in (rows.values, rows.segments_BT, rows.positions_BT))
-    x = backbone.stream(backbone.params, values, *where, first) if first else values
-    found = np.asarray(backbone.pooled_rows(backbone.params, x, *where, first))
+    params = jax.tree.map(jnp.asarray, backbone.params)
+    x = backbone.stream(params, values, *where, first) if first else values
+    found = np.asarray(backbone.pooled_rows(params, x, *where, first))
     out = np.full((len(chunks), backbone.dim), np.nan, np.float32)
     out[rows.chunk_BS[rows.chunk_BS >= 0]] = found[rows.chunk_BS >= 0]
     assert np.isfinite(found).all()
@@ -90,7 +92,7 @@ def test_the_stream_of_the_frozen_layers_is_where_the_rest_goes_on(bert: Backbon
 
 
 def test_rotary_positions_begin_anew_in_every_chunk(tmp_path: Path):
-    embedding_folders.write(tmp_path, **embedding_folders.GTE)
+    embedding_folders.write(tmp_path, **embedding_folders.GTE, type_vocab_size=0)
     backbone = load_backbone(str(tmp_path), max_tokens=ROW)
     chunks = some_chunks()
     np.testing.assert_allclose(of_rows(backbone, chunks), one_a_row(backbone, chunks), atol=2e-5)
@@ -109,7 +111,7 @@ def test_states_are_computed_once_and_survive_an_interruption(bert: Backbone, tm
     in_memory.fill(chunks)
     for chunk in chunks:
         assert again.states(chunk).shape == (len(chunk), bert.config.d_model)
-        np.testing.assert_array_equal(again.states(chunk), in_memory.states(chunk))
+        np.testing.assert_allclose(again.states(chunk), in_memory.states(chunk), atol=4e-3)
     index = next(tmp_path.glob("*/*.json"))
     index.write_text(json.dumps({"keys": [], "lengths": [3]}))
     with pytest.raises(ValueError, match=r"\.json: not a cache of token states; remove it"):

@@ -60,12 +60,12 @@ def init(dim: int, kinds: int = 0) -> HeadParams:
     return params
 
 
-def apply(params: Any, x_BD: Float[ArrayLike, "B D"]) -> Float[ArrayLike, "B 6"]:
+def apply(params: Any, x_BD: Float[ArrayLike, "*B D"]) -> Float[ArrayLike, "*B 6"]:
     """Logits of the six scores."""
     return x_BD @ params["kernel"] + params["bias"]
 
 
-def apply_all(params: Any, x_BD: Float[ArrayLike, "B D"]) -> Float[ArrayLike, "B L"]:
+def apply_all(params: Any, x_BD: Float[ArrayLike, "*B D"]) -> Float[ArrayLike, "*B L"]:
     """Logits of the six scores and, behind them, of the kinds."""
     logits_BC = apply(params, x_BD)
     if "kinds_kernel" not in params:
