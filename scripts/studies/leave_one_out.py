@@ -39,9 +39,8 @@ from safelm.safety.classifier import (
     training,
     tuning,
 )
-from safelm.safety.classifier.embedding_cache import CachedEmbedder
 from safelm.safety.classifier.targets import Targets
-from safelm.safety.embedding import Backbone, Embedder, load_backbone
+from safelm.safety.embedding import Embedder, load_backbone
 from safelm.train_classifier import read_config
 
 _logger = logging.getLogger("leave_one_out")
@@ -56,7 +55,7 @@ BESIDE = {  # only trained on: one side each
     "installed_text": "installed_text:150",
 }
 _PAGE_CHARACTERS = 1200  # training takes a text's first chunk
-CURVE_CAPS, CURVE_SETS, CURVE_DRAWS = (50, 100, 200, 400, 800), (1, 2, 4), 2
+CURVE_CAPS, CURVE_SETS, CURVE_DRAWS = (75, 300, 1200), (2, 4), 1
 METHODS = ("tuned", "frozen", "tfidf", "profanity")
 
 
@@ -64,7 +63,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("scripts.studies.leave_one_out", __doc__, "python scripts/studies/leave_one_out.py --output=W")
     parser.add_argument("--shared_data", type=pathlib.Path, required=True, help="folder with classifier/ and text/")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the folds and report.json")
-    parser.add_argument("--cache", help="folder for embeddings and token states")
+    parser.add_argument("--cache", help="folder for the states of the frozen layers")
     parser.add_argument("--methods", default=",".join(METHODS), help="of " + ", ".join(METHODS))
     parser.add_argument("--only", help="sets to leave out, separated by commas; all when not given")
     parser.add_argument("--backbone", default="minilm", help="of the frozen and the tuned method")
@@ -119,6 +118,33 @@ class Fold:
     balance: balance.Balance
 
 
+class Embeddings:
+    """Chunks of texts and their embeddings, each computed once; what the frozen layers make of them lies in --cache."""
+
+    def __init__(self, study: Study):
+        self.backbone = load_backbone(**dict(study.recipe.backbone) | {"source": study.args.backbone})
+        self.states = tuning.frozen_states(self.backbone, study.recipe.tuning.last_n, study.args.cache)
+        self._known: dict[bytes, np.ndarray] = {}
+
+    def first(self, texts: Sequence[examples.Example]) -> list[np.ndarray]:
+        """The ids of each text's first chunk."""
+        limit = self.backbone.max_tokens
+        return [next(self.backbone.tokenizer.chunks([e.text], limit))[1] for e in texts]
+
+    def chunks(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        """The ids of all chunks, and the index of each one's text."""
+        numbered = list(self.backbone.tokenizer.chunks(texts, self.backbone.max_tokens))
+        return [chunk for _, chunk in numbered], np.asarray([i for i, _ in numbered], np.int32)
+
+    def of(self, chunks: Sequence[np.ndarray]) -> np.ndarray:
+        """The embedding of each chunk."""
+        missing = list({chunk.tobytes(): chunk for chunk in chunks if chunk.tobytes() not in self._known}.values())
+        if missing:
+            found = state_cache.embed(self.backbone, missing, self.states)
+            self._known |= {chunk.tobytes(): x_D for chunk, x_D in zip(missing, found, strict=True)}
+        return np.stack([self._known[chunk.tobytes()] for chunk in chunks])
+
+
 def main(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     wanted = args.only.split(",") if args.only else list(LEFT_OUT)
@@ -126,14 +152,14 @@ def main(args: argparse.Namespace) -> None:
         raise cli.UserError(f"--only={args.only}: {min(unknown)!r} is none of {', '.join(LEFT_OUT)}")
     if not args.report_only:
         study = read_study(args)
-        backbone = load_backbone(**dict(study.recipe.backbone) | {"source": args.backbone})
+        embeddings = Embeddings(study)
         if args.classifier:
             test_folder(args.classifier, study)
         for method in args.methods.split(","):
             for name in wanted:
-                _run(study, backbone, method, name)
+                _run(study, embeddings, method, name)
         if args.curve:
-            learning_curve(study, backbone, wanted)
+            learning_curve(study, embeddings, wanted)
     found = report.measured(args.output, {"command": " ".join(sys.argv), "cap": args.cap, "epochs": args.epochs})
     write_whole(args.output / "report.json", json.dumps(found, indent=1) + "\n")
     write_whole(args.output / "report.md", report.page(found))
@@ -153,7 +179,7 @@ def read_study(args: argparse.Namespace) -> Study:
     return Study(texts, pages, read_config(_CONFIG, ()), args)
 
 
-def _run(study: Study, backbone: Backbone, method: str, name: str) -> None:
+def _run(study: Study, embeddings: Embeddings, method: str, name: str) -> None:
     tag = method if study.args.backbone == "minilm" else f"{study.args.backbone}-{method}"
     path = study.args.output / f"{tag}-{name}.npz"
     if path.exists():
@@ -161,7 +187,7 @@ def _run(study: Study, backbone: Backbone, method: str, name: str) -> None:
     fold = study.fold(name, study.args.cap)
     texts = [[e.text for e in fold.test], [e.text for e in fold.dev], *study.pages.values()]
     trained = {"tuned": tuned, "frozen": frozen, "tfidf": tfidf, "profanity": profanity}[method]
-    logits_NL = trained(study, backbone, fold, [text for part in texts for text in part])
+    logits_NL = trained(study, embeddings, fold, [text for part in texts for text in part])
     _keep(path, fold, study, np.split(logits_NL, np.cumsum([len(part) for part in texts])[:-1]))
     _logger.info("%s without %s: %d texts trained on", tag, name, len(fold.train))
 
@@ -187,13 +213,11 @@ def _keep(path: pathlib.Path, fold: Fold, study: Study, logits: Sequence[np.ndar
     write_whole(path, lambda place: np.savez(place, **arrays))
 
 
-def tuned(study: Study, backbone: Backbone, fold: Fold, texts: Sequence[str]) -> np.ndarray:
+def tuned(study: Study, embeddings: Embeddings, fold: Fold, texts: Sequence[str]) -> np.ndarray:
     """The last layers trained after the head; logits of the epoch that is best on the development texts."""
-    args, recipe = study.args, study.recipe
-    targets = Targets.of(fold.train, fold.balance)
-    chunks = [next(backbone.tokenizer.chunks([e.text], backbone.max_tokens))[1] for e in fold.train]
-    numbered = list(backbone.tokenizer.chunks(texts, backbone.max_tokens))
-    text_C = np.asarray([i for i, _ in numbered], np.int32)
+    recipe, targets = study.recipe, Targets.of(fold.train, fold.balance)
+    chunks = embeddings.first(fold.train)
+    held_out, text_C = embeddings.chunks(texts)
     kept: dict[tuple[float, float], np.ndarray] = {}
 
     def measure(logits: Any) -> tuple[float, float]:
@@ -203,29 +227,26 @@ def tuned(study: Study, backbone: Backbone, fold: Fold, texts: Sequence[str]) ->
         kept[found] = logits_NL
         return found
 
-    settings = dataclasses.replace(recipe.tuning, epochs=args.epochs)
-    held_out = [chunk for _, chunk in numbered]
-    states = tuning.frozen_states(backbone, settings.last_n, args.cache)
-    first = head.fit(state_cache.embed(backbone, chunks, states), targets, _head(recipe))
-    lambda_ = recipe.head.harm_weight
-    tuning.tune(backbone, first, chunks, targets, settings, lambda_, measure, held_out, states=states)
+    settings = dataclasses.replace(recipe.tuning, epochs=study.args.epochs)
+    first = head.fit(embeddings.of(chunks), targets, _head(recipe))
+    how = (settings, recipe.head.harm_weight, measure, held_out)
+    tuning.tune(embeddings.backbone, first, chunks, targets, *how, states=embeddings.states)
     return kept[max(kept)]
 
 
-def frozen(study: Study, backbone: Backbone, fold: Fold, texts: Sequence[str]) -> np.ndarray:
+def frozen(study: Study, embeddings: Embeddings, fold: Fold, texts: Sequence[str]) -> np.ndarray:
     """A head on the backbone as it is."""
-    cached = CachedEmbedder(Embedder(backbone), study.args.cache)
     targets = Targets.of(fold.train, fold.balance)
-    params = head.fit(cached.first_chunks([e.text for e in fold.train]), targets, _head(study.recipe))
-    x_CD, text_C = cached.embed(texts)
-    return training.by_text(np.asarray(head.apply_all(params, x_CD)), text_C, len(texts))
+    params = head.fit(embeddings.of(embeddings.first(fold.train)), targets, _head(study.recipe))
+    chunks, text_C = embeddings.chunks(texts)
+    return training.by_text(np.asarray(head.apply_all(params, embeddings.of(chunks))), text_C, len(texts))
 
 
 def _head(recipe: training.Recipe) -> head.HeadRecipe:
     return dataclasses.replace(recipe.head, l2=recipe.l2[0])
 
 
-def tfidf(study: Study, backbone: Backbone, fold: Fold, texts: Sequence[str]) -> np.ndarray:
+def tfidf(study: Study, embeddings: Embeddings, fold: Fold, texts: Sequence[str]) -> np.ndarray:
     """Words and pairs of words, with the same weights."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -237,7 +258,7 @@ def tfidf(study: Study, backbone: Backbone, fold: Fold, texts: Sequence[str]) ->
     return _two_sided(model.decision_function(vectors.transform(texts)))
 
 
-def profanity(study: Study, backbone: Backbone, fold: Fold, texts: Sequence[str]) -> np.ndarray:
+def profanity(study: Study, embeddings: Embeddings, fold: Fold, texts: Sequence[str]) -> np.ndarray:
     """alt-profanity-check, not trained here."""
     from profanity_check import predict_prob
 
@@ -252,7 +273,7 @@ def _two_sided(logit_N: np.ndarray) -> np.ndarray:
     return logits_NK
 
 
-def learning_curve(study: Study, backbone: Backbone, wanted: Sequence[str]) -> None:
+def learning_curve(study: Study, embeddings: Embeddings, wanted: Sequence[str]) -> None:
     """The frozen head's AUROC on left-out sets from fewer texts a side, and from fewer sets."""
     path = study.args.output / "curve.json"
     done = json.loads(path.read_text()) if path.exists() else {}
@@ -267,7 +288,7 @@ def learning_curve(study: Study, backbone: Backbone, wanted: Sequence[str]) -> N
             if key in done:
                 continue
             fold = study.fold(name, count if kind == "texts" else study.args.cap, sets)
-            logits_NL = frozen(study, backbone, fold, [e.text for e in fold.test])
+            logits_NL = frozen(study, embeddings, fold, [e.text for e in fold.test])
             harmful_from = data.LABELLED[name][2] if name in data.LABELLED else 4
             harmful = np.asarray([e.score >= harmful_from for e in fold.test])
             area = training.metrics.area(harmful, calibration.level_logit(3, logits_NL[:, : head.CLASSES]))

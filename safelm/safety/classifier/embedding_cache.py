@@ -48,11 +48,6 @@ class CachedEmbedder:
         text_C = np.repeat(np.arange(len(found), dtype=np.int32), [len(x_CD) for x_CD in found])
         return np.concatenate(found) if found else np.zeros((0, self._embedder.backbone.dim), np.float32), text_C
 
-    def first_chunks(self, texts: Sequence[str], description: str = "embed") -> Float[np.ndarray, "N D"]:
-        """The embedding of each text's first chunk."""
-        x_CD, text_C = self.embed(texts, description)
-        return x_CD[np.searchsorted(text_C, np.arange(len(texts)))]
-
     def _compute(self, keys: Sequence[str], texts: Sequence[str]) -> None:
         x_CD, text_C = self._embedder.embed(texts)
         chunks_N = np.bincount(text_C, minlength=len(texts))
