@@ -67,18 +67,19 @@ def test_folds_keep_groups_whole_and_are_even():
     assert all(len(set(folds[np.asarray(groups) == g])) == 1 for g in set(groups))
     assert np.bincount(folds).max() - np.bincount(folds).min() < 20
     assert (examples.folds_of(groups, 5, 1) != folds).any()
-    parts = training._parts(groups, 0.2, 0)
-    assert [
-        len(
-            {g for g, p in zip(groups, parts, strict=True) if p == i}
-            & {g for g, p in zip(groups, parts, strict=True) if p != i}
-        )
-        for i in range(3)
-    ] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("split, expected", [("balanced", {1, 2, 4}), ("fixed", {1, 6})])
+def test_parts_keep_groups_whole(split: str, expected: set[int]):
+    groups = [f"g{i % 37}" for i in range(500)]
+    recipe = training.Recipe(backbone={}, held_out=0.2, split=split)
+    parts = training._parts(groups, recipe)
+    assert set(parts.tolist()) == expected
+    assert len(set(zip(groups, parts.tolist(), strict=True))) == 37
 
 
 def test_texts_that_occur_twice_join_their_groups():
-    rows = [("A b", 1, "x"), ("c", 0, "x"), ("a  B", 4, "y"), ("d", 2, "y"), ("e", 0, "z")]
+    rows = [("A b c d", 1, "x"), ("c", 0, "x"), ("a  B c D", 4, "y"), ("d", 2, "y"), ("e", 0, "z")]
     found = examples.without_duplicates([examples.Example(t, s, g, "") for t, s, g in rows])
-    assert [(e.text, e.score) for e in found] == [("A b", 4), ("c", 0), ("d", 2), ("e", 0)]
+    assert [(e.text, e.score) for e in found] == [("A b c d", 4), ("c", 0), ("d", 2), ("e", 0)]
     assert found[0].group == found[1].group == found[2].group != found[3].group
