@@ -6,20 +6,22 @@ from typing import Any
 
 
 def check_same(
-    place: str, former: Mapping[str, Any], wanted: Mapping[str, Any], flags: Mapping[str, str] | None = None
+    place: str,
+    former: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    flags: Mapping[str, str] | None = None,
+    *,
+    remedy: str = "choose another --output, or remove that folder",
 ) -> None:
     """Raises ValueError naming the first setting that has changed, by its flag in `flags` if it has one.
 
-    Columns are compared last, since they follow from other settings.
+    Columns are compared last, since they follow from other settings. `remedy` says what to do about a change.
     """
     flags = flags or {}
     for key in sorted({*former, *wanted}, key=lambda key: (key == "columns", key)):
         if former.get(key) != wanted.get(key):
             was, now = _shown(former.get(key), wanted.get(key))
-            raise ValueError(
-                f"{place} was begun with {flags.get(key, key)} {was}, now it is {now}: choose another --output, or "
-                "remove that folder"
-            )
+            raise ValueError(f"{place} was begun with {flags.get(key, key)} {was}, now it is {now}: {remedy}")
 
 
 def _shown(was: Any, now: Any) -> tuple[Any, Any]:

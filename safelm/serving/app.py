@@ -3,18 +3,16 @@
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
 from safelm.inference.engine import Engine
 from safelm.serving import access, static_files
-from safelm.serving.connections import Connections
 from safelm.serving.errors import ApiError
 from safelm.serving.limits import Admission, Limits, Shapes
+from safelm.serving.listening import Listener, listening, signals
 from safelm.serving.metrics import Metrics
 from safelm.serving.models import ServedModel
 from safelm.serving.routes import Service
@@ -22,7 +20,6 @@ from safelm.serving.warm_up import warm_up
 from safelm.serving.worker import EngineWorker
 
 log = logging.getLogger(__name__)
-_HEADER_BYTES = 8190
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +49,9 @@ class Server:
       service: the state that the routes share.
     """
 
-    def __init__(self, config: ServerConfig, service: Service, runner: web.AppRunner, listener: asyncio.Server):
-        self.service = service
-        self._config, self._runner, self._listener = config, runner, listener
-        host, port = listener.sockets[0].getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    def __init__(self, config: ServerConfig, service: Service, listener: Listener):
+        self.service, self.url = service, listener.url
+        self._config, self._runner = config, listener.runner
 
     async def warm_up(self) -> None:
         """Compiles the first programs, if configured, and then reports ready."""
@@ -78,12 +73,6 @@ class Server:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await admission.wait_until_empty()
-
-    async def close(self) -> None:
-        """Closes the listener and all connections, and ends the computing thread."""
-        self._listener.close()
-        await self._runner.cleanup()
-        await asyncio.to_thread(self.service.worker.stop)
 
 
 @contextlib.asynccontextmanager
@@ -109,33 +98,14 @@ async def serving(
         ],
         client_max_size=limits.body_bytes,
     )
-    app.add_routes([*service.routes(), *static_files.routes()])
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # its lines repeat what clients sent
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
-    await runner.setup()
-    connections = Connections(limits.connections)
-    make = functools.partial(
-        connections.make,
-        runner.server,
-        access_log=None,
-        keepalive_timeout=limits.body_seconds,
-        lingering_time=1.0,
-        max_line_size=_HEADER_BYTES,
-        max_field_size=_HEADER_BYTES,
-        auto_decompress=False,
-    )
-    try:
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(make, config.host, config.port, backlog=512)
-    except OSError as error:
-        await runner.cleanup()
-        raise OSError(f"--host={config.host} --port={config.port}: can't listen there ({error.strerror})") from error
+    app.add_routes([*service.routes(), *static_files.routes("playground")])
+    place = (config.host, config.port)
     service.worker.start()
-    server = Server(config, service, runner, listener)
     try:
-        yield server
+        async with listening(app, *place, connections=limits.connections, seconds=limits.body_seconds) as listener:
+            yield Server(config, service, listener)
     finally:
-        await server.close()
+        await asyncio.to_thread(service.worker.stop)
 
 
 async def serve(
@@ -148,23 +118,16 @@ async def serve(
     """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once. `started` is called after warming
     up.
     """
-    signalled = [asyncio.Event(), asyncio.Event()]
-
-    def note() -> None:
-        signalled[signalled[0].is_set()].set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, note)
+    first, second = signals()
     async with serving(config, models, make_engines) as server:
-        ready, ended = asyncio.ensure_future(server.warm_up()), asyncio.ensure_future(signalled[0].wait())
+        ready, ended = asyncio.ensure_future(server.warm_up()), asyncio.ensure_future(first.wait())
         await asyncio.wait([ready, ended], return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             ready.result()
             started(server)
             await ended
         ready.cancel()
-        waits = [asyncio.ensure_future(server.drain()), asyncio.ensure_future(signalled[1].wait())]
+        waits = [asyncio.ensure_future(server.drain()), asyncio.ensure_future(second.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in waits:
             each.cancel()

@@ -1,8 +1,11 @@
 """Takes and checks the fields of a JSON object one by one; a field that nobody took is refused by name."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
+
+from aiohttp import web
 
 from safelm.serving.errors import ApiError, bad_field
 
@@ -23,6 +26,20 @@ def read_json(data: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is {_type_of(body)}, want an object", code="bad_json")
     return body
+
+
+async def read_body(request: web.Request, *, most_bytes: int, seconds: float) -> dict[str, Any]:
+    """The JSON object that a request brings; ApiError where it is none, too large or too slow."""
+    try:
+        async with asyncio.timeout(seconds):
+            data = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        message = f"the body is larger than {most_bytes} bytes"
+        raise ApiError(413, message, code="body_too_large", ends_connection=True) from None
+    except TimeoutError:
+        message = f"the body took longer than {seconds:g} s"
+        raise ApiError(408, message, code="body_too_slow", ends_connection=True) from None
+    return read_json(data)
 
 
 class Fields:

@@ -16,7 +16,7 @@ from safelm.serving import request as request_lib
 from safelm.serving.access import patience
 from safelm.serving.connections import Connection
 from safelm.serving.errors import ApiError, log_defect
-from safelm.serving.fields import read_json
+from safelm.serving.fields import read_body
 from safelm.serving.generation import Generation
 from safelm.serving.limits import Admission, Limits, Shapes
 from safelm.serving.metrics import Metrics
@@ -206,24 +206,7 @@ class Service:
             await response.write(f"data: {data}\n\n".encode())
 
     async def _read(self, request: web.Request) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                data = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise ApiError(
-                413,
-                f"the body is larger than {self.limits.body_bytes} bytes",
-                code="body_too_large",
-                ends_connection=True,
-            ) from None
-        except TimeoutError:
-            raise ApiError(
-                408,
-                f"the body took longer than {self.limits.body_seconds:g} s",
-                code="body_too_slow",
-                ends_connection=True,
-            ) from None
-        return read_json(data)
+        return await read_body(request, most_bytes=self.limits.body_bytes, seconds=self.limits.body_seconds)
 
     def _find(self, name: str | None) -> ServedModel:
         if name is None:

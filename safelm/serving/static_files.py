@@ -1,4 +1,4 @@
-"""Serves the playground page: a few files of this package, read once, under a policy that forbids all other content."""
+"""Serves pages: a few files of this package, read once, under a policy that forbids all other content."""
 
 import hashlib
 import importlib.resources
@@ -33,14 +33,14 @@ _HEADERS = {
 }
 
 
-def routes() -> list[web.RouteDef]:
-    """`/` is index.html; the other files stand under `/playground/`."""
-    folder = importlib.resources.files("safelm.serving") / "playground"
+def routes(name: str) -> list[web.RouteDef]:
+    """The files of a folder of `safelm.serving`: `/` is its index.html, the others stand under `/NAME/`."""
+    folder = importlib.resources.files("safelm.serving") / name
     found = []
     for file in sorted(folder.iterdir(), key=lambda each: each.name):
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
-            path = "/" if file.name == "index.html" else f"/playground/{file.name}"
+            path = "/" if file.name == "index.html" else f"/{name}/{file.name}"
             found.append(web.get(path, _handler(file.read_bytes(), kind)))
     return found
 

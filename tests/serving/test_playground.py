@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from safelm.inference import Greedy, SafeBeam
 from safelm.text.prompting import prompt_ids
 
 FILES = Path(serving.__file__).parent / "playground"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 TEXT = " the cat sat on the mat"
 MARKUP = "<img src=x onerror=\"document.title='broken'\"> &amp;\n<b>a</b>"
 
@@ -99,33 +96,6 @@ class Page:
         self.js("document.getElementById('score-text').value = arguments[0]", text)
         self.find("#score-form button").click()
         wait_for(lambda: self.find("#score-form button").is_enabled(), "it is scored")
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("no Chromium with its chromedriver here (Debian: apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield started
-    started.quit()
 
 
 @pytest.fixture

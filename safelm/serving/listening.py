@@ -1,0 +1,75 @@
+"""A web application on a port: bounded connections and headers, a clear line where it can't listen."""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import logging
+import signal
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from safelm.serving.connections import Connections
+
+_HEADER_BYTES = 8190
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """An application that is reached at `url`."""
+
+    url: str
+    runner: web.AppRunner
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    app: web.Application, host: str, port: int, *, connections: int, seconds: float
+) -> AsyncIterator[Listener]:
+    """Listens for as long as the block runs.
+
+    Args:
+      port: 0 for any free one.
+      connections: open at once. seconds: that an idle one is kept.
+
+    Raises OSError if it can't listen there.
+    """
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # its lines repeat what clients sent
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
+    await runner.setup()
+    make = functools.partial(
+        Connections(connections).make,
+        runner.server,
+        access_log=None,
+        keepalive_timeout=seconds,
+        lingering_time=1.0,
+        max_line_size=_HEADER_BYTES,
+        max_field_size=_HEADER_BYTES,
+        auto_decompress=False,
+    )
+    try:
+        try:
+            listener = await asyncio.get_running_loop().create_server(make, host, port, backlog=512)
+        except OSError as error:
+            raise OSError(f"--port={port}: can't listen there on {host} ({error.strerror})") from error
+        name, number = listener.sockets[0].getsockname()[:2]
+        try:
+            yield Listener(f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}", runner)
+        finally:
+            listener.close()
+    finally:
+        await runner.cleanup()
+
+
+def signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events of the first SIGTERM or SIGINT that this process gets, and of the second one."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def note() -> None:
+        (second if first.is_set() else first).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, note)
+    return first, second
