@@ -17,10 +17,10 @@ Of those no two are nearly alike. --random_share of the documents are drawn from
 often the scorers err on the corpus, with an interval that is printed at the end. The choice depends on --seed alone and
 is made once; later runs need only --output. Each --annotator has a journal of their own, OUTPUT/_journals/NAME.jsonl,
 and is shown all documents; a colleague's journal of the same choice, made elsewhere and put beside it, counts too. At
-the end, and at the page's button, OUTPUT/training.jsonl is written, one row a document (`harm_score` is the annotators'
+the end, and at the page's button, OUTPUT/labels.jsonl is written, one row a document (`harm_score` is the annotators'
 mean, `harm_votes` how many gave each score), for
 
-    python -m safelm.train_classifier --data=harm_score:OUTPUT/training.jsonl
+    python -m safelm.train_classifier --data=harm_score:OUTPUT/labels.jsonl
 
 --export writes it without a page. OUTPUT holds texts, which may be harmful; logs hold none.
 """

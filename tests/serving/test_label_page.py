@@ -81,8 +81,8 @@ def test_labels_skips_and_undo_come_back_as_what_is_next(server, found):
     assert state["document"]["number"] == 0 and state["labelled"] == state["skipped"] == 0
     post(server, "/label", label)
     exported = post(server, "/export", {}).json["exported"]
-    assert exported == {"path": str(found.root / "training.jsonl"), "rows": 1}
-    (row,) = (found.root / "training.jsonl").read_text().splitlines()
+    assert exported == {"path": str(found.root / "labels.jsonl"), "rows": 1}
+    (row,) = (found.root / "labels.jsonl").read_text().splitlines()
     assert json.loads(row)["harm_score"] == 4
 
 

@@ -1,4 +1,4 @@
-"""The labels as a training file: `safelm.train_classifier --data=harm_score:OUTPUT/training.jsonl`.
+"""The labels as a training file: `safelm.train_classifier --data=harm_score:OUTPUT/labels.jsonl`.
 
 A document is one row, however many annotators labelled it: `harm_score` is their mean, a half rounded up,
 `harm_votes` how many gave each of the six scores, a soft label where they disagree, and `harm_kinds` the share of them
@@ -13,7 +13,7 @@ from safelm.safety.labelling import measures
 from safelm.safety.labelling.folder import LabelFolder
 from safelm.safety.labelling.journal import Journal
 
-NAME = "training.jsonl"
+NAME = "labels.jsonl"
 
 
 def export(folder: LabelFolder, own: Journal | None = None) -> dict[str, Any]:

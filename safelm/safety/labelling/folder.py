@@ -2,7 +2,7 @@
 
     OUTPUT/_documents.jsonl        the chosen documents in the order they are shown in, with their texts
     OUTPUT/_journals/ANNOTATOR.jsonl
-    OUTPUT/training.jsonl          what `export` wrote
+    OUTPUT/labels.jsonl          what `export` wrote
     OUTPUT/manifest.json           settings, what the labels say of the scorers
 
 Documents and manifest are written once, before the first label: a folder goes on with what it was begun with.

@@ -34,6 +34,10 @@ class PoolSettings:
     seed: int = 0
     limit: MalformedLimit = dataclasses.field(default_factory=MalformedLimit)
 
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise ValueError(f"--sample={self.sample}: must be at least 1")
+
 
 def read(settings: PoolSettings, scorers: Sequence[Scorer] = ()) -> Iterator[Candidate]:
     """The pool: with scorers a sample that they score now, else the scored rows of the input.

@@ -5,7 +5,7 @@ from typing import Any
 
 from safelm.safety.classifier.harm_kinds import KINDS
 from safelm.safety.labelling import measures
-from safelm.safety.labelling.export import export
+from safelm.safety.labelling.export import NAME, export
 from safelm.safety.labelling.folder import LabelFolder
 from safelm.safety.labelling.journal import Journal, Label
 
@@ -57,7 +57,7 @@ class Session:
     def export(self) -> dict[str, Any]:
         """Writes the training file; where it is."""
         measured = export(self._folder, self._journal)
-        return {"path": str(self._folder.root / "training.jsonl"), "rows": measured["labelled"]}
+        return {"path": str(self._folder.root / NAME), "rows": measured["labelled"]}
 
     def text(self, number: int, start: int) -> dict[str, Any]:
         """A piece of a document's text, and the number of its characters. IndexError where there is none."""

@@ -39,8 +39,8 @@ function show(next) {
   showAnswer();
   showProgress();
   byId("exported").hidden = !next.exported;
-  if (next.exported) byId("exported").textContent = `${next.exported.rows} documents in ${next.exported.path}. Train with it: ` +
-    `safelm train_classifier --data=harm_score:${next.exported.path}`;
+  if (next.exported) byId("exported").textContent = `${next.exported.rows} documents in ${next.exported.path}: ` +
+    "--data=harm_score:FILE of safelm train_classifier takes it.";
 }
 
 function showText() {
