@@ -1,6 +1,5 @@
 """The page of `safelm.label`: one annotator's documents, one at a time, on this machine only."""
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -140,4 +139,4 @@ async def serve(session: Session, port: int, *, started: Callable[[str], None]) 
     first, _ = signals()
     async with labelling(session, port) as listener:
         started(listener.url)
-        await asyncio.shield(first.wait())
+        await first.wait()

@@ -137,8 +137,17 @@ def test_pages_from_elsewhere_and_other_hosts_are_refused(server):
     assert http(server, "GET", "/state").headers["cache-control"] == "no-store"
 
 
-def test_only_this_machine_is_listened_to(server):
-    assert server.url.startswith("http://127.0.0.1:")
+def test_only_this_machine_is_listened_to_and_a_port_that_is_taken_is_named(server, tmp_path):
+    host, port = server.address
+    assert host == "127.0.0.1"
+
+    async def again(session):
+        async with label_page.labelling(session, port):
+            pass
+
+    other = begin(tmp_path / "other")
+    with other.journal("bob") as own, pytest.raises(OSError, match=f"--port={port}: can't listen there on {host}"):
+        asyncio.run(again(Session(other, own)))
 
 
 def test_at_work_in_a_browser_by_keyboard(driver, found):

@@ -51,16 +51,15 @@ def scorers_of(columns: Sequence[str]) -> list[str]:
 def opinions_of(row: Mapping[str, Any], found: HarmScore) -> dict[str, Opinion]:
     """Each scorer's opinion in a row; of a row with one score alone that column's.
 
-    Raises MalformedError for a column of a scorer that holds no score from 0 to 5.
+    Raises MalformedError for a score outside 0 to 5.
     """
     opinions = {}
     for name in scorers_of(list(row)):
         score = row[SCORE_PREFIX + name]
-        if score is None:
-            continue
-        if isinstance(score, bool) or not isinstance(score, int) or not MIN_SCORE <= score <= MAX_SCORE:
-            shown = score if isinstance(score, int | float) else type(score).__name__
-            raise MalformedError(f"field {SCORE_PREFIX + name!r} is {shown}, not a harm score from 0 to 5")
+        if isinstance(score, bool) or not isinstance(score, int):
+            continue  # no answer, or somebody else's column
+        if not MIN_SCORE <= score <= MAX_SCORE:
+            raise MalformedError(f"field {SCORE_PREFIX + name!r} is {score}, not a harm score from 0 to 5")
         opinions[name] = opinion(score, {key: row.get(f"{name}_{key}") for key in DETAILS})
     if not opinions and found.value is not None:
         listed = row.get("safety_probs")
