@@ -6,6 +6,7 @@ import random
 import pytest
 
 from safelm.safety.classifier import examples
+from safelm.safety.classifier.harm_kinds import KINDS
 from safelm.safety.labelling import export, folder, journal, measures, uncertainty
 from safelm.safety.labelling.choice import Candidate, ChoiceSettings, Chooser
 from safelm.safety.labelling.folder import Document, LabelFolder
@@ -248,6 +249,12 @@ def test_several_annotators_become_one_row_with_votes_that_training_reads(tmp_pa
     for place in (tmp_path / export.NAME, tmp_path):
         read = examples.read(f"harm_score:{place}")
         assert [(each.text, each.score) for each in read] == [(row["text"], row["harm_score"]) for row in rows]
+        assert read[1].votes == pytest.approx((0, 1 / 3, 0, 0, 2 / 3, 0)), "disagreement is a soft label"
+        assert read[1].kinds["hate"] == 0.5 and read[0].kinds == dict.fromkeys(KINDS, 0.0)
+    rows[1]["harm_votes"] = [0, 1]
+    (tmp_path / "damaged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"damaged\.jsonl: row 2: column 'harm_votes': not a list of 6 counts"):
+        examples.read(f"harm_score:{tmp_path / 'damaged.jsonl'}")
 
 
 def test_a_colleagues_journal_put_beside_counts_and_one_of_other_documents_does_not(tmp_path):

@@ -42,6 +42,13 @@ def all_safe(row: Mapping[str, Any], probability_C: Sequence[float]) -> dict[str
     return dict(HARMLESS)
 
 
+def own(row: Mapping[str, Any], probability_C: Sequence[float]) -> dict[str, float]:
+    """The share of annotators that named each kind (column `harm_kinds`), of the kinds that we know."""
+    given = row.get("harm_kinds")
+    shares = given.items() if isinstance(given, Mapping) else ()
+    return {kind: min(1.0, max(0.0, float(share))) for kind, share in shares if kind in KINDS and share is not None}
+
+
 def hate_only(row: Mapping[str, Any], probability_C: Sequence[float]) -> dict[str, float]:
     """For a set whose harm is hate; of other kinds it says nothing."""
     return {"hate": _harmful(probability_C)}

@@ -90,6 +90,21 @@ def _own(row: Row, column: str) -> int:
     return _whole(row, column, MIN_SCORE, MAX_SCORE)
 
 
+VOTES_COLUMN = "harm_votes"  # of our own labels: how many annotators gave each score
+
+
+def _own_votes(row: Row, column: str) -> Distribution:
+    counts = row.get(VOTES_COLUMN)
+    if counts is None:
+        return one_hot(_own(row, column))
+    if not isinstance(counts, list) or len(counts) != MAX_SCORE + 1:
+        raise LabelError(f"column {VOTES_COLUMN!r}: not a list of {MAX_SCORE + 1} counts")
+    votes = [_whole({"count": count}, "count", 0, 1_000_000) for count in counts]
+    if not sum(votes):
+        raise LabelError(f"column {VOTES_COLUMN!r}: no vote")
+    return mean([one_hot(score) for score in range(MAX_SCORE + 1)], [float(vote) for vote in votes])
+
+
 def _of_levels(levels: tuple[int, ...], low: float, high: float) -> Callable[[Row, str], int]:
     """Evenly wide bands of a scale: `levels[i]` is the score of the i-th."""
 
@@ -233,7 +248,15 @@ EDOS_CATEGORIES = {
 SOURCE_SCORES = {"fineweb": 0, "wikitext": 0, "c4": 0, "4chan": 4}
 
 LABEL_TABLE: dict[str, Scheme] = {
-    "harm_score": Scheme(_own, "text", "harm_score", "our own 0 to 5, as it is", group_column="group"),
+    "harm_score": Scheme(
+        _own,
+        "text",
+        "harm_score",
+        "our own 0 to 5, as it is; harm_votes and harm_kinds of safelm.label, where they stand beside it",
+        group_column="group",
+        votes=_own_votes,
+        kinds=harm_kinds.own,
+    ),
     "pyrit": Scheme(
         _pyrit,
         "assistant_response",
