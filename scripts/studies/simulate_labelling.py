@@ -16,8 +16,10 @@ the share of all chosen documents. No text is printed.
 """
 
 import argparse
+import csv
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 import zlib
@@ -274,9 +276,11 @@ def study(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(folder: str, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
     """Writes every row and the table."""
-    rounded = [{key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-    text = "".join(json.dumps(row) + "\n" for row in rounded)
-    files.write_whole(pathlib.Path(folder) / "labelling.jsonl", text)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    table.writeheader()
+    table.writerows({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    files.write_whole(pathlib.Path(folder) / "labelling.csv", text.getvalue())
     files.write_whole(pathlib.Path(folder) / "labelling.json", json.dumps(study(found), indent=1) + "\n")
 
 
