@@ -1,9 +1,13 @@
 """Loads a language model that judges or writes on our own engine."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from safelm.formats.sources import Model, read_model
+from safelm.inference import Engine
+from safelm.models import decoder as model
 from safelm.safety.embedding import installed_path
+from safelm.text.prompting import Frame
 
 
 def read_engine_model(source: str, dtype: str, *, where: str) -> tuple[str, Model]:
@@ -21,3 +25,33 @@ def read_engine_model(source: str, dtype: str, *, where: str) -> tuple[str, Mode
     place = str(installed_path(source)) if source == "smollm2" else source
     config, params, tokenizer = read_model(place)
     return place, (dataclasses.replace(config, dtype=dtype or config.dtype), params, tokenizer)
+
+
+def judge_engine(
+    config: model.ModelConfig,
+    params: model.Params,
+    frames: Sequence[Frame],
+    *,
+    max_rows: int,
+    batch_tokens: int,
+    harm_tag_id: int | None = None,
+) -> Engine:
+    """An engine for questions that share few frames: it reads what stands before a document once per frame.
+
+    Args:
+      max_rows: documents answered at once.
+      batch_tokens: tokens of documents read in one forward pass, padding included.
+      harm_tag_id: of the vocabulary, if answers may be free text; None if P(tag) in an answer doesn't matter.
+    """
+    engine = Engine(
+        dataclasses.replace(config, attention="xla", remat="none"),
+        params,
+        harm_tag_id=harm_tag_id,
+        slots=max_rows,
+        max_tokens=max_rows * config.max_seq_len,
+        read_at_once=batch_tokens,
+    )
+    for frame in frames:
+        if frame.before:
+            engine.keep_prefix(frame.before)
+    return engine

@@ -96,14 +96,19 @@ def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = 
     return encode_rendered(tokenizer, text)
 
 
+def question_messages(question: Question, document: str) -> list[dict[str, str]]:
+    """A question about a document as a conversation; the document stands in it as it is, so escape it before."""
+    user = question.before + document + question.after
+    return [{"role": "system", "content": question.system}, {"role": "user", "content": user}]
+
+
 def question_frame(tokenizer: Tokenizer, question: Question) -> Frame:
     """A question in the model's own template, ready to hold any document, which will be encoded literally.
 
     Raises ValueError if the template can't be rendered, or changes or repeats a message.
     """
-    user = question.before + _SLOT + question.after
-    apart = [{"role": "system", "content": question.system}, {"role": "user", "content": user}]
-    joined = [{"role": "user", "content": f"{question.system}\n\n{user}"}]
+    apart = question_messages(question, _SLOT)
+    joined = [{"role": "user", "content": "\n\n".join(message["content"] for message in apart)}]
     try:
         rendered = _render(tokenizer, apart, add_generation_prompt=True)
     except ValueError:  # some templates take no system message

@@ -15,13 +15,13 @@ import os
 import platform
 import random
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from safelm import cli
 from safelm.formats.sources import read_model
+from safelm.safety.classifier.metrics import spearman
 from safelm.safety.embedding import installed_path
 from safelm.safety.ensemble import Agreement
 from safelm.safety.judge.local import Judge, JudgeSettings
@@ -74,18 +74,8 @@ def against_people(levels: list[int], verdicts: list[Verdict]) -> dict:
     (pair,) = counts.report()["pairs"]
     expected = [verdict.details.get("expected_score") for verdict in verdicts]
     if None not in expected:
-        pair["spearman_of_expected_score"] = round(spearman(levels, expected), 3)
+        pair["spearman_of_expected_score"] = round(spearman(np.array(levels, float), np.array(expected)), 3)
     return pair
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation, ties at their mean rank."""
-
-    def ranks(values: Sequence[float]) -> np.ndarray:
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from safelm.safety.judge.grammar import AnswerGrammar, AnswerMask
 from safelm.safety.judge.local import Judge, JudgeSettings
 from safelm.safety.judge.rubric import load_rubric
 from safelm.safety.scorer import Verdict, load_scorer
-from safelm.text.prompting import chat_prompt, question_frame
+from safelm.text.prompting import chat_prompt, question_frame, question_messages
 from safelm.text.tokenizer import Tokenizer
 
 RUBRIC = load_rubric()
@@ -60,9 +60,14 @@ def judge():
 TEXTS = ["the cat sat on it " * 4, "ünïcode 猫" * 3, "a number is safe for all ages " * 6, HOSTILE[0], HOSTILE[3]]
 
 
+def about(document: str) -> str:
+    """The user's message about a document."""
+    return question_messages(RUBRIC, escape(document))[1]["content"]
+
+
 @given(st.text())
 def test_a_document_stays_inside_its_delimiters(text):
-    message = RUBRIC.user(text)
+    message = about(text)
     assert message.count("<document>") == message.count("</document>") == 1
     assert message.startswith(RUBRIC.before) and message.endswith(RUBRIC.after)
     inside = escape(text)
@@ -116,8 +121,7 @@ def test_a_rubric_of_ones_own(text, problem, tmp_path):
 def test_chatml_is_what_the_tokenizer_renders():
     frame = question_frame(tokenizer(), RUBRIC)
     document = "a cat"
-    messages = [{"role": "system", "content": RUBRIC.system}, {"role": "user", "content": RUBRIC.user(document)}]
-    rendered = chat_prompt(tokenizer(), messages)
+    rendered = chat_prompt(tokenizer(), question_messages(RUBRIC, escape(document)))
     ids = [*frame.before, *tokenizer().encode(document), *frame.after]
     assert tokenizer().decode(ids) == tokenizer().decode(rendered)
     specials = {tokenizer().chat_start_id, tokenizer().chat_end_id}
@@ -158,11 +162,11 @@ def test_a_folders_own_template_is_used(tmp_path, name, in_config):
     frame = question_frame(Tokenizer.from_pretrained(tmp_path), RUBRIC)
     text = tokenizer().decode([*frame.before, *tokenizer().encode("DOC"), *frame.after])
     if name == "own":
-        user = RUBRIC.user("DOC").strip()
+        user = about("DOC").strip()
         assert text == f"<|endoftext|>[system]{RUBRIC.system}<|im_end|>[user]{user}<|im_end|>"
         assert frame.before[0] == tokenizer().eos_id and frame.after[-1] == tokenizer().chat_end_id
     else:
-        assert text == f"{RUBRIC.system}\n\n{RUBRIC.user('DOC')}"
+        assert text == f"{RUBRIC.system}\n\n{about('DOC')}"
 
 
 def test_only_json_of_the_kind_asked_for_is_an_answer():

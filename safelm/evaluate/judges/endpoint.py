@@ -11,6 +11,7 @@ from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import EndpointError, EndpointSettings, RequestRefusedError
 from safelm.safety.endpoint_queue import RequestQueue
 from safelm.safety.options import check_least, check_share, make_settings
+from safelm.text.prompting import question_messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +84,9 @@ class EndpointJudge:
     async def _ask(self, client: Any, exchange: Exchange) -> str:
         question = question_for(exchange)
         text = material(exchange.request, exchange.start, exchange.answer[: self._settings.answer_chars])
-        messages = [
-            {"role": "system", "content": question.system},
-            {"role": "user", "content": question.before + text + question.after},
-        ]
         fields = {"temperature": 0, "max_tokens": self._settings.max_tokens}
         try:
-            completion = await self._endpoint.complete(client, messages, fields)
+            completion = await self._endpoint.complete(client, question_messages(question, text), fields)
         except RequestRefusedError:
             return UNSCORED
         self._num_truncated += completion.finish_reason == "length"

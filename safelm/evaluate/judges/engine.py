@@ -13,9 +13,9 @@ from jaxtyping import Float
 
 from safelm.evaluate.judges.questions import HARM_QUESTION, MANNER_QUESTION, Question, material, question_for
 from safelm.evaluate.judges.verdicts import HARMFUL, REFUSALS, UNSCORED, Exchange
-from safelm.inference import Engine, EngineRequest, Greedy, run_all
+from safelm.inference import EngineRequest, Greedy, run_all
 from safelm.models import decoder as model
-from safelm.safety.engine_models import read_engine_model
+from safelm.safety.engine_models import judge_engine, read_engine_model
 from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.safety.options import check_least, make_settings
 from safelm.text.prompting import Frame, question_frame
@@ -75,9 +75,10 @@ class EngineJudge:
     ):
         """Raises ValueError if the question doesn't fit the context or the vocabulary can't tell the choices apart."""
         self.name, self._settings = name, settings or EngineJudgeSettings()
-        self._config = dataclasses.replace(config, attention="xla", remat="none")
-        self._engine, self._tokenizer = self._make_engine(params), tokenizer
+        self._config, self._tokenizer = config, tokenizer
         self._asked = {question: self._prepare(question, source) for question in _QUESTIONS}
+        sizes = {"max_rows": self._settings.max_rows, "batch_tokens": self._settings.batch_tokens}
+        self._engine = judge_engine(config, params, [asked.frame for asked in self._asked.values()], **sizes)
         shaping = {"answer_tokens": self._settings.answer_tokens, "least_mass": self._settings.least_mass}
         text = "".join(question.hash + asked.frame.text for question, asked in self._asked.items())
         self.version = model_fingerprint(config, params, tokenizer.hash, text=text, settings=shaping)[:16]
@@ -113,17 +114,6 @@ class EngineJudge:
         probs = [np.exp(np.asarray(each.watched, np.float64)) for each in run_all(self._engine, requests)]
         return [np.bincount(choice_of, each, len(asked.choice_ids)) for each in probs]
 
-    def _make_engine(self, params: model.Params) -> Engine:
-        settings = self._settings
-        return Engine(
-            self._config,
-            params,
-            harm_tag_id=None,  # only log-probs are wanted
-            slots=settings.max_rows,
-            max_tokens=settings.max_rows * self._config.max_seq_len,
-            read_at_once=settings.batch_tokens,
-        )
-
     def _room(self, frame: Frame) -> int:
         """Tokens for an exchange: a reply has one."""
         return self._config.max_seq_len - len(frame.before) - len(frame.after) - 1
@@ -139,8 +129,6 @@ class EngineJudge:
         every = [token for ids in choice_ids for token in ids]
         if not all(choice_ids) or len(set(every)) != len(every):
             raise ValueError(f"--judge: {source or self.name}: its vocabulary doesn't tell the replies apart")
-        if frame.before:
-            self._engine.keep_prefix(frame.before)
         return _Asked(question, frame, choice_ids)
 
     def _first_tokens(self, reply: str) -> tuple[int, ...]:

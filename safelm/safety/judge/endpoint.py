@@ -13,11 +13,13 @@ from safelm.io import records
 from safelm.safety import endpoint_client
 from safelm.safety.endpoint_client import Completion, EndpointError, EndpointSettings, RequestRefusedError
 from safelm.safety.endpoint_queue import RequestQueue
+from safelm.safety.escaping import escape
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCHEMA, Answer, read_answer
 from safelm.safety.judge.rubric import VERSION, load_rubric
 from safelm.safety.options import check_least, check_share, make_settings
 from safelm.safety.scorer import Verdict
+from safelm.text.prompting import question_messages
 
 _JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
 
@@ -153,10 +155,7 @@ class EndpointScorer:
         return answer
 
     async def _ask(self, client: Any, chunk: str) -> "_Reply":
-        messages = [
-            {"role": "system", "content": self._rubric.system},
-            {"role": "user", "content": self._rubric.user(chunk)},
-        ]
+        messages = question_messages(self._rubric, escape(chunk))
         fields = {"response_format": _JSON_SCHEMA, "temperature": 0, "max_tokens": self.settings.max_tokens}
         try:
             completion = await self._endpoint.complete(client, messages, fields)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from safelm.inference import Engine, EngineRequest, Generation, Greedy, run_all
+from safelm.inference import EngineRequest, Generation, Greedy, run_all
 from safelm.models import decoder as model
-from safelm.safety.engine_models import read_engine_model
+from safelm.safety.engine_models import judge_engine, read_engine_model
 from safelm.safety.escaping import escape
 from safelm.safety.judge import chunks
 from safelm.safety.judge.answer import SCORES, Answer, read_answer
@@ -85,7 +85,7 @@ class Judge:
         """
         self.name, self.settings = name, settings or JudgeSettings()
         self.num_answers = self.num_unusable = 0
-        self._config = dataclasses.replace(config, attention="xla", remat="none")
+        self._config = config
         self._tokenizer, self._show_progress = tokenizer, show_progress
         self._frame = question_frame(tokenizer, load_rubric(self.settings.rubric))
         self._grammar = AnswerGrammar(
@@ -93,17 +93,14 @@ class Judge:
         )
         self._behind = (*self._frame.after, *(self._grammar.opening if self.settings.constrained else ()))
         self._chunk_tokens = self._fit_chunks(source)
-        self._engine = Engine(
-            self._config,
+        self._engine = judge_engine(
+            config,
             params,
-            # An answer that a grammar holds is no place for the tag: nobody asks how probable it is there.
-            harm_tag_id=None if self.settings.constrained else tokenizer.harm_tag_id,
-            slots=self.settings.max_rows,
-            max_tokens=self.settings.max_rows * self._config.max_seq_len,
-            read_at_once=self.settings.batch_tokens,
+            [self._frame],
+            max_rows=self.settings.max_rows,
+            batch_tokens=self.settings.batch_tokens,
+            harm_tag_id=None if self.settings.constrained else tokenizer.harm_tag_id,  # an answer in JSON has no tag
         )
-        if self._frame.before:
-            self._engine.keep_prefix(self._frame.before)
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _NOT_SHAPING}
         self.fingerprint = model_fingerprint(config, params, tokenizer.hash, text=self._frame.text, settings=shaping)
 

@@ -1,6 +1,6 @@
 """The judge's question: the rubric of Maini et al. 2025 (section 3.1, appendix B) around one document.
 
-Whatever a document says, it stays inside its delimiters: it is escaped (`safelm.safety.escaping`), so it can neither
+Whatever a document says, it stays inside its delimiters: judges escape it (`safelm.safety.escaping`), so it can neither
 close `<document>` nor spell a chat template's token (`<|im_end|>`, `</s>`), not even for a server that would read one
 in a message. Our own engine encodes the document literally on top of that.
 """
@@ -12,7 +12,6 @@ import importlib.resources
 import re
 
 from safelm import documents
-from safelm.safety.escaping import escape
 
 VERSIONS = (1, 2)
 VERSION = 1  # the default
@@ -35,10 +34,6 @@ class Rubric:
     before: str
     after: str
     hash: str
-
-    def user(self, document: str) -> str:
-        """The user's message about a document: escaped, between its delimiters."""
-        return self.before + escape(document) + self.after
 
 
 @functools.cache
