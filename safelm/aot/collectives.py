@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import itertools
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -220,7 +221,7 @@ def _mesh_groups(sizes: Mapping[str, int], chosen: Sequence[str]) -> list[list[i
 
 def largest(collectives: Iterable[Collective], count: int) -> list[dict[str, Any]]:
     """The collectives that take longest in an update, with equal ones merged."""
-    key = lambda c: (c.network, c.kind, c.dtype, c.num_bytes, c.runs, c.origin)  # noqa: E731
+    key = operator.attrgetter("network", "kind", "dtype", "num_bytes", "runs", "origin")
     groups = [list(group) for _, group in itertools.groupby(sorted(collectives, key=key), key)]
     groups.sort(key=lambda group: -sum(c.runs * c.seconds for c in group))
     return [

@@ -88,8 +88,9 @@ def decode_report(
 
 def _on(tree: Any, shardings: Any) -> Any:
     """The abstract arrays, placed on the mesh."""
-    put = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
-    return jax.tree.map(put, tree, shardings)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
+    )
 
 
 def _bytes(tree: Any) -> int:

@@ -7,6 +7,7 @@ the chip has (its refusals state the figure). FLOP/s: `safelm.train.metrics.PEAK
 """
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -123,10 +124,8 @@ def devices(tpu: Slice) -> list[jax.Device]:
     """
     from jax.experimental import topologies
 
-    try:
-        import libtpu  # noqa: F401
-    except ImportError as error:
-        raise ValueError("compiling for a TPU needs libtpu: pip install 'safelm[tpu]' -c constraints.txt") from error
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("compiling for a TPU needs libtpu: pip install 'safelm[tpu]' -c constraints.txt")
     name = f"{tpu.generation}:{'x'.join(map(str, tpu.shape))}"
     options = dict(tpu.chip.options) | ({"num_slices": tpu.num_slices} if tpu.num_slices > 1 else {})
     if tpu.shape == (1, 1):

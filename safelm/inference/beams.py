@@ -110,7 +110,10 @@ def start(
     shape = is_beam_PW.shape
     log_prob_PW = jnp.where(is_beam_PW, 0, NEVER).astype(jnp.float32)
     next_log_probs_PC, next_tokens_PC = jax.lax.top_k(asked.choosable(config, log_probs_PV), num_candidates)
-    every_beam = lambda array_P: jnp.broadcast_to(array_P[:, None], (*shape, *array_P.shape[1:]))  # noqa: E731
+
+    def every_beam(array_P: Array) -> Array:
+        return jnp.broadcast_to(array_P[:, None], (*shape, *array_P.shape[1:]))
+
     return BeamState(
         asked=asked,
         step_P=jnp.zeros(shape[0], jnp.int32),
@@ -222,7 +225,10 @@ def tried(
     candidates: Candidates, tag_log_prob_PWC: Array, is_kept_PWC: Array, score_PW: Array, place_PW: Array
 ) -> Tried:
     """A step for the trace."""
-    flat = lambda array_PWC: array_PWC.reshape(array_PWC.shape[0], -1)  # noqa: E731
+
+    def flat(array_PWC: Array) -> Array:
+        return array_PWC.reshape(array_PWC.shape[0], -1)
+
     is_candidate_PWC = candidates.log_prob_PWC > NEVER
     return Tried(
         tokens_PM=flat(candidates.tokens_PWC),

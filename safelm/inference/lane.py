@@ -230,8 +230,10 @@ class Lane:
             joined = functools.partial(lane, (reading[0], 1))
             key = ("join", shape, *reading, size)
             found.append((key, lambda join=join, joined=joined: join(lane(size), joined())))
-        run = lambda: programs.compile_run(config, shape, weights, lane(size), num_steps=steps)  # noqa: E731
-        return [*found, (("run", shape, size), run)]
+        found.append(
+            (("run", shape, size), lambda: programs.compile_run(config, shape, weights, lane(size), num_steps=steps))
+        )
+        return found
 
     def _readings(self, joining: Sequence[Entry]) -> list[tuple[int, int, list[Entry]]]:
         """Prompts read together: number of rows (a power of four), of tokens (a power of two), and the entries."""

@@ -95,7 +95,10 @@ class Sequences:
         is_penalised_PC = jnp.exp(tag_log_prob_PC) > asked.thresholds_P[:, None]
         scores_PC = state.next_scores_PC - jnp.where(is_penalised_PC, asked.penalties_P[:, None], 0.0)
         choice_P = jnp.argmax(scores_PC, axis=1)
-        pick = lambda array_PC: jnp.take_along_axis(array_PC, choice_P[:, None], axis=1)[:, 0]  # noqa: E731
+
+        def pick(array_PC: Array) -> Array:
+            return jnp.take_along_axis(array_PC, choice_P[:, None], axis=1)[:, 0]
+
         log_probs_PV = logits_PCV[:, 0]
         if self.num_candidates > 1:
             log_probs_PV = jnp.take_along_axis(logits_PCV, choice_P[:, None, None], axis=1)[:, 0]

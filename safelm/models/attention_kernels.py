@@ -189,7 +189,10 @@ def _splash_on_device(
         residual_checkpoint_name=ATTENTION_OUTPUT,
         interpret=interpret,
     )
-    heads_first = lambda x_BTNH: x_BTNH.transpose(0, 2, 1, 3)  # noqa: E731
+
+    def heads_first(x_BTNH: jax.Array) -> jax.Array:
+        return x_BTNH.transpose(0, 2, 1, 3)
+
     out_BNTH = jax.vmap(kernel)(
         heads_first(q_BTNH * (1 / math.sqrt(H))),
         heads_first(k_BTKH),

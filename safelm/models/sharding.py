@@ -137,6 +137,11 @@ def activation_spec(names: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*map(left, partition_spec(names)))
 
 
+def is_names(leaf: object) -> bool:
+    """Whether this is a leaf of a tree of logical axes: a tuple of their names."""
+    return isinstance(leaf, tuple)
+
+
 def param_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: Any | None = None) -> Any:
     """A `NamedSharding` for every leaf of `logical_axes` (a tree whose leaves are tuples of names).
 
@@ -148,7 +153,6 @@ def param_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: Any | 
       ValueError: a mesh axis does not divide the axes it splits; the message names the model's fields and sizes that
         would do.
     """
-    is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
     shardings = jax.tree.map(lambda names: NamedSharding(mesh, partition_spec(names)), logical_axes, is_leaf=is_names)
     if shapes is not None:
         sizes: dict[str, set[int]] = collections.defaultdict(set)

@@ -113,7 +113,10 @@ def _inference(study: Study, name: str, prompts: Sequence[Prompt]) -> Iterator[J
             lambda loaded, knows_tag=knows_tag: attacks.cover_contexts(loaded, harmful, covers, knows_tag=knows_tag),
         )
     if name in study.tagged:
-        plain = lambda loaded: [loaded.context(prompt.prompt) for prompt in harmful]  # noqa: E731
+
+        def plain(loaded: Target) -> list[list[int]]:
+            return [loaded.context(prompt.prompt) for prompt in harmful]
+
         yield point({"attack": "erased_tag"}, plain, lambda loaded: attacks.erase_tag(loaded, plain(loaded)))
 
 

@@ -123,15 +123,18 @@ class Service:
                 raise ApiError(408, "the time for a request passed", code="timeout") from None
         self.metrics.prompt_tokens.labels(model.name).inc(len(tokens))
         log.info("score: model %s, %d tokens", model.name, len(tokens))
-        reply = lambda: encode(  # noqa: E731
-            {
-                "object": "safelm.score",
-                "model": model.name,
-                "tokens": [describe_piece(piece) for piece in pieces],
-                "summary": summarize([piece.tag_prob for piece in pieces]),
-                "usage": {"prompt_tokens": len(tokens), "total_tokens": len(tokens)},
-            }
-        )
+
+        def reply() -> str:
+            return encode(
+                {
+                    "object": "safelm.score",
+                    "model": model.name,
+                    "tokens": [describe_piece(piece) for piece in pieces],
+                    "summary": summarize([piece.tag_prob for piece in pieces]),
+                    "usage": {"prompt_tokens": len(tokens), "total_tokens": len(tokens)},
+                }
+            )
+
         text = await self._build(reply, is_large=len(pieces) > _MANY_TOKENS)
         return web.Response(text=text, content_type="application/json")
 

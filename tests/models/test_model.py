@@ -54,10 +54,9 @@ def test_num_params_leaves_out_padding(config):
 def test_logical_axes_fit_the_parameters(config):
     params = model.abstract_params(config)
     axes = model.logical_axes(config)
-    is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    assert jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=is_names)
+    assert jax.tree.structure(params) == jax.tree.structure(axes, is_leaf=sharding.is_names)
     sizes = {"layers": 3, "vocab": 384, "embed": 32, "norm": 32, "mlp": 64, "heads": 4, "kv_heads": 2, "head_dim": 8}
-    jax.tree.map(lambda names, leaf: _check_names(sizes, names, leaf), axes, params, is_leaf=is_names)
+    jax.tree.map(lambda names, leaf: _check_names(sizes, names, leaf), axes, params, is_leaf=sharding.is_names)
 
 
 def _check_names(sizes, names, leaf):

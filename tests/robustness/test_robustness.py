@@ -127,7 +127,10 @@ def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeyp
         prefix = [point for point in points if point["model"] == name and point["attack"] == "prefix"]
         assert {(point["words"], point["method"]) for point in prefix} == {(k, m) for k in (0, 2) for m in methods}
     assert {point["method"] for point in points if point["attack"] == "erased_tag"} == {"greedy", "beam", "safe_beam"}
-    attacks_on = lambda name: {point["attack"] for point in points if point["model"] == name}  # noqa: E731
+
+    def attacks_on(name):
+        return {point["attack"] for point in points if point["model"] == name}
+
     assert attacks_on("plain") == {"prefix", "cover", "benign"}
     assert attacks_on("tagged") == {"prefix", "cover", "erased_tag", "benign", "tag_free"}
     assert {point["epochs"] for point in points if point["attack"] == "benign"} == {0, 0.25}

@@ -139,7 +139,11 @@ def test_the_exact_solver_is_at_the_optimum():
     x, scores = blobs()
     params = head.fit(x, scores, HeadRecipe("exact", 5.0, l2=0.1))
     mean_weight = np.mean(np.where(scores > 0, 5.0, 1.0))
-    loss = lambda p: head.weighted_loss(head.apply(p, x), scores, 5.0) / mean_weight + 0.05 * (p["kernel"] ** 2).sum()  # noqa: E731
+
+    def loss(params):
+        penalty = 0.05 * (params["kernel"] ** 2).sum()
+        return head.weighted_loss(head.apply(params, x), scores, 5.0) / mean_weight + penalty
+
     gradient = jax.grad(loss)(params)
     assert max(float(abs(g).max()) for g in gradient.values()) < 1e-3
 
@@ -196,7 +200,10 @@ def tune(backbone: Backbone, last_n: int | None, **changes):
 
 def changed(before, after) -> dict[str, np.ndarray]:
     """For each parameter, along its first axis, whether any bit of it differs."""
-    flat = lambda tree: {jax.tree_util.keystr(p): np.asarray(v) for p, v in jax.tree_util.tree_leaves_with_path(tree)}  # noqa: E731
+
+    def flat(tree):
+        return {jax.tree_util.keystr(p): np.asarray(v) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
+
     before, after = flat(before), flat(after)
     assert before.keys() == after.keys()
     return {

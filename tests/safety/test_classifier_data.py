@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -297,8 +298,7 @@ def test_bad_flags_end_in_one_line(flags: list[str], message: str, capsys, monke
 class CountingEmbedder(Embedder):
     """Stands for an `Embedder`: two chunks for texts of more than three letters."""
 
-    class backbone:  # noqa: N801
-        fingerprint, dim = "f" * 64, 2
+    backbone = types.SimpleNamespace(fingerprint="f" * 64, dim=2)
 
     def __init__(self):
         self.texts: list[str] = []

@@ -95,7 +95,10 @@ def test_one_compilation_a_bucket(backbone):
 
 def test_a_head_in_the_program_equals_one_behind_it(backbone, embedder):
     weights = {"kernel": jax.random.normal(jax.random.key(0), (backbone.dim, 6))}
-    head = lambda p, x_BD: x_BD @ p["kernel"]  # noqa: E731
+
+    def head(params, x_BD):
+        return x_BD @ params["kernel"]
+
     logits, document_C = embedder.map_chunks(TEXTS, weights, head)
     embedding_CD, same = embedder.embed(TEXTS)
     np.testing.assert_array_equal(document_C, same)

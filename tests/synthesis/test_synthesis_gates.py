@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -315,8 +316,7 @@ def test_faithfulness_of_the_other_kinds_hands_no_details_on():
 class _Embedder:
     """Embeds by what a text begins with; a long text comes in two chunks."""
 
-    class backbone:  # noqa: N801
-        name, fingerprint = "toy", "toy-1"
+    backbone = types.SimpleNamespace(name="toy", fingerprint="toy-1")
 
     def embed(self, texts):
         vectors = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [0.7, 0.7]}

@@ -45,8 +45,8 @@ def count_and_build(
     inputs: Sequence[SliceInput],
     settings: CountSettings,
     folder: str,
-    runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
-    limit: documents.MalformedLimit = documents.MalformedLimit(),  # noqa: B008 (frozen)
+    runner: beam_runner.Runner | None = None,
+    limit: documents.MalformedLimit | None = None,
 ) -> dict[str, Any]:
     """Counts files and returns the card as JSON; arguments and errors as in `corpus.count_corpus`."""
     counted = corpus.count_corpus(inputs, settings, folder, runner, limit)

@@ -82,8 +82,8 @@ def count_corpus(
     inputs: Sequence[SliceInput],
     settings: CountSettings,
     folder: str,
-    runner: beam_runner.Runner = beam_runner.Runner(),  # noqa: B008 (frozen)
-    limit: documents.MalformedLimit = documents.MalformedLimit(),  # noqa: B008 (frozen)
+    runner: beam_runner.Runner | None = None,
+    limit: documents.MalformedLimit | None = None,
 ) -> list[Counted]:
     """Counts each input; returns the counts in order.
 
@@ -99,11 +99,11 @@ def count_corpus(
     names = _names([piece for some in pieces for piece in some], settings)
     folder = folder if remote.is_remote(folder) else os.path.abspath(folder)
     work, out = CountWork(folder, settings), OutputFolder(folder)
-    _count_missing([CountJob(name, piece) for piece, name in names.items()], work, out, runner)
+    _count_missing([CountJob(name, piece) for piece, name in names.items()], work, out, runner or beam_runner.Runner())
     for one, result, some in zip(inputs, results, pieces, strict=True):
         for _, parts in itertools.groupby(some, key=lambda piece: piece.path):
             _add_file(result.count, _read(out, [names[piece] for piece in parts]), settings.top)
-        _check_malformed(one, result.count, limit)
+        _check_malformed(one, result.count, limit or documents.MalformedLimit())
         if not any(tally.documents for tally in result.count.tallies.values()):
             raise cli.UserError(f"{_named(one)}: no document in {result.files} files")
     if settings.score_column and not any(result.count.score_columns for result in results):

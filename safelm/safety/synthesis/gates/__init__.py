@@ -21,7 +21,7 @@ def make_gates(
     kind: Kind,
     *,
     scorer: Scorer,
-    settings: GateSettings = GateSettings(),  # noqa: B008 (frozen)
+    settings: GateSettings | None = None,
     similarity: Similarity | None = None,
     prompt_texts: Sequence[str] = (),
     queries: str | None = None,
@@ -30,6 +30,7 @@ def make_gates(
 
     Args:
       scorer: scores drafts, sentences, copied runs and requests.
+      settings: the limits; None for the default ones.
       similarity: `load_similarity("minilm")`; None compares words.
       prompt_texts: the prompts, to detect leaks of them.
       queries: a JSON file with harmful n-grams; None for the report card's.
@@ -38,6 +39,7 @@ def make_gates(
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: one of {', '.join(KINDS)}")
+    settings = settings or GateSettings()
     phrases = HarmfulPhrases(queries)
     form: list[Gate] = [Length(settings), Obedience(settings, prompt_texts), Repetition(settings), Language(settings)]
     dialogue: list[Gate] = [Dialogue(settings), Request(settings, scorer, phrases)] if kind == "refuseweb" else []
