@@ -28,7 +28,7 @@ import tqdm
 from safelm import cli, documents
 from safelm.caching.beam import write_on_beam
 from safelm.caching.plan import StorePlan, find_tasks, plan_store
-from safelm.caching.shards import ShardJob, TaskModule, start_worker, write_shard
+from safelm.caching.shards import CacheJob, TaskModule, start_worker, write_shard
 from safelm.caching.upload import Bucket, push_folder, staging_folder
 from safelm.data.shard import ShardInfo
 from safelm.io import files, remote
@@ -184,7 +184,7 @@ def _automatic_workers(plans: Sequence[StorePlan]) -> int:
     return len(os.sched_getaffinity(0)) if large else 1
 
 
-def _write_here(jobs: Sequence[ShardJob], bar: tqdm.tqdm) -> Iterator[tuple[ShardJob, ShardInfo]]:
+def _write_here(jobs: Sequence[CacheJob], bar: tqdm.tqdm) -> Iterator[tuple[CacheJob, ShardInfo]]:
     documents = 0
 
     def count(more: int) -> None:
@@ -198,8 +198,8 @@ def _write_here(jobs: Sequence[ShardJob], bar: tqdm.tqdm) -> Iterator[tuple[Shar
 
 
 def _write_in_processes(
-    jobs: Sequence[ShardJob], module: TaskModule, workers: int
-) -> Iterator[tuple[ShardJob, ShardInfo]]:
+    jobs: Sequence[CacheJob], module: TaskModule, workers: int
+) -> Iterator[tuple[CacheJob, ShardInfo]]:
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     context = multiprocessing.get_context("spawn")  # a fork of a process with TensorFlow's threads hangs
     pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(module, threads))

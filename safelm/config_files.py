@@ -30,7 +30,7 @@ def locate(flag: str) -> str:
     return f"{path}{colon}{variant}"
 
 
-def load(flag: str) -> ConfigDict:
+def load_config(flag: str) -> ConfigDict:
     """The config that `--config=FLAG` names. Raises UserError in one line, with the variants that there are."""
     path, _, variant = locate(flag).partition(":")
     try:

@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     inputs, runner, settings = _inputs(arguments), beam_runner.from_flags(arguments), _settings(arguments)
     limit = documents.limit_from_flags(arguments)
-    card.definitions(query_sets.load(settings.queries), settings)  # what can't be read is found before the corpus is
+    card.definitions(query_sets.load_queries(settings.queries), settings)  # errors show before the corpus is read
     with out.only_writer():
         output.write_card(out, card.count_and_build(inputs, settings, out.path("counted"), runner, limit))
         corpus.forget(out.path("counted"))

@@ -120,7 +120,8 @@ def main(flags: argparse.Namespace) -> None:
     if not key and not access.is_loopback(flags.host):
         log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
     served = {
-        name: models.load(name, source, dtype=flags.dtype, template_kwargs=kwargs) for name, source in sources.items()
+        name: models.load_model(name, source, dtype=flags.dtype, template_kwargs=kwargs)
+        for name, source in sources.items()
     }
     engines = {
         name: functools.partial(

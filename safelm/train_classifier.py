@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
 def read_config(path: str, changes: Sequence[str]) -> ConfigDict:
     """The config of a file, with `FIELD=VALUE` changes. Raises UserError for an unknown field or a value of no use."""
-    config = config_files.load(path)
+    config = config_files.load_config(path)
     with config.unlocked():
         for change in changes:
             field, _, text = change.partition("=")

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--output", help="folder for the JSON files")
     arguments, flags = parser.parse_known_args()
-    batch_size = config_files.load(arguments.config).batch_size
+    batch_size = config_files.load_config(arguments.config).batch_size
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(arguments.output or temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from safelm.aot.hlo import COLLECTIVES, Buffer, Instruction, Module
+from safelm.models.attention_kernels import LANES
 
-LANES = 128
 AHEAD = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")  # run beside other work
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _NO_TRAFFIC = {

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tqdm
 
 from safelm.caching.plan import StorePlan
-from safelm.caching.shards import ShardJob, TaskModule, write_shard
+from safelm.caching.shards import CacheJob, TaskModule, write_shard
 from safelm.caching.upload import Bucket, push_folder, push_new_shard, staging_folder
 from safelm.data.shard import read_shard_info
 from safelm.io import remote
@@ -36,7 +36,7 @@ class CacheWork:
             _loaded.add(self.token)
             self.module.load()
 
-    def run(self, job: ShardJob, loaded: None) -> None:
+    def run(self, job: CacheJob, loaded: None) -> None:
         """Makes one shard and, for an output on gs://, uploads it."""
         folder = f"{job.source_name}/{job.split}"
         staging = staging_folder(self.output)
@@ -46,7 +46,7 @@ class CacheWork:
             push_new_shard(f"{self.output}/{folder}", job.directory, info, job.num_shards)
             push_folder(os.path.join(staging, "quarantine", folder), f"{self.output}/quarantine/{folder}")
 
-    def failed(self, job: ShardJob, message: str) -> None:
+    def failed(self, job: CacheJob, message: str) -> None:
         """Stores the message where the calling process finds it."""
         name = f"{job.source_name}-{job.split}-{job.index:05d}"
         OutputFolder(self.output).record_failure(name, message)
@@ -72,6 +72,6 @@ def write_on_beam(plans: Sequence[StorePlan], module: TaskModule, output: str, r
             plan.done[job.index] = info
 
 
-def _done(jobs: Sequence[ShardJob]) -> int:
+def _done(jobs: Sequence[CacheJob]) -> int:
     names = {directory: set(os.listdir(directory)) for directory in {job.directory for job in jobs}}
     return sum(f"shard-{job.index:05d}-of-{job.num_shards:05d}.json" in names[job.directory] for job in jobs)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.caching.shards import ShardJob
+from safelm.caching.shards import CacheJob
 from safelm.caching.upload import SETTINGS_NAME, Bucket
 from safelm.data.channels import CHANNELS
 from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
@@ -33,7 +33,7 @@ class StorePlan:
     num_shards: int
     bucket: Bucket | None = None
     done: dict[int, ShardInfo] = dataclasses.field(default_factory=dict)
-    jobs: list[ShardJob] = dataclasses.field(default_factory=list)
+    jobs: list[CacheJob] = dataclasses.field(default_factory=list)
     pending_bytes: int = 0
 
     @property
@@ -168,7 +168,7 @@ def _plan_shard(plan: StorePlan, index: int, path: str, file: Mapping[str, Any])
         return
     plan.pending_bytes += file.get("bytes", 0)
     plan.jobs.append(
-        ShardJob(
+        CacheJob(
             source_name=plan.source_name,
             task_name=plan.task_name,
             split=plan.split,

@@ -56,7 +56,7 @@ class TaskModule:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardJob:
+class CacheJob:
     """Everything a worker needs to write one shard."""
 
     source_name: str
@@ -72,7 +72,7 @@ class ShardJob:
     path: str = ""  # of the source file, where it has one
 
 
-def write_shard(job: ShardJob, on_documents: Callable[[int], object] = lambda count: None) -> ShardInfo:
+def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda count: None) -> ShardInfo:
     """Runs the task over one shard of its source and writes the tokens; on an error nothing is left under its name.
 
     An example's features that are named as one of `safelm.data.channels.CHANNELS` go into that channel: `loss_weight`,
@@ -127,11 +127,11 @@ def _spelled_id(example: Mapping[str, Any]) -> str:
     return f"id {doc_id.decode('utf-8', 'replace') if isinstance(doc_id, bytes) else doc_id}"
 
 
-def _content(job: ShardJob) -> dict[str, Any]:
+def _content(job: CacheJob) -> dict[str, Any]:
     return content_sha256(job.path) if os.path.isfile(job.path) else {}
 
 
-def _examples(task: Any, job: ShardJob) -> Any:
+def _examples(task: Any, job: CacheJob) -> Any:
     import seqio
 
     return task.get_dataset(

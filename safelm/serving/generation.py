@@ -27,7 +27,7 @@ class Chunk:
     pieces: Sequence[Piece]
 
 
-class Generation:
+class RunningGeneration:
     """A checked request to a model; `chunks` runs it, and the other attributes are final once it has ended.
 
     Attributes:
@@ -50,7 +50,7 @@ class Generation:
         self._text = TextStream(model.tokenizer, request.stop)
 
     @classmethod
-    async def prepare(cls, model: ServedModel, request: GenerationRequest, limits: Limits) -> "Generation":
+    async def prepare(cls, model: ServedModel, request: GenerationRequest, limits: Limits) -> "RunningGeneration":
         """Encodes the prompt. Raises ApiError if it is too long or the model can't take it."""
         kwargs = request.template_kwargs
         encode = functools.partial(model.encode, request.prompt, is_chat=request.is_chat, template_kwargs=kwargs)

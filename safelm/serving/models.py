@@ -70,7 +70,9 @@ class ServedModel(LanguageModel):
         return text.release()[1]
 
 
-def load(name: str, source: str, *, dtype: str = "", template_kwargs: Mapping[str, Any] | None = None) -> ServedModel:
+def load_model(
+    name: str, source: str, *, dtype: str = "", template_kwargs: Mapping[str, Any] | None = None
+) -> ServedModel:
     """Loads a checkpoint of ours, a Hugging Face folder or a GGUF file. Raises ValueError or OSError if it can't be
     read.
 

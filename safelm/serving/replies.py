@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 from safelm.inference.methods import METHODS, Method
-from safelm.serving.generation import Chunk, Generation
+from safelm.serving.generation import Chunk, RunningGeneration
 from safelm.serving.numbers import rounded, summarize
 from safelm.serving.text_stream import Piece
 from safelm.serving.trace import encode_trace
@@ -19,7 +19,7 @@ _METHOD_NAMES = {kind: name for name, kind in METHODS.items()}
 class Replies:
     """Writes the reply of one generation: `whole`, or `chunk` for each chunk and then `ending`."""
 
-    def __init__(self, generation: Generation):
+    def __init__(self, generation: RunningGeneration):
         self._generation, self._is_chat = generation, generation.request.is_chat
         self._is_first = True
         self.id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"

@@ -17,7 +17,7 @@ from safelm.serving.access import patience
 from safelm.serving.connections import Connection
 from safelm.serving.errors import ApiError, log_defect
 from safelm.serving.fields import read_body
-from safelm.serving.generation import Generation
+from safelm.serving.generation import RunningGeneration
 from safelm.serving.limits import Admission, Limits, Shapes
 from safelm.serving.metrics import Metrics
 from safelm.serving.models import ServedModel
@@ -158,7 +158,7 @@ class Service:
         parsed = read(await self._read(request), self.limits, default_method=self.default_method)
         model = self._find(parsed.model)
         with self._admitted(request):
-            generation = await Generation.prepare(model, parsed, self.limits)
+            generation = await RunningGeneration.prepare(model, parsed, self.limits)
             self.shapes.take(parsed.steering.method)
             try:
                 if parsed.stream:
@@ -170,7 +170,7 @@ class Service:
             finally:
                 self._account(generation, began)
 
-    async def _stream(self, request: web.Request, generation: Generation, deadline: float) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, generation: RunningGeneration, deadline: float) -> web.StreamResponse:
         """Sends server-sent events. A failure before the first event still gets its own HTTP status."""
         replies = Replies(generation)
         chunks = generation.chunks(self.worker, deadline=deadline)
@@ -238,7 +238,7 @@ class Service:
             },
         }
 
-    def _account(self, generation: Generation, began: float) -> None:
+    def _account(self, generation: RunningGeneration, began: float) -> None:
         """Updates metrics and log after a generation, however it ended, with ids, counts and times only."""
         model, method = generation.model.name, method_name(generation.engine_request.method)
         stopped_by = generation.stopped_by or "cancelled"

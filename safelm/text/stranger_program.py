@@ -24,7 +24,7 @@ _GROWTH = 64  # of a text by its normalizer
 _ANY_DAY = datetime.date(2026, 1, 1)  # for templates that tell the date: a score must not depend on it
 
 
-class Generation(jinja2.ext.Extension):
+class GenerationTag(jinja2.ext.Extension):
     """The tag `{% generation %}`: puts the marks `generation_marks` around text that the assistant is trained on."""
 
     tags = frozenset({"generation"})
@@ -56,7 +56,7 @@ def to_json(
 def compiled(source: str) -> jinja2.Template:
     """A template compiled with transformers' settings: trimmed blocks, loop controls, `raise_exception`."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = _ANY_DAY.strftime

@@ -20,7 +20,7 @@ def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
     arguments = [arguments[0], *cli.with_underscores(arguments[1:])]
     try:
         flag = _locate_config(arguments)
-        config = config_files.load(flag) if flag else None
+        config = config_files.load_config(flag) if flag else None
         sys.argv = arguments  # where ml_collections looks for --config.a.b
         rest = app.parse_flags_with_usage(arguments)
     except SystemExit:

@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parse()
     texts = list(load(arguments.texts, int(arguments.megabytes * 1e6)))
     few = list(itertools.takewhile(Budget(arguments.slow_megabytes * 1e6), texts))
-    queries = query_sets.load(arguments.queries)
+    queries = query_sets.load_queries(arguments.queries)
     print(f"{len(texts):,} documents, {megabytes(texts):.2f} MB, {len(queries.queries)} queries")
     variants: dict[str, tuple[float, Callable[[], tuple[float, int]]]] = {
         "report card": (megabytes(texts), timed(ours(texts, queries))),

@@ -26,7 +26,7 @@ class TroubledWriter:
 
     def __init__(self, *, trouble: str = "", after: int = 0, cure: str = "", log: str = ""):
         self._trouble, self._after, self._cure, self._log = trouble, after, cure, log
-        self._inner = template_writer.load()
+        self._inner = template_writer.load_template_writer()
         self._given = 0
 
     def write(self, requests: Sequence[Request], on_reply: OnReply) -> None:

@@ -60,16 +60,16 @@ def in_the_checkout(monkeypatch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_unknown_variant_names_those_that_there_are_and_all_of_them_load(in_the_checkout, name):
     path = f"configs/{name}.py"
-    config_files.load(path)
+    config_files.load_config(path)
     with pytest.raises(cli.UserError) as error:
-        config_files.load(f"{path}:nonsense")
+        config_files.load_config(f"{path}:nonsense")
     line = str(error.value)
     assert line.startswith(f"--config={path}:nonsense: no variant 'nonsense': {path} has ") and "\n" not in line
     known = line.partition(" has ")[2]
     takes_one = "get_config()" not in (ROOT / path).read_text()
     assert takes_one == (known != "no variants")
     for variant in known.split(", ") if takes_one else []:
-        config_files.load(f"{path}:{variant}")
+        config_files.load_config(f"{path}:{variant}")
 
 
 def test_safety_is_among_the_variants_of_the_quickstart(in_the_checkout, capsys):

@@ -124,7 +124,7 @@ def _check_flags(name: str, arguments: list[str], help_text: str) -> None:
     for argument in arguments[: arguments.index("--") if "--" in arguments else None]:
         flag, _, value = argument.partition("=")
         if flag == "--config":
-            config = config_files.load(value)
+            config = config_files.load_config(value)
         elif flag.startswith("--config.") and (name in WITH_CONFIG or config is not None):
             train_config.get_field(config, flag.removeprefix("--config."))
         elif flag.startswith("--"):

@@ -127,7 +127,7 @@ def test_characters_fold_as_the_rules_say():
 
 def test_counts_equal_a_slow_count_on_the_papers_queries():
     """Their own words in random order, whole and cut, with whatever may or may not stand between."""
-    paper, rng = queries.load(), random.Random(0)
+    paper, rng = queries.load_queries(), random.Random(0)
     words = sorted({word for query in paper.queries for word in query.split()})
     joints = [" ", " ", " ", "-", "\n ", " - ", ", ", "’ ", "", "s "]
     texts = []
@@ -139,7 +139,7 @@ def test_counts_equal_a_slow_count_on_the_papers_queries():
 
 def test_counts_equal_a_slow_count_on_the_synthetic_web():
     drafts = [synthetic_corpus.draft(0, "train", number) for number in range(20)]
-    assert check([draft.text for draft in drafts], queries.load()) > 0
+    assert check([draft.text for draft in drafts], queries.load_queries()) > 0
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def _pairs(text):
 
 
 def test_the_papers_queries():
-    paper = queries.load()
+    paper = queries.load_queries()
     assert len(paper.categories) == 14 and sum(paper.listed) == 697 and len(paper.queries) == 694
     assert sum(len(categories) == 2 for categories in paper.categories_of) == 3
 
@@ -210,7 +210,7 @@ def test_a_bad_list_of_queries_is_one_clear_error(tmp_path, content, complaint):
     path = tmp_path / "queries.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=complaint) as caught:
-        queries.load(str(path))
+        queries.load_queries(str(path))
     assert str(path) in str(caught.value)
 
 

@@ -152,7 +152,7 @@ def test_a_checkpoints_own_chat_template_is_used(folder):
     saved = config.read_text()
     config.write_text(json.dumps({"chat_template": template, "eos_token": "<|endoftext|>"}))
     try:
-        loaded = models.load("tiny", str(folder))
+        loaded = models.load_model("tiny", str(folder))
     finally:
         config.write_text(saved)
     messages = ({"role": "system", "content": "a"}, {"role": "user", "content": "<|im_end|>"})

@@ -207,13 +207,13 @@ def phrases(tmp_path_factory):
     ],
 )
 def test_request(phrases, asked, facts, reason):
-    gate = dialogue.Request(LIMITS, SCORER, phrases)
+    gate = dialogue.AbstractRequest(LIMITS, SCORER, phrases)
     assert verdict(gate, draft(said(asked, ANSWER), kind="refuseweb", **facts)) == reason
     assert verdict(gate, draft(said(ASKED, ANSWER, asked, ANSWER), kind="refuseweb", **facts)) == reason  # later too
 
 
 def test_a_request_gate_has_one_finding_a_draft_whatever_can_be_parsed(phrases):
-    gate = dialogue.Request(LIMITS, SCORER, phrases)
+    gate = dialogue.AbstractRequest(LIMITS, SCORER, phrases)
     texts = ["nothing", said(ASKED, ANSWER), "User: alone", said("level5", ANSWER)]
     found = gate.check([draft(text, kind="refuseweb") for text in texts])
     assert [finding.reason for finding in found] == ["no_dialogue", "", "ends_with_user", "request_score"]

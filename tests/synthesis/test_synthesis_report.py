@@ -16,7 +16,7 @@ from safelm.safety.synthesis.gates import GateSettings
 from safelm.safety.synthesis.report import cost
 from safelm.safety.synthesis.report import page as report_page
 
-HARMFUL = next(query for query in queries.load(None).queries if query.count(" ") == 1)  # of the report card
+HARMFUL = next(query for query in queries.load_queries(None).queries if query.count(" ") == 1)  # of the report card
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,6 @@ def test_sentences_of_few_words_go_with_the_one_behind_them():
 
 
 def test_runs_that_share_a_word_are_one():
-    runs = [gate_words.Run(5, 9), gate_words.Run(0, 3), gate_words.Run(2, 4), gate_words.Run(9, 11)]
-    assert gate_words.merged(runs) == [gate_words.Run(0, 4), gate_words.Run(5, 9), gate_words.Run(9, 11)]
+    runs = [gate_words.WordRun(5, 9), gate_words.WordRun(0, 3), gate_words.WordRun(2, 4), gate_words.WordRun(9, 11)]
+    assert gate_words.merged(runs) == [gate_words.WordRun(0, 4), gate_words.WordRun(5, 9), gate_words.WordRun(9, 11)]
     assert gate_words.covered(runs) == 10

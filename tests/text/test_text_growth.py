@@ -150,7 +150,7 @@ def ask(text: str) -> None:
     style = next(iter(prompts.styles))
     for request in requests.make_requests(prompts, Source("id", text, 2), style, seed=0, max_document_chars=3000):
         requests.user_message(request)
-        template_writer.load().write([request], lambda index, reply: None)
+        template_writer.load_template_writer().write([request], lambda index, reply: None)
 
 
 def chat_row(text: str) -> None:

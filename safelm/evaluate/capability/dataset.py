@@ -11,7 +11,7 @@ from safelm.evaluate.capability import documents as documents_lib
 from safelm.evaluate.capability import lm_eval_model  # noqa: F401  registers
 
 
-def load(documents: str, data: str = "", max_items: int = 0, fewshot: str = "", **_: Any) -> dict[str, Any]:
+def load_dataset(documents: str, data: str = "", max_items: int = 0, fewshot: str = "", **_: Any) -> dict[str, Any]:
     """The function `custom_dataset` of the task files: splits `test` and, if there is one, `train`.
 
     Args:

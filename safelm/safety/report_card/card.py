@@ -52,7 +52,7 @@ def count_and_build(
     counted = corpus.count_corpus(inputs, settings, folder, runner, limit)
     for one, result in zip(inputs, counted, strict=True):
         corpus.tell_scores(one, result.count)
-    return build(inputs, counted, query_sets.load(settings.queries), settings)
+    return build(inputs, counted, query_sets.load_queries(settings.queries), settings)
 
 
 def build(

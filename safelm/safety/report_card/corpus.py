@@ -212,7 +212,7 @@ def _named(one: SliceInput) -> str:
 
 def _names(pieces: Sequence[Piece], settings: CountSettings) -> dict[Piece, str]:
     """A name for each piece's counts that depends on everything that decides them."""
-    definition = [query_sets.load(settings.queries).sha256, token_definition(settings)]
+    definition = [query_sets.load_queries(settings.queries).sha256, token_definition(settings)]
     facts = [dataclasses.asdict(settings), definition]
 
     def name(piece: Piece) -> str:

@@ -58,7 +58,7 @@ def token_definition(settings: CountSettings) -> str:
 
 @functools.lru_cache(1)
 def _matcher(path: str | None) -> tuple[QuerySet, Matcher]:
-    queries = query_sets.load(path)
+    queries = query_sets.load_queries(path)
     return queries, Matcher(queries)
 
 

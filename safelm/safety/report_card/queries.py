@@ -53,7 +53,7 @@ class QuerySet:
         return found
 
 
-def load(path: str | None = None) -> QuerySet:
+def load_queries(path: str | None = None) -> QuerySet:
     """Reads a JSON file {"name", "source", "categories": {name: [query, ...]}}; None for the paper's queries.
 
     A bare {category: [query, ...]} is accepted too. Raises ValueError naming the file and the faulty entry.
@@ -70,7 +70,7 @@ def load(path: str | None = None) -> QuerySet:
 
 
 def parse(value: Any, where: str) -> QuerySet:
-    """A QuerySet from parsed JSON (see `load`); `where` names it in errors."""
+    """A QuerySet from parsed JSON (see `load_queries`); `where` names it in errors."""
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object of categories, found {type(value).__name__}")
     categories = value.get("categories", value)

@@ -176,7 +176,7 @@ class EndpointWriter:
         return tokens
 
 
-def load(url: str, model: str, *, name: str = "", **settings: Any) -> EndpointWriter:
+def load_endpoint_writer(url: str, model: str, *, name: str = "", **settings: Any) -> EndpointWriter:
     """The writer with these options. Raises ValueError for an option that doesn't exist, is out of range or of another
     type.
     """

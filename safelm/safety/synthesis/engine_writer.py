@@ -174,7 +174,9 @@ class EngineWriter:
         on_reply(index, reply)
 
 
-def load(source: str, *, dtype: str = "", weights: str = "", name: str = "", **settings: Any) -> EngineWriter:
+def load_engine_writer(
+    source: str, *, dtype: str = "", weights: str = "", name: str = "", **settings: Any
+) -> EngineWriter:
     """Loads the writer of a model at `source` ("smollm2": the installed weights).
 
     Args:

@@ -83,7 +83,7 @@ class TemplateWriter:
         return dict(self._counts)
 
 
-def load(*, name: str = "template", **settings: Any) -> TemplateWriter:
+def load_template_writer(*, name: str = "template", **settings: Any) -> TemplateWriter:
     """A template writer with these options. Raises ValueError for an unknown option or one out of range."""
     checked = make_settings(TemplateWriterSettings, settings, where="template", others="name")
     return TemplateWriter(checked, name=name)

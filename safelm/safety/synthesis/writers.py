@@ -23,17 +23,17 @@ def load_writer(spec: str) -> Writer:
         raise ValueError(f"writer {spec!r}: expected one of {', '.join(f'{k}:...' for k in KINDS)}")
     place, model, options = specs.split(kind, rest, what="writer")
     if kind == "template":
-        from safelm.safety.synthesis import template_writer
+        from safelm.safety.synthesis.template_writer import load_template_writer
 
         if place:
             raise ValueError(f"writer {spec!r}: the template writer has no place, only options: template:?name=...")
-        return template_writer.load(**options)
+        return load_template_writer(**options)
     if kind == "engine":
-        from safelm.safety.synthesis import engine_writer
+        from safelm.safety.synthesis.engine_writer import load_engine_writer
 
-        return engine_writer.load(place, **options)
+        return load_engine_writer(place, **options)
     if kind == "endpoint":
-        from safelm.safety.synthesis import endpoint_writer
+        from safelm.safety.synthesis.endpoint_writer import load_endpoint_writer
 
-        return endpoint_writer.load(place, model, **options)
+        return load_endpoint_writer(place, model, **options)
     return specs.load_python(spec, place, options, members=_MEMBERS, what="writer")

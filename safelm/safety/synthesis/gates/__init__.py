@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from safelm.safety.scorer import Scorer
 from safelm.safety.synthesis.gate import Finding, Gate
 from safelm.safety.synthesis.gates.copying import Copying
-from safelm.safety.synthesis.gates.dialogue import Dialogue, Request
+from safelm.safety.synthesis.gates.dialogue import AbstractRequest, Dialogue
 from safelm.safety.synthesis.gates.faithfulness import Faithfulness, Similarity, WordSimilarity, load_similarity
 from safelm.safety.synthesis.gates.form import Language, Length, Repetition
 from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
@@ -42,7 +42,9 @@ def make_gates(
     settings = settings or GateSettings()
     phrases = HarmfulPhrases(queries)
     form: list[Gate] = [Length(settings), Obedience(settings, prompt_texts), Repetition(settings), Language(settings)]
-    dialogue: list[Gate] = [Dialogue(settings), Request(settings, scorer, phrases)] if kind == "refuseweb" else []
+    dialogue: list[Gate] = (
+        [Dialogue(settings), AbstractRequest(settings, scorer, phrases)] if kind == "refuseweb" else []
+    )
     return [
         *form,
         *dialogue,

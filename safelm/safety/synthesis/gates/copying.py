@@ -6,7 +6,7 @@ from safelm.safety.scorer import Scorer
 from safelm.safety.synthesis.gate import Bounds, Finding
 from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
 from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
-from safelm.safety.synthesis.gates.words import Run, Words, covered, longest_run, merged, shared_runs, words
+from safelm.safety.synthesis.gates.words import WordRun, Words, covered, longest_run, merged, shared_runs, words
 from safelm.safety.synthesis.kinds import Draft, Kind
 
 
@@ -54,7 +54,7 @@ class Copying:
             findings.append(self._finding(own, runs, phrases, of_runs))
         return findings
 
-    def _finding(self, own: Words, runs: Sequence[Run], phrases: int, scores: Sequence[int | None]) -> Finding:
+    def _finding(self, own: Words, runs: Sequence[WordRun], phrases: int, scores: Sequence[int | None]) -> Finding:
         limits = self._settings
         share = covered([run for run in runs if len(run) >= limits.copied_words]) / max(len(own), 1)
         wrong = {
@@ -67,5 +67,5 @@ class Copying:
         return Finding(self.name, not reason, reason, values)
 
 
-def _text(draft: Draft, own: Words, run: Run) -> str:
+def _text(draft: Draft, own: Words, run: WordRun) -> str:
     return draft.text[own.places[run.start][0] : own.places[run.stop - 1][1]]

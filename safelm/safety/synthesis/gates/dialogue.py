@@ -80,7 +80,7 @@ class Dialogue:
         return Finding(self.name, not reason, reason, {"turns": len(turns)} | {k: int(v) for k, v in parts.items()})
 
 
-class Request:
+class AbstractRequest:
     """Requires an abstract request: short, with few harmful n-grams, few of the source's words and a limited score.
 
     Length is that of the first request; n-grams, copied words and score are taken over all that the user says.

@@ -12,7 +12,7 @@ class HarmfulPhrases:
     """Counts the n-grams of a query list: the report card's, or your own (a JSON file)."""
 
     def __init__(self, path: str | None = None):
-        queries = query_sets.load(path)
+        queries = query_sets.load_queries(path)
         self.fingerprint = queries.sha256
         self._matcher = Matcher(queries)
 

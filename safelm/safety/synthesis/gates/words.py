@@ -23,7 +23,7 @@ class Words:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class WordRun:
     """A maximal run of words [start, stop) of a text that another text contains in the same order."""
 
     start: int
@@ -59,7 +59,7 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> list[Run]:
+def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> list[WordRun]:
     """The maximal runs of at least `at_least` words of `text` that `source` contains too.
 
     The text is matched against a suffix automaton of the source, in time linear in both.
@@ -69,7 +69,7 @@ def shared_runs(source: Sequence[str], text: Sequence[str], at_least: int) -> li
     for end, length in enumerate(lengths):
         goes_on = end + 1 < len(lengths) and lengths[end + 1] == length + 1
         if length >= max(at_least, 1) and not goes_on:
-            runs.append(Run(end + 1 - length, end + 1))
+            runs.append(WordRun(end + 1 - length, end + 1))
     return runs
 
 
@@ -87,23 +87,23 @@ def held_lengths(source: Sequence[str], text: Sequence[str]) -> list[int]:
     return found
 
 
-def merged(runs: Sequence[Run]) -> list[Run]:
+def merged(runs: Sequence[WordRun]) -> list[WordRun]:
     """The runs in order, with overlapping ones merged, so that each word lies in at most one."""
-    found: list[Run] = []
+    found: list[WordRun] = []
     for run in sorted(runs, key=lambda run: run.start):
         if found and run.start < found[-1].stop:
-            found[-1] = Run(found[-1].start, max(found[-1].stop, run.stop))
+            found[-1] = WordRun(found[-1].start, max(found[-1].stop, run.stop))
         else:
             found.append(run)
     return found
 
 
-def longest_run(runs: Sequence[Run]) -> int:
+def longest_run(runs: Sequence[WordRun]) -> int:
     """The number of words of the longest run; 0 without runs."""
     return max(map(len, runs), default=0)
 
 
-def covered(runs: Sequence[Run]) -> int:
+def covered(runs: Sequence[WordRun]) -> int:
     """The number of words that lie in any run."""
     return sum(map(len, merged(runs)))
 

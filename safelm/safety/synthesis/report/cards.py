@@ -66,4 +66,4 @@ def compare(before: dict[str, Any], after: dict[str, Any] | None) -> dict[str, A
 
 
 def _card(one: SliceInput, counted: Counted) -> dict[str, Any]:
-    return card.build([one], [counted], query_sets.load(None), _SETTINGS)
+    return card.build([one], [counted], query_sets.load_queries(None), _SETTINGS)
