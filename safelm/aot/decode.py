@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from safelm.aot import collectives as aot_collectives
 from safelm.aot import cost as aot_cost
@@ -86,14 +87,14 @@ def decode_report(
     }
 
 
-def _on(tree: Any, shardings: Any) -> Any:
+def _on(tree: PyTree, shardings: PyTree) -> PyTree:
     """The abstract arrays, placed on the mesh."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
     )
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: PyTree) -> int:
     """Bytes of one chip's share of the arrays."""
     leaves = jax.tree.leaves(tree)
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)

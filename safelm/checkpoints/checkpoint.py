@@ -27,6 +27,7 @@ import fsspec.config
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from safelm.checkpoints import integrity as checkpoint_integrity
@@ -36,7 +37,6 @@ from safelm.models import decoder as model_lib
 from safelm.text.tokenizer import Tokenizer
 
 Meta = dict[str, Any]
-PyTree = Any
 
 # By default fsspec remembers a folder's listing for good: no host would see what another one has written since.
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)

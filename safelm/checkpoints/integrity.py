@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, PyTree, UInt32
 
-PyTree = Any
 CHECKSUM = "checksum"  # the field of `meta` that holds the hash of the others
 
 

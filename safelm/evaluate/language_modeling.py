@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ TagProbability = Callable[[Sequence[Sequence[int]]], Sequence[Float[np.ndarray, 
 
 def perplexity(
     config: model_lib.ModelConfig,
-    params: Any,
+    params: model_lib.Params,
     store: TokenStore,
     *,
     begin_ids: Sequence[int] = (),
@@ -82,7 +81,7 @@ def _pad(pieces: Sequence[np.ndarray], batch_size: int, width: int) -> tuple[np.
 
 @functools.partial(jax.jit, static_argnums=0)
 def _negative_log_likelihood(
-    config: model_lib.ModelConfig, params: Any, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
+    config: model_lib.ModelConfig, params: model_lib.Params, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"]
 ) -> Float[Array, ""]:
     logits_BTV = model_lib.apply(config, params, tokens_BT[:, :-1])
     log_probs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32))

@@ -35,7 +35,7 @@ _LEAST_TOKENS = 8  # of a text whose perplexity says anything
 
 def answer_log_probs(
     config: model_lib.ModelConfig,
-    params: Any,
+    params: model_lib.Params,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> list[float]:
     """Mean log-probability (nats per token) of the answer in each (context, answer) pair.
@@ -136,7 +136,12 @@ def _last_states(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], layer: i
 
 @functools.partial(jax.jit, static_argnames=("config", "layer"))
 def _states(
-    config: model_lib.ModelConfig, params: Any, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"], *, layer: int
+    config: model_lib.ModelConfig,
+    params: model_lib.Params,
+    tokens_BT: Int[Array, "B T"],
+    lengths_B: Int[Array, " B"],
+    *,
+    layer: int,
 ) -> Float[Array, "B D"]:
     x_BTD = model_lib.hidden_states(config, params, tokens_BT, layer=layer)
     return at_last(x_BTD, lengths_B).astype(jnp.float32)

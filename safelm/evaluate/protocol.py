@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from safelm.io import records
+from safelm.models.arrays import Params
 
 
 class ProtocolError(ValueError):
@@ -92,7 +93,7 @@ def check_comparable(
             )
 
 
-def hash_params(params: Any) -> str:
+def hash_params(params: Params) -> str:
     """SHA-256 over the names, shapes, types and bytes of all parameters."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

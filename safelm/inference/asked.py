@@ -12,10 +12,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from safelm.inference import token_mask
 from safelm.inference.methods import MAX_END_IDS, Greedy, Method, SafeBeam, draws
+from safelm.models.arrays import ArrayLike, Leaf
 from safelm.models.config import ModelConfig
 
 RUNNING, ENDED_BY_EOS, ENDED_BY_TAG = 0, 1, 2
@@ -29,22 +30,22 @@ class Asked:
     zeros.
     """
 
-    prompt_lengths_P: Any  # tokens; 0: no prompt
-    limits_P: Any  # new tokens at most
-    end_ids_PE: Any  # any of them ends the text; -1: none
-    masks_tag_P: Any  # the harm tag is never chosen
-    stops_at_tag_P: Any  # choosing the harm tag ends the sequence
-    key_data_P2: Any  # of the random draws
-    is_sampled_P: Any  # not greedy
-    temperatures_P: Any
-    top_k_P: Any
-    top_p_P: Any
-    thresholds_P: Any
-    penalties_P: Any
-    length_penalties_P: Any
-    drop_above_P: Any  # log of the P(tag) up to which no candidate is dropped
-    drop_counts_PM: Any  # dropped from a pool of 0, 1, .. M - 1 candidates
-    allowed_PX: Any = None  # packed bits of what may come next (`token_mask`); None where no mask is possible
+    prompt_lengths_P: Leaf  # tokens; 0: no prompt
+    limits_P: Leaf  # new tokens at most
+    end_ids_PE: Leaf  # any of them ends the text; -1: none
+    masks_tag_P: Leaf  # the harm tag is never chosen
+    stops_at_tag_P: Leaf  # choosing the harm tag ends the sequence
+    key_data_P2: Leaf  # of the random draws
+    is_sampled_P: Leaf  # not greedy
+    temperatures_P: Leaf
+    top_k_P: Leaf
+    top_p_P: Leaf
+    thresholds_P: Leaf
+    penalties_P: Leaf
+    length_penalties_P: Leaf
+    drop_above_P: Leaf  # log of the P(tag) up to which no candidate is dropped
+    drop_counts_PM: Leaf  # dropped from a pool of 0, 1, .. M - 1 candidates
+    allowed_PX: Leaf = None  # packed bits of what may come next (`token_mask`); None where no mask is possible
     harm_tag_id: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def end_of(self, tokens: Int[Array, "P ..."]) -> Int[Array, "P ..."]:
@@ -78,7 +79,7 @@ def _log(probability: float) -> float:
     return math.log(probability) if probability > 0 else -math.inf
 
 
-def _along(value_P: Any, like: Array) -> Array:
+def _along(value_P: ArrayLike, like: Array) -> Array:
     return jnp.asarray(value_P).reshape(-1, *(1 for _ in like.shape[1:]))
 
 
@@ -131,12 +132,12 @@ def ask(
     )
 
 
-def pick_rows(tree: Any, rows: Int[Array, " N"]) -> Any:
+def pick_rows(tree: PyTree, rows: Int[Array, " N"]) -> PyTree:
     """These entries of every leaf's first axis; rows past the end become zeros."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="fill", fill_value=0), tree)
 
 
-def keep(is_kept_P: Array, old: Any, new: Any) -> Any:
+def keep(is_kept_P: Array, old: PyTree, new: PyTree) -> PyTree:
     """`old` where `is_kept_P`, otherwise `new`, along the first axis of every leaf."""
     return jax.tree.map(lambda mine, others: jnp.where(_along(is_kept_P, mine), mine, others), old, new)
 

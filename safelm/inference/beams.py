@@ -5,8 +5,6 @@ beams stand in order of their score and candidates in order of their log-prob (e
 candidates the earlier one in the pool is preferred, so every choice is deterministic.
 """
 
-from typing import Any
-
 import flax
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward
 from safelm.inference.asked import NEVER, RUNNING, Asked
+from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
 
 
@@ -23,16 +22,16 @@ class BeamState:
     """The state of a search between steps."""
 
     asked: Asked
-    step_P: Any  # tokens generated so far by beams that still run
-    tokens_PWT: Any  # generated tokens, the ending one included
-    tag_log_probs_PWT: Any  # log P(tag | prompt and tokens up to here)
-    num_tokens_PW: Any
-    log_prob_PW: Any
-    score_PW: Any  # what beams are compared by; -inf in slots without a beam
-    tag_log_prob_PW: Any  # log P(tag | text so far), of an ended beam that of its text before the ending token
-    ends_PW: Any
-    next_tokens_PWC: Any  # the likeliest continuations of every beam, best first
-    next_log_probs_PWC: Any
+    step_P: Leaf  # tokens generated so far by beams that still run
+    tokens_PWT: Leaf  # generated tokens, the ending one included
+    tag_log_probs_PWT: Leaf  # log P(tag | prompt and tokens up to here)
+    num_tokens_PW: Leaf
+    log_prob_PW: Leaf
+    score_PW: Leaf  # what beams are compared by; -inf in slots without a beam
+    tag_log_prob_PW: Leaf  # log P(tag | text so far), of an ended beam that of its text before the ending token
+    ends_PW: Leaf
+    next_tokens_PWC: Leaf  # the likeliest continuations of every beam, best first
+    next_log_probs_PWC: Leaf
 
     @property
     def is_beam_PW(self) -> jax.Array:
@@ -66,24 +65,24 @@ class BeamState:
 class Candidates:
     """The continuations of every beam. An ended beam's only candidate is itself, in its first place."""
 
-    tokens_PWC: Any
-    log_prob_PWC: Any  # of the whole sequence; -inf where there is no candidate
-    ends_PWC: Any
-    is_held_PWC: Any  # an ended beam standing for itself: no token is added
-    num_tokens_PWC: Any
+    tokens_PWC: Leaf
+    log_prob_PWC: Leaf  # of the whole sequence; -inf where there is no candidate
+    ends_PWC: Leaf
+    is_held_PWC: Leaf  # an ended beam standing for itself: no token is added
+    num_tokens_PWC: Leaf
 
 
 @flax.struct.dataclass
 class Tried:
     """A step for a trace: the pool's candidates, and the pool places of the resulting beams."""
 
-    tokens_PM: Any
-    log_prob_PM: Any  # -inf where there is no candidate
-    tag_log_prob_PM: Any  # nan where nobody looked
-    is_dropped_PM: Any
-    is_held_PM: Any
-    place_PW: Any
-    is_beam_PW: Any
+    tokens_PM: Leaf
+    log_prob_PM: Leaf  # -inf where there is no candidate
+    tag_log_prob_PM: Leaf  # nan where nobody looked
+    is_dropped_PM: Leaf
+    is_held_PM: Leaf
+    place_PW: Leaf
+    is_beam_PW: Leaf
 
 
 def is_decided(state: BeamState) -> Array:

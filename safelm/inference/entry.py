@@ -1,6 +1,7 @@
 """A request's state in the engine."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from safelm.inference import asked
+from safelm.inference.beams import Tried
 from safelm.inference.prefixes import Prefix
 from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
 from safelm.inference.token_mask import MaskedText
@@ -57,12 +59,12 @@ class Entry:
         request = self.request
         return len(self.prompt), request.max_new_tokens, request.end_ids, request.method, request.seed
 
-    def note(self, tried: Any, slot: int, num_tokens: int) -> None:
+    def note(self, tried: Tried | None, slot: int, num_tokens: int) -> None:
         """Adds the request's steps up to `num_tokens` to its trace, from `tried` of a block of steps."""
         if not self.request.want_trace or tried is None:
             return
         for step in range(num_tokens - self.num_tokens):
-            self.trace.append(_candidates(jax.tree.map(lambda leaf: leaf[step, slot], tried)))  # noqa: B023
+            self.trace.append(_candidates(jax.tree.map(operator.itemgetter((step, slot)), tried)))
 
     def update(self, outcome: Sequence[Any], *, is_over: bool, has_tag: bool) -> Update:
         """The request's next update, from the outcome of its slot."""
@@ -88,7 +90,7 @@ class Entry:
         return tuple(np.asarray(found_PI)[row, : len(self.request.watch_ids)].tolist())
 
 
-def _candidates(tried: Any) -> tuple[TraceCandidate, ...]:
+def _candidates(tried: Tried) -> tuple[TraceCandidate, ...]:
     """One prompt's candidates of a step."""
     beam_at = {int(place): beam for beam, place in enumerate(tried.place_PW) if tried.is_beam_PW[beam]}
     num_candidates = len(tried.tokens_PM) // len(tried.place_PW)

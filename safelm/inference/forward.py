@@ -8,7 +8,6 @@ see `safelm.inference.asked`.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from safelm.inference.placement import CACHE_AXES, STREAM_AXES
 from safelm.inference.weights import Kernel, Layer, Weights, look_up, product
 from safelm.models import attention, sharding
+from safelm.models.arrays import Leaf
 from safelm.models.block import BlockWeights, block, rms_norm
 from safelm.models.config import ModelConfig
 from safelm.models.decoder import mask_padded_ids
@@ -27,8 +27,8 @@ from safelm.models.decoder import mask_padded_ids
 class Cache:
     """Keys (already rotated) and values, [R, K, S, H] for every layer, in `config.dtype`."""
 
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
+    keys: tuple[Leaf, ...]
+    values: tuple[Leaf, ...]
 
     @property
     def max_len(self) -> int:

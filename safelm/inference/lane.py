@@ -50,7 +50,7 @@ class Lane:
         self._is_beamless = isinstance(shape, programs.Sequences)  # every token is final at once
         self._slots: list[Entry | None] = []
         self._max_len = 0
-        self._state: Any = None
+        self._state: programs.DecodeState | None = None
         self._cache: Cache | None = None
 
     @property

@@ -16,14 +16,16 @@ from safelm.inference import asked as asked_lib
 from safelm.inference import forward, token_mask
 from safelm.inference.asked import Asked
 from safelm.inference.beam import Beams
+from safelm.inference.beams import BeamState
 from safelm.inference.forward import Cache
 from safelm.inference.methods import Beam, Method, SafeBeam, TagPenalty
 from safelm.inference.safe_beam import SafeBeams
-from safelm.inference.sampling import Sequences
+from safelm.inference.sampling import Sequences, SequenceState
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig
 
 StepShape = Sequences | Beams | SafeBeams
+DecodeState = SequenceState | BeamState
 
 
 def step_shape(method: Method) -> StepShape:
@@ -84,7 +86,7 @@ def empty_state(
     num_prompts: int,
     max_len: int,
     harm_tag_id: int | None,
-) -> tuple[Any, Cache]:
+) -> tuple[DecodeState, Cache]:
     """An empty state and cache: every slot free."""
     asked = asked_lib.ask(
         [None] * num_prompts,
@@ -98,7 +100,9 @@ def empty_state(
     return zeros, forward.empty_cache(config, num_prompts * shape.num_rows, max_len)
 
 
-def abstract(config: ModelConfig, shape: StepShape, size: tuple[int, int], **settings: Any) -> tuple[Any, Cache]:
+def abstract(
+    config: ModelConfig, shape: StepShape, size: tuple[int, int], **settings: Any
+) -> tuple[DecodeState, Cache]:
     """The shapes of `empty_state`, of this many prompts and this length."""
     num_prompts, max_len = size
     empty = functools.partial(empty_state, config, shape, num_prompts=num_prompts, max_len=max_len, **settings)
@@ -109,13 +113,13 @@ def abstract(config: ModelConfig, shape: StepShape, size: tuple[int, int], **set
 def join(
     config: ModelConfig,
     shape: StepShape,
-    state: Any,
+    state: DecodeState,
     cache: Cache,
     asked: Asked,
     slots_P: Int[Array, " N"],
     new_kv: Cache,
     logits_PV: Float[Array, "N V"],
-) -> tuple[Any, Cache]:
+) -> tuple[DecodeState, Cache]:
     """Puts prompts that were read into slots; slots past the end belong to padding rows."""
     fresh = shape.start(config, asked, logits_PV, max_len=cache.max_len)
     state = jax.tree.map(lambda old, new: old.at[slots_P].set(new, mode="drop"), state, fresh)
@@ -128,7 +132,9 @@ def _rows(shape: StepShape, slots_P: Int[Array, " P"]) -> Int[Array, " R"]:
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "max_len"))
-def resize(shape: StepShape, state: Any, cache: Cache, slots_P: Int[Array, " P"], *, max_len: int) -> tuple[Any, Cache]:
+def resize(
+    shape: StepShape, state: DecodeState, cache: Cache, slots_P: Int[Array, " P"], *, max_len: int
+) -> tuple[DecodeState, Cache]:
     """State and cache of only these slots, in this order, with room for `max_len` tokens; slots past the end are
     empty.
     """
@@ -141,14 +147,14 @@ def run(
     config: ModelConfig,
     shape: StepShape,
     weights: Weights,
-    state: Any,
+    state: DecodeState,
     cache: Cache,
     is_wanted_P: Bool[Array, " P"],
     stops_early: Bool[Array, ""],
     most_steps: Int[Array, ""],
     *,
     num_steps: int,
-) -> tuple[Any, Cache, dict[str, Any]]:
+) -> tuple[DecodeState, Cache, dict[str, Any]]:
     """Runs up to `num_steps` steps, until every prompt is over or unwanted or, with `stops_early`, until the first is.
 
     `most_steps` lowers their number without another program. Unwanted prompts stay as they are.
@@ -184,12 +190,12 @@ def jump(
     config: ModelConfig,
     shape: Sequences,
     weights: Weights,
-    state: Any,
+    state: DecodeState,
     cache: Cache,
     slots_J: Int[Array, " J"],
     tokens_JT: Int[Array, "J T"],
     counts_J: Int[Array, " J"],
-) -> tuple[Any, Cache]:
+) -> tuple[DecodeState, Cache]:
     """`Sequences.jump`, compiled."""
     return shape.jump(config, weights, state, cache, slots_J, tokens_JT, counts_J)
 
@@ -206,8 +212,8 @@ def compile_join(
     height: int,
     width: int,
     prefix_len: int,
-    lane: tuple[Any, Cache],
-    joining: tuple[Any, Cache],
+    lane: tuple[DecodeState, Cache],
+    joining: tuple[DecodeState, Cache],
 ) -> None:
     """Compiles `join`, from the abstract state and cache of the lane and of the `height` joining prompts."""
     read = jax.eval_shape(
@@ -217,13 +223,13 @@ def compile_join(
     join.lower(config, shape, *lane, joining[0].asked, slots_P, *read).compile()
 
 
-def compile_resize(shape: StepShape, lane: tuple[Any, Cache], size: tuple[int, int]) -> None:
+def compile_resize(shape: StepShape, lane: tuple[DecodeState, Cache], size: tuple[int, int]) -> None:
     """Compiles `resize` to this number of prompts and length."""
     resize.lower(shape, *lane, jax.ShapeDtypeStruct(size[:1], jnp.int32), max_len=size[1]).compile()
 
 
 def compile_run(
-    config: ModelConfig, shape: StepShape, weights: Weights, lane: tuple[Any, Cache], *, num_steps: int
+    config: ModelConfig, shape: StepShape, weights: Weights, lane: tuple[DecodeState, Cache], *, num_steps: int
 ) -> None:
     """Compiles `run` for a lane with this state and cache."""
     is_wanted_P = jax.ShapeDtypeStruct(lane[0].step_P.shape, jnp.bool_)
@@ -232,7 +238,7 @@ def compile_run(
 
 
 def compile_jump(
-    config: ModelConfig, shape: Sequences, weights: Weights, lane: tuple[Any, Cache], height: int, width: int
+    config: ModelConfig, shape: Sequences, weights: Weights, lane: tuple[DecodeState, Cache], height: int, width: int
 ) -> None:
     """Compiles `jump` for `height` slots and `width` tokens."""
     tokens_JT, counts_J = _prompts(config, height, width, 0)

@@ -18,6 +18,7 @@ from safelm.inference import forward
 from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.inference.forward import Cache
 from safelm.inference.weights import Weights
+from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
 
 
@@ -26,15 +27,15 @@ class SequenceState:
     """The state of decoding between steps."""
 
     asked: Asked
-    step_P: Any  # tokens generated so far
-    tokens_PT: Any  # generated tokens, the ending one included
-    tag_log_probs_PT: Any  # log P(tag | prompt and tokens up to here)
-    log_prob_P: Any  # the model's own, neither tempered nor filtered
-    ends_P: Any
-    tag_log_prob_P: Any  # log P(tag | text so far)
-    next_tokens_PC: Any  # what is tried next, best first
-    next_log_probs_PC: Any
-    next_scores_PC: Any  # what the next token is the argmax of
+    step_P: Leaf  # tokens generated so far
+    tokens_PT: Leaf  # generated tokens, the ending one included
+    tag_log_probs_PT: Leaf  # log P(tag | prompt and tokens up to here)
+    log_prob_P: Leaf  # the model's own, neither tempered nor filtered
+    ends_P: Leaf
+    tag_log_prob_P: Leaf  # log P(tag | text so far)
+    next_tokens_PC: Leaf  # what is tried next, best first
+    next_log_probs_PC: Leaf
+    next_scores_PC: Leaf  # what the next token is the argmax of
 
     @property
     def is_over_P(self) -> jax.Array:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safelm.models import decoder as model
+from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
 
 WEIGHTS_DTYPES = ("float32", "bfloat16", "int8", "int8_weight_only")
@@ -29,8 +30,8 @@ _FINER = 254  # times the resolution of the first term
 class Kernel:
     """A matrix [inputs, outputs], or [outputs, inputs] for an embedding."""
 
-    values: Any
-    scales: Any | None  # of int8: one per output, float32
+    values: Leaf
+    scales: Leaf | None  # of int8: one per output, float32
     num_terms: int = flax.struct.field(pytree_node=False, default=1)  # of int8: what inputs are split into
 
 
@@ -45,7 +46,7 @@ class Layer:
     gate: Kernel
     up: Kernel
     down: Kernel
-    norms: dict[str, Any]
+    norms: dict[str, Leaf]
 
 
 @flax.struct.dataclass
@@ -54,7 +55,7 @@ class Weights:
 
     embedding: Kernel  # [V, D]
     layers: list[Layer]
-    final_norm_D: Any
+    final_norm_D: Leaf
     unembedding: Kernel  # [V, D]
 
 

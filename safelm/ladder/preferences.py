@@ -12,7 +12,6 @@ model; they are not rates of harmful answers.
 import csv
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -48,7 +47,7 @@ PLAIN_REQUESTS = tuple(  # about as long as the benchmarks'
 
 
 def refusal_leanings(
-    config: model_lib.ModelConfig, params: Any, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]]
+    config: model_lib.ModelConfig, params: model_lib.Params, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " P"]:
     """For each context, how much likelier a refusal is than an obliging answer (nats per token, mean over wordings)."""
     complies, refuses = (
@@ -59,7 +58,7 @@ def refusal_leanings(
 
 
 def tag_log_probs(
-    config: model_lib.ModelConfig, params: Any, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]]
+    config: model_lib.ModelConfig, params: model_lib.Params, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " P"]:
     """For each context, log P(tag) after an obliging answer (mean over wordings), by which SafeBeam would drop it."""
     answers = [tokenizer.encode(text) for text in COMPLIANCES]
@@ -102,7 +101,7 @@ def _is_question(text: str) -> bool:
 
 
 def _mean_log_probs(
-    config: model_lib.ModelConfig, params: Any, contexts: Sequence[Sequence[int]], answer: Sequence[int]
+    config: model_lib.ModelConfig, params: model_lib.Params, contexts: Sequence[Sequence[int]], answer: Sequence[int]
 ) -> Float[np.ndarray, " P"]:
     """Mean log-probability (nats) of an answer's tokens after each context; a context that is too long loses its
     beginning.

@@ -4,12 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from safelm.models.arrays import ArrayLike
 from safelm.models.config import ModelConfig
 
-ArrayLike = Array | np.ndarray
 MASKED_SCORE = -1e30  # finite, so that a query without any key averages instead of giving NaN
 
 

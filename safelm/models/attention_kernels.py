@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.models import attention, sharding
+from safelm.models.arrays import ArrayLike
 from safelm.models.config import ATTENTION_OUTPUT, ModelConfig
 
 LANES = 128  # of a TPU: splash's blocks are multiples of it
@@ -106,7 +107,7 @@ def attend(
     return {"splash": splash, "cudnn": cudnn}.get(kernel, attention.attend)(q_BTNH, k_BTKH, v_BTKH, visible)
 
 
-def what_is_visible(kernel: str, length: int, segment_ids_BT: Int[attention.ArrayLike, "B T"] | None) -> Array:
+def what_is_visible(kernel: str, length: int, segment_ids_BT: Int[ArrayLike, "B T"] | None) -> Array:
     """A kernel's description of the documents in each row, for all layers: segment ids [B, T] or a mask [b, T, T].
 
     Rows are one document each when `segment_ids_BT` is None.

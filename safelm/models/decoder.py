@@ -22,10 +22,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm.models import attention, attention_kernels, sharding
+from safelm.models.arrays import ArrayLike, Params
 from safelm.models.block import BlockWeights, block, rms_norm
 from safelm.models.config import REMAT_POLICIES, ModelConfig
 from safelm.models.projection import project
@@ -45,8 +45,6 @@ __all__ = [
 ]
 
 MASKED_LOGIT = -1e9  # of ids that exist only to pad the vocabulary
-Params = dict[str, Any]
-ArrayLike = Array | np.ndarray
 
 
 def _normal(std: float, *, num_real: int | None = None, axis: int = 0) -> nn.initializers.Initializer:
@@ -209,7 +207,7 @@ def logical_axes(config: ModelConfig) -> Params:
     return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
 
 
-def _is_box(leaf: Any) -> bool:
+def _is_box(leaf: object) -> bool:
     return isinstance(leaf, nn.meta.AxisMetadata)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -142,7 +143,7 @@ def is_names(leaf: object) -> bool:
     return isinstance(leaf, tuple)
 
 
-def param_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, shapes: Any | None = None) -> Any:
+def param_shardings(mesh: Mesh | AbstractMesh, logical_axes: PyTree, shapes: PyTree | None = None) -> PyTree:
     """A `NamedSharding` for every leaf of `logical_axes` (a tree whose leaves are tuples of names).
 
     Args:

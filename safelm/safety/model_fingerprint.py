@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from safelm.models.arrays import Params
+
 
 def model_fingerprint(
-    config: Any, params: Any, vocabulary_hash: str, *, text: str = "", settings: Mapping[str, Any]
+    config: Any, params: Params, vocabulary_hash: str, *, text: str = "", settings: Mapping[str, Any]
 ) -> str:
     """SHA-256 (hex) over weights, vocabulary, config, a text (such as a prompt's frame) and settings."""
     digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode())

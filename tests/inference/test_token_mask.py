@@ -45,7 +45,10 @@ class Script:
 
 def places(seed):
     rng = np.random.default_rng(seed)
-    some = lambda count: set(rng.choice(np.arange(1, TAG), count, replace=False).tolist())  # noqa: E731
+
+    def some(count):
+        return set(rng.choice(np.arange(1, TAG), count, replace=False).tolist())
+
     return [some(5), *({token} for token in FORCED), None, some(3), {12}, {13}, some(4)]
 
 

@@ -113,7 +113,7 @@ def test_generate_and_python_take_them(folder, monkeypatch, capsys):
 
 
 def test_the_server_takes_them_by_flag_and_by_request(folder):
-    served = models.load("m", str(folder), template_kwargs=OFF)
+    served = models.load_model("m", str(folder), template_kwargs=OFF)
     assert ends_in(served.tokenizer, served.encode(tuple(ASKED), is_chat=True), "no thoughts ")
     body = {"messages": ASKED, "chat_template_kwargs": {"enable_thinking": True}}
     request = read_chat(body, Limits(), default_method="greedy")

@@ -14,11 +14,11 @@ from safelm.formats import families, huggingface, sources
 from safelm.io import remote
 from safelm.io.files import installed_folders
 from safelm.models import decoder as model
+from safelm.models.arrays import Leaf, Params
 from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, packed, pooling
 from safelm.safety.embedding.encoder_config import EncoderConfig
 from safelm.safety.model_fingerprint import model_fingerprint
 
-Params = dict[str, Any]
 MAX_TOKENS = 512  # of a chunk unless told otherwise: longer ones cost more a token and blur what a chunk is about
 SMOLLM2_LAYER = 15  # its mean is the best embedder of human harm scores among those measured
 # Backbones that are installed as packages: name -> (package, file or folder in it, default layer).
@@ -134,7 +134,7 @@ class Backbone:
             raise ValueError(f"last_n={last_n}: {self.name} has {self.config.num_layers} layers")
         first = -1 if last_n is None else self.config.num_layers - last_n
 
-        def mask(path: Sequence[Any], leaf: Any) -> np.ndarray:
+        def mask(path: Sequence[Any], leaf: Leaf) -> np.ndarray:
             group = path[0].key
             if group == "layers":  # a decoder's, stacked
                 return (np.arange(leaf.shape[0]) >= first).astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))

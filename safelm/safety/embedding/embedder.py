@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, PyTree
 
-from safelm.safety.embedding.backbone import Backbone, Params
+from safelm.models.arrays import Params
+from safelm.safety.embedding.backbone import Backbone
 
 BUCKETS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
 CPU_BUCKETS = (*range(8, 256, 8), *(length for length in BUCKETS if length >= 256))  # a third of the padding
@@ -26,7 +27,7 @@ CPU_BATCH_TOKENS = 512  # what one layer makes of them stays in a core's cache; 
 BATCH_TOKENS = 16_384
 _WINDOW_TOKENS = 1 << 18  # chunks are sorted by length among so many tokens' worth
 
-Head = Callable[[Any, jax.Array], Any]
+Head = Callable[[PyTree, jax.Array], PyTree]
 
 
 class Embedder:
@@ -56,7 +57,7 @@ class Embedder:
         """The embedding of every chunk (float32) and the index of its text, in the order of the texts."""
         return self.map_chunks(texts, None, _identity)
 
-    def map_chunks(self, texts: Sequence[str], fn_params: Any, fn: Head) -> tuple[Any, Int32[np.ndarray, " C"]]:
+    def map_chunks(self, texts: Sequence[str], fn_params: PyTree, fn: Head) -> tuple[PyTree, Int32[np.ndarray, " C"]]:
         """Applies `fn(fn_params, embedding_BD)` to every chunk, in the same program as the embedding.
 
         Args:
@@ -83,7 +84,7 @@ class Embedder:
         return np.concatenate(results), np.asarray(documents, np.int32)
 
     def _map_window(
-        self, window: Sequence[tuple[int, np.ndarray]], fn_params: Any, fn: Head, pool: ThreadPoolExecutor
+        self, window: Sequence[tuple[int, np.ndarray]], fn_params: PyTree, fn: Head, pool: ThreadPoolExecutor
     ) -> np.ndarray:
         program = self._program(fn)
 
@@ -108,13 +109,13 @@ class Embedder:
         """Number of rows in a bucket's batch, over all devices."""
         return max(self._batch_tokens // length, 1) * self._mesh.size
 
-    def _replicated(self, tree: Any) -> Any:
+    def _replicated(self, tree: PyTree) -> PyTree:
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
     def _program(self, fn: Head) -> Any:
         if fn not in self._programs:
 
-            def run(params: Params, fn_params: Any, tokens_BT: jax.Array, lengths_B: jax.Array) -> Any:
+            def run(params: Params, fn_params: PyTree, tokens_BT: jax.Array, lengths_B: jax.Array) -> PyTree:
                 return fn(fn_params, self.backbone.pooled(params, tokens_BT, lengths_B))
 
             whole, rows = PartitionSpec(), PartitionSpec("batch")
@@ -166,5 +167,5 @@ def _cores() -> int:
     return int(os.environ.get("PJRT_NPROC") or len(os.sched_getaffinity(0)))
 
 
-def _identity(_: Any, x_BD: jax.Array) -> jax.Array:
+def _identity(_: PyTree, x_BD: jax.Array) -> jax.Array:
     return x_BD

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from safelm.models import attention
+from safelm.models.arrays import Params
 from safelm.safety.embedding.encoder_config import EncoderConfig
 
-Params = dict[str, Any]
 _ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": jax.nn.gelu,
