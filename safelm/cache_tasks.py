@@ -48,22 +48,28 @@ def arguments() -> argparse.ArgumentParser:
         "python -m safelm.cache_tasks --tasks=raw_web,safeweb --data_dir=corpus --tokenizer=tokenizer --output=tokens",
     )
     parser.add_argument(
-        "--tasks", required=True, help="source names, SeqIO task or mixture names (their tasks), by comma"
+        "--tasks", required=True, help="comma-separated names of sources, SeqIO tasks or mixtures (for all their tasks)"
     )
     parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json or GGUF file")
     parser.add_argument("--output", required=True, help="folder of the token stores, local or gs://")
     parser.add_argument("--data_dir", help="folder or URL (gs://, hf://) that holds the corpus folders")
     parser.add_argument("--module", default="data_tasks.tasks", help="module that registers the tasks")
-    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PLACE", help="a corpus folder elsewhere")
-    parser.add_argument("--tfds_data_dir", help="where corpora named tfds:NAME are")
-    parser.add_argument("--splits", default="train,validation", help="a split other than train may be absent")
+    parser.add_argument(
+        "--corpus", action="append", default=[], metavar="NAME=PLACE", help="another place for one corpus folder"
+    )
+    parser.add_argument("--tfds_data_dir", help="folder of the corpora named tfds:NAME")
+    parser.add_argument("--splits", default="train,validation", help="splits to cache; any but train may be missing")
     parser.add_argument("--tag_rate", type=float, help="probability of the harm tag at a word gap (0.05)")
-    parser.add_argument("--min_harm_score", type=int, help="documents from this harm score on are tagged (4)")
-    parser.add_argument("--seed", type=int, help="of the tags and the speaker names (0)")
-    parser.add_argument("--validation_fraction", type=float, help="held out where there are no validation files (0.01)")
-    parser.add_argument("--text_column", help="of web documents (text)")
-    parser.add_argument("--id_column", help="of web documents (id; without one, a hash of the text)")
-    parser.add_argument("--score_column", help="harm score 0 to 5 (default: see safelm.documents.harm)")
+    parser.add_argument("--min_harm_score", type=int, help="lowest harm score whose documents are tagged (4)")
+    parser.add_argument("--seed", type=int, help="seed of tags and speaker names (0)")
+    parser.add_argument(
+        "--validation_fraction", type=float, help="share held out if there are no validation files (0.01)"
+    )
+    parser.add_argument("--text_column", help="text column of web documents (text)")
+    parser.add_argument(
+        "--id_column", help="id column of web documents (id; default for rows without: a hash of the text)"
+    )
+    parser.add_argument("--score_column", help="column with harm scores 0 to 5 (default: see safelm.documents.harm)")
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default=None)
     return parser

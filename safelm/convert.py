@@ -83,7 +83,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", required=True, help="Hugging Face folder, GGUF file or a checkpoint of ours")
     parser.add_argument("--target", required=True, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("safelm", "huggingface"), help="kind of the target")
-    parser.add_argument("--step", type=int, help="which checkpoint of ours (the newest when not given)")
+    parser.add_argument("--step", type=int, help="step of a checkpoint of ours (default: the newest)")
     of_what = "of a Hugging Face folder's weights, or of our checkpoint's computation"
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=of_what)
     return parser

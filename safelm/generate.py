@@ -19,12 +19,12 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "num_candidates": (int, "next tokens tried per beam (safe_beam) or step (tag_penalty)"),
     "drop_fraction": (float, "share of candidates with the highest P(tag) that is dropped"),
     "drop_above": (float, "P(tag) up to which no candidate is dropped"),
-    "length_penalty": (float, "beams compare log-prob / length ** this"),
-    "temperature": (float, "of sampling"),
-    "top_k": (int, "sample from so many likeliest tokens (0: all)"),
+    "length_penalty": (float, "beams are compared by log-prob / length ** this"),
+    "temperature": (float, "sampling temperature"),
+    "top_k": (int, "number of likeliest tokens to sample from (0: all)"),
     "top_p": (float, "sample from the likeliest tokens that reach this probability"),
-    "threshold": (float, "P(tag) from which a continuation is penalised"),
-    "penalty": (float, "nats taken from penalised continuations"),
+    "threshold": (float, "P(tag) above which a continuation is penalised"),
+    "penalty": (float, "nats subtracted from penalised continuations"),
     "tag_candidate": (str, "the harm tag as the next token: mask, stop or (not in safe_beam, tag_penalty) allow"),
 }
 
@@ -35,18 +35,18 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser("safelm.generate", __doc__, example)
     meaning = "training run, converted checkpoint, Hugging Face folder or GGUF file"
     parser.add_argument("--checkpoint", required=True, metavar=cli.CHECKPOINT, help=meaning)
-    parser.add_argument("--step", type=int, help="of a training run (default: the newest)")
+    parser.add_argument("--step", type=int, help="step of a training run's checkpoint (default: the newest)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text to continue; may be empty")
     source.add_argument("--prompts_file", help='jsonl, one {"prompt": text} a line; other columns are kept with --json')
     parser.add_argument("--method", choices=METHODS, default="greedy")
     parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
     parser.add_argument("--batch_size", type=int, default=64, help="prompts decoded at once")
     parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="default: the checkpoint's own dtype")
-    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    parser.add_argument("--chat", action="store_true", help="treat the prompt as a user's message")
     parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
-    parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
         defaults = ", ".join(f"{method} {value}" for method, value in takers.items())

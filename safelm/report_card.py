@@ -81,18 +81,23 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=FILES",
-        help="a slice of its own (repeat; commas: several)",
+        help="files that form a slice of their own (repeatable; comma-separated)",
     )
     parser.add_argument("--diff", nargs=2, metavar="CARD", help="compare two card.json, before and after")
     parser.add_argument("--queries", help='other queries: JSON {"categories": {name: [query, ...]}}')
     parser.add_argument("--tokenizer", help="count this tokenizer's tokens instead of words")
     parser.add_argument("--text_column", default="text", help="(default %(default)s)")
-    parser.add_argument("--id_column", default=documents.ID_COLUMN, help="names documents (default %(default)s)")
     parser.add_argument(
-        "--score_column", help="harm score 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)"
+        "--id_column", default=documents.ID_COLUMN, help="column that names documents (default %(default)s)"
     )
-    parser.add_argument("--top", type=int, default=20, help="documents with most hits to name (default %(default)s)")
-    parser.add_argument("--show_text", action="store_true", help="quote what surrounds their first hit")
+    parser.add_argument(
+        "--score_column",
+        help="column with harm scores 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)",
+    )
+    parser.add_argument(
+        "--top", type=int, default=20, help="number of documents to list, those with most hits (default %(default)s)"
+    )
+    parser.add_argument("--show_text", action="store_true", help="quote the words around their first hit")
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
     return parser

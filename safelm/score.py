@@ -61,12 +61,14 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="folder, local or gs://")
     parser.add_argument("--scorers", required=True, metavar="KIND:PLACE,...", help="see above")
-    parser.add_argument("--text_column", default="text", help="the column that is scored (default %(default)s)")
+    parser.add_argument("--text_column", default="text", help="column to score (default %(default)s)")
     parser.add_argument(
-        "--id_column", default=documents.ID_COLUMN, help="ids; rows without one get a hash of the text (default id)"
+        "--id_column",
+        default=documents.ID_COLUMN,
+        help="column with ids; rows without one get a hash of the text (default id)",
     )
     parser.add_argument(
-        "--part_mb", type=int, default=64, help="larger files are cut into shards (default %(default)s)"
+        "--part_mb", type=int, default=64, help="size above which files are split into shards (default %(default)s)"
     )
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")

@@ -30,17 +30,17 @@ KEY_VARIABLE = "SAFELM_SERVE_KEY"
 _LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _MEANINGS = {
     "body_bytes": "largest request",
-    "body_seconds": "for a request to arrive, and for a client to take what is sent",
+    "body_seconds": "seconds for a request to arrive, and for a client to take what is sent",
     "prompt_tokens": "longest prompt",
     "score_tokens": "longest text to score",
     "new_tokens": "most tokens of one reply",
-    "open_requests": "requests answered at once, waiting ones included; more get 429",
-    "request_seconds": "longest a reply may take",
+    "open_requests": "requests answered at once, including waiting ones; further ones get 429",
+    "request_seconds": "most seconds for a reply",
     "beams": "largest num_beams",
     "candidates": "largest num_candidates",
     "shapes": "different pairs of beams and candidates that are compiled",
-    "connections": "open at once; beyond them the idlest is closed for a new one",
-    "grace_seconds": "for requests under way at SIGTERM",
+    "connections": "connections open at once; beyond that the idlest one is closed",
+    "grace_seconds": "seconds for open requests after SIGTERM",
 }
 
 
@@ -53,21 +53,31 @@ def arguments() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar=cli.CHECKPOINT,
-        help="training run, converted checkpoint, Hugging Face folder or GGUF file; may be repeated, "
+        help="training run, converted checkpoint, Hugging Face folder or GGUF file; repeatable, "
         "the first is the default; clients ask for NAME (default: the folder's or file's)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any free one (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 for any free one (default %(default)s)")
     parser.add_argument(
-        "--method", choices=METHODS, default="sample", help="of requests that name none (default %(default)s)"
+        "--method",
+        choices=METHODS,
+        default="sample",
+        help="decoding method of requests that name none (default %(default)s)",
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="", help="to compute in (default: the checkpoint's)"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="",
+        help="dtype of the computation (default: the checkpoint's)",
     )
-    parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="to decode with (default: --dtype)")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS_DTYPES, default="", help="dtype of the weights in decoding (default: --dtype)"
+    )
+    parser.add_argument(
+        "--slots", type=int, default=32, help="requests decoded at once per model (default %(default)s)"
+    )
     meaning = f"{chat_template.KWARGS_HELP}; a chat's own field of that name goes first"
     parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=meaning)
-    parser.add_argument("--slots", type=int, default=32, help="requests decoded at once, a model (default %(default)s)")
     parser.add_argument(
         "--cache_tokens",
         type=int,
@@ -90,7 +100,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip_warm_up",
         action="store_true",
-        help="be ready at once: the first request of every kind waits for its programs",
+        help="be ready at once; the first request of every kind then waits for its programs",
     )
     for field in dataclasses.fields(Limits):
         parser.add_argument(

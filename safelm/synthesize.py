@@ -64,25 +64,39 @@ def arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--kind", required=True, choices=KINDS)
-    add("--input", required=True, action="append", help="file, folder or pattern; may be given again")
+    add("--input", required=True, action="append", help="file, folder or pattern; repeatable")
     add("--output", required=True, help="folder, local or gs://")
     add("--writer", required=True, help="see above")
-    add("--scorer", required=True, help="scores what was written")
-    add("--similarity", help="backbone that compares source and text: minilm, smollm2, a folder (default: words)")
-    add("--gate", action="append", default=[], metavar="NAME=VALUE", help="a limit of the gates; may be given again")
-    add("--scores", help="take documents of these harm scores, leave out others (default: the kind's, refuse others)")
-    add("--attempts", type=int, default=3, help="at a document, each in another style (default %(default)s)")
-    add("--seed", type=int, default=0, help="of styles and sampling (default %(default)s)")
+    add("--scorer", required=True, help="scorer of the written texts")
+    add(
+        "--similarity",
+        help="backbone that compares source and text: minilm, smollm2 or a folder (default: compare words)",
+    )
+    add("--gate", action="append", default=[], metavar="NAME=VALUE", help="a limit of the gates; repeatable")
+    add(
+        "--scores",
+        help="use documents with these harm scores and skip others (default: the kind's scores; others are refused)",
+    )
+    add(
+        "--attempts",
+        type=int,
+        default=3,
+        help="most attempts at a document, each in another style (default %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="seed of styles and sampling (default %(default)s)")
     add("--prompt_version", type=int, default=prompt_files.VERSION, help="(default %(default)s)")
-    add("--max_new_tokens", type=int, default=1024, help="of a reply (default %(default)s)")
-    add("--max_without_text", type=float, default=0.5, help="share of replies without text to bear (default 0.5)")
+    add("--max_new_tokens", type=int, default=1024, help="most tokens of a reply (default %(default)s)")
+    add("--max_without_text", type=float, default=0.5, help="share of replies without text to tolerate (default 0.5)")
     add("--text_column", default="text", help="(default %(default)s)")
     add("--id_column", default="id", help="(default %(default)s)")
-    add("--score_column", help="harm score 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)")
+    add(
+        "--score_column",
+        help="column with harm scores 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)",
+    )
     add("--dialogues", action="store_true", help="the input is RefuseWeb from elsewhere (for moral_education)")
-    add("--keep_rejected_text", action="store_true", help="rejected texts too; they may be harmful")
+    add("--keep_rejected_text", action="store_true", help="keep rejected texts too; they may be harmful")
     add("--review", type=int, default=0, metavar="N", help="keep N random pairs of source and text for human review")
-    add("--part_mb", type=int, default=32, help="larger files are cut into shards (default %(default)s)")
+    add("--part_mb", type=int, default=32, help="size above which files are split into shards (default %(default)s)")
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
     return parser

@@ -36,10 +36,10 @@ def arguments() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = cli.parser("safelm.train_classifier", f"{__doc__}{labels.describe()}", _EXAMPLE)
     parser.add_argument("--config", required=True, help="a file of configs/; --config.FIELD=VALUE changes a field")
-    parser.add_argument("--output", required=True, help="a new folder, local or behind a URL")
-    parser.add_argument("--data", action="append", help="a source of texts, instead of the config's; may be repeated")
+    parser.add_argument("--output", required=True, help="new folder, local or at a URL")
+    parser.add_argument("--data", action="append", help="a source of texts in place of the config's; repeatable")
     parser.add_argument("--target_recall", type=float, help="share of unsafe held-out texts that thresholds must find")
-    parser.add_argument("--cache", help="a local folder for embeddings: an interrupted run goes on where it was")
+    parser.add_argument("--cache", help="local folder for embeddings, from which an interrupted run continues")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=argparse.SUPPRESS)
     return parser
 

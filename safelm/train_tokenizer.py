@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         "--input", nargs="+", action="extend", required=True, metavar="FILES", help="files, folders or patterns"
     )
     arguments.add_argument("--text_column", default="text", help="column that holds the text (default: %(default)s)")
-    arguments.add_argument("--vocab_size", type=int, default=2048, help="ids to end with (default: %(default)s)")
+    arguments.add_argument("--vocab_size", type=int, default=2048, help="size of the vocabulary (default: %(default)s)")
     arguments.add_argument("--output", required=True, help="folder for tokenizer.json")
     documents.add_limit_flags(arguments)
     return arguments

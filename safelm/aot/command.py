@@ -20,14 +20,14 @@ from safelm.train import config as train_config
 from safelm.train import flags as train_flags
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice as CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x2.")
-_SLICES = flags.DEFINE_integer("slices", 1, "How many of them, joined by the data centre's network.")
-_PLAN = flags.DEFINE_bool("plan", False, "Find the mesh, remat policy and accumulation with the best estimate.")
-_COMPILES = flags.DEFINE_integer("max_compiles", 6, "With --plan: how many candidates may be compiled.")
+_SLICES = flags.DEFINE_integer("slices", 1, "Number of slices, joined by the data centre's network.")
+_PLAN = flags.DEFINE_bool("plan", False, "Search for the fastest mesh, remat policy and gradient accumulation.")
+_COMPILES = flags.DEFINE_integer("max_compiles", 6, "With --plan: the most candidates to compile.")
 _DECODE = flags.DEFINE_enum("decode", None, list(METHODS), "Compile a step of decoding by this method instead.")
 _DECODE_PROMPTS = flags.DEFINE_integer("decode_prompts", 1, "With --decode: prompts decoded at once.", lower_bound=1)
 _DECODE_CACHE = flags.DEFINE_integer("decode_cache", 1024, "With --decode: tokens of cache per row.", lower_bound=1)
 _DECODE_WEIGHTS = flags.DEFINE_enum("decode_weights", "bfloat16", WEIGHTS_DTYPES, "With --decode: the weights' dtype.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for everything found.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the report.")
 
 
 def with_default_mesh(config: ConfigDict, tpu: aot_topology.Slice) -> ConfigDict:

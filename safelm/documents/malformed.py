@@ -73,14 +73,14 @@ def add_limit_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.rows,
         metavar="N",
-        help="a file with more of them (%(default)s) and ...",
+        help="stop at a file with more malformed rows than this (%(default)s) ...",
     )
     add(
         "--max_malformed_fraction",
         type=float,
         default=default.fraction,
         metavar="SHARE",
-        help="... a larger share of them (%(default)s) stops the run",
+        help="... that are also more than this share of its rows (%(default)s)",
     )
 
 

@@ -98,8 +98,10 @@ def add_flags(parser: argparse.ArgumentParser, *, default: str | None) -> None:
     """
     shown = f"Apache Beam runner: {', '.join(RUNNERS)} (default: {default or 'none, a pool of processes'})"
     parser.add_argument("--runner", default=default, help=shown)
-    parser.add_argument("--workers", type=int, default=0, help="worker processes (default: by the machine)")
-    parser.add_argument("beam_flags", nargs="*", metavar="-- --BEAM_FLAG", help="flags of Beam, behind --")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="number of worker processes (default: depends on the machine)"
+    )
+    parser.add_argument("beam_flags", nargs="*", metavar="-- --BEAM_FLAG", help="Beam's own flags, after --")
 
 
 def from_flags(flags: argparse.Namespace) -> Runner | None:

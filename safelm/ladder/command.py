@@ -22,8 +22,8 @@ from safelm.train import config as train_config
 from safelm.train import flags as train_flags
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
-_WORKERS = flags.DEFINE_integer("workers", 1, "Processes, each on a core of its own.")
-_REPORT = flags.DEFINE_bool("report", False, "Only write the report of what is done.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Number of processes, each on a core of its own.")
+_REPORT = flags.DEFINE_bool("report", False, "Only write the report of what has been measured.")
 
 
 def run(config: ConfigDict, output: str, *, workers: int) -> None:

@@ -70,21 +70,23 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar=cli.CHECKPOINT,
-        help="a model; repeatable; MODEL#SEED for several of one kind",
+        help="a model; repeatable; MODEL#SEED for models that differ in their seed",
     )
-    parser.add_argument("--tagged", default="", help="names of the models that know the harm tag, commas between them")
+    parser.add_argument("--tagged", default="", help="comma-separated names of the models that know the harm tag")
     parser.add_argument("--prompts", required=True, metavar="DIR", help="folder with harmful.jsonl and safe.jsonl")
-    parser.add_argument("--completions", action="store_true", help="base models: prompts as they are, no chat")
+    parser.add_argument(
+        "--completions", action="store_true", help="for base models: continue prompts instead of chatting"
+    )
     parser.add_argument("--benign", default="", metavar="STORE", help="token store of benign finetuning: ROOT/SOURCE")
     parser.add_argument("--tag_free", default="", metavar="STORE", help="token store of unsafe text without tags")
     parser.add_argument("--learning_rates", default="5e-4,1e-3,2e-3")
     parser.add_argument("--epochs", default="0,0.25,0.5,1,2", help="points of each curve (default %(default)s)")
-    parser.add_argument("--epoch_tokens", type=int, default=0, help="an epoch is at most so many tokens (0: the store)")
+    parser.add_argument("--epoch_tokens", type=int, default=0, help="most tokens of an epoch (0: the whole store)")
     parser.add_argument("--prefix_words", default="0,2,4,8")
-    parser.add_argument("--max_prompts", type=int, default=0, help="harmful and safe each; 0 = all")
+    parser.add_argument("--max_prompts", type=int, default=0, help="most harmful and most safe prompts; 0 = all")
     parser.add_argument("--max_new_tokens", type=int, default=40)
-    parser.add_argument("--batch_size", type=int, default=16, help="rows of a finetuning step")
-    parser.add_argument("--seq_len", type=int, default=128, help="tokens of a row")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows per finetuning step")
+    parser.add_argument("--seq_len", type=int, default=128, help="tokens per row")
     parser.add_argument("--output", required=True, metavar="DIR")
     return parser
 

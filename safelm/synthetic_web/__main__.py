@@ -34,11 +34,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--validation_documents", type=int, help="raw validation documents (default: a twentieth)")
     parser.add_argument(
-        "--prompts", type=int, default=Recipe.prompts, help="prompts, harmful and safe each (default %(default)s)"
+        "--prompts",
+        type=int,
+        default=Recipe.prompts,
+        help="number of harmful and of safe prompts (default %(default)s)",
     )
-    parser.add_argument("--chats", type=int, default=0, help="conversations of instruction data (default 0: none)")
+    parser.add_argument("--chats", type=int, default=0, help="number of conversations of instruction data (default 0)")
     parser.add_argument("--missed_harm", type=float, default=0.0, help="share of unsafe documents scored 0 (default 0)")
-    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="of the shards (default %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="format of the shards (default %(default)s)")
     return parser
 
 

@@ -88,9 +88,13 @@ def capability_parser() -> argparse.ArgumentParser:
         "--data", action="append", required=True, metavar="DIR", help="folder with json files; repeatable"
     )
     parser.add_argument("--tasks", default=",".join(TASKS), help="default %(default)s")
-    parser.add_argument("--max_items", type=int, default=0, help="per task, drawn with a fixed seed; 0 = all (default)")
-    parser.add_argument("--num_fewshot", type=int, default=5, help="of GSM8K (default %(default)s)")
-    parser.add_argument("--max_gen_toks", type=int, default=0, help="0 = the task's own (default)")
-    parser.add_argument("--chat", action="store_true", help="prompts go through the chat template")
+    parser.add_argument(
+        "--max_items", type=int, default=0, help="items per task, drawn with a fixed seed; 0 = all (default)"
+    )
+    parser.add_argument("--num_fewshot", type=int, default=5, help="examples for GSM8K (default %(default)s)")
+    parser.add_argument(
+        "--max_gen_toks", type=int, default=0, help="most tokens per answer; 0 = the task's own (default)"
+    )
+    parser.add_argument("--chat", action="store_true", help="put prompts in the chat template")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
     return parser

@@ -155,15 +155,15 @@ def _add_asked(add: Callable[..., Any]) -> None:
         "--answer_start",
         choices=("none", "target"),
         default="",
-        help="give the answer's first words, those of the target (default: target for base, else none)",
+        help="prefill the answer with the target's first words (default: target for base, otherwise none)",
     )
-    add("--target_words", type=int, default=0, help="so many words of it; 0 = all (default)")
-    add("--max_prompts", type=int, default=0, help="harmful and safe each; 0 = all (default)")
+    add("--target_words", type=int, default=0, help="words to prefill; 0 = all (default)")
+    add("--max_prompts", type=int, default=0, help="most harmful and most safe prompts; 0 = all (default)")
     add(
         "--template",
         choices=KINDS,
         default="",
-        help="text to continue, or a chat in ChatML (default: text for synthetic_web and base, else chat)",
+        help="text to continue, or a chat (default: text for synthetic_web and base, otherwise chat)",
     )
     add("--system", default="", help="system message of a chat (default: none)")
     add("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
@@ -171,15 +171,15 @@ def _add_asked(add: Callable[..., Any]) -> None:
 
 def _add_decoding(add: Callable[..., Any]) -> None:
     add("--methods", default="greedy,safe_beam", help=f"of {', '.join(METHODS)} (default %(default)s)")
-    add("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave this pair out")
+    add("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave out this pair of model and method")
     add("--max_new_tokens", type=int, default=0, help=f"(default {_TOKENS}, {_SYNTHETIC_TOKENS} for synthetic_web)")
     add(
         "--tag_candidate",
         choices=("mask", "stop", "allow"),
         default="",
-        help="the harm tag as the next token; stop and allow show short circuits (default: mask)",
+        help="treatment of the harm tag as the next token; stop and allow show short circuits (default: mask)",
     )
-    add("--seed", type=int, default=0, help="of methods that sample (default %(default)s)")
+    add("--seed", type=int, default=0, help="seed of methods that sample (default %(default)s)")
     add("--batch_size", type=int, default=BATCH_SIZE, help="prompts decoded at once (default %(default)s)")
 
 
@@ -198,9 +198,18 @@ def _add_judging(add: Callable[..., Any]) -> None:
         "--calibration_answers",
         type=int,
         default=0,
-        help="at most so many of them, evenly over authors, kinds of request and labels; 0 = all (default)",
+        help="most labelled answers, spread evenly over authors, kinds of request and labels; 0 = all (default)",
     )
-    add("--coherence_reference", default="", metavar="DIR", help="a checkpoint whose perplexity counts in coherence")
+    add(
+        "--coherence_reference",
+        default="",
+        metavar="DIR",
+        help="reference checkpoint whose perplexity counts towards coherence",
+    )
     add("--validation", default="", metavar="DIR", help="token store of held-out safe text (perplexity)")
-    add("--likelihood_only", action="store_true", help="no decoding: P(tag), targets against refusals, probe")
-    add("--show_texts", action="store_true", help="print and store texts, not only ids and labels")
+    add(
+        "--likelihood_only",
+        action="store_true",
+        help="decode nothing; only measure P(tag), targets against refusals and the probe",
+    )
+    add("--show_texts", action="store_true", help="print and store texts beside ids and labels")

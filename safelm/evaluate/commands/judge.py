@@ -74,11 +74,11 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "python -m safelm.evaluate calibrate --judge=rules --judge=trained:W/judge \\\n"
         "      --judge_calibration=xstest:LABELLED --output=W/calibration.json",
     )
-    made.add_argument("--judge", action="append", required=True, help="as in safelm.evaluate; repeatable")
+    made.add_argument("--judge", action="append", required=True, help="a judge as in safelm.evaluate; repeatable")
     made.add_argument("--judge_calibration", action="append", required=True, metavar="SOURCE", help=LABELLED)
     even = "evenly over authors, kinds of request and labels"
     made.add_argument("--max_answers", type=int, default=0, help=f"at most so many, {even}; 0 = all (default)")
-    made.add_argument("--output", required=True, metavar="FILE", help="what was measured, as JSON")
+    made.add_argument("--output", required=True, metavar="FILE", help="JSON file for the results")
     return made
 
 
@@ -91,6 +91,6 @@ def train_parser() -> argparse.ArgumentParser:
         "      --judge_calibration=pyrit_refusal --output=W/judge",
     )
     made.add_argument("--judge_calibration", action="append", required=True, metavar="SOURCE", help=LABELLED)
-    made.add_argument("--seed", type=int, default=0, help="of the split into held-out parts (default %(default)s)")
-    made.add_argument("--output", required=True, metavar="DIR", help="the judge's folder")
+    made.add_argument("--seed", type=int, default=0, help="seed of the split into held-out parts (default %(default)s)")
+    made.add_argument("--output", required=True, metavar="DIR", help="folder for the judge")
     return made

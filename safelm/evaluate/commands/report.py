@@ -73,10 +73,15 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--results", action="append", required=True, metavar="PATH", help="results.json or its folder; repeatable")
     add("--output", required=True, metavar="DIR", help="folder for report.md, report.html, report.json and figures")
-    add("--stages", default="", help="their order, commas between (default: as they come)")
-    add("--models", default="", help="their order, commas between (default: as they come)")
-    add("--baseline", default="", metavar="MODEL[+METHOD]", help="what others are compared with (default: first row)")
-    add("--may_differ", default="", metavar="FIELDS", help="fields of the protocol that may differ, commas between")
+    add("--stages", default="", help="their order, comma-separated (default: as found)")
+    add("--models", default="", help="their order, comma-separated (default: as found)")
+    add(
+        "--baseline",
+        default="",
+        metavar="MODEL[+METHOD]",
+        help="row that others are compared with (default: the first)",
+    )
+    add("--may_differ", default="", metavar="FIELDS", help="comma-separated protocol fields that may differ")
     return made
 
 

@@ -140,9 +140,9 @@ def arguments() -> argparse.ArgumentParser:
         __doc__,
         "python -m safelm.safety.synthesis.review --pairs=OUTPUT/report/review_pairs.jsonl --verdicts=verdicts.jsonl",
     )
-    parser.add_argument("--pairs", required=True, help="the file that safelm.synthesize --review=N wrote")
+    parser.add_argument("--pairs", required=True, help="file written by safelm.synthesize --review=N")
     parser.add_argument("--verdicts", required=True, help="file to append to, .jsonl")
-    parser.add_argument("--reviewer", default="anonymous", help="a name or number, kept with each verdict")
+    parser.add_argument("--reviewer", default="anonymous", help="name or number, stored with each verdict")
     return parser
 
 
