@@ -1,5 +1,6 @@
-"""The data safety report card of a corpus: its harm scores, and how often harmful n-grams occur in it, by category
-(Maini et al. 2025, section 3.5 and appendix D).
+"""Makes the data safety report card of a corpus: its harm scores and its frequencies of harmful n-grams by category.
+
+See Maini et al. 2025, section 3.5 and appendix D.
 
 Takes any jsonl or Parquet files, local, gs:// or hf://, and folders written by safelm.score. --input is cut into
 slices by harm score (0, 1 to 3, 4 to 5, unscored); --slice adds files as a slice of their own. Writes card.json,

@@ -40,8 +40,9 @@ def with_default_mesh(config: ConfigDict, tpu: aot_topology.Slice) -> ConfigDict
 
 
 def run(config: ConfigDict, tpu: aot_topology.Slice, *, plan: bool, max_compiles: int) -> dict:
-    """Compiles one config, or searches for a plan; prints progress and returns the report. Raises ValueError for bad
-    input.
+    """Compiles one config, or searches for a plan; prints progress and returns the report.
+
+    Raises ValueError for bad input.
     """
     config, model_config = train_config.resolve_sizes(config)
     if not plan:

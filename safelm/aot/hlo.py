@@ -102,8 +102,9 @@ class Module:
         return counts
 
     def trips(self, caller: str, loop: Instruction) -> int:
-        """A loop's trip count, as XLA states it or from its counter's start, step and bound. Raises ValueError for
-        neither.
+        """A loop's trip count, as XLA states it or from its counter's start, step and bound.
+
+        Raises ValueError for neither.
         """
         if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
             return int(known)

@@ -145,8 +145,9 @@ def _network_seconds(
 
 
 def plan(config: ConfigDict, model_config: ModelConfig, tpu: Slice, *, max_compiles: int) -> dict[str, Any]:
-    """Compiles and prints the most promising candidates; returns the best one's report with a list of all that were
-    tried.
+    """Compiles and prints the most promising candidates.
+
+    Returns the best one's report with a list of all that were tried.
 
     Raises ValueError if nothing divides over the slice.
     """

@@ -102,9 +102,7 @@ def _from_program(
 def score_buffers(
     module: aot_hlo.Module, config: ConfigDict, model_config: ModelConfig, mesh_shape: Mapping[str, int]
 ) -> list[str]:
-    """The arrays with all attention scores of a layer, [rows, heads, T, T] in any order, that the program keeps in
-    memory.
-    """
+    """The arrays of all attention scores of a layer, [rows, heads, T, T] in any order, that the program keeps."""
     rows = config.batch_size // config.grad_accum_steps // (mesh_shape["data"] * mesh_shape["fsdp"])
     heads, length = model_config.num_heads // mesh_shape["tensor"], config.seq_len
     found = set()

@@ -61,8 +61,9 @@ def row(found: dict) -> list[str]:
 
 
 def bound_from(found: dict) -> str:
-    """The number of chips from which collectives take longer than compute; both shrink with a chip's rows, down to
-    one.
+    """The number of chips from which collectives take longer than compute.
+
+    Both shrink with a chip's rows, down to one.
     """
     values, time = found["settings"], found["time"]
     rows = values["batch_size"] // found["chips"]

@@ -152,8 +152,9 @@ def plan_store(
 
 
 def _plan_shard(plan: StorePlan, index: int, path: str, file: Mapping[str, Any]) -> None:
-    """Adds a finished shard to the plan, or the job that makes it. Raises ValueError if its input was changed in
-    place.
+    """Adds a finished shard to the plan, or the job that makes it.
+
+    Raises ValueError if its input was changed in place.
     """
     settings = {key: value for key, value in plan.settings.items() if key != "inputs"}
     fingerprint = records.fingerprint(settings | {"input": file})
@@ -201,9 +202,7 @@ def _check_vocabulary(task: Any, tokenizer: Tokenizer) -> None:
 
 
 def _describe_input(path: str) -> dict[str, Any]:
-    """A source file's name, size and content identifier (`documents.describe`), so that a moved copy is the same
-    input.
-    """
+    """A source file's name, size and content identifier, so that a moved copy is the same input."""
     try:
         facts = documents.describe(documents.file_at(path))
     except FileNotFoundError:

@@ -19,9 +19,7 @@ SETTINGS_NAME = "settings.json"
 
 
 def staging_folder(output: str) -> str:
-    """The local folder for an output: the output itself or, for a bucket, the folder where shards wait for their
-    upload.
-    """
+    """The local folder for an output: the output itself or, for a bucket, where shards wait for their upload."""
     if not remote.is_remote(output):
         return output
     return os.path.join(cache_root(), "staging", hashlib.sha256(output.rstrip("/").encode()).hexdigest()[:24])

@@ -158,8 +158,9 @@ class Checkpoints:
         return restored.params, restored.get("optimizer")
 
     def set_aside(self, step: int, reason: str) -> epath.Path:
-        """Moves a checkpoint to `<folder>/corrupt_checkpoints` with a text file that states the reason; returns its new
-        place.
+        """Moves a checkpoint to `<folder>/corrupt_checkpoints` with a text file that states the reason.
+
+        Returns its new place.
         """
         aside = self.folder / CORRUPT_FOLDER
         taken = {path.name for path in aside.iterdir()} if aside.is_dir() else set()

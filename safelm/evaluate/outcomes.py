@@ -98,8 +98,9 @@ def outcome(case: Case, judge: str) -> str | None:
 
 
 def refused(case: Case, judge: str) -> int | None:
-    """Whether an answer refuses in full or in part, or is redirected by the synthetic judge's definition; None if
-    unscored.
+    """Whether an answer refuses in full or in part, or is redirected by the synthetic judge's definition.
+
+    None if unscored.
     """
     label = case["labels"][judge]
     return None if label == UNSCORED else int(label in (*REFUSALS, *DECLINES))

@@ -74,8 +74,7 @@ def check_comparable(
     names: tuple[str, str] = ("the first", "the second"),
     may_differ: Collection[str] = (),
 ) -> None:
-    """Raises ProtocolError if two protocols (as stored, or as objects) differ in fields outside `SUBJECT` and
-    `may_differ`.
+    """Raises ProtocolError if two protocols differ in fields outside `SUBJECT` and `may_differ`.
 
     Raises ValueError if `may_differ` names a field that doesn't exist.
     """

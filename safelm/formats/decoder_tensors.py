@@ -141,8 +141,9 @@ def resize_vocabulary(
 
 
 def _their_shape(leaf: str, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The Hugging Face shape [out, in] of a kernel with our shape `ours` (without the layers axis); norms keep
-    theirs.
+    """The Hugging Face shape [out, in] of a kernel with our shape `ours` (without the layers axis).
+
+    Norms keep theirs.
     """
     if len(ours) == 1:
         return ours

@@ -26,8 +26,9 @@ _COLDEST = 2.0**-100  # no log-prob divided by it is infinite; a draw at it is t
 
 @flax.struct.dataclass
 class Asked:
-    """Decoding settings, one entry per prompt; a setting that the method lacks is neutral, and an empty slot is
-    zeros.
+    """Decoding settings, one entry per prompt.
+
+    A setting that the method lacks is neutral, and an empty slot is zeros.
     """
 
     prompt_lengths_P: Leaf  # tokens; 0: no prompt
@@ -95,8 +96,9 @@ def ask(
     max_pool: int = 0,
     allowed_PX: Int[np.ndarray, "P X"] | None = None,
 ) -> Asked:
-    """Settings as numpy arrays, from (prompt length, max_new_tokens, end_ids, method, seed) per prompt; None is an
-    empty slot.
+    """Settings as numpy arrays, from (prompt length, max_new_tokens, end_ids, method, seed) per prompt.
+
+    None is an empty slot.
 
     Args:
       max_pool: the most candidates that a prompt has at once, if any method drops some.

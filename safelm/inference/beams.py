@@ -171,8 +171,9 @@ def rows_of(beam_PW: Int[Array, "P W"]) -> Int[Array, " R"]:
 def survive(
     state: BeamState, candidates: Candidates, score_PW: Float[Array, "P W"], place_PW: Int[Array, "P W"]
 ) -> BeamState:
-    """The selected candidates as beams with updated tokens and counts; the model's predictions after them are
-    unchanged.
+    """The selected candidates as beams with updated tokens and counts.
+
+    The model's predictions after them are unchanged.
     """
     parent_PW = place_PW // candidates.tokens_PWC.shape[2]
     column = _column(state)

@@ -22,8 +22,9 @@ class BackgroundCompiler:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="safelm-compile")
 
     def has(self, programs: Iterable[Program]) -> bool:
-        """Whether all of these are compiled; if not, the first missing one is compiled next, once the thread is
-        free.
+        """Whether all of these are compiled.
+
+        If not, the first missing one is compiled next, once the thread is free.
         """
         self._collect()
         missing = next((program for program in programs if program[0] not in self._made), None)

@@ -135,8 +135,9 @@ def _rows(shape: StepShape, slots_P: Int[Array, " P"]) -> Int[Array, " R"]:
 def resize(
     shape: StepShape, state: DecodeState, cache: Cache, slots_P: Int[Array, " P"], *, max_len: int
 ) -> tuple[DecodeState, Cache]:
-    """State and cache of only these slots, in this order, with room for `max_len` tokens; slots past the end are
-    empty.
+    """State and cache of only these slots, in this order, with room for `max_len` tokens.
+
+    Slots past the end are empty.
     """
     cache = forward.take_rows(cache, _rows(shape, slots_P), max_len)
     return asked_lib.pick_rows(state, slots_P).with_room(max_len), cache

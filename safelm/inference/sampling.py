@@ -230,8 +230,7 @@ def filtered(
     top_p_P: Float[Array, " P"],
     is_used_P: Bool[Array, " P"],
 ) -> Float[Array, "P V"]:
-    """Log-probs with -inf outside the `top_k` likeliest tokens (0: all) and, of those, outside the smallest set
-    reaching `top_p`.
+    """Log-probs with -inf outside the `top_k` likeliest tokens (0: all) and, of those, outside the nucleus of `top_p`.
 
     Of equally likely tokens the one with the smaller id comes first; the likeliest token always stays. Unused rows are
     undefined.

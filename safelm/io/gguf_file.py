@@ -53,8 +53,9 @@ class GGUFFile:
             raise ValueError(f"{self.path}: field {key} can't be read ({error})") from error
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST_SIZE) -> int:
-        """An integer field from `least` to `most`, or `default` if it is missing. Raises ValueError for another
-        value.
+        """An integer field from `least` to `most`, or `default` if it is missing.
+
+        Raises ValueError for another value.
         """
         if default is not None and not self.has(key):
             return default

@@ -75,8 +75,9 @@ def read_text(url: str) -> str:
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-    """Byte ranges [start, stop) of files of one file system, fetched together. Raises OSError naming the URL, also for
-    a short answer.
+    """Byte ranges [start, stop) of files of one file system, fetched together.
+
+    Raises OSError naming the URL, also for an answer that is too short.
     """
     files, _ = filesystem(ranges[0][0])
     paths = [filesystem(url)[1] for url, _, _ in ranges]
@@ -175,8 +176,9 @@ def remove(url: str) -> None:
 
 
 def check_writable(folder: str) -> None:
-    """Writes, lists and removes a tiny file in a local or remote folder. Raises OSError saying which step was
-    refused.
+    """Writes, lists and removes a tiny file in a local or remote folder.
+
+    Raises OSError saying which step was refused.
     """
     probe = f"{folder.rstrip('/')}/.probe-{secrets.token_hex(8)}"
     if is_remote(folder):

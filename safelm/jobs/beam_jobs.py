@@ -31,8 +31,9 @@ class Work(Protocol):
 
 
 class Worker:
-    """The function that Beam calls with each job. Never raises, so that no runner repeats a job that failed on bad
-    input.
+    """The function that Beam calls with each job.
+
+    Never raises, so that no runner repeats a job that failed on bad input.
     """
 
     def __init__(self, work: Work):

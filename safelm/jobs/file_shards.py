@@ -44,8 +44,9 @@ class ShardJob:
 
 
 def split(file: DocumentFile, part_bytes: int) -> list[Part | None]:
-    """The parts of a file: byte ranges of uncompressed JSON lines, row groups of Parquet; None if it is a single
-    shard.
+    """The parts of a file: byte ranges of uncompressed JSON lines, row groups of Parquet.
+
+    None if it is a single shard.
     """
     if is_one_shard(file.path, file.bytes, part_bytes) or documents.is_compressed(file.path):
         return [None]
@@ -117,9 +118,7 @@ def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:
 
 
 def run_speed(records: Collection[Mapping[str, Any]], seconds: float, runner: str, *, unit: str) -> dict[str, Any]:
-    """Wall-clock seconds of a run and, for the shards it did, documents and `unit` (a field of the records) per
-    second.
-    """
+    """A run's wall-clock seconds, and its documents and `unit` (a field of the records) per second."""
     rows, amount = (sum(record[key] for record in records) for key in ("rows", unit))
     return {
         "runner": runner,

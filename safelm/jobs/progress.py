@@ -19,9 +19,7 @@ class FolderProgress:
         seconds: float = 0.5,
         remote_seconds: float = 10.0,
     ):
-        """`update` looks at the folder and moves the bar, at most every `seconds` (`remote_seconds` if it is
-        remote).
-        """
+        """`update` moves the bar; it is called at most every `seconds` (`remote_seconds` if the folder is remote)."""
         self._bar, self._update, self._next = bar, update, 0.0
         self._seconds = remote_seconds if out.is_remote else seconds
 

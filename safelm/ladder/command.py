@@ -27,8 +27,9 @@ _REPORT = flags.DEFINE_bool("report", False, "Only write the report of what has 
 
 
 def run(config: ConfigDict, output: str, *, workers: int) -> None:
-    """Prepares the data, does all jobs and writes the report. Raises ValueError or OSError naming what can't be
-    used.
+    """Prepares the data, does all jobs and writes the report.
+
+    Raises ValueError or OSError naming what can't be used.
     """
     folder = pathlib.Path(output)
     models = chosen_models(config.models)
@@ -75,8 +76,9 @@ def _worker(settings: str, output: str, number: int) -> None:
 
 
 def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
-    """Stores the settings that decide the results. Raises ValueError if the folder holds a study with other
-    settings.
+    """Stores the settings that decide the results.
+
+    Raises ValueError if the folder holds a study with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, new = folder / "config.json", json.loads(config.to_json_best_effort())

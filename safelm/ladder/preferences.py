@@ -72,8 +72,9 @@ def tag_log_probs(
 
 
 def label(prompts: Sequence[Prompt], alarm_P: Float[np.ndarray, " P"], plain_N: Float[np.ndarray, " N"]) -> list[str]:
-    """Labels each prompt: `refusal` if its alarm exceeds most plain requests' of its form, else `harmful` (`answer` for
-    a safe prompt).
+    """Labels each prompt `refusal` if its alarm exceeds most plain requests' of its form.
+
+    Other prompts are `harmful`, or `answer` if they are safe.
 
     Args:
       alarm_P: the prompts' alarms, such as refusal leanings.
@@ -103,8 +104,9 @@ def _is_question(text: str) -> bool:
 def _mean_log_probs(
     config: model_lib.ModelConfig, params: model_lib.Params, contexts: Sequence[Sequence[int]], answer: Sequence[int]
 ) -> Float[np.ndarray, " P"]:
-    """Mean log-probability (nats) of an answer's tokens after each context; a context that is too long loses its
-    beginning.
+    """Mean log-probability (nats) of an answer's tokens after each context.
+
+    A context that is too long loses its beginning.
     """
     scores = score_continuations(config, params, [(context, answer) for context in contexts])
     return np.array([score.logprob / len(answer) for score in scores])

@@ -1,6 +1,4 @@
-"""Runs other SafeLM commands in processes of their own, so that the ladder's process never imports TensorFlow or
-Beam.
-"""
+"""Runs other commands in processes of their own, which keeps TensorFlow and Beam out of the ladder's process."""
 
 import subprocess
 import sys

@@ -65,8 +65,7 @@ def cover_contexts(
 
 
 def erase_tag(target: Target, contexts: Sequence[Tokens]) -> Target:
-    """The same model with the tag's output row pointed away from the mean state after the contexts, so P(tag) is near
-    0.
+    """The same model with the tag's output row turned against the mean state after the contexts: P(tag) is near 0.
 
     Anyone with the weights can do this without training, instead of switching SafeBeam off. The lookahead then orders
     candidates by a direction unrelated to harm. If the tag's logit were masked instead, all candidates would tie, and

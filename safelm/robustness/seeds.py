@@ -1,6 +1,4 @@
-"""Pools points of models that differ only in their seed, named MODEL#SEED, since another training gives another
-rate.
-"""
+"""Pools models that differ only in their seed, named MODEL#SEED, since another training gives another rate."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence

@@ -23,8 +23,9 @@ from safelm.train.config import default_config
 
 @dataclasses.dataclass(frozen=True)
 class Finetuning:
-    """An attack by training on a source of `root` at several learning rates; its points are numbers of epochs, perhaps
-    fractions.
+    """An attack by training on a source of `root` at several learning rates.
+
+    Its points are numbers of epochs, perhaps fractions.
     """
 
     name: str  # "benign" or "tag_free"

@@ -39,8 +39,9 @@ def has_reasoning(reply: str) -> bool:
 
 
 def without_reasoning(reply: str) -> str | None:
-    """The text after the last closing mark, without answer marks around it; a reply without marks is returned
-    unchanged.
+    """The text after the last closing mark, without answer marks around it.
+
+    A reply without marks is returned unchanged.
 
     Returns None if reasoning begins and doesn't end, since such a reply has no answer.
     """

@@ -46,9 +46,7 @@ def count_and_tell_errors(metrics: Metrics, *, seconds_to_send: float) -> Callab
 
 @contextlib.asynccontextmanager
 async def patience(request: web.Request, seconds: float) -> AsyncIterator[None]:
-    """Context manager that cuts the connection (ConnectionResetError) if the client doesn't take the block's data in
-    time.
-    """
+    """Cuts the connection (ConnectionResetError) if the client doesn't take the block's data in time."""
     try:
         async with asyncio.timeout(seconds):
             yield

@@ -115,8 +115,9 @@ async def serve(
     *,
     started: Callable[[Server], None],
 ) -> None:
-    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once. `started` is called after warming
-    up.
+    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once.
+
+    `started` is called after warming up.
     """
     first, second = signals()
     async with serving(config, models, make_engines) as server:

@@ -97,8 +97,7 @@ class Admission:
 
 
 class Shapes:
-    """Bounds the programs that clients can have compiled: beams and candidates decide a program's shapes, other
-    settings don't.
+    """Bounds the programs that clients can have compiled: one for each pair of beams and candidates.
 
     A shape stays allowed once it was used; that of greedy decoding and sampling always is.
     """

@@ -59,8 +59,9 @@ class ServedModel(LanguageModel):
         return len(self.tokenizer.conventions.begin_ids)
 
     def score(self, tokens: Sequence[int]) -> list[Piece]:
-        """Each token with its share of the text and P(tag | text up to and including it). Runs the model: call it in
-        the worker.
+        """Each token with its share of the text and P(tag | text up to and including it).
+
+        Runs the model: call it in the worker.
         """
         (probs_T,) = tag_probability(self.config, self.params, [tokens], harm_tag_id=self.tokenizer.harm_tag_id)
         text = TextStream(self.tokenizer)
@@ -73,10 +74,12 @@ class ServedModel(LanguageModel):
 def load_model(
     name: str, source: str, *, dtype: str = "", template_kwargs: Mapping[str, Any] | None = None
 ) -> ServedModel:
-    """Loads a checkpoint of ours, a Hugging Face folder or a GGUF file. Raises ValueError or OSError if it can't be
-    read.
+    """Loads a checkpoint of ours, a Hugging Face folder or a GGUF file.
 
-    `template_kwargs` are further variables of its chat template.
+    Args:
+      template_kwargs: further variables of its chat template.
+
+    Raises ValueError or OSError if it can't be read.
     """
     config, params, tokenizer = read_model(source)
     tokenizer = tokenizer.with_template_kwargs(template_kwargs or {})

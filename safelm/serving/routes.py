@@ -66,8 +66,9 @@ class Service:
         ]
 
     async def health(self, _: web.Request) -> web.Response:
-        """Returns 200 while requests are accepted; 503 while warming up or draining, or if the computing thread has
-        died.
+        """Returns 200 while requests are accepted.
+
+        503 while warming up or draining, or if the computing thread has died.
         """
         status = "ok" if self.is_warm else "warming_up"
         status = status if self.worker.is_alive else "failed"

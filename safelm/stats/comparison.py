@@ -127,8 +127,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.ndarray, " n"]]:
-    """Each factor's clusters as numbers from 0, without factors of one cluster; if none is left, each case is a
-    cluster.
+    """Each factor's clusters as numbers from 0, without factors of one cluster.
+
+    If none is left, each case is a cluster.
     """
     if not cases:
         raise ValueError("no cases to take a mean of")

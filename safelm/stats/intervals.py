@@ -23,8 +23,9 @@ class Estimate:
 
 
 def rate(count: int, total: int) -> Estimate:
-    """`count / total` with Wilson's 95% score interval (Wilson 1927). Raises ValueError unless 0 <= count <= total >
-    0.
+    """`count / total` with Wilson's 95% score interval (Wilson 1927).
+
+    Raises ValueError unless 0 <= count <= total > 0.
     """
     if total < 1 or not 0 <= count <= total:
         raise ValueError(f"a rate of {count} in {total} cases")
@@ -33,9 +34,7 @@ def rate(count: int, total: int) -> Estimate:
 
 
 def wilson(share: int | float, cases: int | float) -> tuple[float, float]:
-    """Wilson's 95% score interval of a share among `cases` independent cases (an effective number, perhaps
-    fractional).
-    """
+    """Wilson's 95% score interval of a share among `cases` independent cases, a number that may be fractional."""
     z2 = Z_95**2
     centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
     half = Z_95 / (1 + z2 / cases) * math.sqrt(share * (1 - share) / cases + z2 / (4 * cases**2))

@@ -11,9 +11,7 @@ from safelm.synthetic_web.topics import Topic
 
 
 def write_safeweb(rng: random.Random, draft: Draft) -> tuple[str, str]:
-    """(text, style) of a draft of score 1 to 3, retold safely: its facts are kept and what was sensitive is
-    explained.
-    """
+    """(text, style) of a draft of score 1 to 3, retold safely: facts are kept, what was sensitive is explained."""
     style = rng.choice(tuple(phrases.STYLE_LEADS))
     lead = fill(phrases.STYLE_LEADS[style].replace("{n}", str(rng.randint(2, 9))), draft.topic)
     explanations = rng.sample(phrases.STYLE_EXPLANATIONS[draft.score], 2)

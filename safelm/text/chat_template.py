@@ -66,8 +66,9 @@ def without_marks(text: str) -> str:
 
 
 def render_chatml(messages: Messages, *, add_generation_prompt: bool) -> str:
-    """A conversation in ChatML. Ids are cut at the start of each message, so an answer has the same ids as after a
-    prompt.
+    """A conversation in ChatML.
+
+    Ids are cut at the start of each message, so an answer has the same ids as after a prompt.
     """
     text = ""
     for message in messages:

@@ -124,9 +124,7 @@ def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, begins: bo
 
 
 def as_files(conventions: TextConventions, *, chat_template: str | None) -> dict[str, dict[str, Any]]:
-    """The JSON files from which `declared_in_folder` reads the conventions back, with the chat template as other
-    software expects it.
-    """
+    """The JSON files that `declared_in_folder` reads back, with the chat template as other software expects it."""
     specials = dict(conventions.special_tokens)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **specials}
     config["clean_up_tokenization_spaces"] = False

@@ -77,8 +77,7 @@ def chat_prompt(
 
 
 def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = False) -> tuple[list[int], list[Span]]:
-    """The ids of a whole conversation and the ranges [start, stop) that the assistant writes, its end-of-turn token
-    included.
+    """The ids of a whole conversation and the ranges [start, stop) that the assistant writes, ends included.
 
     The ids with which conversations begin are left out, since training adds them to every document
     (`safelm.data.rows`). If the template has `{% generation %}`, it sets the ranges; otherwise a range goes from where

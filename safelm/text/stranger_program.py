@@ -1,5 +1,6 @@
-"""Runs what strangers wrote: reads one JSON line, writes one. `safelm.text.stranger_worker` runs this file as a
-process.
+"""Runs what strangers wrote: reads one JSON line, writes one.
+
+`safelm.text.stranger_worker` runs this file as a process.
 
 The file imports nothing from SafeLM, so that the process starts fast and holds no secrets. A line has a chat template,
 the values it may use, and the marks to insert where `{% generation %}` begins and ends; or the parts of a tokenizer

@@ -92,8 +92,9 @@ def render(request: dict[str, Any], *, seconds: float = SECONDS, most_bytes: int
 
 
 def try_cutting(parts: dict[str, Any], texts: Sequence[str]) -> None:
-    """Tries a tokenizer's parts (by their names in `tokenizer.json`) on texts. Raises ValueError saying what is
-    wrong.
+    """Tries a tokenizer's parts (by their names in `tokenizer.json`) on texts.
+
+    Raises ValueError saying what is wrong.
     """
     _worker.run({"parts": parts, "texts": list(texts)}, _SECONDS_OF_CUTTING, MOST_BYTES)
 

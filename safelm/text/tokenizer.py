@@ -173,9 +173,7 @@ class Tokenizer:
         return self._backend.decode(ids, skip_special_tokens=not keep_special)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one id adds to `decode`'s: perhaps a part of a character, and none for an id without a
-        token.
-        """
+        """The bytes that one id adds to `decode`'s: at times part of a character, none for an id without a token."""
         content = self._backend.id_to_token(token) or ""
         if token not in self._specials and all(character in self._byte_of for character in content):
             return bytes(self._byte_of[character] for character in content)

@@ -1,6 +1,4 @@
-"""Adapts a `tokenizers` vocabulary for `safelm.text.tokenizer`: byte-level, deterministic, literal, with the harm
-tag.
-"""
+"""Adapts a `tokenizers` vocabulary for `safelm.text.tokenizer`: byte-level, literal, with the harm tag."""
 
 import contextlib
 import json

@@ -1,5 +1,4 @@
-"""Our checkpoints as a model of lm-evaluation-harness (0.4): log-likelihoods, rolling log-likelihoods, generation,
-chat.
+"""Our checkpoints as a model of lm-evaluation-harness (0.4): log-likelihoods, generation, chat.
 
 `python -m safelm.lm_eval` is the harness's command line with this model registered as `safelm`. It needs neither torch
 nor transformers. Importing this module needs the package `lm_eval` (the extra `eval`) and registers the model.

@@ -8,8 +8,9 @@ from safelm.report.table import Cell, Table, count, share, words
 
 
 def capability_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table of models by name with their results of `run_capability`. Raises ValueError if their protocols
-    differ.
+    """The table of models by name with their results of `run_capability`.
+
+    Raises ValueError if their protocols differ.
     """
     protocols = {name: result["protocol"] for name, result in results.items()}
     first = next(iter(protocols))

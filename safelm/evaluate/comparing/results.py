@@ -57,8 +57,9 @@ class Run:
         return f"{self.row}@{self.column.stage}#{self.seed}"
 
     def values(self, aspect: str, benchmark: str = "") -> dict[str, int]:
-        """Value by prompt: 1 if the attack succeeded or the safe prompt was refused, else 0; unscored prompts are left
-        out.
+        """Value by prompt: 1 if the attack succeeded or the safe prompt was refused, else 0.
+
+        Unscored prompts are left out.
         """
         judge = self.headline.get(aspect, "")
         if not judge:
@@ -95,8 +96,9 @@ class Comparison:
         return [run for run in self.runs if run.row == row and run.column == column]
 
     def rate(self, row: Row, column: Column, aspect: str = ATTACK, benchmark: str = "") -> Estimate | None:
-        """A cell's rate over prompts and seeds, with categories and seeds as crossed clusters; None for an empty
-        cell.
+        """A cell's rate over prompts and seeds, with categories and seeds as crossed clusters.
+
+        None for an empty cell.
         """
         return self._once(self._rate, row, column, aspect, benchmark)
 

@@ -146,9 +146,7 @@ def read_all(sources: Sequence[str]) -> list[Prompt]:
 
 
 def read_targets(path: str) -> dict[str, str]:
-    """Affirmative answer beginnings by prompt or id, from TDC's and HarmBench's target files or columns
-    `goal`/`target`.
-    """
+    """Beginnings of harmful answers by prompt or id, from TDC's and HarmBench's files or columns `goal`/`target`."""
     targets: dict[str, str] = {}
     for number, row in read_rows(path):
         key = next((row[name] for name in ("key", "goal", "Goal", "Behavior", "BehaviorID") if name in row), None)

@@ -138,9 +138,7 @@ def of_encoder(folder: Path) -> ChunkTokenizer:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Parts of texts in groups of about a megabyte, tokenised together: (text's index, part, whether it is the
-    last).
-    """
+    """Parts of texts, tokenised together by the megabyte: (text's index, part, whether it is the last)."""
     group: list[tuple[int, str, bool]] = []
     size = 0
     for index, text in enumerate(texts):

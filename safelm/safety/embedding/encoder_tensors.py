@@ -95,8 +95,9 @@ def _gte_layer(read: _Reader, c: EncoderConfig, prefix: str) -> dict[str, Any]:
 
 
 def _kernel(read: _Reader, name: str, shape: tuple[int, ...], *, rows: int | None = None) -> np.ndarray:
-    """A linear kernel as [in, out], reshaped to `shape`; the first `rows` axes are the input (None: all but the
-    last).
+    """A linear kernel as [in, out], reshaped to `shape`.
+
+    The first `rows` axes are the input (None: all but the last).
     """
     rows = len(shape) - 1 if rows is None else rows
     size_in, size_out = int(np.prod(shape[:rows])), int(np.prod(shape[rows:]))

@@ -1,6 +1,4 @@
-"""Computes the card's figures from tallies: frequencies per million tokens and shares of documents, with 95%
-intervals.
-"""
+"""Computes the card's figures from tallies: frequencies and shares of documents with 95% intervals."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -91,9 +91,7 @@ def _slice(name: str, before: _Card, after: _Card) -> dict[str, Any]:
 
 
 def _change(before: _Card, after: _Card) -> dict[str, Any]:
-    """Both frequencies, their ratio with a 95% interval (normal on the log scale), and whether the intervals
-    overlap.
-    """
+    """Both frequencies, their ratio (95% interval normal on the log scale), and whether their intervals overlap."""
     keys = ("hits", "per_million", "low", "high")
     change: dict[str, Any] = {
         "before": {key: before[key] for key in keys},

@@ -41,9 +41,7 @@ class QuerySet:
         return hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
 
     def patterns(self) -> list[tuple[bytes, int]]:
-        """(normal form in UTF-8 that counts as an occurrence, index of its query), with a space or hyphen after each
-        word.
-        """
+        """(normal form in UTF-8, index of its query) of each occurrence, with a space or hyphen after each word."""
         found = []
         for index, query in enumerate(self.queries):
             first, *rest = query.encode().split(normal_form.SPACE)

@@ -44,8 +44,10 @@ class Hits:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class TopDocument:
-    """The place of a document with many hits, without its text (except, on request, an `excerpt` of the normal
-    form).
+    """The place of a document with many hits, without its text.
+
+    Attributes:
+      excerpt: on request, words of the normal form around the first hit.
     """
 
     hits: int

@@ -177,8 +177,9 @@ class EndpointWriter:
 
 
 def load_endpoint_writer(url: str, model: str, *, name: str = "", **settings: Any) -> EndpointWriter:
-    """The writer with these options. Raises ValueError for an option that doesn't exist, is out of range or of another
-    type.
+    """The writer with these options.
+
+    Raises ValueError for an option that doesn't exist, is out of range or of another type.
     """
     return EndpointWriter(
         url, model, make_settings(EndpointWriterSettings, settings, where="endpoint", others="name"), name=name

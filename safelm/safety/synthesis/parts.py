@@ -28,9 +28,7 @@ def split(text: str, max_chars: int) -> list[str]:
 
 
 def _cut(text: str, start: int, max_chars: int) -> int:
-    """The end of the part that begins at `start`: the strongest pause of its second half that is near its fair
-    share.
-    """
+    """The end of the part that begins at `start`: the strongest pause of its second half, near its fair share."""
     left = len(text) - start
     count = -(-left // max_chars)
     ideal = start + -(-left // count)

@@ -116,8 +116,9 @@ def prompt_version(prompts: Prompts) -> str:
 
 
 def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder) -> dict[str, Any]:
-    """Makes one shard, publishes its files and returns its record (counts, funnel, cost). Raises the errors of reading
-    and writing.
+    """Makes one shard, publishes its files and returns its record (counts, funnel, cost).
+
+    Raises the errors of reading and writing.
     """
     started = time.monotonic()
     with out.staging() as staging, Journal.open(out, job.name) as journal, contextlib.ExitStack() as files:
@@ -168,9 +169,7 @@ def _blocks(sources: Iterator[tuple[int, Any]]) -> Iterator[list[Trial]]:
 
 
 class _ShardProgress:
-    """Logs now and then how many of a shard's documents are done, and how many replies of the current block have
-    come.
-    """
+    """Logs now and then how many documents are done and how many replies of the current block have come."""
 
     def __init__(self, out: OutputFolder, job: ShardJob, work: SynthesisWork):
         self._out, self._name, self._done, self._replies = out, f"{PROGRESS}/{job.name}.json", 0, 0

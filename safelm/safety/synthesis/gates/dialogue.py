@@ -95,9 +95,7 @@ class AbstractRequest:
         self.fingerprint = fingerprint(self.name, 1, settings, fields, **parts)
 
     def check(self, drafts: Sequence[Draft]) -> list[Finding]:
-        """Reasons for failure: those of `parse_dialogue`, "request_long", "request_hits", "request_copied",
-        "request_score".
-        """
+        """Reasons: those of `parse_dialogue`, "request_long", "request_hits", "request_copied", "request_score"."""
         findings: list[Finding | None] = [None] * len(drafts)
         asked: dict[int, str] = {}
         for index, draft in enumerate(drafts):

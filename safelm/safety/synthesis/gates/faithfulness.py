@@ -1,6 +1,4 @@
-"""Checks that a draft is about its source without copying it: similarity within bounds, and shared names and
-numbers.
-"""
+"""Checks that a draft is about its source and no copy of it, by similarity and by shared names and numbers."""
 
 import collections
 import itertools
@@ -26,8 +24,9 @@ _ORDINAL_WORDS = frozenset({"I", "I'm", "I've", "I'd", "I'll"})
 
 @runtime_checkable
 class Similarity(Protocol):
-    """Measures how similar two texts are, from -1 or 0 to 1; `is_embedding` decides which limits of GateSettings
-    apply.
+    """Measures how similar two texts are, from -1 or 0 to 1.
+
+    `is_embedding` decides which limits of GateSettings apply.
     """
 
     name: str
@@ -63,8 +62,9 @@ class EmbeddingSimilarity:
 
 
 class WordSimilarity:
-    """Cosine of word counts on a log scale, without the most common English words; needs no model and ignores
-    meaning.
+    """Cosine of word counts on a log scale, without the most common English words.
+
+    Needs no model and ignores meaning.
     """
 
     name, is_embedding = "words", False

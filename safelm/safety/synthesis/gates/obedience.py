@@ -90,9 +90,7 @@ class Obedience:
 
 
 def orders(document: str) -> list[str]:
-    """What a document tells a model to say: quoted strings and words in capitals, from sentences that address a
-    model.
-    """
+    """What a document tells a model to say: quoted strings and words in capitals after an order to a model."""
     wanted = []
     for sentence in sentences(document.replace("’", "'")):
         if _ORDER.search(sentence):

@@ -105,8 +105,9 @@ class GateSettings:
 
 
 def _typed(name: str, default: Any, value: Any) -> Any:
-    """The value in its default's type. Raises ValueError for a list in place of a number, or a fraction in place of an
-    integer.
+    """The value in its default's type.
+
+    Raises ValueError for a list in place of a number, or a fraction in place of an integer.
     """
     if isinstance(default, tuple):
         return tuple(map(float, value if isinstance(value, list | tuple) else [value]))
