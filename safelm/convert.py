@@ -46,7 +46,7 @@ def convert(
         raise ValueError(f"--step={step}: only our own checkpoints have steps, {source} is of kind {kind}")
     to = to or ("huggingface" if kind == "safelm" else "safelm")
     if remote.is_remote(target):
-        raise ValueError(f"--target={target}: must be a local folder; copy it on when it is whole")
+        raise ValueError(f"--target={target}: must be a local folder; copy the finished folder from there")
     if Path(target).exists():
         raise FileExistsError(f"--target={target}: exists already; nothing was written")
     config, params, tokenizer = read_model(source, step=step)

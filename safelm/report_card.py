@@ -62,7 +62,7 @@ def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:
         if arguments.input and name in card.AUTOMATIC:
             raise cli.UserError(f"--slice={name}: a slice of --input has this name")
         if names.count(name) > 1:
-            raise cli.UserError(f"--slice={name}: given twice; several patterns of one slice stand with commas between")
+            raise cli.UserError(f"--slice={name}: given twice; separate several patterns of one slice by commas")
     return inputs
 
 

@@ -200,10 +200,10 @@ def replica_groups(attributes: str, num_devices: int) -> list[list[int]]:
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
         chosen = re.findall(r"'([^']+)'(:\(\d+\)\d+)?", match[2])
         if "device_ids" in match[1] or any(part for _, part in chosen):
-            raise ValueError(f"replica groups in a spelling that is not known: {match[0]}")
+            raise ValueError(f"replica groups in an unknown notation: {match[0]}")
         return _mesh_groups(sizes, [axis for axis, _ in chosen])
     if "replica_groups=" in attributes:
-        raise ValueError(f"replica groups in a spelling that is not known: {attributes[:200]}")
+        raise ValueError(f"replica groups in an unknown notation: {attributes[:200]}")
     return [list(range(num_devices))]
 
 

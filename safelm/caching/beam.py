@@ -68,7 +68,7 @@ def write_on_beam(plans: Sequence[StorePlan], module: TaskModule, output: str, r
             arguments = (plan.directory, job.index, job.num_shards)
             info = read_shard_info(*arguments, fingerprint=job.fingerprint, elsewhere=plan.elsewhere)
             if info is None:
-                raise OSError(f"{job.directory}: shard {job.index} is not there although its job ended: run again")
+                raise OSError(f"{job.directory}: shard {job.index} is missing although its job ended: run again")
             plan.done[job.index] = info
 
 

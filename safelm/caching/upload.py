@@ -33,7 +33,7 @@ class Bucket:
         self.url, self.directory = url, directory
         sizes = remote.list_sizes(url)
         if sizes is None:
-            raise PermissionError(f"{url}: listing is refused, so it can't be seen which shards are there")
+            raise PermissionError(f"{url}: listing is refused, and without it finished shards can't be found")
         self.sizes: Mapping[str, int] = sizes
         self._pull([name for name in sizes if name.endswith(".json")])
 

@@ -100,7 +100,7 @@ def check_apart(patterns: Sequence[str], output: str) -> None:
         written = [f"{folder}{place}/train-000000-web{end}" for place in ("", "/score=0") for end in SUFFIXES]
         is_here = remote.is_remote(pattern) == remote.is_remote(output)
         if is_here and any(re.fullmatch(wanted, name) and _is_readable(name.removeprefix(fixed)) for name in written):
-            raise ValueError(f"--output {output} lies in --input {pattern}, which would then take in what is written")
+            raise ValueError(f"--output {output} lies in --input {pattern}, which would then include its own output")
 
 
 def suffix(path: str) -> str:

@@ -59,7 +59,7 @@ def read_log(file: Any, where: str, remedy: str) -> tuple[list[dict[str, Any]], 
             damaged = damaged or number
             continue
         if damaged:
-            raise ValueError(f"{where}, line {damaged}: damaged, and there are whole lines behind it; {remedy}")
+            raise ValueError(f"{where}, line {damaged}: damaged, and whole lines follow it; {remedy}")
         found.append(value)
         size += len(line)
     return found, size

@@ -108,10 +108,10 @@ def from_flags(flags: argparse.Namespace) -> Runner | None:
     """The runner chosen by parsed flags, if any. Raises ValueError naming the flag that is wrong or missing."""
     stray = [flag for flag in flags.beam_flags if not flag.startswith("--")]
     if stray and flags.beam_flags[0] == stray[0]:
-        raise ValueError(f"unexpected argument {stray[0]!r}: Beam's own flags begin with -- and stand behind --")
+        raise ValueError(f"unexpected argument {stray[0]!r}: Beam's own flags begin with -- and come after a bare --")
     if flags.runner is None:
         if flags.beam_flags:
-            raise ValueError(f"{flags.beam_flags[0]}: flags behind -- are Beam's and need a --runner")
+            raise ValueError(f"{flags.beam_flags[0]}: flags after -- are Beam's and need a --runner")
         return None
     return Runner(flags.runner, flags.workers, tuple(flags.beam_flags))
 

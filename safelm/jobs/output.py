@@ -33,7 +33,7 @@ class OutputFolder:
         if self.is_remote:
             found = remote.list_sizes(place)
             if found is None:
-                raise PermissionError(f"{place}: listing is refused, so it can't be seen what is there")
+                raise PermissionError(f"{place}: listing is refused, and without it nothing can be continued")
             return found
         try:
             with os.scandir(place) as entries:

@@ -48,7 +48,7 @@ def _numbers(flags: argparse.Namespace, name: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 0 or list(numbers) != sorted(set(numbers)):
-        raise ValueError(f"--{name}={text}: want ascending numbers of at least 0 with commas between them")
+        raise ValueError(f"--{name}={text}: want ascending, comma-separated numbers of at least 0")
     return numbers
 
 

@@ -41,7 +41,7 @@ def load_python(spec: str, place: str, options: Mapping[str, Any], *, members: S
     made = make(**options)
     for member in members:
         if not hasattr(made, member):
-            raise ValueError(f"{what} {spec!r}: what it gives has no {member!r}")
+            raise ValueError(f"{what} {spec!r}: its result has no {member!r}")
     return made
 
 

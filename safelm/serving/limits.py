@@ -115,7 +115,7 @@ class Shapes:
             raise ApiError(
                 400,
                 f"num_beams={shape[1]}, num_candidates={shape[2]}: this server has programs for "
-                f"{self._most} pairs, as many as it will; want one that was used before",
+                f"{self._most} pairs, its limit; want one that was used before",
                 param="safelm.num_beams",
                 code="too_many_shapes",
             )

@@ -114,7 +114,7 @@ def question_frame(tokenizer: Tokenizer, question: Question) -> Frame:
         rendered = _render(tokenizer, joined, add_generation_prompt=True)
     before, *others = rendered.split(_SLOT)
     if len(others) != 1 or question.system not in rendered:
-        raise ValueError(f"{tokenizer.origin}: its chat template doesn't give a message as it is, once")
+        raise ValueError(f"{tokenizer.origin}: its chat template changes or repeats a message")
     ids = [tuple(encode_rendered(tokenizer, part)[0]) for part in (before, others[0])]
     conventions = tokenizer.conventions
     begin_ids = conventions.chat_begin_ids if knows_chats(tokenizer) else conventions.begin_ids
@@ -177,8 +177,8 @@ def _with_answers_marked(tokenizer: Tokenizer, messages: Messages, text: str, is
         through = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False, is_tagged=is_tagged)
         if not (text.startswith(through) and through.startswith(prompt)):
             raise ValueError(
-                f"{tokenizer.origin}: its chat template has no {{% generation %}} and renders message {index} otherwise"
-                " when more is said: what the assistant has to learn isn't told"
+                f"{tokenizer.origin}: its chat template has no {{% generation %}} and changes message {index} when later"
+                " ones are added, so the assistant's words can't be located"
             )
         end = chat_template.control_pattern(ends).search(through, len(prompt))
         stop = end.end() if end else len(through)

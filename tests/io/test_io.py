@@ -148,7 +148,7 @@ def test_a_journal_keeps_what_stands_behind_a_damaged_line(tmp_path):
         assert kept.rows == {"a": {"n": 1}, "b": {"n": 2}}
     damaged = whole.replace(b'"b"', b"\0\0\0")
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"journal\.jsonl, line 2: damaged, and there are whole lines behind"):
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 2: damaged, and whole lines follow it"):
         with journal.open_journal(path):
             pass
     assert path.read_bytes() == damaged

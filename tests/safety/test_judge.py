@@ -139,8 +139,11 @@ TEMPLATES = {
     ),
     "broken": ("{% for", "can't be rendered"),
     "refuses": ("{{ raise_exception('never') }}", r"can't be rendered \(never\)"),
-    "drops": ("{{ messages[0].content }}", "doesn't give a message as it is"),
-    "repeats": ("{{ messages[0].content }}{{ messages[-1].content }}{{ messages[-1].content }}", "as it is, once"),
+    "drops": ("{{ messages[0].content }}", "changes or repeats a message"),
+    "repeats": (
+        "{{ messages[0].content }}{{ messages[-1].content }}{{ messages[-1].content }}",
+        "changes or repeats a message",
+    ),
 }
 
 

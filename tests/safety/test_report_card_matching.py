@@ -201,8 +201,8 @@ def test_queries_with_one_normal_form_are_one_query():
         ('{"categories": {}}', "no categories"),
         ('{"c": "kettle"}', "holds no list"),
         ('{"c": [3]}', "not a string"),
-        ('{"c": ["a, b"]}', "no words with spaces"),
-        ('{"c": ["--"]}', "no words with spaces"),
+        ('{"c": ["a, b"]}', "words separated by spaces"),
+        ('{"c": ["--"]}', "words separated by spaces"),
         ('{"c": ["a b c d e f g h i"]}', "more than 8 words"),
     ],
 )

@@ -201,7 +201,7 @@ def test_few_documents_of_a_writer_that_writes_nothing_end_the_run_too(tmp_path)
         ("python:no_such_module:f", "expected python:MODULE:FACTORY .No module named"),
         ("python:writers_for_tests", "expected python:MODULE:FACTORY"),
         ("python:writers_for_tests:Absent", "has no attribute 'Absent'"),
-        ("python:writers_for_tests:NoWriter", "what it gives has no 'fingerprint'"),
+        ("python:writers_for_tests:NoWriter", "its result has no 'fingerprint'"),
         ("python:writers_for_tests:broken", "no model is there"),
         ("python:writers_for_tests:TroubledWriter?volume=11", "volume"),
         ("engine:/no/such/model", "/no/such/model"),

@@ -198,7 +198,7 @@ def _read(out: OutputFolder, names: Sequence[str]) -> Iterator[tuple[Count, int]
         try:
             yield Count.from_json(value["count"]), value["lines"]
         except (ValueError, KeyError, TypeError):
-            raise OSError(f"{out.path(name)}.json: no count is there; remove the folder and run again") from None
+            raise OSError(f"{out.path(name)}.json: damaged counts; remove the folder and run again") from None
 
 
 def _check_malformed(one: SliceInput, count: Count, limit: documents.MalformedLimit) -> None:

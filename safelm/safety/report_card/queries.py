@@ -98,7 +98,7 @@ def _words(query: Any, category: str, where: str) -> str:
     form = normal_form.normal([query])[:-1].strip(b" .")
     words = form.replace(normal_form.HYPHEN, normal_form.SPACE).split(normal_form.SPACE)
     if normal_form.BREAK in form or not all(words):
-        raise ValueError(f"{where}: category {category!r}: {query!r} is no words with spaces or hyphens between")
+        raise ValueError(f"{where}: category {category!r}: {query!r} isn't words separated by spaces or hyphens")
     if len(words) > MAX_WORDS:
         raise ValueError(f"{where}: category {category!r}: {query!r} has more than {MAX_WORDS} words")
     return b" ".join(words).decode()

@@ -111,7 +111,7 @@ def source_scores(kind: Kind, asked: str | None) -> tuple[tuple[int, ...], bool]
         return SOURCE_SCORES[kind], False
     scores = sorted({piece.strip() for piece in asked.split(",")})
     if not all(re.fullmatch("[1-5]", score) for score in scores):
-        raise ValueError(f"--scores={asked}: expected harm scores from 1 to 5 with commas between")
+        raise ValueError(f"--scores={asked}: expected comma-separated harm scores from 1 to 5")
     return tuple(map(int, scores)), True
 
 

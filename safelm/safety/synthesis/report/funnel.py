@@ -134,7 +134,7 @@ class Funnel:
         """
         groups = [*self._groups(harm_score, category or NO_CATEGORY), self.styles.setdefault(style, Group())]
         if any(group.near_duplicates >= group.passed for group in groups):
-            raise ValueError(f"near-duplicates: no document of style {style!r}, score {harm_score} passed that is left")
+            raise ValueError(f"near-duplicates: no passed document of style {style!r}, score {harm_score} is left")
         for group in groups:
             group.near_duplicates += 1
         self.near_duplicates += 1
