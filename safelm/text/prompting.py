@@ -177,8 +177,8 @@ def _with_answers_marked(tokenizer: Tokenizer, messages: Messages, text: str, is
         through = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False, is_tagged=is_tagged)
         if not (text.startswith(through) and through.startswith(prompt)):
             raise ValueError(
-                f"{tokenizer.origin}: its chat template has no {{% generation %}} and changes message {index} when later"
-                " ones are added, so the assistant's words can't be located"
+                f"{tokenizer.origin}: its chat template has no {{% generation %}} and changes message {index} when"
+                " later ones are added, so the assistant's words can't be located"
             )
         end = chat_template.control_pattern(ends).search(through, len(prompt))
         stop = end.end() if end else len(through)

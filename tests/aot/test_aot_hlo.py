@@ -181,7 +181,7 @@ def test_replica_groups_in_every_spelling(spelled, groups):
 
 
 def test_a_spelling_of_replica_groups_that_is_not_known_is_an_error_not_a_guess():
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="unknown notation"):
         aot_collectives.replica_groups("replica_groups=mesh['a'=4] {'a':(1)2}", 4)
 
 
