@@ -1,4 +1,4 @@
-"""`LanguageModel`: a model with its vocabulary, to be used from Python. `safelm.load` reads one."""
+"""`LanguageModel`: a model with its vocabulary for use from Python; `safelm.load` reads one."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ _GREEDY = Greedy()
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What a prompt was continued with.
+    """A prompt's continuation.
 
     Attributes:
       text: the new text.
-      tokens: its ids, with the one that ended it, if one did.
-      logprob: of all tokens together under the model, in nats, neither tempered nor filtered.
-      tag_probs: for every token P(tag | prompt and tokens up to and with it).
+      tokens: the new ids, including the one that ended the text, if any.
+      logprob: log-probability of all new tokens under the model (nats), without temperature or filters.
+      tag_probs: P(tag | prompt and tokens up to and including this one), for every new token.
       stopped_by: "eos", "tag" or "length".
     """
 
@@ -51,7 +51,7 @@ class LanguageModel:
     Attributes:
       config: sizes and numerics.
       params: the parameters, as `safelm.models.decoder` takes them.
-      tokenizer: the vocabulary, the harm tag in it, and how the model's texts begin and end.
+      tokenizer: the vocabulary with the harm tag, and how the model's texts begin and end.
     """
 
     config: ModelConfig
