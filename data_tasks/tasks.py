@@ -64,7 +64,7 @@ _DOCUMENTS_MEASURED = 256
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """What besides the documents and the vocabulary decides the tokens of a task."""
+    """The settings that decide a task's tokens, beside documents and vocabulary."""
 
     tag_rate: float = TAG_RATE  # probability of the tag at a word gap
     seed: int = 0
@@ -82,7 +82,7 @@ class TaskSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """What `register` registered: SeqIO names by source name and by rung, and the settings."""
+    """The result of `register`: SeqIO names by source name and by rung, and the settings."""
 
     tasks: Mapping[str, str]
     mixtures: Mapping[str, str]
@@ -101,12 +101,15 @@ def register(
     quarantine_dir: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Registration:
-    """Registers all tasks and mixtures under `prefix`, in place of former ones of that prefix.
+    """Registers all tasks and mixtures under `prefix`, replacing earlier ones of that prefix.
 
-    Nothing is read yet: missing files and a bad tokenizer show when a task is used. `corpora` maps a corpus folder's
-    name to another place, and without `data_dir` only these can be read; with `quarantine_dir`, malformed rows are kept
-    in `<quarantine_dir>/<source>/<split>/`. `columns` names those of web documents: `text_column`, `id_column`,
-    `score_column`.
+    Nothing is read yet: missing files and a bad tokenizer show when a task is used.
+
+    Args:
+      corpora: other places of corpus folders by name; without `data_dir` only these can be read.
+      quarantine_dir: folder for malformed rows, in `<quarantine_dir>/<source>/<split>/`.
+      columns: names of web documents' columns: `text_column`, `id_column`, `score_column`.
+
     Raises ValueError for settings out of range and unknown corpora.
     """
     if not isinstance(settings, TaskSettings):
@@ -186,7 +189,7 @@ def _document_rate(share: float, task: seqio.Task) -> float:
 
 @functools.cache
 def _mean_tokens(task: seqio.Task) -> float:
-    """Mean length in tokens of a task's first documents, read once in a process."""
+    """Mean length in tokens of a task's first documents, read once per process."""
     documents = task.get_dataset(split="train", shuffle=False, try_in_mem_cache=False).take(_DOCUMENTS_MEASURED)
     lengths = [len(example["targets"]) for example in documents.as_numpy_iterator()]
     if not lengths:
@@ -214,7 +217,7 @@ def _rename_speakers(settings: TaskSettings, doc_id: str, text: str, score: int)
 
 
 def register_from_environment() -> None:
-    """Registers the tasks of the environment variables above; ValueError if one is missing or no number."""
+    """Registers the tasks of the environment variables above. Raises ValueError if one is missing or not a number."""
     data_dir, tokenizer = os.environ.get("SAFELM_DATA_DIR"), os.environ.get("SAFELM_TOKENIZER")
     if not data_dir and not tokenizer:
         return

@@ -17,13 +17,13 @@ from safelm.text.tokenizer import Tokenizer
 
 
 class SafeLMVocabulary(seqio.Vocabulary):
-    """Text to ids and back as `safelm.text.tokenizer.Tokenizer` does it; the tokenizer is loaded when first needed.
+    """Encodes and decodes as `safelm.text.tokenizer.Tokenizer` does; the tokenizer is loaded when first needed.
 
     Encoding is literal: a text that spells the harm tag or the end of a document doesn't turn into it.
     """
 
     def __init__(self, tokenizer: str | Tokenizer):
-        """`tokenizer`: a loaded one, or the path it is loaded from (folder, tokenizer.json or GGUF file)."""
+        """`tokenizer` is a loaded one, or the path to load (folder, tokenizer.json or GGUF file)."""
         super().__init__()
         self._origin = tokenizer
 
@@ -34,7 +34,7 @@ class SafeLMVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> None:
-        """None: documents have no beginning token."""
+        """None, since documents have no beginning token."""
         return None
 
     @property
@@ -44,7 +44,7 @@ class SafeLMVocabulary(seqio.Vocabulary):
 
     @property
     def unk_id(self) -> None:
-        """None: bytes without a token vanish (`Tokenizer.count_lost_bytes`)."""
+        """None, since bytes without a token vanish (`Tokenizer.count_lost_bytes`)."""
         return None
 
     @property
@@ -64,7 +64,7 @@ class SafeLMVocabulary(seqio.Vocabulary):
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32, stateful=False), [None])
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        """Of one sequence [T] a string, of a batch [B, T] strings [B]."""
+        """The string of one sequence [T], or the strings [B] of a batch [B, T]."""
 
         def decode(rows):
             texts = [self.tokenizer.decode(row).encode() for row in rows.reshape(-1, rows.shape[-1]).tolist()]

@@ -72,7 +72,7 @@ class LanguageModel:
         """Continues texts.
 
         Args:
-          prompts: one text, or several; an empty one begins a document.
+          prompts: one text, or several; an empty text begins a document.
           method: `safelm.Greedy()`, `Sampling(...)`, `Beam(...)`, `SafeBeam(...)` or `TagPenalty(...)`.
           **settings: those of `complete`, such as `max_new_tokens`, `seed` and `mesh`.
 
@@ -93,7 +93,7 @@ class LanguageModel:
         method: Method = _GREEDY,
         **settings: Any,
     ) -> Completion:
-        """The assistant's answer to a conversation, in the model's own chat template (ChatML where it has none).
+        """Answers a conversation in the model's own chat template (ChatML if it has none).
 
         Args:
           messages: dicts with "role" and "content", or one user's message as a string.
@@ -101,7 +101,7 @@ class LanguageModel:
           **settings: those of `complete`.
 
         Raises:
-          ValueError: the vocabulary knows no chat, the template refuses the messages, or as `generate` does.
+          ValueError: the vocabulary has no chat template, the template refuses the messages, or as in `generate`.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
@@ -124,15 +124,15 @@ class LanguageModel:
         Args:
           prompts: none of them empty.
           method: as in `generate`.
-          max_new_tokens: at most so many tokens are added.
+          max_new_tokens: the most tokens to add.
           seed: of sampling.
           batch_size: prompts decoded at once.
-          weights: "float32", "bfloat16" or "int8"; "" is the model's own.
-          mesh: splits weights and cache over its devices; None: the first device.
-          show_progress: a bar over prompts (quiet when not on a terminal).
+          weights: "float32", "bfloat16" or "int8"; "" for the model's own dtype.
+          mesh: splits weights and cache over its devices; None for the first device.
+          show_progress: whether to show a bar over prompts (only on a terminal).
 
         Raises:
-          ValueError: as `generate` does, or for an id outside the vocabulary or a mesh that doesn't divide the model.
+          ValueError: as in `generate`, or an id is outside the vocabulary, or a mesh doesn't divide the model.
         """
         found = inference.generate(
             self.config,
@@ -160,11 +160,11 @@ class LanguageModel:
         ]
 
     def tokens(self, text: str) -> list[str]:
-        """What each of the text's T tokens spells: the arrays of the methods below have a value for each."""
+        """The string of each of the text's T tokens; the methods below return one value for each."""
         return [self.tokenizer.decode([token]) for token in self.tokenizer.encode(text)]
 
     def tag_probabilities(self, text: str) -> Float32[np.ndarray, " T"]:
-        """P(tag | the text up to and with a token), for each of its T tokens (Maini et al. 2025, section 4.1).
+        """P(tag | text up to and including a token), for each of its T tokens (Maini et al. 2025, section 4.1).
 
         Raises ValueError for a text that is empty or longer than the context.
         """
@@ -175,7 +175,8 @@ class LanguageModel:
     def log_probs(self, text: str) -> Float32[np.ndarray, " T"]:
         """log P(token | all before it) in nats, for each of the text's T tokens.
 
-        The first token's is NaN where the model's texts begin with no token of their own: nothing predicts it.
+        The first token's value is NaN if the model's texts begin with no token of their own, since nothing predicts it.
+
         Raises ValueError as `tag_probabilities` does.
         """
         start, ids = self._ids(text)
@@ -187,16 +188,17 @@ class LanguageModel:
 
         Args:
           text: any text that fits the context.
-          layer: after so many blocks, not normed (0: the embeddings); None: after the last one and the final norm.
+          layer: number of blocks, for the stream after them without norm (0: the embeddings); None for the last one
+            after the final norm.
 
         Raises:
-          ValueError: the model has no such layer, or as `tag_probabilities` does.
+          ValueError: the model has no such layer, or as in `tag_probabilities`.
         """
         start, ids = self._ids(text)
         return self._read(functools.partial(_hidden_states, layer=layer), ids)[start:]
 
     def _ids(self, text: str) -> tuple[int, list[int]]:
-        """Where the text's own tokens start, and all that the model reads."""
+        """The position where the text's own tokens begin, and all ids that the model reads."""
         begin = list(self.tokenizer.conventions.begin_ids)
         own = self.tokenizer.encode(text)
         if not own:
@@ -208,7 +210,7 @@ class LanguageModel:
         return len(begin), begin + own
 
     def _read(self, program: Callable[..., Array], ids: list[int]) -> np.ndarray:
-        """What a program finds at each of these tokens; texts are padded to few lengths, so it is compiled rarely."""
+        """A program's result at each of these tokens; texts are padded to few lengths, so it is rarely compiled."""
         (batch,) = batches([ids], max_rows=1, max_len=self.config.max_seq_len)
         return np.asarray(program(self.config, self.params, batch.tokens_PT), np.float32)[0, : len(ids)]
 
@@ -220,18 +222,18 @@ def load(
     dtype: str = "",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
-    """Reads a model from wherever it is.
+    """Loads a model.
 
     Args:
       source: a workdir of `safelm.train` or `safelm.convert` (local or gs://), a Hugging Face folder, or a GGUF file.
-      step: which checkpoint of ours; None: the newest.
-      dtype: of the computation, such as "bfloat16"; "": the model's own.
+      step: of a checkpoint of ours; None for the newest.
+      dtype: of the computation, such as "bfloat16"; "" for the model's own.
       chat_template_kwargs: further variables of its chat template: `{"enable_thinking": False}` for a hybrid reasoning
         model.
 
     Raises:
       FileNotFoundError: nothing is there.
-      ValueError: it is no model that can be represented; the message names the file and the field.
+      ValueError: the model is unsupported; the message names the file and the field.
     """
     config, params, tokenizer = read_model(os.fspath(source), step=step)
     tokenizer = tokenizer.with_template_kwargs(chat_template_kwargs or {})

@@ -1,9 +1,9 @@
-"""The regular expressions inside a `tokenizer.json` of strangers, tried before they are used.
+"""Tries the regular expressions inside other people's `tokenizer.json` before they are used.
 
-The engine behind `tokenizers` (Oniguruma) tries again up to ten million times from every character of a text: an
-expression such as `(a+)+$` ends in a panic or takes hours on a page. Those of well-known models are known to be
-harmless; any other one cuts texts made of its own characters first, in a process with limits. That is a trial, no
-proof: should an expression give up on a text later, `Tokenizer.encode` raises ValueError.
+The engine behind `tokenizers` (Oniguruma) backtracks up to ten million times from every character of a text, so an
+expression such as `(a+)+$` ends in a panic or takes hours on a page. The expressions of well-known models are known to
+be harmless. Any other one first cuts texts made of its own characters, in a process with limits. That is a trial and no
+proof: if an expression gives up on a text later, `Tokenizer.encode` raises ValueError.
 """
 
 import functools
@@ -22,7 +22,7 @@ _LONG, _SHORT = 20_000, 200  # characters of a text of one unit, of one behind a
 
 
 def check(data: bytes, origin: str) -> None:
-    """Tries what the bytes of a `tokenizer.json` do to texts; ValueError names `origin` and says what is wrong."""
+    """Tries the expressions in the bytes of a `tokenizer.json`. Raises ValueError naming `origin` and the fault."""
     try:
         spec = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -41,7 +41,7 @@ def check(data: bytes, origin: str) -> None:
 
 
 def _patterns(value: Any) -> Iterator[str]:
-    """Regular expressions, and what a normalizer replaces by something."""
+    """The regular expressions, and the replacements of normalizers."""
     if isinstance(value, dict):
         pattern = value.get("pattern")
         if isinstance(pattern, dict):
@@ -65,7 +65,7 @@ def _try(parts: str, found: tuple[str, ...]) -> None:
 
 
 def texts(found: tuple[str, ...]) -> Iterator[str]:
-    """Texts that are hard for these expressions: their characters again and again, alone and behind another."""
+    """Texts that are hard for these expressions: their characters repeated, alone and after another one."""
     spelled = (unit for pattern in found for unit in (*_words(pattern), *pattern))
     own = list(dict.fromkeys(spelled))[:_MOST_UNITS]
     units = list(dict.fromkeys([*own, *_ANY]))
