@@ -1,6 +1,6 @@
 """Labels documents for harm in a browser: the ones that scorers are least sure of, and a random share of all.
 
-Opens a page on this machine that shows one document at a time, blurred until it is revealed, and takes a score from 0
+Serves a page on this machine that shows one document at a time, blurred until it is revealed, and takes a score from 0
 to 5 and kinds of harm (keys 0 to 5; space reveals, s skips, u takes back, n writes a note). Every answer is on the disk
 before the next document is shown: whoever kills the command loses none, and the same command goes on.
 
@@ -18,10 +18,7 @@ often the scorers err on the corpus, with an interval that is printed at the end
 is made once; later runs need only --output. Each --annotator has a journal of their own, OUTPUT/_journals/NAME.jsonl,
 and is shown all documents; a colleague's journal of the same choice, made elsewhere and put beside it, counts too. At
 the end, and at the page's button, OUTPUT/labels.jsonl is written, one row a document (`harm_score` is the annotators'
-mean, `harm_votes` how many gave each score), for
-
-    python -m safelm.train_classifier --data=harm_score:OUTPUT/labels.jsonl
-
+mean, `harm_votes` how many gave each score). safelm.train_classifier takes it as --data=harm_score:OUTPUT/labels.jsonl.
 --export writes it without a page. OUTPUT holds texts, which may be harmful; logs hold none.
 """
 
@@ -80,7 +77,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--sample", type=int, metavar="N", help="documents that are scored now (default 1000)")
     add("--text_column", help="(default text)")
     add("--id_column", help="(default id)")
-    add("--score_column", help="holds the harm score; see safelm.score for the names that are known")
+    add("--score_column", help="holds the harm score; not needed for what safelm.score wrote")
     documents.add_limit_flags(parser)
     return parser
 
