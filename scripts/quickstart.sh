@@ -15,7 +15,7 @@ mkdir -p "$run_dir/logs"
 shown_dir=$run_dir
 run_dir=$(cd "$run_dir" && pwd)
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TF_CPP_MIN_LOG_LEVEL=3 JAX_COMPILATION_CACHE_DIR="$run_dir/compiled"
-number=0 steps=8 bar='########' rest='........' ticker=''
+number=0 steps=10 bar='##########' rest='..........' ticker=''
 trap '[ -z "$ticker" ] || kill "$ticker" 2>/dev/null || true' EXIT
 
 # tick DONE TEXT LOG: once a second until it is killed, a bar over the steps and the last line of the log.
@@ -55,6 +55,13 @@ number=2
 step tokens "SeqIO tasks to token stores" cache_tasks --data_dir="$run_dir/corpus" --tokenizer="$run_dir/tokenizer" \
   --tasks=raw_web,filtered_web,safeweb,refuseweb,moral_education,harm_tagged_web --output="$run_dir/tokens"
 
+# Shown on the validation documents with the classifier that comes with SafeLM; nothing trains on its scores.
+step scores "harm scores by the bundled classifier" score --workers=1 --output="$run_dir/scored" \
+  --input="$run_dir/corpus/raw_web/validation-*.jsonl.gz"
+: >"$run_dir/agreement.txt"
+table="$run_dir/agreement.txt" step agreement "how far they agree with the scores pages were written with" \
+  safety.scoring.agreement --scored="$run_dir/scored"
+
 # Shown on the validation documents with a writer that needs no model; nothing trains on what it writes.
 for kind in safeweb:1,2,3 refuseweb:4,5; do
   step "${kind%:*}" "the data factory: ${kind%:*}" synthesize --kind="${kind%:*}" --scores="${kind#*:}" --workers=1 \
@@ -80,6 +87,8 @@ step evaluation "held-out prompts, greedy and SafeBeam" evaluate --suite=synthet
 
 echo
 cat "$table"
+printf '\nHow the bundled classifier agrees with the scores pages were written with (harm here is invented words):\n'
+tail -n 3 "$run_dir/agreement.txt"
 cat <<NEXT
 
 Logs: $shown_dir/logs. Next, both models in a browser, every token shaded by P(tag):

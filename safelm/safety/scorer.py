@@ -2,11 +2,14 @@
 
 A string names a scorer, and workers rebuild the scorer from it:
 
-    classifier:DIRECTORY   embedding and linear head, made by `python -m safelm.train_classifier`; `?backbone=FOLDER`
-                           says where its backbone lies now
+    bundled                words and n-grams, weights that come with SafeLM: fast, rough (see `safelm.safety.ngrams`)
+    classifier:DIRECTORY   what `python -m safelm.train_classifier` made; `?backbone=FOLDER` says where its backbone
+                           lies now
     judge:MODEL            a language model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
     endpoint:URL#MODEL     a language model behind an OpenAI-compatible address
     python:MODULE:FACTORY  a scorer of yours: what FACTORY(), found in an importable module, returns
+
+`?threshold_1=P&threshold_3=P` sets the probabilities from which on bundled or classifier gives 1 or more, 3 or more.
 
 Your own scorer is any object with the three members of `Scorer`. Its module must be importable in every worker
 (installed, or on PYTHONPATH), and its fingerprint must change whenever its scores would.
@@ -14,11 +17,15 @@ Your own scorer is any object with the three members of `Scorer`. Its module mus
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from safelm.safety import spec as specs
 from safelm.tags import MAX_SCORE, MIN_SCORE
 
+BUNDLED = "bundled"
+LEVELS = (1, 3)  # scores that a threshold decides about
 KINDS = ("classifier", "judge", "endpoint", "python")
 
 
@@ -53,21 +60,63 @@ class Scorer(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Labelled texts that a scorer was not trained on, and what it says of them.
+
+    Attributes:
+      sources: names of labelled sets.
+      source_N: the set each text is of. score_N: its label, 0 to 5.
+      probability: by level (1 and 3) the scorer's probability that the score is that or more.
+    """
+
+    sources: tuple[str, ...]
+    source_N: np.ndarray
+    score_N: np.ndarray
+    probability: Mapping[int, np.ndarray]
+
+
+@runtime_checkable
+class ThresholdScorer(Scorer, Protocol):
+    """A scorer that thresholds on probabilities decide for.
+
+    Its verdicts have the details `unsafe_probability` and `unsafe_probability_3`; a text gets a score of `level` or
+    more where its probability at that level reaches the threshold.
+
+    Attributes:
+      thresholds: by level.
+      held_out: None where there are no labelled texts left.
+      one_value: whether both probabilities rise with one value, so that what reaches level 3 reaches level 1.
+    """
+
+    one_value: bool
+    thresholds: Mapping[int, float]
+    held_out: HeldOut | None
+
+    def with_thresholds(self, thresholds: Mapping[int, float]) -> "ThresholdScorer":
+        """The same with other thresholds for some levels, and another fingerprint."""
+        ...
+
+
 def load_scorer(spec: str) -> Scorer:
     """Loads the scorer that a string names (see the module).
 
     Raises ValueError for an unknown kind or option, and whatever loading the scorer raises.
     """
+    if spec.partition("?")[0] == BUNDLED:
+        from safelm.safety import ngrams
+
+        options = specs.options(spec.partition("?")[2], what="scorer")
+        thresholds = _thresholds(spec, options)
+        _check_no_other(spec, options)
+        return _with_thresholds(ngrams.load_bundled(), thresholds)
     kind, separator, rest = spec.partition(":")
     if not separator or not rest or kind not in KINDS:
-        raise ValueError(f"scorer {spec!r}: expected one of {', '.join(f'{k}:...' for k in KINDS)}")
+        raise ValueError(f"scorer {spec!r}: expected one of {BUNDLED}, {', '.join(f'{k}:...' for k in KINDS)}")
     place, model, options = specs.split(kind, rest, what="scorer")
     if kind == "classifier":
-        from safelm.safety import classifier
-
-        if unknown := options.keys() - {"backbone"}:
-            raise ValueError(f"scorer {spec!r}: no option {min(unknown)!r}; there is backbone")
-        return classifier.load(place, **options)
+        thresholds = _thresholds(spec, options)
+        return _with_thresholds(_load_classifier(spec, place, options), thresholds)
     if kind == "python":
         return specs.load_python(spec, place, options, members=("name", "fingerprint", "score"), what="scorer")
     from safelm.safety import judge
@@ -75,3 +124,34 @@ def load_scorer(spec: str) -> Scorer:
     if kind == "judge":
         return judge.load_judge(place, **options)
     return judge.load_endpoint(place, model, **options)
+
+
+def _load_classifier(spec: str, place: str, options: dict[str, Any]) -> Any:
+    from safelm.safety import ngrams
+
+    if ngrams.is_ngrams(place):
+        _check_no_other(spec, options)
+        return ngrams.load(place)
+    from safelm.safety import classifier
+
+    _check_no_other(spec, options, "backbone")
+    return classifier.load(place, **options)
+
+
+def _thresholds(spec: str, options: dict[str, Any]) -> dict[int, float]:
+    """Takes the thresholds out of a spec's options."""
+    given = {level: options.pop(f"threshold_{level}") for level in LEVELS if f"threshold_{level}" in options}
+    for level, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2:
+            raise ValueError(f"scorer {spec!r}: threshold_{level}={value}: must be a probability (above 1: never)")
+    return {level: float(value) for level, value in given.items()}
+
+
+def _with_thresholds(scorer: Any, thresholds: Mapping[int, float]) -> Any:
+    return scorer.with_thresholds(thresholds) if thresholds else scorer
+
+
+def _check_no_other(spec: str, options: Mapping[str, Any], *known: str) -> None:
+    if unknown := options.keys() - set(known):
+        there = ", ".join((*known, *(f"threshold_{level}" for level in LEVELS)))
+        raise ValueError(f"scorer {spec!r}: no option {min(unknown)!r}; there is {there}")

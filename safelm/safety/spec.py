@@ -18,9 +18,9 @@ def split(kind: str, rest: str, *, what: str) -> tuple[str, str, dict[str, Any]]
     if kind == "endpoint":
         place, _, rest = rest.partition("#")  # the address may have a query of its own
         model, _, query = rest.partition("?")
-        return place, model, _options(query, what)
+        return place, model, options(query, what=what)
     place, _, query = rest.rpartition("?") if "?" in rest else (rest, "", "")
-    return place, "", _options(query, what)
+    return place, "", options(query, what=what)
 
 
 def load_python(spec: str, place: str, options: Mapping[str, Any], *, members: Sequence[str], what: str) -> Any:
@@ -45,7 +45,7 @@ def load_python(spec: str, place: str, options: Mapping[str, Any], *, members: S
     return made
 
 
-def _options(query: str, what: str) -> dict[str, Any]:
+def options(query: str, *, what: str) -> dict[str, Any]:
     """The options in `a=1&b=x`, with numbers and true/false parsed."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))

@@ -45,3 +45,15 @@ def test_the_score_benchmark_times_every_way():
     assert "\n40 documents, " in f"\n{done.stdout}" and "| plain loop, written | " in done.stdout
     rows = [line for line in done.stdout.splitlines() if line.startswith("| safelm.score, ")]
     assert len(rows) == 2 and all(float(row.split("|")[2].replace(",", "")) > 0 for row in rows)
+
+
+def test_the_benchmark_of_the_bundled_classifier_has_a_row_a_side(tmp_path):
+    pages = tmp_path / "pages.jsonl"
+    pages.write_text("\n".join(json.dumps({"text": f"The meadow and the river, page {i}."}) for i in range(20)))
+    command = [sys.executable, str(ROOT / "scripts/bench/bundled.py"), f"--pages={pages}", "--rounds=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "20 pages, " in done.stdout and re.search(
+        r"^\| bundled \| [\d,]+ \| 1\.0 \[1\.0, 1\.0\] \|$", done.stdout, re.M
+    )
+    assert re.search(r"^\| TF-IDF, words and pairs, logistic regression \| [\d,]+ \|", done.stdout, re.M)

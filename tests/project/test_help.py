@@ -28,6 +28,7 @@ SHELL_SCRIPTS = sorted(
 )
 PARTS = (
     "safety.synthesis.review",
+    "safety.scoring.agreement",
     "aot.slices",
     "ladder.prepare_real_text",
 )  # run as modules, no commands of their own

@@ -36,13 +36,18 @@ def test_it_prints_a_page_and_keeps_the_rest_in_logs(tmp_path):
     done = _run(tmp_path)
     assert done.returncode == 0 and not done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) < 60 and [line[:4] for line in lines[:8]] == [f"{number}/8 " for number in range(1, 9)]
+    assert len(lines) < 60 and [line.split(" ")[0] for line in lines[:10]] == [
+        f"{number}/10" for number in range(1, 11)
+    ]
     assert "oneDNN" not in done.stdout and "the table" in done.stdout
     assert f"safelm serve --checkpoint={tmp_path}/run/raw --checkpoint={tmp_path}/run/safety" in lines[-1]
     logs = sorted(path.name for path in (tmp_path / "run" / "logs").iterdir())
     assert logs == sorted(
         f"{name}.txt"
-        for name in ("corpus", "vocabulary", "tokens", "safeweb", "refuseweb", "raw", "safety", "evaluation")
+        for name in (
+            *("corpus", "vocabulary", "tokens", "scores", "agreement"),
+            *("safeweb", "refuseweb", "raw", "safety", "evaluation"),
+        )
     )
     assert (tmp_path / "run/logs/raw.txt").read_text().count("oneDNN") == 100
 
@@ -51,9 +56,9 @@ def test_it_prints_a_page_and_keeps_the_rest_in_logs(tmp_path):
 def test_a_step_that_fails_ends_it_with_its_code_and_the_end_of_its_log(tmp_path, code):
     done = _run(tmp_path, f"safelm.train={code}")
     assert done.returncode == code
-    assert f"6/8 pretraining on the raw web: exit code {code}; the end of {tmp_path}/run/logs/raw.txt" in done.stderr
+    assert f"8/10 pretraining on the raw web: exit code {code}; the end of {tmp_path}/run/logs/raw.txt" in done.stderr
     assert done.stderr.rstrip().endswith("python -m safelm.train: what is wrong") and "the table" not in done.stdout
-    assert len((tmp_path / "asked").read_text().splitlines()) == 6
+    assert len((tmp_path / "asked").read_text().splitlines()) == 8
     again = _run(tmp_path)  # every step is given again: the commands themselves know what is done
     assert again.returncode == 0 and "the table" in again.stdout
 
@@ -62,4 +67,4 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
     if subprocess.run(["script", "--version"], capture_output=True).returncode:
         pytest.skip("needs util-linux's script")
     done = _run(tmp_path, terminal=True)
-    assert done.returncode == 0 and "[........] a synthetic web" in done.stdout and "8/8" in done.stdout
+    assert done.returncode == 0 and "[..........] a synthetic web" in done.stdout and "10/10" in done.stdout

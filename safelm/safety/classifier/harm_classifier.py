@@ -1,6 +1,9 @@
 """The classifier as a scorer: chunks of a text to logits, calibrated, and the maximum over the chunks."""
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ from jaxtyping import Float, Int32
 from safelm.safety.classifier import checkpoint, head
 from safelm.safety.classifier.calibration import Calibration, expected_score, sigmoid
 from safelm.safety.embedding import Backbone, Embedder
-from safelm.safety.scorer import Verdict
+from safelm.safety.scorer import HeldOut, Verdict
 
 
 class Classifier:
@@ -22,6 +25,9 @@ class Classifier:
     """
 
     name = "classifier"
+    measured: Mapping[str, Any] = types.MappingProxyType({})
+    held_out: HeldOut | None = None
+    one_value = False
 
     def __init__(
         self,
@@ -42,6 +48,18 @@ class Classifier:
     def logits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C L"], Int32[np.ndarray, " C"]]:
         """The head's logits, six scores and then kinds, for every chunk and the index of the text that each is of."""
         return self._embedder.map_chunks(texts, self._head_params, head.apply_all)
+
+    @property
+    def thresholds(self) -> Mapping[int, float]:
+        """By level, 1 and 3, the probability from which on a text has that score or more."""
+        return self.calibration.thresholds
+
+    def with_thresholds(self, thresholds: Mapping[int, float]) -> "Classifier":
+        """The same with other thresholds for some levels."""
+        changed = copy.copy(self)
+        changed.calibration = dataclasses.replace(self.calibration, thresholds={**self.thresholds, **thresholds})
+        changed.fingerprint += "".join(f"+{level}:{value!r}" for level, value in sorted(thresholds.items()))
+        return changed
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, in order."""

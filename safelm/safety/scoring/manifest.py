@@ -29,7 +29,11 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
         WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "input": list(plan.inputs),
-        "scorers": [{"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint} for s in plan.work.scorers],
+        "scorers": [
+            {"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint, "measured": dict(s.measured)}
+            for s in plan.work.scorers
+        ],
+        "safe_bound": plan.work.safe_bound,
         "columns": dict(plan.work.columns.types),
         "text_column": plan.work.text_column,
         "id_column": plan.work.id_column,

@@ -30,6 +30,8 @@ FORMAT = 1
 COMMAND = "safelm.score"
 _ARGUMENTS = {
     "input": "--input",
+    "max_flagged_safe": "--max_flagged_safe",
+    "safe_sample": "--safe_sample",
     "scorers": "--scorers",
     "text_column": "--text_column",
     "id_column": "--id_column",
@@ -66,6 +68,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
         "format": FORMAT,
         "input": list(map(documents.without_place, inputs)),
         "scorers": [{"name": spec.name, "fingerprint": spec.fingerprint} for spec in work.scorers],
+        **{name: (work.safe_bound or {}).get(name) for name in ("max_flagged_safe", "safe_sample")},
         "columns": dict(work.columns.types),
         "text_column": work.text_column,
         "id_column": work.id_column,

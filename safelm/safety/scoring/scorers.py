@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from safelm.safety.scorer import KINDS, Scorer, Verdict, load_scorer
+from safelm.safety.scorer import BUNDLED, KINDS, Scorer, Verdict, load_scorer
 
-_ALIAS = re.compile(rf"([a-z][a-z0-9_]*)=(?=(?:{'|'.join(KINDS)}):)")
+_ALIAS = re.compile(rf"([a-z][a-z0-9_]*)=(?=(?:{'|'.join(KINDS)}):|{BUNDLED}\b)")
 
 
 _kept: dict[tuple["ScorerSpec", ...], list[Scorer]] = {}
@@ -14,11 +15,15 @@ _kept: dict[tuple["ScorerSpec", ...], list[Scorer]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class ScorerSpec:
-    """`spec` is what `load_scorer` takes; name and fingerprint are "" until the scorer was loaded once."""
+    """`spec` is what `load_scorer` takes; name and fingerprint are "" until the scorer was loaded once.
+
+    `measured` is what the scorer knows of its own errors, JSON-able.
+    """
 
     spec: str
     name: str = ""
     fingerprint: str = ""
+    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,11 @@ class _Renamed:
     @property
     def fingerprint(self) -> str:
         return self.scorer.fingerprint
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "scorer":
+            raise AttributeError(name)
+        return getattr(self.scorer, name)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         return self.scorer.score(texts)
@@ -84,4 +94,7 @@ def forget() -> None:
 def describe(specs: Sequence[ScorerSpec], scorers: Sequence[Scorer]) -> tuple[ScorerSpec, ...]:
     """The specs with the names and fingerprints of what was loaded from them."""
     pairs = zip(specs, scorers, strict=True)
-    return tuple(ScorerSpec(spec.spec, scorer.name, scorer.fingerprint) for spec, scorer in pairs)
+    return tuple(
+        ScorerSpec(spec.spec, scorer.name, scorer.fingerprint, getattr(scorer, "measured", {}))
+        for spec, scorer in pairs
+    )

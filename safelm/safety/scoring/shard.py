@@ -38,6 +38,7 @@ class ScoreWork:
     text_column: str
     id_column: str
     limit: MalformedLimit = dataclasses.field(default_factory=MalformedLimit)
+    safe_bound: Mapping[str, Any] | None = None  # what `safe_bound.set_thresholds` reports, for the manifest
 
     def load(self) -> "LoadedScorers":
         """The scorers; ValueError where one is another here than where the run began."""
