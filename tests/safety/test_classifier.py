@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -272,6 +273,7 @@ def test_frozen_training_learns_and_leaves_the_backbone_alone(bag: Backbone, tra
 
 def test_a_text_is_as_harmful_as_its_worst_chunk(bag: Backbone, trained: Path):
     scorer = classifier.load(str(trained), bag)
+    assert pickle.loads(pickle.dumps(scorer.measured))["on"]  # worker processes and the manifest get it
     drafts = [corpus.draft(0, "validation", i) for i in range(40)]
     ranked = sorted((d.text for d in drafts), key=lambda t: scorer.score([t])[0].details["expected_score"])
     safe, harmful = " ".join(ranked[:10]), ranked[-1]

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ class Classifier:
     """
 
     name = "classifier"
-    measured: Mapping[str, Any] = types.MappingProxyType({})
     held_out: HeldOut | None = None
     one_value = False
 
@@ -38,10 +36,12 @@ class Classifier:
         params: Any = None,
         fingerprint: str = "",
         kinds: Sequence[str] = (),
+        measured: Mapping[str, Any] | None = None,
     ):
         self.calibration = calibration
         self.kinds = tuple(kinds)
         self.fingerprint = fingerprint
+        self.measured = dict(measured or {})  # how good it is on held-out texts, as its training found; JSON-able
         self._head_params = head_params
         self._embedder = Embedder(backbone, params)
 
@@ -112,4 +112,5 @@ def load(directory: str, backbone: Backbone | str | None = None) -> Classifier:
     """
     found, params, head_params, calibration, config = checkpoint.read(directory, backbone)
     identity = {"fingerprint": checkpoint.fingerprint(config), "kinds": config["kinds"]}
-    return Classifier(found, head_params, calibration, params=params, **identity)
+    measured = config.get("training", {}).get("measured")
+    return Classifier(found, head_params, calibration, params=params, measured=measured, **identity)
