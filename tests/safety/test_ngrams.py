@@ -148,9 +148,9 @@ def damage(kind: str, data: bytes) -> bytes:
     header = json.loads(data[8 : 8 + size])
     if kind == "flipped":
         return data[:-1] + bytes([data[-1] ^ 1])
-    if kind in ("no levels", "other version"):
-        record = json.loads(header["__metadata__"]["record"])
-        record = record | ({"levels": {}} if kind == "no levels" else {"version": 0})
+    if kind in ("no levels", "other scale", "other version"):
+        changes = {"no levels": {"levels": {}}, "other scale": {"scale": 1.0}, "other version": {"version": 0}}
+        record = json.loads(header["__metadata__"]["record"]) | changes[kind]
         header["__metadata__"]["record"] = json.dumps(record)
     else:
         del header["__metadata__"]
@@ -158,7 +158,9 @@ def damage(kind: str, data: bytes) -> bytes:
     return len(packed).to_bytes(8, "little") + packed + data[8 + size :]
 
 
-@pytest.mark.parametrize("kind", ["gone", "cut", "empty", "flipped", "no levels", "other version", "no header"])
+@pytest.mark.parametrize(
+    "kind", ["gone", "cut", "empty", "flipped", "no levels", "other scale", "other version", "no header"]
+)
 def test_damaged_package_data_is_one_line(tmp_path, monkeypatch, kind):
     data = (scorer._FOLDER / scorer.FILE).read_bytes()
     bad = {"cut": data[: len(data) // 2], "empty": b""}

@@ -85,7 +85,7 @@ class NgramScorer:
 def is_ngrams(folder: str) -> bool:
     """Whether a folder, local or behind a URL, holds an n-gram model."""
     files, inner = remote.filesystem(folder)
-    return files.exists(f"{inner.rstrip('/')}/{FILE}")
+    return remote.retrying(folder, "reading", lambda: files.exists(f"{inner.rstrip('/')}/{FILE}"))
 
 
 def load_bundled() -> NgramScorer:
@@ -109,8 +109,10 @@ def load(folder: str) -> NgramScorer:
 def _read(data: bytes, name: str, where: str, remedy: str) -> NgramScorer:
     try:
         tensors, record = safetensors.load(data), _record(data)
-        if (record["format"], record["version"], record["sha256"]) != (_FORMAT, _VERSION, digest(tensors)):
+        sha256 = record.pop("sha256")
+        if (record["format"], record["version"], sha256) != (_FORMAT, _VERSION, digest(tensors, record)):
             raise ValueError("of another format, or changed")
+        measured = record["measured"]
         levels = Levels.from_json(record["levels"])
         model = NgramModel(tensors["weights"], record["scale"], record["bias"])
         held_out = HeldOut(
@@ -122,7 +124,7 @@ def _read(data: bytes, name: str, where: str, remedy: str) -> NgramScorer:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: damaged ({type(error).__name__}); {remedy}") from None
     fingerprint = hashlib.sha256(data).hexdigest()
-    return NgramScorer(name, model, levels, fingerprint=fingerprint, measured=record["measured"], held_out=held_out)
+    return NgramScorer(name, model, levels, fingerprint=fingerprint, measured=measured, held_out=held_out)
 
 
 def _record(data: bytes) -> dict[str, Any]:
@@ -130,12 +132,14 @@ def _record(data: bytes) -> dict[str, Any]:
     return json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["record"])
 
 
-def digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """The sha256 of the tensors' bytes, by name."""
-    return hashlib.sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors))).hexdigest()
+def digest(tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> str:
+    """The sha256 of the tensors' bytes, by name, and of the record."""
+    parts = [tensors[name].tobytes() for name in sorted(tensors)]
+    return hashlib.sha256(b"".join([*parts, json.dumps(record, sort_keys=True).encode()])).hexdigest()
 
 
 def packed(tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> bytes:
     """The content of a model's file."""
-    whole = {"format": _FORMAT, "version": _VERSION, "sha256": digest(tensors), **record}
-    return safetensors.save(dict(tensors), {"record": json.dumps(whole)})  # of several keys the order would vary
+    whole = {"format": _FORMAT, "version": _VERSION, **record}
+    text = json.dumps(whole | {"sha256": digest(tensors, whole)})
+    return safetensors.save(dict(tensors), {"record": text})  # the order of several keys would vary
