@@ -33,6 +33,7 @@ from safelm.caching.upload import Bucket, push_folder, staging_folder
 from safelm.data.shard import ShardInfo
 from safelm.io import files, remote
 from safelm.jobs import beam_runner
+from safelm.text import named_templates
 from safelm.text.tokenizer import Tokenizer
 
 _PROCESSES_FROM_BYTES = 256 << 20  # of source files: below that starting TensorFlow in several processes is slower
@@ -50,7 +51,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", required=True, help="comma-separated names of sources, SeqIO tasks or mixtures (for all their tasks)"
     )
-    parser.add_argument("--tokenizer", required=True, help="folder, tokenizer.json or GGUF file")
+    parser.add_argument("--tokenizer", required=True, help="folder, hf:ORG/NAME, tokenizer.json or GGUF file")
+    add_end = "token behind every document (default: <|endoftext|> or <|end_of_text|>, else the tokenizer's eos_token)"
+    parser.add_argument("--document_end", default="", metavar="TOKEN", help=add_end)
+    parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=named_templates.HELP)
     parser.add_argument("--output", required=True, help="folder of the token stores, local or gs://")
     parser.add_argument("--data_dir", help="folder or URL (gs://, hf://) that holds the corpus folders")
     parser.add_argument("--module", default="data_tasks.tasks", help="module that registers the tasks")
@@ -83,6 +87,7 @@ def main(flags: argparse.Namespace) -> None:
         raise ValueError(f"--workers must be 0 (by the machine and the input) or more, got {flags.workers}")
     runner = beam_runner.from_flags(flags)
     tokenizer = Tokenizer.from_pretrained(flags.tokenizer)
+    tokenizer = tokenizer.with_document_end(flags.document_end).with_chat_template(flags.chat_template)
     if remote.is_remote(output):
         remote.check_writable(output)
     module = TaskModule(flags.module, _register_arguments(flags, tokenizer))

@@ -1,9 +1,10 @@
 """What every command shares: how flags are written, one clear line for bad input, exit code 0 only on success.
 
 Flags: `--max_prompts` and `--max-prompts` are the same flag, in every command. `--checkpoint` is `NAME=DIR` or `DIR`,
-in every command: DIR is the folder of a training run or of `safelm.convert` (`safelm.generate` and the server also
-take a Hugging Face folder or a GGUF file), NAME is what results call the model: MODEL, MODEL@STAGE or MODEL@STAGE#SEED.
-Without a name it is the folder's own; a relative folder with `=` in its first part is written `./DIR`.
+in every command: DIR is the folder of a training run, of `safelm.convert` or of a Hugging Face model, a GGUF file, or a
+model of a hub by name, `hf:ORG/NAME[@REVISION]`; NAME is what results call the model: MODEL, MODEL@STAGE or
+MODEL@STAGE#SEED. Without a name it is the folder's own; a relative folder with `=` in its first part is written
+`./DIR`.
 """
 
 import argparse
@@ -77,7 +78,9 @@ def parser(module: str, doc: str, example: str = "") -> argparse.ArgumentParser:
 def checkpoint(flag: str) -> tuple[str, str]:
     """Name and folder of a `--checkpoint`. Raises ValueError for a flag that is neither `NAME=DIR` nor `DIR`."""
     name, equals, folder = flag.partition("=")
-    if not equals or "/" in name:
+    if flag.startswith("hf:"):
+        name, folder = re.sub("@.*", "", flag).rpartition("/")[2], flag
+    elif not equals or "/" in name:
         name, folder = os.path.basename(flag.rstrip("/")), flag
     if not folder or not _NAME.fullmatch(name):
         raise UserError(f"--checkpoint={flag}: want NAME=DIR or DIR with NAME = MODEL, MODEL@STAGE or MODEL@STAGE#SEED")

@@ -12,7 +12,7 @@ from typing import Any
 from safelm import cli, documents, lm
 from safelm.inference.methods import METHODS, Method, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
-from safelm.text import chat_template, prompting
+from safelm.text import chat_template, named_templates, prompting
 
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
@@ -33,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command's flags."""
     example = "python -m safelm.generate --checkpoint=/tmp/run --prompt='Once upon a time' --method=safe_beam"
     parser = cli.parser("safelm.generate", __doc__, example)
-    meaning = "training run, converted checkpoint, Hugging Face folder or GGUF file"
+    meaning = "training run, converted checkpoint, Hugging Face folder, hf:ORG/NAME[@REVISION] or GGUF file"
     parser.add_argument("--checkpoint", required=True, metavar=cli.CHECKPOINT, help=meaning)
     parser.add_argument("--step", type=int, help="step of a training run's checkpoint (default: the newest)")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -46,6 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="default: the checkpoint's own dtype")
     parser.add_argument("--chat", action="store_true", help="treat the prompt as a user's message")
     parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
+    parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=f"for --chat: {named_templates.HELP}")
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
@@ -80,10 +81,12 @@ def main(flags: argparse.Namespace) -> None:
     """Loads, decodes, prints."""
     method = method_from_flags(flags)
     kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
-    if kwargs and not flags.chat:
-        raise ValueError(f"--chat_template_kwargs={flags.chat_template_kwargs}: goes with --chat only")
+    for flag in ("chat_template", "chat_template_kwargs"):
+        if getattr(flags, flag) and not flags.chat:
+            raise ValueError(f"--{flag}={getattr(flags, flag)}: goes with --chat only")
     rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
-    model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step, chat_template_kwargs=kwargs)
+    template = {"chat_template": flags.chat_template, "chat_template_kwargs": kwargs}
+    model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step, **template)
     completions = model.complete(
         [prompting.prompt_ids(model.tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
         method,

@@ -220,14 +220,17 @@ def load(
     *,
     step: int | None = None,
     dtype: str = "",
+    chat_template: str = "",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Loads a model.
 
     Args:
-      source: a workdir of `safelm.train` or `safelm.convert` (local or gs://), a Hugging Face folder, or a GGUF file.
+      source: a workdir of `safelm.train` or `safelm.convert` (local or gs://), a Hugging Face folder, a GGUF file, or a
+        model of a hub by name: "hf:ORG/NAME" or "hf:ORG/NAME@REVISION".
       step: of a checkpoint of ours; None for the newest.
       dtype: of the computation, such as "bfloat16"; "" for the model's own.
+      chat_template: a name ("chatml", "llama-3", ..) or a .jinja file, in place of the model's own.
       chat_template_kwargs: further variables of its chat template: `{"enable_thinking": False}` for a hybrid reasoning
         model.
 
@@ -235,7 +238,7 @@ def load(
       FileNotFoundError: nothing is there.
       ValueError: the model is unsupported; the message names the file and the field.
     """
-    config, params, tokenizer = read_model(os.fspath(source), step=step)
+    config, params, tokenizer = read_model(os.fspath(source), step=step, chat_template=chat_template)
     tokenizer = tokenizer.with_template_kwargs(chat_template_kwargs or {})
     return LanguageModel(dataclasses.replace(config, dtype=dtype or config.dtype), params, tokenizer)
 

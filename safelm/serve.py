@@ -23,7 +23,7 @@ from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.serving import access, app, models
 from safelm.serving.limits import Limits
-from safelm.text import chat_template
+from safelm.text import chat_template, named_templates
 
 log = logging.getLogger("safelm.serve")
 KEY_VARIABLE = "SAFELM_SERVE_KEY"
@@ -53,9 +53,10 @@ def arguments() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar=cli.CHECKPOINT,
-        help="training run, converted checkpoint, Hugging Face folder or GGUF file; repeatable, "
-        "the first is the default; clients ask for NAME (default: the folder's or file's)",
+        help="training run, converted checkpoint, Hugging Face folder, hf:ORG/NAME[@REVISION] or GGUF file; "
+        "repeatable, the first is the default; clients ask for NAME (default: the folder's or file's)",
     )
+    parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=named_templates.HELP)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 for any free one (default %(default)s)")
     parser.add_argument(
@@ -130,7 +131,9 @@ def main(flags: argparse.Namespace) -> None:
     if not key and not access.is_loopback(flags.host):
         log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
     served = {
-        name: models.load_model(name, source, dtype=flags.dtype, template_kwargs=kwargs)
+        name: models.load_model(
+            name, source, dtype=flags.dtype, chat_template=flags.chat_template, template_kwargs=kwargs
+        )
         for name, source in sources.items()
     }
     engines = {

@@ -36,7 +36,7 @@ from typing import Any
 import tqdm
 
 from safelm import cli, documents
-from safelm.io import remote
+from safelm.io import hub, remote
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import run_speed
 from safelm.jobs.output import OutputFolder
@@ -112,6 +112,8 @@ def main(flags: argparse.Namespace) -> None:
     selection = Selection(flags.kind, scores, leaves_out, are_dialogues=flags.dialogues, limit=limit, **columns)
     documents.check_apart(flags.input, flags.output)
     files, left_out = plan.find_files(flags.input, selection)
+    for name in ("writer", "scorer", "similarity"):
+        setattr(flags, name, getattr(flags, name) and hub.pinned_in(getattr(flags, name)))
     same = ("writer", "scorer", "similarity", "prompt_version", "seed", "attempts", "max_new_tokens")
     work = SynthesisWork(
         output=flags.output.rstrip("/"),

@@ -89,3 +89,12 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hugging Face hub on loopback that has nothing yet."""
+    import fake_hub
+
+    with fake_hub.serving(monkeypatch, tmp_path) as server:
+        yield server

@@ -137,6 +137,7 @@ def plan_store(
     inputs = [_describe_input(path) for path in paths]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
     wanted |= {"format_version": FORMAT_VERSION, "channels": [dataclasses.asdict(channel) for channel in CHANNELS]}
+    wanted |= {"document_end": tokenizer.special_token(tokenizer.eos_id), "chat_template": tokenizer.chat_template_hash}
     plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket)
     former = _check_settings(plan)
     _drop_broken_manifest(plan)

@@ -5,7 +5,7 @@ A run's folder (a workdir, local or `gs://`), and equally one written by `save_p
     <folder>/checkpoints/<step>/params      the parameters
     <folder>/checkpoints/<step>/optimizer   the optimizer's state (training only)
     <folder>/checkpoints/<step>/meta        JSON: step, model config, vocabulary hash, data position, run settings,
-                                            whether the harm tag was trained on (`saw_tag`)
+                                            whether the harm tag was trained on (`saw_tag`), what was converted
     <folder>/tokenizer/                     the tokenizer, so that the folder is all one needs
 
 A step's folder gets its name only when it is whole, so a killed or failed save leaves the checkpoints before it as they
@@ -52,7 +52,16 @@ ARCHITECTURE_FIELDS = (
     "head_dim",
     "rope_theta",
     "rope_scaling",
+    "rope_thetas",
+    "windows",
     "qk_norm",
+    "qk_norm_width",
+    "qkv_bias",
+    "norms",
+    "norm_offset",
+    "activation",
+    "scale_embeddings",
+    "query_pre_attn_scalar",
     "rms_norm_eps",
     "tie_embeddings",
 )
@@ -225,8 +234,12 @@ class Checkpoints:
             raise OSError(f"could not write {which} under {self.folder}/checkpoints ({good}): {error}") from error
 
 
-def save_params(folder: str, model_config: model_lib.ModelConfig, params: PyTree, tokenizer: Tokenizer) -> None:
+def save_params(
+    folder: str, model_config: model_lib.ModelConfig, params: PyTree, tokenizer: Tokenizer, *, source: str = ""
+) -> None:
     """Writes a folder that `load_for_inference` and a config's `init_checkpoint` read: step 0, parameters only.
+
+    `source`: where the parameters come from, kept in the record (of a hub's model with its commit).
 
     Raises FileExistsError if the folder holds a checkpoint already, OSError if it can't be written.
     """
@@ -234,7 +247,7 @@ def save_params(folder: str, model_config: model_lib.ModelConfig, params: PyTree
     if (step := checkpoints.latest_step()) is not None:
         raise FileExistsError(f"{folder} already holds a checkpoint (step {step})")
     save_tokenizer(folder, tokenizer)
-    checkpoints.save(0, model_meta(model_config, tokenizer), params)
+    checkpoints.save(0, model_meta(model_config, tokenizer) | ({"source": source} if source else {}), params)
     checkpoints.close()
 
 

@@ -14,7 +14,7 @@ from fsspec.utils import glob_translate
 
 from safelm.documents.opening import check_regular
 from safelm.documents.outputs import MANIFEST_NAME, Outputs, beside
-from safelm.io import remote
+from safelm.io import hub, remote
 
 PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 PARQUET = ".parquet"
@@ -163,6 +163,8 @@ def has_changed(path: str, former: Mapping[str, Any]) -> bool:
 def _find(pattern: str) -> list[DocumentFile]:
     if not pattern:
         raise ValueError("an input is empty")
+    if hub.is_name(pattern):
+        raise ValueError(f"{pattern}: documents of a hub are named hf://datasets/ORG/NAME[@REVISION][/FILES]")
     files, inner = remote.filesystem(pattern)
     literal, rest = _split(files, inner)
 

@@ -38,6 +38,7 @@ class Protocol:
     answer_start: str = ""  # which first words of the answer were given
     judge_calibration: str = ""  # hash of the judges' measured errors, which corrected rates rest on
     coherence: str = ""  # by what an answer counts as coherent
+    chat_template: str = ""  # of a chat: hash of the model's template, its own or the one that was given
 
     @property
     def hash(self) -> str:
@@ -53,7 +54,7 @@ class Protocol:
 
 
 # What differs when models and ways of decoding are compared.
-SUBJECT = ("checkpoint_sha256", "vocab_hash", "method", "method_settings")
+SUBJECT = ("checkpoint_sha256", "vocab_hash", "chat_template", "method", "method_settings")
 
 
 _NOT_DECODING = (

@@ -141,12 +141,14 @@ def resize_vocabulary(
 
 
 def _their_shape(leaf: str, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The Hugging Face shape [out, in] of a kernel with our shape `ours` (without the layers axis).
+    """The Hugging Face shape, [out, in] or [out], of a kernel or bias with our shape `ours` (without the layers axis).
 
     Norms keep theirs.
     """
     if len(ours) == 1:
         return ours
+    if leaf.endswith("_bias"):
+        return (math.prod(ours),)
     if leaf in _INTO_RESIDUAL:
         return ours[-1], math.prod(ours[:-1])
     return math.prod(ours[1:]), ours[0]

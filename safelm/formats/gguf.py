@@ -55,6 +55,12 @@ def read_file(path: Path) -> tuple[model.ModelConfig, model.Params]:
     return config, decoder_tensors.params_from_tensors(config, shapes, read, where=str(path))
 
 
+def read_config(path: Path) -> model.ModelConfig:
+    """The config of the model in a GGUF file; errors as in `read_file`."""
+    file = GGUFFile(path)
+    return _read_config(file, {_huggingface_name(name): name for name in file.tensors})
+
+
 def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
     """Undoes llama.cpp's order of query and key rows (rotary pairs side by side), giving pairs (i, i + H/2)."""
     half = rows.shape[0] // num_heads // 2

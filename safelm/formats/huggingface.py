@@ -104,14 +104,13 @@ def _config_json(config: model.ModelConfig, tokenizer: Tokenizer, dtype: str) ->
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.rms_norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         "torch_dtype": dtype,  # transformers 4
         "dtype": dtype,  # transformers 5
         "bos_token_id": (*tokenizer.conventions.begin_ids, tokenizer.eos_id)[0],
         "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": None,  # in transformers a padding id's embedding gets no gradient, and some families have one
         "use_cache": True,
         **family.write(config),
     }

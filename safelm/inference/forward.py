@@ -18,7 +18,7 @@ from safelm.inference.placement import CACHE_AXES, STREAM_AXES
 from safelm.inference.weights import Kernel, Layer, Weights, look_up, product
 from safelm.models import attention, sharding
 from safelm.models.arrays import Leaf
-from safelm.models.block import BlockWeights, block, rms_norm
+from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import ModelConfig
 from safelm.models.decoder import mask_padded_ids
 
@@ -68,8 +68,8 @@ def read_all(config: ModelConfig, weights: Weights, tokens_BT: Int[Array, "B T"]
 def _read(config: ModelConfig, weights: Weights, tokens_BT: Array) -> tuple[Array, Cache]:
     mask_1TT = attention.causal_mask(tokens_BT.shape[1])
 
-    def attend(_: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
-        return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_1TT)
+    def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
+        return attention.attend(q_BTNH, k_BTKH, v_BTKH, attention.windowed(mask_1TT, _window(config, layer)))
 
     return _decode(config, weights, tokens_BT, jnp.arange(tokens_BT.shape[1])[None], attend)
 
@@ -83,7 +83,8 @@ def read_behind(
     """
 
     def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
-        return attention.attend_behind(q_BTNH, k_BTKH, v_BTKH, (cache.keys[layer], cache.values[layer]), lengths_B)
+        cached = cache.keys[layer], cache.values[layer]
+        return attention.attend_behind(q_BTNH, k_BTKH, v_BTKH, cached, lengths_B, _window(config, layer))
 
     return _decode(config, weights, tokens_BT, lengths_B[:, None] + jnp.arange(tokens_BT.shape[1]), attend)
 
@@ -95,10 +96,10 @@ def try_next(
 
     Returns float32 logits of the token after each alternative, and the alternatives' keys and values (S = C).
     """
-    is_cached_RS = jnp.arange(cache.max_len) < lengths_R[:, None]
 
     def attend(layer: int, q_RCNH: Array, k_RCKH: Array, v_RCKH: Array) -> Array:
-        return _attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_cached_RS)
+        is_seen_R1S = attention.seen_in_cache(cache.max_len, lengths_R, 1, _window(config, layer))
+        return _attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_seen_R1S[:, 0])
 
     x_RCD, new_kv = _decode(config, weights, tokens_RC, lengths_R[:, None], attend)
     return logits_of(config, weights, x_RCD), new_kv
@@ -109,29 +110,41 @@ def _decode(
 ) -> tuple[Array, Cache]:
     """The stream after the final norm, and every token's keys and values."""
     positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
-    rope = attention.rope_angles(config, positions_BT)
-    x_BTD = look_up(weights.embedding, tokens_BT, config.dtype)
+    thetas = config.rope_thetas or (config.rope_theta,) * config.num_layers
+    ropes = {theta: attention.rope_angles(config, positions_BT, theta) for theta in dict.fromkeys(thetas)}
+    x_BTD = embedded(config, look_up(weights.embedding, tokens_BT, config.dtype))
     keys, values = [], []
     for index, layer in enumerate(weights.layers):
         of_block = _block_weights(config, layer)
-        x_BTD, k_BTKH, v_BTKH = block(config, of_block, x_BTD, rope, functools.partial(attend, index))
+        x_BTD, k_BTKH, v_BTKH = block(config, of_block, x_BTD, ropes[thetas[index]], functools.partial(attend, index))
         x_BTD = sharding.constrain(x_BTD, STREAM_AXES)
         keys.append(k_BTKH.swapaxes(1, 2))
         values.append(v_BTKH.swapaxes(1, 2))
     return rms_norm(config, x_BTD, weights.final_norm_D), Cache(tuple(keys), tuple(values))
 
 
+def _window(config: ModelConfig, layer: int) -> int:
+    return config.windows[layer] if config.windows else 0
+
+
 def _block_weights(config: ModelConfig, layer: Layer) -> BlockWeights:
-    def heads(kernel: Kernel) -> Callable[[Array], Array]:
-        return lambda x_BTD: to_stream(kernel)(x_BTD).reshape(*x_BTD.shape[:2], -1, config.head_dim)
+    def heads(name: str) -> Callable[[Array], Array]:
+        kernel, bias = getattr(layer, name), layer.biases.get(f"{name}_bias")
+
+        def to_heads(x_BTD: Array) -> Array:
+            out_BTF = product(x_BTD, kernel)
+            out_BTF = (out_BTF if bias is None else out_BTF + bias).astype(config.dtype)
+            return out_BTF.reshape(*x_BTD.shape[:2], -1, config.head_dim)
+
+        return to_heads
 
     def to_stream(kernel: Kernel) -> Callable[[Array], Array]:
         return lambda x_BTF: product(x_BTF, kernel).astype(config.dtype)
 
     return BlockWeights(
-        query=heads(layer.query),
-        key=heads(layer.key),
-        value=heads(layer.value),
+        query=heads("query"),
+        key=heads("key"),
+        value=heads("value"),
         output=lambda out_BTNH: to_stream(layer.output)(out_BTNH.reshape(*out_BTNH.shape[:2], -1)),
         gate=lambda x_BTD: product(x_BTD, layer.gate),
         up=lambda x_BTD: product(x_BTD, layer.up),
@@ -140,9 +153,7 @@ def _block_weights(config: ModelConfig, layer: Layer) -> BlockWeights:
     )
 
 
-def _attend_next(
-    q_RCNH: Array, k_RCKH: Array, v_RCKH: Array, k_RKSH: Array, v_RKSH: Array, is_cached_RS: Array
-) -> Array:
+def _attend_next(q_RCNH: Array, k_RCKH: Array, v_RCKH: Array, k_RKSH: Array, v_RKSH: Array, is_seen_RS: Array) -> Array:
     """Attention of C alternatives over their row's cache and, each, itself; scores and sums in float32."""
     R, C, N, H = q_RCNH.shape
     K = k_RCKH.shape[2]
@@ -153,7 +164,7 @@ def _attend_next(
 
     own_RKM1 = (q_RKMH.astype(jnp.float32) * by_candidate(k_RCKH)).sum(axis=-1, keepdims=True)
     cached_RKMS = jnp.einsum("rkmh,rksh->rkms", q_RKMH, k_RKSH, preferred_element_type=jnp.float32)
-    cached_RKMS = jnp.where(is_cached_RS[:, None, None], cached_RKMS, attention.MASKED_SCORE)
+    cached_RKMS = jnp.where(is_seen_RS[:, None, None], cached_RKMS, attention.MASKED_SCORE)
     peak_RKM1 = jnp.maximum(cached_RKMS.max(axis=-1, keepdims=True), own_RKM1)
     weights_RKMS, own_RKM1 = jnp.exp(cached_RKMS - peak_RKM1), jnp.exp(own_RKM1 - peak_RKM1)
     out_RKMH = jnp.einsum(

@@ -42,6 +42,7 @@ def _axes(weights: Weights) -> Weights:
             up=kernel(of.up, "embed", "mlp"),
             down=kernel(of.down, "mlp", "embed"),
             norms={name: ("norm",) for name in of.norms},
+            biases={name: ("heads",) if name == "query_bias" else ("kv_heads",) for name in of.biases},
         )
 
     return Weights(

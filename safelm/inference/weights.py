@@ -37,7 +37,7 @@ class Kernel:
 
 @flax.struct.dataclass
 class Layer:
-    """One block; `norms` holds their scales by name."""
+    """One block; `norms` holds their scales by name, `biases` what its kernels' outputs get, [outputs], float32."""
 
     query: Kernel
     key: Kernel
@@ -47,6 +47,7 @@ class Layer:
     up: Kernel
     down: Kernel
     norms: dict[str, Leaf]
+    biases: dict[str, Leaf]
 
 
 @flax.struct.dataclass
@@ -96,6 +97,7 @@ def _layer(block: model.Params, dtype: str) -> Layer:
         up=_kernel(mlp["up"], dtype),
         down=_kernel(mlp["down"], dtype),
         norms={name: jnp.asarray(scale, jnp.float32) for name, scale in scales.items()},
+        biases={name: jnp.asarray(attention[name], jnp.float32).reshape(-1) for name in attention if "bias" in name},
     )
 
 

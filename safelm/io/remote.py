@@ -196,14 +196,24 @@ def check_writable(folder: str) -> None:
         raise OSError(error.errno, f"cannot write there: {error.strerror or error}", folder) from error
 
 
-def retrying(url: str, action: str, call: Callable[[], _Result], *, failed: Exception | None = None) -> _Result:
+def retrying(
+    url: str,
+    action: str,
+    call: Callable[[], _Result],
+    *,
+    failed: Exception | None = None,
+    explain: Callable[[Exception], OSError | None] = lambda error: None,
+) -> _Result:
     """Returns the result of `call`, repeating it after failures that may pass.
 
     Args:
+      url: of the file, or another name of it, for messages.
       action: a word for messages, such as "reading".
       failed: the error of a first attempt that the caller made, if any.
+      explain: maps an error to the one to raise at once, or to None.
 
-    Raises FileNotFoundError, PermissionError (401, 403) or OSError, each with one line that begins with the URL.
+    Raises:
+      OSError: one line that begins with the URL; FileNotFoundError, PermissionError (401, 403) where it is that.
     """
     seconds = _seconds()
     deadline = time.monotonic() + seconds
@@ -213,6 +223,8 @@ def retrying(url: str, action: str, call: Callable[[], _Result], *, failed: Exce
                 raise failed
             return call()
         except Exception as error:  # the libraries raise many kinds, HTTP errors among them that are no OSError
+            if (known := explain(error)) is not None:
+                raise known from error
             pause = min(2.0**attempt, 32.0) * random.uniform(0.5, 1.0)
             if not _may_pass(error) or time.monotonic() + pause > deadline:
                 raise _clear_error(url, action, error, seconds if _may_pass(error) else None) from error
@@ -253,7 +265,9 @@ def _may_pass(error: Exception) -> bool:
         return True
     if "aiohttp" in roots:
         return "ClientError" in names
-    return bool(roots & {"requests", "httpx"}) and bool(names & {"ConnectionError", "Timeout", "TransportError"})
+    return bool(roots & {"requests", "httpx", "httpx2"}) and bool(
+        names & {"ConnectionError", "Timeout", "TransportError"}
+    )
 
 
 def _clear_error(url: str, action: str, error: Exception, seconds: float | None) -> OSError:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from safelm.checkpoints import checkpoint
 from safelm.data.store import MANIFEST_NAME
+from safelm.formats import sources
+from safelm.io import hub
 from safelm.ladder.jobs import tokens_folder
 from safelm.ladder.plan import GREEDY, SAFE_BEAM, Model
 from safelm.ladder.processes import run_command
@@ -37,7 +38,8 @@ def check(config: ConfigDict) -> None:
     missing = [part for part in _REAL_PARTS if not (pathlib.Path(config.real) / part).is_dir()] if config.real else []
     if missing:
         raise FileNotFoundError(f"--config.real={config.real}: there is no folder {missing[0]}/")
-    if config.init_checkpoint and not (pathlib.Path(config.init_checkpoint) / "tokenizer").is_dir():
+    is_named = config.init_checkpoint and hub.is_name(config.init_checkpoint)
+    if config.init_checkpoint and not is_named and not (pathlib.Path(config.init_checkpoint) / "tokenizer").is_dir():
         raise FileNotFoundError(f"--config.init_checkpoint={config.init_checkpoint}: no checkpoint with a tokenizer/")
 
 
@@ -64,7 +66,7 @@ def _vocabulary(config: ConfigDict, output: pathlib.Path) -> pathlib.Path:
     folder = output / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         if config.init_checkpoint:
-            checkpoint.load_tokenizer(config.init_checkpoint).save(str(folder))
+            sources.load_tokenizer(config.init_checkpoint).save(str(folder))
         else:
             inputs = [
                 f"{output}/corpus/{name}/train-*" for name in ("raw_web", "safeweb", "refuseweb", "moral_education")

@@ -13,14 +13,34 @@ MASKED_SCORE = -1e30  # finite, so that a query without any key averages instead
 
 
 def rope_angles(
-    config: ModelConfig, positions_BT: Int[ArrayLike, "B T"]
+    config: ModelConfig, positions_BT: Int[ArrayLike, "B T"], theta: float | None = None
 ) -> tuple[Float[Array, "B T 1 P"], Float[Array, "B T 1 P"]]:
-    """Cosine and sine per position and pair (P = head_dim / 2), float32, with a broadcast axis for heads."""
-    frequencies_P = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
-    if config.rope_scaling is not None:
+    """Cosine and sine per position and pair (P = head_dim / 2), float32, with a broadcast axis for heads.
+
+    `theta` is the base, that of the config where not given; 0 rotates nothing.
+    """
+    theta = config.rope_theta if theta is None else theta
+    if theta == 0:
+        frequencies_P = jnp.zeros(config.head_dim // 2, jnp.float32)
+    else:
+        frequencies_P = theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    if config.rope_scaling is not None and theta == config.rope_theta:
         frequencies_P = config.rope_scaling.scaled(frequencies_P)
     angles_BT1P = positions_BT[..., None, None].astype(jnp.float32) * frequencies_P
     return jnp.cos(angles_BT1P), jnp.sin(angles_BT1P)
+
+
+def inside_window(distance: Int[ArrayLike, "*A"], window: int | Int[Array, ""]) -> Bool[Array, "*A"]:
+    """True where a key that stands so many tokens before its query is in the layer's window; 0: every one is."""
+    return (distance < window) | (window == 0)
+
+
+def windowed(mask_BTS: Bool[ArrayLike, "b T T"], window: int | Int[Array, ""]) -> Bool[ArrayLike, "b T T"]:
+    """A mask of tokens among themselves, further restricted to a window."""
+    if isinstance(window, int) and window == 0:
+        return mask_BTS
+    places_T = jnp.arange(mask_BTS.shape[-1])
+    return mask_BTS & inside_window(places_T[:, None] - places_T, window)
 
 
 def rotate(
@@ -71,23 +91,34 @@ def attend(
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
+def seen_in_cache(max_len: int, lengths_B: Int[Array, " B"], num_new: int, window: int) -> Bool[Array, "B t S"]:
+    """Which cached tokens each of `num_new` tokens behind them sees; one answer for all (t = 1) without a window."""
+    places_S = jnp.arange(max_len)
+    is_cached_B1S = (places_S < lengths_B[:, None])[:, None]
+    if not window:
+        return is_cached_B1S
+    places_BT = lengths_B[:, None] + jnp.arange(num_new)
+    return is_cached_B1S & inside_window(places_BT[..., None] - places_S, window)
+
+
 def attend_behind(
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
     cache_kv: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]],
     lengths_B: Int[ArrayLike, " B"],
+    window: int = 0,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of new tokens over their row's first `lengths_B` cached ones and each other.
+    """Causal attention of new tokens over their row's first `lengths_B` cached ones and each other, in a window.
 
     The two sets of keys are not concatenated (which would copy them); scores and sums are in float32.
     """
     k_BKSH, v_BKSH = cache_kv
     q_BTKGH = _grouped(q_BTNH, k_BTKH.shape[2])
-    is_cached_BS = jnp.arange(k_BKSH.shape[2]) < jnp.asarray(lengths_B)[:, None]
+    is_seen_BTS = seen_in_cache(k_BKSH.shape[2], jnp.asarray(lengths_B), q_BTNH.shape[1], window)
     cached_BKGTS = jnp.einsum("btkgh,bksh->bkgts", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
-    cached_BKGTS = jnp.where(is_cached_BS[:, None, None, None], cached_BKGTS, MASKED_SCORE)
-    new_BKGTT = _scores(q_BTKGH, k_BTKH, causal_mask(q_BTNH.shape[1]))
+    cached_BKGTS = jnp.where(is_seen_BTS[:, None, None], cached_BKGTS, MASKED_SCORE)
+    new_BKGTT = _scores(q_BTKGH, k_BTKH, windowed(causal_mask(q_BTNH.shape[1]), window))
     weights = jax.nn.softmax(jnp.concatenate([cached_BKGTS, new_BKGTT], axis=-1), axis=-1).astype(v_BTKH.dtype)
     out_BTKGH = jnp.einsum("bkgts,bksh->btkgh", weights[..., : k_BKSH.shape[2]], v_BKSH)
     out_BTKGH += jnp.einsum("bkgts,bskh->btkgh", weights[..., k_BKSH.shape[2] :], v_BTKH)

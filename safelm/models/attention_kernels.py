@@ -63,6 +63,8 @@ def _refuse_splash(config: ModelConfig, seq_len: int, mesh: Mesh) -> str | None:
         return f"it needs TPU devices, these are {platform}"
     if seq_len % LANES:
         return f"it needs rows of a multiple of {LANES} tokens, seq_len is {seq_len}"
+    if any(config.windows):
+        return "its mask is the same in all layers, model.windows gives each its own"
     if config.dtype == "float16":
         return "it computes in bfloat16 or float32, model.dtype is float16"
     return None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 VOCAB_MULTIPLE = 128
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
+NORMS = {"before": ("",), "after": ("",), "around": ("", "_post")}  # placement -> suffixes of a sublayer's norms
+ACTIVATIONS = ("silu", "gelu")
 ATTENTION_OUTPUT = "attention_output"  # of a fused kernel: its result and what its backward pass needs
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -66,7 +68,17 @@ class ModelConfig:
     Attributes:
       vocab_size: real ids, the harm tag included; `padded_vocab_size` is what arrays hold.
       rope_scaling: None for plain rotary positions; a mapping of its fields is taken too.
+      rope_thetas: a base for each layer where they differ; 0 is a layer without rotary positions (SmolLM3).
+        `rope_scaling` holds for layers of the base `rope_theta`.
+      windows: for each layer how many tokens a query sees, itself included (Gemma 3); 0: all before it. Empty: all.
       qk_norm: an RMSNorm over every head of queries and keys (Qwen3).
+      qk_norm_width: that norm is one over all heads together (OLMo 2).
+      qkv_bias: queries, keys and values have biases (Qwen2).
+      norms: where RMSNorms stand: "before" attention and MLP, "after" them (OLMo 2) or "around" them (Gemma 3).
+      norm_offset: a norm multiplies by 1 + its scale (Gemma).
+      activation: of the MLP's gate: "silu", or "gelu" by its tanh formula (Gemma).
+      scale_embeddings: embeddings are multiplied by sqrt(d_model) (Gemma).
+      query_pre_attn_scalar: scores are divided by its square root; `head_dim` where not given.
       init_std: of a normal; output projections are divided by sqrt(2 * num_layers), as SmolLM2 was initialised.
       dtype: of the computation; norms, softmax and logits are float32 anyway.
       remat: "none" saves every activation, "dots" those of matmuls with parameters and a fused attention kernel's
@@ -85,7 +97,16 @@ class ModelConfig:
     max_seq_len: int = 2048
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | Mapping[str, float | int] | None = None
+    rope_thetas: Sequence[float] = ()
+    windows: Sequence[int] = ()
     qk_norm: bool = False
+    qk_norm_width: bool = False
+    qkv_bias: bool = False
+    norms: str = "before"
+    norm_offset: bool = False
+    activation: str = "silu"
+    scale_embeddings: bool = False
+    query_pre_attn_scalar: float | None = None
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = True
     init_std: float = 0.02
@@ -98,6 +119,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.rope_scaling, Mapping):
             object.__setattr__(self, "rope_scaling", RopeScaling.from_mapping(self.rope_scaling))
+        for name in ("rope_thetas", "windows"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            self._check_layers(name)
         sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "max_seq_len")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -106,13 +130,21 @@ class ModelConfig:
             raise ValueError(f"model.num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim}: rotary positions need an even number")
-        if self.remat != "none" and self.remat not in REMAT_POLICIES:
-            raise ValueError(f"model.remat={self.remat!r}: one of none, {', '.join(REMAT_POLICIES)}")
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"model.attention={self.attention!r}: one of {', '.join(ATTENTIONS)}")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16", "float16"):
-                raise ValueError(f"model.{name}={getattr(self, name)!r}: one of float32, bfloat16, float16")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.{name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
+        if self.query_pre_attn_scalar is not None and not 0 < self.query_pre_attn_scalar < math.inf:
+            raise ValueError(f"model.query_pre_attn_scalar={self.query_pre_attn_scalar}: must be above 0")
+
+    def _check_layers(self, name: str) -> None:
+        values = getattr(self, name)
+        if values and (len(values) != self.num_layers or not all(0 <= value < math.inf for value in values)):
+            raise ValueError(f"model.{name}={values}: want a number of at least 0 for each of {self.num_layers} layers")
+
+    def part(self, start: int, stop: int) -> "ModelConfig":
+        """The config of these layers alone."""
+        layers = {name: getattr(self, name)[start:stop] for name in ("rope_thetas", "windows")}
+        return dataclasses.replace(self, num_layers=stop - start, **layers)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -122,15 +154,18 @@ class ModelConfig:
     def block_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The shape of every parameter of a block, by part and name; a norm is a part with a `scale` alone."""
         heads, kv_heads = (self.num_heads, self.head_dim), (self.num_kv_heads, self.head_dim)
-        norms = {"attention_norm": self.d_model, "mlp_norm": self.d_model}
+        norms = {f"{part}{end}_norm": self.d_model for part in ("attention", "mlp") for end in NORMS[self.norms]}
         if self.qk_norm:
-            norms |= {"query_norm": self.head_dim, "key_norm": self.head_dim}
+            query, key = (self.num_heads, self.num_kv_heads) if self.qk_norm_width else (1, 1)
+            norms |= {"query_norm": query * self.head_dim, "key_norm": key * self.head_dim}
+        biases = {"query_bias": heads, "key_bias": kv_heads, "value_bias": kv_heads} if self.qkv_bias else {}
         return {
             "attention": {
                 "query": (self.d_model, *heads),
                 "key": (self.d_model, *kv_heads),
                 "value": (self.d_model, *kv_heads),
                 "output": (*heads, self.d_model),
+                **biases,
             },
             "mlp": {
                 "gate": (self.d_model, self.d_ff),
@@ -154,8 +189,9 @@ class ModelConfig:
 
     def flops_per_token(self, seq_len: int) -> int:
         """Model FLOPs to train on one token of a row of `seq_len`: the formula of `safelm.train.metrics`."""
-        matmul_params = self.num_layers * self._block_params(norms=False) + self.vocab_size * self.d_model
-        return 6 * matmul_params + 12 * self.num_layers * self.num_heads * self.head_dim * seq_len
+        matmul_params = self.num_layers * self._block_params(products_only=True) + self.vocab_size * self.d_model
+        seen = sum(min(window or seq_len, seq_len) for window in self.windows or [0] * self.num_layers)
+        return 6 * matmul_params + 12 * self.num_heads * self.head_dim * seen
 
     def kept_bytes_per_token(self, seq_len: int, *, remat: str = "", tensor: int = 1) -> int:
         """Bytes that a block keeps of a token for its backward pass: the formulas of `safelm.train.plan`.
@@ -171,15 +207,32 @@ class ModelConfig:
             return width * self.d_model
         if remat == "dots":
             fused = (width * self.head_dim + 4) * self.num_heads if is_fused else 0
-            return width * 2 * self.d_model + (width * (heads + 2 * kv_heads + 2 * self.d_ff) + fused) // tensor
+            return (
+                width * (2 + (self.norms != "before")) * self.d_model
+                + (width * (heads + 2 * kv_heads + 2 * self.d_ff) + fused) // tensor
+            )
         if is_fused:
             attention = 3 * width * heads + 4 * self.num_heads
         else:
-            attention = (2 * width + 4) * heads + (8 + seq_len * (4 + width)) * self.num_heads
-        norms = self.qk_norm * (12 * (heads + kv_heads) + 8 * (self.num_heads + self.num_kv_heads))
-        split = width * (2 * kv_heads + 6 * self.d_ff) + attention + norms
-        return (24 + 2 * width) * self.d_model + 16 + split // tensor
+            in_window = seq_len * any(self.windows)
+            attention = (2 * width + 4) * heads + (8 + seq_len * (4 + width) + in_window) * self.num_heads
+        num_normed = 2 if self.qk_norm_width else self.num_heads + self.num_kv_heads
+        norms = self.qk_norm * (12 * (heads + kv_heads) + 8 * num_normed)
+        split = width * (2 * kv_heads + (8 if self.activation == "gelu" else 6) * self.d_ff) + attention + norms
+        return 2 * width * self.d_model + (24 * self.d_model + 16) * len(NORMS[self.norms]) + split // tensor
 
-    def _block_params(self, *, norms: bool = True) -> int:
-        parts = [part for part in self.block_shapes.values() if norms or "scale" not in part]
-        return sum(math.prod(shape) for part in parts for shape in part.values())
+    def _block_params(self, *, products_only: bool = False) -> int:
+        named = [each for part in self.block_shapes.values() for each in part.items()]
+        added = [name for name, _ in named if name == "scale" or name.endswith("_bias")]
+        return sum(math.prod(shape) for name, shape in named if not products_only or name not in added)
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_CHOICES = {
+    "remat": ("none", *REMAT_POLICIES),
+    "attention": ATTENTIONS,
+    "norms": tuple(NORMS),
+    "activation": ACTIVATIONS,
+    "dtype": _DTYPES,
+    "param_dtype": _DTYPES,
+}

@@ -1,5 +1,8 @@
 """The decoder of training: SmolLM2/Llama (rotary positions, grouped-query attention, SwiGLU, RMSNorm), in Flax Linen.
 
+What other families have beyond it are options of `ModelConfig`; where layers differ, in their window or their rotary
+base, the difference is an array over layers, so that they are scanned all the same.
+
 Others see a config, `init` and `apply`: parameters are a plain nested dict, Linen stays in this file.
 
 Axes: B batch, T query position, S key position, D embed, F mlp, N heads, K kv heads, G query heads per kv head,
@@ -8,7 +11,8 @@ H head_dim, V vocab (padded), L layers, W beams, C candidates.
 Parameters (layers always stacked on a leading axis, whether scanned or not):
   embedder/embedding [V, D]; layers/{attention_norm,mlp_norm}/scale [L, D];
   layers/attention/{query [L, D, N, H], key, value [L, D, K, H], output [L, N, H, D]};
-  layers/{query_norm,key_norm}/scale [L, H] with `qk_norm`; layers/mlp/{gate, up [L, D, F], down [L, F, D]};
+  layers/{query_norm,key_norm}/scale [L, H] with `qk_norm`; layers/attention/{query_bias [L, N, H], key_bias, value_bias
+  [L, K, H]} with `qkv_bias`; layers/mlp/{gate, up [L, D, F], down [L, F, D]};
   final_norm/scale [D]; unembed/kernel [D, V] when not tied.
 Rows of padded ids are zero and stay zero: their logits are masked, so they get no gradient.
 """
@@ -16,7 +20,7 @@ Rows of padded ids are zero and stay zero: their logits are masked, so they get 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from safelm.models import attention, attention_kernels, sharding
 from safelm.models.arrays import ArrayLike, Params
-from safelm.models.block import BlockWeights, block, rms_norm
+from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import REMAT_POLICIES, ModelConfig
 from safelm.models.projection import project
 
@@ -67,7 +71,8 @@ class _Scale(nn.Module):
 
     @nn.compact
     def __call__(self, size: int) -> jax.Array:
-        initializer = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        init = nn.initializers.zeros_init() if self.config.norm_offset else nn.initializers.ones_init()
+        initializer = nn.with_logical_partitioning(init, ("norm",))
         return self.param("scale", initializer, (size,), self.config.param_dtype)
 
 
@@ -78,6 +83,9 @@ _KERNEL_AXES = {
         "key": ("embed", "kv_heads", "head_dim"),
         "value": ("embed", "kv_heads", "head_dim"),
         "output": ("heads", "head_dim", "embed"),
+        "query_bias": ("heads", "head_dim"),
+        "key_bias": ("kv_heads", "head_dim"),
+        "value_bias": ("kv_heads", "head_dim"),
     },
     "mlp": {"gate": ("embed", "mlp"), "up": ("embed", "mlp"), "down": ("mlp", "embed")},
 }
@@ -96,7 +104,8 @@ class _Kernels(nn.Module):
 
     def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if axes[-1] == "embed" else 1.0)
-        initializer = nn.with_logical_partitioning(_normal(std), axes)
+        draw = nn.initializers.zeros_init() if name.endswith("_bias") else _normal(std)
+        initializer = nn.with_logical_partitioning(draw, axes)
         kernel = self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
         return sharding.gather(kernel, axes)  # in `dtype`: half the bytes
 
@@ -107,14 +116,29 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, rope: Any, visible: Any) -> tuple[jax.Array, None]:
+    def __call__(self, x_BTD: jax.Array, rope: Any, visible: Any, own: Any) -> tuple[jax.Array, None]:
+        """One layer; `own` is what is its own: which of the bases in `rope` it has, and its window."""
         c = self.config
+        if "rope" in own:
+            rope = jax.tree.map(lambda angles: angles[own["rope"]], rope)
+        if "window" in own:
+            visible = attention.windowed(visible, own["window"])
         of_attention, of_mlp = _Kernels(c, name="attention")(), _Kernels(c, name="mlp")()
         norms = {name: part["scale"] for name, part in c.block_shapes.items() if "scale" in part}
+
+        def heads(name: str) -> Callable[[jax.Array], jax.Array]:
+            bias = of_attention.get(f"{name}_bias")
+
+            def to_heads(x_BTD: jax.Array) -> jax.Array:
+                out_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, of_attention[name])
+                return out_BTNH if bias is None else out_BTNH + bias
+
+            return to_heads
+
         weights = BlockWeights(
-            query=lambda x_BTD: jnp.einsum("btd,dnh->btnh", x_BTD, of_attention["query"]),
-            key=lambda x_BTD: jnp.einsum("btd,dkh->btkh", x_BTD, of_attention["key"]),
-            value=lambda x_BTD: jnp.einsum("btd,dkh->btkh", x_BTD, of_attention["value"]),
+            query=heads("query"),
+            key=heads("key"),
+            value=heads("value"),
             output=lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"]),
             gate=lambda x_BTD: project(x_BTD, of_mlp["gate"]),
             up=lambda x_BTD: project(x_BTD, of_mlp["up"]),
@@ -135,7 +159,7 @@ class Decoder(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, rope: Any, visible: Any) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, rope: Any, visible: Any, own: Any) -> jax.Array:
         c = self.config
         initializer = nn.with_logical_partitioning(_normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
         shape = (c.padded_vocab_size, c.d_model)
@@ -144,10 +168,10 @@ class Decoder(nn.Module):
             initializer = _normal(c.init_std, num_real=c.vocab_size, axis=1)
             initializer = nn.with_logical_partitioning(initializer, ("embed", "vocab"))
             _Table(initializer, shape[::-1], "kernel", c.param_dtype, name="unembed")()
-        x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0).astype(c.dtype)
+        x_BTD = embedded(c, jnp.take(embedding_VD, tokens_BT, axis=0))
         x_BTD = sharding.constrain(x_BTD, ("lookup_batch", "length", "embed"))  # then rows change places with columns
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))
-        x_BTD, _ = _stacked_block(c)(c, name="layers")(x_BTD, rope, visible)
+        x_BTD, _ = _stacked_block(c)(c, name="layers")(x_BTD, rope, visible, own)
         return rms_norm(c, x_BTD, _Scale(c, name="final_norm")(c.d_model))
 
 
@@ -177,7 +201,7 @@ def _stacked_block(config: ModelConfig) -> Any:
         scanned,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast),
+        in_axes=(nn.broadcast, nn.broadcast, 0),
         length=config.num_layers,
         unroll=1 if config.scan_layers else config.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
@@ -187,8 +211,7 @@ def _stacked_block(config: ModelConfig) -> Any:
 def _init_boxed(config: ModelConfig, key: jax.Array) -> Params:
     config = dataclasses.replace(config, attention="xla")
     tokens_BT = jnp.zeros((1, 1), dtype=jnp.int32)
-    rope = attention.rope_angles(config, tokens_BT)
-    return Decoder(config).init(key, tokens_BT, rope, attention.causal_mask(1))["params"]
+    return Decoder(config).init(key, tokens_BT, *_around(config, tokens_BT, None, None))["params"]
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -233,7 +256,7 @@ def hidden_states(
             config, params, tokens_BT, (layer,), positions_BT=positions_BT, segment_ids_BT=segment_ids_BT
         )
         return x_BTD
-    seen = _rope_and_visible(config, tokens_BT, positions_BT, segment_ids_BT)
+    seen = _around(config, tokens_BT, positions_BT, segment_ids_BT)
     return Decoder(config).apply({"params": params}, tokens_BT, *seen)
 
 
@@ -257,14 +280,14 @@ def layer_states(
     for layer in layers:
         if not before <= layer <= config.num_layers:
             raise ValueError(f"layer={layer}: the model has layers {before} to {config.num_layers}")
-    seen = _rope_and_visible(config, tokens_BT, positions_BT, segment_ids_BT)
+    rope, visible, own = _around(config, tokens_BT, positions_BT, segment_ids_BT)
     if x_BTD is None:
-        x_BTD = jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0)
+        x_BTD = embedded(config, jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0))
     states = {before: x_BTD.astype(config.dtype)}
     for layer in sorted(set(layers) - {before}):
-        part = dataclasses.replace(config, num_layers=layer - before)
-        blocks = jax.tree.map(functools.partial(_part, before, layer), params["layers"])
-        states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], *seen)
+        part = config.part(before, layer)
+        blocks, owned = jax.tree.map(functools.partial(_part, before, layer), (params["layers"], own))
+        states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], rope, visible, owned)
         before = layer
     return [states[layer] for layer in layers]
 
@@ -273,11 +296,19 @@ def _part(start: int, stop: int, stacked: ArrayLike) -> ArrayLike:
     return stacked[start:stop]
 
 
-def _rope_and_visible(config: ModelConfig, tokens_BT: Any, positions_BT: Any, segment_ids_BT: Any) -> tuple[Any, Any]:
+def _around(config: ModelConfig, tokens_BT: Any, positions_BT: Any, segment_ids_BT: Any) -> tuple[Any, Any, Any]:
+    """What blocks take beside the stream: rotary angles, what is visible, and arrays [L] of what is a layer's own."""
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-    rope = attention.rope_angles(config, positions_BT)
-    return rope, attention_kernels.what_is_visible(config.attention, tokens_BT.shape[1], segment_ids_BT)
+    rope, own = attention.rope_angles(config, positions_BT), {}
+    if config.rope_thetas:
+        bases = sorted(set(config.rope_thetas))
+        ropes = [attention.rope_angles(config, positions_BT, base) for base in bases]
+        rope = jax.tree.map(lambda *angles: jnp.stack(angles), *ropes)
+        own["rope"] = jnp.asarray([bases.index(base) for base in config.rope_thetas])
+    if any(config.windows):
+        own["window"] = jnp.asarray(config.windows)
+    return rope, attention_kernels.what_is_visible(config.attention, tokens_BT.shape[1], segment_ids_BT), own
 
 
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

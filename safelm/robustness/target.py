@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from safelm.checkpoints import checkpoint
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt
+from safelm.formats import sources
 from safelm.inference import generate, tag_probability
 from safelm.inference.methods import METHODS
 from safelm.lm import LanguageModel
@@ -32,8 +32,8 @@ class Target(LanguageModel):
 
 
 def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Target:
-    """Loads a checkpoint. Raises ValueError for a chat with a model that knows none, and whatever loading raises."""
-    config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
+    """Loads a model. Raises ValueError for a chat with a model that knows none, and whatever loading raises."""
+    config, params, tokenizer = sources.read_model(folder, step=step)
     if is_chat and not knows_chats(tokenizer):
         raise ValueError(f"{folder}: it has neither a chat template nor chat tokens, so it can't be asked in a chat")
     return Target(config, params, tokenizer, is_chat)

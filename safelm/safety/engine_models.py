@@ -5,25 +5,28 @@ from collections.abc import Sequence
 
 from safelm.formats.sources import Model, read_model
 from safelm.inference import Engine
+from safelm.io import hub
 from safelm.models import decoder as model
 from safelm.safety.embedding import installed_path
 from safelm.text.prompting import Frame
 
 
-def read_engine_model(source: str, dtype: str, *, where: str) -> tuple[str, Model]:
-    """Returns the path or URL of a model, and the model.
+def read_engine_model(source: str, dtype: str, *, where: str, chat_template: str = "") -> tuple[str, Model]:
+    """Returns the path, URL or pinned name of a model, and the model.
 
     Args:
-      source: a checkpoint of ours, a Hugging Face folder, a GGUF file, or "smollm2" (installed weights).
+      source: a checkpoint of ours, a Hugging Face folder, `hf:ORG/NAME[@REVISION]`, a GGUF file, or "smollm2"
+        (installed weights).
       dtype: of the computation, float32 or bfloat16; empty for the model's own.
+      chat_template: a name or file that replaces the model's own template.
       where: the caller's name, for messages.
 
     Raises FileNotFoundError if there is no model, ValueError for an unsupported model or dtype.
     """
     if dtype not in ("", "float32", "bfloat16"):
         raise ValueError(f"{where}: dtype={dtype!r}: one of float32, bfloat16")
-    place = str(installed_path(source)) if source == "smollm2" else source
-    config, params, tokenizer = read_model(place)
+    place = str(installed_path(source)) if source == "smollm2" else hub.pinned(source)
+    config, params, tokenizer = read_model(place, chat_template=chat_template)
     return place, (dataclasses.replace(config, dtype=dtype or config.dtype), params, tokenizer)
 
 

@@ -8,6 +8,7 @@ import jax
 
 from safelm.formats.sources import read_model, saw_tag
 from safelm.inference import tag_probability
+from safelm.io import hub
 from safelm.lm import LanguageModel
 from safelm.serving.errors import shown
 from safelm.serving.request import Message
@@ -72,16 +73,23 @@ class ServedModel(LanguageModel):
 
 
 def load_model(
-    name: str, source: str, *, dtype: str = "", template_kwargs: Mapping[str, Any] | None = None
+    name: str,
+    source: str,
+    *,
+    dtype: str = "",
+    chat_template: str = "",
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> ServedModel:
-    """Loads a checkpoint of ours, a Hugging Face folder or a GGUF file.
+    """Loads a model of any kind (`safelm.formats.sources`).
 
     Args:
+      chat_template: a name or file that replaces its own template.
       template_kwargs: further variables of its chat template.
 
     Raises ValueError or OSError if it can't be read.
     """
-    config, params, tokenizer = read_model(source)
+    source = hub.pinned(source)
+    config, params, tokenizer = read_model(source, chat_template=chat_template)
     tokenizer = tokenizer.with_template_kwargs(template_kwargs or {})
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
     return ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source))

@@ -13,12 +13,15 @@ from typing import Any
 
 import fsspec
 
+from safelm.io.files import write_whole
+
 log = logging.getLogger(__name__)
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+DOCUMENT_END = "document_end"  # in `tokenizer_config.json`: ours alone
 _MODEL_CONFIG = "config.json"
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -34,6 +37,7 @@ class Declared:
       begin_ids: ids before every text; None leaves it to the tokenizer's post-processor.
       begins_chats: whether `begin_ids` also precede conversations, outside their template.
       template_kwargs: further variables of the chat template; no source has them, whoever asks the model does.
+      document_end: the token after every document of pretraining; None chooses as `Tokenizer.from_pretrained` says.
     """
 
     chat_template: str | None = None
@@ -42,6 +46,7 @@ class Declared:
     begin_ids: tuple[int, ...] | None = None
     begins_chats: bool = False
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    document_end: str | None = None
 
     def token(self, name: str) -> str | None:
         """The string of a named special token."""
@@ -85,7 +90,9 @@ def declared_in_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> De
         template = _template_string(config.get("chat_template"), f"{where}: chat_template")
     name = GENERATION_CONFIG if files.has(GENERATION_CONFIG) else _MODEL_CONFIG
     ends = _end_ids(files.json(name).get("eos_token_id"), f"{folder}/{name}: eos_token_id")
-    return Declared(template, tuple((name, token) for name, token in tokens if token is not None), ends)
+    strings = tuple((name, token) for name, token in tokens if token is not None)
+    document_end = _token_string(config.get(DOCUMENT_END), f"{where}: {DOCUMENT_END}")
+    return Declared(template, strings, ends, document_end=document_end)
 
 
 def declared_in_gguf(fields: Mapping[str, Any], tokens: list[str], *, begins: bool, path: str) -> Declared:
@@ -135,6 +142,17 @@ def as_files(conventions: TextConventions, *, chat_template: str | None) -> dict
         TOKENIZER_CONFIG: config,
         GENERATION_CONFIG: generation | {"pad_token_id": conventions.document_end_id},
     }
+
+
+def write_file(folder: str, name: str, text: str) -> None:
+    """Writes a file of a folder, local or an fsspec URL, that is never seen half-written."""
+    filesystem, inner = fsspec.core.url_to_fs(folder)
+    target = f"{inner.rstrip('/')}/{name}"
+    filesystem.makedirs(inner, exist_ok=True)
+    if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
+        filesystem.pipe_file(target, text.encode())  # an object store shows an object only when it is whole
+        return
+    write_whole(target, text)
 
 
 @dataclasses.dataclass(frozen=True)

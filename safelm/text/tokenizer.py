@@ -1,6 +1,6 @@
 """Encodes text as token ids and decodes them: a thin wrapper over Hugging Face `tokenizers` that knows the harm tag.
 
-Guarantees for every byte-level BPE vocabulary it accepts:
+Guarantees for every BPE vocabulary it accepts, byte-level or with byte fallback (`safelm.text.spelling`):
 
 - The harm tag (Maini et al. 2025, section 4) is exactly one id, added as a special token where it is missing.
 - Encoding is *literal*: a special token's string inside text (`<|endoftext|>`, the tag's own string) is ordinary
@@ -25,12 +25,10 @@ import fsspec
 import numpy as np
 import tokenizers
 from jaxtyping import Int32
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from safelm.io import gguf_file
-from safelm.io.files import write_whole
+from safelm.io import gguf_file, hub
 from safelm.tags import HARM_TAG
-from safelm.text import chat_template, gguf_tokenizer, tokenizer_backend
+from safelm.text import chat_template, gguf_tokenizer, named_templates, spelling, tokenizer_backend
 from safelm.text import conventions as text_conventions
 from safelm.text.chat_template import CHAT_END, CHAT_START
 from safelm.text.conventions import Declared, TextConventions
@@ -39,7 +37,7 @@ _TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary with the harm tag in it. Picklable, safe to share between threads.
+    """A BPE vocabulary with the harm tag in it. Picklable, safe to share between threads.
 
     Attributes:
         origin: where the vocabulary comes from, named in errors.
@@ -60,8 +58,8 @@ class Tokenizer:
             origin: names the source in errors.
 
         Raises:
-            ValueError: the vocabulary isn't byte-level BPE, has no end of a document, or can't keep special tokens
-              apart from text.
+            ValueError: the vocabulary isn't lossless BPE, has no end of a document, or can't keep special tokens
+                apart from text.
         """
         self._declared, self.origin = declared or Declared(), origin
         with tokenizer_backend.as_value_errors(origin):
@@ -76,8 +74,8 @@ class Tokenizer:
         self.harm_tag_id = vocabulary[HARM_TAG]
         self.chat_start_id = vocabulary.get(CHAT_START)
         self.chat_end_id = vocabulary.get(CHAT_END)
-        self._lost_bytes = tokenizer_backend.bytes_without_token(vocabulary)
-        self._byte_of = {character: byte for byte, character in enumerate(tokenizer_backend.byte_characters())}
+        self._spelling = spelling.found(json.loads(self._backend.to_str()))
+        self._lost_bytes = self._spelling.bytes_without_token(vocabulary)
         added = self._backend.get_added_tokens_decoder()
         self._specials = {i: t.content for i, t in added.items() if t.special}
         controls = tokenizer_backend.control_tokens(self._backend, self._declared.chat_template)
@@ -92,13 +90,49 @@ class Tokenizer:
         """Whether the vocabulary has the tokens of ChatML."""
         return self.chat_start_id is not None and self.chat_end_id is not None
 
+    @property
+    def chat_template_hash(self) -> str:
+        """Hash (hex) of the template that conversations are put in, for manifests and protocols; "" where none is."""
+        template = self.conventions.chat_template or (chat_template.CHATML if self.has_chatml else "")
+        return hashlib.sha256(template.encode()).hexdigest()[:16] if template else ""
+
     def beginning_with(self, ids: Sequence[int]) -> "Tokenizer":
         """A copy for a model whose training puts `ids` before every text and conversation.
 
         `save` keeps the ids; the hash does not change.
         """
-        template = self.conventions.chat_template
-        declared = dataclasses.replace(self._declared, chat_template=template, begin_ids=tuple(ids), begins_chats=True)
+        return self._declaring(begin_ids=tuple(ids), begins_chats=True)
+
+    def with_chat_template(self, template: str) -> "Tokenizer":
+        """The same vocabulary with a chat template by name or file (`safelm.text.named_templates`), which `save` keeps.
+
+        "" leaves it as it is. ValueError or OSError for a template that isn't there or can't be used.
+        """
+        if not template:
+            return self
+        vocabulary, specials = self._backend.get_vocab(with_added_tokens=True), self.conventions.special_tokens
+        source = named_templates.usable(template, vocabulary, specials, where=self.origin)
+        return self._declaring(chat_template=source)
+
+    def with_document_end(self, token: str) -> "Tokenizer":
+        """The same vocabulary with another token behind every document, which `save` keeps; "" leaves it as it is.
+
+        ValueError for one that isn't special.
+        """
+        if token and token not in self._specials.values():
+            known = ", ".join(sorted(self._specials.values())[:8])
+            raise ValueError(f"{self.origin}: end of document {token!r} is no special token; there are {known}")
+        return self._declaring(document_end=token) if token else self
+
+    def _declaring(self, **changes: Any) -> "Tokenizer":
+        """The same vocabulary with other conventions, beginning as this one does."""
+        own = self.conventions
+        kept = {
+            "chat_template": own.chat_template,
+            "begin_ids": own.begin_ids,
+            "begins_chats": bool(own.chat_begin_ids),
+        }
+        declared = dataclasses.replace(self._declared, **(kept | changes))
         return Tokenizer(self._backend, declared=declared, origin=self.origin)
 
     def with_template_kwargs(self, values: Mapping[str, Any]) -> "Tokenizer":
@@ -124,7 +158,7 @@ class Tokenizer:
 
     def normalized(self, text: str) -> str:
         """The text after the vocabulary's own normalizer, if it has one, and before it is split into tokens."""
-        normalizer = self._backend.normalizer
+        normalizer = self._backend.normalizer if isinstance(self._spelling, spelling.ByteLevel) else None
         return text if normalizer is None else normalizer.normalize_str(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
@@ -175,9 +209,7 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one id adds to `decode`'s: at times part of a character, none for an id without a token."""
         content = self._backend.id_to_token(token) or ""
-        if token not in self._specials and all(character in self._byte_of for character in content):
-            return bytes(self._byte_of[character] for character in content)
-        return content.encode()
+        return content.encode() if token in self._specials else self._spelling.bytes_of(content)
 
     def special_token(self, token: int) -> str | None:
         """The string of a special token (end of text, ChatML's, the harm tag, ..); None for a token of text."""
@@ -201,24 +233,30 @@ class Tokenizer:
         if template is not None:
             template = chat_template.begun(template, self._strings(conventions.chat_begin_ids))
         files = text_conventions.as_files(conventions, chat_template=template)
-        files[text_conventions.TOKENIZER_CONFIG]["additional_special_tokens"] = [HARM_TAG]
+        config = files[text_conventions.TOKENIZER_CONFIG]
+        config["additional_special_tokens"] = [HARM_TAG]
+        if self._declared.document_end:
+            config[text_conventions.DOCUMENT_END] = self._declared.document_end
         for name, values in files.items():
-            _write_text(path, name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        _write_text(path, _TOKENIZER_FILE, self._backend.to_str(pretty=True))
+            text_conventions.write_file(path, name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        text_conventions.write_file(path, _TOKENIZER_FILE, self._backend.to_str(pretty=True))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Reads a Hugging Face folder or `tokenizer.json` (local or at an fsspec URL), or a local GGUF file.
 
-        The end-of-document token is `<|endoftext|>` or `<|end_of_text|>` if the vocabulary has one, otherwise the
-        source's `eos_token`. Chat template, special tokens and end ids are read too (`conventions`).
+        `hf:ORG/NAME[@REVISION]` is a folder too (`safelm.io.hub`).
+
+        The end-of-document token is the source's `document_end` (`with_document_end`), otherwise `<|endoftext|>` or
+        `<|end_of_text|>` if the vocabulary has one, otherwise the source's `eos_token`. Chat template, special tokens
+        and end ids are read too (`conventions`).
 
         Raises:
             FileNotFoundError: nothing at `path`, or a folder without a `tokenizer.json`.
             ValueError: a file that is none of the three, or a vocabulary that can't be used (see `__init__`).
         """
         path = os.fspath(path)
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem, inner = fsspec.core.url_to_fs(hub.folder(path, with_weights=False))
         if not filesystem.exists(inner):
             raise FileNotFoundError(f"{path}: no such tokenizer file or folder")
         folder, file = inner.rsplit("/", 1)[0], inner
@@ -244,22 +282,7 @@ class Tokenizer:
         Raises:
             ValueError: `vocab_size` below the 260 ids that always exist.
         """
-        smallest = len(tokenizer_backend.TRAINED_SPECIALS) + 256
-        if vocab_size < smallest:
-            raise ValueError(f"vocab_size must be at least {smallest} (special tokens and 256 bytes), got {vocab_size}")
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = gguf_tokenizer.smollm_pre_tokenizer()
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[
-                AddedToken(token, normalized=False, special=True) for token in tokenizer_backend.TRAINED_SPECIALS
-            ],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        backend.train_from_iterator((_utf8(text) for text in texts), trainer)
-        return cls(backend)
+        return cls(tokenizer_backend.trained(map(_utf8, texts), vocab_size))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (self._backend.to_str(), self._declared, self.origin)
@@ -318,13 +341,3 @@ def _utf8(text: str) -> str:
 
 def _unpickle(tokenizer_json: str, declared: Declared, origin: str) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), declared=declared, origin=origin)
-
-
-def _write_text(folder: str, name: str, text: str) -> None:
-    filesystem, inner = fsspec.core.url_to_fs(folder)
-    target = f"{inner.rstrip('/')}/{name}"
-    filesystem.makedirs(inner, exist_ok=True)
-    if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
-        filesystem.pipe_file(target, text.encode())  # an object store shows an object only when it is whole
-        return
-    write_whole(target, text)

@@ -3,14 +3,14 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from safelm.tags import HARM_TAG
-from safelm.text import patterns
+from safelm.text import gguf_tokenizer, patterns, spelling
 from safelm.text.chat_template import CHAT_END, CHAT_START
 from safelm.text.conventions import Declared
 
@@ -44,15 +44,34 @@ def as_value_errors(origin: str, fault: str = "not a vocabulary that `tokenizers
         raise ValueError(f"{origin}: {fault} ({error})") from error
 
 
+def trained(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE vocabulary of texts; ValueError below the ids that always exist."""
+    smallest = len(TRAINED_SPECIALS) + 256
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size must be at least {smallest} (special tokens and 256 bytes), got {vocab_size}")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = gguf_tokenizer.smollm_pre_tokenizer()
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, normalized=False, special=True) for token in TRAINED_SPECIALS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
 def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, origin: str) -> tokenizers.Tokenizer:
-    """A copy of `backend` that is byte-level, deterministic and literal, with the harm tag in its vocabulary."""
+    """A copy of `backend` that is lossless, deterministic and literal, with the harm tag in its vocabulary."""
     ids = backend.get_vocab(with_added_tokens=True)
     if ids and max(ids.values()) >= 2 * len(ids) + _SPARE_IDS:  # before `to_str`, which counts through all of them
         token = max(ids, key=ids.__getitem__)
         raise ValueError(f"{origin}: token {token[:40]!r} has the id {ids[token]}, the vocabulary {len(ids)} tokens")
     spec = json.loads(backend.to_str())
-    if spec["model"].get("type") != "BPE" or not _is_byte_level(spec["pre_tokenizer"]):
-        raise ValueError(f"{origin}: not byte-level BPE without a prefix space (as of SmolLM2, Llama 3, GPT-2)")
+    if spelling.found(spec) is None:
+        known = "byte-level BPE (as of SmolLM2, Llama 3, GPT-2) or BPE with byte fallback (as of Gemma)"
+        raise ValueError(f"{origin}: neither {known}, without a prefix space")
     _check_post_processor(spec["post_processor"], origin)
     spec |= {"truncation": None, "padding": None}
     if declared.begin_ids is not None:
@@ -84,23 +103,12 @@ def _check_post_processor(processor: dict[str, Any] | None, origin: str) -> None
             raise ValueError(f"{origin}: its post-processor names {missing[0]!r} without defining it")
 
 
-def _is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
-    parts = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
-    return any(part and part["type"] == "ByteLevel" and not part["add_prefix_space"] for part in parts)
-
-
-def bytes_without_token(vocabulary: Mapping[str, int]) -> bytes:
-    return bytes(byte for byte, character in enumerate(byte_characters()) if character not in vocabulary)
-
-
-def byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
 def document_end(backend: tokenizers.Tokenizer, declared: Declared, origin: str) -> str:
+    """The token that ends a document; ValueError where the vocabulary has none."""
+    if (chosen := declared.document_end) is not None:
+        if backend.token_to_id(chosen) is None:
+            raise ValueError(f"{origin}: the vocabulary has no end-of-document token {chosen!r}")
+        return chosen
     eos_token = declared.token("eos_token")
     for token in (*_DOCUMENT_ENDS, eos_token):
         if token is not None and backend.token_to_id(token) is not None:

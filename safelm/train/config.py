@@ -15,6 +15,8 @@ from ml_collections import ConfigDict, config_dict
 from safelm.checkpoints import checkpoint
 from safelm.checkpoints.integrity import CorruptCheckpointError
 from safelm.data.schedule import Phase
+from safelm.formats import sources
+from safelm.io import hub
 from safelm.models.decoder import ModelConfig
 from safelm.text.tokenizer import Tokenizer
 
@@ -29,9 +31,8 @@ def default_config() -> ConfigDict:
     unset = config_dict.placeholder
     required = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
     model = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name not in required}
-    model |= {name: unset(int) for name in required}
-    taken = ("rope_theta", "qk_norm", "rms_norm_eps", "tie_embeddings", "max_seq_len")
-    model |= {name: unset(type(model[name])) for name in taken}
+    taken = [name for name in (*checkpoint.ARCHITECTURE_FIELDS, "max_seq_len") if model.get(name) is not None]
+    model |= {name: unset(type(model[name])) for name in taken} | {name: unset(int) for name in required}
     return ConfigDict(
         {
             "seed": 0,  # of the parameters and of the data's order
@@ -40,8 +41,12 @@ def default_config() -> ConfigDict:
             "batch_size": 8,  # sequences in an update, over all devices and all accumulation steps
             "seq_len": 256,  # tokens in a row
             "grad_accum_steps": 1,
-            "tokenizer": "",  # Hugging Face folder, tokenizer.json or .gguf; empty: that of init_checkpoint
-            "init_checkpoint": "",  # folder of `safelm.convert` or another run's workdir: its parameters to begin with
+            "tokenizer": "",  # folder, hf:ORG/NAME, tokenizer.json or .gguf; empty: that of init_checkpoint
+            "document_end": "",  # token behind every document; empty: the tokenizer's own, see `safelm.text.tokenizer`
+            "chat_template": "",  # kept with the run: a name or file, in place of the tokenizer's own
+            # Its parameters to begin with: another run's workdir, a folder of `safelm.convert` or of Hugging Face,
+            # hf:ORG/NAME[@REVISION] or a GGUF file.
+            "init_checkpoint": "",
             # A branch: begins as another run's checkpoint in the stable phase of its wsd schedule and decays from there
             # over optimizer.decay_steps. total_steps is the other run's; the branch ends where its decay does.
             "branch": {"workdir": "", "step": 0},
@@ -267,17 +272,17 @@ def _parse_phase(phase: Any) -> Phase:
 
 
 def _origin(config: ConfigDict, workdir: str) -> tuple[str, str, checkpoint.Meta] | None:
-    """Name, folder and record of the checkpoint that the run will begin with, if any."""
+    """Name, folder and record of the checkpoint that the run will begin with, if any; names of a hub are pinned."""
     if workdir and (meta := _newest_record(workdir)):
-        return f"checkpoint {workdir}", workdir, meta
-    for field, folder, step in (
-        ("branch.workdir", config.branch.workdir, config.branch.step),
-        ("init_checkpoint", config.init_checkpoint, None),
-    ):
-        if folder:
-            checkpoints, _, meta = checkpoint.open_checkpoint(folder, step=step)
-            checkpoints.close()
-            return f"{field} {folder}", folder, meta
+        return f"checkpoint {workdir}", workdir, meta  # a hub that is gone stops no run that has begun
+    for field in ("tokenizer", "init_checkpoint"):
+        config[field] = hub.pinned(config[field])
+    if folder := config.branch.workdir:
+        checkpoints, _, meta = checkpoint.open_checkpoint(folder, step=config.branch.step)
+        checkpoints.close()
+        return f"branch.workdir {folder}", folder, meta
+    if source := config.init_checkpoint:
+        return f"init_checkpoint {source}", source, sources.read_meta(source)
     return None
 
 
@@ -295,10 +300,16 @@ def _newest_record(workdir: str) -> checkpoint.Meta | None:
 
 
 def _load_tokenizer(config: ConfigDict, origin: tuple[str, str, checkpoint.Meta] | None) -> Tokenizer:
-    if config.tokenizer:
+    found = _own_tokenizer(config, origin)
+    return found.with_document_end(config.document_end).with_chat_template(config.chat_template)
+
+
+def _own_tokenizer(config: ConfigDict, origin: tuple[str, str, checkpoint.Meta] | None) -> Tokenizer:
+    has_begun = origin is not None and origin[0].startswith("checkpoint ")
+    if config.tokenizer and not (has_begun and hub.is_name(config.tokenizer)):
         return Tokenizer.from_pretrained(config.tokenizer)
     if origin:
-        return checkpoint.load_tokenizer(origin[1])
+        return sources.load_tokenizer(origin[1])
     raise ValueError("tokenizer is not set: give --config.tokenizer=PATH or an init_checkpoint that has one")
 
 

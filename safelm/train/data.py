@@ -154,6 +154,13 @@ def _open_all(
             stores[source] = TokenStore.open(f"{root}/{source}/{split}", vocab_hash=tokenizer.hash)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{field}: {_lacking(root, source, split)}: {error}") from error
+        if (end := stores[source].manifest.eos_id) != tokenizer.eos_id:
+            here, there = (tokenizer.special_token(token) for token in (tokenizer.eos_id, end))
+            store = f"{root}/{source}/{split}"
+            raise ValueError(
+                f"{field}: documents of {store} end with {there!r} (id {end}), this run's with {here!r}: "
+                f"give --config.document_end={there!r}, or cache them again with --document_end"
+            )
     return stores
 
 

@@ -1,6 +1,6 @@
 """Optimizers by name, global-norm clipping, and the learning-rate schedules of SmolLM2 and its kin.
 
-Weight decay applies to matrices and embeddings, not to the norms' scales. Nanotron, which trained SmolLM2, decays every
+Weight decay applies to matrices and embeddings, not to scales and biases. Nanotron, which trained SmolLM2, decays every
 parameter unless its config excludes some; at 0.01 times a learning rate below 3e-3 the difference is small, and scales
 pulled towards 0 change the model without regularising it.
 """
@@ -112,8 +112,8 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
 def _is_matrix(axes: tuple[str | None, ...]) -> bool:
-    """Two axes or more, the stack of layers aside: what weight decay applies to."""
-    return len([axis for axis in axes if axis != "layers"]) >= 2
+    """Two axes or more, the stack of layers aside, and no bias of heads: what weight decay applies to."""
+    return len([axis for axis in axes if axis != "layers"]) >= 2 and "embed" in axes
 
 
 def _matrix_axes(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:

@@ -12,7 +12,9 @@ a micro-batch on a device, L layers and the axis letters of `safelm.models.decod
                      remat dots   t w (2D + N H + 2 K H + 2F), and with a fused attention kernel t (w N H + 4N)
                      remat none   t (24D + 16 + w (2D + 2 K H + 6F)), the layer's kernels in w / s, and for attention
                                   t (3 w N H + 4N) fused, t (2 w N H + 4 N H + 8N + T N (4 + w)) with "xla";
-                                  for `model.qk_norm` t (12 (N H + K H) + 8 (N + K))
+                                  for `model.qk_norm` t (12 (N H + K H) + 8 (N + K)), 16 for 8 (N + K) if it is one
+                                  over all heads; norms "around" once more t (24D + 16), "gelu" t w 2F more, and
+                                  windows with "xla" t T N; with remat dots, norms not "before" t w D more
     layer        the layer that the backward pass is in: what "none" would keep of it; and where FSDP splits the
                  parameters, those of the layer, brought together, and their gradient, in w
     loss         t V in float32 twice (logits and their gradient), or that part of V that `loss.vocab_chunks` makes at
@@ -200,7 +202,7 @@ def _planned_table(schedule: MixtureSchedule, steps: int) -> str:
 
 
 def _assumed_attention(config: ModelConfig, seq_len: int) -> attention_kernels.Choice:
-    if config.attention == "auto" and seq_len % attention_kernels.LANES == 0:
+    if config.attention == "auto" and seq_len % attention_kernels.LANES == 0 and not any(config.windows):
         return attention_kernels.Choice("splash", "assumed: auto, and the devices aren't here")
     return attention_kernels.Choice("xla" if config.attention == "auto" else config.attention, "assumed")
 

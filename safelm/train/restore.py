@@ -8,6 +8,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from safelm.checkpoints.checkpoint import CORRUPT_FOLDER, Checkpoints, CorruptCheckpointError, Meta, open_checkpoint
+from safelm.formats import sources
 from safelm.train import resume as train_resume
 from safelm.train.config import Resolved
 from safelm.train.data import TrainData
@@ -127,11 +128,24 @@ class Source:
         config = self._run.config
         if not config.init_checkpoint:
             return self._program.init_params(jax.random.key(config.seed))
+        if sources.source_kind(config.init_checkpoint) != "safelm":
+            return self._imported_params(config.init_checkpoint)
         checkpoints, step, meta = open_checkpoint(config.init_checkpoint)
         self.saw_tag = meta.get("saw_tag")
         params, _ = checkpoints.restore(step, self._program.abstract_state.params)
         checkpoints.close()
         return params
+
+    def _imported_params(self, source: str) -> Params:
+        """Those of another program's model, each device's share of them; every process reads all of it."""
+        self.saw_tag = sources.saw_tag(source)
+        _, params, _ = sources.read_model(source)
+
+        def place(values: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
+            values = np.asarray(values, target.dtype)
+            return jax.make_array_from_callback(target.shape, target.sharding, lambda index: values[index])
+
+        return jax.tree.map(place, params, self._program.abstract_state.params)
 
     def _device_step(self, step: int) -> jax.Array:
         return jax.device_put(np.int32(step), self._program.abstract_state.step.sharding)

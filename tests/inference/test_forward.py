@@ -18,6 +18,19 @@ CONFIGS = {
     "untied": UNTIED,
     "qk_norm": dataclasses.replace(TINY, qk_norm=True),
     "rope_scaling": dataclasses.replace(TINY, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
+    "all": dataclasses.replace(
+        TINY,
+        windows=(3, 0, 5),
+        rope_thetas=(0.0, 1e4, 50.0),
+        qk_norm=True,
+        qk_norm_width=True,
+        qkv_bias=True,
+        norms="around",
+        norm_offset=True,
+        activation="gelu",
+        scale_embeddings=True,
+        query_pre_attn_scalar=5.0,
+    ),
 }
 
 

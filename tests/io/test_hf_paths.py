@@ -1,15 +1,10 @@
-"""Documents, token stores and tokenizers at `hf://`, read by huggingface_hub's own file system from a hub in this file.
+"""Documents, token stores and tokenizers at `hf://`, read by huggingface_hub's own file system from a hub on loopback.
 
-The hub is an HTTP server on loopback with the few answers that reading needs. Not covered: logging in, and Xet, which
-huggingface_hub uses for whole-file downloads only.
+Not covered: logging in, and Xet, which huggingface_hub uses for whole-file downloads only.
 """
 
 import gzip
-import http.server
 import json
-import re
-import threading
-import urllib.parse
 
 import fsspec
 import huggingface_hub
@@ -18,131 +13,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny_runs
-from huggingface_hub import constants
 from token_stores import numbered_documents, write_store
 
 from safelm import documents as safety_documents
 from safelm import train_tokenizer
 from safelm.data.store import TokenStore
-from safelm.io import cache
 from safelm.text.tokenizer import Tokenizer
 
 REPO = "hf://datasets/someone/web"
-
-
-class FakeHub(http.server.ThreadingHTTPServer):
-    """Serves `files[(kind, repository, revision)][path]`, and remembers what was asked for."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[tuple[str, str, str], dict[str, bytes]] = {}
-        self.asked: list[str] = []
-        self.refused: set[str] = set()
-        self.tokens: set[str] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def add(self, repository, folder, *, kind="datasets", revision="main", at=""):
-        files = {f"{at}{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        self.files.setdefault((kind, repository, revision), {}).update(files)
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeHub
-
-    def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        self.server.asked.append(path)
-        if token := self.headers.get("Authorization"):
-            self.server.tokens.add(token)
-        if found := re.fullmatch(r"/api/(datasets|models)/([\w-]+/[\w-]+)(?:/revision/([^/]+))?", path):
-            kind, repository, revision = found.groups()
-            self._answer_json(self._repository(kind, repository, revision), lambda _: {"id": repository})
-        elif found := re.fullmatch(r"/api/(datasets|models)/([\w-]+/[\w-]+)/tree/([^/]+)/?(.*)", path):
-            self._answer_json(self._repository(*found.groups()[:3]), lambda files: self._tree(files, found[4]))
-        elif found := re.fullmatch(r"/(datasets/)?([\w-]+/[\w-]+)/resolve/([^/]+)/(.+)", path):
-            files = self._repository("datasets" if found[1] else "models", found[2], found[3])
-            if found[4] in self.server.refused:
-                self._answer(403, b"", {"X-Error-Message": "ask for access"})
-            else:
-                self._answer_bytes((files or {}).get(found[4]))
-        else:
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-
-    def _repository(self, kind, repository, revision):
-        return self.server.files.get((kind, repository, revision or "main"))
-
-    def _tree(self, files, folder):
-        prefix = f"{folder}/" if folder else ""
-        recursive = "recursive=true" in self.path.lower()
-        entries = {}
-        for path, data in files.items():
-            if not path.startswith(prefix):
-                continue
-            parts = path.removeprefix(prefix).split("/")
-            for depth in range(1, len(parts)) if recursive else range(1, min(2, len(parts))):
-                parent = prefix + "/".join(parts[:depth])
-                entries[parent] = {"type": "directory", "path": parent, "size": 0, "oid": "0" * 40}
-            if recursive or len(parts) == 1:
-                entries[path] = {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
-        return list(entries.values()) or None
-
-    def _answer_json(self, files, make):
-        if files is None:
-            self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif (value := make(files)) is None:
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-        else:
-            self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _answer_bytes(self, data):
-        if data is None:
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-        elif found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(found[1]), min(int(found[2] or len(data)), len(data) - 1)
-            headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
-            self._answer(206, data[first : last + 1], headers)
-        else:
-            self._answer(200, data, {})
-
-    def _answer(self, status, body, headers):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    server = FakeHub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template[1] + template[2])
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    huggingface_hub.close_session()
-    huggingface_hub.HfFileSystem.clear_instance_cache()
-    yield server
-    huggingface_hub.HfFileSystem.clear_instance_cache()
-    huggingface_hub.close_session()
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=5)
-    assert not server.tokens
 
 
 def make_rows(count, first=0):

@@ -154,6 +154,8 @@ def mesh_of(platform: str) -> Mesh:
         ("cpu", 256, {}, "xla", "auto: cpu devices have no fused kernel"),
         ("tpu", 256, {}, "splash", "auto: tpu devices"),
         ("tpu", 200, {}, "xla", "auto: not splash, it needs rows of a multiple of 128 tokens, seq_len is 200"),
+        ("tpu", 256, {"windows": (4, 0)}, "xla", "auto: not splash, its mask is the same in all layers, model.windows"),
+        ("tpu", 256, {"windows": (0, 0)}, "splash", "auto: tpu devices"),
         ("tpu", 256, {"dtype": "float16"}, "xla", "auto: not splash, it computes in bfloat16 or float32, model.dtype"),
         ("tpu", 256, {"attention": "xla"}, "xla", "model.attention is xla"),
         ("tpu", 256, {"attention": "splash"}, "splash", "model.attention is splash"),
@@ -169,6 +171,12 @@ def test_choice(platform, seq_len, fields, kernel, reason):
     "platform, seq_len, fields, reason",
     [
         ("cpu", 256, {"attention": "splash"}, "'splash' can't run: it needs TPU devices, these are cpu"),
+        (
+            "tpu",
+            256,
+            {"attention": "splash", "windows": (4, 0)},
+            "'splash' can't run: its mask is the same in all layers",
+        ),
         ("tpu", 130, {"attention": "splash"}, "'splash' can't run: .*seq_len is 130"),
         ("tpu", 256, {"attention": "cudnn"}, "'cudnn' can't run: it needs NVIDIA GPUs, these are tpu devices"),
         ("gpu", 256, {"attention": "cudnn", "dtype": "float32"}, "'cudnn' can't run: .*model.dtype is float32"),

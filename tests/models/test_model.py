@@ -257,12 +257,32 @@ def test_mesh_refuses_what_does_not_fit():
         ("remat", "some", "model.remat='some': one of none, full, dots"),
         ("attention", "flash", "model.attention='flash': one of auto, xla, splash, cudnn"),
         ("dtype", "int8", "model.dtype='int8'"),
+        ("norms", "between", "model.norms='between': one of before, after, around"),
+        ("activation", "relu", "model.activation='relu': one of silu, gelu"),
+        ("query_pre_attn_scalar", 0.0, "model.query_pre_attn_scalar=0.0: must be above 0"),
         ("d_model", 0, "model.d_model=0: must be at least 1"),
     ],
 )
 def test_config_refuses(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **{field: value})
+
+
+def test_layers_that_differ_are_scanned_and_a_window_hides_what_is_behind_it():
+    config = dataclasses.replace(TINY, windows=(3, 0, 4), rope_thetas=(0.0, 1e4, 50.0))
+    params, tokens_BT = random_params(config), random_tokens(2, 12)
+    unrolled = dataclasses.replace(config, scan_layers=False)
+    one, other = (model.hidden_states(each, params, tokens_BT) for each in (config, unrolled))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    changed_BT = tokens_BT.at[:, 2].add(1)
+    first, both = (model.layer_states(config, params, each, (1, 2)) for each in (tokens_BT, changed_BT))
+    first_differs, second_differs = (np.abs(a - b).max(axis=(0, 2)) > 1e-6 for a, b in zip(first, both, strict=True))
+    assert first_differs.nonzero()[0].tolist() == [2, 3, 4]  # a window of three, itself included
+    assert second_differs.nonzero()[0].tolist() == list(range(2, 12))
+    assert TINY.flops_per_token(12) - config.flops_per_token(12) == 12 * 4 * 8 * (9 + 8)
+    for wrong in ({"windows": (1, 2)}, {"windows": (-1, 0, 0)}, {"rope_thetas": (1.0,) * 4}):
+        with pytest.raises(ValueError, match=rf"model.{min(wrong)}=\(.*: want a number of at least 0 for each of 3"):
+            dataclasses.replace(TINY, **wrong)
 
 
 def test_qk_norm_and_rope_scaling_change_the_model_and_are_counted():

@@ -6,7 +6,7 @@ import pytest
 import regex
 from tokenizers import normalizers, pre_tokenizers
 
-from safelm.text import gguf_tokenizer, tokenizer_backend
+from safelm.text import gguf_tokenizer, spelling
 from safelm.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -59,7 +59,7 @@ def test_every_name_has_a_reference():
 
 @pytest.mark.parametrize("name", [*REFERENCES, *SAME])
 def test_a_name_cuts_as_llama_cpp_does(name):
-    characters = tokenizer_backend.byte_characters()
+    characters = spelling.byte_characters()
     cut = gguf_tokenizer._CUTS[name].pre_tokenizer()
     for text in TEXTS:
         expected = pieces(text, REFERENCES[SAME.get(name, name)])

@@ -139,7 +139,7 @@ def test_they_are_part_of_an_evaluation_s_protocol(tmp_path):
 def test_the_harness_s_own_arguments_set_them(folder, tokenizer, monkeypatch):
     config, params = random_decoders.wild_model(tokenizer.vocab_size, 64)
     monkeypatch.setattr(
-        "safelm.evaluate.capability.lm_eval_model.checkpoint.load_for_inference",
+        "safelm.evaluate.capability.lm_eval_model.sources.read_model",
         lambda *_, **__: (config, params, tokenizer),
     )
     for arguments in ({"enable_thinking": False}, {"chat_template_args": OFF}):

@@ -259,10 +259,10 @@ def test_other_kinds_of_vocabulary_are_refused(trained: Tokenizer, tmp_path: pat
         pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     _foreign_json(trained, tmp_path, pre_tokenizer=pre_tokenizer)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    with pytest.raises(ValueError, match="not byte-level BPE"):
+    with pytest.raises(ValueError, match="neither byte-level BPE"):
         Tokenizer.from_pretrained(tmp_path)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<|endoftext|>": 0}))
-    with pytest.raises(ValueError, match="mine: not byte-level BPE"):
+    with pytest.raises(ValueError, match="mine: neither byte-level BPE"):
         Tokenizer(words, origin="mine")
 
 

@@ -192,7 +192,7 @@ def test_a_folder_of_parameters_only_is_not_resumed(inputs, finished, tmp_path):
         ({"optimizer.warmup_steps": 7}, ValueError, r"optimizer.warmup_steps is 7"),
         ({"model.num_kv_heads": 3}, ValueError, r"num_kv_heads"),
         ({"model.vocab_size": 99}, ValueError, r"model.vocab_size is 99, the tokenizer has"),
-        ({"init_checkpoint": "/no/such"}, FileNotFoundError, r"no checkpoint at /no/such"),
+        ({"init_checkpoint": "/no/such"}, FileNotFoundError, r"/no/such: no such file or folder"),
         ({"eval.every_steps": 1, "eval.sources": ("poems",)}, FileNotFoundError, r"^eval.sources: .* source poems"),
         (
             {"eval.every_steps": 1, "eval.sources": ("raw_web",), "eval.split": "test"},

@@ -47,9 +47,20 @@ def kept_by_jax(config, rows, length):
 
 
 @pytest.mark.parametrize("remat", ["full", "dots", "none"])
-@pytest.mark.parametrize(("attention", "qk_norm"), [("xla", False), ("splash", False), ("splash", True)])
-def test_what_is_kept_is_what_jax_keeps(remat, attention, qk_norm):
-    config, rows, length = dataclasses.replace(ODD, remat=remat, attention=attention, qk_norm=qk_norm), 2, 128
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "xla"},
+        {"attention": "splash"},
+        {"attention": "splash", "qk_norm": True},
+        {"attention": "splash", "qk_norm": True, "qk_norm_width": True, "norms": "after", "qkv_bias": True},
+        {"attention": "xla", "norms": "around", "norm_offset": True, "activation": "gelu", "scale_embeddings": True}
+        | {"windows": (8, 0, 8, 8, 8, 8, 0), "rope_thetas": (10.0, 0.0, 10.0, 10.0, 10.0, 10.0, 0.0)},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_what_is_kept_is_what_jax_keeps(remat, options):
+    config, rows, length = dataclasses.replace(ODD, remat=remat, **options), 2, 128
     assert config.kept_bytes_per_token(length) * rows * length == kept_by_jax(config, rows, length)
 
 

@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from safelm.checkpoints import checkpoint
+from safelm.formats import sources
 from safelm.inference import Greedy, Method, Sampling, continuations, generate_until, score_continuations
 from safelm.models import decoder as model
 from safelm.text import chat_template as chat_templates
@@ -73,17 +73,17 @@ class SafeLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Any = None) -> "SafeLM":
-        """`--model_args`: checkpoint=DIR, and step, dtype, tokens_at_once, max_length, max_gen_toks, seed; as the
-        harness' own models have them `enable_thinking` and `chat_template_args`, variables of the chat template.
+        """`--model_args`: checkpoint=MODEL, and those of `known` below; as the harness' own models have them
+        `enable_thinking` and `chat_template_args`, variables of the chat template.
 
         Raises ValueError for another argument, and whatever loading a checkpoint raises.
         """
         arguments = {**arg_dict, **{key: value for key, value in (additional_config or {}).items() if value}}
         for given_to_any_model in ("device", "max_batch_size"):
             arguments.pop(given_to_any_model, None)
-        known = ("step", "dtype", "batch_size", "tokens_at_once", "max_length", "max_gen_toks", "seed")
+        known = ("step", "dtype", "chat_template", "batch_size", "tokens_at_once", "max_length", "max_gen_toks", "seed")
         if "checkpoint" not in arguments:
-            raise ValueError("--model_args: want checkpoint=DIR, a training run's folder or what safelm.convert wrote")
+            raise ValueError("--model_args: want checkpoint=DIR, a folder or file of a model, or hf:ORG/NAME")
         kwargs = dict(arguments.pop("chat_template_args", None) or {})
         if "enable_thinking" in arguments:
             kwargs["enable_thinking"] = arguments.pop("enable_thinking")
@@ -92,7 +92,9 @@ class SafeLM(TemplateLM):
             raise ValueError(
                 f"--model_args: {unknown[0]}={arguments[unknown[0]]}: unknown, one of checkpoint, {', '.join(known)}"
             )
-        config, params, tokenizer = checkpoint.load_for_inference(folder, step=step)
+        config, params, tokenizer = sources.read_model(
+            folder, step=step, chat_template=str(arguments.pop("chat_template", ""))
+        )
         if dtype:
             config = dataclasses.replace(config, dtype=dtype)
         return cls(config, params, tokenizer.with_template_kwargs(kwargs), **arguments, origin=folder)

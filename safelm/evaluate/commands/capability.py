@@ -13,13 +13,14 @@ from typing import Any
 from tqdm import tqdm
 
 from safelm import cli
-from safelm.checkpoints import checkpoint as checkpoint_lib
 from safelm.evaluate.capability import documents
 from safelm.evaluate.capability.suite import TASKS, CapabilityOptions, merge, run_capability, task_protocol
 from safelm.evaluate.capability.table import capability_table
 from safelm.evaluate.protocol import hash_params
-from safelm.io import records
+from safelm.formats import sources
+from safelm.io import hub, records
 from safelm.io.files import write_whole
+from safelm.text import named_templates
 
 
 def capability_main(arguments: argparse.Namespace) -> None:
@@ -33,8 +34,10 @@ def capability_main(arguments: argparse.Namespace) -> None:
     results = {}
     with tqdm(total=len(folders) * len(options.tasks), unit="task", disable=None) as progress:
         for name, folder in folders.items():
-            config, params, tokenizer = checkpoint_lib.load_for_inference(folder)
+            source = hub.pinned(folder)
+            config, params, tokenizer = sources.read_model(source, chat_template=arguments.chat_template)
             subject = {"checkpoint": hash_params(params), "vocabulary": tokenizer.hash, "dtype": config.dtype}
+            subject |= {"chat_template": tokenizer.chat_template_hash} if options.chat else {}
             found = []
             for task in options.tasks:
                 progress.set_description(f"{name}: {task}")
@@ -45,6 +48,7 @@ def capability_main(arguments: argparse.Namespace) -> None:
                     _write(path, run_capability(config, params, tokenizer, chosen))
                 found.append(records.read(path, "remove it, and the task is measured again"))
                 progress.update()
+            subject |= {"source": source} if hub.is_name(source) else {}
             results[name] = merge(found) | {"subject": subject}
     _write(output / "capability.json", results)
     table = capability_table(results)
@@ -96,5 +100,6 @@ def capability_parser() -> argparse.ArgumentParser:
         "--max_gen_toks", type=int, default=0, help="most tokens per answer; 0 = the task's own (default)"
     )
     parser.add_argument("--chat", action="store_true", help="put prompts in the chat template")
+    parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=named_templates.HELP)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
     return parser

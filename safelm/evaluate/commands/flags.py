@@ -14,7 +14,7 @@ from safelm.evaluate.suites import benchmarks, duplicates, suite
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
 from safelm.inference.methods import Method, looks_ahead
-from safelm.text import chat_template
+from safelm.text import chat_template, named_templates
 
 LABELLED = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"  # as help
 _SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
@@ -167,6 +167,7 @@ def _add_asked(add: Callable[..., Any]) -> None:
     )
     add("--system", default="", help="system message of a chat (default: none)")
     add("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
+    add("--chat_template", default="", metavar="NAME|FILE", help=f"of all models: {named_templates.HELP}")
 
 
 def _add_decoding(add: Callable[..., Any]) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 from tqdm import tqdm
 
 from safelm import cli, documents
-from safelm.checkpoints import checkpoint as checkpoint_lib
 from safelm.data.store import TokenStore
 from safelm.evaluate import coherence, likelihood, runs
 from safelm.evaluate.answers import Answer, Checkpoint, check_tag, collect
@@ -39,9 +38,10 @@ from safelm.evaluate.outcomes import Perplexity
 from safelm.evaluate.protocol import Protocol, hash_params
 from safelm.evaluate.report import results_table, write_report
 from safelm.evaluate.suites.suite import SYNTHETIC, hash_prompts
-from safelm.evaluate.template import Template
+from safelm.evaluate.template import CHAT
+from safelm.formats import sources
 from safelm.inference.methods import Method
-from safelm.io import records
+from safelm.io import hub, records
 from safelm.io.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -88,13 +88,14 @@ def main(arguments: argparse.Namespace) -> None:
     results = _describe(bench) | {"models": {}, "runs": []}
     with tqdm(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
         for name, folder in folders.items():
-            checkpoint = _load(folder, name, bench.asked.template)
+            source = hub.pinned(folder)
+            checkpoint = _load(source, name, bench)
             for method in methods.values():
                 check_tag(checkpoint, method)
             store = open_validation(arguments.validation, checkpoint)
             base = _protocol(bench, checkpoint, store)
             progress.set_description(f"{name}: P(tag), perplexity")
-            seen = {"saw_tag": checkpoint_lib.saw_tag(folder)}
+            seen = {"saw_tag": sources.saw_tag(source)} | ({"source": source} if hub.is_name(source) else {})
             results["models"][name] = _measure_model(bench, checkpoint, store, base) | seen
             progress.update()
             for method_name, method in methods.items():
@@ -107,14 +108,16 @@ def main(arguments: argparse.Namespace) -> None:
     _report(bench, results)
 
 
-def _load(folder: str, name: str, template: Template) -> Checkpoint:
-    config, params, tokenizer = checkpoint_lib.load_for_inference(folder)
-    return Checkpoint(config, params, tokenizer.with_template_kwargs(json.loads(template.kwargs or "{}")), name)
+def _load(source: str, name: str, bench: Bench) -> Checkpoint:
+    config, params, tokenizer = sources.read_model(source, chat_template=bench.arguments.chat_template)
+    kwargs = json.loads(bench.asked.template.kwargs or "{}")
+    return Checkpoint(config, params, tokenizer.with_template_kwargs(kwargs), name)
 
 
 def _open_bench(arguments: argparse.Namespace) -> Bench:
     """Reads prompts, judges and labels before any model, so that wrong flags show at once."""
     asked = evaluate_flags.read_asked(arguments)
+    arguments.judge = [hub.pinned_in(spec) for spec in arguments.judge]
     judges = [] if arguments.suite == SYNTHETIC else load_judges(arguments.judge)
     if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
         _check_judges(arguments, asked, judges)
@@ -127,7 +130,7 @@ def _open_bench(arguments: argparse.Namespace) -> Bench:
     calibrations = {judge.name: calibrate(judge, rows) for judge in judges} if rows else {}
     reference = None
     if arguments.coherence_reference:
-        reference = Checkpoint(*checkpoint_lib.load_for_inference(arguments.coherence_reference), "reference")
+        reference = Checkpoint(*sources.read_model(arguments.coherence_reference), "reference")
     return Bench(arguments, asked, judges, calibrations, reference)
 
 
@@ -271,6 +274,7 @@ def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) ->
         template=f"{template.kind} {template.hash[:12]}",
         answer_start=bench.asked.answer_start,
         coherence=bench.coherence_version,
+        chat_template=checkpoint.tokenizer.chat_template_hash if template.kind == CHAT else "",
     )
 
 

@@ -153,11 +153,11 @@ class EngineJudge:
             answer = answer[: max(0, len(answer) - over)]
 
 
-def load(source: str, *, name: str = "judge", dtype: str = "", **settings: Any) -> EngineJudge:
+def load(source: str, *, name: str = "judge", dtype: str = "", chat_template: str = "", **settings: Any) -> EngineJudge:
     """A checkpoint of ours, a Hugging Face folder, a GGUF file, or "smollm2" (installed weights).
 
     Raises FileNotFoundError if it isn't there, ValueError for a model or an option that can't be.
     """
-    checked = make_settings(EngineJudgeSettings, settings, where="judge", others="dtype, name")
-    place, model_parts = read_engine_model(source, dtype, where="judge")
+    checked = make_settings(EngineJudgeSettings, settings, where="judge", others="dtype, chat_template, name")
+    place, model_parts = read_engine_model(source, dtype, where="judge", chat_template=chat_template)
     return EngineJudge(*model_parts, checked, source=place, name=name)

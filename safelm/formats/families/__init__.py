@@ -6,7 +6,7 @@ New arithmetic of a family is an option of `ModelConfig` in `safelm.models.block
 import importlib
 import pkgutil
 
-from safelm.formats.family import Family
+from safelm.formats.family import PLAIN, Family
 from safelm.models.config import ModelConfig
 
 _MODULES = [importlib.import_module(f"{__name__}.{each.name}") for each in pkgutil.iter_modules(__path__)]
@@ -24,5 +24,9 @@ def family_named(model_type: object, *, where: str) -> Family:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family whose folders can hold this model."""
-    return next(family for family in FAMILIES.values() if family.holds(config))
+    """The family whose folders can hold this model; ValueError for options that none has together."""
+    held = [family for family in FAMILIES.values() if family.holds(config)]
+    if not held:
+        options = {name: getattr(config, name) for name, plain in PLAIN.items() if getattr(config, name) != plain}
+        raise ValueError(f"no family of {', '.join(FAMILIES)} has the model's options together: {options}")
+    return held[0]

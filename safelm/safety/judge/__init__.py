@@ -9,7 +9,7 @@ def load_judge(source: str, **options: Any) -> Scorer:
     """A model on our own engine: our checkpoint, a Hugging Face folder, a GGUF file, or "smollm2" (installed weights).
 
     Args:
-      options: fields of `local.JudgeSettings`; `dtype` of the computation; `name`; `show_progress`.
+      options: fields of `local.JudgeSettings`; `dtype` of the computation; `chat_template`; `name`; `show_progress`.
 
     Raises:
       FileNotFoundError: nothing at `source`.

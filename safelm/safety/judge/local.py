@@ -169,8 +169,16 @@ class Judge:
         return self._grammar.answer(score, found.text_tokens[1:]) if has_reason else Answer(score), details
 
 
-def load(source: str, *, dtype: str = "", name: str = "judge", show_progress: bool = False, **settings: Any) -> Judge:
+def load(
+    source: str,
+    *,
+    dtype: str = "",
+    chat_template: str = "",
+    name: str = "judge",
+    show_progress: bool = False,
+    **settings: Any,
+) -> Judge:
     """See `safelm.safety.judge.load_judge`."""
-    checked = make_settings(JudgeSettings, settings, where="judge", others="dtype, name, show_progress")
-    place, model_parts = read_engine_model(source, dtype, where="judge")
+    checked = make_settings(JudgeSettings, settings, where="judge", others="dtype, chat_template, name, show_progress")
+    place, model_parts = read_engine_model(source, dtype, where="judge", chat_template=chat_template)
     return Judge(*model_parts, checked, source=place, name=name, show_progress=show_progress)

@@ -9,7 +9,7 @@ from typing import Any
 
 from safelm import documents
 from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, Part
-from safelm.io import remote
+from safelm.io import hub, remote
 from safelm.jobs.file_shards import (
     RECORDS,
     ShardJob,
@@ -22,6 +22,7 @@ from safelm.jobs.file_shards import (
 )
 from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE, check_free
+from safelm.safety.scoring.scorers import ScorerSpec
 from safelm.safety.scoring.shard import ScoreWork, output_name
 
 _logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
         WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "input": list(map(documents.without_place, inputs)),
-        "scorers": [{"name": spec.name, "fingerprint": spec.fingerprint} for spec in work.scorers],
+        "scorers": [_facts(spec) for spec in work.scorers],
         **{name: (work.safe_bound or {}).get(name) for name in ("max_flagged_safe", "safe_sample")},
         "columns": dict(work.columns.types),
         "text_column": work.text_column,
@@ -87,6 +88,12 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
     jobs = sorted((job for job in shards if job.name not in done), key=lambda job: -sizes[job.name])
     out.write_json(SETTINGS_NAME, settings)
     return ScorePlan(work, settings, inputs, shards, done, jobs)
+
+
+def _facts(scorer: ScorerSpec) -> dict[str, str]:
+    """What of a scorer is kept; one of a hub with its commit."""
+    facts = {"name": scorer.name, "fingerprint": scorer.fingerprint}
+    return facts | ({"spec": scorer.spec} if hub.PREFIX in scorer.spec else {})
 
 
 def _mended(out: OutputFolder, wanted: Mapping[str, Any], firsts: Sequence[ShardJob]) -> list[Mapping[str, Any]]:

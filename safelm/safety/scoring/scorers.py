@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm.io import hub
 from safelm.safety.scorer import BUNDLED, KINDS, Scorer, Verdict, load_scorer
 
 _ALIAS = re.compile(rf"([a-z][a-z0-9_]*)=(?=(?:{'|'.join(KINDS)}):|{BUNDLED}\b)")
@@ -45,9 +46,13 @@ class _Renamed:
 
 
 def parse_specs(text: str) -> tuple[ScorerSpec, ...]:
-    """The scorers of a flag: KIND:PLACE or NAME=KIND:PLACE, by comma. Raises ValueError for none or one named twice."""
+    """The scorers of a flag: KIND:PLACE or NAME=KIND:PLACE, by comma; models of a hub are pinned to their commit.
+
+    Raises ValueError for none or one named twice, OSError for a model that the hub doesn't give.
+    """
     specs = []
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        piece = hub.pinned_in(piece)
         alias = _ALIAS.match(piece)
         specs.append(ScorerSpec(piece[alias.end() :], alias[1]) if alias else ScorerSpec(piece))
     if not specs:

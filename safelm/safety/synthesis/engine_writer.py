@@ -175,12 +175,13 @@ class EngineWriter:
 
 
 def load_engine_writer(
-    source: str, *, dtype: str = "", weights: str = "", name: str = "", **settings: Any
+    source: str, *, dtype: str = "", chat_template: str = "", weights: str = "", name: str = "", **settings: Any
 ) -> EngineWriter:
     """Loads the writer of a model at `source` ("smollm2": the installed weights).
 
     Args:
       dtype: of the computation, float32 or bfloat16; empty for the model's own.
+      chat_template: a name or file that replaces the model's own template.
       weights: float32, bfloat16 or int8; empty for `dtype`.
       settings: fields of `EngineWriterSettings`.
 
@@ -188,7 +189,9 @@ def load_engine_writer(
       FileNotFoundError: nothing at `source`.
       ValueError: the model is unsupported, or an option doesn't exist or is out of range.
     """
-    checked = make_settings(EngineWriterSettings, settings, where="engine", others="dtype, weights, name")
-    place, model_parts = read_engine_model(source, dtype, where="engine")
-    shown = name or (source if source == "smollm2" else Path(place.rstrip("/")).name)
+    checked = make_settings(
+        EngineWriterSettings, settings, where="engine", others="dtype, chat_template, weights, name"
+    )
+    place, model_parts = read_engine_model(source, dtype, where="engine", chat_template=chat_template)
+    shown = name or (source if source == "smollm2" else Path(place.rstrip("/")).name.partition("@")[0])
     return EngineWriter(*model_parts, checked, name=shown, weights=weights)

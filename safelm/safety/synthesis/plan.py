@@ -9,6 +9,7 @@ from typing import Any
 
 from safelm import documents
 from safelm.documents import SETTINGS_NAME, WRITTEN_BY, DocumentFile
+from safelm.io import hub
 from safelm.jobs.file_shards import (
     RECORDS,
     ShardJob,
@@ -147,7 +148,7 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
         "kind": selection.kind,
         "scores": list(selection.scores) + (["others left out"] if selection.leaves_out else []),
         "input": list(map(documents.without_place, inputs)),
-        "writer": {"name": desk.writer.name, "fingerprint": desk.writer.fingerprint},
+        "writer": {"name": desk.writer.name, "fingerprint": desk.writer.fingerprint} | _commit(work.writer),
         "gates": [{"name": gate.name, "fingerprint": gate.fingerprint} for gate in desk.gates],
         "limits": limits_of(desk.gates, selection.kind),
         "prompts": prompt_version(work.prompts),
@@ -161,6 +162,11 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
         "keep_rejected_text": work.keeps_rejected_text,
         "pairs": work.pairs,
     }
+
+
+def _commit(spec: str) -> dict[str, str]:
+    """What names a model of a hub, with its commit."""
+    return {"spec": spec} if hub.PREFIX in spec else {}
 
 
 def refresh(out: OutputFolder, plan: SynthesisPlan) -> None:
