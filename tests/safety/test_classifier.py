@@ -23,6 +23,7 @@ from safelm.safety.classifier.targets import Targets
 from safelm.safety.classifier.tuning import TuningRecipe
 from safelm.safety.embedding import Backbone, chunking
 from safelm.safety.scorer import load_scorer
+from safelm.safety.scoring import columns
 from safelm.synthetic_web import corpus
 from safelm.text.tokenizer import Tokenizer
 
@@ -286,6 +287,37 @@ def test_a_text_is_as_harmful_as_its_worst_chunk(bag: Backbone, trained: Path):
     np.testing.assert_array_equal(text, [0] * whole.details["n_chunks"] + [1])
     assert whole.score == scorer.calibration.scores(logits[text == 0]).max()
     assert whole.details["unsafe_probability"] == scorer.calibration.probability(1, logits[text == 0]).max()
+
+
+def test_kinds_of_harm_are_columns_beside_the_score(bag: Backbone, trained: Path, tmp_path: Path):
+    _, _, head_params, fitted, config = checkpoint.read(str(trained), bag)
+    beside = {"kinds_kernel": np.zeros((bag.dim, 2), np.float32), "kinds_bias": np.asarray([0.0, -2.0], np.float32)}
+    beside["kinds_kernel"][:, 1] = head_params["kernel"][:, 5]
+    whole, folder = {**head_params, **beside}, str(tmp_path / "kinds")
+    checkpoint.save(folder, bag, whole, fitted, config["training"], kinds=("hate", "sexual"))
+    scorer, plain = classifier.load(folder, bag), classifier.load(str(trained), bag)
+    text = " ".join(corpus.draft(0, "validation", i).text for i in range(6))
+    (verdict,), (without,) = scorer.score([text]), plain.score([text])
+    assert verdict.details == without.details | {"hate": 0.5, "sexual": verdict.details["sexual"]}
+    logits, _ = scorer.logits([text])
+    assert len(logits) > 1 and verdict.details["sexual"] == pytest.approx(1 / (1 + np.exp(-logits[:, 7].max())))
+    found = columns.probe([scorer])
+    assert {found.types[f"classifier_{kind}"] for kind in ("hate", "sexual")} == {"float64"}
+    assert scorer.fingerprint != plain.fingerprint
+    checkpoint.save(f"{folder}-less", bag, head_params, fitted, config["training"], kinds=("hate",))
+    with pytest.raises(ValueError, match=r"to 6 classes and 1 kinds"):
+        classifier.load(f"{folder}-less", bag)
+    checkpoint.save(f"{folder}-new", bag, whole, fitted, config["training"], kinds=("hate", "rudeness"))
+    with pytest.raises(ValueError, match="field 'kinds' is not a list of hate, harassment"):
+        classifier.load(f"{folder}-new", bag)
+
+
+@pytest.mark.parametrize("scores", [(0, 0, 0), (5, 5, 4), (0, 1, 2)])
+def test_labels_of_one_kind_only_are_one_clear_error(bag: Backbone, tmp_path: Path, scores: tuple[int, ...]):
+    rows = [json.dumps({"text": f"text number {i}", "harm_score": score}) for i, score in enumerate(scores)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"--data: texts by score are .*; needs some of score 0 and some of 3 or more"):
+        training.train(recipe(), [f"harm_score:{tmp_path}/rows.jsonl"], str(tmp_path / "c"), backbone=bag)
 
 
 def test_any_text_is_scored(bag: Backbone, trained: Path):
