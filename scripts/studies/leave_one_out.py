@@ -8,9 +8,9 @@ beside them a profanity checker. So that it takes an hour, folds train on at mos
 --epochs epochs, the same for all. Texts that a left-out set shares with others are left out with it. With --curve the
 frozen head also from fewer texts and fewer sets; with --classifier=DIR a trained classifier on the fixed test parts.
 
-Every finished fold is a file under --output and is not computed again; `report.json` holds the figures. Nothing is
-chosen on what is reported: layers, rates, caps and epochs were set beforehand, the epoch is chosen on texts of the sets
-that are trained on. No text is printed or written.
+Every finished fold is a file under --output and is not computed again; `report.json` holds the figures, in the form
+that draw_results.py reads. Nothing is chosen on what is reported: layers, rates, caps and epochs were set beforehand,
+the epoch is chosen on texts of the sets that are trained on. No text is printed or written.
 """
 
 import argparse
@@ -73,6 +73,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--pages", type=int, default=200, help="pages of C4, and of WikiText, at most")
     parser.add_argument("--curve", action="store_true", help="the frozen head from fewer texts and fewer sets")
     parser.add_argument("--classifier", help="a folder of safelm.train_classifier with the fixed split")
+    parser.add_argument("--machine", default="", help="what it runs on, for the report")
     parser.add_argument("--report_only", action="store_true", help="only write report.json from the finished folds")
     return parser
 
@@ -161,8 +162,8 @@ def main(args: argparse.Namespace) -> None:
         if args.curve:
             learning_curve(study, embeddings, wanted)
     found = report.measured(args.output, {"command": " ".join(sys.argv), "cap": args.cap, "epochs": args.epochs})
-    write_whole(args.output / "report.json", json.dumps(found, indent=1) + "\n")
-    write_whole(args.output / "report.md", report.page(found))
+    whole = report.figure(found, args.machine)
+    write_whole(args.output / "report.json", json.dumps(whole, indent=1) + "\n")
 
 
 def read_study(args: argparse.Namespace) -> Study:

@@ -16,9 +16,6 @@ from safelm.stats.intervals import rate
 PAGES = ("c4", "wikitext")
 LEAST_OF_AN_IDENTITY = 20
 RECALLS = (0.7, 0.8)
-GOALS = (
-    "mean AUROC >= .80, none < .60; harmless flagged <= .15 at a recall of .7; C4 flagged <= .02 at .8 on graded harm"
-)
 
 
 def labels_of(name: str, part: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -186,22 +183,34 @@ def _share(flags: np.ndarray) -> dict[str, Any]:
     return vars(rate(int(flags.sum()), len(flags)))
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The main table as Markdown: left-out sets down, methods across."""
-    methods = list(result["methods"])
-    names = list(dict.fromkeys(name for folds in result["methods"].values() for name in folds))
-    lines = [_row(["left out", *methods]), _row(["---"] * (len(methods) + 1))]
-    for name in names:
+NAMES = {"tuned": "last layers trained", "frozen": "head only", "tfidf": "TF-IDF", "profanity": "profanity checker"}
+DRAWN = ("tuned", "frozen", "tfidf")
+
+
+def figure(result: Mapping[str, Any], machine: str) -> dict[str, Any]:
+    """The file of docs/results/data: the table and picture of `draw_results.py`, and everything measured beside it."""
+    methods = [method for method in NAMES if method in result["methods"]]
+    flagged = "at_recall_0.7"
+    columns = [{"head": NAMES[m], "digits": 3, **({"drawn": True} if m in DRAWN else {})} for m in methods]
+    columns += [{"head": f"{what} flagged at a recall of .7", "digits": 3} for what in ("harmless", "C4")]
+    rows = []
+    for name in dict.fromkeys(name for folds in result["methods"].values() for name in folds):
         folds = [result["methods"][method].get(name) for method in methods]
-        lines.append(_row([name, *(_interval(fold["auroc"]) if fold else "" for fold in folds)]))
-    for key in ("mean_auroc", "least_auroc", "harmless_flagged_at_recall_0.7"):
-        lines.append(_row([key, *(f"{result['summary'][method][key]:.3f}" for method in methods)]))
-    return "\n".join([*lines, "", f"Goals: {GOALS}.", ""])
+        own = folds[0][flagged] if folds[0] else {}
+        shares = [own.get(f"{what}_flagged") for what in ("harmless", "c4")]
+        rows.append({"name": name, "values": [*(_cell(f and f["auroc"]) for f in folds), *map(_cell, shares)]})
+    return {
+        "title": "Harm in sets that were left out of training",
+        "command": result["settings"]["command"],
+        "machine": machine,
+        "axis": "AUROC on the left-out set, 95% interval",
+        "scale": "linear",
+        "head": "left out",
+        "columns": columns,
+        "rows": rows,
+        "measured": result,
+    }
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _interval(entry: Mapping[str, float]) -> str:
-    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+def _cell(entry: Mapping[str, float] | None) -> list[float] | None:
+    return [round(entry[part], 4) for part in ("value", "low", "high")] if entry else None
