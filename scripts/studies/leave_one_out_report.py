@@ -113,7 +113,7 @@ def of_folder(
     names = [key.partition("/")[0] for key in arrays if key.endswith("/logits")]
     result: dict[str, Any] = {"sets": {}, "pages": {}}
     pages = np.concatenate([harm(arrays[f"{page}/logits"]) for page in PAGES])
-    labelled = [name for name in names if f"{name}/score" in arrays]
+    labelled = [name for name in names if len(arrays.get(f"{name}/score", ()))]
     for name in labelled:
         logits_NK, score = arrays[f"{name}/logits"][:, : metrics.CLASSES], arrays[f"{name}/score"]
         result["sets"][name] = _table(score, logits_NK, fitted) | _recalls(harm(logits_NK), score >= 3, pages)
@@ -190,15 +190,11 @@ DRAWN = ("tuned", "frozen", "tfidf")
 def figure(result: Mapping[str, Any], machine: str) -> dict[str, Any]:
     """The file of docs/results/data: the table and picture of `draw_results.py`, and everything measured beside it."""
     methods = [method for method in NAMES if method in result["methods"]]
-    flagged = "at_recall_0.7"
     columns = [{"head": NAMES[m], "digits": 3, **({"drawn": True} if m in DRAWN else {})} for m in methods]
-    columns += [{"head": f"{what} flagged at a recall of .7", "digits": 3} for what in ("harmless", "C4")]
     rows = []
     for name in dict.fromkeys(name for folds in result["methods"].values() for name in folds):
         folds = [result["methods"][method].get(name) for method in methods]
-        own = folds[0][flagged] if folds[0] else {}
-        shares = [own.get(f"{what}_flagged") for what in ("harmless", "c4")]
-        rows.append({"name": name, "values": [*(_cell(f and f["auroc"]) for f in folds), *map(_cell, shares)]})
+        rows.append({"name": name, "values": [_cell(f and f["auroc"]) for f in folds]})
     return {
         "title": "Harm in sets that were left out of training",
         "command": result["settings"]["command"],
