@@ -17,7 +17,8 @@ What safelm.score wrote is --data='harm_score:SCORED/score=*/*': its folder `uns
 A bar shows how far it is and the time left. On two cores classifier_default.py takes about 45 minutes (a second for
 each page that SmolLM2 writes, then 8 texts a second or so to embed), classifier_minilm.py one or two,
 classifier_union.py ten; with --cache an interrupted run goes on where it was. classifier_bundled.py, words and n-grams
-without a backbone, takes some minutes for 100,000 texts; it is what safelm.score uses without --scorers, trained on labels and pages of your own.
+without a backbone, takes some minutes for 100,000 texts; it is what safelm.score uses without --scorers, trained on
+labels and pages of your own.
 
 Schemes:
 """
