@@ -20,6 +20,7 @@ import tensorflow as tf
 from data_tasks import rates
 from safelm import cache_tasks
 from safelm.caching import shards as cache_shards
+from safelm.data.shard import ShardWriter
 from safelm.data.store import TokenStore
 from safelm.text.tokenizer import Tokenizer
 
@@ -232,12 +233,17 @@ def write_times_of_finished(store):
     return {name: when for name, when in write_times(store).items() if name[6:-4] in finished}
 
 
-def test_a_full_disk_is_one_clear_error_and_the_next_run_finishes(cache, tmp_path):
+def test_a_full_disk_is_one_clear_error_and_the_next_run_finishes(cache, tmp_path, monkeypatch):
     store = tmp_path / "tokens" / "raw_web" / "train"
-    store.mkdir(parents=True)
-    (store / "tokens-00001-of-00002.npy.tmp").symlink_to("/dev/full")  # every write there fails as on a full disk
-    with pytest.raises(OSError, match="cannot write token shard: No space left on device; free some space and run the"):
-        cache("raw_web")
+
+    def fill_the_disk(writer):
+        (store / "tokens-00001-of-00002.npy.tmp").unlink(missing_ok=True)
+        (store / "tokens-00001-of-00002.npy.tmp").symlink_to("/dev/full")  # every write there fails as on a full disk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "_remove_former", fill_the_disk)
+        with pytest.raises(OSError, match="cannot write token shard: No space left on device; free some space and run"):
+            cache("raw_web")
     names = {path.name for path in store.iterdir()}
     assert "tokens-00000-of-00002.npy" in names and "manifest.json" not in names
     assert not {name for name in names if "00001" in name or name.endswith(".tmp")}
