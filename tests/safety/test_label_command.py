@@ -124,7 +124,7 @@ def test_what_was_chosen_stays_and_another_choice_is_refused(tmp_path, answers):
     ("rows", "flags", "told"),
     [
         (None, {}, r"nothing\.jsonl: no such file"),
-        ([{"text": "a"}] * 3, {}, r"web\.jsonl: no row has a harm score: .*give --scorers"),
+        ([{"text": "a"}] * 3, {}, r"web\.jsonl: no row has a harm score: .*by --scorers=bundled"),
         ([{"body": "a", "harm_score": 1}] * 3, {}, r"web\.jsonl: missing column 'text'"),
         ([{"text": " ", "harm_score": 0}] * 3, {}, r"no document there has a text and a score"),
         ([{"text": "a", "harm_score": 0}], {"choose_by": "disagreement"}, "--choose_by=disagreement: needs"),

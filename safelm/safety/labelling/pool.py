@@ -52,7 +52,7 @@ def read(settings: PoolSettings, scorers: Sequence[Scorer] = ()) -> Iterator[Can
     first = documents.check_names(files[0], settings.text_column, settings.id_column)
     if first and not any(harm.text_harm_score(row.values, files[0], settings.score_column).column for row in first):
         advice = harm.advice(first[0].values)
-        raise ValueError(f"{files[0]}: no row has a harm score: {advice}, or give --scorers to score a sample now")
+        raise ValueError(f"{files[0]}: no row has a harm score: {advice}, or score a sample now by --scorers=bundled")
     unscored = 0
     for path in tqdm.tqdm(files, unit="file", disable=None):
         for row, identity, text in _rows(path, settings, _columns(path, settings)):
