@@ -19,11 +19,12 @@ from safelm.evaluate.judges import word_lists as judge
 from safelm.evaluate.suites import duplicates, prompt_files
 from safelm.evaluate.suites.suite import Prompt
 from safelm.safety import escaping, reasoning
-from safelm.safety.classifier import installed_text
+from safelm.safety.classifier import examples, installed_text, labels
 from safelm.safety.embedding import chunking
 from safelm.safety.endpoint_client import _NO_MODEL
 from safelm.safety.judge import answer
 from safelm.safety.lexicon_scorer import LexiconScorer
+from safelm.safety.ngrams import scorer as ngrams
 from safelm.safety.synthesis import parts, requests, template_writer
 from safelm.safety.synthesis.gates import copying, dialogue, faithfulness, form, obedience, refusal_wording, words
 from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
@@ -33,7 +34,7 @@ from safelm.safety.synthesis.prompt_files import load_prompts
 from safelm.safety.synthesis.writer import Reply
 from safelm.serving.text_stream import TextStream
 from safelm.tags import HARM_TAG
-from safelm.text import harm_tags, prompting
+from safelm.text import harm_tags, named_templates, prompting
 from safelm.text.tokenizer import CHAT_START, Tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -179,9 +180,19 @@ def sources(text: str) -> None:
         dialogue.parse_dialogue(text)
 
 
+def spans(text: str) -> None:
+    with contextlib.suppress(labels.LabelError):
+        labels._spans({"spans": text}, "spans")
+
+
+BUNDLED = ngrams.load_bundled()
 FUNCTIONS = {
     "parts.split": lambda text: parts.split(text, 50_000),
     "parts.split in small parts": lambda text: parts.split(text, 100),
+    "examples.near_key": examples.near_key,
+    "labels of toxic spans": spans,
+    "named_templates": named_templates._TOKEN.findall,
+    "ngrams": lambda text: BUNDLED.score([text]),
     "escaping": lambda text: (escaping.unescape(escaping.escape(text)), escaping.unescape_seen(text)),
     "requests.join_replies of RefuseWeb": functools.partial(reply, "refuseweb"),
     "requests.join_replies of SafeWeb": functools.partial(reply, "safeweb"),
@@ -235,6 +246,9 @@ GATES = {
 }
 # Modules with regular expressions that see nothing from outside but names, flags and what our own programs print.
 OWN_TEXT = {
+    "safelm/io/hub.py",
+    "safelm/safety/labelling/journal.py",
+    "safelm/text/spelling.py",
     "safelm/cli.py",
     "safelm/documents/identity.py",
     "safelm/serving/access.py",
@@ -261,6 +275,9 @@ OWN_TEXT = {
 }
 # Modules whose expressions are run above.
 RUN = {
+    "safelm/safety/classifier/examples.py",
+    "safelm/safety/classifier/labels.py",
+    "safelm/text/named_templates.py",
     "safelm/text/chat_template.py",
     "safelm/text/harm_tags.py",
     "safelm/text/prompting.py",
