@@ -276,7 +276,9 @@ def check_bounds(path: str, bounds: np.ndarray, shard: ShardInfo) -> None:
         raise ValueError(f"{path}: not the bounds of {shard.num_documents} documents of {shard.num_tokens} tokens")
 
 
-def _parse_channel(values: Mapping[str, Any]) -> StoredChannel:
+def _parse_channel(values: Any) -> StoredChannel:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"channel is {values!r:.40}")
     coded = values["values"]
     channel = StoredChannel(**(dict(values) | {"values": None if coded is None else tuple(coded)}))
     if coded is not None and len(channel.parse(coded)) == 0:
