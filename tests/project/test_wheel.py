@@ -78,7 +78,7 @@ def test_a_file_of_ones_own_stands_before_the_projects(installed, tmp_path):
     code = (
         "import safelm, sys; from safelm import config_files as files\n"
         "assert safelm.__file__.startswith(sys.argv[1]), safelm.__file__\n"
-        "print(files.load_config('configs/quickstart.py').total_steps, files.load_config('configs/tiny_cpu.py').total_steps)\n"
+        "print(*(files.load_config(f'configs/{name}.py').total_steps for name in ('quickstart', 'tiny_cpu')))\n"
         "print(files.locate('configs/tiny_cpu.py'))\n"
         "for flag in ('configs/nothing.py', 'other/tiny_cpu.py', 'configs/../pyproject.toml'):\n"
         "    try: files.locate(flag)\n"
