@@ -128,7 +128,7 @@ class FakeEngine:
             is_over = num_told + len(new) >= len(tokens)
             finished = ("eos" if tokens[-1] in request.end_ids else "length") if is_over else ""
             trace = _trace(tokens) if is_over and request.want_trace else None
-            updates.append(Update(request_id, tuple(new), probs, finished, -1.5, trace))
+            updates.append(Update(request_id, tuple(new), probs, finished, -1.5, trace=trace))
             self._all[request_id] = (request, num_told + len(new))
             if is_over:
                 del self._all[request_id]

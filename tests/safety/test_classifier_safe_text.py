@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from safelm.safety.classifier import examples, generated_text, installed_text, package_text
+from safelm.safety.classifier.harm_kinds import KINDS
 
 SENTENCE = "The river is wide here and the boats go slowly past the old mill."
 MARKUP = f"""# A title
@@ -85,7 +86,7 @@ def test_pages_come_in_one_order_each_once_with_their_distribution_as_group(monk
     assert "installed_text/some-thing" not in own  # its pages are those of "copy"
     assert len({e.text for e in found}) == len(found) and {e.score for e in found} == {0}
     assert examples.read("installed_text:7")[:7] == [
-        examples.Example(e.text, 0, e.group, "installed_text:7") for e in found[:7]
+        examples.Example(e.text, 0, e.group, "installed_text:7", kinds=dict.fromkeys(KINDS, 0.0)) for e in found[:7]
     ]
 
 
