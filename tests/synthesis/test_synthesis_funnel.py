@@ -87,7 +87,7 @@ def test_near_duplicates_are_taken_out_of_what_passed():
     funnel.drop_near_duplicate(attempts[-1].style, source.harm_score, category or source.named("category"))
     check_adds_up(funnel)
     assert funnel.outcomes["passed"] == outcomes["passed"] - 1 and funnel.outcomes["near_duplicate"] == 1
-    with pytest.raises(ValueError, match="no document of style 'z'"):
+    with pytest.raises(ValueError, match="no passed document of style 'z', score 1 is left"):
         funnel.drop_near_duplicate("z", 1)
 
 
