@@ -234,7 +234,7 @@ def subprocess_like(output: Path, place: Path, *more: str) -> tuple[int, str]:
         (["--gate=min_words"], "--gate=min_words: expected NAME=NUMBER"),
         (["--gate=min_words=many"], "--gate=min_words=many: expected NAME=NUMBER"),
         (["--gate=colour=3"], "no setting 'colour'"),
-        (["--scores=0,3"], "--scores=0,3: expected harm scores from 1 to 5"),
+        (["--scores=0,3"], "--scores=0,3: expected comma-separated harm scores from 1 to 5"),
         (["--prompt_version=9"], "prompt version 9"),
         (["--dialogues"], "--dialogues: safeweb is made from web documents"),
         (["--scorer=python:nothing:f"], "scorer 'python:nothing:f'"),
