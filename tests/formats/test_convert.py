@@ -163,7 +163,7 @@ YARN = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 5e5}
         ({"attention_bias": True}, "config.json: attention_bias = True is not supported"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; it must be 'silu'"),
-        ({"model_type": "qwen2"}, "model_type = 'qwen2'"),
+        ({"model_type": "mixtral"}, "model_type = 'mixtral'"),
         ({"model_type": KeyError}, "model_type is missing"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: type = 'linear'"),
         ({"rope_parameters": YARN}, "rope_parameters: rope_type = 'yarn'"),
@@ -232,7 +232,7 @@ def test_sources_and_targets_are_checked(tmp_path, tokenizer, monkeypatch):
     with pytest.raises(ValueError, match="--target=gs://bucket/x"):
         convert.convert(str(folder), "gs://bucket/x")
 
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_params", full_disk)
