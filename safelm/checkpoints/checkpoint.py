@@ -34,6 +34,7 @@ from safelm.checkpoints import integrity as checkpoint_integrity
 from safelm.checkpoints.integrity import CorruptCheckpointError
 from safelm.io import remote
 from safelm.models import decoder as model_lib
+from safelm.models.config import FAMILY_OPTIONS
 from safelm.text.tokenizer import Tokenizer
 
 Meta = dict[str, Any]
@@ -51,17 +52,7 @@ ARCHITECTURE_FIELDS = (
     "num_kv_heads",
     "head_dim",
     "rope_theta",
-    "rope_scaling",
-    "rope_thetas",
-    "windows",
-    "qk_norm",
-    "qk_norm_width",
-    "qkv_bias",
-    "norms",
-    "norm_offset",
-    "activation",
-    "scale_embeddings",
-    "query_pre_attn_scalar",
+    *FAMILY_OPTIONS,
     "rms_norm_eps",
     "tie_embeddings",
 )

@@ -5,23 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from safelm.formats.json_fields import JsonFields
-from safelm.models.config import ModelConfig
+from safelm.models.config import FAMILY_OPTIONS, ModelConfig
 
-# Fields of `ModelConfig` in which families differ, and their values in a plain decoder.
-OPTIONS = (
-    "rope_scaling",
-    "rope_thetas",
-    "windows",
-    "qk_norm",
-    "qk_norm_width",
-    "qkv_bias",
-    "norms",
-    "norm_offset",
-    "activation",
-    "scale_embeddings",
-    "query_pre_attn_scalar",
-)
-PLAIN = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name in OPTIONS}
+# Those fields' values in a plain decoder.
+PLAIN = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name in FAMILY_OPTIONS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,22 @@ class RopeScaling:
         return frequencies_P * (kept_P + (1 - kept_P) / self.factor)
 
 
+# Fields of `ModelConfig` in which families differ from a plain decoder.
+FAMILY_OPTIONS = (
+    "rope_scaling",
+    "rope_thetas",
+    "windows",
+    "qk_norm",
+    "qk_norm_width",
+    "qkv_bias",
+    "norms",
+    "norm_offset",
+    "activation",
+    "scale_embeddings",
+    "query_pre_attn_scalar",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes and numerics of a decoder; the fields of `config.model` in `configs/`.
