@@ -12,7 +12,8 @@ import pytest
 from safelm import cli, train_classifier
 from safelm.safety.classifier import balance, examples, harm_kinds, recipe_config
 from safelm.safety.classifier.embedding_cache import CachedEmbedder
-from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
+from safelm.safety.classifier.label_rules import LabelError
+from safelm.safety.classifier.labels import LABEL_TABLE
 from safelm.safety.embedding import Embedder
 
 ROOT = Path(__file__).parents[2]

