@@ -21,8 +21,8 @@ class Journal:
 
     def add(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Appends rows and syncs them to disk, so that they survive a kill."""
-        self._file.write(b"".join(json.dumps({"key": key, **row}).encode() + b"\n" for key, row in rows.items()))
-        self._file.flush()
+        lines = (json.dumps({"key": key, **row}).encode() + b"\n" for key, row in rows.items())
+        files.append_whole(self._file, b"".join(lines))
         self.rows.update(rows)
 
 
@@ -33,11 +33,10 @@ def open_journal(path: pathlib.Path) -> Iterator[Journal]:
     Raises OSError if another process has it open, ValueError if it is damaged elsewhere.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with open(path, "a+b", buffering=0) as file:
         if not files.try_lock(file):
             raise OSError(f"{path}: another process is writing there")
         file.seek(0)
         found, size = records.read_log(file, str(path), "remove that line, and what it holds is measured again")
         file.truncate(size)
-        file.seek(0, 2)
         yield Journal({row.pop("key", None): row for row in found}, file)

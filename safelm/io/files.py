@@ -1,6 +1,7 @@
 """Atomic file writes, locks that end with their process, and the location of installed packages."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -36,6 +37,21 @@ def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[
             temporary.unlink(missing_ok=True)
             raise
     return target
+
+
+def append_whole(file: IO[bytes], data: bytes) -> None:
+    """Appends to a file opened with `buffering=0` and waits until the disk has it; what can't be written whole is taken
+    back. Raises OSError that names the file.
+    """
+    size = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        raise OSError(error.errno, f"cannot write: {error.strerror}", file.name) from error
 
 
 def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -168,9 +168,7 @@ def test_files_are_written_and_locked_in_one_place():
 # Appended logs that are synced, arrays and downloads that are renamed together, a lock that is let go of at once, and
 # folders that are renamed whole.
 _OTHERS = {
-    "safelm/safety/labelling/journal.py",
     "safelm/safety/synthesis/journal.py",
-    "safelm/safety/synthesis/review.py",
     "safelm/data/arrays.py",
     "safelm/data/shard.py",
     "safelm/io/cache.py",

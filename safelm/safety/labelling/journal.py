@@ -8,9 +8,7 @@ beside the others, counts as theirs.
 import contextlib
 import dataclasses
 import datetime
-import errno
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,16 +118,7 @@ class Journal:
 
     def _append(self, event: Mapping[str, Any]) -> None:
         """Adds a line and waits until the disk has it; a line that can't be written whole is taken back."""
-        size = self._file.seek(0, os.SEEK_END)
-        try:
-            line = json.dumps(event).encode() + b"\n"
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(size)
-            raise OSError(error.errno, f"cannot write: {error.strerror}", self._file.name) from error
+        files.append_whole(self._file, json.dumps(event).encode() + b"\n")
 
 
 def _of_type(event: Mapping[str, Any], name: str, kind: type) -> Any:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm import cli
+from safelm.io import files
 from safelm.stats.intervals import rate
 
 QUESTIONS = {
@@ -127,10 +128,8 @@ def _answers(ask: Any, show: Any) -> dict[str, str] | None:
 
 
 def _append(path: str, verdict: Mapping[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(verdict) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with open(path, "ab", buffering=0) as file:
+        files.append_whole(file, json.dumps(verdict).encode() + b"\n")
 
 
 def arguments() -> argparse.ArgumentParser:
