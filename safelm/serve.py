@@ -59,6 +59,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=named_templates.HELP)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 for any free one (default %(default)s)")
+    _add_decoding_flags(parser)
+    for field in dataclasses.fields(Limits):
+        parser.add_argument(
+            f"--{field.name}",
+            type=field.type,
+            default=field.default,
+            help=f"{_MEANINGS[field.name]} (default %(default)s)",
+        )
+    return parser
+
+
+def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -103,14 +115,6 @@ def arguments() -> argparse.ArgumentParser:
         action="store_true",
         help="be ready at once; the first request of every kind then waits for its programs",
     )
-    for field in dataclasses.fields(Limits):
-        parser.add_argument(
-            f"--{field.name}",
-            type=field.type,
-            default=field.default,
-            help=f"{_MEANINGS[field.name]} (default %(default)s)",
-        )
-    return parser
 
 
 def main(flags: argparse.Namespace) -> None:
