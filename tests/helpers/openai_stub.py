@@ -140,3 +140,14 @@ def without_keys_or_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("OPENAI_", "SAFELM_ENDPOINT"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.001)
+
+
+def failures_that_pass() -> list[Any]:
+    """First replies after which a request is to be tried again, as parameters of a test; the last takes 2 seconds."""
+    return [
+        pytest.param(Reply.error(429, headers={"Retry-After": "0.3"}), id="429"),
+        pytest.param(Reply.error(500), id="500"),
+        pytest.param(Reply.error(503), id="503"),
+        pytest.param(Reply(hang_up=True), id="hang up"),
+        pytest.param(Reply(delay_s=2.0), id="slow"),
+    ]

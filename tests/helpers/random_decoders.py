@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_runs
 from safe_beam_reference import LanguageModel
 
 from safelm.models import decoder as model
@@ -45,17 +46,7 @@ def random_tokens(batch_size: int, length: int, seed: int = 1):
 
 def wild_model(vocab_size: int, max_seq_len: int):
     """A config, and weights so large that what is written goes on differently after every token."""
-    config = model.ModelConfig(
-        num_layers=2,
-        d_model=16,
-        d_ff=32,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        max_seq_len=max_seq_len,
-        vocab_size=vocab_size,
-        dtype="float32",
-    )
+    config = model.ModelConfig(**tiny_runs.model_fields(vocab_size=vocab_size, max_seq_len=max_seq_len))
     rng = np.random.default_rng(1)
     return config, jax.tree.map(
         lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), model.abstract_params(config)

@@ -7,6 +7,7 @@ model is a function from a list of ids to the log-probs of the next one (over re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,24 @@ def safe_beam(
         beams = [pool[i] for i in sorted(safest, key=lambda i: (-pool[i].log_prob, i))[:num_beams]]
         assert len({tuple(beam.text) for beam in beams}) == len(beams)
     return beams[0]
+
+
+def decode(
+    next_log_probs: LanguageModel, prompt: list[int], method: Any, *, eos_id: int, tag_id: int, max_new_tokens: int
+) -> Hypothesis:
+    """`safe_beam` with the settings of a `SafeBeam`."""
+    return safe_beam(
+        next_log_probs,
+        prompt,
+        num_beams=method.num_beams,
+        num_candidates=method.num_candidates,
+        drop_fraction=str(method.drop_fraction),
+        tag_candidate=method.tag_candidate,
+        eos_id=eos_id,
+        tag_id=tag_id,
+        max_new_tokens=max_new_tokens,
+        drop_above=method.drop_above,
+    )
 
 
 def extend(

@@ -184,14 +184,21 @@ def running(
     **config: Any,
 ) -> Iterator[Running]:
     """A server on a free loopback port until the block ends."""
+    settings = app.ServerConfig(limits or Limits(), port=0, **config)
+    with in_thread(app.serving(settings, models, make_engines)) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def in_thread(serving: contextlib.AbstractAsyncContextManager[Any]) -> Iterator[Running]:
+    """What listens while `serving` is open, in an event loop of its own until the block ends."""
     started: dict[str, Any] = {}
     is_up = threading.Event()
 
     async def main() -> None:
         started["stop"] = asyncio.Event()
-        settings = app.ServerConfig(limits or Limits(), port=0, **config)
-        async with app.serving(settings, models, make_engines) as server:
-            started["running"] = Running(server.url, server, asyncio.get_running_loop())
+        async with serving as listener:
+            started["running"] = Running(listener.url, listener, asyncio.get_running_loop())
             is_up.set()
             await started["stop"].wait()
 

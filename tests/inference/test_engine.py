@@ -125,17 +125,7 @@ def test_it_is_the_slow_reference(params):
         if isinstance(request.method, Greedy):
             assert list(got[0]) == reference.greedy(language_model, prompt, eos_id=EOS, masked={TAG}, **limit)
             continue
-        want = reference.safe_beam(
-            language_model,
-            prompt,
-            num_beams=2,
-            num_candidates=3,
-            drop_fraction="0.5",
-            tag_candidate="stop",
-            eos_id=EOS,
-            tag_id=TAG,
-            **limit,
-        )
+        want = reference.decode(language_model, prompt, request.method, eos_id=EOS, tag_id=TAG, **limit)
         assert_same(got, (tuple(want.new), want.trace, want.stopped_by, want.log_prob))
 
 

@@ -44,17 +44,7 @@ def test_equals_the_slow_reference(method):
         prompts = random_prompts(seed, 8)
         language_model = full_model(params)
         for prompt, got in zip(prompts, decode(params, prompts, method), strict=True):
-            want = reference.safe_beam(
-                language_model,
-                prompt,
-                num_beams=method.num_beams,
-                num_candidates=method.num_candidates,
-                drop_fraction=str(method.drop_fraction),
-                tag_candidate=method.tag_candidate,
-                eos_id=EOS,
-                tag_id=TAG,
-                max_new_tokens=NEW_TOKENS,
-            )
+            want = reference.decode(language_model, prompt, method, eos_id=EOS, tag_id=TAG, max_new_tokens=NEW_TOKENS)
             assert (got.tokens, got.stopped_by) == (want.new, want.stopped_by), (seed, prompt)
             assert got.logprob == pytest.approx(want.log_prob, abs=1e-4)
             np.testing.assert_allclose(got.tag_probs, want.trace, atol=1e-5, rtol=1e-3)

@@ -42,17 +42,8 @@ def test_equals_the_slow_reference(seed, eos_bias, tag_bias):
     language_model, ends = full_model(params), set()
     for request_id, request in requests.items():
         method, got = request.method, results[request_id]
-        want = reference.safe_beam(
-            language_model,
-            list(request.prompt),
-            num_beams=method.num_beams,
-            num_candidates=method.num_candidates,
-            drop_fraction=str(method.drop_fraction),
-            tag_candidate=method.tag_candidate,
-            eos_id=EOS,
-            tag_id=TAG,
-            max_new_tokens=request.max_new_tokens,
-            drop_above=method.drop_above,
+        want = reference.decode(
+            language_model, list(request.prompt), method, eos_id=EOS, tag_id=TAG, max_new_tokens=request.max_new_tokens
         )
         assert (list(got.tokens), got.finished) == (want.new, want.stopped_by), request
         assert got.log_prob == pytest.approx(want.log_prob, abs=1e-4)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 
 from safelm.models import decoder as model
 from safelm.safety.classifier import head, state_cache, tuning
@@ -30,21 +31,8 @@ def bert(tmp_path_factory) -> Backbone:
 
 def decoder_of(bert: Backbone) -> Backbone:
     """A small decoder that pools an inner layer."""
-    config = model.ModelConfig(
-        vocab_size=64,
-        num_layers=LAYERS,
-        d_model=16,
-        d_ff=32,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        max_seq_len=ROW,
-        dtype="float32",
-        init_std=0.3,
-        scan_layers=False,
-        remat="none",
-        attention="xla",
-    )
+    fields = tiny_runs.model_fields(vocab_size=64, num_layers=LAYERS, max_seq_len=ROW)
+    config = model.ModelConfig(**fields, init_std=0.3, scan_layers=False, remat="none", attention="xla")
     params = jax.tree.map(np.asarray, model.init(config, jax.random.key(0)))
     return dataclasses.replace(bert, config=config, params=params, layers=(2, 3), pooling="mean")
 

@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from openai_stub import Reply, document_of, serve, without_keys_or_pauses
+from openai_stub import Reply, document_of, failures_that_pass, serve, without_keys_or_pauses
 
 from safelm.safety.endpoint_client import EndpointError
 from safelm.safety.escaping import escape
@@ -84,17 +84,7 @@ def test_long_documents_are_cut_and_the_highest_chunk_decides():
         assert sorted(map(document_of, stub.requests)) == ["aaa"] * 3
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        Reply.error(429, headers={"Retry-After": "0.3"}),
-        Reply.error(500),
-        Reply.error(503),
-        Reply(hang_up=True),
-        Reply(delay_s=2.0),
-    ],
-    ids=["429", "500", "503", "hang up", "slow"],
-)
+@pytest.mark.parametrize("first", failures_that_pass())
 def test_what_passes_is_tried_again(first):
     with serve(lambda number, _: first if number == 0 else Reply()) as stub:
         started = time.monotonic()

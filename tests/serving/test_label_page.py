@@ -3,11 +3,9 @@
 import asyncio
 import contextlib
 import json
-import threading
-import types
 
 import pytest
-from serving_fakes import Running, http, wait_for
+from serving_fakes import http, in_thread, wait_for
 
 from safelm.safety.labelling import folder
 from safelm.safety.labelling.choice import Candidate
@@ -32,24 +30,9 @@ def begin(root, texts=("garden", MARKUP, LONG, "river")):
 @contextlib.contextmanager
 def running(found, annotator="ada"):
     """The page of a folder on a free port until the block ends."""
-    started, is_up = {}, threading.Event()
-
-    async def main(session):
-        started["stop"] = asyncio.Event()
-        async with label_page.labelling(session, 0) as listener:
-            started["running"] = Running(listener.url, types.SimpleNamespace(), asyncio.get_running_loop())
-            is_up.set()
-            await started["stop"].wait()
-
     with found.journal(annotator) as own:
-        thread = threading.Thread(target=asyncio.run, args=(main(Session(found, own)),))
-        thread.start()
-        assert is_up.wait(60)
-        try:
-            yield started["running"]
-        finally:
-            started["running"].loop.call_soon_threadsafe(started["stop"].set)
-            thread.join(60)
+        with in_thread(label_page.labelling(Session(found, own), 0)) as started:
+            yield started
 
 
 @pytest.fixture

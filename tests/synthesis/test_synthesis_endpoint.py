@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from openai_stub import Reply, serve, without_keys_or_pauses
+from openai_stub import Reply, failures_that_pass, serve, without_keys_or_pauses
 
 from safelm.safety.endpoint_client import EndpointError
 from safelm.safety.synthesis import writer as writing
@@ -128,17 +128,7 @@ def test_outcomes_are_told_apart(name):
     ]
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        Reply.error(429, headers={"Retry-After": "0.3"}),
-        Reply.error(500),
-        Reply.error(503),
-        Reply(hang_up=True),
-        Reply(delay_s=1.5),
-    ],
-    ids=["429", "500", "503", "hang up", "slow"],
-)
+@pytest.mark.parametrize("first", failures_that_pass())
 def test_what_passes_is_tried_again(first):
     with serve(lambda number, _: first if number == 0 else Reply("x")) as stub:
         writer, started = writer_of(stub, timeout_s=0.8), time.monotonic()
