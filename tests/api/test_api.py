@@ -169,7 +169,7 @@ def test_models_from_a_step_and_from_a_hugging_face_folder(lm, run, tmp_path):
         (ValueError, lambda lm: lm.log_probs(""), "the text is empty"),
         (ValueError, lambda lm: lm.tag_probabilities(TEXT * 30), "tokens, the model's context is 128"),
         (ValueError, lambda lm: lm.hidden_states(TEXT, 3), "layer=3: the model has layers 0 to 2"),
-        (ValueError, lambda lm: safelm.score("a", "nothing"), "scorer 'nothing': expected one of bundled, classifier:...,"),
+        (ValueError, lambda lm: safelm.score("a", "nothing"), "scorer 'nothing': expected one of bundled, classifier:"),
         (FileNotFoundError, lambda lm: safelm.report_card("/nowhere/*.jsonl"), "/nowhere/*.jsonl: no such file"),
     ],
 )
