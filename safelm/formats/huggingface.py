@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from safelm.formats import decoder_tensors, families
 from safelm.formats.json_fields import JsonFields, read_json
+from safelm.io import hub
 from safelm.io.files import write_whole
 from safelm.models import decoder as model
 from safelm.text.tokenizer import Tokenizer
@@ -133,6 +134,11 @@ def tensor_files(folder: Path) -> dict[str, Path]:
                 raise FileNotFoundError(f"{folder / file}: no such file, but {_INDEX_FILE} says that it holds {name}")
         return {name: folder / file for name, file in weight_map.items()}
     if not (folder / _WEIGHTS_FILE).exists():
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in hub.PICKLES)
+        if pickles:
+            raise FileNotFoundError(
+                f"{folder}: has no safetensors, only pickles ({pickles[0]}), which may run code and are never loaded"
+            )
         raise FileNotFoundError(f"{folder}: has neither {_WEIGHTS_FILE} nor {_INDEX_FILE}")
     with open_tensors(folder / _WEIGHTS_FILE) as file:
         return dict.fromkeys(file.keys(), folder / _WEIGHTS_FILE)

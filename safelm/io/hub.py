@@ -9,6 +9,7 @@ A branch moves. What is to be the same model later is named by `pinned`, whose c
 name (a manifest, a protocol, the settings that a folder guards) keeps the pinned one.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safelm.io import remote
+from safelm.io.files import write_whole
 
 PREFIX = "hf:"
 _NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./+-]+))?")
-_NAME_IN_SPEC = re.compile(r"(?<![^:=,])hf:(?!//)[^?&,]+")
+_NAME_IN_SPEC = re.compile(r"(?<![^:=,])hf:(?![./~])[^?&,]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -38,9 +40,10 @@ _FILES = (
     _INDEX,
 )
 _MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _ACCESS = "give a token by HF_TOKEN or `hf auth login`"
 _Result = TypeVar("_Result")
+_asked_as: dict[str, set[str]] = {}  # by pinned name the branches and tags that stood for it, in this process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,16 @@ def is_name(source: str) -> bool:
     return source.startswith(PREFIX) and not source.startswith(f"{PREFIX}//")
 
 
+def is_path(source: str) -> bool:
+    """Whether a scorer's `hf:PLACE` is a folder on this machine: it begins with `/`, `./`, `../` or `~/`."""
+    return source.startswith(tuple(f"{PREFIX}{start}" for start in ("/", "./", "../", "~/")))
+
+
+def has_name(spec: str) -> bool:
+    """Whether a scorer's, judge's or writer's string has a name of a hub in it."""
+    return bool(_NAME_IN_SPEC.search(spec))
+
+
 def parse(source: str) -> Name:
     """The parts of a name; ValueError for one that isn't `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`."""
     found = _NAME.fullmatch(source)
@@ -83,7 +96,9 @@ def pinned(source: str) -> str:
         return source
     if _is_offline():
         return str(dataclasses.replace(name, revision=_cached_folder(name).name))
-    return str(dataclasses.replace(name, revision=_described(name).sha))
+    found = str(dataclasses.replace(name, revision=_described(name).sha))
+    _asked_as.setdefault(found, set()).add(name.revision)
+    return found
 
 
 def pinned_in(spec: str) -> str:
@@ -110,10 +125,20 @@ def folder(source: str, *, with_weights: bool = True) -> str:
         cached = _cached_folder(name, must_exist=_is_offline())
         missing = _missing(cached, with_weights) if cached else "all of it"
         if cached and not missing:
+            _keep_revisions(name, cached)
             return str(cached)
         if _is_offline():
             raise FileNotFoundError(f"{name}: {missing} is not in the cache, and HF_HUB_OFFLINE is set: unset it once")
-    return str(_download(name, with_weights))
+    local = _download(name, with_weights)
+    _keep_revisions(name, local)
+    return str(local)
+
+
+def _keep_revisions(name: Name, local: Path) -> None:
+    """Notes in the cache which branches the files of a commit were asked by, so that those names work offline too."""
+    for revision in () if _is_offline() else _asked_as.pop(str(name), ()):
+        with contextlib.suppress(OSError):  # a cache that can't be written to
+            write_whole(local.parents[1] / "refs" / revision, local.name)
 
 
 def _download(name: Name, with_weights: bool) -> Path:
@@ -135,7 +160,7 @@ def _check_loadable(name: Name, files: Iterable[str], with_weights: bool) -> Non
     files = set(files)
     if not with_weights or files & {_WEIGHTS, _INDEX}:
         return
-    if pickles := sorted(file for file in files if file.endswith(_PICKLES)):
+    if pickles := sorted(file for file in files if file.endswith(PICKLES)):
         raise FileNotFoundError(
             f"{name}: has no safetensors, only pickles ({pickles[0]}), which may run code and are never loaded; take a "
             "revision with model.safetensors (many models have one at refs/pr/1) or convert it yourself"

@@ -5,6 +5,9 @@ A string names a scorer, and workers rebuild the scorer from it:
     bundled                words and n-grams, weights that come with SafeLM: fast, rough (see `safelm.safety.ngrams`)
     classifier:DIRECTORY   what `python -m safelm.train_classifier` made; `?backbone=FOLDER` says where its backbone
                            lies now
+    hf:ORG/NAME            a published sequence classifier by name, `hf:./FOLDER` or `hf:/FOLDER` one on this machine;
+                           `?labels=` says which scores its labels are (see `safelm.safety.sequence_classifier.labels`),
+                           `?max_length=2048&chunks=false`, `?dtype=bfloat16` how it reads
     judge:MODEL            a language model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
     endpoint:URL#MODEL     a language model behind an OpenAI-compatible address
     python:MODULE:FACTORY  a scorer of yours: what FACTORY(), found in an importable module, returns
@@ -21,12 +24,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from safelm.io import hub
 from safelm.safety import spec as specs
 from safelm.tags import MAX_SCORE, MIN_SCORE
 
 BUNDLED = "bundled"
 LEVELS = (1, 3)  # scores that a threshold decides about
-KINDS = ("classifier", "judge", "endpoint", "python")
+KINDS = ("classifier", "hf", "judge", "endpoint", "python")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +123,10 @@ def load_scorer(spec: str) -> Scorer:
         return _with_thresholds(_load_classifier(spec, place, options), thresholds)
     if kind == "python":
         return specs.load_python(spec, place, options, members=("name", "fingerprint", "score"), what="scorer")
+    if kind == "hf":
+        from safelm.safety import sequence_classifier
+
+        return sequence_classifier.load(place if hub.is_path(f"{kind}:{place}") else f"{kind}:{place}", **options)
     from safelm.safety import judge
 
     if kind == "judge":

@@ -86,6 +86,19 @@ def test_offline_the_cache_is_enough_and_what_it_lacks_is_told(hub, tmp_path, mo
     assert not hub.asked
 
 
+def test_what_was_pinned_and_downloaded_is_found_offline_by_its_branch(hub, tmp_path, monkeypatch):
+    old = publish(hub, tmp_path, WHOLE)
+    assert hub_names.folder(hub_names.pinned(NAME)).endswith(old)
+    new = publish(hub, tmp_path, WHOLE | {"model.safetensors": "other weights"})
+    moved = hub_names.pinned(NAME)  # asked for, and not downloaded
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub_names.pinned(NAME) == f"{NAME}@{old}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub_names.folder(moved)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub_names.pinned(NAME) == moved == f"{NAME}@{new}" and hub_names.folder(NAME) == hub_names.folder(moved)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -3,6 +3,7 @@
     rules                      refusal wordings; a floor to compare with, never the headline
     trained:DIRECTORY          a small classifier of compliance and refusal (`python -m safelm.evaluate train_judge`)
     classifier:DIRECTORY       our harm classifier; any scorer of `safelm.safety.scorer` by python:MODULE:FACTORY
+    hf:ORG/NAME                a published sequence classifier of harm, as in `safelm.safety.scorer`
     judge:MODEL                a language model on our own engine, held to yes or no: our checkpoint, a Hugging Face
                                folder or a GGUF file
     endpoint:URL#MODEL         a language model behind an OpenAI-compatible address
@@ -16,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from safelm.evaluate.judges.verdicts import Exchange
 from safelm.safety import spec as specs
 
-KINDS = ("rules", "trained", "classifier", "python", "judge", "endpoint")
+KINDS = ("rules", "trained", "classifier", "hf", "python", "judge", "endpoint")
 RULES, TRAINED, MODEL = TIERS = ("rules", "trained", "model")
 
 

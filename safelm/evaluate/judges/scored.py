@@ -5,6 +5,7 @@ It reads the answer alone. The words given to the model are not judged: they are
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from safelm.evaluate.judges.verdicts import HARMFUL, HARMLESS, UNSCORED, Exchange
 from safelm.safety.scorer import Scorer, load_scorer
@@ -38,9 +39,10 @@ class ScoredJudge:
 
 
 def load(spec: str, kind: str, place: str, options: Mapping[str, Any]) -> ScoredJudge:
-    """The judge of a `classifier:` or `python:` string; `threshold` and `name` are ours, other options the scorer's."""
+    """The judge that a scorer's string names; `threshold` and `name` are ours, other options the scorer's."""
     own = {name: options[name] for name in ("threshold", "name") if name in options}
-    others = "&".join(f"{name}={value}" for name, value in options.items() if name not in own)
+    given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
+    others = urlencode({name: value for name, value in given.items() if name not in own})
     if not isinstance(own.get("threshold", THRESHOLD), int):
         raise ValueError(f"--judge={spec}: threshold={own['threshold']!r}: must be a whole number")
     return ScoredJudge(load_scorer(f"{kind}:{place}" + (f"?{others}" if others else "")), **own)

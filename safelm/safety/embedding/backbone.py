@@ -15,7 +15,15 @@ from safelm.io import hub, remote
 from safelm.io.files import installed_folders
 from safelm.models import decoder as model
 from safelm.models.arrays import Leaf, Params
-from safelm.safety.embedding import chunking, encoder, encoder_config, encoder_tensors, packed, pooling
+from safelm.safety.embedding import (
+    chunking,
+    encoder,
+    encoder_config,
+    encoder_tensors,
+    packed,
+    pooling,
+    sentence_modules,
+)
 from safelm.safety.embedding.encoder_config import EncoderConfig
 from safelm.safety.model_fingerprint import model_fingerprint
 
@@ -94,7 +102,7 @@ class Backbone:
     ) -> Float[Array, "B T D"]:
         """The stream of packed rows behind one layer, what `pooled_rows` can go on from."""
         if isinstance(self.config, EncoderConfig):
-            config = dataclasses.replace(self.config, num_layers=layer)
+            config = self.config.first_layers(layer)
             return encoder.packed_states(config, params, tokens_BT, segments_BT, positions_BT)[-1]
         where = {"positions_BT": positions_BT, "segment_ids_BT": segments_BT}
         return model.layer_states(self.config, params, tokens_BT, (layer,), **where)[0]
@@ -158,8 +166,8 @@ def load_backbone(
     """Reads a backbone.
 
     Args:
-      source: a Hugging Face folder (BERT family, GTE v1.5 or Llama), a GGUF file, a checkpoint of ours, or an installed
-        package's weights by name: "minilm", "smollm2".
+      source: a Hugging Face folder (BERT family, DeBERTa, ModernBERT, GTE v1.5 or Llama), a GGUF file, a checkpoint of
+        ours, or an installed package's weights by name: "minilm", "smollm2".
       layer: the layer to pool, or several to concatenate; 0 is the embeddings. Default: the last one after the final
         norm; 15 for "smollm2".
       pooling: "mean", "cls", "max", "last" or "mean_last". Default: as the folder's modules.json and 1_Pooling say,
@@ -262,8 +270,11 @@ def _read_encoder(place: str, layers: tuple[int, ...]) -> tuple[EncoderConfig, P
     config = encoder_config.read_config(folder)
     _check_layers(layers, config.num_layers, place)
     if layers:
-        config = dataclasses.replace(config, num_layers=max(layers))
-    found = {"pooling": "cls" if config.is_gated else "mean", **encoder_config.read_modules(folder)}
+        config = config.first_layers(max(layers))
+    found = {
+        "pooling": "cls" if encoder_config.model_type(folder) in encoder_config.CLS_TYPES else "mean",
+        **sentence_modules.read_modules(folder),
+    }
     limit = min(found.get("max_tokens") or MAX_TOKENS, MAX_TOKENS, config.max_tokens)
     tokenizer = chunking.of_encoder(folder)
     if (size := tokenizer.vocab_size) > config.vocab_size:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class ChunkTokenizer:
       empty: the id for a text without tokens, if a chunk has no ids around it.
       pad_id: the id that pads rows to their bucket's length.
       origin: the name of an encoder's tokenizer in errors.
+      cuts_off: whether only the first chunk of a text is given.
     """
 
     backend: Tokenizer | tokenizers.Tokenizer
@@ -49,6 +50,7 @@ class ChunkTokenizer:
     empty: int | None = None
     pad_id: int = 0
     origin: str = "tokenizer.json"
+    cuts_off: bool = False
 
     def chunks(self, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, Chunk]]:
         """Every chunk with the index of its text, in the order of the texts.
@@ -59,13 +61,19 @@ class ChunkTokenizer:
         if room < 1:
             raise ValueError(f"max_tokens={max_tokens}: {max_tokens - room} of them are special tokens or the prefix")
         rest = np.zeros(0, np.int32)
-        for group in _groups(texts):
+        done: set[int] = set()  # texts of which no further chunk is wanted
+        for group in _groups(texts, done):
             for (index, _, is_last), ids in zip(group, self._encode([part for _, part, _ in group]), strict=True):
+                if index in done:
+                    continue
                 ids = np.concatenate([rest, ids])
                 whole = len(ids) if is_last else (len(ids) // room) * room
                 for chunk in self._cut(ids[:whole], room, is_empty=is_last and not whole):
                     yield index, chunk
-                rest = ids[whole:]
+                    if self.cuts_off:
+                        done.add(index)
+                        break
+                rest = ids[:0] if index in done else ids[whole:]
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         if isinstance(self.backend, Tokenizer):
@@ -107,6 +115,10 @@ class ChunkTokenizer:
         text = prefix if isinstance(self.backend, Tokenizer) else prefix.rstrip()
         return dataclasses.replace(self, before=self.before + tuple(self._encode([text])[0].tolist()))
 
+    def first_only(self) -> "ChunkTokenizer":
+        """A copy that gives only the first chunk of a text, and doesn't read much beyond it."""
+        return dataclasses.replace(self, cuts_off=True)
+
 
 def of_decoder(tokenizer: Tokenizer) -> ChunkTokenizer:
     """Chunks for one of our decoders: each begins like its texts; a text without tokens is the end-of-document id."""
@@ -137,12 +149,18 @@ def of_encoder(folder: Path) -> ChunkTokenizer:
     return ChunkTokenizer(backend, tuple(before), tuple(after), empty=plain[0], pad_id=pad_id, origin=str(path))
 
 
-def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str, bool]]]:
-    """Parts of texts, tokenised together by the megabyte: (text's index, part, whether it is the last)."""
+def _groups(texts: Sequence[str], done: Set[int]) -> Iterator[list[tuple[int, str, bool]]]:
+    """Parts of texts, tokenised together by the megabyte: (text's index, part, whether it is the last).
+
+    Args:
+      done: texts of which no further part is needed, looked at before each part.
+    """
     group: list[tuple[int, str, bool]] = []
     size = 0
     for index, text in enumerate(texts):
         for part, is_last in _parts(text):
+            if index in done:
+                break
             group.append((index, part, is_last))
             size += len(part)
             if size >= BATCH_CHARACTERS:

@@ -31,6 +31,7 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
         "input": list(plan.inputs),
         "scorers": [
             {"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint, "measured": dict(s.measured)}
+            | ({"settings": dict(s.settings)} if s.settings else {})
             for s in plan.work.scorers
         ],
         "safe_bound": plan.work.safe_bound,

@@ -93,7 +93,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
 def _facts(scorer: ScorerSpec) -> dict[str, str]:
     """What of a scorer is kept; one of a hub with its commit."""
     facts = {"name": scorer.name, "fingerprint": scorer.fingerprint}
-    return facts | ({"spec": scorer.spec} if hub.PREFIX in scorer.spec else {})
+    return facts | ({"spec": scorer.spec} if hub.has_name(scorer.spec) else {})
 
 
 def _mended(out: OutputFolder, wanted: Mapping[str, Any], firsts: Sequence[ShardJob]) -> list[Mapping[str, Any]]:

@@ -18,13 +18,14 @@ _kept: dict[tuple["ScorerSpec", ...], list[Scorer]] = {}
 class ScorerSpec:
     """`spec` is what `load_scorer` takes; name and fingerprint are "" until the scorer was loaded once.
 
-    `measured` is what the scorer knows of its own errors, JSON-able.
+    `measured` is what the scorer knows of its own errors, `settings` what the manifest keeps of it; both JSON-able.
     """
 
     spec: str
     name: str = ""
     fingerprint: str = ""
     measured: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,8 @@ def describe(specs: Sequence[ScorerSpec], scorers: Sequence[Scorer]) -> tuple[Sc
     """The specs with the names and fingerprints of what was loaded from them."""
     pairs = zip(specs, scorers, strict=True)
     return tuple(
-        ScorerSpec(spec.spec, scorer.name, scorer.fingerprint, getattr(scorer, "measured", {}))
+        ScorerSpec(
+            spec.spec, scorer.name, scorer.fingerprint, *(getattr(scorer, a, {}) for a in ("measured", "settings"))
+        )
         for spec, scorer in pairs
     )

@@ -1,0 +1,196 @@
+"""A published sequence classifier as a scorer of harm, read from a hub or a folder; none of its code is run."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int32
+
+from safelm.formats import huggingface
+from safelm.formats.json_fields import read_json
+from safelm.io import hub
+from safelm.safety.embedding import Backbone, Embedder, encoder_config, load_backbone
+from safelm.safety.options import make_settings
+from safelm.safety.scorer import Verdict
+from safelm.safety.sequence_classifier import heads
+from safelm.safety.sequence_classifier.labels import CLASSES, LabelTable, label_names, table_for
+
+DECISIONS = ("argmax", "expected")
+MAX_LENGTH = 512  # tokens of a chunk, as in the paper
+DTYPES = ("float32", "bfloat16")
+_MULTI_LABEL = "multi_label_classification"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierSettings:
+    """How a classifier reads a text and what its probabilities become; options of its string.
+
+    Attributes:
+      max_length: tokens read at once, special ones included; at most the model's positions.
+      chunks: whether a longer text is read in chunks, of which the worst counts; else it is cut off.
+      decide: "argmax", the most probable score, or "expected", the rounded mean over the scores' probabilities.
+      labels: a table of labels (see `labels`); empty for none.
+      multi_label: whether labels are independent although the config doesn't say so.
+      dtype: of the computation, "float32" or "bfloat16".
+      name: prefix of output columns.
+    """
+
+    max_length: int = MAX_LENGTH
+    chunks: bool = True
+    decide: str = DECISIONS[0]
+    labels: str = ""
+    multi_label: bool = False
+    dtype: str = DTYPES[0]
+    name: str = "hf"
+
+
+class SequenceClassifier:
+    """Encoder, head and table of labels.
+
+    A text's verdict is that of its worst chunk: the one with the highest score, among those the one with the highest
+    expected score (with thresholds: the highest probability of any harm). Details: `expected_score` and, for every
+    score that a label stands for, `probability_<score>`; with thresholds `probability_<label>` instead; always
+    `unsafe_probability` and `unsafe_probability_3` (of a score of at least 1 and 3; with thresholds the largest among
+    the labels that can give it); `n_chunks` where texts are read in chunks.
+
+    Attributes:
+      fingerprint: sha256 (hex) over weights, vocabulary, table and settings.
+      settings: what the manifest keeps: model, commit, labels, table and options.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: heads.Head, head_params: Any, table: LabelTable, settings: ClassifierSettings
+    ):
+        self.name = settings.name
+        self.table = table
+        self._options = settings
+        self._head_params = head_params
+        self._head = head.logits  # one object, so that it is compiled once
+        self._embedder = Embedder(backbone)
+        self.settings: dict[str, Any] = {
+            "model_type": None,
+            "id2label": dict(enumerate(table.names)),
+            "labels": table.to_json(),
+            "rule": "thresholds" if table.has_thresholds else settings.decide,
+            "is_multi_label": table.is_multi_label,
+            **{name: getattr(settings, name) for name in ("max_length", "chunks", "dtype")},
+        }
+        digest = hashlib.sha256(backbone.fingerprint.encode())
+        digest.update(json.dumps([dataclasses.asdict(head), self.settings], sort_keys=True).encode())
+        for name in sorted(head_params):
+            digest.update(name.encode() + np.ascontiguousarray(head_params[name]).tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def logits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C L"], Int32[np.ndarray, " C"]]:
+        """The logits of every chunk (float32) and the index of its text."""
+        return self._embedder.map_chunks(texts, self._head_params, self._head)
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict a text, in order; without a score where the model's answer is not finite."""
+        logits_CL, text_C = self.logits(texts)
+        is_finite_C = np.isfinite(logits_CL).all(axis=1)
+        columns = self._columns(np.where(is_finite_C[:, None], logits_CL, 0))
+        graded_C = columns.get("expected_score", columns["unsafe_probability"])
+        order = np.lexsort((graded_C, columns["score"], text_C))  # the worst chunk of each text comes last
+        is_last = np.append(text_C[order][1:] != text_C[order][:-1], True)
+        worst_N = order[is_last]
+        chunks_N = np.bincount(text_C, minlength=len(texts))
+        is_usable_N = np.bincount(text_C, ~is_finite_C, minlength=len(texts)) == 0
+        return [
+            Verdict(
+                int(columns["score"][c]) if is_usable_N[i] else None,
+                details={name: float(values[c]) for name, values in columns.items() if name != "score"}
+                | ({"n_chunks": int(chunks_N[i])} if self._options.chunks else {}),
+            )
+            for i, c in enumerate(worst_N.tolist())
+        ]
+
+    def _columns(self, logits_CL: Float[np.ndarray, "C L"]) -> dict[str, np.ndarray]:
+        probability_CL = self.table.probabilities(logits_CL)
+        if self.table.has_thresholds:
+            any_harm, harm = (
+                probability_CL[:, labels].max(axis=1) if labels else np.zeros(len(probability_CL))
+                for labels in (self.table.labels_from(1), self.table.labels_from(3))
+            )
+            columns = {"score": self.table.reached(probability_CL)}
+            named = {f"probability_{_column(name)}": probability_CL[:, i] for i, name in enumerate(self.table.names)}
+        else:
+            probability_C6 = self.table.by_score(probability_CL)
+            any_harm, harm = probability_C6[:, 1:].sum(axis=1), probability_C6[:, 3:].sum(axis=1)
+            expected_C = probability_C6 @ np.arange(CLASSES)
+            is_argmax = self._options.decide == DECISIONS[0]
+            columns = {
+                "score": probability_C6.argmax(axis=1) if is_argmax else np.rint(expected_C).astype(np.int64),
+                "expected_score": expected_C,
+            }
+            scores = sorted({levels[0][0] for levels in self.table.levels})
+            named = {f"probability_{score}": probability_C6[:, score] for score in scores}
+        return columns | {"unsafe_probability": any_harm, "unsafe_probability_3": harm} | named
+
+
+def load(source: str, **options: Any) -> SequenceClassifier:
+    """The classifier of a hub by name (`hf:ORG/NAME[@REVISION]`) or in a local Hugging Face folder.
+
+    Args:
+      options: fields of `ClassifierSettings`.
+
+    Raises:
+      OSError: nothing there, no safetensors, or the hub can't be asked.
+      ValueError: a model type, feature, table of labels or option that isn't known; the message names it.
+    """
+    settings = make_settings(ClassifierSettings, options, where=f"scorer {source}", others="nothing else")
+    _check(source, settings)
+    pinned = hub.pinned(source)
+    folder = Path(hub.folder(pinned)).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder")
+    kind = heads.check_architecture(folder)
+    config = encoder_config.read_config(folder)
+    if settings.max_length > config.max_tokens and "max_length" in options:
+        raise ValueError(f"{source}: max_length={settings.max_length}: the model has positions for {config.max_tokens}")
+    settings = dataclasses.replace(settings, max_length=min(settings.max_length, config.max_tokens))
+    head, head_params, count = heads.read_head(folder, config.d_model)
+    table = _table(source, folder, settings, count)
+    backbone = load_backbone(
+        str(folder), pooling=head.pooling, max_tokens=settings.max_length, normalize=False, dtype=settings.dtype
+    )
+    if not settings.chunks:
+        backbone = dataclasses.replace(backbone, tokenizer=backbone.tokenizer.first_only())
+    scorer = SequenceClassifier(backbone, head, head_params, table, settings)
+    name = hub.parse(pinned) if hub.is_name(pinned) else None
+    scorer.settings |= {"model_type": kind, "repository": name and name.repository, "commit": name and name.revision}
+    return scorer
+
+
+def _check(source: str, settings: ClassifierSettings) -> None:
+    for name, known in (("decide", DECISIONS), ("dtype", DTYPES)):
+        if getattr(settings, name) not in known:
+            raise ValueError(f"scorer {source}: {name}={getattr(settings, name)!r}: one of {', '.join(known)}")
+    if settings.max_length < 1:
+        raise ValueError(f"scorer {source}: max_length={settings.max_length}: must be at least 1")
+
+
+def _table(source: str, folder: Path, settings: ClassifierSettings, count: int) -> LabelTable:
+    path = folder / huggingface.CONFIG_FILE
+    values = read_json(path)
+    names = label_names(str(path), values.get("id2label"), count)
+    problem = values.get("problem_type")
+    if problem == "regression" or (count == 1 and not settings.multi_label and problem != _MULTI_LABEL):
+        raise ValueError(
+            f"{path}: problem_type = {problem!r} with {count} label(s) is a regression, whose values are no "
+            "probabilities; ?multi_label=true reads a single logit as one label's"
+        )
+    is_multi_label = settings.multi_label or problem == _MULTI_LABEL
+    published = hub.parse(source).repository if hub.is_name(source) else ""
+    return table_for(
+        names, settings.labels or None, is_multi_label=is_multi_label, published=published, where=f"scorer {source}"
+    )
+
+
+def _column(label: str) -> str:
+    return re.sub(r"\W+", "_", label.strip()).lower()
