@@ -23,9 +23,9 @@ def score(texts: str | Sequence[str], scorer: str | Scorer = BUNDLED) -> Verdict
 
     Args:
       texts: one text, or several; one without content has score 0, and the scorer isn't asked.
-      scorer: by default the small classifier that comes with SafeLM; or such as "classifier:DIR", "judge:MODEL" or
-        "endpoint:URL#MODEL" (see `safelm.safety.scorer`); or what `safelm.load_scorer` made of one, which saves loading
-        it at every call.
+      scorer: by default the small classifier that comes with SafeLM; or such as "classifier:DIR", "hf:ORG/NAME",
+        "judge:MODEL" or "endpoint:URL#MODEL" (see `safelm.safety.scorer`); or what `safelm.load_scorer` made of one,
+        which saves loading it at every call.
 
     Returns:
       A verdict for one text, a list of them for several.

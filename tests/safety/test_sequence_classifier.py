@@ -13,6 +13,8 @@ from huggingface_hub import constants
 
 import safelm
 from safelm import score
+from safelm.evaluate import judges
+from safelm.evaluate.judges.verdicts import HARMFUL, Exchange
 from safelm.safety import sequence_classifier
 from safelm.safety.sequence_classifier.labels import LabelTable, label_names, table_for
 
@@ -281,6 +283,14 @@ def test_a_folder_of_this_machine_and_its_move(hub, tmp_path, monkeypatch):
         score.arguments().parse_args([f"--input={tmp_path}", "--output=x", "--scorers=hf:./moved"]).scorers
         == "hf:./moved"
     )
+
+
+def test_it_judges_answers_too(released):
+    judge = judges.load_judge(f"hf:{released[0]}?chunks=false&max_length=32&labels=in_order&threshold=4")
+    answers = ["w1 w2 w3", "w5 w30", TEXTS[4]]
+    scores = [v.score for v in sequence_classifier.load(str(released[0]), max_length=32, chunks=False).score(answers)]
+    exchanges = [Exchange("q", answer, asks_harm=True) for answer in answers]
+    assert [verdict == HARMFUL for verdict in judge.judge(exchanges)] == [score >= 4 for score in scores]
 
 
 def test_a_table_keeps_its_labels_in_the_order_of_the_logits():
