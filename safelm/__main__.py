@@ -10,6 +10,7 @@ COMMANDS = (  # in the order of a document's way through them
     "score",
     "label",
     "report_card",
+    "select",
     "synthesize",
     "train_classifier",
     "train_tokenizer",

@@ -16,9 +16,9 @@ from safelm import documents
 # of its own; `safelm` itself is the API, whose imports are lazy.
 PACKAGES = (
     "xla_flags tags cli config_files io stats report text models checkpoints formats data documents jobs inference lm "
-    "synthetic_web safety api evaluate serving train aot caching robustness ladder "  # and then the commands
-    "generate convert score report_card serve label synthesize cache_tasks train_tokenizer train_classifier lm_eval "
-    "__main__"
+    "synthetic_web safety api selection evaluate serving train aot caching robustness ladder "  # and then the commands
+    "generate convert score report_card select serve label synthesize cache_tasks train_tokenizer train_classifier "
+    "lm_eval __main__"
 ).split()
 COMMANDS = (
     "train",
@@ -32,6 +32,7 @@ COMMANDS = (
     "cache_tasks",
     "score",
     "report_card",
+    "select",
     "label",
     "synthesize",
     "lm_eval",

@@ -76,7 +76,8 @@ class Sink:
     def write(self, payloads: Sequence[bytes], values: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows: as they were read, and what to add to each."""
         for raw, added in zip(payloads, values, strict=True):
-            self._gzip.write(raw[:-1].rstrip() + b", " + json.dumps(added).encode()[1:] + b"\n")
+            line = raw[:-1].rstrip() + b", " + json.dumps(added).encode()[1:] if added else raw
+            self._gzip.write(line + b"\n")
         self.rows += len(payloads)
 
     def close(self) -> None:

@@ -87,21 +87,32 @@ def _strings(column: Any) -> list[str | None]:
 
 def output_schema(path: str, text_column: str, id_column: str, columns: Columns) -> tuple[Any, str]:
     """The Arrow schema of the scored rows of a file, and its compression. Raises ValueError as `check_columns` does."""
-    import pyarrow
-
     with open_parquet(path) as table:
-        schema, facts = table.schema_arrow, table.metadata
+        schema = table.schema_arrow
         check_columns(path, schema, list(required_id(id_column)), text_column)
         check_free(path, schema.names, columns)
-        codec = facts.row_group(0).column(0).compression.lower() if facts.num_row_groups else "snappy"
+        codec = compression(table)
     added = {} if id_column in field_names(schema) else {id_column: "string"}
-    added |= columns.types
+    return with_columns(schema, added | columns.types), codec
+
+
+def compression(table: Any) -> str:
+    """The compression of a ParquetFile's first column, as a writer takes it."""
+    groups = table.metadata.num_row_groups
+    codec = table.metadata.row_group(0).column(0).compression.lower() if groups else "snappy"
+    return {"uncompressed": "none", "lz4_raw": "lz4"}.get(codec, codec)
+
+
+def with_columns(schema: Any, added: Mapping[str, str]) -> Any:
+    """An Arrow schema with further columns: name -> Arrow type."""
+    import pyarrow
+
     for name, kind in added.items():
         schema = schema.append(pyarrow.field(name, pyarrow.type_for_alias(kind)))
     if schema.metadata and _FEATURES in schema.metadata:
         features = _with_features(schema.metadata[_FEATURES], added)
         schema = schema.with_metadata({**schema.metadata, _FEATURES: features})
-    return schema, {"uncompressed": "none", "lz4_raw": "lz4"}.get(codec, codec)
+    return schema
 
 
 def _with_features(written: bytes, added: Mapping[str, str]) -> bytes:

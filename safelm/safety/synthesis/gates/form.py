@@ -11,7 +11,7 @@ from safelm.safety.synthesis.gates.settings import GateSettings, fingerprint
 from safelm.safety.synthesis.gates.words import Words, ngrams, words
 from safelm.safety.synthesis.kinds import Draft, Kind
 
-_MAX_LANGUAGE_CHARS = 4000
+MAX_LANGUAGE_CHARS = 4000
 
 
 class Language:
@@ -24,7 +24,7 @@ class Language:
     name, worth_another = "language", True
 
     def __init__(self, settings: GateSettings):
-        self._settings, self._identifier = settings, _identifier()
+        self._settings, self._identifier = settings, language_identifier()
         fields = "language_confidence language_words"
         self.fingerprint = fingerprint(self.name, 1, settings, fields, library=_langid_version())
 
@@ -35,7 +35,7 @@ class Language:
     def _check(self, draft: Draft) -> Finding:
         if len(words(draft.text)) < self._settings.language_words:
             return Finding(self.name, True, values={"language": ""})
-        language, confidence = self._identifier.classify(draft.text[:_MAX_LANGUAGE_CHARS])
+        language, confidence = self._identifier.classify(draft.text[:MAX_LANGUAGE_CHARS])
         expected = self._expected(draft)
         reason = ""
         if confidence < self._settings.language_confidence:
@@ -51,7 +51,7 @@ class Language:
             code = _ISO_639_3.get(code, code)
             if code in self._identifier.labels:
                 return code
-        language, confidence = self._identifier.classify(draft.source.text[:_MAX_LANGUAGE_CHARS])
+        language, confidence = self._identifier.classify(draft.source.text[:MAX_LANGUAGE_CHARS])
         return language if confidence >= self._settings.language_confidence else ""
 
 
@@ -91,11 +91,12 @@ _ISO_639_3 = {
 
 
 @functools.cache
-def _identifier() -> Any:
+def language_identifier() -> Any:
+    """py3langid's identifier; `classify(text)` gives (code, confidence). Raises OSError if it is not installed."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError as error:
-        raise OSError("the language gate needs py3langid: pip install 'safelm[synthesis]'") from error
+        raise OSError("detecting languages needs py3langid: pip install 'safelm[synthesis]'") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
