@@ -8,6 +8,7 @@ import sys
 COMMANDS = (  # in the order of a document's way through them
     "synthetic_web",
     "score",
+    "annotate",
     "label",
     "report_card",
     "select",

@@ -15,6 +15,11 @@ large one. A stopped run continues when the same command is given again, and end
 of another input, other scorers or other columns is refused. Other files are scored even if one is damaged: mend that
 file in place (or empty it) and give the command again. Documents are never logged.
 
+--output_rows=annotations copies no text: OUTPUT has for every input file one small Parquet file of the same name and
+order of rows (id, row, harm_score, each scorer's numbers, flags), to be joined by row (safelm.annotate); repeated texts
+of a file are scored once. --array_task=i/n does one slice of it, for arrays of jobs, which --dry_run prints a script
+for; the last call writes the manifest.
+
 Without --scorers a small classifier of words that comes with SafeLM is used: thousands of pages a second on a core, no
 download; the manifest says what it is worth and where it fails. For better scores name others. --scorers takes a
 comma-separated list; NAME=KIND:PLACE names a scorer's columns, and options follow a ? with & between them (an unknown
@@ -47,12 +52,13 @@ import tqdm
 
 from safelm import api, cli, documents
 from safelm.io import remote
-from safelm.jobs import beam_runner
+from safelm.jobs import array_tasks, beam_runner
 from safelm.jobs.file_shards import RECORDS, run_speed
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
 from safelm.safety.scorer import BUNDLED
-from safelm.safety.scoring import columns, manifest, plan, safe_bound, scorers
+from safelm.safety.scoring import annotation_run, columns, manifest, plan, safe_bound, scorers
+from safelm.safety.scoring.annotating import MAX_CHUNKS, AnnotateWork
 from safelm.safety.scoring.shard import ScoreWork, rows_under_way
 
 _logger = logging.getLogger("safelm.score")
@@ -83,7 +89,25 @@ def arguments() -> argparse.ArgumentParser:
         help="column with ids; rows without one get a hash of the text (default id)",
     )
     parser.add_argument(
-        "--part_mb", type=int, default=64, help="size above which files are split into shards (default %(default)s)"
+        "--part_mb", type=int, help="size above which files are split into shards (default 64, for annotations 256)"
+    )
+    parser.add_argument(
+        "--output_rows",
+        choices=("whole", "annotations"),
+        default="whole",
+        help="whole rows by score, or annotations beside the input (default %(default)s)",
+    )
+    parser.add_argument(
+        "--max_chunks",
+        type=int,
+        metavar="N",
+        help=f"of annotations: score the first N chunks (2,048 characters each) of a text (default {MAX_CHUNKS})",
+    )
+    parser.add_argument(
+        "--array_task", metavar="i/n", help="of annotations: only slice i, from 0, of n, in this process"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="of annotations: print the plan and a script for SLURM, do nothing"
     )
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
@@ -95,17 +119,20 @@ def main(flags: argparse.Namespace) -> None:
     runner = beam_runner.from_flags(flags)
     specs = scorers.parse_specs(flags.scorers)
     bound = safe_bound.from_flags(flags.max_flagged_safe, flags.safe_sample)
-    if flags.part_mb < 1:
-        raise ValueError(f"--part_mb must be at least 1, got {flags.part_mb}")
+    task, part_bytes = _check_annotation_flags(flags)
     remote.check_output(flags.output)
     documents.check_apart(flags.input, flags.output)
     files = documents.find(flags.input)
+    if flags.dry_run:
+        print("\n".join(annotation_run.describe_plan(files, part_bytes, task, _command())))
+        return
     loaded, bound_kept = scorers.load_scorers(specs), None
     if bound is not None:
         specs, loaded, bound_kept = safe_bound.set_thresholds(bound, specs, loaded, flags.text_column)
         for line in safe_bound.describe(bound_kept):
             _logger.info("%s", line)
-    work = ScoreWork(
+    kind = ScoreWork if flags.output_rows == "whole" else AnnotateWork
+    work = kind(
         output=flags.output.rstrip("/"),
         scorers=scorers.describe(specs, loaded),
         columns=columns.probe(loaded),
@@ -113,14 +140,45 @@ def main(flags: argparse.Namespace) -> None:
         id_column=flags.id_column,
         limit=documents.limit_from_flags(flags),
         safe_bound=bound_kept,
+        **({"max_chunks": flags.max_chunks or MAX_CHUNKS} if kind is AnnotateWork else {}),
     )
     scorers.keep(work.scorers, loaded)
     del loaded
-    plan.check_input(files[0].path, work)
+    if task is not None:
+        if done := annotation_run.annotate_slice(files, work, part_bytes, task):
+            annotation_run.report(work.output, done)
+        return
     if not runner.workers and _has_accelerator():
         runner = dataclasses.replace(runner, workers=1) if runner.is_here else runner
-    summary = score(files, work, runner, flags.part_mb << 20)
-    _report(work.output, summary)
+    if isinstance(work, AnnotateWork):
+        annotation_run.report(work.output, annotation_run.annotate(files, work, runner, part_bytes))
+        return
+    plan.check_input(files[0].path, work)
+    _report(work.output, score(files, work, runner, part_bytes))
+
+
+def _check_annotation_flags(flags: argparse.Namespace) -> tuple[array_tasks.ArrayTask | None, int]:
+    """The slice, if one is asked for, and the bytes of a part. Raises ValueError naming a flag."""
+    is_whole = flags.output_rows == "whole"
+    for name in ("max_chunks", "array_task", "dry_run"):
+        if is_whole and getattr(flags, name):
+            raise ValueError(f"--{name} needs --output_rows=annotations")
+    for name in ("part_mb", "max_chunks"):
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(flags, name)}")
+    task = array_tasks.parse(flags.array_task) if flags.array_task is not None else None
+    if task is not None and (flags.runner != "local" or flags.workers):
+        raise ValueError("--array_task is one process by itself: leave out --runner and --workers")
+    return task, (flags.part_mb or (64 if is_whole else 256)) << 20
+
+
+def _command() -> list[str]:
+    """This command without what a slice of an array is given."""
+    words = [word for word in cli.with_underscores(sys.argv[1:]) if word != "--dry_run"]
+    if "--array_task" in words:
+        at = words.index("--array_task")
+        words[at : at + 2] = []
+    return ["python", "-m", "safelm.score", *(word for word in words if not word.startswith("--array_task="))]
 
 
 def _has_accelerator() -> bool:

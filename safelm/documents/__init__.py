@@ -29,6 +29,7 @@ from safelm.documents.files import (
     find_named,
     has_changed,
     list_files,
+    sample_sha256,
     suffix,
     without_place,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "read_text",
     "required_id",
     "row_id",
+    "sample_sha256",
     "suffix",
     "without_place",
 ]

@@ -118,15 +118,28 @@ def describe(file: DocumentFile) -> dict[str, Any]:
     """
     if file.version:
         return {"path": file.path, "bytes": file.bytes, "version": file.version}
+    return {"path": file.path, "bytes": file.bytes, "sample_sha256": sample_sha256(file)}
+
+
+def sample_sha256(file: DocumentFile, *, whole_footer: bool = False) -> str:
+    """SHA-256 (hex) of a file's beginning and end, wherever it lies.
+
+    With `whole_footer` the end of a Parquet file is all of its footer, however long: sizes, statistics and the number
+    of rows of every row group.
+    """
     files, inner = remote.filesystem(file.path)
 
     def read() -> str:
         digest = hashlib.sha256(files.cat_file(inner, 0, min(file.bytes, _SAMPLE_BYTES)))
         if file.bytes > _SAMPLE_BYTES:
-            digest.update(files.cat_file(inner, file.bytes - _SAMPLE_BYTES, file.bytes))
+            tail = files.cat_file(inner, file.bytes - _SAMPLE_BYTES, file.bytes)
+            footer = int.from_bytes(tail[-8:-4], "little") + 8 if whole_footer and tail[-4:] == b"PAR1" else 0
+            if _SAMPLE_BYTES < footer <= file.bytes:
+                tail = files.cat_file(inner, file.bytes - footer, file.bytes)
+            digest.update(tail)
         return digest.hexdigest()
 
-    return {"path": file.path, "bytes": file.bytes, "sample_sha256": remote.retrying(file.path, "reading", read)}
+    return remote.retrying(file.path, "reading", read)
 
 
 def without_place(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,11 @@ Columns = Sequence[str] | Callable[[Any], Sequence[str] | None] | None
 
 
 def iter_parquet(
-    path: str, columns: Columns, *, text_column: str | None, groups: Part | None = None
+    path: str, columns: Columns, *, text_column: str | None, groups: Part | None = None, rows: int = _BATCH_ROWS
 ) -> Iterator[tuple[int, Any]]:
     """Streams (number of the first row, from 1; Arrow record batch) of a Parquet file or of some of its row groups.
 
-    Batches have about 8 MB.
+    Batches have about 8 MB, and at most `rows` rows.
 
     Args:
       columns: names, with fields of structs as `struct.field`; None for all; or a function from the ParquetFile to
@@ -54,8 +54,8 @@ def iter_parquet(
                     number += facts.num_rows
                     continue
                 begin = number
-                rows = pages.rows_at_once(table.metadata, group, columns)
-                for batch in table.iter_batches(rows, [group], columns=columns):
+                at_once = pages.rows_at_once(table.metadata, group, columns, rows)
+                for batch in table.iter_batches(at_once, [group], columns=columns):
                     yield number + 1, batch
                     number += batch.num_rows
                 if number - begin != facts.num_rows:
@@ -77,9 +77,9 @@ class _Pages:
         self._path, self._file = path, file
         self._chunks: list[list[parquet_pages.Chunk]] | None = None
 
-    def rows_at_once(self, metadata: Any, group: int, columns: Sequence[str] | None) -> int:
-        """ValueError for a damaged file and for pages that are too large (see `parquet_pages`)."""
-        facts, rows = metadata.row_group(group), _BATCH_ROWS
+    def rows_at_once(self, metadata: Any, group: int, columns: Sequence[str] | None, rows: int) -> int:
+        """At most `rows`. ValueError for a damaged file and for pages that are too large (see `parquet_pages`)."""
+        facts = metadata.row_group(group)
         if not remote.is_remote(self._path) or facts.total_byte_size > parquet_pages.MAX_PAGE_BYTES:
             if self._chunks is None:
                 self._chunks = parquet_pages.read_footer(self._path, self._file)

@@ -89,12 +89,16 @@ def wait_for_lock(file: IO[Any], *, shared: bool = False) -> None:
     fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
+class BusyError(ValueError):
+    """Another process holds a lock."""
+
+
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
-    """Context manager that holds a lock file; raises ValueError with the message `busy` if another process holds it."""
-    with open(path, "w") as file:
-        if not try_lock(file):
-            raise ValueError(busy)
+def locked(path: str | os.PathLike[str], busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Context manager that holds a lock file; raises BusyError with the message `busy` if another process holds it."""
+    with open(path, "a") as file:
+        if not try_lock(file, shared=shared):
+            raise BusyError(busy)
         yield
 
 

@@ -88,6 +88,8 @@ def side_by_side(function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]
 def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[str, str]) -> None:
     """Raises ValueError naming a setting's flag if the folder was begun with other settings or holds something else."""
     (former,) = out.read_json([SETTINGS_NAME])
+    if not isinstance(former, dict) and SETTINGS_NAME in out.sizes(""):
+        (former,) = out.read_json([SETTINGS_NAME])  # another slice of the run may just have begun the folder
     if not isinstance(former, dict):
         if SETTINGS_NAME in out.sizes(""):
             path = out.path(SETTINGS_NAME)
@@ -99,14 +101,22 @@ def check_settings(out: OutputFolder, wanted: Mapping[str, Any], flags: Mapping[
 
 
 def done_records(out: OutputFolder, shards: Iterable[ShardJob], folders: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """Completion records, by name, of the shards whose files all exist in these folders with the recorded sizes."""
+    """Completion records, by name, of the shards whose files all exist in these folders with the recorded sizes.
+
+    "" is the output folder itself.
+    """
     recorded = out.sizes(RECORDS)
     jobs = [job for job in shards if os.path.basename(job.record) in recorded]
     if not jobs:
         return {}
-    sizes = {f"{folder}/{name}": size for folder in folders for name, size in out.sizes(folder).items()}
+    sizes = file_sizes(out, folders)
     records = zip(jobs, out.read_json([job.record for job in jobs]), strict=True)
     return {job.name: record for job, record in records if is_whole(record, sizes)}
+
+
+def file_sizes(out: OutputFolder, folders: Iterable[str]) -> dict[str, int]:
+    """Sizes (bytes) of the files in these folders of the output, by their names relative to it."""
+    return {os.path.join(folder, name): size for folder in folders for name, size in out.sizes(folder).items()}
 
 
 def is_whole(record: Any, sizes: Mapping[str, int]) -> bool:

@@ -2,10 +2,11 @@
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from safelm.io import files as whole_files
@@ -116,16 +117,17 @@ class OutputFolder:
         """Stores a worker's message about a shard that failed."""
         self.write_json(f"{FAILURES}/{name}.json", {"message": message})
 
-    def clear_failures(self) -> None:
-        """Deletes the failures of an earlier run."""
+    def clear_failures(self, of: Collection[str] | None = None) -> None:
+        """Deletes the failures of an earlier run, or those `of` some shards."""
         for name in self.sizes(FAILURES):
-            self.remove(f"{FAILURES}/{name}")
-        if not self.is_remote:
+            if of is None or name.removesuffix(".json") in of:
+                self.remove(f"{FAILURES}/{name}")
+        if of is None and not self.is_remote:
             shutil.rmtree(self.path(FAILURES), ignore_errors=True)
 
-    def raise_failures(self) -> None:
-        """Raises ValueError with the first failure and the number of others, if there are any."""
-        names = sorted(self.sizes(FAILURES))
+    def raise_failures(self, of: Collection[str] | None = None) -> None:
+        """Raises ValueError with the first failure (`of` some shards) and the number of others, if there are any."""
+        names = sorted(name for name in self.sizes(FAILURES) if of is None or name.removesuffix(".json") in of)
         found = self.read_json([f"{FAILURES}/{name}" for name in names])
         messages = [str(failure["message"]) for failure in found if failure]
         if messages:
@@ -149,6 +151,27 @@ class OutputFolder:
                 yield
             finally:
                 shutil.rmtree(self.path(STAGING), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def only_writer_of_slice(self, index: int, count: int) -> Iterator[None]:
+        """Shares a local folder with the other slices of the same count; raises BusyError for any other writer.
+
+        A slice waits for nobody and touches nothing that others write.
+        """
+        remote.check_writable(self.root)
+        if self.is_remote:
+            yield
+            return
+        busy = f"{self.root}: another process is writing there"
+        name = f".slice-{index}-of-{count}"
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(whole_files.locked(self.path(".lock"), busy, shared=True))
+            locks.enter_context(whole_files.locked(self.path(name), f"{busy}, slice {index} of {count}"))
+            for path in glob.glob(f"{glob.escape(self.root)}/.slice-*"):
+                if not path.endswith(f"-of-{count}"):
+                    with whole_files.locked(path, f"{busy}, a slice of another count ({os.path.basename(path)[7:]})"):
+                        pass
+            yield
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 FORMAT = 1
 COMMAND = "safelm.score"
-_ARGUMENTS = {
+ARGUMENTS = {
     "input": "--input",
     "max_flagged_safe": "--max_flagged_safe",
     "safe_sample": "--safe_sample",
@@ -37,6 +37,8 @@ _ARGUMENTS = {
     "text_column": "--text_column",
     "id_column": "--id_column",
     "part_bytes": "--part_mb, in bytes:",
+    "max_chunks": "--max_chunks",
+    "output_rows": "--output_rows",
 }
 
 
@@ -68,7 +70,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
         WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "input": list(map(documents.without_place, inputs)),
-        "scorers": [_facts(spec) for spec in work.scorers],
+        "scorers": [scorer_facts(spec) for spec in work.scorers],
         **{name: (work.safe_bound or {}).get(name) for name in ("max_flagged_safe", "safe_sample")},
         "columns": dict(work.columns.types),
         "text_column": work.text_column,
@@ -80,7 +82,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
     owners = [(file, found) for file, found in zip(files, parts, strict=True) for _ in found]
     shards = [_job(index, file.path, part) for index, (file, part) in enumerate(pieces)]
     firsts = [next(found) for _, found in itertools.groupby(shards, key=lambda job: job.path)]
-    check_settings(out, settings | {"input": _mended(out, settings, firsts)}, _ARGUMENTS)
+    check_settings(out, settings | {"input": _mended(out, settings, firsts)}, ARGUMENTS)
     done = done_records(out, shards, (*FOLDERS, QUARANTINE))
     _warn_of_newer(out, [job for job in shards if job.name in done])
     _clear(out, shards, done)
@@ -90,7 +92,7 @@ def make_plan(out: OutputFolder, work: ScoreWork, files: Sequence[DocumentFile],
     return ScorePlan(work, settings, inputs, shards, done, jobs)
 
 
-def _facts(scorer: ScorerSpec) -> dict[str, str]:
+def scorer_facts(scorer: ScorerSpec) -> dict[str, str]:
     """What of a scorer is kept; one of a hub with its commit."""
     facts = {"name": scorer.name, "fingerprint": scorer.fingerprint}
     return facts | ({"spec": scorer.spec} if hub.has_name(scorer.spec) else {})
