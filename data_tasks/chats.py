@@ -45,6 +45,7 @@ class ChatRows:
     validation_files: Sequence[str] = ("validation-*",)
     suffixes: tuple[str, ...] = (*SUFFIXES, *TSV_SUFFIXES)
     text_column: None = None
+    annotations: tuple[()] = ()
 
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
         """The required columns, equal for all files."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from data_tasks.preprocessors import NO_SCORE
 from safelm import documents
 from safelm.documents import Malformed, MalformedError, MalformedLimit, Quarantine, RowTally, harm
+from safelm.documents.annotations import AnnotationFolder
 
 __all__ = ["Document", "MalformedError", "MalformedLimit", "ReadReport", "RowFormat", "WebDocuments", "read_documents"]
 
@@ -58,6 +59,7 @@ class RowFormat(Protocol):
     train_files: Sequence[str]  # names of a corpus's files, with *
     validation_files: Sequence[str]
     suffixes: tuple[str, ...]  # that such names may have
+    annotations: Sequence[AnnotationFolder]  # which may hold the optional columns
 
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
         """The file's required columns beside the text: name -> the columns of which any will do."""
@@ -82,6 +84,7 @@ class WebDocuments:
     train_files: Sequence[str] = ("train-*", "c4-train.*")
     validation_files: Sequence[str] = ("validation-*", "c4-validation.*")
     suffixes: tuple[str, ...] = documents.SUFFIXES
+    annotations: Sequence[AnnotationFolder] = ()
 
     @property
     def optional(self) -> Sequence[str]:
@@ -157,6 +160,7 @@ def _rows(path: str, row_format: RowFormat, reject: documents.OnMalformed) -> It
             text_column=row_format.text_column,
             columns=row_format.optional,
             required=row_format.required(path),
+            annotated=row_format.annotations,
         )
     except documents.MissingColumnError as error:
         more = f"; {harm.advice(error.present)}" if error.name == _HARM_SCORE else ""

@@ -5,8 +5,8 @@
     >>> seqio.get_mixture_or_task("safelm_harm_tagged_web").get_dataset(split="train", shuffle=False)
 
 Importing this module registers them from the environment: SAFELM_DATA_DIR and SAFELM_TOKENIZER (both or neither), and
-SAFELM_TAG_RATE, SAFELM_TASK_SEED and SAFELM_QUARANTINE_DIR. `register` does the same from arguments, under another
-prefix for a second set.
+SAFELM_TAG_RATE, SAFELM_TASK_SEED, SAFELM_QUARANTINE_DIR and SAFELM_ANNOTATIONS. `register` does the same from
+arguments, under another prefix for a second set.
 
 | task            | corpus folder   | documents                                                         |
 |-----------------|-----------------|-------------------------------------------------------------------|
@@ -46,6 +46,7 @@ from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
 from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
+from safelm.documents.annotations import parse as parse_annotations
 from safelm.tags import MAX_SCORE, TAG_RATE
 from safelm.text.harm_tags import inject_harm_tag
 from safelm.text.tokenizer import Tokenizer
@@ -58,6 +59,7 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
     "harm_tagged_chat": "wildguardmix",
 }
 _SCORED = ("filtered_web", "harm_tagged_web")
+_ANNOTATED = "raw_web"
 PREPROCESSING_VERSION = 1  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256
 
@@ -100,6 +102,7 @@ def register(
     limit: MalformedLimit | Mapping[str, Any] | None = None,
     quarantine_dir: str | None = None,
     columns: Mapping[str, str] | None = None,
+    annotations: str | None = None,
 ) -> Registration:
     """Registers all tasks and mixtures under `prefix`, replacing earlier ones of that prefix.
 
@@ -109,6 +112,8 @@ def register(
       corpora: other places of corpus folders by name; without `data_dir` only these can be read.
       quarantine_dir: folder for malformed rows, in `<quarantine_dir>/<source>/<split>/`.
       columns: names of web documents' columns: `text_column`, `id_column`, `score_column`.
+      annotations: folders of annotations of `raw_web` (`safelm.documents.annotations`), by comma: harm scores beside
+        the text.
 
     Raises ValueError for settings out of range and unknown corpora.
     """
@@ -121,17 +126,21 @@ def register(
         raise ValueError(f"unknown corpus {sorted(unknown)[0]!r}: one of {', '.join(sorted(set(CORPORA.values())))}")
     vocabulary = SafeLMVocabulary(tokenizer)
     columns = dict(columns or {})
+    folders = parse_annotations(annotations)
     tasks = {}
     for source_name, corpus in CORPORA.items():
         place = corpora.get(corpus, f"{folder}/{corpus}")
+        beside = {"annotations": folders} if corpus == _ANNOTATED else {}
         if place.startswith(TFDS_PREFIX):
+            if folders and beside:
+                raise ValueError(f"corpus {corpus}: {place} is no folder of files, which alone have annotations")
             if corpus in CHAT_ROWS:
                 raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")
             source = seqio.TfdsDataSource(place.removeprefix(TFDS_PREFIX), tfds_data_dir)
         else:
             source = WebDocumentSource(
                 place,
-                row_format=CHAT_ROWS.get(corpus) or WebDocuments(source_name in _SCORED, **columns),
+                row_format=CHAT_ROWS.get(corpus) or WebDocuments(source_name in _SCORED, **columns, **beside),
                 validation_fraction=settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
@@ -142,6 +151,7 @@ def register(
     mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
     mixtures |= {name: _add_mixture(f"{prefix}_{name}", name, tasks) for name in rates.POST_TRAINING}
     decides_tokens = dataclasses.asdict(settings) | {"preprocessing_version": PREPROCESSING_VERSION, **columns}
+    decides_tokens |= {"annotations": [folder.identity for folder in folders]} if folders else {}
     return Registration(tasks, mixtures, decides_tokens)
 
 
@@ -232,7 +242,8 @@ def register_from_environment() -> None:
             except ValueError:
                 raise ValueError(f"{variable} must be a number, got {value!r}") from None
     quarantine = os.environ.get("SAFELM_QUARANTINE_DIR") or None
-    register(data_dir, tokenizer, settings=settings, quarantine_dir=quarantine)
+    annotations = os.environ.get("SAFELM_ANNOTATIONS") or None
+    register(data_dir, tokenizer, settings=settings, quarantine_dir=quarantine, annotations=annotations)
 
 
 register_from_environment()

@@ -52,6 +52,7 @@ def report_card(
     id_column: str = "id",
     score_column: str | None = None,
     top: int = 20,
+    annotations: str | None = None,
 ) -> dict[str, Any]:
     """The data safety report card of a corpus: its harm scores, and how often harmful n-grams occur in it.
 
@@ -64,6 +65,7 @@ def report_card(
       id_column: names documents.
       score_column: holds the harm score; None: see `safelm.documents.harm`.
       top: so many documents with most hits are named.
+      annotations: folders of annotations of `paths`, by comma (see `safelm.documents.annotations`).
 
     Returns:
       What `python -m safelm.report_card` writes to card.json: "slices", "inputs", "queries" and "definitions".
@@ -72,13 +74,16 @@ def report_card(
       ValueError: a file is damaged, has no text or holds too many malformed rows; the message names it.
       OSError: a file can't be read, or there is none.
     """
+    from safelm.documents.annotations import parse
     from safelm.safety.report_card import card
     from safelm.safety.report_card.corpus import SliceInput
     from safelm.safety.report_card.counting import CountSettings
 
     named = {name: _patterns(patterns) for name, patterns in (slices or {}).items()}
     inputs = [SliceInput(None, _patterns(paths)), *(SliceInput(name, patterns) for name, patterns in named.items())]
-    settings = CountSettings(queries, tokenizer, text_column, id_column, score_column, top)
+    settings = CountSettings(
+        queries, tokenizer, text_column, id_column, score_column, top, annotations=parse(annotations)
+    )
     with tempfile.TemporaryDirectory(prefix="safelm_card_") as folder:
         return card.count_and_build(inputs, settings, folder)
 

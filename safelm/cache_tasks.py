@@ -74,6 +74,7 @@ def arguments() -> argparse.ArgumentParser:
         "--id_column", help="id column of web documents (id; default for rows without: a hash of the text)"
     )
     parser.add_argument("--score_column", help="column with harm scores 0 to 5 (default: see safelm.documents.harm)")
+    parser.add_argument("--annotations", metavar="FOLDER,...", help="annotations of raw_web by safelm.score")
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default=None)
     return parser
@@ -129,6 +130,7 @@ def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict
         "corpora": corpora,
         "quarantine_dir": _quarantine(flags.output.rstrip("/")),
         "settings": _given(flags, "tag_rate", "seed", "min_harm_score", "validation_fraction"),
+        "annotations": flags.annotations,
         "columns": _given(flags, "text_column", "id_column", "score_column"),
         "limit": {} if limit == documents.MalformedLimit() else dataclasses.asdict(limit),
     }

@@ -12,6 +12,7 @@ continues where it was.
 import argparse
 
 from safelm import api, cli, documents
+from safelm.documents import annotations
 from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.output import OutputFolder
@@ -45,7 +46,7 @@ def _settings(arguments: argparse.Namespace) -> CountSettings:
         raise cli.UserError(f"--top={arguments.top}: must be at least 0")
     names = ("queries", "tokenizer", "text_column", "id_column", "score_column", "top", "show_text")
     values = {name: getattr(arguments, name) for name in names}
-    return CountSettings(**values)
+    return CountSettings(**values, annotations=annotations.parse(arguments.annotations))
 
 
 def _inputs(arguments: argparse.Namespace) -> list[SliceInput]:
@@ -94,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score_column",
         help="column with harm scores 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FOLDER,...",
+        help="folders by safelm.score with harm scores of --input beside its text",
     )
     parser.add_argument(
         "--top", type=int, default=20, help="number of documents to list, those with most hits (default %(default)s)"

@@ -36,6 +36,7 @@ from typing import Any
 import tqdm
 
 from safelm import cli, documents
+from safelm.documents import annotations
 from safelm.io import hub, remote
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import run_speed
@@ -93,6 +94,11 @@ def arguments() -> argparse.ArgumentParser:
         "--score_column",
         help="column with harm scores 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)",
     )
+    add(
+        "--annotations",
+        metavar="FOLDER,...",
+        help="folders by safelm.score with harm scores of --input beside its text",
+    )
     add("--dialogues", action="store_true", help="the input is RefuseWeb from elsewhere (for moral_education)")
     add("--keep_rejected_text", action="store_true", help="keep rejected texts too; they may be harmful")
     add("--review", type=int, default=0, metavar="N", help="keep N random pairs of source and text for human review")
@@ -109,6 +115,7 @@ def main(flags: argparse.Namespace) -> None:
     scores, leaves_out = plan.source_scores(flags.kind, flags.scores)
     columns = {name: getattr(flags, name) for name in ("text_column", "id_column", "score_column")}
     limit = documents.limit_from_flags(flags)
+    columns |= {"annotations": annotations.parse(flags.annotations)}
     selection = Selection(flags.kind, scores, leaves_out, are_dialogues=flags.dialogues, limit=limit, **columns)
     documents.check_apart(flags.input, flags.output)
     files, left_out = plan.find_files(flags.input, selection)

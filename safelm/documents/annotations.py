@@ -13,6 +13,7 @@ columns of one.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import posixpath
@@ -38,6 +39,13 @@ class AnnotationFolder:
     folder: str
     name: str = ""
 
+    @property
+    def identity(self) -> list[str]:
+        """What changes when the folder is annotated anew: its name and the hash of its manifest."""
+        files, inner = remote.filesystem(f"{self.folder}/{MANIFEST_NAME}")
+        data = remote.retrying(self.folder, "reading", functools.partial(files.cat_file, inner))
+        return [self.name, hashlib.sha256(data).hexdigest()]
+
     def column(self, own: str) -> str:
         """What a column of its files is called beside the corpus's columns."""
         return f"{self.name}_{own}" if self.name else own
@@ -53,8 +61,10 @@ def parse(text: str | None) -> tuple[AnnotationFolder, ...]:
     for each in folders:
         if folders.count(each) > 1:
             raise ValueError(f"--annotations: {each.folder} is named twice")
-        if _exists(f"{each.folder}/{SETTINGS_NAME}") and not _exists(f"{each.folder}/{MANIFEST_NAME}"):
-            raise ValueError(f"--annotations: {each.folder} is not finished: run the command that wrote it again")
+        if not _exists(f"{each.folder}/{MANIFEST_NAME}"):
+            if _exists(f"{each.folder}/{SETTINGS_NAME}"):
+                raise ValueError(f"--annotations: {each.folder} is not finished: run the command that wrote it again")
+            raise FileNotFoundError(f"--annotations: {each.folder}: no annotations there, it has no {MANIFEST_NAME}")
     return tuple(folders)
 
 

@@ -1,5 +1,6 @@
 """Reads the rows of one file in any format: JSON lines, a JSON array, tab-separated values or Parquet."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm.documents import json_lines, parquet, tables
+from safelm.documents.annotations import AnnotationFolder, FileAnnotations
 from safelm.documents.files import PARQUET, TSV_SUFFIXES, suffix
 from safelm.documents.identity import required_id
 from safelm.documents.json_lines import ColumnCheck, OnMalformed, check_text, missing_column
@@ -45,6 +47,7 @@ def iter_rows(
     text_column: str | None,
     columns: Sequence[str] | None = None,
     required: Wanted | None = None,
+    annotated: Sequence[AnnotationFolder] = (),
 ) -> Iterator[Row]:
     """Streams the rows of one file in file order and bounded memory (only a JSON array is held whole).
 
@@ -54,10 +57,19 @@ def iter_rows(
       columns: the columns to read from Parquet if the file has them, fields of structs as `struct.field`; None for all.
         Rows of other formats come whole.
       required: name of each requirement -> the columns of which the file must have one.
+      annotated: folders of annotations; those of `columns` that they have are joined to each row, and count as columns
+        of the file.
 
     Raises ValueError for a file that is damaged or lacks a column, FileNotFoundError or OSError if it can't be read.
     """
     required = dict(required or {})
+    if annotated:
+        with contextlib.ExitStack() as files:
+            joined = FileAnnotations(path, annotated, files, wanted=columns)
+            missing = joined.required(required)
+            for row in iter_rows(path, on_malformed, text_column=text_column, columns=columns, required=missing):
+                yield dataclasses.replace(row, values=joined.join(row.number, row.values))
+        return
     if path.endswith(PARQUET):
         chosen = functools.partial(_choose, path, columns, required, text_column)
         for first, batch in parquet.iter_parquet(path, chosen, text_column=text_column):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.tags import MAX_SCORE, MIN_SCORE
@@ -132,6 +133,21 @@ class Agreement:
         for (first, second), table_66 in self._confusion.items():
             if scores[first] is not None and scores[second] is not None:
                 table_66[scores[first]][scores[second]] += 1
+
+    def add_scores(self, score_NS: Float64[np.ndarray, "N S"]) -> None:
+        """Adds many documents' scores, a column per scorer in order; NaN where one gave no usable answer."""
+        is_unusable_NS = np.isnan(score_NS)
+        self.documents += len(score_NS)
+        self.unscored += int(is_unusable_NS.all(axis=1).sum())
+        for name, count in zip(self.names, is_unusable_NS.sum(axis=0).tolist(), strict=True):
+            self.unusable[name] += count
+        for first, second in itertools.combinations(range(len(self.names)), 2):
+            both_n2 = score_NS[~(is_unusable_NS[:, first] | is_unusable_NS[:, second])][:, [first, second]]
+            cell_n = both_n2.astype(np.int64) @ [NUM_SCORES, 1]
+            added_66 = np.bincount(cell_n, minlength=NUM_SCORES**2).reshape(NUM_SCORES, NUM_SCORES)
+            table_66 = self._confusion[self.names[first], self.names[second]]
+            for row, added in zip(table_66, added_66.tolist(), strict=True):
+                row[:] = map(operator.add, row, added)
 
     def merge(self, other: "Agreement") -> "Agreement":
         """The sum of both, as a new object. Raises ValueError if the scorers differ."""

@@ -13,7 +13,7 @@ from scoring_runs import SCORER, make_rows
 
 from safelm.documents import Part, annotations
 from safelm.jobs.beam_runner import Runner
-from safelm.safety.scoring import annotating, annotation_plan, annotation_rows, annotation_run, shard
+from safelm.safety.scoring import annotation_plan, annotation_rows, annotation_run, answers, shard
 
 SECRET = "a page that only its corpus holds"
 
@@ -102,7 +102,7 @@ def test_a_file_whose_annotations_are_lost_is_annotated_again(tmp_path):
 
 
 def test_a_text_is_remembered_until_too_many_others_came(monkeypatch, tmp_path):
-    monkeypatch.setattr(annotating, "REMEMBERED", 8)
+    monkeypatch.setattr(answers, "REMEMBERED", 8)
     monkeypatch.setattr(shard, "BATCH_ROWS", 2)
     monkeypatch.setattr(annotation_rows, "_BLOCK_ROWS", 1)
     given = make_rows(6)

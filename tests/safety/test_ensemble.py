@@ -98,6 +98,13 @@ def test_parts_merge_in_any_order_and_through_json(corpus, cuts):
     assert [part.documents for part in parts] == [end - start for start, end in itertools.pairwise(edges)]
 
 
+@given(corpora)
+def test_scores_added_together_count_as_one_by_one(corpus):
+    together = Agreement(NAMES)
+    together.add_scores(np.array(corpus, np.float64).reshape(-1, len(NAMES)))
+    assert together.to_json() == agreement(corpus).to_json()
+
+
 def test_weighted_kappa_is_scikit_learns():
     rng = np.random.default_rng(0)
     first = rng.integers(0, 6, 300)

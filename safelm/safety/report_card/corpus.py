@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from tqdm import tqdm
 
 from safelm import cli, documents
-from safelm.documents import harm
+from safelm.documents import annotations, harm
+from safelm.documents.annotations import AnnotationFolder
 from safelm.io import remote
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import split
@@ -95,7 +96,7 @@ def count_corpus(
     Raises ValueError or OSError naming the file, also for an input without documents or with too many malformed rows.
     """
     results = [Counted() for _ in inputs]
-    pieces = [list(_pieces(one, result)) for one, result in zip(inputs, results, strict=True)]
+    pieces = [list(_pieces(one, result, settings.annotations)) for one, result in zip(inputs, results, strict=True)]
     names = _names([piece for some in pieces for piece in some], settings)
     folder = folder if remote.is_remote(folder) else os.path.abspath(folder)
     work, out = CountWork(folder, settings), OutputFolder(folder)
@@ -158,13 +159,13 @@ def _count_missing(jobs: list[CountJob], work: CountWork, out: OutputFolder, run
         raise cli.UserError(next(out.read_json(failed))["message"])
 
 
-def _pieces(one: SliceInput, result: Counted) -> Iterator[Piece]:
+def _pieces(one: SliceInput, result: Counted, folders: Sequence[AnnotationFolder]) -> Iterator[Piece]:
     files = documents.find(one.patterns)
     if not any(QUARANTINE in pattern for pattern in one.patterns):
         files = [file for file in files if QUARANTINE not in pathlib.PurePosixPath(file.path).parts]
     for file in files:
         result.files, result.bytes = result.files + 1, result.bytes + file.bytes
-        yield from _cut(one, file)
+        yield from _cut(one, file, folders if one.name is None else ())
 
 
 def _version(file: documents.DocumentFile) -> str:
@@ -175,9 +176,11 @@ def _version(file: documents.DocumentFile) -> str:
     return file.version or documents.describe(file)["sample_sha256"]
 
 
-def _cut(one: SliceInput, file: documents.DocumentFile) -> Iterator[Piece]:
+def _cut(one: SliceInput, file: documents.DocumentFile, folders: Sequence[AnnotationFolder]) -> Iterator[Piece]:
     """The pieces of a file: byte ranges of JSON lines, row groups of Parquet; compressed JSON lines stay whole."""
     version, parts = _version(file), split(file, PIECE_BYTES)
+    if folders:
+        version += json.dumps(annotations.versions(file.path, folders))
     for part in parts:
         size = file.bytes if part is None else file.bytes * (part.stop - part.start) // parts[-1].stop
         yield Piece(one.name, file.path, size, part, version)

@@ -1,6 +1,7 @@
 """Counts one file, or a part of one: a pure function of its arguments."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 from safelm import documents
 from safelm.documents import harm
+from safelm.documents.annotations import AnnotationFolder, FileAnnotations
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.matching import Found, Matcher
 from safelm.safety.report_card.queries import QuerySet
@@ -27,7 +29,10 @@ _EXCERPT_BYTES = 80
 
 @dataclasses.dataclass(frozen=True)
 class CountSettings:
-    """The settings that decide a count. `tokenizer` is a path, or None to count words."""
+    """The settings that decide a count.
+
+    `tokenizer` is a path, or None to count words; `annotations` are of the files that are sliced by harm score.
+    """
 
     queries: str | None = None
     tokenizer: str | None = None
@@ -36,6 +41,7 @@ class CountSettings:
     score_column: str | None = None
     top: int = 20
     show_text: bool = False
+    annotations: tuple[AnnotationFolder, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +107,20 @@ class Counter:
         self._characters = 0
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The piece's rows with their numbers."""
+        """The piece's rows with their numbers and what annotations say of their harm."""
+        piece, settings = self._piece, self._settings
+        if piece.slice is not None or not settings.annotations:
+            yield from self._rows()
+            return
+        starts_inside = piece.part and piece.part.start and not piece.path.endswith(documents.PARQUET)
+        before = documents.lines_before(piece.path, piece.part.start) if starts_inside else 0
+        wanted = (*harm.score_columns(settings.score_column), *harm.TEXT_COLUMNS)
+        with contextlib.ExitStack() as files:
+            joined = FileAnnotations(piece.path, settings.annotations, files, wanted)
+            for number, row in self._rows():
+                yield number, joined.join(before + number, row)
+
+    def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         piece, text = self._piece, self._settings.text_column
         required = documents.required_id(self._settings.id_column)
         if documents.suffix(piece.path) != documents.PARQUET:

@@ -8,16 +8,14 @@ NAME_DETAIL    float32 or int32: what else the scorer says in numbers, such as i
 flags          "" or, by comma: `empty` (0 by rule), `unscored` (no usable answer), `malformed` (no text), `cut` (scored
                by its beginning, see --max_chunks)
 
-A text that comes again is not asked for again, as long as no more than REMEMBERED other texts stand between.
+A text that comes again is not asked about again (`answers`).
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,20 +25,14 @@ from safelm import documents
 from safelm.documents import Malformed, RowTally, annotations
 from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
-from safelm.safety.ensemble import Agreement, Ensemble
-from safelm.safety.scorer import Verdict
 from safelm.safety.scoring import annotation_rows, shard
-from safelm.safety.scoring.columns import EMPTY, Columns
+from safelm.safety.scoring.answers import FLAGS, Answers, numeric
 from safelm.safety.scoring.shard import LoadedScorers, ScoreWork
 
 MAX_CHUNKS = 512
-REMEMBERED = 1 << 19  # texts of a shard
 PARTS = "_parts"  # the folder for parts of a file until there are all
-FLAGS = ("", "empty", "unscored", "malformed")
 _CUT = "cut"
-_FLUSH_ROWS = 1 << 16  # pending rows, of which many may be repetitions
 _GROUP_ROWS = 1 << 18
-_DIGEST_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +76,9 @@ def annotate_shard(job: AnnotateJob, work: AnnotateWork, loaded: LoadedScorers, 
     with out.staging() as staging, contextlib.ExitStack() as files:
         path = os.path.join(staging, "annotations")
         sink = files.enter_context(_Sink(path, work, job))
-        answers = _Answers(work.columns, loaded, malformed)
+        answers = Answers(work.columns, loaded, malformed)
         blocks = annotation_rows.read(job.path, job.part, work.text_column, work.id_column, work.max_chunks, malformed)
-        for pending in answers.answered(blocks):
+        for pending in answers.rows(blocks):
             sink.write(*pending)
             tally.rows = sink.rows
             _write_count(staging, sink.rows)
@@ -116,125 +108,6 @@ def _check_unchanged(job: AnnotateJob) -> None:
 def _write_count(staging: str, rows: int) -> None:
     with open(os.path.join(staging, shard.COUNT), "w") as file:
         file.write(str(rows))
-
-
-class _Answers:
-    """What the scorers say of the rows of a shard, as a matrix; of repeated texts what they said before.
-
-    Attributes:
-      asked: texts that scorers were asked about. bytes: of all texts, as far as they are scored.
-    """
-
-    def __init__(self, columns: Columns, loaded: LoadedScorers, on_malformed: annotation_rows.OnMalformed):
-        self.asked = self.bytes = 0
-        self._on_malformed = on_malformed
-        self.agreement = Agreement(loaded.ensemble.names)
-        self._columns, self._loaded = columns, loaded
-        self._names = numeric(columns)
-        self._slots: dict[bytes, int] = {}
-        self._keys: list[bytes] = []
-        self._next = 0
-        self._value_SC = np.full((1024, 1 + len(self._names)), np.nan)
-        self._pending: list[tuple[annotation_rows.Block, list[int]]] = []
-        self._texts: list[tuple[str, int]] = []  # of the pending rows, those to be asked about, and their slots
-        self._pending_rows = self._pending_characters = 0
-
-    def answered(
-        self, blocks: Iterator[annotation_rows.Block]
-    ) -> Iterator[tuple[annotation_rows.Block, Float64[np.ndarray, "N C"]]]:
-        """Each block with a row of values for every row of it: which of FLAGS, then the columns; NaN for null."""
-        for block in blocks:
-            self._take(block)
-            if (
-                len(self._texts) >= shard.BATCH_ROWS
-                or self._pending_characters >= shard.BATCH_CHARACTERS
-                or self._pending_rows >= _FLUSH_ROWS
-            ):
-                yield from self._flush()
-        yield from self._flush()
-
-    def _take(self, block: annotation_rows.Block) -> None:
-        slots, known = [], self._slots
-        blake2b = hashlib.blake2b
-        for offset, text in enumerate(block.texts):
-            key = b"" if text is None else blake2b(text, digest_size=_DIGEST_BYTES).digest()
-            slot = known.get(key)
-            if slot is None:
-                slot = self._new_slot(key)
-                self._first_seen(text, slot)
-            if text is not None and self._value_SC[slot, 0] == _MALFORMED:
-                self._on_malformed(Malformed(int(block.row_N[offset]), "not UTF-8", ""))
-            slots.append(slot)
-        self.bytes += sum(map(len, filter(None, block.texts)))
-        self._pending.append((block, slots))
-        self._pending_rows += len(slots)
-
-    def _first_seen(self, text: bytes | None, slot: int) -> None:
-        self._value_SC[slot] = np.nan
-        if text is None:
-            self._value_SC[slot, 0] = _MALFORMED
-            return
-        try:
-            decoded = text.decode()
-        except UnicodeDecodeError:
-            self._value_SC[slot, 0] = _MALFORMED
-            return
-        if not decoded.strip():
-            self._value_SC[slot] = [_EMPTY, *self._row(EMPTY, {})]
-            return
-        self._texts.append((decoded, slot))
-        self._pending_characters += len(decoded)
-
-    def _new_slot(self, key: bytes) -> int:
-        """A place for the values of a text; beyond REMEMBERED that of the one that came first."""
-        slot = self._next % REMEMBERED
-        if self._next >= REMEMBERED:
-            self._slots.pop(self._keys[slot], None)
-            self._keys[slot] = key
-        else:
-            self._keys.append(key)
-            if slot == len(self._value_SC):
-                grown = np.full((min(REMEMBERED, 2 * slot), self._value_SC.shape[1]), np.nan)
-                grown[:slot] = self._value_SC
-                self._value_SC = grown
-        self._slots[key] = slot
-        self._next += 1
-        return slot
-
-    def _flush(self) -> Iterator[tuple[annotation_rows.Block, Float64[np.ndarray, "N C"]]]:
-        for batch in shard.batches(iter(self._texts)):
-            self._ask([text for text, _ in batch], [slot for _, slot in batch])
-        for block, slots in self._pending:
-            yield block, self._value_SC[np.array(slots, np.int64)]
-        self._pending, self._texts, self._pending_rows, self._pending_characters = [], [], 0, 0
-
-    def _ask(self, texts: Sequence[str], slots: Sequence[int]) -> None:
-        ensemble: Ensemble = self._loaded.ensemble
-        rows = []
-        for verdicts in self._loaded.ask(texts):
-            given = list(verdicts.values())
-            self.agreement.add(given)
-            decision = ensemble.combine(given)
-            rows.append([_UNSCORED if decision.score is None else 0, *self._row(decision, verdicts)])
-        self._value_SC[np.array(slots, np.int64)] = np.array(rows, np.float64)
-        self.asked += len(texts)
-
-    def _row(self, decision: Verdict, verdicts: Mapping[str, Verdict]) -> list[float | int]:
-        values = self._columns.values(decision, verdicts)
-        return [np.nan if values[name] is None else values[name] for name in self._names]
-
-
-_EMPTY, _UNSCORED, _MALFORMED = (FLAGS.index(name) for name in ("empty", "unscored", "malformed"))
-
-
-def numeric(columns: Columns) -> dict[str, str]:
-    """The columns of annotations by name, with their Arrow types: of a scorer's columns those that are numbers."""
-    kinds = {name: kind for name, kind in columns.types.items() if kind in ("int64", "float64")}
-    scores = {"harm_score", *(f"score_{name}" for name in columns.details)}
-    return {
-        name: "int8" if name in scores else {"int64": "int32", "float64": "float32"}[kind]
-        for name, kind in kinds.items()
-    }
 
 
 class _Sink:

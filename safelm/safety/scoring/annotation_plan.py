@@ -18,7 +18,8 @@ from safelm.io import remote
 from safelm.jobs.array_tasks import ArrayTask
 from safelm.jobs.file_shards import RECORDS, check_settings, file_sizes, is_whole, shard_name, side_by_side, split
 from safelm.jobs.output import OutputFolder
-from safelm.safety.scoring.annotating import AnnotateJob, AnnotateWork, numeric
+from safelm.safety.scoring.annotating import AnnotateJob, AnnotateWork
+from safelm.safety.scoring.answers import numeric
 from safelm.safety.scoring.plan import ARGUMENTS, COMMAND, scorer_facts
 
 FORMAT = 1

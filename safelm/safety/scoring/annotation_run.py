@@ -22,8 +22,9 @@ from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
 from safelm.safety.ensemble import Agreement
 from safelm.safety.scoring import scorers
-from safelm.safety.scoring.annotating import PARTS, AnnotateJob, AnnotateWork, numeric
+from safelm.safety.scoring.annotating import PARTS, AnnotateJob, AnnotateWork
 from safelm.safety.scoring.annotation_plan import FORMAT, MERGED, AnnotatePlan, done_records, make_plan, record_name
+from safelm.safety.scoring.answers import numeric
 from safelm.safety.scoring.plan import COMMAND
 from safelm.safety.scoring.shard import rows_under_way
 

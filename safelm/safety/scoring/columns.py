@@ -39,12 +39,13 @@ class Columns:
             verdict = verdicts.get(name, Verdict(None))
             row[f"score_{name}"] = verdict.score
             for detail in details:
-                row[f"{name}_{detail}"] = self._typed(f"{name}_{detail}", verdict.details.get(detail))
+                row[f"{name}_{detail}"] = self.typed(f"{name}_{detail}", verdict.details.get(detail))
             if unknown := verdict.details.keys() - set(details):
                 raise ValueError(f"scorer {name}: detail {min(unknown)!r} is not among those of its first answer")
         return row
 
-    def _typed(self, column: str, value: Any) -> Any:
+    def typed(self, column: str, value: Any) -> Any:
+        """A value as its column has it, None for what is not finite. Raises ValueError for one of another type."""
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             return None
         kind = _kind(column, value)

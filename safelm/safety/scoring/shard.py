@@ -77,20 +77,26 @@ class LoadedScorers:
         answers: list[dict[str, Verdict]] = [{} for _ in texts]
         if not asked:
             return answers
-        chosen = [texts[index] for index in asked]
+        for name, verdicts in self.ask_all([texts[index] for index in asked]).items():
+            for index, verdict in zip(asked, verdicts, strict=True):
+                answers[index][name] = verdict
+        return answers
+
+    def ask_all(self, texts: Sequence[str]) -> dict[str, list[Verdict]]:
+        """A verdict of every scorer, by name, for every text."""
+        found = {}
         for scorer in self.scorers:
             try:
-                with self._lock, no_quotations(f"scorer {scorer.name}", chosen):
-                    verdicts = scorer.score(chosen)
+                with self._lock, no_quotations(f"scorer {scorer.name}", texts):
+                    verdicts = scorer.score(texts)
             except OSError as error:
                 self._failed_in_a_row, self._failure = self._failed_in_a_row + 1, str(error)
                 raise
-            if len(verdicts) != len(chosen):
-                raise ValueError(f"scorer {scorer.name}: {len(verdicts)} verdicts for {len(chosen)} texts")
-            for index, verdict in zip(asked, verdicts, strict=True):
-                answers[index][scorer.name] = verdict
+            if len(verdicts) != len(texts):
+                raise ValueError(f"scorer {scorer.name}: {len(verdicts)} verdicts for {len(texts)} texts")
+            found[scorer.name] = verdicts
         self._failed_in_a_row = 0
-        return answers
+        return found
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.documents import SETTINGS_NAME, WRITTEN_BY, DocumentFile
+from safelm.documents import SETTINGS_NAME, WRITTEN_BY, DocumentFile, annotations
 from safelm.io import hub
 from safelm.jobs.file_shards import (
     RECORDS,
@@ -43,7 +43,7 @@ _FLAGS = {
 _FLAGS |= {
     name: f"--{name}"
     for name in (
-        *("seed", "attempts", "max_new_tokens", "text_column", "id_column", "score_column", "dialogues"),
+        *("seed", "attempts", "max_new_tokens", "text_column", "id_column", "score_column", "dialogues", "annotations"),
         "keep_rejected_text",
     )
 }
@@ -130,6 +130,8 @@ def make_plan(
     """
     inputs = side_by_side(documents.describe, files)
     settings = _settings(work, desk, inputs) | {"part_bytes": part_bytes}
+    if folders := work.selection.annotations:
+        settings["annotations"] = side_by_side(lambda file: annotations.versions(file.path, folders), files)
     check_settings(out, settings, _FLAGS)
     parts = side_by_side(lambda file: split(file, part_bytes), files)
     pieces = [(file.path, part) for file, found in zip(files, parts, strict=True) for part in found]

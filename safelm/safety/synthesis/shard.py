@@ -149,6 +149,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
                 "sources": sources.to_json(),
                 "score_columns": rows.score_columns,
                 "repeats": rows.repeats,
+                "unscored": rows.unscored,
                 "left_out": {str(score): count for score, count in sorted(rows.left_out.items())},
                 "seconds": round(time.monotonic() - started, 3),
             }

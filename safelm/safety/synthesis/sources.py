@@ -4,6 +4,7 @@
 Moral Education takes them as dialogues (Maini et al. 2025, section 3.4), the other kinds refuse them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 from safelm import documents
 from safelm.documents import Malformed, MalformedError, MalformedLimit, RowTally, harm
+from safelm.documents.annotations import AnnotationFolder, FileAnnotations
 from safelm.jobs.file_shards import ShardJob
 from safelm.safety.synthesis.kinds import Kind, Source
 
@@ -26,6 +28,7 @@ class Selection:
       score_column: perhaps a field of a struct, e.g. "metadata.harm_score"; None for the first that exists.
       are_dialogues: whether every row is a RefuseWeb dialogue, even if it doesn't say so.
       limit: of malformed rows of one file or part.
+      annotations: folders that hold harm scores of the input beside its text.
     """
 
     kind: Kind
@@ -36,6 +39,7 @@ class Selection:
     score_column: str | None = None
     are_dialogues: bool = False
     limit: MalformedLimit = dataclasses.field(default_factory=MalformedLimit)
+    annotations: tuple[AnnotationFolder, ...] = ()
 
 
 class ShardRows:
@@ -44,6 +48,7 @@ class ShardRows:
     Attributes:
       left_out: number of rows left out, by harm score.
       repeats: number of rows left out as copies.
+      unscored: number of rows left out because the input's annotations give them no score.
       score_columns: number of rows whose harm score came from each column.
     """
 
@@ -56,7 +61,8 @@ class ShardRows:
     ):
         """`copies` are the rows to leave out, numbered from the shard's first row."""
         self.left_out: dict[int, int] = {}
-        self.repeats, self._copies = 0, copies
+        self.repeats = self.unscored = 0
+        self._copies = copies
         self._tally = RowTally(job.path, selection.limit)
         self.score_columns: dict[str, int] = {}
         self._job, self._selection, self._on_malformed = job, selection, on_malformed
@@ -119,6 +125,20 @@ class ShardRows:
         )
 
     def _rows(self, columns: list[str] | None, text_column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        folders, wanted = self._selection.annotations, harm.score_columns(self._selection.score_column)
+        if not folders:
+            yield from self._own_rows(columns, text_column)
+            return
+        with contextlib.ExitStack() as files:
+            joined = FileAnnotations(self._job.path, folders, files, wanted)
+            for number, row in self._own_rows(columns, text_column):
+                row = joined.join(self.number(number), row)
+                if documents.harm_score(row, self._job.path, self._selection.score_column).column:
+                    yield number, row
+                else:  # of a whole scored folder they lie in `unscored`, which is not read
+                    self.unscored += 1
+
+    def _own_rows(self, columns: list[str] | None, text_column: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
         path, part, selection = self._job.path, self._job.part, self._selection
         required = documents.required_id(selection.id_column)
         if not self._is_parquet:
