@@ -6,10 +6,10 @@
 
 Makes a corpus of Parquet in a folder that is removed afterwards, then runs two processes, one after the other: the
 scorer alone (every distinct text, in the same batches, nothing read or written while the clock runs) and
-`safelm.score --output_rows=annotations --array_task=0/1`, one slice of all shards in one process. Seconds are those of
-the run without imports and loading, by the clock and of processors. --scorer=python:annotate:Free costs nothing, so
-that all that is left is reading, finding repeated texts, writing. The rows per second give the time for --target rows,
-divided by the processes that share them.
+`safelm.score --output_rows=annotations --array_task=0/1`, one slice of all shards in one process. Seconds by the clock
+are without imports and loading, those of processors with them. The default scorer costs nothing, so that all that is
+left is reading, finding repeated texts, writing; it isn't timed alone. Rows per second of a processor give the time for
+--target rows, divided by the processes that share them.
 """
 
 import argparse
@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -36,7 +37,8 @@ from safelm.safety.scoring import shard
 CASES = ("rows", "group", "document")
 FREE = "python:annotate:Free"
 _WORDS = 20_000
-_MOST_ROWS = 500_000  # made at once
+_PHRASES, _PHRASE = 100_000, 240  # long texts are made of so many phrases of so many characters
+_MOST_ROWS = 200_000  # made at once
 
 
 class Free:
@@ -55,43 +57,50 @@ def main() -> None:
     if flags.alone:
         print(json.dumps(_alone(flags.alone, flags.scorer)))
         return
+    if flags.make:
+        print(json.dumps(_make(flags, Path(flags.make))))
+        return
     with tempfile.TemporaryDirectory(prefix="safelm-bench-", dir=flags.folder) as folder:
-        rows, text_bytes = _make(flags, Path(folder, "corpus"))
+        made = _run([__file__, *sys.argv[1:], f"--make={folder}/corpus"])[0]  # a process counts its parent's memory
+        rows, text_bytes, flags.files = json.loads(made)
         size = sum(path.stat().st_size for path in Path(folder, "corpus").iterdir())
         print(f"{flags.case}: {rows:,} rows, {text_bytes:,} bytes of text, {size:,} on disk, {flags.files} files")
-        alone = json.loads(_run([__file__, f"--alone={folder}/corpus", f"--scorer={flags.scorer}"])[0])
+        alone = {"seconds": 0.0, "processor": 0.0, "texts": 0}
+        if flags.scorer != FREE:
+            alone = json.loads(_run([__file__, f"--alone={folder}/corpus", f"--scorer={flags.scorer}"])[0])
         command = ["-m", "safelm.score", f"--input={folder}/corpus", f"--output={folder}/out", "--array_task=0/1"]
         command += ["--output_rows=annotations", f"--scorers={flags.scorer}"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        _, peak = _run(command)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        _, usage = _run(command)
         manifest = json.loads(Path(folder, "out", "manifest.json").read_text())
         written = sum(path.stat().st_size for path in Path(folder, "out").glob("*.parquet"))
-    _report(flags, rows, text_bytes, alone, manifest, peak, written)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"the whole process: {processor:.1f} s of processors, imports and loading included")
-
-
-def _report(flags, rows: int, text_bytes: int, alone: dict, manifest: dict, peak: int, written: int) -> None:
-    seconds = manifest["speed"]["seconds"]
     assert manifest["totals"]["rows"] == rows, "rows were lost"
-    rate = rows / seconds
-    print(f"scorer alone: {alone['texts']:,} distinct texts in {alone['seconds']:.2f} s")
-    print(f"annotated: {seconds:.2f} s, {rate:,.0f} rows/s, {text_bytes / seconds / 1e6:,.1f} MB of text/s")
-    print(
-        f"over the scorer alone: {seconds / max(alone['seconds'], 1e-9) - 1:.1%}, "
-        f"{1e6 * (seconds - alone['seconds']) / rows:.2f} us a row"
-    )
-    print(f"written: {written / rows:.1f} bytes a row; peak of the process: {peak / 1024:,.0f} MB")
-    for processes in (1, 8, 64):
-        print(
-            f"{flags.target:.2g} rows / ({rate:,.0f} rows/s * {processes}) = "
-            f"{flags.target / rate / processes / 3600:.2f} h"
-        )
+    _report(flags, (rows, text_bytes, written), alone, manifest, usage)
 
 
-def _run(command: Sequence[str]) -> tuple[str, int]:
-    """What a Python process prints, and its peak memory (KiB)."""
+def _report(
+    flags: argparse.Namespace,
+    sizes: tuple[int, int, int],
+    alone: Mapping[str, float],
+    manifest: Mapping[str, Any],
+    usage: resource.struct_rusage,
+) -> None:
+    rows, text_bytes, written = sizes
+    seconds, processor = manifest["speed"]["seconds"], usage.ru_utime + usage.ru_stime
+    rate = rows / processor
+    print(f"annotated: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, {text_bytes / seconds / 1e6:,.1f} MB of text/s")
+    print(f"of processors: {processor:.1f} s with imports and loading, {1e6 * processor / rows:.2f} us a row")
+    if alone["texts"]:
+        ratio = seconds / alone["seconds"] - 1
+        print(f"scorer alone: {alone['texts']:,} distinct texts, {alone['seconds']:.1f} s; {ratio:+.1%} to annotate")
+        print(f"of processors: {alone['processor']:.1f} s; {processor / alone['processor'] - 1:+.1%} with imports")
+    print(f"written: {written / rows:.1f} bytes a row; peak of the process: {usage.ru_maxrss / 1024:,.0f} MB")
+    for processes in (1, 8, 64) if flags.case == "rows" else ():
+        hours = flags.target / rate / processes / 3600
+        print(f"{flags.target:.2g} rows / ({rate:,.0f} rows/s of a processor * {processes}) = {hours:.2f} h")
+
+
+def _run(command: Sequence[str]) -> tuple[str, resource.struct_rusage]:
+    """What a Python process prints, and what it used."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
@@ -101,12 +110,12 @@ def _run(command: Sequence[str]) -> tuple[str, int]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
-    return printed, usage.ru_maxrss
+    return printed, usage
 
 
-def _alone(folder: str, spec: str) -> dict:
+def _alone(folder: str, spec: str) -> dict[str, float]:
     """Seconds of a scorer on every distinct text of each file, in the batches of `safelm.score`."""
-    scorer, seconds, count = load_scorer(spec), 0.0, 0
+    scorer, seconds, processor, count = load_scorer(spec), 0.0, 0.0, 0
     for path in documents.list_files(folder):
         texts, seen = [], set()
         for _, row in documents.read_rows(path, []):
@@ -119,24 +128,24 @@ def _alone(folder: str, spec: str) -> dict:
         count += len(texts)
         for batch in shard.batches(iter(texts)):
             chosen = [text for text, _ in batch]
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             scorer.score(chosen)
-            seconds += time.perf_counter() - started
-    return {"seconds": seconds, "texts": count}
+            seconds, processor = seconds + time.perf_counter() - started, processor + time.process_time() - used
+    return {"seconds": seconds, "processor": processor, "texts": count}
 
 
-def _make(flags: argparse.Namespace, folder: Path) -> tuple[int, int]:
-    """Writes the corpus; its rows and the bytes of its texts."""
+def _make(flags: argparse.Namespace, folder: Path) -> tuple[int, int, int]:
+    """Writes the corpus; its rows, the bytes of its texts, its files."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     if flags.case == "rows":
         counts, length, group = [flags.rows // flags.files] * flags.files, flags.characters, 100_000
     elif flags.case == "group":
-        flags.files, length = 1, 4000
+        length = 4000
         counts = [(flags.megabytes << 20) // length]
         group = counts[0]
     else:
-        flags.files, counts, length, group = 1, [1000], 4000, 1000
+        counts, length, group = [1000], 4000, 1000
     rows = text_bytes = 0
     for index, count in enumerate(counts):
         texts = _texts(rng, count, length, flags.repeated)
@@ -150,23 +159,29 @@ def _make(flags: argparse.Namespace, folder: Path) -> tuple[int, int]:
         )
         rows += len(texts)
         text_bytes += pyarrow.compute.sum(pyarrow.compute.binary_length(texts)).as_py()
-    return rows, text_bytes
+    return rows, text_bytes, len(counts)
 
 
 def _texts(rng: np.random.Generator, count: int, length: int, repeated: float) -> pyarrow.Array:
     """Texts of about `length` characters of invented words, of which a share comes again."""
     words = pyarrow.array([f"{''.join(chr(97 + d % 26) for d in divmod(i * 7919, 26 * 31))}{i}" for i in range(_WORDS)])
+    if length > _PHRASE:
+        words, own = _joined(rng, words, _PHRASES, _PHRASE // 8), _PHRASE
+    else:
+        own = 8
     distinct = max(1, round(count * (1 - repeated)))
-    pieces = []
-    for start in range(0, distinct, _MOST_ROWS):
-        size = min(_MOST_ROWS, distinct - start)
-        parts = [words.take(pyarrow.array(rng.integers(0, _WORDS, size))) for _ in range(max(1, min(16, length // 7)))]
-        joined = pyarrow.compute.binary_join_element_wise(*parts, " ").cast(pyarrow.large_string())
-        times = max(1, round(length / (8 * len(parts))))
-        pieces.append(pyarrow.compute.binary_repeat(joined, times))
+    starts = range(0, distinct, _MOST_ROWS)
+    pieces = [_joined(rng, words, min(_MOST_ROWS, distinct - start), max(1, length // own)) for start in starts]
     texts = pyarrow.concat_arrays(pieces)
     order = np.concatenate([np.arange(distinct), rng.integers(0, distinct, count - distinct)])
     return texts.take(pyarrow.array(rng.permutation(order))) if distinct < count else texts
+
+
+def _joined(rng: np.random.Generator, words: pyarrow.Array, count: int, times: int) -> pyarrow.Array:
+    """Texts of so many words each, drawn at random."""
+    drawn = [words.take(pyarrow.array(rng.integers(0, len(words), count))) for _ in range(times)]
+    separator = pyarrow.scalar(" ", words.type)
+    return pyarrow.compute.binary_join_element_wise(*drawn, separator).cast(pyarrow.large_string())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", type=float, default=1.2e9, help="rows to extrapolate to (default %(default)s)")
     add("--folder", help="where the corpus is made for as long as it runs (default: the machine's)")
     add("--alone", help=argparse.SUPPRESS)
+    add("--make", help=argparse.SUPPRESS)
     return parser
 
 
