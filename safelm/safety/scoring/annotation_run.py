@@ -25,6 +25,7 @@ from safelm.safety.scoring import scorers
 from safelm.safety.scoring.annotating import PARTS, AnnotateJob, AnnotateWork
 from safelm.safety.scoring.annotation_plan import FORMAT, MERGED, AnnotatePlan, done_records, make_plan, record_name
 from safelm.safety.scoring.answers import numeric
+from safelm.safety.scoring.manifest import scorer_records
 from safelm.safety.scoring.plan import COMMAND
 from safelm.safety.scoring.shard import rows_under_way
 
@@ -151,10 +152,7 @@ def _manifest(plan: AnnotatePlan, records: Sequence[Mapping[str, Any]], speed: M
         "files": {},  # of documents
         "annotations": {"files": len(plan.files), "columns": numeric(work.columns)},
         "input": {"files": len(plan.files), "bytes": sum(jobs[0].bytes for jobs in plan.files.values())},
-        "scorers": [
-            {"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint, "measured": dict(s.measured)}
-            for s in work.scorers
-        ],
+        "scorers": scorer_records(work.scorers),
         "safe_bound": work.safe_bound,
         "text_column": work.text_column,
         "id_column": work.id_column,

@@ -1,7 +1,7 @@
 """The manifest of a scored corpus: exactly-once counts, per shard and in all, and the agreement of the scorers."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
@@ -9,6 +9,7 @@ from safelm.jobs.output import OutputFolder
 from safelm.safety.ensemble import Agreement
 from safelm.safety.scoring.columns import FOLDERS, QUARANTINE
 from safelm.safety.scoring.plan import COMMAND, FORMAT, ScorePlan
+from safelm.safety.scoring.scorers import ScorerSpec
 
 _SUMMED = ("rows", "empty", "characters")
 _OF_SHARDS = ("rows", "folders", "empty", "seconds")
@@ -29,11 +30,7 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
         WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "input": list(plan.inputs),
-        "scorers": [
-            {"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint, "measured": dict(s.measured)}
-            | ({"settings": dict(s.settings)} if s.settings else {})
-            for s in plan.work.scorers
-        ],
+        "scorers": scorer_records(plan.work.scorers),
         "safe_bound": plan.work.safe_bound,
         "columns": dict(plan.work.columns.types),
         "text_column": plan.work.text_column,
@@ -46,6 +43,15 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
     }
     out.write_json(MANIFEST_NAME, manifest)
     return manifest
+
+
+def scorer_records(scorers: Sequence[ScorerSpec]) -> list[dict[str, Any]]:
+    """What a manifest says of the scorers."""
+    return [
+        {"name": s.name, "spec": s.spec, "fingerprint": s.fingerprint, "measured": dict(s.measured)}
+        | ({"settings": dict(s.settings)} if s.settings else {})
+        for s in scorers
+    ]
 
 
 def _check(out: OutputFolder, totals: Mapping[str, int]) -> None:
