@@ -17,8 +17,8 @@ from safelm import documents
 PACKAGES = (
     "xla_flags tags cli config_files io stats report text models checkpoints formats data documents jobs inference lm "
     "synthetic_web safety api selection evaluate serving train aot caching robustness ladder "  # and then the commands
-    "generate convert score annotate report_card select serve label synthesize cache_tasks train_tokenizer train_classifier "
-    "lm_eval __main__"
+    "generate convert score annotate report_card select serve label synthesize cache_tasks train_tokenizer "
+    "train_classifier lm_eval __main__"
 ).split()
 COMMANDS = (
     "train",
