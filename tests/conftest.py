@@ -7,9 +7,9 @@ import pathlib
 import shutil
 import tempfile
 
-# Compiling costs more than running here, so it is done with few optimizations; SAFELM_TESTS_XLA is for processes
-# that tests start with another number of devices.
-os.environ["SAFELM_TESTS_XLA"] = "--xla_backend_optimization_level=0"
+# Compiling costs more than running here, so it is done with few optimizations, and without the fusion emitters, which
+# take two thirds of it; SAFELM_TESTS_XLA is for processes that tests start with another number of devices.
+os.environ["SAFELM_TESTS_XLA"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         *os.environ.get("XLA_FLAGS", "").split(),
