@@ -62,6 +62,7 @@ from safelm.documents.outputs import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, d
 from safelm.documents.parquet import (
     batch_rows,
     check_columns,
+    codec_of,
     field_names,
     iter_parquet,
     may_be_null,
@@ -97,6 +98,7 @@ __all__ = [
     "check_columns",
     "check_names",
     "check_text",
+    "codec_of",
     "content_id",
     "content_sha256",
     "declare_no_documents",

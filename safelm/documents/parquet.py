@@ -111,16 +111,25 @@ def open_parquet(path: str) -> Iterator[Any]:
             yield table
 
 
-def may_be_null(table: Any, column: str) -> bool:
-    """Whether a Parquet file lacks a column, or its statistics allow null values in it."""
-    if column not in table.schema_arrow.names:
-        return True
-    facts = table.metadata
-    for index in range(facts.num_columns):
-        if facts.schema.column(index).path == column:
-            found = [facts.row_group(group).column(index).statistics for group in range(facts.num_row_groups)]
-            return any(each is None or not each.has_null_count or each.null_count for each in found)
-    return True
+def may_be_null(path: str, column: str) -> bool:
+    """Whether a Parquet file lacks a column, or its statistics allow null values in it.
+
+    Raises ValueError for a damaged file.
+    """
+    with open_binary(path) as file:
+        groups = parquet_pages.read_footer(path, file)
+    found = [chunk.num_nulls for group in groups for chunk in group if chunk.name == column]
+    return not found or any(num_nulls is None or num_nulls for num_nulls in found)
+
+
+def codec_of(path: str) -> str:
+    """How the first column of a Parquet file is compressed, by pyarrow's name; snappy, its default, without rows.
+
+    Raises ValueError for a damaged file.
+    """
+    with open_binary(path) as file:
+        groups = parquet_pages.read_footer(path, file)
+    return groups[0][0].codec if groups and groups[0] else "snappy"
 
 
 def field_names(schema: Any) -> list[str]:

@@ -15,6 +15,7 @@ _DICTIONARY = 2  # among the types of pages
 _HEADER_BYTES = 1 << 16  # read at once; a header is some tens of bytes, with statistics at most some thousands
 _MOST_NESTED = 16
 _END = b"PAR1"
+_CODECS = dict(enumerate(("none", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4")))  # 7: LZ4 without a frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +25,15 @@ class Chunk:
     Attributes:
       name: the column's, fields of structs behind dots.
       begin, stop: where its pages lie in the file.
+      codec: how its pages are compressed, by pyarrow's name for it.
+      num_nulls: by its statistics; None where they don't tell.
     """
 
     name: str
     begin: int
     stop: int
+    codec: str
+    num_nulls: int | None
 
 
 def read_footer(path: str, file: BinaryIO) -> list[list[Chunk]]:
@@ -88,13 +93,16 @@ def pages(file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, int]]:
         at += data.at + compressed
 
 
-def _chunk(facts: dict[int, Any]) -> Chunk:
+def _chunk(facts: Any) -> Chunk:
     """A chunk by the ColumnMetaData of a footer; ValueError, KeyError or TypeError where it is damaged."""
     name = ".".join(part.decode() for part in facts[3])
     begin = min(offset for offset in (facts[9], facts.get(11)) if offset)  # data pages, dictionary
     if begin < 0:
         raise ValueError(f"begins at {begin}")
-    return Chunk(name, begin, begin + facts[7])
+    num_nulls = facts.get(12, {}).get(3)
+    if not isinstance(num_nulls, int | None):
+        raise ValueError(f"{num_nulls} nulls")
+    return Chunk(name, begin, begin + facts[7], _CODECS[facts[4]], num_nulls)
 
 
 class _Thrift:

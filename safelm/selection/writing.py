@@ -89,7 +89,7 @@ def _copy(job: ShardJob, work: WriteWork, path: str, chosen: Mapping[str, np.nda
     marks = [{work.mark_column: mark} if added else {} for mark in chosen["is_marked"].tolist()]
     if job.path.endswith(documents.PARQUET):
         with documents.open_parquet(job.path) as table:
-            schema, codec = table.schema_arrow, parquet_rows.compression(table)
+            schema, codec = table.schema_arrow, documents.codec_of(job.path)
         _check_free(job.path, schema.names, added)
         columns = Columns(added, {})
         sink: Any = parquet_rows.Sink(path, parquet_rows.with_columns(schema, added), codec, columns)

@@ -275,20 +275,57 @@ def test_a_plain_json_file_is_taken_only_where_it_is_named(tmp_path):
 # ---- damage
 
 
+def flipped_footers(path, step=1):
+    """The file with each byte (every `step`-th) of its footer changed, in turn: yields the byte's place."""
+    whole = path.read_bytes()
+    for at in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole) - 8, step):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        yield at
+    path.write_bytes(whole)
+
+
 def test_no_flipped_bit_of_a_parquet_footer_loses_rows_without_a_word(tmp_path):
     path = tmp_path / "web.parquet"
     table = pyarrow.table({"text": [f"page {i}" for i in range(60)]})
     pyarrow.parquet.write_table(table, path, row_group_size=30, write_statistics=False, store_schema=False)
-    whole = path.read_bytes()
-    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    for at in range(footer, len(whole) - 8):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+    for at in flipped_footers(path):
         found = []
         try:
             rows = pages(path, on_malformed=found.append)
         except (ValueError, OSError):
             continue
         assert len(rows) + len(found) == 60, at
+
+
+def test_facts_of_a_damaged_footer_are_errors_and_never_end_the_process(tmp_path):
+    path = tmp_path / "web.parquet"
+    table = pyarrow.table({"id": ["a", None] * 20, "text": [f"page {i}" for i in range(40)]})
+    pyarrow.parquet.write_table(table, path, row_group_size=20, compression="zstd")
+
+    def facts():
+        return [
+            documents.codec_of(str(path)),
+            *(documents.may_be_null(str(path), name) for name in ("id", "text", "x")),
+        ]
+
+    assert facts() == ["zstd", True, False, True]
+    raised = 0
+    for at in flipped_footers(path):
+        try:
+            codec, *are_null = facts()
+        except ValueError as error:
+            raised += 1
+            assert "web.parquet" in str(error), at
+        else:
+            assert codec in ("none", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd"), at
+            assert {type(each) for each in are_null} == {bool}, at
+    assert raised
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "lz4", "zstd"])
+def test_a_codec_is_known_by_pyarrows_name(codec, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "web.parquet", compression=codec)
+    assert documents.codec_of(str(tmp_path / "web.parquet")) == codec
 
 
 def test_a_row_group_with_fewer_rows_than_the_footer_says_is_an_error(tmp_path, monkeypatch):

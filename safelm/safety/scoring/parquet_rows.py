@@ -15,6 +15,7 @@ from safelm.documents import (
     Part,
     batch_rows,
     check_columns,
+    codec_of,
     field_names,
     iter_parquet,
     open_parquet,
@@ -91,16 +92,8 @@ def output_schema(path: str, text_column: str, id_column: str, columns: Columns)
         schema = table.schema_arrow
         check_columns(path, schema, list(required_id(id_column)), text_column)
         check_free(path, schema.names, columns)
-        codec = compression(table)
     added = {} if id_column in field_names(schema) else {id_column: "string"}
-    return with_columns(schema, added | columns.types), codec
-
-
-def compression(table: Any) -> str:
-    """The compression of a ParquetFile's first column, as a writer takes it."""
-    groups = table.metadata.num_row_groups
-    codec = table.metadata.row_group(0).column(0).compression.lower() if groups else "snappy"
-    return {"uncompressed": "none", "lz4_raw": "lz4"}.get(codec, codec)
+    return with_columns(schema, added | columns.types), codec_of(path)
 
 
 def with_columns(schema: Any, added: Mapping[str, str]) -> Any:

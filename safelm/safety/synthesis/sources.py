@@ -153,7 +153,7 @@ class ShardRows:
             if columns is None:
                 return None
             present = documents.field_names(table.schema_arrow)
-            lacks_ids = documents.may_be_null(table, selection.id_column)
+            lacks_ids = documents.may_be_null(path, selection.id_column)
             more = [selection.text_column] if lacks_ids else []  # which then gives the id
             return [name for name in dict.fromkeys([*columns, *more]) if name in present]
 
