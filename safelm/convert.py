@@ -7,13 +7,8 @@ others. The target appears only once it is complete; an existing one is never ov
 """
 
 import argparse
-import contextlib
 import dataclasses
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from safelm import cli
@@ -21,6 +16,7 @@ from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
 from safelm.formats.sources import read_model, source_kind
 from safelm.io import hub, remote
+from safelm.io.files import whole_folder
 from safelm.text import named_templates
 
 log = logging.getLogger(__name__)
@@ -64,7 +60,7 @@ def convert(
     config, params, tokenizer = read_model(source, step=step, chat_template=chat_template)
     tokenizer = tokenizer.with_document_end(document_end)
     name = source if hub.is_name(source) else ""
-    with _whole_or_not_at_all(Path(target)) as folder:
+    with whole_folder(Path(target), "--target") as folder:
         if to == "huggingface":
             huggingface.write_folder(folder, config, params, tokenizer, dtype=dtype)
         else:
@@ -72,22 +68,6 @@ def convert(
                 str(folder), dataclasses.replace(config, dtype=dtype), params, tokenizer, source=name
             )
     log.info("%s: %s, %d parameters, %d ids", target, to, config.num_params, config.vocab_size)
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name when the block ends well and is removed otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if target.exists():
-            raise FileExistsError(f"--target={target}: appeared while writing; nothing was overwritten")
-        os.rename(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -96,6 +96,8 @@ class Channel:
 
 
 LOSS_WEIGHT = Channel("loss_weight", "float32", "token", 1.0, minimum=0.0)  # of a token as a target; 0: not learned
+# Of a store of windows (`safelm.data.windows`), where they are padded: tokens before the padding; 0: all of them.
+REAL_TOKENS = Channel("real_tokens", "int32", "document", 0, minimum=0)
 CHANNELS = (LOSS_WEIGHT,)  # what `safelm.cache_tasks` keeps of a SeqIO task's examples, by the features' names
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from safelm.data.rows import ConcatRows, Pieces, RowPlan
 from safelm.data.store import TokenStore
 from safelm.data.stream import Stream
+from safelm.data.windows import WindowRows
 
 WINDOW_PIECES = 4096
 
@@ -56,15 +57,26 @@ class FitRows:
         return Pieces(place, stream.find_shards(start), start, length, np.concatenate(begins))
 
 
-PACKINGS: Mapping[str, Callable[[TokenStore, int], RowPlan]] = {"concat": ConcatRows, "fit": FitRows}
+PACKINGS: Mapping[str, Callable[[TokenStore, int], RowPlan]] = {
+    "concat": ConcatRows,
+    "fit": FitRows,
+    "window": WindowRows,
+}
 
 
 def make_rows(store: TokenStore, seq_len: int, packing: str = "concat") -> RowPlan:
-    """The row plan named by `packing`: "concat" or "fit"; ValueError for another name or a `seq_len` below 1."""
+    """The row plan named by `packing`: "concat", "fit" or, for a store of windows and only that, "window".
+
+    ValueError for another name, a `seq_len` below 1, or a packing that doesn't go with the store.
+    """
     if packing not in PACKINGS:
         raise ValueError(f"packing must be one of {sorted(PACKINGS)}, got {packing!r}")
     if seq_len < 1:
         raise ValueError(f"seq_len must be at least 1 token, got {seq_len}")
+    if (unit := store.manifest.unit) != ("window" if packing == "window" else "document"):
+        place = store.url or store.directory
+        wanted = "packing 'window' keeps them" if unit == "window" else "they have no rows: choose concat or fit"
+        raise ValueError(f"packing is {packing!r}, but {place} holds {unit}s: {wanted}")
     return PACKINGS[packing](store, seq_len)
 
 

@@ -269,6 +269,21 @@ def read_shard_info(
     return info if whole else None
 
 
+def open_shard(directory: str, shard: ShardInfo, num_shards: int, dtype: str) -> dict[str, np.ndarray]:
+    """A local shard's tokens (of `dtype`), bounds and channels, those that have a file, mapped into memory.
+
+    FileNotFoundError or ValueError names a file that is gone or of another size than the shard's record says.
+    """
+    shapes = {each.name: each.file_shape(shard.count(each)) for each in shard.channels if each.name in shard.files}
+    opened, shapes["tokens"] = {}, (np.dtype(dtype), shard.num_tokens)
+    for kind in ("tokens", "bounds", *(each.name for each in shard.channels if each.name in shard.files)):
+        path = os.path.join(directory, shard_file(kind, shard.index, num_shards))
+        opened[kind] = arrays.open_array(path, shard.files[kind].bytes)
+        if kind in shapes:
+            arrays.check_array(path, opened[kind], *shapes[kind])
+    return opened
+
+
 def check_bounds(path: str, bounds: np.ndarray, shard: ShardInfo) -> None:
     """ValueError unless an array holds the bounds of a shard's documents, none of which is empty."""
     whole = bounds.dtype == np.int64 and bounds.shape == (shard.num_documents + 1,)

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Num, UInt
 
-from safelm.data import arrays
 from safelm.data.channels import BadNumberError, Channel, StoredChannel
 from safelm.data.remote_shards import RemoteShards
 from safelm.data.shard import (
@@ -31,6 +30,7 @@ from safelm.data.shard import (
     ShardWriter,
     StoredFile,
     check_bounds,
+    open_shard,
     read_shard_info,
     shard_file,
     token_dtype,
@@ -44,13 +44,18 @@ __all__ += ["shard_file", "write_manifest"]
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+UNITS = ("document", "window")
 MENDING = "the command that cached it, run again, makes it anew"
 _VERIFIED_AT_OPEN_BYTES = 256 << 20  # less than a second's reading
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a store holds and which vocabulary made it; the shards declare its channels; `extra` is the writer's own."""
+    """What a store holds and which vocabulary made it; the shards declare its channels; `extra` is the writer's own.
+
+    `unit` is "document", or "window" where each of the store's documents is a row of training, cut elsewhere and never
+    cut again (`safelm.data.windows`).
+    """
 
     task: str
     split: str
@@ -67,6 +72,7 @@ class Manifest:
     num_quarantined: int = 0
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    unit: str = "document"
 
 
 def write_manifest(
@@ -81,7 +87,7 @@ def write_manifest(
     _check_manifest(path, manifest)
     for shard in manifest.shards:
         if elsewhere is None:
-            _open_shard(directory, manifest, shard)
+            open_shard(directory, shard, len(manifest.shards), manifest.dtype)
         elif read_shard_info(directory, shard.index, len(manifest.shards), elsewhere=elsewhere) is None:
             raise ValueError(f"{path}: shard {shard.index} isn't whole")
     records.write(path, dataclasses.asdict(manifest))
@@ -98,7 +104,8 @@ class TokenStore:
         self.manifest, self.url, self._remote = manifest, url, None
         if url is None:
             self.directory = directory
-            self._opened = [_open_shard(directory, manifest, shard) for shard in manifest.shards]
+            count, dtype = len(manifest.shards), manifest.dtype
+            self._opened = [open_shard(directory, shard, count, dtype) for shard in manifest.shards]
             self.shard_tokens = [opened["tokens"] for opened in self._opened]
             self.shard_bounds = [opened["bounds"] for opened in self._opened]
         else:
@@ -316,6 +323,8 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
     first, *others = ([each.declaration for each in shard.channels] for shard in manifest.shards)
     if any(other != first for other in others):
         raise ValueError(f"{path}: its shards declare different channels; {MENDING}")
+    if manifest.unit not in UNITS:
+        raise ValueError(f"{path}: unit {manifest.unit!r}: this program reads {' and '.join(UNITS)}")
     limit = manifest.vocab_size
     if not 0 <= manifest.eos_id < limit or manifest.harm_tag_id >= limit:
         ids = f"eos_id {manifest.eos_id} and harm_tag_id {manifest.harm_tag_id}"
@@ -327,19 +336,6 @@ def _check_manifest(path: str, manifest: Manifest) -> None:
         total = sum(getattr(shard, field) for shard in manifest.shards)
         if getattr(manifest, field) != total:
             raise ValueError(f"{path}: {field} is {getattr(manifest, field)}, its shards sum to {total}")
-
-
-def _open_shard(directory: str, manifest: Manifest, shard: ShardInfo) -> dict[str, np.ndarray]:
-    """A local shard's tokens, bounds and channels, those that have a file."""
-    shapes = {each.name: each.file_shape(shard.count(each)) for each in shard.channels if each.name in shard.files}
-    shapes["tokens"] = np.dtype(manifest.dtype), shard.num_tokens
-    opened = {}
-    for kind in ("tokens", "bounds", *(each.name for each in shard.channels if each.name in shard.files)):
-        path = os.path.join(directory, shard_file(kind, shard.index, len(manifest.shards)))
-        opened[kind] = arrays.open_array(path, shard.files[kind].bytes)
-        if kind in shapes:
-            arrays.check_array(path, opened[kind], *shapes[kind])
-    return opened
 
 
 def _channel(shard: ShardInfo, name: str) -> StoredChannel:

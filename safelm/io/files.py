@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -37,6 +38,25 @@ def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[
             temporary.unlink(missing_ok=True)
             raise
     return target
+
+
+@contextlib.contextmanager
+def whole_folder(target: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
+    """A folder beside `target` that takes its name when the block ends well and is removed otherwise.
+
+    `flag` names the target in messages. Raises FileExistsError if it is there by then.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.exists():
+            raise FileExistsError(f"{flag}={target}: appeared while writing; nothing was overwritten")
+        os.rename(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def append_whole(file: IO[bytes], data: bytes) -> None:

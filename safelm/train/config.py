@@ -59,7 +59,7 @@ def default_config() -> ConfigDict:
                 # Ranges of the run's tokens, each up to the next one's start: `start` is a fraction of the run,
                 # `start_tokens` a number of tokens. Rates are shares of a range's tokens and add up to 1.
                 "phases": ({"start": 0.0, "rates": {}},),
-                "packing": "concat",
+                "packing": "concat",  # or fit: whole documents in a row; window: stores of windows, as they were cut
                 "num_workers": 0,
             },
             "eval": {"every_steps": 0, "sources": (), "split": "validation", "batches": 8},  # every_steps 0: never

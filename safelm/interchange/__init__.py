@@ -1,0 +1,1 @@
+"""Token stores to and from other programs' files: Megatron's, datatrove's, and tables of the library `datasets`."""

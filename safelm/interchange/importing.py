@@ -1,0 +1,141 @@
+"""Makes a token store of other programs' files, sequence by sequence as they were cut."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from safelm.data.shard import ShardInfo, ShardWriter, token_dtype
+from safelm.data.store import Manifest, write_manifest
+from safelm.formats.token_files import Block
+from safelm.interchange.checks import Checks
+from safelm.interchange.columns import Columns
+from safelm.interchange.sources import KEPT_SIDECAR, Source
+from safelm.io.files import file_sha256
+from safelm.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportSettings:
+    """How sequences are taken.
+
+    Attributes:
+      unit: "document", each with an end-of-document token, or "window".
+      lengths: .npy with every window's tokens before its padding; "" for none.
+      sidecar: Parquet file whose row i belongs to sequence i, kept with the store; "" for none.
+      shard_tokens: of a shard, about.
+    """
+
+    unit: str
+    lengths: str = ""
+    sidecar: str = ""
+    shard_tokens: int = 1 << 28
+
+
+def import_store(
+    source: Source,
+    directory: Path,
+    tokenizer: Tokenizer,
+    settings: ImportSettings,
+    *,
+    task: str,
+    split: str,
+    progress: Callable[[int], object] = lambda tokens: None,
+) -> Manifest:
+    """Writes a store into a folder; `progress` is called with numbers of tokens.
+
+    Raises ValueError naming file, sequence and value: an id outside the vocabulary, a document without its end, a
+    length longer than its window, files whose counts differ.
+    """
+    _check_declared(source, tokenizer, settings.unit)
+    columns = Columns(source, settings.lengths)
+    parts = [(file, part) for file in source.files for part in file.parts(settings.shard_tokens)]
+    checks, shards, sequence = Checks(tokenizer, settings.unit), [], 0
+    for index, (file, part) in enumerate(parts):
+        dtype, tag = token_dtype(tokenizer.vocab_size), tokenizer.harm_tag_id
+        with ShardWriter(directory, index, len(parts), dtype, harm_tag_id=tag, channels=columns.channels) as writer:
+            for block in file.blocks(part):
+                checks.check(file.path, sequence, block)
+                _write(writer, block, columns.numbers(file.path, sequence, block), columns.per_token)
+                sequence += len(block.lengths_n)
+                progress(len(block.tokens))
+            shards.append(writer.close())
+    columns.check_end(sequence, sum(shard.num_tokens for shard in shards))
+    checks.check_ends(source)
+    extra = _extra(source, settings, tokenizer, checks) | columns.extra
+    if settings.sidecar:
+        extra["sidecar"] = _keep_sidecar(settings.sidecar, directory, sequence)
+    manifest = _manifest(shards, tokenizer, extra, task=task, split=split, unit=settings.unit)
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def _check_declared(source: Source, tokenizer: Tokenizer, unit: str) -> None:
+    """ValueError if the export that is read back was of another vocabulary, end of document or unit."""
+    if not source.declared:
+        return
+    end = tokenizer.special_token(tokenizer.eos_id)
+    for name, there, here in (
+        ("vocabulary", source.declared["vocab_hash"], tokenizer.hash),
+        ("end of document", source.declared["document_end"]["id"], tokenizer.eos_id),
+        ("unit", source.declared["unit"], unit),
+    ):
+        if there != here:
+            hint = f" ({end!r} here: give --document_end)" if name == "end of document" else ""
+            raise ValueError(f"{source.folder}: was written with {name} {there}, asked for is {here}{hint}")
+
+
+def _write(writer: ShardWriter, block: Block, numbers: Mapping[str, np.ndarray], per_token: Collection[str]) -> None:
+    start = 0
+    for index, stop in enumerate(np.cumsum(block.lengths_n).tolist()):
+        values = {name: array[start:stop] if name in per_token else array[index] for name, array in numbers.items()}
+        writer.add(block.tokens[start:stop], **values)
+        start = stop
+
+
+def _extra(source: Source, settings: ImportSettings, tokenizer: Tokenizer, checks: Checks) -> dict[str, Any]:
+    recorded = {
+        "document_end": tokenizer.special_token(tokenizer.eos_id),
+        "kind": source.kind,
+        "inputs": [os.path.basename(file.path) for file in source.files],
+        "unit": settings.unit,
+    }
+    return {"settings": recorded, "num_document_ends": checks.num_ends}
+
+
+def _keep_sidecar(path: str, directory: Path, num_sequences: int) -> dict[str, Any]:
+    """Copies a sidecar beside the store; ValueError if it isn't Parquet with a row for every sequence."""
+    try:
+        rows = pyarrow.parquet.read_metadata(path).num_rows
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path}: damaged, or no Parquet file: {str(error).splitlines()[0]}") from None
+    if rows != num_sequences:
+        raise ValueError(f"{path}: has {rows} rows, there are {num_sequences} sequences: row i belongs to sequence i")
+    target = directory / KEPT_SIDECAR
+    shutil.copyfile(path, target)
+    return {"rows": rows, "bytes": target.stat().st_size, "sha256": file_sha256(str(target))}
+
+
+def _manifest(
+    shards: list[ShardInfo], tokenizer: Tokenizer, extra: Mapping[str, Any], *, task: str, split: str, unit: str
+) -> Manifest:
+    return Manifest(
+        task=task,
+        split=split,
+        vocab_hash=tokenizer.hash,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        harm_tag_id=tokenizer.harm_tag_id,
+        dtype=token_dtype(tokenizer.vocab_size).name,
+        shards=tuple(shards),
+        num_documents=sum(shard.num_documents for shard in shards),
+        num_tokens=sum(shard.num_tokens for shard in shards),
+        num_tag_tokens=sum(shard.num_tag_tokens for shard in shards),
+        extra=extra,
+        unit=unit,
+    )
