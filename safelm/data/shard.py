@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer, Shaped
 
 from safelm.data import arrays
 from safelm.data.channels import CHANNELS, Channel, ChannelWriter, Number, StoredChannel
@@ -138,6 +139,33 @@ class ShardWriter:
         self._bounds.append(self._bounds[-1] + tokens.size)
         self._num_tags += int(np.count_nonzero(tokens == self._harm_tag_id))
         self._max_token = max(self._max_token, high)
+
+    def add_many(
+        self,
+        tokens: Integer[np.ndarray, " tokens"],
+        lengths_n: Integer[np.ndarray, " n"],
+        **channels: Shaped[np.ndarray, " _"],
+    ) -> None:
+        """Appends documents that lie end to end in `tokens`, none of them empty, faster than one by one.
+
+        A channel per token takes a number for each of `tokens`, one per document as many as `lengths_n`.
+        """
+        if (lengths_n <= 0).any() or lengths_n.sum() != len(tokens):
+            raise self._error(f"and the {len(lengths_n) - 1} behind it have {lengths_n.sum()} of {len(tokens)} tokens")
+        low, high = int(tokens.min(initial=0)), int(tokens.max(initial=0))
+        if low < 0 or high > np.iinfo(self._dtype).max:
+            raise self._error(f"or one behind it has token id {low if low < 0 else high}, outside {self._dtype.name}")
+        numbers = {}
+        for name, channel in self._channels.items():
+            count = len(tokens) if channel.per == "token" else len(lengths_n)
+            given = channels.get(name)
+            numbers[name] = np.full(count, channel.default, channel.dtype) if given is None else channel.parse(given)
+            if len(numbers[name]) != count:
+                raise self._error(f"and those behind it have {len(numbers[name])} numbers of {name}, not {count}")
+        self._guard(lambda: self._write(tokens, numbers))
+        self._bounds.extend((self._bounds[-1] + np.cumsum(lengths_n, dtype=np.int64)).tolist())
+        self._num_tags += int(np.count_nonzero(tokens == self._harm_tag_id))
+        self._max_token = max(self._max_token, high if len(tokens) else -1)
 
     def close(self, extra: Mapping[str, Any] | None = None) -> ShardInfo:
         """Puts the arrays, then the shard's JSON, under their final names; `extra` is stored in the JSON."""

@@ -23,7 +23,7 @@ class Block:
 
     lengths_n: Integer[np.ndarray, " n"]
     tokens: Integer[np.ndarray, " tokens"]
-    columns: Mapping[str, Shaped[np.ndarray, " numbers"]] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, Shaped[np.ndarray, " _"]] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable

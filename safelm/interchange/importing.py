@@ -3,16 +3,14 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet
 
 from safelm.data.shard import ShardInfo, ShardWriter, token_dtype
 from safelm.data.store import Manifest, write_manifest
-from safelm.formats.token_files import Block
 from safelm.interchange.checks import Checks
 from safelm.interchange.columns import Columns
 from safelm.interchange.sources import KEPT_SIDECAR, Source
@@ -61,7 +59,7 @@ def import_store(
         with ShardWriter(directory, index, len(parts), dtype, harm_tag_id=tag, channels=columns.channels) as writer:
             for block in file.blocks(part):
                 checks.check(file.path, sequence, block)
-                _write(writer, block, columns.numbers(file.path, sequence, block), columns.per_token)
+                writer.add_many(block.tokens, block.lengths_n, **columns.numbers(file.path, sequence, block))
                 sequence += len(block.lengths_n)
                 progress(len(block.tokens))
             shards.append(writer.close())
@@ -88,14 +86,6 @@ def _check_declared(source: Source, tokenizer: Tokenizer, unit: str) -> None:
         if there != here:
             hint = f" ({end!r} here: give --document_end)" if name == "end of document" else ""
             raise ValueError(f"{source.folder}: was written with {name} {there}, asked for is {here}{hint}")
-
-
-def _write(writer: ShardWriter, block: Block, numbers: Mapping[str, np.ndarray], per_token: Collection[str]) -> None:
-    start = 0
-    for index, stop in enumerate(np.cumsum(block.lengths_n).tolist()):
-        values = {name: array[start:stop] if name in per_token else array[index] for name, array in numbers.items()}
-        writer.add(block.tokens[start:stop], **values)
-        start = stop
 
 
 def _extra(source: Source, settings: ImportSettings, tokenizer: Tokenizer, checks: Checks) -> dict[str, Any]:

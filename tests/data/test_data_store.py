@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_stores import HARM_TAG_ID, write_store
 
+from safelm.data.channels import CHANNELS, Channel
 from safelm.data.store import (
     ShardWriter,
     TokenStore,
     read_manifest,
+    shard_file,
     read_shard_info,
     shard_file,
     token_dtype,
@@ -215,3 +217,40 @@ def test_manifest_is_json_with_sorted_keys(store):
     with open(os.path.join(store.directory, "manifest.json")) as file:
         values = json.load(file)
     assert values["vocab_size"] == 1000 and list(values) == sorted(values)
+
+
+def test_documents_added_together_are_the_same_shard(tmp_path):
+    rng = np.random.default_rng(0)
+    label, signal = Channel("label", "int16", "document", -1), Channel("signal", "float32", "token", 0.0)
+    lengths = rng.integers(1, 30, 50)
+    tokens, weight = rng.integers(0, 900, lengths.sum()), rng.integers(0, 3, lengths.sum()).astype(np.float32)
+    numbers = {"loss_weight": weight, "signal": rng.random(lengths.sum()), "label": rng.integers(-1, 400, 50)}
+    infos = []
+    for name in ("one by one", "together"):
+        channels = (*CHANNELS, label, signal)
+        with ShardWriter(tmp_path / name, 0, 1, np.uint16, harm_tag_id=7, channels=channels) as writer:
+            stops = np.cumsum(lengths)
+            for i, stop in enumerate(stops) if name == "one by one" else ():
+                part = slice(stop - lengths[i], stop)
+                given = {key: array[i] if key == "label" else array[part] for key, array in numbers.items()}
+                writer.add(tokens[part], **given)
+            for first, last in ((0, 20), (20, 50)) if name == "together" else ():
+                chosen, part = slice(first, last), slice(stops[first] - lengths[first], stops[last - 1])
+                given = {key: array[chosen] if key == "label" else array[part] for key, array in numbers.items()}
+                writer.add_many(tokens[part], lengths[chosen], **given)
+            infos.append(writer.close())
+    one, two = infos
+    for name in ("num_documents", "num_tokens", "num_tag_tokens", "max_token"):
+        assert getattr(one, name) == getattr(two, name)
+    assert all(one.files[name].sha256 == two.files[name].sha256 for name in ("tokens", "bounds"))
+    for info, name in ((one, "one by one"), (two, "together")):
+        for channel in info.channels:  # a value's code depends on when it came first
+            file = np.load(tmp_path / name / shard_file(channel.name, 0, 1))
+            np.testing.assert_array_equal(
+                channel.read(file, 0, info.count(channel)), numbers[channel.name].astype(channel.dtype)
+            )
+    with ShardWriter(tmp_path / "bad", 0, 1, np.uint16, harm_tag_id=7) as writer:
+        for tokens, lengths, given in (([1, 2], [2, 0], {}), ([1, 2], [3], {}), ([1, 2], [2], {"loss_weight": [1.0]})):
+            with pytest.raises(ValueError, match="document 0 and th"):
+                writer.add_many(np.array(tokens), np.array(lengths), **{k: np.array(v) for k, v in given.items()})
+        writer.abort()
