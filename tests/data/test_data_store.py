@@ -19,7 +19,6 @@ from safelm.data.store import (
     ShardWriter,
     TokenStore,
     read_manifest,
-    shard_file,
     read_shard_info,
     shard_file,
     token_dtype,
