@@ -23,8 +23,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import tqdm
-
 from safelm import cli, documents
 from safelm.caching.beam import write_on_beam
 from safelm.caching.plan import StorePlan, find_tasks, plan_store
@@ -32,6 +30,7 @@ from safelm.caching.shards import CacheJob, TaskModule, start_worker, write_shar
 from safelm.caching.upload import Bucket, push_folder, staging_folder
 from safelm.data.shard import ShardInfo
 from safelm.io import files, remote
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.text import named_templates
 from safelm.text.tokenizer import Tokenizer
@@ -181,7 +180,7 @@ def _run(
         return
     by_store = {plan.directory: plan for plan in plans}
     workers = min(workers or _automatic_workers(plans), len(jobs))
-    with tqdm.tqdm(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:
+    with Bar(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:
         for job, info in _write_in_processes(jobs, module, workers) if workers > 1 else _write_here(jobs, bar):
             plan = by_store[job.directory]
             plan.done[job.index] = info
@@ -197,7 +196,7 @@ def _automatic_workers(plans: Sequence[StorePlan]) -> int:
     return len(os.sched_getaffinity(0)) if large else 1
 
 
-def _write_here(jobs: Sequence[CacheJob], bar: tqdm.tqdm) -> Iterator[tuple[CacheJob, ShardInfo]]:
+def _write_here(jobs: Sequence[CacheJob], bar: Bar) -> Iterator[tuple[CacheJob, ShardInfo]]:
     documents = 0
 
     def count(more: int) -> None:

@@ -18,6 +18,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from safelm.io import progress
+
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
 CHECKPOINT = "NAME=DIR"  # how help texts show the flag's value
@@ -66,13 +68,16 @@ def parser(module: str, doc: str, example: str = "") -> argparse.ArgumentParser:
     `module` is run by `python -m`, but for "scripts.FOLDER.NAME", which is a file.
     """
     is_script = module.startswith("scripts.")
-    return _Parser(
+    made = _Parser(
         prog=f"python {module.replace('.', '/')}.py" if is_script else f"python -m {module}",
         description=doc,
         epilog=f"example:\n  {example}" if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    if not is_script:
+        made.add_argument("--progress_file", default="", metavar="FILE", help=progress.HELP)
+    return made
 
 
 def checkpoint(flag: str) -> tuple[str, str]:
@@ -107,11 +112,15 @@ def run(
     """
     _log_to_stderr()
     parsed = arguments.parse_args(argv)
+    progress.begin(getattr(parsed, "progress_file", ""), arguments.prog)
     try:
         main(parsed)
+        progress.end("done")
     except (ValueError, OSError) as error:
+        progress.end("failed", " ".join(str(error).split()))
         sys.exit(_fail(f"{arguments.prog}: {error}", 2))
     except KeyboardInterrupt:
+        progress.end("stopped")
         code = _fail(f"{arguments.prog}: interrupted", 130)
         if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
             sys.stderr.flush()

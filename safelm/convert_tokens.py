@@ -14,8 +14,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import tqdm
-
 from safelm import cli
 from safelm.data.channels import CHANNELS
 from safelm.data.store import TokenStore
@@ -25,6 +23,7 @@ from safelm.interchange.importing import ImportSettings, import_store
 from safelm.interchange.sources import LENGTHS_NAME, SIDECAR_NAME
 from safelm.io import remote
 from safelm.io.files import whole_folder
+from safelm.io.progress import Bar
 from safelm.text.tokenizer import Tokenizer
 
 log = logging.getLogger("safelm.convert_tokens")
@@ -142,8 +141,8 @@ def _not_given(lengths: str) -> str:
     return ""
 
 
-def _bar(total: int | None) -> tqdm.tqdm:
-    return tqdm.tqdm(total=total, unit=" tokens", unit_scale=True, desc="converting", disable=None)
+def _bar(total: int | None) -> Bar:
+    return Bar(total=total, unit=" tokens", unit_scale=True, desc="converting", disable=None)
 
 
 if __name__ == "__main__":

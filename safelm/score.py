@@ -48,10 +48,9 @@ import sys
 import time
 from typing import Any
 
-import tqdm
-
 from safelm import api, cli, documents
 from safelm.io import remote
+from safelm.io.progress import Bar
 from safelm.jobs import array_tasks, beam_runner
 from safelm.jobs.file_shards import RECORDS, run_speed
 from safelm.jobs.output import OutputFolder
@@ -199,7 +198,7 @@ def score(files: Any, work: ScoreWork, runner: beam_runner.Runner, part_bytes: i
         started = time.monotonic()
         if not runner.may_stay_here(len(todo.jobs)):
             scorers.forget()
-        with tqdm.tqdm(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
+        with Bar(total=len(todo.shards), initial=len(todo.done), unit="shard", disable=None) as bar:
             progress = FolderProgress(out, bar, lambda: _show_progress(out, bar))
             beam_runner.run_jobs(todo.jobs, work, runner, progress)
             progress.show()

@@ -33,11 +33,10 @@ import logging
 import time
 from typing import Any
 
-import tqdm
-
 from safelm import cli, documents
 from safelm.documents import annotations
 from safelm.io import hub, remote
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import run_speed
 from safelm.jobs.output import OutputFolder
@@ -217,7 +216,7 @@ def _run(
         shard.keep(desk)
     before = sum(sizes[name] for name in todo.done)
     try:
-        with tqdm.tqdm(total=sum(counts), initial=before, unit="document", disable=None) as bar:
+        with Bar(total=sum(counts), initial=before, unit="document", disable=None) as bar:
             names = {job.name for job in jobs}
             show = functools.partial(_show_progress, out, bar, before, names)
             progress = FolderProgress(out, bar, show, seconds=1.0, remote_seconds=15.0)

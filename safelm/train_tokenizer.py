@@ -12,11 +12,10 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 
-from tqdm import tqdm
-
 from safelm import cli, documents
 from safelm.documents import MalformedLimit
 from safelm.io import remote
+from safelm.io.progress import Bar
 from safelm.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def train_tokenizer(
     """
     counts = CorpusCounts()
     texts = read_texts(documents.list_files(patterns), text_column, counts, limit)
-    with tqdm(texts, desc="read", unit=" documents", disable=None) as progress:
+    with Bar(texts, desc="read", unit=" documents", disable=None) as progress:
         tokenizer = Tokenizer.train((text for text in progress), vocab_size)
     if not counts.num_bytes:
         raise ValueError(

@@ -9,13 +9,12 @@ import os
 import secrets
 from collections.abc import Sequence
 
-import tqdm
-
 from safelm.caching.plan import StorePlan
 from safelm.caching.shards import CacheJob, TaskModule, write_shard
 from safelm.caching.upload import Bucket, push_folder, push_new_shard, staging_folder
 from safelm.data.shard import read_shard_info
 from safelm.io import remote
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.output import OutputFolder
 
@@ -58,7 +57,7 @@ def write_on_beam(plans: Sequence[StorePlan], module: TaskModule, output: str, r
     _loaded.add(work.token)  # this process has planned with them
     out.clear_failures()
     jobs = [job for plan in plans for job in plan.jobs]
-    with tqdm.tqdm(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:
+    with Bar(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:
         beam_runner.run_jobs(jobs, work, runner, lambda: None if bar.disable else bar.update(_done(jobs) - bar.n))
     out.raise_failures()
     for plan in plans:

@@ -11,14 +11,13 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 from safelm.evaluate.journal import open_journal
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import Template, answer_tokens
 from safelm.inference import Generation, Method, generate
 from safelm.inference.methods import looks_ahead
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
+from safelm.io.progress import Bar
 from safelm.lm import LanguageModel
 
 BATCH_SIZE = 32  # prompts decoded at once: what a stop may lose
@@ -78,7 +77,7 @@ def collect(
     keys = [_key(tokens) for tokens in ids]
     with open_journal(journal) as stored:
         missing = {key: tokens for key, tokens in zip(keys, ids, strict=True) if key not in stored.rows}
-        bar = tqdm.tqdm(
+        bar = Bar(
             total=len(prompts),
             initial=len(prompts) - len(missing),
             unit=" answers",

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 from safelm.data.store import TokenStore
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
+from safelm.io.progress import Bar
 from safelm.models import decoder as model_lib
 from safelm.stats.intervals import Estimate, auroc
 
@@ -44,7 +44,7 @@ def perplexity(
         raise ValueError("perplexity: the validation store holds no document of two tokens or more")
     batch_size = max(1, min(batch_size, LOGITS_AT_ONCE // (config.padded_vocab_size * width)))
     total_nll, total_tokens = 0.0, 0
-    for start in tqdm(range(0, len(pieces), batch_size), desc="perplexity", unit=" batches", leave=False, disable=None):
+    for start in Bar(range(0, len(pieces), batch_size), desc="perplexity", unit=" batches", leave=False, disable=None):
         tokens_BT, lengths_B = _pad(pieces[start : start + batch_size], batch_size, width + 1)
         total_nll += float(_negative_log_likelihood(config, params, tokens_BT, lengths_B))
         total_tokens += int(np.maximum(lengths_B - 1, 0).sum())

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 from safelm.evaluate.answers import Checkpoint
 from safelm.evaluate.suites.suite import Prompt
@@ -22,6 +21,7 @@ from safelm.inference.continuations import score_continuations
 from safelm.inference.forward import at_last
 from safelm.inference.prompts import PromptBatch, batches
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
+from safelm.io.progress import Bar
 from safelm.models import decoder as model_lib
 from safelm.stats.comparison import clustered_mean
 from safelm.stats.intervals import auroc, rate
@@ -128,7 +128,7 @@ def _batches(config: model_lib.ModelConfig, rows: Sequence[Sequence[int]]) -> li
 
 def _last_states(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], layer: int) -> Float[np.ndarray, "N D"]:
     states = np.zeros((len(rows), checkpoint.config.d_model))
-    for batch in tqdm(_batches(checkpoint.config, rows), desc="probe", unit=" batches", leave=False, disable=None):
+    for batch in Bar(_batches(checkpoint.config, rows), desc="probe", unit=" batches", leave=False, disable=None):
         x_BD = _states(checkpoint.config, checkpoint.params, batch.tokens_PT, batch.lengths_P, layer=layer)
         states[list(batch.indices)] = np.asarray(x_BD)[: len(batch.indices)]
     return states

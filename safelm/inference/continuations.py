@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference.prompts import bucket
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
+from safelm.io.progress import Bar
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 
@@ -68,7 +68,7 @@ def score_continuations(
     """
     rows = _rows(config, pairs)
     scores: dict[int, ContinuationScore] = {}
-    with tqdm.tqdm(total=len(pairs), unit="pair", disable=None if show_progress else True) as progress:
+    with Bar(total=len(pairs), unit="pair", disable=None if show_progress else True) as progress:
         for width, scored, batch in _batches(config, rows, tokens_at_once, max_rows):
             arrays = _pad(batch, width, scored, max_rows)
             log_probs_BK, is_greedy_BK = jax.device_get(_score(config, params, *arrays))

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import tqdm
 from jax.sharding import Mesh
 
 from safelm.inference.engine import Engine
@@ -13,6 +12,7 @@ from safelm.inference.programs import step_shape
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, Update
 from safelm.inference.weights import Weights
+from safelm.io.progress import Bar
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 
@@ -118,7 +118,7 @@ def run_all(
     index_of = {engine.submit(requests[index]): index for index in shortest_first}
     generations = [Generation([], 0.0, [], "length") for _ in requests]
     try:
-        with tqdm.tqdm(total=len(requests), unit=unit, disable=None if show_progress else True) as progress:
+        with Bar(total=len(requests), unit=unit, disable=None if show_progress else True) as progress:
             while not engine.is_idle:
                 for update in engine.step():
                     _add(generations[index_of[update.request_id]], update)

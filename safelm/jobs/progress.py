@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from safelm.io import progress
 from safelm.jobs.output import OutputFolder
 
 
@@ -31,5 +32,5 @@ class FolderProgress:
 
     def show(self) -> None:
         """Updates the bar now."""
-        if not self._bar.disable:
+        if progress.is_wanted() or not self._bar.disable:
             self._update()

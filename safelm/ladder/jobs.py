@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from safelm.io import files, records
+from safelm.io.progress import Bar
 from safelm.ladder.measure import measure
 from safelm.ladder.plan import MODELS, STAGES, Job, needed_by, trained
 from safelm.train import run as train
@@ -93,7 +93,7 @@ def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
 def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None]) -> None:
     """Does jobs in order, skipping those that other workers hold, until all are done."""
     mine = 0
-    with tqdm(total=len(jobs), unit="job", disable=None) as progress:
+    with Bar(total=len(jobs), unit="job", disable=None) as progress:
         while left := [job for job in jobs if not done_file(output, job).exists()]:
             progress.update(len(jobs) - len(left) - progress.n)
             for job in left:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from safelm.data.store import TokenStore
 from safelm.evaluate.suites.suite import Prompt, hash_prompts, read_prompts
 from safelm.io import records
+from safelm.io.progress import Bar
 from safelm.robustness import attacks
 from safelm.robustness.target import Target, load_target, measure_answers, measure_tag
 from safelm.train import run as train
@@ -71,7 +71,7 @@ def run(study: Study) -> list[dict[str, Any]]:
         job for name in study.models for job in (*_inference(study, name, prompts), *_training(study, name, prompts))
     ]
     points = []
-    for job in tqdm(jobs, unit="point", disable=None):
+    for job in Bar(jobs, unit="point", disable=None):
         points += job()
     return points
 

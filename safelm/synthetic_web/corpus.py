@@ -11,11 +11,10 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 from safelm.documents import declare_no_documents
 from safelm.io import records
 from safelm.io.files import write_whole
+from safelm.io.progress import Bar
 from safelm.synthetic_web.chats import CHAT_SETS
 from safelm.synthetic_web.counterparts import write_moral_education, write_refusal, write_safeweb
 from safelm.synthetic_web.documents import Draft, write_draft
@@ -97,7 +96,7 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
     files: dict[str, dict[str, Any]] = {}
     for split, count in (("train", recipe.documents), ("validation", recipe.validation_documents)):
         by_source: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
-        for number in tqdm(range(count), desc=f"compose {split}", unit=" documents", disable=None):
+        for number in Bar(range(count), desc=f"compose {split}", unit=" documents", disable=None):
             for source, row in rows(recipe.seed, split, number, recipe.missed_harm):
                 by_source[source].append(row)
         for source, found_rows in by_source.items():

@@ -63,6 +63,8 @@ def default_config() -> ConfigDict:
                 "num_workers": 0,
             },
             "eval": {"every_steps": 0, "sources": (), "split": "validation", "batches": 8},  # every_steps 0: never
+            # Hugging Face folders, <workdir>/exports/<step>: every so many steps, at these steps, and at the end.
+            "export": {"every_steps": 0, "at_steps": (), "dtype": "bfloat16"},
             "optimizer": {
                 "name": "adamw",  # adamw or muon; decay is decoupled, of matrices and embeddings
                 "peak_lr": 3e-3,
@@ -86,6 +88,8 @@ def default_config() -> ConfigDict:
             "checkpoint": {"every_steps": 1000, "keep_last": 2, "keep_every": 0},
             "log": {
                 "every_steps": 10,
+                "trackers": ("tensorboard",),  # also wandb, mlflow: see safelm.train.trackers
+                "project": "safelm",  # of W&B; experiment of MLflow
                 "peak_flops": 0.0,  # FLOP/s of one device for MFU; 0: from a table of chips
                 "assumed_mfu": 0.4,  # for the time that `--dry_run` names
                 "profile_start_step": 0,  # a profile of `profile_steps` steps from here on; 0: none but by SIGUSR1
@@ -219,7 +223,7 @@ def _check_numbers(config: ConfigDict) -> None:
     for name in (*positive, "log.every_steps", "eval.batches"):
         if get_field(config, name) < 1:
             raise ValueError(f"{name} is {get_field(config, name)}: it must be at least 1")
-    not_negative = ("total_steps", "total_tokens", "eval.every_steps", "checkpoint.keep_every")
+    not_negative = ("total_steps", "total_tokens", "eval.every_steps", "export.every_steps", "checkpoint.keep_every")
     for name in (*not_negative, "loss.z_loss", "loss.vocab_chunks"):
         if get_field(config, name) < 0:
             raise ValueError(f"{name} is {get_field(config, name)}: it can't be negative")
@@ -228,6 +232,10 @@ def _check_numbers(config: ConfigDict) -> None:
             raise ValueError(f"{name} is {get_field(config, name)}: it must be in {low:g} .. {high:g}")
     if config.optimizer.min_lr > config.optimizer.peak_lr:
         raise ValueError(f"optimizer.min_lr is {config.optimizer.min_lr}, above peak_lr {config.optimizer.peak_lr}")
+    if config.export.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"export.dtype is {config.export.dtype!r}: it must be float32 or bfloat16")
+    if wrong := [step for step in config.export.at_steps if step < 1]:
+        raise ValueError(f"export.at_steps has {wrong[0]}: steps count from 1")
     if unknown := [name for name in config.accept_changes if name not in CHANGES]:
         raise ValueError(f"accept_changes names {unknown[0]!r}: known are {', '.join(CHANGES)}")
     if config.batch_size % config.grad_accum_steps:

@@ -1,7 +1,7 @@
 """Evaluators: measurements of a model while it trains, each with its own interval in steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import jax
@@ -20,11 +20,13 @@ class Evaluator(Protocol):
 
     Attributes:
       name: in messages.
-      every_steps: between two measurements.
+      every_steps: between two measurements; 0: none but those at `at_steps` and the last.
+      at_steps: further steps.
     """
 
     name: str
     every_steps: int
+    at_steps: Collection[int]
 
     def __call__(self, params: Params, step: int) -> dict[str, float]:
         """Named numbers for the step's line in the log. Raises `Stopped` when the run is to stop."""
@@ -34,6 +36,7 @@ class HeldOutLoss:
     """Nats per token on the held-out split of every source of `eval.sources`, as `eval_loss/SOURCE`."""
 
     name = "held-out loss"
+    at_steps = ()
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The log of a training run: JSON lines, TensorBoard events and a progress line. Needs no TensorFlow.
+"""The log of a training run: JSON lines, trackers and a progress line. Needs no TensorFlow.
 
 Throughput counts the positions the model computes (rows x seq_len, padding included).
 
@@ -14,10 +14,9 @@ square, not the causal half, as is the custom. The peak is the chip's dense bflo
 
 import contextlib
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -25,7 +24,9 @@ from etils import epath
 from tqdm import tqdm
 
 from safelm.io import files, records, remote
+from safelm.io.progress import ProgressFile
 from safelm.train.step import StepMetrics
+from safelm.train.trackers import Tracker
 
 # Dense bfloat16 FLOP/s of one JAX device, by the start of its `device_kind` (the longest that fits).
 PEAK_FLOPS = {
@@ -56,21 +57,31 @@ def peak_flops(device_kind: str, configured: float | int = 0.0) -> float | None:
 
 
 class MetricsLog:
-    """`<workdir>/metrics.jsonl`, one object per line with its step, and the same in `<workdir>/tensorboard`.
+    """`<workdir>/metrics.jsonl`, one object per line with its step, and the same in every tracker.
 
     A run resumed at a step drops the lines after it, so that no step is there twice. Only process 0 writes.
     """
 
-    def __init__(self, workdir: str, *, start_step: int, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        start_step: int,
+        trackers: Callable[[], Sequence[Tracker]] = lambda: (),
+        enabled: bool = True,
+    ):
+        """`trackers` opens them, in process 0 only."""
         self._enabled = enabled
         if not enabled:
             return
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = _lines_up_to(self._path, start_step)
+        former = _former_lines(self._path)
+        self._lines = [json.dumps(line) for line in former if line["step"] <= start_step]
+        self._repeated = {line["step"]: line.get("loss") for line in former if line["step"] > start_step}
         self._is_local = not remote.is_remote(str(workdir))
         self._write_all()
-        self._board = _Board(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
+        self._trackers = tuple(trackers())
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Appends one line; OSError names the file if it can't be written."""
@@ -89,14 +100,18 @@ class MetricsLog:
                 file.write(line + "\n")
         else:  # an object store can't append: `flush` uploads the whole file
             self._lines.append(line)
-        self._board.write(step, values)
-        if self._is_local:
-            self._board.flush()
+        is_known = self._repeated.pop(step, self) == values.get("loss")
+        for tracker in self._trackers:
+            if tracker.takes_back or not is_known:
+                tracker.write(step, values)
+            if self._is_local:
+                tracker.flush()
 
     def flush(self) -> None:
         """Makes what was written visible; call it at checkpoints."""
         if self._enabled:
-            self._board.flush()
+            for tracker in self._trackers:
+                tracker.flush()
             if not self._is_local:
                 self._write_all()
 
@@ -104,7 +119,8 @@ class MetricsLog:
         """Flushes and lets go of the files."""
         if self._enabled:
             self.flush()
-            self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -122,34 +138,13 @@ class MetricsLog:
             self._path.write_text(text)
 
 
-class _Board:
-    """TensorBoard events, written at once: `SummaryWriter`'s thread dies on a full disk, and then the run hangs."""
-
-    def __init__(self, folder: str, *, purge_step: int):
-        # Here because tensorboardX loads PyTorch where that is installed.
-        from tensorboardX import event_file_writer, record_writer, summary
-        from tensorboardX.proto import event_pb2
-
-        self._event, self._scalar = event_pb2.Event, summary.scalar
-        record_writer.directory_check(folder)
-        self._writer = event_file_writer.EventsWriter(os.path.join(folder, "events"), f".{purge_step}")
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # hides a stopped run's later events
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
-        self.flush, self.close = self._writer.flush, self._writer.close
-
-    def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        for name, value in values.items():
-            summary = self._scalar(name, value)
-            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
-
-
-def _lines_up_to(path: epath.Path, step: int) -> list[str]:
-    """The lines of a metrics file whose step isn't later; a last line cut by a kill is dropped."""
+def _former_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut by a kill is dropped."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "replace")
     found = records.parse_lines(text, str(path), "remove that line, or move the file away")
-    return [json.dumps(record) for record in found if isinstance(record.get("step"), int) and record["step"] <= step]
+    return [record for record in found if isinstance(record.get("step"), int)]
 
 
 class LossWindow:
@@ -214,6 +209,17 @@ class Progress:
         self._counted: tuple[int, float] | None = None  # step and time from which throughput is measured
         self._begin: tuple[int, float] | None = None  # the same for the time left
         self._last: dict[str, float] = {}
+        self._file: ProgressFile | None = None
+
+    def write_into(self, file: ProgressFile) -> None:
+        """From here on `progress.json` is written too."""
+        self._file = file
+
+    def count(self, step: int) -> None:
+        """One more update is under way."""
+        if self._file is not None and self._begin is not None:
+            self._file.take(step=step, tokens=step * self._tokens)
+            self._file.count(step, self._total, since=self._begin[1], before=self._begin[0])
 
     def start(self, step: int) -> None:
         """Says where the run begins; the clocks start with the first `restart_clock`, after compilation."""
@@ -238,6 +244,8 @@ class Progress:
         """One line: step, loss in nats per token (None: no update was applied), tokens/s, MFU, time left."""
         if not self._enabled:
             return
+        if self._file is not None:
+            self._file.take(loss=loss, tokens_per_second=self._last.get("tokens_per_second"))
         speed = self._last.get("tokens_per_second")
         text = "loss n/a" if loss is None else f"loss {loss:.4f}"
         text += f"  {speed:,.0f} tokens/s" if speed else "  n/a tokens/s"

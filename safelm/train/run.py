@@ -15,14 +15,16 @@ from safelm import documents
 from safelm.checkpoints import checkpoint
 from safelm.data.batch import Batch
 from safelm.io import records, remote
+from safelm.io.progress import ProgressFile
 from safelm.models import sharding
 from safelm.train import config as train_config
 from safelm.train import dry_run as dry_runs
-from safelm.train import faults, metrics, plan, processes, program, restore, resume
+from safelm.train import faults, metrics, plan, processes, program, restore, resume, trackers
 from safelm.train.clock import Clock
 from safelm.train.data import TrainData
 from safelm.train.evaluators import Evaluator, HeldOutLoss, Stopped
 from safelm.train.events import Events
+from safelm.train.exports import HuggingFaceExport
 from safelm.train.optimizer import Schedule, make_schedule
 from safelm.train.preemption import Preempted, Preemption
 from safelm.train.profile import Profile
@@ -44,6 +46,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     """
     _set_compilation_cache(config.compilation_cache_dir)
     faults.check_config(config.faults)
+    trackers.check(config.log.trackers)
     if dry_run:
         dry_runs.dry_run(config, workdir)
         return
@@ -98,8 +101,11 @@ class Run:
             self._profile = stack.enter_context(Profile(self._workdir, config.log, note=note))
             self._checkpoints = stack.enter_context(checkpoint.Checkpoints(self._workdir, **keep))
             self._restore()
-            log = metrics.MetricsLog(self._workdir, start_step=self.step, enabled=self._is_main)
-            self._log = stack.enter_context(log)
+            self._log = stack.enter_context(self._open_log())
+            if self._is_main:
+                path = f"{self._workdir.rstrip('/')}/progress.json"
+                file = ProgressFile(path, "safelm.train", stage="training", unit="step", workdir=self._workdir)
+                self._progress.write_into(stack.enter_context(file))
             self._compile()
             self._open_files = stack.pop_all()
         return self
@@ -114,7 +120,7 @@ class Run:
             self.step += 1
             self._update(self._next_batch())
             leaving = self._should_stop()
-            pause = leaving or any(map(self._is_due, self._pauses))
+            pause = leaving or any(map(self._is_due, self._pauses)) or any(map(self._wants, self._evaluators))
             if self._roll_back(pause):
                 continue
             self._checkpoints.check()
@@ -131,6 +137,18 @@ class Run:
         self._end()
 
     # Before the loop and after it.
+
+    def _open_log(self) -> metrics.MetricsLog:
+        config, workdir, note = self._config, self._workdir, self._progress.note
+        settings = json.loads(config.to_json_best_effort())
+
+        def opened() -> list[trackers.Tracker]:
+            place = {"project": config.log.project, "start_step": self.step}
+            found = trackers.open_trackers(config.log.trackers, workdir, settings, **place)
+            # A full disk ends a run, and TensorBoard's events are on the disk.
+            return [each if each.name == "tensorboard" else trackers.Guarded(each, note) for each in found]
+
+        return metrics.MetricsLog(workdir, start_step=self.step, trackers=opened, enabled=self._is_main)
 
     def _restore(self) -> None:
         self._source = restore.Source(self._checkpoints, self._program, self._resolved, self._data, self._tell)
@@ -156,8 +174,22 @@ class Run:
             every = self._config.eval.every_steps
             self._evaluators.append(HeldOutLoss(every, evaluate, self._data, batch_sharding, self._should_stop))
         config = self._config
+        if config.export.every_steps or config.export.at_steps:
+            self._evaluators.append(self._make_export())
         self._pauses = [config.log.every_steps, config.checkpoint.every_steps]
-        self._pauses += [evaluator.every_steps for evaluator in self._evaluators]
+
+    def _make_export(self) -> HuggingFaceExport:
+        fields, run = self._config.export, self._resolved
+        return HuggingFaceExport(
+            fields.every_steps,
+            fields.at_steps,
+            self._workdir,
+            run.model,
+            run.tokenizer,
+            dtype=fields.dtype,
+            should_stop=self._should_stop,
+            note=self._progress.note,
+        )
 
     def _begin(self) -> None:
         if "unfinished" in self._meta:  # the run left in the evaluation after this step
@@ -188,6 +220,7 @@ class Run:
         with self._profile.step(self.step, asked=self._preemption.take_profile_request()):
             self.state, step_metrics = self._update_program(self.state, batch, self._controls)
         self._unread.append((self.step, step_metrics))
+        self._progress.count(self.step)
         self._preemption.begin()
 
     def _roll_back(self, pause: bool) -> bool:
@@ -219,16 +252,16 @@ class Run:
     def _evaluate(self, numbers: dict[str, float]) -> bool:
         """Runs the evaluators that are due and writes the step's line; returns False if one was stopped."""
         for evaluator in self._evaluators:
-            if not self._is_due(evaluator.every_steps):
+            if not self._wants(evaluator):
                 continue
             try:
                 with self._clock.aside("eval"):
                     found = evaluator(self.state.params, self.step)
             except Stopped:
                 return False
-            self._progress.note(
-                f"step {self.step}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-            )
+            if found:
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+                self._progress.note(f"step {self.step}  {shown}")
             numbers = numbers | found
         if numbers:
             self._log.write(self.step, numbers | self._clock.take())
@@ -254,7 +287,10 @@ class Run:
         raise Preempted(f"stopped after step {self.step}: saved", self._preemption.exit_code)
 
     def _is_due(self, every_steps: int) -> bool:
-        return self.step == self._config.total_steps or self.step % every_steps == 0
+        return self.step == self._config.total_steps or (every_steps > 0 and self.step % every_steps == 0)
+
+    def _wants(self, evaluator: Evaluator) -> bool:
+        return self.step in evaluator.at_steps or self._is_due(evaluator.every_steps)
 
     def _should_stop(self) -> bool:
         return self._any_process(self._preemption.requested)

@@ -15,7 +15,7 @@ from safelm import documents
 # A package may import those before it in this list, never those behind it. A module at the root of `safelm` has a place
 # of its own; `safelm` itself is the API, whose imports are lazy.
 PACKAGES = (
-    "xla_flags tags cli config_files io stats report text models checkpoints formats data interchange documents jobs "
+    "xla_flags tags io cli config_files stats report text models checkpoints formats data interchange documents jobs "
     "inference lm synthetic_web safety api selection evaluate serving train aot caching robustness ladder "
     "generate convert score annotate report_card select serve label synthesize cache_tasks convert_tokens "
     "train_tokenizer train_classifier lm_eval __main__"  # the commands

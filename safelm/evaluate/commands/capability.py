@@ -10,8 +10,6 @@ import json
 import pathlib
 from typing import Any
 
-from tqdm import tqdm
-
 from safelm import cli
 from safelm.evaluate.capability import documents
 from safelm.evaluate.capability.suite import TASKS, CapabilityOptions, merge, run_capability, task_protocol
@@ -20,6 +18,7 @@ from safelm.evaluate.protocol import hash_params
 from safelm.formats import sources
 from safelm.io import hub, records
 from safelm.io.files import write_whole
+from safelm.io.progress import Bar
 from safelm.text import named_templates
 
 
@@ -32,7 +31,7 @@ def capability_main(arguments: argparse.Namespace) -> None:
         documents.find(task, options.data)  # what is missing shows before any model is loaded
     output = pathlib.Path(arguments.output)
     results = {}
-    with tqdm(total=len(folders) * len(options.tasks), unit="task", disable=None) as progress:
+    with Bar(total=len(folders) * len(options.tasks), unit="task", disable=None) as progress:
         for name, folder in folders.items():
             source = hub.pinned(folder)
             config, params, tokenizer = sources.read_model(source, chat_template=arguments.chat_template)

@@ -18,8 +18,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from safelm import cli, documents
 from safelm.data.store import TokenStore
 from safelm.evaluate import coherence, likelihood, runs
@@ -43,6 +41,7 @@ from safelm.formats import sources
 from safelm.inference.methods import Method
 from safelm.io import hub, records
 from safelm.io.files import write_whole
+from safelm.io.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def main(arguments: argparse.Namespace) -> None:
     skip = parse_skip(arguments.skip, folders, methods)
     bench = _open_bench(arguments)
     results = _describe(bench) | {"models": {}, "runs": []}
-    with tqdm(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
+    with Bar(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
         for name, folder in folders.items():
             source = hub.pinned(folder)
             checkpoint = _load(source, name, bench)

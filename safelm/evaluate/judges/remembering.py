@@ -6,11 +6,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import tqdm
-
 from safelm.evaluate.journal import open_journal
 from safelm.evaluate.judges import Judge, judge_and_score
 from safelm.evaluate.judges.verdicts import UNSCORED, Exchange
+from safelm.io.progress import Bar
 
 AT_ONCE = 32  # what a stop may lose
 
@@ -36,7 +35,7 @@ class RememberingJudge:
         with open_journal(self._path) as journal:
             rows |= {key: journal.rows[key] for key in keys if key in journal.rows}
             missing = {key: each for key, each in zip(keys, exchanges, strict=True) if key not in rows}
-            with tqdm.tqdm(total=len(missing), unit=" verdicts", desc=self.name, leave=False, disable=None) as progress:
+            with Bar(total=len(missing), unit=" verdicts", desc=self.name, leave=False, disable=None) as progress:
                 for start in range(0, len(missing), AT_ONCE):
                     batch = dict(list(missing.items())[start : start + AT_ONCE])
                     verdicts, scores = judge_and_score(self._judge, list(batch.values()))

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int32
-from tqdm import tqdm
 
 from safelm.io.files import write_whole
+from safelm.io.progress import Bar
 from safelm.safety.embedding import Embedder
 
 _BATCH_TEXTS = 64
@@ -39,7 +39,7 @@ class CachedEmbedder:
         keys = [_key(text) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
         order = sorted(missing, key=lambda key: len(missing[key]))
-        with tqdm(total=len(order), desc=description, unit=" texts", disable=None) as progress:
+        with Bar(total=len(order), desc=description, unit=" texts", disable=None) as progress:
             for start in range(0, len(order), _BATCH_TEXTS):
                 batch = order[start : start + _BATCH_TEXTS]
                 self._compute(batch, [missing[key] for key in batch])

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from safelm.io.files import write_whole
+from safelm.io.progress import Bar
 from safelm.safety.embedding import Backbone, packed
 
 _ROWS, _ROWS_A_FILE = 8, 256
@@ -43,7 +43,7 @@ class StateCache:
         missing = [c for key, c in {_key(chunk): chunk for chunk in chunks}.items() if key not in self._known]
         row_tokens = self._backbone.max_tokens
         plan = packed.plan([len(chunk) for chunk in missing], row_tokens) if missing else []
-        with tqdm(total=sum(map(len, missing)), desc=description, unit=" tokens", disable=None) as bar:
+        with Bar(total=sum(map(len, missing)), desc=description, unit=" tokens", disable=None) as bar:
             for start in range(0, len(plan), _ROWS_A_FILE):
                 done: list[int] = []
                 values: list[np.ndarray] = []
@@ -112,7 +112,7 @@ def embed(
     params = jax.device_put(backbone.params)
     plan = packed.plan([len(chunk) for chunk in chunks], backbone.max_tokens)
     out_ND = np.zeros((len(chunks), backbone.dim), np.float32)
-    for start in tqdm(range(0, len(plan), _ROWS), desc="embed", unit=" batches", disable=None):
+    for start in Bar(range(0, len(plan), _ROWS), desc="embed", unit=" batches", disable=None):
         rows = packed.filled(plan[start : start + _ROWS], backbone.max_tokens, _ROWS, value_of)
         found_BSD = np.asarray(pooled(params, rows.values, rows.segments_BT, rows.positions_BT))
         out_ND[rows.chunk_BS[rows.chunk_BS >= 0]] = found_BSD[rows.chunk_BS >= 0]

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
-from tqdm import tqdm
 
+from safelm.io.progress import Bar
 from safelm.safety.classifier import head
 from safelm.safety.classifier.state_cache import StateCache
 from safelm.safety.classifier.targets import Targets
@@ -153,7 +153,7 @@ def tune(
         trained, optimizer = state.trained, state.optimizer
         batches = program.batches(chunks, np.random.default_rng((recipe.seed, state.epoch)))
         total, name = sum(map(len, chunks)), f"epoch {state.epoch + 1} of {recipe.epochs}"
-        with tqdm(total=total, desc=name, unit=" tokens", unit_scale=True, disable=None) as bar:
+        with Bar(total=total, desc=name, unit=" tokens", unit_scale=True, disable=None) as bar:
             for batch in batches:
                 rows = program.filled(batch, chunks)
                 trained, optimizer, loss = program.step(trained, optimizer, rows, labels)

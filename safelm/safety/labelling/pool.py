@@ -5,10 +5,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import tqdm
-
 from safelm import documents
 from safelm.documents import Malformed, MalformedError, MalformedLimit, RowTally, harm
+from safelm.io.progress import Bar
 from safelm.safety.labelling.choice import Candidate, Smallest, draw
 from safelm.safety.labelling.uncertainty import DETAILS, opinion, opinions_of, scorers_of
 from safelm.safety.scorer import Scorer
@@ -54,7 +53,7 @@ def read(settings: PoolSettings, scorers: Sequence[Scorer] = ()) -> Iterator[Can
         advice = harm.advice(first[0].values)
         raise ValueError(f"{files[0]}: no row has a harm score: {advice}, or score a sample now by --scorers=bundled")
     unscored = 0
-    for path in tqdm.tqdm(files, unit="file", disable=None):
+    for path in Bar(files, unit="file", disable=None):
         for row, identity, text in _rows(path, settings, _columns(path, settings)):
             found = harm.text_harm_score(row.values, path, settings.score_column)
             if found.value is None:
@@ -109,7 +108,7 @@ def _scored_now(files: Sequence[str], settings: PoolSettings, scorers: Sequence[
             sample.add(draw(settings.seed, candidate), candidate)
     loaded, unscored = LoadedScorers(scorers), 0
     found = sample.values()
-    with tqdm.tqdm(total=len(found), unit="document", disable=None) as bar:
+    with Bar(total=len(found), unit="document", disable=None) as bar:
         for batch in batches((each.text, each) for each in found):
             for (_, each), verdicts in zip(batch, loaded.ask([text for text, _ in batch]), strict=True):
                 score = loaded.ensemble.combine(list(verdicts.values())).score

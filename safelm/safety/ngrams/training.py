@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from safelm.io import files, remote
+from safelm.io.progress import Bar
 from safelm.safety.classifier import checkpoint, examples, metrics
 from safelm.safety.classifier.balance import Balance
 from safelm.safety.classifier.examples import Example
@@ -100,7 +100,7 @@ class _Run:
     def result(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The tensors and the record of a model's file."""
         fits = 1 + self._settings.page_folds + len(self.left_out)
-        with tqdm(total=fits * self._settings.steps, desc="fitting", unit=" steps", disable=None) as bar:
+        with Bar(total=fits * self._settings.steps, desc="fitting", unit=" steps", disable=None) as bar:
             model = self._fit(np.ones(len(self.train), bool), bar)
             page_value_p = self._page_values(model, bar)
             areas = {source: self._left_out(source, bar) for source in self.left_out}

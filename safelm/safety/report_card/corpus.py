@@ -13,12 +13,11 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from tqdm import tqdm
-
 from safelm import cli, documents
 from safelm.documents import annotations, harm
 from safelm.documents.annotations import AnnotationFolder
 from safelm.io import remote
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import split
 from safelm.jobs.output import OutputFolder
@@ -142,7 +141,7 @@ def _count_missing(jobs: list[CountJob], work: CountWork, out: OutputFolder, run
         _logger.info("%d of %d pieces were counted by an earlier run", len(jobs) - len(todo), len(jobs))
     sizes = {f"{job.name}.json": job.piece.bytes for job in todo}
     few = not runner.workers and sum(sizes.values()) <= SMALL_BYTES
-    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="counting", disable=None) as bar:
+    with Bar(total=sum(sizes.values()), unit="B", unit_scale=True, desc="counting", disable=None) as bar:
         if runner.is_here and (few or beam_runner.local_workers(runner, len(todo)) == 1):
             for job in todo:
                 work.run(job, None)

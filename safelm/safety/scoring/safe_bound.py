@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 from jaxtyping import Float
 
 from safelm import documents
+from safelm.io.progress import Bar
 from safelm.safety.scorer import LEVELS, HeldOut, ThresholdScorer
 from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 from safelm.safety.scoring.shard import batches, no_quotations
@@ -167,7 +167,7 @@ def _texts(path: str, text_column: str) -> list[str]:
 
 def _probabilities(scorer: Any, texts: Sequence[str]) -> dict[int, Float[np.ndarray, " n"]]:
     found: dict[int, list[float]] = {level: [] for level in LEVELS}
-    with tqdm.tqdm(total=len(texts), desc=f"safe pages, {scorer.name}", unit=" pages", disable=None) as bar:
+    with Bar(total=len(texts), desc=f"safe pages, {scorer.name}", unit=" pages", disable=None) as bar:
         for batch in batches((text, None) for text in texts):
             chosen = [text for text, _ in batch]
             with no_quotations(f"scorer {scorer.name}", chosen):

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt64
-from tqdm import tqdm
 
 from safelm import documents
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
@@ -61,7 +61,7 @@ def take(
     there = out.sizes(FOLDER)
     todo = [job for job in jobs if os.path.basename(_file(job)) not in there]
     work = CensusWork(out.root, selection)
-    with tqdm(total=len(todo), unit="shard", desc="checking", disable=None) as bar:
+    with Bar(total=len(todo), unit="shard", desc="checking", disable=None) as bar:
         if runner.is_here and input_bytes <= SMALL_BYTES:
             for job in todo:
                 work.run(job, None)
@@ -83,7 +83,7 @@ def copies(out: OutputFolder, job: ShardJob) -> frozenset[int]:
     return frozenset(found["rows"]) if found else frozenset()
 
 
-def _on_tick(out: OutputFolder, bar: tqdm, before: int) -> Callable[[], object]:
+def _on_tick(out: OutputFolder, bar: Bar, before: int) -> Callable[[], object]:
     def count() -> int:
         return sum(name.endswith(_SUFFIX) for name in out.sizes(FOLDER))
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
 from safelm.io import records
+from safelm.io.progress import Bar
 from safelm.jobs.file_shards import RECORDS, ShardJob
 from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis import census, columns, journal
@@ -66,7 +66,7 @@ def _merged(one: Funnel, other: Funnel) -> Funnel:
 def remove_duplicates(out: OutputFolder, plan: SynthesisPlan, funnel: Funnel) -> list[Duplicate]:
     """The passed rows that nearly repeat an earlier one, in the order of the shards; updates the funnel."""
     seen, found = Duplicates(plan.work.gates.duplicate_threshold), []
-    with tqdm(total=sum(r["passed"] for r in plan.done.values()), desc="comparing", disable=None) as bar:
+    with Bar(total=sum(r["passed"] for r in plan.done.values()), desc="comparing", disable=None) as bar:
         for job in plan.shards:
             if not plan.done[job.name]["passed"]:
                 continue
@@ -93,7 +93,7 @@ def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplica
     for each in duplicates:
         dropped.setdefault(each.shard, set()).add(each.index)
     files = {}
-    for job in tqdm(plan.shards, unit="file", desc="publishing", disable=None):
+    for job in Bar(plan.shards, unit="file", desc="publishing", disable=None):
         name = job.name + columns.suffix(job.path)
         without = dropped.get(job.name, set())
         rows = plan.done[job.name]["passed"] - len(without)

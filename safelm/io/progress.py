@@ -1,0 +1,170 @@
+"""`progress.json`: how far a command is, for whoever has no terminal; and the bar that shows it on one.
+
+One object, replaced whole at most every few seconds:
+
+    command, pid, host   who writes it
+    state                running, done, stopped or failed; failed with `error`, the line that the command ended with
+    started, updated     seconds since 1970
+    stage, unit          what is being counted
+    done, total, rate, eta_seconds   total and eta are null where nobody knows; the rate is per second
+
+`updated` that stands still for minutes beside `running` means that the process is gone or hangs. `safelm.train` writes
+one into every workdir, with step, tokens and loss; other commands where `--progress_file` or `SAFELM_PROGRESS_FILE`
+says.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import tqdm
+
+from safelm.io import files, remote
+
+VARIABLE = "SAFELM_PROGRESS_FILE"
+HELP = f"write progress.json here every few seconds, for monitoring without a terminal (${VARIABLE})"
+SECONDS, REMOTE_SECONDS = 2.0, 30.0
+_STOPS = ("Preempted", "KeyboardInterrupt")
+
+
+class ProgressFile:
+    """Writes the object; a file that can't be written is not worth a run: it is tried again the next time."""
+
+    def __init__(self, path: str, command: str, **values: Any):
+        """`values`: further fields, from the beginning."""
+        self._path = path
+        self._interval = REMOTE_SECONDS if remote.is_remote(path) else SECONDS
+        self._next, self._begun = 0.0, time.monotonic()
+        self._values: dict[str, Any] = {
+            "command": command,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "state": "running",
+            "started": time.time(),
+            **values,
+        }
+        self._pid = os.getpid()
+
+    def take(self, **values: Any) -> None:
+        """Takes up new values."""
+        self._values |= values
+
+    def update(self, **values: Any) -> None:
+        """Takes up new values and writes all if the last write is a few seconds old."""
+        self.take(**values)
+        if time.monotonic() >= self._next:
+            self._write()
+
+    def count(self, done: int | float, total: int | float | None, *, since: float, before: int | float = 0) -> None:
+        """Takes up a count; `before` of it were done at `since`, a time of `time.monotonic`."""
+        seconds = time.monotonic() - since
+        rate = (done - before) / seconds if seconds > 0 and done > before else None
+        left = None if total is None or rate is None else round(max(total - done, 0) / rate, 1)
+        self.update(done=done, total=total, rate=rate, eta_seconds=left)
+
+    def end(self, state: str, error: str = "") -> None:
+        """Writes how it ended."""
+        self._values |= {"state": state, "eta_seconds": None} | ({"error": error} if error else {})
+        self._write()
+
+    def __enter__(self) -> "ProgressFile":
+        self.update()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None:
+            self.end("done")
+        elif kind.__name__ in _STOPS:
+            self.end("stopped")
+        else:
+            self.end("failed", " ".join(str(error).split()))
+
+    def _write(self) -> None:
+        if os.getpid() != self._pid:  # a fork of the command
+            return
+        self._next = time.monotonic() + self._interval
+        text = json.dumps(self._values | {"updated": time.time()}, indent=1) + "\n"
+        try:
+            remote.write_text(self._path, text) if remote.is_remote(self._path) else files.write_whole(self._path, text)
+        except OSError:
+            pass
+
+
+_current: ProgressFile | None = None
+_open_bars: list["Bar"] = []
+
+
+def begin(path: str, command: str) -> None:
+    """From here on the command's bars write into this file; "" takes the variable's, or none."""
+    global _current
+    path = path or os.environ.get(VARIABLE, "")
+    _current = ProgressFile(path, command) if path else None
+    if _current is not None:
+        _current.update()
+
+
+def is_wanted() -> bool:
+    """Whether a file is written: then counting is worth while without a terminal too."""
+    return _current is not None
+
+
+def end(state: str, error: str = "") -> None:
+    """The command has ended."""
+    global _current
+    if _current is not None:
+        _current.end(state, error)
+    _current = None
+
+
+class Bar(tqdm.tqdm):
+    """tqdm's bar, quiet where there is no terminal, which also writes the command's progress file.
+
+    Of bars within bars the outermost counts; the innermost one's description is the stage.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **({"disable": None} | kwargs))
+        self._what, self._unit = kwargs.get("desc") or "", (kwargs.get("unit") or "it").strip()
+        self._first, self._since = self.n, time.monotonic()
+        _open_bars.append(self)
+        self._tell(self.n)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for count, value in enumerate(super().__iter__(), self._first):
+                self._tell(count)
+                yield value
+        finally:
+            self.close()
+
+    def update(self, n: float | int | None = 1) -> bool | None:
+        """Counts `n` more."""
+        result = super().update(n)
+        if self.disable:
+            self.n += n or 0
+        self._tell(self.n)
+        return result
+
+    def refresh(self, *args: Any, **kwargs: Any) -> bool | None:
+        """Shows what `n` has been set to."""
+        result = super().refresh(*args, **kwargs)
+        self._tell(self.n)
+        return result
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self in _open_bars:
+            self._tell(self.n)
+            _open_bars.remove(self)
+        super().close()
+
+    def _tell(self, done: float | int) -> None:
+        if _current is None or self not in _open_bars:
+            return
+        outer, inner = _open_bars[0], _open_bars[-1]
+        _current.take(stage=inner._what or outer._what, unit=outer._unit)
+        if self is outer:
+            _current.count(done, self.total, since=self._since, before=self._first)

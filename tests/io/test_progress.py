@@ -1,0 +1,83 @@
+"""progress.json: what a command writes about how far it is."""
+
+import json
+import os
+
+import pytest
+
+from safelm import cli
+from safelm.io import progress
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """Seconds that pass only when told to."""
+
+    class Now:
+        value = 1000.0
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: Now.value)
+    monkeypatch.setattr(progress.time, "time", lambda: Now.value)
+    return Now
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file that a command's bars write into."""
+    progress.begin(str(tmp_path / "deep/progress.json"), "a command")
+    yield lambda: json.loads((tmp_path / "deep/progress.json").read_text())
+    progress.end("done")
+
+
+def test_a_bar_tells_how_far_it_is_at_most_every_two_seconds(now, file):
+    assert file()["state"] == "running" and file()["pid"] == os.getpid() and file()["command"] == "a command"
+    now.value += 2
+    with progress.Bar(total=40, initial=10, unit=" pages", desc="reading") as bar:
+        now.value += 1
+        bar.update(5)
+        assert file()["done"] == 10  # written a second ago
+        now.value += 1
+        bar.update(5)
+        assert (file()["done"], file()["total"], file()["stage"], file()["unit"]) == (20, 40, "reading", "pages")
+        assert file()["rate"] == pytest.approx(5.0) and file()["eta_seconds"] == pytest.approx(4.0)
+        assert file()["updated"] == now.value and file()["started"] == 1000.0
+
+
+def test_of_bars_within_bars_the_outer_one_counts_and_the_inner_one_names_the_stage(now, file):
+    seen = []
+    for _ in progress.Bar(range(3), desc="models", unit="run"):
+        for _ in progress.Bar(range(50), desc="answers", unit="answer"):
+            now.value += 1
+        seen.append((file()["stage"], file()["done"], file()["total"], file()["unit"]))
+    assert seen == [("answers", 0, 3, "run"), ("answers", 1, 3, "run"), ("answers", 2, 3, "run")]
+    progress.end("done")
+    assert (file()["stage"], file()["done"], file()["state"], file()["eta_seconds"]) == ("models", 3, "done", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [(None, "done", 0), (ValueError("a\nb"), "failed", 2), (KeyboardInterrupt(), "stopped", 130)],
+)
+def test_every_command_takes_the_flag_and_says_how_it_ended(tmp_path, capsys, error, state, code):
+    def main(flags):
+        if error is not None:
+            raise error
+
+    ended = 0
+    try:
+        cli.run(main, cli.parser("safelm.something", "What it does."), [f"--progress_file={tmp_path}/progress.json"])
+    except SystemExit as end:
+        ended = end.code
+    found = json.loads((tmp_path / "progress.json").read_text())
+    assert ended == code and found["state"] == state and found["command"] == "python -m safelm.something"
+    assert found.get("error") == ("a b" if code == 2 else None)
+
+
+def test_the_variable_names_the_file_and_a_file_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "progress.json"))
+    cli.run(lambda flags: None, cli.parser("safelm.something", "What it does."), [])
+    assert json.loads((tmp_path / "progress.json").read_text())["state"] == "done"
+    (tmp_path / "plain").write_text("")
+    for _ in range(2):
+        cli.run(lambda flags: None, cli.parser("safelm.x", "."), [f"--progress_file={tmp_path}/plain/progress.json"])
+    assert not progress.is_wanted()
