@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv beside this checkout and installs SafeLM into it, with the versions of constraints.txt.
-#   scripts/install.sh [EXTRA...]                 EXTRA: eval, serve, scoring, synthesis, tpu, beam, parity, dev
-#   SAFELM_HASHES=1 scripts/install.sh            all extras but parity, every file checked against its known hashes
+#   scripts/install.sh [EXTRA...]                 EXTRA: eval, serve, scoring, synthesis, tpu, beam, parity, tracking, dev
+#   SAFELM_HASHES=1 scripts/install.sh            all extras but parity and tracking, files checked against known hashes
 # SAFELM_PYTHON picks the Python (3.11 or 3.12), SAFELM_VENV another folder. Does nothing when the same request has been
 # installed already. quickstart.sh, ladder.sh and test.sh call it.
 set -euo pipefail
@@ -32,10 +32,12 @@ for extra in "$@"; do
 done
 extras=$(IFS=,; echo "$*")
 hashed=${SAFELM_HASHES:-0}
-if [ "$hashed" = 1 ] && [[ ",$extras," == *,parity,* ]]; then
-  echo "install.sh: SAFELM_HASHES=1 does not go with the extra parity, whose hashes are not kept" >&2
-  exit 2
-fi
+for extra in parity tracking; do
+  if [ "$hashed" = 1 ] && [[ ",$extras," == *,$extra,* ]]; then
+    echo "install.sh: SAFELM_HASHES=1 does not go with the extra $extra, whose hashes are not kept" >&2
+    exit 2
+  fi
+done
 venv=${SAFELM_VENV:-.venv}
 pins=constraints.txt stamp="$venv/installed-${extras//,/-}"
 if [ "$hashed" = 1 ]; then pins=requirements-hashed.txt stamp="$venv/installed-hashed"; fi
@@ -44,7 +46,7 @@ if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt "$pins" 
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
 if [ "$hashed" = 1 ]; then
-  echo "installing SafeLM with all extras but parity into $venv, hashes checked (about 3 GB, some minutes) ..."
+  echo "installing SafeLM with all extras but parity and tracking into $venv, hashes checked (about 3 GB, some minutes) ..."
   install --require-hashes --no-deps --requirement "$pins"  # the list is complete
   install --no-deps --no-build-isolation --editable .
 else

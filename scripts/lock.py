@@ -3,7 +3,7 @@
     python scripts/lock.py
 
 One list for both Pythons: where their pins differ, a marker says which is whose. For Linux, x86-64, all extras but
-parity; `SAFELM_HASHES=1 scripts/install.sh` installs it.
+parity and tracking; `SAFELM_HASHES=1 scripts/install.sh` installs it.
 """
 
 import pathlib
@@ -18,14 +18,14 @@ PYTHONS = ("3.11", "3.12")
 PLATFORM = "x86_64-manylinux_2_31"
 HEADER = """\
 # The pins of constraints.txt with the hashes of their files, for `SAFELM_HASHES=1 scripts/install.sh`. Linux, x86-64,
-# all extras but parity. Made by scripts/lock.py; a change of constraints.txt asks for it again.
+# all extras but parity and tracking. Made by scripts/lock.py; a change of constraints.txt asks for it again.
 """
 
 
 def extras() -> list[str]:
-    """All of pyproject.toml's but parity."""
+    """All of pyproject.toml's but those whose pins are not kept."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return sorted(project["optional-dependencies"].keys() - {"parity"})
+    return sorted(project["optional-dependencies"].keys() - {"parity", "tracking"})
 
 
 def compiled(python: str) -> dict[str, str]:

@@ -128,15 +128,17 @@ class Bar(tqdm.tqdm):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **({"disable": None} | kwargs))
         self._what, self._unit = kwargs.get("desc") or "", (kwargs.get("unit") or "it").strip()
-        self._first, self._since = self.n, time.monotonic()
+        self._first = self._at = self.n
+        self._since = time.monotonic()
         _open_bars.append(self)
-        self._tell(self.n)
+        self._tell()
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            for count, value in enumerate(super().__iter__(), self._first):
-                self._tell(count)
+            for value in super().__iter__():
+                self._tell()
                 yield value
+                self._at += 1
         finally:
             self.close()
 
@@ -145,26 +147,30 @@ class Bar(tqdm.tqdm):
         result = super().update(n)
         if self.disable:
             self.n += n or 0
-        self._tell(self.n)
+        self._at = self.n
+        self._tell()
         return result
 
     def refresh(self, *args: Any, **kwargs: Any) -> bool | None:
         """Shows what `n` has been set to."""
         result = super().refresh(*args, **kwargs)
-        self._tell(self.n)
+        if hasattr(self, "_at"):  # tqdm refreshes while it is made
+            self._at = max(self._at, self.n)
+            self._tell()
         return result
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
-        if self in _open_bars:
-            self._tell(self.n)
-            _open_bars.remove(self)
+        self._tell()
+        _open_bars[:] = [each for each in _open_bars if each is not self]  # tqdm's bars are equal by their places
         super().close()
 
-    def _tell(self, done: float | int) -> None:
-        if _current is None or self not in _open_bars:
+    def _tell(self) -> None:
+        if _current is None or not any(each is self for each in _open_bars):
             return
         outer, inner = _open_bars[0], _open_bars[-1]
         _current.take(stage=inner._what or outer._what, unit=outer._unit)
         if self is outer:
-            _current.count(done, self.total, since=self._since, before=self._first)
+            _current.count(self._at, self.total, since=self._since, before=self._first)
+        else:
+            _current.update()

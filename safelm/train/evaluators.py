@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -15,6 +15,7 @@ class Stopped(Exception):  # noqa: N818 (not an error)
     """Raised when a run stops during an evaluation, which is then repeated when the run is resumed."""
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Measures parameters at some steps, the run's last one included.
 

@@ -12,10 +12,11 @@ import contextlib
 import importlib.util
 import json
 import os
+import pathlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safelm.io import records, remote
 
@@ -24,6 +25,7 @@ _IDS_NAME = "trackers.json"
 _BATCH = 1000  # metrics in a request of MLflow
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes the numbers of steps, in order.
 
@@ -211,7 +213,7 @@ class Guarded:
 def _read_ids(workdir: str) -> dict[str, str]:
     path = f"{workdir.rstrip('/')}/{_IDS_NAME}"
     try:
-        data = remote.read_text(path) if remote.is_remote(path) else open(path, encoding="utf-8").read()
+        data = remote.read_text(path) if remote.is_remote(path) else pathlib.Path(path).read_text(encoding="utf-8")
         return {name: str(value) for name, value in records.parse(data, path, "remove it").items()}
     except FileNotFoundError:
         return {}

@@ -17,7 +17,8 @@ def test_dashes_and_underscores_are_the_same_flag():
     parser.add_argument("--show_text", action="store_true")
     parser.add_argument("rest", nargs="*")
     for given in (["--max-prompts=3", "--show-text"], ["--max_prompts", "3", "--show_text"]):
-        assert vars(parser.parse_args(given)) == {"max_prompts": 3, "show_text": True, "rest": []}
+        expected = {"max_prompts": 3, "show_text": True, "rest": [], "progress_file": ""}
+        assert vars(parser.parse_args(given)) == expected
     given = ["--max-prompts=3", "a-b", "--", "--job-endpoint=x-y"]
     assert parser.parse_args(given).rest == ["a-b", "--job-endpoint=x-y"]
     assert cli.with_underscores(["--a-b=c-d", "-x", "--config.a-b=1"]) == ["--a_b=c-d", "-x", "--config.a_b=1"]

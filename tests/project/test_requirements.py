@@ -93,8 +93,9 @@ def test_install_with_hashes(tmp_path):
     pins, project = (tmp_path / "asked.txt").read_text().splitlines()
     assert pins.endswith("--require-hashes --no-deps --requirement requirements-hashed.txt")
     assert project.endswith("--no-deps --no-build-isolation --editable .")
-    done = _install(tmp_path, "parity", SAFELM_HASHES="1")
-    assert done.returncode == 2 and "does not go with the extra parity" in done.stderr
+    for extra in ("parity", "tracking"):
+        done = _install(tmp_path, extra, SAFELM_HASHES="1")
+        assert done.returncode == 2 and f"does not go with the extra {extra}" in done.stderr
 
 
 def test_install_names_an_extra_that_is_none(tmp_path):

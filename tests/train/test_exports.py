@@ -16,7 +16,12 @@ from safelm.tags import HARM_TAG
 from safelm.text.tokenizer import Tokenizer
 from safelm.train import exports, run
 
-EXPORTS = {"export.at_steps": (2,), "export.every_steps": 3, "export.dtype": "float32", "chat_template": "llama-2"}
+EXPORTS = {
+    "export.at_steps": (2,),
+    "export.every_steps": 3,
+    "export.dtype": "float32",
+    "chat_template": "user-assistant",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +53,11 @@ def test_transformers_loads_an_export_with_the_same_logits(trained):
     ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, (2, 16)).astype(np.int32)
     with torch.no_grad():
         expected = theirs(torch.tensor(ids, dtype=torch.long)).logits.numpy()
-    ours = decoder.apply(config, params, ids)[..., : tokenizer.vocab_size]
+    ours = jax.jit(decoder.apply, static_argnums=0)(config, params, ids)[..., : tokenizer.vocab_size]
     np.testing.assert_allclose(ours, expected, atol=1e-4)
     assert loaded.convert_tokens_to_ids(HARM_TAG) == tokenizer.harm_tag_id
     rendered = loaded.apply_chat_template([{"role": "user", "content": "the cat"}], tokenize=False)
-    assert "[INST] the cat [/INST]" in rendered
+    assert rendered.strip() == "<|endoftext|>User: the cat"  # texts begin behind the end of a document
 
 
 def test_a_resumed_run_exports_nothing_twice_and_mends_what_is_of_other_parameters(
