@@ -16,10 +16,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 from safelm import documents
 from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, harm
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.beam_jobs import Work, Worker
 from safelm.jobs.file_shards import (
@@ -220,7 +219,7 @@ def _run(
     folder: str,
 ) -> None:
     """Runs the jobs that are left: small inputs in this process, since starting workers takes longer."""
-    with tqdm.tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="shard", desc=what, disable=None) as bar:
+    with Bar(total=len(jobs), initial=len(jobs) - len(todo), unit="shard", desc=what, disable=None) as bar:
         progress = FolderProgress(out, bar, lambda: bar.update(len(out.sizes(folder)) - bar.n))
         is_small = sum(file.bytes for file in selection.files) <= _SMALL_BYTES
         if is_small and runner.is_here and not runner.workers:
