@@ -14,6 +14,7 @@ says.
 """
 
 import json
+import logging
 import os
 import socket
 import time
@@ -24,6 +25,7 @@ import tqdm
 
 from safelm.io import files, remote
 
+_logger = logging.getLogger(__name__)
 VARIABLE = "SAFELM_PROGRESS_FILE"
 HELP = f"write progress.json here every few seconds, for monitoring without a terminal (${VARIABLE})"
 SECONDS, REMOTE_SECONDS = 2.0, 30.0
@@ -88,9 +90,13 @@ class ProgressFile:
         self._next = time.monotonic() + self._interval
         text = json.dumps(self._values | {"updated": time.time()}, indent=1) + "\n"
         try:
-            remote.write_text(self._path, text) if remote.is_remote(self._path) else files.write_whole(self._path, text)
-        except OSError:
-            pass
+            if remote.is_remote(self._path):
+                filesystem, inner = remote.filesystem(self._path)
+                filesystem.pipe_file(inner, text.encode())  # without retries: the next one comes soon
+            else:
+                files.write_whole(self._path, text)
+        except Exception:  # a store may raise anything, and no failure here is worth a run
+            _logger.debug("%s: not written", self._path, exc_info=True)
 
 
 _current: ProgressFile | None = None

@@ -266,7 +266,7 @@ def test_a_run_on_gs_resumes_and_is_the_local_run_bit_for_bit(bucket, tmp_path):
     config.tokenizer, config.data.root = f"{bucket}/inputs/tokenizer", f"{bucket}/inputs/tokens"
     train(config, url)
     entries = {name.split("/")[0] for name in names(url)}
-    files = {"config.json", "events.jsonl", "manifest.json", "metrics.jsonl"}
+    files = {"config.json", "events.jsonl", "manifest.json", "metrics.jsonl", "progress.json"}
     assert entries == files | {"checkpoints", "tensorboard", "tokenizer"}
 
     filesystem, inner = fsspec.core.url_to_fs(url)

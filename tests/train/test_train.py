@@ -20,6 +20,7 @@ from safelm.models import decoder as model
 from safelm.train import config as train_config
 from safelm.train import data as train_data
 from safelm.train import metrics as train_metrics
+from safelm.train import trackers
 from safelm.train.config import default_config
 from safelm.train.run import train
 
@@ -35,8 +36,8 @@ def finished(inputs, tmp_path_factory):
 
 
 def test_a_run_leaves_all_it_needs(finished):
-    names = ["checkpoints", "config.json", "events.jsonl", "manifest.json", "metrics.jsonl", "tensorboard", "tokenizer"]
-    assert sorted(path.name for path in finished.iterdir()) == names
+    names = {"checkpoints", "config.json", "events.jsonl", "manifest.json", "metrics.jsonl", "progress.json"}
+    assert {path.name for path in finished.iterdir()} == names | {"tensorboard", "tokenizer"}
     lines = tiny_runs.metric_lines(finished)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -119,11 +120,17 @@ def test_metrics_are_on_disk_when_written_and_hide_no_error(tmp_path):
     def full_disk():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(FloatingPointError), train_metrics.MetricsLog(str(tmp_path), start_step=0) as log:
+    def opened():
+        return [trackers.TensorBoard(str(tmp_path / "tensorboard"), purge_step=1)]
+
+    with (
+        pytest.raises(FloatingPointError),
+        train_metrics.MetricsLog(str(tmp_path), start_step=0, trackers=opened) as log,
+    ):
         log.write(1, {"loss": 2.0})
         (events,) = (tmp_path / "tensorboard").iterdir()
         assert b"loss" in events.read_bytes() and tiny_runs.metric_lines(tmp_path) == [{"step": 1, "loss": 2.0}]
-        log._board.flush = full_disk
+        log._trackers[0].flush = full_disk
         with pytest.raises(OSError, match=r"cannot write the metrics of step 2: No space left on device.*metrics"):
             log.write(2, {"loss": 1.0})
         raise FloatingPointError
