@@ -18,11 +18,10 @@ import logging
 import time
 from typing import Any
 
-import tqdm
-
 from safelm import cli, documents
 from safelm.documents import annotations
 from safelm.io import remote
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import RECORDS
 from safelm.jobs.output import OutputFolder
@@ -73,7 +72,7 @@ def main(flags: argparse.Namespace) -> None:
 
 def check(files: list[documents.DocumentFile], folders: tuple[annotations.AnnotationFolder, ...]) -> int:
     """The number of rows of all files. Raises ValueError or OSError for the first that its annotations don't fit."""
-    return sum(joining.join_file(file.path, folders, None) for file in tqdm.tqdm(files, unit="file", disable=None))
+    return sum(joining.join_file(file.path, folders, None) for file in Bar(files, unit="file", disable=None))
 
 
 def join(files: list[documents.DocumentFile], work: joining.JoinWork, runner: beam_runner.Runner) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def join(files: list[documents.DocumentFile], work: joining.JoinWork, runner: be
         plan = joining.make_plan(out, work, files)
         started = time.monotonic()
         before = len(plan.shards) - len(plan.jobs)
-        with tqdm.tqdm(total=len(plan.shards), initial=before, unit="file", disable=None) as bar:
+        with Bar(total=len(plan.shards), initial=before, unit="file", disable=None) as bar:
             progress = FolderProgress(out, bar, lambda: bar.update(len(out.sizes(RECORDS)) - bar.n))
             beam_runner.run_jobs(plan.jobs, work, runner, progress)
             progress.show()

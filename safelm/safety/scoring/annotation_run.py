@@ -9,11 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 from safelm import documents
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY, DocumentFile
 from safelm.io.files import BusyError
+from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.array_tasks import ArrayTask
 from safelm.jobs.beam_jobs import Worker
@@ -46,9 +45,7 @@ def annotate(
         started = time.monotonic()
         if not runner.may_stay_here(len(plan.jobs)):
             scorers.forget()
-        with tqdm.tqdm(
-            total=len(plan.shards), initial=len(plan.shards) - len(plan.jobs), unit="shard", disable=None
-        ) as bar:
+        with Bar(total=len(plan.shards), initial=len(plan.shards) - len(plan.jobs), unit="shard", disable=None) as bar:
             progress = FolderProgress(out, bar, functools.partial(_show_progress, out, bar))
             beam_runner.run_jobs(plan.jobs, work, runner, progress)
             progress.show()
@@ -68,7 +65,7 @@ def annotate_slice(
     started, do = time.monotonic(), Worker(work)
     with out.only_writer_of_slice(task.index, task.count):
         plan = make_plan(out, work, files, part_bytes, task)
-        for job in tqdm.tqdm(plan.jobs, unit="shard", desc=f"slice {task}", disable=None):
+        for job in Bar(plan.jobs, unit="shard", desc=f"slice {task}", disable=None):
             do(job)
         out.raise_failures({job.name for job in plan.jobs})
     left = len(plan.shards) - len(out.sizes(RECORDS))
