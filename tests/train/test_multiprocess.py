@@ -21,6 +21,7 @@ from token_stores import assert_equal_batches
 
 from safelm.checkpoints import checkpoint
 from safelm.data.store import TokenStore
+from safelm.formats import huggingface
 from safelm.train import data as train_data
 from safelm.train import processes
 from safelm.train.run import train
@@ -34,6 +35,8 @@ OVERRIDES = {
     "faults.barrier_timeout_s": 60.0,
     "eval.every_steps": 3,
     "eval.sources": ("filtered_web",),
+    "export.at_steps": (3,),
+    "export.dtype": "float32",
 }
 
 
@@ -130,6 +133,10 @@ def test_two_processes_train_as_one_and_its_checkpoint_goes_on_in_one(config_fil
     for code, output in Launch(config_file, workdir).ends():
         assert code == 0, output
     assert_same_run(alone, workdir)
+    for step in (3, 6):  # gathered from both processes, written by one
+        saved = checkpoint.load_for_inference(str(workdir), step=step)[1]
+        _, exported = huggingface.read_folder(workdir / f"exports/{step}")
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, saved), exported)
     shutil.rmtree(workdir / "checkpoints" / "6")
     train(tiny_runs.tiny_config(inputs, **OVERRIDES), str(workdir))
     assert_same_run(alone, workdir)
