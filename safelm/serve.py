@@ -34,6 +34,7 @@ _MEANINGS = {
     "prompt_tokens": "longest prompt",
     "score_tokens": "longest text to score",
     "new_tokens": "most tokens of one reply",
+    "choices": "texts in one reply: its prompts times n",
     "open_requests": "requests answered at once, including waiting ones; further ones get 429",
     "request_seconds": "most seconds for a reply",
     "beams": "largest num_beams",

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from safelm.inference import adjustments as adjustments_lib
 from safelm.inference import token_mask
+from safelm.inference.adjustments import Adjustment, Adjustments
 from safelm.inference.methods import MAX_END_IDS, Greedy, Method, SafeBeam, draws
 from safelm.models.arrays import ArrayLike, Leaf
 from safelm.models.config import ModelConfig
@@ -47,6 +49,7 @@ class Asked:
     drop_above_P: Leaf  # log of the P(tag) up to which no candidate is dropped
     drop_counts_PM: Leaf  # dropped from a pool of 0, 1, .. M - 1 candidates
     allowed_PX: Leaf = None  # packed bits of what may come next (`token_mask`); None where no mask is possible
+    adjustments: Adjustments | None = None  # None for a shape that takes none
     harm_tag_id: int | None = flax.struct.field(pytree_node=False, default=None)
 
     def end_of(self, tokens: Int[Array, "P ..."]) -> Int[Array, "P ..."]:
@@ -95,6 +98,7 @@ def ask(
     harm_tag_id: int | None,
     max_pool: int = 0,
     allowed_PX: Int[np.ndarray, "P X"] | None = None,
+    adjustments: Sequence[Adjustment] | None = None,
 ) -> Asked:
     """Settings as numpy arrays, from (prompt length, max_new_tokens, end_ids, method, seed) per prompt.
 
@@ -102,6 +106,7 @@ def ask(
 
     Args:
       max_pool: the most candidates that a prompt has at once, if any method drops some.
+      adjustments: one a prompt, for a shape that takes them.
     """
     nothing = (0, 0, (), Greedy(), 0)
     lengths, limits, end_ids, methods, seeds = zip(*(row or nothing for row in rows), strict=True)
@@ -130,6 +135,7 @@ def ask(
         drop_above_P=np.array([_log(getattr(method, "drop_above", 0.0)) for method in methods], np.float32),
         drop_counts_PM=drop_counts_PM,
         allowed_PX=allowed_PX,
+        adjustments=None if adjustments is None else adjustments_lib.stacked(adjustments),
         harm_tag_id=harm_tag_id,
     )
 

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from safelm.inference import programs
+from safelm.inference.adjustments import check_adjustment
 from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.entry import Entry
 from safelm.inference.lane import Lane
@@ -135,9 +136,11 @@ class Engine:
 
         Raises:
           ValueError: it can never run: prompt and new tokens don't fit the context or the cache, an id is outside the
-            vocabulary, the method needs the harm tag and the vocabulary has none, or it takes no token mask.
+            vocabulary, the method needs the harm tag and the vocabulary has none, or it takes no token mask or no
+            adjustment.
         """
         check_ids(self._config, request.method, request.end_ids, self._harm_tag_id, request.watch_ids)
+        check_adjustment(request.adjustment, request.method, self._config.vocab_size)
         if request.mask is not None:
             check_method(request.method)
         prompt = check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from safelm.inference import asked, programs
+from safelm.inference.adjustments import NEUTRAL
 from safelm.inference.compiling import BackgroundCompiler, Program
 from safelm.inference.entry import Entry
 from safelm.inference.forward import Cache
@@ -287,7 +288,10 @@ class Lane:
         new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P, *before)
         self._watch(entries, logits_PV)
         pool = self._shape.num_dropped_from
-        wanted = asked.ask(rows, harm_tag_id=self._harm_tag_id, max_pool=pool, allowed_PX=allowed_PX)
+        own = [entry.request.adjustment for entry in entries]
+        adjustments = [*own, *[NEUTRAL] * (height - len(own))] if self._is_beamless else None
+        tag = self._harm_tag_id
+        wanted = asked.ask(rows, harm_tag_id=tag, max_pool=pool, allowed_PX=allowed_PX, adjustments=adjustments)
         self._state, self._cache = programs.join(
             self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV
         )

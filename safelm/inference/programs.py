@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward, token_mask
+from safelm.inference.adjustments import NEUTRAL
 from safelm.inference.asked import Asked
 from safelm.inference.beam import Beams
 from safelm.inference.beams import BeamState
@@ -93,6 +94,7 @@ def empty_state(
         harm_tag_id=harm_tag_id,
         max_pool=shape.num_dropped_from,
         allowed_PX=all_ids(config, shape, num_prompts),
+        adjustments=[NEUTRAL] * num_prompts if isinstance(shape, Sequences) else None,
     )
     logits_PV = jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
     state = jax.eval_shape(functools.partial(shape.start, config, max_len=max_len), asked, logits_PV)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from safelm.inference.adjustments import NEUTRAL, Adjustment
 from safelm.inference.methods import Method
 from safelm.inference.token_mask import MakeMask
 
@@ -22,6 +23,7 @@ class EngineRequest:
       want_trace: whether a beam method's last update lists every step's candidates.
       mask: makes a new token mask, which says what may come next (Greedy and Sampling only). While one is active, the
         lane's requests take one step at a time, because the mask of a token depends on the token before.
+      adjustment: of the scores by which tokens are chosen (not with Beam or SafeBeam).
       watch_ids: ids whose log-probs as the first token the first update reports.
     """
 
@@ -33,6 +35,7 @@ class EngineRequest:
     want_trace: bool = False
     mask: MakeMask | None = None
     watch_ids: tuple[int, ...] = ()
+    adjustment: Adjustment = NEUTRAL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,16 +67,16 @@ class Sequences:
         """The state after the prompts, with room for `max_len` tokens."""
         num_prompts = logits_PV.shape[0]
         log_probs_PV = logits_PV - forward.log_normaliser(logits_PV)[:, None]
-        step_P = jnp.zeros(num_prompts, jnp.int32)
+        step_P, no_tokens_PT = jnp.zeros(num_prompts, jnp.int32), jnp.zeros((num_prompts, max_len), jnp.int32)
         state = SequenceState(
             asked=asked,
             step_P=step_P,
-            tokens_PT=jnp.zeros((num_prompts, max_len), jnp.int32),
+            tokens_PT=no_tokens_PT,
             tag_log_probs_PT=jnp.full((num_prompts, max_len), NEVER, jnp.float32),
             log_prob_P=jnp.zeros(num_prompts, jnp.float32),
             ends_P=jnp.full(num_prompts, RUNNING, jnp.int32),
             tag_log_prob_P=asked.tag_log_prob(log_probs_PV),
-            **_ranked(config, asked, log_probs_PV, step_P, self.num_candidates),
+            **_ranked(config, asked, log_probs_PV, no_tokens_PT, step_P, self.num_candidates),
         )
         return _settled(state)
 
@@ -105,15 +105,16 @@ class Sequences:
             log_probs_PV = jnp.take_along_axis(logits_PCV, choice_P[:, None, None], axis=1)[:, 0]
         log_probs_PV -= pick(normaliser_PC)[:, None]
         is_over_P, step_P = state.is_over_P, state.step_P
+        tokens_PT = _put(state.tokens_PT, step_P, pick(state.next_tokens_PC))
         new = SequenceState(
             asked=asked,
             step_P=step_P + 1,
-            tokens_PT=_put(state.tokens_PT, step_P, pick(state.next_tokens_PC)),
+            tokens_PT=tokens_PT,
             tag_log_probs_PT=_put(state.tag_log_probs_PT, step_P, pick(tag_log_prob_PC)),
             log_prob_P=state.log_prob_P + pick(state.next_log_probs_PC),
             ends_P=pick(ends_PC),
             tag_log_prob_P=pick(tag_log_prob_PC),
-            **_ranked(config, asked, log_probs_PV, step_P + 1, self.num_candidates),
+            **_ranked(config, asked, log_probs_PV, tokens_PT, step_P + 1, self.num_candidates),
         )
         # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
         # XLA writes in place. Otherwise it copies the whole cache, twice a step.
@@ -149,13 +150,14 @@ class Sequences:
         tag_log_probs_JT = old.asked.tag_log_prob(log_probs_JTV)
         columns_JT = jnp.where(is_said_JT, old.step_P[:, None] + jnp.arange(tokens_JT.shape[1]), old.tokens_PT.shape[1])
         last_JV, step_J = forward.at_last(log_probs_JTV, counts_J), old.step_P + counts_J
+        new_tokens_JT = old.tokens_PT.at[rows_J1, columns_JT].set(tokens_JT, mode="drop")
         new = old.replace(
             step_P=step_J,
-            tokens_PT=old.tokens_PT.at[rows_J1, columns_JT].set(tokens_JT, mode="drop"),
+            tokens_PT=new_tokens_JT,
             tag_log_probs_PT=old.tag_log_probs_PT.at[rows_J1, columns_JT].set(tag_log_probs_JT, mode="drop"),
             log_prob_P=old.log_prob_P + jnp.where(is_said_JT, said_JT, 0).sum(axis=1),
             tag_log_prob_P=old.asked.tag_log_prob(last_JV),
-            **_ranked(config, old.asked, last_JV, step_J, self.num_candidates),
+            **_ranked(config, old.asked, last_JV, new_tokens_JT, step_J, self.num_candidates),
         )
         state = jax.tree.map(lambda all_, own: all_.at[slots_J].set(own, mode="drop"), state, _settled(new))
         lengths_J = jnp.where(jnp.isnan(new.log_prob_P), cache.max_len, lengths_J)  # so that it is written in place
@@ -189,10 +191,17 @@ def _settled(state: SequenceState) -> SequenceState:
 
 
 def _ranked(
-    config: ModelConfig, asked: Asked, log_probs_PV: Float[Array, "P V"], step_P: Int[Array, " P"], num_candidates: int
+    config: ModelConfig,
+    asked: Asked,
+    log_probs_PV: Float[Array, "P V"],
+    tokens_PT: Int[Array, "P T"],
+    step_P: Int[Array, " P"],
+    num_candidates: int,
 ) -> dict[str, Any]:
-    """The `num_candidates` next tokens with the highest scores, best first."""
+    """The `num_candidates` next tokens with the highest scores after `step_P` new tokens, best first."""
     choosable_PV = asked.choosable(config, log_probs_PV)
+    if asked.adjustments is not None:
+        choosable_PV = asked.adjustments.apply(choosable_PV, tokens_PT, step_P)
     scores_PC, tokens_PC = jax.lax.top_k(choosable_PV, num_candidates)
     scores_PC, tokens_PC = jax.lax.cond(
         asked.is_sampled_P.any(),

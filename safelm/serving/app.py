@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from aiohttp import web
 
 from safelm.inference.engine import Engine
-from safelm.serving import access, static_files
+from safelm.serving import access, static_files, token_routes
 from safelm.serving.errors import ApiError
 from safelm.serving.limits import Admission, Limits, Shapes
 from safelm.serving.listening import Listener, listening, signals
@@ -98,7 +98,7 @@ async def serving(
         ],
         client_max_size=limits.body_bytes,
     )
-    app.add_routes([*service.routes(), *static_files.routes("playground")])
+    app.add_routes([*service.routes(), *token_routes.routes(service.find, limits), *static_files.routes("playground")])
     place = (config.host, config.port)
     service.worker.start()
     try:

@@ -9,8 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from safelm.inference.requests import EngineRequest, Update
+from safelm.inference.token_log_probs import token_log_probs
+from safelm.inference.token_mask import MakeMask
+from safelm.serving.constraint_fields import Schema
 from safelm.serving.errors import ApiError
 from safelm.serving.limits import Limits
+from safelm.serving.log_probs import ScoredText
 from safelm.serving.models import ServedModel
 from safelm.serving.request import GenerationRequest
 from safelm.serving.text_stream import Piece, TextStream
@@ -38,6 +42,8 @@ class RunningGeneration:
         then); "error".
       log_prob: log-probability of all new tokens under the model (nats); None if the server ended the text itself.
       first_token_at: time.monotonic() of the first text.
+      echoed: the prompt's tokens, if they were asked for; without those that the model's texts begin with.
+      scored: the reply's tokens with their log-probs, if they were asked for.
     """
 
     def __init__(self, model: ServedModel, request: GenerationRequest, engine_request: EngineRequest):
@@ -47,6 +53,9 @@ class RunningGeneration:
         self.first_token_at: float | None = None
         self.pieces: list[Piece] = []
         self.trace: Any = None
+        self.echoed: list[Piece] = []
+        self.scored: ScoredText | None = None
+        self._ending: int | None = None  # the token that ended the text
         self._text = TextStream(model.tokenizer, request.stop)
 
     @classmethod
@@ -60,7 +69,7 @@ class RunningGeneration:
         except ValueError as error:
             raise ApiError(400, str(error), param="messages" if request.is_chat else "prompt") from None
         room = model.config.max_seq_len - len(ids)
-        max_tokens = request.max_tokens or min(limits.new_tokens, room)
+        max_tokens = min(limits.new_tokens, room) if request.max_tokens is None else request.max_tokens
         longest = min(limits.prompt_tokens, model.config.max_seq_len - 1)
         if len(ids) > longest:
             raise _too_long(f"the prompt has {len(ids)} tokens: want at most {longest}")
@@ -69,6 +78,10 @@ class RunningGeneration:
                 f"the prompt's {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens}, "
                 f"more than the model's context of {model.config.max_seq_len}"
             )
+        foreign = next((token for token, _ in request.adjustment.logit_bias if token >= model.config.vocab_size), None)
+        if foreign is not None:
+            message = f"logit_bias: id {foreign} is not in the model's vocabulary of {model.config.vocab_size}"
+            raise ApiError(400, message, param="logit_bias")
         steering = request.steering
         engine_request = EngineRequest(
             prompt=tuple(ids),
@@ -77,6 +90,8 @@ class RunningGeneration:
             end_ids=model.end_ids,
             seed=request.seed,
             want_trace=steering.want_trace,
+            mask=await _mask(model, request.schema),
+            adjustment=request.adjustment,
         )
         return cls(model, request, engine_request)
 
@@ -88,6 +103,9 @@ class RunningGeneration:
 
         Raises ApiError if the engine refuses the request or fails, or if the deadline passes before the first token.
         """
+        if not self.engine_request.max_new_tokens:
+            self.stopped_by = "length"
+            return
         async with contextlib.aclosing(worker.generate(self.model.name, self.engine_request)) as updates:
             while not self.stopped_by:
                 try:
@@ -115,6 +133,31 @@ class RunningGeneration:
         if chunk := self._release():
             yield chunk
 
+    async def finish(self, worker: EngineWorker, *, deadline: float) -> None:
+        """Adds the prompt's tokens and log-probs, as requested, once the text has ended.
+
+        Raises ApiError if the deadline passes.
+        """
+        output, prompt = self.request.output, self.engine_request.prompt
+        if output.echo:
+            num_own = self.model.num_begin_ids if isinstance(self.request.prompt, str) and self.request.prompt else 0
+            self.echoed = self.model.pieces(prompt[num_own:])
+        if output.alternatives is None:
+            return
+        new = [piece.id for piece in self.pieces]
+        ended = [] if self._ending is None else [self._ending]
+        config, params, tokens = self.model.config, self.model.params, [*prompt, *new, *ended]
+        try:
+            async with asyncio.timeout_at(deadline):
+                scores = await worker.call(lambda: token_log_probs(config, params, tokens))
+        except TimeoutError:
+            raise ApiError(408, "the time for a request passed", code="timeout") from None
+        pieces = [*self.echoed, *self.pieces]
+        if not self.request.is_chat:  # whose clients take a reply of one token to have one entry
+            pieces += [Piece(token, "", None, self.model.tokenizer.special_token(token)) for token in ended]
+        first = len(prompt) - len(self.echoed)
+        self.scored = ScoredText(self.model.tokenizer, pieces, scores, first, output.alternatives)
+
     def _take(self, update: Update) -> None:
         if update.finished in ("cancelled", "error"):
             self.stopped_by = "error"
@@ -134,6 +177,7 @@ class RunningGeneration:
                 self._text.add(token, tag_prob)
                 self.stopped_by = "stop" if self._text.is_stopped else ""
             if self.stopped_by:
+                self._ending = token if self.stopped_by in ("eos", "tag") else None
                 break
         if update.finished:
             self.stopped_by = self.stopped_by or update.finished
@@ -147,6 +191,20 @@ class RunningGeneration:
         if (text or pieces) and self.first_token_at is None:
             self.first_token_at = time.monotonic()
         return Chunk(text, pieces) if text or pieces else None
+
+
+async def _mask(model: ServedModel, schema: Schema | None) -> MakeMask | None:
+    """Makes masks of texts that keep to a JSON schema. Raises ApiError naming the parts that aren't supported."""
+    if schema is None:
+        return None
+    try:
+        grammar = await asyncio.to_thread(model.json_grammar, schema)
+    except ModuleNotFoundError:
+        message = "response_format: this server has no llguidance: pip install 'safelm[scoring]'"
+        raise ApiError(400, message, param="response_format", code="unsupported_field") from None
+    except ValueError as error:
+        raise ApiError(400, f"response_format: {str(error)[:200]}", param="response_format") from None
+    return grammar.start
 
 
 def _too_long(message: str) -> ApiError:

@@ -20,6 +20,7 @@ class Limits:
       prompt_tokens: length of a prompt.
       score_tokens: length of a text to score.
       new_tokens: tokens to generate in one request; a request may ask for fewer.
+      choices: texts of one reply: its prompts times `n`.
       open_requests: requests being generated or scored at once, including those that wait for a slot.
       request_seconds: time from a request's arrival to the end of its reply.
       shapes: different pairs of beams and candidates, by method; each is compiled on first use.
@@ -33,6 +34,7 @@ class Limits:
     prompt_tokens: int = 4096
     score_tokens: int = 1024
     new_tokens: int = 1024
+    choices: int = 32
     open_requests: int = 64
     request_seconds: float = 300.0
     beams: int = 8
@@ -65,8 +67,11 @@ class Admission:
         self._is_empty.set()
 
     @contextlib.contextmanager
-    def enter(self) -> Iterator[None]:
-        """Context manager that counts a request. Raises ApiError 503 while draining, 429 if all places are taken."""
+    def enter(self, num_choices: int = 1) -> Iterator[None]:
+        """Context manager that counts a request by its choices; one is taken whatever their number if nothing is open.
+
+        Raises ApiError 503 while draining, 429 if there are too few places.
+        """
         if self.is_draining:
             raise ApiError(
                 503,
@@ -75,19 +80,19 @@ class Admission:
                 headers={"Retry-After": "5"},
                 ends_connection=True,
             )
-        if self.num_open >= self._most:
+        if self.num_open and self.num_open + num_choices > self._most:
             raise ApiError(
                 429,
                 f"{self.num_open} requests are being answered, as many as this server takes; try again",
                 code="server_busy",
                 headers={"Retry-After": "1"},
             )
-        self.num_open += 1
+        self.num_open += num_choices
         self._is_empty.clear()
         try:
             yield
         finally:
-            self.num_open -= 1
+            self.num_open -= num_choices
             if not self.num_open:
                 self._is_empty.set()
 

@@ -1,6 +1,7 @@
 """The served checkpoints by name, with their vocabulary, chat template and P(tag)."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 
 from safelm.formats.sources import read_model, saw_tag
 from safelm.inference import tag_probability
+from safelm.inference.grammar import Grammar, GrammarVocabulary
 from safelm.io import hub
 from safelm.lm import LanguageModel
 from safelm.serving.errors import shown
@@ -49,6 +51,17 @@ class ServedModel(LanguageModel):
             raise ValueError(f"id {shown(foreign)} is not in the model's vocabulary of {self.config.vocab_size}")
         return list(prompt) or prompting.text_prompt(self.tokenizer, "")
 
+    @functools.cached_property
+    def _grammar_vocabulary(self) -> GrammarVocabulary:
+        return GrammarVocabulary(self.tokenizer, vocab_size=self.config.padded_vocab_size, end_ids=self.end_ids)
+
+    def json_grammar(self, schema: Mapping[str, Any]) -> Grammar:
+        """The JSON texts of a schema; the first call builds the vocabulary's part.
+
+        Raises ValueError for a schema that isn't supported, ModuleNotFoundError if llguidance isn't installed.
+        """
+        return self._grammar_vocabulary.json_schema(schema)
+
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The ids that end a continuation."""
@@ -65,9 +78,13 @@ class ServedModel(LanguageModel):
         Runs the model: call it in the worker.
         """
         (probs_T,) = tag_probability(self.config, self.params, [tokens], harm_tag_id=self.tokenizer.harm_tag_id)
+        return self.pieces(tokens, probs_T.tolist())
+
+    def pieces(self, tokens: Sequence[int], tag_probs: Sequence[float] | None = None) -> list[Piece]:
+        """Each token with its share of the text, and its P(tag) if given."""
         text = TextStream(self.tokenizer)
-        for token, tag_prob in zip(tokens, probs_T, strict=True):
-            text.add(token, float(tag_prob))
+        for token, tag_prob in zip(tokens, tag_probs or [None] * len(tokens), strict=True):
+            text.add(token, tag_prob)
         text.finish()
         return text.release()[1]
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from safelm.inference.methods import METHODS, Method
@@ -17,22 +18,36 @@ _METHOD_NAMES = {kind: name for name, kind in METHODS.items()}
 
 
 class Replies:
-    """Writes the reply of one generation: `whole`, or `chunk` for each chunk and then `ending`."""
+    """Writes the reply of generations: `whole`, or, of one, `chunk` for each chunk and then `ending`."""
 
-    def __init__(self, generation: RunningGeneration):
-        self._generation, self._is_chat = generation, generation.request.is_chat
+    def __init__(self, generations: Sequence[RunningGeneration]):
+        self._generations = generations
+        self._generation, self._is_chat = generations[0], generations[0].request.is_chat
         self._is_first = True
         self.id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
-    def whole(self, text: str) -> str:
-        """The reply of a request without `stream`, as JSON."""
-        finish = finish_reason(self._generation.stopped_by)
-        message = {"role": "assistant", "content": text, "refusal": None}
-        content = {"message": message} if self._is_chat else {"text": text}
-        reply = self._object("chat.completion" if self._is_chat else "text_completion", content, finish)
-        tokens = [describe_piece(piece) for piece in self._generation.pieces]
-        return self._encode(reply | {"usage": self._usage()}, {"tokens": tokens} | self._outcome())
+    def whole(self) -> str:
+        """The reply of a request without `stream`, as JSON; of several choices each has its own `safelm`."""
+        choices = [self._choice(index, each) for index, each in enumerate(self._generations)]
+        reply = self._object("chat.completion" if self._is_chat else "text_completion", choices)
+        reply |= {"usage": self._usage()}
+        if len(choices) == 1:
+            return self._encode(reply, self._own(self._generation))
+        for choice, generation in zip(choices, self._generations, strict=True):
+            choice["safelm"] = self._own(generation)
+        return encode(reply)
+
+    def _choice(self, index: int, generation: RunningGeneration) -> dict[str, Any]:
+        text, scored = "".join(piece.text for piece in [*generation.echoed, *generation.pieces]), generation.scored
+        finish = finish_reason(generation.stopped_by)
+        if self._is_chat:
+            message = {"role": "assistant", "content": text, "refusal": None}
+            return _choice({"message": message}, finish, index, scored and scored.for_chat())
+        return _choice({"text": text}, finish, index, scored and scored.for_completion())
+
+    def _own(self, generation: RunningGeneration) -> dict[str, Any]:
+        return {"tokens": [describe_piece(piece) for piece in generation.pieces]} | _outcome(generation)
 
     def chunk(self, chunk: Chunk) -> str:
         """One event of a stream, as JSON."""
@@ -42,7 +57,7 @@ class Replies:
     def ending(self) -> list[str]:
         """The last events: why the text ended, and token counts if requested."""
         last = self._event("", finish_reason(self._generation.stopped_by))
-        events = [self._encode(last, self._outcome())]
+        events = [self._encode(last, _outcome(self._generation))]
         if self._generation.request.include_usage:
             events.append(encode(last | {"choices": [], "usage": self._usage()}))
         return events
@@ -69,25 +84,29 @@ class Replies:
             )
         )
         usage = {"usage": None} if self._generation.request.include_usage else {}
-        return self._object(kind, content, finish) | usage
+        return self._object(kind, [_choice(content, finish)]) | usage
 
-    def _object(self, kind: str, content: dict[str, Any], finish: str | None) -> dict[str, Any]:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         name = self._generation.model.name
-        return {"id": self.id, "object": kind, "created": self._created, "model": name, "choices": [choice]}
+        return {"id": self.id, "object": kind, "created": self._created, "model": name, "choices": choices}
 
     def _usage(self) -> dict[str, int]:
-        prompt, new = self._generation.num_prompt_tokens, self._generation.num_tokens
+        prompt = sum(each.num_prompt_tokens for each in self._generations if not each.request.sample)
+        new = sum(each.num_tokens for each in self._generations)
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
-    def _outcome(self) -> dict[str, Any]:
-        generation = self._generation
-        return {
-            **describe_method(generation.engine_request.method),
-            "stopped_by": generation.stopped_by,
-            "summary": summarize([piece.tag_prob for piece in generation.pieces if piece.tag_prob is not None]),
-            "log_prob": rounded(generation.log_prob),
-        }
+
+def _choice(content: dict[str, Any], finish: str | None, index: int = 0, log_probs: Any = None) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": log_probs, "finish_reason": finish}
+
+
+def _outcome(generation: RunningGeneration) -> dict[str, Any]:
+    return {
+        **describe_method(generation.engine_request.method),
+        "stopped_by": generation.stopped_by,
+        "summary": summarize([piece.tag_prob for piece in generation.pieces if piece.tag_prob is not None]),
+        "log_prob": rounded(generation.log_prob),
+    }
 
 
 def encode(value: Any) -> str:

@@ -5,29 +5,37 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from safelm.inference.adjustments import NEUTRAL, Adjustment
+from safelm.serving.constraint_fields import Schema, read_adjustment, read_response_format
 from safelm.serving.errors import ApiError
 from safelm.serving.fields import Fields
 from safelm.serving.limits import Limits
 from safelm.serving.method_fields import Steering, read_steering
+from safelm.serving.output_fields import Output, read_chat_output, read_completion_output, read_prompts, read_text
 from safelm.text import chat_template
 
 _MOST_STOPS, _LONGEST_STOP = 8, 200  # strings, characters
 _MOST_MESSAGES = 500
 _DEFAULT_TOKENS = 16  # of OpenAI's /v1/completions
+_SEED_STEP = 0x9E3779B1  # between a prompt's samples
 Message = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationRequest:
-    """A request for one continuation.
+    """A request for continuations.
 
     Attributes:
       model: its name; None for the server's first.
       prompt: a text, token ids, or the messages of a chat.
-      max_tokens: None for as many as the server and the context allow.
+      max_tokens: None for as many as the server and the context allow; 0 only where the prompt is echoed.
       seed: of sampling; drawn at random if the request has none.
       include_usage: whether to send token counts at the end of a stream.
       template_kwargs: further variables of the chat template.
+      adjustment: of the scores by which tokens are chosen.
+      schema: a JSON schema that the text keeps to; None for any text.
+      more_prompts: prompts to continue beside the first.
+      sample: which of its prompt's samples this is.
     """
 
     model: str | None
@@ -40,6 +48,21 @@ class GenerationRequest:
     stream: bool
     include_usage: bool
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    output: Output = dataclasses.field(default_factory=Output)
+    adjustment: Adjustment = NEUTRAL
+    schema: Schema | None = None
+    more_prompts: tuple[str | tuple[int, ...], ...] = ()
+    sample: int = 0
+
+    def choices(self) -> list["GenerationRequest"]:
+        """A request for each text of the reply, in its order: every prompt's samples together, each with its seed."""
+        return [
+            dataclasses.replace(
+                self, prompt=prompt, more_prompts=(), sample=sample, seed=(self.seed + sample * _SEED_STEP) % 2**31
+            )
+            for prompt in (self.prompt, *self.more_prompts)
+            for sample in range(self.output.num_samples)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +76,19 @@ class ScoreRequest:
 def read_completion(body: Mapping[str, Any], limits: Limits, *, default_method: str) -> GenerationRequest:
     """Parses a body of `/v1/completions`. Raises ApiError naming a field that is wrong, unknown or unsupported."""
     fields = Fields(dict(body))
-    prompt = _prompt(fields, "prompt")
-    fields.neutral("best_of", 1)
-    fields.neutral("echo", False)
+    first, *more = read_prompts(fields, "prompt", most=limits.choices)
+    output = read_completion_output(fields, num_prompts=1 + len(more), most_choices=limits.choices)
     fields.neutral("suffix", "")
-    fields.neutral("logprobs")
-    max_tokens = fields.integer("max_tokens", 1, limits.new_tokens)
+    max_tokens = fields.integer("max_tokens", 0 if output.echo else 1, limits.new_tokens)
     return _rest(
         fields,
         limits,
         default_method,
-        prompt=prompt,
+        prompt=first,
+        more_prompts=tuple(more),
+        output=output,
         is_chat=False,
-        max_tokens=max_tokens or min(_DEFAULT_TOKENS, limits.new_tokens),
+        max_tokens=min(_DEFAULT_TOKENS, limits.new_tokens) if max_tokens is None else max_tokens,
     )
 
 
@@ -76,14 +99,12 @@ def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -
     old, new = (fields.integer(name, 1, limits.new_tokens) for name in ("max_tokens", "max_completion_tokens"))
     if old is not None and new is not None and old != new:
         raise ApiError(400, f"max_tokens={old} and max_completion_tokens={new}: want one of them", param="max_tokens")
-    fields.neutral("logprobs", False)
-    fields.neutral("top_logprobs", 0)
+    output = read_chat_output(fields, most_choices=limits.choices)
     fields.neutral("tools", [])
     fields.neutral("functions", [])
     fields.neutral("tool_choice", "none", "auto")
     fields.neutral("function_call", "none", "auto")
     fields.neutral("parallel_tool_calls", False, True)
-    fields.neutral("response_format", {"type": "text"})
     fields.neutral("modalities", ["text"])
     fields.neutral("store", False)
     for name in ("reasoning_effort", "verbosity", "audio", "prediction", "web_search_options"):
@@ -94,6 +115,7 @@ def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -
         limits,
         default_method,
         prompt=messages,
+        output=output,
         is_chat=True,
         max_tokens=new or old,
         template_kwargs=kwargs,
@@ -103,7 +125,7 @@ def read_chat(body: Mapping[str, Any], limits: Limits, *, default_method: str) -
 def read_score(body: Mapping[str, Any]) -> ScoreRequest:
     """Parses a body of `/v1/safelm/score`."""
     fields = Fields(dict(body))
-    request = ScoreRequest(model=fields.text("model"), input=_prompt(fields, "input"))
+    request = ScoreRequest(model=fields.text("model"), input=read_prompts(fields, "input")[0])
     fields.refuse_rest()
     return request
 
@@ -111,14 +133,14 @@ def read_score(body: Mapping[str, Any]) -> ScoreRequest:
 def _rest(fields: Fields, limits: Limits, default_method: str, **known: Any) -> GenerationRequest:
     """The fields that both kinds of request share."""
     steering = read_steering(fields, limits, default_method=default_method)
-    fields.neutral("n", 1)
-    for name in ("frequency_penalty", "presence_penalty"):
-        fields.neutral(name, 0, 0.0)
-    fields.neutral("logit_bias", {})
     for name in ("user", "safety_identifier", "service_tier", "prompt_cache_key"):  # nothing depends on them
         fields.text(name)
     fields.object("metadata")
     stream = fields.flag("stream")
+    if stream:
+        known["output"].refuse_in_stream(1 + len(known.get("more_prompts", ())))
+    if steering.want_trace and len(known.get("more_prompts", ())) + known["output"].num_samples > 1:
+        raise ApiError(400, "safelm.want_trace: only with one choice", param="safelm.want_trace")
     options = fields.object("stream_options")
     include_usage = options.flag("include_usage")
     options.flag("include_obfuscation")
@@ -127,6 +149,8 @@ def _rest(fields: Fields, limits: Limits, default_method: str, **known: Any) -> 
     request = GenerationRequest(
         model=fields.text("model"),
         steering=steering,
+        adjustment=read_adjustment(fields, steering.method),
+        schema=read_response_format(fields, steering.method),
         stop=_stop(fields),
         seed=secrets.randbits(31) if seed is None else seed % 2**31,
         stream=stream,
@@ -135,21 +159,6 @@ def _rest(fields: Fields, limits: Limits, default_method: str, **known: Any) -> 
     )
     fields.refuse_rest()
     return request
-
-
-def _prompt(fields: Fields, name: str) -> str | tuple[int, ...]:
-    value = fields.take(name)
-    if value is None:
-        raise ApiError(400, f"{name} is missing: want a string or an array of token ids", param=name)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]
-    if isinstance(value, str):
-        return _text(value, name)
-    if isinstance(value, list) and all(type(token) is int for token in value):
-        return tuple(value)
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(each, str | list) for each in value):
-        raise ApiError(400, f"{name} has {len(value)} prompts: want one a request", param=name)
-    raise ApiError(400, f"{name}: want a string or an array of token ids", param=name)
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:
@@ -187,7 +196,7 @@ def _message(value: Any, where: str) -> Message:
     for name in ("function_call", "audio"):
         fields.neutral(name)
     fields.refuse_rest()
-    return {"role": "system" if role == "developer" else role, "content": _text(content, f"{where}.content")}
+    return {"role": "system" if role == "developer" else role, "content": read_text(content, f"{where}.content")}
 
 
 def _part(value: Any, where: str) -> str:
@@ -208,14 +217,3 @@ def _stop(fields: Fields) -> tuple[str, ...]:
             400, f"stop: want a string or up to {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters", param="stop"
         )
     return tuple(strings)
-
-
-def _text(value: str, name: str) -> str:
-    """The text. Raises ApiError for lone surrogates, which JSON can spell and UTF-8 can't encode."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ApiError(
-            400, f"{name}: a lone surrogate at character {error.start}, which no text can hold", param=name
-        ) from None
-    return value

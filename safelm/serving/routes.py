@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -88,7 +89,7 @@ class Service:
 
     async def describe_model(self, request: web.Request) -> web.Response:
         """One model."""
-        return web.json_response(self._model(self._find(request.match_info["name"])))
+        return web.json_response(self._model(self.find(request.match_info["name"])))
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Continues a text."""
@@ -101,7 +102,7 @@ class Service:
     async def score(self, request: web.Request) -> web.Response:
         """P(tag) after every token of a text, without generating."""
         parsed = request_lib.read_score(await self._read(request))
-        model = self._find(parsed.model)
+        model = self.find(parsed.model)
         with self._admitted(request):
             try:
                 tokens = await asyncio.to_thread(model.encode, parsed.input, is_chat=False)
@@ -140,10 +141,10 @@ class Service:
         return web.Response(text=text, content_type="application/json")
 
     @contextlib.contextmanager
-    def _admitted(self, request: web.Request) -> Iterator[None]:
+    def _admitted(self, request: web.Request, num_choices: int = 1) -> Iterator[None]:
         """Context manager that counts a request as being answered and protects its connection."""
         assert isinstance(request.protocol, Connection)
-        with self.admission.enter(), request.protocol.answered():
+        with self.admission.enter(num_choices), request.protocol.answered():
             yield
 
     async def _build(self, reply: Callable[[], T], *, is_large: bool) -> T:
@@ -157,23 +158,43 @@ class Service:
         began = time.monotonic()
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         parsed = read(await self._read(request), self.limits, default_method=self.default_method)
-        model = self._find(parsed.model)
-        with self._admitted(request):
-            generation = await RunningGeneration.prepare(model, parsed, self.limits)
+        model = self.find(parsed.model)
+        choices = parsed.choices()
+        with self._admitted(request, len(choices)):
+            prepare = functools.partial(RunningGeneration.prepare, model, limits=self.limits)
+            generations = [await prepare(request=each) for each in choices]
             self.shapes.take(parsed.steering.method)
             try:
                 if parsed.stream:
-                    return await self._stream(request, generation, deadline)
-                text = [chunk.text async for chunk in generation.chunks(self.worker, deadline=deadline)]
-                is_large = parsed.steering.want_trace or len(generation.pieces) > _MANY_TOKENS
-                reply = await self._build(lambda: Replies(generation).whole("".join(text)), is_large=is_large)
+                    return await self._stream(request, generations[0], deadline)
+                await self._complete(generations, deadline)
+                num_tokens = sum(len(each.pieces) + len(each.echoed) for each in generations)
+                is_large = parsed.steering.want_trace or num_tokens > _MANY_TOKENS
+                reply = await self._build(Replies(generations).whole, is_large=is_large)
                 return web.Response(text=reply, content_type="application/json")
             finally:
-                self._account(generation, began)
+                for each in generations:
+                    self._account(each, began)
+
+    async def _complete(self, generations: Sequence[RunningGeneration], deadline: float) -> None:
+        """Runs generations to their end; the first failure cancels the others."""
+
+        async def complete(generation: RunningGeneration) -> None:
+            async for _ in generation.chunks(self.worker, deadline=deadline):
+                pass
+            await generation.finish(self.worker, deadline=deadline)
+
+        tasks = [asyncio.ensure_future(complete(each)) for each in generations]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _stream(self, request: web.Request, generation: RunningGeneration, deadline: float) -> web.StreamResponse:
         """Sends server-sent events. A failure before the first event still gets its own HTTP status."""
-        replies = Replies(generation)
+        replies = Replies([generation])
         chunks = generation.chunks(self.worker, deadline=deadline)
         response = web.StreamResponse(
             headers={
@@ -212,7 +233,8 @@ class Service:
     async def _read(self, request: web.Request) -> dict[str, Any]:
         return await read_body(request, most_bytes=self.limits.body_bytes, seconds=self.limits.body_seconds)
 
-    def _find(self, name: str | None) -> ServedModel:
+    def find(self, name: str | None) -> ServedModel:
+        """The model of a name, the first for None. Raises ApiError if there is none."""
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
@@ -261,4 +283,4 @@ class Service:
         )
 
 
-_TOLD_LIMITS = ("prompt_tokens", "score_tokens", "new_tokens", "beams", "candidates")
+_TOLD_LIMITS = ("prompt_tokens", "score_tokens", "new_tokens", "choices", "beams", "candidates")
