@@ -20,9 +20,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# What `tiny_runs` trains is compiled once by each worker, whichever file comes first, and by the processes it starts.
-os.environ["SAFELM_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="safelm_compiled_")
-atexit.register(shutil.rmtree, os.environ["SAFELM_TESTS_COMPILED"], ignore_errors=True)
+# A program is compiled once, whichever worker, process or file needs it first. Made by the process that starts the
+# workers, who find it among their variables.
+if "SAFELM_TESTS_COMPILED" not in os.environ:
+    os.environ["SAFELM_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="safelm_compiled_")
+    atexit.register(shutil.rmtree, os.environ["SAFELM_TESTS_COMPILED"], ignore_errors=True)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["SAFELM_TESTS_COMPILED"])
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import pytest  # noqa: E402
 import type_checks  # noqa: E402
