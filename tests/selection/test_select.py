@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import side_files
 from document_files import write_rows
 from selection_runs import corpus, files, ids, run, step
 
@@ -55,6 +56,15 @@ def test_rows_do_not_depend_on_shards_order_place_or_other_rows_of_the_draw(tmp_
     assert sorted(ids(tmp_path / "moved")) == expected
     run(tmp_path / "another_seed", other, moved, token_budget="20K", seed=4)
     assert len(set(ids(tmp_path / "another_seed")) - set(expected)) > 100
+
+
+def test_nothing_beside_the_chosen_rows_is_taken_for_documents(tmp_path, pages):
+    run(tmp_path / "texts", pages, token_budget=1000, exact_duplicates=True)
+    written = [tmp_path / "texts" / name for name in files(tmp_path / "texts")]
+    assert written
+    side_files.assert_only_documents("select", tmp_path / "texts", *written)
+    run(tmp_path / "index", pages, token_budget=1000, output_rows="index")
+    side_files.assert_only_documents("select", tmp_path / "index")
 
 
 def test_parts_of_files_change_nothing(tmp_path):
