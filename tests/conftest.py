@@ -29,10 +29,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["SAFELM_TESTS_COMP
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-import pytest  # noqa: E402
-import type_checks  # noqa: E402
+import pytest
+import type_checks
 
-import safelm  # noqa: E402, F401  what this jaxlib needs is added to XLA_FLAGS, before anything uses JAX
+import safelm  # noqa: F401  what this jaxlib needs is added to XLA_FLAGS, before anything uses JAX
 
 type_checks.install("safelm", "data_tasks")
 
