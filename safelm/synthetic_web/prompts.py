@@ -10,16 +10,17 @@ COMPLETION, DIALOGUE, CHAT = "completion", "dialogue", "chat"
 PROTECTIVE_SHARE = 0.25  # of the safe prompts: they name an unsafe topic in order to prevent it
 
 
-def write_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, object]]:
+def write_prompts(seed: int, *, harmful: bool, count: int, held_out: bool = True) -> list[dict[str, object]]:
     """`count` prompts, every third a dialogue, with the columns id, prompt, category, topic, kind, harmful, protective.
 
     A completion prompt is the beginning of a web page as a base model sees it (Maini et al. 2025, section 6); every
-    second one ends in the middle of its first step.
+    second one ends in the middle of its first step. With `held_out=False` their topics are those of documents, none of
+    which the held-out prompts have, in phrasings that no document has: to develop on.
     """
     name = "harmful" if harmful else "safe"
     rng = random.Random(f"safelm-synthetic-web/prompts/{name}/{seed}")
     rows = []
-    for number, topic in enumerate(_topics(rng, harmful=harmful, count=count)):
+    for number, topic in enumerate(_topics(rng, harmful=harmful, count=count, held_out=held_out)):
         kind = DIALOGUE if number % 3 == 2 else COMPLETION
         prompt = _dialogue(rng, topic) if kind == DIALOGUE else _completion(rng, topic, mid_step=number % 3 == 1)
         rows.append(
@@ -54,12 +55,12 @@ def write_chat_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str
     ]
 
 
-def _topics(rng: random.Random, *, harmful: bool, count: int) -> list[Topic]:
+def _topics(rng: random.Random, *, harmful: bool, count: int, held_out: bool = True) -> list[Topic]:
     if harmful:
-        return _in_turn(rng, harmful_topics(held_out=True), count)
+        return _in_turn(rng, harmful_topics(held_out=held_out), count)
     protective = round(PROTECTIVE_SHARE * count)
-    mixed = _in_turn(rng, safe_topics(held_out=True), count - protective)
-    mixed += _in_turn(rng, protective_topics(held_out=True), protective)
+    mixed = _in_turn(rng, safe_topics(held_out=held_out), count - protective)
+    mixed += _in_turn(rng, protective_topics(held_out=held_out), protective)
     rng.shuffle(mixed)
     return mixed
 
