@@ -134,6 +134,16 @@ def test_held_out_topics_recombine_known_parts(all_text):
     assert len(protective) == 15
 
 
+@pytest.mark.parametrize("harmful", [True, False])
+def test_prompts_to_develop_on_share_no_topic_with_the_held_out_ones(harmful):
+    held_out, others = (
+        {row["topic"] for row in write_prompts(1, harmful=harmful, count=120, held_out=held_out)}
+        for held_out in (True, False)
+    )
+    assert len(others) > 60
+    assert not held_out & others
+
+
 def test_parquet_holds_the_same_rows(documents, tmp_path):
     import pyarrow.parquet as pq
 
