@@ -1,4 +1,4 @@
-"""Joins annotations of a corpus to its rows, or checks that they belong together.
+"""Joins annotations of a corpus to its rows, checks that they belong together, or finds spans in its texts.
 
 Annotations are made by safelm.score --output_rows=annotations: a small Parquet file for each file of the corpus, joined
 by row, never by id. data_tasks, safelm.report_card and safelm.synthesize read them on the fly (--annotations), so that
@@ -11,6 +11,16 @@ no text need be copied. This command writes the joined rows where another progra
 
 --annotations takes folders by comma. Two that have the same column are refused; NAME=FOLDER puts NAME_ before the
 columns of one.
+
+Spans are annotations too, stretches of a text (start and end in characters, kind, label, score; safelm.documents.spans)
+that interventions of the training tasks need (docs/interventions.md). OUTPUT gets a file of them for each input file:
+
+    --unit=sentence    every sentence with its harm score as label, by --scorers (any of safelm.score's);
+                       --unit=window:256 stretches of 256 words; with --min_score=3 those that reach it only
+    --lexicon=FILE     a lexicon's terms: one a line, perhaps a tab and a label
+    --spans=FILES      your own: a file for each of the input, of its name, with rows {"row": 1, "spans": [{"start": 0,
+                       "end": 4, "kind": "x", "label": "y", "score": 0.5}]}, checked against the text. "text" in a span
+                       quotes the stretch, is compared, and not kept
 """
 
 import argparse
@@ -26,7 +36,10 @@ from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import RECORDS
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
-from safelm.safety.scoring import joining
+from safelm.safety.scorer import BUNDLED
+from safelm.safety.scoring import joining, scorers, span_files
+from safelm.safety.scoring.units import parse_unit, read_lexicon
+from safelm.tags import MAX_SCORE, MIN_SCORE
 
 _logger = logging.getLogger("safelm.annotate")
 
@@ -37,24 +50,40 @@ def arguments() -> argparse.ArgumentParser:
         "safelm.annotate",
         __doc__ + "\n" + beam_runner.__doc__.split("\n\n", 2)[2],
         "python -m safelm.annotate --join --input='web/*.parquet' --annotations=runs/scores --output=runs/joined\n"
-        "  python -m safelm.annotate --check --input='web/*.parquet' --annotations=runs/scores,judge=runs/judged",
+        "  python -m safelm.annotate --check --input='web/*.parquet' --annotations=runs/scores,judge=runs/judged\n"
+        "  python -m safelm.annotate --unit=sentence --input='web/*.parquet' --output=runs/spans --scorers=bundled",
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--join", action="store_true", help="write the corpus's rows with their annotations")
     what.add_argument("--check", action="store_true", help="write nothing, look whether they belong together")
+    what.add_argument("--unit", metavar="UNIT", help="write spans: sentence, or window:N with N words")
+    what.add_argument("--lexicon", metavar="FILE", help="write spans: the terms of this file")
+    what.add_argument("--spans", nargs="+", metavar="FILES", help="write spans: these files' own, checked")
     add("--input", nargs="+", required=True, action="extend", metavar="FILES", help="files, folders or patterns")
-    add("--annotations", required=True, metavar="FOLDER,...", help="folders of annotations, perhaps NAME=FOLDER")
-    add("--output", help="folder to write, local or gs:// (with --join)")
+    add("--annotations", metavar="FOLDER,...", help="folders of annotations, perhaps NAME=FOLDER (join, check)")
+    add("--output", help="folder to write, local or gs://")
+    add("--scorers", metavar="KIND:PLACE,...", help=f"of --unit, as safelm.score has them (default {BUNDLED})")
+    add("--min_score", type=int, help="of --unit: no span below this harm score (default 0)")
+    add("--text_column", default="text", help="column in which spans are found (default %(default)s)")
+    documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
     return parser
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Joins or checks; ValueError or OSError with one clear line for bad input."""
+    """Joins, checks or finds spans; ValueError or OSError with one clear line for bad input."""
     runner = beam_runner.from_flags(flags)
-    if bool(flags.output) != flags.join:
-        raise ValueError("--join needs --output" if flags.join else "--check writes nothing: leave out --output")
+    if bool(flags.output) == flags.check:
+        raise ValueError("--check writes nothing: leave out --output" if flags.check else "--output is needed")
+    for name in ("scorers", "min_score"):
+        if getattr(flags, name) is not None and not flags.unit:
+            raise ValueError(f"--{name} goes with --unit")
+    if not (flags.join or flags.check):
+        if flags.annotations:
+            raise ValueError("--annotations goes with --join or --check")
+        find_spans(flags, runner)
+        return
     folders = annotations.parse(flags.annotations)
     if not folders:
         raise ValueError("--annotations names no folder")
@@ -70,13 +99,44 @@ def main(flags: argparse.Namespace) -> None:
     _logger.info("%s: %d rows in %d files", work.output, manifest["totals"]["rows"], len(manifest["files"]))
 
 
+def find_spans(flags: argparse.Namespace, runner: beam_runner.Runner) -> None:
+    """Writes the spans that the flags ask for."""
+    remote.check_output(flags.output)
+    documents.check_apart(flags.input, flags.output)
+    files = documents.find(flags.input)
+    asked: dict[str, Any] = {}
+    if flags.unit:
+        min_score = flags.min_score or MIN_SCORE
+        if not MIN_SCORE <= min_score <= MAX_SCORE:
+            raise ValueError(f"--min_score must be {MIN_SCORE} to {MAX_SCORE}, got {min_score}")
+        specs = scorers.parse_specs(flags.scorers or BUNDLED)
+        loaded = scorers.load_scorers(specs)
+        asked = {"unit": parse_unit(flags.unit), "min_score": min_score, "scorers": scorers.describe(specs, loaded)}
+        scorers.keep(asked["scorers"], loaded)
+    elif flags.lexicon:
+        asked = {"lexicon": read_lexicon(documents.read_text(flags.lexicon), flags.lexicon)}
+    else:
+        asked = {"own": span_files.own_files(files, documents.find(flags.spans))}
+    limit = documents.limit_from_flags(flags)
+    work = span_files.SpanWork(flags.output.rstrip("/"), flags.text_column, limit=limit, **asked)
+    manifest = join(files, work, runner)
+    totals, labels = manifest["totals"], manifest["labels"]
+    shown = ", ".join(f"{name or 'none'} {count}" for name, count in labels.items())
+    _logger.info(
+        "%s: %d spans in %d rows (%d malformed, %d units unscored); labels: %s",
+        *(work.output, totals["spans"], totals["rows"], totals["malformed"], totals["unscored"], shown),
+    )
+
+
 def check(files: list[documents.DocumentFile], folders: tuple[annotations.AnnotationFolder, ...]) -> int:
     """The number of rows of all files. Raises ValueError or OSError for the first that its annotations don't fit."""
     return sum(joining.join_file(file.path, folders, None) for file in Bar(files, unit="file", disable=None))
 
 
-def join(files: list[documents.DocumentFile], work: joining.JoinWork, runner: beam_runner.Runner) -> dict[str, Any]:
-    """Joins what is missing in `work.output`; the manifest."""
+def join(
+    files: list[documents.DocumentFile], work: joining.JoinWork | span_files.SpanWork, runner: beam_runner.Runner
+) -> dict[str, Any]:
+    """Does what is missing in `work.output`; the manifest."""
     out = OutputFolder(work.output)
     with out.only_writer():
         plan = joining.make_plan(out, work, files)
@@ -87,7 +147,7 @@ def join(files: list[documents.DocumentFile], work: joining.JoinWork, runner: be
             beam_runner.run_jobs(plan.jobs, work, runner, progress)
             progress.show()
         out.raise_failures()
-        _logger.info("%s: %d files joined in %.1f s", work.output, len(plan.jobs), time.monotonic() - started)
+        _logger.info("%s: %d files in %.1f s", work.output, len(plan.jobs), time.monotonic() - started)
         return joining.finish(out, plan, work)
 
 

@@ -11,7 +11,7 @@ import gzip
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from safelm import documents
 from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, Malformed, annotations
@@ -24,7 +24,16 @@ FORMAT = 1
 _GROUP_BYTES = 32 << 20
 _CHECKED_ROWS = 1 << 16
 _JSON = ".jsonl.gz"
-_FLAGS = {"input": "--input", "annotations": "--annotations"}
+_FLAGS = {
+    "input": "--input",
+    "annotations": "--annotations",
+    "unit": "--unit",
+    "min_score": "--min_score",
+    "scorers": "--scorers",
+    "lexicon": "--lexicon",
+    "own": "--spans",
+    "text_column": "--text_column",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +67,34 @@ class JoinWork:
         """Leaves the message where the calling process finds it."""
         OutputFolder(self.output).record_failure(job.name, message)
 
+    def settings(self, files: Sequence[DocumentFile]) -> dict[str, Any]:
+        """What a folder that was begun can't change: the annotations."""
+        return {"annotations": side_by_side(lambda file: annotations.versions(file.path, self.folders), files)}
+
+    def target(self, name: str, path: str) -> str:
+        """The file for an input, from the name of its annotations."""
+        end = documents.PARQUET if path.endswith(documents.PARQUET) else _JSON
+        return name.removesuffix(documents.PARQUET) + end
+
+    def manifest(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the manifest says of the whole, from the records of its files."""
+        return {
+            "annotations": [dataclasses.asdict(folder) for folder in self.folders],
+            "totals": {"rows": sum(record["rows"] for record in records)},
+            "files": {name: facts for record in records for name, facts in record["files"].items()},
+        }
+
+
+@runtime_checkable
+class FileWork(Protocol):
+    """Work by whole files into a folder: what `make_plan` and `finish` ask of it."""
+
+    def settings(self, files: Sequence[DocumentFile]) -> dict[str, Any]: ...
+
+    def target(self, name: str, path: str) -> str: ...
+
+    def manifest(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]: ...
+
 
 @dataclasses.dataclass
 class JoinPlan:
@@ -67,23 +104,21 @@ class JoinPlan:
     jobs: Sequence[JoinJob]
 
 
-def make_plan(out: OutputFolder, work: JoinWork, files: Sequence[DocumentFile]) -> JoinPlan:
+def make_plan(out: OutputFolder, work: FileWork, files: Sequence[DocumentFile]) -> JoinPlan:
     """Compares with what is in the folder and lists what is left.
 
-    Raises ValueError where the folder was begun with another input or other annotations.
+    Raises ValueError where the folder was begun with another input or other settings.
     """
     settings = {
         WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "input": side_by_side(lambda file: documents.without_place(documents.describe(file)), files),
-        "annotations": side_by_side(lambda file: annotations.versions(file.path, work.folders), files),
+        **work.settings(files),
     }
     check_settings(out, settings, _FLAGS)
     shards = []
     for index, (file, name) in enumerate(zip(files, annotations.names([file.path for file in files]), strict=True)):
-        end = documents.PARQUET if file.path.endswith(documents.PARQUET) else _JSON
-        target = name.removesuffix(documents.PARQUET) + end
-        shards.append(JoinJob(index, shard_name(index, file.path), file.path, None, target))
+        shards.append(JoinJob(index, shard_name(index, file.path), file.path, None, work.target(name, file.path)))
     out.write_json(SETTINGS_NAME, settings)
     out.clear_failures()
     done = done_shards(out, shards)
@@ -98,19 +133,13 @@ def done_shards(out: OutputFolder, shards: Sequence[JoinJob]) -> dict[str, Mappi
     return done_records(out, shards, {os.path.dirname(job.target) for job in shards})
 
 
-def finish(out: OutputFolder, plan: JoinPlan, work: JoinWork) -> dict[str, Any]:
-    """Writes the manifest. Raises ValueError where a file is not joined."""
+def finish(out: OutputFolder, plan: JoinPlan, work: FileWork) -> dict[str, Any]:
+    """Writes the manifest. Raises ValueError where a file is not done."""
     done = done_shards(out, plan.shards)
     if missing := [job.path for job in plan.shards if job.name not in done]:
-        raise ValueError(f"{out.root}: {len(missing)} files are not joined, the first is {missing[0]}: run again")
+        raise ValueError(f"{out.root}: {len(missing)} files are not done, the first is {missing[0]}: run again")
     records = [done[job.name] for job in plan.shards]
-    manifest = {
-        WRITTEN_BY: COMMAND,
-        "format": FORMAT,
-        "annotations": [dataclasses.asdict(folder) for folder in work.folders],
-        "totals": {"rows": sum(record["rows"] for record in records)},
-        "files": {name: facts for record in records for name, facts in record["files"].items()},
-    }
+    manifest = {WRITTEN_BY: COMMAND, "format": FORMAT, **work.manifest(records)}
     out.write_json(MANIFEST_NAME, manifest)
     return manifest
 
