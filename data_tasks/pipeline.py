@@ -13,6 +13,7 @@ import tensorflow as tf
 from jaxtyping import Float32, Int, Int32
 
 from data_tasks.chats import encode_chat, map_content
+from data_tasks.interventions import Intervention, InterventionSettings, mark_documents, spans_of
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.documents import ID_COLUMN, harm, missing_column
@@ -168,6 +169,56 @@ def tokenize(
         names = ("targets", "loss_weight") if is_chat else ("targets",)
         return encoded.unbatch().map(
             lambda example: {**example, **{name: tf.convert_to_tensor(example[name]) for name in names}},
+            num_parallel_calls=1,
+        )
+
+    return run
+
+
+def intervene(
+    vocabulary: SafeLMVocabulary, intervention: Intervention, settings: InterventionSettings
+) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A step from text and spans to `targets` with their `loss_weight`, as an intervention has them.
+
+    Beside what `tokenize` gives, an example has `token_kinds` (`safelm.caching.shards.KINDS`) and, where the
+    intervention makes tokens unlikely, their `unlikelihood`.
+    """
+    ragged = ("targets", "loss_weight", *(("unlikelihood",) if intervention.has_unlikelihood else ()))
+
+    def encode(ids, texts, scores, spans):
+        rows = [
+            (doc_id.decode(), text.decode(), score, spans_of(found.decode()))
+            for doc_id, text, score, found in zip(ids, texts, scores.tolist(), spans, strict=True)
+        ]
+        made = mark_documents(intervention, settings, vocabulary.tokenizer, rows)
+        lost = [vocabulary.tokenizer.count_lost_bytes(text) for _, text, _, _ in rows]
+        counts = ([len(each.tokens) for each in made], lost, [each.removed_tags for each in made])
+        return (
+            *(np.concatenate([getattr(each, name) for each in made]) for name in ("tokens", *ragged[1:])),
+            *(np.array(count, np.int32) for count in counts),
+            np.stack([each.kinds for each in made]),
+        )
+
+    def step(batch):
+        spans = batch.get("spans", tf.fill(tf.shape(batch["id"]), ""))
+        kinds = [tf.int32, *[tf.float32] * (len(ragged) - 1), tf.int32, tf.int32, tf.int32, tf.int32]
+        inputs = [batch["id"], batch["text"], batch["harm_score"], spans]
+        *arrays, lengths, lost_bytes, removed_tags, token_kinds = tf.numpy_function(
+            encode, inputs, kinds, stateful=False
+        )
+        lengths, lost_bytes, removed_tags = (tf.ensure_shape(a, [None]) for a in (lengths, lost_bytes, removed_tags))
+        cut = {
+            name: tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
+            for name, values in zip(ragged, arrays, strict=True)
+        }
+        counts = {"lost_bytes": lost_bytes, "removed_tags": removed_tags}
+        counts |= {"token_kinds": tf.ensure_shape(token_kinds, [None, 4])}
+        return {**cut, "id": batch["id"], "harm_score": batch["harm_score"], **counts}
+
+    def run(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        encoded = dataset.batch(_BATCH_DOCUMENTS).map(step, num_parallel_calls=2, deterministic=True)
+        return encoded.unbatch().map(
+            lambda example: {**example, **{name: tf.convert_to_tensor(example[name]) for name in ragged}},
             num_parallel_calls=1,
         )
 

@@ -55,6 +55,18 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         # For models with the tag in pretraining: a tenth of the tokens are tagged harmful answers of WildGuardMix.
         "instruction_tagged": _rung(ultrachat=0.70, wildguardmix=0.10, wildjailbreak=0.10, harm_tagged_chat=0.10),
         "benign": _rung(gsm8k=1.0),
+        # Interventions on raw web text (`data_tasks.interventions`): each differs from the rung raw by itself alone.
+        "masked": _rung(masked_web=1.0),
+        "masked_unsafe": _rung(masked_unsafe_web=1.0),
+        "unlikelihood": _rung(unlikelihood_web=1.0),
+        "weighted": _rung(weighted_web=1.0),
+        "span_tagged": _rung(span_tagged_web=1.0),
+        "conditioned": _rung(conditioned_web=1.0),
+        # As the rung harm_tagged, its tags by token.
+        "token_tagged": _rung(
+            **{name: share for name, share in LADDER["harm_tagged"].items() if name != "harm_tagged_web"},
+            token_tagged_web=LADDER["harm_tagged"]["harm_tagged_web"],
+        ),
     }
 )
 

@@ -16,12 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from data_tasks.preprocessors import NO_SCORE
 from safelm import documents
-from safelm.documents import Malformed, MalformedError, MalformedLimit, Quarantine, RowTally, harm
+from safelm.documents import Malformed, MalformedError, MalformedLimit, Quarantine, RowTally, harm, spans
 from safelm.documents.annotations import AnnotationFolder
+from safelm.documents.spans import Span
 
 __all__ = ["Document", "MalformedError", "MalformedLimit", "ReadReport", "RowFormat", "WebDocuments", "read_documents"]
 
-_HARM_SCORE = "harm score"
+_HARM_SCORE, _SPANS = "harm score", "spans"
 
 _logger = logging.getLogger(__name__)
 
@@ -33,12 +34,14 @@ class Document:
     Attributes:
       harm_score: 0 to 5, or NO_SCORE if the corpus has none.
       score_column: the column that it was read from.
+      spans: what annotators say of parts of the text, where the format reads them.
     """
 
     id: str
     text: str
     harm_score: int
     score_column: str = dataclasses.field(default="", compare=False)
+    spans: tuple[Span, ...] = ()
 
 
 @dataclasses.dataclass
@@ -75,6 +78,7 @@ class WebDocuments:
     Attributes:
       id_column: a name other than "id" is required in every file.
       score_column: the only column to read harm scores from; None for those of `safelm.documents.harm`.
+      has_spans: read the spans of the annotations, of which one folder must have some.
     """
 
     needs_score: bool = False
@@ -85,16 +89,23 @@ class WebDocuments:
     validation_files: Sequence[str] = ("validation-*", "c4-validation.*")
     suffixes: tuple[str, ...] = documents.SUFFIXES
     annotations: Sequence[AnnotationFolder] = ()
+    has_spans: bool = False
 
     @property
     def optional(self) -> Sequence[str]:
-        """The id and the harm score."""
-        return (self.id_column, *harm.score_columns(self.score_column))
+        """The id, the harm score and the spans."""
+        return (self.id_column, *harm.score_columns(self.score_column), *self.span_columns)
+
+    @property
+    def span_columns(self) -> Sequence[str]:
+        """What spans may be called, by the folders' names."""
+        return [each.column(spans.COLUMN) for each in self.annotations] if self.has_spans else []
 
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
         """A non-default id column, and the harm score if it is needed."""
         named = documents.required_id(self.id_column)
-        return named | ({_HARM_SCORE: harm.required_columns(path, self.score_column)} if self.needs_score else {})
+        named |= {_HARM_SCORE: harm.required_columns(path, self.score_column)} if self.needs_score else {}
+        return named | ({_SPANS: self.span_columns or [spans.COLUMN]} if self.has_spans else {})
 
     def parse(self, row: Mapping[str, Any], path: str) -> Document:
         """See `RowFormat.parse`."""
@@ -107,7 +118,13 @@ class WebDocuments:
         )
         if score.value is None and self.needs_score:
             raise MalformedError(score.problem)
-        return Document(identity, text, NO_SCORE if score.value is None else score.value, score.column)
+        value = NO_SCORE if score.value is None else score.value
+        return Document(identity, text, value, score.column, self._spans(row, text, f"{path}, id {identity}"))
+
+    def _spans(self, row: Mapping[str, Any], text: str, where: str) -> tuple[Span, ...]:
+        """The spans of all annotators. ValueError for those that don't fit the text or each other, malformed or not."""
+        found = [(name, spans.parse(row.get(name), text, f"{where}, {name}")) for name in self.span_columns]
+        return spans.merged([each for _, each in found], where)
 
 
 def read_documents(
@@ -164,4 +181,7 @@ def _rows(path: str, row_format: RowFormat, reject: documents.OnMalformed) -> It
         )
     except documents.MissingColumnError as error:
         more = f"; {harm.advice(error.present)}" if error.name == _HARM_SCORE else ""
+        more += (
+            "; `safelm.annotate --unit=sentence` writes some, --annotations names them" if error.name == _SPANS else ""
+        )
         raise ValueError(f"{error}{more}") from None  # by a name that `safelm.caching.shards` finds in tf.data's error

@@ -14,6 +14,7 @@ import tensorflow as tf
 from data_tasks.preprocessors import in_validation_split, validation_rank
 from data_tasks.readers import MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
 from safelm.documents import find_named
+from safelm.documents.spans import to_json
 from safelm.io import remote
 
 TRAIN, VALIDATION = "train", "validation"
@@ -24,6 +25,7 @@ _SMALL_CORPUS_BYTES = 16 << 20  # thousands of documents, of which a share of 1%
 
 class WebDocumentSource(seqio.DataSource):
     """The documents below a folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
+    A row format with spans adds `"spans": string`, their JSON.
 
     A split's files are `<folder>/train-*` and `<folder>/validation-*`, also in subfolders as on the hub (a row format
     may use other names), in the formats of `safelm.documents` and in the order of their paths. A single such file may
@@ -102,11 +104,9 @@ class WebDocumentSource(seqio.DataSource):
             np.random.default_rng(seed).shuffle(files)
         must_have_rows = shard_info is None or shard_info.num_shards == 1
         batches = functools.partial(self._batches, files, split, must_have_rows)
-        signature = {
-            "id": tf.TensorSpec([None], tf.string),
-            "text": tf.TensorSpec([None], tf.string),
-            "harm_score": tf.TensorSpec([None], tf.int32),
-        }
+        kinds = {"id": tf.string, "text": tf.string, "harm_score": tf.int32}
+        kinds |= {"spans": tf.string} if self._has_spans else {}
+        signature = {name: tf.TensorSpec([None], kind) for name, kind in kinds.items()}
         return tf.data.Dataset.from_generator(batches, output_signature=signature).unbatch()
 
     @functools.cached_property
@@ -148,23 +148,36 @@ class WebDocumentSource(seqio.DataSource):
     def _batches(self, files: Sequence[str], split: str, must_have_rows: bool) -> Iterator[dict[str, Any]]:
         """Batches of documents for tf.data, which takes one Python call per batch instead of per document."""
         self.last_report = report = ReadReport()
-        ids, texts, scores, characters = [], [], [], 0
+        batch: list[Any] = []
+        characters = 0
         for path in files:
             for document in self._documents(path, split, report):
-                ids.append(document.id.encode())
-                texts.append(document.text.encode())
-                scores.append(document.harm_score)
+                batch.append(document)
                 characters += len(document.text)
-                if len(ids) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-                    yield {"id": ids, "text": texts, "harm_score": scores}
-                    ids, texts, scores, characters = [], [], [], 0
-        if ids:
-            yield {"id": ids, "text": texts, "harm_score": scores}
+                if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+                    yield self._columns(batch)
+                    batch, characters = [], 0
+        if batch:
+            yield self._columns(batch)
         if must_have_rows and report.rows == report.malformed:
             raise ValueError(
                 f"empty corpus: {self.folder} split {split!r} has no usable row in {len(files)} files "
                 f"({report.malformed} malformed)"
             )
+
+    @property
+    def _has_spans(self) -> bool:
+        return isinstance(self._row_format, WebDocuments) and self._row_format.has_spans
+
+    def _columns(self, batch: Sequence[Any]) -> dict[str, Any]:
+        columns = {
+            "id": [document.id.encode() for document in batch],
+            "text": [document.text.encode() for document in batch],
+            "harm_score": [document.harm_score for document in batch],
+        }
+        return columns | (
+            {"spans": [to_json(document.spans).encode() for document in batch]} if self._has_spans else {}
+        )
 
     def _documents(self, path: str, split: str, report: ReadReport) -> Iterator[Any]:
         # Malformed rows of a hash split belong to neither part: "train" counts and keeps them, once.

@@ -23,6 +23,10 @@ arguments, under another prefix for a second set.
 | gsm8k           | gsm8k           | all                                                               |
 | instructions    | instructions    | all                                                               |
 
+The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
+weighted_web, span_tagged_web (these need annotations with spans), token_tagged_web and conditioned_web (these and
+masked_unsafe_web need harm scores).
+
 Columns and files of the conversations: `data_tasks.chats`. Examples have a `loss_weight` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
 with the same features). Mixtures `<prefix>_ladder_<rung>` hold the rungs of `data_tasks.rates`, `<prefix>_instruction`,
@@ -34,7 +38,7 @@ reads token stores, where `safelm.data` keeps the rates exactly.
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -42,6 +46,7 @@ import tensorflow as tf
 
 from data_tasks import pipeline, rates
 from data_tasks.chats import CHAT_ROWS
+from data_tasks.interventions import INTERVENTIONS, InterventionSettings
 from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
 from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
@@ -57,8 +62,9 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
     "filtered_web": "raw_web",
     "harm_tagged_web": "raw_web",
     "harm_tagged_chat": "wildguardmix",
+    **dict.fromkeys(INTERVENTIONS, "raw_web"),
 }
-_SCORED = ("filtered_web", "harm_tagged_web")
+_SCORED = ("filtered_web", "harm_tagged_web", *(name for name, each in INTERVENTIONS.items() if each.needs_score))
 _ANNOTATED = "raw_web"
 PREPROCESSING_VERSION = 1  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256
@@ -103,6 +109,7 @@ def register(
     quarantine_dir: str | None = None,
     columns: Mapping[str, str] | None = None,
     annotations: str | None = None,
+    interventions: InterventionSettings | Mapping[str, Any] | None = None,
 ) -> Registration:
     """Registers all tasks and mixtures under `prefix`, replacing earlier ones of that prefix.
 
@@ -113,7 +120,8 @@ def register(
       quarantine_dir: folder for malformed rows, in `<quarantine_dir>/<source>/<split>/`.
       columns: names of web documents' columns: `text_column`, `id_column`, `score_column`.
       annotations: folders of annotations of `raw_web` (`safelm.documents.annotations`), by comma: harm scores beside
-        the text.
+        the text, and spans.
+      interventions: parameters of the interventions that are not the defaults.
 
     Raises ValueError for settings out of range and unknown corpora.
     """
@@ -125,6 +133,7 @@ def register(
     if unknown := corpora.keys() - CORPORA.values():
         raise ValueError(f"unknown corpus {sorted(unknown)[0]!r}: one of {', '.join(sorted(set(CORPORA.values())))}")
     vocabulary = SafeLMVocabulary(tokenizer)
+    parameters = _intervention_settings(interventions, settings)
     columns = dict(columns or {})
     folders = parse_annotations(annotations)
     tasks = {}
@@ -134,25 +143,64 @@ def register(
         if place.startswith(TFDS_PREFIX):
             if folders and beside:
                 raise ValueError(f"corpus {corpus}: {place} is no folder of files, which alone have annotations")
+            if _needs_spans(source_name):
+                continue  # of files only, which have annotations beside them
             if corpus in CHAT_ROWS:
                 raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")
             source = seqio.TfdsDataSource(place.removeprefix(TFDS_PREFIX), tfds_data_dir)
         else:
             source = WebDocumentSource(
                 place,
-                row_format=CHAT_ROWS.get(corpus) or WebDocuments(source_name in _SCORED, **columns, **beside),
+                row_format=CHAT_ROWS.get(corpus)
+                or WebDocuments(source_name in _SCORED, has_spans=_needs_spans(source_name), **columns, **beside),
                 validation_fraction=settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
             )
         is_selected = isinstance(source, WebDocumentSource)
         select = [] if is_selected else [functools.partial(pipeline.select_columns, **columns)]
-        tasks[source_name] = _add_task(f"{prefix}_{source_name}", source_name, source, select, vocabulary, settings)
+        name = f"{prefix}_{source_name}"
+        if source_name in INTERVENTIONS:
+            tasks[source_name] = _add_intervention(name, source_name, source, select, vocabulary, parameters)
+        else:
+            tasks[source_name] = _add_task(name, source_name, source, select, vocabulary, settings)
     mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
     mixtures |= {name: _add_mixture(f"{prefix}_{name}", name, tasks) for name in rates.POST_TRAINING}
     decides_tokens = dataclasses.asdict(settings) | {"preprocessing_version": PREPROCESSING_VERSION, **columns}
     decides_tokens |= {"annotations": [folder.identity for folder in folders]} if folders else {}
+    decides_tokens |= {"interventions": dataclasses.asdict(parameters)} if interventions else {}
     return Registration(tasks, mixtures, decides_tokens)
+
+
+def _needs_spans(source_name: str) -> bool:
+    return source_name in INTERVENTIONS and INTERVENTIONS[source_name].needs_spans
+
+
+def _intervention_settings(
+    given: InterventionSettings | Mapping[str, Any] | None, settings: TaskSettings
+) -> InterventionSettings:
+    """The parameters of interventions; those that other tasks have too are theirs. ValueError for an unknown one."""
+    if isinstance(given, InterventionSettings):
+        return given
+    shared = {name: getattr(settings, name) for name in ("tag_rate", "min_harm_score", "seed")}
+    known = {field.name for field in dataclasses.fields(InterventionSettings)} - shared.keys()
+    if unknown := (given or {}).keys() - known:
+        raise ValueError(f"no parameter {min(unknown)!r} of interventions: there are {', '.join(sorted(known))}")
+    return InterventionSettings(**shared, **(given or {}))
+
+
+def _add_intervention(
+    name: str,
+    source_name: str,
+    source: seqio.DataSource,
+    steps: list[Any],
+    vocabulary: SafeLMVocabulary,
+    parameters: InterventionSettings,
+) -> str:
+    intervention = INTERVENTIONS[source_name]
+    if intervention.is_unsafe_only:
+        steps.append(pipeline.keep_scores(range(parameters.min_harm_score, MAX_SCORE + 1)))
+    return _add(name, source, [*steps, pipeline.intervene(vocabulary, intervention, parameters)], vocabulary)
 
 
 def _add_task(
@@ -175,6 +223,10 @@ def _add_task(
         steps.append(pipeline.keep_scores({SAFE_SCORE}))
     is_chat = source_name in rates.CHAT_SOURCES
     steps.append(pipeline.tokenize(vocabulary, prepare, is_tagged=is_tagged, is_chat=is_chat))
+    return _add(name, source, steps, vocabulary)
+
+
+def _add(name: str, source: seqio.DataSource, steps: Sequence[Any], vocabulary: SafeLMVocabulary) -> str:
     seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,

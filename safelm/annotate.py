@@ -75,7 +75,9 @@ def main(flags: argparse.Namespace) -> None:
     """Joins, checks or finds spans; ValueError or OSError with one clear line for bad input."""
     runner = beam_runner.from_flags(flags)
     if bool(flags.output) == flags.check:
-        raise ValueError("--check writes nothing: leave out --output" if flags.check else "--output is needed")
+        raise ValueError(
+            "--check writes nothing: leave out --output" if flags.check else f"{_asked(flags)} needs --output"
+        )
     for name in ("scorers", "min_score"):
         if getattr(flags, name) is not None and not flags.unit:
             raise ValueError(f"--{name} goes with --unit")
@@ -97,6 +99,10 @@ def main(flags: argparse.Namespace) -> None:
     work = joining.JoinWork(flags.output.rstrip("/"), folders)
     manifest = join(documents.find(flags.input), work, runner)
     _logger.info("%s: %d rows in %d files", work.output, manifest["totals"]["rows"], len(manifest["files"]))
+
+
+def _asked(flags: argparse.Namespace) -> str:
+    return next(f"--{name}" for name in ("join", "unit", "lexicon", "spans") if getattr(flags, name))
 
 
 def find_spans(flags: argparse.Namespace, runner: beam_runner.Runner) -> None:

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -73,7 +74,10 @@ def arguments() -> argparse.ArgumentParser:
         "--id_column", help="id column of web documents (id; default for rows without: a hash of the text)"
     )
     parser.add_argument("--score_column", help="column with harm scores 0 to 5 (default: see safelm.documents.harm)")
-    parser.add_argument("--annotations", metavar="FOLDER,...", help="annotations of raw_web by safelm.score")
+    parser.add_argument("--annotations", metavar="FOLDER,...", help="annotations of raw_web by score or annotate")
+    parser.add_argument(
+        "--interventions", metavar="JSON", help="parameters of interventions that aren't the defaults, as a JSON object"
+    )
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default=None)
     return parser
@@ -130,10 +134,21 @@ def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict
         "quarantine_dir": _quarantine(flags.output.rstrip("/")),
         "settings": _given(flags, "tag_rate", "seed", "min_harm_score", "validation_fraction"),
         "annotations": flags.annotations,
+        "interventions": _parameters(flags.interventions),
         "columns": _given(flags, "text_column", "id_column", "score_column"),
         "limit": {} if limit == documents.MalformedLimit() else dataclasses.asdict(limit),
     }
     return {name: value for name, value in wanted.items() if name == "data_dir" or value not in (None, {})}
+
+
+def _parameters(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f"--interventions: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"--interventions: must be an object, got {text}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def _quarantine(output: str) -> str:

@@ -16,6 +16,7 @@ from safelm import cli, documents
 from safelm.documents import MalformedLimit
 from safelm.io import remote
 from safelm.io.progress import Bar
+from safelm.text.control_tokens import with_control_tokens
 from safelm.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ def main(arguments: argparse.Namespace) -> None:
         log.warning(
             "the corpus is too small for --vocab_size=%d: it gave %d ids", arguments.vocab_size, tokenizer.vocab_size
         )
+    if arguments.control_tokens:
+        tokenizer = with_control_tokens(tokenizer, arguments.control_tokens.split(","))
     tokenizer.save(arguments.output)
     print(
         f"{arguments.output}: {tokenizer.vocab_size} ids from {counts.documents} documents ({counts.num_bytes} bytes), "
@@ -120,6 +123,11 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument("--text_column", default="text", help="column that holds the text (default: %(default)s)")
     arguments.add_argument("--vocab_size", type=int, default=2048, help="size of the vocabulary (default: %(default)s)")
+    arguments.add_argument(
+        "--control_tokens",
+        metavar="TOKEN,...",
+        help="special tokens to add, such as <good>,<bad>",
+    )
     arguments.add_argument("--output", required=True, help="folder for tokenizer.json")
     documents.add_limit_flags(arguments)
     return arguments

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.caching.shards import CacheJob
+from safelm.caching.shards import KINDS, TOKEN_KINDS, CacheJob
 from safelm.caching.upload import SETTINGS_NAME, Bucket
 from safelm.data.channels import CHANNELS
 from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
@@ -80,6 +80,7 @@ class StorePlan:
                 "settings": dict(self.settings),
                 "score_columns": dict(sum((Counter(shard.extra.get("score_columns")) for shard in shards), Counter())),
                 **totals,
+                **_token_kinds(shards),
             },
         )
         if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
@@ -87,6 +88,12 @@ class StorePlan:
             if self.bucket:
                 self.bucket.push(MANIFEST_NAME)
         return manifest
+
+
+def _token_kinds(shards: Sequence[ShardInfo]) -> dict[str, Any]:
+    """The tokens of a store by kind, where its task counts them."""
+    counted = [shard.extra[TOKEN_KINDS] for shard in shards if TOKEN_KINDS in shard.extra]
+    return {TOKEN_KINDS: {kind: sum(each[kind] for each in counted) for kind in KINDS}} if counted else {}
 
 
 def find_tasks(names: Sequence[str], registration: Any) -> dict[str, str]:

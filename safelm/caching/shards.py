@@ -14,13 +14,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from safelm.data.channels import CHANNELS, LOSS_WEIGHT
+import numpy as np
+
+from safelm.data.channels import CHANNELS, LOSS_WEIGHT, TASK_CHANNELS
 from safelm.data.shard import ShardInfo, ShardWriter
 from safelm.documents import content_sha256, has_changed
 from safelm.jobs.parent import end_with_parent
 
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 _REPORT_EVERY_DOCUMENTS = 256
+TOKEN_KINDS = "token_kinds"  # of an example: how many of its tokens are of each of KINDS; the others are text
+KINDS = ("tag", "prefix", "masked", "unlikelihood")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +79,9 @@ class CacheJob:
 def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda count: None) -> ShardInfo:
     """Runs the task over one shard of its source and writes the tokens; on an error nothing is left under its name.
 
-    An example's features that are named as one of `safelm.data.channels.CHANNELS` go into that channel: `loss_weight`,
-    one number for each of its `targets`, says how much each counts in the loss (default: 1).
+    An example's features that are named as one of `safelm.data.channels.TASK_CHANNELS` go into that channel:
+    `loss_weight`, one number for each of its `targets`, says how much each counts in the loss (default: 1), and
+    `unlikelihood` how much -log(1 - p) does. An example's `token_kinds` are added up for the manifest.
 
     `on_documents` is told now and then how many more documents are done. Raises ValueError or OSError with one clear
     line for bad input, also where TensorFlow wraps the error.
@@ -86,18 +91,24 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
 
     task = seqio.TaskRegistry.get(job.task_name)
     content = _content(job)
+    examples = _examples(task, job)
+    declared = [each for each in TASK_CHANNELS if each in CHANNELS or each.name in examples.element_spec]
     writer = ShardWriter(
-        job.directory, job.index, job.num_shards, job.dtype, harm_tag_id=job.harm_tag_id, fingerprint=job.fingerprint
+        *(job.directory, job.index, job.num_shards, job.dtype),
+        harm_tag_id=job.harm_tag_id,
+        fingerprint=job.fingerprint,
+        channels=declared,
     )
+    kinds = np.zeros(len(KINDS), np.int64)
     counts: dict[str, Any] = {"num_lost_bytes": 0, "num_removed_tags": 0, "num_loss_tokens": 0}
     unreported = 0
     with writer:
         try:
-            for example in _examples(task, job):
+            for example in examples.as_numpy_iterator():
                 tokens = example["targets"]
                 if not len(tokens) or tokens[-1] != job.eos_id:
                     raise ValueError(f"task {job.task_name}: a document's targets don't end in eos_id {job.eos_id}")
-                channels = {each.name: example[each.name] for each in CHANNELS if each.name in example}
+                channels = {each.name: example[each.name] for each in declared if each.name in example}
                 try:
                     writer.add(tokens, **channels)
                 except ValueError as error:
@@ -106,6 +117,7 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
                 counts["num_loss_tokens"] += len(tokens) if weights is None else int((weights > 0).sum())
                 counts["num_lost_bytes"] += int(example.get("lost_bytes", 0))
                 counts["num_removed_tags"] += int(example.get("removed_tags", 0))
+                kinds += example.get(TOKEN_KINDS, 0)
                 unreported += 1
                 if unreported == _REPORT_EVERY_DOCUMENTS:
                     on_documents(unreported)
@@ -113,6 +125,8 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
         except tf.errors.OpError as error:
             raise _clear_error(error) from None
         on_documents(unreported)
+        if TOKEN_KINDS in examples.element_spec:
+            counts[TOKEN_KINDS] = dict(zip(KINDS, kinds.tolist(), strict=True))
         report = getattr(task.source, "last_report", None)
         if report:
             counts |= {"num_quarantined": report.malformed, "num_rows": report.rows}
@@ -141,7 +155,7 @@ def _examples(task: Any, job: CacheJob) -> Any:
         num_epochs=1,
         trim_output_features=False,
         try_in_mem_cache=False,
-    ).as_numpy_iterator()
+    )
 
 
 def _clear_error(error: Exception) -> Exception:

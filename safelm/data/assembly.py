@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from safelm.data.batch import Batch
 from safelm.data.buffers import Buffers
-from safelm.data.channels import LOSS_WEIGHT, Channel
+from safelm.data.channels import LOSS_WEIGHT, UNLIKELIHOOD, Channel
 from safelm.data.rows import Pieces, RowPlan
 from safelm.data.store import MENDING
 from safelm.data.stream import Stream
@@ -54,9 +54,16 @@ class Assembly:
         self._copy_document_channels(pieces, ends, numbers)
         loss_weight = self._stream.channels[0]
         if not (self._stream.constants(loss_weight, runs.shard) > 0).all():
-            targets[numbers[0].view(loss_weight.batch_dtype) == 0] = 0
+            targets[self._is_unused(numbers)] = 0
         _number(pieces, ends, self._seq_len, segments, positions)
         _clear_padding(pieces.place, ends, arrays_AN)
+
+    def _is_unused(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
+        """Where no loss looks at the target: every channel that weights one is 0."""
+        weighing = (LOSS_WEIGHT.name, UNLIKELIHOOD.name)
+        pairs = zip(self._stream.channels, numbers, strict=True)
+        weights = [array.view(channel.batch_dtype) for channel, array in pairs if channel.name in weighing]
+        return np.logical_and.reduce([weight == 0 for weight in weights])
 
     def _copy_tokens(self, runs: "_Runs", out: np.ndarray) -> np.ndarray:
         """Copies each run into place; returns the token before each that goes on with a document."""

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     Attributes:
       inputs_BT: the token before each target; the end-of-document token before a document's first.
-      targets_BT: the tokens to predict; 0 where the loss weight is 0, and at padding.
+      targets_BT: the tokens to predict; 0 where loss weight and unlikelihood are 0, and at padding.
       positions_BT: of each input in its piece of a document.
       segment_ids_BT: number of the piece within the row, from 1; 0 is padding.
       loss_weight_BT: how much each target counts in the loss; 0 at padding.

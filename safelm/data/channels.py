@@ -99,7 +99,11 @@ class Channel:
 LOSS_WEIGHT = Channel("loss_weight", "float32", "token", 1.0, minimum=0.0)  # of a token as a target; 0: not learned
 # Of a store of windows (`safelm.data.windows`), where they are padded: tokens before the padding; 0: all of them.
 REAL_TOKENS = Channel("real_tokens", "int32", "document", 0, minimum=0)
-CHANNELS = (LOSS_WEIGHT,)  # what `safelm.cache_tasks` keeps of a SeqIO task's examples, by the features' names
+# Of a token as a target: the weight of -log(1 - p), beside its loss weight, which is 0 for a token to be unlearned.
+UNLIKELIHOOD = Channel("unlikelihood", "float32", "token", 0.0, minimum=0.0)
+CHANNELS = (LOSS_WEIGHT,)  # of every store
+# What `safelm.cache_tasks` keeps of a SeqIO task's examples by the features' names, where they have them.
+TASK_CHANNELS = (*CHANNELS, UNLIKELIHOOD)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from safelm.models import decoder as model
 from safelm.models import sharding
 from safelm.models.blocked_loss import num_blocks, total_loss
 from safelm.models.decoder import ModelConfig, Params
-from safelm.models.loss import LossSums, loss_sums, loss_sums_of
+from safelm.models.loss import WITHOUT_TARGET, LossSums, loss_sums, loss_sums_of
 
 WHOLE_LOGITS_BYTES = 256 * 2**20  # of a device's float32 logits, up to which they are cheaper whole
 
@@ -46,6 +46,7 @@ def next_token_loss(
     x_BTD: Float[Array, "B T D"],
     targets_BT: Int[Array, "B T"],
     loss_weight_BT: Float[Array, "B T"],
+    unlikelihood_BT: Float[Array, "B T"] | None = None,
     *,
     z_loss: float | int = 0.0,
     vocab_chunks: int = 0,
@@ -55,35 +56,44 @@ def next_token_loss(
     They are what `loss_sums` gives for the states' logits; only the total has a gradient.
 
     Args:
+      unlikelihood_BT: weights of -log(1 - p) of the targets, see `loss_sums`.
       z_loss: see `LossSums.total`.
       vocab_chunks: see `num_chunks`; with 1 the logits are computed whole, with 0 a block of tokens at a time where
         that is faster (`blocked_loss.num_blocks`).
     """
     kernel_VD = model.unembedding(config, params)
     if not vocab_chunks and (blocks := num_blocks(targets_BT.size, *kernel_VD.shape)) > 1:
-        return total_loss(blocks, config.vocab_size, z_loss, x_BTD, kernel_VD, targets_BT, loss_weight_BT)
+        weights = (loss_weight_BT, unlikelihood_BT)
+        return total_loss(blocks, config.vocab_size, z_loss, x_BTD, kernel_VD, targets_BT, *weights)
     chunks = num_chunks(vocab_chunks, targets_BT.size, config.padded_vocab_size)
     if chunks == 1:
-        sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_weight_BT)
+        sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_weight_BT, unlikelihood_BT)
     else:
-        log_z_BT, target_logit_BT = _log_z_and_target(chunks, config.vocab_size, x_BTD, kernel_VD, targets_BT)
-        sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT)
+        of_parts = functools.partial(_log_z_and_target, chunks, config.vocab_size)
+        if unlikelihood_BT is None:
+            log_z_BT, target_logit_BT = of_parts(False, x_BTD, kernel_VD, targets_BT)
+            sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT)
+        else:
+            log_rest_BT, target_logit_BT = of_parts(True, x_BTD, kernel_VD, targets_BT)
+            log_z_BT = jnp.logaddexp(log_rest_BT, target_logit_BT)
+            sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, log_rest_BT, unlikelihood_BT)
     return sums.total(z_loss), sums
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _log_z_and_target(
-    chunks: int, num_real: int, x_BTD: jax.Array, kernel_VD: jax.Array, targets_BT: jax.Array
+    chunks: int, num_real: int, of_rest: bool, x_BTD: jax.Array, kernel_VD: jax.Array, targets_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The log-partition and the target's logit of every position, float32."""
+    """The log-partition (with `of_rest` of all but the target) and the target's logit of every position, float32."""
 
     def add_part(sums: tuple[jax.Array, ...], part: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
         max_BT, sum_BT, target_logit_BT = sums
         ids_SU, logits_BTSU = _logits(num_real, x_BTD, part)
-        new_max_BT = jnp.maximum(max_BT, logits_BTSU.max(axis=(-2, -1)))
-        sum_BT *= jnp.exp(max_BT - new_max_BT)
-        sum_BT += jnp.exp(logits_BTSU - new_max_BT[..., None, None]).sum(axis=(-2, -1))
         is_target = ids_SU == targets_BT[..., None, None]
+        summed_BTSU = jnp.where(is_target, WITHOUT_TARGET, logits_BTSU) if of_rest else logits_BTSU
+        new_max_BT = jnp.maximum(max_BT, summed_BTSU.max(axis=(-2, -1)))
+        sum_BT *= jnp.exp(max_BT - new_max_BT)
+        sum_BT += jnp.exp(summed_BTSU - new_max_BT[..., None, None]).sum(axis=(-2, -1))
         target_logit_BT += jnp.where(is_target, logits_BTSU, 0.0).sum(axis=(-2, -1))
         return (new_max_BT, sum_BT, target_logit_BT), None
 
@@ -95,22 +105,23 @@ def _log_z_and_target(
 
 
 def _forward(
-    chunks: int, num_real: int, x_BTD: jax.Array, kernel_VD: jax.Array, targets_BT: jax.Array
+    chunks: int, num_real: int, of_rest: bool, x_BTD: jax.Array, kernel_VD: jax.Array, targets_BT: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    out = _log_z_and_target(chunks, num_real, x_BTD, kernel_VD, targets_BT)
+    out = _log_z_and_target(chunks, num_real, of_rest, x_BTD, kernel_VD, targets_BT)
     return out, (x_BTD, kernel_VD, targets_BT, out[0])
 
 
 def _backward(
-    chunks: int, num_real: int, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]
+    chunks: int, num_real: int, of_rest: bool, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None]:
     x_BTD, kernel_VD, targets_BT, log_z_BT = saved
     log_z_grad_BT, target_grad_BT = gradients
 
     def add_part(x_grad_BTD: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         ids_SU, logits_BTSU = _logits(num_real, x_BTD, part)
-        grad_BTSU = jnp.exp(logits_BTSU - log_z_BT[..., None, None]) * log_z_grad_BT[..., None, None]
         is_target = (ids_SU == targets_BT[..., None, None]) & (ids_SU < num_real)
+        summed_BTSU = jnp.where(is_target, WITHOUT_TARGET, logits_BTSU) if of_rest else logits_BTSU
+        grad_BTSU = jnp.exp(summed_BTSU - log_z_BT[..., None, None]) * log_z_grad_BT[..., None, None]
         grad_BTSU += jnp.where(is_target, target_grad_BT[..., None, None], 0.0)
         grad_BTSU = grad_BTSU.astype(x_BTD.dtype)
         summed = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+WITHOUT_TARGET = -1e30  # the logit of a target that is left out of a sum: finite, so that nothing becomes NaN
+
 
 @typing.no_type_check  # JAX also builds it of shapes, shardings and placeholders
 @flax.struct.dataclass
@@ -18,43 +20,66 @@ class LossSums:
       z_square: the squared log-partition of each target's logits, times its weight.
       weight: of all targets.
       tokens: how many targets have a weight above 0.
+      unlikelihood: -log(1 - p) of each target times its unlikelihood weight, in nats; None in batches without any.
+      unlikelihood_weight: of all targets.
     """
 
     cross_entropy: Float[Array, ""]
     z_square: Float[Array, ""]
     weight: Float[Array, ""]
     tokens: Float[Array, ""]
+    unlikelihood: Float[Array, ""] | None = None
+    unlikelihood_weight: Float[Array, ""] | None = None
 
     @classmethod
-    def zero(cls) -> "LossSums":
+    def zero(cls, *, has_unlikelihood: bool = False) -> "LossSums":
         """The sums over no token."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in range(4)))
+        return cls(*(jnp.zeros((), jnp.float32) for _ in range(6 if has_unlikelihood else 4)))
 
     def __add__(self, other: "LossSums") -> "LossSums":
-        return jax.tree.map(jnp.add, self, other)
+        def add(own: Array | None, more: Array | None) -> Array | None:
+            return own if more is None else more if own is None else jnp.add(own, more)
+
+        return jax.tree.map(add, self, other, is_leaf=lambda leaf: leaf is None)
 
     def total(self, z_loss: float | int) -> Float[Array, ""]:
-        """The minimised sum over targets: cross-entropy + z_loss * log(Z)^2, each times its weight."""
-        return self.cross_entropy + z_loss * self.z_square
+        """The minimised sum over targets: cross-entropy + z_loss * log(Z)^2 + unlikelihood, each times its weight."""
+        total = self.cross_entropy + z_loss * self.z_square
+        return total if self.unlikelihood is None else total + self.unlikelihood
 
     def divisor(self) -> Float[Array, ""]:
-        """What makes means of sums: the weight, or 1 when no target counts."""
-        return jnp.where(self.weight > 0, self.weight, 1.0)
+        """What makes a mean of the total: the weights of both kinds, or 1 when no target counts."""
+        return _or_1(self.weight if self.unlikelihood_weight is None else self.weight + self.unlikelihood_weight)
 
     def mean_cross_entropy(self) -> Float[Array, ""]:
         """Weighted mean in nats per token; 0 when no target counts."""
-        return self.cross_entropy / self.divisor()
+        return self.cross_entropy / _or_1(self.weight)
+
+
+def _or_1(weight: jax.typing.ArrayLike) -> Float[Array, ""]:
+    return jnp.where(weight > 0, weight, 1.0)
 
 
 def loss_sums(
-    logits_BTV: Float[Array, "B T V"], targets_BT: Int[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
+    logits_BTV: Float[Array, "B T V"],
+    targets_BT: Int[Array, "B T"],
+    loss_weight_BT: Float[Array, "B T"],
+    unlikelihood_BT: Float[Array, "B T"] | None = None,
 ) -> LossSums:
     """Sums the cross-entropy of `targets_BT`, each times its weight, in float32.
 
     What stands at a position of weight 0 (even NaN-free garbage) has no effect.
+
+    Args:
+      unlikelihood_BT: weights of -log(1 - p), p being the target's probability (Welleck et al. 2020).
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
-    return loss_sums_of(jax.nn.logsumexp(logits_BTV, axis=-1), _pick(logits_BTV, targets_BT), loss_weight_BT)
+    log_z_BT, target_logit_BT = jax.nn.logsumexp(logits_BTV, axis=-1), _pick(logits_BTV, targets_BT)
+    log_rest_BT = None
+    if unlikelihood_BT is not None:
+        is_target_BTV = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype) == targets_BT[..., None]
+        log_rest_BT = jax.nn.logsumexp(jnp.where(is_target_BTV, WITHOUT_TARGET, logits_BTV), axis=-1)
+    return loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, log_rest_BT, unlikelihood_BT)
 
 
 @jax.custom_vjp
@@ -78,13 +103,29 @@ _pick.defvjp(_pick_forward, _pick_backward)
 
 
 def loss_sums_of(
-    log_z_BT: Float[Array, "B T"], target_logit_BT: Float[Array, "B T"], loss_weight_BT: Float[Array, "B T"]
+    log_z_BT: Float[Array, "B T"],
+    target_logit_BT: Float[Array, "B T"],
+    loss_weight_BT: Float[Array, "B T"],
+    log_rest_BT: Float[Array, "B T"] | None = None,
+    unlikelihood_BT: Float[Array, "B T"] | None = None,
 ) -> LossSums:
-    """`loss_sums` from what it needs of the logits: their log-partition and the target's, both float32."""
+    """`loss_sums` from what it needs of the logits: their log-partition and the target's, both float32.
+
+    -log(1 - p) is the log-partition less that of all logits but the target's, `log_rest_BT`: nothing cancels, and the
+    gradient by a logit stays within 1, however close p comes to 1.
+    """
     loss_weight_BT = loss_weight_BT.astype(jnp.float32)
+    unlikelihood: dict[str, Array] = {}
+    if unlikelihood_BT is not None:
+        unlikelihood_BT = unlikelihood_BT.astype(jnp.float32)
+        unlikelihood = {
+            "unlikelihood": jnp.sum((log_z_BT - log_rest_BT) * unlikelihood_BT),
+            "unlikelihood_weight": jnp.sum(unlikelihood_BT),
+        }
     return LossSums(
         cross_entropy=jnp.sum((log_z_BT - target_logit_BT) * loss_weight_BT),
         z_square=jnp.sum(jnp.square(log_z_BT) * loss_weight_BT),
         weight=jnp.sum(loss_weight_BT),
         tokens=jnp.sum((loss_weight_BT > 0).astype(jnp.float32)),
+        **unlikelihood,
     )

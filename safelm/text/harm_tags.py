@@ -37,6 +37,16 @@ def remove_harm_tags(text: str) -> tuple[str, int]:
     return (kept + rest).decode("utf-8", "surrogatepass"), removed
 
 
+def kept_characters(text: str) -> list[int]:
+    """The places in a text of the characters that `remove_harm_tags` keeps, in order."""
+    kept: list[int] = []
+    for place, character in enumerate(text):
+        kept.append(place)
+        if character == HARM_TAG[-1] and "".join(text[i] for i in kept[-len(HARM_TAG) :]) == HARM_TAG:
+            del kept[-len(HARM_TAG) :]
+    return kept
+
+
 def inject_harm_tag(
     text: str, *, harm_score: int, doc_id: str, seed: int, tag_rate: float = TAG_RATE, min_harm_score: int = 4
 ) -> str:

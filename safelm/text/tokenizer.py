@@ -135,6 +135,10 @@ class Tokenizer:
         declared = dataclasses.replace(self._declared, **(kept | changes))
         return Tokenizer(self._backend, declared=declared, origin=self.origin)
 
+    def with_backend(self, backend: tokenizers.Tokenizer) -> "Tokenizer":
+        """Another vocabulary of the same conventions (see `safelm.text.control_tokens`)."""
+        return Tokenizer(backend, declared=self._declared, origin=self.origin)
+
     def with_template_kwargs(self, values: Mapping[str, Any]) -> "Tokenizer":
         """The same vocabulary, its chat template given further variables, such as `enable_thinking=False`.
 

@@ -117,6 +117,17 @@ class TrainData:
             for entry in self.ledger(step)
         )
 
+    def kinds_table(self) -> str:
+        """What the tokens of each source are, as lines for people, for those whose store says it."""
+        lines = []
+        for name, store in self.stores.items():
+            kinds = store.manifest.extra.get("token_kinds")
+            if kinds:
+                text = store.manifest.num_tokens - sum(kinds.values())
+                shown = ", ".join(f"{count:,} {kind}" for kind, count in {"text": text, **kinds}.items())
+                lines.append(f"kinds:      {name}: {shown} (of the whole store)")
+        return "\n".join(lines)
+
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint (counts and checksums) of every store, by "<source>/<split>"."""
         train = {f"{name}/{self._config.data.split}": store for name, store in self.stores.items()}

@@ -152,6 +152,7 @@ class LossWindow:
 
     def __init__(self):
         self._cross_entropy, self._weight, self._tokens = 0.0, 0.0, 0.0
+        self._unlikelihood, self._unlikelihood_weight = 0.0, 0.0
         self._last: dict[str, float] = {}
 
     def add(self, update: StepMetrics) -> tuple[float, float, bool]:
@@ -162,24 +163,31 @@ class LossWindow:
             self._cross_entropy += float(update.loss.cross_entropy)
             self._weight += float(update.loss.weight)
             self._tokens += float(update.loss.tokens)
+            self._unlikelihood += float(update.loss.unlikelihood or 0.0)
+            self._unlikelihood_weight += float(update.loss.unlikelihood_weight or 0.0)
             self._last = {"grad_norm": float(update.grad_norm)}
         return numbers
 
     def take(self) -> dict[str, float | int]:
         """Weighted mean loss in nats per token, tokens learned, and the last gradient norm; starts a new window.
 
-        Nothing if no update was applied. Tokens learned are those whose loss weight is above 0.
+        Nothing if no update was applied. Tokens learned are those whose loss weight is above 0. With tokens to be made
+        unlikely also `unlikelihood`, the weighted mean of -log(1 - p) in nats.
         """
         values = {}
         if self._last:
             loss = self._cross_entropy / (self._weight or 1.0)
             values = {"loss": loss, "tokens_learned": int(self._tokens), **self._last}
+            if self._unlikelihood_weight:
+                values["unlikelihood"] = self._unlikelihood / self._unlikelihood_weight
         self.load(None)
         return values
 
     def record(self) -> dict[str, Any]:
         """The window so far as JSON, for a checkpoint between two log lines."""
         sums = {"cross_entropy": self._cross_entropy, "weight": self._weight, "tokens": self._tokens}
+        if self._unlikelihood_weight:
+            sums |= {"unlikelihood": self._unlikelihood, "unlikelihood_weight": self._unlikelihood_weight}
         return {**sums, "last": self._last}
 
     def load(self, record: Mapping[str, Any] | None) -> None:
@@ -187,6 +195,8 @@ class LossWindow:
         record = record or {"cross_entropy": 0.0, "weight": 0.0, "tokens": 0.0, "last": {}}
         self._cross_entropy, self._weight = record["cross_entropy"], record["weight"]
         self._tokens, self._last = record["tokens"], dict(record["last"])
+        self._unlikelihood = record.get("unlikelihood", 0.0)
+        self._unlikelihood_weight = record.get("unlikelihood_weight", 0.0)
 
 
 class Progress:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from safelm.data.batch import abstract_batch as plain_abstract_batch
-from safelm.data.channels import Channel
+from safelm.data.channels import UNLIKELIHOOD, Channel
 from safelm.models import decoder as model
 from safelm.models import sharding
 from safelm.models.chunked_loss import next_token_loss
@@ -161,8 +161,8 @@ def _loss(
         positions_BT=batch.positions_BT,
         segment_ids_BT=batch.segment_ids_BT,
     )
-    targets_BT, loss_weight_BT = batch.targets_BT, batch.loss_weight_BT
-    return next_token_loss(config, params, x_BTD, targets_BT, loss_weight_BT, z_loss=z_loss, vocab_chunks=vocab_chunks)
+    weights = (batch.loss_weight_BT, batch.channels.get(UNLIKELIHOOD.name))
+    return next_token_loss(config, params, x_BTD, batch.targets_BT, *weights, z_loss=z_loss, vocab_chunks=vocab_chunks)
 
 
 def _summed_gradients(
@@ -218,7 +218,8 @@ def _accumulated(
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     zeros = jax.lax.with_sharding_constraint(zeros, param_shardings)
-    total, _ = jax.lax.scan(accumulate, (zeros, LossSums.zero()), jax.tree.map(split, batch))
+    no_loss = LossSums.zero(has_unlikelihood=UNLIKELIHOOD.name in batch.channels)
+    total, _ = jax.lax.scan(accumulate, (zeros, no_loss), jax.tree.map(split, batch))
     return total
 
 

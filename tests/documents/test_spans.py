@@ -154,7 +154,7 @@ def test_a_lexicon_in_a_corpus(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--unit=sentence"], "--output is needed"),
+        (["--unit=sentence"], "--unit needs --output"),
         (["--lexicon=x", "--output=y", "--scorers=bundled"], "--scorers goes with --unit"),
         (["--unit=sentence", "--output=y", "--annotations=z"], "--annotations goes with --join or --check"),
         (["--unit=sentence", "--output=y", "--min_score=6"], "--min_score must be 0 to 5, got 6"),

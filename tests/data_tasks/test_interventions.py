@@ -1,0 +1,225 @@
+"""Interventions as tasks: spans to tokens, weights, inserted tokens; from a corpus to what a tiny run learns."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_runs
+from document_files import write_rows
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from data_tasks import rates
+from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
+from safelm import annotate, cache_tasks
+from safelm.data.store import TokenStore
+from safelm.documents.spans import Span
+from safelm.tags import HARM_TAG
+from safelm.text.control_tokens import control_id, with_control_tokens
+from safelm.text.harm_tags import kept_characters, remove_harm_tags
+from safelm.text.token_offsets import encode_with_offsets
+from safelm.text.tokenizer import Tokenizer
+from safelm.train import run as train
+
+CONTROLS = ("<good>", "<bad>", "<risky>", "</risky>")
+ALPHABET = "ab ,.\n\u00a0ü é\u0065\u0301漢字😀👩\u200d👧<>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    trained = Tokenizer.train(["Aa bb, über 漢字 and 😀 the cat sat. A bad thing happened here."] * 9, 340)
+    return with_control_tokens(trained, CONTROLS)
+
+
+def made(name, tokenizer, text, spans=(), score=0, **settings):
+    (found,) = mark_documents(
+        INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [("d", text, score, spans)]
+    )
+    return found
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(text=st.text(alphabet=ALPHABET, min_size=1, max_size=40), data=st.data())
+def test_the_tokens_of_a_span_have_its_characters_and_no_token_else(tokenizer, text, data):
+    start = data.draw(st.integers(0, len(text) - 1))
+    span = Span(start, data.draw(st.integers(start + 1, len(text))), "k", "5")
+    ((ids_N, offsets_N2),) = encode_with_offsets(tokenizer, [text])
+    assert ids_N.tolist() == tokenizer.encode(text)
+    document = made("masked_web", tokenizer, text, [span])
+    is_masked_N = document.loss_weight[:-1] == 0
+    covered = {i for at in np.flatnonzero(is_masked_N) for i in range(*offsets_N2[at])}
+    assert covered >= set(range(span.start, span.end))
+    for is_masked, (begin, end) in zip(is_masked_N, offsets_N2.tolist(), strict=True):
+        assert is_masked == (begin < span.end and end > span.start)
+    # The bytes of the tokens are those of the characters that they are said to have: an offset can't be off by one.
+    for at in np.flatnonzero(is_masked_N):
+        begin, end = offsets_N2[at]
+        assert tokenizer.token_bytes(int(ids_N[at])) in text[begin:end].encode()
+
+
+def test_offsets_are_of_the_text_before_a_normalizer(tokenizer):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import normalizers, processors
+
+    backend = Backend.from_str(tokenizer.to_json())
+    backend.normalizer, backend.post_processor = normalizers.NFC(), processors.ByteLevel(trim_offsets=True)
+    text = "e\u0301 bad\u0301 end"
+    found = made("masked_web", Tokenizer(backend), text, [Span(2, 3, "k", "4"), Span(5, 7, "k", "4")])
+    ((_, offsets_N2),) = encode_with_offsets(Tokenizer(backend), [text])
+    masked = [text[begin:end] for begin, end in offsets_N2[found.loss_weight[:-1] == 0]]
+    assert "".join(masked).startswith(" ") and "d\u0301" in "".join(masked)
+
+
+@given(st.lists(st.sampled_from(["a", "<", ">", HARM_TAG, HARM_TAG[:9], HARM_TAG[9:]]), max_size=12))
+def test_kept_characters_are_those_that_removing_tags_keeps(pieces):
+    text = "".join(pieces)
+    assert "".join(text[i] for i in kept_characters(text)) == remove_harm_tags(text)[0]
+
+
+def test_spans_move_with_literal_tags_that_are_removed(tokenizer):
+    text = f"the {HARM_TAG}cat sat bad"
+    at = text.index("sat")
+    moved = made("masked_web", tokenizer, text, [Span(at, at + 3, "k", "4")])
+    plain = made("masked_web", tokenizer, "the cat sat bad", [Span(8, 11, "k", "4")])
+    assert moved.removed_tags == 1 and moved.tokens.tolist() == plain.tokens.tolist()
+    assert moved.loss_weight.tolist() == plain.loss_weight.tolist() and 0 in moved.loss_weight
+
+
+def test_each_intervention(tokenizer):
+    text = "the cat. A bad thing. the end"
+    spans = [Span(0, 8, "sentence", "0"), Span(9, 21, "sentence", "4"), Span(15, 20, "lexicon", "3")]
+    ids = tokenizer.encode(text)
+    plain = [*ids, tokenizer.eos_id]
+    masked = made("masked_web", tokenizer, text, spans)
+    is_risky = masked.loss_weight == 0
+    assert masked.tokens.tolist() == plain and 0 < is_risky.sum() < len(ids) and masked.loss_weight[-1] == 1
+    assert masked.kinds.tolist() == [0, 0, is_risky.sum(), 0] and not masked.unlikelihood.any()
+    assert made("masked_web", tokenizer, text, spans, kinds=("lexicon",)).loss_weight.all()
+    assert made("masked_unsafe_web", tokenizer, text, spans, score=3).loss_weight.all()
+    assert (made("masked_unsafe_web", tokenizer, text, spans, score=4).loss_weight == masked.loss_weight).all()
+    unlikely = made("unlikelihood_web", tokenizer, text, spans, unlikelihood=0.5)
+    assert (unlikely.unlikelihood == 0.5 * is_risky).all() and (unlikely.loss_weight == masked.loss_weight).all()
+    assert unlikely.kinds.tolist() == [0, 0, 0, is_risky.sum()]
+    table = {"4": 0.25, "3": 2.0, "0": 0.0}
+    weighted = made("weighted_web", tokenizer, text, spans, weights=table)
+    assert set(weighted.loss_weight[is_risky]) == {0.25} and set(weighted.loss_weight) == {0.0, 0.25, 1.0}
+    only = made("weighted_web", tokenizer, text, spans, weights={"3": 2.0})
+    assert set(only.loss_weight) == {1.0, 2.0}
+    tagged = made("span_tagged_web", tokenizer, text, spans)
+    marks = {control_id(tokenizer, token) for token in CONTROLS[2:]}
+    assert [i for i in tagged.tokens.tolist() if i not in marks] == plain and tagged.kinds.tolist() == [2, 0, 0, 0]
+    inner = tokenizer.decode(tagged.tokens).split("<risky>")[1].split("</risky>")[0]
+    assert inner.strip() == "A bad thing."
+    often = made("token_tagged_web", tokenizer, text, score=5, tag_rate=1.0)
+    assert often.tokens[1:-1:2].tolist() == [tokenizer.harm_tag_id] * (len(ids) - 1)
+    for score, token in ((0, "<good>"), (4, "<bad>")):
+        first = made("conditioned_web", tokenizer, text, score=score)
+        assert first.tokens.tolist() == [control_id(tokenizer, token), *plain]
+        assert first.loss_weight.tolist() == [0, *[1] * len(plain)] and first.kinds.tolist() == [0, 1, 0, 0]
+
+
+def test_bad_parameters_and_vocabularies_are_one_line(tokenizer):
+    for settings, message in (
+        ({"weights": {"4": -1.0}}, "label '4' has loss weight -1.0, must be at least 0: unlikelihood_web"),
+        ({"unlikelihood": 0.0}, "unlikelihood must be above 0, got 0.0"),
+        ({"tag_rate": 2.0}, "tag_rate must be from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            InterventionSettings(**settings)
+    bare = Tokenizer.train(["a b"], 262)
+    with pytest.raises(ValueError, match="the vocabulary has no control token '<good>'"):
+        made("conditioned_web", bare, "a")
+    for token in ("", "a"):
+        with pytest.raises(ValueError, match="can't be a control token"):
+            with_control_tokens(tokenizer, [token])
+    assert tokenizer.encode("<good>") and control_id(tokenizer, "<good>") not in tokenizer.encode("<good>")
+
+
+def test_control_tokens_are_kept_and_exported(tokenizer, tmp_path):
+    tokenizer.save(str(tmp_path))
+    again = Tokenizer.from_pretrained(str(tmp_path))
+    assert again.hash == tokenizer.hash and [control_id(again, t) for t in CONTROLS] == [
+        control_id(tokenizer, t) for t in CONTROLS
+    ]
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    assert theirs.convert_tokens_to_ids(list(CONTROLS)) == [control_id(tokenizer, t) for t in CONTROLS]
+
+
+def test_every_intervention_has_a_mixture():
+    named = {source for name in rates.OTHERS for source in rates.rates(name)}
+    assert named >= set(INTERVENTIONS)
+    assert all(sum(rates.rates(name).values()) == pytest.approx(1) for name in rates.OTHERS)
+
+
+# ---- from a corpus to a run
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory, tokenizer):
+    """Stores of every intervention on documents whose every second sentence is risky."""
+    folder = tmp_path_factory.mktemp("interventions")
+    texts = [f"the cat sat here. It was level{4 + i % 2} bad. the end of über {i}." for i in range(40)]
+    rows = [{"id": f"d{i}", "text": text, "harm_score": 4 * (i % 2)} for i, text in enumerate(texts)]
+    write_rows(folder / "corpus/raw_web/train-0.jsonl", rows[:30])
+    write_rows(folder / "corpus/raw_web/validation-0.jsonl", rows[30:])
+    tokenizer.save(str(folder / "tokenizer"))
+    argv = [f"--input={folder}/corpus/raw_web", f"--output={folder}/spans", "--workers=1"]
+    scorer = "--scorers=python:scorers_for_tests:LevelScorer"
+    annotate.main(annotate.arguments().parse_args(["--unit=sentence", scorer, *argv]))
+    cache(folder, "tokens", *INTERVENTIONS, "raw_web", annotations=folder / "spans")
+    return folder
+
+
+def cache(folder, output, *names, **flags):
+    argv = [f"--tasks={','.join(names)}", f"--data_dir={folder}/corpus", f"--tokenizer={folder}/tokenizer"]
+    argv += [f"--output={folder}/{output}", "--workers=1", *(f"--{name}={value}" for name, value in flags.items())]
+    cache_tasks.main(cache_tasks.arguments().parse_args(argv))
+
+
+def test_stores_have_the_weights_and_count_their_tokens(cached):
+    stores = {name: TokenStore.open(str(cached / "tokens" / name / "train")) for name in (*INTERVENTIONS, "raw_web")}
+    kinds = {name: store.manifest.extra.get("token_kinds") for name, store in stores.items()}
+    assert kinds["raw_web"] is None and kinds["conditioned_web"]["prefix"] == 30
+    assert kinds["masked_web"]["masked"] == kinds["unlikelihood_web"]["unlikelihood"] > 100
+    assert kinds["masked_unsafe_web"]["masked"] < kinds["masked_web"]["masked"]
+    assert kinds["span_tagged_web"]["tag"] == 60 and kinds["token_tagged_web"]["tag"] > 0
+    for name, store in stores.items():
+        has_it = "unlikelihood" in [channel.name for channel in store.channels]
+        assert has_it == (name == "unlikelihood_web")
+    assert stores["token_tagged_web"].manifest.num_tag_tokens == kinds["token_tagged_web"]["tag"]
+
+
+def test_parameters_and_missing_spans_are_named(cached):
+    cache(cached, "other", "masked_web", annotations=cached / "spans", interventions='{"labels": ["5"]}')
+    manifest = TokenStore.open(str(cached / "other/masked_web/train")).manifest
+    assert manifest.extra["settings"]["interventions"]["labels"] == ["5"]
+    default = TokenStore.open(str(cached / "tokens/masked_web/train")).manifest
+    assert 0 < manifest.extra["token_kinds"]["masked"] < default.extra["token_kinds"]["masked"]
+    for flags, message in (
+        ({}, "spans.*safelm.annotate --unit=sentence writes some"),
+        ({"annotations": cached / "spans", "interventions": '{"label": 1}'}, "no parameter 'label' of interventions"),
+        ({"annotations": cached / "spans", "interventions": "[1]"}, "--interventions: must be an object"),
+        ({"annotations": cached / "spans", "interventions": '{"weights": {"4": -1}}'}, "has loss weight -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cache(cached, "failed", "masked_web", **flags)
+
+
+def losses(cached, source, workdir, **overrides):
+    config = tiny_runs.tiny_config(cached, **{"total_steps": 20, "checkpoint.every_steps": 20, **overrides})
+    with config.unlocked():
+        config.data.phases = ({"start": 0.0, "rates": {source: 1.0}},)
+        config.model.vocab_size = 0
+    train.train(config.lock(), str(workdir))
+    return tiny_runs.metric_lines(workdir)
+
+
+def test_a_run_lowers_the_probability_of_planted_spans(cached, tmp_path, capsys):
+    lines = [line for line in losses(cached, "unlikelihood_web", tmp_path / "run") if "unlikelihood" in line]
+    assert len(lines) == 20 and lines[-1]["loss"] < lines[0]["loss"]
+    assert "kinds:      unlikelihood_web:" in "".join(capsys.readouterr())
+    masked = losses(cached, "masked_web", tmp_path / "masked")
+    assert all("unlikelihood" not in line for line in masked)
+    assert json.loads((cached / "tokens/masked_web/train/manifest.json").read_text())["extra"]["token_kinds"]["masked"]
