@@ -218,7 +218,10 @@ def intervene(
     def run(dataset: tf.data.Dataset) -> tf.data.Dataset:
         encoded = dataset.batch(_BATCH_DOCUMENTS).map(step, num_parallel_calls=2, deterministic=True)
         return encoded.unbatch().map(
-            lambda example: {**example, **{name: tf.convert_to_tensor(example[name]) for name in ragged}},
+            lambda example: {
+                **example,
+                **{name: tf.ensure_shape(tf.convert_to_tensor(example[name]), [None]) for name in ragged},
+            },
             num_parallel_calls=1,
         )
 

@@ -101,7 +101,8 @@ def _over_blocks(
         grad_NV = shares_NV * share_grad_N[:, None] - jnp.where(is_target_NV, weights_N[:, None], 0.0)
         if unlikely_N is not None:
             others_NV = jnp.exp(rest_NV - log_rest_N[:, None])
-            grad_NV += unlikely_N[:, None] * (shares_NV / sum_N[:, None] - others_NV)
+            share_N = unlikely_N * jnp.exp(target_logit_N - log_z_N)
+            grad_NV += share_N[:, None] * (is_target_NV - others_NV)
         grad_NV = grad_NV.astype(x_ND.dtype)
         kernel_grad_VD += summed("nv,nd->vd", grad_NV, x_ND)
         return (sums, kernel_grad_VD), summed("nv,vd->nd", grad_NV, cast_VD).astype(x_ND.dtype)

@@ -111,15 +111,15 @@ def loss_sums_of(
 ) -> LossSums:
     """`loss_sums` from what it needs of the logits: their log-partition and the target's, both float32.
 
-    -log(1 - p) is the log-partition less that of all logits but the target's, `log_rest_BT`: nothing cancels, and the
-    gradient by a logit stays within 1, however close p comes to 1.
+    -log(1 - p) is the softplus of the target's logit less the log-partition of all others, `log_rest_BT`: nothing
+    cancels, and the gradient by a logit stays within 1, however close p comes to 0 or 1.
     """
     loss_weight_BT = loss_weight_BT.astype(jnp.float32)
     unlikelihood: dict[str, Array] = {}
     if unlikelihood_BT is not None:
         unlikelihood_BT = unlikelihood_BT.astype(jnp.float32)
         unlikelihood = {
-            "unlikelihood": jnp.sum((log_z_BT - log_rest_BT) * unlikelihood_BT),
+            "unlikelihood": jnp.sum(jax.nn.softplus(target_logit_BT - log_rest_BT) * unlikelihood_BT),
             "unlikelihood_weight": jnp.sum(unlikelihood_BT),
         }
     return LossSums(

@@ -109,7 +109,7 @@ def test_each_intervention(tokenizer):
     tagged = made("span_tagged_web", tokenizer, text, spans)
     marks = {control_id(tokenizer, token) for token in CONTROLS[2:]}
     assert [i for i in tagged.tokens.tolist() if i not in marks] == plain and tagged.kinds.tolist() == [2, 0, 0, 0]
-    inner = tokenizer.decode(tagged.tokens).split("<risky>")[1].split("</risky>")[0]
+    inner = tokenizer.decode(tagged.tokens.tolist()).split("<risky>")[1].split("</risky>")[0]
     assert inner.strip() == "A bad thing."
     often = made("token_tagged_web", tokenizer, text, score=5, tag_rate=1.0)
     assert often.tokens[1:-1:2].tolist() == [tokenizer.harm_tag_id] * (len(ids) - 1)
@@ -198,7 +198,7 @@ def test_parameters_and_missing_spans_are_named(cached):
     default = TokenStore.open(str(cached / "tokens/masked_web/train")).manifest
     assert 0 < manifest.extra["token_kinds"]["masked"] < default.extra["token_kinds"]["masked"]
     for flags, message in (
-        ({}, "spans.*safelm.annotate --unit=sentence writes some"),
+        ({}, "spans.*safelm.annotate --unit=sentence. writes some"),
         ({"annotations": cached / "spans", "interventions": '{"label": 1}'}, "no parameter 'label' of interventions"),
         ({"annotations": cached / "spans", "interventions": "[1]"}, "--interventions: must be an object"),
         ({"annotations": cached / "spans", "interventions": '{"weights": {"4": -1}}'}, "has loss weight -1"),
