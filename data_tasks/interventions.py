@@ -35,8 +35,8 @@ class InterventionSettings:
     labels: tuple[str, ...] = ("4", "5")  # of spans that are risky; none: of any label
     kinds: tuple[str, ...] = ()  # of spans to look at; none: of any kind
     # weighted_web: loss weight by label
-    weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"3": 0.5, "4": 0.0, "5": 0.0})
-    unlikelihood: float = 1.0  # unlikelihood_web: the weight of -log(1 - p)
+    weights: Mapping[str, float | int] = dataclasses.field(default_factory=lambda: {"3": 0.5, "4": 0.0, "5": 0.0})
+    unlikelihood: float | int = 1.0  # unlikelihood_web: the weight of -log(1 - p)
     open_token: str = "<risky>"  # span_tagged_web: before a risky span
     close_token: str = "</risky>"  # and behind it
     good_token: str = "<good>"  # conditioned_web: the first token of a document
