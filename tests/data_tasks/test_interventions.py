@@ -211,7 +211,7 @@ def losses(cached, source, workdir, **overrides):
     config = tiny_runs.tiny_config(cached, **{"total_steps": 20, "checkpoint.every_steps": 20, **overrides})
     with config.unlocked():
         config.data.phases = ({"start": 0.0, "rates": {source: 1.0}},)
-        config.model.vocab_size = 0
+        config.model.vocab_size = Tokenizer.from_pretrained(str(cached / "tokenizer")).vocab_size
     train.train(config.lock(), str(workdir))
     return tiny_runs.metric_lines(workdir)
 
