@@ -33,8 +33,8 @@ def value_and_grad(config):
     return jax.jit(jax.value_and_grad(functools.partial(loss, config)))
 
 
-def assert_trees_close(a, b, atol):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+def assert_trees_close(a, b, atol, rtol=1e-7):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=rtol), a, b)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -72,7 +72,7 @@ def test_init_is_as_documented():
     assert np.std(params["embedder"]["embedding"][:300]) == pytest.approx(0.05, rel=0.02)
     assert not params["embedder"]["embedding"][300:].any() and not params["unembed"]["kernel"][:, 300:].any()
     unrolled = model.init(dataclasses.replace(config, scan_layers=False, remat="full"), jax.random.key(3))
-    assert_trees_close(params, unrolled, atol=0)
+    assert_trees_close(params, unrolled, atol=0, rtol=1e-6)  # another program: the last bit may differ
     layers = np.asarray(params["layers"]["mlp"]["up"])
     assert not np.array_equal(layers[0], layers[1])
 
