@@ -350,7 +350,7 @@ def test_bad_input(stores, tmp_path):
     foreign = write_store(tmp_path / "foreign", [[5, 0]], vocab="b")
     with pytest.raises(ValueError, match=f"different vocabularies: .*{foreign.manifest.vocab_hash}"):
         Batches({**stores, "safe": foreign}, schedule_of())
-    with pytest.raises(ValueError, match=r"packing must be one of \['concat', 'fit'\], got 'first'"):
+    with pytest.raises(ValueError, match=r"packing must be one of \['concat', 'fit', 'window'\], got 'first'"):
         Batches(stores, schedule_of(), packing="first")
     with pytest.raises(ValueError, match="batch_size=4, seq_len=16 are not the schedule's batch_size=8"):
         make_loader(stores, schedule_of(), seed=0, batch_size=4, seq_len=16)

@@ -72,7 +72,7 @@ def test_a_served_a_judging_and_an_embedding_model_by_name(hub, commit):
 def test_a_later_run_with_the_same_name_and_another_commit_has_another_scorer(hub, commit, folder, tmp_path):
     def described(flag):
         specs = scorers.parse_specs(flag)
-        return plan._facts(scorers.ScorerSpec(specs[0].spec, "a", "b"))
+        return plan.scorer_facts(scorers.ScorerSpec(specs[0].spec, "a", "b"))
 
     first = described(f"harm=judge:{NAME}?reason_tokens=0")
     again = published_again(hub, folder, tmp_path)

@@ -25,6 +25,7 @@ from safelm.safety.endpoint_client import _NO_MODEL
 from safelm.safety.judge import answer
 from safelm.safety.lexicon_scorer import LexiconScorer
 from safelm.safety.ngrams import scorer as ngrams
+from safelm.safety.scoring import units
 from safelm.safety.synthesis import parts, requests, template_writer
 from safelm.safety.synthesis.gates import copying, dialogue, faithfulness, form, obedience, refusal_wording, words
 from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
@@ -171,7 +172,7 @@ def table(ending: str, text: str) -> None:
 
 
 def equal_ids(text: str) -> None:
-    prompt = Prompt("id", text, "", "", "", True, False)
+    prompt = Prompt("id", text[: len(text) // 2], "", "", "", True, False)  # two of them are the text's length
     duplicates.merge_duplicates([prompt, prompt])
 
 
@@ -186,6 +187,7 @@ def spans(text: str) -> None:
 
 
 BUNDLED = ngrams.load_bundled()
+LEXICON = units.terms_pattern(["aaab", "a a a b", "....!", "A warm-up"])
 FUNCTIONS = {
     "parts.split": lambda text: parts.split(text, 50_000),
     "parts.split in small parts": lambda text: parts.split(text, 100),
@@ -215,6 +217,9 @@ FUNCTIONS = {
     "tokenizer.encode": lambda text: tokenizer().encode(text),
     "tokenizer.encode_tagged": lambda text: tokenizer().encode_tagged(text),
     "chunking": lambda text: list(chunking._parts(text)),
+    "sentences": lambda text: list(units.Unit().spans(text)),
+    "windows": lambda text: list(units.Unit(5).spans(text)),
+    "lexicon's terms": lambda text: units.find_terms(text, LEXICON, {}),
     "installed_text.prose": lambda text: list(installed_text.cut(installed_text.prose(text))),
     "remove_harm_tags": harm_tags.remove_harm_tags,
     "inject_harm_tag": lambda text: harm_tags.inject_harm_tag(text.replace(">", ""), harm_score=5, doc_id="id", seed=0),
@@ -246,6 +251,14 @@ GATES = {
 }
 # Modules with regular expressions that see nothing from outside but names, flags and what our own programs print.
 OWN_TEXT = {
+    "safelm/documents/annotations.py",
+    "safelm/formats/datatrove.py",
+    "safelm/formats/hf_datasets.py",
+    "safelm/jobs/array_tasks.py",
+    "safelm/safety/sequence_classifier/labels.py",
+    "safelm/safety/sequence_classifier/scorer.py",
+    "safelm/selection/settings.py",
+    "safelm/serving/constraint_fields.py",
     "safelm/io/hub.py",
     "safelm/safety/labelling/journal.py",
     "safelm/text/spelling.py",
@@ -275,6 +288,7 @@ OWN_TEXT = {
 }
 # Modules whose expressions are run above.
 RUN = {
+    "safelm/safety/scoring/units.py",
     "safelm/safety/classifier/examples.py",
     "safelm/safety/classifier/label_rules.py",
     "safelm/text/named_templates.py",

@@ -8,8 +8,9 @@ from safelm.documents.spans import Span
 
 SENTENCE, WINDOW, LEXICON = "sentence", "window", "lexicon"
 # A sentence ends at a line's end, or behind a full stop (or the like) and closing quotes before whitespace; in Chinese
-# and Japanese no whitespace follows.
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|(?=[\n\r\u2028\u2029])")
+# and Japanese no whitespace follows. A run of stops is tried from its beginning only, and gives nothing back: else time
+# would grow by the square of its length.
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s)|[。！？]+[”’」』）]*|(?=[\n\r\u2028\u2029])")
 _WORD = re.compile(r"\S+")
 
 
