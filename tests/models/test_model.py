@@ -33,8 +33,8 @@ def value_and_grad(config):
     return jax.jit(jax.value_and_grad(functools.partial(loss, config)))
 
 
-def assert_trees_close(a, b, atol, rtol=1e-7):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=rtol), a, b)
+def assert_trees_close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -63,16 +63,22 @@ def _check_names(sizes, names, leaf):
     assert tuple(sizes[name] for name in names) == leaf.shape
 
 
+def initialized(config):
+    """Fresh parameters, compiled as outside the tests: without fusion emitters two programs differ in the last bit."""
+    init = jax.jit(functools.partial(model.init, config), compiler_options={"xla_cpu_use_fusion_emitters": True})
+    return init(jax.random.key(3))
+
+
 def test_init_is_as_documented():
     config = dataclasses.replace(UNTIED, d_model=128, d_ff=256, init_std=0.05)
-    params = model.init(config, jax.random.key(3))
+    params = initialized(config)
     assert isinstance(params, dict) and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     assert np.std(params["layers"]["mlp"]["up"]) == pytest.approx(0.05, rel=0.02)
     assert np.std(params["layers"]["mlp"]["down"]) == pytest.approx(0.05 / np.sqrt(6), rel=0.02)
     assert np.std(params["embedder"]["embedding"][:300]) == pytest.approx(0.05, rel=0.02)
     assert not params["embedder"]["embedding"][300:].any() and not params["unembed"]["kernel"][:, 300:].any()
-    unrolled = model.init(dataclasses.replace(config, scan_layers=False, remat="full"), jax.random.key(3))
-    assert_trees_close(params, unrolled, atol=0, rtol=1e-6)  # another program: the last bit may differ
+    unrolled = initialized(dataclasses.replace(config, scan_layers=False, remat="full"))
+    assert_trees_close(params, unrolled, atol=0)
     layers = np.asarray(params["layers"]["mlp"]["up"])
     assert not np.array_equal(layers[0], layers[1])
 

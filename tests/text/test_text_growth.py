@@ -172,7 +172,7 @@ def table(ending: str, text: str) -> None:
 
 
 def equal_ids(text: str) -> None:
-    prompt = Prompt("id", text[: len(text) // 2], "", "", "", True, False)  # two of them are the text's length
+    prompt = Prompt("id", text, "", "", "", True, False)
     duplicates.merge_duplicates([prompt, prompt])
 
 

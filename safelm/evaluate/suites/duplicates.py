@@ -38,12 +38,14 @@ def merge_duplicates(prompts: Sequence[Prompt], *, near: float = NEAR) -> tuple[
     by_form: dict[tuple[tuple[str, ...], bool], int] = {}
     by_word: dict[Word, dict[tuple[int, int], list[int]]] = {}  # by the prompt's number of words and this one's rank
     forms = [(normal_words(prompt.prompt), prompt.harmful) for prompt in prompts]
-    frequency = collections.Counter(word for form, _ in forms for word in _counted(form))
+    counted = {form: _counted(form) for form in dict.fromkeys(form for form, _ in forms)}
+    frequency = collections.Counter(word for words in counted.values() for word in words)
+    rare: list[Word] = []
     for prompt, form in zip(prompts, forms, strict=True):
-        words = _counted(form[0])
-        rare = _rarest(words, frequency, near)
+        words = counted[form[0]]
         index = by_form.get(form)
         if index is None:
+            rare = _rarest(words, frequency, near)
             candidates = _candidates(len(words), rare, by_word, near)
             index = _nearest(prompt, words, kept, words_of, candidates, near)
         if index is not None:
