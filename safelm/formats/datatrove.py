@@ -59,11 +59,9 @@ def write_index(path: str, bounds: Integer[np.ndarray, " bounds"], *, tokenizer:
       bounds: 0 and every document's end, in tokens.
       tokenizer: its name.
     """
-    with open(f"{path}.index", "wb") as file, files.naming(f"{path}.index"):
+    with files.synced(f"{path}.index") as file:
         for start in range(1, len(bounds), _AT_ONCE):
             file.write(np.asarray(bounds[start : start + _AT_ONCE]).astype("<u8").tobytes())
-        file.flush()
-        os.fsync(file.fileno())
     count = int(bounds[-1])
     files.write_whole(f"{path}.metadata", f"{tokenizer}|{token_bytes}\n{count}\n{_for_people(count)}")
 

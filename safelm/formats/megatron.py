@@ -77,7 +77,7 @@ def write_index(
     """
     count = num_sequences + 1 if documents is None else len(documents)
     code = next(code for code, known in DTYPES.items() if np.dtype(known) == dtype)
-    with open(path, "wb") as file, files.naming(path):
+    with files.synced(path) as file:
         file.write(_HEADER.pack(MAGIC, 1, code, num_sequences, count))
         for part in lengths:
             file.write(part.astype("<i4").tobytes())
@@ -90,8 +90,6 @@ def write_index(
             stop = min(start + _AT_ONCE, count)
             part = np.arange(start, stop) if documents is None else documents[start:stop]
             file.write(part.astype("<i8").tobytes())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _header(index: str, size: int) -> tuple[np.dtype, int, int]:

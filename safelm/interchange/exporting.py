@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -103,15 +102,6 @@ def _blocks(store: TokenStore, shard: int) -> Iterator[tuple[int, int, Block]]:
         first = last
 
 
-@contextlib.contextmanager
-def _synced(path: Path) -> Iterator[Any]:
-    """A new file that is on the disk when the block ends; OSError names it."""
-    with files.naming(path), open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @dataclasses.dataclass(frozen=True)
 class _Lengths:
     """The lengths of a store's documents, a shard at a time, as often as asked."""
@@ -124,7 +114,7 @@ class _Lengths:
 
 def _write_megatron(store: TokenStore, directory: Path, _: _Exported, progress: Callable[[int], object]) -> None:
     dtype = megatron.token_dtype(store.manifest.vocab_size)
-    with _synced(directory / f"{_NAME}.bin") as file:
+    with files.synced(directory / f"{_NAME}.bin") as file:
         for shard in range(len(store.manifest.shards)):
             for _first, _start, block in _blocks(store, shard):
                 file.write(block.tokens.astype(dtype.newbyteorder("<")).tobytes())
@@ -141,7 +131,7 @@ def _write_datatrove(store: TokenStore, directory: Path, _: _Exported, progress:
         if not info.num_documents:
             continue
         path = directory / f"{shard:05d}_{_NAME}.ds"
-        with _synced(path) as file:
+        with files.synced(path) as file:
             for _first, _start, block in _blocks(store, shard):
                 file.write(block.tokens.astype(dtype.newbyteorder("<")).tobytes())
                 progress(len(block.tokens))
@@ -170,7 +160,7 @@ def _write_tables(store: TokenStore, directory: Path, exported: _Exported, progr
 def _write_channel(store: TokenStore, channel: Channel, path: Path, dtype: np.dtype) -> None:
     """All numbers of a channel as one .npy file, read and written in parts."""
     counts = [shard.count(channel) for shard in store.manifest.shards]
-    with _synced(path) as file:
+    with files.synced(path) as file:
         arrays.write_header(file, dtype, sum(counts))
         for shard, count in enumerate(counts):
             for start in range(0, count, BLOCK_TOKENS):

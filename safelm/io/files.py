@@ -74,6 +74,15 @@ def append_whole(file: IO[bytes], data: bytes) -> None:
         raise OSError(error.errno, f"cannot write: {error.strerror}", file.name) from error
 
 
+@contextlib.contextmanager
+def synced(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A new file that is on the disk when the block ends; OSError names it."""
+    with naming(path), open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Syncs a finished file to disk and renames it to `target`, durably: a power cut can't undo the rename."""
     with open(source, "rb") as file:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -58,7 +59,9 @@ def test_of_bars_within_bars_the_outer_one_counts_and_the_inner_one_names_the_st
     ("error", "state", "code"),
     [(None, "done", 0), (ValueError("a\nb"), "failed", 2), (KeyboardInterrupt(), "stopped", 130)],
 )
-def test_every_command_takes_the_flag_and_says_how_it_ended(tmp_path, capsys, error, state, code):
+def test_every_command_takes_the_flag_and_says_how_it_ended(tmp_path, capsys, monkeypatch, error, state, code):
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)  # where another test's threads are left in this process
+
     def main(flags):
         if error is not None:
             raise error
