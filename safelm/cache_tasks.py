@@ -7,27 +7,26 @@ A folder begun with other settings, another vocabulary or other input files is a
 Malformed rows are kept in OUTPUT/quarantine/<source name>/<split>/. With an OUTPUT on gs:// every finished shard is
 uploaded and removed here (see safelm.caching.upload). Document texts are never logged.
 
-With --runner the shards are made on Apache Beam, the same bytes: see safelm.jobs.beam_runner for the runners.
+Much input, --workers or --runner put the work on Apache Beam (see safelm.jobs.beam_runner), else it is done in this
+process: the bytes are the same.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import errno
+import importlib.util
 import json
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from safelm import cli, documents
 from safelm.caching.beam import write_on_beam
 from safelm.caching.plan import StorePlan, find_tasks, plan_store
-from safelm.caching.shards import CacheJob, TaskModule, start_worker, write_shard
+from safelm.caching.shards import CacheJob, TaskModule, write_shard
 from safelm.caching.upload import Bucket, push_folder, staging_folder
 from safelm.data.shard import ShardInfo
 from safelm.io import files, remote
@@ -187,6 +186,9 @@ def _run(
                 plan.bucket.push_shard(info, plan.num_shards)
         if not plan.jobs:
             _complete(plan, started)
+    workers = min(workers or _automatic_workers(plans), len(jobs))
+    if runner is None and workers > 1:
+        runner = beam_runner.Runner("local", workers)
     if runner is not None:
         write_on_beam(plans, module, output, runner)
         for plan in plans:
@@ -194,9 +196,8 @@ def _run(
                 _complete(plan, started)
         return
     by_store = {plan.directory: plan for plan in plans}
-    workers = min(workers or _automatic_workers(plans), len(jobs))
     with Bar(total=len(jobs), unit="shard", desc="caching", disable=None) as bar:
-        for job, info in _write_in_processes(jobs, module, workers) if workers > 1 else _write_here(jobs, bar):
+        for job, info in _write_here(jobs, bar):
             plan = by_store[job.directory]
             plan.done[job.index] = info
             if plan.bucket:
@@ -207,8 +208,12 @@ def _run(
 
 
 def _automatic_workers(plans: Sequence[StorePlan]) -> int:
-    large = sum(plan.pending_bytes for plan in plans) >= _PROCESSES_FROM_BYTES
-    return len(os.sched_getaffinity(0)) if large else 1
+    if sum(plan.pending_bytes for plan in plans) < _PROCESSES_FROM_BYTES:
+        return 1
+    if importlib.util.find_spec("apache_beam") is None:
+        _logger.info("one process does the work: for more, pip install 'safelm[beam]'")
+        return 1
+    return len(os.sched_getaffinity(0))
 
 
 def _write_here(jobs: Sequence[CacheJob], bar: Bar) -> Iterator[tuple[CacheJob, ShardInfo]]:
@@ -222,25 +227,6 @@ def _write_here(jobs: Sequence[CacheJob], bar: Bar) -> Iterator[tuple[CacheJob, 
 
     for job in jobs:
         yield job, write_shard(job, count)
-
-
-def _write_in_processes(
-    jobs: Sequence[CacheJob], module: TaskModule, workers: int
-) -> Iterator[tuple[CacheJob, ShardInfo]]:
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    context = multiprocessing.get_context("spawn")  # a fork of a process with TensorFlow's threads hangs
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(module, threads))
-    try:
-        futures = {pool.submit(write_shard, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a worker process died (killed, or out of memory): run the same command again, with fewer --workers; "
-            "finished shards are kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _complete(plan: StorePlan, started: float) -> None:

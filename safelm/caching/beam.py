@@ -1,4 +1,4 @@
-"""Makes the shards of a token cache on Apache Beam instead of a pool of processes (`safelm.cache_tasks --runner`).
+"""Makes the shards of a token cache on Apache Beam.
 
 The shards have the same bytes. With an output on gs:// the worker uploads its shard. With a local output all workers
 must see that folder under the same path; on flink and spark this takes a shared file system.

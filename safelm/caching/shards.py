@@ -19,7 +19,6 @@ import numpy as np
 from safelm.data.channels import CHANNELS, LOSS_WEIGHT, TASK_CHANNELS
 from safelm.data.shard import ShardInfo, ShardWriter
 from safelm.documents import content_sha256, has_changed
-from safelm.jobs.parent import end_with_parent
 
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 _REPORT_EVERY_DOCUMENTS = 256
@@ -169,10 +168,3 @@ def _clear_error(error: Exception) -> Exception:
     if issubclass(kind, OSError):
         return OSError(found["message"])
     return ValueError(found["message"]) if issubclass(kind, ValueError) else error
-
-
-def start_worker(module: TaskModule, threads: int) -> None:
-    """Initializes a worker process: tokenizer threads, TensorFlow, tasks. The worker ends with its parent."""
-    end_with_parent()
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    module.load()

@@ -94,9 +94,9 @@ def add_flags(parser: argparse.ArgumentParser, *, default: str | None) -> None:
     """Adds --runner, --workers and Beam's own flags after `--`.
 
     Args:
-      default: the runner without --runner; None for a pool of processes instead of Beam.
+      default: the runner without --runner; None if the command decides by its input.
     """
-    shown = f"Apache Beam runner: {', '.join(RUNNERS)} (default: {default or 'none, a pool of processes'})"
+    shown = f"Apache Beam runner: {', '.join(RUNNERS)} (default: {default or 'by the input'})"
     parser.add_argument("--runner", default=default, help=shown)
     parser.add_argument(
         "--workers", type=int, default=0, help="number of worker processes (default: depends on the machine)"
