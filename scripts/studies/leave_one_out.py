@@ -3,8 +3,9 @@
     python scripts/studies/leave_one_out.py --shared_data=DATA --cache=E --output=W/leave_one_out
 
 For every set: a head on frozen MiniLM, MiniLM with its last layers trained (the recipe of configs/classifier_union.py)
-and TF-IDF with logistic regression, each trained on all other sets and tested on this one, on C4 and WikiText pages;
-beside them a profanity checker. So that it takes an hour, folds train on at most --cap texts of each side of a set and
+or with all of them (`whole`, from a lower rate), and TF-IDF with logistic regression, each trained on all other sets
+and tested on this one, on C4 and WikiText pages; beside them a profanity checker. --backbone=smollm2 does the same with
+SmolLM2-135M up to layer 15. So that it takes an hour, folds train on at most --cap texts of each side of a set and
 --epochs epochs, the same for all. Texts that a left-out set shares with others are left out with it. With --curve the
 frozen head also from fewer texts and fewer sets; with --classifier=DIR a trained classifier on the fixed test parts.
 
@@ -56,7 +57,8 @@ BESIDE = {  # only trained on: one side each
 }
 _PAGE_CHARACTERS = 1200  # training takes a text's first chunk
 CURVE_CAPS, CURVE_SETS, CURVE_DRAWS = (75, 300, 1200), (2, 4), 1
-METHODS = ("tuned", "frozen", "tfidf", "profanity")
+METHODS = ("tuned", "whole", "frozen", "tfidf", "profanity")
+_WHOLE_RATE = 3e-5  # of training all layers, less than that of the last ones, as is usual for encoders of this size
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -124,7 +126,8 @@ class Embeddings:
 
     def __init__(self, study: Study):
         self.backbone = load_backbone(**dict(study.recipe.backbone) | {"source": study.args.backbone})
-        self.states = tuning.frozen_states(self.backbone, study.recipe.tuning.last_n, study.args.cache)
+        cache = study.args.cache and f"{study.args.cache}/{study.args.backbone}"
+        self.states = tuning.frozen_states(self.backbone, study.recipe.tuning.last_n, cache)
         self._known: dict[bytes, np.ndarray] = {}
 
     def first(self, texts: Sequence[examples.Example]) -> list[np.ndarray]:
@@ -181,16 +184,20 @@ def read_study(args: argparse.Namespace) -> Study:
 
 
 def _run(study: Study, embeddings: Embeddings, method: str, name: str) -> None:
-    tag = method if study.args.backbone == "minilm" else f"{study.args.backbone}-{method}"
+    tag = _tag(study, method)
     path = study.args.output / f"{tag}-{name}.npz"
     if path.exists():
         return
     fold = study.fold(name, study.args.cap)
     texts = [[e.text for e in fold.test], [e.text for e in fold.dev], *study.pages.values()]
-    trained = {"tuned": tuned, "frozen": frozen, "tfidf": tfidf, "profanity": profanity}[method]
+    trained = {"tuned": tuned, "whole": whole, "frozen": frozen, "tfidf": tfidf, "profanity": profanity}[method]
     logits_NL = trained(study, embeddings, fold, [text for part in texts for text in part])
     _keep(path, fold, study, np.split(logits_NL, np.cumsum([len(part) for part in texts])[:-1]))
     _logger.info("%s without %s: %d texts trained on", tag, name, len(fold.train))
+
+
+def _tag(study: Study, what: str) -> str:
+    return what if study.args.backbone == "minilm" else f"{study.args.backbone}-{what}"
 
 
 def _keep(path: pathlib.Path, fold: Fold, study: Study, logits: Sequence[np.ndarray]) -> None:
@@ -216,6 +223,23 @@ def _keep(path: pathlib.Path, fold: Fold, study: Study, logits: Sequence[np.ndar
 
 def tuned(study: Study, embeddings: Embeddings, fold: Fold, texts: Sequence[str]) -> np.ndarray:
     """The last layers trained after the head; logits of the epoch that is best on the development texts."""
+    return _tuned(study, embeddings, fold, texts, study.recipe.tuning, embeddings.states)
+
+
+def whole(study: Study, embeddings: Embeddings, fold: Fold, texts: Sequence[str]) -> np.ndarray:
+    """All layers trained after the head (the paper's recipe); as `tuned` else."""
+    settings = dataclasses.replace(study.recipe.tuning, last_n=None, learning_rate=_WHOLE_RATE)
+    return _tuned(study, embeddings, fold, texts, settings, None)
+
+
+def _tuned(
+    study: Study,
+    embeddings: Embeddings,
+    fold: Fold,
+    texts: Sequence[str],
+    settings: tuning.TuningRecipe,
+    states: state_cache.StateCache | None,
+) -> np.ndarray:
     recipe, targets = study.recipe, Targets.of(fold.train, fold.balance)
     chunks = embeddings.first(fold.train)
     held_out, text_C = embeddings.chunks(texts)
@@ -228,10 +252,10 @@ def tuned(study: Study, embeddings: Embeddings, fold: Fold, texts: Sequence[str]
         kept[found] = logits_NL
         return found
 
-    settings = dataclasses.replace(recipe.tuning, epochs=study.args.epochs)
+    settings = dataclasses.replace(settings, epochs=study.args.epochs)
     first = head.fit(embeddings.of(chunks), targets, _head(recipe))
     how = (settings, recipe.head.harm_weight, measure, held_out)
-    tuning.tune(embeddings.backbone, first, chunks, targets, *how, states=embeddings.states)
+    tuning.tune(embeddings.backbone, first, chunks, targets, *how, states=states)
     return kept[max(kept)]
 
 
@@ -276,7 +300,7 @@ def _two_sided(logit_N: np.ndarray) -> np.ndarray:
 
 def learning_curve(study: Study, embeddings: Embeddings, wanted: Sequence[str]) -> None:
     """The frozen head's AUROC on left-out sets from fewer texts a side, and from fewer sets."""
-    path = study.args.output / "curve.json"
+    path = study.args.output / f"{_tag(study, 'curve')}.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     for name in wanted:
         others = [other for other in LEFT_OUT if other != name]

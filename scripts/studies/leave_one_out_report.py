@@ -46,8 +46,8 @@ def measured(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any
         with np.load(path) as arrays:
             fitted = calibration.Calibration.from_json(config["calibration"])
             result["classifier"] = of_folder(dict(arrays), fitted, config["kinds"])
-    if (path := folder / "curve.json").exists():
-        result["curve"] = of_curve(json.loads(path.read_text()))
+    for path in sorted(folder.glob("*curve.json")):
+        result[path.stem] = of_curve(json.loads(path.read_text()))
     return result
 
 
@@ -183,8 +183,16 @@ def _share(flags: np.ndarray) -> dict[str, Any]:
     return vars(rate(int(flags.sum()), len(flags)))
 
 
-NAMES = {"tuned": "last layers trained", "frozen": "head only", "tfidf": "TF-IDF", "profanity": "profanity checker"}
-DRAWN = ("tuned", "frozen", "tfidf")
+NAMES = {
+    "tuned": "last layers trained",
+    "whole": "all layers trained",
+    "frozen": "head only",
+    "smollm2-tuned": "SmolLM2, last layers",
+    "smollm2-frozen": "SmolLM2, head only",
+    "tfidf": "TF-IDF",
+    "profanity": "profanity checker",
+}
+DRAWN = ("tuned", "whole", "smollm2-frozen", "tfidf")
 
 
 def figure(result: Mapping[str, Any], machine: str) -> dict[str, Any]:
