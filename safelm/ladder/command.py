@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from safelm.io import records
 from safelm.jobs.parent import end_with_parent
 from safelm.ladder import data as ladder_data
+from safelm.ladder import design as ladder_design
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import report as ladder_report
 from safelm.ladder.plan import chosen_models, plan_jobs
@@ -23,6 +24,9 @@ from safelm.train import flags as train_flags
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Number of processes, each on a core of its own.")
+_PLAN = flags.DEFINE_bool("plan", False, "Only print what a study could tell, from the pilot in --output.")
+_PLANNED_SEEDS = flags.DEFINE_list("planned_seeds", ["3", "5", "8", "12"], "Numbers of seeds to plan with.")
+_PLANNED_PROMPTS = flags.DEFINE_integer("planned_prompts", 0, "Harmful prompts to plan with; 0: as the pilot.")
 _REPORT = flags.DEFINE_bool("report", False, "Only write the report of what has been measured.")
 
 
@@ -98,6 +102,9 @@ def _main(_: Sequence[str]) -> None:
             raise ValueError("--config and --output are needed: a file of configs/ and the study's folder")
         if _WORKERS.value < 1:
             raise ValueError(f"--workers={_WORKERS.value}: must be at least 1")
+        if _PLAN.value:
+            print(_planned(config))
+            return
         if _REPORT.value:
             ladder_report.write(config, pathlib.Path(_OUTPUT.value))
         else:
@@ -110,6 +117,13 @@ def _main(_: Sequence[str]) -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _planned(config: ConfigDict) -> str:
+    if wrong := [text for text in _PLANNED_SEEDS.value if not text.isdigit()]:
+        raise ValueError(f"--planned_seeds={wrong[0]}: want whole numbers, separated by commas")
+    seeds = [int(text) for text in _PLANNED_SEEDS.value]
+    return ladder_design.plan(config, pathlib.Path(_OUTPUT.value), seeds, _PLANNED_PROMPTS.value)
 
 
 def _fail(line: str, code: int = 2) -> None:

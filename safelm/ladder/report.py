@@ -63,7 +63,7 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
 
     A single seed has no spread, so its interval covers prompts only (Wilson's for a rate).
     """
-    values_SP = _values(counts, less)
+    values_SP = differences(counts, less)
     if less is None and len(values_SP) == 1:
         return rate(round(values_SP.sum()), values_SP.size)
     prompts = values_SP.shape[1]
@@ -79,11 +79,12 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
 
 def p_value(counts: Counts, less: Counts) -> float:
     """Two-sided p-value of no difference: twice the share of `estimate`'s draws beyond 0, at least one draw."""
-    means_D = crossed_means(_values(counts, less), _DRAWS)
+    means_D = crossed_means(differences(counts, less), _DRAWS)
     return min(1.0, 2 * (int(min((means_D <= 0).sum(), (means_D >= 0).sum())) + 1) / (_DRAWS + 1))
 
 
-def _values(counts: Counts, less: Counts | None) -> Float[np.ndarray, "S P"]:
+def differences(counts: Counts, less: Counts | None) -> Float[np.ndarray, "S P"]:
+    """A row's values, or the paired differences of two rows, over their common seeds and all prompts."""
     common = [seed for seed in counts if less is None or seed in less]
     return np.stack([counts[seed] - (0.0 if less is None else less[seed]) for seed in common])
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
 from safelm.ladder import command as ladder
+from safelm.ladder import design as ladder_design
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import measure as ladder_measure
 from safelm.ladder import preferences as ladder_preferences
@@ -183,6 +184,24 @@ def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
     change = summary["rows"]["raw"]["benign"]["change by benign finetuning"]
     assert change["low"] < 0 < change["high"]
     assert "| raw |" in table and "holds" in table and (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_design_says_what_more_seeds_and_prompts_would_tell(config, tmp_path):
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="no two models of an ordering are measured with two common seeds"):
+        ladder_design.plan(config, tmp_path, (3,), 0)
+    for seed in (0, 1, 2):
+        for model, rate in (("raw", 0.6), ("score0", 0.5)):
+            write_result(tmp_path, Job(seed, model, "benign", GREEDY), rng.random(80) < rate)
+    page = ladder_design.plan(config, tmp_path, (3, 8), 400)
+    row = next(line for line in page.splitlines() if line.startswith("| raw < score0"))
+    few, many = (float(cell.split()[0]) for cell in row.split("|")[-3:-1])
+    assert 0 < many < few < 100 and "benign | 3 x 80" in row and "400 harmful prompts" in page
+    _, jobs, _ = next(line for line in page.splitlines() if line.startswith("| 8 |")).strip("| ").split(" | ")
+    assert int(jobs) == len(all_jobs(range(8)))
+    for seeds, prompts, message in (((1,), 0, "--planned_seeds=1"), ((3,), 1, "--planned_prompts=1")):
+        with pytest.raises(ValueError, match=message):
+            ladder_design.plan(config, tmp_path, seeds, prompts)
 
 
 def test_a_verdict_counts_how_many_orderings_were_asked(config, tmp_path):
