@@ -24,6 +24,7 @@ COMMANDS = (  # in the order of a document's way through them
     "lm_eval",
     "ladder",
     "robustness",
+    "dashboard",
     "convert",
     "aot",
 )

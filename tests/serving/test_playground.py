@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_runs
+from browsers import CONTRASTS
 from serving_fakes import FakeEngine, running, tiny_model, wait_for
 from serving_fakes import http as ask
 
@@ -376,32 +377,6 @@ def test_a_server_with_a_key_asks_for_it(driver, script):
         page.run()
         assert page.shown_text(".panel.b .text").endswith(TEXT)
         driver.get_log("browser")
-
-
-CONTRASTS = """
-const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-const painted = (colors) => {
-  canvas.clearRect(0, 0, 1, 1);
-  for (const color of colors) { canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); }
-  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
-};
-const light = rgb => {
-  const [r, g, b] = rgb.map(c => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const found = [];
-for (const element of document.querySelectorAll("body *")) {
-  const hasText = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-  if (!hasText || !element.checkVisibility() || element.closest(":disabled, .hidden, .skip, option")) continue;
-  const under = [];
-  for (let each = element; each; each = each.parentElement) under.unshift(getComputedStyle(each).backgroundColor);
-  const style = getComputedStyle(element), ink = element.closest("svg") ? style.fill : style.color;
-  const pair = [painted(under), painted([...under, ink])].map(light).sort((a, b) => b - a);
-  const what = `${element.tagName} ${element.getAttribute("class")} ${element.textContent.slice(0, 20)}`;
-  found.push([(pair[0] + 0.05) / (pair[1] + 0.05), what]);
-}
-return found.sort((a, b) => a[0] - b[0]);
-"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -52,6 +52,7 @@ class Run:
     headline: Mapping[str, str]
     judged: Mapping[str, Any]
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoint: str = ""  # the name as it was given
 
     def __str__(self) -> str:
         return f"{self.row}@{self.column.stage}#{self.seed}"
@@ -187,6 +188,7 @@ def runs_of(results: Mapping[str, Any], source: str) -> list[Run]:
                 headline=results["headline"],
                 judged=run.get("judged", {}),
                 model=results.get("models", {}).get(run["checkpoint"], {}),
+                checkpoint=run["checkpoint"],
             )
             for run in results["runs"]
             for model, stage, seed in [split_name(run["checkpoint"])]

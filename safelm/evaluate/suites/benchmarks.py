@@ -202,7 +202,7 @@ def _prompts(
     if not isinstance(target, str) or not isinstance(context, str):
         raise ValueError(f"{where}: target and context must be texts")
     row_id = _take(row, columns.get("id", ()))
-    row_id = f"{number:05d}" if row_id in (None, "") else _short_id(str(row_id))
+    row_id = f"{number:05d}" if row_id in (None, "") else short_id(str(row_id))
     asked = [f"{context}\n\n---\n\n{text}" if context.strip() else text for text in texts]
     return [
         Prompt(
@@ -244,7 +244,7 @@ def _texts(value: Any, where: str, columns: Sequence[str], row: Row) -> list[str
     return texts
 
 
-def _short_id(row_id: str) -> str:
+def short_id(row_id: str) -> str:
     """An id for messages: ids that spell out a behavior become a hash, since ids are shown where texts are not."""
     if len(row_id) <= 64 and " " not in row_id:
         return row_id

@@ -1,0 +1,104 @@
+"""Finds and reads what lies below the places that the command line names."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Collection, Sequence
+
+from safelm.dashboard import evaluations, harnesses, training
+from safelm.dashboard.measures import Board, Source
+from safelm.evaluate.comparing.results import Row, Run, runs_of
+from safelm.io import records, remote
+
+METRICS, CAPABILITY, RESULTS = "metrics.jsonl", "capability.json", "results.json"
+_NOT_ENTERED = ("checkpoints", "tokenizer", "tokens", "tensorboard", "corpus", "compiled")
+LEFT_OUT = "left out"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A place to read.
+
+    Attributes:
+      name: put before the names of its models, or the model's name where a file of another harness holds one; or "".
+    """
+
+    name: str
+    path: pathlib.Path
+
+
+def parse_place(flag: str) -> Place:
+    """The place of `PATH` or `NAME=PATH`. Raises ValueError for a remote one, FileNotFoundError if nothing is there."""
+    name, equals, path = flag.partition("=")
+    if not equals or "/" in name or os.path.exists(flag):
+        name, path = "", flag
+    if remote.is_remote(path):
+        raise ValueError(f"{flag}: the dashboard reads local files; copy it first")
+    if not path or not os.path.exists(path):
+        raise FileNotFoundError(f"{flag}: no such file or folder")
+    return Place(name.strip(), pathlib.Path(path))
+
+
+def read_board(places: Sequence[Place], *, may_differ: Collection[str] = (), show_texts: bool = False) -> Board:
+    """Reads everything below the places.
+
+    Below a folder, files that the dashboard does not know are left out, and the list of sources says so; a file that
+    is named itself must be one it knows.
+
+    Raises ValueError or OSError naming the file; ValueError for a place with nothing to show.
+    """
+    board, runs = Board(), []
+    for place in places:
+        files = [place.path] if place.path.is_file() else _files(place.path)
+        found = [_read(board, runs, place, path) for path in files]
+        board.sources += found
+        unknown = next((source for source in found if source.kind == LEFT_OUT), None)
+        if unknown is not None and place.path.is_file():
+            raise ValueError(f"{unknown.path}: {unknown.note}")
+        if all(source.kind == LEFT_OUT for source in found):
+            raise ValueError(
+                f"{place.path}: nothing to show there: no {RESULTS} or {CAPABILITY} of safelm.evaluate, no {METRICS} "
+                "of a training run, no log of Inspect, no result file of lm-eval"
+            )
+    evaluations.add_runs(board, runs, may_differ=may_differ, show_texts=show_texts)
+    return board
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files below a folder that may be read, without entering data and checkpoints."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in _NOT_ENTERED and not name.startswith("."))
+        found += [pathlib.Path(root, name) for name in sorted(names) if _may_be_read(name)]
+    return found
+
+
+def _may_be_read(name: str) -> bool:
+    is_results = name.startswith("results") and name.endswith(".json")
+    is_inspect = name[:4].isdigit() and name.endswith(".json")  # Inspect begins a log's name with the time
+    return name in (METRICS, CAPABILITY) or is_results or is_inspect or name.endswith(".eval")
+
+
+def _read(board: Board, runs: list[Run], place: Place, path: pathlib.Path) -> Source:
+    """Reads one file."""
+    prefix = f"{place.name}/" if place.name else ""
+    if path.name == METRICS:
+        inner = str(path.parent.relative_to(place.path)) if place.path.is_dir() else "."
+        name = prefix + inner if inner != "." else place.name or path.resolve().parent.name
+        board.curves.append(training.read_curves(path, name))
+        return Source(str(path), "training run")
+    values = harnesses.read_eval_log(path) if path.suffix == ".eval" else records.read(path, "leave it out")
+    if harnesses.is_inspect(values):
+        return Source(str(path), "Inspect log", harnesses.add_inspect(board, values, place.name, str(path)))
+    if harnesses.is_lm_eval(values):
+        harnesses.add_lm_eval(board, values, place.name, str(path))
+        return Source(str(path), "lm-eval results")
+    if "headline" in values and "runs" in values:
+        found = runs_of(values, str(path))
+        runs += [dataclasses.replace(run, row=Row(prefix + run.row.model, run.row.method)) for run in found]
+        return Source(str(path), "evaluation", "" if found else "no answers: likelihoods alone")
+    if path.name == CAPABILITY:
+        evaluations.add_capability(board, values, prefix, str(path))
+        return Source(str(path), "capability")
+    unlike = "neither results of safelm.evaluate nor a log of Inspect nor a result file of lm-eval"
+    return Source(str(path), LEFT_OUT, unlike)
