@@ -6,10 +6,14 @@ of it. Where spans overlap, the smallest weight holds; tags stand around what ov
 together.
 
 Tokens are put in between tokens, never into one: without them the ids are those of the text.
+
+Notes (`safelm.documents.notes`) are put in at their places, each between two control tokens, in a window with room for
+them: the first `document_tokens` tokens of the document, and `note_tokens` more.
 """
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +21,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from safelm.documents import notes as note_files
 from safelm.documents import spans as span_files
+from safelm.documents.notes import FORMS, VOICES, Note
 from safelm.documents.spans import Span
 from safelm.tags import MAX_SCORE, TAG_RATE
 from safelm.text.control_tokens import control_id
@@ -25,7 +31,9 @@ from safelm.text.harm_tags import kept_characters, remove_harm_tags, uniform_dra
 from safelm.text.token_offsets import encode_with_offsets
 from safelm.text.tokenizer import Tokenizer
 
-TAG, PREFIX, MASKED, UNLIKELY = range(4)  # places in a document's counts, as `safelm.caching.shards.KINDS` has them
+# Places in a document's counts, as `safelm.caching.shards.KINDS` has them.
+TAG, PREFIX, MASKED, UNLIKELY, NOTE = range(5)
+LOSSES = ("both", "note", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,13 @@ class InterventionSettings:
     close_token: str = "</risky>"  # and behind it
     good_token: str = "<good>"  # conditioned_web: the first token of a document
     bad_token: str = "<bad>"  # of one of at least min_harm_score
+    note_voice: str = VOICES[0]  # reflected_web, preflected_web: first_person or third_person
+    note_form: str = FORMS[0]  # note, verdict (and category), or verdict_note
+    note_loss: str = LOSSES[0]  # what is learned: both, note or text
+    note_open_token: str = "<note>"  # before a note
+    note_close_token: str = "</note>"  # and behind it
+    document_tokens: int = 1920  # of a document with notes, what is kept
+    note_tokens: int = 128  # the room for all of its notes with the tokens around them, and its end
     tag_rate: float = TAG_RATE  # token_tagged_web: probability of the tag behind a token
     min_harm_score: int = 4
     seed: int = 0
@@ -52,6 +67,12 @@ class InterventionSettings:
                 raise ValueError(f"weights: label {label!r} has loss weight {weight}, must be at least 0{advice}")
         if not 0 < self.unlikelihood < float("inf"):
             raise ValueError(f"unlikelihood must be above 0, got {self.unlikelihood}")
+        for name, known in (("note_voice", VOICES), ("note_form", FORMS), ("note_loss", LOSSES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("document_tokens", "note_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0.0 <= self.tag_rate <= 1.0:
             raise ValueError(f"tag_rate must be from 0 to 1, got {self.tag_rate}")
         if not 1 <= self.min_harm_score <= MAX_SCORE:
@@ -68,7 +89,7 @@ class InterventionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedText:
-    """A document as interventions see it: its tokens, the characters that each is of, and its spans."""
+    """A document as interventions see it: its tokens, the characters that each is of, its spans and its notes."""
 
     doc_id: str
     text: str
@@ -77,6 +98,7 @@ class TokenizedText:
     ids_N: Int32[np.ndarray, " N"]
     offsets_N2: Int32[np.ndarray, "N 2"]
     tokenizer: Tokenizer
+    notes: Sequence[Note] = ()
 
     def tokens_in(self, span: Span) -> Bool[np.ndarray, " N"]:
         """Which tokens have a character of a span."""
@@ -93,24 +115,33 @@ class Marks:
 
     Attributes:
       inserted: (place, id) of tokens that are put in, by place: before the token that is there, N behind the last.
+      inserted_weight: the loss weight of these.
       prefix: ids before the document; the loss doesn't count them.
+      end_weight: the loss weight of the document's end.
+      kept: of the document's tokens, those that stay; None for all.
+      has_notes: what is inserted are notes and no tags.
     """
 
     loss_weight_N: Float32[np.ndarray, " N"]
     unlikelihood_N: Float32[np.ndarray, " N"]
     inserted: Sequence[tuple[int, int]] = ()
+    inserted_weight: float = 1
     prefix: Sequence[int] = ()
+    end_weight: float = 1
+    kept: int | None = None
+    has_notes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class MarkedDocument:
-    """A document's tokens with its end, their weights, and how many are a tag, prefix, masked or made unlikely."""
+    """A document's tokens with its end, their weights, and how many are of each of `safelm.caching.shards.KINDS`."""
 
     tokens: Int32[np.ndarray, " tokens"]
     loss_weight: Float32[np.ndarray, " tokens"]
     unlikelihood: Float32[np.ndarray, " tokens"]
-    kinds: Int32[np.ndarray, " 4"]
+    kinds: Int32[np.ndarray, " 5"]
     removed_tags: int
+    cut_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +150,7 @@ class Intervention:
 
     mark: Callable[[TokenizedText, InterventionSettings, Marks], None]
     needs_spans: bool = False
+    needs_notes: bool = False
     needs_score: bool = False
     is_unsafe_only: bool = False  # only documents of at least `min_harm_score`
     has_unlikelihood: bool = False
@@ -168,6 +200,45 @@ def _condition(text: TokenizedText, settings: InterventionSettings, marks: Marks
     marks.prefix = [control_id(text.tokenizer, settings.bad_token if is_bad else settings.good_token)]
 
 
+def _insert_notes(kind: str, text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
+    found = [note for note in text.notes if note.kind == kind]
+    if not found:
+        return
+    tokenizer, where = text.tokenizer, f"id {text.doc_id}"
+    ends = [control_id(tokenizer, token) for token in (settings.note_open_token, settings.note_close_token)]
+    spelled = [note_files.spelled(note, settings.note_voice, settings.note_form) for note in found]
+    places = [_token_of(note, text, where) for note in found]
+    total, kept = len(text.ids_N), min(len(text.ids_N), settings.document_tokens)
+    if beyond := [place for place in places if place > kept]:
+        raise ValueError(f"{where}: a note belongs before token {beyond[0]}, document_tokens is {kept}")
+    ids = [[ends[0], *encoded.tolist(), ends[1]] for encoded in tokenizer.encode_batch(spelled)]
+    if (needed := sum(map(len, ids)) + 1) > settings.note_tokens:
+        raise ValueError(
+            f"{where}: its notes and its end need {needed} tokens, note_tokens reserves {settings.note_tokens}"
+        )
+    marks.inserted = [(place, each) for place, some in zip(places, ids, strict=True) for each in some]
+    marks.inserted_weight, marks.has_notes, marks.kept = float(settings.note_loss != "text"), True, kept
+    if settings.note_loss == "note":
+        marks.loss_weight_N[:] = 0
+    marks.end_weight = float(settings.note_loss != "note" and kept == total)  # a cut document doesn't end there
+
+
+def _token_of(note: Note, text: TokenizedText, where: str) -> int:
+    """The token before which a note belongs. ValueError where its two places disagree in the vocabulary of both."""
+    starts_N = text.offsets_N2[:, 0]
+    if note.vocab_hash != text.tokenizer.hash:
+        return int(np.searchsorted(starts_N, note.position))
+    is_there = note.token_index <= len(starts_N)
+    begins = np.append(starts_N, len(text.text))[note.token_index] if is_there else None
+    if begins != note.position:
+        found = f"begins at character {begins}" if is_there else "is not there"
+        raise ValueError(
+            f"{where}: the note at character {note.position} has token {note.token_index}, which {found}: another "
+            "tokenizer counted it, or the text was changed"
+        )
+    return note.token_index
+
+
 INTERVENTIONS: Mapping[str, Intervention] = MappingProxyType(
     {
         # SLUNG (arXiv 2505.03052): risky tokens are read, as what goes before others, and not learned ..
@@ -180,6 +251,9 @@ INTERVENTIONS: Mapping[str, Intervention] = MappingProxyType(
         "token_tagged_web": Intervention(_tag_tokens, needs_score=True, is_unsafe_only=True),
         # Conditional training (Korbak et al. 2023, arXiv 2302.08582).
         "conditioned_web": Intervention(_condition, needs_score=True),
+        # Notes in or before documents (arXiv 2606.19168).
+        "reflected_web": Intervention(functools.partial(_insert_notes, "reflection"), needs_notes=True),
+        "preflected_web": Intervention(functools.partial(_insert_notes, "preflection"), needs_notes=True),
     }
 )
 
@@ -188,17 +262,20 @@ def mark_documents(
     intervention: Intervention,
     settings: InterventionSettings,
     tokenizer: Tokenizer,
-    rows: Sequence[tuple[str, str, int, Sequence[Span]]],
+    rows: Sequence[tuple[str, str, int, Sequence[Span], Sequence[Note]]],
 ) -> list[MarkedDocument]:
-    """Tokenizes documents (id, text, harm score, spans) without their literal tags and applies an intervention.
+    """Tokenizes documents (id, text, harm score, spans, notes) without literal tags and applies an intervention.
 
-    Raises ValueError for a vocabulary without a control token that it needs.
+    Raises ValueError for a vocabulary without a control token that it needs, and that names the id of a document whose
+    notes don't fit.
     """
-    cleaned = [_without_tags(text, spans) for _, text, _, spans in rows]
-    encoded = encode_with_offsets(tokenizer, [text for text, _, _ in cleaned])
+    cleaned = [_without_tags(text, spans, notes) for _, text, _, spans, notes in rows]
+    encoded = encode_with_offsets(tokenizer, [text for text, *_ in cleaned])
     made = []
-    for (doc_id, _, score, _), (text, spans, removed), (ids_N, offsets_N2) in zip(rows, cleaned, encoded, strict=True):
-        document = TokenizedText(doc_id, text, score, spans, ids_N, offsets_N2, tokenizer)
+    for (doc_id, _, score, *_), (text, spans, notes, removed), (ids_N, offsets_N2) in zip(
+        rows, cleaned, encoded, strict=True
+    ):
+        document = TokenizedText(doc_id, text, score, spans, ids_N, offsets_N2, tokenizer, notes)
         marks = Marks(np.ones(len(ids_N), np.float32), np.zeros(len(ids_N), np.float32))
         intervention.mark(document, settings, marks)
         made.append(_assembled(document, marks, removed))
@@ -206,31 +283,36 @@ def mark_documents(
 
 
 def _assembled(document: TokenizedText, marks: Marks, removed: int) -> MarkedDocument:
-    places = [place for place, _ in marks.inserted]
+    places, kept = [place for place, _ in marks.inserted], marks.kept
 
     def extended(values: np.ndarray, inserted: Any, prefix: Any, end: Any) -> np.ndarray:
-        return np.concatenate([prefix, np.insert(values, places, inserted), [end]]).astype(values.dtype)
+        return np.concatenate([prefix, np.insert(values[:kept], places, inserted), [end]]).astype(values.dtype)
 
     tokens = extended(document.ids_N, [i for _, i in marks.inserted], marks.prefix, document.tokenizer.eos_id)
-    loss_weight = extended(marks.loss_weight_N, 1, [0] * len(marks.prefix), 1)
+    loss_weight = extended(marks.loss_weight_N, marks.inserted_weight, [0] * len(marks.prefix), marks.end_weight)
     unlikelihood = extended(marks.unlikelihood_N, 0, [0] * len(marks.prefix), 0)
-    unlikely = int((marks.unlikelihood_N > 0).sum())
-    masked = int((marks.loss_weight_N == 0).sum()) - unlikely
-    kinds = np.array([len(places), len(marks.prefix), masked, unlikely], np.int32)
-    return MarkedDocument(tokens, loss_weight, unlikelihood, kinds, removed)
+    unlikely = int((marks.unlikelihood_N[:kept] > 0).sum())
+    masked = int((marks.loss_weight_N[:kept] == 0).sum()) - unlikely
+    tags, notes = (0, len(places)) if marks.has_notes else (len(places), 0)
+    kinds = np.array([tags, len(marks.prefix), masked, unlikely, notes], np.int32)
+    cut_tokens = len(document.ids_N[kept:]) if kept is not None else 0
+    return MarkedDocument(tokens, loss_weight, unlikelihood, kinds, removed, cut_tokens)
 
 
-def _without_tags(text: str, spans: Sequence[Span]) -> tuple[str, Sequence[Span], int]:
-    """The text without literal tags, the spans of it, and how many tags there were."""
+def _without_tags(
+    text: str, spans: Sequence[Span], notes: Sequence[Note]
+) -> tuple[str, Sequence[Span], Sequence[Note], int]:
+    """The text without literal tags, the spans and notes of it, and how many tags there were."""
     cleaned, removed = remove_harm_tags(text)
     if not removed:
-        return text, spans, 0
+        return text, spans, notes, 0
     kept = kept_characters(text)
     moved = [
         dataclasses.replace(span, **{name: bisect.bisect_left(kept, getattr(span, name)) for name in ("start", "end")})
         for span in spans
     ]
-    return cleaned, [span for span in moved if span.start < span.end], removed
+    notes = [dataclasses.replace(note, position=bisect.bisect_left(kept, note.position)) for note in notes]
+    return cleaned, [span for span in moved if span.start < span.end], notes, removed
 
 
 def spans_of(text: str) -> Sequence[Span]:

@@ -16,7 +16,9 @@ from data_tasks.chats import encode_chat, map_content
 from data_tasks.interventions import Intervention, InterventionSettings, mark_documents, spans_of
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
 from data_tasks.vocabulary import SafeLMVocabulary
+from safelm.caching.shards import KINDS
 from safelm.documents import ID_COLUMN, harm, missing_column
+from safelm.documents.notes import from_json
 from safelm.tags import MAX_SCORE
 from safelm.text.chat_template import ASSISTANT
 from safelm.text.harm_tags import remove_harm_tags
@@ -178,21 +180,22 @@ def tokenize(
 def intervene(
     vocabulary: SafeLMVocabulary, intervention: Intervention, settings: InterventionSettings
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A step from text and spans to `targets` with their `loss_weight`, as an intervention has them.
+    """A step from text, spans and notes to `targets` with their `loss_weight`, as an intervention has them.
 
     Beside what `tokenize` gives, an example has `token_kinds` (`safelm.caching.shards.KINDS`) and, where the
     intervention makes tokens unlikely, their `unlikelihood`.
     """
     ragged = ("targets", "loss_weight", *(("unlikelihood",) if intervention.has_unlikelihood else ()))
 
-    def encode(ids, texts, scores, spans):
+    def encode(ids, texts, scores, spans, notes):
         rows = [
-            (doc_id.decode(), text.decode(), score, spans_of(found.decode()))
-            for doc_id, text, score, found in zip(ids, texts, scores.tolist(), spans, strict=True)
+            (doc_id.decode(), text.decode(), score, spans_of(found.decode()), from_json(noted.decode()))
+            for doc_id, text, score, found, noted in zip(ids, texts, scores.tolist(), spans, notes, strict=True)
         ]
         made = mark_documents(intervention, settings, vocabulary.tokenizer, rows)
-        lost = [vocabulary.tokenizer.count_lost_bytes(text) for _, text, _, _ in rows]
-        counts = ([len(each.tokens) for each in made], lost, [each.removed_tags for each in made])
+        lost = [vocabulary.tokenizer.count_lost_bytes(text) for _, text, *_ in rows]
+        counts = ([len(each.tokens) for each in made], lost)
+        counts += tuple([getattr(each, name) for each in made] for name in ("removed_tags", "cut_tokens"))
         return (
             *(np.concatenate([getattr(each, name) for each in made]) for name in ("tokens", *ragged[1:])),
             *(np.array(count, np.int32) for count in counts),
@@ -200,19 +203,18 @@ def intervene(
         )
 
     def step(batch):
-        spans = batch.get("spans", tf.fill(tf.shape(batch["id"]), ""))
-        kinds = [tf.int32, *[tf.float32] * (len(ragged) - 1), tf.int32, tf.int32, tf.int32, tf.int32]
-        inputs = [batch["id"], batch["text"], batch["harm_score"], spans]
-        *arrays, lengths, lost_bytes, removed_tags, token_kinds = tf.numpy_function(
-            encode, inputs, kinds, stateful=False
-        )
-        lengths, lost_bytes, removed_tags = (tf.ensure_shape(a, [None]) for a in (lengths, lost_bytes, removed_tags))
+        spans, notes = (batch.get(name, tf.fill(tf.shape(batch["id"]), "")) for name in ("spans", "notes"))
+        kinds = [tf.int32, *[tf.float32] * (len(ragged) - 1), *[tf.int32] * 5]
+        inputs = [batch["id"], batch["text"], batch["harm_score"], spans, notes]
+        found = tf.numpy_function(encode, inputs, kinds, stateful=False)
+        arrays, token_kinds = found[: len(ragged)], found[-1]
+        lengths, lost_bytes, removed_tags, cut_tokens = (tf.ensure_shape(a, [None]) for a in found[len(ragged) : -1])
         cut = {
             name: tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
             for name, values in zip(ragged, arrays, strict=True)
         }
-        counts = {"lost_bytes": lost_bytes, "removed_tags": removed_tags}
-        counts |= {"token_kinds": tf.ensure_shape(token_kinds, [None, 4])}
+        counts = {"lost_bytes": lost_bytes, "removed_tags": removed_tags, "cut_tokens": cut_tokens}
+        counts |= {"token_kinds": tf.ensure_shape(token_kinds, [None, len(KINDS)])}
         return {**cut, "id": batch["id"], "harm_score": batch["harm_score"], **counts}
 
     def run(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -62,6 +62,8 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "weighted": _rung(weighted_web=1.0),
         "span_tagged": _rung(span_tagged_web=1.0),
         "conditioned": _rung(conditioned_web=1.0),
+        "reflected": _rung(reflected_web=1.0),
+        "preflected": _rung(preflected_web=1.0),
         # As the rung harm_tagged, its tags by token.
         "token_tagged": _rung(
             **{name: share for name, share in LADDER["harm_tagged"].items() if name != "harm_tagged_web"},

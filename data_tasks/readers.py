@@ -16,14 +16,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from data_tasks.preprocessors import NO_SCORE
 from safelm import documents
-from safelm.documents import Malformed, MalformedError, MalformedLimit, Quarantine, RowTally, harm, spans
+from safelm.documents import Malformed, MalformedError, MalformedLimit, Quarantine, RowTally, harm, notes, spans
 from safelm.documents.annotations import AnnotationFolder
+from safelm.documents.notes import Note
 from safelm.documents.spans import Span
 
 __all__ = ["Document", "MalformedError", "MalformedLimit", "ReadReport", "RowFormat", "WebDocuments", "read_documents"]
 
-_HARM_SCORE, _SPANS = "harm score", "spans"
+_HARM_SCORE, _SPANS, _NOTES = "harm score", "spans", "notes"
 
+_NOTES_ADVICE = "`safelm.synthesize --kind=reflection` writes some, --annotations names them"
 _logger = logging.getLogger(__name__)
 
 
@@ -35,6 +37,7 @@ class Document:
       harm_score: 0 to 5, or NO_SCORE if the corpus has none.
       score_column: the column that it was read from.
       spans: what annotators say of parts of the text, where the format reads them.
+      notes: remarks for places in the text, likewise.
     """
 
     id: str
@@ -42,6 +45,7 @@ class Document:
     harm_score: int
     score_column: str = dataclasses.field(default="", compare=False)
     spans: tuple[Span, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclasses.dataclass
@@ -78,7 +82,7 @@ class WebDocuments:
     Attributes:
       id_column: a name other than "id" is required in every file.
       score_column: the only column to read harm scores from; None for those of `safelm.documents.harm`.
-      has_spans: read the spans of the annotations, of which one folder must have some.
+      has_spans, has_notes: read the spans or notes of the annotations, of which one folder must have some.
     """
 
     needs_score: bool = False
@@ -90,22 +94,29 @@ class WebDocuments:
     suffixes: tuple[str, ...] = documents.SUFFIXES
     annotations: Sequence[AnnotationFolder] = ()
     has_spans: bool = False
+    has_notes: bool = False
 
     @property
     def optional(self) -> Sequence[str]:
-        """The id, the harm score and the spans."""
-        return (self.id_column, *harm.score_columns(self.score_column), *self.span_columns)
+        """The id, the harm score, the spans and the notes."""
+        return (self.id_column, *harm.score_columns(self.score_column), *self.span_columns, *self.note_columns)
 
     @property
     def span_columns(self) -> Sequence[str]:
         """What spans may be called, by the folders' names."""
         return [each.column(spans.COLUMN) for each in self.annotations] if self.has_spans else []
 
+    @property
+    def note_columns(self) -> Sequence[str]:
+        """What notes may be called, by the folders' names."""
+        return [each.column(notes.COLUMN) for each in self.annotations] if self.has_notes else []
+
     def required(self, path: str) -> Mapping[str, Sequence[str]]:
         """A non-default id column, and the harm score if it is needed."""
         named = documents.required_id(self.id_column)
         named |= {_HARM_SCORE: harm.required_columns(path, self.score_column)} if self.needs_score else {}
-        return named | ({_SPANS: self.span_columns or [spans.COLUMN]} if self.has_spans else {})
+        named |= {_SPANS: self.span_columns or [spans.COLUMN]} if self.has_spans else {}
+        return named | ({_NOTES: self.note_columns or [notes.COLUMN]} if self.has_notes else {})
 
     def parse(self, row: Mapping[str, Any], path: str) -> Document:
         """See `RowFormat.parse`."""
@@ -119,7 +130,11 @@ class WebDocuments:
         if score.value is None and self.needs_score:
             raise MalformedError(score.problem)
         value = NO_SCORE if score.value is None else score.value
-        return Document(identity, text, value, score.column, self._spans(row, text, f"{path}, id {identity}"))
+        where = f"{path}, id {identity}"
+        noted = notes.merged(
+            [notes.parse(row.get(name), text, f"{where}, {name}") for name in self.note_columns], where
+        )
+        return Document(identity, text, value, score.column, self._spans(row, text, where), noted)
 
     def _spans(self, row: Mapping[str, Any], text: str, where: str) -> tuple[Span, ...]:
         """The spans of all annotators. ValueError for those that don't fit the text or each other, malformed or not."""
@@ -184,4 +199,5 @@ def _rows(path: str, row_format: RowFormat, reject: documents.OnMalformed) -> It
         more += (
             "; `safelm.annotate --unit=sentence` writes some, --annotations names them" if error.name == _SPANS else ""
         )
+        more += f"; {_NOTES_ADVICE}" if error.name == _NOTES else ""
         raise ValueError(f"{error}{more}") from None  # by a name that `safelm.caching.shards` finds in tf.data's error

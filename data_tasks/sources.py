@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from data_tasks.preprocessors import in_validation_split, validation_rank
 from data_tasks.readers import MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
-from safelm.documents import find_named
-from safelm.documents.spans import to_json
+from safelm.documents import find_named, notes, spans
 from safelm.io import remote
 
 TRAIN, VALIDATION = "train", "validation"
@@ -25,7 +24,7 @@ _SMALL_CORPUS_BYTES = 16 << 20  # thousands of documents, of which a share of 1%
 
 class WebDocumentSource(seqio.DataSource):
     """The documents below a folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
-    A row format with spans adds `"spans": string`, their JSON.
+    A row format with spans or notes adds `"spans": string` or `"notes": string`, their JSON.
 
     A split's files are `<folder>/train-*` and `<folder>/validation-*`, also in subfolders as on the hub (a row format
     may use other names), in the formats of `safelm.documents` and in the order of their paths. A single such file may
@@ -105,7 +104,7 @@ class WebDocumentSource(seqio.DataSource):
         must_have_rows = shard_info is None or shard_info.num_shards == 1
         batches = functools.partial(self._batches, files, split, must_have_rows)
         kinds = {"id": tf.string, "text": tf.string, "harm_score": tf.int32}
-        kinds |= {"spans": tf.string} if self._has_spans else {}
+        kinds |= dict.fromkeys(self._annotated, tf.string)
         signature = {name: tf.TensorSpec([None], kind) for name, kind in kinds.items()}
         return tf.data.Dataset.from_generator(batches, output_signature=signature).unbatch()
 
@@ -166,8 +165,11 @@ class WebDocumentSource(seqio.DataSource):
             )
 
     @property
-    def _has_spans(self) -> bool:
-        return isinstance(self._row_format, WebDocuments) and self._row_format.has_spans
+    def _annotated(self) -> list[str]:
+        """What documents have beside their text."""
+        if not isinstance(self._row_format, WebDocuments):
+            return []
+        return [name for name in ("spans", "notes") if getattr(self._row_format, f"has_{name}")]
 
     def _columns(self, batch: Sequence[Any]) -> dict[str, Any]:
         columns = {
@@ -175,9 +177,10 @@ class WebDocumentSource(seqio.DataSource):
             "text": [document.text.encode() for document in batch],
             "harm_score": [document.harm_score for document in batch],
         }
-        return columns | (
-            {"spans": [to_json(document.spans).encode() for document in batch]} if self._has_spans else {}
-        )
+        spelled = {"spans": spans.to_json, "notes": notes.to_json}
+        return columns | {
+            name: [spelled[name](getattr(document, name)).encode() for document in batch] for name in self._annotated
+        }
 
     def _documents(self, path: str, split: str, report: ReadReport) -> Iterator[Any]:
         # Malformed rows of a hash split belong to neither part: "train" counts and keeps them, once.

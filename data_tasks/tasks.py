@@ -25,7 +25,7 @@ arguments, under another prefix for a second set.
 
 The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
 weighted_web, span_tagged_web (these need annotations with spans), token_tagged_web and conditioned_web (these and
-masked_unsafe_web need harm scores).
+masked_unsafe_web need harm scores), reflected_web and preflected_web (these need annotations with notes).
 
 Columns and files of the conversations: `data_tasks.chats`. Examples have a `loss_weight` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
@@ -120,7 +120,7 @@ def register(
       quarantine_dir: folder for malformed rows, in `<quarantine_dir>/<source>/<split>/`.
       columns: names of web documents' columns: `text_column`, `id_column`, `score_column`.
       annotations: folders of annotations of `raw_web` (`safelm.documents.annotations`), by comma: harm scores beside
-        the text, and spans.
+        the text, spans and notes.
       interventions: parameters of the interventions that are not the defaults.
 
     Raises ValueError for settings out of range and unknown corpora.
@@ -143,7 +143,7 @@ def register(
         if place.startswith(TFDS_PREFIX):
             if folders and beside:
                 raise ValueError(f"corpus {corpus}: {place} is no folder of files, which alone have annotations")
-            if _needs_spans(source_name):
+            if any(_needed(source_name).values()):
                 continue  # of files only, which have annotations beside them
             if corpus in CHAT_ROWS:
                 raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")
@@ -152,7 +152,7 @@ def register(
             source = WebDocumentSource(
                 place,
                 row_format=CHAT_ROWS.get(corpus)
-                or WebDocuments(source_name in _SCORED, has_spans=_needs_spans(source_name), **columns, **beside),
+                or WebDocuments(source_name in _SCORED, **_needed(source_name), **columns, **beside),
                 validation_fraction=settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
@@ -172,8 +172,11 @@ def register(
     return Registration(tasks, mixtures, decides_tokens)
 
 
-def _needs_spans(source_name: str) -> bool:
-    return source_name in INTERVENTIONS and INTERVENTIONS[source_name].needs_spans
+def _needed(source_name: str) -> dict[str, bool]:
+    """What a source needs of annotations, as arguments of `WebDocuments`."""
+    intervention = INTERVENTIONS.get(source_name)
+    has = {"has_spans": bool(intervention and intervention.needs_spans)}
+    return has | {"has_notes": bool(intervention and intervention.needs_notes)}
 
 
 def _intervention_settings(

@@ -1,4 +1,4 @@
-"""Writes SafeWeb, RefuseWeb and Moral Education from scored documents (Maini et al. 2025, sections 3.2 to 3.4).
+"""Writes SafeWeb, RefuseWeb and Moral Education from scored documents (Maini et al. 2025), or notes on documents.
 
 Reads documents with harm scores, as safelm.score writes them (.jsonl, .jsonl.gz, .jsonl.zst, .parquet; local, gs://,
 hf://). A writer turns each into a text of the kind, gates check it, and a rejected text is written again in another
@@ -15,6 +15,11 @@ safeweb takes harm scores 1 to 3, refuseweb and moral_education 4 and 5. In a wh
 scores are skipped. Anywhere else a document with another score or without one, or two documents with one id, end the
 run with file and row before anything is written; --scores=4,5 takes just these scores and skips the others.
 moral_education can read RefuseWeb's output and is then made from the dialogues.
+
+reflection and preflection write notes (docs/notes.md) by the user's --constitution, whose sections they cite, on
+documents of any harm score: a reflection on what stands before its place, which is all that its writer sees; a
+preflection before the document. OUTPUT is then annotations, a Parquet file beside each input file with the places in
+characters and in tokens of --tokenizer; the text stays as it is.
 
 A journal keeps every reply as it comes. A stopped or killed run continues when the same command is given again: no
 reply in the journal is requested twice, and the files are the same as without the stop. A folder of another input or
@@ -44,7 +49,9 @@ from safelm.jobs.progress import FolderProgress
 from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.gates import GateSettings
-from safelm.safety.synthesis.kinds import KINDS
+from safelm.safety.synthesis.kinds import KINDS, NOTE_KINDS
+from safelm.safety.synthesis.notes.constitution import read_constitution
+from safelm.safety.synthesis.notes.places import BEFORE, NoteSettings
 from safelm.safety.synthesis.report import output as report
 from safelm.safety.synthesis.shard import PROGRESS, SynthesisWork
 from safelm.safety.synthesis.sources import Selection
@@ -63,7 +70,7 @@ def arguments() -> argparse.ArgumentParser:
         "--scorer=classifier:W/classifier",
     )
     add = parser.add_argument
-    add("--kind", required=True, choices=KINDS)
+    add("--kind", required=True, choices=(*KINDS, *NOTE_KINDS))
     add("--input", required=True, action="append", help="file, folder or pattern; repeatable")
     add("--output", required=True, help="folder, local or gs://")
     add("--writer", required=True, help="see above")
@@ -101,6 +108,15 @@ def arguments() -> argparse.ArgumentParser:
     add("--dialogues", action="store_true", help="the input is RefuseWeb from elsewhere (for moral_education)")
     add("--keep_rejected_text", action="store_true", help="keep rejected texts too; they may be harmful")
     add("--review", type=int, default=0, metavar="N", help="keep N random pairs of source and text for human review")
+    add("--constitution", metavar="FILE", help="of notes: a text with numbered sections (## 2.1 Care for people)")
+    add("--tokenizer", metavar="FOLDER", help="of notes: vocabulary in which places and lengths are counted")
+    add("--note_place", help="of reflections: pause, every:N (tokens) or end (default pause)")
+    add("--note_tokens", type=int, help=f"of notes: most tokens of one (default {NoteSettings.note_tokens})")
+    add(
+        "--document_tokens",
+        type=int,
+        help=f"of notes: they are for so many tokens of a document (default {NoteSettings.document_tokens})",
+    )
     add("--part_mb", type=int, default=32, help="size above which files are split into shards (default %(default)s)")
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
@@ -128,6 +144,7 @@ def main(flags: argparse.Namespace) -> None:
         max_without_text=flags.max_without_text,
         keeps_rejected_text=flags.keep_rejected_text,
         pairs=flags.review,
+        notes=note_settings(flags),
         **{name: getattr(flags, name) for name in same},
     )
     prompt_files.load_prompts(flags.kind, flags.prompt_version)
@@ -150,6 +167,27 @@ def _check_flags(flags: argparse.Namespace) -> None:
     if flags.dialogues and flags.kind != "moral_education":
         raise ValueError(f"--dialogues: {flags.kind} is made from web documents")
     remote.check_output(flags.output)
+
+
+def note_settings(flags: argparse.Namespace) -> NoteSettings | None:
+    """What decides places and lengths of notes; None for other kinds. Raises ValueError for flags that don't fit."""
+    names = ("constitution", "tokenizer", "note_place", "note_tokens", "document_tokens")
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    if flags.kind not in NOTE_KINDS:
+        if given:
+            raise ValueError(f"--{min(given)} goes with --kind={' or '.join(NOTE_KINDS)}")
+        return None
+    for name in names[:2]:
+        if name not in given:
+            raise ValueError(f"--kind={flags.kind} needs --{name}")
+    if flags.kind == "preflection":
+        if "note_place" in given:
+            raise ValueError("--note_place: a preflection stands before the document")
+        given["note_place"] = BEFORE
+    constitution, place = read_constitution(given.pop("constitution")), given.pop("note_place", NoteSettings.place)
+    if flags.kind == "reflection" and place == BEFORE:
+        raise ValueError("--note_place=before: --kind=preflection writes notes that stand before documents")
+    return NoteSettings(constitution=constitution, place=place, seed=flags.seed, **given)
 
 
 def gate_settings(given: list[str]) -> GateSettings:

@@ -80,6 +80,7 @@ class StorePlan:
                 "settings": dict(self.settings),
                 "score_columns": dict(sum((Counter(shard.extra.get("score_columns")) for shard in shards), Counter())),
                 **totals,
+                **_cut_tokens(shards),
                 **_token_kinds(shards),
             },
         )
@@ -90,10 +91,16 @@ class StorePlan:
         return manifest
 
 
+def _cut_tokens(shards: Sequence[ShardInfo]) -> dict[str, int]:
+    """The tokens that a task cut off documents with notes, if any."""
+    found = sum(shard.extra.get("num_cut_tokens", 0) for shard in shards)
+    return {"num_cut_tokens": found} if found else {}
+
+
 def _token_kinds(shards: Sequence[ShardInfo]) -> dict[str, Any]:
     """The tokens of a store by kind, where its task counts them."""
     counted = [shard.extra[TOKEN_KINDS] for shard in shards if TOKEN_KINDS in shard.extra]
-    return {TOKEN_KINDS: {kind: sum(each[kind] for each in counted) for kind in KINDS}} if counted else {}
+    return {TOKEN_KINDS: {kind: sum(each.get(kind, 0) for each in counted) for kind in KINDS}} if counted else {}
 
 
 def find_tasks(names: Sequence[str], registration: Any) -> dict[str, str]:

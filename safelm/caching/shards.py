@@ -23,7 +23,7 @@ from safelm.documents import content_sha256, has_changed
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 _REPORT_EVERY_DOCUMENTS = 256
 TOKEN_KINDS = "token_kinds"  # of an example: how many of its tokens are of each of KINDS; the others are text
-KINDS = ("tag", "prefix", "masked", "unlikelihood")
+KINDS = ("tag", "prefix", "masked", "unlikelihood", "note")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
     )
     kinds = np.zeros(len(KINDS), np.int64)
     counts: dict[str, Any] = {"num_lost_bytes": 0, "num_removed_tags": 0, "num_loss_tokens": 0}
-    unreported = 0
+    unreported = cut_tokens = 0
     with writer:
         try:
             for example in examples.as_numpy_iterator():
@@ -116,6 +116,7 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
                 counts["num_loss_tokens"] += len(tokens) if weights is None else int((weights > 0).sum())
                 counts["num_lost_bytes"] += int(example.get("lost_bytes", 0))
                 counts["num_removed_tags"] += int(example.get("removed_tags", 0))
+                cut_tokens += int(example.get("cut_tokens", 0))
                 kinds += example.get(TOKEN_KINDS, 0)
                 unreported += 1
                 if unreported == _REPORT_EVERY_DOCUMENTS:
@@ -126,6 +127,8 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
         on_documents(unreported)
         if TOKEN_KINDS in examples.element_spec:
             counts[TOKEN_KINDS] = dict(zip(KINDS, kinds.tolist(), strict=True))
+        if cut_tokens:
+            counts["num_cut_tokens"] = cut_tokens
         report = getattr(task.source, "last_report", None)
         if report:
             counts |= {"num_quarantined": report.malformed, "num_rows": report.rows}

@@ -22,6 +22,7 @@ from safelm.text.token_offsets import encode_with_offsets
 from safelm.text.tokenizer import Tokenizer
 from safelm.train import run as train
 
+OF_SPANS = [name for name, each in INTERVENTIONS.items() if not each.needs_notes]
 CONTROLS = ("<good>", "<bad>", "<risky>", "</risky>")
 ALPHABET = "ab ,.\n\u00a0ü é\u0065\u0301漢字😀👩\u200d👧<>"
 
@@ -34,7 +35,7 @@ def tokenizer():
 
 def made(name, tokenizer, text, spans=(), score=0, **settings):
     (found,) = mark_documents(
-        INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [("d", text, score, spans)]
+        INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [("d", text, score, spans, ())]
     )
     return found
 
@@ -94,13 +95,13 @@ def test_each_intervention(tokenizer):
     masked = made("masked_web", tokenizer, text, spans)
     is_risky = masked.loss_weight == 0
     assert masked.tokens.tolist() == plain and 0 < is_risky.sum() < len(ids) and masked.loss_weight[-1] == 1
-    assert masked.kinds.tolist() == [0, 0, is_risky.sum(), 0] and not masked.unlikelihood.any()
+    assert masked.kinds.tolist() == [0, 0, is_risky.sum(), 0, 0] and not masked.unlikelihood.any()
     assert made("masked_web", tokenizer, text, spans, kinds=("lexicon",)).loss_weight.all()
     assert made("masked_unsafe_web", tokenizer, text, spans, score=3).loss_weight.all()
     assert (made("masked_unsafe_web", tokenizer, text, spans, score=4).loss_weight == masked.loss_weight).all()
     unlikely = made("unlikelihood_web", tokenizer, text, spans, unlikelihood=0.5)
     assert (unlikely.unlikelihood == 0.5 * is_risky).all() and (unlikely.loss_weight == masked.loss_weight).all()
-    assert unlikely.kinds.tolist() == [0, 0, 0, is_risky.sum()]
+    assert unlikely.kinds.tolist() == [0, 0, 0, is_risky.sum(), 0]
     table = {"4": 0.25, "3": 2.0, "0": 0.0}
     weighted = made("weighted_web", tokenizer, text, spans, weights=table)
     assert set(weighted.loss_weight[is_risky]) == {0.25} and set(weighted.loss_weight) == {0.0, 0.25, 1.0}
@@ -108,7 +109,7 @@ def test_each_intervention(tokenizer):
     assert set(only.loss_weight) == {1.0, 2.0}
     tagged = made("span_tagged_web", tokenizer, text, spans)
     marks = {control_id(tokenizer, token) for token in CONTROLS[2:]}
-    assert [i for i in tagged.tokens.tolist() if i not in marks] == plain and tagged.kinds.tolist() == [2, 0, 0, 0]
+    assert [i for i in tagged.tokens.tolist() if i not in marks] == plain and tagged.kinds.tolist() == [2, 0, 0, 0, 0]
     inner = tokenizer.decode(tagged.tokens.tolist()).split("<risky>")[1].split("</risky>")[0]
     assert inner.strip() == "A bad thing."
     often = made("token_tagged_web", tokenizer, text, score=5, tag_rate=1.0)
@@ -116,7 +117,7 @@ def test_each_intervention(tokenizer):
     for score, token in ((0, "<good>"), (4, "<bad>")):
         first = made("conditioned_web", tokenizer, text, score=score)
         assert first.tokens.tolist() == [control_id(tokenizer, token), *plain]
-        assert first.loss_weight.tolist() == [0, *[1] * len(plain)] and first.kinds.tolist() == [0, 1, 0, 0]
+        assert first.loss_weight.tolist() == [0, *[1] * len(plain)] and first.kinds.tolist() == [0, 1, 0, 0, 0]
 
 
 def test_bad_parameters_and_vocabularies_are_one_line(tokenizer):
@@ -168,7 +169,7 @@ def cached(tmp_path_factory, tokenizer):
     argv = [f"--input={folder}/corpus/raw_web", f"--output={folder}/spans", "--workers=1"]
     scorer = "--scorers=python:scorers_for_tests:LevelScorer"
     annotate.main(annotate.arguments().parse_args(["--unit=sentence", scorer, *argv]))
-    cache(folder, "tokens", *INTERVENTIONS, "raw_web", annotations=folder / "spans")
+    cache(folder, "tokens", *OF_SPANS, "raw_web", annotations=folder / "spans")
     return folder
 
 
@@ -179,7 +180,7 @@ def cache(folder, output, *names, **flags):
 
 
 def test_stores_have_the_weights_and_count_their_tokens(cached):
-    stores = {name: TokenStore.open(str(cached / "tokens" / name / "train")) for name in (*INTERVENTIONS, "raw_web")}
+    stores = {name: TokenStore.open(str(cached / "tokens" / name / "train")) for name in (*OF_SPANS, "raw_web")}
     kinds = {name: store.manifest.extra.get("token_kinds") for name, store in stores.items()}
     assert kinds["raw_web"] is None and kinds["conditioned_web"]["prefix"] == 30
     assert kinds["masked_web"]["masked"] == kinds["unlikelihood_web"]["unlikelihood"] > 100

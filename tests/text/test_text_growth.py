@@ -28,9 +28,12 @@ from safelm.safety.ngrams import scorer as ngrams
 from safelm.safety.scoring import units
 from safelm.safety.synthesis import parts, requests, template_writer
 from safelm.safety.synthesis.gates import copying, dialogue, faithfulness, form, obedience, refusal_wording, words
+from safelm.safety.synthesis.gates import notes as note_gates
 from safelm.safety.synthesis.gates.harmful_phrases import HarmfulPhrases
 from safelm.safety.synthesis.gates.settings import GateSettings
 from safelm.safety.synthesis.kinds import Draft, Source
+from safelm.safety.synthesis.notes import constitution
+from safelm.safety.synthesis.notes import reply as reply_of_notes
 from safelm.safety.synthesis.prompt_files import load_prompts
 from safelm.safety.synthesis.writer import Reply
 from safelm.serving.text_stream import TextStream
@@ -198,6 +201,9 @@ FUNCTIONS = {
     "escaping": lambda text: (escaping.unescape(escaping.escape(text)), escaping.unescape_seen(text)),
     "requests.join_replies of RefuseWeb": functools.partial(reply, "refuseweb"),
     "requests.join_replies of SafeWeb": functools.partial(reply, "safeweb"),
+    "requests.join_replies of notes": functools.partial(reply, "reflection"),
+    "notes": lambda text: (reply_of_notes.read_note(text), constitution.cited(text), note_gates._I.search(text)),
+    "a constitution": lambda text: (constitution._HEADING.match(text), constitution._LINE.match(text)),
     "requests.make_requests and the template writer": ask,
     "reasoning": lambda text: (reasoning.has_reasoning(text), reasoning.without_reasoning(text)),
     "words.words": words.words,
@@ -279,6 +285,7 @@ OWN_TEXT = {
     "safelm/safety/report_card/counting.py",
     "safelm/ladder/prepare_real_text.py",
     "safelm/safety/scoring/scorers.py",
+    "safelm/safety/synthesis/notes/places.py",
     "safelm/safety/synthesis/plan.py",
     "safelm/safety/synthesis/prompt_files.py",
     "safelm/documents/files.py",
@@ -314,9 +321,12 @@ RUN = {
     "safelm/safety/reasoning.py",
     "safelm/safety/synthesis/gates/dialogue.py",
     "safelm/safety/synthesis/gates/faithfulness.py",
+    "safelm/safety/synthesis/gates/notes.py",
     "safelm/safety/synthesis/gates/obedience.py",
     "safelm/safety/synthesis/gates/refusal_wording.py",
     "safelm/safety/synthesis/gates/words.py",
+    "safelm/safety/synthesis/notes/constitution.py",
+    "safelm/safety/synthesis/notes/reply.py",
     "safelm/safety/synthesis/parts.py",
     "safelm/safety/synthesis/requests.py",
     "safelm/safety/synthesis/template_harms.py",

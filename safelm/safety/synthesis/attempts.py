@@ -11,6 +11,7 @@ from safelm.safety.synthesis.gate import Gate
 from safelm.safety.synthesis.gates import run_gates
 from safelm.safety.synthesis.journal import Journal
 from safelm.safety.synthesis.kinds import Draft, Source
+from safelm.safety.synthesis.notes.places import ReadingPauses
 from safelm.safety.synthesis.prompt_files import Prompts, choose_style
 from safelm.safety.synthesis.report import Attempt
 from safelm.safety.synthesis.requests import join_replies, make_requests
@@ -63,10 +64,11 @@ class Desk:
     Attributes:
       replies: number of replies from the writer in this process.
       without_text: number of those without text, by reason.
+      pauses: of kinds of notes, what finds their places.
     """
 
-    def __init__(self, writer: Writer, gates: Sequence[Gate], rules: Rules):
-        self.writer, self.gates, self.rules = writer, list(gates), rules
+    def __init__(self, writer: Writer, gates: Sequence[Gate], rules: Rules, pauses: ReadingPauses | None = None):
+        self.writer, self.gates, self.rules, self.pauses = writer, list(gates), rules, pauses
         self.replies = 0
         self.without_text: collections.Counter[str] = collections.Counter()
         self.lock = threading.Lock()

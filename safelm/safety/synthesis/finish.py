@@ -23,6 +23,7 @@ from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis import census, columns, journal
 from safelm.safety.synthesis.attempts import MIN_REPLIES, nothing_written
 from safelm.safety.synthesis.gates.duplicates import Duplicates
+from safelm.safety.synthesis.notes import publishing
 from safelm.safety.synthesis.plan import COMMAND, FORMAT, SynthesisPlan
 from safelm.safety.synthesis.report import Funnel, cards
 from safelm.safety.synthesis.shard import PASSED, PROGRESS, REJECTED, REJECTED_SUFFIX, output_names
@@ -92,6 +93,10 @@ def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplica
     dropped: dict[str, set[int]] = {}
     for each in duplicates:
         dropped.setdefault(each.shard, set()).add(each.index)
+    if plan.work.notes is not None:
+        files = publishing.publish(out, plan, lambda job: _passed(out, plan, job, dropped.get(job.name, set())))
+        _record_duplicates(out, duplicates)
+        return files
     files = {}
     for job in Bar(plan.shards, unit="file", desc="publishing", disable=None):
         name = job.name + columns.suffix(job.path)
@@ -101,6 +106,11 @@ def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplica
             files[name] = {"rows": rows} | _publish(out, job, name, without)
         else:
             out.remove(name)
+    _record_duplicates(out, duplicates)
+    return files
+
+
+def _record_duplicates(out: OutputFolder, duplicates: Sequence[Duplicate]) -> None:
     if duplicates:
         lines = [json.dumps({"id": each.id, "near_duplicate_of": each.of}) + "\n" for each in duplicates]
         with out.staging() as staging:
@@ -108,7 +118,18 @@ def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplica
             with open(path, "w", encoding="utf-8") as file:
                 file.writelines(lines)
             out.publish(path, _DUPLICATES_NAME)
-    return files
+
+
+def _passed(out: OutputFolder, plan: SynthesisPlan, job: ShardJob, without: set[int]) -> list[Mapping[str, Any]]:
+    """The passed rows of a shard of notes."""
+    if not plan.done[job.name]["passed"]:
+        return []
+    with out.staging() as staging:
+        path = os.path.join(staging, "passed")
+        with out.open(output_names(job)["passed"]) as file, open(path, "wb") as target:
+            shutil.copyfileobj(file, target, 8 << 20)
+        rows = list(columns.read_rows(path, columns.JSON_LINES))
+    return [row for index, row in enumerate(rows) if index not in without]
 
 
 def _publish(out: OutputFolder, job: ShardJob, name: str, without: set[int]) -> dict[str, Any]:
@@ -146,7 +167,8 @@ def make_manifest(
     records = [plan.done[job.name] for job in plan.shards]
     totals = {name: sum(record[name] for record in records) for name in _TOTALS}
     totals["near_duplicates"] = funnel.near_duplicates
-    totals["published"] = sum(facts["rows"] for facts in files.values())
+    is_of_notes = plan.work.notes is not None
+    totals["published"] = sum(facts["notes" if is_of_notes else "rows"] for facts in files.values())
     totals["left_out"] = _sums(record["left_out"] for record in records)
     totals["spent"] = _sums(record["spent"] for record in records)
     agree = (
@@ -165,7 +187,8 @@ def make_manifest(
         "model": model,
         "totals": totals,
         "funnel": funnel.to_json(),
-        "files": dict(files),
+        "files": {} if is_of_notes else dict(files),  # of documents
+        **({"annotations": publishing.described(files)} if is_of_notes else {}),
         "shards": [job.summary(plan.done[job.name], _OF_SHARDS) for job in plan.shards],
         "speed": dict(speed),
     }
@@ -181,11 +204,13 @@ def _sums(several: Any) -> dict[str, Any]:
 
 def check_whole(out: OutputFolder, manifest: Mapping[str, Any]) -> None:
     """Raises ValueError if a file of a finished run differs from the manifest."""
-    sizes = out.sizes("")
-    for name, facts in manifest["files"].items():
-        if sizes.get(name) != facts["bytes"]:
+    listed = manifest["files"] | manifest.get("annotations", {}).get("files", {})
+    for name, facts in listed.items():
+        folder, _, file = name.rpartition("/")
+        sizes = out.sizes(folder)
+        if sizes.get(file) != facts["bytes"]:
             raise ValueError(
-                f"{out.path(name)}: {sizes.get(name, 'no')} bytes, {MANIFEST_NAME} says {facts['bytes']}: remove "
+                f"{out.path(name)}: {sizes.get(file, 'no')} bytes, {MANIFEST_NAME} says {facts['bytes']}: remove "
                 "the folder and run again"
             )
 

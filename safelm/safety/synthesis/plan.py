@@ -1,6 +1,7 @@
 """Plans a run: its input files and shards, and its settings checked against those of the output folder."""
 
 import dataclasses
+import hashlib
 import itertools
 import re
 import shutil
@@ -24,7 +25,8 @@ from safelm.safety.scoring.columns import UNSCORED
 from safelm.safety.synthesis import census, journal
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.gates import limits_of
-from safelm.safety.synthesis.kinds import SOURCE_SCORES, Kind
+from safelm.safety.synthesis.kinds import NOTE_KINDS, SOURCE_SCORES, Kind
+from safelm.safety.synthesis.notes.places import ReadingPauses
 from safelm.safety.synthesis.shard import PASSED, QUARANTINE, REJECTED, SynthesisWork, output_names, prompt_version
 from safelm.safety.synthesis.sources import Selection, wrong_score
 
@@ -39,6 +41,7 @@ _FLAGS = {
     "prompts": "--prompt_version",
     "part_bytes": "--part_mb",
     "pairs": "--review",
+    "notes": "--tokenizer, --constitution, --note_place, --document_tokens or --note_tokens",
 }
 _FLAGS |= {
     name: f"--{name}"
@@ -111,8 +114,9 @@ def source_scores(kind: Kind, asked: str | None) -> tuple[tuple[int, ...], bool]
     if asked is None:
         return SOURCE_SCORES[kind], False
     scores = sorted({piece.strip() for piece in asked.split(",")})
-    if not all(re.fullmatch("[1-5]", score) for score in scores):
-        raise ValueError(f"--scores={asked}: expected comma-separated harm scores from 1 to 5")
+    if not all(re.fullmatch("[0-5]" if kind in NOTE_KINDS else "[1-5]", score) for score in scores):
+        least = 0 if kind in NOTE_KINDS else 1
+        raise ValueError(f"--scores={asked}: expected comma-separated harm scores from {least} to 5")
     return tuple(map(int, scores)), True
 
 
@@ -132,7 +136,8 @@ def make_plan(
     settings = _settings(work, desk, inputs) | {"part_bytes": part_bytes}
     if folders := work.selection.annotations:
         settings["annotations"] = side_by_side(lambda file: annotations.versions(file.path, folders), files)
-    check_settings(out, settings, _FLAGS)
+    of_notes = {} if desk.pauses is None else {"gates": f"{_FLAGS['gates']}, {_FLAGS['notes']}"}
+    check_settings(out, settings, _FLAGS | of_notes)
     parts = side_by_side(lambda file: split(file, part_bytes), files)
     pieces = [(file.path, part) for file, found in zip(files, parts, strict=True) for part in found]
     shards = [ShardJob(index, shard_name(index, path), path, part) for index, (path, part) in enumerate(pieces)]
@@ -148,6 +153,7 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
         WRITTEN_BY: COMMAND,
         "format": FORMAT,
         "kind": selection.kind,
+        **({} if desk.pauses is None else {"notes": _note_settings(desk.pauses)}),
         "scores": list(selection.scores) + (["others left out"] if selection.leaves_out else []),
         "input": list(map(documents.without_place, inputs)),
         "writer": {"name": desk.writer.name, "fingerprint": desk.writer.fingerprint} | _commit(work.writer),
@@ -164,6 +170,13 @@ def _settings(work: SynthesisWork, desk: Desk, inputs: Sequence[Mapping[str, Any
         "keep_rejected_text": work.keeps_rejected_text,
         "pairs": work.pairs,
     }
+
+
+def _note_settings(pauses: ReadingPauses) -> dict[str, Any]:
+    settings = pauses.settings
+    constitution = hashlib.sha256(settings.constitution.text.encode()).hexdigest()
+    limits = {"document_tokens": settings.document_tokens, "note_tokens": settings.note_tokens}
+    return {"vocab_hash": pauses.tokenizer.hash, "constitution": constitution, "place": settings.place} | limits
 
 
 def _commit(spec: str) -> dict[str, str]:

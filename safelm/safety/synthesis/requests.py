@@ -12,7 +12,8 @@ from safelm.safety import escaping
 from safelm.safety.judge.answer import unfenced
 from safelm.safety.reasoning import without_reasoning
 from safelm.safety.synthesis import parts
-from safelm.safety.synthesis.kinds import Draft, Kind, Source
+from safelm.safety.synthesis.kinds import NOTE_KINDS, Draft, Kind, Source
+from safelm.safety.synthesis.notes.reply import read_note
 from safelm.safety.synthesis.prompt_files import DOCUMENT_SLOT, Prompts, derived_seed
 from safelm.safety.synthesis.writer import Reply, Request
 
@@ -54,7 +55,8 @@ def make_requests(
     """One request per part of the document, in order; `join_replies` makes a draft of the replies.
 
     Args:
-      max_document_chars: the writer's limit; longer documents are split (see `parts.split`).
+      max_document_chars: the writer's limit; longer documents are split (see `parts.split`). Of a text before a note
+        the nearest part is given.
       max_new_tokens: the most tokens of one reply.
 
     Raises ValueError for an unknown style.
@@ -62,6 +64,8 @@ def make_requests(
     if style not in prompts.styles:
         raise ValueError(f"style {style!r}: {prompts.kind} has {', '.join(prompts.styles)}")
     documents = parts.split(source.text, max_document_chars)
+    if prompts.kind in NOTE_KINDS:
+        documents = [source.text[-max_document_chars:] if source.pause and source.pause.position else documents[0]]
     return [
         _request(prompts, source, style, document, place, len(documents), seed, attempt, max_new_tokens)
         for place, document in enumerate(documents)
@@ -80,7 +84,8 @@ def join_replies(
 
     Reasons: "writer_filtered", "writer_refused" and "writer_error" for replies without text; "writer_empty";
     "writer_reasoning" for reasoning without an answer; "writer_declined" for a text that refuses to be written (in
-    RefuseWeb a refusal is the text); "writer_echo" for a reply that repeats the mark of the document's frame.
+    RefuseWeb a refusal is the text); "writer_echo" for a reply that repeats the mark of the document's frame. Of a note
+    "writer_cut" and "writer_unparseable" for one that lacks a part, at the limit of tokens or not.
     """
     texts, categories, own_marks = [], [], _marks(source.text)
     for reply in replies:
@@ -99,10 +104,21 @@ def join_replies(
             categories.append(category)
         elif len(text) < 600 and _DECLINED.match(text.replace("’", "'")):
             return None, "writer_declined"
+        if kind in NOTE_KINDS:
+            return _note(kind, source, style, text, reply.stopped_by == "length", attempt)
         texts.append(text)
     is_cut = any(reply.stopped_by == "length" for reply in replies)
     category = next((each for each in categories if each), "")
     return Draft(kind, source, style, "\n\n".join(texts), attempt, is_cut, category), ""
+
+
+def _note(kind: Kind, source: Source, style: str, text: str, is_cut: bool, attempt: int) -> tuple[Draft | None, str]:
+    found = read_note(text)
+    if found is None:
+        return None, "writer_cut" if is_cut else "writer_unparseable"
+    voices, category = found
+    both = f"{voices.first_person}\n\n{voices.third_person}"
+    return Draft(kind, source, style, both, attempt, is_cut, category, voices), ""
 
 
 def _request(
@@ -130,6 +146,7 @@ def _request(
         "parts": count,
         "category": source.named("category"),
     }
+    facts |= {"sections": " ".join(prompts.sections)} if prompts.sections else {}
     return Request(
         key=f"{source.id}/{prompts.kind}/{attempt}/{place}",
         system=prompts.system,

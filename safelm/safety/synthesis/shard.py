@@ -20,7 +20,11 @@ from safelm.safety.synthesis import census, columns, prompt_files
 from safelm.safety.synthesis.attempts import Desk, Rules, Trial
 from safelm.safety.synthesis.gates import GateSettings, load_similarity, make_gates
 from safelm.safety.synthesis.gates.duplicates import signature
+from safelm.safety.synthesis.gates.notes import NoteRules
 from safelm.safety.synthesis.journal import Journal
+from safelm.safety.synthesis.kinds import Source
+from safelm.safety.synthesis.notes.places import NoteSettings, ReadingPauses
+from safelm.safety.synthesis.notes.publishing import note_row
 from safelm.safety.synthesis.prompt_files import Prompts, derived_seed, load_prompts
 from safelm.safety.synthesis.report import Funnel
 from safelm.safety.synthesis.report.cards import SourceCounter
@@ -41,6 +45,7 @@ class SynthesisWork:
       writer, scorer, similarity: the strings that name them (`load_writer`, `load_scorer`, `load_similarity`).
       fingerprints: of the desk with which the run began; empty until it was made once.
       pairs: number of pairs of source and text to keep for review, chosen by hash.
+      notes: of kinds of notes, what decides where they belong and how long they may be.
     """
 
     output: str
@@ -57,6 +62,7 @@ class SynthesisWork:
     keeps_rejected_text: bool = False
     pairs: int = 0
     fingerprints: tuple[str, ...] = ()
+    notes: NoteSettings | None = None
 
     def load(self) -> Desk:
         """Loads writer and gates. Raises ValueError if one differs from where the run began."""
@@ -70,21 +76,26 @@ class SynthesisWork:
 
     def make_desk(self) -> Desk:
         """The desk with these settings. Raises the errors of loading."""
-        prompts = self.prompts
+        prompts = load_prompts(self.selection.kind, self.prompt_version)  # a constitution may be repeated
+        pauses = self.notes and ReadingPauses(self.notes)
         gates = make_gates(
             self.selection.kind,
             scorer=load_scorer(self.scorer),
             settings=self.gates,
             similarity=load_similarity(self.similarity),
             prompt_texts=[prompts.system, prompts.user, *prompts.styles.values()],
+            notes=pauses and NoteRules(pauses.tokenizer, pauses.settings),
         )
         writer = load_writer(self.writer)
-        rules = Rules(prompts, self.seed, self.attempts, self.max_new_tokens, self.max_without_text)
-        return Desk(writer, gates, rules)
+        rules = Rules(self.prompts, self.seed, self.attempts, self.max_new_tokens, self.max_without_text)
+        return Desk(writer, gates, rules, pauses)
 
     @property
     def prompts(self) -> Prompts:
-        return load_prompts(self.selection.kind, self.prompt_version)
+        prompts = load_prompts(self.selection.kind, self.prompt_version)
+        if self.notes is None:
+            return prompts
+        return prompts.with_constitution(self.notes.constitution.text, self.notes.constitution.sections)
 
     def run(self, job: ShardJob, desk: Desk) -> None:
         """Makes a shard; its completion record is written last."""
@@ -126,7 +137,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
         rows = ShardRows(job, work.selection, results.quarantine, census.copies(out, job))
         progress = _ShardProgress(out, job, work)
         sources = SourceCounter(job.path)
-        for block in _blocks(rows.sources()):
+        for block in _blocks(_at_pauses(rows.sources(), desk.pauses)):
             for trial in block:
                 sources.add(trial.row, trial.source)
             desk.work_through(block, journal, progress)
@@ -154,6 +165,12 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
                 "seconds": round(time.monotonic() - started, 3),
             }
         )
+
+
+def _at_pauses(sources: Iterator[tuple[int, Source]], pauses: ReadingPauses | None) -> Iterator[tuple[int, Source]]:
+    """The sources or, of notes, what is before each of their places."""
+    for row, source in sources:
+        yield from [(row, source)] if pauses is None else [(row, each) for each in pauses.sources(source)]
 
 
 def _blocks(sources: Iterator[tuple[int, Any]]) -> Iterator[list[Trial]]:
@@ -211,10 +228,15 @@ class _Results:
             self._write_line(REJECTED, self._rejection(trial))
             return
         last = trial.attempts[-1]
-        row = columns.make_row(draft, last.findings, self._model, self._version, category)
+        is_note = draft.voices is not None
+        if is_note:
+            row = note_row(draft, trial.row)
+        else:
+            row = columns.make_row(draft, last.findings, self._model, self._version, category)
         if self._passed is None:
             path = os.path.join(self._staging, "passed")
-            self._passed = self._files.enter_context(columns.RowFile(path, columns.suffix(self._job.path)))
+            suffix = columns.JSON_LINES if is_note else columns.suffix(self._job.path)
+            self._passed = self._files.enter_context(columns.RowFile(path, suffix))
         self._passed.add(row)
         self._signatures_ND.append(signature(draft.text))
         self._facts.append((row["id"], last.style, source.harm_score, category))

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.safety.options import check_least, make_settings
-from safelm.safety.synthesis import template_harms, template_phrases
+from safelm.safety.synthesis import template_harms, template_notes, template_phrases
+from safelm.safety.synthesis.kinds import NOTE_KINDS
 from safelm.safety.synthesis.writer import OnReply, Reply, Request
 
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")
@@ -91,7 +92,7 @@ def load_template_writer(*, name: str = "template", **settings: Any) -> Template
 
 @functools.cache
 def _fingerprint() -> str:
-    modules = (template_harms, template_phrases, sys.modules[__name__])
+    modules = (template_harms, template_notes, template_phrases, sys.modules[__name__])
     return hashlib.sha256("\0".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
@@ -104,6 +105,8 @@ def _write(request: Request) -> str:
         return _refuseweb(request, rng)
     if kind == "moral_education":
         return _moral_education(request, rng)
+    if kind in NOTE_KINDS:
+        return _note(request, rng)
     raise ValueError(f"template writer: request {request.key} has no kind that it knows: {kind!r}")
 
 
@@ -227,6 +230,24 @@ def _moral_education(request: Request, rng: random.Random) -> str:
         " ".join([*better, *rng.sample(harms.ENDINGS, 2)]),
     ]
     return "\n\n".join(blocks)
+
+
+def _note(request: Request, rng: random.Random) -> str:
+    """A note about a page's most frequent harmless words; the verdict goes by the words that the writer recognises."""
+    sections, kind = str(request.facts["sections"]).split(), str(request.facts["kind"])
+    found = [sentence for sentence in _SENTENCE.split(request.document) if sentence.strip()]
+    is_harmful = any(harm.count_in(request.document) for harm in template_harms.HARMS.values())
+    is_unsafe = is_harmful or any(theme.is_in(sentence) for theme in template_phrases.THEMES for sentence in found)
+    calm = [sentence for sentence in found if not any(theme.is_in(sentence) for theme in template_phrases.THEMES)]
+    seen = collections.Counter(
+        word for word in _WORD.findall(" ".join(calm).lower()) if len(word) > 4 and word not in _COMMON
+    )
+    topic = " and ".join(word for word, _ in seen.most_common(3)) or template_phrases.NO_TOPIC
+    verdict, category = ("unsafe", _category(request)) if is_unsafe else ("safe", "none")
+    first, third = template_notes.note(kind, verdict, rng)
+    cited = f" [{rng.choice(sections)}]"
+    texts = [text.replace("{topic}", topic) + cited for text in (first, third)]
+    return f"Verdict: {verdict}\nCategory: {category}\nFirst person: {texts[0]}\nThird person: {texts[1]}"
 
 
 def _third_person(way: str) -> str:

@@ -43,6 +43,11 @@ class GateSettings:
       copied_query_words: shortest run that must not contain a harmful n-gram.
       max_copied_score: highest harm score of a copied run.
       max_copied_share: share of the draft's words in copied runs.
+      note_words: least words of a note in each voice.
+      note_shared_words: least words of five letters and more that a note has in common with the text before it.
+      max_note_new_details: largest number of names and numbers in a note that the text before it lacks.
+      note_copied_words: `copied_words` and, at most, `copied_query_words` of notes: a quotation.
+      max_note_copied_share: `max_copied_share` of notes.
       leaked_words: shortest run of the prompt's words that is a leak.
       duplicate_threshold: estimated Jaccard similarity of word 5-grams from which two drafts are near-duplicates; 0.7
         to 0.8 in most published web corpora.
@@ -82,6 +87,11 @@ class GateSettings:
     copied_query_words: int = 6
     max_copied_score: int = 1
     max_copied_share: float = 0.8
+    note_words: int = 8
+    note_shared_words: int = 2
+    max_note_new_details: int = 0
+    note_copied_words: int = 5
+    max_note_copied_share: float = 0.5
     leaked_words: int = 12
     duplicate_threshold: float = 0.7
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.safety.synthesis.gate import Finding
-from safelm.safety.synthesis.kinds import KINDS, Kind, Source
+from safelm.safety.synthesis.kinds import KINDS, NOTE_KINDS, Kind, Source
 
 SCHEMA = "safelm.synthesis.funnel/1"
 PASSED, NEAR_DUPLICATE, NO_CATEGORY = "passed", "near_duplicate", "(none)"
@@ -192,7 +192,11 @@ class Funnel:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Funnel":
         """Reads what `to_json` returned. Raises ValueError for anything else."""
-        if not isinstance(value, Mapping) or value.get("schema") != SCHEMA or value.get("kind") not in KINDS:
+        if (
+            not isinstance(value, Mapping)
+            or value.get("schema") != SCHEMA
+            or value.get("kind") not in (*KINDS, *NOTE_KINDS)
+        ):
             raise ValueError(f"no funnel of schema {SCHEMA!r}")
         try:
             facts = {name: _read(name, found) for name, found in value.items() if name != "schema"}

@@ -10,6 +10,7 @@ from safelm.safety.synthesis.report import charts
 from safelm.safety.synthesis.report.funnel import HISTOGRAMS
 
 _TITLES = {"safeweb": "SafeWeb", "refuseweb": "RefuseWeb", "moral_education": "Moral Education"}
+_TITLES |= {"reflection": "Reflections", "preflection": "Preflections"}
 _Report = Mapping[str, Any]
 
 

@@ -1,0 +1,96 @@
+"""Publishes the notes of a run as annotations: a small Parquet file beside each input file, with all of its rows."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from safelm import documents
+from safelm.documents import annotations, notes
+from safelm.io.progress import Bar
+from safelm.jobs.file_shards import ShardJob
+from safelm.jobs.output import OutputFolder
+from safelm.safety.synthesis import columns
+from safelm.safety.synthesis.kinds import Draft
+from safelm.safety.synthesis.notes.constitution import cited
+
+_GROUP_ROWS = 1 << 16
+
+
+def note_row(draft: Draft, row: int) -> dict[str, Any]:
+    """What a shard keeps of a note that passed, for the row with this number of its file."""
+    voices, pause = draft.voices, draft.source.pause
+    if voices is None or pause is None:
+        raise ValueError(f"draft of {draft.source.id}: no note with a place")
+    note = {
+        "position": pause.position,
+        "kind": draft.kind,
+        "token_index": pause.token_index,
+        "vocab_hash": pause.vocab_hash,
+        "first_person": voices.first_person,
+        "third_person": voices.third_person,
+        "verdict": voices.verdict,
+        "category": draft.category,
+        "sections": cited(draft.text),
+    }
+    return {"id": columns.row_id(draft.source, draft.kind), "row": row, "note": note}
+
+
+def publish(
+    out: OutputFolder, plan: Any, passed: Callable[[ShardJob], Iterable[Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Writes the annotations of every input file; rows, notes, bytes and SHA-256 by name.
+
+    Args:
+      plan: a `SynthesisPlan`.
+      passed: the rows of `note_row` of a shard that are published.
+
+    Raises ValueError for an input that was changed since.
+    """
+    paths = list(dict.fromkeys(job.path for job in plan.shards))
+    files = {}
+    named = list(zip(paths, annotations.names(paths), strict=True))
+    for path, name in Bar(named, unit="file", desc="publishing", disable=None):
+        jobs = [job for job in plan.shards if job.path == path]
+        found: dict[int, list[dict[str, Any]]] = {}
+        for job in jobs:
+            for row in passed(job):
+                found.setdefault(row["row"], []).append(row["note"])
+        with out.staging() as staging:
+            target = os.path.join(staging, "notes")
+            rows = _write(path, plan.work.selection.text_column, found, target, plan.settings["notes"])
+            count = sum(map(len, found.values()))
+            files[name] = {"rows": rows, "notes": count} | out.publish(target, name)
+    return files
+
+
+def described(files: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the annotations."""
+    return {"files": dict(files), "columns": [notes.COLUMN], "offsets": "characters"}
+
+
+def _write(path: str, text_column: str, found: Mapping[int, Any], target: str, settings: Mapping[str, Any]) -> int:
+    """Writes one file of annotations; the number of its rows. Every row of the input has one, perhaps without notes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    facts = annotations.input_facts(documents.file_at(path))
+    told = json.dumps({"input": facts, "offsets": "characters", **settings}, sort_keys=True)
+    fields = [(annotations.ROW, pyarrow.int64()), (notes.COLUMN, notes.arrow_type())]
+    schema = pyarrow.schema(fields, metadata={annotations.METADATA: told})
+    numbers: list[int] = []
+
+    def malformed(row: documents.Malformed) -> None:
+        numbers.append(row.row)
+
+    for row in documents.iter_rows(path, malformed, text_column=text_column, columns=()):
+        numbers.append(row.number)
+    if missing := found.keys() - set(numbers):
+        raise ValueError(
+            f"{path}: row {min(missing)} has a note and is no longer there: run again with another --output"
+        )
+    with pyarrow.parquet.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
+        for start in range(0, len(numbers), _GROUP_ROWS):
+            some = [{annotations.ROW: n, notes.COLUMN: found.get(n, [])} for n in numbers[start : start + _GROUP_ROWS]]
+            writer.write_table(pyarrow.Table.from_pylist(some, schema))
+    return len(numbers)
