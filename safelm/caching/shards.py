@@ -123,7 +123,7 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
                     on_documents(unreported)
                     unreported = 0
         except tf.errors.OpError as error:
-            raise _clear_error(error) from None
+            raise _clear_error(error, job.path) from None
         on_documents(unreported)
         if TOKEN_KINDS in examples.element_spec:
             counts[TOKEN_KINDS] = dict(zip(KINDS, kinds.tolist(), strict=True))
@@ -160,8 +160,11 @@ def _examples(task: Any, job: CacheJob) -> Any:
     )
 
 
-def _clear_error(error: Exception) -> Exception:
-    """The ValueError or OSError that Python code inside tf.data raised; any other error unchanged."""
+def _clear_error(error: Exception, path: str) -> Exception:
+    """The ValueError or OSError that Python code inside tf.data raised; any other error unchanged.
+
+    An error that begins with a document's id is about a document of the file `path`.
+    """
     found = _PYTHON_ERROR.search(str(error))
     kind = getattr(builtins, found["kind"], None) if found else None
     if not isinstance(kind, type):
@@ -170,4 +173,5 @@ def _clear_error(error: Exception) -> Exception:
         return FileNotFoundError(found["message"])
     if issubclass(kind, OSError):
         return OSError(found["message"])
-    return ValueError(found["message"]) if issubclass(kind, ValueError) else error
+    message = f"{path}, {found['message']}" if found["message"].startswith("id ") else found["message"]
+    return ValueError(message) if issubclass(kind, ValueError) else error
