@@ -20,6 +20,10 @@ order of rows (id, row, harm_score, each scorer's numbers, flags), to be joined 
 of a file are scored once. --array_task=i/n does one slice of it, for arrays of jobs, which --dry_run prints a script
 for; the last call writes the manifest.
 
+--estimate=10000 scores a random sample of so many documents in this process and says what all of them would give and
+cost: shares of the scores with intervals, the number of documents, speed, hours and, with --price_per_hour, a price.
+OUTPUT gets estimate.json alone; it is no output of a run.
+
 Without --scorers a small classifier of words that comes with SafeLM is used: thousands of pages a second on a core, no
 download; the manifest says what it is worth and where it fails. For better scores name others. --scorers takes a
 comma-separated list; NAME=KIND:PLACE names a scorer's columns, and options follow a ? with & between them (an unknown
@@ -56,11 +60,13 @@ from safelm.jobs.file_shards import RECORDS, run_speed
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
 from safelm.safety.scorer import BUNDLED
-from safelm.safety.scoring import annotation_run, columns, manifest, plan, safe_bound, scorers
+from safelm.safety.scoring import annotation_run, columns, estimate, manifest, plan, safe_bound, scorers, shard
 from safelm.safety.scoring.annotating import MAX_CHUNKS, AnnotateWork
+from safelm.safety.scoring.estimate import EstimateSettings
 from safelm.safety.scoring.shard import ScoreWork, rows_under_way
 
 _logger = logging.getLogger("safelm.score")
+_DEFAULTS = dataclasses.asdict(EstimateSettings(1))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -108,9 +114,24 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry_run", action="store_true", help="of annotations: print the plan and a script for SLURM, do nothing"
     )
+    _add_estimate_flags(parser)
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default="local")
     return parser
+
+
+def _add_estimate_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--estimate", type=int, metavar="N", help="score N random documents and say what all would give and cost")
+    add(
+        "--chips",
+        type=int,
+        default=_DEFAULTS["chips"],
+        metavar="N",
+        help="of --estimate: processes like this one, each with its chips, that share the corpus (default %(default)s)",
+    )
+    add("--price_per_hour", type=float, metavar="P", help="of --estimate: the price of one of them, in any currency")
+    add("--seed", type=int, default=_DEFAULTS["seed"], help="of --estimate: of the sample (default %(default)s)")
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -119,6 +140,7 @@ def main(flags: argparse.Namespace) -> None:
     specs = scorers.parse_specs(flags.scorers)
     bound = safe_bound.from_flags(flags.max_flagged_safe, flags.safe_sample)
     task, part_bytes = _check_annotation_flags(flags)
+    asked = _estimate_settings(flags)
     remote.check_output(flags.output)
     documents.check_apart(flags.input, flags.output)
     files = documents.find(flags.input)
@@ -130,6 +152,9 @@ def main(flags: argparse.Namespace) -> None:
         specs, loaded, bound_kept = safe_bound.set_thresholds(bound, specs, loaded, flags.text_column)
         for line in safe_bound.describe(bound_kept):
             _logger.info("%s", line)
+    if asked is not None:
+        print(_estimate(flags, files, asked, scorers.describe(specs, loaded), loaded))
+        return
     kind = ScoreWork if flags.output_rows == "whole" else AnnotateWork
     work = kind(
         output=flags.output.rstrip("/"),
@@ -169,6 +194,36 @@ def _check_annotation_flags(flags: argparse.Namespace) -> tuple[array_tasks.Arra
     if task is not None and (flags.runner != "local" or flags.workers):
         raise ValueError("--array_task is one process by itself: leave out --runner and --workers")
     return task, (flags.part_mb or (64 if is_whole else 256)) << 20
+
+
+def _estimate_settings(flags: argparse.Namespace) -> EstimateSettings | None:
+    """What --estimate asks for, None without it. Raises ValueError for a flag that doesn't go with that."""
+    if flags.estimate is None:
+        names = [name for name in ("chips", "price_per_hour", "seed") if getattr(flags, name) != _DEFAULTS[name]]
+        if names:
+            raise ValueError(f"--{names[0]} goes with --estimate")
+        return None
+    if flags.dry_run or flags.array_task is not None or flags.runner != "local" or flags.workers:
+        raise ValueError("--estimate runs in this process: leave out --runner, --workers, --array_task and --dry_run")
+    return EstimateSettings(flags.estimate, flags.chips, flags.price_per_hour, flags.seed)
+
+
+def _estimate(
+    flags: argparse.Namespace,
+    files: Any,
+    asked: EstimateSettings,
+    specs: tuple[scorers.ScorerSpec, ...],
+    loaded: list[Any],
+) -> str:
+    """Writes an estimate into the output folder; the same in Markdown."""
+    out = OutputFolder(flags.output)
+    estimate.check_output(out)
+    max_chunks = flags.max_chunks or (MAX_CHUNKS if flags.output_rows == "annotations" else sys.maxsize >> 16)
+    with out.only_writer():
+        columns_of = {"text_column": flags.text_column, "id_column": flags.id_column}
+        report = estimate.estimate(files, shard.LoadedScorers(loaded), asked, **columns_of, max_chunks=max_chunks)
+        estimate.write(out, report, [plan.scorer_facts(spec) for spec in specs])
+    return estimate.markdown(report)
 
 
 def _command() -> list[str]:

@@ -4,10 +4,11 @@ A string names a scorer, and workers rebuild the scorer from it:
 
     bundled                words and n-grams, weights that come with SafeLM: fast, rough (see `safelm.safety.ngrams`)
     classifier:DIRECTORY   what `python -m safelm.train_classifier` made; `?backbone=FOLDER` says where its backbone
-                           lies now
+                           lies now, `?batch_tokens=N` and `?devices=N` as below
     hf:ORG/NAME            a published sequence classifier by name, `hf:./FOLDER` or `hf:/FOLDER` one on this machine;
                            `?labels=` says which scores its labels are (see `safelm.safety.sequence_classifier.labels`),
-                           `?max_length=2048&chunks=false`, `?dtype=bfloat16` how it reads
+                           `?max_length=2048&chunks=false`, `?dtype=bfloat16` how it reads, `?batch_tokens=N` the
+                           tokens of a device's batch, `?devices=N` how many local devices share a batch (all)
     judge:MODEL            a language model on our own engine: our checkpoint, a Hugging Face folder or a GGUF file
     endpoint:URL#MODEL     a language model behind an OpenAI-compatible address
     python:MODULE:FACTORY  a scorer of yours: what FACTORY(), found in an importable module, returns
@@ -15,7 +16,9 @@ A string names a scorer, and workers rebuild the scorer from it:
 `?threshold_1=P&threshold_3=P` sets the probabilities from which on bundled or classifier gives 1 or more, 3 or more.
 
 Your own scorer is any object with the three members of `Scorer`. Its module must be importable in every worker
-(installed, or on PYTHONPATH), and its fingerprint must change whenever its scores would.
+(installed, or on PYTHONPATH), and its fingerprint must change whenever its scores would. It may have two more: `usage`,
+a mapping of what it has done since it was loaded ("tokens", "positions" with padding, "programs" compiled), which
+estimates show, and `batch_characters`, how many it wants at once.
 """
 
 import dataclasses
@@ -142,7 +145,10 @@ def _load_classifier(spec: str, place: str, options: dict[str, Any]) -> Any:
         return ngrams.load(place)
     from safelm.safety import classifier
 
-    _check_no_other(spec, options, "backbone")
+    _check_no_other(spec, options, "backbone", "batch_tokens", "devices")
+    for name in ("batch_tokens", "devices"):
+        if not isinstance(options.get(name, 1), int) or options.get(name, 1) < 1:
+            raise ValueError(f"scorer {spec!r}: {name}={options[name]!r}: must be a whole number, at least 1")
     return classifier.load(place, **options)
 
 

@@ -37,13 +37,21 @@ class Classifier:
         fingerprint: str = "",
         kinds: Sequence[str] = (),
         measured: Mapping[str, Any] | None = None,
+        batch_tokens: int | None = None,
+        devices: int = 0,
     ):
         self.calibration = calibration
         self.kinds = tuple(kinds)
         self.fingerprint = fingerprint
         self.measured = dict(measured or {})  # how good it is on held-out texts, as its training found; JSON-able
         self._head_params = head_params
-        self._embedder = Embedder(backbone, params)
+        self._embedder = Embedder(backbone, params, batch_tokens, devices)
+        self.batch_characters = self._embedder.batch_characters
+
+    @property
+    def usage(self) -> Mapping[str, int]:
+        """Tokens read, positions computed and programs compiled so far."""
+        return self._embedder.usage
 
     def logits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C L"], Int32[np.ndarray, " C"]]:
         """The head's logits, six scores and then kinds, for every chunk and the index of the text that each is of."""
@@ -100,11 +108,15 @@ def maximum_by_text(
     return highest_N
 
 
-def load(directory: str, backbone: Backbone | str | None = None) -> Classifier:
+def load(
+    directory: str, backbone: Backbone | str | None = None, *, batch_tokens: int | None = None, devices: int = 0
+) -> Classifier:
     """The classifier in a folder made by `python -m safelm.train_classifier`, local or behind a URL.
 
     Args:
       backbone: already loaded, or where it lies; when not given, the one that the folder names is loaded.
+      batch_tokens: tokens of a device's batch, padding included; None for the device's default.
+      devices: how many local devices share a batch's rows; 0 for all.
 
     Raises:
       FileNotFoundError: no classifier there, or its backbone is not installed.
@@ -113,4 +125,5 @@ def load(directory: str, backbone: Backbone | str | None = None) -> Classifier:
     found, params, head_params, calibration, config = checkpoint.read(directory, backbone)
     identity = {"fingerprint": checkpoint.fingerprint(config), "kinds": config["kinds"]}
     measured = config.get("training", {}).get("measured")
-    return Classifier(found, head_params, calibration, params=params, measured=measured, **identity)
+    sizes = {"batch_tokens": batch_tokens, "devices": devices}
+    return Classifier(found, head_params, calibration, params=params, measured=measured, **identity, **sizes)

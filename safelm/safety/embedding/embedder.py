@@ -1,15 +1,15 @@
 """Embeds many texts: chunks in length-bucketed batches, with model, pooling and head in one compiled program.
 
 A bucket is a row length; its batches have as many rows as fit into `batch_tokens`. So the set of programs is fixed, one
-per bucket, and every batch costs about the same. Several local devices share the rows of a batch.
+per bucket (`batch_plan` says how many), and every batch costs about the same. Chunks are sorted by length among those
+of 512 batches, and what doesn't fill a batch waits for the next ones. Several local devices share the rows of a batch.
 
 On a CPU each core computes a batch of its own: a layer's output stays in that core's cache, and no core waits for
 another between two operations.
 """
 
-import bisect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,39 +19,49 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int32, PyTree
 
 from safelm.models.arrays import Params
+from safelm.safety.embedding import batch_plan
 from safelm.safety.embedding.backbone import Backbone
 
-BUCKETS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
-CPU_BUCKETS = (*range(8, 256, 8), *(length for length in BUCKETS if length >= 256))  # a third of the padding
 CPU_BATCH_TOKENS = 512  # what one layer makes of them stays in a core's cache; larger batches are slower
 BATCH_TOKENS = 16_384
-_WINDOW_TOKENS = 1 << 18  # chunks are sorted by length among so many tokens' worth
+_WINDOW_BATCHES, _LEAST_WINDOW = 512, 1 << 18  # chunks are sorted by length among so many batches', or tokens' worth
+_CHARACTERS = 4  # of a token, about
 
 Head = Callable[[PyTree, jax.Array], PyTree]
 
 
 class Embedder:
-    """Embeds texts with a backbone, its parameters on all local devices.
+    """Embeds texts with a backbone, its parameters on all local devices or the first of them.
 
     Args:
       params: fine-tuned parameters in place of the backbone's own.
       batch_tokens: tokens in a device's batch, including padding. Default: 512 on CPUs, 16,384 elsewhere. A longer row
         is a batch of its own.
+      devices: how many local devices share the rows of a batch; 0 for all.
+
+    Attributes:
+      usage: what was done so far: "tokens" read, "positions" computed (tokens and padding), "programs" compiled.
     """
 
-    def __init__(self, backbone: Backbone, params: Params | None = None, batch_tokens: int | None = None):
+    def __init__(
+        self, backbone: Backbone, params: Params | None = None, batch_tokens: int | None = None, devices: int = 0
+    ):
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens}: must be at least 1")
-        devices = jax.local_devices()
+        there = jax.local_devices()
+        if not 0 <= devices <= len(there):
+            raise ValueError(f"devices={devices}: there are {len(there)} here")
+        chosen = there[:devices] if devices else there
         self.backbone = backbone
-        self._is_cpu = devices[0].platform == "cpu"
-        self.buckets = bucket_lengths(backbone.max_tokens, CPU_BUCKETS if self._is_cpu else BUCKETS)
+        self._is_cpu = chosen[0].platform == "cpu"
+        self.buckets = batch_plan.bucket_lengths(backbone.max_tokens)
         self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if self._is_cpu else BATCH_TOKENS)
-        self._at_once = max(_cores() // len(devices), 1) if self._is_cpu else 1
-        self._mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+        self._at_once = max(_cores() // len(chosen), 1) if self._is_cpu else 1
+        self._mesh = jax.sharding.Mesh(np.array(chosen), ("batch",))
         self._params = self._replicated(backbone.params if params is None else params)
         self._programs: dict[Head, Any] = {}
         self._compiled: set[tuple[Head, int]] = set()
+        self.usage = {"tokens": 0, "positions": 0, "programs": 0}
 
     def embed(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C D"], Int32[np.ndarray, " C"]]:
         """The embedding of every chunk (float32) and the index of its text, in the order of the texts."""
@@ -69,41 +79,72 @@ class Embedder:
         """
         fn_params = self._replicated(fn_params)
         documents: list[int] = []
-        results: list[np.ndarray] = []
+        found: list[tuple[list[int], np.ndarray]] = []
+        waiting: list[tuple[int, np.ndarray]] = []
+        tokens = 0
         pool = ThreadPoolExecutor(self._at_once)
         try:
-            for window in self._windows(texts):
-                results.append(self._map_window(window, fn_params, fn, pool))
-                documents += [document for document, _ in window]
+            for document, chunk in self.backbone.tokenizer.chunks(texts, self.backbone.max_tokens):
+                waiting.append((len(documents), chunk))
+                documents.append(document)
+                tokens += len(chunk)
+                if tokens >= self._window_tokens:
+                    waiting = self._map_window(waiting, fn_params, fn, pool, found, is_last=False)
+                    tokens = sum(len(left) for _, left in waiting)
+            self._map_window(waiting, fn_params, fn, pool, found, is_last=True)
         finally:
             pool.shutdown(cancel_futures=True)
-        if not results:
+        if not found:
             inputs = self._padded([], self.buckets[0])
             shape = jax.eval_shape(self._program(fn), self._params, fn_params, *inputs)
             return np.zeros((0, *shape.shape[1:]), shape.dtype), np.zeros(0, np.int32)
-        return np.concatenate(results), np.asarray(documents, np.int32)
+        out = np.empty((len(documents), *found[0][1].shape[1:]), found[0][1].dtype)
+        for chunks, rows in found:
+            out[chunks] = rows[: len(chunks)]
+        return out, np.asarray(documents, np.int32)
 
     def _map_window(
-        self, window: Sequence[tuple[int, np.ndarray]], fn_params: PyTree, fn: Head, pool: ThreadPoolExecutor
-    ) -> np.ndarray:
+        self,
+        window: Sequence[tuple[int, np.ndarray]],
+        fn_params: PyTree,
+        fn: Head,
+        pool: ThreadPoolExecutor,
+        found: list[tuple[list[int], np.ndarray]],
+        *,
+        is_last: bool,
+    ) -> list[tuple[int, np.ndarray]]:
+        """Adds the results of the window's batches to `found`, with their chunks' numbers; the chunks that are left."""
         program = self._program(fn)
 
         def run(inputs: Sequence[np.ndarray]) -> np.ndarray:
             return np.asarray(program(self._params, fn_params, *inputs))
 
         pending: list[tuple[list[int], Future[np.ndarray] | jax.Array]] = []
-        for batch, length in self._batches([len(chunk) for _, chunk in window]):
+        batches, left = batch_plan.plan([len(chunk) for _, chunk in window], self.buckets, self.rows, is_last=is_last)
+        for batch, length in batches:
             inputs = self._padded([window[i][1] for i in batch], length)
+            self.usage["tokens"] += sum(len(window[i][1]) for i in batch)
+            self.usage["positions"] += inputs[0].size
+            self.usage["programs"] += (fn, length) not in self._compiled
+            numbers = [window[i][0] for i in batch]
             if self._at_once > 1 and (fn, length) in self._compiled:
-                pending.append((batch, pool.submit(run, inputs)))
+                pending.append((numbers, pool.submit(run, inputs)))
             else:  # compiles here, so that no two threads do; the next batch is made ready while the device is at work
-                pending.append((batch, program(self._params, fn_params, *inputs)))
+                pending.append((numbers, program(self._params, fn_params, *inputs)))
                 self._compiled.add((fn, length))
-        found = [(batch, rows.result() if isinstance(rows, Future) else np.asarray(rows)) for batch, rows in pending]
-        out = np.empty((len(window), *found[0][1].shape[1:]), found[0][1].dtype)
-        for batch, rows in found:
-            out[batch] = rows[: len(batch)]
-        return out
+        found += [
+            (numbers, rows.result() if isinstance(rows, Future) else np.asarray(rows)) for numbers, rows in pending
+        ]
+        return [window[i] for i in left]
+
+    @property
+    def _window_tokens(self) -> int:
+        return max(_LEAST_WINDOW, _WINDOW_BATCHES * self._batch_tokens * self._mesh.size)
+
+    @property
+    def batch_characters(self) -> int:
+        """Characters of texts to give at once, so that batches are full."""
+        return _CHARACTERS * self._window_tokens
 
     def rows(self, length: int) -> int:
         """Number of rows in a bucket's batch, over all devices."""
@@ -125,29 +166,6 @@ class Embedder:
             self._programs[fn] = jax.jit(sharded, compiler_options=options)
         return self._programs[fn]
 
-    def _windows(self, texts: Sequence[str]) -> Iterator[list[tuple[int, np.ndarray]]]:
-        window: list[tuple[int, np.ndarray]] = []
-        tokens = 0
-        limit = max(_WINDOW_TOKENS, 16 * self._batch_tokens * self._mesh.size)
-        for document, chunk in self.backbone.tokenizer.chunks(texts, self.backbone.max_tokens):
-            window.append((document, chunk))
-            tokens += len(chunk)
-            if tokens >= limit:
-                yield window
-                window, tokens = [], 0
-        if window:
-            yield window
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """The chunks of each batch and its bucket, longest first, so that only the last batch isn't full."""
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        start = 0
-        while start < len(order):
-            length = self.buckets[bisect.bisect_left(self.buckets, lengths[order[start]])]
-            batch = order[start : start + self.rows(length)]
-            yield batch, length
-            start += len(batch)
-
     def _padded(self, chunks: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
         tokens_BT = np.full((self.rows(length), length), self.backbone.tokenizer.pad_id, np.int32)
         lengths_B = np.ones(self.rows(length), np.int32)
@@ -155,11 +173,6 @@ class Embedder:
             tokens_BT[row, : len(chunk)] = chunk
             lengths_B[row] = len(chunk)
         return tokens_BT, lengths_B
-
-
-def bucket_lengths(max_tokens: int, buckets: Sequence[int] = BUCKETS) -> tuple[int, ...]:
-    """The row lengths of chunks of up to `max_tokens`."""
-    return (*(length for length in buckets if length < max_tokens), max_tokens)
 
 
 def _cores() -> int:

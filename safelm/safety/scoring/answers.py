@@ -61,8 +61,8 @@ class Answers:
         for block in blocks:
             self._take(block)
             if (
-                len(self._texts) >= shard.BATCH_ROWS
-                or self._pending_characters >= shard.BATCH_CHARACTERS
+                len(self._texts) >= shard.BATCH_ROWS * self._loaded.batch_scale
+                or self._pending_characters >= shard.BATCH_CHARACTERS * self._loaded.batch_scale
                 or self._pending_rows >= _FLUSH_ROWS
             ):
                 yield from self._flush()
@@ -119,7 +119,7 @@ class Answers:
         return slot
 
     def _flush(self) -> Iterator[tuple[Block, Float64[np.ndarray, "N C"]]]:
-        for batch in shard.batches(iter(self._texts)):
+        for batch in shard.batches(iter(self._texts), self._loaded.batch_scale):
             self._ask([text for text, _ in batch], [slot for _, slot in batch])
         for block, slots in self._pending:
             yield block, self._value_SC[np.array(slots, np.int64)]

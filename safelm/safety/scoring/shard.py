@@ -58,10 +58,16 @@ class ScoreWork:
 
 
 class LoadedScorers:
-    """Scorers of one process, and the lock that lets its threads ask them in turn."""
+    """Scorers of one process, and the lock that lets its threads ask them in turn.
+
+    Attributes:
+      batch_scale: how many times the usual batch they want at once.
+    """
 
     def __init__(self, scorers: Sequence[Scorer]):
         self.scorers, self.ensemble = list(scorers), Ensemble(scorers)
+        wanted = max((getattr(scorer, "batch_characters", 0) for scorer in scorers), default=0)
+        self.batch_scale = max(1, -(-wanted // BATCH_CHARACTERS))
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
         self._failure = ""
@@ -129,7 +135,7 @@ def score_shard(job: ShardJob, work: ScoreWork, loaded: LoadedScorers, out: Outp
 
         agreement, empty, characters = Agreement(loaded.ensemble.names), 0, 0
         rows = writer.format.read(job.path, job.part, work.text_column, work.id_column, work.columns, quarantine)
-        for batch in batches(rows):
+        for batch in batches(rows, loaded.batch_scale):
             answers = loaded.ask([text for text, _ in batch])
             for verdicts in filter(None, answers):
                 agreement.add(list(verdicts.values()))
@@ -166,12 +172,13 @@ def rows_under_way(out: OutputFolder) -> int:
     return total
 
 
-def batches(rows: Iterator[tuple[str, _T]]) -> Iterator[list[tuple[str, _T]]]:
-    """Rows in lists of at most BATCH_ROWS, and of BATCH_CHARACTERS unless one alone is longer."""
+def batches(rows: Iterator[tuple[str, _T]], scale: int = 1) -> Iterator[list[tuple[str, _T]]]:
+    """Rows in lists of at most BATCH_ROWS, and of BATCH_CHARACTERS unless one alone is longer; `scale` times both."""
+    most_rows, most_characters = BATCH_ROWS * scale, BATCH_CHARACTERS * scale
     batch: list[tuple[str, _T]] = []
     characters = 0
     for row in rows:
-        if batch and (len(batch) == BATCH_ROWS or characters + len(row[0]) > BATCH_CHARACTERS):
+        if batch and (len(batch) == most_rows or characters + len(row[0]) > most_characters):
             yield batch
             batch, characters = [], 0
         batch.append(row)

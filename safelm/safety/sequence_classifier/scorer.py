@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safelm.formats import huggingface
 from safelm.formats.json_fields import read_json
 from safelm.io import hub
 from safelm.safety.embedding import Backbone, Embedder, encoder_config, load_backbone
-from safelm.safety.options import make_settings
+from safelm.safety.options import check_least, make_settings
 from safelm.safety.scorer import Verdict
 from safelm.safety.sequence_classifier import heads
 from safelm.safety.sequence_classifier.labels import CLASSES, LabelTable, label_names, table_for
@@ -38,6 +38,8 @@ class ClassifierSettings:
       multi_label: whether labels are independent although the config doesn't say so.
       dtype: of the computation, "float32" or "bfloat16".
       name: prefix of output columns.
+      batch_tokens: tokens of a device's batch, padding included; 0 for the device's default. Changes speed alone.
+      devices: how many local devices share a batch's rows; 0 for all.
     """
 
     max_length: int = MAX_LENGTH
@@ -47,6 +49,8 @@ class ClassifierSettings:
     multi_label: bool = False
     dtype: str = DTYPES[0]
     name: str = "hf"
+    batch_tokens: int = 0
+    devices: int = 0
 
 
 class SequenceClassifier:
@@ -71,7 +75,8 @@ class SequenceClassifier:
         self._options = settings
         self._head_params = head_params
         self._head = head.logits  # one object, so that it is compiled once
-        self._embedder = Embedder(backbone)
+        self._embedder = Embedder(backbone, batch_tokens=settings.batch_tokens or None, devices=settings.devices)
+        self.batch_characters = self._embedder.batch_characters
         self.settings: dict[str, Any] = {
             "model_type": None,
             "id2label": dict(enumerate(table.names)),
@@ -85,6 +90,11 @@ class SequenceClassifier:
         for name in sorted(head_params):
             digest.update(name.encode() + np.ascontiguousarray(head_params[name]).tobytes())
         self.fingerprint = digest.hexdigest()
+
+    @property
+    def usage(self) -> Mapping[str, int]:
+        """Tokens read, positions computed and programs compiled so far."""
+        return self._embedder.usage
 
     def logits(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "C L"], Int32[np.ndarray, " C"]]:
         """The logits of every chunk (float32) and the index of its text."""
@@ -171,6 +181,7 @@ def _check(source: str, settings: ClassifierSettings) -> None:
     for name, known in (("decide", DECISIONS), ("dtype", DTYPES)):
         if getattr(settings, name) not in known:
             raise ValueError(f"scorer {source}: {name}={getattr(settings, name)!r}: one of {', '.join(known)}")
+    check_least(f"scorer {source}", settings, batch_tokens=0, devices=0)
     if settings.max_length < 1:
         raise ValueError(f"scorer {source}: max_length={settings.max_length}: must be at least 1")
 
