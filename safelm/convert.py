@@ -2,8 +2,10 @@
 checkpoint, to our checkpoint or a Hugging Face folder.
 
 The kind of the source is detected. Our checkpoint becomes a Hugging Face folder and everything else our checkpoint,
-unless --to says otherwise. The harm tag is added to a vocabulary without it; its embedding starts as the mean of all
-others. The target appears only once it is complete; an existing one is never overwritten.
+unless --to says otherwise. Adapters (`lora.rank` of a run) are merged into their model, unless --to=peft writes them
+alone, as a PEFT folder; --adapter merges those of such a folder, or of a run, into the source. The harm tag is added to
+a vocabulary without it; its embedding starts as the mean of all others. The target appears only once it is complete; an
+existing one is never overwritten.
 """
 
 import argparse
@@ -13,10 +15,12 @@ from pathlib import Path
 
 from safelm import cli
 from safelm.checkpoints import checkpoint
-from safelm.formats import huggingface
+from safelm.formats import huggingface, peft
 from safelm.formats.sources import read_model, source_kind
-from safelm.io import hub, remote
+from safelm.io import hub, records, remote
 from safelm.io.files import whole_folder
+from safelm.models import lora
+from safelm.models.decoder import ModelConfig, Params
 from safelm.text import named_templates
 
 log = logging.getLogger(__name__)
@@ -31,13 +35,15 @@ def convert(
     dtype: str = "float32",
     chat_template: str = "",
     document_end: str = "",
+    adapter: str = "",
 ) -> None:
     """Writes the model at `source` to `target`: see the module.
 
     Args:
-      to: "safelm" or "huggingface".
+      to: "safelm", "huggingface", or "peft" for a run's adapters alone.
       chat_template: a name or file, kept with the target in place of the source's own.
       document_end: the token behind every document, kept with the target in place of the source's own.
+      adapter: a PEFT folder, or a run of ours with adapters, merged into the source, which must be their model.
       dtype: of the stored weights of a Hugging Face folder; of the computation that a checkpoint of ours records (its
         weights are float32).
 
@@ -57,7 +63,12 @@ def convert(
         raise ValueError(f"--target={target}: must be a local folder; copy the finished folder from there")
     if Path(target).exists():
         raise FileExistsError(f"--target={target}: exists already; nothing was written")
+    if to == "peft":
+        _write_adapter(source, target, kind, step, adapter)
+        return
     config, params, tokenizer = read_model(source, step=step, chat_template=chat_template)
+    if adapter:
+        config, params = lora.merged(*_adapted(adapter, config, params, source))
     tokenizer = tokenizer.with_document_end(document_end)
     name = source if hub.is_name(source) else ""
     with whole_folder(Path(target), "--target") as folder:
@@ -70,8 +81,28 @@ def convert(
     log.info("%s: %s, %d parameters, %d ids", target, to, config.num_params, config.vocab_size)
 
 
+def _adapted(adapter: str, config: ModelConfig, params: Params, source: str) -> tuple[ModelConfig, Params]:
+    try:
+        return peft.read_adapter(adapter, config, params, where=source)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"--adapter={error}") from error
+
+
+def _write_adapter(source: str, target: str, kind: str, step: int | None, adapter: str) -> None:
+    if adapter:
+        raise ValueError(f"--adapter={adapter}: --to=peft writes the source's own adapters, it merges none")
+    config, params, _ = checkpoint.load(source, step=step) if kind == "safelm" else (None, None, None)
+    if config is None or config.lora is None:
+        raise ValueError(f"--source={source}: has no adapters for --to=peft; a run with lora.rank has some")
+    settings = records.read(f"{source.rstrip('/')}/config.json", "train the run again") or {}
+    base = settings.get("init_checkpoint", "")
+    with whole_folder(Path(target), "--target") as folder:
+        peft.write_folder(folder, config, params, base=base if hub.is_name(base) else "")
+    log.info("%s: adapters of %d parameters", target, config.num_trained_params)
+
+
 def main(arguments: argparse.Namespace) -> None:
-    names = ("to", "step", "dtype", "chat_template", "document_end")
+    names = ("to", "step", "dtype", "chat_template", "document_end", "adapter")
     convert(arguments.source, arguments.target, **{name: getattr(arguments, name) for name in names})
 
 
@@ -79,7 +110,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = cli.parser("safelm.convert", __doc__, "python -m safelm.convert --source=model.gguf --target=checkpoint")
     parser.add_argument("--source", required=True, help="what to convert: see above")
     parser.add_argument("--target", required=True, help="folder to write; must not exist")
-    parser.add_argument("--to", choices=("safelm", "huggingface"), help="kind of the target")
+    parser.add_argument("--to", choices=("safelm", "huggingface", "peft"), help="kind of the target")
+    parser.add_argument("--adapter", default="", metavar="DIR", help="PEFT folder or run with adapters: merged")
     parser.add_argument("--step", type=int, help="step of a checkpoint of ours (default: the newest)")
     parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=f"{named_templates.HELP}; kept")
     parser.add_argument("--document_end", default="", metavar="TOKEN", help="token after every document; kept")

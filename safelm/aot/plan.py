@@ -139,7 +139,8 @@ def _network_seconds(
     param_bytes = dataclasses.replace(c, param_dtype=c.dtype).param_bytes / tensor  # gathered in `dtype`
     tokens = config.batch_size * config.seq_len / (data * fsdp)
     gathers = 3 * steps * param_bytes * (fsdp - 1) / fsdp / rates["fsdp"]
-    reduces = steps * 2 * param_bytes / fsdp * (data - 1) / data / rates["data"]
+    trained_bytes = param_bytes * c.num_trained_params / c.num_params
+    reduces = steps * 2 * trained_bytes / fsdp * (data - 1) / data / rates["data"]
     activations = 6 * c.num_layers * 2 * tokens * c.d_model * 2 * (tensor - 1) / tensor / rates["tensor"]
     return gathers + reduces + activations
 

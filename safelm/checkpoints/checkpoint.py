@@ -34,6 +34,7 @@ from safelm.checkpoints import integrity as checkpoint_integrity
 from safelm.checkpoints.integrity import CorruptCheckpointError
 from safelm.io import remote
 from safelm.models import decoder as model_lib
+from safelm.models import lora
 from safelm.models.config import FAMILY_OPTIONS
 from safelm.text.tokenizer import Tokenizer
 
@@ -243,6 +244,12 @@ def save_params(
 
 
 def load_for_inference(path: str, *, step: int | None = None) -> tuple[model_lib.ModelConfig, PyTree, Tokenizer]:
+    """`load` with adapters merged into the model: what everything takes that isn't about the adapters themselves."""
+    config, params, tokenizer = load(path, step=step)
+    return *lora.merged(config, params), tokenizer
+
+
+def load(path: str, *, step: int | None = None) -> tuple[model_lib.ModelConfig, PyTree, Tokenizer]:
     """Loads a model from a workdir or a `save_params` folder: config, parameters on one device, tokenizer.
 
     Takes the newest checkpoint unless `step` is given. Raises FileNotFoundError if there is none, ValueError if the

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safelm.models import decoder as model
+from safelm.models import lora
 from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
 
@@ -69,6 +70,7 @@ def prepare(config: ModelConfig, params: model.Params, dtype: str = "") -> Weigh
     dtype = dtype or config.dtype
     if dtype not in (*WEIGHTS_DTYPES, config.dtype):
         raise ValueError(f"weights={dtype!r}: one of {', '.join(WEIGHTS_DTYPES)}")
+    config, params = lora.merged(config, params)
     blocks = params["layers"]
     embedding = _kernel(params["embedder"]["embedding"], dtype, axis=1)
     tied = config.tie_embeddings

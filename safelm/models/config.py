@@ -61,6 +61,50 @@ class RopeScaling:
         return frequencies_P * (kept_P + (1 - kept_P) / self.factor)
 
 
+PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")  # a block's products with kernels
+_INTO_STREAM = ("output", "down")  # those whose kernel has the stream on its last axis, not its first
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside a block's projections, x W + alpha / rank x A B: Hu et al. 2021 (arXiv 2106.09685).
+
+    Attributes:
+      rank: columns of A and rows of B.
+      alpha: the scale of an adapter's product, times its rank.
+      targets: the projections that have one, of `PROJECTIONS`, kept in its order.
+    """
+
+    rank: int
+    alpha: float
+    targets: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.targets if name not in PROJECTIONS]:
+            raise ValueError(f"lora.targets names {unknown[0]!r}: known are {', '.join(PROJECTIONS)}")
+        object.__setattr__(self, "targets", tuple(name for name in PROJECTIONS if name in self.targets))
+        if not self.targets:
+            raise ValueError("lora.targets is empty: name at least one projection")
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}: it must be at least 1")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"lora.alpha is {self.alpha}: it must be above 0")
+
+    @property
+    def scale(self) -> float:
+        """Of an adapter's product."""
+        return self.alpha / self.rank
+
+    def shapes(self, kernels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """A's and B's shapes, as `NAME_a` and `NAME_b`, for the shapes of a block's kernels."""
+        found = {}
+        for name in self.targets:
+            split = -1 if name in _INTO_STREAM else 1
+            inputs, outputs = kernels[name][:split], kernels[name][split:]
+            found |= {f"{name}_a": (*inputs, self.rank), f"{name}_b": (self.rank, *outputs)}
+        return found
+
+
 # Fields of `ModelConfig` in which families differ from a plain decoder.
 FAMILY_OPTIONS = (
     "rope_scaling",
@@ -101,6 +145,7 @@ class ModelConfig:
         output, "full" only each layer's input.
       attention: of training: "xla", "splash" (TPU), "cudnn" (GPU), or "auto" = the fused one of the platform where it
         can run, else xla; settled by `attention_kernels.choose` for a mesh, until when "auto" computes with xla.
+      lora: adapters among the parameters (`safelm.models.lora`); None: none. A mapping of its fields is taken too.
     """
 
     vocab_size: int
@@ -131,8 +176,11 @@ class ModelConfig:
     scan_layers: bool = True
     remat: str = "none"
     attention: str = "auto"
+    lora: Lora | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.lora, Mapping):
+            object.__setattr__(self, "lora", Lora(**self.lora))
         if isinstance(self.rope_scaling, Mapping):
             object.__setattr__(self, "rope_scaling", RopeScaling.from_mapping(self.rope_scaling))
         for name in ("rope_thetas", "windows"):
@@ -175,27 +223,31 @@ class ModelConfig:
             query, key = (self.num_heads, self.num_kv_heads) if self.qk_norm_width else (1, 1)
             norms |= {"query_norm": query * self.head_dim, "key_norm": key * self.head_dim}
         biases = {"query_bias": heads, "key_bias": kv_heads, "value_bias": kv_heads} if self.qkv_bias else {}
-        return {
-            "attention": {
-                "query": (self.d_model, *heads),
-                "key": (self.d_model, *kv_heads),
-                "value": (self.d_model, *kv_heads),
-                "output": (*heads, self.d_model),
-                **biases,
-            },
-            "mlp": {
-                "gate": (self.d_model, self.d_ff),
-                "up": (self.d_model, self.d_ff),
-                "down": (self.d_ff, self.d_model),
-            },
-            **{name: {"scale": (size,)} for name, size in norms.items()},
+        attention = {
+            "query": (self.d_model, *heads),
+            "key": (self.d_model, *kv_heads),
+            "value": (self.d_model, *kv_heads),
+            "output": (*heads, self.d_model),
         }
+        mlp = {
+            "gate": (self.d_model, self.d_ff),
+            "up": (self.d_model, self.d_ff),
+            "down": (self.d_ff, self.d_model),
+        }
+        adapters = {"lora": self.lora.shapes(attention | mlp)} if self.lora else {}
+        scales = {name: {"scale": (size,)} for name, size in norms.items()}
+        return {"attention": attention | biases, "mlp": mlp, **scales, **adapters}
 
     @property
     def num_params(self) -> int:
-        """Real parameters: the rows that only pad the vocabulary are not counted."""
+        """Real parameters, adapters included: the rows that only pad the vocabulary are not counted."""
         tables = self.vocab_size * (1 if self.tie_embeddings else 2)
         return self.num_layers * self._block_params() + self.d_model * (tables + 1)
+
+    @property
+    def num_trained_params(self) -> int:
+        """Of those, what a run trains: the adapters alone where there are some."""
+        return self.num_layers * self._adapter_params() if self.lora else self.num_params
 
     @property
     def param_bytes(self) -> int:
@@ -206,8 +258,9 @@ class ModelConfig:
     def flops_per_token(self, seq_len: int) -> int:
         """Model FLOPs to train on one token of a row of `seq_len`: the formula of `safelm.train.metrics`."""
         matmul_params = self.num_layers * self._block_params(products_only=True) + self.vocab_size * self.d_model
+        frozen_params = matmul_params - self.num_trained_params if self.lora else 0
         seen = sum(min(window or seq_len, seq_len) for window in self.windows or [0] * self.num_layers)
-        return 6 * matmul_params + 12 * self.num_heads * self.head_dim * seen
+        return 6 * matmul_params - 2 * frozen_params + 12 * self.num_heads * self.head_dim * seen
 
     def kept_bytes_per_token(self, seq_len: int, *, remat: str = "", tensor: int = 1) -> int:
         """Bytes that a block keeps of a token for its backward pass: the formulas of `safelm.train.plan`.
@@ -236,6 +289,9 @@ class ModelConfig:
         norms = self.qk_norm * (12 * (heads + kv_heads) + 8 * num_normed)
         split = width * (2 * kv_heads + (8 if self.activation == "gelu" else 6) * self.d_ff) + attention + norms
         return 2 * width * self.d_model + (24 * self.d_model + 16) * len(NORMS[self.norms]) + split // tensor
+
+    def _adapter_params(self) -> int:
+        return sum(math.prod(shape) for shape in self.block_shapes.get("lora", {}).values())
 
     def _block_params(self, *, products_only: bool = False) -> int:
         named = [each for part in self.block_shapes.values() for each in part.items()]

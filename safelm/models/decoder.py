@@ -13,6 +13,7 @@ Parameters (layers always stacked on a leading axis, whether scanned or not):
   layers/attention/{query [L, D, N, H], key, value [L, D, K, H], output [L, N, H, D]};
   layers/{query_norm,key_norm}/scale [L, H] with `qk_norm`; layers/attention/{query_bias [L, N, H], key_bias, value_bias
   [L, K, H]} with `qkv_bias`; layers/mlp/{gate, up [L, D, F], down [L, F, D]};
+  layers/lora/{NAME_a, NAME_b} of the projections in `lora`, see `safelm.models.lora`;
   final_norm/scale [D]; unembed/kernel [D, V] when not tied.
 Rows of padded ids are zero and stay zero: their logits are masked, so they get no gradient.
 """
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm.models import attention, attention_kernels, sharding
+from safelm.models import attention, attention_kernels, lora, sharding
 from safelm.models.arrays import ArrayLike, Params
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import REMAT_POLICIES, ModelConfig
@@ -89,6 +90,7 @@ _KERNEL_AXES = {
     },
     "mlp": {"gate": ("embed", "mlp"), "up": ("embed", "mlp"), "down": ("mlp", "embed")},
 }
+_KERNEL_AXES["lora"] = lora.logical_axes(_KERNEL_AXES["attention"] | _KERNEL_AXES["mlp"])
 
 
 class _Kernels(nn.Module):
@@ -104,7 +106,9 @@ class _Kernels(nn.Module):
 
     def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if axes[-1] == "embed" else 1.0)
-        draw = nn.initializers.zeros_init() if name.endswith("_bias") else _normal(std)
+        if name.endswith("_a"):
+            std = lora.init_std(shape)
+        draw = nn.initializers.zeros_init() if name.endswith(("_bias", "_b")) else _normal(std)
         initializer = nn.with_logical_partitioning(draw, axes)
         kernel = self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
         return sharding.gather(kernel, axes)  # in `dtype`: half the bytes
@@ -124,6 +128,7 @@ class Block(nn.Module):
         if "window" in own:
             visible = attention.windowed(visible, own["window"])
         of_attention, of_mlp = _Kernels(c, name="attention")(), _Kernels(c, name="mlp")()
+        adapters = _Kernels(c, name="lora")() if c.lora else {}
         norms = {name: part["scale"] for name, part in c.block_shapes.items() if "scale" in part}
 
         def heads(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -135,14 +140,11 @@ class Block(nn.Module):
 
             return to_heads
 
+        products = {name: heads(name) for name in ("query", "key", "value")}
+        products["output"] = lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"])
+        products |= {name: lambda x_BTD, name=name: project(x_BTD, of_mlp[name]) for name in of_mlp}
         weights = BlockWeights(
-            query=heads("query"),
-            key=heads("key"),
-            value=heads("value"),
-            output=lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"]),
-            gate=lambda x_BTD: project(x_BTD, of_mlp["gate"]),
-            up=lambda x_BTD: project(x_BTD, of_mlp["up"]),
-            down=lambda hidden_BTF: project(hidden_BTF, of_mlp["down"]),
+            **{name: lora.adapted(c, adapters, name, product) for name, product in products.items()},
             norms={name: _Scale(c, name=name)(*shape) for name, shape in norms.items()},
         )
 

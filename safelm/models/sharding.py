@@ -28,6 +28,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "norm": None,
+    "rank": None,
     # Activations.
     "batch": ("data", "fsdp"),
     "lookup_batch": "data",  # where "embed" is split over fsdp as in the table

@@ -17,7 +17,7 @@ from safelm.checkpoints.integrity import CorruptCheckpointError
 from safelm.data.schedule import Phase
 from safelm.formats import sources
 from safelm.io import hub
-from safelm.models.decoder import ModelConfig
+from safelm.models.config import PROJECTIONS, ModelConfig
 from safelm.text.tokenizer import Tokenizer
 
 CHANGES = ("optimizer", "data")  # what `accept_changes` may name
@@ -30,7 +30,8 @@ def default_config() -> ConfigDict:
     """
     unset = config_dict.placeholder
     required = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
-    model = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name not in required}
+    fields = [field for field in dataclasses.fields(ModelConfig) if field.name not in (*required, "lora")]
+    model = {field.name: field.default for field in fields}
     taken = [name for name in (*checkpoint.ARCHITECTURE_FIELDS, "max_seq_len") if model.get(name) is not None]
     model |= {name: unset(type(model[name])) for name in taken} | {name: unset(int) for name in required}
     return ConfigDict(
@@ -53,6 +54,8 @@ def default_config() -> ConfigDict:
             "accept_changes": (),  # when resuming, whose plan may be another one: optimizer, data
             "compilation_cache_dir": "",  # folder that keeps compiled programs, so that a restart need not compile
             "model": model,
+            # Rank above 0: adapters beside these projections, scaled by alpha / rank, and nothing else is trained.
+            "lora": {"rank": 0, "alpha": 16.0, "targets": PROJECTIONS},
             "data": {
                 "root": "",  # folder of token stores: <root>/<source>/<split>
                 "split": "train",
@@ -156,7 +159,7 @@ def _settle_run(config: ConfigDict) -> ConfigDict:
 def _settle_model(config: ConfigDict, model: ModelConfig) -> tuple[ConfigDict, ModelConfig]:
     if config.seq_len > model.max_seq_len:
         raise ValueError(f"seq_len is {config.seq_len}, longer than model.max_seq_len {model.max_seq_len}")
-    config.model = ConfigDict(dataclasses.asdict(model))
+    config.model = ConfigDict({name: value for name, value in dataclasses.asdict(model).items() if name != "lora"})
     return config.lock(), model
 
 
@@ -224,7 +227,7 @@ def _check_numbers(config: ConfigDict) -> None:
         if get_field(config, name) < 1:
             raise ValueError(f"{name} is {get_field(config, name)}: it must be at least 1")
     not_negative = ("total_steps", "total_tokens", "eval.every_steps", "export.every_steps", "checkpoint.keep_every")
-    for name in (*not_negative, "loss.z_loss", "loss.vocab_chunks"):
+    for name in (*not_negative, "loss.z_loss", "loss.vocab_chunks", "lora.rank"):
         if get_field(config, name) < 0:
             raise ValueError(f"{name} is {get_field(config, name)}: it can't be negative")
     for name, (low, high) in _RANGES.items():
@@ -238,6 +241,8 @@ def _check_numbers(config: ConfigDict) -> None:
         raise ValueError(f"export.at_steps has {wrong[0]}: steps count from 1")
     if unknown := [name for name in config.accept_changes if name not in CHANGES]:
         raise ValueError(f"accept_changes names {unknown[0]!r}: known are {', '.join(CHANGES)}")
+    if config.lora.rank and not (config.init_checkpoint or config.branch.workdir):
+        raise ValueError(f"lora.rank is {config.lora.rank}: adapters need the model of an init_checkpoint beside them")
     if config.batch_size % config.grad_accum_steps:
         raise ValueError(
             f"batch_size {config.batch_size} is not a multiple of grad_accum_steps {config.grad_accum_steps}"
@@ -329,6 +334,7 @@ def _resolve_model(
     if origin:
         where, _, meta = origin
         theirs = dataclasses.asdict(checkpoint.model_config_from_meta(meta, where=where))
+        del theirs["lora"]
         fields |= {name: value for name, value in theirs.items() if fields[name] is None}
         if tokenizer is not None:
             checkpoint.check_vocabulary(meta, tokenizer, where=where)
@@ -336,10 +342,10 @@ def _resolve_model(
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     if tokenizer is not None:
         defaults["vocab_size"] = tokenizer.vocab_size
-    for name in (name for name, value in fields.items() if value is None):
+    for name in [name for name, value in fields.items() if value is None]:
         if defaults[name] is dataclasses.MISSING:
             raise ValueError(f"model.{name} is not set: give it, or an init_checkpoint to take it from")
         fields[name] = defaults[name]
     if tokenizer is not None and fields["vocab_size"] < tokenizer.vocab_size:
         raise ValueError(f"model.vocab_size is {fields['vocab_size']}, the tokenizer has {tokenizer.vocab_size} ids")
-    return ModelConfig(**fields)
+    return ModelConfig(**fields, lora=config.lora.to_dict() if config.lora.rank else None)

@@ -1,8 +1,8 @@
 """The evaluator that exports a Hugging Face folder at chosen steps: `<workdir>/exports/<step>`.
 
-What is written is what `safelm convert` makes of the step's checkpoint: config, weights, vocabulary with the harm tag,
-chat template. A folder appears whole or not at all. A resumed run that comes to a step again keeps the folder if it is
-of the same parameters, bit for bit, and writes it anew if not.
+What is written is what `safelm convert` makes of the step's checkpoint: config, weights (adapters merged), vocabulary
+with the harm tag, chat template. A folder appears whole or not at all. A resumed run that comes to a step again keeps
+the folder if it is of the same parameters, bit for bit, and writes it anew if not.
 """
 
 import shutil
@@ -19,6 +19,7 @@ from safelm.checkpoints import integrity
 from safelm.formats import huggingface
 from safelm.io import records, remote
 from safelm.io.files import whole_folder
+from safelm.models import lora
 from safelm.models.decoder import ModelConfig
 from safelm.text.tokenizer import Tokenizer
 from safelm.train.evaluators import Stopped
@@ -84,7 +85,7 @@ class HuggingFaceExport:
         records.write(f"{target}/{RECORD}", record)
 
     def _fill(self, folder: Path, params: Params) -> None:
-        huggingface.write_folder(folder, self._model, params, self._tokenizer, dtype=self._dtype)
+        huggingface.write_folder(folder, *lora.merged(self._model, params), self._tokenizer, dtype=self._dtype)
 
 
 def _gathered(leaf: jax.Array) -> np.ndarray | None:

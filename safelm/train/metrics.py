@@ -8,8 +8,9 @@ MFU, the model-FLOPs utilisation of PaLM (Chowdhery et al. 2022, appendix B), is
 
 M counts the parameters in matrix products: all but the norms' scales and, when embeddings are not tied, the looked-up
 table (tied, the table counts once, as the unembedding), without rows that only pad the vocabulary. 6 is a multiply and
-an add in the forward and twice that in the backward pass; recomputation (remat) does not. Attention counts the full
-square, not the causal half, as is the custom. The peak is the chip's dense bfloat16 rate.
+an add in the forward and twice that in the backward pass, 4 for kernels frozen beside adapters (`safelm.models.lora`);
+recomputation (remat) does not count. Attention counts the full square, not the causal half, as is the custom. The peak
+is the chip's dense bfloat16 rate.
 """
 
 import contextlib

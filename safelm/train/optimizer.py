@@ -113,7 +113,7 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 def _is_matrix(axes: tuple[str | None, ...]) -> bool:
     """Two axes or more, the stack of layers aside, and no bias of heads: what weight decay applies to."""
-    return len([axis for axis in axes if axis != "layers"]) >= 2 and "embed" in axes
+    return len([axis for axis in axes if axis != "layers"]) >= 2 and ("embed" in axes or "rank" in axes)
 
 
 def _matrix_axes(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
@@ -121,9 +121,9 @@ def _matrix_axes(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNum
     if axes[0] != "layers" or not _is_matrix(axes):
         return None
     kernel = range(1, len(axes))
-    embed = axes.index("embed")
-    others = tuple(axis for axis in kernel if axis != embed)
-    reduction, output = ((embed,), others) if embed == 1 else (others, (embed,))
+    one = axes.index("rank" if "rank" in axes else "embed")  # the axis that is one of its two sides
+    others = tuple(axis for axis in kernel if axis != one)
+    reduction, output = ((one,), others) if one == 1 else (others, (one,))
     return optax.contrib.MuonDimensionNumbers(reduction_axis=reduction, output_axis=output)
 
 

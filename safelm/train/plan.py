@@ -39,7 +39,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
 from safelm.data.schedule import MixtureSchedule
-from safelm.models import attention_kernels, chunked_loss, sharding
+from safelm.models import attention_kernels, chunked_loss, lora, sharding
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.train import metrics as train_metrics
@@ -47,6 +47,7 @@ from safelm.train import program as train_program
 from safelm.train import step as train_step
 from safelm.train.data import TrainData, make_schedule
 from safelm.train.optimizer import make_optimizer
+from safelm.train.types import Shardings
 
 _ADAMW = make_optimizer()
 
@@ -105,7 +106,7 @@ def memory_estimate(
     return MemoryEstimate(
         params=sum(mine.values()) * param_width,
         optimizer=_optimizer_bytes(optimizer, sizes, mesh),
-        gradients=4 * sum(mine.values()) * (1 if grad_accum_steps == 1 else 2),
+        gradients=4 * _trained_count(sizes, mesh) * (1 if grad_accum_steps == 1 else 2),
         activations=kept,
         layer=none_layer + 2 * gathered["layers"] // c.num_layers * width * is_gathered,
         loss=4 * tokens * (2 * (c.padded_vocab_size // tensor // chunks) + 3 * c.d_model)
@@ -133,11 +134,21 @@ def _param_counts(config: ModelConfig, mesh: AbstractMesh) -> dict[str, int]:
     return {name: sum(jax.tree.leaves(tree)) for name, tree in counts.items()}
 
 
+def _trained(config: ModelConfig, mesh: AbstractMesh) -> tuple[model.Params, Shardings]:
+    """Shapes and shardings of what is trained."""
+    shapes, axes = (lora.split(config, tree)[0] for tree in _traced(config))
+    return shapes, sharding.param_shardings(mesh, axes, shapes)
+
+
+def _trained_count(config: ModelConfig, mesh: AbstractMesh) -> int:
+    counts = jax.tree.map(lambda leaf, where: math.prod(where.shard_shape(leaf.shape)), *_trained(config, mesh))
+    return sum(jax.tree.leaves(counts))
+
+
 @functools.cache
 def _optimizer_bytes(optimizer: optax.GradientTransformation, config: ModelConfig, mesh: AbstractMesh) -> int:
     """The optimizer's state on one device."""
-    shapes, axes = _traced(config)
-    shardings = sharding.param_shardings(mesh, axes, shapes)
+    shapes, shardings = _trained(config, mesh)
     state = train_step.abstract_opt_state(optimizer, shapes, shardings, sharding.replicated(mesh))
     leaves = jax.tree.leaves(state)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
@@ -183,7 +194,7 @@ def summary(
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in dataclasses.asdict(memory).items())
     flops = tokens * model_config.flops_per_token(config.seq_len)
     lines = [
-        f"parameters: {model_config.num_params:,}",
+        f"parameters: {model_config.num_params:,}{_adapters(model_config)}",
         f"tokens:     {tokens:,} ({config.batch_size} x {config.seq_len} a step)",
         f"steps:      {steps:,}",
         f"devices:    {mesh.size} {device_kind or 'planned for, not here'} ({axes})",
@@ -195,6 +206,10 @@ def summary(
         *filter(None, [data.kinds_table() if data else ""]),
     ]
     return "\n".join(lines)
+
+
+def _adapters(model_config: ModelConfig) -> str:
+    return f", of which {model_config.num_trained_params:,} of adapters are trained" if model_config.lora else ""
 
 
 def _planned_table(schedule: MixtureSchedule, steps: int) -> str:

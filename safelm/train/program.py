@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from safelm.data.channels import Channel
-from safelm.models import attention_kernels
+from safelm.models import attention_kernels, lora
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums
@@ -39,9 +39,10 @@ def make_program(
 
 
 def configured_optimizer(fields: ConfigDict, model_config: ModelConfig) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer` for a model's parameters."""
+    """The optimizer of `config.optimizer` for what is trained of a model's parameters."""
     names = ("name", "b1", "b2", "eps", "momentum", "weight_decay", "clip_norm")
-    return make_optimizer(**{name: fields[name] for name in names}, axes=model.logical_axes(model_config))
+    axes, _ = lora.split(model_config, model.logical_axes(model_config))
+    return make_optimizer(**{name: fields[name] for name in names}, axes=axes)
 
 
 def compile_ahead(

@@ -1,5 +1,6 @@
 """Restores a run from its newest readable checkpoint. Damaged ones are set aside, never used and never deleted."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,12 +8,20 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from safelm.checkpoints.checkpoint import CORRUPT_FOLDER, Checkpoints, CorruptCheckpointError, Meta, open_checkpoint
+from safelm.checkpoints.checkpoint import (
+    CORRUPT_FOLDER,
+    Checkpoints,
+    CorruptCheckpointError,
+    Meta,
+    model_config_from_meta,
+    open_checkpoint,
+)
 from safelm.formats import sources
+from safelm.models import lora
 from safelm.train import resume as train_resume
 from safelm.train.config import Resolved
 from safelm.train.data import TrainData
-from safelm.train.step import Program, TrainState
+from safelm.train.step import Program, TrainState, abstract_params
 from safelm.train.types import Params
 
 Restored = tuple[TrainState, int, Meta]
@@ -125,16 +134,32 @@ class Source:
             raise CorruptCheckpointError(f"{what}: put a good one back, or start in another workdir")
 
     def _initial_params(self) -> Params:
-        config = self._run.config
+        config, key = self._run.config, jax.random.key(self._run.config.seed)
         if not config.init_checkpoint:
-            return self._program.init_params(jax.random.key(config.seed))
-        if sources.source_kind(config.init_checkpoint) != "safelm":
-            return self._imported_params(config.init_checkpoint)
-        checkpoints, step, meta = open_checkpoint(config.init_checkpoint)
+            return self._program.init_params(key)
+        is_ours = sources.source_kind(config.init_checkpoint) == "safelm"
+        model_params = (self._our_params if is_ours else self._imported_params)(config.init_checkpoint)
+        if self._run.model.lora is None:
+            return model_params
+        return lora.joined(self._program.init_adapters(key), model_params)
+
+    def _our_params(self, source: str) -> Params:
+        """Those of a checkpoint of ours, its adapters merged into them."""
+        checkpoints, step, meta = open_checkpoint(source)
         self.saw_tag = meta.get("saw_tag")
-        params, _ = checkpoints.restore(step, self._program.abstract_state.params)
+        adapters = model_config_from_meta(meta, where=checkpoints.name(step)).lora
+        theirs = dataclasses.replace(self._run.model, lora=adapters)
+        params, _ = checkpoints.restore(step, abstract_params(theirs, self._program.batch_sharding.mesh))
         checkpoints.close()
-        return params
+        if adapters is None:
+            return params
+        where = jax.tree.map(lambda leaf: leaf.sharding, self._abstract_model())
+        return jax.jit(lambda params: lora.merged(theirs, params)[1], out_shardings=where)(params)
+
+    def _abstract_model(self) -> Params:
+        """Shapes and shardings of the parameters without adapters."""
+        params = self._program.abstract_state.params
+        return params if self._run.model.lora is None else lora.split(self._run.model, params)[1]
 
     def _imported_params(self, source: str) -> Params:
         """Those of another program's model, each device's share of them; every process reads all of it."""
@@ -145,7 +170,7 @@ class Source:
             values = np.asarray(values, target.dtype)
             return jax.make_array_from_callback(target.shape, target.sharding, lambda index: values[index])
 
-        return jax.tree.map(place, params, self._program.abstract_state.params)
+        return jax.tree.map(place, params, self._abstract_model())
 
     def _device_step(self, step: int) -> jax.Array:
         return jax.device_put(np.int32(step), self._program.abstract_state.step.sharding)

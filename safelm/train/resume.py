@@ -16,12 +16,14 @@ optimizer's state and the data position of another run's checkpoint, one of the 
 decays from there on and ends. The other run is only read.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from safelm.checkpoints import checkpoint
+from safelm.models.config import Lora
 from safelm.train.config import CHANGES, Resolved, changed_fields, get_field
 
 # Fields that fix what has been trained on so far; a resumed run must have them as they were.
@@ -83,6 +85,7 @@ def check_branch(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, A
 def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> None:
     checkpoint.check_model(meta, resolved.model, where=where)
     checkpoint.check_vocabulary(meta, resolved.tokenizer, where=where)
+    _check_adapters(checkpoint.model_config_from_meta(meta, where=where).lora, resolved.model.lora, where)
     if "run" not in meta:
         raise ValueError(f"{where} holds parameters only: give its folder as init_checkpoint, and another workdir")
     for name in FIXED_FIELDS:
@@ -97,6 +100,15 @@ def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, An
             f"{where} is of another run: data.phases gave it {there} rows by step {meta['step']}, here they would have "
             f"given {here} (a phase's start is a fraction of total_steps; start_tokens doesn't move with it)"
         )
+
+
+def _check_adapters(there: Lora | None, here: Lora | None, where: str) -> None:
+    """Raises ValueError naming the first of their settings in which the adapters differ."""
+    names = [field.name for field in dataclasses.fields(Lora)]
+    for name in names if there != here else ():
+        values = [getattr(each, name) if each else {"rank": 0}.get(name) for each in (there, here)]
+        if values[0] != values[1]:
+            raise ValueError(f"{where} is of another run: lora.{name} is {values[0]!r} there, {values[1]!r} here")
 
 
 def _accepted_changes(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> list[str]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from safelm.data.batch import abstract_batch as plain_abstract_batch
 from safelm.data.channels import UNLIKELIHOOD, Channel
 from safelm.models import decoder as model
-from safelm.models import sharding
+from safelm.models import lora, sharding
 from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums
@@ -33,8 +33,8 @@ class TrainState:
     """The state of training, as a checkpoint keeps it; also the same tree of shapes or of shardings."""
 
     step: Int[Array, ""]  # updates done
-    params: Params
-    opt_state: OptState
+    params: Params  # frozen ones too
+    opt_state: OptState  # of those that are trained
 
 
 @typing.no_type_check
@@ -69,6 +69,7 @@ class Program:
       abstract_state: shapes, dtypes and shardings, to restore a checkpoint into.
       batch_sharding: of every array in a batch.
       init_params: key -> parameters.
+      init_adapters: key -> new adapters, as `lora.split` has them; for models with some.
       start: parameters -> state at step 0 (the parameters are taken over).
       step: (state, batch, Controls) -> (state, StepMetrics); the old state is taken over.
       evaluate: (parameters, batch) -> LossSums.
@@ -77,6 +78,7 @@ class Program:
     abstract_state: TrainState
     batch_sharding: NamedSharding
     init_params: Callable[[jax.Array], Params]
+    init_adapters: Callable[[jax.Array], Params]
     start: Callable[[Params], TrainState]
     step: Callable[[TrainState, Batch, Controls], tuple[TrainState, StepMetrics]]
     evaluate: Callable[[Params, Batch], LossSums]
@@ -103,28 +105,35 @@ def make_program(
     batch_sharding = sharding.batch_sharding(mesh, batch_size // grad_accum_steps)
     everywhere = sharding.replicated(mesh)
 
-    def start(params: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    trained_shardings, _ = lora.split(config, shardings.params)
 
-    def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
-        return _loss(config, params, batch, z_loss, vocab_chunks)
+    def start(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(lora.split(config, params)[0]))
+
+    def loss(trained: Params, frozen: Params, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
+        return _loss(config, lora.joined(trained, frozen), batch, z_loss, vocab_chunks)
 
     def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
-        gradients, sums = _summed_gradients(loss, state.params, batch, grad_accum_steps, shardings.params)
+        trained, frozen = lora.split(config, state.params)
+        gradients, sums = _summed_gradients(loss, trained, frozen, batch, grad_accum_steps, trained_shardings)
         gradients = jax.tree.map(lambda g: g / sums.divisor(), gradients)
         norm, mean_loss = optax.tree.norm(gradients), sums.mean_cross_entropy()
         finite = jnp.isfinite(norm) & jnp.isfinite(mean_loss)
         applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
-        direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: (p - controls.learning_rate * u).astype(p.dtype), state.params, direction)
-        new, old = (params, opt_state), (state.params, state.opt_state)
-        params, opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+        direction, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        moved = jax.tree.map(lambda p, u: (p - controls.learning_rate * u).astype(p.dtype), trained, direction)
+        new, old = (moved, opt_state), (trained, state.opt_state)
+        moved, opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+        params = lora.joined(moved, frozen)
         return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, applied)
 
     return Program(
         abstract_state=abstract,
         batch_sharding=batch_sharding,
         init_params=jax.jit(lambda key: model.init(config, key), out_shardings=shardings.params),
+        init_adapters=jax.jit(
+            lambda key: lora.split(config, model.init(config, key))[0], out_shardings=trained_shardings
+        ),
         start=jax.jit(start, in_shardings=(shardings.params,), out_shardings=shardings, donate_argnums=0),
         step=jax.jit(
             update,
@@ -133,7 +142,7 @@ def make_program(
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            lambda params, batch: loss(params, batch)[1],
+            lambda params, batch: loss(params, {}, batch)[1],
             in_shardings=(shardings.params, batch_sharding),
             out_shardings=everywhere,
         ),
@@ -165,14 +174,13 @@ def _loss(
     return next_token_loss(config, params, x_BTD, batch.targets_BT, *weights, z_loss=z_loss, vocab_chunks=vocab_chunks)
 
 
+Loss = Callable[[Params, Params, Batch], tuple[Float[Array, ""], LossSums]]
+
+
 def _summed_gradients(
-    loss: Callable[[Params, Batch], tuple[Float[Array, ""], LossSums]],
-    params: Params,
-    batch: Batch,
-    grad_accum_steps: int,
-    param_shardings: Shardings,
+    loss: Loss, trained: Params, frozen: Params, batch: Batch, grad_accum_steps: int, param_shardings: Shardings
 ) -> tuple[Gradients, LossSums]:
-    """Float32 gradients of the summed loss, and the sums, over all micro-batches.
+    """Float32 gradients of the summed loss by what is trained, and the sums, over all micro-batches.
 
     Where micro-batches meet a data axis, every data group sums its own, and the groups' sums are added up once: the
     network between slices carries the gradients once an update, not once a micro-batch.
@@ -180,28 +188,24 @@ def _summed_gradients(
     mesh = jax.sharding.get_abstract_mesh()
     # With a tensor axis beside it, XLA's partitioner (jaxlib 0.10.2) aborts on the embedding's lookup.
     if grad_accum_steps == 1 or mesh.empty or mesh.shape["data"] == 1 or mesh.shape["tensor"] > 1:
-        return _accumulated(loss, params, batch, grad_accum_steps, param_shardings)
+        return _accumulated(loss, trained, frozen, batch, grad_accum_steps, param_shardings)
 
-    def of_group(params: Params, batch: Batch) -> tuple[Gradients, LossSums]:
+    def of_group(trained: Params, frozen: Params, batch: Batch) -> tuple[Gradients, LossSums]:
         specs = jax.tree.map(lambda where: where.spec, param_shardings)
-        return jax.lax.psum(_accumulated(loss, params, batch, grad_accum_steps, specs), "data")
+        return jax.lax.psum(_accumulated(loss, trained, frozen, batch, grad_accum_steps, specs), "data")
 
     rows, same = PartitionSpec("data"), PartitionSpec()
-    grouped = jax.shard_map(of_group, in_specs=(same, rows), out_specs=same, axis_names={"data"}, check_vma=False)
-    return grouped(params, batch)
+    grouped = jax.shard_map(of_group, in_specs=(same, same, rows), out_specs=same, axis_names={"data"}, check_vma=False)
+    return grouped(trained, frozen, batch)
 
 
 def _accumulated(
-    loss: Callable[[Params, Batch], tuple[Float[Array, ""], LossSums]],
-    params: Params,
-    batch: Batch,
-    grad_accum_steps: int,
-    param_shardings: Shardings,
+    loss: Loss, trained: Params, frozen: Params, batch: Batch, grad_accum_steps: int, param_shardings: Shardings
 ) -> tuple[Gradients, LossSums]:
     """`_summed_gradients` of the rows that are here."""
 
     def gradients_of(micro_batch: Batch) -> tuple[Gradients, LossSums]:
-        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params, micro_batch)
+        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(trained, frozen, micro_batch)
         gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
         return jax.lax.with_sharding_constraint(gradients, param_shardings), sums
 
@@ -216,7 +220,7 @@ def _accumulated(
     def accumulate(total: tuple[Gradients, LossSums], micro_batch: Batch) -> tuple[tuple[Gradients, LossSums], None]:
         return jax.tree.map(jnp.add, total, gradients_of(micro_batch)), None
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
     zeros = jax.lax.with_sharding_constraint(zeros, param_shardings)
     no_loss = LossSums.zero(has_unlikelihood=UNLIKELIHOOD.name in batch.channels)
     total, _ = jax.lax.scan(accumulate, (zeros, no_loss), jax.tree.map(split, batch))
@@ -225,16 +229,21 @@ def _accumulated(
 
 def _abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes with shardings; the optimizer's moments live where their parameters do."""
-    params = model.abstract_params(config)
-    param_shardings = sharding.param_shardings(mesh, model.logical_axes(config), params)
     everywhere = sharding.replicated(mesh)
+    params = abstract_params(config, mesh)
+    trained, _ = lora.split(config, params)
+    opt_state = abstract_opt_state(optimizer, trained, jax.tree.map(lambda p: p.sharding, trained), everywhere)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), params, opt_state)
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
+    """The shapes of a model's parameters with shardings; ValueError for a mesh that doesn't divide them."""
+    params = model.abstract_params(config)
 
     def placed(leaf: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    step = placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
-    opt_state = abstract_opt_state(optimizer, params, param_shardings, everywhere)
-    return TrainState(step, jax.tree.map(placed, params, param_shardings), opt_state)
+    return jax.tree.map(placed, params, sharding.param_shardings(mesh, model.logical_axes(config), params))
 
 
 def abstract_opt_state(
