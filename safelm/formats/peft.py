@@ -75,7 +75,7 @@ def read_folder(folder: Path, config: ModelConfig, params: Params, *, where: str
     fields = JsonFields(str(folder / CONFIG_FILE), read_json(folder / CONFIG_FILE))
     fields.expect(_EXPECTED)
     rank = fields.size("r", 8)
-    alpha = fields.number("lora_alpha", 8) * (math.sqrt(rank) if fields.flag("use_rslora", False) else 1.0)
+    alpha = fields.number("lora_alpha", 8.0) * (math.sqrt(rank) if fields.flag("use_rslora", False) else 1.0)
     if not (folder / WEIGHTS_FILE).exists():
         raise FileNotFoundError(f"{folder}: has no {WEIGHTS_FILE}; pickles, which may run code, are never loaded")
     with huggingface.open_tensors(folder / WEIGHTS_FILE) as file:

@@ -274,12 +274,11 @@ class ModelConfig:
         is_fused = self.attention in ("splash", "cudnn")
         if remat == "full":
             return width * self.d_model
+        adapters = self._kept_bytes_of_adapters(remat, width, tensor)
         if remat == "dots":
             fused = (width * self.head_dim + 4) * self.num_heads if is_fused else 0
-            return (
-                width * (2 + (self.norms != "before")) * self.d_model
-                + (width * (heads + 2 * kv_heads + 2 * self.d_ff) + fused) // tensor
-            )
+            split = (width * (heads + 2 * kv_heads + 2 * self.d_ff) + fused) // tensor
+            return width * (2 + (self.norms != "before")) * self.d_model + split + adapters
         if is_fused:
             attention = 3 * width * heads + 4 * self.num_heads
         else:
@@ -288,7 +287,18 @@ class ModelConfig:
         num_normed = 2 if self.qk_norm_width else self.num_heads + self.num_kv_heads
         norms = self.qk_norm * (12 * (heads + kv_heads) + 8 * num_normed)
         split = width * (2 * kv_heads + (8 if self.activation == "gelu" else 6) * self.d_ff) + attention + norms
-        return 2 * width * self.d_model + (24 * self.d_model + 16) * len(NORMS[self.norms]) + split // tensor
+        return 2 * width * self.d_model + (24 * self.d_model + 16) * len(NORMS[self.norms]) + split // tensor + adapters
+
+    def _kept_bytes_of_adapters(self, remat: str, width: int, tensor: int) -> int:
+        """x A of every adapter and, where products are kept, its own beside the projection's."""
+        if self.lora is None:
+            return 0
+        heads, kv_heads = self.num_heads * self.head_dim // tensor, self.num_kv_heads * self.head_dim // tensor
+        outputs = {"query": heads, "key": kv_heads, "value": kv_heads, "output": self.d_model}
+        outputs |= dict.fromkeys(("gate", "up"), self.d_ff // tensor)
+        outputs["down"] = self.d_model * (self.norms != "before")  # which nothing but a norm takes in
+        kept = sum(outputs[name] for name in self.lora.targets) if remat == "dots" else 0
+        return width * (self.lora.rank * len(self.lora.targets) + kept)
 
     def _adapter_params(self) -> int:
         return sum(math.prod(shape) for shape in self.block_shapes.get("lora", {}).values())

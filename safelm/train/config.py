@@ -29,11 +29,11 @@ def default_config() -> ConfigDict:
     A model field left unset is taken from `init_checkpoint`; `model.vocab_size` otherwise from the tokenizer.
     """
     unset = config_dict.placeholder
-    required = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
-    fields = [field for field in dataclasses.fields(ModelConfig) if field.name not in (*required, "lora")]
-    model = {field.name: field.default for field in fields}
+    sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
+    fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    model = {name: default for name, default in fields.items() if name not in (*sizes, "lora")}
     taken = [name for name in (*checkpoint.ARCHITECTURE_FIELDS, "max_seq_len") if model.get(name) is not None]
-    model |= {name: unset(type(model[name])) for name in taken} | {name: unset(int) for name in required}
+    model |= {name: unset(type(model[name])) for name in taken} | {name: unset(int) for name in sizes}
     return ConfigDict(
         {
             "seed": 0,  # of the parameters and of the data's order
@@ -241,8 +241,8 @@ def _check_numbers(config: ConfigDict) -> None:
         raise ValueError(f"export.at_steps has {wrong[0]}: steps count from 1")
     if unknown := [name for name in config.accept_changes if name not in CHANGES]:
         raise ValueError(f"accept_changes names {unknown[0]!r}: known are {', '.join(CHANGES)}")
-    if config.lora.rank and not (config.init_checkpoint or config.branch.workdir):
-        raise ValueError(f"lora.rank is {config.lora.rank}: adapters need the model of an init_checkpoint beside them")
+    if (rank := config.lora.rank) and not (config.init_checkpoint or config.branch.workdir):
+        raise ValueError(f"lora.rank is {rank}: adapters need the model of an init_checkpoint beside them")
     if config.batch_size % config.grad_accum_steps:
         raise ValueError(
             f"batch_size {config.batch_size} is not a multiple of grad_accum_steps {config.grad_accum_steps}"
@@ -334,8 +334,7 @@ def _resolve_model(
     if origin:
         where, _, meta = origin
         theirs = dataclasses.asdict(checkpoint.model_config_from_meta(meta, where=where))
-        del theirs["lora"]
-        fields |= {name: value for name, value in theirs.items() if fields[name] is None}
+        fields |= {name: value for name, value in theirs.items() if name in fields and fields[name] is None}
         if tokenizer is not None:
             checkpoint.check_vocabulary(meta, tokenizer, where=where)
         checkpoint.check_model(meta, ModelConfig(**fields), where=where)

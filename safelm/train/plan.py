@@ -14,16 +14,18 @@ a micro-batch on a device, L layers and the axis letters of `safelm.models.decod
                                   t (3 w N H + 4N) fused, t (2 w N H + 4 N H + 8N + T N (4 + w)) with "xla";
                                   for `model.qk_norm` t (12 (N H + K H) + 8 (N + K)), 16 for 8 (N + K) if it is one
                                   over all heads; norms "around" once more t (24D + 16), "gelu" t w 2F more, and
-                                  windows with "xla" t T N; with remat dots, norms not "before" t w D more
+                                  windows with "xla" t T N; with remat dots, norms not "before" t w D more; for each
+                                  adapter of rank R t w R, and with remat dots its product
     layer        the layer that the backward pass is in: what "none" would keep of it; and where FSDP splits the
                  parameters, those of the layer, brought together, and their gradient, in w
     loss         t V in float32 twice (logits and their gradient), or that part of V that `loss.vocab_chunks` makes at
                  a time; t D in float32 three times; with FSDP the unembedding, V D, in w
 
 The first four are there all the time, a layer or the loss for a moment, whichever is larger.
-N, K, F and V are divided by the tensor axis. What is kept is exactly what JAX hands to the backward pass (a test
-counts it); what of the rest the compiler holds at once is not known before compiling: `safelm.aot` asks it. One such
-comparison: four layers of SmolLM2-1.7B, 1024 x 2048 tokens in 64 micro-batches, remat full, on v5e:4x4 with FSDP:
+N, K, F and V are divided by the tensor axis. With adapters (`config.lora`) P of optimizer and gradients is theirs, and
+"none" is a bound: what frozen norms would need is not kept. What is kept is exactly what JAX hands to the backward pass
+(a test counts it); what of the rest the compiler holds at once is not known before compiling: `safelm.aot` asks it. One
+such comparison: four layers of SmolLM2-1.7B, 1024 x 2048 tokens in 64 micro-batches, remat full, on v5e:4x4 with FSDP:
 1,098 MiB here, 1,054 MiB compiled by libtpu 0.0.52.
 """
 

@@ -12,7 +12,8 @@ import pytest
 import tiny_runs
 
 from safelm.models import decoder as model
-from safelm.models.config import ModelConfig
+from safelm.models import lora
+from safelm.models.config import PROJECTIONS, Lora, ModelConfig
 from safelm.train import plan as train_plan
 from safelm.train.run import train
 
@@ -39,7 +40,12 @@ def kept_by_jax(config, rows, length):
     tokens_BT = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
     def forward(params, tokens_BT):
-        return jax.vjp(lambda p: model.hidden_states(config, p, tokens_BT, segment_ids_BT=tokens_BT), params)[1]
+        trained, frozen = lora.split(config, params)
+
+        def states(trained):
+            return model.hidden_states(config, lora.joined(trained, frozen), tokens_BT, segment_ids_BT=tokens_BT)
+
+        return jax.vjp(states, trained)[1]
 
     saved = jax.tree.leaves(jax.eval_shape(forward, model.abstract_params(config), tokens_BT))
     stacked = [leaf for leaf in saved if leaf.shape[:2] == (config.num_layers, rows)]
@@ -62,6 +68,16 @@ def kept_by_jax(config, rows, length):
 def test_what_is_kept_is_what_jax_keeps(remat, options):
     config, rows, length = dataclasses.replace(ODD, remat=remat, **options), 2, 128
     assert config.kept_bytes_per_token(length) * rows * length == kept_by_jax(config, rows, length)
+
+
+@pytest.mark.parametrize("targets", [PROJECTIONS, ("value", "down")], ids=["all", "two"])
+@pytest.mark.parametrize("options", [{"attention": "xla"}, {"attention": "splash", "norms": "around"}], ids=str)
+def test_what_is_kept_with_adapters(options, targets):
+    rows, length = 2, 128
+    for remat in ("full", "dots", "none"):
+        config = dataclasses.replace(ODD, remat=remat, lora=Lora(5, 8.0, targets), **options)
+        planned, kept = config.kept_bytes_per_token(length) * rows * length, kept_by_jax(config, rows, length)
+        assert 0.75 * planned < kept <= planned if remat == "none" else kept == planned, remat
 
 
 def test_parameters_and_optimizer_are_counted_on_one_device():
