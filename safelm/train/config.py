@@ -66,6 +66,8 @@ def default_config() -> ConfigDict:
                 "num_workers": 0,
             },
             "eval": {"every_steps": 0, "sources": (), "split": "validation", "batches": 8},  # every_steps 0: never
+            # What the model makes of harmful and safe pages: see safelm.train.safety_watch. every_steps 0: nothing.
+            "watch": {"every_steps": 0, "documents": "", "texts": 32, "min_harm_score": 4},
             # Hugging Face folders, <workdir>/exports/<step>: every so many steps, at these steps, and at the end.
             "export": {"every_steps": 0, "at_steps": (), "dtype": "bfloat16"},
             "optimizer": {
@@ -218,6 +220,8 @@ _RANGES = {
     "optimizer.clip_norm": (0, 1e9),
     "branch.step": (0, 1e9),
     "log.assumed_mfu": (0.001, 1),
+    "watch.texts": (8, 1e6),
+    "watch.min_harm_score": (1, 5),
 }
 
 
@@ -226,8 +230,8 @@ def _check_numbers(config: ConfigDict) -> None:
     for name in (*positive, "log.every_steps", "eval.batches"):
         if get_field(config, name) < 1:
             raise ValueError(f"{name} is {get_field(config, name)}: it must be at least 1")
-    not_negative = ("total_steps", "total_tokens", "eval.every_steps", "export.every_steps", "checkpoint.keep_every")
-    for name in (*not_negative, "loss.z_loss", "loss.vocab_chunks", "lora.rank"):
+    cadences = ("eval.every_steps", "watch.every_steps", "export.every_steps", "checkpoint.keep_every")
+    for name in ("total_steps", "total_tokens", *cadences, "loss.z_loss", "loss.vocab_chunks", "lora.rank"):
         if get_field(config, name) < 0:
             raise ValueError(f"{name} is {get_field(config, name)}: it can't be negative")
     for name, (low, high) in _RANGES.items():
@@ -235,6 +239,8 @@ def _check_numbers(config: ConfigDict) -> None:
             raise ValueError(f"{name} is {get_field(config, name)}: it must be in {low:g} .. {high:g}")
     if config.optimizer.min_lr > config.optimizer.peak_lr:
         raise ValueError(f"optimizer.min_lr is {config.optimizer.min_lr}, above peak_lr {config.optimizer.peak_lr}")
+    if config.watch.every_steps and not config.watch.documents:
+        raise ValueError(f"watch.every_steps is {config.watch.every_steps}: watch.documents must name pages to watch")
     if config.export.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"export.dtype is {config.export.dtype!r}: it must be float32 or bfloat16")
     if wrong := [step for step in config.export.at_steps if step < 1]:

@@ -28,6 +28,7 @@ from safelm.train.exports import HuggingFaceExport
 from safelm.train.optimizer import Schedule, make_schedule
 from safelm.train.preemption import Preempted, Preemption
 from safelm.train.profile import Profile
+from safelm.train.safety_watch import Drift, SafetyWatch
 from safelm.train.step import Controls, Program
 
 
@@ -89,6 +90,7 @@ class Run:
             enabled=self._is_main,
         )
         self._faults, self._window = faults.Faults(self._config.faults), metrics.LossWindow()
+        self._drift = Drift()
         self._unread = collections.deque()  # (step, StepMetrics): read while the next update runs
         self._any_process = processes.AnyProcess()
 
@@ -155,7 +157,7 @@ class Run:
         self.state, self.step, self._meta = self._source.restore()
         self._clock = Clock(self._events.first_launch)
         # Parts whose state is in the checkpoints.
-        self._kept = {"faults": self._faults, "window": self._window, "clock": self._clock}
+        self._kept = {"faults": self._faults, "window": self._window, "clock": self._clock, "drift": self._drift}
         for name, part in self._kept.items():
             part.load(self._meta.get(name))
 
@@ -174,6 +176,8 @@ class Run:
             every = self._config.eval.every_steps
             self._evaluators.append(HeldOutLoss(every, evaluate, self._data, batch_sharding, self._should_stop))
         config = self._config
+        if config.watch.every_steps:
+            self._evaluators.append(SafetyWatch.of_run(self._resolved, self._program, self._drift, self._tell))
         if config.export.every_steps or config.export.at_steps:
             self._evaluators.append(self._make_export())
         self._pauses = [config.log.every_steps, config.checkpoint.every_steps]
@@ -235,6 +239,7 @@ class Run:
         self.state, self._meta = self._source.roll_back(bad)
         self._faults.roll_back(bad, self._meta)
         self._clock.load(self._meta.get("clock"))
+        self._drift.load(self._meta.get("drift"))
         if bad == self.step:
             return False
         self.step, self._batches = bad, self._data.batches(bad, self._program.batch_sharding)

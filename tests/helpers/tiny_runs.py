@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from safelm.data.channels import CHANNELS, Channel
+from safelm.data.shard import ShardInfo
 from safelm.data.store import Manifest, ShardWriter, write_manifest
 from safelm.text.tokenizer import Tokenizer
 from safelm.train.config import default_config
@@ -46,21 +47,24 @@ def write_store(
                 tokens[1] = vocabulary.harm_tag_id
             writer.add(np.append(tokens, vocabulary.eos_id))
         info = writer.close()
-    write_manifest(
-        directory,
-        Manifest(
-            task=source,
-            split=split,
-            vocab_hash=vocab_hash or vocabulary.hash,
-            vocab_size=vocabulary.vocab_size,
-            eos_id=vocabulary.eos_id,
-            harm_tag_id=vocabulary.harm_tag_id,
-            dtype="uint16",
-            shards=(info,),
-            num_documents=info.num_documents,
-            num_tokens=info.num_tokens,
-            num_tag_tokens=info.num_tag_tokens,
-        ),
+    write_manifest(directory, manifest(source, split, info, vocab_hash=vocab_hash))
+
+
+def manifest(source: str, split: str, shard: ShardInfo, *, vocab_hash: str | None = None) -> Manifest:
+    """The manifest of a store of one shard in the tiny vocabulary."""
+    vocabulary = tokenizer()
+    return Manifest(
+        task=source,
+        split=split,
+        vocab_hash=vocab_hash or vocabulary.hash,
+        vocab_size=vocabulary.vocab_size,
+        eos_id=vocabulary.eos_id,
+        harm_tag_id=vocabulary.harm_tag_id,
+        dtype="uint16",
+        shards=(shard,),
+        num_documents=shard.num_documents,
+        num_tokens=shard.num_tokens,
+        num_tag_tokens=shard.num_tag_tokens,
     )
 
 
