@@ -51,6 +51,7 @@ class Engine:
         steps_per_call: int = 8,
         read_at_once: int = 4096,
         weights: str = "",
+        products: str = "auto",
         mesh: Mesh | None = None,
         compiles_aside: bool = False,
     ):
@@ -61,6 +62,7 @@ class Engine:
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
           weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty. Prepared `params` stay as they are.
+          products: "auto", "xla" or "native", the C++ kernels of CPUs: see `safelm.inference.cpu_kernels`.
           mesh: splits weights and cache over its devices by `safelm.models.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
@@ -71,7 +73,7 @@ class Engine:
 
         Raises:
           ValueError: a size below 1, a tag outside the vocabulary, a mesh that doesn't divide the model, or one with
-            `compiles_aside`.
+            `compiles_aside`; or `products` can't run here.
         """
         sizes = {"slots": slots, "max_tokens": max_tokens, "steps": steps_per_call, "read_at_once": read_at_once}
         for name, value in sizes.items():
@@ -80,7 +82,10 @@ class Engine:
         if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
         self._config, self._harm_tag_id = config, harm_tag_id
-        self._weights = params if isinstance(params, Weights) else prepare(config, params, weights)
+        if isinstance(params, Weights):
+            self._weights = params
+        else:
+            self._weights = prepare(config, params, weights, products=products, has_mesh=mesh is not None)
         self._mesh = mesh
         if mesh is not None:
             self._weights = place(config, self._weights, mesh)

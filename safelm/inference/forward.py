@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from safelm.inference.cpu_kernels import PackedKernel
 from safelm.inference.placement import CACHE_AXES, STREAM_AXES
-from safelm.inference.weights import Kernel, Layer, Weights, look_up, product
+from safelm.inference.weights import Kernel, Layer, Weights, look_up, product, products
 from safelm.models import attention, sharding
 from safelm.models.arrays import Leaf
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
@@ -128,26 +129,22 @@ def _window(config: ModelConfig, layer: int) -> int:
 
 
 def _block_weights(config: ModelConfig, layer: Layer) -> BlockWeights:
-    def heads(name: str) -> Callable[[Array], Array]:
-        kernel, bias = getattr(layer, name), layer.biases.get(f"{name}_bias")
+    def heads(x_BTD: Array) -> tuple[Array, ...]:
+        names = ("query", "key", "value")
+        found = products(x_BTD, [getattr(layer, name) for name in names])
+        biased = (
+            out_BTF + layer.biases[f"{name}_bias"] if f"{name}_bias" in layer.biases else out_BTF
+            for name, out_BTF in zip(names, found, strict=True)
+        )
+        return tuple(out_BTF.astype(config.dtype).reshape(*x_BTD.shape[:2], -1, config.head_dim) for out_BTF in biased)
 
-        def to_heads(x_BTD: Array) -> Array:
-            out_BTF = product(x_BTD, kernel)
-            out_BTF = (out_BTF if bias is None else out_BTF + bias).astype(config.dtype)
-            return out_BTF.reshape(*x_BTD.shape[:2], -1, config.head_dim)
-
-        return to_heads
-
-    def to_stream(kernel: Kernel) -> Callable[[Array], Array]:
+    def to_stream(kernel: Kernel | PackedKernel) -> Callable[[Array], Array]:
         return lambda x_BTF: product(x_BTF, kernel).astype(config.dtype)
 
     return BlockWeights(
-        query=heads("query"),
-        key=heads("key"),
-        value=heads("value"),
+        heads=heads,
         output=lambda out_BTNH: to_stream(layer.output)(out_BTNH.reshape(*out_BTNH.shape[:2], -1)),
-        gate=lambda x_BTD: product(x_BTD, layer.gate),
-        up=lambda x_BTD: product(x_BTD, layer.up),
+        gated=lambda x_BTD: tuple(products(x_BTD, [layer.gate, layer.up])),
         down=lambda hidden_BTF: to_stream(layer.down)(hidden_BTF.astype(config.dtype)),
         norms=layer.norms,
     )

@@ -20,7 +20,12 @@ def place(config: ModelConfig, weights: Weights, mesh: Mesh) -> Weights:
 
 
 def shardings(config: ModelConfig, weights: Weights, mesh: Mesh) -> Weights:
-    """A `NamedSharding` for every array. Raises ValueError for a mesh axis that does not divide the axis it splits."""
+    """A `NamedSharding` for every array.
+
+    Raises ValueError for a mesh axis that does not divide the axis it splits, or weights packed for the CPU kernels.
+    """
+    if weights.is_packed:
+        raise ValueError("weights prepared with products='native' are not for a mesh")
     sharding.param_shardings(mesh, model.logical_axes(config), model.abstract_params(config))
     return sharding.param_shardings(mesh, _axes(weights))
 

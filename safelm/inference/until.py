@@ -33,7 +33,7 @@ def generate_until(
     Greedy decoding proceeds in pieces and stops once every text has ended, since most answers are far shorter than
     `max_new_tokens`. Other methods have a state (a draw, beams) that can't be resumed, so they generate all tokens.
     """
-    weights = prepare(config, params)  # once for all pieces
+    weights = prepare(config, params, products="auto")  # once for all pieces
     made: list[list[int]] = [[] for _ in prompts]
     open_rows, piece = list(range(len(prompts))), FIRST_PIECE if isinstance(method, Greedy) else max_new_tokens
     num_made = 0

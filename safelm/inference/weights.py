@@ -8,9 +8,12 @@ into two int8 terms, which keeps 15 bits and takes two products instead of one.
 SmolLM2-135M-Instruct against float32 over 1,524 positions of C4 pages (`scripts/studies/measure_weights.py`): the
 likeliest next token is the same at 99.3% with bfloat16 (KL 0.0002 nats), at 95.3% with the weights alone in int8 (KL
 0.005), and at 86.1% with int8 (KL 0.047): that is for speed where single tokens don't matter.
+
+On CPUs the kernels of `safelm.inference.cpu_kernels` read packed matrices faster than XLA reads plain ones.
 """
 
 import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -18,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from safelm.inference import cpu_kernels
+from safelm.inference.cpu_kernels import PackedKernel
 from safelm.models import decoder as model
 from safelm.models import lora
 from safelm.models.arrays import Leaf
@@ -40,13 +45,13 @@ class Kernel:
 class Layer:
     """One block; `norms` holds their scales by name, `biases` what its kernels' outputs get, [outputs], float32."""
 
-    query: Kernel
-    key: Kernel
-    value: Kernel
-    output: Kernel
-    gate: Kernel
-    up: Kernel
-    down: Kernel
+    query: Kernel | PackedKernel
+    key: Kernel | PackedKernel
+    value: Kernel | PackedKernel
+    output: Kernel | PackedKernel
+    gate: Kernel | PackedKernel
+    up: Kernel | PackedKernel
+    down: Kernel | PackedKernel
     norms: dict[str, Leaf]
     biases: dict[str, Leaf]
 
@@ -55,49 +60,64 @@ class Layer:
 class Weights:
     """A decoder's weights. With a tied embedding, `unembedding` has the same arrays."""
 
-    embedding: Kernel  # [V, D]
+    embedding: Kernel | PackedKernel  # [V, D]; packed as [D, V]
     layers: list[Layer]
     final_norm_D: Leaf
-    unembedding: Kernel  # [V, D]
+    unembedding: Kernel | PackedKernel  # [V, D]; packed as [D, V]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether they are for the CPU kernels."""
+        return isinstance(self.unembedding, PackedKernel)
 
 
-def prepare(config: ModelConfig, params: model.Params, dtype: str = "") -> Weights:
+def prepare(
+    config: ModelConfig, params: model.Params, dtype: str = "", *, products: str = "xla", has_mesh: bool = False
+) -> Weights:
     """Converts parameters to weights in `dtype` (empty: the config's). Needs memory for both meanwhile.
 
+    Args:
+      products: one of `cpu_kernels.PRODUCTS`, what the weights are laid out for.
+      has_mesh: whether they will be split over devices.
+
     Raises:
-      ValueError: `dtype` is none of `WEIGHTS_DTYPES`.
+      ValueError: `dtype` is none of `WEIGHTS_DTYPES`, or `products` can't run here.
     """
     dtype = dtype or config.dtype
     if dtype not in (*WEIGHTS_DTYPES, config.dtype):
         raise ValueError(f"weights={dtype!r}: one of {', '.join(WEIGHTS_DTYPES)}")
     config, params = lora.merged(config, params)
-    blocks = params["layers"]
-    embedding = _kernel(params["embedder"]["embedding"], dtype, axis=1)
-    tied = config.tie_embeddings
+    most_inputs = max(config.d_model, config.d_ff, config.num_heads * config.head_dim)
+    choice = cpu_kernels.choose(products, dtype, most_inputs=most_inputs, has_mesh=has_mesh)
+    to_kernel = _packed if choice.products == "native" else _kernel
+    blocks, tied = params["layers"], config.tie_embeddings
+    embedding = (to_kernel if tied else _kernel)(params["embedder"]["embedding"], dtype, axis=1)
     return Weights(
         embedding=embedding,
-        layers=[_layer(jax.tree.map(operator.itemgetter(i), blocks), dtype) for i in range(config.num_layers)],
+        layers=[
+            _layer(jax.tree.map(operator.itemgetter(i), blocks), dtype, to_kernel) for i in range(config.num_layers)
+        ],
         final_norm_D=jnp.asarray(params["final_norm"]["scale"], jnp.float32),
-        unembedding=embedding if tied else _kernel(jnp.asarray(params["unembed"]["kernel"]).T, dtype, axis=1),
+        unembedding=embedding if tied else to_kernel(jnp.asarray(params["unembed"]["kernel"]).T, dtype, axis=1),
     )
 
 
-def _layer(block: model.Params, dtype: str) -> Layer:
+def _layer(block: model.Params, dtype: str, to_kernel: Callable[..., Kernel | PackedKernel]) -> Layer:
     attention, mlp = block["attention"], block["mlp"]
     d_model = attention["query"].shape[0]
 
-    def flat(name: str) -> Kernel:
-        return _kernel(attention[name].reshape(d_model, -1), dtype)
+    def flat(name: str) -> Kernel | PackedKernel:
+        return to_kernel(attention[name].reshape(d_model, -1), dtype)
 
     scales = {name: part["scale"] for name, part in block.items() if "scale" in part}
     return Layer(
         query=flat("query"),
         key=flat("key"),
         value=flat("value"),
-        output=_kernel(attention["output"].reshape(-1, d_model), dtype),
-        gate=_kernel(mlp["gate"], dtype),
-        up=_kernel(mlp["up"], dtype),
-        down=_kernel(mlp["down"], dtype),
+        output=to_kernel(attention["output"].reshape(-1, d_model), dtype),
+        gate=to_kernel(mlp["gate"], dtype),
+        up=to_kernel(mlp["up"], dtype),
+        down=to_kernel(mlp["down"], dtype),
         norms={name: jnp.asarray(scale, jnp.float32) for name, scale in scales.items()},
         biases={name: jnp.asarray(attention[name], jnp.float32).reshape(-1) for name in attention if "bias" in name},
     )
@@ -112,14 +132,32 @@ def _kernel(values: Any, dtype: str, axis: int = 0) -> Kernel:
     return Kernel(rounded, jnp.squeeze(scales, axis), num_terms=2 if dtype == "int8_weight_only" else 1)
 
 
+def _packed(values: Any, dtype: str, axis: int = 0) -> PackedKernel:
+    plain = _kernel(values, dtype, axis)
+    return cpu_kernels.pack(plain.values if axis == 0 else plain.values.T, plain.scales, num_terms=plain.num_terms)
+
+
 def rounded_to_int8(values: Float[Array, "..."], axis: int) -> tuple[Array, Float[Array, "..."]]:
     """Values from -127 to 127, and one scale for each line along `axis`, which keeps length 1."""
     scales = jnp.maximum(jnp.abs(values).max(axis=axis, keepdims=True), 1e-30) / 127
     return jnp.round(values / scales).astype(jnp.int8), scales
 
 
-def product(x_AD: Float[Array, "*A D"], kernel: Kernel, *, is_embedding: bool = False) -> Float[Array, "*A F"]:
+def products(x_AD: Float[Array, "*A D"], kernels: Sequence[Kernel | PackedKernel]) -> list[Float[Array, "*A _"]]:
+    """`product` with each of the kernels, which are of one kind: packed ones in one call."""
+    packed = [kernel for kernel in kernels if isinstance(kernel, PackedKernel)]
+    if not packed:
+        return [product(x_AD, kernel) for kernel in kernels]
+    *rows, width = x_AD.shape
+    return [out_RF.reshape(*rows, -1) for out_RF in cpu_kernels.multiply(x_AD.reshape(-1, width), packed)]
+
+
+def product(
+    x_AD: Float[Array, "*A D"], kernel: Kernel | PackedKernel, *, is_embedding: bool = False
+) -> Float[Array, "*A F"]:
     """`x @ kernel`, summed and returned in float32 (in int32 over int8)."""
+    if isinstance(kernel, PackedKernel):
+        return products(x_AD, [kernel])[0]
     *rows, width = x_AD.shape
     x_RD = x_AD.reshape(-1, width)
     num_rows = x_RD.shape[0]
@@ -141,8 +179,10 @@ def product(x_AD: Float[Array, "*A D"], kernel: Kernel, *, is_embedding: bool = 
     return out_RF[:num_rows].reshape(*rows, -1)
 
 
-def look_up(embedding: Kernel, tokens: Array, dtype: str) -> Array:
+def look_up(embedding: Kernel | PackedKernel, tokens: Array, dtype: str) -> Array:
     """Rows of the embedding, in `dtype`."""
+    if isinstance(embedding, PackedKernel):
+        return cpu_kernels.take_outputs(embedding, tokens).astype(dtype)
     rows = jnp.take(embedding.values, tokens, axis=0)
     if embedding.scales is not None:
         rows = rows.astype(jnp.float32) * jnp.take(embedding.scales, tokens)[..., None]

@@ -16,6 +16,7 @@ from safelm.models import attention
 from safelm.models.config import NORMS, ModelConfig
 
 Product = Callable[[Array], Array]
+Products = Callable[[Array], tuple[Array, ...]]
 Rope = tuple[Array, Array]
 Attend = Callable[[Array, Array, Array], Array]
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu": functools.partial(jax.nn.gelu, approximate=True)}
@@ -26,20 +27,16 @@ class BlockWeights:
     """A block's products with its kernels, and its norms' scales.
 
     Attributes:
-      query, key, value: [B, T, D] -> [B, T, heads, H] in `config.dtype`.
+      heads: [B, T, D] -> queries [B, T, N, H], keys and values [B, T, K, H] in `config.dtype`, with their biases.
       output: [B, T, N, H] -> [B, T, D] in `config.dtype`.
-      gate, up: [B, T, D] -> [B, T, F].
+      gated: [B, T, D] -> gate and up, both [B, T, F].
       down: [B, T, F] -> [B, T, D] in `config.dtype`.
-        The products of queries, keys and values bring their biases.
       norms: scales by the norm's name in `ModelConfig.block_shapes`.
     """
 
-    query: Product
-    key: Product
-    value: Product
+    heads: Products
     output: Product
-    gate: Product
-    up: Product
+    gated: Products
     down: Product
     norms: Mapping[str, Array]
 
@@ -57,18 +54,17 @@ def block(
       The stream, and the tokens' keys (rotated) and values.
     """
     into_BTD = _before(config, weights, "attention", x_BTD)
-    q_BTNH, k_BTKH = weights.query(into_BTD), weights.key(into_BTD)
+    q_BTNH, k_BTKH, v_BTKH = weights.heads(into_BTD)
     if config.qk_norm:
         q_BTNH = _head_norm(config, q_BTNH, weights.norms["query_norm"])
         k_BTKH = _head_norm(config, k_BTKH, weights.norms["key_norm"])
     q_BTNH, k_BTKH = attention.rotate(q_BTNH, *rope), attention.rotate(k_BTKH, *rope)
     if (scalar := config.query_pre_attn_scalar or config.head_dim) != config.head_dim:
         q_BTNH *= math.sqrt(config.head_dim / scalar)
-    v_BTKH = weights.value(into_BTD)
     x_BTD += _after(config, weights, "attention", weights.output(attend(q_BTNH, k_BTKH, v_BTKH)))
     into_BTD = _before(config, weights, "mlp", x_BTD)
-    hidden_BTF = _ACTIVATIONS[config.activation](weights.gate(into_BTD)) * weights.up(into_BTD)
-    x_BTD += _after(config, weights, "mlp", weights.down(hidden_BTF))
+    gate_BTF, up_BTF = weights.gated(into_BTD)
+    x_BTD += _after(config, weights, "mlp", weights.down(_ACTIVATIONS[config.activation](gate_BTF) * up_BTF))
     return x_BTD, k_BTKH, v_BTKH
 
 

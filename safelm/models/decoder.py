@@ -143,8 +143,12 @@ class Block(nn.Module):
         products = {name: heads(name) for name in ("query", "key", "value")}
         products["output"] = lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"])
         products |= {name: lambda x_BTD, name=name: project(x_BTD, of_mlp[name]) for name in of_mlp}
+        adapted = {name: lora.adapted(c, adapters, name, product) for name, product in products.items()}
         weights = BlockWeights(
-            **{name: lora.adapted(c, adapters, name, product) for name, product in products.items()},
+            heads=lambda x_BTD: tuple(adapted[name](x_BTD) for name in ("query", "key", "value")),
+            output=adapted["output"],
+            gated=lambda x_BTD: (adapted["gate"](x_BTD), adapted["up"](x_BTD)),
+            down=adapted["down"],
             norms={name: _Scale(c, name=name)(*shape) for name, shape in norms.items()},
         )
 

@@ -1,0 +1,243 @@
+"""The C++ kernels against slow references, and who computes products where they can't run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_decoders import TINY, UNTIED, random_params
+
+from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, cpu_kernels, generate, placement, run_all
+from safelm.inference import weights as weights_lib
+from safelm.inference.cpu_kernels import building, choosing
+from safelm.inference.cpu_kernels.products import MOST_INPUTS
+from safelm.models import sharding
+
+
+@pytest.fixture(scope="module")
+def native():
+    """Skips where there is no compiler or no CPU for them."""
+    if isinstance(found := building.find(), str):
+        pytest.skip(f"no CPU kernels: {found}")
+
+
+@pytest.fixture(params=[vectors.name for vectors in building.VECTORS])
+def vectors(request, native, monkeypatch):
+    """Every build that this CPU can run, in turn."""
+    (wanted,) = (each for each in building.VECTORS if each.name == request.param)
+    if wanted not in building.usable_vectors(building._cpu_flags()):
+        pytest.skip(f"no {wanted.name} here")
+    building.register(wanted)
+    monkeypatch.setattr(building, "find", lambda: wanted)
+
+
+@pytest.fixture
+def nothing_known():
+    """What was found and said before is forgotten, now and afterwards."""
+    yield from _forgetting()
+
+
+def _forgetting():
+    caches = (building.find, building.register, choosing._tell)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def int8_reference(x_RK, values_KN, scales_N, num_terms):
+    """In numpy: rows rounded to int8, products of whole numbers, then the scales."""
+    scale_R1 = np.maximum(np.abs(x_RK).max(axis=1, keepdims=True), np.float32(1e-30)) / np.float32(127)
+    first_RK = np.rint(x_RK / scale_R1)
+    sums_RN = (first_RK.astype(np.int64) @ values_KN.astype(np.int64)).astype(np.float32)
+    if num_terms == 2:
+        rest_RK = np.rint((x_RK / scale_R1 - first_RK) * np.float32(254))
+        sums_RN += (rest_RK.astype(np.int64) @ values_KN.astype(np.int64)).astype(np.float32) / np.float32(254)
+    return sums_RN * (scale_R1 * scales_N)
+
+
+def random_int8(rng, num_inputs, num_outputs):
+    values_KN = rng.integers(-127, 128, (num_inputs, num_outputs), dtype=np.int8)
+    return values_KN, rng.random(num_outputs, dtype=np.float32) / 100
+
+
+SIZES = [(1, 576, 64), (2, 16, 1), (3, 7, 33), (4, 30, 96), (5, 64, 31), (8, 12, 40), (16, 100, 32), (31, 5, 70)]
+SIZES += [(32, 48, 200), (130, 9, 35)]
+
+
+@pytest.mark.parametrize("num_terms", [1, 2])
+@pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), SIZES)
+def test_int8_products_are_those_of_whole_numbers_to_the_last_bit(
+    vectors, num_terms, num_rows, num_inputs, num_outputs
+):
+    rng = np.random.default_rng(num_rows)
+    values_KN, scales_N = random_int8(rng, num_inputs, num_outputs)
+    values_KN[:, 0] = 127 * rng.choice([-1, 1], num_inputs)  # the largest sums
+    x_RK = rng.standard_normal((num_rows, num_inputs), dtype=np.float32)
+    x_RK[0] = np.sign(values_KN[:, 0])
+    kernel = cpu_kernels.pack(values_KN, scales_N, num_terms=num_terms)
+    (got,) = jax.jit(cpu_kernels.multiply)(x_RK, [kernel])
+    np.testing.assert_array_equal(got, int8_reference(x_RK, values_KN, scales_N, num_terms))
+
+
+@pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), SIZES)
+def test_float32_products_are_near_those_in_float64_and_a_row_knows_no_other(
+    vectors, num_rows, num_inputs, num_outputs
+):
+    rng = np.random.default_rng(num_rows)
+    x_RK, values_KN = (
+        rng.standard_normal(shape, dtype=np.float32) for shape in ((num_rows, num_inputs), (num_inputs, num_outputs))
+    )
+    kernel = cpu_kernels.pack(values_KN, None)
+    multiply = jax.jit(cpu_kernels.multiply)
+    (got,) = multiply(x_RK, [kernel])
+    np.testing.assert_allclose(got, x_RK.astype(np.float64) @ values_KN, atol=1e-5 * num_inputs)
+    np.testing.assert_array_equal(multiply(x_RK[-1:], [kernel])[0][0], got[-1])
+
+
+def test_large_products_are_split_over_threads_and_kernels_of_one_call_are_kept_apart(native):
+    """Enough work to be shared, again and again."""
+    rng = np.random.default_rng(0)
+    sizes = (320, 33, 4000)
+    matrices = [random_int8(rng, 512, size) for size in sizes]
+    kernels = [cpu_kernels.pack(*matrix) for matrix in matrices]
+
+    multiply = jax.jit(cpu_kernels.multiply)
+    for num_rows in (1, 9, 300):
+        x_RK = rng.standard_normal((num_rows, 512), dtype=np.float32)
+        wanted = [int8_reference(x_RK, values_KN, scales_N, 1) for values_KN, scales_N in matrices]
+        for _ in range(20):
+            for got, want in zip(multiply(x_RK, kernels), wanted, strict=True):
+                np.testing.assert_array_equal(got, want)
+
+
+def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_own_row(vectors):
+    values_KN, scales_N = random_int8(np.random.default_rng(0), 20, 40)
+    x_RK = np.ones((3, 20), np.float32)
+    x_RK[0], x_RK[1, 3] = 0, np.nan
+    (got,) = cpu_kernels.multiply(x_RK, [cpu_kernels.pack(values_KN, scales_N)])
+    assert not np.asarray(got[0]).any() and np.isnan(got[1]).all() and np.isfinite(got[2]).all()
+
+
+def test_buffers_of_other_sizes_are_refused(native):
+    kernel = cpu_kernels.pack(np.ones((8, 32), np.float32), None)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="different sizes"):
+        cpu_kernels.multiply(np.ones((1, 9), np.float32), [kernel])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int8_weight_only"])
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
+def test_packed_weights_hold_what_plain_ones_do(native, config, dtype):
+    params = random_params(config)
+    plain, packed = (weights_lib.prepare(config, params, dtype, products=name) for name in ("xla", "native"))
+    assert packed.is_packed and not plain.is_packed
+    tokens = jnp.arange(config.vocab_size)[::-2].reshape(2, -1)
+    np.testing.assert_array_equal(
+        weights_lib.look_up(packed.embedding, tokens, "float32"),
+        weights_lib.look_up(plain.embedding, tokens, "float32"),
+    )
+    x = jax.random.normal(jax.random.key(1), (3, 2, config.d_model))
+    for ours, theirs in (
+        (packed.layers[1].gate, plain.layers[1].gate),
+        (packed.layers[0].query, plain.layers[0].query),
+    ):
+        np.testing.assert_allclose(weights_lib.product(x, ours), weights_lib.product(x, theirs), atol=1e-5)
+    np.testing.assert_allclose(
+        weights_lib.product(x, packed.unembedding),
+        weights_lib.product(x, plain.unembedding, is_embedding=True),
+        atol=1e-5,
+    )
+
+
+METHODS = {"greedy": Greedy(), "beam": Beam(3), "safe_beam": SafeBeam(2, 3)}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_decoding_gives_the_same_tokens(native, dtype, method):
+    """Two prompts of unlike lengths beside each other."""
+    params = random_params(TINY)
+    requests = [EngineRequest(tuple(range(1, 2 + 3 * index)), method, 8, (0,)) for index in range(2)]
+    make = functools.partial(Engine, TINY, params, harm_tag_id=2, slots=8, weights=dtype)
+    ours, theirs = (run_all(make(products=name), requests) for name in ("native", "xla"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+
+
+def test_a_mesh_takes_xla_or_says_why_not(native):
+    mesh, params = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), random_params(TINY)
+    assert not weights_lib.prepare(TINY, params, products="auto", has_mesh=True).is_packed
+    with pytest.raises(ValueError, match="products='native' can't run: XLA doesn't split them over a mesh"):
+        Engine(TINY, params, harm_tag_id=None, products="native", mesh=mesh)
+    packed = weights_lib.prepare(TINY, params, products="native")
+    with pytest.raises(ValueError, match="products='native' are not for a mesh"):
+        placement.place(TINY, packed, mesh)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "most_inputs", "reason"),
+    [
+        ("fast", "int8", 64, "products='fast': one of auto, xla, native"),
+        ("native", "bfloat16", 64, "they take weights in float32, int8, int8_weight_only, not bfloat16"),
+        ("native", "int8", MOST_INPUTS + 1, f"the sum of {MOST_INPUTS + 1} products of int8 may not fit into int32"),
+    ],
+)
+def test_what_they_do_not_take_is_named(asked, dtype, most_inputs, reason):
+    with pytest.raises(ValueError, match=reason):
+        cpu_kernels.choose(asked, dtype, most_inputs=most_inputs)
+    if asked == "native":
+        assert cpu_kernels.choose("auto", dtype, most_inputs=most_inputs).products == "xla"
+
+
+def _elsewhere(monkeypatch, tmp_path, place):
+    monkeypatch.setenv("SAFELM_CACHE", str(tmp_path))
+    if place == "another CPU":
+        monkeypatch.setattr(building, "_cpu_flags", lambda: frozenset({"asimd", "neon"}))
+        return "written for AVX2 and AVX-512"
+    monkeypatch.setattr(building, "_cpu_flags", lambda: building.VECTORS[-1].cpu_flags)
+    if place == "no compiler":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        return r"no C\+\+ compiler: none of g\+\+, clang\+\+, c\+\+ on PATH"
+    if place == "no such compiler":
+        monkeypatch.setenv("CXX", "/no/such/compiler")
+        return "/no/such/compiler can't build them"
+    if place == "a compiler that fails":
+        script = tmp_path / "compiler"
+        script.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'x.cc:1: error: no header' >&2\nexit 1\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        return "can't build them: x.cc:1: error: no header"
+    monkeypatch.setenv("CXX", "true")  # builds nothing
+    (tmp_path / "cpu_kernels").write_text("a file")
+    return "cpu_kernels"
+
+
+@pytest.mark.parametrize(
+    "place", ["another CPU", "no compiler", "no such compiler", "a compiler that fails", "no folder to write to"]
+)
+def test_where_they_cannot_run_xla_does_and_a_forced_one_says_why(place, nothing_known, monkeypatch, tmp_path, caplog):
+    reason = _elsewhere(monkeypatch, tmp_path, place)
+    params = random_params(TINY)
+    with pytest.raises(ValueError, match=f"products='native' can't run: .*{reason}"):
+        Engine(TINY, params, harm_tag_id=None, products="native")
+    with caplog.at_level("INFO", logger="safelm"):
+        for _ in range(2):
+            (made,) = generate(TINY, params, [[1, 2]], Greedy(), max_new_tokens=2, end_ids=[0], harm_tag_id=None)
+    assert made.tokens
+    assert [record.message[:37] for record in caplog.records] == ["products of decoding: xla (not native"]
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_they_are_built_once(native, nothing_known, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("SAFELM_CACHE", str(tmp_path))
+    (vectors, *_) = building.usable_vectors(building._cpu_flags())
+    with caplog.at_level("INFO", logger="safelm"):
+        first = building.built(vectors)
+        written = first.stat().st_mtime_ns
+        assert building.built(vectors) == first and first.stat().st_mtime_ns == written
+    assert [record.message.split(" in ")[0] for record in caplog.records] == [f"CPU kernels: built for {vectors.name}"]
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".so", ".lock"}
