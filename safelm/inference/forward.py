@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from safelm.inference import cpu_kernels
 from safelm.inference.cpu_kernels import PackedKernel
 from safelm.inference.placement import CACHE_AXES, STREAM_AXES
 from safelm.inference.weights import Kernel, Layer, Weights, look_up, product, products
@@ -98,7 +99,12 @@ def try_next(
     Returns float32 logits of the token after each alternative, and the alternatives' keys and values (S = C).
     """
 
+    is_native = weights.is_packed and cpu_kernels.takes_heads_of(config.head_dim, config.dtype)
+
     def attend(layer: int, q_RCNH: Array, k_RCKH: Array, v_RCKH: Array) -> Array:
+        if is_native:
+            cached = cache.keys[layer], cache.values[layer]
+            return cpu_kernels.attend_next(q_RCNH, k_RCKH, v_RCKH, *cached, lengths_R, _window(config, layer))
         is_seen_R1S = attention.seen_in_cache(cache.max_len, lengths_R, 1, _window(config, layer))
         return _attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_seen_R1S[:, 0])
 

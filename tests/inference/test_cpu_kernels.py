@@ -113,6 +113,34 @@ def test_large_products_are_split_over_threads_and_kernels_of_one_call_are_kept_
                 np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("window", [0, 1, 5, 40])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (2, 2, 16), (4, 1, 48)])
+def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads, head_dim, window):
+    rng = np.random.default_rng(window)
+    lengths, room, num_alternatives = [0, 1, 17, 33, 40], 40, 3
+    draw = functools.partial(rng.standard_normal, dtype=np.float32)
+    q = 3 * draw((len(lengths), num_alternatives, heads, head_dim))
+    k, v = (draw((len(lengths), num_alternatives, kv_heads, head_dim)) for _ in range(2))
+    keys, values = (draw((len(lengths), kv_heads, room, head_dim)) for _ in range(2))
+    got = jax.jit(cpu_kernels.attend_next, static_argnums=6)(q, k, v, keys, values, jnp.array(lengths), window)
+    for row, length in enumerate(lengths):
+        seen = slice(max(0, length - window + 1) if window else 0, length)
+        for alternative in range(num_alternatives):
+            for head in range(heads):
+                of_key = head // (heads // kv_heads)
+                all_keys = np.concatenate([keys[row, of_key, seen], k[row, alternative, of_key][None]])
+                all_values = np.concatenate([values[row, of_key, seen], v[row, alternative, of_key][None]])
+                scores = all_keys.astype(np.float64) @ q[row, alternative, head] / np.sqrt(head_dim)
+                weights = np.exp(scores - scores.max())
+                np.testing.assert_allclose(
+                    got[row, alternative, head], weights @ all_values / weights.sum(), atol=2e-6, rtol=2e-5
+                )
+    alone = cpu_kernels.attend_next(
+        *(array[2:3, :1] for array in (q, k, v)), keys[2:3], values[2:3], jnp.array([17]), window
+    )
+    np.testing.assert_array_equal(alone[0, 0], got[2, 0])
+
+
 def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_own_row(vectors):
     values_KN, scales_N = random_int8(np.random.default_rng(0), 20, 40)
     x_RK = np.ones((3, 20), np.float32)

@@ -1,4 +1,7 @@
-"""Products of few rows on a CPU, in C++: they read prepacked weights at the speed of memory, where XLA's don't in int8.
+"""A decoding step's products and attention on a CPU, in C++.
+
+Products of few rows read prepacked weights at the speed of memory, where XLA's don't in int8; attention reads the
+cache's tokens and not the room behind them.
 
 | vectors | int8 | float32 |
 |---|---|---|
@@ -11,7 +14,18 @@ They are built once by the machine's own compiler (`building`) and run in XLA's 
 with a mesh: XLA doesn't split foreign calls.
 """
 
+from safelm.inference.cpu_kernels.attention import attend_next, takes_heads_of
 from safelm.inference.cpu_kernels.choosing import PRODUCTS, Choice, choose
 from safelm.inference.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
 
-__all__ = ["PRODUCTS", "Choice", "PackedKernel", "choose", "multiply", "pack", "take_outputs"]
+__all__ = [
+    "PRODUCTS",
+    "Choice",
+    "PackedKernel",
+    "attend_next",
+    "choose",
+    "multiply",
+    "pack",
+    "take_outputs",
+    "takes_heads_of",
+]

@@ -26,8 +26,12 @@ from safelm.io import cache, files
 log = logging.getLogger(__name__)
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCE, _HEADERS = "products.cc", ("split.h",)
-_HANDLERS = {"int8": "Int8ProductsHandler", "float32": "Float32ProductsHandler"}
+_SOURCES, _HEADERS = ("attention.cc", "products.cc"), ("split.h", "vectors.h")
+_HANDLERS = {
+    "int8_products": "Int8ProductsHandler",
+    "float32_products": "Float32ProductsHandler",
+    "attend_next": "AttendNextHandler",
+}
 _FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -shared -pthread".split()
 _COMPILERS = ("g++", "clang++", "c++")
 _TIMEOUT = 600  # seconds
@@ -87,14 +91,20 @@ def register(vectors: Vectors) -> None:
       OSError: what was built can't be written or loaded.
     """
     library = ctypes.CDLL(str(built(vectors)))
-    for product, symbol in _HANDLERS.items():
+    for kernel, symbol in _HANDLERS.items():
         handler = jax.ffi.pycapsule(getattr(library, symbol))
-        jax.ffi.register_ffi_target(target(product, vectors), handler, platform="cpu")
+        jax.ffi.register_ffi_target(_target(kernel, vectors), handler, platform="cpu")
 
 
-def target(product: str, vectors: Vectors) -> str:
-    """What XLA knows a kernel by: that of "int8" or "float32" products for these instructions."""
-    return f"safelm_{product}_products_{vectors.name}"
+def target(kernel: str) -> str:
+    """What XLA knows a kernel by; ValueError where they can't run."""
+    if isinstance(vectors := find(), str):
+        raise ValueError(f"weights prepared with products='native' can't be used: {vectors}")
+    return _target(kernel, vectors)
+
+
+def _target(kernel: str, vectors: Vectors) -> str:
+    return f"safelm_{kernel}_{vectors.name}"
 
 
 def usable_vectors(cpu_flags: frozenset[str]) -> list[Vectors]:
@@ -120,7 +130,7 @@ def built(vectors: Vectors) -> pathlib.Path:
       OSError: the folder can't be written.
     """
     compiler = _compiler()
-    sources = b"".join((_FOLDER / name).read_bytes() for name in (_SOURCE, *_HEADERS))
+    sources = b"".join((_FOLDER / name).read_bytes() for name in (*_SOURCES, *_HEADERS))
     version = _run([*compiler, "--version"]).splitlines()[:1]
     parts = (sources, vectors.compiler_flags, _FLAGS, jaxlib.__version__, compiler, version, platform.machine())
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
@@ -137,8 +147,8 @@ def built(vectors: Vectors) -> pathlib.Path:
 
 def _build(compiler: list[str], vectors: Vectors, output: pathlib.Path) -> None:
     start = time.monotonic()
-    include = jax.ffi.include_dir()
-    _run([*compiler, *_FLAGS, *vectors.compiler_flags, "-isystem", include, str(_FOLDER / _SOURCE), "-o", str(output)])
+    flags = [*_FLAGS, *vectors.compiler_flags, "-isystem", jax.ffi.include_dir()]
+    _run([*compiler, *flags, *(str(_FOLDER / name) for name in _SOURCES), "-o", str(output)])
     log.info("CPU kernels: built for %s in %.0f s, once", vectors.name, time.monotonic() - start)
 
 

@@ -6,8 +6,6 @@
 //
 // R rows, K inputs, N outputs.
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -17,6 +15,7 @@
 #include <vector>
 
 #include "split.h"
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace safelm {
@@ -26,30 +25,24 @@ namespace ffi = xla::ffi;
 
 // The dot products in assembly: GCC 12 moves the sums from register to register around the intrinsic.
 #if defined(__AVX512VNNI__)
-constexpr int kLanes = 16;  // of a vector of 4-byte numbers
 constexpr int kMostRows = 8;  // of a tile
 constexpr int kBias = 128;  // what is added to inputs, which the instruction takes without a sign
-using Register = __m512i;
 inline Register Repeat(int32_t four) { return _mm512_set1_epi32(four); }
 inline Register Dot(Register sums, Register inputs, Register weights) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(inputs), "vm"(weights));
   return sums;
 }
 #elif defined(__AVXVNNI__)
-constexpr int kLanes = 8;
 constexpr int kMostRows = 4;
 constexpr int kBias = 128;
-using Register = __m256i;
 inline Register Repeat(int32_t four) { return _mm256_set1_epi32(four); }
 inline Register Dot(Register sums, Register inputs, Register weights) {
   __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(inputs), "xm"(weights));
   return sums;
 }
 #elif defined(__AVX2__)
-constexpr int kLanes = 8;
 constexpr int kMostRows = 4;
 constexpr int kBias = 0;
-using Register = __m256i;
 inline Register Repeat(int32_t four) { return _mm256_set1_epi32(four); }
 // |x| * sign(x) * w: two products of at most 127 * 127 fit into 16 bits, so nothing saturates.
 inline Register Dot(Register sums, Register inputs, Register weights) {
@@ -60,32 +53,12 @@ inline Register Dot(Register sums, Register inputs, Register weights) {
 #error "no vectors of bytes"
 #endif
 
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-
 constexpr int kBlock = 32;  // outputs
 constexpr int kStep = 128;  // bytes of a block
 constexpr int kVectors = 2;  // of a tile, side by side
 constexpr int kTile = kVectors * kLanes;  // outputs
 constexpr int64_t kPanel = 128;  // rows that pass over a block while it is in the cache
 constexpr int64_t kPieceBytes = 32 << 10;  // of weights, in a piece of work
-
-template <typename To, typename From>
-inline To Load(const From* from) {
-  To value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
-
-template <typename Vector>
-inline void Store(float* to, const Vector& value, int64_t count) {
-  std::memcpy(to, &value, std::min<int64_t>(count, kLanes) * sizeof(float));
-}
-
-template <typename Vector>
-inline void StoreWhole(float* to, const Vector& value) {
-  std::memcpy(to, &value, sizeof(value));
-}
 
 // One matrix and where its products go.
 struct Matrix {
@@ -112,9 +85,9 @@ inline void StoreTile(const Matrix& matrix, int64_t row, int64_t output, const F
   const int64_t left = matrix.num_outputs - output;
   for (int v = 0; v < kVectors; ++v) {
     if (left >= (v + 1) * kLanes) {
-      StoreWhole(to + v * kLanes, vectors[v]);
+      Store(to + v * kLanes, vectors[v]);
     } else if (left > v * kLanes) {
-      Store(to + v * kLanes, vectors[v], left - v * kLanes);
+      std::memcpy(to + v * kLanes, &vectors[v], (left - v * kLanes) * sizeof(float));
     }
   }
 }

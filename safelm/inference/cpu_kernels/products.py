@@ -53,15 +53,12 @@ def multiply(x_RK: Float[Array, "R K"], kernels: Sequence[PackedKernel]) -> list
     int8: each row of `x_RK` is rounded to int8 with its own scale, as `weights.rounded_to_int8` does it (with two terms
     the rest too, 254 times as fine); the sums of products are exact.
     """
-    vectors = building.find()
-    if isinstance(vectors, str):
-        raise ValueError(f"kernels are packed for products='native', which can't run: {vectors}")
     operands: list[Leaf] = []
     for kernel in kernels:
         operands += [kernel.values] if kernel.scales is None else [kernel.values, kernel.scales, kernel.sums]
     outputs = [jax.ShapeDtypeStruct((x_RK.shape[0], kernel.num_outputs), jnp.float32) for kernel in kernels]
     is_int8 = kernels[0].scales is not None
-    call = jax.ffi.ffi_call(building.target("int8" if is_int8 else "float32", vectors), outputs)
+    call = jax.ffi.ffi_call(building.target("int8_products" if is_int8 else "float32_products"), outputs)
     settings = {"num_terms": np.int64(kernels[0].num_terms)} if is_int8 else {}
     return list(call(x_RK.astype(jnp.float32), *operands, **settings))
 

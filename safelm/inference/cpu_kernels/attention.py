@@ -1,0 +1,33 @@
+"""Attention of a decoding step by the C++ kernel. Axes: see `safelm.inference.asked`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from safelm.inference.cpu_kernels import building
+
+_LANES = 16  # numbers of the widest vector
+
+
+def takes_heads_of(head_dim: int, dtype: str) -> bool:
+    """Whether the kernel is written for such heads."""
+    return dtype == "float32" and head_dim % _LANES == 0
+
+
+def attend_next(
+    q_RCNH: Float[Array, "R C N H"],
+    k_RCKH: Float[Array, "R C K H"],
+    v_RCKH: Float[Array, "R C K H"],
+    k_RKSH: Float[Array, "R K S H"],
+    v_RKSH: Float[Array, "R K S H"],
+    lengths_R: Int[Array, " R"],
+    window: int = 0,
+) -> Float[Array, "R C N H"]:
+    """Softmax attention of C alternatives over their row's first `lengths_R` cached tokens and, each, itself.
+
+    Args:
+      window: tokens that the last one sees, itself included; 0: all.
+    """
+    call = jax.ffi.ffi_call(building.target("attend_next"), jax.ShapeDtypeStruct(q_RCNH.shape, jnp.float32))
+    return call(q_RCNH, k_RCKH, v_RCKH, k_RKSH, v_RKSH, lengths_R.astype(jnp.int32), window=np.int64(window))

@@ -1,0 +1,47 @@
+// Vectors of 4-byte numbers, as wide as the machine has them.
+
+#ifndef SAFELM_INFERENCE_CPU_KERNELS_VECTORS_H_
+#define SAFELM_INFERENCE_CPU_KERNELS_VECTORS_H_
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace safelm {
+
+#if defined(__AVX512VNNI__)
+constexpr int kLanes = 16;
+using Register = __m512i;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+using Register = __m256i;
+#else
+#error "neither AVX-512 nor AVX2"
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+template <typename To, typename From>
+inline To Load(const From* from) {
+  To value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+inline void Store(float* to, const Floats& value) { std::memcpy(to, &value, sizeof(value)); }
+
+inline float Sum(Floats vector) {
+#if defined(__AVX512VNNI__)
+  return _mm512_reduce_add_ps((__m512)vector);
+#else
+  const __m128 halves = _mm_add_ps(_mm256_castps256_ps128((__m256)vector), _mm256_extractf128_ps((__m256)vector, 1));
+  const __m128 pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+  return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
+#endif
+}
+
+}  // namespace safelm
+
+#endif  // SAFELM_INFERENCE_CPU_KERNELS_VECTORS_H_
