@@ -47,6 +47,11 @@ def _forgetting():
         cached.cache_clear()
 
 
+def compiled(function, **settings):
+    """A program of its own: `jit` would give what it compiled for another build."""
+    return jax.jit(lambda *arguments: function(*arguments, **settings))
+
+
 def int8_reference(x_RK, values_KN, scales_N, num_terms):
     """In numpy: rows rounded to int8, products of whole numbers, then the scales."""
     scale_R1 = np.maximum(np.abs(x_RK).max(axis=1, keepdims=True), np.float32(1e-30)) / np.float32(127)
@@ -78,7 +83,7 @@ def test_int8_products_are_those_of_whole_numbers_to_the_last_bit(
     x_RK = rng.standard_normal((num_rows, num_inputs), dtype=np.float32)
     x_RK[0] = np.sign(values_KN[:, 0])
     kernel = cpu_kernels.pack(values_KN, scales_N, num_terms=num_terms)
-    (got,) = jax.jit(cpu_kernels.multiply)(x_RK, [kernel])
+    (got,) = compiled(cpu_kernels.multiply)(x_RK, [kernel])
     np.testing.assert_array_equal(got, int8_reference(x_RK, values_KN, scales_N, num_terms))
 
 
@@ -91,7 +96,7 @@ def test_float32_products_are_near_those_in_float64_and_a_row_knows_no_other(
         rng.standard_normal(shape, dtype=np.float32) for shape in ((num_rows, num_inputs), (num_inputs, num_outputs))
     )
     kernel = cpu_kernels.pack(values_KN, None)
-    multiply = jax.jit(cpu_kernels.multiply)
+    multiply = compiled(cpu_kernels.multiply)
     (got,) = multiply(x_RK, [kernel])
     np.testing.assert_allclose(got, x_RK.astype(np.float64) @ values_KN, atol=1e-5 * num_inputs)
     np.testing.assert_array_equal(multiply(x_RK[-1:], [kernel])[0][0], got[-1])
@@ -104,7 +109,7 @@ def test_large_products_are_split_over_threads_and_kernels_of_one_call_are_kept_
     matrices = [random_int8(rng, 512, size) for size in sizes]
     kernels = [cpu_kernels.pack(*matrix) for matrix in matrices]
 
-    multiply = jax.jit(cpu_kernels.multiply)
+    multiply = compiled(cpu_kernels.multiply)
     for num_rows in (1, 9, 300):
         x_RK = rng.standard_normal((num_rows, 512), dtype=np.float32)
         wanted = [int8_reference(x_RK, values_KN, scales_N, 1) for values_KN, scales_N in matrices]
@@ -122,7 +127,8 @@ def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads
     q = 3 * draw((len(lengths), num_alternatives, heads, head_dim))
     k, v = (draw((len(lengths), num_alternatives, kv_heads, head_dim)) for _ in range(2))
     keys, values = (draw((len(lengths), kv_heads, room, head_dim)) for _ in range(2))
-    got = jax.jit(cpu_kernels.attend_next, static_argnums=6)(q, k, v, keys, values, jnp.array(lengths), window)
+    attend = compiled(cpu_kernels.attend_next, window=window)
+    got = attend(q, k, v, keys, values, jnp.array(lengths))
     for row, length in enumerate(lengths):
         seen = slice(max(0, length - window + 1) if window else 0, length)
         for alternative in range(num_alternatives):
@@ -135,9 +141,7 @@ def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads
                 np.testing.assert_allclose(
                     got[row, alternative, head], weights @ all_values / weights.sum(), atol=2e-6, rtol=2e-5
                 )
-    alone = cpu_kernels.attend_next(
-        *(array[2:3, :1] for array in (q, k, v)), keys[2:3], values[2:3], jnp.array([17]), window
-    )
+    alone = attend(*(array[2:3, :1] for array in (q, k, v)), keys[2:3], values[2:3], jnp.array([17]))
     np.testing.assert_array_equal(alone[0, 0], got[2, 0])
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm.inference.cpu_kernels import building
+from safelm.models.arrays import ArrayLike
 
 _LANES = 16  # numbers of the widest vector
 
@@ -16,11 +17,11 @@ def takes_heads_of(head_dim: int, dtype: str) -> bool:
 
 
 def attend_next(
-    q_RCNH: Float[Array, "R C N H"],
-    k_RCKH: Float[Array, "R C K H"],
-    v_RCKH: Float[Array, "R C K H"],
-    k_RKSH: Float[Array, "R K S H"],
-    v_RKSH: Float[Array, "R K S H"],
+    q_RCNH: Float[ArrayLike, "R C N H"],
+    k_RCKH: Float[ArrayLike, "R C K H"],
+    v_RCKH: Float[ArrayLike, "R C K H"],
+    k_RKSH: Float[ArrayLike, "R K S H"],
+    v_RKSH: Float[ArrayLike, "R K S H"],
     lengths_R: Int[Array, " R"],
     window: int = 0,
 ) -> Float[Array, "R C N H"]:

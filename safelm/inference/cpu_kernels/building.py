@@ -26,7 +26,7 @@ from safelm.io import cache, files
 log = logging.getLogger(__name__)
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCES, _HEADERS = ("attention.cc", "products.cc"), ("split.h", "vectors.h")
+_SOURCE, _HEADERS = "kernels.cc", ("attention.h", "products.h", "split.h", "vectors.h")
 _HANDLERS = {
     "int8_products": "Int8ProductsHandler",
     "float32_products": "Float32ProductsHandler",
@@ -130,7 +130,7 @@ def built(vectors: Vectors) -> pathlib.Path:
       OSError: the folder can't be written.
     """
     compiler = _compiler()
-    sources = b"".join((_FOLDER / name).read_bytes() for name in (*_SOURCES, *_HEADERS))
+    sources = b"".join((_FOLDER / name).read_bytes() for name in (_SOURCE, *_HEADERS))
     version = _run([*compiler, "--version"]).splitlines()[:1]
     parts = (sources, vectors.compiler_flags, _FLAGS, jaxlib.__version__, compiler, version, platform.machine())
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
@@ -148,7 +148,7 @@ def built(vectors: Vectors) -> pathlib.Path:
 def _build(compiler: list[str], vectors: Vectors, output: pathlib.Path) -> None:
     start = time.monotonic()
     flags = [*_FLAGS, *vectors.compiler_flags, "-isystem", jax.ffi.include_dir()]
-    _run([*compiler, *flags, *(str(_FOLDER / name) for name in _SOURCES), "-o", str(output)])
+    _run([*compiler, *flags, str(_FOLDER / _SOURCE), "-o", str(output)])
     log.info("CPU kernels: built for %s in %.0f s, once", vectors.name, time.monotonic() - start)
 
 

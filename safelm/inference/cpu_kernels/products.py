@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from safelm.inference.cpu_kernels import building
-from safelm.models.arrays import Leaf
+from safelm.models.arrays import ArrayLike, Leaf
 
 BLOCK = 32  # outputs
 _GROUP = 4  # int8 inputs that one instruction multiplies
@@ -32,7 +32,10 @@ class PackedKernel:
 
 
 def pack(
-    values_KN: Float[Array, "K N"] | Int[Array, "K N"], scales_N: Float[Array, " N"] | None, *, num_terms: int = 1
+    values_KN: Float[ArrayLike, "K N"] | Int[ArrayLike, "K N"],
+    scales_N: Float[ArrayLike, " N"] | None,
+    *,
+    num_terms: int = 1,
 ) -> PackedKernel:
     """A float32 matrix without scales, or an int8 one with them (values from -127 to 127)."""
     num_inputs, num_outputs = values_KN.shape
@@ -47,7 +50,7 @@ def pack(
     return PackedKernel(*arrays, *values_KN.shape, num_terms)
 
 
-def multiply(x_RK: Float[Array, "R K"], kernels: Sequence[PackedKernel]) -> list[Float[Array, "R _"]]:
+def multiply(x_RK: Float[ArrayLike, "R K"], kernels: Sequence[PackedKernel]) -> list[Float[Array, "R _"]]:
     """`x_RK @ kernel` in float32 for kernels of one kind and width, by one call.
 
     int8: each row of `x_RK` is rounded to int8 with its own scale, as `weights.rounded_to_int8` does it (with two terms
@@ -60,7 +63,7 @@ def multiply(x_RK: Float[Array, "R K"], kernels: Sequence[PackedKernel]) -> list
     is_int8 = kernels[0].scales is not None
     call = jax.ffi.ffi_call(building.target("int8_products" if is_int8 else "float32_products"), outputs)
     settings = {"num_terms": np.int64(kernels[0].num_terms)} if is_int8 else {}
-    return list(call(x_RK.astype(jnp.float32), *operands, **settings))
+    return list(call(jnp.asarray(x_RK, jnp.float32), *operands, **settings))
 
 
 def take_outputs(kernel: PackedKernel, outputs: Int[Array, "*A"]) -> Float[Array, "*A K"]:

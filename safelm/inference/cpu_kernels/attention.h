@@ -4,6 +4,9 @@
 //
 // R rows, C alternatives, N query heads, K key heads, S cached positions, H numbers a head.
 
+#ifndef SAFELM_INFERENCE_CPU_KERNELS_ATTENTION_H_
+#define SAFELM_INFERENCE_CPU_KERNELS_ATTENTION_H_
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -120,3 +123,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AttendNextHandler, AttendNext,
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
 }  // namespace safelm
+
+#endif  // SAFELM_INFERENCE_CPU_KERNELS_ATTENTION_H_

@@ -6,6 +6,9 @@
 //
 // R rows, K inputs, N outputs.
 
+#ifndef SAFELM_INFERENCE_CPU_KERNELS_PRODUCTS_H_
+#define SAFELM_INFERENCE_CPU_KERNELS_PRODUCTS_H_
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -288,3 +291,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Float32ProductsHandler, Float32Products,
                                   .RemainingRets());
 
 }  // namespace safelm
+
+#endif  // SAFELM_INFERENCE_CPU_KERNELS_PRODUCTS_H_

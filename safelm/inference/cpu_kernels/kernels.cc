@@ -1,0 +1,4 @@
+// All kernels as one unit: XLA's headers, which take most of the time, are read once.
+
+#include "attention.h"
+#include "products.h"
