@@ -64,18 +64,21 @@ def all_products(config, weights, x_RD):
     return product(x_RD, weights.unembedding, is_embedding=True)
 
 
-def all_attention(config, q_RCNH, k_RCKH, cache, lengths_R):
+def all_attention(is_native: bool, q_RCNH, k_RCKH, cache, lengths_R):
     """The attention of every layer, each behind another."""
-    from safelm.inference import forward
+    from safelm.inference import cpu_kernels, forward
     from safelm.models import attention
 
     is_seen_RS = attention.seen_in_cache(cache.max_len, lengths_R, 1, 0)[:, 0]
-    for keys, values in zip(cache.keys, cache.values, strict=True):
-        q_RCNH = forward._attend_next(q_RCNH, k_RCKH, k_RCKH, keys, values, is_seen_RS)
+    for cached in zip(cache.keys, cache.values, strict=True):
+        if is_native:
+            q_RCNH = cpu_kernels.attend_next(q_RCNH, k_RCKH, k_RCKH, *cached, lengths_R)
+        else:
+            q_RCNH = forward._attend_next(q_RCNH, k_RCKH, k_RCKH, *cached, is_seen_RS)
     return q_RCNH
 
 
-def parts(config, params, prompt, weights_name: str, products: str, method, rounds: int) -> dict[str, Any]:
+def parts(config, params, prompt, tag: int, weights_name: str, products: str, method, rounds: int) -> dict[str, Any]:
     """Milliseconds a step by part."""
     import jax
     import jax.numpy as jnp
@@ -88,7 +91,7 @@ def parts(config, params, prompt, weights_name: str, products: str, method, roun
     shape = programs.step_shape(method)
     candidates = getattr(shape, "num_candidates", 1)
     rows = shape.num_rows
-    engine = Engine(config, weights, harm_tag_id=None, slots=rows, steps_per_call=STEPS)
+    engine = Engine(config, weights, harm_tag_id=tag, slots=rows, steps_per_call=STEPS)
     tokens, unused = 3 * STEPS, config.vocab_size - 2
 
     def decode() -> float:
@@ -112,13 +115,13 @@ def parts(config, params, prompt, weights_name: str, products: str, method, roun
     )
     timed = {
         "products": (jax.jit(functools.partial(all_products, config)), (weights, x_RD)),
-        "attention": (jax.jit(functools.partial(all_attention, config)), (q_RCNH, k_RCKH, cache, lengths_R)),
+        "attention": (jax.jit(functools.partial(all_attention, weights.is_packed)), (q_RCNH, k_RCKH, cache, lengths_R)),
         "forward": (jax.jit(functools.partial(forward.try_next, config)), (weights, tokens_RC, cache, lengths_R)),
     }
     found = {
         name: seconds(functools.partial(function, *arguments), rounds) for name, (function, arguments) in timed.items()
     }
-    found["run"] = run_step(config, weights, shape, len(prompt), rounds)
+    found["run"] = run_step(config, weights, shape, tag, len(prompt), rounds)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.replace(embedding=None)))
     milliseconds = {
         "products": found["products"],
@@ -133,7 +136,7 @@ def parts(config, params, prompt, weights_name: str, products: str, method, roun
     return row | {"GB": round(num_bytes / 1e9, 3), "products_GB_per_s": round(num_bytes / found["products"] / 1e9, 1)}
 
 
-def run_step(config, weights, shape, length: int, rounds: int) -> float:
+def run_step(config, weights, shape, tag: int, length: int, rounds: int) -> float:
     """Seconds of one step of the compiled loop of steps."""
     import jax
     import numpy as np
@@ -141,23 +144,31 @@ def run_step(config, weights, shape, length: int, rounds: int) -> float:
     from safelm.inference import Beam, Greedy, SafeBeam, asked, programs
     from safelm.inference.safe_beam import SafeBeams
 
-    state, cache = programs.empty_state(config, shape, num_prompts=1, max_len=128, harm_tag_id=None)
+    state, cache = programs.empty_state(config, shape, num_prompts=1, max_len=128, harm_tag_id=tag)
     method = Greedy()
     if shape.num_rows > 1:
         is_safe = isinstance(shape, SafeBeams)
         method = SafeBeam(shape.num_rows, shape.num_candidates) if is_safe else Beam(shape.num_rows)
     wanted = asked.ask(
-        [(length, 2 * STEPS * (rounds + 3), (), method, 0)],
-        harm_tag_id=None,
+        [(length, 2 * STEPS, (), method, 0)],
+        harm_tag_id=tag,
         max_pool=shape.num_dropped_from,
         allowed_PX=programs.all_ids(config, shape, 1),
     )
     state = state.replace(asked=wanted.replace(adjustments=state.asked.adjustments))
     if shape.num_rows > 1:
         state = state.replace(score_PW=np.zeros_like(state.score_PW))
-    run = jax.jit(functools.partial(programs.run.__wrapped__, config, shape), static_argnames="num_steps")
-    arguments = (weights, state, cache, np.ones(1, bool), np.bool_(False), np.int32(STEPS))
-    return seconds(lambda: run(*arguments, num_steps=STEPS), rounds) / STEPS
+    state, cache = jax.device_put((state, cache))
+
+    def run():
+        nonlocal state, cache
+        again = state.replace(step_P=np.zeros_like(state.step_P))  # so that the cache is never full
+        state, cache, report = programs.run(
+            config, shape, weights, again, cache, np.ones(1, bool), np.bool_(False), np.int32(STEPS), num_steps=STEPS
+        )
+        return report
+
+    return seconds(run, rounds) / STEPS
 
 
 def main() -> None:
@@ -185,7 +196,9 @@ def main() -> None:
         print(json.dumps({"weights": weights, "memory_GB_per_s": speed[0], "best": speed[1]}), flush=True)
         for name in flags.methods.split(","):
             for products in flags.products.split(","):
-                row = parts(config, params, prompt, weights, products, methods[name], flags.rounds)
+                row = parts(
+                    config, params, prompt, tokenizer.harm_tag_id, weights, products, methods[name], flags.rounds
+                )
                 row["share_of_memory"] = round(row["products_GB_per_s"] / speed[0], 2)
                 print(json.dumps({"method": name} | row), flush=True)
     print(json.dumps({"load": [round(value, 1) for value in os.getloadavg()]}))
