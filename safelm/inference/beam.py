@@ -42,7 +42,8 @@ class Beams:
         parent_PW = place_PW // self.num_rows
         # Rows without a beam and prompts that are over write where nothing is read.
         lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, self.num_rows)
-        cache = forward.take_rows(cache, beams.rows_of(parent_PW))
+        rows_R, prompt_lengths_R = beams.rows_of(parent_PW), jnp.repeat(state.asked.prompt_lengths_P, self.num_rows)
+        cache = forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
         tokens_R1 = beams.pick(candidates.tokens_PWC, place_PW).reshape(-1, 1)
         logits_R1V, new_kv = forward.try_next(config, weights, tokens_R1, cache, lengths_R)
         log_probs_PWV = (logits_R1V - forward.log_normaliser(logits_R1V)[..., None]).reshape(*place_PW.shape, -1)

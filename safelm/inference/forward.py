@@ -223,6 +223,21 @@ def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) 
     return _placed(jax.tree.map(take, cache))
 
 
+def follow_beams(
+    config: ModelConfig,
+    weights: Weights,
+    cache: Cache,
+    rows_R: Int[Array, " R"],
+    prompt_lengths_R: Int[Array, " R"],
+    lengths_R: Int[Array, " R"],
+) -> Cache:
+    """Every row's cache as that of `rows_R`, a beam of the same prompt, was; of its first `lengths_R` tokens."""
+    if not weights.is_packed or config.dtype != "float32":
+        return take_rows(cache, rows_R)
+    moved = cpu_kernels.follow_beams([*cache.keys, *cache.values], rows_R, prompt_lengths_R, lengths_R)
+    return Cache(tuple(moved[: len(cache.keys)]), tuple(moved[len(cache.keys) :]))
+
+
 def put_rows(cache: Cache, rows: Int[Array, " N"], new_kv: Cache) -> Cache:
     """Writes new rows' keys and values from position 0 on; rows past the end of the cache are dropped."""
 

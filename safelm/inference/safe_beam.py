@@ -81,7 +81,8 @@ class SafeBeams:
         """One step of algorithm 1 for every prompt that isn't over."""
         candidates = beams.expand(state)
         shape = candidates.tokens_PWC.shape
-        lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, self.num_rows)
+        prompt_lengths_R = jnp.repeat(state.asked.prompt_lengths_P, self.num_rows)
+        lengths_R = prompt_lengths_R + jnp.repeat(state.step_P, self.num_rows)
         tokens_RC = candidates.tokens_PWC.reshape(-1, self.num_candidates)
         logits_RCV, new_kv = forward.try_next(config, weights, tokens_RC, cache, lengths_R)
         normaliser_PWC = forward.log_normaliser(logits_RCV).reshape(shape)
@@ -104,7 +105,10 @@ class SafeBeams:
             next_log_probs_PWV=beams.pick(logits_PWCV, place_PW) - beams.pick(normaliser_PWC, place_PW)[..., None],
         )
         cache = forward.write_next(
-            forward.take_rows(cache, rows_R), forward.take_rows(new_kv, rows_R), choice_PW.reshape(-1), lengths_R
+            forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R),
+            forward.take_rows(new_kv, rows_R),
+            choice_PW.reshape(-1),
+            lengths_R,
         )
         tried = beams.tried(candidates, tag_log_prob_PWC, is_kept_PWC, score_PW, place_PW)
         return asked_lib.keep(state.is_over_P, state, new), cache, tried

@@ -1,5 +1,6 @@
 """The C++ kernels against slow references, and who computes products where they can't run."""
 
+import dataclasses
 import functools
 
 import jax
@@ -145,6 +146,23 @@ def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads
     np.testing.assert_array_equal(alone[0, 0], got[2, 0])
 
 
+def test_caches_follow_their_beams_where_they_differ(native):
+    """Rows of beams without a prompt, with swapped, shared and own parents; what lies outside stays."""
+    rng = np.random.default_rng(0)
+    caches = [rng.standard_normal((6, 2, 20, 4), dtype=np.float32) for _ in range(3)]
+    parents, starts, ends = np.array([1, 0, 0, 3, 5, 4]), np.array([3, 3, 3, 5, 7, 7]), np.array([9, 9, 20, 9, 7, 30])
+    wanted = [cache.copy() for cache in caches]
+    for want, cache in zip(wanted, caches, strict=True):
+        for row, (parent, start, end) in enumerate(zip(parents, starts, ends, strict=True)):
+            want[row, :, start:end] = cache[parent, :, start:end]
+    before = [cache.copy() for cache in caches]
+    for _ in range(2):
+        got = jax.jit(lambda caches, *rows: cpu_kernels.follow_beams(caches, *rows))(caches, parents, starts, ends)
+        for one, want, cache, old in zip(got, wanted, caches, before, strict=True):
+            np.testing.assert_array_equal(one, want)
+            np.testing.assert_array_equal(cache, old)
+
+
 def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_own_row(vectors):
     values_KN, scales_N = random_int8(np.random.default_rng(0), 20, 40)
     x_RK = np.ones((3, 20), np.float32)
@@ -183,6 +201,7 @@ def test_packed_weights_hold_what_plain_ones_do(native, config, dtype):
     )
 
 
+WIDE_HEADS = dataclasses.replace(TINY, head_dim=16)  # which the attention kernel takes
 METHODS = {"greedy": Greedy(), "beam": Beam(3), "safe_beam": SafeBeam(2, 3)}
 
 
@@ -190,9 +209,9 @@ METHODS = {"greedy": Greedy(), "beam": Beam(3), "safe_beam": SafeBeam(2, 3)}
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_decoding_gives_the_same_tokens(native, dtype, method):
     """Two prompts of unlike lengths beside each other."""
-    params = random_params(TINY)
+    params = random_params(WIDE_HEADS)
     requests = [EngineRequest(tuple(range(1, 2 + 3 * index)), method, 8, (0,)) for index in range(2)]
-    make = functools.partial(Engine, TINY, params, harm_tag_id=2, slots=8, weights=dtype)
+    make = functools.partial(Engine, WIDE_HEADS, params, harm_tag_id=2, slots=8, weights=dtype)
     ours, theirs = (run_all(make(products=name), requests) for name in ("native", "xla"))
     for one, other in zip(ours, theirs, strict=True):
         assert one.tokens == other.tokens

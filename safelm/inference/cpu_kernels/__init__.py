@@ -1,7 +1,7 @@
 """A decoding step's products and attention on a CPU, in C++.
 
 Products of few rows read prepacked weights at the speed of memory, where XLA's don't in int8; attention reads the
-cache's tokens and not the room behind them.
+cache's tokens and not the room behind them; caches follow beams in place.
 
 | vectors | int8 | float32 |
 |---|---|---|
@@ -15,6 +15,7 @@ with a mesh: XLA doesn't split foreign calls.
 """
 
 from safelm.inference.cpu_kernels.attention import attend_next, takes_heads_of
+from safelm.inference.cpu_kernels.beams import follow_beams
 from safelm.inference.cpu_kernels.choosing import PRODUCTS, Choice, choose
 from safelm.inference.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
 
@@ -24,6 +25,7 @@ __all__ = [
     "PackedKernel",
     "attend_next",
     "choose",
+    "follow_beams",
     "multiply",
     "pack",
     "take_outputs",

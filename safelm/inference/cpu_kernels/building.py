@@ -26,11 +26,12 @@ from safelm.io import cache, files
 log = logging.getLogger(__name__)
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCE, _HEADERS = "kernels.cc", ("attention.h", "products.h", "split.h", "vectors.h")
+_SOURCE, _HEADERS = "kernels.cc", ("attention.h", "beams.h", "products.h", "split.h", "vectors.h")
 _HANDLERS = {
     "int8_products": "Int8ProductsHandler",
     "float32_products": "Float32ProductsHandler",
     "attend_next": "AttendNextHandler",
+    "follow_beams": "FollowBeamsHandler",
 }
 _FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -shared -pthread".split()
 _COMPILERS = ("g++", "clang++", "c++")

@@ -1,4 +1,5 @@
 // All kernels as one unit: XLA's headers, which take most of the time, are read once.
 
 #include "attention.h"
+#include "beams.h"
 #include "products.h"
