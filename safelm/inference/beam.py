@@ -46,7 +46,8 @@ class Beams:
         cache = forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
         tokens_R1 = beams.pick(candidates.tokens_PWC, place_PW).reshape(-1, 1)
         logits_R1V, new_kv = forward.try_next(config, weights, tokens_R1, cache, lengths_R)
-        log_probs_PWV = (logits_R1V - forward.log_normaliser(logits_R1V)[..., None]).reshape(*place_PW.shape, -1)
+        normaliser_R1 = forward.log_normaliser(logits_R1V)
+        log_probs_PWV = (logits_R1V - normaliser_R1[..., None]).reshape(*place_PW.shape, -1)
         survivors = beams.survive(state, candidates, score_PW, place_PW)
         tag_log_prob_PW = jnp.where(
             survivors.is_running_PW,
@@ -64,6 +65,8 @@ class Beams:
         tried = beams.tried(
             candidates, _looked_at(candidates, tag_log_prob_PW, place_PW), every_PWC, score_PW, place_PW
         )
+        # So that the write waits for all that reads the cache, and XLA writes in place.
+        lengths_R = jnp.where(jnp.isnan(normaliser_R1[:, 0]), cache.max_len, lengths_R)
         cache = forward.write_next(cache, new_kv, jnp.zeros_like(lengths_R), lengths_R)
         return asked_lib.keep(state.is_over_P, state, new), cache, tried
 
