@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -29,6 +30,7 @@ PROMPT = (
     "The lighthouse keeper had written down the weather every evening for thirty years, and the village had long since "
     "stopped asking why. On the last page of the last book there was only one sentence, in a hand nobody knew:"
 )
+METHODS = ("greedy", "beam", "safe_beam")
 # What is divided by what: speed of the first over speed of the second.
 RATIOS = [
     ("greedy float32", "transformers greedy"),
@@ -43,6 +45,7 @@ RATIOS = [
     ("greedy float32", "llama.cpp f32"),
     ("greedy int8", "llama.cpp Q8_0"),
     ("greedy int8", "llama.cpp Q4_1"),
+    *((run, f"{run}, xla") for run in (f"{name} {dtype}" for name in METHODS for dtype in ("float32", "int8"))),
 ]
 LLAMA = """
 import json, sys, time
@@ -147,8 +150,8 @@ class Llama:
         return float(self._process.stdout.readline())
 
 
-def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: int, k: int, n: int, dtypes) -> dict:
-    """Every method with every dtype of weights."""
+def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: int, k: int, n: int, kinds) -> dict:
+    """Every method with every kind of weights: their dtype, and who computes products with them."""
     from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam
 
     def decode(engine: Engine, method) -> list[int]:
@@ -160,10 +163,12 @@ def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: i
         return tokens
 
     runs = {}
-    methods = {"greedy": Greedy(), "beam": Beam(k), "safe_beam": SafeBeam(k, n)}
-    for weights in dtypes:
-        engine = Engine(config, params, harm_tag_id=tokenizer.harm_tag_id, slots=k, weights=weights, steps_per_call=16)
-        runs |= {f"{name} {weights}": functools.partial(decode, engine, m) for name, m in methods.items()}
+    methods = dict(zip(METHODS, (Greedy(), Beam(k), SafeBeam(k, n)), strict=True))
+    for weights, products in kinds:
+        shape = {"slots": k, "weights": weights, "products": products, "steps_per_call": 16}
+        engine = Engine(config, params, harm_tag_id=tokenizer.harm_tag_id, **shape)
+        kind = weights if products == "auto" else f"{weights}, {products}"
+        runs |= {f"{name} {kind}": functools.partial(decode, engine, m) for name, m in methods.items()}
     return runs
 
 
@@ -194,7 +199,7 @@ def report(seconds: dict[str, list[float]], made: dict[str, list[int]], count: i
         ratios = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
         row = {"run": ours, "over": theirs, "times": round(statistics.median(ratios), 2)}
         row["range"] = [round(min(ratios), 2), round(max(ratios), 2)]
-        if isinstance(made[ours], list) and isinstance(made[theirs], list) and theirs.startswith("transformers"):
+        if isinstance(made[ours], list) and isinstance(made[theirs], list) and "llama" not in theirs:
             row["equal_tokens"] = made[ours] == made[theirs]
         print(json.dumps(row), flush=True)
     print(json.dumps({"load": [round(value, 1) for value in os.getloadavg()], "python": sys.version.split()[0]}))
@@ -207,6 +212,7 @@ def main() -> None:
     parser.add_argument("--num_beams", type=int, default=4)
     parser.add_argument("--num_candidates", type=int, default=4)
     parser.add_argument("--weights", default="float32,bfloat16,int8", help="of our engine")
+    parser.add_argument("--products", default="auto", help="of our engine, as auto,xla")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama_python", help="of an environment with llama-cpp-python")
@@ -222,9 +228,8 @@ def main() -> None:
     config = dataclasses.replace(config, dtype="float32")
     prompt, unused = text_prompt(tokenizer, PROMPT), tokenizer.vocab_size - 2  # as EOS: every run makes all tokens
     k, n, count = flags.num_beams, flags.num_candidates, flags.max_new_tokens
-    runs: dict[str, Callable] = our_runs(
-        config, params, tokenizer, prompt, count, unused, k, n, flags.weights.split(",")
-    )
+    kinds = list(itertools.product(flags.weights.split(","), flags.products.split(",")))
+    runs: dict[str, Callable] = our_runs(config, params, tokenizer, prompt, count, unused, k, n, kinds)
     if importlib.util.find_spec("transformers"):
         rival = load_rival(source, flags.threads)
         generate = functools.partial(with_transformers, rival, prompt, count, unused)
