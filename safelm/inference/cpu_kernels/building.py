@@ -26,7 +26,7 @@ from safelm.io import cache, files
 log = logging.getLogger(__name__)
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCE, _HEADERS = "kernels.cc", ("attention.h", "beams.h", "products.h", "split.h", "vectors.h")
+_SOURCE, _HEADERS = "kernels.cc", ("attention.h", "beams.h", "products.h", "split.h", "tiles.h", "vectors.h")
 _HANDLERS = {
     "int8_products": "Int8ProductsHandler",
     "float32_products": "Float32ProductsHandler",
@@ -57,6 +57,11 @@ def _vectors(name: str, cpu_flags: str, compiler_flags: str) -> Vectors:
 
 # Best first.
 VECTORS = (
+    _vectors(
+        "amx_int8",
+        "avx512f avx512bw avx512dq avx512vl avx512_vnni fma amx_tile amx_int8",
+        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mamx-tile -mamx-int8",
+    ),
     _vectors(
         "avx512_vnni",
         "avx512f avx512bw avx512dq avx512vl avx512_vnni fma",

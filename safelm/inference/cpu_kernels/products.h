@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "split.h"
+#include "tiles.h"
 #include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -61,6 +62,7 @@ constexpr int kStep = 128;  // bytes of a block
 constexpr int kVectors = 2;  // of a tile, side by side
 constexpr int kTile = kVectors * kLanes;  // outputs
 constexpr int64_t kPanel = 128;  // rows that pass over a block while it is in the cache
+constexpr int64_t kLeastTileRows = 9;  // for AMX: fewer wait for memory either way
 constexpr int64_t kPieceBytes = 32 << 10;  // of weights, in a piece of work
 
 // One matrix and where its products go.
@@ -112,7 +114,22 @@ inline void Tile(const Inputs<float>& inputs, const Matrix& matrix, const char* 
   for (int r = 0; r < kRows; ++r) StoreTile(matrix, row + r, output, sums[r]);
 }
 
-// A tile of int8. With two terms a row stands twice: rounded, and what rounding left, 254 times as fine.
+// A row's products from its sums, and with two terms from the sums of what rounding left, 254 times as fine.
+template <int kTerms>
+inline void StoreSums(const Inputs<uint8_t>& inputs, const Matrix& matrix, int64_t row, int64_t output,
+                      const Ints* first, const Ints* rest) {
+  Floats products[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t at = output + v * kLanes;
+    const Ints too_much = kBias * Load<Ints>(matrix.sums + at);
+    Floats product = __builtin_convertvector(first[v] - too_much, Floats);
+    if (kTerms == 2) product += __builtin_convertvector(rest[v] - too_much, Floats) / 254.0f;
+    products[v] = product * (inputs.scales[row] * Load<Floats>(matrix.scales + at));
+  }
+  StoreTile(matrix, row, output, products);
+}
+
+// A tile of int8. With two terms a row stands twice.
 template <int kRows, int kTerms>
 inline void Tile(const Inputs<uint8_t>& inputs, const Matrix& matrix, const char* block, int64_t row, int64_t output) {
   Register sums[kRows * kTerms][kVectors];
@@ -129,18 +146,42 @@ inline void Tile(const Inputs<uint8_t>& inputs, const Matrix& matrix, const char
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    Floats products[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = output + v * kLanes;
-      const Ints too_much = kBias * Load<Ints>(matrix.sums + at);
-      Floats product = __builtin_convertvector((Ints)sums[r * kTerms][v] - too_much, Floats);
-      if (kTerms == 2) {
-        product += __builtin_convertvector((Ints)sums[r * kTerms + 1][v] - too_much, Floats) / 254.0f;
-      }
-      products[v] = product * (inputs.scales[row + r] * Load<Floats>(matrix.scales + at));
+    Ints terms[kTerms][kVectors];
+    for (int term = 0; term < kTerms; ++term) {
+      for (int v = 0; v < kVectors; ++v) terms[term][v] = (Ints)sums[r * kTerms + term][v];
     }
-    StoreTile(matrix, row + r, output, products);
+    StoreSums<kTerms>(inputs, matrix, row + r, output, terms[0], terms[kTerms - 1]);
   }
+}
+
+// Rows of a block by AMX; false where it can't.
+template <int kTerms>
+bool BlockByTiles(Tiles&, const Inputs<float>&, const Matrix&, int64_t, int64_t, int64_t) {
+  return false;
+}
+
+template <int kTerms>
+bool BlockByTiles(Tiles& tiles, const Inputs<uint8_t>& inputs, const Matrix& matrix, int64_t index, int64_t begin,
+                  int64_t end) {
+  if ((end - begin) * kTerms < kLeastTileRows || inputs.num_steps % kTileSteps || !HasTiles()) return false;
+  constexpr int64_t kMost = 2 * kTileRows / kTerms;
+  const char* block = matrix.weights + index * inputs.num_steps * kStep;
+  alignas(64) int32_t sums[2 * kTileRows][kBlock];
+  for (int64_t row = begin; row < end; row += kMost) {
+    const int64_t num_rows = std::min(kMost, end - row);
+    tiles.Multiply(inputs.values + row * kTerms * inputs.stride, inputs.stride, num_rows * kTerms, block, kStep,
+                   inputs.num_steps, sums[0]);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      for (int64_t part = 0; part < kBlock; part += kTile) {
+        Ints terms[kTerms][kVectors];
+        for (int term = 0; term < kTerms; ++term) {
+          for (int v = 0; v < kVectors; ++v) terms[term][v] = Load<Ints>(&sums[r * kTerms + term][part + v * kLanes]);
+        }
+        StoreSums<kTerms>(inputs, matrix, row + r, index * kBlock + part, terms[0], terms[kTerms - 1]);
+      }
+    }
+  }
+  return true;
 }
 
 // All tiles of a block over some rows.
@@ -175,13 +216,16 @@ void Multiply(ffi::ThreadPool pool, const Inputs<Input>& inputs, const std::vect
   const auto piece = [&](int64_t index) {
     const int64_t panel = index / a_panel;
     const int64_t begin = panel * kPanel, end = std::min(begin + kPanel, inputs.num_rows);
+    Tiles tiles;
     int64_t block = index % a_panel * at_once;
     const int64_t last = std::min(block + at_once, num_blocks);
     size_t of = 0;
     int64_t before = 0;
     for (; block < last; ++block) {
       while (block >= before + matrices[of].num_blocks) before += matrices[of++].num_blocks;
-      Block<kTerms>(inputs, matrices[of], block - before, begin, end);
+      if (!BlockByTiles<kTerms>(tiles, inputs, matrices[of], block - before, begin, end)) {
+        Block<kTerms>(inputs, matrices[of], block - before, begin, end);
+      }
     }
   };
   Split(pool, num_panels * a_panel, num_blocks * block_bytes * inputs.num_rows, piece);
