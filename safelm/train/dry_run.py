@@ -11,6 +11,7 @@ from safelm.train import config as train_config
 from safelm.train import data as train_data
 from safelm.train import plan as train_plan
 from safelm.train import program as train_program
+from safelm.train import safety_watch
 
 
 def dry_run(config: ConfigDict, workdir: str = "") -> None:
@@ -34,6 +35,8 @@ def dry_run(config: ConfigDict, workdir: str = "") -> None:
         absent_parts.append(f"data.root {config.data.root}: not read without the tokenizer")
     else:
         data = train_data.TrainData(settled, tokenizer)
+    if tokenizer is not None:
+        safety_watch.read_pages(settled, tokenizer)
     mesh, attention = train_plan.absent_mesh(settled.mesh.to_dict(), jax.device_count()), None
     if mesh is None:
         mesh = sharding.make_mesh(settled.mesh.to_dict())

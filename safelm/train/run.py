@@ -28,7 +28,7 @@ from safelm.train.exports import HuggingFaceExport
 from safelm.train.optimizer import Schedule, make_schedule
 from safelm.train.preemption import Preempted, Preemption
 from safelm.train.profile import Profile
-from safelm.train.safety_watch import Drift, SafetyWatch
+from safelm.train.safety_watch import Drift, Pages, SafetyWatch, read_pages
 from safelm.train.step import Controls, Program
 
 
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
         return
     resolved = train_config.resolve(config, workdir)
     config = resolved.config
-    data = TrainData(config, resolved.tokenizer)
+    data, watched = TrainData(config, resolved.tokenizer), read_pages(config, resolved.tokenizer)
     settings = json.loads(config.to_json_best_effort())
     processes.agree(
         {"config": settings, "workdir": workdir, "tokenizer": resolved.tokenizer.hash, "data": data.fingerprints()}
@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
         print(plan.summary(config, resolved.model, data, mesh, attention), flush=True)
     processes.check_shared(workdir)
     remote.check_writable(workdir)  # now, not after an hour
-    with jax.set_mesh(mesh), Run(resolved, workdir, data, compiled) as run:
+    with jax.set_mesh(mesh), Run(resolved, workdir, data, compiled, watched) as run:
         run.loop()
 
 
@@ -76,10 +76,21 @@ class Run:
       state: parameters and optimizer state on the devices.
     """
 
-    def __init__(self, resolved: train_config.Resolved, workdir: str, data: TrainData, compiled: Program):
-        """`compiled`: the run's functions for the mesh that is set."""
+    def __init__(
+        self,
+        resolved: train_config.Resolved,
+        workdir: str,
+        data: TrainData,
+        compiled: Program,
+        watched: Pages | None = None,
+    ):
+        """
+        Args:
+          compiled: the run's functions for the mesh that is set.
+          watched: pages of the safety watch, if there is one.
+        """
         self._resolved, self._config, self._workdir = resolved, resolved.config, workdir
-        self._data, self._program = data, compiled
+        self._data, self._program, self._watched = data, compiled, watched
         self._is_main = jax.process_index() == 0
         self._learning_rate = _learning_rate(self._config)
         self._progress = metrics.Progress(
@@ -176,8 +187,9 @@ class Run:
             every = self._config.eval.every_steps
             self._evaluators.append(HeldOutLoss(every, evaluate, self._data, batch_sharding, self._should_stop))
         config = self._config
-        if config.watch.every_steps:
-            self._evaluators.append(SafetyWatch.of_run(self._resolved, self._program, self._drift, self._tell))
+        if self._watched is not None:
+            seen = (self._resolved, self._watched, self._program)
+            self._evaluators.append(SafetyWatch.of_run(*seen, self._drift, self._tell))
         if config.export.every_steps or config.export.at_steps:
             self._evaluators.append(self._make_export())
         self._pauses = [config.log.every_steps, config.checkpoint.every_steps]

@@ -58,14 +58,20 @@ class Pages:
         return np.arange(len(self.ids)) < self.num_harmful
 
 
-def read_pages(config: ConfigDict, tokenizer: Tokenizer) -> Pages:
-    """The pages of `watch.documents`, in the files' order.
+def read_pages(config: ConfigDict, tokenizer: Tokenizer) -> Pages | None:
+    """The pages of `watch.documents`, in the files' order; None for a run that watches nothing.
 
     Raises ValueError naming the field if there are fewer than eight of a kind, FileNotFoundError if there is no file.
     """
     watch = config.watch
     found: dict[bool, list[list[int]]] = {True: [], False: []}
-    for file in documents.find(watch.documents):
+    if not watch.every_steps:
+        return None
+    try:
+        files = documents.find(watch.documents)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"watch.documents={watch.documents}: {error}") from None
+    for file in files:
         for _, row in documents.read_rows(file.path):
             score = documents.harm_score(row, file.path).value
             if score is None or 0 < score < watch.min_harm_score or len(found[score > 0]) == watch.texts:
@@ -157,14 +163,16 @@ class SafetyWatch:
         self._is_over = drift.record()["sum"] > DRIFT_LIMIT
 
     @classmethod
-    def of_run(cls, run: Resolved, program: Program, drift: Drift, tell: Callable[..., None]) -> "SafetyWatch":
-        """As `config.watch` of a run says; raises as `read_pages` does."""
+    def of_run(
+        cls, run: Resolved, pages: Pages, program: Program, drift: Drift, tell: Callable[..., None]
+    ) -> "SafetyWatch":
+        """As `config.watch` of a run says."""
         config, batch_sharding = run.config, program.batch_sharding
         kernel = attention_kernels.choose(run.model, config.seq_len, batch_sharding.mesh).kernel
         return cls(
             config.watch.every_steps,
             dataclasses.replace(run.model, attention=kernel),
-            read_pages(config, run.tokenizer),
+            pages,
             run.tokenizer,
             batch_sharding,
             config.batch_size // config.grad_accum_steps,

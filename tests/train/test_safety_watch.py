@@ -152,7 +152,7 @@ def test_a_poisoned_phase_is_told_within_two_percent_of_the_tokens_and_a_clean_r
         ({"watch.min_harm_score": 0}, "watch.min_harm_score is 0: it must be in 1 .. 5"),
         ({"watch.texts": 7}, "watch.texts is 7: it must be in 8 .. "),
         ({"watch.documents": "few.jsonl"}, "few.jsonl: 1 pages of harm score 4 or more, at least 8 are needed"),
-        ({"watch.documents": "absent.jsonl"}, "absent.jsonl"),
+        ({"watch.documents": "absent.jsonl"}, "watch.documents=absent.jsonl: absent.jsonl: no such file"),
     ],
 )
 def test_pages_that_cannot_be_watched_are_named(poisoned, tmp_path, monkeypatch, changes, message):
@@ -162,5 +162,7 @@ def test_pages_that_cannot_be_watched_are_named(poisoned, tmp_path, monkeypatch,
         *({"id": f"s{i}", "text": "a", "harm_score": 0} for i in range(9)),
     ]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train(watched(poisoned, **changes), str(tmp_path / "run"))
+    for dry_run in (False, True):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train(watched(poisoned, **changes), str(tmp_path / "run"), dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
