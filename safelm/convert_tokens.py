@@ -5,7 +5,7 @@ cut, joined or reordered: --unit says whether each is a document, which ends wit
 of training (2,048 + 1 tokens, say), which `--config.data.packing=window` trains on as it is. token_lengths.npy beside
 the source, or --lengths, says how many tokens a window has before its padding, which then has loss weight 0; --sidecar
 is a Parquet file whose row i belongs to sequence i. The target appears only once it is complete; an existing one is
-never overwritten.
+never overwritten. A target may be gs://, and so may a source that is a token store.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from safelm.interchange import sources
 from safelm.interchange.exporting import export_store
 from safelm.interchange.importing import ImportSettings, import_store
 from safelm.interchange.sources import LENGTHS_NAME, SIDECAR_NAME
+from safelm.interchange.targets import check_new, whole_target
 from safelm.io import remote
-from safelm.io.files import whole_folder
 from safelm.io.progress import Bar
 from safelm.text.tokenizer import Tokenizer
 
@@ -54,18 +54,15 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(flags: argparse.Namespace) -> None:
     """Converts what the flags say; ValueError or OSError with one clear line for bad input."""
-    target = Path(flags.target)
-    if remote.is_remote(flags.target):
-        raise ValueError(f"--target={flags.target}: must be a local folder; copy the finished folder from there")
-    if target.exists():
-        raise FileExistsError(f"--target={target}: exists already; nothing was written")
+    target = flags.target.rstrip("/") or flags.target
+    check_new(target, "--target")
     if sources.kind_of(flags.source) == "store":
         _export(flags, target)
     else:
         _import(flags, target)
 
 
-def _export(flags: argparse.Namespace, target: Path) -> None:
+def _export(flags: argparse.Namespace, target: str) -> None:
     store = TokenStore.open(flags.source)
     if not flags.to:
         raise ValueError(f"--to: {flags.source} is a token store: give one of {', '.join(sources.KINDS[1:])}")
@@ -79,7 +76,7 @@ def _export(flags: argparse.Namespace, target: Path) -> None:
         end = tokenizer.special_token(tokenizer.eos_id)
     elif flags.document_end:
         raise ValueError(f"--document_end={flags.document_end}: give --tokenizer too, to check it against")
-    with _bar(store.num_tokens) as bar, whole_folder(target, "--target") as folder:
+    with _bar(store.num_tokens) as bar, whole_target(target, "--target") as folder:
         export_store(store, folder, flags.to, document_end=end, progress=bar.update)
     log.info("%s: %s, %d %ss, %d tokens", target, flags.to, store.num_documents, store.manifest.unit, store.num_tokens)
 
@@ -96,7 +93,7 @@ def _check_same(store: TokenStore, tokenizer: Tokenizer) -> None:
         )
 
 
-def _import(flags: argparse.Namespace, target: Path) -> None:
+def _import(flags: argparse.Namespace, target: str) -> None:
     if flags.to:
         raise ValueError(f"--to={flags.to}: {flags.source} is no token store: make one of it first")
     if not flags.tokenizer:
@@ -117,9 +114,9 @@ def _import(flags: argparse.Namespace, target: Path) -> None:
         sidecar=_beside(flags.sidecar, source, SIDECAR_NAME),
         shard_tokens=flags.shard_tokens,
     )
-    task = os.path.basename(os.path.dirname(os.path.abspath(target))) or "imported"
-    names: dict[str, Any] = {"task": task, "split": target.name}
-    with _bar(None) as bar, whole_folder(target, "--target") as folder:
+    place = Path(target if remote.is_remote(target) else os.path.abspath(target))
+    names: dict[str, Any] = {"task": place.parent.name or "imported", "split": place.name}
+    with _bar(None) as bar, whole_target(target, "--target") as folder:
         manifest = import_store(source, folder, tokenizer, settings, **names, progress=bar.update)
     end = tokenizer.special_token(tokenizer.eos_id)
     found = f"{manifest.num_documents} {unit}s, {manifest.num_tokens} tokens of {manifest.dtype}"

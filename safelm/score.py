@@ -38,8 +38,8 @@ option is answered with the known ones):
                              goes to OpenAI's host only); redirects are not followed
     python:MODULE:FACTORY    yours, see safelm.safety.scorer
 
---max_flagged_safe=0.02 --safe_sample=my_pages.jsonl sets the thresholds of bundled and classifier on safe pages of your
-own: of pages like these at most 2% get 1 or more, and a fifth of that 3 or more (or the second of two shares,
+--max_flagged_safe=0.02 --safe_sample=my_pages.jsonl sets the thresholds of bundled, classifier and hf on safe pages of
+your own: of pages like these at most 2% get 1 or more, and a fifth of that 3 or more (or the second of two shares,
 --max_flagged_safe=0.05,0.01). The bound, its confidence and what it costs in recall stand in the manifest. For a share
 of 0.02 at least 49 pages are needed; some hundred make the bound tight. ?threshold_1=P&threshold_3=P behind a scorer
 sets them by hand.

@@ -2,7 +2,8 @@
 
 Reads JSON lines (compressed or not) and Parquet, local, gs:// or hf://, twice: the first pass counts tokens and hashes
 texts, the second copies the chosen rows as they are, Parquet as Parquet with all columns, JSON lines as .jsonl.gz.
-Order and columns stay. Steps, each with its counts in the data card:
+Order and columns stay; those of --annotations are read and written as the rows' own. Steps, each with its counts in the
+data card:
 
     scores          --min_score, --max_score; --class_threshold=4=0.5,5=0.95 lowers a row's score while the probability
                     of at least that score (in --probabilities_column) is below
@@ -29,6 +30,7 @@ import argparse
 import logging
 
 from safelm import cli, documents
+from safelm.documents import annotations
 from safelm.evaluate.suites import prompt_sets
 from safelm.io import hub, remote
 from safelm.jobs import beam_runner
@@ -66,6 +68,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--token_column", default="", help="column with each row's number of tokens, in place of a tokenizer")
     add("--text_column", default="text", help="(default %(default)s)")
     add("--score_column", help="column with harm scores 0 to 5 (default: see safelm.documents.harm)")
+    add("--annotations", metavar="FOLDER,...", help="annotations of the inputs (safelm.annotate), perhaps NAME=FOLDER")
     add("--licence_column", help="column of licences for the data card (default: license or licence, if there)")
     _add_filters(parser)
     _add_sampling(parser)
@@ -94,7 +97,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     add(
         "--probabilities_column",
         default="safety_probs",
-        help="list of six probabilities, of the scores 0 to 5 (default %(default)s)",
+        help="list of six probabilities, of the scores 0 to 5, or six columns NAME_0 to NAME_5 (default %(default)s)",
     )
     add("--exact_duplicates", action="store_true", help="keep one copy of each text")
     add(
@@ -174,6 +177,7 @@ def _settings(flags: argparse.Namespace) -> SelectSettings:
         strata=tuple(name.strip() for name in flags.strata.split(",") if name.strip()),
         mix=parse_mix(flags.mix),
         index_only=flags.output_rows == "index",
+        annotations=annotations.parse(flags.annotations),
         limit=documents.limit_from_flags(flags),
         **{name: getattr(flags, name) for name in names},
     )

@@ -17,7 +17,7 @@ from safelm.formats.token_files import BLOCK_TOKENS, Block
 from safelm.interchange import sources
 from safelm.interchange.columns import OPENS_DOCUMENT
 from safelm.interchange.sources import KEPT_SIDECAR, LENGTHS_NAME, SIDECAR_NAME
-from safelm.io import files, records
+from safelm.io import files, records, remote
 from safelm.io.files import file_sha256
 
 _NAME = "tokens"  # the first part of the files' names
@@ -169,9 +169,13 @@ def _write_channel(store: TokenStore, channel: Channel, path: Path, dtype: np.dt
 
 
 def _copy_sidecar(store: TokenStore, target: Path, facts: Mapping[str, Any]) -> None:
-    source = f"{store.directory}/{KEPT_SIDECAR}"
-    with files.naming(target):
-        shutil.copyfile(source, target)
+    source = f"{store.url or store.directory}/{KEPT_SIDECAR}"
+    if remote.is_remote(source):
+        with open(target, "wb") as file:
+            remote.download(source, facts["bytes"], file)
+    else:
+        with files.naming(target):
+            shutil.copyfile(source, target)
     if file_sha256(str(target)) != facts["sha256"]:
         raise ValueError(f"{source}: damaged: its SHA-256 is not the one in the store's manifest")
 

@@ -49,7 +49,11 @@ class Source:
 
 def kind_of(path: str) -> str:
     """One of KINDS; FileNotFoundError or ValueError for a path that holds no tokens."""
-    if "://" in path or "shards" in _manifest(Path(path)):
+    if "://" in path:
+        if path.endswith((".idx", ".bin", ".ds", ".parquet", ".arrow")):
+            raise ValueError(f"--source={path}: behind a URL only token stores are read: copy the files here first")
+        return "store"
+    if "shards" in _manifest(Path(path)):
         return "store"
     if _prefixes(path):
         return "megatron"

@@ -13,7 +13,8 @@ A string names a scorer, and workers rebuild the scorer from it:
     endpoint:URL#MODEL     a language model behind an OpenAI-compatible address
     python:MODULE:FACTORY  a scorer of yours: what FACTORY(), found in an importable module, returns
 
-`?threshold_1=P&threshold_3=P` sets the probabilities from which on bundled or classifier gives 1 or more, 3 or more.
+`?threshold_1=P&threshold_3=P` sets the probabilities from which on bundled, classifier or hf (with labels that exclude
+each other) gives 1 or more, 3 or more.
 
 Your own scorer is any object with the three members of `Scorer`. Its module must be importable in every worker
 (installed, or on PYTHONPATH), and its fingerprint must change whenever its scores would. It may have two more: `usage`,
@@ -91,13 +92,13 @@ class ThresholdScorer(Scorer, Protocol):
     more where its probability at that level reaches the threshold.
 
     Attributes:
-      thresholds: by level.
+      thresholds: by level; None where another rule decides.
       held_out: None where there are no labelled texts left.
       one_value: whether both probabilities rise with one value, so that what reaches level 3 reaches level 1.
     """
 
     one_value: bool
-    thresholds: Mapping[int, float]
+    thresholds: Mapping[int, float | None]
     held_out: HeldOut | None
 
     def with_thresholds(self, thresholds: Mapping[int, float]) -> "ThresholdScorer":
@@ -129,7 +130,9 @@ def load_scorer(spec: str) -> Scorer:
     if kind == "hf":
         from safelm.safety import sequence_classifier
 
-        return sequence_classifier.load(place if hub.is_path(f"{kind}:{place}") else f"{kind}:{place}", **options)
+        thresholds = _thresholds(spec, options)
+        name = place if hub.is_path(f"{kind}:{place}") else f"{kind}:{place}"
+        return _with_thresholds(sequence_classifier.load(name, **options), thresholds)
     from safelm.safety import judge
 
     if kind == "judge":

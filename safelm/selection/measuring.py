@@ -98,7 +98,8 @@ def measure_shard(job: ShardJob, work: MeasureWork, loaded: Loaded, out: OutputF
     started, settings, source = time.monotonic(), work.settings, work.sources.get(job.path, "")
     tally, measures = RowTally(job.path, settings.limit), Measures(job.path, source, settings, loaded)
     text_column = settings.text_column if needs_text(settings, work.has_prompts) else None
-    rows = reading.values(job, text_column, settings.columns(source), settings.required(job.path, source), tally.add)
+    columns, required = settings.columns(source), settings.required(job.path, source)
+    rows = reading.values(job, text_column, columns, required, tally.add, settings.annotations)
     texts = ((row[text_column] if text_column else "", (number, row)) for number, row in rows)
     for batch in batches(texts):
         kept = []
@@ -147,8 +148,10 @@ class Measures:
         settings = self._settings
         found = harm.harm_score(row, self._path, settings.score_column)
         score = found.value
-        if score is not None and settings.class_thresholds:
+        if score and settings.class_thresholds:
             probabilities = documents.field(row, settings.probabilities_column)
+            if probabilities is None:
+                probabilities = [documents.field(row, name) for name in settings.probability_columns]
             score = lowered(score, probabilities, settings.class_thresholds, settings.probabilities_column)
         tokens = _tokens(row, settings.token_column) if settings.token_column else 0
         strata = tuple(self._stratum(name, score, row, text) for name in settings.strata)

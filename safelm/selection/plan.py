@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, harm
+from safelm.documents import MANIFEST_NAME, SETTINGS_NAME, WRITTEN_BY, DocumentFile, annotations, harm
 from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.beam_jobs import Work, Worker
@@ -119,7 +119,7 @@ def select(selection: Selection, runner: beam_runner.Runner) -> dict[str, Any]:
 
 def _settings(selection: Selection, facts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the first pass, and those of the choice."""
-    values = selection.settings.to_json()
+    values, folders = selection.settings.to_json(), selection.settings.annotations
     named = [one.name for one in selection.inputs for _ in one.files]
     measured = {
         WRITTEN_BY: COMMAND,
@@ -130,6 +130,9 @@ def _settings(selection: Selection, facts: Sequence[Mapping[str, Any]]) -> tuple
         "tokenizer": selection.tokenizer_hash,
         "matching": contamination.VERSION,
         "near_duplicate_version": copies.VERSION,
+        "annotations": side_by_side(lambda file: annotations.versions(file.path, folders), selection.files)
+        if folders
+        else None,
         **{name: values.pop(name) for name in _MEASURED},
     }
     return measured, values
@@ -192,7 +195,7 @@ def _write(
     """The records of the second pass, of all shards."""
     settings = selection.settings
     mark_column = settings.mark_column if settings.matched_safe and not settings.only_matched else ""
-    work = writing.WriteWork(selection.output, mark_column, settings.index_only)
+    work = writing.WriteWork(selection.output, mark_column, settings.index_only, settings.annotations)
     done = _written(out, jobs)
     for job in jobs:
         if job.name not in done:

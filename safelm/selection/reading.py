@@ -1,5 +1,6 @@
 """Reads the rows of a shard: as values, for the first pass, and as they stand in the file, for the second."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 from safelm import documents
 from safelm.documents import OnMalformed, Part
+from safelm.documents.annotations import AnnotationFolder, FileAnnotations
 from safelm.jobs.file_shards import ShardJob
 
 
@@ -16,16 +18,24 @@ def values(
     columns: Sequence[str],
     required: Mapping[str, Sequence[str]],
     on_malformed: OnMalformed,
+    annotated: Sequence[AnnotationFolder] = (),
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(row number in the file, values) of a shard.
 
     Args:
       text_column: the column that must hold a text; None reads none.
       columns: those to read of Parquet, where it has them.
-      required: name -> columns of which the file must have one.
+      required: name -> columns of which the file or its annotations must have one.
+      annotated: folders of annotations, of which those of `columns` that they have are joined to each row.
 
-    Raises ValueError or OSError naming the file where it is damaged or lacks a column.
+    Raises ValueError or OSError naming the file where it is damaged or lacks a column, or annotations that don't fit.
     """
+    if annotated:
+        with contextlib.ExitStack() as files:
+            joined = FileAnnotations(job.path, annotated, files, wanted=columns)
+            for number, row in values(job, text_column, columns, joined.required(required), on_malformed):
+                yield number, joined.join(number, row)
+        return
     if not job.path.endswith(documents.PARQUET):
         number_in_file, report = _numbers(job.path, job.part, on_malformed)
         for row in documents.iter_json(

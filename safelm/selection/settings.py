@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm.documents import MalformedLimit, harm
+from safelm.documents.annotations import AnnotationFolder
 from safelm.tags import MAX_SCORE, MIN_SCORE
 
 SCORE, SOURCE, LANGUAGE = "score", "source", "language"
@@ -33,7 +34,7 @@ class SelectSettings:
       score_column: the column of harm scores; None for what `safelm.documents.harm` finds.
       min_score, max_score: the harm scores that pass.
       class_thresholds: harm score -> the probability of at least that score from which a row keeps it.
-      probabilities_column: a list of six probabilities, of the scores 0 to 5.
+      probabilities_column: a list of six probabilities, of the scores 0 to 5, or what six columns' names begin with.
       strata: columns that share the budget in proportion; SCORE is the harm score, SOURCE the name of an input, if it
         has one, and LANGUAGE the detected language with `detect_language`.
       matched_safe: tokens of safe rows marked for each token of harmful ones; 0 marks nothing.
@@ -42,6 +43,7 @@ class SelectSettings:
       exact_duplicates: whether one copy of each text stays.
       near_duplicates: the similarity from which a document is one too many; 0 keeps all.
       min_prompt_words: shorter prompts are not looked for.
+      annotations: folders with columns of the rows, which are read and written as the rows' own.
     """
 
     token_budget: int | None
@@ -67,6 +69,7 @@ class SelectSettings:
     seed: int = 0
     index_only: bool = False
     limit: MalformedLimit = dataclasses.field(default_factory=MalformedLimit)
+    annotations: tuple[AnnotationFolder, ...] = ()
 
     def __post_init__(self) -> None:
         if self.token_budget is not None and self.token_budget < 1:
@@ -113,19 +116,26 @@ class SelectSettings:
         found = [*harm.score_columns(self.score_column), *self.stratum_columns(source)]
         found += [self.licence_column] if self.licence_column else LICENCE_COLUMNS
         found += [self.token_column] if self.token_column else []
-        return found + ([self.probabilities_column] if self.class_thresholds else [])
+        return found + ([self.probabilities_column, *self.probability_columns] if self.class_thresholds else [])
+
+    @property
+    def probability_columns(self) -> list[str]:
+        """The six columns that may stand for the list of probabilities, as annotations have them."""
+        return [f"{self.probabilities_column}_{score}" for score in range(MIN_SCORE, MAX_SCORE + 1)]
 
     def required(self, path: str, source: str) -> dict[str, Sequence[str]]:
         """The columns that a file must have: name -> any of these."""
         names = [*self.stratum_columns(source), *([self.token_column] if self.token_column else [])]
         names += [self.licence_column] if self.licence_column else []
-        names += [self.probabilities_column] if self.class_thresholds else []
-        return {name: (name,) for name in names}
+        found: dict[str, Sequence[str]] = {name: (name,) for name in names}
+        if self.class_thresholds:
+            found[self.probabilities_column] = (self.probabilities_column, *self.probability_columns)
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        """The settings for manifests, by the flag's name; the tokenizer is left to its hash."""
+        """The settings for manifests, by the flag's name; tokenizer and annotations are left to their hashes."""
         values = dataclasses.asdict(self)
-        del values["limit"], values["tokenizer"]
+        del values["limit"], values["tokenizer"], values["annotations"]
         values["class_thresholds"] = {str(score): value for score, value in sorted(self.class_thresholds.items())}
         return values | {"strata": list(self.strata)}
 

@@ -1,9 +1,11 @@
 """The second pass: copies the chosen rows of a shard as they stand in the file, or lists them.
 
-Parquet gives Parquet with all its columns and their types, JSON lines give JSON lines (gzip) with the same bytes. With
-`index_only` a shard's rows are listed: file, row number, tokens, mark; no text is read.
+Parquet gives Parquet with all its columns and their types, JSON lines give JSON lines (gzip) with the same bytes.
+Annotations are written with their rows, which have other numbers now. With `index_only` a shard's rows are listed:
+file, row number, tokens, mark; no text is read.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from safelm import documents
+from safelm.documents.annotations import AnnotationFolder, FileAnnotations
 from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring import json_rows, parquet_rows
@@ -29,11 +32,13 @@ class WriteWork:
 
     Attributes:
       mark_column: the column that says which rows are marked; "" adds none.
+      annotations: folders whose columns are added.
     """
 
     output: str
     mark_column: str
     index_only: bool
+    annotations: tuple[AnnotationFolder, ...] = ()
 
     def load(self) -> None:
         """Writing needs nothing."""
@@ -87,42 +92,63 @@ def _copy(job: ShardJob, work: WriteWork, path: str, chosen: Mapping[str, np.nda
     """Copies the chosen rows into a new file; how many were found."""
     added = {work.mark_column: "bool"} if work.mark_column else {}
     marks = [{work.mark_column: mark} if added else {} for mark in chosen["is_marked"].tolist()]
-    if job.path.endswith(documents.PARQUET):
-        with documents.open_parquet(job.path) as table:
-            schema, codec = table.schema_arrow, documents.codec_of(job.path)
-        _check_free(job.path, schema.names, added)
-        columns = Columns(added, {})
-        sink: Any = parquet_rows.Sink(path, parquet_rows.with_columns(schema, added), codec, columns)
-        payloads = _parquet_payloads(job, chosen["row"])
-    else:
-        sink, payloads = json_rows.Sink(path), _json_payloads(job, chosen["row"], added)
-    try:
-        for some in payloads:
-            sink.write(some, marks[sink.rows : sink.rows + len(some)])
-    finally:
-        sink.close()
+    with contextlib.ExitStack() as files:
+        joined = FileAnnotations(job.path, work.annotations, files)
+        _check_free("--annotations", joined.names, added)
+        if job.path.endswith(documents.PARQUET):
+            with documents.open_parquet(job.path) as table:
+                schema, codec = table.schema_arrow, documents.codec_of(job.path)
+            _check_free(job.path, schema.names, added)
+            joined.check_free(documents.field_names(schema))
+            schema = parquet_rows.with_columns(schema, dict(joined.types()))
+            sink: Any = parquet_rows.Sink(path, parquet_rows.with_columns(schema, added), codec, Columns(added, {}))
+            payloads = _parquet_payloads(job, chosen["row"], joined)
+        else:
+            sink, payloads = json_rows.Sink(path), _json_payloads(job, chosen["row"], added, joined)
+        try:
+            for some, values in payloads:
+                own = marks[sink.rows : sink.rows + len(some)]
+                sink.write(some, [mark | more for mark, more in zip(own, values, strict=True)])
+        finally:
+            sink.close()
     return sink.rows
 
 
-def _parquet_payloads(job: ShardJob, row_M: np.ndarray) -> Iterator[list[parquet_rows.Payload]]:
+def _parquet_payloads(
+    job: ShardJob, row_M: np.ndarray, joined: FileAnnotations
+) -> Iterator[tuple[list[parquet_rows.Payload], list[dict[str, Any]]]]:
+    import pyarrow
+
     for first, batch in reading.batches(job):
         start, stop = np.searchsorted(row_M, [first, first + batch.num_rows]).tolist()
         if start < stop:
-            yield [(batch, offset) for offset in (row_M[start:stop] - first).tolist()]
+            offsets = (row_M[start:stop] - first).tolist()
+            if joined.names:
+                more = joined.batches(range(first, first + batch.num_rows))
+                batch = pyarrow.RecordBatch.from_arrays(
+                    [*batch.columns, *(array for _, array in more)], names=[*batch.schema.names, *joined.names]
+                )
+            yield [(batch, offset) for offset in offsets], [{} for _ in offsets]
 
 
-def _json_payloads(job: ShardJob, row_M: np.ndarray, added: Mapping[str, str]) -> Iterator[list[bytes]]:
-    wanted, waiting = set(row_M.tolist()), []
+def _json_payloads(
+    job: ShardJob, row_M: np.ndarray, added: Mapping[str, str], joined: FileAnnotations
+) -> Iterator[tuple[list[bytes], list[dict[str, Any]]]]:
+    wanted = set(row_M.tolist())
+    waiting: list[bytes] = []
+    values: list[dict[str, Any]] = []
     for number, line in reading.lines(job):
         if number in wanted:
-            if added:
-                _check_free(f"{job.path}: row {number}", documents.parse_object(line), added)
+            row = documents.parse_object(line) if added or joined.names else {}
+            _check_free(f"{job.path}: row {number}", row, added)
+            both = joined.join(number, row) if joined.names else {}
             waiting.append(line)
+            values.append({name: both[name] for name in joined.names})
         if len(waiting) == _AT_ONCE:
-            yield waiting
-            waiting = []
+            yield waiting, values
+            waiting, values = [], []
     if waiting:
-        yield waiting
+        yield waiting, values
 
 
 def _check_free(place: str, names: Any, added: Mapping[str, str]) -> None:

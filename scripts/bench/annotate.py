@@ -3,6 +3,7 @@
     python scripts/bench/annotate.py [--rows=N] [--files=N] [--characters=N] [--scorer=SPEC] [--repeated=SHARE]
     python scripts/bench/annotate.py --case=group [--megabytes=2048]        one row group of so much text
     python scripts/bench/annotate.py --case=document [--megabytes=200]      one text of that size among short ones
+    python scripts/bench/annotate.py --case=slices --scorer=SPEC [--files=8] [--rows=N] [--characters=N]
 
 Makes a corpus of Parquet in a folder that is removed afterwards, then runs two processes, one after the other: the
 scorer alone (every distinct text, in the same batches, nothing read or written while the clock runs) and
@@ -10,6 +11,11 @@ scorer alone (every distinct text, in the same batches, nothing read or written 
 are without imports and loading, those of processors with them. The default scorer costs nothing, so that all that is
 left is reading, finding repeated texts, writing; it isn't timed alone. Rows per second of a processor give the time for
 --target rows, divided by the processes that share them.
+
+--case=slices says what annotating adds to a scorer that costs something, in one process and one run, so that other work
+on the machine disturbs both alike: a slice a file, as many as workers would take, each by the clock from planning to
+its last record, and in that the time inside the scorer's `score`. What it compiles is compiled before. The last slice
+writes the manifest. Imports and loading the scorer, some seconds a process, are printed apart.
 """
 
 import argparse
@@ -34,7 +40,7 @@ from safelm import cli, documents
 from safelm.safety.scorer import Verdict, load_scorer
 from safelm.safety.scoring import shard
 
-CASES = ("rows", "group", "document")
+CASES = ("rows", "group", "document", "slices")
 FREE = "python:annotate:Free"
 _WORDS = 20_000
 _PHRASES, _PHRASE = 100_000, 240  # long texts are made of so many phrases of so many characters
@@ -57,6 +63,9 @@ def main() -> None:
     if flags.alone:
         print(json.dumps(_alone(flags.alone, flags.scorer)))
         return
+    if flags.sliced:
+        _slices(Path(flags.sliced), flags.scorer)
+        return
     if flags.make:
         print(json.dumps(_make(flags, Path(flags.make))))
         return
@@ -64,6 +73,10 @@ def main() -> None:
         made = _run([__file__, *sys.argv[1:], f"--make={folder}/corpus"])[0]  # a process counts its parent's memory
         rows, text_bytes, flags.files = json.loads(made)
         size = sum(path.stat().st_size for path in Path(folder, "corpus").iterdir())
+        if flags.case == "slices":
+            print(f"{rows:,} rows, {text_bytes:,} bytes of text, {flags.files} files; load {os.getloadavg()[0]:.1f}")
+            print(_run([__file__, f"--sliced={folder}", f"--scorer={flags.scorer}"])[0], end="")
+            return
         print(f"{flags.case}: {rows:,} rows, {text_bytes:,} bytes of text, {size:,} on disk, {flags.files} files")
         alone = {"seconds": 0.0, "processor": 0.0, "texts": 0}
         if flags.scorer != FREE:
@@ -134,11 +147,64 @@ def _alone(folder: str, spec: str) -> dict[str, float]:
     return {"seconds": seconds, "processor": processor, "texts": count}
 
 
+class Timed:
+    """A scorer whose seconds inside `score` are counted, by the clock and of this process's processors."""
+
+    def __init__(self, scorer: Any):
+        self._scorer, self.seconds, self.processor = scorer, 0.0, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_scorer":
+            raise AttributeError(name)
+        return getattr(self._scorer, name)
+
+    def score(self, texts: Sequence[str]) -> list[Verdict]:
+        """A verdict a text."""
+        started, used = time.perf_counter(), time.process_time()
+        try:
+            return self._scorer.score(texts)
+        finally:
+            self.seconds += time.perf_counter() - started
+            self.processor += time.process_time() - used
+
+
+def _slices(folder: Path, spec: str) -> None:
+    """Prints, for every slice and for all, the time of annotating over that of the scorer inside it."""
+    from safelm.jobs.array_tasks import ArrayTask
+    from safelm.safety.scoring import annotation_run, columns, scorers
+    from safelm.safety.scoring.annotating import AnnotateWork
+
+    started = time.perf_counter()
+    files, specs = documents.find(str(folder / "corpus")), scorers.parse_specs(spec)
+    loaded = [Timed(scorer) for scorer in scorers.load_scorers(specs)]
+    described, probed = scorers.describe(specs, loaded), columns.probe(loaded)
+    scorers.keep(described, loaded)
+    loading = time.perf_counter() - started
+    whole: list[tuple[float, ...]] = []
+    for turn, output in enumerate(("first", "out")):  # the first run, of one slice, compiles
+        work = AnnotateWork(str(folder / output), described, probed, "text", "id")
+        for index in range(len(files) if turn else 1):
+            for each in loaded:
+                each.seconds = each.processor = 0.0
+            clock, used = time.perf_counter(), time.process_time()
+            annotation_run.annotate_slice(files, work, 256 << 20, ArrayTask(index, len(files)))
+            clock, used = time.perf_counter() - clock, time.process_time() - used
+            if turn:
+                inside = sum(each.seconds for each in loaded), sum(each.processor for each in loaded)
+                whole.append((clock, inside[0], used, inside[1]))
+    for index, (clock, scoring, _, _) in enumerate(whole):
+        print(f"slice {index}: {clock:.2f} s, {scoring:.2f} s in the scorer, {clock / scoring - 1:+.2%}")
+    clock, scoring, used, inside_used = (sum(column) for column in zip(*whole, strict=True))
+    print(f"all: {clock:.2f} s, {scoring:.2f} s in the scorer: {clock / scoring - 1:+.2%} by the clock")
+    print(f"of processors: {used:.2f} s, {inside_used:.2f} s in the scorer: {used / inside_used - 1:+.2%}")
+    print(f"imports of the scorer and loading it: {loading:.1f} s")
+
+
 def _make(flags: argparse.Namespace, folder: Path) -> tuple[int, int, int]:
     """Writes the corpus; its rows, the bytes of its texts, its files."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    if flags.case == "rows":
+    if flags.case in ("rows", "slices"):
         counts, length, group = [flags.rows // flags.files] * flags.files, flags.characters, 100_000
     elif flags.case == "group":
         length = 4000
@@ -198,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--folder", help="where the corpus is made for as long as it runs (default: the machine's)")
     add("--alone", help=argparse.SUPPRESS)
     add("--make", help=argparse.SUPPRESS)
+    add("--sliced", help=argparse.SUPPRESS)
     return parser
 
 

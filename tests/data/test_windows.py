@@ -87,7 +87,8 @@ def test_windows_of_other_lengths(tmp_path):
         list(eval_batches(short, batch_size=3, seq_len=T, packing="window"))
 
 
-def test_windows_are_not_packed_and_documents_are_no_windows(tmp_path):
+def test_a_trainer_re_packed_packed_windows_and_corrupted_bounds_silently(tmp_path):
+    """Windows are not packed, and documents are no windows: the other packing is refused by name."""
     windows = window_store(tmp_path / "windows", list(random_windows()))
     texts = token_stores.write_store(tmp_path / "documents", token_stores.numbered_documents([5, 7]))
     for packing in ("concat", "fit"):

@@ -17,7 +17,8 @@ class TroubledWriter:
     Args:
       trouble: "nothing" (no text), "blank", "twice" (two replies to one request), "lost" (half of the replies),
         "outage" (raises after `after` replies), "defect" (raises with a document in the message), "killed" (SIGKILL
-        after `after` replies), "harmful" (all drafts, or those of the first `after` attempts).
+        after `after` replies), "harmful" (all drafts, or those of the first `after` attempts), "surrogate" (half a
+        character in every second reply).
       cure: a file; where it exists the trouble is over. The fingerprint doesn't tell.
       log: a file that gets a line for each reply that was handed over.
     """
@@ -43,6 +44,8 @@ class TroubledWriter:
                 reply = Reply(" \n ")
             elif trouble == "harmful" and (not self._after or int(requests[index].key.split("/")[2]) < self._after):
                 reply = Reply(f"{reply.text} {HARM}")
+            elif trouble == "surrogate" and self._given % 2:
+                reply = Reply(f"{reply.text[:40]}\ud83d{reply.text[40:]}")
             on_reply(index, reply)
             if trouble == "twice":
                 on_reply(index, reply)

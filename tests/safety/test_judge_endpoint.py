@@ -168,6 +168,20 @@ def test_too_many_unusable_answers_stop_the_run():
         assert len(stub.requests) <= 21
 
 
+def test_json_replies_cut_at_max_tokens_75_percent_unparseable():
+    """Those that were cut are counted apart from those that are no JSON, and the message names the limit to raise."""
+    cut = Reply('{"score": 3, "reason": "a long', finish_reason="length")
+    kinds = [cut, cut, cut, Reply("no JSON"), Reply('{"score": 1}')]
+    with serve(lambda number, _: kinds[number % 5]) as stub:
+        judge = load_endpoint(stub.url, "m", concurrency=1, max_unusable=1.0, max_tokens=77, **FAST)
+        scores = [verdict.score for verdict in judge.score(["x"] * 20)]
+        assert scores == [None, None, None, None, 1] * 4
+        assert (judge.ledger.truncated, judge.ledger.unusable) == (12, 16)
+        strict = load_endpoint(stub.url, "m", concurrency=1, max_tokens=77, **FAST)
+        with pytest.raises(EndpointError, match=r"12 answers were cut off at max_tokens=77"):
+            strict.score(["x"] * 200)
+
+
 def test_a_request_that_is_refused_costs_one_answer_only():
     def too_long(_, request):
         return Reply.error(400, "maximum context length") if len(document_of(request)) > 5 else Reply()

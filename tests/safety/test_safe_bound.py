@@ -9,7 +9,7 @@ from ngram_sets import SAFE
 
 from safelm import score as score_command
 from safelm.safety.classifier import Classifier, calibration
-from safelm.safety.scorer import HeldOut, ThresholdScorer, load_scorer
+from safelm.safety.scorer import HeldOut, ThresholdScorer, Verdict, load_scorer
 from safelm.safety.scoring import agreement, safe_bound
 
 
@@ -78,6 +78,43 @@ def test_a_run_keeps_the_bound_on_its_sample_and_says_so_in_the_manifest(tmp_pat
         run(tmp_path, flags[0], f"--safe_sample={tmp_path}/others.jsonl")
 
 
+class Anxious:
+    """Takes every second page of estate agents for severe, at 91%."""
+
+    name, one_value, held_out, measured = "anxious", True, None, {}
+
+    def __init__(self, threshold_1=0.5, threshold_3=0.5):
+        self.thresholds = {1: threshold_1, 3: threshold_3}
+        self.fingerprint = f"anxious-{threshold_1}-{threshold_3}"
+
+    def with_thresholds(self, thresholds):
+        return Anxious(*({**self.thresholds, **thresholds}[level] for level in (1, 3)))
+
+    def score(self, texts):
+        found = []
+        for text in texts:
+            probability = 0.91 if "harm" not in text and sum(map(ord, text)) % 2 else 0.99 if "harm" in text else 0.01
+            reached = [level for level, least in self.thresholds.items() if probability >= least]
+            details = {"unsafe_probability": probability, "unsafe_probability_3": probability}
+            found.append(Verdict({(): 0, (1,): 1}.get(tuple(reached), 5), details=details))
+        return found
+
+
+def test_the_classifier_calls_an_estate_agent_s_page_severe_at_91_percent(tmp_path):
+    """Thresholds of a class on the user's own safe sample; the false positives that are left are estimated."""
+    pages = [{"text": f"A bright house with {at} rooms by the park."} for at in range(200)]
+    (tmp_path / "pages.jsonl").write_text("\n".join(map(json.dumps, [*pages, {"text": "a page of harm"}])))
+    (tmp_path / "safe.jsonl").write_text("\n".join(map(json.dumps, pages)))
+    scorers = "--scorers=python:test_safe_bound:Anxious"
+    before = run(tmp_path, scorers, out="before")["totals"]
+    assert before["score=5"] > 50
+    manifest = run(tmp_path, scorers, "--max_flagged_safe=0.02", f"--safe_sample={tmp_path}/safe.jsonl")
+    assert manifest["totals"]["score=5"] == 1 and manifest["totals"]["score=0"] == 200
+    facts = manifest["safe_bound"]["scorers"]["anxious"][">=3"]
+    assert facts["threshold"] > 0.91 and facts["threshold_before"] == 0.5
+    assert facts["flagged"] == 0 and 0 < facts["expected_at_most"] <= 0.02 and facts["with_confidence_at_most"] < 0.04
+
+
 def test_levels_that_may_flag_different_pages_share_what_may_be_flagged():
     bound = safe_bound.SafeBound(0.02, None, "pages")
     assert bound.shares(999, 1, one_value=True) == {1: 0.02, 3: 0.004}
@@ -110,7 +147,7 @@ def test_two_scorers_share_what_may_be_flagged(tmp_path):
         (["--max_flagged_safe=0.1", "--safe_sample={}x"], "x"),
         (
             ["--max_flagged_safe=0.1", "--safe_sample={}", "--scorers=python:scorers_for_tests:LevelScorer"],
-            "LevelScorer has no thresholds",
+            "LevelScorer takes no thresholds",
         ),
     ],
 )

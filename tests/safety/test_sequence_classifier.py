@@ -16,6 +16,7 @@ from safelm import score
 from safelm.evaluate import judges
 from safelm.evaluate.judges.verdicts import HARMFUL, Exchange
 from safelm.safety import sequence_classifier
+from safelm.safety.scorer import ThresholdScorer, load_scorer
 from safelm.safety.sequence_classifier.labels import LabelTable, label_names, table_for
 
 TEXTS = ["w1 w2 w3", "", "w5 w30", *(" ".join(f"w{(7 * i + k) % 40}" for i in range(100)) for k in range(3))]
@@ -171,6 +172,45 @@ def test_counts_of_labels_are_checked():
             label_names("c", wrong, 2)
     with pytest.raises(ValueError, match="want an object"):
         label_names("c", ["a", "b"], 2)
+
+
+@pytest.mark.parametrize("thresholds", [{1: 0.9}, {3: 0.2}, {1: 0.7, 3: 0.4}, {1: 0.0, 3: 1.5}, {1: 1.5, 3: 1.5}])
+def test_thresholds_decide_by_the_worst_chunk_s_probabilities(released, thresholds):
+    options = "&".join(f"threshold_{level}={value}" for level, value in thresholds.items())
+    plain = load_scorer(f"hf:{released[0]}?max_length=32")
+    scorer = load_scorer(f"hf:{released[0]}?max_length=32&{options}")
+    assert isinstance(scorer, ThresholdScorer) and scorer.fingerprint != plain.fingerprint
+    assert scorer.thresholds == {1: None, 3: None} | thresholds
+    given = scorer.score(TEXTS)
+    for before, after in zip(plain.score(TEXTS), given, strict=True):
+        assert before.details == after.details
+        reached = {
+            level: after.details[name] >= thresholds[level] if level in thresholds else before.score >= level
+            for level, name in ((1, "unsafe_probability"), (3, "unsafe_probability_3"))
+        }
+        among = range(3, 6) if reached[3] else range(1, 3) if reached[1] else [0]
+        assert after.score == max(among, key=lambda score: after.details[f"probability_{score}"])
+
+
+def test_a_bound_on_safe_pages_holds_for_a_published_classifier(released, tmp_path):
+    pages = [{"text": " ".join(f"w{(7 * i + k) % 40}" for i in range(3 + k % 60))} for k in range(120)]
+    (tmp_path / "pages.jsonl").write_text("\n".join(map(json.dumps, pages)))
+    argv = [f"--input={tmp_path}/pages.jsonl", f"--output={tmp_path}/out", f"--scorers=hf:{released[0]}?max_length=32"]
+    argv += ["--max_flagged_safe=0.1,0.05", f"--safe_sample={tmp_path}/pages.jsonl", "--workers=1"]
+    score.main(score.arguments().parse_args(argv))
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    flagged = sum(manifest["totals"][f"score={level}"] for level in range(1, 6))
+    levels = manifest["safe_bound"]["scorers"]["hf"]
+    assert flagged <= 12 and levels[">=1"]["threshold_before"] is None and levels[">=1"]["recall"] is None
+    assert sum(manifest["totals"][f"score={level}"] for level in (3, 4, 5)) == levels[">=3"]["flagged"] <= 6
+
+
+def test_a_table_with_thresholds_takes_no_others(tmp_path):
+    sequence_classifiers.write(tmp_path)
+    labels = ";".join(f"LABEL_{score}:{score}@0.5" for score in range(6))
+    with pytest.raises(ValueError, match="its table of labels has thresholds"):
+        load_scorer(f"hf:{tmp_path}?labels={labels}&threshold_1=0.5")
+    assert not isinstance(load_scorer(f"hf:{tmp_path}?labels={labels}"), ThresholdScorer)
 
 
 def test_a_multi_label_model_by_its_thresholds(tmp_path):

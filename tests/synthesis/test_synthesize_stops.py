@@ -21,6 +21,7 @@ from synthesis_runs import (
     data,
     no_charts,
     published,
+    rejected,
     rows_of,
     run,
     write_sources,
@@ -247,6 +248,20 @@ def test_bad_flags_are_one_clear_line(sources, tmp_path, flags, message):
     code, text = subprocess_like(tmp_path / "out", sources / "safeweb", "--writer=template:", *flags)
     assert code == 2 and message in text and len(text.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "_settings.json").exists()
+
+
+@pytest.mark.parametrize("end", [".jsonl", ".parquet"])
+def test_a_lone_utf_16_surrogate_in_a_writer_s_reply_killed_the_saving_thread_67_000_rows_lost(tmp_path, end):
+    """A bad reply concerns its row alone: every document is published or kept with its reason, and counted."""
+    rows = rows_of((4,), 12)
+    write_rows(tmp_path / f"web/page{end}", rows)
+    manifest = run(tmp_path / "out", tmp_path / "web", writer=f"{TROUBLED}?trouble=surrogate")
+    good, bad = published(tmp_path / "out"), rejected(tmp_path / "out")
+    totals = manifest["totals"]
+    assert (len(good), len(bad)) == (totals["published"], totals["rejected"])
+    assert len(good) + len(bad) + totals["near_duplicates"] == len(rows) and len(good) >= 6
+    hurt = [row for row in good.values() if "\ufffd" in row["text"]]
+    assert hurt and not any("\ud83d" in row["text"] for row in good.values())
 
 
 # ---- an endpoint

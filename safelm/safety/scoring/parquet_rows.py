@@ -96,15 +96,20 @@ def output_schema(path: str, text_column: str, id_column: str, columns: Columns)
     return with_columns(schema, added | columns.types), codec_of(path)
 
 
-def with_columns(schema: Any, added: Mapping[str, str]) -> Any:
-    """An Arrow schema with further columns: name -> Arrow type."""
+def with_columns(schema: Any, added: Mapping[str, Any]) -> Any:
+    """An Arrow schema with further columns: name -> Arrow type, or its name."""
     import pyarrow
 
-    for name, kind in added.items():
-        schema = schema.append(pyarrow.field(name, pyarrow.type_for_alias(kind)))
+    types = {name: pyarrow.type_for_alias(kind) if isinstance(kind, str) else kind for name, kind in added.items()}
+    for name, kind in types.items():
+        schema = schema.append(pyarrow.field(name, kind))
     if schema.metadata and _FEATURES in schema.metadata:
-        features = _with_features(schema.metadata[_FEATURES], added)
-        schema = schema.with_metadata({**schema.metadata, _FEATURES: features})
+        metadata = dict(schema.metadata)
+        if any(pyarrow.types.is_nested(kind) for kind in types.values()):
+            del metadata[_FEATURES]  # the library then goes by the schema
+        else:
+            metadata[_FEATURES] = _with_features(metadata[_FEATURES], {n: str(kind) for n, kind in types.items()})
+        schema = schema.with_metadata(metadata)
     return schema
 
 

@@ -89,7 +89,10 @@ def set_thresholds(
     """
     for spec, scorer in zip(specs, scorers, strict=True):
         if not isinstance(scorer, ThresholdScorer):
-            raise ValueError(f"--max_flagged_safe: scorer {spec.spec} has no thresholds: bundled and classifier have")
+            raise ValueError(
+                f"--max_flagged_safe: scorer {spec.spec} takes no thresholds: bundled, classifier and hf with labels "
+                "that exclude each other do"
+            )
     files = documents.find(bound.sample)
     texts = [text for file in files for text in _texts(file.path, text_column)]
     new_specs, report = [], {}
@@ -130,9 +133,9 @@ def conformal_threshold(probability_n: Float[np.ndarray, " n"], share: float) ->
     }
 
 
-def recall(held_out: HeldOut | None, level: int, before: float, after: float) -> dict[str, list[float]] | None:
-    """For each labelled set the share of its harmful texts found before and after; None without held-out texts."""
-    if held_out is None:
+def recall(held_out: HeldOut | None, level: int, before: float | None, after: float) -> dict[str, list[float]] | None:
+    """For each labelled set the share of its harmful texts found before and after; None if either is not known."""
+    if held_out is None or before is None:
         return None
     found = {}
     for number, source in enumerate(held_out.sources):
@@ -149,8 +152,8 @@ def describe(facts: Mapping[str, Any]) -> list[str]:
         for level, found in levels.items():
             costs = list((found["recall"] or {}).values())
             lines.append(
-                f"{name} {level}: threshold {found['threshold']:.4g} (before {found['threshold_before']:.4g}) flags "
-                f"{found['flagged']} of {facts['pages']} safe pages; of further ones at most "
+                f"{name} {level}: threshold {found['threshold']:.4g} (before {_shown(found['threshold_before'])}) "
+                f"flags {found['flagged']} of {facts['pages']} safe pages; of further ones at most "
                 f"{found['expected_at_most']:.2%} are expected, {found['with_confidence_at_most']:.2%} with "
                 f"{facts['confidence']:.0%} confidence"
             )
@@ -158,6 +161,10 @@ def describe(facts: Mapping[str, Any]) -> list[str]:
                 before, after = np.mean(costs, axis=0)
                 lines.append(f"{name} {level}: mean recall on held-out sets {before:.3f} -> {after:.3f}")
     return lines
+
+
+def _shown(threshold: float | None) -> str:
+    return "none" if threshold is None else f"{threshold:.4g}"
 
 
 def _texts(path: str, text_column: str) -> list[str]:

@@ -1,5 +1,6 @@
 """A published sequence classifier as a scorer of harm, read from a hub or a folder; none of its code is run."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -9,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int, Int32
 
 from safelm.formats import huggingface
 from safelm.formats.json_fields import read_json
 from safelm.io import hub
 from safelm.safety.embedding import Backbone, Embedder, encoder_config, load_backbone
 from safelm.safety.options import check_least, make_settings
-from safelm.safety.scorer import Verdict
+from safelm.safety.scorer import LEVELS, Verdict
 from safelm.safety.sequence_classifier import heads
 from safelm.safety.sequence_classifier.labels import CLASSES, LabelTable, label_names, table_for
 
@@ -62,7 +63,12 @@ class SequenceClassifier:
     `unsafe_probability` and `unsafe_probability_3` (of a score of at least 1 and 3; with thresholds the largest among
     the labels that can give it); `n_chunks` where texts are read in chunks.
 
+    Thresholds, where they are set (`with_thresholds`), decide by the worst chunk's `unsafe_probability` and
+    `unsafe_probability_3`: below that of 1 the score is 0, from that of 3 on it is the most probable of 3 to 5, else
+    that of 1 and 2.
+
     Attributes:
+      thresholds: by level, 1 and 3; None for the rule `decide`. Only where labels exclude each other.
       fingerprint: sha256 (hex) over weights, vocabulary, table and settings.
       settings: what the manifest keeps: model, commit, labels, table and options.
     """
@@ -72,6 +78,9 @@ class SequenceClassifier:
     ):
         self.name = settings.name
         self.table = table
+        if not table.has_thresholds:
+            self.held_out, self.one_value = None, False
+            self.thresholds: dict[int, float | None] = dict.fromkeys(LEVELS)
         self._options = settings
         self._head_params = head_params
         self._head = head.logits  # one object, so that it is compiled once
@@ -90,6 +99,17 @@ class SequenceClassifier:
         for name in sorted(head_params):
             digest.update(name.encode() + np.ascontiguousarray(head_params[name]).tobytes())
         self.fingerprint = digest.hexdigest()
+
+    def with_thresholds(self, thresholds: Mapping[int, float]) -> "SequenceClassifier":
+        """The same with other thresholds for some levels. Raises ValueError where the table of labels has its own."""
+        if self.table.has_thresholds:
+            raise ValueError(f"scorer {self.name}: its table of labels has thresholds: LABEL:SCORE@PROBABILITY")
+        changed = copy.copy(self)
+        changed.thresholds = {**self.thresholds, **thresholds}
+        told = {str(level): value for level, value in changed.thresholds.items()}
+        changed.settings = {**self.settings, "thresholds": told}
+        changed.fingerprint += "".join(f"+{level}:{value!r}" for level, value in sorted(thresholds.items()))
+        return changed
 
     @property
     def usage(self) -> Mapping[str, int]:
@@ -110,15 +130,30 @@ class SequenceClassifier:
         is_last = np.append(text_C[order][1:] != text_C[order][:-1], True)
         worst_N = order[is_last]
         chunks_N = np.bincount(text_C, minlength=len(texts))
+        score_N = columns["score"][worst_N]
+        if not self.table.has_thresholds and any(value is not None for value in self.thresholds.values()):
+            score_N = self._by_thresholds(logits_CL[worst_N], score_N)
         is_usable_N = np.bincount(text_C, ~is_finite_C, minlength=len(texts)) == 0
         return [
             Verdict(
-                int(columns["score"][c]) if is_usable_N[i] else None,
+                int(score_N[i]) if is_usable_N[i] else None,
                 details={name: float(values[c]) for name, values in columns.items() if name != "score"}
                 | ({"n_chunks": int(chunks_N[i])} if self._options.chunks else {}),
             )
             for i, c in enumerate(worst_N.tolist())
         ]
+
+    def _by_thresholds(
+        self, logits_NL: Float[np.ndarray, "N L"], score_N: Int[np.ndarray, " N"]
+    ) -> Int[np.ndarray, " N"]:
+        """Scores by the thresholds that are set; a level without one is reached by the score it has else."""
+        probability_N6 = self.table.by_score(self.table.probabilities(np.nan_to_num(logits_NL)))
+        reached = {
+            level: probability_N6[:, level:].sum(axis=1) >= least if least is not None else score_N >= level
+            for level, least in self.thresholds.items()
+        }
+        low_N, high_N = 1 + probability_N6[:, 1:3].argmax(axis=1), 3 + probability_N6[:, 3:].argmax(axis=1)
+        return np.where(reached[3], high_N, np.where(reached[1], low_N, 0))
 
     def _columns(self, logits_CL: Float[np.ndarray, "C L"]) -> dict[str, np.ndarray]:
         probability_CL = self.table.probabilities(logits_CL)
