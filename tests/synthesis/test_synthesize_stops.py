@@ -253,7 +253,7 @@ def test_bad_flags_are_one_clear_line(sources, tmp_path, flags, message):
 @pytest.mark.parametrize("end", [".jsonl", ".parquet"])
 def test_a_lone_utf_16_surrogate_in_a_writer_s_reply_killed_the_saving_thread_67_000_rows_lost(tmp_path, end):
     """A bad reply concerns its row alone: every document is published or kept with its reason, and counted."""
-    rows = rows_of((4,), 12)
+    rows = rows_of((2, 3), 12)
     write_rows(tmp_path / f"web/page{end}", rows)
     manifest = run(tmp_path / "out", tmp_path / "web", writer=f"{TROUBLED}?trouble=surrogate")
     good, bad = published(tmp_path / "out"), rejected(tmp_path / "out")
