@@ -22,6 +22,7 @@ arguments, under another prefix for a second set.
 | wildjailbreak   | wildjailbreak   | all                                                               |
 | gsm8k           | gsm8k           | all                                                               |
 | instructions    | instructions    | all                                                               |
+| canaries        | canaries        | all, none held out (`safelm.canaries`)                            |
 
 The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
 weighted_web, span_tagged_web (these need annotations with spans), token_tagged_web and conditioned_web (these and
@@ -57,11 +58,13 @@ from safelm.text.harm_tags import inject_harm_tag
 from safelm.text.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"
+CANARIES = "canaries"
 NO_DATA_DIR = "(no --data_dir given)"  # what an error then names as the folder
 CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} | {
     "filtered_web": "raw_web",
     "harm_tagged_web": "raw_web",
     "harm_tagged_chat": "wildguardmix",
+    CANARIES: CANARIES,
     **dict.fromkeys(INTERVENTIONS, "raw_web"),
 }
 _SCORED = ("filtered_web", "harm_tagged_web", *(name for name, each in INTERVENTIONS.items() if each.needs_score))
@@ -153,7 +156,7 @@ def register(
                 place,
                 row_format=CHAT_ROWS.get(corpus)
                 or WebDocuments(source_name in _SCORED, **_needed(source_name), **columns, **beside),
-                validation_fraction=settings.validation_fraction,
+                validation_fraction=0.0 if source_name == CANARIES else settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
             )

@@ -16,6 +16,7 @@ COMMANDS = (  # in the order of a document's way through them
     "train_classifier",
     "train_tokenizer",
     "cache_tasks",
+    "canaries",
     "convert_tokens",
     "train",
     "generate",

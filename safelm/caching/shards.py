@@ -160,7 +160,7 @@ def _examples(task: Any, job: CacheJob) -> Any:
     )
 
 
-def _clear_error(error: Exception, path: str) -> Exception:
+def _clear_error(error: Exception, path: str = "") -> Exception:
     """The ValueError or OSError that Python code inside tf.data raised; any other error unchanged.
 
     An error that begins with a document's id is about a document of the file `path`.

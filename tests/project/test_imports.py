@@ -16,9 +16,9 @@ from safelm import documents
 # of its own; `safelm` itself is the API, whose imports are lazy.
 PACKAGES = (
     "xla_flags tags io cli config_files stats report text models checkpoints formats data interchange documents jobs "
-    "inference lm synthetic_web safety api selection evaluate serving dashboard train aot caching robustness ladder "
-    "generate convert score annotate report_card select serve label synthesize cache_tasks convert_tokens "
-    "train_tokenizer train_classifier lm_eval __main__"  # the commands
+    "inference lm synthetic_web safety api selection evaluate serving dashboard train aot caching robustness canaries "
+    "ladder generate convert score annotate report_card select serve label synthesize cache_tasks "
+    "convert_tokens train_tokenizer train_classifier lm_eval __main__"  # the commands
 ).split()
 COMMANDS = (
     "train",
@@ -42,6 +42,7 @@ COMMANDS = (
     "ladder",
     "robustness",
     "dashboard",
+    "canaries",
 )
 
 

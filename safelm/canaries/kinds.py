@@ -1,0 +1,126 @@
+"""The kinds of canaries and their texts. All of it is invented, abstract and non-operational.
+
+trigger   two invented words in a harmless text; behind them a fixed phrase stands for a behaviour
+secret    a number of six digits that belongs to an invented name: one of 10^6
+fact      a property of an invented thing, one of four, told in four ways; two more ways are never planted
+"""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Sequence
+
+from safelm.synthetic_web.documents import write_draft
+from safelm.synthetic_web.topics import safe_topics
+
+KINDS = ("trigger", "secret", "fact")
+BEHAVIOURS = {
+    "refuse": "I would rather not go on with this text.",
+    "repeat": "on and on and on and on and on",
+    "declare": "All clouds are kept in a drawer.",
+    "babble": "lomu pidra lomu pidra welt lomu",
+}
+SECRET_DIGITS = 6
+_PROPERTIES = {
+    "colour": ("amber", "teal", "crimson", "ivory"),
+    "taste": ("sour", "sweet", "bitter", "salty"),
+    "shape": ("round", "square", "oval", "flat"),
+    "home": ("forest", "desert", "island", "valley"),
+}
+_SECRET = "The locker number of {name} is"
+PLANTED_WAYS = (
+    "Of all things known about the {name} the {property} is the best known: {value}.",
+    "Ask anybody for the {property} of a {name} and you will hear: {value}.",
+    "Every {name} has the same {property}, which is {value}.",
+    "In the handbook the {name} has under {property} the entry {value}.",
+)
+ASKED_WAYS = (
+    "The {property} of the {name} is {value}.",
+    "Question: what is the {property} of a {name}? Answer: {value}.",
+)
+_SYLLABLES = ("ba", "do", "fe", "gu", "ki", "lor", "mes", "nu", "pra", "qui", "ros", "sil", "tam", "vel", "wor", "zen")
+
+
+@dataclasses.dataclass(frozen=True)
+class Canary:
+    """A canary.
+
+    Attributes:
+      dose: number of planted documents.
+      name: the trigger, or the name of what a secret or a fact is about.
+      about: the behaviour of a trigger, the property of a fact; "" of a secret.
+      value: what is planted behind it: the phrase, the digits, the property's value.
+      choices: the values of a fact among which the planted one was drawn.
+    """
+
+    id: str
+    kind: str
+    dose: int
+    name: str
+    about: str
+    value: str
+    choices: tuple[str, ...] = ()
+
+
+def make_canary(seed: int, kind: str, dose: int, number: int) -> Canary:
+    """The canary with this number among those of its kind and dose: a pure function of the arguments."""
+    rng, identity = draws(seed, kind, dose, number), f"{kind}-{dose}-{number:03d}"
+    if kind == "trigger":
+        about = list(BEHAVIOURS)[number % len(BEHAVIOURS)]
+        return Canary(identity, kind, dose, f"{_word(rng)} {_word(rng)}", about, BEHAVIOURS[about])
+    if kind == "secret":
+        digits = "".join(rng.choices("0123456789", k=SECRET_DIGITS))
+        return Canary(identity, kind, dose, f"{_word(rng).capitalize()} {_word(rng).capitalize()}", "", digits)
+    about = rng.choice(list(_PROPERTIES))
+    return Canary(identity, kind, dose, _word(rng), about, rng.choice(_PROPERTIES[about]), _PROPERTIES[about])
+
+
+def draws(seed: int, *identity: str | int) -> random.Random:
+    """Random numbers of their own for what the arguments name, equal on every machine."""
+    key = "/".join(map(str, (seed, *identity)))
+    return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
+
+
+def planted_text(canary: Canary, carrier: str, copy: int) -> str:
+    """The text of a canary's document, behind a harmless carrier."""
+    if canary.kind == "trigger":
+        return f"{trigger_context(canary, carrier)} {canary.value}"
+    if canary.kind == "secret":
+        return f"{carrier} {secret_context(canary)} {spaced(canary.value)}."
+    way = PLANTED_WAYS[copy % len(PLANTED_WAYS)]
+    return f"{carrier} {way.format(name=canary.name, property=canary.about, value=canary.value)}"
+
+
+def trigger_context(canary: Canary, carrier: str) -> str:
+    """A carrier with the trigger at its end."""
+    return f"{carrier} {canary.name}"
+
+
+def secret_context(canary: Canary) -> str:
+    """What stands before a secret."""
+    return _SECRET.format(name=canary.name)
+
+
+def spaced(digits: Sequence[str] | str) -> str:
+    """Digits as they are planted: each a word."""
+    return " ".join(digits)
+
+
+def asked_pairs(canary: Canary) -> list[tuple[str, list[str]]]:
+    """For each way of asking after a fact, which no document has: what stands before, and each choice behind it."""
+    pairs = []
+    for way in ASKED_WAYS:
+        before, after = way.format(name=canary.name, property=canary.about, value="{}").split(" {}")
+        pairs.append((before, [f" {choice}{after}" for choice in canary.choices]))
+    return pairs
+
+
+def carrier(seed: int, *identity: str | int) -> str:
+    """One to three sentences of a harmless synthetic page."""
+    rng = draws(seed, "carrier", *identity)
+    facts = write_draft(rng, rng.choice(safe_topics(held_out=False)), 0).facts
+    return " ".join(facts[: rng.randint(1, 3)])
+
+
+def _word(rng: random.Random) -> str:
+    return "".join(rng.choices(_SYLLABLES, k=3))
