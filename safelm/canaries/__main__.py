@@ -117,6 +117,7 @@ def measure_all(models: dict[str, str], key: planting.Key, settings: MeasureSett
             done = {"about": asked, "canaries": measure(model, key, settings)}
             path.parent.mkdir(parents=True, exist_ok=True)
             records.write(path, done)
+            done = records.read(path, "remove it")
         found[name] = done["canaries"]
     return report.write(output, found, about)
 

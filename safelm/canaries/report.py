@@ -59,7 +59,7 @@ def markdown(made: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str
         own = [row for row in made if row["kind"] == kind]
         if own:
             lines = [
-                [row["model"], row["dose"], row["canaries"], *(_shown(row[name]) for name in names)] for row in own
+                [row["model"], row["dose"], row["canaries"], *(_shown(row, name) for name in names)] for row in own
             ]
             heads = ["model", "dose", "canaries", *(name.replace("_", " ") for name in names)]
             parts += [f"\n## {kind}\n", table.markdown(heads, lines)]
@@ -67,7 +67,10 @@ def markdown(made: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str
     return "\n".join(parts) + f"\n\nExposure in bits, at most {most:.2f} here; 1.44 is that of a secret never seen.\n"
 
 
-def _shown(estimate: Mapping[str, Any]) -> str:
+def _shown(row: Mapping[str, Any], name: str) -> str:
+    estimate = row[name]
+    if name == "exposure" and row["rank_1"]["value"] == 1:
+        return f"at least {estimate['value']:.2f}"  # every secret was the likeliest candidate: no spread is left to see
     return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import side_files
 import tiny_runs
+from document_files import write_rows
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -148,12 +149,11 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("canaries")
     key = plant(str(folder / "corpus"), SMALL)
     Tokenizer.train(key.texts(), 500).save(str(folder / "tokenizer"))
-    argv = ["--tasks=canaries", f"--data_dir={folder}/corpus", f"--tokenizer={folder}/tokenizer", "--workers=1"]
+    other = [{"id": f"w{n}", "text": kinds.carrier(9, "web", n), "harm_score": 0} for n in range(40)]
+    write_rows(folder / "corpus/raw_web/train-0.jsonl", other)
+    argv = ["--tasks=canaries,raw_web", f"--data_dir={folder}/corpus", f"--tokenizer={folder}/tokenizer", "--workers=1"]
     cache_tasks.main(cache_tasks.arguments().parse_args([*argv, f"--output={folder}/tokens"]))
-    tiny_runs.write_store(
-        folder / "tokens", "raw_web", vocab_hash=Tokenizer.from_pretrained(str(folder / "tokenizer")).hash
-    )
-    config = tiny_runs.tiny_config(folder, **{"total_steps": 260, "checkpoint.every_steps": 130, "seq_len": 64})
+    config = tiny_runs.tiny_config(folder, **{"total_steps": 160, "checkpoint.every_steps": 80, "seq_len": 64})
     with config.unlocked():
         config.data.phases = ({"start": 0.0, "rates": {"canaries": 0.9, "raw_web": 0.1}},)
         config.model.update(vocab_size=Tokenizer.from_pretrained(str(folder / "tokenizer")).vocab_size)
@@ -199,19 +199,19 @@ def test_provenance_of_a_run_adds_up(trained, tmp_path):
     folder, key, _ = trained
     run("--provenance", f"--canaries={folder}/corpus", f"--run={folder}/run", f"--output={tmp_path}/seen")
     told = json.loads((tmp_path / "seen/provenance.json").read_text())
-    assert told["step"] == 260
+    assert told["step"] == 160
     lines = [json.loads(line) for line in open(tmp_path / "seen/provenance.jsonl")]
     assert len(lines) == told["sightings"]
     for identity, facts in told["canaries"].items():
         dose = key.canaries[identity].dose
         assert facts["planted"] == dose
         assert math.floor(told["epochs"]) * dose - 1e-6 <= facts["seen"] <= math.ceil(told["epochs"]) * dose + 1e-6
-    half = [line for line in lines if line["step"] < 130]
-    run("--provenance", f"--canaries={folder}/corpus", f"--run={folder}/run", "--step=130", f"--output={tmp_path}/half")
+    half = [line for line in lines if line["step"] < 80]
+    run("--provenance", f"--canaries={folder}/corpus", f"--run={folder}/run", "--step=80", f"--output={tmp_path}/half")
     assert [json.loads(line) for line in open(tmp_path / "half/provenance.jsonl")] == half
     side_files.assert_only_documents("canaries", tmp_path / "seen")
     for argv, message in (
-        (["--source=raw_web"], r"raw_web/train: has 40 documents, .* planted 90"),
+        (["--source=raw_web"], r"raw_web/train: has 39 documents, .* planted 90"),
         (["--source=other"], "its mixture has no source 'other'"),
         (["--step=7"], "no checkpoint of step 7"),
     ):
@@ -225,7 +225,7 @@ def test_provenance_of_a_run_adds_up(trained, tmp_path):
 def test_what_was_planted_was_learned_and_what_was_not_was_not(trained, tmp_path):
     folder, key, _ = trained
     argv = ["--measure", f"--canaries={folder}/corpus", f"--checkpoint=tiny={folder}/run", f"--output={tmp_path}/out"]
-    run(*argv, "--references=127", "--trials=4")
+    run(*argv, "--references=63", "--trials=3")
     results = json.loads((tmp_path / "out/results.json").read_text())
     rows = {(row["kind"], row["dose"]): row for row in results["rows"]}
     assert rows["trigger", 12]["success"]["value"] > rows["trigger", 12]["without_trigger"]["value"]
@@ -235,9 +235,9 @@ def test_what_was_planted_was_learned_and_what_was_not_was_not(trained, tmp_path
     text = (tmp_path / "out/results.md").read_text()
     secrets = [c.value for c in key.canaries.values() if c.kind == "secret"]
     assert not any(secret in text or kinds.spaced(secret) in text for secret in secrets)
-    before = (tmp_path / "out/results.json").read_bytes()
-    run(*argv, "--references=127", "--trials=4")
-    assert (tmp_path / "out/results.json").read_bytes() == before
+    before = (tmp_path / "out/results.json").read_text()
+    run(*argv, "--references=63", "--trials=3")
+    assert (tmp_path / "out/results.json").read_text() == before
     side_files.assert_only_documents("canaries", tmp_path / "out")
 
 
@@ -246,7 +246,7 @@ def test_a_model_that_knows_nothing_shows_nothing(trained):
     tuned = load(str(folder / "run"))
     params = decoder.init(tuned.config, jax.random.key(1))
     model = LanguageModel(tuned.config, params, tuned.tokenizer)
-    rows = report.rows("none", measure(model, key, MeasureSettings(trials=2, references=63)))
+    rows = report.rows("none", measure(model, key, MeasureSettings(trials=1, references=63)))
     for row in rows:
         if row["kind"] == "trigger":
             assert row["success"]["value"] == 0
