@@ -1,6 +1,7 @@
 """The ladder on the embedded corpus, on real text, or from SmolLM2-135M: every rung through all stages, three seeds.
 
     python -m safelm.ladder --config=configs/ladder.py:embedded --output=W/ladder --workers=2
+    python -m safelm.ladder --config=configs/ladder.py:interventions --output=W/interventions --workers=2
     python -m safelm.ladder --config=configs/ladder.py:real --output=W/ladder_real --workers=2 --config.real=DATA
     python -m safelm.ladder --config=configs/ladder.py:smollm2_135m --output=W/ladder_135m --config.real=DATA \
         --config.init_checkpoint=W/smollm2
@@ -10,7 +11,9 @@ own pretraining data: models this small forget otherwise), 20,480 of sums. 15% o
 scorer that misses some would give them; without, a model that never saw harm could not do any. 120 harmful and 120
 safe held-out prompts, 40 new tokens, the word-list judge. real: 3.42M parameters, 409,600 + 131,072 + 49,152 tokens,
 set from the step's time on one core and not tuned; leanings between given sentences instead of texts
-(`safelm.ladder.preferences`). smollm2_135m: meant for a GPU.
+(`safelm.ladder.preferences`). smollm2_135m: meant for a GPU. interventions: embedded, with the interventions beyond
+the paper beside raw, score0 and harm_tagged; spans are sentences by the lexicon scorer, which reads the text and so
+also knows of the unsafe pages that were missed (masked_unsafe leaves those alone). Not run yet.
 
 How the settings came about: those of the three stages were tried on models of the rungs raw and harm_tagged (seed 0),
 with 60 of the prompts. The attack's strength was chosen half-way through the run, of five, as the one that raised
@@ -32,7 +35,7 @@ completions after pretraining, instruction tuning, benign finetuning, %; more in
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from data_tasks.rates import SMALL_LADDER
+from data_tasks.rates import OTHERS, SMALL_LADDER
 from safelm.train.config import default_config
 
 # Twice the paper's share of refusals, which is too few to be learned in 400,000 tokens.
@@ -41,6 +44,7 @@ CHATS = {
     "instruction_tagged": {"ultrachat": 0.4, "wildguardmix": 0.25, "wildjailbreak": 0.25, "harm_tagged_chat": 0.1},
     "benign": {"gsm8k": 1.0},
 }
+OF_RAW = ("masked", "masked_unsafe", "unlikelihood", "weighted", "span_tagged", "conditioned")
 MODEL = {"num_layers": 3, "d_model": 96, "d_ff": 256, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32}
 
 
@@ -55,6 +59,17 @@ def embedded() -> ConfigDict:
         "instruction": _stage(160, 16, 128, 2e-3),
         "benign": _stage(10, 16, 128, 5e-4),
     }
+    return config
+
+
+def interventions() -> ConfigDict:
+    config = embedded()
+    config.models = ("raw", "score0", "harm_tagged", *OF_RAW, "token_tagged")
+    config.control_tokens = ("<good>", "<bad>", "<risky>", "</risky>")
+    config.span_scorers = "python:safelm.safety.lexicon_scorer:LexiconScorer"
+    small = dict(SMALL_LADDER["harm_tagged"])
+    by_token = {"token_tagged_web" if name == "harm_tagged_web" else name: share for name, share in small.items()}
+    config.rates.update({name: dict(OTHERS[name]) for name in OF_RAW} | {"token_tagged": by_token})
     return config
 
 
@@ -84,7 +99,7 @@ def smollm2_135m() -> ConfigDict:
     return config
 
 
-VARIANTS = {"embedded": embedded, "real": real, "smollm2_135m": smollm2_135m}
+VARIANTS = {"embedded": embedded, "interventions": interventions, "real": real, "smollm2_135m": smollm2_135m}
 
 
 def _study() -> ConfigDict:

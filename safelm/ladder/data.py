@@ -10,7 +10,7 @@ from safelm.data.store import MANIFEST_NAME
 from safelm.formats import sources
 from safelm.io import hub
 from safelm.ladder.jobs import tokens_folder
-from safelm.ladder.plan import GREEDY, SAFE_BEAM, Model
+from safelm.ladder.plan import GREEDY, SAFE_BEAM, Model, chosen_models
 from safelm.ladder.processes import run_command
 from safelm.ladder.real import write_real_corpus
 from safelm.synthetic_web.corpus import Recipe, write_corpus
@@ -32,6 +32,7 @@ def check(config: ConfigDict) -> None:
         if wrong or not values or len(set(values)) < len(values):
             wanted = f"some of {', '.join(known)}" if known else "different whole numbers"
             raise ValueError(f"--config.{name}={tuple(values)}: want {wanted}")
+    _check_interventions(config)
     for name in ("real", "init_checkpoint"):
         if config[name] is None:
             raise ValueError(f"--config.{name}: this config needs it, a folder")
@@ -41,6 +42,17 @@ def check(config: ConfigDict) -> None:
     is_named = config.init_checkpoint and hub.is_name(config.init_checkpoint)
     if config.init_checkpoint and not is_named and not (pathlib.Path(config.init_checkpoint) / "tokenizer").is_dir():
         raise FileNotFoundError(f"--config.init_checkpoint={config.init_checkpoint}: no checkpoint with a tokenizer/")
+
+
+def _check_interventions(config: ConfigDict) -> None:
+    """Raises ValueError for a model that needs what the config doesn't have."""
+    for model in chosen_models(config.models):
+        if model.rung not in config.rates:
+            raise ValueError(f"--config.models: {model.name} needs a config with rates of {model.rung}: :interventions")
+        if lacking := [token for token in model.control_tokens if token not in config.get("control_tokens", ())]:
+            raise ValueError(f"--config.control_tokens: {model.name} needs {', '.join(lacking)} in the vocabulary")
+    if config.get("control_tokens", ()) and config.init_checkpoint:
+        raise ValueError("--config.control_tokens: the vocabulary is that of --config.init_checkpoint")
 
 
 def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -> None:
@@ -60,6 +72,25 @@ def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -
         for name in (*WEB, *CHATS):
             if not (folder / name).exists():
                 os.symlink(os.path.relpath(tokens_folder(output, TAG_RATE) / name, folder), folder / name)
+    _prepare_interventions(config, output, models, vocabulary)
+
+
+def _prepare_interventions(
+    config: ConfigDict, output: pathlib.Path, models: Sequence[Model], vocabulary: pathlib.Path
+) -> None:
+    """The spans and token stores of the interventions beyond the paper that models have."""
+    folder, spans = tokens_folder(output, TAG_RATE), output / "spans"
+    by_model = {model: set(config.rates[model.rung]) - {*WEB, *TAGGED} for model in models}
+    flags = [f"--data_dir={output}/corpus", f"--tokenizer={vocabulary}", f"--output={folder}", "--workers=1"]
+    if any(model.needs_spans for model in models):
+        if not (spans / "manifest.json").exists():
+            given = ["--unit=sentence", f"--scorers={config.span_scorers}", f"--output={spans}", "--workers=1"]
+            run_command("safelm.annotate", f"--input={output}/corpus/raw_web", *given)
+    for needs_spans in (False, True):
+        tasks = sorted(task for model, own in by_model.items() if model.needs_spans == needs_spans for task in own)
+        if not all((folder / task / "train" / MANIFEST_NAME).exists() for task in tasks):
+            beside = [f"--annotations={spans}"] if needs_spans else []
+            run_command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags, f"--tag_rate={TAG_RATE}", *beside)
 
 
 def _vocabulary(config: ConfigDict, output: pathlib.Path) -> pathlib.Path:
@@ -72,5 +103,7 @@ def _vocabulary(config: ConfigDict, output: pathlib.Path) -> pathlib.Path:
                 f"{output}/corpus/{name}/train-*" for name in ("raw_web", "safeweb", "refuseweb", "moral_education")
             ]
             flags = [f"--vocab_size={config.vocab_size}", f"--output={folder}"]
+            if tokens := config.get("control_tokens", ()):
+                flags.append(f"--control_tokens={','.join(tokens)}")
             run_command("safelm.train_tokenizer", "--input", *inputs, *flags)
     return folder

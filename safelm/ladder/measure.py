@@ -13,7 +13,7 @@ from safelm.checkpoints import checkpoint
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt, read_prompts
 from safelm.inference.methods import METHODS
-from safelm.ladder.plan import SAFE_BEAM, STAGES, Job
+from safelm.ladder.plan import MODELS, SAFE_BEAM, STAGES, Job
 from safelm.ladder.preferences import (
     PLAIN_REQUESTS,
     PREFERENCE_JUDGE,
@@ -22,7 +22,9 @@ from safelm.ladder.preferences import (
     refusal_leanings,
     tag_log_probs,
 )
+from safelm.text.control_tokens import control_id
 from safelm.text.prompting import prompt_ids
+from safelm.text.tokenizer import Tokenizer
 
 _BATCH_PROMPTS = 256
 
@@ -43,10 +45,11 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
         labels = label(prompts, alarm_N[: len(prompts)], alarm_N[len(prompts) :])
         return _result(prompts, labels, PREFERENCE_JUDGE)
     prompts = read_prompts(str(output / "corpus" / ("chat_prompts" if is_chat else "prompts")))
+    opening = "" if is_chat else MODELS[job.model].opening  # chats had none in training
     generations = inference.generate(
         model_config,
         params,
-        [prompt_ids(tokenizer, prompt.prompt, is_chat=is_chat) for prompt in prompts],
+        [opened(tokenizer, prompt_ids(tokenizer, prompt.prompt, is_chat=is_chat), opening) for prompt in prompts],
         METHODS[job.method](),
         max_new_tokens=config.max_new_tokens,
         end_ids=tokenizer.conventions.end_ids,
@@ -56,6 +59,12 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
     texts = [tokenizer.decode(generation.text_tokens, keep_special=False) for generation in generations]
     kept = {"texts": dict(zip((prompt.id for prompt in prompts), texts, strict=True))} if config.keep_texts else {}
     return _result(prompts, [judge_lib.judge(text) for text in texts], judge_lib.JUDGE_VERSION) | kept
+
+
+def opened(tokenizer: Tokenizer, ids: Sequence[int], opening: str) -> list[int]:
+    """A plain text's ids with a control token behind what the model's texts begin with, as in training; "" for none."""
+    start = len(prompt_ids(tokenizer, "", is_chat=False))
+    return [*ids[:start], *([control_id(tokenizer, opening)] if opening else []), *ids[start:]]
 
 
 def _result(prompts: Sequence[Prompt], labels: Sequence[str], judge: str) -> dict[str, Any]:

@@ -13,6 +13,10 @@
 | rate_3, rate_10    | harm_tagged with the tag at 3 or 10% of the gaps  | a tenth tagged     | both      |
 | start_20, start_60 | raw, and harm_tagged from 20 or 60% of the tokens | a tenth tagged     | both      |
 
+Interventions beyond the paper (`docs/interventions.md`) are done only where `models` names them: masked, masked_unsafe,
+unlikelihood, weighted, span_tagged and conditioned differ from raw by that alone, token_tagged has harm_tagged's tags by
+token and is decoded with both.
+
 The rate of 5% and the start at 0% are harm_tagged itself. All pretrainings have the same number of tokens, and so have
 all runs of a later stage. A training that two cells share is done once.
 """
@@ -37,6 +41,10 @@ class Model:
     start: float = 0.0  # the share of the tokens from which on the rung's data is given; raw web before
     tag_rate: float = TAG_RATE
     tagged_tuning: bool = False
+    is_on_request: bool = False  # left out unless it is named
+    needs_spans: bool = False  # of its raw text
+    control_tokens: tuple[str, ...] = ()  # that its vocabulary must have
+    opening: str = ""  # the one of them that stands before a text that it is asked for
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -68,6 +76,7 @@ class Job:
         return ".".join(filter(None, (f"seed-{self.seed}", self.model, self.stage, self.method)))
 
 
+_OF_SPANS = ("masked", "masked_unsafe", "unlikelihood", "weighted")
 _TAGGED = {"rung": "harm_tagged", "tagged_tuning": True}
 MODELS = {
     model.name: model
@@ -78,6 +87,10 @@ MODELS = {
         Model("start_60", "start_60", start=0.6, **_TAGGED),
         Model("rate_3", "rate_3", tag_rate=0.03, **_TAGGED),
         Model("rate_10", "rate_10", tag_rate=0.10, **_TAGGED),
+        *(Model(name, name, name, is_on_request=True, needs_spans=True) for name in _OF_SPANS),
+        Model(*("span_tagged",) * 3, is_on_request=True, needs_spans=True, control_tokens=("<risky>", "</risky>")),
+        Model(*("conditioned",) * 3, is_on_request=True, control_tokens=("<good>", "<bad>"), opening="<good>"),
+        Model(*("token_tagged",) * 3, is_on_request=True, tagged_tuning=True),
     )
 }
 CELLS = tuple(
@@ -107,10 +120,10 @@ ORDERINGS = (
 
 
 def chosen_models(names: Sequence[str]) -> list[Model]:
-    """The named models in the ladder's order; all if no name is given. Raises ValueError for an unknown name."""
+    """The named models in the ladder's order; the paper's if none is named. Raises ValueError for an unknown name."""
     if unknown := [name for name in names if name not in MODELS]:
         raise ValueError(f"models names {unknown[0]!r}: there are {', '.join(MODELS)}")
-    return [model for model in MODELS.values() if not names or model.name in names]
+    return [model for model in MODELS.values() if (model.name in names if names else not model.is_on_request)]
 
 
 def plan_jobs(models: Sequence[Model], seeds: Sequence[int], methods: Sequence[str]) -> list[Job]:

@@ -1,6 +1,7 @@
 """The ladder: its jobs, what they share, their resumption, and what its report says of known numbers."""
 
 import dataclasses
+import importlib
 import json
 import re
 import signal
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
 from safelm.ladder import command as ladder
+from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import measure as ladder_measure
@@ -41,6 +43,11 @@ from safelm.ladder.plan import (
 from safelm.models import decoder as model_lib
 from safelm.models.decoder import ModelConfig
 from safelm.synthetic_web.corpus import Recipe, write_corpus
+from safelm.text.control_tokens import control_id
+from safelm.text.tokenizer import Tokenizer
+
+
+PAPERS = [model.name for model in chosen_models(())]
 
 
 @pytest.fixture
@@ -64,8 +71,8 @@ def test_every_job_comes_after_what_it_needs_and_once():
 def test_shared_work_is_done_once():
     trainings = [job for job in all_jobs((0,)) if not job.method]
     by_stage = {stage: [job.model for job in trainings if job.stage == stage] for stage in STAGES}
-    assert sorted(by_stage["pretraining"]) == sorted(set(MODELS) - {"tag_at_instruction"})
-    assert sorted(by_stage["instruction"]) == sorted(by_stage["benign"]) == sorted(MODELS)
+    assert sorted(by_stage["pretraining"]) == sorted(set(PAPERS) - {"tag_at_instruction"})
+    assert sorted(by_stage["instruction"]) == sorted(by_stage["benign"]) == sorted(PAPERS)
     assert trained(0, "tag_at_instruction", "pretraining") == trained(0, "moral_education", "pretraining")
     safe_beam = next(cell for cell in CELLS if cell.name == "safe_beam")
     assert (safe_beam.model, safe_beam.method) == ("harm_tagged", SAFE_BEAM)
@@ -100,6 +107,12 @@ def test_orderings_and_cells_name_what_there_is():
         ("embedded", {"methods": ("beam",)}, "--config.methods=('beam',): want some of greedy, safe_beam"),
         ("embedded", {"seeds": ()}, "--config.seeds=(): want different whole numbers"),
         ("embedded", {"seeds": (1, 1)}, "--config.seeds=(1, 1): want different"),
+        ("embedded", {"models": ("masked",)}, "--config.models: masked needs a config with rates of masked"),
+        (
+            "interventions",
+            {"control_tokens": ("<good>",)},
+            "--config.control_tokens: span_tagged needs <risky>, </risky>",
+        ),
     ],
 )
 def test_settings_that_cannot_be_leave_no_folder(variant, changes, message, tmp_path, monkeypatch):
@@ -125,7 +138,7 @@ def test_cells_differ_in_what_they_are_said_to_differ_in(config, tmp_path):
     assert late.data.phases[1]["rates"] == tagged.data.phases[0]["rates"]
     roots = {settled(name, "pretraining").data.root for name in ("harm_tagged", "rate_3", "rate_10")}
     assert len(roots) == 3
-    for name, model in MODELS.items():
+    for name, model in ((name, MODELS[name]) for name in PAPERS):
         tuned, finetuned = settled(name, "instruction"), settled(name, "benign")
         shares = tuned.data.phases[0]["rates"]
         assert ("harm_tagged_chat" in shares) == model.tagged_tuning and sum(shares.values()) == pytest.approx(1.0)
@@ -284,6 +297,67 @@ def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
     labels = ladder_jobs.read_done(tmp_path / "study", Job(3, "harm_tagged", "benign", GREEDY))["labels"]
     assert len(labels["harmful"]) == len(labels["safe"]) == 2
     side_files.assert_only_documents("ladder", tmp_path / "study", tmp_path / "study" / "corpus")
+
+
+def test_interventions_are_rungs_on_request():
+    config = ladder_config.get_config("interventions")
+    names = {model.name for model in chosen_models(config.models)}
+    assert (
+        names - {"raw", "score0", "harm_tagged"} == set(MODELS) - set(PAPERS) == {*ladder_config.OF_RAW, "token_tagged"}
+    )
+    assert all(sum(config.rates[MODELS[name].rung].values()) == pytest.approx(1.0) for name in names)
+    assert {len(config.rates[name]) for name in ladder_config.OF_RAW} == {1}
+    assert {cell.name for cell in CELLS if cell.model == "token_tagged"} == {"token_tagged", "token_tagged+safe_beam"}
+
+
+def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
+    """One with spans and one with control tokens, with the smallest data and models there are."""
+
+    def run_here(module, *argv):
+        command = importlib.import_module(module)
+        parser = getattr(command, "arguments", None) or command._parser
+        command.main(parser().parse_args([*argv]))
+
+    monkeypatch.setattr(ladder_data, "run_command", run_here)
+    config = ladder_config.get_config("interventions")
+    with config.unlocked():
+        config.models, config.seeds, config.methods, config.max_new_tokens = (
+            ("masked", "conditioned"),
+            (0,),
+            (GREEDY,),
+            3,
+        )
+        config.corpus.update(documents=60, validation_documents=4, prompts=2, chats=12)
+        config.vocab_size = 400
+        for name, stage in config.stages.items():
+            stage.update(total_steps=2, batch_size=8, seq_len=16)
+            stage.optimizer.warmup_steps = 0
+            if name == STAGES[0]:
+                stage.model.update(num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8)
+    settings, models = ConfigDict(json.loads(config.to_json_best_effort())), chosen_models(config.models)
+    ladder_data.check(settings)
+    ladder_data.prepare(settings, tmp_path, models)
+    manifest = json.loads((tmp_path / "tokens-rate-5/masked_web/train/manifest.json").read_text())
+    assert manifest["extra"]["token_kinds"]["masked"] > 0
+    asked = []
+    generate = ladder_measure.inference.generate
+
+    def generated(config, params, prompts, *rest, **settings):
+        asked.append(prompts)
+        return generate(config, params, prompts, *rest, **settings)
+
+    monkeypatch.setattr(ladder_measure.inference, "generate", generated)
+    jobs = plan_jobs(models, config.seeds, config.methods)
+    ladder_jobs.work(settings, tmp_path, jobs, note=lambda line: None)
+    ladder_report.write(settings, tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert rows.keys() == {"masked", "conditioned"} and all(row.keys() == set(STAGES) for row in rows.values())
+    good = control_id(Tokenizer.from_pretrained(str(tmp_path / "tokenizer")), "<good>")
+    opened = [all(good in prompt[:2] for prompt in prompts) for prompts in asked]
+    assert opened.count(True) == 1 and len(opened) == 6  # conditioned after pretraining; its chats have none
+    assert not any(
+        good in prompt for prompts, is_open in zip(asked, opened, strict=True) if not is_open for prompt in prompts
+    )
 
 
 def test_real_text_that_was_broken_off_is_prepared_anew(tmp_path, monkeypatch):
