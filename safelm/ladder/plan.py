@@ -14,8 +14,8 @@
 | start_20, start_60 | raw, and harm_tagged from 20 or 60% of the tokens | a tenth tagged     | both      |
 
 Interventions beyond the paper (`docs/interventions.md`) are done only where `models` names them: masked, masked_unsafe,
-unlikelihood, weighted, span_tagged and conditioned differ from raw by that alone, token_tagged has harm_tagged's tags by
-token and is decoded with both.
+unlikelihood, weighted, span_tagged and conditioned differ from raw by that alone; token_tagged has the tags of
+harm_tagged by token and is decoded with both.
 
 The rate of 5% and the start at 0% are harm_tagged itself. All pretrainings have the same number of tokens, and so have
 all runs of a later stage. A training that two cells share is done once.

@@ -46,7 +46,6 @@ from safelm.synthetic_web.corpus import Recipe, write_corpus
 from safelm.text.control_tokens import control_id
 from safelm.text.tokenizer import Tokenizer
 
-
 PAPERS = [model.name for model in chosen_models(())]
 
 
@@ -313,10 +312,14 @@ def test_interventions_are_rungs_on_request():
 def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
     """One with spans and one with control tokens, with the smallest data and models there are."""
 
+    run_elsewhere = ladder_data.run_command
+
     def run_here(module, *argv):
         command = importlib.import_module(module)
-        parser = getattr(command, "arguments", None) or command._parser
-        command.main(parser().parse_args([*argv]))
+        if hasattr(command, "arguments"):
+            command.main(command.arguments().parse_args([*argv]))
+        else:
+            run_elsewhere(module, *argv)
 
     monkeypatch.setattr(ladder_data, "run_command", run_here)
     config = ladder_config.get_config("interventions")
@@ -327,7 +330,7 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
             (GREEDY,),
             3,
         )
-        config.corpus.update(documents=60, validation_documents=4, prompts=2, chats=12)
+        config.corpus.update(documents=60, validation_documents=4, prompts=2, chats=60)
         config.vocab_size = 400
         for name, stage in config.stages.items():
             stage.update(total_steps=2, batch_size=8, seq_len=16)
@@ -347,14 +350,14 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
         return generate(config, params, prompts, *rest, **settings)
 
     monkeypatch.setattr(ladder_measure.inference, "generate", generated)
-    jobs = plan_jobs(models, config.seeds, config.methods)
+    jobs = plan_jobs(chosen_models(("conditioned",)), config.seeds, config.methods)
     ladder_jobs.work(settings, tmp_path, jobs, note=lambda line: None)
     ladder_report.write(settings, tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert rows.keys() == {"masked", "conditioned"} and all(row.keys() == set(STAGES) for row in rows.values())
+    assert rows.keys() == {"conditioned"} and all(row.keys() == set(STAGES) for row in rows.values())
     good = control_id(Tokenizer.from_pretrained(str(tmp_path / "tokenizer")), "<good>")
     opened = [all(good in prompt[:2] for prompt in prompts) for prompts in asked]
-    assert opened.count(True) == 1 and len(opened) == 6  # conditioned after pretraining; its chats have none
+    assert opened.count(True) == 1 and len(opened) == 3  # conditioned after pretraining; its chats have none
     assert not any(
         good in prompt for prompts, is_open in zip(asked, opened, strict=True) if not is_open for prompt in prompts
     )
