@@ -7,7 +7,8 @@ again.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from safelm.data.batch import Batch
 from safelm.data.loader import eval_batches, make_loader
 from safelm.data.schedule import MixtureSchedule
-from safelm.data.store import MANIFEST_NAME, TokenStore
+from safelm.data.store import MANIFEST_NAME, Manifest, TokenStore
 from safelm.data.stream import merge_channels
 from safelm.data.verification import Verification
 from safelm.text.tokenizer import Tokenizer
@@ -117,16 +118,19 @@ class TrainData:
             for entry in self.ledger(step)
         )
 
-    def kinds_table(self) -> str:
-        """What the tokens of each source are, as lines for people, for those whose store says it."""
-        lines = []
+    def kinds_table(self, step: int) -> str:
+        """What the tokens of each source are, and those of all rows before `step`, as lines for people.
+
+        A row's tokens are taken to be of the store's kinds in the store's shares; without sources that have other
+        tokens than text there is no line.
+        """
+        given, lines, run = self.schedule.tokens_given(step), [], Counter[str]()
         for name, store in self.stores.items():
-            kinds = store.manifest.extra.get("token_kinds")
-            if kinds:
-                text = store.manifest.num_tokens - sum(kinds.values())
-                shown = ", ".join(f"{count:,} {kind}" for kind, count in {"text": text, **kinds}.items())
-                lines.append(f"kinds:      {name}: {shown} (of the whole store)")
-        return "\n".join(lines)
+            kinds, tokens = store_kinds(store.manifest), store.manifest.num_tokens
+            run.update({kind: given[name] * count / tokens for kind, count in kinds.items()})
+            if len(kinds) > 1:
+                lines.append(f"kinds:      {name}: {_listed(kinds)} (of the whole store)")
+        return "\n".join([*lines, f"kinds:      of the run's tokens {_listed(run)}"] if lines else [])
 
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint (counts and checksums) of every store, by "<source>/<split>"."""
@@ -143,6 +147,21 @@ class TrainData:
             "rows_given": {name: int(rows) for name, rows in self.schedule.cumulative(step).items() if rows},
             "stores": {name: _fingerprint(store) for name, store in self.stores.items()},
         }
+
+
+def store_kinds(manifest: Manifest) -> dict[str, int]:
+    """A store's tokens by kind, without those that it has none of; in chats what the user says counts as masked."""
+    kinds = manifest.extra.get("token_kinds")
+    if kinds is None:
+        learned = manifest.extra.get("num_loss_tokens", manifest.num_tokens)
+        kinds = {"tag": manifest.num_tag_tokens, "masked": manifest.num_tokens - learned}
+    text = manifest.num_tokens - sum(kinds.values())
+    return {kind: count for kind, count in {"text": text, **kinds}.items() if count}
+
+
+def _listed(kinds: Mapping[str, float]) -> str:
+    total = sum(kinds.values())
+    return ", ".join(f"{round(count):,} {kind} ({count / total:.2%})" for kind, count in kinds.items())
 
 
 def make_schedule(config: ConfigDict) -> MixtureSchedule:

@@ -205,7 +205,7 @@ def summary(
         f"compute:    {flops:.3g} FLOPs, {_time(config, flops, mesh.size, device_kind)}",
         *(f"phase:      from step {start:,}: {_spelled(rates)}" for start, rates in schedule.starts()),
         data.ledger_table(steps) if data else _planned_table(schedule, steps),
-        *filter(None, [data.kinds_table() if data else ""]),
+        *filter(None, [data.kinds_table(config.total_steps) if data else ""]),
     ]
     return "\n".join(lines)
 
