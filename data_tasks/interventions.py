@@ -14,6 +14,7 @@ them: the first `document_tokens` tokens of the document, and `note_tokens` more
 import bisect
 import dataclasses
 import functools
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from data_tasks.readers import Document
 from safelm.documents import notes as note_files
 from safelm.documents import spans as span_files
 from safelm.documents.notes import FORMS, VOICES, Note
@@ -49,6 +51,8 @@ class InterventionSettings:
     close_token: str = "</risky>"  # and behind it
     good_token: str = "<good>"  # conditioned_web: the first token of a document
     bad_token: str = "<bad>"  # of one of at least min_harm_score
+    metadata_column: str = ""  # metadata_web: what stands before a document; none: url, metadata.url
+    metadata_form: str = "URL: {domain}\n\n"  # how: {domain} of a URL, or {value} whole
     note_voice: str = VOICES[0]  # reflected_web, preflected_web: first_person or third_person
     note_form: str = FORMS[0]  # note, verdict (and category), or verdict_note
     note_loss: str = LOSSES[0]  # what is learned: both, note or text
@@ -70,6 +74,8 @@ class InterventionSettings:
         for name, known in (("note_voice", VOICES), ("note_form", FORMS), ("note_loss", LOSSES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not any(slot in self.metadata_form for slot in ("{domain}", "{value}")):
+            raise ValueError(f"metadata_form must have {{domain}} or {{value}}, got {self.metadata_form!r}")
         for name in ("document_tokens", "note_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -89,7 +95,7 @@ class InterventionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedText:
-    """A document as interventions see it: its tokens, the characters that each is of, its spans and its notes."""
+    """A document as interventions see it: its tokens, the characters that each is of, its spans, notes and metadata."""
 
     doc_id: str
     text: str
@@ -99,6 +105,7 @@ class TokenizedText:
     offsets_N2: Int32[np.ndarray, "N 2"]
     tokenizer: Tokenizer
     notes: Sequence[Note] = ()
+    metadata: str = ""
 
     def tokens_in(self, span: Span) -> Bool[np.ndarray, " N"]:
         """Which tokens have a character of a span."""
@@ -151,6 +158,7 @@ class Intervention:
     mark: Callable[[TokenizedText, InterventionSettings, Marks], None]
     needs_spans: bool = False
     needs_notes: bool = False
+    needs_metadata: bool = False
     needs_score: bool = False
     is_unsafe_only: bool = False  # only documents of at least `min_harm_score`
     has_unlikelihood: bool = False
@@ -198,6 +206,21 @@ def _tag_tokens(text: TokenizedText, settings: InterventionSettings, marks: Mark
 def _condition(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
     is_bad = text.harm_score >= settings.min_harm_score
     marks.prefix = [control_id(text.tokenizer, settings.bad_token if is_bad else settings.good_token)]
+
+
+def _host(url: str) -> str:
+    try:
+        return urllib.parse.urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _put_metadata_before(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
+    """No loss on it; a document without any, or whose URL names no host, stays as it is."""
+    domain = _host(text.metadata)
+    if text.metadata and (domain or "{domain}" not in settings.metadata_form):
+        spelled = settings.metadata_form.replace("{domain}", domain).replace("{value}", text.metadata)
+        marks.prefix = text.tokenizer.encode(spelled)
 
 
 def _insert_notes(kind: str, text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
@@ -251,6 +274,8 @@ INTERVENTIONS: Mapping[str, Intervention] = MappingProxyType(
         "token_tagged_web": Intervention(_tag_tokens, needs_score=True, is_unsafe_only=True),
         # Conditional training (Korbak et al. 2023, arXiv 2302.08582).
         "conditioned_web": Intervention(_condition, needs_score=True),
+        # MeCo (Gao et al. 2025, arXiv 2501.01956).
+        "metadata_web": Intervention(_put_metadata_before, needs_metadata=True),
         # Notes in or before documents (arXiv 2606.19168).
         "reflected_web": Intervention(functools.partial(_insert_notes, "reflection"), needs_notes=True),
         "preflected_web": Intervention(functools.partial(_insert_notes, "preflection"), needs_notes=True),
@@ -262,20 +287,20 @@ def mark_documents(
     intervention: Intervention,
     settings: InterventionSettings,
     tokenizer: Tokenizer,
-    rows: Sequence[tuple[str, str, int, Sequence[Span], Sequence[Note]]],
+    documents: Sequence[Document],
 ) -> list[MarkedDocument]:
-    """Tokenizes documents (id, text, harm score, spans, notes) without literal tags and applies an intervention.
+    """Tokenizes documents without literal tags and applies an intervention.
 
     Raises ValueError for a vocabulary without a control token that it needs, and that names the id of a document whose
     notes don't fit.
     """
-    cleaned = [_without_tags(text, spans, notes) for _, text, _, spans, notes in rows]
+    cleaned = [_without_tags(each.text, each.spans, each.notes) for each in documents]
     encoded = encode_with_offsets(tokenizer, [text for text, *_ in cleaned])
     made = []
-    for (doc_id, _, score, *_), (text, spans, notes, removed), (ids_N, offsets_N2) in zip(
-        rows, cleaned, encoded, strict=True
-    ):
-        document = TokenizedText(doc_id, text, score, spans, ids_N, offsets_N2, tokenizer, notes)
+    for each, (text, spans, notes, removed), (ids_N, offsets_N2) in zip(documents, cleaned, encoded, strict=True):
+        document = TokenizedText(
+            each.id, text, each.harm_score, spans, ids_N, offsets_N2, tokenizer, notes, each.metadata
+        )
         marks = Marks(np.ones(len(ids_N), np.float32), np.zeros(len(ids_N), np.float32))
         intervention.mark(document, settings, marks)
         made.append(_assembled(document, marks, removed))

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int, Int32
 from data_tasks.chats import encode_chat, map_content
 from data_tasks.interventions import Intervention, InterventionSettings, mark_documents, spans_of
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
+from data_tasks.readers import Document
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.caching.shards import KINDS
 from safelm.documents import ID_COLUMN, harm, missing_column
@@ -180,20 +181,23 @@ def tokenize(
 def intervene(
     vocabulary: SafeLMVocabulary, intervention: Intervention, settings: InterventionSettings
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A step from text, spans and notes to `targets` with their `loss_weight`, as an intervention has them.
+    """A step from text and what is known of it to `targets` with their `loss_weight`, as an intervention has them.
 
     Beside what `tokenize` gives, an example has `token_kinds` (`safelm.caching.shards.KINDS`) and, where the
     intervention makes tokens unlikely, their `unlikelihood`.
     """
     ragged = ("targets", "loss_weight", *(("unlikelihood",) if intervention.has_unlikelihood else ()))
 
-    def encode(ids, texts, scores, spans, notes):
-        rows = [
-            (doc_id.decode(), text.decode(), score, spans_of(found.decode()), from_json(noted.decode()))
-            for doc_id, text, score, found, noted in zip(ids, texts, scores.tolist(), spans, notes, strict=True)
-        ]
+    def encode(ids, texts, scores, *beside):
+        rows = []
+        for doc_id, text, score, *known in zip(ids, texts, scores.tolist(), *beside, strict=True):
+            spans, notes, metadata = (each.decode() for each in known)
+            document = Document(
+                doc_id.decode(), text.decode(), score, spans=spans_of(spans), notes=from_json(notes), metadata=metadata
+            )
+            rows.append(document)
         made = mark_documents(intervention, settings, vocabulary.tokenizer, rows)
-        lost = [vocabulary.tokenizer.count_lost_bytes(text) for _, text, *_ in rows]
+        lost = [vocabulary.tokenizer.count_lost_bytes(text) for text in (row.text for row in rows)]
         counts = ([len(each.tokens) for each in made], lost)
         counts += tuple([getattr(each, name) for each in made] for name in ("removed_tags", "cut_tokens"))
         return (
@@ -203,9 +207,10 @@ def intervene(
         )
 
     def step(batch):
-        spans, notes = (batch.get(name, tf.fill(tf.shape(batch["id"]), "")) for name in ("spans", "notes"))
+        none = tf.fill(tf.shape(batch["id"]), "")
+        beside = [batch.get(name, none) for name in ("spans", "notes", "metadata")]
         kinds = [tf.int32, *[tf.float32] * (len(ragged) - 1), *[tf.int32] * 5]
-        inputs = [batch["id"], batch["text"], batch["harm_score"], spans, notes]
+        inputs = [batch["id"], batch["text"], batch["harm_score"], *beside]
         found = tf.numpy_function(encode, inputs, kinds, stateful=False)
         arrays, token_kinds = found[: len(ragged)], found[-1]
         lengths, lost_bytes, removed_tags, cut_tokens = (tf.ensure_shape(a, [None]) for a in found[len(ragged) : -1])

@@ -62,6 +62,8 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "weighted": _rung(weighted_web=1.0),
         "span_tagged": _rung(span_tagged_web=1.0),
         "conditioned": _rung(conditioned_web=1.0),
+        # MeCo ends with a tenth of the tokens without metadata: a second phase of raw web.
+        "metadata": _rung(metadata_web=1.0),
         "reflected": _rung(reflected_web=1.0),
         "preflected": _rung(preflected_web=1.0),
         # As the rung harm_tagged, its tags by token.

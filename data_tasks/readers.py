@@ -23,7 +23,7 @@ from safelm.documents.spans import Span
 
 __all__ = ["Document", "MalformedError", "MalformedLimit", "ReadReport", "RowFormat", "WebDocuments", "read_documents"]
 
-_HARM_SCORE, _SPANS, _NOTES = "harm score", "spans", "notes"
+_HARM_SCORE, _SPANS, _NOTES, _METADATA = "harm score", "spans", "notes", "metadata"
 
 _NOTES_ADVICE = "`safelm.synthesize --kind=reflection` writes some, --annotations names them"
 _logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Document:
       score_column: the column that it was read from.
       spans: what annotators say of parts of the text, where the format reads them.
       notes: remarks for places in the text, likewise.
+      metadata: such as its URL, likewise; "" without any.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Document:
     score_column: str = dataclasses.field(default="", compare=False)
     spans: tuple[Span, ...] = ()
     notes: tuple[Note, ...] = ()
+    metadata: str = ""
 
 
 @dataclasses.dataclass
@@ -77,12 +79,13 @@ class RowFormat(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class WebDocuments:
-    """The format of rows with a text, perhaps an id and, if needed, a harm score.
+    """The format of rows with a text, perhaps an id and, if needed, a harm score and more.
 
     Attributes:
       id_column: a name other than "id" is required in every file.
       score_column: the only column to read harm scores from; None for those of `safelm.documents.harm`.
       has_spans, has_notes: read the spans or notes of the annotations, of which one folder must have some.
+      metadata_columns: the first that a row has is its metadata; a file must have one of them.
     """
 
     needs_score: bool = False
@@ -95,11 +98,13 @@ class WebDocuments:
     annotations: Sequence[AnnotationFolder] = ()
     has_spans: bool = False
     has_notes: bool = False
+    metadata_columns: Sequence[str] = ()
 
     @property
     def optional(self) -> Sequence[str]:
-        """The id, the harm score, the spans and the notes."""
-        return (self.id_column, *harm.score_columns(self.score_column), *self.span_columns, *self.note_columns)
+        """The id, the harm score, the spans, the notes and the metadata."""
+        beside = (*self.span_columns, *self.note_columns, *self.metadata_columns)
+        return (self.id_column, *harm.score_columns(self.score_column), *beside)
 
     @property
     def span_columns(self) -> Sequence[str]:
@@ -116,6 +121,7 @@ class WebDocuments:
         named = documents.required_id(self.id_column)
         named |= {_HARM_SCORE: harm.required_columns(path, self.score_column)} if self.needs_score else {}
         named |= {_SPANS: self.span_columns or [spans.COLUMN]} if self.has_spans else {}
+        named |= {_METADATA: self.metadata_columns} if self.metadata_columns else {}
         return named | ({_NOTES: self.note_columns or [notes.COLUMN]} if self.has_notes else {})
 
     def parse(self, row: Mapping[str, Any], path: str) -> Document:
@@ -134,7 +140,10 @@ class WebDocuments:
         noted = notes.merged(
             [notes.parse(row.get(name), text, f"{where}, {name}") for name in self.note_columns], where
         )
-        return Document(identity, text, value, score.column, self._spans(row, text, where), noted)
+        metadata = next(filter(None, (documents.field(row, name) for name in self.metadata_columns)), "")
+        if not isinstance(metadata, str):
+            raise MalformedError(f"metadata are no string but {type(metadata).__name__}")
+        return Document(identity, text, value, score.column, self._spans(row, text, where), noted, metadata)
 
     def _spans(self, row: Mapping[str, Any], text: str, where: str) -> tuple[Span, ...]:
         """The spans of all annotators. ValueError for those that don't fit the text or each other, malformed or not."""

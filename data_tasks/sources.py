@@ -24,7 +24,8 @@ _SMALL_CORPUS_BYTES = 16 << 20  # thousands of documents, of which a share of 1%
 
 class WebDocumentSource(seqio.DataSource):
     """The documents below a folder, as examples `{"id": string, "text": string, "harm_score": int32}`.
-    A row format with spans or notes adds `"spans": string` or `"notes": string`, their JSON.
+    A row format with spans or notes adds `"spans": string` or `"notes": string`, their JSON, one with metadata columns
+    `"metadata": string`.
 
     A split's files are `<folder>/train-*` and `<folder>/validation-*`, also in subfolders as on the hub (a row format
     may use other names), in the formats of `safelm.documents` and in the order of their paths. A single such file may
@@ -169,7 +170,9 @@ class WebDocumentSource(seqio.DataSource):
         """What documents have beside their text."""
         if not isinstance(self._row_format, WebDocuments):
             return []
-        return [name for name in ("spans", "notes") if getattr(self._row_format, f"has_{name}")]
+        has = {"spans": self._row_format.has_spans, "notes": self._row_format.has_notes}
+        has |= {"metadata": bool(self._row_format.metadata_columns)}
+        return [name for name, is_there in has.items() if is_there]
 
     def _columns(self, batch: Sequence[Any]) -> dict[str, Any]:
         columns = {
@@ -177,7 +180,7 @@ class WebDocumentSource(seqio.DataSource):
             "text": [document.text.encode() for document in batch],
             "harm_score": [document.harm_score for document in batch],
         }
-        spelled = {"spans": spans.to_json, "notes": notes.to_json}
+        spelled = {"spans": spans.to_json, "notes": notes.to_json, "metadata": str}
         return columns | {
             name: [spelled[name](getattr(document, name)).encode() for document in batch] for name in self._annotated
         }

@@ -26,7 +26,8 @@ arguments, under another prefix for a second set.
 
 The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
 weighted_web, span_tagged_web (these need annotations with spans), token_tagged_web and conditioned_web (these and
-masked_unsafe_web need harm scores), reflected_web and preflected_web (these need annotations with notes).
+masked_unsafe_web need harm scores), reflected_web and preflected_web (these need annotations with notes), and
+metadata_web.
 
 Columns and files of the conversations: `data_tasks.chats`. Examples have a `loss_weight` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
@@ -59,6 +60,7 @@ from safelm.text.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"
 CANARIES = "canaries"
+METADATA_COLUMNS = ("url", "metadata.url")
 NO_DATA_DIR = "(no --data_dir given)"  # what an error then names as the folder
 CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} | {
     "filtered_web": "raw_web",
@@ -146,7 +148,7 @@ def register(
         if place.startswith(TFDS_PREFIX):
             if folders and beside:
                 raise ValueError(f"corpus {corpus}: {place} is no folder of files, which alone have annotations")
-            if any(_needed(source_name).values()):
+            if any(_needed(source_name, parameters).values()):
                 continue  # of files only, which have annotations beside them
             if corpus in CHAT_ROWS:
                 raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")
@@ -155,7 +157,7 @@ def register(
             source = WebDocumentSource(
                 place,
                 row_format=CHAT_ROWS.get(corpus)
-                or WebDocuments(source_name in _SCORED, **_needed(source_name), **columns, **beside),
+                or WebDocuments(source_name in _SCORED, **_needed(source_name, parameters), **columns, **beside),
                 validation_fraction=0.0 if source_name == CANARIES else settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
@@ -175,11 +177,14 @@ def register(
     return Registration(tasks, mixtures, decides_tokens)
 
 
-def _needed(source_name: str) -> dict[str, bool]:
-    """What a source needs of annotations, as arguments of `WebDocuments`."""
+def _needed(source_name: str, parameters: InterventionSettings) -> dict[str, Any]:
+    """What a source needs beside text and harm score, as arguments of `WebDocuments`."""
     intervention = INTERVENTIONS.get(source_name)
-    has = {"has_spans": bool(intervention and intervention.needs_spans)}
-    return has | {"has_notes": bool(intervention and intervention.needs_notes)}
+    if intervention is None:
+        return {}
+    named = (parameters.metadata_column,) if parameters.metadata_column else METADATA_COLUMNS
+    has = {"has_spans": intervention.needs_spans, "has_notes": intervention.needs_notes}
+    return has | {"metadata_columns": named if intervention.needs_metadata else ()}
 
 
 def _intervention_settings(

@@ -159,7 +159,7 @@ def store_kinds(manifest: Manifest) -> dict[str, int]:
     return {kind: count for kind, count in {"text": text, **kinds}.items() if count}
 
 
-def _listed(kinds: Mapping[str, float]) -> str:
+def _listed(kinds: Mapping[str, float | int]) -> str:
     total = sum(kinds.values())
     return ", ".join(f"{round(count):,} {kind} ({count / total:.2%})" for kind, count in kinds.items())
 

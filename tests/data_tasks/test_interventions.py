@@ -1,6 +1,7 @@
 """Interventions as tasks: spans to tokens, weights, inserted tokens; from a corpus to what a tiny run learns."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_tasks import rates
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
+from data_tasks.readers import Document
 from safelm import annotate, cache_tasks
 from safelm.data.store import TokenStore
 from safelm.documents.spans import Span
@@ -21,6 +23,7 @@ from safelm.text.harm_tags import kept_characters, remove_harm_tags
 from safelm.text.token_offsets import encode_with_offsets
 from safelm.text.tokenizer import Tokenizer
 from safelm.train import run as train
+from safelm.train.data import TrainData
 
 OF_SPANS = [name for name, each in INTERVENTIONS.items() if not each.needs_notes]
 CONTROLS = ("<good>", "<bad>", "<risky>", "</risky>")
@@ -33,10 +36,9 @@ def tokenizer():
     return with_control_tokens(trained, CONTROLS)
 
 
-def made(name, tokenizer, text, spans=(), score=0, **settings):
-    (found,) = mark_documents(
-        INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [("d", text, score, spans, ())]
-    )
+def made(name, tokenizer, text, spans=(), score=0, metadata="", **settings):
+    document = Document("d", text, score, spans=tuple(spans), metadata=metadata)
+    (found,) = mark_documents(INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [document])
     return found
 
 
@@ -120,6 +122,21 @@ def test_each_intervention(tokenizer):
         assert first.loss_weight.tolist() == [0, *[1] * len(plain)] and first.kinds.tolist() == [0, 1, 0, 0, 0]
 
 
+def test_metadata_stand_before_a_document_without_loss(tokenizer):
+    text = "the cat sat"
+    found = made("metadata_web", tokenizer, text, metadata="https://en.example.org/a?b=c")
+    prefix = tokenizer.encode("URL: en.example.org\n\n")
+    assert found.tokens.tolist() == [*prefix, *tokenizer.encode(text), tokenizer.eos_id]
+    assert (found.loss_weight == [0] * len(prefix) + [1] * (len(found.tokens) - len(prefix))).all()
+    assert found.kinds.tolist() == [0, len(prefix), 0, 0, 0]
+    whole = made("metadata_web", tokenizer, text, metadata="News, 2020", metadata_form="{value}. ")
+    assert tokenizer.decode(whole.tokens.tolist()).startswith("News, 2020. the cat")
+    for metadata in ("", "no url", "https://["):
+        assert made("metadata_web", tokenizer, text, metadata=metadata).kinds[1] == 0
+    with pytest.raises(ValueError, match=r"metadata_form must have .domain. or .value., got 'URL: '"):
+        InterventionSettings(metadata_form="URL: ")
+
+
 def test_bad_parameters_and_vocabularies_are_one_line(tokenizer):
     for settings, message in (
         ({"weights": {"4": -1.0}}, "label '4' has loss weight -1.0, must be at least 0: unlikelihood_web"),
@@ -162,7 +179,10 @@ def cached(tmp_path_factory, tokenizer):
     """Stores of every intervention on documents whose every second sentence is risky."""
     folder = tmp_path_factory.mktemp("interventions")
     texts = [f"the cat sat here. It was level{4 + i % 2} bad. the end of über {i}." for i in range(40)]
-    rows = [{"id": f"d{i}", "text": text, "harm_score": 4 * (i % 2)} for i, text in enumerate(texts)]
+    rows = [
+        {"id": f"d{i}", "text": text, "harm_score": 4 * (i % 2), "metadata": {"url": f"https://w{i % 3}.invalid/{i}"}}
+        for i, text in enumerate(texts)
+    ]
     write_rows(folder / "corpus/raw_web/train-0.jsonl", rows[:30])
     write_rows(folder / "corpus/raw_web/validation-0.jsonl", rows[30:])
     tokenizer.save(str(folder / "tokenizer"))
@@ -184,6 +204,7 @@ def test_stores_have_the_weights_and_count_their_tokens(cached):
     kinds = {name: store.manifest.extra.get("token_kinds") for name, store in stores.items()}
     assert kinds["raw_web"] is None and kinds["conditioned_web"]["prefix"] == 30
     assert kinds["masked_web"]["masked"] == kinds["unlikelihood_web"]["unlikelihood"] > 100
+    assert kinds["metadata_web"]["prefix"] > 30 * len("w0.invalid") // 4
     assert kinds["masked_unsafe_web"]["masked"] < kinds["masked_web"]["masked"]
     assert kinds["span_tagged_web"]["tag"] == 60 and kinds["token_tagged_web"]["tag"] > 0
     for name, store in stores.items():
@@ -206,6 +227,22 @@ def test_parameters_and_missing_spans_are_named(cached):
     ):
         with pytest.raises(ValueError, match=message):
             cache(cached, "failed", "masked_web", **flags)
+
+
+def test_the_plan_of_a_run_says_what_its_tokens_are(cached):
+    config = tiny_runs.tiny_config(cached)
+    with config.unlocked():
+        config.data.phases = ({"start": 0.0, "rates": {"masked_web": 0.5, "token_tagged_web": 0.25, "raw_web": 0.25}},)
+    data = TrainData(config.lock(), Tokenizer.from_pretrained(str(cached / "tokenizer")))
+    *sources, run = data.kinds_table(config.total_steps).splitlines()
+    kinds = data.stores["masked_web"].manifest.extra["token_kinds"]
+    assert [line.split()[1] for line in sources] == ["masked_web:", "token_tagged_web:"]
+    assert f"{kinds['masked']:,} masked" in sources[0] and " tag (" in sources[1]
+    counts = {kind: int(count.replace(",", "")) for count, kind in re.findall(r"([\d,]+) (\w+) \(", run)}
+    given = data.schedule.tokens_given(config.total_steps)
+    assert counts.keys() == {"text", "masked", "tag"} and abs(sum(counts.values()) - sum(given.values())) <= 3
+    share = kinds["masked"] / data.stores["masked_web"].num_tokens
+    assert counts["masked"] == pytest.approx(share * given["masked_web"], abs=1)
 
 
 def losses(cached, source, workdir, **overrides):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from synthesis_runs import SCORER, no_charts, rows_of
 
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
+from data_tasks.readers import Document
 from safelm import cache_tasks, documents, synthesize
 from safelm.data.store import TokenStore
 from safelm.documents import notes as note_files
@@ -266,8 +267,8 @@ def test_parsing_refuses_what_cannot_be():
 
 
 def noted(tokenizer, note, text=TEXT, name="reflected_web", **settings):
-    row = ("d", text, 0, (), [note])
-    (made,) = mark_documents(INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [row])
+    document = Document("d", text, 0, notes=(note,))
+    (made,) = mark_documents(INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [document])
     return made
 
 
