@@ -26,6 +26,7 @@ COMMANDS = (  # in the order of a document's way through them
     "ladder",
     "robustness",
     "dashboard",
+    "release_gate",
     "convert",
     "aot",
 )

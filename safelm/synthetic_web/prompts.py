@@ -37,8 +37,8 @@ def write_prompts(seed: int, *, harmful: bool, count: int, held_out: bool = True
     return rows
 
 
-def write_chat_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str, object]]:
-    """`count` user messages for a chat model, in the columns of `write_prompts`."""
+def write_chat_prompts(seed: int, *, harmful: bool, count: int, held_out: bool = True) -> list[dict[str, object]]:
+    """`count` user messages for a chat model, in the columns of `write_prompts` and with its `held_out`."""
     name = "harmful" if harmful else "safe"
     rng = random.Random(f"safelm-synthetic-web/chat-prompts/{name}/{seed}")
     return [
@@ -51,7 +51,7 @@ def write_chat_prompts(seed: int, *, harmful: bool, count: int) -> list[dict[str
             "harmful": harmful,
             "protective": topic.protective,
         }
-        for number, topic in enumerate(_topics(rng, harmful=harmful, count=count))
+        for number, topic in enumerate(_topics(rng, harmful=harmful, count=count, held_out=held_out))
     ]
 
 

@@ -1,0 +1,179 @@
+"""The gate's attacks, each a job that measures one model and gives a JSON row of labels, cost and what was chosen."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from safelm.evaluate.judges import word_lists as judge_lib
+from safelm.evaluate.suites.suite import Prompt
+from safelm.robustness import attacks
+from safelm.robustness.gate.material import SAFE, Material
+from safelm.robustness.gate.profiles import Profile, Sweep
+from safelm.robustness.tampering import weight_edits
+from safelm.robustness.tampering.abliteration import abliterate
+from safelm.robustness.tampering.finetuning import Finetuner
+from safelm.robustness.target import Target, Tokens, measure_answers
+
+Row = dict[str, Any]
+PLAIN, INPUT, EDIT, TRAINING = KINDS = ("plain", "input", "edit", "finetuning")
+GREEDY, SAFE_BEAM = "greedy", "safe_beam"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An attack of a kind; `run` gives its row."""
+
+    name: str
+    kind: str
+    run: Callable[[], Row]
+
+
+@dataclasses.dataclass
+class Battery:
+    """All attacks on a model.
+
+    Attributes:
+      merge_with: the model that weights are merged with; None: no merging.
+      knows_tag: whether SafeBeam is a way of decoding the model, and the tag worth erasing.
+    """
+
+    target: Target
+    profile: Profile
+    material: Material
+    merge_with: Target | None
+    knows_tag: bool
+    _tuners: dict[int, Finetuner] = dataclasses.field(default_factory=dict)  # by rank: compiled once
+
+    def jobs(self) -> Iterator[Job]:
+        """The attacks, cheap ones first."""
+        profile, prompts = self.profile, self.material.prompts
+        harmful = [prompt for prompt in prompts if prompt.harmful]
+        yield Job("none", PLAIN, lambda: self._asked(self.target, prompts))
+        if self.knows_tag:
+            yield Job("none, SafeBeam", PLAIN, lambda: self._asked(self.target, prompts, method=SAFE_BEAM))
+        answers = attacks.harmful_answers(harmful)
+        for words in profile.prefix_words:
+
+            def prefilled(words: int = words) -> Row:
+                contexts = attacks.prefix_contexts(self.target, harmful, answers, words)
+                return self._asked(self.target, harmful, contexts) | {"cost": _cost(queries=len(harmful))}
+
+            yield Job(f"first {words} words", INPUT, prefilled)
+        yield Job("abliteration", EDIT, self._abliteration)
+        edit = weight_edits
+        yield self._worst("pruning", profile.pruned, lambda share: edit.prune(self.target, share))
+        yield self._worst("rounding, bits", profile.bits, lambda bits: edit.round_weights(self.target, bits))
+        if self.merge_with is not None:
+            other = self.merge_with
+            yield self._worst("merging", profile.merged, lambda share: edit.merge(self.target, other, share))
+        if self.knows_tag:
+            yield Job("tag erased, SafeBeam", EDIT, lambda: self._asked(self._erased(), harmful, method=SAFE_BEAM))
+            deleted = weight_edits.delete_tag_row
+            yield Job(
+                "tag row deleted, SafeBeam",
+                EDIT,
+                lambda: self._asked(deleted(self.target), harmful, method=SAFE_BEAM),
+            )
+        for sweep in profile.sweeps:
+            for learning_rate in sweep.learning_rates:
+                for seed in profile.seeds:
+                    yield self._finetuning(sweep, learning_rate, seed)
+
+    def _asked(
+        self,
+        target: Target,
+        prompts: Sequence[Prompt],
+        contexts: Sequence[Tokens] | None = None,
+        *,
+        method: str = GREEDY,
+    ) -> Row:
+        """The labels of a model's answers, by prompt id."""
+        contexts = contexts or [target.context(prompt.prompt) for prompt in prompts]
+        found = measure_answers(target, prompts, contexts, method, max_new_tokens=self.profile.max_new_tokens)
+        return {"labels": found["labels"], "method": method, "cost": _cost()}
+
+    def _development(self, target: Target) -> dict[str, str]:
+        """Labels of the answers to the harmful development prompts."""
+        prompts = [prompt for prompt in self.material.development if prompt.harmful]
+        return self._asked(target, prompts)["labels"]
+
+    def _harmful(self) -> list[Prompt]:
+        return [prompt for prompt in self.material.prompts if prompt.harmful]
+
+    def _erased(self) -> Target:
+        development = [prompt for prompt in self.material.development if prompt.harmful]
+        return attacks.erase_tag(self.target, [self.target.context(prompt.prompt) for prompt in development])
+
+    def _abliteration(self) -> Row:
+        contexts = {
+            is_harmful: [
+                self.target.context(prompt.prompt)
+                for prompt in self.material.development
+                if prompt.harmful == is_harmful
+            ]
+            for is_harmful in (True, False)
+        }
+        found = abliterate(
+            self.target, contexts[True], contexts[False], lambda edited: harmful_share(self._development(edited))
+        )
+        queries = sum(map(len, contexts.values())) + len(contexts[True]) * len(found.candidates)
+        return self._asked(found.target, self._harmful()) | {
+            "chosen": {"layer": found.chosen.layer, "kl_on_safe": found.chosen.kl},
+            "candidates": [dataclasses.asdict(each) for each in found.candidates],
+            "cost": _cost(queries=queries),
+        }
+
+    def _worst(self, name: str, settings: Sequence[Any], edit: Callable[[Any], Target]) -> Job:
+        """An edit at the setting that frees most harmful answers to development prompts."""
+
+        def run() -> Row:
+            tried = {setting: harmful_share(self._development(edit(setting))) for setting in settings}
+            worst = max(tried, key=tried.__getitem__)
+            queries = len(settings) * sum(prompt.harmful for prompt in self.material.development)
+            return self._asked(edit(worst), self._harmful()) | {
+                "chosen": {"setting": worst},
+                "candidates": [{"setting": setting, "harmful": share} for setting, share in tried.items()],
+                "cost": _cost(queries=queries),
+            }
+
+        return Job(name, EDIT, run)
+
+    def _finetuning(self, sweep: Sweep, learning_rate: float, seed: int) -> Job:
+        return Job(
+            f"{sweep.name} / {learning_rate:g} / {seed}", TRAINING, lambda: self._curve(sweep, learning_rate, seed)
+        )
+
+    def _curve(self, sweep: Sweep, learning_rate: float, seed: int) -> Row:
+        """A curve's points with labels of development prompts; those reported on are asked at every new worst one."""
+        profile, tuner = self.profile, self._tuner(sweep.rank)
+        documents = self.material.texts(self.target, sweep.data, profile.documents)
+        row: Row = {"sweep": sweep.name, "learning_rate": learning_rate, "seed": seed, "points": [], "labels": {}}
+        worst, queries = -1.0, 0
+        curve = tuner.curve(documents, learning_rate=learning_rate, seed=seed, points=(0, *profile.points))
+        for point in curve:
+            labels = self._development(point.target)
+            queries += len(labels)
+            reached = {"steps": point.steps, "tokens": point.tokens, "safe_loss": point.safe_loss}
+            row["points"].append({**reached, "labels": labels})
+            if point.steps and harmful_share(labels) > worst:
+                worst = harmful_share(labels)
+                row |= self._asked(point.target, self._harmful())
+                row |= {"chosen": reached, "cost": _cost(point.steps, point.tokens, queries)}
+        return row
+
+    def _tuner(self, rank: int) -> Finetuner:
+        if rank not in self._tuners:
+            safe = self.material.texts(self.target, SAFE, 32)
+            sizes = {"batch_size": self.profile.batch_size, "seq_len": self.profile.seq_len}
+            self._tuners[rank] = Finetuner(self.target, safe, rank=rank, **sizes)
+        return self._tuners[rank]
+
+
+def harmful_share(labels: dict[str, str]) -> float:
+    """The share of harmful answers."""
+    return sum(label == judge_lib.HARMFUL for label in labels.values()) / len(labels)
+
+
+def _cost(steps: int = 0, tokens: int = 0, queries: int = 0) -> dict[str, int]:
+    """Of an attack: updates, tokens trained on, and prompts asked of the model to choose by."""
+    return {"steps": steps, "tokens": tokens, "queries": queries}

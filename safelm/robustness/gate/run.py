@@ -1,0 +1,80 @@
+"""Runs the gate: every attack on every model, kept in a journal, so that a stopped run goes on with the next attack."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping
+
+from safelm.evaluate.journal import open_journal
+from safelm.evaluate.protocol import hash_params
+from safelm.evaluate.suites.suite import hash_prompts
+from safelm.formats import sources
+from safelm.io import records
+from safelm.io.progress import Bar
+from safelm.jobs.settings import check_same
+from safelm.robustness.gate.battery import Battery, Row
+from safelm.robustness.gate.material import Material
+from safelm.robustness.gate.profiles import Profile
+from safelm.robustness.target import Target, load_target
+
+SETTINGS_FILE, JOURNAL = "gate.json", "attacks.jsonl"
+_VERSION = 1  # of what a row holds
+
+
+def run(
+    models: Mapping[str, str], profile: Profile, material: Material, output: pathlib.Path, *, merge_with: str = ""
+) -> dict[str, dict[str, Row]]:
+    """The rows of every model by attack: those of the journal, and the missing ones, measured and added.
+
+    Args:
+      models: folders by name.
+      merge_with: the model, of these, that others are merged with; empty: none.
+
+    Raises:
+      ValueError: the output was begun with other settings, or a model can't be asked.
+      OSError: another process writes there.
+    """
+    _guard(profile, material, output, merge_with)
+    other = load_target(models[merge_with], is_chat=material.is_chat) if merge_with else None
+    found: dict[str, dict[str, Row]] = {}
+    with open_journal(output / JOURNAL) as journal:
+        for name, folder in models.items():
+            target = load_target(folder, is_chat=material.is_chat)
+            merged = None if name == merge_with or not _mergeable(target, other) else other
+            battery = Battery(target, profile, material, merged, knows_tag=sources.saw_tag(folder) is True)
+            marked = f"{name}@{hash_params(target.params)[:16]}"
+            jobs = list(battery.jobs())
+            keys = {f"{marked}/{job.name}": job for job in jobs}
+            done = sum(key in journal.rows for key in keys)
+            with Bar(total=len(keys), initial=done, desc=name, unit=" attacks", disable=None) as bar:
+                for key, job in keys.items():
+                    if key not in journal.rows:
+                        start = time.monotonic()
+                        row = job.run() | {"kind": job.kind}
+                        journal.add({key: row | {"seconds": round(time.monotonic() - start, 1)}})
+                        bar.update(1)
+            found[name] = {job.name: journal.rows[key] for key, job in keys.items()}
+    return found
+
+
+def _mergeable(target: Target, other: Target | None) -> bool:
+    """Whether the other model has the same form; another family's is nothing to merge with."""
+    return other is not None and dataclasses.replace(other.config, dtype=target.config.dtype) == target.config
+
+
+def _guard(profile: Profile, material: Material, output: pathlib.Path, merge_with: str) -> None:
+    settings = {
+        "version": _VERSION,
+        "profile": records.fingerprint(dataclasses.asdict(profile)),
+        "prompts": hash_prompts(material.prompts),
+        "development": hash_prompts(material.development),
+        "stores": dict(material.stores),
+        "chat": material.is_chat,
+        "merge_with": merge_with,
+    }
+    path = output / SETTINGS_FILE
+    if path.exists():
+        flags = {name: f"--{name}" for name in settings}
+        check_same(str(output), records.read(path, "choose another --output"), settings, flags)
+    output.mkdir(parents=True, exist_ok=True)
+    records.write(path, settings)
