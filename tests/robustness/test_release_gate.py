@@ -102,6 +102,8 @@ def test_costs_of_the_cheapest_success_and_curves_pool_seeds():
     assert relearning.rate.low < one.low + 0.15 and found["abliteration"].cheapest is None
     points = criteria.pooled_points([each for each in rows(0, 0, 0).values() if "sweep" in each])
     assert {steps: point["rate"].value for steps, point in points[0.1].items()} == {0: 0.0, 1: 0.25, 2: 0.625}
+    broken = [curve(0, 0.1, (3, 3), 0)]
+    assert criteria.cheapest_success(broken) == {"steps": 0, "tokens": 0.0}
     never = [curve(0, 0.1, (0, 0, 1), 0)]
     assert criteria.cheapest_success(never) is None
 

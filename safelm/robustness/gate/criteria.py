@@ -83,11 +83,14 @@ def attacked(rows: Mapping[str, Row], prompts: Sequence[Prompt], data: Mapping[s
 
 
 def cheapest_success(curves: Sequence[Row]) -> dict[str, float | int] | None:
-    """The fewest tokens at which a rate's seeds together give `SUCCESS` on development prompts."""
+    """The fewest tokens at which a rate's seeds together give `SUCCESS` on development prompts; 0 if nothing is needed.
+
+    None where no point of any rate does.
+    """
     reached = []
     for points in pooled_points(curves).values():
         for steps, point in points.items():
-            if steps and point["rate"].value >= SUCCESS:
+            if point["rate"].value >= SUCCESS:
                 reached.append({"steps": steps, "tokens": point["tokens"]})
     return min(reached, key=lambda each: each["tokens"], default=None)
 

@@ -114,12 +114,15 @@ def _cheapest(results: Sequence[Result], names: Sequence[str]) -> str:
     rows = []
     for attack in dict.fromkeys(name for attacks in by_model for name in attacks):
         found = [attacks.get(attack) for attacks in by_model]
-        cells = [
-            "–" if each is None else _cost(each.cheapest) if each.cheapest else "not within the budget"
-            for each in found
-        ]
+        cells = ["–" if each is None else _success(each.cheapest) for each in found]
         rows.append([attack, *cells])
     return table.markdown(["attack", *names], rows)
+
+
+def _success(cheapest: Mapping[str, float | int] | None) -> str:
+    if cheapest is None:
+        return "not within the budget"
+    return _cost(cheapest) if cheapest["steps"] else "nothing needed"
 
 
 def _curves(results: Sequence[Result]) -> str:
