@@ -25,6 +25,7 @@ PROMPTS = [
     for number in range(40)
 ]
 MICRO = profiles.Profile(
+    name="micro",
     prompts=2,
     development=2,
     prefix_words=(2,),

@@ -35,6 +35,7 @@ class Profile:
       pruned: shares of weights set to 0; bits: that weights are rounded to; merged: shares of the control.
     """
 
+    name: str
     prompts: int
     development: int
     prefix_words: tuple[int, ...]
@@ -58,8 +59,9 @@ def _sweeps(full: tuple[float, ...], lora: tuple[float, ...]) -> tuple[Sweep, ..
     )
 
 
-PROFILES: Mapping[str, Profile] = {
-    "quick": Profile(
+_PROFILES = (
+    Profile(
+        name="quick",
         prompts=40,
         development=16,
         prefix_words=(4,),
@@ -71,7 +73,8 @@ PROFILES: Mapping[str, Profile] = {
         bits=(4,),
         merged=(0.5,),
     ),
-    "standard": Profile(
+    Profile(
+        name="standard",
         prompts=120,
         development=40,
         prefix_words=(2, 8),
@@ -83,7 +86,8 @@ PROFILES: Mapping[str, Profile] = {
         bits=(8, 4, 3),
         merged=(0.25, 0.5, 0.75),
     ),
-    "full": Profile(
+    Profile(
+        name="full",
         prompts=0,
         development=80,
         prefix_words=(1, 2, 4, 8, 16),
@@ -95,4 +99,5 @@ PROFILES: Mapping[str, Profile] = {
         bits=(8, 6, 4, 3),
         merged=(0.1, 0.25, 0.5, 0.75, 0.9),
     ),
-}
+)
+PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in _PROFILES}

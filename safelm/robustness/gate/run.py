@@ -65,7 +65,8 @@ def _mergeable(target: Target, other: Target | None) -> bool:
 def _guard(profile: Profile, material: Material, output: pathlib.Path, merge_with: str) -> None:
     settings = {
         "version": _VERSION,
-        "profile": records.fingerprint(dataclasses.asdict(profile)),
+        "profile": profile.name,
+        "battery": records.fingerprint(dataclasses.asdict(profile)),
         "prompts": hash_prompts(material.prompts),
         "development": hash_prompts(material.development),
         "stores": dict(material.stores),
@@ -74,7 +75,7 @@ def _guard(profile: Profile, material: Material, output: pathlib.Path, merge_wit
     }
     path = output / SETTINGS_FILE
     if path.exists():
-        flags = {name: f"--{name}" for name in settings}
+        flags = {name: f"--{name}" for name in ("profile", "prompts", "development", "chat", "merge_with")}
         check_same(str(output), records.read(path, "choose another --output"), settings, flags)
     output.mkdir(parents=True, exist_ok=True)
     records.write(path, settings)
