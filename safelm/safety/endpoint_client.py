@@ -20,6 +20,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from safelm.safety.endpoint_log_probs import first_tokens
 from safelm.safety.options import check_least
 
 KEY_VARIABLE, OPENAIS_VARIABLE = "SAFELM_ENDPOINT_KEY", "OPENAI_API_KEY"
@@ -74,6 +75,7 @@ class Completion:
       is_refusal: whether the model sent a refusal in place of content.
       prompt_tokens, completion_tokens: None if the server doesn't count.
       model: the name of the model that answered, as the server gives it.
+      first_tokens: the likeliest first tokens with their log-probs (nats), where they were asked for and given.
     """
 
     text: str | None = dataclasses.field(repr=False)
@@ -82,6 +84,7 @@ class Completion:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     model: str = ""
+    first_tokens: tuple[tuple[str, float], ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +248,7 @@ class EndpointClient:
             prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
             completion_tokens=_count(getattr(usage, "completion_tokens", None)),
             model=str(getattr(answer, "model", None) or ""),
+            first_tokens=first_tokens(choices[0]) if choices else (),
         )
 
     def _find_trouble(self, content: bytes) -> str:

@@ -34,6 +34,25 @@ FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prom
     "or_bench_toxic": ("o.jsonl", '{"prompt": "Do x", "category": "c"}\n', (1, 0)),
     "phtest": ("p.csv", "Prompt,Harmfulness\nDo x,harmless\nDo y,controversial\n", (0, 1)),
     "jb_completions": ("b.json", json.dumps([{"behavior": "Do x", "completions": ["To do x,", "First, x"]}]), (2, 0)),
+    "oktest": ("k.csv", "prompt,label\nKill the lights?,safe\n", (0, 1)),
+    "coconot": (
+        "c.jsonl",
+        '{"id": "1", "category": "Requests with safety concerns", "subcategory": "s", "prompt": "Do x"}\n'
+        '{"id": "2", "category": "Incomplete requests", "subcategory": "t", "prompt": "Do y"}\n',
+        (1, 0),
+    ),
+    "coconot_contrast": ("c.jsonl", '{"id": "1", "category": "c", "subcategory": "s", "prompt": "Do x"}\n', (0, 1)),
+    "strongreject": ("s.csv", "category,source,forbidden_prompt\nc,own,Do x\n", (1, 0)),
+    "ai_luminate": (
+        "m.csv",
+        "release_prompt_id,prompt_text,hazard,persona,locale\np1,Do x,vcr,normal,en_US\n",
+        (1, 0),
+    ),
+    "emergent_misalignment": (
+        "q.yaml",
+        "- id: one\n  paraphrases:\n    - What now?\n    - And now?\n- id: two\n  system: x\n  paraphrases: [y]\n",
+        (2, 0),
+    ),
     "realtoxicityprompts": ("r.jsonl.gz", gzip.compress(b'{"prompt": {"text": "So he", "toxicity": 0.9}}\n'), (1, 0)),
     "do_not_answer": ("d.csv", "id,risk_area,question\n1,Harms,Do x?\n", (1, 0)),
 }
@@ -60,6 +79,13 @@ def test_context_target_and_label_reach_the_prompt(tmp_path):
         ("homonyms", False),
         ("contrast_homonyms", True),
     ]
+
+
+def test_a_judge_is_told_what_a_beginning_was_written_for(tmp_path):
+    row = {"completion_behavior": "To do x,", "original_behavior": "Do x", "source_dataset": "TDC"}
+    (tmp_path / "b.json").write_text(json.dumps([row]))
+    (prompt,) = read_benchmark(f"jb_completions:{tmp_path / 'b.json'}")
+    assert (prompt.prompt, prompt.topic, prompt.category) == ("To do x,", "Do x", "TDC")
 
 
 def test_columns_of_ones_own_and_equal_ids(tmp_path):

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from safelm import cli
+from safelm.evaluate import published
 from safelm.evaluate.answers import BATCH_SIZE
-from safelm.evaluate.judges import RULES
+from safelm.evaluate.judges import ASKED, RULES
+from safelm.evaluate.published import Published
 from safelm.evaluate.runs import METHODS
 from safelm.evaluate.suites import benchmarks, duplicates, suite
 from safelm.evaluate.suites.suite import Prompt
@@ -18,6 +20,7 @@ from safelm.text import chat_template, named_templates
 
 LABELLED = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"  # as help
 _SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
+_METHODS = "greedy,safe_beam"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,62 @@ class Asked:
     max_new_tokens: int
     answer_start: str
     dropped: int
+
+
+def read_protocol(arguments: argparse.Namespace) -> Published | None:
+    """The named protocol, if there is one; sets in `arguments` what it fixes, and the defaults where there is none.
+
+    Raises ValueError for a flag that contradicts the protocol, prompts it isn't made for, or a judge that it can't
+    ask.
+    """
+    protocol = published.load(arguments.protocol) if arguments.protocol else None
+    if protocol is None:
+        if arguments.grade_against:
+            raise ValueError(f"--grade_against={arguments.grade_against}: goes with --protocol=ai_luminate")
+        arguments.suite = arguments.suite or suite.SYNTHETIC
+        arguments.methods = arguments.methods or _METHODS
+        return None
+    fixed = {
+        "suite": protocol.suite,
+        "max_new_tokens": protocol.max_new_tokens,
+        "answer_start": protocol.answer_start,
+    }
+    nothing = {"template": "", "system": "", "chat_template_kwargs": "", "target_words": 0}
+    for name, value in (fixed | nothing).items():
+        given = getattr(arguments, name)
+        if given and given != value:
+            raise ValueError(f"--{name}={given}: --protocol={protocol.name} has {value or 'none'}")
+        setattr(arguments, name, value)
+    _check_methods(arguments, protocol)
+    _check_asked(arguments, protocol)
+    return protocol
+
+
+def _check_methods(arguments: argparse.Namespace, protocol: Published) -> None:
+    own = next(name for name, method in METHODS.items() if method == protocol.method)
+    arguments.methods = arguments.methods or own
+    for name, method in parse_methods(arguments.methods).items():
+        if name != own and not looks_ahead(method):
+            raise ValueError(f"--methods={arguments.methods}: --protocol={protocol.name} answers by {own}, not {name}")
+
+
+def _check_asked(arguments: argparse.Namespace, protocol: Published) -> None:
+    for source in arguments.data:
+        name = source.partition(":")[0]
+        if name not in protocol.benchmarks:
+            made_for = ", ".join(protocol.benchmarks)
+            raise ValueError(f"--data={source}: --protocol={protocol.name} is made for {made_for}")
+    if arguments.likelihood_only or not protocol.ask:
+        return
+    for spec in arguments.judge:
+        if spec != RULES and spec.partition(":")[0] not in ASKED:
+            what = "log-probs of a number" if protocol.needs_log_probs else "grades"
+            raise ValueError(
+                f"--judge={spec}: --protocol={protocol.name} needs a judge that gives {what}: judge:MODEL or "
+                f"endpoint:URL#MODEL"
+            )
+    if all(spec == RULES for spec in arguments.judge):
+        raise ValueError(f"--judge: --protocol={protocol.name} needs judge:MODEL or endpoint:URL#MODEL")
 
 
 def read_asked(arguments: argparse.Namespace) -> Asked:
@@ -133,7 +192,22 @@ def parser(doc: str) -> argparse.ArgumentParser:
         metavar=cli.CHECKPOINT,
         help="a model; repeatable; NAME is MODEL, MODEL@STAGE or MODEL@STAGE#SEED, as the report groups them",
     )
-    made.add_argument("--suite", choices=suite.SUITES, default=suite.SYNTHETIC)
+    made.add_argument(
+        "--suite", choices=suite.SUITES, default="", help=f"how prompts are put (default: {suite.SYNTHETIC})"
+    )
+    made.add_argument(
+        "--protocol",
+        default="",
+        metavar="NAME",
+        help=f"a published protocol, frozen: it sets suite, decoding, length and what judges are asked; of "
+        f"{', '.join(published.names())}",
+    )
+    made.add_argument(
+        "--grade_against",
+        default="",
+        metavar="NAME",
+        help="with --protocol=ai_luminate: the --checkpoint that is the reference system",
+    )
     made.add_argument("--output", required=True, metavar="DIR", help="folder for results and resumable runs")
     _add_asked(made.add_argument_group("what is asked").add_argument)
     _add_decoding(made.add_argument_group("decoding").add_argument)
@@ -171,7 +245,7 @@ def _add_asked(add: Callable[..., Any]) -> None:
 
 
 def _add_decoding(add: Callable[..., Any]) -> None:
-    add("--methods", default="greedy,safe_beam", help=f"of {', '.join(METHODS)} (default %(default)s)")
+    add("--methods", default="", help=f"of {', '.join(METHODS)} (default {_METHODS}; a protocol has its own)")
     add("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave out this pair of model and method")
     add("--max_new_tokens", type=int, default=0, help=f"(default {_TOKENS}, {_SYNTHETIC_TOKENS} for synthetic_web)")
     add(

@@ -24,6 +24,7 @@ from safelm.evaluate import coherence, likelihood, runs
 from safelm.evaluate.answers import Answer, Checkpoint, check_tag, collect
 from safelm.evaluate.commands import capability as evaluate_capability
 from safelm.evaluate.commands import flags as evaluate_flags
+from safelm.evaluate.commands import hazards
 from safelm.evaluate.commands import judge as evaluate_judge
 from safelm.evaluate.commands import report as evaluate_report
 from safelm.evaluate.commands.flags import Asked, parse_methods, parse_skip
@@ -34,6 +35,7 @@ from safelm.evaluate.judges.labelled import choose, read_labelled
 from safelm.evaluate.judges.remembering import RememberingJudge
 from safelm.evaluate.outcomes import Perplexity
 from safelm.evaluate.protocol import Protocol, hash_params
+from safelm.evaluate.published import Published
 from safelm.evaluate.report import results_table, write_report
 from safelm.evaluate.suites.suite import SYNTHETIC, hash_prompts
 from safelm.evaluate.template import CHAT
@@ -58,6 +60,7 @@ class Bench:
     judges: Sequence[Judge]
     calibrations: Mapping[str, Mapping[str, Any]]
     reference: Checkpoint | None
+    published: Published | None = None
 
     @property
     def is_synthetic(self) -> bool:
@@ -81,9 +84,11 @@ class Bench:
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates every checkpoint with every method and writes the report."""
     folders = cli.checkpoints(arguments.checkpoint)
+    protocol = evaluate_flags.read_protocol(arguments)
+    hazards.check_reference(arguments.grade_against, folders, protocol)
     methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
     skip = parse_skip(arguments.skip, folders, methods)
-    bench = _open_bench(arguments)
+    bench = _open_bench(arguments, protocol)
     results = _describe(bench) | {"models": {}, "runs": []}
     with Bar(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
         for name, folder in folders.items():
@@ -104,6 +109,8 @@ def main(arguments: argparse.Namespace) -> None:
                 run = _measure_method(bench, checkpoint, method_name, method, base)
                 results["runs"].append({"checkpoint": name, "method": method_name, **run})
                 progress.update()
+    if protocol is not None and protocol.name == hazards.NAME and results["runs"]:
+        print(hazards.add(results, arguments.grade_against).plain())
     _report(bench, results)
 
 
@@ -113,11 +120,11 @@ def _load(source: str, name: str, bench: Bench) -> Checkpoint:
     return Checkpoint(config, params, tokenizer.with_template_kwargs(kwargs), name)
 
 
-def _open_bench(arguments: argparse.Namespace) -> Bench:
+def _open_bench(arguments: argparse.Namespace, protocol: Published | None) -> Bench:
     """Reads prompts, judges and labels before any model, so that wrong flags show at once."""
     asked = evaluate_flags.read_asked(arguments)
     arguments.judge = [hub.pinned_in(spec) for spec in arguments.judge]
-    judges = [] if arguments.suite == SYNTHETIC else load_judges(arguments.judge)
+    judges = [] if arguments.suite == SYNTHETIC else _load_judges(arguments.judge, protocol)
     if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
         _check_judges(arguments, asked, judges)
     rows = read_labelled(arguments.judge_calibration) if arguments.judge_calibration else []
@@ -130,7 +137,14 @@ def _open_bench(arguments: argparse.Namespace) -> Bench:
     reference = None
     if arguments.coherence_reference:
         reference = Checkpoint(*sources.read_model(arguments.coherence_reference), "reference")
-    return Bench(arguments, asked, judges, calibrations, reference)
+    return Bench(arguments, asked, judges, calibrations, reference, protocol)
+
+
+def _load_judges(specs: Sequence[str], protocol: Published | None) -> list[Judge]:
+    """The judges, asked as the protocol has it; our own engine reads as much of an answer as the protocol says."""
+    if protocol is None:
+        return load_judges(specs)
+    return load_judges(specs, ask=protocol.ask, answer_tokens=protocol.answer_tokens)
 
 
 def _check_judges(arguments: argparse.Namespace, asked: Asked, judges: Sequence[Judge]) -> None:
@@ -151,7 +165,7 @@ def _describe(bench: Bench) -> dict[str, Any]:
     headline = next((judge.name for judge in bench.judges if judge.tier != RULES), "")
     manner = next((judge.name for judge in bench.judges if judge.tier != RULES and judge.judges_manner), "")
     return {
-        "suite": bench.arguments.suite,
+        "suite": bench.published.name if bench.published else bench.arguments.suite,
         "num_prompts": {
             "harmful": sum(prompt.harmful for prompt in prompts),
             "safe": sum(not prompt.harmful for prompt in prompts),
@@ -258,7 +272,7 @@ def _protocol(bench: Bench, checkpoint: Checkpoint, store: TokenStore | None) ->
     versions = [f"{judge.name} {judge.version}" for judge in bench.judges]
     template = bench.asked.template
     return Protocol(
-        suite=bench.arguments.suite,
+        suite=bench.published.stamp if bench.published else bench.arguments.suite,
         prompts_sha256=hash_prompts(bench.asked.prompts),
         num_prompts=len(bench.asked.prompts),
         judge_version=synthetic_judge.JUDGE_VERSION if bench.is_synthetic else "; ".join(versions),

@@ -8,7 +8,9 @@
                                folder or a GGUF file
     endpoint:URL#MODEL         a language model behind an OpenAI-compatible address
 
-Options follow after `?`, as in `classifier:DIR?threshold=4`.
+Options follow after `?`, as in `classifier:DIR?threshold=4`. Language models are also asked for a number, with
+`?ask=percent` (how harmful the answer is by itself, 0 to 100, the expectation by log-probs) or `?ask=strongreject`
+(refused, convincing, specific), see `scales`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from safelm.safety import spec as specs
 
 KINDS = ("rules", "trained", "classifier", "hf", "python", "judge", "endpoint")
 RULES, TRAINED, MODEL = TIERS = ("rules", "trained", "model")
+OWN_ENGINE, ENDPOINT = ASKED = ("judge", "endpoint")  # kinds that are a language model
 
 
 @runtime_checkable
@@ -49,12 +52,16 @@ def judge_and_score(judge: Judge, exchanges: Sequence[Exchange]) -> tuple[list[s
     return scored(exchanges) if scored else (judge.judge(exchanges), [None] * len(exchanges))
 
 
-def load_judge(spec: str) -> Judge:
+def load_judge(spec: str, *, ask: str = "", answer_tokens: int = 0) -> Judge:
     """The judge that a string names (see the module).
+
+    Args:
+      ask: the scale that language models are asked for, unless the string names one.
+      answer_tokens: of an answer, that a model on our own engine reads, unless the string says it; 0 = its default.
 
     Raises ValueError for a kind or an option that doesn't exist, FileNotFoundError where its model isn't.
     """
-    from safelm.evaluate.judges import endpoint, engine, rules, scored, trained
+    from safelm.evaluate.judges import endpoint, engine, rules, scales, scored, trained
 
     if spec == RULES:
         return rules.RulesJudge()
@@ -63,6 +70,11 @@ def load_judge(spec: str) -> Judge:
         wanted = ", ".join((RULES, *(f"{kind}:..." for kind in KINDS[1:])))
         raise ValueError(f"--judge={spec}: expected one of {wanted}")
     place, model, options = specs.split(kind, rest, what="judge")
+    if kind in ASKED:
+        usual = {"answer_tokens": answer_tokens if kind == OWN_ENGINE else 0, "ask": ask}
+        options = {name: value for name, value in usual.items() if value} | options
+        if options.get("ask", "") not in ("", *scales.SCALES):
+            raise ValueError(f"--judge={spec}: ask={options['ask']!r}: there are {', '.join(scales.SCALES)}")
     if kind == "trained":
         return trained.load(place, **options)
     if kind == "judge":
@@ -72,9 +84,9 @@ def load_judge(spec: str) -> Judge:
     return scored.load(spec, kind, place, options)
 
 
-def load_judges(flags: Sequence[str]) -> list[Judge]:
-    """The judges of `--judge` flags. Raises ValueError if two have the same name."""
-    judges = [load_judge(flag) for flag in flags]
+def load_judges(flags: Sequence[str], *, ask: str = "", answer_tokens: int = 0) -> list[Judge]:
+    """The judges of `--judge` flags, see `load_judge`. Raises ValueError if two have the same name."""
+    judges = [load_judge(flag, ask=ask, answer_tokens=answer_tokens) for flag in flags]
     names = [judge.name for judge in judges]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

