@@ -3,8 +3,8 @@
 Every rate has its 95% interval. Results go to <output>/results.json with a table and figures beside it. Each finished
 (checkpoint, method) goes to <output>/runs/ and each answer to a journal there, so the same command continues with the
 next prompt. `safelm.evaluate report` compares any number of results, `safelm.evaluate calibrate` measures judges on
-people's labels, `safelm.evaluate train_judge` trains one, `safelm.evaluate capability` runs the paper's nine capability
-tasks.
+people's labels, `safelm.evaluate audit` does so by kind of answer and by wording, `safelm.evaluate train_judge` trains
+one, `safelm.evaluate capability` runs the paper's nine capability tasks.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from safelm import cli, documents
 from safelm.data.store import TokenStore
 from safelm.evaluate import coherence, likelihood, runs
 from safelm.evaluate.answers import Answer, Checkpoint, check_tag, collect
+from safelm.evaluate.commands import audit as evaluate_audit
 from safelm.evaluate.commands import capability as evaluate_capability
 from safelm.evaluate.commands import flags as evaluate_flags
 from safelm.evaluate.commands import hazards
@@ -301,6 +302,7 @@ def command() -> None:
         "report": (evaluate_report.main, evaluate_report.parser),
         "capability": (evaluate_capability.capability_main, evaluate_capability.capability_parser),
         "calibrate": (evaluate_judge.calibrate_main, evaluate_judge.calibrate_parser),
+        "audit": (evaluate_audit.main, evaluate_audit.parser),
         "train_judge": (evaluate_judge.train_main, evaluate_judge.train_parser),
     }
     chosen, make = commands.get("".join(sys.argv[1:2]).replace("-", "_"), (main, _parser))

@@ -84,6 +84,26 @@ def load_judge(spec: str, *, ask: str = "", answer_tokens: int = 0) -> Judge:
     return scored.load(spec, kind, place, options)
 
 
+def load_worded(spec: str, most: int) -> list[Judge]:
+    """A language model as one judge for each of the first `most` of `wordings.WORDINGS`, all on one set of weights.
+
+    Raises ValueError for a judge that is no language model, and as `load_judge`.
+    """
+    from safelm.evaluate.judges import endpoint, engine, wordings
+
+    kind, _, rest = spec.partition(":")
+    if kind not in ASKED:
+        raise ValueError(f"--judge={spec}: only judge:MODEL and endpoint:URL#MODEL can be asked in other words")
+    if not 2 <= most <= len(wordings.WORDINGS):
+        raise ValueError(f"--wordings={most}: there are 2 to {len(wordings.WORDINGS)}")
+    place, model, options = specs.split(kind, rest, what="judge")
+    options.pop("ask", None)
+    questions = wordings.WORDINGS[:most]
+    asked = {"questions": questions[1:], **options}  # the first is asked of every judge
+    made = engine.load(place, **asked) if kind == OWN_ENGINE else endpoint.load(place, model, **asked)
+    return [wordings.WordedJudge(made, question, number) for number, question in enumerate(questions, 1)]
+
+
 def load_judges(flags: Sequence[str], *, ask: str = "", answer_tokens: int = 0) -> list[Judge]:
     """The judges of `--judge` flags, see `load_judge`. Raises ValueError if two have the same name."""
     judges = [load_judge(flag, ask=ask, answer_tokens=answer_tokens) for flag in flags]

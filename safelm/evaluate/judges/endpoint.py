@@ -162,11 +162,17 @@ class EndpointJudge:
 
 
 def load(
-    url: str, model_name: str, *, name: str = "endpoint", ask: str = "", **settings: Any
+    url: str,
+    model_name: str,
+    *,
+    name: str = "endpoint",
+    ask: str = "",
+    questions: Sequence[Question] = (),
+    **settings: Any,
 ) -> EndpointJudge | ScaledJudge:
-    """A model behind an address; see `EndpointClient` for its key, `engine.load` for `ask`."""
+    """A model behind an address; see `EndpointClient` for its key, `engine.load` for `ask` and `questions`."""
     checked = make_settings(EndpointJudgeSettings, settings, where="endpoint", others="ask, name")
     if not ask:
-        return EndpointJudge(url, model_name, checked, name=name)
+        return EndpointJudge(url, model_name, checked, name=name, questions=questions)
     judge = EndpointJudge(url, model_name, checked, name=name, questions=SCALES[ask].questions)
     return ScaledJudge(judge, SCALES[ask])

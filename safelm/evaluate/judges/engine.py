@@ -200,18 +200,26 @@ class EngineJudge:
 
 
 def load(
-    source: str, *, name: str = "judge", dtype: str = "", chat_template: str = "", ask: str = "", **settings: Any
+    source: str,
+    *,
+    name: str = "judge",
+    dtype: str = "",
+    chat_template: str = "",
+    ask: str = "",
+    questions: Sequence[Question] = (),
+    **settings: Any,
 ) -> EngineJudge | ScaledJudge:
     """A checkpoint of ours, a Hugging Face folder, a GGUF file, or "smollm2" (installed weights).
 
     Args:
       ask: a scale of `scales.SCALES` for a judge that gives numbers; "" for yes or no.
+      questions: which it can be asked beside those of every judge.
 
     Raises FileNotFoundError if it isn't there, ValueError for a model or an option that can't be.
     """
     checked = make_settings(EngineJudgeSettings, settings, where="judge", others="ask, dtype, chat_template, name")
     place, model_parts = read_engine_model(source, dtype, where="judge", chat_template=chat_template)
     if not ask:
-        return EngineJudge(*model_parts, checked, source=place, name=name)
+        return EngineJudge(*model_parts, checked, source=place, name=name, questions=questions)
     judge = EngineJudge(*model_parts, checked, source=place, name=name, questions=SCALES[ask].questions)
     return ScaledJudge(judge, SCALES[ask])
