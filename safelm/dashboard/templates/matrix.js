@@ -66,11 +66,11 @@ function cellOf(row, index, [low, high]) {
   return cell;
 }
 
-// What a column's bars span: 0 to 1 of shares, else all its values and intervals.
+// What a column's bars span: 0 to 1 of shares and areas, else all its values and intervals.
 function rangeOf(index) {
-  if (board.columns[index].percent) return [0, 1];
   const values = measureOf.flatMap(row => (row[index] ? [row[index].value, row[index].low, row[index].high] : []));
   const found = values.filter(value => value !== null);
+  if (found.every(value => value >= 0 && value <= 1)) return [0, 1];
   return [Math.min(...found), Math.max(...found)];
 }
 
