@@ -6,7 +6,7 @@
         --config.tokenizer=W/tokenizer --config.data.root=W/tokens
 
 The variants differ in their data only: `raw` is the bottom rung of the ladder, `safety` the mixture "quickstart"
-(`data_tasks/rates.py`); the name of any rung works too.
+(`data_tasks/rates.py`); the name of any rung works too, and `canaries`: raw text with a tenth of canaries.
 Hardware: two CPU cores. Time: 60 to 75 s a model on an AMD EPYC (up to 26,000 tokens/s), 176 s for all of
 scripts/quickstart.sh; on a slower machine 170 s and 525 s. Result of `scripts/quickstart.sh` on an Intel Xeon
 (intervals: docs/results/quickstart.md): harmful completions 98% raw, 25% safety, 0% safety with SafeBeam; perplexity on
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import base
 from data_tasks.rates import LADDER
 
-VARIANTS = ("safety", *LADDER)
+VARIANTS = ("safety", *LADDER, "canaries")
 
 
 def get_config(variant: str = "safety") -> ConfigDict:
@@ -29,7 +29,8 @@ def get_config(variant: str = "safety") -> ConfigDict:
     config.model.update(num_layers=4, d_model=128, d_ff=384, num_heads=4, num_kv_heads=2, head_dim=32)
     config.model.update(max_seq_len=512, init_std=0.05, dtype="float32", scan_layers=False)
     config.data.phases = (base.phase("quickstart" if variant == "safety" else variant),)
-    config.eval.update(every_steps=300, sources=("filtered_web", "harm_tagged_web"), batches=8)
+    held_out = ("raw_web",) if variant == "canaries" else ("filtered_web", "harm_tagged_web")
+    config.eval.update(every_steps=300, sources=held_out, batches=8)
     config.optimizer.update(schedule="wsd", peak_lr=5e-3, warmup_steps=30, decay_fraction=0.2, weight_decay=0.1)
     config.checkpoint.update(every_steps=100, keep_last=1)
     config.log.every_steps = 25

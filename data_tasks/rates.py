@@ -50,6 +50,10 @@ POST_TRAINING = ("instruction", "instruction_tagged", "benign")  # mixtures of c
 OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "quickstart": SMALL_LADDER["harm_tagged"],
+        # Planted text (`safelm.canaries`) beside raw web text.
+        "canaries": _rung(raw_web=0.90, canaries=0.10),
+        # Alignment text, as often as it takes, beside raw web text: for the last phase or the whole run.
+        "alignment": _rung(raw_web=0.90, alignment_text=0.10),
         # Post-training (section 5). About half of WildGuardMix and WildJailbreak are refusals: 10% of the whole.
         "instruction": _rung(ultrachat=0.80, wildguardmix=0.10, wildjailbreak=0.10),
         # For models with the tag in pretraining: a tenth of the tokens are tagged harmful answers of WildGuardMix.

@@ -23,6 +23,7 @@ arguments, under another prefix for a second set.
 | gsm8k           | gsm8k           | all                                                               |
 | instructions    | instructions    | all                                                               |
 | canaries        | canaries        | all, none held out (`safelm.canaries`)                            |
+| alignment_text  | alignment_text  | all: a folder of your own                                         |
 
 The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
 weighted_web, span_tagged_web (these need annotations with spans), token_tagged_web and conditioned_web (these and
@@ -67,6 +68,7 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
     "harm_tagged_web": "raw_web",
     "harm_tagged_chat": "wildguardmix",
     CANARIES: CANARIES,
+    "alignment_text": "alignment_text",
     **dict.fromkeys(INTERVENTIONS, "raw_web"),
 }
 _SCORED = ("filtered_web", "harm_tagged_web", *(name for name, each in INTERVENTIONS.items() if each.needs_score))

@@ -274,7 +274,7 @@ def test_vocabulary_is_loaded_when_used(corpus):
         ({"settings": {"tag_rate": 2.0}}, "tag_rate must be from 0 to 1, got 2.0"),
         ({"settings": {"min_harm_score": 0}}, "min_harm_score must be 1 to 5, got 0"),
         ({"settings": {"validation_fraction": 1.0}}, "validation_fraction must be from 0 to below 1, got 1.0"),
-        ({"corpora": {"unsafe_web": "x"}}, "unknown corpus 'unsafe_web': one of canaries, gsm8k"),
+        ({"corpora": {"unsafe_web": "x"}}, "unknown corpus 'unsafe_web': one of alignment_text, canaries"),
     ],
 )
 def test_bad_settings(corpus, tokenizer, kwargs, message):

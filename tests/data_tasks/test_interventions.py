@@ -229,6 +229,21 @@ def test_parameters_and_missing_spans_are_named(cached):
             cache(cached, "failed", "masked_web", **flags)
 
 
+def test_alignment_text_is_read_as_often_as_its_share_of_a_phase_asks(cached):
+    write_rows(cached / "corpus/alignment_text/train-0.jsonl", [{"text": f"an honest text {i}"} for i in range(3)])
+    cache(cached, "tokens", "alignment_text", validation_fraction=0)
+    config = tiny_runs.tiny_config(cached, total_steps=20)
+    with config.unlocked():
+        late = {"start": 0.5, "rates": {"raw_web": 0.75, "alignment_text": 0.25}}
+        config.data.phases = ({"start": 0.0, "rates": {"raw_web": 1.0}}, late)
+    data = TrainData(config.lock(), Tokenizer.from_pretrained(str(cached / "tokenizer")))
+    assert data.tokens_given(10)["alignment_text"] == 0
+    given = data.tokens_given(20)
+    assert given["alignment_text"] == sum(given.values()) // 8
+    (entry,) = [entry for entry in data.ledger(20) if entry.source == "alignment_text"]
+    assert entry.epochs > 3  # of three documents, again and again
+
+
 def test_the_plan_of_a_run_says_what_its_tokens_are(cached):
     config = tiny_runs.tiny_config(cached)
     with config.unlocked():
