@@ -205,12 +205,12 @@ def _sums(several: Any) -> dict[str, Any]:
 def check_whole(out: OutputFolder, manifest: Mapping[str, Any]) -> None:
     """Raises ValueError if a file of a finished run differs from the manifest."""
     listed = manifest["files"] | manifest.get("annotations", {}).get("files", {})
+    folders = {os.path.dirname(name) for name in listed}
+    sizes = {os.path.join(folder, file): size for folder in folders for file, size in out.sizes(folder).items()}
     for name, facts in listed.items():
-        folder, _, file = name.rpartition("/")
-        sizes = out.sizes(folder)
-        if sizes.get(file) != facts["bytes"]:
+        if sizes.get(name) != facts["bytes"]:
             raise ValueError(
-                f"{out.path(name)}: {sizes.get(file, 'no')} bytes, {MANIFEST_NAME} says {facts['bytes']}: remove "
+                f"{out.path(name)}: {sizes.get(name, 'no')} bytes, {MANIFEST_NAME} says {facts['bytes']}: remove "
                 "the folder and run again"
             )
 

@@ -47,13 +47,14 @@ def publish(
 
     Raises ValueError for an input that was changed since.
     """
-    paths = list(dict.fromkeys(job.path for job in plan.shards))
+    jobs: dict[str, list[ShardJob]] = {}
+    for job in plan.shards:
+        jobs.setdefault(job.path, []).append(job)
     files = {}
-    named = list(zip(paths, annotations.names(paths), strict=True))
+    named = list(zip(jobs, annotations.names(list(jobs)), strict=True))
     for path, name in Bar(named, unit="file", desc="publishing", disable=None):
-        jobs = [job for job in plan.shards if job.path == path]
         found: dict[int, list[dict[str, Any]]] = {}
-        for job in jobs:
+        for job in jobs[path]:
             for row in passed(job):
                 found.setdefault(row["row"], []).append(row["note"])
         with out.staging() as staging:
