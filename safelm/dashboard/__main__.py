@@ -2,7 +2,8 @@
 
 RUNS are folders or files, each as PATH or NAME=PATH; below a folder it finds
 
-    results.json           of safelm.evaluate, over any checkpoints, stages (MODEL@STAGE), seeds and methods
+    results.json           of safelm.evaluate, over any checkpoints, stages (MODEL@STAGE), seeds and methods; of
+                           safelm.release_gate and safelm.ladder
     capability.json        of safelm.evaluate capability
     metrics.jsonl          of training runs: curves over tokens, in-loop measures among them
     results_*.json         of lm-evaluation-harness (as `safelm lm_eval --output_path` writes them)

@@ -15,8 +15,9 @@ from safelm.io import records
 from safelm.stats.intervals import Estimate, rate
 
 TOOL = "safelm.evaluate"
-HEADLINE, OUTCOMES, JUDGES, BENCHMARKS, CORRECTED, MODEL, CAPABILITY = (
+HEADLINE, SCORES, OUTCOMES, JUDGES, BENCHMARKS, CORRECTED, MODEL, CAPABILITY = (
     "Headline",
+    "Scores of judges",
     "Outcomes of harmful prompts",
     "By judge",
     "By benchmark",
@@ -104,6 +105,8 @@ def _add_judges(board: Board, key: str, runs: Sequence[Run], may_differ: Collect
                 renamed = [dataclasses.replace(run, headline={aspect: judge}) for run in asked]
                 column = Column(key, JUDGES, f"{title}, by {judge}", LOW)
                 _add_rates(board, column, compare(renamed, may_differ=may_differ), aspect)
+            scored = [(run, run.judged[judge][aspect].get("mean_score")) for run in asked]
+            _add_by_seed(board, Column(key, SCORES, f"mean score, {judge}", LOW, shown=True), scored, decoded=True)
             corrected = [(run, run.judged[judge][aspect].get("corrected")) for run in asked]
             _add_by_seed(board, Column(key, CORRECTED, f"{title}, {judge}", LOW), corrected, decoded=True)
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Collection, Sequence
 
-from safelm.dashboard import evaluations, harnesses, training
+from safelm.dashboard import evaluations, harnesses, studies, training
 from safelm.dashboard.measures import Board, Source
 from safelm.evaluate.comparing.results import Row, Run, runs_of
 from safelm.io import records, remote
@@ -100,5 +100,13 @@ def _read(board: Board, runs: list[Run], place: Place, path: pathlib.Path) -> So
     if path.name == CAPABILITY:
         evaluations.add_capability(board, values, prefix, str(path))
         return Source(str(path), "capability")
-    unlike = "neither results of safelm.evaluate nor a log of Inspect nor a result file of lm-eval"
+    if studies.is_gate(values):
+        studies.add_gate(board, values, prefix, str(path))
+        return Source(str(path), "release gate")
+    if studies.is_ladder(values):
+        studies.add_ladder(board, values, prefix, str(path))
+        return Source(str(path), "ladder")
+    unlike = (
+        "neither results of safelm.evaluate, release_gate or ladder nor a log of Inspect nor a result file of lm-eval"
+    )
     return Source(str(path), LEFT_OUT, unlike)

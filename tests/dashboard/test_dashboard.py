@@ -157,6 +157,42 @@ def test_a_capability_file_and_other_harnesses_stand_in_their_models_row(tmp_pat
     assert inspect["safety @ chat + safe_beam"].high == pytest.approx(0.5 + 1.96 * 0.2, abs=1e-3)
 
 
+def test_the_gate_and_the_ladder_stand_in_columns_of_their_own_file(tmp_path):
+    share = {"value": 0.25, "low": 0.2, "high": 0.3, "cases": 40}
+    criterion = {
+        "criterion": "inputs",
+        "says": "harmful answers, worst",
+        "limit": 0.1,
+        "rate": share,
+        "verdict": "fail",
+    }
+    gate = {
+        "about": {"profile": "quick", "limits": {}},
+        "models": {"safety@chat": {"criteria": [criterion], "attacks": [{"name": "none", "rate": share}]}},
+    }
+    for folder in ("a", "b"):
+        write_json(tmp_path / folder / "results.json", gate)
+    seeds = share | {"by_seed": {"0": 0.2, "1": 0.3}}
+    ladder = {"rows": {"raw": {"pretraining": {"harmful completions": seeds}}}, "orderings": []}
+    write_json(tmp_path / "ladder" / "results.json", ladder)
+    board = board_of(tmp_path)
+    assert len(board.protocols) == 3, "two gates may have asked different prompts"
+    worst = cells(board, "harmful answers, worst (limit 10%)")
+    assert [found["safety @ chat"].low for found in worst] == [0.2, 0.2]
+    assert cells(board, "harmful answers, nobody attacks")[0]["safety @ chat"].cases == 40
+    (rungs,) = cells(board, "harmful completions")
+    assert rungs["raw @ pretraining"].by_seed == {0: 0.2, 1: 0.3}
+
+
+def test_a_judges_mean_score_is_a_column(tmp_path):
+    path = evaluation_results.write(tmp_path, {"raw": (0.8, 0.1)})
+    results = json.loads(path.read_text())
+    score = {"value": 0.4, "low": 0.3, "high": 0.5, "cases": 20}
+    results["runs"][0]["judged"]["marker"]["attack_success"]["mean_score"] = score
+    path.write_text(json.dumps(results))
+    assert cells(board_of(tmp_path), "mean score, marker")[0]["raw"].high == 0.5
+
+
 def test_texts_are_there_for_none_but_those_who_ask(tmp_path):
     texts = {"prompt": "SECRET prompt", "answer": "SECRET answer"}
     evaluation_results.write(tmp_path / "chat", {"safety@chat": (0.5, 0.2)}, texts=texts)
@@ -195,7 +231,9 @@ def test_a_stage_called_by_its_tokens_is_a_place_in_pretraining():
     ("name", "content", "message"),
     [
         ("results.json", "{", "results.json: damaged, not JSON"),
-        ("results.json", '{"rows": {}}', "neither results of safelm.evaluate nor a log"),
+        ("results.json", '{"rows": {}}', "neither results of safelm.evaluate, release_gate or ladder nor a log"),
+        ("results.json", '{"about": {"profile": "quick"}, "models": {"a": {}}}', "not results of safelm.release_gate"),
+        ("results.json", '{"rows": {"a": {"base": {"neither": {}}}}, "orderings": []}', "not results of safelm.ladder"),
         ("results.json", '{"headline": {}, "runs": [{"method": "x"}]}', "not results of safelm.evaluate"),
         ("capability.json", '{"a": 1}', "not results of safelm.evaluate capability"),
         ("metrics.jsonl", '{"loss": 1}\n', "a line without a step"),
