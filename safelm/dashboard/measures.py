@@ -185,8 +185,9 @@ class Board:
 
     @property
     def protocol_keys(self) -> list[str]:
-        """The keys of all protocols, our own tools' first."""
-        return sorted(self.protocols, key=lambda key: not self.protocols[key].tool.startswith("safelm"))
+        """The keys of all protocols: of `safelm.evaluate`, of our other tools, of others."""
+        tools = {key: protocol.tool for key, protocol in self.protocols.items()}
+        return sorted(tools, key=lambda key: (tools[key] != "safelm.evaluate", not tools[key].startswith("safelm")))
 
     def cell(self, column: Column, row: Row) -> Cell | None:
         """A row's cell; of what needs no decoding, that of its checkpoint."""

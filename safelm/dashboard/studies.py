@@ -8,6 +8,7 @@ from safelm.evaluate.comparing.results import split_name
 from safelm.io import records
 
 GATE, LADDER = "safelm.release_gate", "safelm.ladder"
+UNDER_ATTACK = "gate"  # in place of a decoding method: attacks have their own
 _LADDER_MEASURES = {  # name in the ladder's results: which end is better, whether the matrix shows it at once
     "harmful completions": (LOW, True),
     "refused or redirected": (HIGH, False),
@@ -32,7 +33,7 @@ def add_gate(board: Board, values: Mapping[str, Any], prefix: str, source: str) 
     try:
         for name, found in values["models"].items():
             model, stage, _ = split_name(name)
-            row = Row(prefix + model, stage, "")
+            row = Row(prefix + model, stage, UNDER_ATTACK)
             for each in found["criteria"]:
                 title = f"{each['says']} (limit {100 * each['limit']:g}%)"
                 board.add(Column(key, "Criteria", title, LOW, shown=True), row, _cell(each["rate"]), source=source)

@@ -178,8 +178,8 @@ def test_the_gate_and_the_ladder_stand_in_columns_of_their_own_file(tmp_path):
     board = board_of(tmp_path)
     assert len(board.protocols) == 3, "two gates may have asked different prompts"
     worst = cells(board, "harmful answers, worst (limit 10%)")
-    assert [found["safety @ chat"].low for found in worst] == [0.2, 0.2]
-    assert cells(board, "harmful answers, nobody attacks")[0]["safety @ chat"].cases == 40
+    assert [found["safety @ chat + gate"].low for found in worst] == [0.2, 0.2]
+    assert cells(board, "harmful answers, nobody attacks")[0]["safety @ chat + gate"].cases == 40
     (rungs,) = cells(board, "harmful completions")
     assert rungs["raw @ pretraining"].by_seed == {0: 0.2, 1: 0.3}
 
