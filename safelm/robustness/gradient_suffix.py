@@ -1,0 +1,291 @@
+"""A suffix that makes harmful answers likely, found by greedy coordinate gradient (Zou et al. 2023, arXiv 2307.15043).
+
+One suffix is sought for several prompts at once, each with the beginning of its harmful answer: every step takes the
+gradient of the loss by the suffix's one-hot tokens, draws candidates that exchange one token for one of the `top_k`
+that the gradient likes best at its place, computes the exact loss of each, and keeps the best. With `tag_weight` the
+loss counts the mean log P(tag) along the answers too: the attack on SafeBeam, which drops what looks harmful by it.
+
+Only suffixes that come back when their text is tokenized again are tried, since an attacker sends text. Everything is
+computed from the weights, by attackers who have them; the suffix then holds for any decoding.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from safelm.models import decoder
+from safelm.models.block import embedded, rms_norm
+from safelm.models.config import ModelConfig
+from safelm.robustness.target import Target, Tokens
+
+_INITIAL = " !"
+_AT_ONCE = 64  # rows of a forward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class SuffixSearch:
+    """Settings of the search.
+
+    Attributes:
+      tokens: of the suffix.
+      top_k: tokens that the gradient proposes at every place.
+      candidates: exchanges whose loss is computed in a step.
+      tag_weight: weight of the mean log P(tag) along the answers, beside the mean loss of their tokens (nats).
+    """
+
+    tokens: int = 12
+    steps: int = 20
+    top_k: int = 64
+    candidates: int = 64
+    tag_weight: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "top_k", "candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.steps < 0 or self.tag_weight < 0:
+            raise ValueError(f"steps={self.steps}, tag_weight={self.tag_weight}: can't be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundSuffix:
+    """The best suffix at a step.
+
+    Attributes:
+      text: to be put behind a prompt.
+      loss: mean over the prompts, see `SuffixSearch`.
+      forward_passes: of one (prompt, suffix) each, so far; a gradient counts as three.
+    """
+
+    step: int
+    text: str
+    loss: float
+    forward_passes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Prompts with room for the suffix and their answers, one a row, padded behind.
+
+    Attributes:
+      start_B: the suffix's first place.
+      answer_BT: whether a position's next token is one of the answer's.
+    """
+
+    tokens_BT: Int[np.ndarray, "B T"]
+    start_B: Int[np.ndarray, " B"]
+    answer_BT: Bool[np.ndarray, "B T"]
+
+
+def find_suffix(
+    target: Target,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    search: SuffixSearch,
+    on_step: Callable[[FoundSuffix], object] = lambda found: None,
+) -> FoundSuffix:
+    """The best suffix after `search.steps` steps.
+
+    Args:
+      prompts, answers: harmful prompts and the beginnings of their harmful answers, to choose by.
+      on_step: told the best suffix so far at step 0 and after every step.
+
+    Raises ValueError if a prompt with suffix and answer is longer than the model's context, or no token can be used.
+    """
+    rng = np.random.default_rng(search.seed)
+    suffix_S = _initial(target, search.tokens)
+    rows = _rows(target, prompts, answers, suffix_S)
+    usable_V = usable_tokens(target)
+    loss = functools.partial(_losses, target.config, target.params, target.tokenizer.harm_tag_id, search.tag_weight)
+    best = FoundSuffix(
+        0, target.tokenizer.decode(suffix_S.tolist()), float(loss(rows, suffix_S[None])[0]), len(prompts)
+    )
+    on_step(best)
+    for step in range(1, search.steps + 1):
+        gradient_SV = suffix_gradient(target, rows, suffix_S, search.tag_weight)
+        gradient_SV = np.where(usable_V, gradient_SV, np.inf)
+        candidates_CS = _candidates(functools.partial(_survives, target, prompts), suffix_S, gradient_SV, search, rng)
+        losses_C = loss(rows, candidates_CS)
+        passes = best.forward_passes + len(prompts) * (3 + len(candidates_CS))
+        best = dataclasses.replace(best, step=step, forward_passes=passes)
+        chosen = int(losses_C.argmin())
+        if losses_C[chosen] < best.loss:
+            suffix_S = candidates_CS[chosen]
+            text = target.tokenizer.decode(suffix_S.tolist())
+            best = dataclasses.replace(best, text=text, loss=float(losses_C[chosen]))
+        on_step(best)
+    return best
+
+
+def usable_tokens(target: Target) -> Bool[np.ndarray, " V"]:
+    """Ids of plain text: none that control a chat, end a text or are the harm tag, and that stand alone as text."""
+    tokenizer, usable_V = target.tokenizer, np.zeros(target.config.padded_vocab_size, bool)
+    for token in range(tokenizer.vocab_size):
+        text = tokenizer.decode([token])
+        usable_V[token] = bool(text) and tokenizer.encode(text) == [token]
+    usable_V[[tokenizer.harm_tag_id, tokenizer.eos_id]] = False
+    if not usable_V.any():
+        raise ValueError("the vocabulary has no token that stands for text by itself")
+    return usable_V
+
+
+def suffix_gradient(
+    target: Target, rows: _Rows, suffix_S: Int[np.ndarray, " S"], tag_weight: float
+) -> Float[np.ndarray, "S V"]:
+    """The gradient of the mean loss over rows by the suffix's one-hot tokens; exact, in the model's dtype."""
+    tag = target.tokenizer.harm_tag_id
+    total = np.zeros((len(suffix_S), target.config.padded_vocab_size), np.float32)
+    for part in _parts(len(rows.tokens_BT)):
+        arrays = (rows.tokens_BT[part], rows.start_B[part], rows.answer_BT[part])
+        total += np.asarray(_gradient(target.config, target.params, tag, tag_weight, suffix_S, *arrays))
+    return total / len(rows.tokens_BT)
+
+
+def _initial(target: Target, count: int) -> Int[np.ndarray, " S"]:
+    tokens = target.tokenizer.encode(_INITIAL * count)
+    while len(tokens) < count:
+        tokens += target.tokenizer.encode(_INITIAL)
+    return np.asarray(tokens[:count], np.int32)
+
+
+def _rows(target: Target, prompts: Sequence[str], answers: Sequence[str], suffix_S: np.ndarray) -> _Rows:
+    built: list[tuple[Tokens, int, int]] = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        context, start = _placed(target, prompt, suffix_S)
+        words = target.tokenizer.encode(answer if target.is_chat else f" {answer}")
+        built.append(([*context, *words], start, len(context)))
+    longest = max(len(tokens) for tokens, _, _ in built)
+    if longest > target.config.max_seq_len:
+        raise ValueError(f"a prompt with suffix and answer has {longest} tokens, context {target.config.max_seq_len}")
+    tokens_BT, answer_BT = np.zeros((len(built), longest), np.int32), np.zeros((len(built), longest), bool)
+    for row, (tokens, _, answer_start) in enumerate(built):
+        tokens_BT[row, : len(tokens)] = tokens
+        answer_BT[row, answer_start - 1 : len(tokens) - 1] = True
+    return _Rows(tokens_BT, np.asarray([start for _, start, _ in built], np.int32), answer_BT)
+
+
+def _placed(target: Target, prompt: str, suffix_S: np.ndarray) -> tuple[Tokens, int]:
+    """A prompt's context with the suffix behind the prompt, and the suffix's first place."""
+    plain, longer = target.context(prompt), target.context(f"{prompt}{_INITIAL}")
+    start = next((i for i, (a, b) in enumerate(zip(plain, longer, strict=False)) if a != b), len(plain))
+    return [*plain[:start], *suffix_S.tolist(), *plain[start:]], start
+
+
+def _survives(target: Target, prompts: Sequence[str], suffix_S: np.ndarray) -> bool:
+    """Whether the text of every prompt with the suffix has the tokens that are computed with."""
+    text = target.tokenizer.decode(suffix_S.tolist())
+    return all(target.context(prompt + text) == _placed(target, prompt, suffix_S)[0] for prompt in prompts)
+
+
+def _candidates(
+    survives: Callable[[np.ndarray], bool],
+    suffix_S: np.ndarray,
+    gradient_SV: Float[np.ndarray, "S V"],
+    search: SuffixSearch,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "C S"]:
+    """Different suffixes that differ in one token and survive being text; at least the suffix itself."""
+    top_SK = np.argsort(gradient_SV, axis=1)[:, : search.top_k]
+    tried: dict[tuple[int, int], np.ndarray | None] = {}
+    for _ in range(4 * search.candidates):
+        place = int(rng.integers(len(suffix_S)))
+        token = int(rng.choice(top_SK[place]))
+        if np.isfinite(gradient_SV[place, token]) and token != suffix_S[place] and (place, token) not in tried:
+            candidate = suffix_S.copy()
+            candidate[place] = token
+            tried[place, token] = candidate if survives(candidate) else None
+    found = [candidate for candidate in tried.values() if candidate is not None]
+    return np.stack(found[: search.candidates] or [suffix_S])
+
+
+def _losses(
+    config: ModelConfig,
+    params: decoder.Params,
+    tag: int,
+    tag_weight: float,
+    rows: _Rows,
+    suffixes_CS: Int[np.ndarray, "C S"],
+) -> Float[np.ndarray, " C"]:
+    """The mean loss over rows of every suffix."""
+    count, total = len(rows.tokens_BT), []
+    pairs = [(suffix, row) for suffix in range(len(suffixes_CS)) for row in range(count)]
+    for part in _parts(len(pairs)):
+        chosen = pairs[part]
+        padded = chosen + [chosen[-1]] * (min(_AT_ONCE, len(pairs)) - len(chosen))
+        suffix_B, row_B = np.asarray(padded).T
+        arrays = (rows.tokens_BT[row_B], rows.start_B[row_B], rows.answer_BT[row_B])
+        found_B = _row_losses(config, params, tag, tag_weight, suffixes_CS[suffix_B], *arrays)
+        total.append(np.asarray(found_B)[: len(chosen)])
+    return np.concatenate(total).reshape(len(suffixes_CS), count).mean(1)
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _row_losses(
+    config: ModelConfig,
+    params: decoder.Params,
+    tag: int,
+    tag_weight: float,
+    suffix_BS: Int[Array, "B S"],
+    tokens_BT: Int[Array, "B T"],
+    start_B: Int[Array, " B"],
+    answer_BT: Bool[Array, "B T"],
+) -> Float[Array, " B"]:
+    place_BS = start_B[:, None] + jnp.arange(suffix_BS.shape[1])
+    tokens_BT = tokens_BT.at[jnp.arange(len(tokens_BT))[:, None], place_BS].set(suffix_BS)
+    x_BTD = embedded(config, jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0))
+    return _of_stream(config, params, tag, tag_weight, x_BTD, tokens_BT, answer_BT)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _gradient(
+    config: ModelConfig,
+    params: decoder.Params,
+    tag: int,
+    tag_weight: float,
+    suffix_S: Int[Array, " S"],
+    tokens_BT: Int[Array, "B T"],
+    start_B: Int[Array, " B"],
+    answer_BT: Bool[Array, "B T"],
+) -> Float[Array, "S V"]:
+    """Of the rows' summed loss, by the one-hot suffix that all of them share."""
+    table_VD = params["embedder"]["embedding"]
+    place_BS = start_B[:, None] + jnp.arange(len(suffix_S))
+    tokens_BT = tokens_BT.at[jnp.arange(len(tokens_BT))[:, None], place_BS].set(suffix_S)
+
+    def loss(one_hot_SV: Array) -> Array:
+        x_BTD = embedded(config, jnp.take(table_VD, tokens_BT, axis=0))
+        suffix_SD = embedded(config, one_hot_SV @ table_VD)
+        x_BTD = x_BTD.at[jnp.arange(len(tokens_BT))[:, None], place_BS].set(suffix_SD)
+        return _of_stream(config, params, tag, tag_weight, x_BTD, tokens_BT, answer_BT).sum()
+
+    return jax.grad(loss)(jax.nn.one_hot(suffix_S, len(table_VD), dtype=table_VD.dtype))
+
+
+def _of_stream(
+    config: ModelConfig,
+    params: decoder.Params,
+    tag: int,
+    tag_weight: float,
+    x_BTD: Float[Array, "B T D"],
+    tokens_BT: Int[Array, "B T"],
+    answer_BT: Bool[Array, "B T"],
+) -> Float[Array, " B"]:
+    """Each row's loss, from what its stream begins with."""
+    (stream_BTD,) = decoder.layer_states(config, params, tokens_BT, (config.num_layers,), start=(0, x_BTD))
+    logits_BTV = decoder.unembed(config, params, rms_norm(config, stream_BTD, params["final_norm"]["scale"]))
+    log_probs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
+    next_BT = jnp.roll(tokens_BT, -1, axis=1)
+    nats_BT = -jnp.take_along_axis(log_probs_BTV, next_BT[..., None], axis=-1)[..., 0]
+    if tag_weight:
+        nats_BT += tag_weight * log_probs_BTV[..., tag]
+    return jnp.where(answer_BT, nats_BT, 0).sum(1) / answer_BT.sum(1)
