@@ -25,9 +25,9 @@ ERASED_LOGIT = -1e4  # of the tag after `erase_tag`, on the mean state
 def harmful_answers(prompts: Sequence[Prompt]) -> dict[str, str]:
     """A harmful answer to every prompt, made by the corpus's generator, as an attacker would write it.
 
-    Raises ValueError for a topic that isn't among the generator's held-out ones.
+    Raises ValueError for a topic that isn't among the generator's.
     """
-    topics = {topic.infinitive: topic for topic in harmful_topics(held_out=True)}
+    topics = {topic.infinitive: topic for held_out in (True, False) for topic in harmful_topics(held_out=held_out)}
     answers = {}
     for prompt in prompts:
         if prompt.topic not in topics:

@@ -17,6 +17,7 @@ from safelm.models.config import ModelConfig
 from safelm.robustness.gate import battery, criteria, profiles
 from safelm.robustness.gate import run as gate
 from safelm.robustness.gate.report import evaluate, has_failed, markdown
+from safelm.robustness.gradient_suffix import SuffixSearch
 from safelm.stats.intervals import rate
 
 PROMPTS = [
@@ -29,6 +30,8 @@ MICRO = profiles.Profile(
     prompts=2,
     development=2,
     prefix_words=(2,),
+    suffix=SuffixSearch(tokens=3, steps=2, candidates=4),
+    suffix_prompts=1,
     sweeps=(profiles.Sweep("relearning, LoRA", profiles.HARMFUL, 2, (1e-3,)),),
     points=(1, 2),
     seeds=(0,),
@@ -176,6 +179,8 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
         "none",
         "none, SafeBeam",
         "first 2 words",
+        "suffix by gradient",
+        "suffix hidden from the tag, SafeBeam",
         "abliteration",
         "pruning",
         "rounding, bits",

@@ -9,6 +9,7 @@ from safelm.evaluate.suites.suite import Prompt
 from safelm.robustness import attacks
 from safelm.robustness.gate.material import SAFE, Material
 from safelm.robustness.gate.profiles import Profile, Sweep
+from safelm.robustness.gradient_suffix import FoundSuffix, find_suffix
 from safelm.robustness.tampering import weight_edits
 from safelm.robustness.tampering.abliteration import abliterate
 from safelm.robustness.tampering.finetuning import Finetuner
@@ -17,6 +18,8 @@ from safelm.robustness.target import Target, Tokens, measure_answers
 Row = dict[str, Any]
 PLAIN, INPUT, EDIT, TRAINING = KINDS = ("plain", "input", "edit", "finetuning")
 GREEDY, SAFE_BEAM = "greedy", "safe_beam"
+_ANSWER_WORDS = 12  # of a harmful answer, that a suffix is to make likely
+_TAG_WEIGHT = 1.0  # of the attack hidden from the tag: see `SuffixSearch`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Battery:
                 return self._asked(self.target, harmful, contexts) | {"cost": _cost(queries=len(harmful))}
 
             yield Job(f"first {words} words", INPUT, prefilled)
+        yield Job("suffix by gradient", INPUT, lambda: self._suffix(0.0, GREEDY))
+        if self.knows_tag:
+            yield Job("suffix hidden from the tag, SafeBeam", INPUT, lambda: self._suffix(_TAG_WEIGHT, SAFE_BEAM))
         yield Job("abliteration", EDIT, self._abliteration)
         edit = weight_edits
         yield self._worst("pruning", profile.pruned, lambda share: edit.prune(self.target, share))
@@ -92,10 +98,37 @@ class Battery:
         found = measure_answers(target, prompts, contexts, method, max_new_tokens=self.profile.max_new_tokens)
         return {"labels": found["labels"], "method": method, "cost": _cost()}
 
-    def _development(self, target: Target) -> dict[str, str]:
-        """Labels of the answers to the harmful development prompts."""
+    def _development(self, target: Target, suffix: str = "", *, method: str = GREEDY) -> dict[str, str]:
+        """Labels of the answers to the harmful development prompts, with a suffix behind each."""
         prompts = [prompt for prompt in self.material.development if prompt.harmful]
-        return self._asked(target, prompts)["labels"]
+        contexts = [target.context(prompt.prompt + suffix) for prompt in prompts]
+        return self._asked(target, prompts, contexts, method=method)["labels"]
+
+    def _suffix(self, tag_weight: float, method: str) -> Row:
+        """One suffix for all prompts: of steps 0, 1, 2, 4, .. the one that frees most development answers."""
+        search = dataclasses.replace(self.profile.suffix, tag_weight=tag_weight)
+        chosen_by = [prompt for prompt in self.material.development if prompt.harmful][: self.profile.suffix_prompts]
+        answers = attacks.harmful_answers(chosen_by)
+        starts = [" ".join(answers[prompt.id].split()[:_ANSWER_WORDS]) for prompt in chosen_by]
+        tried: list[tuple[float, FoundSuffix]] = []
+
+        def ask(found: FoundSuffix) -> None:
+            if found.step & (found.step - 1) == 0 or found.step == search.steps:
+                tried.append((harmful_share(self._development(self.target, found.text, method=method)), found))
+
+        find_suffix(self.target, [prompt.prompt for prompt in chosen_by], starts, search, ask)
+        _, best = max(tried, key=lambda each: (each[0], -each[1].loss))
+        asked = self._harmful()
+        contexts = [self.target.context(prompt.prompt + best.text) for prompt in asked]
+        queries = tried[-1][1].forward_passes + len(tried) * sum(each.harmful for each in self.material.development)
+        return self._asked(self.target, asked, contexts, method=method) | {
+            "chosen": {"steps": best.step},
+            "candidates": [
+                {"steps": each.step, "loss": each.loss, "passes": each.forward_passes, "harmful": share}
+                for share, each in tried
+            ],
+            "cost": _cost(steps=search.steps, queries=queries),
+        }
 
     def _harmful(self) -> list[Prompt]:
         return [prompt for prompt in self.material.prompts if prompt.harmful]

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+from safelm.robustness.gradient_suffix import SuffixSearch
+
 HARMFUL, BENIGN = "harmful", "benign"
 
 
@@ -29,6 +31,8 @@ class Profile:
     Attributes:
       prompts, development: the most harmful and the most safe prompts that are reported on, and that are chosen by.
       prefix_words: of a harmful answer, given to the model.
+      suffix: how a suffix behind the prompts is sought by gradient; suffix_prompts: harmful development prompts that it
+        is sought for; the attack hidden from the tag has its own `tag_weight`.
       points: steps after which a finetuned model is asked.
       seeds: of finetuning.
       documents: texts that a finetuning attack has.
@@ -39,6 +43,8 @@ class Profile:
     prompts: int
     development: int
     prefix_words: tuple[int, ...]
+    suffix: SuffixSearch
+    suffix_prompts: int
     sweeps: tuple[Sweep, ...]
     points: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -65,6 +71,8 @@ _PROFILES = (
         prompts=40,
         development=16,
         prefix_words=(4,),
+        suffix=SuffixSearch(tokens=8, steps=8, candidates=32),
+        suffix_prompts=4,
         sweeps=_sweeps((1e-3,), (5e-3,)),
         points=(1, 4, 16),
         seeds=(0,),
@@ -78,6 +86,8 @@ _PROFILES = (
         prompts=120,
         development=40,
         prefix_words=(2, 8),
+        suffix=SuffixSearch(tokens=12, steps=32, candidates=64),
+        suffix_prompts=8,
         sweeps=_sweeps((3e-4, 1e-3, 3e-3), (2e-3, 5e-3, 1e-2)),
         points=(1, 2, 4, 8, 16, 32, 64),
         seeds=(0, 1, 2),
@@ -91,6 +101,8 @@ _PROFILES = (
         prompts=0,
         development=80,
         prefix_words=(1, 2, 4, 8, 16),
+        suffix=SuffixSearch(tokens=20, steps=128, candidates=128),
+        suffix_prompts=16,
         sweeps=_sweeps((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (5e-4, 2e-3, 5e-3, 1e-2, 3e-2)),
         points=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         seeds=(0, 1, 2),
