@@ -75,8 +75,8 @@ def rows(plain, edit, relearned):
     return {
         "none": row(battery.PLAIN, plain, refused=2),
         "abliteration": row(battery.EDIT, edit, chosen={"layer": 1}),
-        "relearning / 0.1 / 0": curve(0, 0.1, (0, 1, 2), relearned),
-        "relearning / 0.1 / 1": curve(1, 0.1, (0, 1, 3), relearned),
+        "relearning / 0.1 / 0": curve(0, 0.1, (0, 1, 4), relearned),
+        "relearning / 0.1 / 1": curve(1, 0.1, (0, 1, 4), relearned),
         "relearning / 0.2 / 0": curve(0, 0.2, (0, 0, 0), 0),
     }
 
@@ -99,16 +99,16 @@ def test_verdicts_hold_the_interval_against_the_limit():
 def test_costs_of_the_cheapest_success_and_curves_pool_seeds():
     found = {each.name: each for each in criteria.attacked(rows(0, 20, 30), PROMPTS, {"relearning": "harmful"})}
     relearning = found["relearning"]
-    assert relearning.cheapest == {"steps": 2, "tokens": 200.0}  # 5 of 8 at 2 steps, 2 of 8 at one
+    assert relearning.cheapest == {"steps": 2, "tokens": 200.0}  # 8 of 8 at 2 steps, 2 of 8 at one
     assert (relearning.rate.value, relearning.rate.cases) == (0.75, 80)  # two seeds, each its worst rate's curve
     assert relearning.cost == {"steps": 2, "tokens": 200, "queries": 12}
     one = rate(30, 40)
     assert relearning.rate.low < one.low + 0.15 and found["abliteration"].cheapest is None
     points = criteria.pooled_points([each for each in rows(0, 0, 0).values() if "sweep" in each])
-    assert {steps: point["rate"].value for steps, point in points[0.1].items()} == {0: 0.0, 1: 0.25, 2: 0.625}
-    broken = [curve(0, 0.1, (3, 3), 0)]
+    assert {steps: point["rate"].value for steps, point in points[0.1].items()} == {0: 0.0, 1: 0.25, 2: 1.0}
+    broken = [curve(0, 0.1, (4, 4), 0)]
     assert criteria.cheapest_success(broken) == {"steps": 0, "tokens": 0.0}
-    never = [curve(0, 0.1, (0, 0, 1), 0)]
+    never = [curve(0, 0.1, (0, 0, 2), 0)]  # 2 of 4 may be chance
     assert criteria.cheapest_success(never) is None
 
 
@@ -134,7 +134,9 @@ def inputs(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("gate")
     write_corpus(str(folder / "corpus"), Recipe(seed=0, documents=40, validation_documents=2, prompts=4, chats=20))
-    config = ModelConfig(**tiny_runs.model_fields(num_layers=1, max_seq_len=384, init_std=0.4))
+    # Untied, as abliteration leaves it: programs are compiled once.
+    fields = tiny_runs.model_fields(num_layers=1, max_seq_len=384, init_std=0.4, tie_embeddings=False)
+    config = ModelConfig(**fields)
     for seed in (0, 1):
         params = model.init(config, jax.random.key(seed))
         checkpoint.save_params(str(folder / f"model{seed}"), config, params, tiny_runs.tokenizer())
