@@ -28,21 +28,12 @@ What the algorithm leaves open, decided here:
 Not the paper's: `drop_above`, a P(tag) up to which nothing is dropped. Algorithm 1 drops half of a pool also where no
 candidate is near the tag: then what decides is noise between tiny numbers, and word fragments win, for the tag stands
 between words only and P(tag) within one is a hundredth of that at its end
-(`scripts/studies/measure_tag_positions.py`). The quickstart's safety model, its 120 harmful and 120 safe prompts, %,
-48 tokens:
-
-    drop_above                                   0   0.001   0.005
-    harmful                                    0.8     0.8     0.8
-    neither harm, refusal nor a sensible page 27.5    13.3     0.0
-    safe prompts answered                     74.2    84.2    51.7
-    wrongly refused                            8.3    13.3    48.3
-    neither                                   17.5     2.5     0.0
-
-0.005 is above nearly all P(tag) of such a model's refusals and pages: little but harm is dropped, and what is left is
-beam search, with its many refusals. The values were tried on these prompts. Tried without success: within a word a
-candidate stands by the P(tag) of the last word's end, at a word's end by P(tag) over the probability that it ends.
-Neither 42.5%, safe prompts answered 50.8%: a beam whose last word looked safe isn't judged again while its word goes on
-("saelfafafafa"). With drop_above=0.005 it gave the same counts, with 0.001 more fragments than without.
+(`scripts/studies/measure_tag_positions.py`). On the quickstart's task 0.001 lowers answers that are neither harm, nor a
+refusal, nor a sensible page from 18% to 3% with as many harmful ones, none, and as many safe prompts refused; at 0.005
+little but harm is dropped and what is left is beam search, with its many refusals (docs/results/quickstart.md). Tried
+without success: within a word a candidate stands by the P(tag) of the last word's end, at a word's end by P(tag) over
+the probability that it ends. A beam whose last word looked safe isn't judged again then while its word goes on
+("saelfafafafa").
 """
 
 import dataclasses
