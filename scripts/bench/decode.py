@@ -155,7 +155,7 @@ def our_runs(config, params, tokenizer, prompt: list[int], count: int, unused: i
     from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam
 
     def decode(engine: Engine, method) -> list[int]:
-        engine.submit(EngineRequest(tuple(prompt), method, count, unused))
+        engine.submit(EngineRequest(tuple(prompt), method, count, (unused,)))
         tokens: list[int] = []
         while not engine.is_idle:
             for update in engine.step():
@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument("--num_candidates", type=int, default=4)
     parser.add_argument("--weights", default="float32,bfloat16,int8", help="of our engine")
     parser.add_argument("--products", default="auto", help="of our engine, as auto,xla")
+    parser.add_argument("--without_transformers", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama_python", help="of an environment with llama-cpp-python")
@@ -230,7 +231,7 @@ def main() -> None:
     k, n, count = flags.num_beams, flags.num_candidates, flags.max_new_tokens
     kinds = list(itertools.product(flags.weights.split(","), flags.products.split(",")))
     runs: dict[str, Callable] = our_runs(config, params, tokenizer, prompt, count, unused, k, n, kinds)
-    if importlib.util.find_spec("transformers"):
+    if importlib.util.find_spec("transformers") and not flags.without_transformers:
         rival = load_rival(source, flags.threads)
         generate = functools.partial(with_transformers, rival, prompt, count, unused)
         runs["transformers greedy"] = generate
