@@ -63,6 +63,7 @@ constexpr int kVectors = 2;  // of a tile, side by side
 constexpr int kTile = kVectors * kLanes;  // outputs
 constexpr int64_t kPanel = 128;  // rows that pass over a block while it is in the cache
 constexpr int64_t kLeastTileRows = 9;  // for AMX: fewer wait for memory either way
+constexpr int kPage = 4096;  // bytes
 constexpr int64_t kPieceBytes = 32 << 10;  // of weights, in a piece of work
 
 // One matrix and where its products go.
@@ -97,6 +98,13 @@ inline void StoreTile(const Matrix& matrix, int64_t row, int64_t output, const F
   }
 }
 
+// Asks for the weights a page ahead, where the processor's own fetching ends; many rows wait for products, not memory.
+template <int kRows>
+inline void FetchAhead(const char* block) {
+  if (kRows > 4) return;
+  for (int line = 0; line < kTile * 4; line += 64) __builtin_prefetch(block + kPage + line);
+}
+
 // A tile of float32.
 template <int kRows, int kTerms>
 inline void Tile(const Inputs<float>& inputs, const Matrix& matrix, const char* block, int64_t row, int64_t output) {
@@ -104,6 +112,7 @@ inline void Tile(const Inputs<float>& inputs, const Matrix& matrix, const char* 
   Floats sums[kRows][kVectors] = {};
   const float* x = inputs.values + row * inputs.stride;
   for (int64_t k = 0; k < inputs.num_steps; ++k, block += kStep) {
+    FetchAhead<kRows>(block);
     Floats weights[kVectors];
     for (int v = 0; v < kVectors; ++v) weights[v] = Load<Floats>(block + v * sizeof(Floats));
     for (int r = 0; r < kRows; ++r) {
@@ -138,6 +147,7 @@ inline void Tile(const Inputs<uint8_t>& inputs, const Matrix& matrix, const char
   }
   const uint8_t* x = inputs.values + row * kTerms * inputs.stride;
   for (int64_t step = 0; step < inputs.num_steps; ++step, block += kStep) {
+    FetchAhead<kRows * kTerms>(block);
     Register weights[kVectors];
     for (int v = 0; v < kVectors; ++v) weights[v] = Load<Register>(block + v * sizeof(Register));
     for (int r = 0; r < kRows * kTerms; ++r) {
