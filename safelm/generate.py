@@ -12,7 +12,7 @@ from typing import Any
 from safelm import cli, documents, lm
 from safelm.inference.methods import METHODS, Method, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
-from safelm.text import chat_template, named_templates, prompting
+from safelm.text import banned_tokens, chat_template, named_templates, prompting
 
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
@@ -47,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--chat", action="store_true", help="treat the prompt as a user's message")
     parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
     parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=f"for --chat: {named_templates.HELP}")
+    parser.add_argument("--banned_tokens", default="", metavar="TOKENS", help=banned_tokens.HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
@@ -87,6 +88,8 @@ def main(flags: argparse.Namespace) -> None:
     rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
     template = {"chat_template": flags.chat_template, "chat_template_kwargs": kwargs}
     model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step, **template)
+    banned = banned_tokens.banned_ids(model.tokenizer, flags.banned_tokens)
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, banned_ids=banned))
     completions = model.complete(
         [prompting.prompt_ids(model.tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
         method,

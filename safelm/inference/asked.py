@@ -63,9 +63,10 @@ class Asked:
         return ends.astype(jnp.int32)
 
     def choosable(self, config: ModelConfig, log_probs: Float[Array, "P ... V"]) -> Float[Array, "P ... V"]:
-        """Log-probs with -inf for padding ids, masked ids and a masked tag; not renormalised."""
+        """Log-probs with -inf for padding ids, banned ids, masked ids and a masked tag; not renormalised."""
         ids_V = np.arange(config.padded_vocab_size)
-        chosen = jnp.where(ids_V < config.vocab_size, log_probs, NEVER)
+        may_be_V = (ids_V < config.vocab_size) & ~np.isin(ids_V, config.banned_ids)
+        chosen = jnp.where(may_be_V, log_probs, NEVER)
         if self.allowed_PX is not None:
             chosen = jnp.where(token_mask.unpack(self.allowed_PX, config.padded_vocab_size), chosen, NEVER)
         if self.harm_tag_id is None:

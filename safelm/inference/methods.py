@@ -158,6 +158,10 @@ def check_ids(
     for name, token in ((name, token) for name, tokens in named.items() for token in tokens):
         if token is not None and not 0 <= token < config.vocab_size:
             raise ValueError(f"{name}={token} is not in the model's vocabulary of {config.vocab_size}")
+    for token in config.banned_ids:
+        if not 0 <= token < config.vocab_size or token in end_ids:
+            why = "ends a text" if token in end_ids else f"is not in the model's vocabulary of {config.vocab_size}"
+            raise ValueError(f"banned_ids={token} {why}")
     if harm_tag_id in end_ids:
         raise ValueError(f"the harm tag's id {harm_tag_id} is among the end_ids")
     name = type(method).__name__

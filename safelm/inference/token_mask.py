@@ -85,7 +85,7 @@ class MaskedText:
     ):
         self.error = ""
         self._may_end = {*end_ids, harm_tag_id}
-        masked = {harm_tag_id} if method.tag_candidate == "mask" else set()
+        masked = {*config.banned_ids, *({harm_tag_id} if method.tag_candidate == "mask" else ())}
         self._choosable_X = only([i for i in range(config.vocab_size) if i not in masked], num_words(config))
         self._mask: TokenMask | None = self._ask(make, None)
 

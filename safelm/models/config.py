@@ -146,6 +146,7 @@ class ModelConfig:
       attention: of training: "xla", "splash" (TPU), "cudnn" (GPU), or "auto" = the fused one of the platform where it
         can run, else xla; settled by `attention_kernels.choose` for a mesh, until when "auto" computes with xla.
       lora: adapters among the parameters (`safelm.models.lora`); None: none. A mapping of its fields is taken too.
+      banned_ids: what decoding never chooses, by any method; log-probs are the model's own.
     """
 
     vocab_size: int
@@ -177,14 +178,16 @@ class ModelConfig:
     remat: str = "none"
     attention: str = "auto"
     lora: Lora | Mapping[str, Any] | None = None
+    banned_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.lora, Mapping):
             object.__setattr__(self, "lora", Lora(**self.lora))
         if isinstance(self.rope_scaling, Mapping):
             object.__setattr__(self, "rope_scaling", RopeScaling.from_mapping(self.rope_scaling))
-        for name in ("rope_thetas", "windows"):
+        for name in ("rope_thetas", "windows", "banned_ids"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("rope_thetas", "windows"):
             self._check_layers(name)
         sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "max_seq_len")
         for name in sizes:

@@ -215,6 +215,11 @@ class Tokenizer:
         content = self._backend.id_to_token(token) or ""
         return content.encode() if token in self._specials else self._spelling.bytes_of(content)
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """The ids of all special tokens."""
+        return tuple(self._specials)
+
     def special_token(self, token: int) -> str | None:
         """The string of a special token (end of text, ChatML's, the harm tag, ..); None for a token of text."""
         return self._specials.get(token)

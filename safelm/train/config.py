@@ -21,6 +21,7 @@ from safelm.models.config import PROJECTIONS, ModelConfig
 from safelm.text.tokenizer import Tokenizer
 
 CHANGES = ("optimizer", "data")  # what `accept_changes` may name
+_NOT_TRAINED = ("lora", "banned_ids")  # of a model, not in `config.model`: `config.lora`, and what decoding leaves out
 
 
 def default_config() -> ConfigDict:
@@ -31,7 +32,7 @@ def default_config() -> ConfigDict:
     unset = config_dict.placeholder
     sizes = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
     fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    model = {name: default for name, default in fields.items() if name not in (*sizes, "lora")}
+    model = {name: default for name, default in fields.items() if name not in (*sizes, *_NOT_TRAINED)}
     taken = [name for name in (*checkpoint.ARCHITECTURE_FIELDS, "max_seq_len") if model.get(name) is not None]
     model |= {name: unset(type(model[name])) for name in taken} | {name: unset(int) for name in sizes}
     return ConfigDict(
@@ -161,7 +162,8 @@ def _settle_run(config: ConfigDict) -> ConfigDict:
 def _settle_model(config: ConfigDict, model: ModelConfig) -> tuple[ConfigDict, ModelConfig]:
     if config.seq_len > model.max_seq_len:
         raise ValueError(f"seq_len is {config.seq_len}, longer than model.max_seq_len {model.max_seq_len}")
-    config.model = ConfigDict({name: value for name, value in dataclasses.asdict(model).items() if name != "lora"})
+    fields = dataclasses.asdict(model)
+    config.model = ConfigDict({name: value for name, value in fields.items() if name not in _NOT_TRAINED})
     return config.lock(), model
 
 

@@ -16,7 +16,8 @@ from safelm.evaluate.suites import benchmarks, duplicates, suite
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
 from safelm.inference.methods import Method, looks_ahead
-from safelm.text import chat_template, named_templates
+from safelm.text import banned_tokens, chat_template, named_templates
+from safelm.text.tokenizer import Tokenizer
 
 LABELLED = "answers that people labelled, repeatable: xstest:PATH, labelled:PATH, pyrit, pyrit_refusal"  # as help
 _SYNTHETIC_TOKENS, _TOKENS = 48, 512  # new ones a prompt unless told
@@ -215,6 +216,21 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
+def banned_ids(flags: Sequence[str], name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that a checkpoint never writes, by --banned_tokens of all and those with its name.
+
+    Raises ValueError for what isn't a special token of its vocabulary or ends its answers.
+    """
+    found: set[int] = set()
+    for flag in flags:
+        owner, equals, tokens = flag.partition("=")
+        if equals and owner != name and not owner.startswith("<"):
+            continue
+        own = tokens if equals and owner == name else flag
+        found |= set(banned_tokens.banned_ids(tokenizer, own, flag=f"--banned_tokens={flag}, {name}"))
+    return tuple(sorted(found))
+
+
 def _add_asked(add: Callable[..., Any]) -> None:
     add("--prompts", default="", metavar="DIR", help="synthetic_web: folder with harmful.jsonl and safe.jsonl")
     add(
@@ -253,6 +269,13 @@ def _add_decoding(add: Callable[..., Any]) -> None:
         choices=("mask", "stop", "allow"),
         default="",
         help="treatment of the harm tag as the next token; stop and allow show short circuits (default: mask)",
+    )
+    add(
+        "--banned_tokens",
+        action="append",
+        default=[],
+        metavar="[NAME=]TOKENS",
+        help=f"of one checkpoint or of all, repeatable: {banned_tokens.HELP}",
     )
     add("--seed", type=int, default=0, help="seed of methods that sample (default %(default)s)")
     add("--batch_size", type=int, default=BATCH_SIZE, help="prompts decoded at once (default %(default)s)")

@@ -117,6 +117,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _load(source: str, name: str, bench: Bench) -> Checkpoint:
     config, params, tokenizer = sources.read_model(source, chat_template=bench.arguments.chat_template)
+    banned = evaluate_flags.banned_ids(bench.arguments.banned_tokens, name, tokenizer)
+    config = dataclasses.replace(config, banned_ids=banned)
     kwargs = json.loads(bench.asked.template.kwargs or "{}")
     return Checkpoint(config, params, tokenizer.with_template_kwargs(kwargs), name)
 
@@ -206,6 +208,8 @@ def _measure_method(
     bench: Bench, checkpoint: Checkpoint, method_name: str, method: Method, base: Protocol
 ) -> dict[str, Any]:
     settings = dataclasses.asdict(method)
+    if banned := checkpoint.config.banned_ids:
+        settings["banned_tokens"] = [checkpoint.tokenizer.special_token(token) for token in banned]
     protocol = dataclasses.replace(base, method=method_name, method_settings=settings)
     prefix = f"{checkpoint.name}.{method_name}"
 
