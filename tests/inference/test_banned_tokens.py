@@ -49,7 +49,7 @@ def test_special_tokens_added_in_tuning_leak_into_answers_unless_they_are_banned
     found = continued(banned, params, method)
     for prompt, each in zip(PROMPTS, found, strict=True):
         assert not set(leaked) & set(each.tokens) and each.tokens
-        told = token_log_probs(config, params, [*prompt, *each.tokens]).log_probs[len(prompt) :]
+        told = token_log_probs(config, params, [*prompt, *each.tokens]).chosen_T[len(prompt) - 1 :]
         np.testing.assert_allclose(each.logprob, sum(told), rtol=1e-4)
     unused = next(i for i in range(20, config.vocab_size) if i not in {*leaked, *tiny_runs.tokenizer().special_ids})
     same = continued(dataclasses.replace(config, banned_ids=(unused,)), params, METHODS[0])
