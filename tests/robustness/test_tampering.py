@@ -42,13 +42,11 @@ def logits_without(config, params, tokens_BT, unit_D):
         layer = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), params["layers"])
         of_attention, of_mlp = layer["attention"], layer["mlp"]
         weights = BlockWeights(
-            **{
-                name: functools.partial(jnp.einsum, "dnh,btd->btnh", of_attention[name])
-                for name in ("query", "key", "value")
-            },
+            heads=lambda x, of=of_attention: tuple(
+                jnp.einsum("dnh,btd->btnh", of[name], x) for name in ("query", "key", "value")
+            ),
             output=lambda x, of=of_attention: project(jnp.einsum("btnh,nhd->btd", x, of["output"])),
-            gate=lambda x, of=of_mlp: x @ of["gate"],
-            up=lambda x, of=of_mlp: x @ of["up"],
+            gated=lambda x, of=of_mlp: (x @ of["gate"], x @ of["up"]),
             down=lambda x, of=of_mlp: project(x @ of["down"]),
             norms={name: layer[name]["scale"] for name in ("attention_norm", "mlp_norm")},
         )
