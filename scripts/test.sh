@@ -15,7 +15,5 @@ python="${SAFELM_VENV:-.venv}/bin/python"
 
 "$python" -m ruff check .
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" TF_CPP_MIN_LOG_LEVEL=2
-# Half as many workers again as cores: a worker waits for servers and processes for a quarter of its time.
-cores=$(getconf _NPROCESSORS_ONLN)
 # After a worker's death xdist would start another and then, by file, wait for ever.
-exec "$python" -m pytest --numprocesses=$((cores + cores / 2)) --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 "$@"
+exec "$python" -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 "$@"
