@@ -102,7 +102,7 @@ def find_suffix(
     suffix_S = _initial(target, search.tokens)
     rows = _rows(target, prompts, answers, suffix_S)
     usable_V = usable_tokens(target)
-    loss = functools.partial(_losses, target.config, target.params, target.tokenizer.harm_tag_id, search.tag_weight)
+    loss = functools.partial(_losses, _objective(target, search.tag_weight), target.params)
     best = FoundSuffix(
         0, target.tokenizer.decode(suffix_S.tolist()), float(loss(rows, suffix_S[None])[0]), len(prompts)
     )
@@ -139,11 +139,11 @@ def suffix_gradient(
     target: Target, rows: _Rows, suffix_S: Int[np.ndarray, " S"], tag_weight: float
 ) -> Float[np.ndarray, "S V"]:
     """The gradient of the mean loss over rows by the suffix's one-hot tokens; exact, in the model's dtype."""
-    tag = target.tokenizer.harm_tag_id
+    objective = _objective(target, tag_weight)
     total = np.zeros((len(suffix_S), target.config.padded_vocab_size), np.float32)
     for part in _parts(len(rows.tokens_BT)):
         arrays = (rows.tokens_BT[part], rows.start_B[part], rows.answer_BT[part])
-        total += np.asarray(_gradient(target.config, target.params, tag, tag_weight, suffix_S, *arrays))
+        total += np.asarray(_gradient(objective, target.params, suffix_S, *arrays))
     return total / len(rows.tokens_BT)
 
 
@@ -204,13 +204,12 @@ def _candidates(
     return np.stack(found[: search.candidates] or [suffix_S])
 
 
+def _objective(target: Target, tag_weight: float) -> "_Objective":
+    return _Objective(target.config, target.tokenizer.harm_tag_id, tag_weight)
+
+
 def _losses(
-    config: ModelConfig,
-    params: decoder.Params,
-    tag: int,
-    tag_weight: float,
-    rows: _Rows,
-    suffixes_CS: Int[np.ndarray, "C S"],
+    objective: "_Objective", params: decoder.Params, rows: _Rows, suffixes_CS: Int[np.ndarray, "C S"]
 ) -> Float[np.ndarray, " C"]:
     """The mean loss over rows of every suffix."""
     count, total = len(rows.tokens_BT), []
@@ -220,7 +219,7 @@ def _losses(
         padded = chosen + [chosen[-1]] * (min(_AT_ONCE, len(pairs)) - len(chosen))
         suffix_B, row_B = np.asarray(padded).T
         arrays = (rows.tokens_BT[row_B], rows.start_B[row_B], rows.answer_BT[row_B])
-        found_B = _row_losses(config, params, tag, tag_weight, suffixes_CS[suffix_B], *arrays)
+        found_B = _row_losses(objective, params, suffixes_CS[suffix_B], *arrays)
         total.append(np.asarray(found_B)[: len(chosen)])
     return np.concatenate(total).reshape(len(suffixes_CS), count).mean(1)
 
@@ -229,63 +228,70 @@ def _parts(count: int) -> list[slice]:
     return [slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+@dataclasses.dataclass(frozen=True)
+class _Objective:
+    """What is made small: the answers' loss and, so many times, the mean log P(tag) along them."""
+
+    config: ModelConfig
+    tag: int
+    tag_weight: float
+
+    def of_stream(
+        self,
+        params: decoder.Params,
+        x_BTD: Float[Array, "B T D"],
+        tokens_BT: Int[Array, "B T"],
+        answer_BT: Bool[Array, "B T"],
+    ) -> Float[Array, " B"]:
+        """Each row's loss, from what its stream begins with."""
+        config = self.config
+        (stream_BTD,) = decoder.layer_states(config, params, tokens_BT, (config.num_layers,), start=(0, x_BTD))
+        logits_BTV = decoder.unembed(config, params, rms_norm(config, stream_BTD, params["final_norm"]["scale"]))
+        log_probs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
+        next_BT = jnp.roll(tokens_BT, -1, axis=1)
+        nats_BT = -jnp.take_along_axis(log_probs_BTV, next_BT[..., None], axis=-1)[..., 0]
+        if self.tag_weight:
+            nats_BT += self.tag_weight * log_probs_BTV[..., self.tag]
+        return jnp.where(answer_BT, nats_BT, 0).sum(1) / answer_BT.sum(1)
+
+
+def _with_suffix(array: Array, start_B: Int[Array, " B"], suffix: Array) -> Array:
+    """Rows of tokens, or of their vectors, with each row's suffix at its place."""
+    rows_B1 = jnp.arange(len(array))[:, None]
+    return array.at[rows_B1, start_B[:, None] + jnp.arange(suffix.shape[1])].set(suffix)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _row_losses(
-    config: ModelConfig,
+    objective: _Objective,
     params: decoder.Params,
-    tag: int,
-    tag_weight: float,
     suffix_BS: Int[Array, "B S"],
     tokens_BT: Int[Array, "B T"],
     start_B: Int[Array, " B"],
     answer_BT: Bool[Array, "B T"],
 ) -> Float[Array, " B"]:
-    place_BS = start_B[:, None] + jnp.arange(suffix_BS.shape[1])
-    tokens_BT = tokens_BT.at[jnp.arange(len(tokens_BT))[:, None], place_BS].set(suffix_BS)
-    x_BTD = embedded(config, jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0))
-    return _of_stream(config, params, tag, tag_weight, x_BTD, tokens_BT, answer_BT)
+    tokens_BT = _with_suffix(tokens_BT, start_B, suffix_BS)
+    x_BTD = embedded(objective.config, jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0))
+    return objective.of_stream(params, x_BTD, tokens_BT, answer_BT)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+@functools.partial(jax.jit, static_argnums=0)
 def _gradient(
-    config: ModelConfig,
+    objective: _Objective,
     params: decoder.Params,
-    tag: int,
-    tag_weight: float,
     suffix_S: Int[Array, " S"],
     tokens_BT: Int[Array, "B T"],
     start_B: Int[Array, " B"],
     answer_BT: Bool[Array, "B T"],
 ) -> Float[Array, "S V"]:
     """Of the rows' summed loss, by the one-hot suffix that all of them share."""
-    table_VD = params["embedder"]["embedding"]
-    place_BS = start_B[:, None] + jnp.arange(len(suffix_S))
-    tokens_BT = tokens_BT.at[jnp.arange(len(tokens_BT))[:, None], place_BS].set(suffix_S)
+    config, table_VD = objective.config, params["embedder"]["embedding"]
+    tokens_BT = _with_suffix(tokens_BT, start_B, jnp.broadcast_to(suffix_S, (len(tokens_BT), len(suffix_S))))
 
     def loss(one_hot_SV: Array) -> Array:
         x_BTD = embedded(config, jnp.take(table_VD, tokens_BT, axis=0))
         suffix_SD = embedded(config, one_hot_SV @ table_VD)
-        x_BTD = x_BTD.at[jnp.arange(len(tokens_BT))[:, None], place_BS].set(suffix_SD)
-        return _of_stream(config, params, tag, tag_weight, x_BTD, tokens_BT, answer_BT).sum()
+        suffix_BSD = jnp.broadcast_to(suffix_SD, (len(tokens_BT), *suffix_SD.shape))
+        return objective.of_stream(params, _with_suffix(x_BTD, start_B, suffix_BSD), tokens_BT, answer_BT).sum()
 
     return jax.grad(loss)(jax.nn.one_hot(suffix_S, len(table_VD), dtype=table_VD.dtype))
-
-
-def _of_stream(
-    config: ModelConfig,
-    params: decoder.Params,
-    tag: int,
-    tag_weight: float,
-    x_BTD: Float[Array, "B T D"],
-    tokens_BT: Int[Array, "B T"],
-    answer_BT: Bool[Array, "B T"],
-) -> Float[Array, " B"]:
-    """Each row's loss, from what its stream begins with."""
-    (stream_BTD,) = decoder.layer_states(config, params, tokens_BT, (config.num_layers,), start=(0, x_BTD))
-    logits_BTV = decoder.unembed(config, params, rms_norm(config, stream_BTD, params["final_norm"]["scale"]))
-    log_probs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
-    next_BT = jnp.roll(tokens_BT, -1, axis=1)
-    nats_BT = -jnp.take_along_axis(log_probs_BTV, next_BT[..., None], axis=-1)[..., 0]
-    if tag_weight:
-        nats_BT += tag_weight * log_probs_BTV[..., tag]
-    return jnp.where(answer_BT, nats_BT, 0).sum(1) / answer_BT.sum(1)

@@ -72,10 +72,12 @@ def test_names_become_ids():
     name = vocabulary.special_token(some[0])
     assert banned_ids(vocabulary, f" {name} ,") == some and banned_ids(vocabulary, "") == ()
     flags = [f"a={name}", "b=<|never|>"]
-    assert evaluate_flags.banned_ids(flags, "a", vocabulary) == some
-    assert evaluate_flags.banned_ids([name], "c", vocabulary) == some
+    assert evaluate_flags.banned_ids(flags, "a", ("a", "b"), vocabulary) == some
+    assert evaluate_flags.banned_ids([name], "c", ("a", "c"), vocabulary) == some
+    with pytest.raises(ValueError, match=r"--banned_tokens=misspelt=.*, a: 'misspelt=.*' is no special token of"):
+        evaluate_flags.banned_ids([f"misspelt={name}"], "a", ("a", "b"), vocabulary)
     with pytest.raises(ValueError, match=r"--banned_tokens=b=<\|never\|>, b: '<\|never\|>' is no special token of"):
-        evaluate_flags.banned_ids(flags, "b", vocabulary)
+        evaluate_flags.banned_ids(flags, "b", ("a", "b"), vocabulary)
     end = vocabulary.special_token(vocabulary.eos_id)
     with pytest.raises(ValueError, match="ends an answer, which would never end then"):
         banned_ids(vocabulary, end)

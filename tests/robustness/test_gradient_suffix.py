@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_differences(target):
     suffix = gradient_suffix._initial(target, 3)
     rows = gradient_suffix._rows(target, PROMPTS, ANSWERS, suffix)
     gradient = suffix_gradient(target, rows, suffix, 0.3)
-    tag, size = target.tokenizer.harm_tag_id, 1e-2
+    objective, size = gradient_suffix._objective(target, 0.3), 1e-2
     table = np.asarray(target.params["embedder"]["embedding"], np.float64)
 
     def loss(place, token, share):
@@ -63,9 +63,7 @@ def test_the_gradient_is_that_of_differences(target):
         for row, start in enumerate(rows.start_B):
             x[row, start + place] += share * table[token]
         arrays = map(jnp.asarray, (x.astype(np.float32), rows.tokens_BT, rows.answer_BT))
-        return np.asarray(
-            gradient_suffix._of_stream(target.config, target.params, tag, 0.3, *arrays), np.float64
-        ).mean()
+        return np.asarray(objective.of_stream(target.params, *arrays), np.float64).mean()
 
     for place, token in ((0, 7), (1, 100), (2, 33)):
         wanted = (loss(place, token, size) - loss(place, token, -size)) / (2 * size)

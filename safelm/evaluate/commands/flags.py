@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from safelm import cli
@@ -216,17 +216,18 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def banned_ids(flags: Sequence[str], name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that a checkpoint never writes, by --banned_tokens of all and those with its name.
+def banned_ids(flags: Sequence[str], name: str, names: Collection[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that the checkpoint `name`, of `names`, never writes: by --banned_tokens of all and those of its own.
 
     Raises ValueError for what isn't a special token of its vocabulary or ends its answers.
     """
     found: set[int] = set()
     for flag in flags:
         owner, equals, tokens = flag.partition("=")
-        if equals and owner != name and not owner.startswith("<"):
+        has_owner = bool(equals) and owner in names
+        if has_owner and owner != name:
             continue
-        own = tokens if equals and owner == name else flag
+        own = tokens if has_owner else flag
         found |= set(banned_tokens.banned_ids(tokenizer, own, flag=f"--banned_tokens={flag}, {name}"))
     return tuple(sorted(found))
 

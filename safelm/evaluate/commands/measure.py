@@ -117,7 +117,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _load(source: str, name: str, bench: Bench) -> Checkpoint:
     config, params, tokenizer = sources.read_model(source, chat_template=bench.arguments.chat_template)
-    banned = evaluate_flags.banned_ids(bench.arguments.banned_tokens, name, tokenizer)
+    names = cli.checkpoints(bench.arguments.checkpoint)
+    banned = evaluate_flags.banned_ids(bench.arguments.banned_tokens, name, names, tokenizer)
     config = dataclasses.replace(config, banned_ids=banned)
     kwargs = json.loads(bench.asked.template.kwargs or "{}")
     return Checkpoint(config, params, tokenizer.with_template_kwargs(kwargs), name)
