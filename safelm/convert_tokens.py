@@ -5,10 +5,13 @@ cut, joined or reordered: --unit says whether each is a document, which ends wit
 of training (2,048 + 1 tokens, say), which `--config.data.packing=window` trains on as it is. token_lengths.npy beside
 the source, or --lengths, says how many tokens a window has before its padding, which then has loss weight 0; --sidecar
 is a Parquet file whose row i belongs to sequence i. The target appears only once it is complete; an existing one is
-never overwritten. A target may be gs://, and so may a source that is a token store.
+never overwritten; a stopped run goes on with its finished shards when the same command is given again. A target may be
+gs://, and so may a source that is a token store.
 """
 
 import argparse
+import dataclasses
+import glob
 import logging
 import os
 from pathlib import Path
@@ -16,13 +19,13 @@ from typing import Any
 
 from safelm import cli
 from safelm.data.channels import CHANNELS
-from safelm.data.store import TokenStore
+from safelm.data.store import MANIFEST_NAME, TokenStore
 from safelm.interchange import sources
 from safelm.interchange.exporting import export_store
 from safelm.interchange.importing import ImportSettings, import_store
 from safelm.interchange.sources import LENGTHS_NAME, SIDECAR_NAME
-from safelm.interchange.targets import check_new, whole_target
-from safelm.io import remote
+from safelm.interchange.targets import check_new, resumable_target
+from safelm.io import records, remote
 from safelm.io.progress import Bar
 from safelm.text.tokenizer import Tokenizer
 
@@ -76,7 +79,9 @@ def _export(flags: argparse.Namespace, target: str) -> None:
         end = tokenizer.special_token(tokenizer.eos_id)
     elif flags.document_end:
         raise ValueError(f"--document_end={flags.document_end}: give --tokenizer too, to check it against")
-    with _bar(store.num_tokens) as bar, whole_target(target, "--target") as folder:
+    made_from = {"store": dataclasses.asdict(store.manifest), "to": flags.to, "document_end": end}
+    fixed = {"fingerprint": records.fingerprint(made_from)}
+    with _bar(store.num_tokens) as bar, resumable_target(target, "--target", fixed) as folder:
         export_store(store, folder, flags.to, document_end=end, progress=bar.update)
     log.info("%s: %s, %d %ss, %d tokens", target, flags.to, store.num_documents, store.manifest.unit, store.num_tokens)
 
@@ -116,7 +121,8 @@ def _import(flags: argparse.Namespace, target: str) -> None:
     )
     place = Path(target if remote.is_remote(target) else os.path.abspath(target))
     names: dict[str, Any] = {"task": place.parent.name or "imported", "split": place.name}
-    with _bar(None) as bar, whole_target(target, "--target") as folder:
+    fixed = {"fingerprint": _fingerprint(flags, source, settings, tokenizer), **names}
+    with _bar(None) as bar, resumable_target(target, "--target", fixed) as folder:
         manifest = import_store(source, folder, tokenizer, settings, **names, progress=bar.update)
     end = tokenizer.special_token(tokenizer.eos_id)
     found = f"{manifest.num_documents} {unit}s, {manifest.num_tokens} tokens of {manifest.dtype}"
@@ -124,6 +130,22 @@ def _import(flags: argparse.Namespace, target: str) -> None:
     log.info("%s: %s, %s", target, found, ends)
     for name in dict.fromkeys(name for file in source.files for name in getattr(file, "other_columns", ())):
         log.warning("%s: column %r is not kept", flags.source, name)
+
+
+def _fingerprint(
+    flags: argparse.Namespace, source: sources.Source, settings: ImportSettings, tokenizer: Tokenizer
+) -> str:
+    """Of everything that an import's store follows from; files count by name, size and time of change."""
+    own = [MANIFEST_NAME, sources.channel_file("*"), *{f"{glob.escape(Path(file.path).stem)}.*" for file in source.files}]
+    paths = {str(path) for pattern in own for path in source.folder.glob(pattern)}
+    stats = [(path, os.stat(path)) for path in sorted(paths | {settings.lengths, settings.sidecar} - {""})]
+    return records.fingerprint(
+        {
+            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+            "settings": {**dataclasses.asdict(settings), "columns": [flags.ids_column, flags.token_bytes]},
+            "tokenizer": [tokenizer.hash, tokenizer.eos_id, tokenizer.harm_tag_id],
+        }
+    )
 
 
 def _beside(given: str, source: sources.Source, name: str) -> str:

@@ -1,5 +1,7 @@
 """Checks the sequences of an import: ids of the vocabulary, and the end-of-document token where it has to be."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from safelm.formats.token_files import Block
@@ -16,6 +18,16 @@ class Checks:
         self._specials = [i for i in ids if tokenizer.special_token(i) is not None and i != tokenizer.harm_tag_id]
         self.num_ends = 0
         self._seen = dict.fromkeys(self._specials, 0)
+
+    def seen(self) -> dict[str, int]:
+        """How often each special token was there so far, by id, those that were."""
+        return {str(special): count for special, count in self._seen.items() if count}
+
+    def take(self, seen: Mapping[str, int]) -> None:
+        """Counts what a former run checked: a difference of two of its `seen`."""
+        for special, count in seen.items():
+            self._seen[int(special)] += count
+        self.num_ends = self._seen[self._tokenizer.eos_id]
 
     def check(self, path: str, first: int, block: Block) -> None:
         """`first`: number of the block's first sequence among all files'."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from safelm.data.channels import CHANNELS, LOSS_WEIGHT, REAL_TOKENS, Channel
+from safelm.data.shard import ShardInfo
 from safelm.formats.megatron import IndexedFile
 from safelm.formats.token_files import Block
 from safelm.interchange import sources
@@ -66,7 +67,7 @@ class Columns:
                 )
             found[REAL_TOKENS.name] = real.astype(np.int32)
             if LOSS_WEIGHT.name not in found:
-                self.extra["loss_weight"] = "of token_lengths"
+                self.extra[LOSS_WEIGHT.name] = "of token_lengths"
                 found[LOSS_WEIGHT.name] = _weights(block.lengths_n, real)
         for channel in self.channels:
             wanted = len(block.tokens) if channel.per == "token" else count
@@ -76,6 +77,12 @@ class Columns:
                     f"{first}, its sequences ask for {wanted}"
                 )
         return found
+
+    def skip(self, shard: ShardInfo) -> None:
+        """Passes over a shard that a former run finished."""
+        self._at_token += shard.num_tokens
+        if LOSS_WEIGHT.name in shard.extra:
+            self.extra[LOSS_WEIGHT.name] = shard.extra[LOSS_WEIGHT.name]
 
     def check_end(self, num_sequences: int, num_tokens: int) -> None:
         """ValueError names a channel's file that is longer or shorter than the tokens."""

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safelm.io import files, records, remote
 from safelm.io.files import file_sha256
 
 _NAME = "tokens"  # the first part of the files' names
+_DONE = "shards_done.json"  # while Megatron's file grows
 
 
 def export_store(
@@ -32,6 +34,8 @@ def export_store(
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> None:
     """Writes a store's tokens, channels, lengths and sidecar into a folder, and its manifest last.
+
+    What a former run of the same finished in the folder is kept: a shard's file, and of Megatron's one file the shards.
 
     Args:
       kind: "megatron", "datatrove" or "datasets".
@@ -113,59 +117,94 @@ class _Lengths:
 
 
 def _write_megatron(store: TokenStore, directory: Path, _: _Exported, progress: Callable[[int], object]) -> None:
-    dtype = megatron.token_dtype(store.manifest.vocab_size)
-    with files.synced(directory / f"{_NAME}.bin") as file:
-        for shard in range(len(store.manifest.shards)):
+    dtype, done = megatron.token_dtype(store.manifest.vocab_size), directory / _DONE
+    path = directory / f"{_NAME}.bin"
+    finished = records.read(done, "remove it")["shards"] if done.exists() else 0
+    with files.naming(path), open(path, "r+b" if finished else "wb") as file:
+        before = sum(shard.num_tokens for shard in store.manifest.shards[:finished])
+        progress(before)
+        file.truncate(before * dtype.itemsize)
+        file.seek(0, os.SEEK_END)
+        for shard in range(finished, len(store.manifest.shards)):
             for _first, _start, block in _blocks(store, shard):
                 file.write(block.tokens.astype(dtype.newbyteorder("<")).tobytes())
                 progress(len(block.tokens))
+            file.flush()
+            os.fsync(file.fileno())
+            records.write(done, {"shards": shard + 1})
     documents = None
     if OPENS_DOCUMENT in store.channels:
         documents = np.append(np.flatnonzero(store.channel(OPENS_DOCUMENT.name)), store.num_documents)
     megatron.write_index(str(directory / f"{_NAME}.idx"), dtype, _Lengths(store), store.num_documents, documents)
+    done.unlink(missing_ok=True)
 
 
 def _write_datatrove(store: TokenStore, directory: Path, _: _Exported, progress: Callable[[int], object]) -> None:
     dtype = np.dtype(store.manifest.dtype)
     for shard, info in enumerate(store.manifest.shards):
+        path = directory / f"{shard:05d}_{_NAME}.ds"
         if not info.num_documents:
             continue
-        path = directory / f"{shard:05d}_{_NAME}.ds"
-        with files.synced(path) as file:
-            for _first, _start, block in _blocks(store, shard):
-                file.write(block.tokens.astype(dtype.newbyteorder("<")).tobytes())
-                progress(len(block.tokens))
+        if path.exists():
+            progress(info.num_tokens)
+            continue
+
+        def write(new: Path, shard: int = shard) -> None:
+            with open(new, "wb") as file:
+                for _first, _start, block in _blocks(store, shard):
+                    file.write(block.tokens.astype(dtype.newbyteorder("<")).tobytes())
+                    progress(len(block.tokens))
+
         name = f"vocabulary-{store.manifest.vocab_hash[:16]}"
         datatrove.write_index(str(path), store.shard_bounds[shard], tokenizer=name, token_bytes=dtype.itemsize)
+        files.write_whole(path, write)
 
 
 def _write_tables(store: TokenStore, directory: Path, exported: _Exported, progress: Callable[[int], object]) -> None:
     columns = {each.name: (np.dtype(each.dtype), each.per == "token") for each in exported.in_files}
     filled = [shard for shard, info in enumerate(store.manifest.shards) if info.num_documents]
-    (directory / "data").mkdir()
+    (directory / "data").mkdir(exist_ok=True)
     for number, shard in enumerate(filled):
         path = directory / "data" / f"{store.manifest.split}-{number:05d}-of-{len(filled):05d}.parquet"
-        table = hf_datasets.TableWriter(str(path), np.dtype(store.manifest.dtype), columns)
-        with files.naming(path), contextlib.closing(table):
-            for first, start, block in _blocks(store, shard):
-                numbers = {}
-                for channel in exported.in_files:
-                    per_token = channel.per == "token"
-                    begin, count = (start, len(block.tokens)) if per_token else (first, len(block.lengths_n))
-                    numbers[channel.name] = store.read_channel(channel.name, shard, begin, begin + count)
-                table.add(dataclasses.replace(block, columns=numbers))
-                progress(len(block.tokens))
+        if path.exists():
+            progress(store.manifest.shards[shard].num_tokens)
+            continue
+
+        def write(new: Path, shard: int = shard) -> None:
+            table = hf_datasets.TableWriter(str(new), np.dtype(store.manifest.dtype), columns)
+            with contextlib.closing(table):
+                for block in _with_channels(store, shard, exported.in_files):
+                    table.add(block)
+                    progress(len(block.tokens))
+
+        files.write_whole(path, write)
+
+
+def _with_channels(store: TokenStore, shard: int, channels: Sequence[Channel]) -> Iterator[Block]:
+    for first, start, block in _blocks(store, shard):
+        numbers = {}
+        for channel in channels:
+            per_token = channel.per == "token"
+            begin, count = (start, len(block.tokens)) if per_token else (first, len(block.lengths_n))
+            numbers[channel.name] = store.read_channel(channel.name, shard, begin, begin + count)
+        yield dataclasses.replace(block, columns=numbers)
 
 
 def _write_channel(store: TokenStore, channel: Channel, path: Path, dtype: np.dtype) -> None:
-    """All numbers of a channel as one .npy file, read and written in parts."""
+    """All numbers of a channel as one .npy file, read and written in parts, unless a former run wrote it."""
+    if path.exists():
+        return
     counts = [shard.count(channel) for shard in store.manifest.shards]
-    with files.synced(path) as file:
-        arrays.write_header(file, dtype, sum(counts))
-        for shard, count in enumerate(counts):
-            for start in range(0, count, BLOCK_TOKENS):
-                numbers = store.read_channel(channel.name, shard, start, min(start + BLOCK_TOKENS, count))
-                file.write(numbers.astype(dtype).tobytes())
+
+    def write(new: Path) -> None:
+        with open(new, "wb") as file:
+            arrays.write_header(file, dtype, sum(counts))
+            for shard, count in enumerate(counts):
+                for start in range(0, count, BLOCK_TOKENS):
+                    numbers = store.read_channel(channel.name, shard, start, min(start + BLOCK_TOKENS, count))
+                    file.write(numbers.astype(dtype).tobytes())
+
+    files.write_whole(path, write)
 
 
 def _copy_sidecar(store: TokenStore, target: Path, facts: Mapping[str, Any]) -> None:
@@ -182,7 +221,7 @@ def _copy_sidecar(store: TokenStore, target: Path, facts: Mapping[str, Any]) -> 
 
 def _write_manifest(store: TokenStore, directory: Path, exported: _Exported, document_end: str | None) -> None:
     manifest = store.manifest
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     facts = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(str(path))}
         for path in paths

@@ -9,10 +9,12 @@ from typing import Any
 
 import pyarrow.parquet
 
-from safelm.data.shard import ShardInfo, ShardWriter, token_dtype
+from safelm.data.channels import LOSS_WEIGHT
+from safelm.data.shard import ShardInfo, ShardWriter, read_shard_info, token_dtype
 from safelm.data.store import Manifest, write_manifest
 from safelm.interchange.checks import Checks
 from safelm.interchange.columns import Columns
+from safelm.formats.token_files import TokenFile
 from safelm.interchange.sources import KEPT_SIDECAR, Source
 from safelm.io.files import file_sha256
 from safelm.text.tokenizer import Tokenizer
@@ -45,24 +47,30 @@ def import_store(
     split: str,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> Manifest:
-    """Writes a store into a folder; `progress` is called with numbers of tokens.
+    """Writes a store into a folder, but for shards that a former run finished there; `progress` gets numbers of tokens.
 
     Raises ValueError naming file, sequence and value: an id outside the vocabulary, a document without its end, a
     length longer than its window, files whose counts differ.
     """
     _check_declared(source, tokenizer, settings.unit)
-    columns = Columns(source, settings.lengths)
+    columns, checks = Columns(source, settings.lengths), Checks(tokenizer, settings.unit)
     parts = [(file, part) for file in source.files for part in file.parts(settings.shard_tokens)]
-    checks, shards, sequence = Checks(tokenizer, settings.unit), [], 0
+    shards, sequence = [], 0
     for index, (file, part) in enumerate(parts):
-        dtype, tag = token_dtype(tokenizer.vocab_size), tokenizer.harm_tag_id
-        with ShardWriter(directory, index, len(parts), dtype, harm_tag_id=tag, channels=columns.channels) as writer:
-            for block in file.blocks(part):
-                checks.check(file.path, sequence, block)
-                writer.add_many(block.tokens, block.lengths_n, **columns.numbers(file.path, sequence, block))
-                sequence += len(block.lengths_n)
-                progress(len(block.tokens))
-            shards.append(writer.close())
+        shard = read_shard_info(directory, index, len(parts), verify_checksums=True)
+        if shard is not None:
+            checks.take(shard.extra["special_tokens"])
+            columns.skip(shard)
+            progress(shard.num_tokens)
+        else:
+            with ShardWriter(
+                *(directory, index, len(parts), token_dtype(tokenizer.vocab_size)),
+                harm_tag_id=tokenizer.harm_tag_id,
+                channels=columns.channels,
+            ) as writer:
+                shard = _write_shard(writer, file, part, columns, checks, sequence, progress)
+        sequence += shard.num_documents
+        shards.append(shard)
     columns.check_end(sequence, sum(shard.num_tokens for shard in shards))
     checks.check_ends(source)
     extra = _extra(source, settings, tokenizer, checks) | columns.extra
@@ -71,6 +79,27 @@ def import_store(
     manifest = _manifest(shards, tokenizer, extra, task=task, split=split, unit=settings.unit)
     write_manifest(directory, manifest)
     return manifest
+
+
+def _write_shard(
+    writer: ShardWriter,
+    file: TokenFile,
+    part: tuple[int, int],
+    columns: Columns,
+    checks: Checks,
+    sequence: int,
+    progress: Callable[[int], object],
+) -> ShardInfo:
+    """Writes a range of a file, whose first sequence is number `sequence` of all files'."""
+    before = checks.seen()
+    for block in file.blocks(part):
+        checks.check(file.path, sequence, block)
+        writer.add_many(block.tokens, block.lengths_n, **columns.numbers(file.path, sequence, block))
+        sequence += len(block.lengths_n)
+        progress(len(block.tokens))
+    new = {special: count - before.get(special, 0) for special, count in checks.seen().items()}
+    weights = {name: columns.extra[name] for name in (LOSS_WEIGHT.name,) if name in columns.extra}
+    return writer.close({"special_tokens": {special: count for special, count in new.items() if count}, **weights})
 
 
 def _check_declared(source: Source, tokenizer: Tokenizer, unit: str) -> None:

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+UNFINISHED = ".writing-"  # begins the name of a file that a killed process left half-written
+
 
 def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[[pathlib.Path], Any]) -> pathlib.Path:
     """Writes a file atomically (temporary file, fsync, rename): a kill or a full disk leaves the old file as it was.
@@ -24,7 +26,7 @@ def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[
     target = pathlib.Path(target)
     with naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=UNFINISHED, suffix=target.suffix)
         temporary = pathlib.Path(name)
         try:
             os.close(handle)

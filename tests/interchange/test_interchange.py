@@ -17,7 +17,8 @@ from safelm.data.channels import CHANNELS, Channel
 from safelm.data.store import TokenStore
 from safelm.formats import hf_datasets, megatron
 from safelm.formats import token_files as blocks
-from safelm.interchange import exporting
+from safelm.interchange import exporting, importing
+from safelm.io import files
 
 T, NUM_WINDOWS = 16, 29
 LABEL = Channel("label", "int16", "document", -1)
@@ -253,3 +254,56 @@ def test_datatrove_itself_reads_ours(tmp_path, tokenizer_folder):
     read = dataset.DatatroveFolderDataset(str(tmp_path / "out"), T, filename_pattern="*.ds", token_size=2)
     assert len(read) == NUM_WINDOWS
     np.testing.assert_array_equal([read[i]["input_ids"].numpy() for i in range(NUM_WINDOWS)], found)
+
+
+class Killed(BaseException):
+    """Ends a conversion as a kill would, after so many tokens."""
+
+
+def killed_after(monkeypatch, num_tokens):
+    """Patches the progress bar so that the next conversion dies, then counts its tokens; gives those of the second."""
+    seen = []
+
+    def update(bar, count):
+        seen.append(count)
+        if num_tokens and sum(seen) >= num_tokens:
+            raise Killed
+
+    monkeypatch.setattr("safelm.io.progress.Bar.update", update)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["megatron", "datatrove", "datasets"])
+def test_a_stopped_conversion_goes_on_and_ends_the_same(tmp_path, tokenizer_folder, kind, monkeypatch):
+    """Finished shards aren't converted again, other settings begin anew, and a second writer is refused."""
+    write_windows(tmp_path / "in")
+    common = [f"--tokenizer={tokenizer_folder}", f"--shard_tokens={3 * T}"]
+    read = ["--unit=window", *common, f"--source={tmp_path}/in", f"--target={tmp_path}/a/train"]
+    written = [f"--source={tmp_path}/b/train", f"--to={kind}", f"--target={tmp_path}/out"]
+    convert(*read[:-1], f"--target={tmp_path}/b/train")
+    convert(*written[:-1], f"--target={tmp_path}/whole")
+    for flags, module, function in ((read, importing, "_write_shard"), (written, exporting, "_blocks")):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            killed_after(patched, 20 * T)
+            convert(*flags)
+        calls, real = [], getattr(module, function)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, function, lambda *args, calls=calls, real=real: calls.append(1) or real(*args))
+            convert(*flags)
+        assert 0 < len(calls) < 15 - 5  # of 15 shards
+    assert_same_stores(tmp_path / "a/train", tmp_path / "b/train")
+    for path in (each for each in (tmp_path / "whole").rglob("*") if each.is_file()):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "a", "b", "out", "whole"}
+
+    other = [*read[:-1], f"--target={tmp_path}/c/train"]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        killed_after(patched, 20 * T)
+        convert(*other)
+    with (
+        files.locked(tmp_path / "c/.train.partial/.lock", "held"),
+        pytest.raises(files.BusyError, match=r"--target=.*c/train: another process is writing it"),
+    ):
+        convert(*other)
+    convert(*other, f"--shard_tokens={2 * T}")
+    assert_same_stores(tmp_path / "c/train", tmp_path / "b/train")
