@@ -136,7 +136,11 @@ def _fingerprint(
     flags: argparse.Namespace, source: sources.Source, settings: ImportSettings, tokenizer: Tokenizer
 ) -> str:
     """Of everything that an import's store follows from; files count by name, size and time of change."""
-    own = [MANIFEST_NAME, sources.channel_file("*"), *{f"{glob.escape(Path(file.path).stem)}.*" for file in source.files}]
+    own = [
+        MANIFEST_NAME,
+        sources.channel_file("*"),
+        *{f"{glob.escape(Path(file.path).stem)}.*" for file in source.files},
+    ]
     paths = {str(path) for pattern in own for path in source.folder.glob(pattern)}
     stats = [(path, os.stat(path)) for path in sorted(paths | {settings.lengths, settings.sidecar} - {""})]
     return records.fingerprint(

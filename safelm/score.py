@@ -22,7 +22,7 @@ for; the last call writes the manifest.
 
 --estimate=10000 scores a random sample of so many documents in this process and says what all of them would give and
 cost: shares of the scores with intervals, the number of documents, speed, hours and, with --price_per_hour, a price.
-OUTPUT gets estimate.json alone; it is no output of a run.
+OUTPUT gets estimate.json alone; it is no output of a run. A stopped estimate goes on with the scores it had.
 
 Without --scorers a small classifier of words that comes with SafeLM is used: thousands of pages a second on a core, no
 download; the manifest says what it is worth and where it fails. For better scores name others. --scorers takes a
@@ -60,7 +60,17 @@ from safelm.jobs.file_shards import RECORDS, run_speed
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
 from safelm.safety.scorer import BUNDLED
-from safelm.safety.scoring import annotation_run, columns, estimate, manifest, plan, safe_bound, scorers, shard
+from safelm.safety.scoring import (
+    annotation_run,
+    columns,
+    estimate,
+    estimate_text,
+    manifest,
+    plan,
+    safe_bound,
+    scorers,
+    shard,
+)
 from safelm.safety.scoring.annotating import MAX_CHUNKS, AnnotateWork
 from safelm.safety.scoring.estimate import EstimateSettings
 from safelm.safety.scoring.shard import ScoreWork, rows_under_way
@@ -220,10 +230,13 @@ def _estimate(
     estimate.check_output(out)
     max_chunks = flags.max_chunks or (MAX_CHUNKS if flags.output_rows == "annotations" else sys.maxsize >> 16)
     with out.only_writer():
-        columns_of = {"text_column": flags.text_column, "id_column": flags.id_column}
-        report = estimate.estimate(files, shard.LoadedScorers(loaded), asked, **columns_of, max_chunks=max_chunks)
-        estimate.write(out, report, [plan.scorer_facts(spec) for spec in specs])
-    return estimate.markdown(report)
+        report = estimate.estimate(
+            *(files, shard.LoadedScorers(loaded), asked, out, [plan.scorer_facts(spec) for spec in specs]),
+            text_column=flags.text_column,
+            id_column=flags.id_column,
+            max_chunks=max_chunks,
+        )
+    return estimate_text.markdown(report)
 
 
 def _command() -> list[str]:

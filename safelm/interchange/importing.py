@@ -12,9 +12,9 @@ import pyarrow.parquet
 from safelm.data.channels import LOSS_WEIGHT
 from safelm.data.shard import ShardInfo, ShardWriter, read_shard_info, token_dtype
 from safelm.data.store import Manifest, write_manifest
+from safelm.formats.token_files import TokenFile
 from safelm.interchange.checks import Checks
 from safelm.interchange.columns import Columns
-from safelm.formats.token_files import TokenFile
 from safelm.interchange.sources import KEPT_SIDECAR, Source
 from safelm.io.files import file_sha256
 from safelm.text.tokenizer import Tokenizer

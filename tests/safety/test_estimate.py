@@ -4,9 +4,11 @@ import collections
 import contextlib
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
+import scorers_for_tests
 import side_files
 from document_files import write_rows
 from scoring_runs import make_rows
@@ -158,6 +160,38 @@ def test_what_a_scorer_compiles_is_not_taken_for_its_speed(tmp_path, monkeypatch
     assert (speed["tokens"], round(speed["padding"], 6)) == (400, 0.2)
 
 
+def test_a_stopped_estimate_goes_on_with_its_scores(web, tmp_path, monkeypatch):
+    """What was scored is not scored again and gives the report of a run in one go; another sample begins anew."""
+    monkeypatch.setattr("safelm.safety.scoring.shard.BATCH_ROWS", 10)
+    monkeypatch.setattr("safelm.safety.scoring.estimate._PART_SECONDS", 0.0)
+    whole = estimate(tmp_path / "whole", web, estimate=100)
+    asked, real = [], scorers_for_tests.LevelScorer.score
+
+    def score_until_stopped(scorer, texts):
+        if len(texts) > 1 and len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.extend([texts] if len(texts) > 1 else [])
+        return real(scorer, texts)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("scorers_for_tests.LevelScorer.score", score_until_stopped)
+        estimate(tmp_path / "out", web, estimate=100)
+    kept = sum(len(json.loads(path.read_text())["scores"]) for path in (tmp_path / "out/parts").iterdir())
+    assert kept == 40 and not (tmp_path / "out/estimate.json").exists()
+    with contextlib.suppress(FileNotFoundError):
+        assert not documents.find(str(tmp_path / "out"))
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    again = []
+    monkeypatch.setattr(
+        "scorers_for_tests.LevelScorer.score", lambda self, texts: again.extend(texts) or real(self, texts)
+    )
+    report = estimate(tmp_path / "out", web, estimate=100)
+    assert len(again) == 60 and report["scores"] == whole["scores"]  # nothing twice
+    assert report["speed"]["documents"] == whole["speed"]["documents"] and not (tmp_path / "out/parts").exists()
+    estimate(tmp_path / "other", web, estimate=100, seed=1)
+    assert len(again) == 60 + 100
+
+
 class Compiling:
     """Takes a moment where a batch is the first or the third, as one that compiles does."""
 
@@ -172,7 +206,7 @@ class Compiling:
 
         from safelm.safety.scorer import Verdict
 
-        if texts not in self._seen and len(texts) > 1:  # one text is how columns are asked for
+        if texts not in self._seen and len(texts) > 1:  # nothing twice
             self._seen.append(texts)
             if len(self._seen) in (1, 3):
                 self.usage["programs"] += 1

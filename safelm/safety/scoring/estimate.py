@@ -1,6 +1,11 @@
-"""What scoring a corpus would give and cost, from a sample: shares of the scores, speed here, hours, a price."""
+"""What scoring a corpus would give and cost, from a sample: shares of the scores, speed here, hours, a price.
+
+The scores found so far are kept beside the report every half minute, so that a stopped estimate goes on with them.
+"""
 
 import dataclasses
+import hashlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +14,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from safelm.documents import WRITTEN_BY, DocumentFile, declare_no_documents
+from safelm.io import records
 from safelm.io.progress import Bar
 from safelm.jobs.output import OutputFolder
-from safelm.report.table import Cell, Table, count, number, words
 from safelm.safety.scoring import corpus_sample
 from safelm.safety.scoring.corpus_sample import CorpusSample
 from safelm.safety.scoring.plan import COMMAND
@@ -21,6 +26,7 @@ from safelm.stats.intervals import Estimate
 from safelm.tags import MAX_SCORE
 
 REPORT = "estimate.json"
+_PARTS, _PART_SECONDS = "parts", 30.0
 _UNSCORED, _MALFORMED = -1, -2
 _USAGE = ("tokens", "positions", "programs")
 
@@ -50,28 +56,83 @@ class _Speed:
     compiling: float = 0.0
     documents: int = 0
     characters: int = 0
-    usage: dict[str, int] = dataclasses.field(default_factory=dict)
+    usage: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(_USAGE, 0))
+
+    def add(self, other: "_Speed") -> None:
+        """Adds what was measured elsewhere."""
+        for name in ("seconds", "compiling", "documents", "characters"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in _USAGE:
+            self.usage[name] += other.usage[name]
+
+
+class _Parts:
+    """The scores that an estimate has found so far, as JSON files of its output folder."""
+
+    def __init__(self, out: OutputFolder, asked_for: Mapping[str, Any]):
+        """`asked_for` is everything that the scores follow from; parts of anything else are removed."""
+        self._out, self._fingerprint = out, records.fingerprint(asked_for)
+        self._names = sorted(out.sizes(_PARTS))
+        found = list(out.read_json([f"{_PARTS}/{name}" for name in self._names]))
+        if any(part is None or part["of"] != self._fingerprint for part in found):
+            self.remove()
+            found = []
+        self.found: list[tuple[list[int], _Speed]] = [(part["scores"], _Speed(**part["speed"])) for part in found]
+
+    def add(self, scores: Sequence[int], speed: _Speed) -> None:
+        """Keeps the scores of the documents that follow those kept, and what finding them took."""
+        name = f"{len(self._names):06d}.json"
+        part = {"of": self._fingerprint, "scores": list(scores), "speed": dataclasses.asdict(speed)}
+        self._out.write_json(f"{_PARTS}/{name}", part)
+        declare_no_documents(self._out.root, COMMAND)
+        self._names.append(name)
+
+    def remove(self) -> None:
+        """Removes all parts."""
+        for name in self._names:
+            self._out.remove(f"{_PARTS}/{name}")
+        if not self._out.is_remote and os.path.isdir(self._out.path(_PARTS)):
+            os.rmdir(self._out.path(_PARTS))
+        self._names = []
 
 
 def estimate(
     files: Sequence[DocumentFile],
     loaded: LoadedScorers,
     settings: EstimateSettings,
+    out: OutputFolder,
+    scorers: Sequence[Mapping[str, Any]],
     *,
     text_column: str,
     id_column: str,
     max_chunks: int,
 ) -> dict[str, Any]:
-    """Scores a sample in this process; the report, JSON-able. No text or id is in it."""
-    sample = corpus_sample.draw(
-        files,
-        settings.documents,
-        text_column=text_column,
-        id_column=id_column,
-        max_chunks=max_chunks,
-        seed=settings.seed,
-    )
-    scores, speed = _scored(sample, loaded)
+    """Scores a sample in this process and writes the report into a folder that no command takes for documents.
+
+    Args:
+      scorers: facts that say which scorers `loaded` are.
+
+    Returns the report, JSON-able. No text or id is in it.
+    """
+    asked = {"text_column": text_column, "id_column": id_column, "max_chunks": max_chunks, "seed": settings.seed}
+    sample = corpus_sample.draw(files, settings.documents, **asked)
+    inputs = [[file.path, file.bytes] for file in files]
+    texts = hashlib.sha256("\0".join(text or "" for text in sample.texts).encode("utf-8", "surrogatepass")).hexdigest()
+    parts = _Parts(out, {"inputs": inputs, "texts": texts, "scorers": list(scorers), **asked})
+    report = _report(files, sample, *_scored(sample, loaded, parts), settings)
+    out.write_json(REPORT, {WRITTEN_BY: COMMAND, "scorers": list(scorers), **report})
+    declare_no_documents(out.root, COMMAND)
+    parts.remove()
+    return report
+
+
+def _report(
+    files: Sequence[DocumentFile],
+    sample: CorpusSample,
+    scores: Int64[np.ndarray, " N"],
+    speed: _Speed,
+    settings: EstimateSettings,
+) -> dict[str, Any]:
     length_N = np.array([len(text or "") for text in sample.texts])
     lengths = _whole(sample, length_N) or clustered_mean(length_N, sample.cluster_N.tolist())
     documents = [sum(getattr(total.documents, end) for total in sample.totals) for end in ("value", "low", "high")]
@@ -101,33 +162,51 @@ def estimate(
     }
 
 
-def _scored(sample: CorpusSample, loaded: LoadedScorers) -> tuple[Int64[np.ndarray, " N"], _Speed]:
-    """The highest score of every document, and the scorers' speed.
+def _scored(sample: CorpusSample, loaded: LoadedScorers, parts: _Parts) -> tuple[Int64[np.ndarray, " N"], _Speed]:
+    """The highest score of every document, and the scorers' speed; what `parts` has is not scored again."""
+    score_N = np.array([_MALFORMED if text is None else 0 for text in sample.texts], np.int64)  # 0: empty, by rule
+    asked = [(text, index) for index, text in enumerate(sample.texts) if text and text.strip()]
+    speed, found = _Speed(), []
+    for scores, took in parts.found:
+        found += scores
+        speed.add(took)
+    part, since = _Speed(), time.perf_counter()
+    kept = len(found)
+    with Bar(total=len(asked), initial=kept, unit="document", desc="scoring", disable=None) as bar:
+        for batch in batches(iter(asked[kept:]), loaded.batch_scale):
+            found += _score_batch(loaded, [text for text, _ in batch], part)
+            bar.update(len(batch))
+            if time.perf_counter() - since >= _PART_SECONDS:
+                parts.add(found[kept:], part)
+                speed.add(part)
+                kept, part, since = len(found), _Speed(), time.perf_counter()
+    speed.add(part)
+    for (_, index), score in zip(asked, found, strict=True):
+        score_N[index] = score
+    return score_N, speed
+
+
+def _score_batch(loaded: LoadedScorers, texts: Sequence[str], speed: _Speed) -> list[int]:
+    """The highest score of every text.
 
     A batch during which something was compiled is scored once more, and the second time counts.
     """
-    score_N = np.array([_MALFORMED if text is None else 0 for text in sample.texts], np.int64)  # 0: empty, by rule
-    asked = [(text, index) for index, text in enumerate(sample.texts) if text and text.strip()]
-    speed = _Speed(usage=dict.fromkeys(_USAGE, 0))
-    with Bar(total=len(asked), unit="document", desc="scoring", disable=None) as bar:
-        for batch in batches(iter(asked), loaded.batch_scale):
-            texts = [text for text, _ in batch]
-            verdicts, seconds, used = _timed(loaded, texts)
-            if used["programs"]:
-                speed.usage["programs"] += used["programs"]
-                first = seconds
-                verdicts, seconds, used = _timed(loaded, texts)
-                speed.compiling += max(0.0, first - seconds)
-            for name in ("tokens", "positions"):
-                speed.usage[name] += used[name]
-            speed.seconds += seconds
-            speed.documents += len(batch)
-            speed.characters += sum(map(len, texts))
-            for at, (_, index) in enumerate(batch):
-                found = [given[at].score for given in verdicts.values() if given[at].score is not None]
-                score_N[index] = max(found, default=_UNSCORED)
-            bar.update(len(batch))
-    return score_N, speed
+    verdicts, seconds, used = _timed(loaded, texts)
+    if used["programs"]:
+        speed.usage["programs"] += used["programs"]
+        first = seconds
+        verdicts, seconds, used = _timed(loaded, texts)
+        speed.compiling += max(0.0, first - seconds)
+    for name in ("tokens", "positions"):
+        speed.usage[name] += used[name]
+    speed.seconds += seconds
+    speed.documents += len(texts)
+    speed.characters += sum(map(len, texts))
+    scores = []
+    for at in range(len(texts)):
+        given = [each[at].score for each in verdicts.values() if each[at].score is not None]
+        scores.append(int(max(given, default=_UNSCORED)))
+    return scores
 
 
 def _timed(loaded: LoadedScorers, texts: Sequence[str]) -> tuple[dict[str, Any], float, dict[str, int]]:
@@ -193,96 +272,6 @@ def _cost(hours: Sequence[float], settings: EstimateSettings) -> dict[str, Any]:
 
 
 def check_output(out: OutputFolder) -> None:
-    """Raises ValueError if the folder holds something else than a former estimate."""
-    if not out.is_empty() and REPORT not in out.sizes(""):
+    """Raises ValueError if the folder holds something else than an estimate, finished or not."""
+    if not out.is_empty() and REPORT not in out.sizes("") and not out.sizes(_PARTS):
         raise ValueError(f"--output {out.root}: it holds other files than an estimate; choose a new folder")
-
-
-def write(out: OutputFolder, report: Mapping[str, Any], scorers: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the report into a folder that no command takes for documents."""
-    declare_no_documents(out.root, COMMAND)
-    out.write_json(REPORT, {WRITTEN_BY: COMMAND, "scorers": list(scorers), **report})
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report in print."""
-    sample, speed, cost = report["sample"], report["speed"], report["cost"]
-    lines = [
-        f"Estimate from {sample['documents']:,} documents (seed {sample['seed']}) in {sample['places']:,} places of "
-        f"{sample['files']:,} of {report['input']['files']:,} files",
-        "",
-        _table(report).markdown(),
-        "",
-        _intervals(sample),
-        "",
-        *_arithmetic(report),
-        "",
-        *_speed_lines(speed),
-        *_cost_lines(cost),
-    ]
-    return "\n".join(lines)
-
-
-def _table(report: Mapping[str, Any]) -> Table:
-    total = report["documents"]["value"]
-    rows = []
-    for name, found in report["scores"].items():
-        share = Cell(_percent(found["value"]), found, interval=(_percent(found["low"]), _percent(found["high"])))
-        rows.append([words(name), count(found["count"]), share, count(round(total * found["value"]))])
-    return Table("", ["harm score", "in the sample", "% [95%]", "documents of the corpus"], rows)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def _intervals(sample: Mapping[str, Any]) -> str:
-    if sample["is_all"]:
-        return "These are all documents there are: nothing is drawn, nothing uncertain but the speed."
-    return (
-        f"Intervals count {sample['clusters']:,} places, not documents, as drawn: those of one place (a row group, a "
-        "megabyte of lines, a compressed file; where only some files were looked into, a file) are alike."
-    )
-
-
-def _arithmetic(report: Mapping[str, Any]) -> list[str]:
-    lines = ["Documents of the corpus:"]
-    for total in report["totals"]:
-        lines.append(f"- {total['kind']}: {_range(total['documents'])} = {total['how']}")
-    length = report["characters_per_document"]
-    return [*lines, f"- together {_range(report['documents'])}, of {_range(length)} characters each"]
-
-
-def _speed_lines(speed: Mapping[str, Any]) -> list[str]:
-    if not speed["documents_per_second"]:
-        return ["Speed: no document of the sample has content, nothing was measured."]
-    tokens = ""
-    if speed["tokens_per_second"]:
-        tokens = f", {speed['tokens_per_second']:,.0f} tokens/s with {_percent(speed['padding'])}% padding"
-    lines = [
-        f"Scorers alone, one process here: {number(speed['documents_per_second'])} documents/s, "
-        f"{speed['characters_per_second']:,.0f} characters/s{tokens} "
-        f"({speed['documents']:,} documents in {speed['seconds']:.1f} s)"
-    ]
-    if speed["programs"]:
-        lines.append(f"beside {speed['programs']} programs compiled first in {speed['compiling_seconds']:.1f} s")
-    return lines
-
-
-def _cost_lines(cost: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"Hours of one = documents * characters each / characters per second / 3,600 = {_range(cost['chip_hours'])}",
-        f"Hours of {cost['chips']} side by side: {_range(cost['hours'])}",
-    ]
-    if cost["price"] is not None:
-        lines.append(f"Price at {cost['price_per_hour']:g} an hour each: {_range(cost['price'])}")
-    return [
-        *lines,
-        "Reading, writing and loading come on top, and a text that is repeated in a file is scored once "
-        "(--output_rows=annotations): so much less. Speed elsewhere is not known from here.",
-    ]
-
-
-def _range(found: Mapping[str, float]) -> str:
-    value, low, high = (number(found[end]) for end in ("value", "low", "high"))
-    return value if low == high else f"{value} [{low}, {high}]"
