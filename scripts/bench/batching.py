@@ -16,10 +16,10 @@ Padding and programs by --plan on 1,500 pages of C4, with a budget of 16,384 --r
 | 256 tokens                         |    512 |  1.22%, of 32 |  1.22%, of 32 |
 | 512 tokens                         |    512 |  3.11%, of 36 |  1.33%, of 48 |
 | the first 512                      |    512 |  3.74%, of 36 |  1.62%, of 48 |
-| the first 2,048                    |    512 | 11.04%, of 40 |  2.27%, of 80 |
+| the first 2,048                    |    512 | 10.97%, of 40 |  2.14%, of 96 |
 | 512 tokens                         | 16,384 | 13.59%, of 15 |  1.92%, of 48 |
-| the first 2,048                    | 16,384 | 22.73%, of 19 |  2.91%, of 80 |
-| the first 8,192                    | 16,384 | 25.04%, of 23 | 3.14%, of 112 |
+| the first 2,048                    | 16,384 | 22.73%, of 19 |  2.69%, of 96 |
+| the first 8,192                    | 16,384 | 25.04%, of 23 | 2.95%, of 128 |
 """
 
 import argparse

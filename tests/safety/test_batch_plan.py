@@ -17,7 +17,7 @@ from safelm.safety.embedding import Embedder, batch_plan, chunking, load_backbon
 TEXTS = ["w1 w2 w3", "", *(" ".join(f"w{(7 * i + k) % 40}" for i in range(4 + 9 * k)) for k in range(12))]
 
 
-@pytest.mark.parametrize(("longest", "count"), [(256, 32), (512, 48), (2048, 80), (8192, 112)])
+@pytest.mark.parametrize(("longest", "count"), [(256, 32), (512, 48), (2048, 96), (8192, 128)])
 def test_there_are_as_many_programs_as_the_module_says(longest, count):
     buckets = batch_plan.bucket_lengths(longest)
     assert len(buckets) == count and buckets[-1] == longest and list(buckets) == sorted(set(buckets))
