@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from data_tasks.readers import Document
+from safelm.data.token_kinds import MASKED, NOTE, PREFIX, TAG, TEXT, UNLIKELY
 from safelm.documents import notes as note_files
 from safelm.documents import spans as span_files
 from safelm.documents.notes import FORMS, VOICES, Note
@@ -33,8 +34,6 @@ from safelm.text.harm_tags import kept_characters, remove_harm_tags, uniform_dra
 from safelm.text.token_offsets import encode_with_offsets
 from safelm.text.tokenizer import Tokenizer
 
-# Places in a document's counts, as `safelm.caching.shards.KINDS` has them.
-TAG, PREFIX, MASKED, UNLIKELY, NOTE = range(5)
 LOSSES = ("both", "note", "text")
 
 
@@ -126,7 +125,7 @@ class Marks:
       prefix: ids before the document; the loss doesn't count them.
       end_weight: the loss weight of the document's end.
       kept: of the document's tokens, those that stay; None for all.
-      has_notes: what is inserted are notes and no tags.
+      inserted_kind: of `safelm.data.token_kinds`, what these are.
     """
 
     loss_weight_N: Float32[np.ndarray, " N"]
@@ -136,17 +135,17 @@ class Marks:
     prefix: Sequence[int] = ()
     end_weight: float = 1
     kept: int | None = None
-    has_notes: bool = False
+    inserted_kind: int = TAG
 
 
 @dataclasses.dataclass(frozen=True)
 class MarkedDocument:
-    """A document's tokens with its end, their weights, and how many are of each of `safelm.caching.shards.KINDS`."""
+    """A document's tokens with its end, their weights and kinds (`safelm.data.token_kinds`)."""
 
     tokens: Int32[np.ndarray, " tokens"]
     loss_weight: Float32[np.ndarray, " tokens"]
     unlikelihood: Float32[np.ndarray, " tokens"]
-    kinds: Int32[np.ndarray, " 5"]
+    kind: Int32[np.ndarray, " tokens"]
     removed_tags: int
     cut_tokens: int = 0
 
@@ -240,7 +239,7 @@ def _insert_notes(kind: str, text: TokenizedText, settings: InterventionSettings
             f"{where}: its notes and its end need {needed} tokens, note_tokens reserves {settings.note_tokens}"
         )
     marks.inserted = [(place, each) for place, some in zip(places, ids, strict=True) for each in some]
-    marks.inserted_weight, marks.has_notes, marks.kept = float(settings.note_loss != "text"), True, kept
+    marks.inserted_weight, marks.inserted_kind, marks.kept = float(settings.note_loss != "text"), NOTE, kept
     if settings.note_loss == "note":
         marks.loss_weight_N[:] = 0
     marks.end_weight = float(settings.note_loss != "note" and kept == total)  # a cut document doesn't end there
@@ -316,12 +315,12 @@ def _assembled(document: TokenizedText, marks: Marks, removed: int) -> MarkedDoc
     tokens = extended(document.ids_N, [i for _, i in marks.inserted], marks.prefix, document.tokenizer.eos_id)
     loss_weight = extended(marks.loss_weight_N, marks.inserted_weight, [0] * len(marks.prefix), marks.end_weight)
     unlikelihood = extended(marks.unlikelihood_N, 0, [0] * len(marks.prefix), 0)
-    unlikely = int((marks.unlikelihood_N[:kept] > 0).sum())
-    masked = int((marks.loss_weight_N[:kept] == 0).sum()) - unlikely
-    tags, notes = (0, len(places)) if marks.has_notes else (len(places), 0)
-    kinds = np.array([tags, len(marks.prefix), masked, unlikely, notes], np.int32)
+    of_text_N = np.where(marks.loss_weight_N > 0, TEXT, MASKED).astype(np.int32)
+    of_text_N[marks.unlikelihood_N > 0] = UNLIKELY
+    end = TEXT if marks.end_weight else MASKED
+    kind = extended(of_text_N, marks.inserted_kind, [PREFIX] * len(marks.prefix), end)
     cut_tokens = len(document.ids_N[kept:]) if kept is not None else 0
-    return MarkedDocument(tokens, loss_weight, unlikelihood, kinds, removed, cut_tokens)
+    return MarkedDocument(tokens, loss_weight, unlikelihood, kind, removed, cut_tokens)
 
 
 def _without_tags(

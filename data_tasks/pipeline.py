@@ -17,7 +17,6 @@ from data_tasks.interventions import Intervention, InterventionSettings, mark_do
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
 from data_tasks.readers import Document
 from data_tasks.vocabulary import SafeLMVocabulary
-from safelm.caching.shards import KINDS
 from safelm.documents import ID_COLUMN, harm, missing_column
 from safelm.documents.notes import from_json
 from safelm.tags import MAX_SCORE
@@ -183,10 +182,10 @@ def intervene(
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A step from text and what is known of it to `targets` with their `loss_weight`, as an intervention has them.
 
-    Beside what `tokenize` gives, an example has `token_kinds` (`safelm.caching.shards.KINDS`) and, where the
-    intervention makes tokens unlikely, their `unlikelihood`.
+    Beside what `tokenize` gives, an example has the `kind` of each of its `targets` (`safelm.data.token_kinds`) and,
+    where the intervention makes tokens unlikely, their `unlikelihood`.
     """
-    ragged = ("targets", "loss_weight", *(("unlikelihood",) if intervention.has_unlikelihood else ()))
+    ragged = ("targets", "kind", "loss_weight", *(("unlikelihood",) if intervention.has_unlikelihood else ()))
 
     def encode(ids, texts, scores, *beside):
         rows = []
@@ -203,23 +202,20 @@ def intervene(
         return (
             *(np.concatenate([getattr(each, name) for each in made]) for name in ("tokens", *ragged[1:])),
             *(np.array(count, np.int32) for count in counts),
-            np.stack([each.kinds for each in made]),
         )
 
     def step(batch):
         none = tf.fill(tf.shape(batch["id"]), "")
         beside = [batch.get(name, none) for name in ("spans", "notes", "metadata")]
-        kinds = [tf.int32, *[tf.float32] * (len(ragged) - 1), *[tf.int32] * 5]
+        kinds = [tf.int32, tf.int32, *[tf.float32] * (len(ragged) - 2), *[tf.int32] * 4]
         inputs = [batch["id"], batch["text"], batch["harm_score"], *beside]
         found = tf.numpy_function(encode, inputs, kinds, stateful=False)
-        arrays, token_kinds = found[: len(ragged)], found[-1]
-        lengths, lost_bytes, removed_tags, cut_tokens = (tf.ensure_shape(a, [None]) for a in found[len(ragged) : -1])
+        lengths, lost_bytes, removed_tags, cut_tokens = (tf.ensure_shape(a, [None]) for a in found[len(ragged) :])
         cut = {
             name: tf.RaggedTensor.from_row_lengths(values, lengths, validate=False)
-            for name, values in zip(ragged, arrays, strict=True)
+            for name, values in zip(ragged, found[: len(ragged)], strict=True)
         }
         counts = {"lost_bytes": lost_bytes, "removed_tags": removed_tags, "cut_tokens": cut_tokens}
-        counts |= {"token_kinds": tf.ensure_shape(token_kinds, [None, len(KINDS)])}
         return {**cut, "id": batch["id"], "harm_score": batch["harm_score"], **counts}
 
     def run(dataset: tf.data.Dataset) -> tf.data.Dataset:

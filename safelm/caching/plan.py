@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.caching.shards import KINDS, TOKEN_KINDS, CacheJob
+from safelm.caching.shards import TOKEN_KINDS, CacheJob
 from safelm.caching.upload import SETTINGS_NAME, Bucket
 from safelm.data.channels import CHANNELS
 from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
 from safelm.data.store import FORMAT_VERSION, MANIFEST_NAME, Manifest, TokenStore, read_manifest, write_manifest
+from safelm.data.token_kinds import KINDS
 from safelm.io import records
 from safelm.jobs.settings import check_same
 from safelm.text.tokenizer import Tokenizer
@@ -100,7 +101,7 @@ def _cut_tokens(shards: Sequence[ShardInfo]) -> dict[str, int]:
 def _token_kinds(shards: Sequence[ShardInfo]) -> dict[str, Any]:
     """The tokens of a store by kind, where its task counts them."""
     counted = [shard.extra[TOKEN_KINDS] for shard in shards if TOKEN_KINDS in shard.extra]
-    return {TOKEN_KINDS: {kind: sum(each.get(kind, 0) for each in counted) for kind in KINDS}} if counted else {}
+    return {TOKEN_KINDS: {kind: sum(each.get(kind, 0) for each in counted) for kind in KINDS[1:]}} if counted else {}
 
 
 def find_tasks(names: Sequence[str], registration: Any) -> dict[str, str]:

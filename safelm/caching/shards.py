@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from safelm.data.channels import CHANNELS, LOSS_WEIGHT, TASK_CHANNELS
+from safelm.data.channels import CHANNELS, KIND, LOSS_WEIGHT, TASK_CHANNELS
 from safelm.data.shard import ShardInfo, ShardWriter
+from safelm.data.token_kinds import KINDS
 from safelm.documents import content_sha256, has_changed
 
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 _REPORT_EVERY_DOCUMENTS = 256
-TOKEN_KINDS = "token_kinds"  # of an example: how many of its tokens are of each of KINDS; the others are text
-KINDS = ("tag", "prefix", "masked", "unlikelihood", "note")
+TOKEN_KINDS = "token_kinds"  # of a manifest: how many of its tokens are of each of `KINDS`, but for text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,8 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
 
     An example's features that are named as one of `safelm.data.channels.TASK_CHANNELS` go into that channel:
     `loss_weight`, one number for each of its `targets`, says how much each counts in the loss (default: 1), and
-    `unlikelihood` how much -log(1 - p) does. An example's `token_kinds` are added up for the manifest.
+    `unlikelihood` how much -log(1 - p) does; `kind` says what each is (`safelm.data.token_kinds`), and how many are of
+    which kind is added up for the manifest.
 
     `on_documents` is told now and then how many more documents are done. Raises ValueError or OSError with one clear
     line for bad input, also where TensorFlow wraps the error.
@@ -117,7 +118,7 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
                 counts["num_lost_bytes"] += int(example.get("lost_bytes", 0))
                 counts["num_removed_tags"] += int(example.get("removed_tags", 0))
                 cut_tokens += int(example.get("cut_tokens", 0))
-                kinds += example.get(TOKEN_KINDS, 0)
+                kinds += np.bincount(channels.get(KIND.name, ()), minlength=len(KINDS))
                 unreported += 1
                 if unreported == _REPORT_EVERY_DOCUMENTS:
                     on_documents(unreported)
@@ -125,8 +126,8 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
         except tf.errors.OpError as error:
             raise _clear_error(error, job.path) from None
         on_documents(unreported)
-        if TOKEN_KINDS in examples.element_spec:
-            counts[TOKEN_KINDS] = dict(zip(KINDS, kinds.tolist(), strict=True))
+        if KIND.name in examples.element_spec:
+            counts[TOKEN_KINDS] = dict(zip(KINDS[1:], kinds.tolist()[1:], strict=True))
         if cut_tokens:
             counts["num_cut_tokens"] = cut_tokens
         report = getattr(task.source, "last_report", None)

@@ -101,9 +101,11 @@ LOSS_WEIGHT = Channel("loss_weight", "float32", "token", 1.0, minimum=0.0)  # of
 REAL_TOKENS = Channel("real_tokens", "int32", "document", 0, minimum=0)
 # Of a token as a target: the weight of -log(1 - p), beside its loss weight, which is 0 for a token to be unlearned.
 UNLIKELIHOOD = Channel("unlikelihood", "float32", "token", 0.0, minimum=0.0)
+# Of a token as a target: its place in `safelm.data.token_kinds.KINDS`; 0: text, or what target and weight say.
+KIND = Channel("kind", "uint8", "token", 0, minimum=0)
 CHANNELS = (LOSS_WEIGHT,)  # of every store
 # What `safelm.cache_tasks` keeps of a SeqIO task's examples by the features' names, where they have them.
-TASK_CHANNELS = (*CHANNELS, UNLIKELIHOOD)
+TASK_CHANNELS = (*CHANNELS, UNLIKELIHOOD, KIND)
 
 
 @dataclasses.dataclass(frozen=True)

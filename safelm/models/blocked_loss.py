@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from safelm.models import decoder as model
-from safelm.models.loss import WITHOUT_TARGET, LossSums, loss_sums_of
+from safelm.models.loss import WITHOUT_TARGET, LossSums, TokenKinds, loss_sums_of
 
 BLOCK_BYTES = 2 * 2**20  # of a block's float32 logits
 KERNEL_BYTES = 4 * 2**20  # of the float32 kernel up to which blocks are the faster way
@@ -39,14 +39,16 @@ def total_loss(
     targets_BT: jax.Array,
     loss_weight_BT: jax.Array,
     unlikelihood_BT: jax.Array | None = None,
+    kinds: TokenKinds | None = None,
 ) -> tuple[jax.Array, LossSums]:
     """`LossSums.total` and the sums it is made of, of `num_real` ids; only the total has a gradient."""
-    sums, _, _ = _over_blocks(blocks, num_real, None, x_BTD, kernel_VD, targets_BT, loss_weight_BT, unlikelihood_BT)
+    weights = (loss_weight_BT, unlikelihood_BT, kinds)
+    sums, _, _ = _over_blocks(blocks, num_real, None, x_BTD, kernel_VD, targets_BT, *weights)
     return sums.total(z_loss), sums
 
 
 def _forward(
-    blocks: int, num_real: int, z_loss: float | int, x_BTD: jax.Array, *others: jax.Array | None
+    blocks: int, num_real: int, z_loss: float | int, x_BTD: jax.Array, *others: Any
 ) -> tuple[tuple[jax.Array, LossSums], tuple[jax.Array, jax.Array]]:
     sums, x_grad_BTD, kernel_grad_VD = _over_blocks(blocks, num_real, z_loss, x_BTD, *others)
     return (sums.total(z_loss), sums), (x_grad_BTD, kernel_grad_VD)
@@ -59,7 +61,7 @@ def _backward(
     gradients: tuple[jax.Array, jax.Array],
     out_grads: tuple[jax.Array, LossSums],
 ) -> tuple[jax.Array | None, ...]:
-    return *((grad * out_grads[0]).astype(grad.dtype) for grad in gradients), None, None, None
+    return *((grad * out_grads[0]).astype(grad.dtype) for grad in gradients), None, None, None, None
 
 
 total_loss.defvjp(_forward, _backward)
@@ -74,14 +76,15 @@ def _over_blocks(
     targets_BT: jax.Array,
     loss_weight_BT: jax.Array,
     unlikelihood_BT: jax.Array | None,
+    kinds: TokenKinds | None,
 ) -> tuple[LossSums, jax.Array | None, jax.Array | None]:
     """The sums, and the gradients of their total by hidden states and kernel (None where `z_loss` is None)."""
     ids_V = jnp.arange(kernel_VD.shape[0], dtype=targets_BT.dtype)
     cast_VD = kernel_VD.astype(x_BTD.dtype)
     summed = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-    def add_block(total: Any, block: tuple[jax.Array | None, ...]) -> tuple[Any, jax.Array | None]:
-        (sums, kernel_grad_VD), (x_ND, targets_N, weights_N, unlikely_N) = total, block
+    def add_block(total: Any, block: tuple[Any, ...]) -> tuple[Any, jax.Array | None]:
+        (sums, kernel_grad_VD), (x_ND, targets_N, weights_N, unlikely_N, kinds_N) = total, block
         logits_NV = jnp.where(ids_V < num_real, summed("nd,vd->nv", x_ND, cast_VD), model.MASKED_LOGIT)
         max_N = logits_NV.max(axis=-1)
         shares_NV = jnp.exp(logits_NV - max_N[:, None])
@@ -93,8 +96,8 @@ def _over_blocks(
         if unlikely_N is not None:
             rest_NV = jnp.where(is_target_NV, WITHOUT_TARGET, logits_NV)
             log_rest_N = jax.nn.logsumexp(rest_NV, axis=-1)
-        rows = (log_z_N, target_logit_N, weights_N, log_rest_N, unlikely_N)
-        sums += loss_sums_of(*(None if row is None else row[None] for row in rows))
+        rows = (log_z_N, target_logit_N, weights_N, log_rest_N, unlikely_N, kinds_N)
+        sums += loss_sums_of(*jax.tree.map(lambda row: row[None], rows))
         if z_loss is None:
             return (sums, kernel_grad_VD), None
         share_grad_N = weights_N * (1 + 2 * z_loss * log_z_N) / sum_N
@@ -110,10 +113,11 @@ def _over_blocks(
     def cut(array: jax.Array) -> jax.Array:
         return array.reshape(blocks, targets_BT.size // blocks, *array.shape[2:])
 
-    empty = LossSums.zero(has_unlikelihood=unlikelihood_BT is not None)
+    num_kinds = 0 if kinds is None else kinds.number
+    empty = LossSums.zero(has_unlikelihood=unlikelihood_BT is not None, num_kinds=num_kinds)
     start = (empty, None if z_loss is None else jnp.zeros(kernel_VD.shape, jnp.float32))
     weights_BT, unlikely_BT = jax.tree.map(lambda w: w.astype(jnp.float32), (loss_weight_BT, unlikelihood_BT))
-    parts = jax.tree.map(cut, (x_BTD, targets_BT, weights_BT, unlikely_BT))
+    parts = jax.tree.map(cut, (x_BTD, targets_BT, weights_BT, unlikely_BT, kinds))
     (sums, kernel_grad_VD), x_grad_MND = jax.lax.scan(add_block, start, parts)
     if z_loss is None:
         return sums, None, None

@@ -17,7 +17,7 @@ from safelm.models import decoder as model
 from safelm.models import sharding
 from safelm.models.blocked_loss import num_blocks, total_loss
 from safelm.models.decoder import ModelConfig, Params
-from safelm.models.loss import WITHOUT_TARGET, LossSums, loss_sums, loss_sums_of
+from safelm.models.loss import WITHOUT_TARGET, LossSums, TokenKinds, loss_sums, loss_sums_of
 
 WHOLE_LOGITS_BYTES = 256 * 2**20  # of a device's float32 logits, up to which they are cheaper whole
 
@@ -48,6 +48,7 @@ def next_token_loss(
     loss_weight_BT: Float[Array, "B T"],
     unlikelihood_BT: Float[Array, "B T"] | None = None,
     *,
+    kinds: TokenKinds | None = None,
     z_loss: float | int = 0.0,
     vocab_chunks: int = 0,
 ) -> tuple[Float[Array, ""], LossSums]:
@@ -57,26 +58,27 @@ def next_token_loss(
 
     Args:
       unlikelihood_BT: weights of -log(1 - p) of the targets, see `loss_sums`.
+      kinds: of the targets, to sum by kind too.
       z_loss: see `LossSums.total`.
       vocab_chunks: see `num_chunks`; with 1 the logits are computed whole, with 0 a block of tokens at a time where
         that is faster (`blocked_loss.num_blocks`).
     """
     kernel_VD = model.unembedding(config, params)
     if not vocab_chunks and (blocks := num_blocks(targets_BT.size, *kernel_VD.shape)) > 1:
-        weights = (loss_weight_BT, unlikelihood_BT)
+        weights = (loss_weight_BT, unlikelihood_BT, kinds)
         return total_loss(blocks, config.vocab_size, z_loss, x_BTD, kernel_VD, targets_BT, *weights)
     chunks = num_chunks(vocab_chunks, targets_BT.size, config.padded_vocab_size)
     if chunks == 1:
-        sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_weight_BT, unlikelihood_BT)
+        sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_weight_BT, unlikelihood_BT, kinds)
     else:
         of_parts = functools.partial(_log_z_and_target, chunks, config.vocab_size)
         if unlikelihood_BT is None:
             log_z_BT, target_logit_BT = of_parts(False, x_BTD, kernel_VD, targets_BT)
-            sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT)
+            sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, kinds=kinds)
         else:
             log_rest_BT, target_logit_BT = of_parts(True, x_BTD, kernel_VD, targets_BT)
             log_z_BT = jnp.logaddexp(log_rest_BT, target_logit_BT)
-            sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, log_rest_BT, unlikelihood_BT)
+            sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, log_rest_BT, unlikelihood_BT, kinds)
     return sums.total(z_loss), sums
 
 

@@ -12,6 +12,27 @@ WITHOUT_TARGET = -1e30  # the logit of a target that is left out of a sum: finit
 
 @typing.no_type_check  # JAX also builds it of shapes, shardings and placeholders
 @flax.struct.dataclass
+class TokenKinds:
+    """What kind of token every target is, to sum by; the sums have no part in the loss and no gradient.
+
+    Attributes:
+      ids_BT: from 0 to `number` - 1; -1 at padding.
+      number: of kinds.
+    """
+
+    ids_BT: Int[Array, "B T"]
+    number: int = flax.struct.field(pytree_node=False)
+
+    def sums(self, cross_entropy_BT: Float[Array, "B T"], weight_BT: Float[Array, "B T"]) -> Float[Array, "K 3"]:
+        """Weighted cross-entropy, weight and number of the targets of every kind."""
+        is_of_KBT = jnp.arange(self.number)[:, None, None] == self.ids_BT
+        columns = (cross_entropy_BT, weight_BT, jnp.ones_like(weight_BT))
+        summed = [jnp.sum(jnp.where(is_of_KBT, column_BT, 0.0), axis=(1, 2)) for column_BT in columns]
+        return jax.lax.stop_gradient(jnp.stack(summed, axis=1))
+
+
+@typing.no_type_check  # JAX also builds it of shapes, shardings and placeholders
+@flax.struct.dataclass
 class LossSums:
     """Sums over the targets of a batch or a part of one, on device or host; add two with `+`, then take the mean.
 
@@ -22,6 +43,8 @@ class LossSums:
       tokens: how many targets have a weight above 0.
       unlikelihood: -log(1 - p) of each target times its unlikelihood weight, in nats; None in batches without any.
       unlikelihood_weight: of all targets.
+      by_kind_KS: of the targets of every kind of token, cross-entropy, weight and number, as the columns; None where
+        kinds aren't told apart.
     """
 
     cross_entropy: Float[Array, ""]
@@ -30,11 +53,13 @@ class LossSums:
     tokens: Float[Array, ""]
     unlikelihood: Float[Array, ""] | None = None
     unlikelihood_weight: Float[Array, ""] | None = None
+    by_kind_KS: Float[Array, "K 3"] | None = None
 
     @classmethod
-    def zero(cls, *, has_unlikelihood: bool = False) -> "LossSums":
-        """The sums over no token."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in range(6 if has_unlikelihood else 4)))
+    def zero(cls, *, has_unlikelihood: bool = False, num_kinds: int = 0) -> "LossSums":
+        """The sums over no token; `num_kinds` 0: kinds aren't told apart."""
+        scalars = (jnp.zeros((), jnp.float32) for _ in range(6 if has_unlikelihood else 4))
+        return cls(*scalars, by_kind_KS=jnp.zeros((num_kinds, 3), jnp.float32) if num_kinds else None)
 
     def __add__(self, other: "LossSums") -> "LossSums":
         def add(own: Array | None, more: Array | None) -> Array | None:
@@ -65,6 +90,7 @@ def loss_sums(
     targets_BT: Int[Array, "B T"],
     loss_weight_BT: Float[Array, "B T"],
     unlikelihood_BT: Float[Array, "B T"] | None = None,
+    kinds: TokenKinds | None = None,
 ) -> LossSums:
     """Sums the cross-entropy of `targets_BT`, each times its weight, in float32.
 
@@ -72,6 +98,7 @@ def loss_sums(
 
     Args:
       unlikelihood_BT: weights of -log(1 - p), p being the target's probability (Welleck et al. 2020).
+      kinds: of the targets, to sum by kind too.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT, target_logit_BT = jax.nn.logsumexp(logits_BTV, axis=-1), _pick(logits_BTV, targets_BT)
@@ -79,7 +106,7 @@ def loss_sums(
     if unlikelihood_BT is not None:
         is_target_BTV = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype) == targets_BT[..., None]
         log_rest_BT = jax.nn.logsumexp(jnp.where(is_target_BTV, WITHOUT_TARGET, logits_BTV), axis=-1)
-    return loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, log_rest_BT, unlikelihood_BT)
+    return loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, log_rest_BT, unlikelihood_BT, kinds)
 
 
 @jax.custom_vjp
@@ -108,6 +135,7 @@ def loss_sums_of(
     loss_weight_BT: Float[Array, "B T"],
     log_rest_BT: Float[Array, "B T"] | None = None,
     unlikelihood_BT: Float[Array, "B T"] | None = None,
+    kinds: TokenKinds | None = None,
 ) -> LossSums:
     """`loss_sums` from what it needs of the logits: their log-partition and the target's, both float32.
 
@@ -122,10 +150,12 @@ def loss_sums_of(
             "unlikelihood": jnp.sum(jax.nn.softplus(target_logit_BT - log_rest_BT) * unlikelihood_BT),
             "unlikelihood_weight": jnp.sum(unlikelihood_BT),
         }
+    cross_entropy_BT = (log_z_BT - target_logit_BT) * loss_weight_BT
     return LossSums(
-        cross_entropy=jnp.sum((log_z_BT - target_logit_BT) * loss_weight_BT),
+        cross_entropy=jnp.sum(cross_entropy_BT),
         z_square=jnp.sum(jnp.square(log_z_BT) * loss_weight_BT),
         weight=jnp.sum(loss_weight_BT),
         tokens=jnp.sum((loss_weight_BT > 0).astype(jnp.float32)),
         **unlikelihood,
+        by_kind_KS=None if kinds is None else kinds.sums(cross_entropy_BT, loss_weight_BT),
     )

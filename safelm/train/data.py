@@ -118,6 +118,11 @@ class TrainData:
             for entry in self.ledger(step)
         )
 
+    @property
+    def has_kinds(self) -> bool:
+        """Whether the sources have tokens of more than one kind."""
+        return len({kind for store in self.stores.values() for kind in store_kinds(store.manifest)}) > 1
+
     def kinds_table(self, step: int) -> str:
         """What the tokens of each source are, and those of all rows before `step`, as lines for people.
 

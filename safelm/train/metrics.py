@@ -21,9 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from safelm.data.token_kinds import KINDS
 from safelm.io import files, records, remote
 from safelm.io.progress import ProgressFile
 from safelm.train.step import StepMetrics
@@ -154,6 +156,7 @@ class LossWindow:
     def __init__(self):
         self._cross_entropy, self._weight, self._tokens = 0.0, 0.0, 0.0
         self._unlikelihood, self._unlikelihood_weight = 0.0, 0.0
+        self._by_kind_KS = np.zeros((len(KINDS), 3))
         self._last: dict[str, float] = {}
 
     def add(self, update: StepMetrics) -> tuple[float, float, bool]:
@@ -166,6 +169,8 @@ class LossWindow:
             self._tokens += float(update.loss.tokens)
             self._unlikelihood += float(update.loss.unlikelihood or 0.0)
             self._unlikelihood_weight += float(update.loss.unlikelihood_weight or 0.0)
+            if update.loss.by_kind_KS is not None:
+                self._by_kind_KS += update.loss.by_kind_KS
             self._last = {"grad_norm": float(update.grad_norm)}
         return numbers
 
@@ -173,7 +178,8 @@ class LossWindow:
         """Weighted mean loss in nats per token, tokens learned, and the last gradient norm; starts a new window.
 
         Nothing if no update was applied. Tokens learned are those whose loss weight is above 0. With tokens to be made
-        unlikely also `unlikelihood`, the weighted mean of -log(1 - p) in nats.
+        unlikely also `unlikelihood`, the weighted mean of -log(1 - p) in nats. Where kinds of tokens are told apart also
+        `loss/KIND`, the weighted mean loss of those that are learned, and `share/KIND`, that of all tokens.
         """
         values = {}
         if self._last:
@@ -181,6 +187,10 @@ class LossWindow:
             values = {"loss": loss, "tokens_learned": int(self._tokens), **self._last}
             if self._unlikelihood_weight:
                 values["unlikelihood"] = self._unlikelihood / self._unlikelihood_weight
+            total = self._by_kind_KS[:, 2].sum()
+            for kind, (cross_entropy, weight, tokens) in zip(KINDS, self._by_kind_KS.tolist(), strict=True):
+                values |= {f"loss/{kind}": cross_entropy / weight} if weight else {}
+                values |= {f"share/{kind}": tokens / float(total)} if tokens else {}
         self.load(None)
         return values
 
@@ -189,6 +199,8 @@ class LossWindow:
         sums = {"cross_entropy": self._cross_entropy, "weight": self._weight, "tokens": self._tokens}
         if self._unlikelihood_weight:
             sums |= {"unlikelihood": self._unlikelihood, "unlikelihood_weight": self._unlikelihood_weight}
+        if self._by_kind_KS.any():
+            sums["by_kind"] = self._by_kind_KS.tolist()
         return {**sums, "last": self._last}
 
     def load(self, record: Mapping[str, Any] | None) -> None:
@@ -198,6 +210,12 @@ class LossWindow:
         self._tokens, self._last = record["tokens"], dict(record["last"])
         self._unlikelihood = record.get("unlikelihood", 0.0)
         self._unlikelihood_weight = record.get("unlikelihood_weight", 0.0)
+        self._by_kind_KS = np.array(record.get("by_kind", np.zeros((len(KINDS), 3))))
+
+
+def loss_by_kind(values: Mapping[str, float | int]) -> dict[str, float]:
+    """The losses of single kinds of tokens among a line's values."""
+    return {kind: values[f"loss/{kind}"] for kind in KINDS if f"loss/{kind}" in values}
 
 
 class Progress:
@@ -251,14 +269,19 @@ class Progress:
                 self._last["mfu"] = self._last["tokens_per_second"] * self._flops / self._peak
         return dict(self._last)
 
-    def show(self, step: int, loss: float | None) -> None:
-        """One line: step, loss in nats per token (None: no update was applied), tokens/s, MFU, time left."""
+    def show(self, step: int, loss: float | None, by_kind: Mapping[str, float] | None = None) -> None:
+        """One line: step, loss in nats per token (None: no update was applied), tokens/s, MFU, time left.
+
+        `by_kind`: the loss of single kinds of tokens, which stands behind the whole one.
+        """
         if not self._enabled:
             return
         if self._file is not None:
-            self._file.take(loss=loss, tokens_per_second=self._last.get("tokens_per_second"))
+            kinds = {"loss_by_kind": dict(by_kind)} if by_kind else {}
+            self._file.take(loss=loss, tokens_per_second=self._last.get("tokens_per_second"), **kinds)
         speed = self._last.get("tokens_per_second")
         text = "loss n/a" if loss is None else f"loss {loss:.4f}"
+        text += f" ({', '.join(f'{kind} {value:.4f}' for kind, value in by_kind.items())})" if by_kind else ""
         text += f"  {speed:,.0f} tokens/s" if speed else "  n/a tokens/s"
         text += f"  MFU {self._last['mfu']:.1%}" if "mfu" in self._last else "  MFU n/a"
         if self._bar is not None:

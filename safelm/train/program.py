@@ -18,9 +18,11 @@ from safelm.train.types import Batch, Params
 
 
 def make_program(
-    config: ConfigDict, model_config: ModelConfig, mesh: Mesh
+    config: ConfigDict, model_config: ModelConfig, mesh: Mesh, harm_tag_id: int | None = None
 ) -> tuple[train_step.Program, attention_kernels.Choice]:
     """The program of a resolved config for a mesh, and the attention kernel settled for its devices.
+
+    `harm_tag_id` as in `train_step.make_program`: of a run that tells kinds of tokens apart.
 
     Raises ValueError for sizes that don't divide over the mesh, and for an attention kernel that can't run on it.
     """
@@ -34,6 +36,7 @@ def make_program(
         grad_accum_steps=config.grad_accum_steps,
         z_loss=config.loss.z_loss,
         vocab_chunks=config.loss.vocab_chunks,
+        harm_tag_id=harm_tag_id,
     )
     return program, attention
 

@@ -59,7 +59,8 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
         {"config": settings, "workdir": workdir, "tokenizer": resolved.tokenizer.hash, "data": data.fingerprints()}
     )
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    compiled, attention = program.make_program(config, resolved.model, mesh)
+    harm_tag_id = resolved.tokenizer.harm_tag_id if data.has_kinds else None
+    compiled, attention = program.make_program(config, resolved.model, mesh, harm_tag_id)
     if jax.process_index() == 0:
         print(plan.summary(config, resolved.model, data, mesh, attention), flush=True)
     processes.check_shared(workdir)
@@ -263,7 +264,7 @@ class Run:
         numbers |= {"learning_rate": float(self._controls.learning_rate)}
         numbers |= {f"tokens/{source}": tokens for source, tokens in self._data.tokens_given(self.step).items()}
         numbers |= {"steps_not_applied": self._faults.steps_not_applied}
-        self._progress.show(self.step, numbers.get("loss"))
+        self._progress.show(self.step, numbers.get("loss"), metrics.loss_by_kind(numbers))
         return numbers
 
     def _evaluate(self, numbers: dict[str, float]) -> bool:

@@ -18,12 +18,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from safelm.data.batch import abstract_batch as plain_abstract_batch
-from safelm.data.channels import UNLIKELIHOOD, Channel
+from safelm.data.channels import KIND, UNLIKELIHOOD, Channel
+from safelm.data.token_kinds import KINDS, MASKED, TAG, TEXT
 from safelm.models import decoder as model
 from safelm.models import lora, sharding
 from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
-from safelm.models.loss import LossSums
+from safelm.models.loss import LossSums, TokenKinds
 from safelm.train.types import Batch, Gradients, OptState, Params, Scalar, Shardings
 
 
@@ -93,10 +94,13 @@ def make_program(
     grad_accum_steps: int,
     z_loss: float | int = 0.0,
     vocab_chunks: int = 0,
+    harm_tag_id: int | None = None,
 ) -> Program:
     """Builds a run's functions for a mesh, inputs and outputs pinned to their shardings; call them under the mesh.
 
-    `vocab_chunks`: parts of the vocabulary whose logits are in memory one at a time (`chunked_loss.num_chunks`).
+    Args:
+      vocab_chunks: parts of the vocabulary whose logits are in memory one at a time (`chunked_loss.num_chunks`).
+      harm_tag_id: to sum the loss by kind of token too, in which the harm tag is one; None: kinds aren't told apart.
 
     Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh.
     """
@@ -115,6 +119,7 @@ def make_program(
 
     def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
         trained, frozen = lora.split(config, state.params)
+        batch = with_kinds(batch, harm_tag_id)
         gradients, sums = _summed_gradients(loss, trained, frozen, batch, grad_accum_steps, trained_shardings)
         gradients = jax.tree.map(lambda g: g / sums.divisor(), gradients)
         norm, mean_loss = optax.tree.norm(gradients), sums.mean_cross_entropy()
@@ -142,7 +147,7 @@ def make_program(
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            lambda params, batch: loss(params, {}, batch)[1],
+            lambda params, batch: loss(params, {}, with_kinds(batch, None))[1],
             in_shardings=(shardings.params, batch_sharding),
             out_shardings=everywhere,
         ),
@@ -161,7 +166,11 @@ def abstract_controls(mesh: Mesh) -> Controls:
 
 
 def _loss(
-    config: ModelConfig, params: Params, batch: Batch, z_loss: float | int, vocab_chunks: int
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    z_loss: float | int,
+    vocab_chunks: int,
 ) -> tuple[Float[Array, ""], LossSums]:
     x_BTD = model.hidden_states(
         config,
@@ -171,7 +180,26 @@ def _loss(
         segment_ids_BT=batch.segment_ids_BT,
     )
     weights = (batch.loss_weight_BT, batch.channels.get(UNLIKELIHOOD.name))
-    return next_token_loss(config, params, x_BTD, batch.targets_BT, *weights, z_loss=z_loss, vocab_chunks=vocab_chunks)
+    kinds = TokenKinds(batch.channels[KIND.name], len(KINDS)) if KIND.name in batch.channels else None
+    ways = {"kinds": kinds, "z_loss": z_loss, "vocab_chunks": vocab_chunks}
+    return next_token_loss(config, params, x_BTD, batch.targets_BT, *weights, **ways)
+
+
+def with_kinds(batch: Batch, harm_tag_id: int | None) -> Batch:
+    """The batch with the kind of every target: as the stores say, elsewhere by target and weight; -1 at padding.
+
+    Without kinds if `harm_tag_id` is None.
+    """
+    channels = {name: numbers for name, numbers in batch.channels.items() if name != KIND.name}
+    if harm_tag_id is None:
+        return batch._replace(channels=channels)
+    said_BT = batch.channels.get(KIND.name, jnp.zeros_like(batch.targets_BT))
+    is_read_BT = batch.loss_weight_BT > 0
+    if UNLIKELIHOOD.name in batch.channels:
+        is_read_BT |= batch.channels[UNLIKELIHOOD.name] > 0
+    found_BT = jnp.where(is_read_BT, jnp.where(batch.targets_BT == harm_tag_id, TAG, TEXT), MASKED)
+    ids_BT = jnp.where(said_BT == TEXT, found_BT, said_BT)
+    return batch._replace(channels=channels | {KIND.name: jnp.where(batch.segment_ids_BT > 0, ids_BT, -1)})
 
 
 Loss = Callable[[Params, Params, Batch], tuple[Float[Array, ""], LossSums]]
@@ -222,7 +250,8 @@ def _accumulated(
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
     zeros = jax.lax.with_sharding_constraint(zeros, param_shardings)
-    no_loss = LossSums.zero(has_unlikelihood=UNLIKELIHOOD.name in batch.channels)
+    num_kinds = len(KINDS) if KIND.name in batch.channels else 0
+    no_loss = LossSums.zero(has_unlikelihood=UNLIKELIHOOD.name in batch.channels, num_kinds=num_kinds)
     total, _ = jax.lax.scan(accumulate, (zeros, no_loss), jax.tree.map(split, batch))
     return total
 

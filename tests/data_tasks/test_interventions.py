@@ -16,6 +16,7 @@ from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_d
 from data_tasks.readers import Document
 from safelm import annotate, cache_tasks
 from safelm.data.store import TokenStore
+from safelm.data.token_kinds import KINDS
 from safelm.documents.spans import Span
 from safelm.tags import HARM_TAG
 from safelm.text.control_tokens import control_id, with_control_tokens
@@ -40,6 +41,12 @@ def made(name, tokenizer, text, spans=(), score=0, metadata="", **settings):
     document = Document("d", text, score, spans=tuple(spans), metadata=metadata)
     (found,) = mark_documents(INTERVENTIONS[name], InterventionSettings(**settings), tokenizer, [document])
     return found
+
+
+def kinds_of(document):
+    """Tokens that are tags, prefix, masked, unlikelihood and notes."""
+    assert len(document.kind) == len(document.tokens)
+    return np.bincount(document.kind, minlength=len(KINDS)).tolist()[1:6]
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -97,13 +104,13 @@ def test_each_intervention(tokenizer):
     masked = made("masked_web", tokenizer, text, spans)
     is_risky = masked.loss_weight == 0
     assert masked.tokens.tolist() == plain and 0 < is_risky.sum() < len(ids) and masked.loss_weight[-1] == 1
-    assert masked.kinds.tolist() == [0, 0, is_risky.sum(), 0, 0] and not masked.unlikelihood.any()
+    assert kinds_of(masked) == [0, 0, is_risky.sum(), 0, 0] and not masked.unlikelihood.any()
     assert made("masked_web", tokenizer, text, spans, kinds=("lexicon",)).loss_weight.all()
     assert made("masked_unsafe_web", tokenizer, text, spans, score=3).loss_weight.all()
     assert (made("masked_unsafe_web", tokenizer, text, spans, score=4).loss_weight == masked.loss_weight).all()
     unlikely = made("unlikelihood_web", tokenizer, text, spans, unlikelihood=0.5)
     assert (unlikely.unlikelihood == 0.5 * is_risky).all() and (unlikely.loss_weight == masked.loss_weight).all()
-    assert unlikely.kinds.tolist() == [0, 0, 0, is_risky.sum(), 0]
+    assert kinds_of(unlikely) == [0, 0, 0, is_risky.sum(), 0]
     table = {"4": 0.25, "3": 2.0, "0": 0.0}
     weighted = made("weighted_web", tokenizer, text, spans, weights=table)
     assert set(weighted.loss_weight[is_risky]) == {0.25} and set(weighted.loss_weight) == {0.0, 0.25, 1.0}
@@ -111,7 +118,7 @@ def test_each_intervention(tokenizer):
     assert set(only.loss_weight) == {1.0, 2.0}
     tagged = made("span_tagged_web", tokenizer, text, spans)
     marks = {control_id(tokenizer, token) for token in CONTROLS[2:]}
-    assert [i for i in tagged.tokens.tolist() if i not in marks] == plain and tagged.kinds.tolist() == [2, 0, 0, 0, 0]
+    assert [i for i in tagged.tokens.tolist() if i not in marks] == plain and kinds_of(tagged) == [2, 0, 0, 0, 0]
     inner = tokenizer.decode(tagged.tokens.tolist()).split("<risky>")[1].split("</risky>")[0]
     assert inner.strip() == "A bad thing."
     often = made("token_tagged_web", tokenizer, text, score=5, tag_rate=1.0)
@@ -119,7 +126,7 @@ def test_each_intervention(tokenizer):
     for score, token in ((0, "<good>"), (4, "<bad>")):
         first = made("conditioned_web", tokenizer, text, score=score)
         assert first.tokens.tolist() == [control_id(tokenizer, token), *plain]
-        assert first.loss_weight.tolist() == [0, *[1] * len(plain)] and first.kinds.tolist() == [0, 1, 0, 0, 0]
+        assert first.loss_weight.tolist() == [0, *[1] * len(plain)] and kinds_of(first) == [0, 1, 0, 0, 0]
 
 
 def test_metadata_stand_before_a_document_without_loss(tokenizer):
@@ -128,11 +135,11 @@ def test_metadata_stand_before_a_document_without_loss(tokenizer):
     prefix = tokenizer.encode("URL: en.example.org\n\n")
     assert found.tokens.tolist() == [*prefix, *tokenizer.encode(text), tokenizer.eos_id]
     assert (found.loss_weight == [0] * len(prefix) + [1] * (len(found.tokens) - len(prefix))).all()
-    assert found.kinds.tolist() == [0, len(prefix), 0, 0, 0]
+    assert kinds_of(found) == [0, len(prefix), 0, 0, 0]
     whole = made("metadata_web", tokenizer, text, metadata="News, 2020", metadata_form="{value}. ")
     assert tokenizer.decode(whole.tokens.tolist()).startswith("News, 2020. the cat")
     for metadata in ("", "no url", "https://["):
-        assert made("metadata_web", tokenizer, text, metadata=metadata).kinds[1] == 0
+        assert not made("metadata_web", tokenizer, text, metadata=metadata).kind.any()
     with pytest.raises(ValueError, match=r"metadata_form must have .domain. or .value., got 'URL: '"):
         InterventionSettings(metadata_form="URL: ")
 
@@ -272,7 +279,14 @@ def losses(cached, source, workdir, **overrides):
 def test_a_run_lowers_the_probability_of_planted_spans(cached, tmp_path, capsys):
     lines = [line for line in losses(cached, "unlikelihood_web", tmp_path / "run") if "unlikelihood" in line]
     assert len(lines) == 20 and lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["loss/text"] == pytest.approx(lines[-1]["loss"], rel=1e-5)
+    told = {name for name in lines[-1] if "/" in name} - {"tokens/unlikelihood_web"}
+    assert told == {"loss/text", "share/text", "share/unlikelihood"}
     assert "kinds:      unlikelihood_web:" in "".join(capsys.readouterr())
     masked = losses(cached, "masked_web", tmp_path / "masked")
     assert all("unlikelihood" not in line for line in masked)
+    store = TokenStore.open(str(cached / "tokens/masked_web/train"))
+    share = store.manifest.extra["token_kinds"]["masked"] / store.num_tokens
+    shares = [line["share/masked"] for line in masked]
+    assert np.mean(shares) == pytest.approx(share, abs=0.05)
     assert json.loads((cached / "tokens/masked_web/train/manifest.json").read_text())["extra"]["token_kinds"]["masked"]

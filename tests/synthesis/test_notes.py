@@ -18,6 +18,7 @@ from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_d
 from data_tasks.readers import Document
 from safelm import cache_tasks, documents, synthesize
 from safelm.data.store import TokenStore
+from safelm.data.token_kinds import MASKED, NOTE, TEXT
 from safelm.documents import notes as note_files
 from safelm.documents.annotations import AnnotationFolder
 from safelm.documents.notes import Note
@@ -290,7 +291,8 @@ def test_a_note_stands_at_its_place_and_without_it_the_document_is_as_it_was(tok
     is_note[index : index + len(inside)] = True
     wanted = {"both": 1.0, "note": is_note, "text": ~is_note}[loss]
     assert (made.loss_weight == wanted).all()
-    assert made.kinds.tolist() == [0, 0, len(ids) if loss == "note" else 0, 0, len(inside)]
+    text = MASKED if loss == "note" else TEXT
+    assert made.kind.tolist() == np.where(is_note, NOTE, text).tolist()
 
 
 def test_forms_voices_and_kinds(tokenizer):
@@ -303,7 +305,7 @@ def test_forms_voices_and_kinds(tokenizer):
         assert f"<note>{text}</note>" in tokenizer.decode(noted(tokenizer, note, **settings).tokens.tolist())
     before = noted(tokenizer, a_note(tokenizer, 0, "preflection"), name="preflected_web")
     assert before.tokens[0] == control_id(tokenizer, "<note>")
-    assert noted(tokenizer, note, name="preflected_web").kinds.tolist() == [0] * 5
+    assert not noted(tokenizer, note, name="preflected_web").kind.any()
     # Another vocabulary finds the token from the position in characters.
     other = with_control_tokens(Tokenizer.train([TEXT], 290), ["<note>", "</note>"])
     assert other.hash != tokenizer.hash
