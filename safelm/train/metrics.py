@@ -178,8 +178,8 @@ class LossWindow:
         """Weighted mean loss in nats per token, tokens learned, and the last gradient norm; starts a new window.
 
         Nothing if no update was applied. Tokens learned are those whose loss weight is above 0. With tokens to be made
-        unlikely also `unlikelihood`, the weighted mean of -log(1 - p) in nats. Where kinds of tokens are told apart also
-        `loss/KIND`, the weighted mean loss of those that are learned, and `share/KIND`, that of all tokens.
+        unlikely also `unlikelihood`, the weighted mean of -log(1 - p) in nats. Where kinds of tokens are told apart
+        also `loss/KIND`, the weighted mean loss of those that are learned, and `share/KIND`, that of all tokens.
         """
         values = {}
         if self._last:

@@ -17,8 +17,8 @@ from synthesis_runs import SCORER, no_charts, rows_of
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
 from data_tasks.readers import Document
 from safelm import cache_tasks, documents, synthesize
+from safelm.data import token_kinds
 from safelm.data.store import TokenStore
-from safelm.data.token_kinds import MASKED, NOTE, TEXT
 from safelm.documents import notes as note_files
 from safelm.documents.annotations import AnnotationFolder
 from safelm.documents.notes import Note
@@ -291,8 +291,9 @@ def test_a_note_stands_at_its_place_and_without_it_the_document_is_as_it_was(tok
     is_note[index : index + len(inside)] = True
     wanted = {"both": 1.0, "note": is_note, "text": ~is_note}[loss]
     assert (made.loss_weight == wanted).all()
-    text = MASKED if loss == "note" else TEXT
-    assert made.kind.tolist() == np.where(is_note, NOTE, text).tolist()
+    others = ["masked" if loss == "note" else "text"] * (len(ids) + 1)
+    kinds = [*others[:index], *["note"] * len(inside), *others[index:]]
+    assert [token_kinds.KINDS[kind] for kind in made.kind] == kinds
 
 
 def test_forms_voices_and_kinds(tokenizer):
