@@ -191,7 +191,7 @@ def test_a_corrected_run_goes_on_where_the_first_one_failed(cache, corpus, tmp_p
 
 def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_continues(cache, tokenizer, tmp_path):
     data = tmp_path / "large"
-    write_corpus(data, "raw_web", shards=12, count=12 * 150, words=300)
+    write_corpus(data, "raw_web", shards=12, count=12 * 60, words=200)
     flags = {"data_dir": data, "splits": "train"}
     cache("raw_web", **flags, output=tmp_path / "whole")
     whole = contents(tmp_path / "whole" / "raw_web" / "train")
