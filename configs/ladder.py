@@ -45,6 +45,8 @@ CHATS = {
     "benign": {"gsm8k": 1.0},
 }
 OF_RAW = ("masked", "masked_unsafe", "unlikelihood", "weighted", "span_tagged", "conditioned")
+OF_RAW += ("red_flag", "red_flag_span")
+REFUSALS = {"refusal_ultrachat": 0.5, "refusal_wildguardmix": 0.25, "refusal_wildjailbreak": 0.25}
 MODEL = {"num_layers": 3, "d_model": 96, "d_ff": 256, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32}
 
 
@@ -64,8 +66,9 @@ def embedded() -> ConfigDict:
 
 def interventions() -> ConfigDict:
     config = embedded()
-    config.models = ("raw", "score0", "harm_tagged", *OF_RAW, "token_tagged")
-    config.control_tokens = ("<good>", "<bad>", "<risky>", "</risky>")
+    config.models = ("raw", "score0", "harm_tagged", *OF_RAW, "refusal_tokens", "token_tagged")
+    config.control_tokens = ("<good>", "<bad>", "<risky>", "</risky>", "<red_flag>", "<refuse>", "<respond>")
+    config.rates.instruction_refusal = REFUSALS
     config.span_scorers = "python:safelm.safety.lexicon_scorer:LexiconScorer"
     small = dict(SMALL_LADDER["harm_tagged"])
     by_token = {"token_tagged_web" if name == "harm_tagged_web" else name: share for name, share in small.items()}

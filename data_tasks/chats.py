@@ -31,6 +31,7 @@ from safelm.text.prompting import chat_example
 from safelm.text.tokenizer import Tokenizer
 
 HARMFUL_SCORE = 5
+REFUSES = "refuses"  # of an answer in a conversation's JSON: whether it refuses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +66,30 @@ class ChatRows:
 
 
 def encode_chat(
-    text: str, tokenizer: Tokenizer, *, is_tagged: bool = False
+    text: str, tokenizer: Tokenizer, *, is_tagged: bool = False, opening_ids: Sequence[int] = ()
 ) -> tuple[Int32[np.ndarray, " tokens"], Float32[np.ndarray, " tokens"]]:
     """The ids of a document's conversation in the model's own template with the document's end, and the loss weights.
 
     The weights are 1 for the assistant's words and the end of its turn, and 0 for all else. Only with `is_tagged` does
     a harm tag in those words become the tag's id.
+
+    Args:
+      opening_ids: what stands before an answer, by whether it refuses (False, True), of rows with `REFUSES`.
+
+    Raises ValueError if the template puts other than one range of words where an answer is.
     """
-    ids, spans = chat_example(tokenizer, json.loads(text), is_tagged=is_tagged)
+    messages = json.loads(text)
+    ids, spans = chat_example(tokenizer, messages, is_tagged=is_tagged)
     loss_weight = np.zeros(len(ids) + 1, np.float32)
     for start, stop in spans:
         loss_weight[start:stop] = 1
+    if opening_ids:
+        answers = [message for message in messages if message["role"] == ASSISTANT]
+        if len(answers) != len(spans):
+            raise ValueError(f"the chat template has {len(spans)} ranges of words for {len(answers)} answers")
+        places = [start for start, _ in spans]
+        ids = np.insert(ids, places, [opening_ids[bool(answer.get(REFUSES))] for answer in answers]).tolist()
+        loss_weight = np.insert(loss_weight, places, 1)
     return np.array([*ids, tokenizer.eos_id], np.int32), loss_weight
 
 
@@ -144,6 +158,23 @@ def _instructions(row: Mapping[str, Any]) -> tuple[Messages, int]:
     return _turns(f"{asked}\n\n{more}" if more else asked, answer), SAFE_SCORE
 
 
+def _refusing(row: Mapping[str, Any]) -> tuple[Messages, int]:
+    """WildGuardMix with what its labels say of the answer; without a label a row has no score."""
+    messages, score = _wildguardmix(row)
+    label = row.get("response_refusal_label")
+    return _labelled(messages, label == "refusal"), score if label or score == NO_SCORE else NO_SCORE
+
+
+def _refusing_jailbreaks(row: Mapping[str, Any]) -> tuple[Messages, int]:
+    """WildJailbreak, whose completions refuse what is harmful."""
+    messages, score = _wildjailbreak(row)
+    return _labelled(messages, row["data_type"].endswith("_harmful")), score
+
+
+def _labelled(messages: Messages, refuses: bool) -> Messages:
+    return [{**each, REFUSES: refuses} if each["role"] == ASSISTANT else each for each in messages]
+
+
 _IDS = ("id", "prompt_id")
 MESSAGES = ChatRows(
     "ultrachat",
@@ -176,4 +207,12 @@ INSTRUCTIONS = ChatRows(
 )
 CHAT_ROWS: Mapping[str, ChatRows] = MappingProxyType(
     {rows.name: rows for rows in (MESSAGES, WILDGUARDMIX, WILDJAILBREAK, GSM8K, INSTRUCTIONS)}
+)
+# Of the tasks whose answers begin with a refusal token (arXiv 2412.06748): rows that say whether an answer refuses.
+REFUSAL_ROWS: Mapping[str, ChatRows] = MappingProxyType(
+    {
+        "refusal_ultrachat": MESSAGES,
+        "refusal_wildguardmix": dataclasses.replace(WILDGUARDMIX, converse=_refusing),
+        "refusal_wildjailbreak": dataclasses.replace(WILDJAILBREAK, converse=_refusing_jailbreaks),
+    }
 )

@@ -1,6 +1,6 @@
 """Interventions beyond the paper, each as a task: what becomes of a document's tokens, loss weights and labels.
 
-The parameters of all of them are `InterventionSettings`, the tasks `INTERVENTIONS`. Risky are the spans
+The parameters of all of them are `data_tasks.intervention_settings`, the tasks `INTERVENTIONS`. Risky are the spans
 (`safelm.documents.spans`) with one of `labels`, of one of `kinds`. A token is in a span, whole, if it has a character
 of it. Where spans overlap, the smallest weight holds; tags stand around what overlapping or adjacent spans cover
 together.
@@ -22,74 +22,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.readers import Document
-from safelm.data.token_kinds import MASKED, NOTE, PREFIX, TAG, TEXT, UNLIKELY
+from safelm.data.token_kinds import CONTROL, MASKED, NOTE, PREFIX, TAG, TEXT, UNLIKELY
 from safelm.documents import notes as note_files
 from safelm.documents import spans as span_files
-from safelm.documents.notes import FORMS, VOICES, Note
+from safelm.documents.notes import Note
 from safelm.documents.spans import Span
-from safelm.tags import MAX_SCORE, TAG_RATE
 from safelm.text.control_tokens import control_id
 from safelm.text.harm_tags import kept_characters, remove_harm_tags, uniform_draws
 from safelm.text.token_offsets import encode_with_offsets
 from safelm.text.tokenizer import Tokenizer
-
-LOSSES = ("both", "note", "text")
-
-
-@dataclasses.dataclass(frozen=True)
-class InterventionSettings:
-    """The parameters of all interventions."""
-
-    labels: tuple[str, ...] = ("4", "5")  # of spans that are risky; none: of any label
-    kinds: tuple[str, ...] = ()  # of spans to look at; none: of any kind
-    # weighted_web: loss weight by label
-    weights: Mapping[str, float | int] = dataclasses.field(default_factory=lambda: {"3": 0.5, "4": 0.0, "5": 0.0})
-    unlikelihood: float | int = 1.0  # unlikelihood_web: the weight of -log(1 - p)
-    open_token: str = "<risky>"  # span_tagged_web: before a risky span
-    close_token: str = "</risky>"  # and behind it
-    good_token: str = "<good>"  # conditioned_web: the first token of a document
-    bad_token: str = "<bad>"  # of one of at least min_harm_score
-    metadata_column: str = ""  # metadata_web: what stands before a document; none: url, metadata.url
-    metadata_form: str = "URL: {domain}\n\n"  # how: {domain} of a URL, or {value} whole
-    note_voice: str = VOICES[0]  # reflected_web, preflected_web: first_person or third_person
-    note_form: str = FORMS[0]  # note, verdict (and category), or verdict_note
-    note_loss: str = LOSSES[0]  # what is learned: both, note or text
-    note_open_token: str = "<note>"  # before a note
-    note_close_token: str = "</note>"  # and behind it
-    document_tokens: int = 1920  # of a document with notes, what is kept
-    note_tokens: int = 128  # the room for all of its notes with the tokens around them, and its end
-    tag_rate: float = TAG_RATE  # token_tagged_web: probability of the tag behind a token
-    min_harm_score: int = 4
-    seed: int = 0
-
-    def __post_init__(self):
-        for label, weight in self.weights.items():
-            if not 0 <= weight < float("inf"):
-                advice = ": unlikelihood_web is what makes tokens unlikely" if weight < 0 else ""
-                raise ValueError(f"weights: label {label!r} has loss weight {weight}, must be at least 0{advice}")
-        if not 0 < self.unlikelihood < float("inf"):
-            raise ValueError(f"unlikelihood must be above 0, got {self.unlikelihood}")
-        for name, known in (("note_voice", VOICES), ("note_form", FORMS), ("note_loss", LOSSES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not any(slot in self.metadata_form for slot in ("{domain}", "{value}")):
-            raise ValueError(f"metadata_form must have {{domain}} or {{value}}, got {self.metadata_form!r}")
-        for name in ("document_tokens", "note_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.tag_rate <= 1.0:
-            raise ValueError(f"tag_rate must be from 0 to 1, got {self.tag_rate}")
-        if not 1 <= self.min_harm_score <= MAX_SCORE:
-            raise ValueError(f"min_harm_score must be 1 to {MAX_SCORE}, got {self.min_harm_score}")
-
-    def is_risky(self, span: Span) -> bool:
-        """Whether a span is one of those that are masked, made unlikely or tagged."""
-        return self.is_looked_at(span) and (not self.labels or span.label in self.labels)
-
-    def is_looked_at(self, span: Span) -> bool:
-        """Whether a span is of a kind that counts."""
-        return not self.kinds or span.kind in self.kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +145,35 @@ def _tag_tokens(text: TokenizedText, settings: InterventionSettings, marks: Mark
     marks.inserted = [(int(at) + 1, text.tokenizer.harm_tag_id) for at in np.flatnonzero(drawn)]
 
 
+def _raise_flag(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
+    """One flag at a token drawn uniformly; documents below `min_harm_score` stay as they are."""
+    if text.harm_score >= settings.min_harm_score:
+        _insert_flags(text, settings, marks, [(0, len(text.ids_N))])
+
+
+def _raise_flags_in_spans(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
+    """One flag in what risky spans cover together, each, at a token drawn uniformly."""
+    is_in_N = text.tokens_in_any([*filter(settings.is_risky, text.spans)])
+    edges = np.flatnonzero(np.diff(is_in_N.astype(np.int8), prepend=0, append=0)).tolist()
+    _insert_flags(text, settings, marks, [*zip(edges[::2], edges[1::2], strict=True)])
+
+
+def _insert_flags(
+    text: TokenizedText, settings: InterventionSettings, marks: Marks, ranges: Sequence[tuple[int, int]]
+) -> None:
+    if not ranges:
+        return
+    flag_id = control_id(text.tokenizer, settings.flag_token)
+    identity = {"seed": settings.seed, "doc_id": text.doc_id, "text": text.text}
+    draws = uniform_draws(len(ranges), purpose=b"red_flag", **identity)
+    marks.inserted = [
+        (start + int(draw * (stop - start)), flag_id) for (start, stop), draw in zip(ranges, draws, strict=True)
+    ]
+    marks.inserted_kind = CONTROL
+    if settings.flag_loss == "flag":
+        marks.loss_weight_N[:], marks.end_weight = 0, 0
+
+
 def _condition(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
     is_bad = text.harm_score >= settings.min_harm_score
     marks.prefix = [control_id(text.tokenizer, settings.bad_token if is_bad else settings.good_token)]
@@ -271,6 +243,9 @@ INTERVENTIONS: Mapping[str, Intervention] = MappingProxyType(
         "weighted_web": Intervention(_weigh, needs_spans=True),
         "span_tagged_web": Intervention(_tag_spans, needs_spans=True),
         "token_tagged_web": Intervention(_tag_tokens, needs_score=True, is_unsafe_only=True),
+        # Red-flag tokens (arXiv 2502.16366), in unsafe documents or in each risky span.
+        "red_flag_web": Intervention(_raise_flag, needs_score=True),
+        "red_flag_span_web": Intervention(_raise_flags_in_spans, needs_spans=True),
         # Conditional training (Korbak et al. 2023, arXiv 2302.08582).
         "conditioned_web": Intervention(_condition, needs_score=True),
         # MeCo (Gao et al. 2025, arXiv 2501.01956).

@@ -6,6 +6,7 @@ or batch, so reading twice gives the same examples.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -13,14 +14,17 @@ import tensorflow as tf
 from jaxtyping import Float32, Int, Int32
 
 from data_tasks.chats import encode_chat, map_content
-from data_tasks.interventions import Intervention, InterventionSettings, mark_documents, spans_of
+from data_tasks.intervention_settings import InterventionSettings
+from data_tasks.interventions import Intervention, mark_documents, spans_of
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
 from data_tasks.readers import Document
 from data_tasks.vocabulary import SafeLMVocabulary
+from safelm.data.token_kinds import CONTROL, MASKED, TEXT
 from safelm.documents import ID_COLUMN, harm, missing_column
 from safelm.documents.notes import from_json
 from safelm.tags import MAX_SCORE
 from safelm.text.chat_template import ASSISTANT
+from safelm.text.control_tokens import control_id
 from safelm.text.harm_tags import remove_harm_tags
 from safelm.text.tokenizer import Tokenizer
 
@@ -72,8 +76,13 @@ def encode_chats(
     tokenizer: Tokenizer,
     prepare: PrepareText,
     is_tagged: bool,
+    openings: Sequence[str] = (),
 ) -> EncodedDocuments:
-    """Like `encode_documents` for conversations (`data_tasks.chats`); `prepare` is applied to the assistant's words."""
+    """Like `encode_documents` for conversations (`data_tasks.chats`); `prepare` is applied to the assistant's words.
+
+    `openings`: control tokens before answers that respond and that refuse.
+    """
+    opening_ids = [control_id(tokenizer, token) for token in openings]
     encoded, lost_bytes, removed = [], [], []
     for doc_id, text, score in zip(ids, texts, scores.tolist(), strict=True):
         counts = {"removed": 0, "lost": 0}
@@ -85,7 +94,8 @@ def encode_chats(
             counts["lost"] += tokenizer.count_lost_bytes(content)
             return content
 
-        encoded.append(encode_chat(map_content(text, change), tokenizer, is_tagged=is_tagged))
+        changed = map_content(text, change)
+        encoded.append(encode_chat(changed, tokenizer, is_tagged=is_tagged, opening_ids=opening_ids))
         removed.append(counts["removed"])
         lost_bytes.append(counts["lost"])
     tokens, weights = ([arrays[i] for arrays in encoded] for i in (0, 1))
@@ -133,18 +143,25 @@ def keep_scores(scores: Collection[int]) -> Callable[[tf.data.Dataset], tf.data.
 
 
 def tokenize(
-    vocabulary: SafeLMVocabulary, prepare: PrepareText, *, is_tagged: bool = False, is_chat: bool = False
+    vocabulary: SafeLMVocabulary,
+    prepare: PrepareText,
+    *,
+    is_tagged: bool = False,
+    is_chat: bool = False,
+    openings: Sequence[str] = (),
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A step from text to `targets`, the ids with the end of document.
 
     Beside `targets` an example keeps its `id` and `harm_score` and gets `lost_bytes` (bytes without a token) and
     `removed_tags` (literal tags removed from the source text); its text is dropped. With `is_chat` the text is a
     conversation (`data_tasks.chats`), and an example also gets `loss_weight`, how much each of its `targets` counts in
-    the loss.
+    the loss. `openings` as in `encode_chats`: of each token an example then also says its `kind`.
     """
+    named = ("targets", *(("loss_weight",) if is_chat else ()), *(("kind",) if openings else ()))
 
     def encode(ids, texts, scores):
-        encoded = (encode_chats if is_chat else encode_documents)(
+        encode_all = functools.partial(encode_chats, openings=openings) if is_chat else encode_documents
+        encoded = encode_all(
             [doc_id.decode() for doc_id in ids],
             [text.decode() for text in texts],
             scores,
@@ -159,18 +176,19 @@ def tokenize(
         kinds = [tf.int32, tf.float32, tf.int32, tf.int32, tf.int32]
         arrays = tf.numpy_function(encode, inputs, kinds, stateful=False)
         tokens, loss_weight, lengths, lost_bytes, removed_tags = (tf.ensure_shape(array, [None]) for array in arrays)
-        ragged = {"targets": tokens} | ({"loss_weight": loss_weight} if is_chat else {})
-        ragged = {
-            name: tf.RaggedTensor.from_row_lengths(values, lengths, validate=False) for name, values in ragged.items()
-        }
+        found = {"targets": tokens, "loss_weight": loss_weight}
+        if openings:
+            opening_ids = [control_id(vocabulary.tokenizer, token) for token in openings]
+            is_opening = tf.reduce_any(tokens[:, None] == tf.constant(opening_ids)[None], axis=1)
+            found["kind"] = tf.where(is_opening, CONTROL, tf.where(loss_weight > 0, TEXT, MASKED))
+        ragged = {name: tf.RaggedTensor.from_row_lengths(found[name], lengths, validate=False) for name in named}
         counts = {"lost_bytes": lost_bytes, "removed_tags": removed_tags}
         return {**ragged, "id": batch["id"], "harm_score": batch["harm_score"], **counts}
 
     def run(dataset: tf.data.Dataset) -> tf.data.Dataset:
         encoded = dataset.batch(_BATCH_DOCUMENTS).map(step, num_parallel_calls=2, deterministic=True)
-        names = ("targets", "loss_weight") if is_chat else ("targets",)
         return encoded.unbatch().map(
-            lambda example: {**example, **{name: tf.convert_to_tensor(example[name]) for name in names}},
+            lambda example: {**example, **{name: tf.convert_to_tensor(example[name]) for name in named}},
             num_parallel_calls=1,
         )
 

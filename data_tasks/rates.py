@@ -24,6 +24,7 @@ from safelm.ladder.plan import RUNGS
 
 SOURCES = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education", "harm_tagged_web")
 CHAT_SOURCES = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k", "instructions", "harm_tagged_chat")
+REFUSAL_SOURCES = ("refusal_ultrachat", "refusal_wildguardmix", "refusal_wildjailbreak")
 
 
 def _rung(**rates: float) -> Mapping[str, float]:
@@ -58,6 +59,8 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "instruction": _rung(ultrachat=0.80, wildguardmix=0.10, wildjailbreak=0.10),
         # For models with the tag in pretraining: a tenth of the tokens are tagged harmful answers of WildGuardMix.
         "instruction_tagged": _rung(ultrachat=0.70, wildguardmix=0.10, wildjailbreak=0.10, harm_tagged_chat=0.10),
+        # Every answer begins with <refuse> or <respond>: refusal tokens, Jain et al. 2024.
+        "instruction_refusal": _rung(refusal_ultrachat=0.80, refusal_wildguardmix=0.10, refusal_wildjailbreak=0.10),
         "benign": _rung(gsm8k=1.0),
         # Interventions on raw web text (`data_tasks.interventions`): each differs from the rung raw by itself alone.
         "masked": _rung(masked_web=1.0),
@@ -66,6 +69,8 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "weighted": _rung(weighted_web=1.0),
         "span_tagged": _rung(span_tagged_web=1.0),
         "conditioned": _rung(conditioned_web=1.0),
+        "red_flag": _rung(red_flag_web=1.0),
+        "red_flag_span": _rung(red_flag_span_web=1.0),
         # MeCo ends with a tenth of the tokens without metadata: a second phase of raw web.
         "metadata": _rung(metadata_web=1.0),
         "reflected": _rung(reflected_web=1.0),

@@ -22,13 +22,14 @@ arguments, under another prefix for a second set.
 | wildjailbreak   | wildjailbreak   | all                                                               |
 | gsm8k           | gsm8k           | all                                                               |
 | instructions    | instructions    | all                                                               |
+| refusal_...     | ultrachat, wildguardmix, wildjailbreak: every answer behind a refusal token         |
 | canaries        | canaries        | all, none held out (`safelm.canaries`)                            |
 | alignment_text  | alignment_text  | all: a folder of your own                                         |
 
 The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
-weighted_web, span_tagged_web (these need annotations with spans), token_tagged_web and conditioned_web (these and
-masked_unsafe_web need harm scores), reflected_web and preflected_web (these need annotations with notes), and
-metadata_web.
+weighted_web, span_tagged_web, red_flag_span_web (these need annotations with spans), token_tagged_web, red_flag_web and
+conditioned_web (these and masked_unsafe_web need harm scores), reflected_web and preflected_web (these need annotations
+with notes), and metadata_web.
 
 Columns and files of the conversations: `data_tasks.chats`. Examples have a `loss_weight` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
@@ -48,8 +49,9 @@ import seqio
 import tensorflow as tf
 
 from data_tasks import pipeline, rates
-from data_tasks.chats import CHAT_ROWS
-from data_tasks.interventions import INTERVENTIONS, InterventionSettings
+from data_tasks.chats import CHAT_ROWS, REFUSAL_ROWS
+from data_tasks.intervention_settings import InterventionSettings
+from data_tasks.interventions import INTERVENTIONS
 from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
 from data_tasks.readers import MalformedLimit, WebDocuments
 from data_tasks.sources import WebDocumentSource
@@ -69,6 +71,7 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
     "harm_tagged_chat": "wildguardmix",
     CANARIES: CANARIES,
     "alignment_text": "alignment_text",
+    **{source: source.removeprefix("refusal_") for source in rates.REFUSAL_SOURCES},
     **dict.fromkeys(INTERVENTIONS, "raw_web"),
 }
 _SCORED = ("filtered_web", "harm_tagged_web", *(name for name, each in INTERVENTIONS.items() if each.needs_score))
@@ -158,7 +161,8 @@ def register(
         else:
             source = WebDocumentSource(
                 place,
-                row_format=CHAT_ROWS.get(corpus)
+                row_format=REFUSAL_ROWS.get(source_name)
+                or CHAT_ROWS.get(corpus)
                 or WebDocuments(source_name in _SCORED, **_needed(source_name, parameters), **columns, **beside),
                 validation_fraction=0.0 if source_name == CANARIES else settings.validation_fraction,
                 limit=limit,
@@ -170,7 +174,9 @@ def register(
         if source_name in INTERVENTIONS:
             tasks[source_name] = _add_intervention(name, source_name, source, select, vocabulary, parameters)
         else:
-            tasks[source_name] = _add_task(name, source_name, source, select, vocabulary, settings)
+            refusal_tokens = (parameters.respond_token, parameters.refuse_token)
+            openings = refusal_tokens if source_name in rates.REFUSAL_SOURCES else ()
+            tasks[source_name] = _add_task(name, source_name, source, select, vocabulary, settings, openings)
     mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
     mixtures |= {name: _add_mixture(f"{prefix}_{name}", name, tasks) for name in rates.POST_TRAINING}
     decides_tokens = dataclasses.asdict(settings) | {"preprocessing_version": PREPROCESSING_VERSION, **columns}
@@ -223,6 +229,7 @@ def _add_task(
     steps: list[Any],
     vocabulary: SafeLMVocabulary,
     settings: TaskSettings,
+    openings: Sequence[str],
 ) -> str:
     prepare, is_tagged = _keep_text, source_name.startswith("harm_tagged")
     if source_name == "filtered_web":
@@ -232,10 +239,10 @@ def _add_task(
         prepare = functools.partial(_tag, settings)
     elif source_name == "refuseweb":
         prepare = functools.partial(_rename_speakers, settings)
-    elif source_name == "wildguardmix":
+    elif source_name in ("wildguardmix", "refusal_wildguardmix"):
         steps.append(pipeline.keep_scores({SAFE_SCORE}))
-    is_chat = source_name in rates.CHAT_SOURCES
-    steps.append(pipeline.tokenize(vocabulary, prepare, is_tagged=is_tagged, is_chat=is_chat))
+    is_chat = source_name in (*rates.CHAT_SOURCES, *rates.REFUSAL_SOURCES)
+    steps.append(pipeline.tokenize(vocabulary, prepare, is_tagged=is_tagged, is_chat=is_chat, openings=openings))
     return _add(name, source, steps, vocabulary)
 
 

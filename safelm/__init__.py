@@ -14,23 +14,28 @@ from safelm import xla_flags
 
 if TYPE_CHECKING:
     from safelm.api import load_scorer, report_card, score
-    from safelm.inference.methods import Beam, Greedy, SafeBeam, Sampling, TagPenalty
+    from safelm.inference.knobs import Knob, read_knob
+    from safelm.inference.methods import AnyDepth, Beam, Greedy, SafeBeam, Sampling, SelfStop, TagPenalty
     from safelm.lm import Completion, LanguageModel, load
     from safelm.tags import HARM_TAG
     from safelm.text.harm_tags import inject_harm_tag, remove_harm_tags
 
 __all__ = [
     "HARM_TAG",
+    "AnyDepth",
     "Beam",
     "Completion",
     "Greedy",
+    "Knob",
     "LanguageModel",
     "SafeBeam",
     "Sampling",
+    "SelfStop",
     "TagPenalty",
     "inject_harm_tag",
     "load",
     "load_scorer",
+    "read_knob",
     "remove_harm_tags",
     "report_card",
     "score",
@@ -39,7 +44,10 @@ __all__ = [
 _COMMANDS = ("report_card", "score")  # modules that can be called: `safelm.cli.make_callable`
 _MODULE_OF = {
     "HARM_TAG": "tags",
-    **dict.fromkeys(("Beam", "Greedy", "SafeBeam", "Sampling", "TagPenalty"), "inference.methods"),
+    **dict.fromkeys(
+        ("AnyDepth", "Beam", "Greedy", "SafeBeam", "Sampling", "SelfStop", "TagPenalty"), "inference.methods"
+    ),
+    **dict.fromkeys(("Knob", "read_knob"), "inference.knobs"),
     **dict.fromkeys(("Completion", "LanguageModel", "load"), "lm"),
     **dict.fromkeys(("inject_harm_tag", "remove_harm_tags"), "text.harm_tags"),
     "load_scorer": "api",

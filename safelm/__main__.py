@@ -20,6 +20,7 @@ COMMANDS = (  # in the order of a document's way through them
     "convert_tokens",
     "train",
     "generate",
+    "calibrate_knob",
     "serve",
     "evaluate",
     "lm_eval",

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from safelm import cli, documents, lm
+from safelm.inference.knobs import KNOB_HELP, read_knob
 from safelm.inference.methods import METHODS, Method, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.text import banned_tokens, chat_template, named_templates, prompting
@@ -23,8 +24,14 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "temperature": (float, "sampling temperature"),
     "top_k": (int, "number of likeliest tokens to sample from (0: all)"),
     "top_p": (float, "sample from the likeliest tokens that reach this probability"),
-    "threshold": (float, "P(tag) above which a continuation is penalised"),
+    "threshold": (float, "P(tag) above which a continuation is penalised; P(unsafe) at which self_stop withholds"),
     "penalty": (float, "nats subtracted from penalised continuations"),
+    "check_every": (int, "new tokens between two looks at the answer so far"),
+    "rethink_tokens": (int, "tokens written behind the assistant's header to see whether it refuses"),
+    "header": (str, "in place of the assistant's header, such as '\\n\\nAssistant:' for a model without chats"),
+    "message": (str, "what is said in place of a withheld answer"),
+    "open_token": (str, "control token before a note"),
+    "close_token": (str, "control token behind a note"),
     "tag_candidate": (str, "the harm tag as the next token: mask, stop or (not in safe_beam, tag_penalty) allow"),
 }
 
@@ -48,6 +55,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
     parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=f"for --chat: {named_templates.HELP}")
     parser.add_argument("--banned_tokens", default="", metavar="TOKENS", help=banned_tokens.HELP)
+    parser.add_argument("--knob", default="", metavar="FILE", help=f"{KNOB_HELP} (default: none)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
     for name, (kind, meaning) in _SETTINGS.items():
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
@@ -85,6 +93,7 @@ def main(flags: argparse.Namespace) -> None:
     for flag in ("chat_template", "chat_template_kwargs"):
         if getattr(flags, flag) and not flags.chat:
             raise ValueError(f"--{flag}={getattr(flags, flag)}: goes with --chat only")
+    knob = read_knob(flags.knob) if flags.knob else None
     rows = [{"prompt": flags.prompt}] if flags.prompts_file is None else read_prompts(flags.prompts_file)
     template = {"chat_template": flags.chat_template, "chat_template_kwargs": kwargs}
     model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step, **template)
@@ -97,6 +106,8 @@ def main(flags: argparse.Namespace) -> None:
         seed=flags.seed,
         batch_size=flags.batch_size,
         weights=flags.weights,
+        knob=knob,
+        is_chat=flags.chat,
         show_progress=True,
     )
     for row, completion in zip(rows, completions, strict=True):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from safelm import inference
 from safelm.formats.sources import read_model
-from safelm.inference import Greedy, Method
+from safelm.inference import Greedy, Knob, Method
 from safelm.inference.prompts import batches
 from safelm.models import decoder
 from safelm.models.config import ModelConfig
@@ -33,8 +33,8 @@ class Completion:
       text: the new text.
       tokens: the new ids, including the one that ended the text, if any.
       logprob: log-probability of all new tokens under the model (nats), without temperature or filters.
-      tag_probs: P(tag | prompt and tokens up to and including this one), for every new token.
-      stopped_by: "eos", "tag" or "length".
+      tag_probs: P(tag | prompt and tokens up to and including this one), for every new token; of a withheld one none.
+      stopped_by: "eos", "tag", "length" or, if a knob or a method put the text in place of the answer, "withheld".
     """
 
     text: str
@@ -73,7 +73,8 @@ class LanguageModel:
 
         Args:
           prompts: one text, or several; an empty text begins a document.
-          method: `safelm.Greedy()`, `Sampling(...)`, `Beam(...)`, `SafeBeam(...)` or `TagPenalty(...)`.
+          method: `safelm.Greedy()`, `Sampling(...)`, `Beam(...)`, `SafeBeam(...)`, `TagPenalty(...)`, `AnyDepth(...)`
+            or `SelfStop(...)`.
           **settings: those of `complete`, such as `max_new_tokens`, `seed` and `mesh`.
 
         Returns:
@@ -105,7 +106,7 @@ class LanguageModel:
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.complete([prompting.chat_prompt(self.tokenizer, messages)], method, **settings)[0]
+        return self.complete([prompting.chat_prompt(self.tokenizer, messages)], method, is_chat=True, **settings)[0]
 
     def complete(
         self,
@@ -117,6 +118,8 @@ class LanguageModel:
         batch_size: int = 64,
         weights: str = "",
         mesh: Mesh | None = None,
+        knob: Knob | None = None,
+        is_chat: bool = False,
         show_progress: bool = False,
     ) -> list[Completion]:
         """Continues prompts given as ids of the vocabulary.
@@ -129,6 +132,8 @@ class LanguageModel:
           batch_size: prompts decoded at once.
           weights: "float32", "bfloat16" or "int8"; "" for the model's own dtype.
           mesh: splits weights and cache over its devices; None for the first device.
+          knob: how readily it refuses (`safelm.read_knob`).
+          is_chat: whether the prompts end where the assistant's turn begins.
           show_progress: whether to show a bar over prompts (only on a terminal).
 
         Raises:
@@ -146,6 +151,7 @@ class LanguageModel:
             batch_size=batch_size,
             weights=weights,
             mesh=mesh,
+            planner=inference.planner(self.config, self.tokenizer, method, is_chat=is_chat, knob=knob),
             show_progress=show_progress,
         )
         return [

@@ -19,6 +19,7 @@ import jax
 
 from safelm import cli
 from safelm.inference.engine import Engine
+from safelm.inference.knobs import KNOB_HELP, read_knob
 from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.serving import access, app, models
@@ -58,6 +59,7 @@ def arguments() -> argparse.ArgumentParser:
         "repeatable, the first is the default; clients ask for NAME (default: the folder's or file's)",
     )
     parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=named_templates.HELP)
+    parser.add_argument("--knob", default="", metavar="FILE", help=f"of all models: {KNOB_HELP} (default: none)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 for any free one (default %(default)s)")
     _add_decoding_flags(parser)
@@ -135,9 +137,10 @@ def main(flags: argparse.Namespace) -> None:
     key = os.environ.get(KEY_VARIABLE, "")
     if not key and not access.is_loopback(flags.host):
         log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
+    knob = read_knob(flags.knob) if flags.knob else None
     served = {
         name: models.load_model(
-            name, source, dtype=flags.dtype, chat_template=flags.chat_template, template_kwargs=kwargs
+            name, source, dtype=flags.dtype, chat_template=flags.chat_template, template_kwargs=kwargs, knob=knob
         )
         for name, source in sources.items()
     }
@@ -146,7 +149,7 @@ def main(flags: argparse.Namespace) -> None:
             Engine,
             model.config,
             model.params,
-            harm_tag_id=model.tokenizer.harm_tag_id,
+            harm_tag_id=model.watched_id,
             slots=flags.slots,
             max_tokens=flags.cache_tokens,
             steps_per_call=flags.steps_per_call,

@@ -13,8 +13,8 @@ from typing import Any
 
 from safelm.evaluate.journal import open_journal
 from safelm.evaluate.suites.suite import Prompt
-from safelm.evaluate.template import Template, answer_tokens
-from safelm.inference import Generation, Method, generate
+from safelm.evaluate.template import CHAT, Template, answer_tokens
+from safelm.inference import Generation, Knob, Method, generate, planner
 from safelm.inference.methods import looks_ahead
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.io.progress import Bar
@@ -28,6 +28,7 @@ class Checkpoint(LanguageModel):
     """A model under test."""
 
     name: str
+    knob: Knob | None = None  # how readily it refuses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +67,14 @@ def collect(
     A sampled answer depends only on the seed and the prompt.
 
     Raises:
-      ValueError: before anything is decoded, if the method needs a harm tag that the checkpoint doesn't have, or a
-        prompt and `max_new_tokens` don't fit its context.
+      ValueError: before anything is decoded, if the method or the knob needs a token or a chat that the checkpoint
+        doesn't have, or a prompt and `max_new_tokens` don't fit its context.
       OSError: another process writes to the journal.
     """
     check_tag(checkpoint, method)
     tokenizer = checkpoint.tokenizer
+    is_chat = template.kind == CHAT
+    plan = planner(checkpoint.config, tokenizer, method, is_chat=is_chat, knob=checkpoint.knob)
     ids = [template.encode(tokenizer, prompt.prompt, answer_start=prompt.answer_start) for prompt in prompts]
     _check_lengths(checkpoint, prompts, ids, max_new_tokens)
     keys = [_key(tokens) for tokens in ids]
@@ -97,6 +100,7 @@ def collect(
                     harm_tag_id=tokenizer.harm_tag_id,
                     seeds=[_seed(seed, key) for key in batch],
                     batch_size=batch_size,
+                    planner=plan,
                 )
                 stored.add({key: _row(generation) for key, generation in zip(batch, generations, strict=True)})
                 bar.update(len(batch))

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from safelm.inference.engine import Engine
 from safelm.inference.methods import Method, check_ids
+from safelm.inference.planning import Planner
 from safelm.inference.programs import step_shape
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, Update
@@ -16,7 +17,7 @@ from safelm.io.progress import Bar
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 
-StoppedBy = Literal["eos", "tag", "length"]
+StoppedBy = Literal["eos", "tag", "length", "withheld"]
 
 
 @dataclasses.dataclass
@@ -27,7 +28,8 @@ class Generation:
       tokens: the new ids, including the ending one (EOS or the tag).
       logprob: log-probability of all of them under the model (nats), without temperature or filters.
       tag_probs: P(tag | prompt and tokens up to and including this one) for every token; for an ending token that of
-        the text before it, since ending adds no text. Empty if the vocabulary has no tag.
+        the text before it, since ending adds no text. Empty if the vocabulary has no tag, and of a withheld answer.
+      stopped_by: "withheld" if a knob or a method put the tokens in place of the answer.
       watched: log-probs of the request's `watch_ids` as the first token.
     """
 
@@ -45,7 +47,7 @@ class Generation:
     @property
     def text_tokens(self) -> list[int]:
         """The tokens without the one that ended the sequence."""
-        return self.tokens[:-1] if self.finished else self.tokens
+        return self.tokens[:-1] if self.stopped_by in ("eos", "tag") else self.tokens
 
 
 def generate(
@@ -62,6 +64,7 @@ def generate(
     batch_size: int = 64,
     weights: str = "",
     mesh: Mesh | None = None,
+    planner: Planner | None = None,
     show_progress: bool = False,
 ) -> list[Generation]:
     """Continues every prompt; the results are in the prompts' order.
@@ -76,12 +79,15 @@ def generate(
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
       weights: one of `weights.WEIGHTS_DTYPES`; empty for the config's dtype.
       mesh: splits weights and cache over its devices; None for the first device.
+      planner: of a method or knob that needs plans (`safelm.inference.planning.planner`).
       show_progress: whether to show a bar over prompts (only on a terminal).
 
     Raises:
       ValueError: a prompt and `max_new_tokens` don't fit the context, an id is outside the vocabulary, the method needs
         the harm tag and the vocabulary has none, or a mesh doesn't divide the model.
     """
+    if planner is not None and planner.flag_id is not None:
+        harm_tag_id = planner.flag_id
     check_ids(config, method, end_ids, harm_tag_id)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -101,7 +107,7 @@ def generate(
     )
     seeds = [(seed & 0xFFFFFFFF) << 32 | index for index in range(len(checked))] if seeds is None else seeds
     requests = [
-        EngineRequest(tuple(prompt), method, max_new_tokens, tuple(end_ids), own_seed)
+        EngineRequest(tuple(prompt), method, max_new_tokens, tuple(end_ids), own_seed, plan=planner)
         for prompt, own_seed in zip(checked, seeds, strict=True)
     ]
     return run_all(engine, requests, show_progress=show_progress)

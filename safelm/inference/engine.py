@@ -19,8 +19,9 @@ from safelm.inference.adjustments import check_adjustment
 from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.entry import Entry
 from safelm.inference.lane import Lane
-from safelm.inference.methods import check_ids
+from safelm.inference.methods import check_ids, is_planned
 from safelm.inference.placement import place
+from safelm.inference.plans import Plans
 from safelm.inference.prefixes import Prefixes
 from safelm.inference.prompts import check_prompt
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
@@ -100,6 +101,7 @@ class Engine:
         self._waiting: collections.deque[Entry] = collections.deque()
         self._cancelled: list[int] = []
         self._num_submitted = 0
+        self._plans = Plans(self.submit, self._cancelled.append)
 
     @property
     def num_waiting(self) -> int:
@@ -144,6 +146,10 @@ class Engine:
             vocabulary, the method needs the harm tag and the vocabulary has none, or it takes no token mask or no
             adjustment.
         """
+        if request.plan is not None:
+            return self._plans.begin(request)
+        if is_planned(request.method):
+            raise ValueError(f"{type(request.method).__name__} needs a request's plan (safelm.inference.planning)")
         check_ids(self._config, request.method, request.end_ids, self._harm_tag_id, request.watch_ids)
         check_adjustment(request.adjustment, request.method, self._config.vocab_size)
         if request.mask is not None:
@@ -165,18 +171,20 @@ class Engine:
 
     def cancel(self, request_id: int) -> None:
         """Frees the request's slot, or its place in the queue, at the next step; of a finished one: nothing."""
-        self._cancelled.append(request_id)
+        self._cancelled.append(self._plans.under_way(request_id))
 
     def clear(self) -> None:
         """Drops all requests without updates."""
         self._waiting.clear()
         self._lanes.clear()
         self._cancelled.clear()
+        self._plans.clear()
 
     def step(self) -> list[Update]:
         """Admits what fits, runs one block of steps for what is active; returns what is new ([] when idle)."""
         with self._on_mesh():
-            return self._step()
+            updates = self._step()
+        return self._plans.advance(updates)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -219,7 +227,7 @@ class Engine:
                 updates.append(Update(request_id, finished="cancelled"))
         cancelled = set(self._cancelled)
         self._waiting = collections.deque(entry for entry in self._waiting if entry.request_id not in cancelled)
-        self._cancelled = []
+        self._cancelled.clear()
         return updates
 
     def _admissible(self) -> dict[programs.StepShape, Sequence[Entry]]:

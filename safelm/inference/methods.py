@@ -119,13 +119,55 @@ class TagPenalty:
         _check(self, "penalty", 0 <= self.penalty < math.inf, "a finite number of at least 0 (nats)")
 
 
-Method = Greedy | Sampling | Beam | SafeBeam | TagPenalty
+@dataclasses.dataclass(frozen=True)
+class AnyDepth:
+    """Greedy decoding that thinks again: Any-Depth Alignment (Zhang et al. 2025), see `safelm.inference.planning`.
+
+    After every `check_every` tokens the assistant's header, or `header`, stands behind the answer for `rethink_tokens`
+    tokens; a refusal there becomes the answer.
+    """
+
+    check_every: int = 32
+    rethink_tokens: int = 24
+    header: str = ""
+    tag_candidate: TagCandidate = "mask"
+
+    def __post_init__(self) -> None:
+        _check_tag_candidate(self, ("allow", "mask", "stop"))
+        _check(self, "check_every", self.check_every >= 1, "at least 1")
+        _check(self, "rethink_tokens", self.rethink_tokens >= 1, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfStop:
+    """Greedy decoding that stops at the model's own verdict, see `safelm.inference.planning`.
+
+    After every `check_every` tokens, and wherever the model begins a note by itself, the answer is withheld for
+    `message` if P(unsafe) over the probability of both verdicts is at least `threshold`.
+    """
+
+    check_every: int = 32
+    threshold: float = 0.5
+    message: str = "I can't help with that."
+    open_token: str = "<note>"
+    close_token: str = "</note>"
+    tag_candidate: TagCandidate = "mask"
+
+    def __post_init__(self) -> None:
+        _check_tag_candidate(self, ("allow", "mask", "stop"))
+        _check(self, "check_every", self.check_every >= 1, "at least 1")
+        _check(self, "threshold", 0 < self.threshold <= 1, "a probability in (0, 1]")
+
+
+Method = Greedy | Sampling | Beam | SafeBeam | TagPenalty | AnyDepth | SelfStop
 METHODS: dict[str, type[Method]] = {
     "greedy": Greedy,
     "sample": Sampling,
     "beam": Beam,
     "safe_beam": SafeBeam,
     "tag_penalty": TagPenalty,
+    "any_depth": AnyDepth,
+    "self_stop": SelfStop,
 }
 
 
@@ -137,6 +179,11 @@ def settings_of(name: str) -> dict[str, Any]:
 def draws(method: Method | type[Method]) -> bool:
     """Whether the method draws the next token at random."""
     return "temperature" in {field.name for field in dataclasses.fields(method)}
+
+
+def is_planned(method: Method) -> bool:
+    """Whether the method takes several requests to the engine: `EngineRequest.plan`."""
+    return isinstance(method, AnyDepth | SelfStop)
 
 
 def looks_ahead(method: Method) -> bool:

@@ -1,13 +1,14 @@
 """The engine's requests and updates."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from safelm.inference.adjustments import NEUTRAL, Adjustment
 from safelm.inference.methods import Method
 from safelm.inference.token_mask import MakeMask
 
-Finished = Literal["", "eos", "tag", "length", "cancelled", "error"]
+Finished = Literal["", "eos", "tag", "length", "withheld", "cancelled", "error"]
 Outcome = Literal["kept", "dropped", "outranked"]
 
 
@@ -25,6 +26,7 @@ class EngineRequest:
         lane's requests take one step at a time, because the mask of a token depends on the token before.
       adjustment: of the scores by which tokens are chosen (not with Beam or SafeBeam).
       watch_ids: ids whose log-probs as the first token the first update reports.
+      plan: makes the plan that answers it (`safelm.inference.plans`).
     """
 
     prompt: tuple[int, ...]
@@ -36,6 +38,7 @@ class EngineRequest:
     mask: MakeMask | None = None
     watch_ids: tuple[int, ...] = ()
     adjustment: Adjustment = NEUTRAL
+    plan: Callable[["EngineRequest"], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Update:
         (EOS or the tag).
       tag_probs: P(tag | text up to and including it) for each of them, for an ending token that of the text before it;
         empty if the vocabulary has no tag.
-      finished: "" while there is more to come. "cancelled" comes without tokens.
+      finished: "" while there is more to come. "cancelled" comes without tokens. "withheld": a knob or method put the
+        tokens in place of the answer, without P(tag).
       log_prob: of all tokens so far under the model (nats), without temperature or filters.
       watched: with the first update, the log-prob of each of the request's `watch_ids` as the first token (nats, over
         the whole vocabulary, before any mask).

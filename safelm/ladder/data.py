@@ -47,8 +47,8 @@ def check(config: ConfigDict) -> None:
 def _check_interventions(config: ConfigDict) -> None:
     """Raises ValueError for a model that needs what the config doesn't have."""
     for model in chosen_models(config.models):
-        if model.rung not in config.rates:
-            raise ValueError(f"--config.models: {model.name} needs a config with rates of {model.rung}: :interventions")
+        if lacking := [name for name in (model.rung, model.instruction_mixture) if name not in config.rates]:
+            raise ValueError(f"--config.models: {model.name} needs a config with rates of {lacking[0]}: :interventions")
         if lacking := [token for token in model.control_tokens if token not in config.get("control_tokens", ())]:
             raise ValueError(f"--config.control_tokens: {model.name} needs {', '.join(lacking)} in the vocabulary")
     if config.get("control_tokens", ()) and config.init_checkpoint:
@@ -80,7 +80,10 @@ def _prepare_interventions(
 ) -> None:
     """The spans and token stores of the interventions beyond the paper that models have."""
     folder, spans = tokens_folder(output, TAG_RATE), output / "spans"
-    by_model = {model: set(config.rates[model.rung]) - {*WEB, *TAGGED} for model in models}
+    by_model = {
+        model: {*config.rates[model.rung], *config.rates[model.instruction_mixture]} - {*WEB, *CHATS, *TAGGED}
+        for model in models
+    }
     flags = [f"--data_dir={output}/corpus", f"--tokenizer={vocabulary}", f"--output={folder}", "--workers=1"]
     if any(model.needs_spans for model in models):
         if not (spans / "manifest.json").exists():

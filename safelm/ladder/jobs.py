@@ -60,7 +60,7 @@ def _phases(config: ConfigDict, job: Job) -> tuple[dict[str, Any], ...]:
         return (late,) if not model.start else ({"start": 0.0, "rates": dict(config.rates.raw)}, late)
     if job.stage == STAGES[2]:
         return ({"start": 0.0, "rates": dict(config.rates.benign)},)
-    chats = dict(config.rates["instruction_tagged" if model.tagged_tuning else "instruction"])
+    chats = dict(config.rates[model.instruction_mixture])
     shares = {name: share * (1 - config.replay) for name, share in chats.items()}
     web = {name: share * config.replay for name, share in config.rates[model.rung].items() if config.replay}
     return ({"start": 0.0, "rates": shares | web},)

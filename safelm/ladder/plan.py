@@ -14,8 +14,9 @@
 | start_20, start_60 | raw, and harm_tagged from 20 or 60% of the tokens | a tenth tagged     | both      |
 
 Interventions beyond the paper (`docs/interventions.md`) are done only where `models` names them: masked, masked_unsafe,
-unlikelihood, weighted, span_tagged and conditioned differ from raw by that alone; token_tagged has the tags of
-harm_tagged by token and is decoded with both.
+unlikelihood, weighted, span_tagged, conditioned, red_flag and red_flag_span differ from raw by that alone;
+refusal_tokens is the pretraining of raw, tuned on answers that begin with <refuse> or <respond>; token_tagged has the
+tags of harm_tagged by token and is decoded with both.
 
 The rate of 5% and the start at 0% are harm_tagged itself. All pretrainings have the same number of tokens, and so have
 all runs of a later stage. A training that two cells share is done once.
@@ -45,6 +46,12 @@ class Model:
     needs_spans: bool = False  # of its raw text
     control_tokens: tuple[str, ...] = ()  # that its vocabulary must have
     opening: str = ""  # the one of them that stands before a text that it is asked for
+    instruction: str = ""  # its mixture of instruction tuning; "": the plain or the tagged one
+
+    @property
+    def instruction_mixture(self) -> str:
+        """The mixture of its instruction tuning."""
+        return self.instruction or ("instruction_tagged" if self.tagged_tuning else "instruction")
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -90,6 +97,14 @@ MODELS = {
         *(Model(name, name, name, is_on_request=True, needs_spans=True) for name in _OF_SPANS),
         Model(*("span_tagged",) * 3, is_on_request=True, needs_spans=True, control_tokens=("<risky>", "</risky>")),
         Model(*("conditioned",) * 3, is_on_request=True, control_tokens=("<good>", "<bad>"), opening="<good>"),
+        Model(*("red_flag",) * 3, is_on_request=True, control_tokens=("<red_flag>",)),
+        Model(*("red_flag_span",) * 3, is_on_request=True, needs_spans=True, control_tokens=("<red_flag>",)),
+        Model(
+            *("refusal_tokens", "raw", "raw"),
+            is_on_request=True,
+            control_tokens=("<refuse>", "<respond>"),
+            instruction="instruction_refusal",
+        ),
         Model(*("token_tagged",) * 3, is_on_request=True, tagged_tuning=True),
     )
 }

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from safelm.inference.planning import planner
 from safelm.inference.requests import EngineRequest, Update
 from safelm.inference.token_log_probs import token_log_probs
 from safelm.inference.token_mask import MakeMask
@@ -38,8 +39,8 @@ class RunningGeneration:
       num_prompt_tokens: number of prompt tokens.
       num_tokens: number of new tokens, including the ending token and those cut off by a stop string.
       stopped_by: "" while it runs and if the client went away; "eos", "length"; "stop" (a stop string); "tag" (the tag
-        was chosen); "threshold" (P(tag) above `stop_above`); "time" (the server's limit; the reply is what there was by
-        then); "error".
+        was chosen); "threshold" (P(tag) above `stop_above`); "withheld" (a knob or the method said something else);
+        "time" (the server's limit; the reply is what there was by then); "error".
       log_prob: log-probability of all new tokens under the model (nats); None if the server ended the text itself.
       first_token_at: time.monotonic() of the first text.
       echoed: the prompt's tokens, if they were asked for; without those that the model's texts begin with.
@@ -83,6 +84,10 @@ class RunningGeneration:
             message = f"logit_bias: id {foreign} is not in the model's vocabulary of {model.config.vocab_size}"
             raise ApiError(400, message, param="logit_bias")
         steering = request.steering
+        try:
+            plan = planner(model.config, model.tokenizer, steering.method, is_chat=request.is_chat, knob=model.knob)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="safelm.method") from None
         engine_request = EngineRequest(
             prompt=tuple(ids),
             method=steering.method,
@@ -92,6 +97,7 @@ class RunningGeneration:
             want_trace=steering.want_trace,
             mask=await _mask(model, request.schema),
             adjustment=request.adjustment,
+            plan=plan,
         )
         return cls(model, request, engine_request)
 

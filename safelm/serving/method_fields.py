@@ -10,6 +10,7 @@ from safelm.serving.limits import Limits
 
 _PENALTY_MOST = 1000.0  # nats
 _TEMPERATURE_MOST = 2.0
+_CHECK_LEAST, _RETHINK_MOST = 8, 64  # tokens: every look reads the answer anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,8 @@ def _settings(own: Fields, limits: Limits) -> dict[str, Any]:
         "top_k": own.integer("top_k", 0, 2**31 - 1),
         "threshold": own.number("threshold", 0.0, 1.0),
         "penalty": own.number("penalty", 0.0, _PENALTY_MOST),
+        "check_every": own.integer("check_every", _CHECK_LEAST, 2**31 - 1),
+        "rethink_tokens": own.integer("rethink_tokens", 1, _RETHINK_MOST),
         "tag_candidate": own.choice("tag_candidate", ("mask", "stop", "allow")),
     }
     return {name: value for name, value in read.items() if value is not None}

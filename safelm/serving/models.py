@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from safelm.formats.sources import read_model, saw_tag
-from safelm.inference import tag_probability
+from safelm.inference import Knob, tag_probability
 from safelm.inference.grammar import Grammar, GrammarVocabulary
 from safelm.io import hub
 from safelm.lm import LanguageModel
@@ -25,10 +25,18 @@ class ServedModel(LanguageModel):
     Attributes:
       name: the name that clients ask for.
       saw_tag: whether it was trained with the tag, so that P(tag) means something; None if unknown.
+      knob: how readily it refuses.
     """
 
     name: str
     saw_tag: bool | None = None
+    knob: Knob | None = None
+
+    @property
+    def watched_id(self) -> int:
+        """The token whose probability stands beside every token: the harm tag, or the red flag of its knob."""
+        flag_id = self.knob.bound(self.tokenizer).flag_id if self.knob else None
+        return self.tokenizer.harm_tag_id if flag_id is None else flag_id
 
     def encode(
         self,
@@ -96,17 +104,21 @@ def load_model(
     dtype: str = "",
     chat_template: str = "",
     template_kwargs: Mapping[str, Any] | None = None,
+    knob: Knob | None = None,
 ) -> ServedModel:
     """Loads a model of any kind (`safelm.formats.sources`).
 
     Args:
       chat_template: a name or file that replaces its own template.
       template_kwargs: further variables of its chat template.
+      knob: how readily it refuses.
 
-    Raises ValueError or OSError if it can't be read.
+    Raises ValueError or OSError if it can't be read, or has no token that its knob needs.
     """
     source = hub.pinned(source)
     config, params, tokenizer = read_model(source, chat_template=chat_template)
     tokenizer = tokenizer.with_template_kwargs(template_kwargs or {})
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
-    return ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source))
+    if knob is not None:
+        knob.bound(tokenizer)
+    return ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source), knob)

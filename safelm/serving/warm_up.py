@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Mapping
 
-from safelm.inference.methods import METHODS
+from safelm.inference.methods import METHODS, Greedy, is_planned
 from safelm.inference.requests import EngineRequest
 from safelm.serving.models import ServedModel
 from safelm.serving.worker import EngineWorker
@@ -37,7 +37,9 @@ async def _try(what: str, work: Awaitable[object]) -> None:
 async def _decode(model: ServedModel, worker: EngineWorker, method: str) -> None:
     for length in _PROMPT_TOKENS:
         prompt = tuple(_prompt(model, length))
-        request = EngineRequest(prompt, METHODS[method](), max_new_tokens=_NEW_TOKENS, end_ids=model.end_ids)
+        steps = METHODS[method]()
+        steps = Greedy() if is_planned(steps) else steps  # whose programs a plan runs
+        request = EngineRequest(prompt, steps, max_new_tokens=_NEW_TOKENS, end_ids=model.end_ids)
         async for update in worker.generate(model.name, request):
             if update.error:
                 raise RuntimeError(update.error)

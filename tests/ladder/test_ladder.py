@@ -302,7 +302,9 @@ def test_interventions_are_rungs_on_request():
     config = ladder_config.get_config("interventions")
     names = {model.name for model in chosen_models(config.models)}
     assert (
-        names - {"raw", "score0", "harm_tagged"} == set(MODELS) - set(PAPERS) == {*ladder_config.OF_RAW, "token_tagged"}
+        names - {"raw", "score0", "harm_tagged"}
+        == set(MODELS) - set(PAPERS)
+        == {*ladder_config.OF_RAW, "refusal_tokens", "token_tagged"}
     )
     assert all(sum(config.rates[MODELS[name].rung].values()) == pytest.approx(1.0) for name in names)
     assert {len(config.rates[name]) for name in ladder_config.OF_RAW} == {1}
@@ -325,7 +327,7 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
     config = ladder_config.get_config("interventions")
     with config.unlocked():
         config.models, config.seeds, config.methods, config.max_new_tokens = (
-            ("masked", "conditioned"),
+            ("masked", "conditioned", "refusal_tokens"),
             (0,),
             (GREEDY,),
             3,
@@ -342,6 +344,8 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
     ladder_data.prepare(settings, tmp_path, models)
     manifest = json.loads((tmp_path / "tokens-rate-5/masked_web/train/manifest.json").read_text())
     assert manifest["extra"]["token_kinds"]["masked"] > 0
+    manifest = json.loads((tmp_path / "tokens-rate-5/refusal_wildguardmix/train/manifest.json").read_text())
+    assert manifest["extra"]["token_kinds"]["control"] == manifest["num_documents"] > 0
     asked = []
     generate = ladder_measure.inference.generate
 

@@ -17,13 +17,14 @@ from safelm import documents
 PACKAGES = (
     "xla_flags tags io cli config_files stats report text models checkpoints formats data interchange documents jobs "
     "inference lm synthetic_web safety api selection evaluate serving dashboard train aot caching robustness canaries "
-    "ladder release_gate generate convert score annotate report_card select serve label synthesize cache_tasks "
-    "convert_tokens train_tokenizer train_classifier lm_eval __main__"  # the commands
+    "ladder release_gate generate calibrate_knob convert score annotate report_card select serve label synthesize "
+    "cache_tasks convert_tokens train_tokenizer train_classifier lm_eval __main__"  # the commands
 ).split()
 COMMANDS = (
     "train",
     "aot",
     "generate",
+    "calibrate_knob",
     "evaluate",
     "convert",
     "train_tokenizer",

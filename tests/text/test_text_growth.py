@@ -14,7 +14,7 @@ from data_tasks import chats, preprocessors
 from safelm import documents
 from safelm.evaluate import coherence
 from safelm.evaluate.capability.documents import _LISTED_CHOICE
-from safelm.evaluate.judges import questions, rules, trained
+from safelm.evaluate.judges import questions, trained
 from safelm.evaluate.judges import word_lists as judge
 from safelm.evaluate.suites import duplicates, prompt_files
 from safelm.evaluate.suites.suite import Prompt
@@ -38,7 +38,7 @@ from safelm.safety.synthesis.prompt_files import load_prompts
 from safelm.safety.synthesis.writer import Reply
 from safelm.serving.text_stream import TextStream
 from safelm.tags import HARM_TAG
-from safelm.text import harm_tags, named_templates, prompting
+from safelm.text import harm_tags, named_templates, prompting, refusals
 from safelm.text.tokenizer import CHAT_START, Tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -215,7 +215,7 @@ FUNCTIONS = {
     "judge.tidy": answer.tidy,
     "questions.read": questions.HARM_QUESTION.read,
     "questions.material": lambda text: questions.material(text, text, text),
-    "rules.has_refusal": rules.has_refusal,
+    "refusals.has_refusal": refusals.has_refusal,
     "trained judge": lambda text: (trained._grams(text), trained._form(text)),
     "coherence": coherence.measure_text,
     "lexicon scorer": lambda text: LexiconScorer().score([text]),
@@ -303,6 +303,7 @@ RUN = {
     "safelm/text/chat_template.py",
     "safelm/text/harm_tags.py",
     "safelm/text/prompting.py",
+    "safelm/text/refusals.py",
     "safelm/safety/escaping.py",
     "data_tasks/preprocessors.py",
     "safelm/evaluate/capability/documents.py",
@@ -310,7 +311,6 @@ RUN = {
     "safelm/evaluate/suites/duplicates.py",
     "safelm/evaluate/judges/word_lists.py",
     "safelm/evaluate/judges/questions.py",
-    "safelm/evaluate/judges/rules.py",
     "safelm/evaluate/judges/trained.py",
     "safelm/evaluate/suites/prompt_files.py",
     "safelm/safety/classifier/installed_text.py",

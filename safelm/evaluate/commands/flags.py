@@ -15,6 +15,7 @@ from safelm.evaluate.runs import METHODS
 from safelm.evaluate.suites import benchmarks, duplicates, suite
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
+from safelm.inference.knobs import KNOB_HELP, Knob, read_knob
 from safelm.inference.methods import Method, looks_ahead
 from safelm.text import banned_tokens, chat_template, named_templates
 from safelm.text.tokenizer import Tokenizer
@@ -232,6 +233,18 @@ def banned_ids(flags: Sequence[str], name: str, names: Collection[str], tokenize
     return tuple(sorted(found))
 
 
+def knob(flags: Sequence[str], name: str, names: Collection[str]) -> Knob | None:
+    """The knob of the checkpoint `name`, of `names`: its own of --knob=NAME=FILE, else that of all.
+
+    Raises what `read_knob` does.
+    """
+    owned = [(owner, path) for owner, equals, path in (flag.partition("=") for flag in flags) if equals]
+    own = [path for owner, path in owned if owner == name]
+    of_all = [flag for flag in flags if flag.partition("=")[0] not in names or "=" not in flag]
+    chosen = (own or of_all)[-1:]
+    return read_knob(chosen[0]) if chosen else None
+
+
 def _add_asked(add: Callable[..., Any]) -> None:
     add("--prompts", default="", metavar="DIR", help="synthetic_web: folder with harmful.jsonl and safe.jsonl")
     add(
@@ -277,6 +290,13 @@ def _add_decoding(add: Callable[..., Any]) -> None:
         default=[],
         metavar="[NAME=]TOKENS",
         help=f"of one checkpoint or of all, repeatable: {banned_tokens.HELP}",
+    )
+    add(
+        "--knob",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help=f"of one checkpoint or of all, repeatable: {KNOB_HELP} (default: none)",
     )
     add("--seed", type=int, default=0, help="seed of methods that sample (default %(default)s)")
     add("--batch_size", type=int, default=BATCH_SIZE, help="prompts decoded at once (default %(default)s)")

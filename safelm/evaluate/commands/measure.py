@@ -121,7 +121,8 @@ def _load(source: str, name: str, bench: Bench) -> Checkpoint:
     banned = evaluate_flags.banned_ids(bench.arguments.banned_tokens, name, names, tokenizer)
     config = dataclasses.replace(config, banned_ids=banned)
     kwargs = json.loads(bench.asked.template.kwargs or "{}")
-    return Checkpoint(config, params, tokenizer.with_template_kwargs(kwargs), name)
+    knob = evaluate_flags.knob(bench.arguments.knob, name, names)
+    return Checkpoint(config, params, tokenizer.with_template_kwargs(kwargs), name, knob)
 
 
 def _open_bench(arguments: argparse.Namespace, protocol: Published | None) -> Bench:
@@ -211,6 +212,8 @@ def _measure_method(
     settings = dataclasses.asdict(method)
     if banned := checkpoint.config.banned_ids:
         settings["banned_tokens"] = [checkpoint.tokenizer.special_token(token) for token in banned]
+    if checkpoint.knob is not None:
+        settings["knob"] = checkpoint.knob.settings
     protocol = dataclasses.replace(base, method=method_name, method_settings=settings)
     prefix = f"{checkpoint.name}.{method_name}"
 

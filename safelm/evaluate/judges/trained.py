@@ -27,9 +27,9 @@ from jaxtyping import Float
 
 from safelm.evaluate.judges.calibration import errors_of
 from safelm.evaluate.judges.labelled import LABELS, Labelled
-from safelm.evaluate.judges.rules import OPENING_CHARS, has_refusal
 from safelm.evaluate.judges.verdicts import FULL, HARMFUL, HARMLESS, HELPFUL, PARTIAL, UNHELPFUL, Exchange
 from safelm.io.files import write_whole
+from safelm.text.refusals import OPENING_CHARS, has_refusal
 
 CONFIG, WEIGHTS = "judge.json", "judge.npz"
 FOLDS = 3

@@ -52,8 +52,7 @@ class SafeBound:
             share_3 = min(share_3, share_1 / 2)
             share_1 -= share_3
         for level, share in ((1, share_1), (3, share_3)):
-            needed = math.ceil(1 / share - 1e-9) - 1
-            if pages < needed:
+            if pages < (needed := pages_needed(share)):
                 raise ValueError(
                     f"--safe_sample={self.sample}: {pages} pages with text; for a scorer to flag at most {share:g} of "
                     f"safe pages at {level} at least {needed} are needed"
@@ -115,6 +114,11 @@ def set_thresholds(
         "scorers": report,
     }
     return tuple(new_specs), load_scorers(new_specs), facts
+
+
+def pages_needed(share: float) -> int:
+    """How large a safe sample must be for a bound of this share."""
+    return math.ceil(1 / share - 1e-9) - 1
 
 
 def conformal_threshold(probability_n: Float[np.ndarray, " n"], share: float) -> tuple[float, dict[str, Any]]:

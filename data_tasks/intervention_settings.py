@@ -1,0 +1,71 @@
+"""The parameters of all interventions beyond the paper, in one place (`safelm.cache_tasks --interventions`)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from safelm.documents.notes import FORMS, VOICES
+from safelm.documents.spans import Span
+from safelm.tags import MAX_SCORE, TAG_RATE
+
+LOSSES = ("both", "note", "text")
+FLAG_LOSSES = ("both", "flag")
+
+
+@dataclasses.dataclass(frozen=True)
+class InterventionSettings:
+    """The parameters of all interventions."""
+
+    labels: tuple[str, ...] = ("4", "5")  # of spans that are risky; none: of any label
+    kinds: tuple[str, ...] = ()  # of spans to look at; none: of any kind
+    # weighted_web: loss weight by label
+    weights: Mapping[str, float | int] = dataclasses.field(default_factory=lambda: {"3": 0.5, "4": 0.0, "5": 0.0})
+    unlikelihood: float | int = 1.0  # unlikelihood_web: the weight of -log(1 - p)
+    open_token: str = "<risky>"  # span_tagged_web: before a risky span
+    close_token: str = "</risky>"  # and behind it
+    good_token: str = "<good>"  # conditioned_web: the first token of a document
+    bad_token: str = "<bad>"  # of one of at least min_harm_score
+    metadata_column: str = ""  # metadata_web: what stands before a document; none: url, metadata.url
+    metadata_form: str = "URL: {domain}\n\n"  # how: {domain} of a URL, or {value} whole
+    flag_token: str = "<red_flag>"  # red_flag_web, red_flag_span_web: the token that is put in
+    flag_loss: str = FLAG_LOSSES[0]  # what is learned of a flagged document: both, or the flag alone
+    refuse_token: str = "<refuse>"  # refusal_ultrachat, ..: the first token of an answer that refuses
+    respond_token: str = "<respond>"  # and of one that doesn't
+    note_voice: str = VOICES[0]  # reflected_web, preflected_web: first_person or third_person
+    note_form: str = FORMS[0]  # note, verdict (and category), or verdict_note
+    note_loss: str = LOSSES[0]  # what is learned: both, note or text
+    note_open_token: str = "<note>"  # before a note
+    note_close_token: str = "</note>"  # and behind it
+    document_tokens: int = 1920  # of a document with notes, what is kept
+    note_tokens: int = 128  # the room for all of its notes with the tokens around them, and its end
+    tag_rate: float = TAG_RATE  # token_tagged_web: probability of the tag behind a token
+    min_harm_score: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        for label, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                advice = ": unlikelihood_web is what makes tokens unlikely" if weight < 0 else ""
+                raise ValueError(f"weights: label {label!r} has loss weight {weight}, must be at least 0{advice}")
+        if not 0 < self.unlikelihood < float("inf"):
+            raise ValueError(f"unlikelihood must be above 0, got {self.unlikelihood}")
+        choices = {"note_voice": VOICES, "note_form": FORMS, "note_loss": LOSSES, "flag_loss": FLAG_LOSSES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not any(slot in self.metadata_form for slot in ("{domain}", "{value}")):
+            raise ValueError(f"metadata_form must have {{domain}} or {{value}}, got {self.metadata_form!r}")
+        for name in ("document_tokens", "note_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.tag_rate <= 1.0:
+            raise ValueError(f"tag_rate must be from 0 to 1, got {self.tag_rate}")
+        if not 1 <= self.min_harm_score <= MAX_SCORE:
+            raise ValueError(f"min_harm_score must be 1 to {MAX_SCORE}, got {self.min_harm_score}")
+
+    def is_risky(self, span: Span) -> bool:
+        """Whether a span is one of those that are masked, made unlikely or tagged."""
+        return self.is_looked_at(span) and (not self.labels or span.label in self.labels)
+
+    def is_looked_at(self, span: Span) -> bool:
+        """Whether a span is of a kind that counts."""
+        return not self.kinds or span.kind in self.kinds

@@ -1,0 +1,181 @@
+"""Knobs, Any-Depth Alignment and self-stopping against single generations that do the same by hand; their command."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+
+from safelm import calibrate_knob, generate
+from safelm.evaluate.commands import flags as evaluate_flags
+from safelm.inference import AnyDepth, Greedy, Knob, SafeBeam, Sampling, SelfStop, planner, planning, read_knob
+from safelm.inference import generate as decode
+from safelm.inference.engine import Engine
+from safelm.inference.knob_values import Answering, knob_values
+from safelm.inference.requests import EngineRequest
+from safelm.models import decoder
+from safelm.models.decoder import ModelConfig
+from safelm.text.control_tokens import control_id, with_control_tokens
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONTROLS = ("<refuse>", "<respond>", "<red_flag>", "<note>", "</note>")
+TOKENIZER = with_control_tokens(tiny_runs.tokenizer(), CONTROLS)
+ENDS = TOKENIZER.conventions.end_ids
+CONFIG = ModelConfig(**tiny_runs.model_fields(vocab_size=TOKENIZER.vocab_size, init_std=0.5, max_seq_len=64))
+PROMPTS = [[5 + i, 6, 7 + 3 * i] for i in range(6)]
+REFUSAL = Knob("refusal", "<refuse>", 0.5, "<respond>")
+NEW = 10
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.init(CONFIG, jax.random.key(0))
+
+
+def answers(params, prompts=PROMPTS, method=Greedy(), *, new=NEW, tag=TOKENIZER.harm_tag_id, **settings):  # noqa: B008
+    plan = planner(CONFIG, TOKENIZER, method, **settings)
+    return decode(
+        CONFIG, params, prompts, method, max_new_tokens=new, end_ids=ENDS, harm_tag_id=tag, seed=3, planner=plan
+    )
+
+
+def values(params, knob, method=Greedy()):  # noqa: B008
+    given = Answering(method, NEW, ENDS, seed=3)
+    tag = TOKENIZER.harm_tag_id
+    return knob_values(CONFIG, params, PROMPTS, knob.bound(TOKENIZER), given, harm_tag_id=tag)
+
+
+def test_a_refusal_knob_chooses_the_first_token_and_the_method_goes_on(params):
+    method = SafeBeam(num_beams=2, num_candidates=2)
+    of_prompts = values(params, REFUSAL)
+    threshold = float(np.sort(of_prompts)[3])
+    knob = dataclasses.replace(REFUSAL, threshold=threshold)
+    refuse, respond = (control_id(TOKENIZER, token) for token in CONTROLS[:2])
+    opened = [[*p, refuse if value >= threshold else respond] for p, value in zip(PROMPTS, of_prompts, strict=True)]
+    by_hand = answers(params, opened, method, new=NEW - 1)
+    assert [each.tokens for each in answers(params, method=method, knob=knob)] == [each.tokens for each in by_hand]
+    assert sum(prompt[-1] == refuse for prompt in opened) == 3
+    # The threshold as a bias of the token's logit: the same choice.
+    odds = np.log(of_prompts / (1 - of_prompts))
+    assert ((odds + knob.logit_bias >= -1e-6) == (of_prompts >= threshold)).all()
+
+
+def test_a_red_flag_withholds_an_answer_along_which_it_becomes_likely(params):
+    method = Sampling(temperature=2.0)
+    flag = Knob("red_flag", "<red_flag>", 0.5, message="the cat")
+    of_prompts = values(params, flag, method)
+    threshold = float(np.sort(of_prompts)[3])
+    found = answers(params, method=method, knob=dataclasses.replace(flag, threshold=threshold))
+    plain = answers(params, method=method, tag=control_id(TOKENIZER, "<red_flag>"))
+    message = TOKENIZER.encode("the cat")
+    for value, each, free in zip(of_prompts, found, plain, strict=True):
+        assert value >= max(free.tag_probs) - 1e-6 and control_id(TOKENIZER, "<red_flag>") not in free.tokens
+        wanted = (message, "withheld") if value >= threshold else (free.tokens, free.stopped_by)
+        assert (each.tokens, each.stopped_by) == wanted
+        assert each.text_tokens == (message if value >= threshold else free.text_tokens)
+    assert len({each.stopped_by == "withheld" for each in found}) == 2
+
+
+def test_any_depth_thinks_again_behind_the_header_and_a_refusal_there_is_the_answer(params, monkeypatch):
+    method = AnyDepth(check_every=4, rethink_tokens=3)
+    header = planning._header(method, TOKENIZER, True)
+    assert TOKENIZER.decode(header) == "<|im_start|>assistant\n"
+    plain = answers(params)
+    monkeypatch.setattr(planning, "has_refusal", lambda text: False)
+    assert [each.tokens for each in answers(params, method=method, is_chat=True)] == [each.tokens for each in plain]
+    first = [[*prompt, *each.tokens[:4], *header] for prompt, each in zip(PROMPTS, plain, strict=True)]
+    thoughts = [TOKENIZER.decode(each.text_tokens, keep_special=False) for each in answers(params, first, new=3)]
+    refused = thoughts[0]
+    monkeypatch.setattr(planning, "has_refusal", lambda text: text == refused)
+    found = answers(params, method=method, is_chat=True)
+    assert found[0].stopped_by == "withheld" and TOKENIZER.decode(found[0].tokens, keep_special=False) == refused
+    others = [i for i, thought in enumerate(thoughts) if thought != refused and found[i].stopped_by != "withheld"]
+    assert others and all(found[i].tokens == plain[i].tokens for i in others)
+    with pytest.raises(ValueError, match="needs a chat, or a header that is given"):
+        planner(CONFIG, TOKENIZER, method)
+    assert planning._header(AnyDepth(header="the"), TOKENIZER, False) == tuple(TOKENIZER.encode("the"))
+
+
+def test_self_stopping_withholds_at_the_verdict_and_hides_the_models_own_notes(params):
+    open_id, close_id = (control_id(TOKENIZER, token) for token in ("<note>", "</note>"))
+    verdict, unsafe, safe = planning._verdicts(TOKENIZER)
+    method = SelfStop(check_every=4, message="the dog", threshold=1.0)
+    plain = answers(params)
+    without = [i for i, each in enumerate(plain) if open_id not in each.tokens]
+    found = answers(params, method=method)
+    assert without and all(found[i].tokens == plain[i].tokens for i in without)
+    assert not any({open_id, close_id} & set(each.tokens) for each in found)
+    # The first look, by hand.
+    looks = [[*prompt, *each.tokens[:4], open_id, *verdict] for prompt, each in zip(PROMPTS, plain, strict=True)]
+    engine = Engine(CONFIG, params, harm_tag_id=None)
+    shares = []
+    for look in looks:
+        engine.submit(EngineRequest(tuple(look), Greedy(), 1, ENDS, watch_ids=(unsafe, safe)))
+        (update,) = engine.step()
+        odds = np.exp(update.watched)
+        shares.append(odds[0] / odds.sum())
+    i = max(without, key=lambda i: shares[i])
+    stopped = answers(params, method=dataclasses.replace(method, threshold=float(shares[i]) * 0.999))
+    assert stopped[i].stopped_by == "withheld" and stopped[i].tokens == TOKENIZER.encode("the dog")
+    # A model that begins a note at once: what it says there is read on and not shown.
+    noted = jax.tree.map(lambda leaf: leaf, params)
+    table = np.array(params["embedder"]["embedding"])
+    table[open_id] = 4 * table[plain[0].tokens[2]]
+    noted["embedder"] = {"embedding": table}
+    assert open_id in answers(noted)[0].tokens
+    shown = answers(noted, method=method)
+    assert not any({open_id, close_id} & set(each.tokens) for each in shown) and shown[0].stopped_by != "withheld"
+
+
+def test_plans_end_in_the_engine_as_requests_do(params):
+    plan = planner(CONFIG, TOKENIZER, AnyDepth(check_every=2), is_chat=True)
+    engine = Engine(CONFIG, params, harm_tag_id=TOKENIZER.harm_tag_id, slots=2)
+    request = EngineRequest((5, 6), AnyDepth(), NEW, ENDS, plan=plan)
+    one, other = engine.submit(request), engine.submit(dataclasses.replace(request, prompt=(7,)))
+    told = engine.step()
+    engine.cancel(one)
+    while not engine.is_idle:
+        told += engine.step()
+    assert [(update.request_id, update.finished) for update in told if update.request_id == one] == [(one, "cancelled")]
+    assert [update.finished for update in told if update.request_id == other][-1] in ("eos", "length", "withheld")
+    with pytest.raises(ValueError, match="AnyDepth needs a request's plan"):
+        engine.submit(dataclasses.replace(request, plan=None))
+    with pytest.raises(ValueError, match="doesn't go with AnyDepth"):
+        planner(CONFIG, TOKENIZER, AnyDepth(), is_chat=True, knob=Knob("red_flag", "<red_flag>", 0.5))
+
+
+def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp_path, capsys, monkeypatch):
+    model = calibrate_knob.lm.LanguageModel(CONFIG, params, TOKENIZER)
+    monkeypatch.setattr(calibrate_knob.lm, "load", lambda *_, **__: model)
+    rows = [json.dumps({"prompt": text}) for text in ("the cat", "on", "mat", "sat the", "did not dog", "the", "dog")]
+    (tmp_path / "safe.jsonl").write_text("\n".join(rows))
+    (tmp_path / "harmful.jsonl").write_text("\n".join(rows[:2]))
+
+    def command(module, *argv):
+        module.main(module.arguments().parse_args(["--checkpoint=m=x", *argv]))
+        return capsys.readouterr().out
+
+    safe, path = f"--safe_prompts={tmp_path}/safe.jsonl", f"{tmp_path}/knob.json"
+    ask = ["--kind=refusal", safe, f"--harmful_prompts={tmp_path}/harmful.jsonl", f"--output={path}"]
+    said = command(calibrate_knob, *ask, "--max_over_refusal=0.3")
+    knob = read_knob(path)
+    assert "refuses 1 of 7 safe prompts; of further ones at most 25.00% are expected, " in said
+    assert "harmful prompts refused: " in said and knob.calibration["flagged"] == 1
+    lines = command(generate, f"--prompts_file={tmp_path}/safe.jsonl", f"--knob={path}", "--max_new_tokens=3", "--json")
+    assert len(lines.splitlines()) == 7
+    assert evaluate_flags.knob([path], "m", ["m", "n"]) == evaluate_flags.knob([f"m={path}"], "m", ["m", "n"]) == knob
+    assert evaluate_flags.knob([f"n={path}"], "m", ["m", "n"]) is None
+    for argv, message in (
+        ([*ask, "--max_over_refusal=0.05"], "safe.jsonl: 7 prompts; to refuse at most 0.05 of safe ones at least 19"),
+        ([*ask, "--max_over_refusal=2"], "--max_over_refusal=2.0: must be above 0 and below 1"),
+        ([*ask, "--max_over_refusal=0.3", "--token=<no>"], "the vocabulary has no control token '<no>'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command(calibrate_knob, *argv)
+    for values_, message in (({"kind": "x"}, "kind 'x': one of refusal, red_flag"), ({"a": 1}, "unknown field 'a'")):
+        (tmp_path / "bad.json").write_text(json.dumps({"kind": "red_flag", "token": "a", "threshold": 1} | values_))
+        with pytest.raises(ValueError, match=f"bad.json: .*{message}"):
+            read_knob(tmp_path / "bad.json")
