@@ -66,9 +66,11 @@ def embedded() -> ConfigDict:
 
 def interventions() -> ConfigDict:
     config = embedded()
-    config.models = ("raw", "score0", "harm_tagged", *OF_RAW, "refusal_tokens", "token_tagged")
+    config.models = ("raw", "score0", "harm_tagged", *OF_RAW, "refusal_tokens", "routed", "token_tagged")
     config.control_tokens = ("<good>", "<bad>", "<risky>", "</risky>", "<red_flag>", "<refuse>", "<respond>")
     config.rates.instruction_refusal = REFUSALS
+    config.rates.routed = {"safer_web": 0.8, "unsafe_web": 0.2}
+    config.routing = {"labelled": ("unsafe_web",), "mixed": (), "heads": 1, "mlp_units": 64}
     config.span_scorers = "python:safelm.safety.lexicon_scorer:LexiconScorer"
     small = dict(SMALL_LADDER["harm_tagged"])
     by_token = {"token_tagged_web" if name == "harm_tagged_web" else name: share for name, share in small.items()}

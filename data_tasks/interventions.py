@@ -103,6 +103,7 @@ class Intervention:
     needs_metadata: bool = False
     needs_score: bool = False
     is_unsafe_only: bool = False  # only documents of at least `min_harm_score`
+    is_safe_only: bool = False  # only documents of a lower score
     has_unlikelihood: bool = False
 
 
@@ -179,6 +180,10 @@ def _condition(text: TokenizedText, settings: InterventionSettings, marks: Marks
     marks.prefix = [control_id(text.tokenizer, settings.bad_token if is_bad else settings.good_token)]
 
 
+def _leave(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
+    """As it is."""
+
+
 def _host(url: str) -> str:
     try:
         return urllib.parse.urlsplit(url).hostname or ""
@@ -248,6 +253,9 @@ INTERVENTIONS: Mapping[str, Intervention] = MappingProxyType(
         "red_flag_span_web": Intervention(_raise_flags_in_spans, needs_spans=True),
         # Conditional training (Korbak et al. 2023, arXiv 2302.08582).
         "conditioned_web": Intervention(_condition, needs_score=True),
+        # The raw web in two by harm score, for gradient routing (`safelm.models.routing`), which goes by source.
+        "unsafe_web": Intervention(_leave, needs_score=True, is_unsafe_only=True),
+        "safer_web": Intervention(_leave, needs_score=True, is_safe_only=True),
         # MeCo (Gao et al. 2025, arXiv 2501.01956).
         "metadata_web": Intervention(_put_metadata_before, needs_metadata=True),
         # Notes in or before documents (arXiv 2606.19168).

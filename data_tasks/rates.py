@@ -71,6 +71,8 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "conditioned": _rung(conditioned_web=1.0),
         "red_flag": _rung(red_flag_web=1.0),
         "red_flag_span": _rung(red_flag_span_web=1.0),
+        # Gradient routing: what is unsafe trains designated units alone (`config.routing`).
+        "routed": _rung(safer_web=0.95, unsafe_web=0.05),
         # MeCo ends with a tenth of the tokens without metadata: a second phase of raw web.
         "metadata": _rung(metadata_web=1.0),
         "reflected": _rung(reflected_web=1.0),

@@ -27,9 +27,9 @@ arguments, under another prefix for a second set.
 | alignment_text  | alignment_text  | all: a folder of your own                                         |
 
 The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
-weighted_web, span_tagged_web, red_flag_span_web (these need annotations with spans), token_tagged_web, red_flag_web and
-conditioned_web (these and masked_unsafe_web need harm scores), reflected_web and preflected_web (these need annotations
-with notes), and metadata_web.
+weighted_web, span_tagged_web, red_flag_span_web (these need annotations with spans), token_tagged_web, red_flag_web,
+conditioned_web, unsafe_web and safer_web (these and masked_unsafe_web need harm scores), reflected_web and
+preflected_web (these need annotations with notes), and metadata_web.
 
 Columns and files of the conversations: `data_tasks.chats`. Examples have a `loss_weight` beside their `targets`.
 A corpus is a folder under `data_dir` (or wherever `corpora` says: an fsspec URL, or `tfds:NAME` for a TFDS data set
@@ -219,6 +219,8 @@ def _add_intervention(
     intervention = INTERVENTIONS[source_name]
     if intervention.is_unsafe_only:
         steps.append(pipeline.keep_scores(range(parameters.min_harm_score, MAX_SCORE + 1)))
+    if intervention.is_safe_only:
+        steps.append(pipeline.keep_scores(range(SAFE_SCORE, parameters.min_harm_score)))
     return _add(name, source, [*steps, pipeline.intervene(vocabulary, intervention, parameters)], vocabulary)
 
 

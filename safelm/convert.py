@@ -3,7 +3,8 @@ checkpoint, to our checkpoint or a Hugging Face folder.
 
 The kind of the source is detected. Our checkpoint becomes a Hugging Face folder and everything else our checkpoint,
 unless --to says otherwise. Adapters (`lora.rank` of a run) are merged into their model, unless --to=peft writes them
-alone, as a PEFT folder; --adapter merges those of such a folder, or of a run, into the source. The harm tag is added to
+alone, as a PEFT folder; --adapter merges those of such a folder, or of a run, into the source. --ablate leaves out what
+`config.routing` localised (docs/interventions.md). The harm tag is added to
 a vocabulary without it; its embedding starts as the mean of all others. The target appears only once it is complete; an
 existing one is never overwritten.
 """
@@ -19,7 +20,7 @@ from safelm.formats import huggingface, peft
 from safelm.formats.sources import read_model, source_kind
 from safelm.io import hub, records, remote
 from safelm.io.files import whole_folder
-from safelm.models import lora
+from safelm.models import lora, routing
 from safelm.models.decoder import ModelConfig, Params
 from safelm.text import named_templates
 
@@ -36,6 +37,7 @@ def convert(
     chat_template: str = "",
     document_end: str = "",
     adapter: str = "",
+    ablate: bool = False,
 ) -> None:
     """Writes the model at `source` to `target`: see the module.
 
@@ -44,6 +46,7 @@ def convert(
       chat_template: a name or file, kept with the target in place of the source's own.
       document_end: the token behind every document, kept with the target in place of the source's own.
       adapter: a PEFT folder, or a run of ours with adapters, merged into the source, which must be their model.
+      ablate: leave out the units that only labelled rows trained (`safelm.models.routing`).
       dtype: of the stored weights of a Hugging Face folder; of the computation that a checkpoint of ours records (its
         weights are float32).
 
@@ -69,6 +72,11 @@ def convert(
     config, params, tokenizer = read_model(source, step=step, chat_template=chat_template)
     if adapter:
         config, params = lora.merged(*_adapted(adapter, config, params, source))
+    if ablate:
+        try:
+            config, params = routing.ablated(config, params)
+        except ValueError as error:
+            raise ValueError(f"--ablate: {source}: {error}") from None
     tokenizer = tokenizer.with_document_end(document_end)
     name = source if hub.is_name(source) else ""
     with whole_folder(Path(target), "--target") as folder:
@@ -102,7 +110,7 @@ def _write_adapter(source: str, target: str, kind: str, step: int | None, adapte
 
 
 def main(arguments: argparse.Namespace) -> None:
-    names = ("to", "step", "dtype", "chat_template", "document_end", "adapter")
+    names = ("to", "step", "dtype", "chat_template", "document_end", "adapter", "ablate")
     convert(arguments.source, arguments.target, **{name: getattr(arguments, name) for name in names})
 
 
@@ -112,6 +120,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", required=True, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("safelm", "huggingface", "peft"), help="kind of the target")
     parser.add_argument("--adapter", default="", metavar="DIR", help="PEFT folder or run with adapters: merged")
+    meaning = "without the heads and MLP units that config.routing designated: their parameters become 0"
+    parser.add_argument("--ablate", action="store_true", help=meaning)
     parser.add_argument("--step", type=int, help="step of a checkpoint of ours (default: the newest)")
     parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=f"{named_templates.HELP}; kept")
     parser.add_argument("--document_end", default="", metavar="TOKEN", help="token after every document; kept")

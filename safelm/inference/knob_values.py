@@ -57,7 +57,7 @@ def knob_values(
     new = 1 if is_refusal else answering.max_new_tokens
     requests = [
         EngineRequest(
-            tuple(check_prompt(config, prompt, max_new_tokens=answering.max_new_tokens, name=f"prompt {index}")),
+            tuple(check_prompt(config, prompt, max_new_tokens=new, name=f"prompt {index}")),
             method,
             new,
             tuple(answering.end_ids),

@@ -20,6 +20,7 @@ from safelm.io import files, records
 from safelm.io.progress import Bar
 from safelm.ladder.measure import measure
 from safelm.ladder.plan import MODELS, STAGES, Job, needed_by, trained
+from safelm.ladder.processes import run_command
 from safelm.train import run as train
 
 _LOOK_AGAIN_S = 1.0
@@ -43,7 +44,9 @@ def training_config(config: ConfigDict, output: pathlib.Path, job: Job) -> Confi
             stage.tokenizer = str(output / "tokenizer") if not config.init_checkpoint else ""
             stage.init_checkpoint = config.init_checkpoint
         else:
-            stage.tokenizer, stage.init_checkpoint = "", str(workdir(output, before))
+            stage.tokenizer, stage.init_checkpoint = "", str(model_folder(output, before))
+        if model.is_routed and before is None:
+            stage.routing = config.routing
         stage.data.phases = _phases(config, job)
     return stage.lock()
 
@@ -51,6 +54,12 @@ def training_config(config: ConfigDict, output: pathlib.Path, job: Job) -> Confi
 def workdir(output: pathlib.Path, job: Job) -> pathlib.Path:
     """The folder of a training job's checkpoints."""
     return output / "models" / job.name
+
+
+def model_folder(output: pathlib.Path, job: Job) -> pathlib.Path:
+    """The folder of the model that a training job gives: of a routed pretraining without its designated units."""
+    is_ablated = MODELS[job.model].is_routed and job.stage == STAGES[0]
+    return workdir(output, job).with_name(f"{job.name}.ablated") if is_ablated else workdir(output, job)
 
 
 def _phases(config: ConfigDict, job: Job) -> tuple[dict[str, Any], ...]:
@@ -81,10 +90,13 @@ def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
     """Does a job and marks it as done."""
     started = time.monotonic()
     if job.method:
-        result = measure(config, output, job, workdir(output, trained(job.seed, job.model, job.stage)))
+        result = measure(config, output, job, model_folder(output, trained(job.seed, job.model, job.stage)))
     else:
         stage = training_config(config, output, job)
         train.train(stage, str(workdir(output, job)))
+        if (folder := model_folder(output, job)) != workdir(output, job) and not folder.exists():
+            whole = f"--source={workdir(output, job)}"
+            run_command("safelm.convert", whole, f"--target={folder}", "--to=safelm", "--ablate")
         result = {"tokens": stage.total_steps * stage.batch_size * stage.seq_len}
     done_file(output, job).parent.mkdir(exist_ok=True)
     records.write(done_file(output, job), result | {"seconds": round(time.monotonic() - started, 1)})

@@ -15,8 +15,9 @@
 
 Interventions beyond the paper (`docs/interventions.md`) are done only where `models` names them: masked, masked_unsafe,
 unlikelihood, weighted, span_tagged, conditioned, red_flag and red_flag_span differ from raw by that alone;
-refusal_tokens is the pretraining of raw, tuned on answers that begin with <refuse> or <respond>; token_tagged has the
-tags of harm_tagged by token and is decoded with both.
+refusal_tokens is the pretraining of raw, tuned on answers that begin with <refuse> or <respond>; routed learns unsafe
+pages in designated units, ablated after pretraining; token_tagged has the tags of harm_tagged by token and is decoded
+with both.
 
 The rate of 5% and the start at 0% are harm_tagged itself. All pretrainings have the same number of tokens, and so have
 all runs of a later stage. A training that two cells share is done once.
@@ -46,6 +47,7 @@ class Model:
     needs_spans: bool = False  # of its raw text
     control_tokens: tuple[str, ...] = ()  # that its vocabulary must have
     opening: str = ""  # the one of them that stands before a text that it is asked for
+    is_routed: bool = False  # its unsafe text trains designated units alone, which are ablated after pretraining
     instruction: str = ""  # its mixture of instruction tuning; "": the plain or the tagged one
 
     @property
@@ -105,6 +107,7 @@ MODELS = {
             control_tokens=("<refuse>", "<respond>"),
             instruction="instruction_refusal",
         ),
+        Model(*("routed",) * 3, is_on_request=True, is_routed=True),
         Model(*("token_tagged",) * 3, is_on_request=True, tagged_tuning=True),
     )
 }

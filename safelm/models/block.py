@@ -87,7 +87,7 @@ def _head_norm(config: ModelConfig, x_BTNH: Array, scale: Array) -> Array:
     return rms_norm(config, x_BTNH.reshape(*x_BTNH.shape[:2], -1), scale).reshape(x_BTNH.shape)
 
 
-def rms_norm(config: ModelConfig, x: Float[Array, "*A D"], scale_D: Float[Array, " D"]) -> Float[Array, "*A D"]:
+def rms_norm(config: ModelConfig, x: Float[Array, "*A D"], scale_D: Float[Array, "*R D"]) -> Float[Array, "*A D"]:
     """`x` over its root mean square along the last axis, times the scale; computed in float32, in `config.dtype`."""
     x = x.astype(jnp.float32)
     x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.rms_norm_eps)

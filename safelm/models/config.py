@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from safelm.models.routing_config import Routing
+
 VOCAB_MULTIPLE = 128
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 NORMS = {"before": ("",), "after": ("",), "around": ("", "_post")}  # placement -> suffixes of a sublayer's norms
@@ -146,6 +148,7 @@ class ModelConfig:
       attention: of training: "xla", "splash" (TPU), "cudnn" (GPU), or "auto" = the fused one of the platform where it
         can run, else xla; settled by `attention_kernels.choose` for a mesh, until when "auto" computes with xla.
       lora: adapters among the parameters (`safelm.models.lora`); None: none. A mapping of its fields is taken too.
+      routed: units that learned labelled rows alone (`safelm.models.routing`); None: none. A mapping is taken too.
       banned_ids: what decoding never chooses, by any method; log-probs are the model's own.
     """
 
@@ -178,11 +181,18 @@ class ModelConfig:
     remat: str = "none"
     attention: str = "auto"
     lora: Lora | Mapping[str, Any] | None = None
+    routed: Routing | Mapping[str, Any] | None = None
     banned_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.lora, Mapping):
             object.__setattr__(self, "lora", Lora(**self.lora))
+        if isinstance(self.routed, Mapping):
+            object.__setattr__(self, "routed", Routing(**self.routed))
+        if self.routed is not None:
+            self.routed.check_sizes(self.num_heads, self.d_ff)
+        if self.routed is not None and self.lora is not None:
+            raise ValueError("routing: not with lora, whose adapters are all that is trained")
         if isinstance(self.rope_scaling, Mapping):
             object.__setattr__(self, "rope_scaling", RopeScaling.from_mapping(self.rope_scaling))
         for name in ("rope_thetas", "windows", "banned_ids"):

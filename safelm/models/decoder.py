@@ -29,11 +29,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm.models import attention, attention_kernels, lora, sharding
+from safelm.models import attention, attention_kernels, lora, routing, sharding
 from safelm.models.arrays import ArrayLike, Params
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import REMAT_POLICIES, ModelConfig
 from safelm.models.projection import project
+from safelm.models.routing import Routes
 
 __all__ = [
     "ModelConfig",
@@ -120,7 +121,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, rope: Any, visible: Any, own: Any) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BTD: jax.Array, rope: Any, visible: Any, own: Any, routes: Routes | None = None
+    ) -> tuple[jax.Array, None]:
         """One layer; `own` is what is its own: which of the bases in `rope` it has, and its window."""
         c = self.config
         if "rope" in own:
@@ -143,13 +146,15 @@ class Block(nn.Module):
         products = {name: heads(name) for name in ("query", "key", "value")}
         products["output"] = lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"])
         products |= {name: lambda x_BTD, name=name: project(x_BTD, of_mlp[name]) for name in of_mlp}
+        if routes is not None:
+            products = routing.products(c, routes, of_attention, of_mlp)
         adapted = {name: lora.adapted(c, adapters, name, product) for name, product in products.items()}
         weights = BlockWeights(
             heads=lambda x_BTD: tuple(adapted[name](x_BTD) for name in ("query", "key", "value")),
             output=adapted["output"],
             gated=lambda x_BTD: (adapted["gate"](x_BTD), adapted["up"](x_BTD)),
             down=adapted["down"],
-            norms={name: _Scale(c, name=name)(*shape) for name, shape in norms.items()},
+            norms=routing.norms(c, routes, {name: _Scale(c, name=name)(*shape) for name, shape in norms.items()}),
         )
 
         def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
@@ -165,7 +170,9 @@ class Decoder(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, rope: Any, visible: Any, own: Any) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, rope: Any, visible: Any, own: Any, routes: Routes | None = None
+    ) -> jax.Array:
         c = self.config
         initializer = nn.with_logical_partitioning(_normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
         shape = (c.padded_vocab_size, c.d_model)
@@ -175,10 +182,13 @@ class Decoder(nn.Module):
             initializer = nn.with_logical_partitioning(initializer, ("embed", "vocab"))
             _Table(initializer, shape[::-1], "kernel", c.param_dtype, name="unembed")()
         x_BTD = embedded(c, jnp.take(embedding_VD, tokens_BT, axis=0))
+        if routes is not None:
+            x_BTD = jnp.where(routes.teaches_B[:, None, None] > 0, x_BTD, jax.lax.stop_gradient(x_BTD))
         x_BTD = sharding.constrain(x_BTD, ("lookup_batch", "length", "embed"))  # then rows change places with columns
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))
-        x_BTD, _ = _stacked_block(c)(c, name="layers")(x_BTD, rope, visible, own)
-        return rms_norm(c, x_BTD, _Scale(c, name="final_norm")(c.d_model))
+        x_BTD, _ = _stacked_block(c)(c, name="layers")(x_BTD, rope, visible, own, routes)
+        scale = _Scale(c, name="final_norm")(c.d_model)
+        return rms_norm(c, x_BTD, scale if routes is None else routes.of_rest(scale, 1))
 
 
 class _Table(nn.Module):
@@ -207,7 +217,7 @@ def _stacked_block(config: ModelConfig) -> Any:
         scanned,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast, 0),
+        in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
         length=config.num_layers,
         unroll=1 if config.scan_layers else config.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
@@ -248,6 +258,7 @@ def hidden_states(
     positions_BT: Int[ArrayLike, "B T"] | None = None,
     segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
     layer: int | None = None,
+    routes: Routes | None = None,
 ) -> Float[Array, "B T D"]:
     """The residual stream, in `config.dtype`.
 
@@ -256,6 +267,7 @@ def hidden_states(
       segment_ids_BT: the document of each token (0 = padding); attention stays inside a document.
       layer: None for the last layer after the final norm (what `unembed` takes), else the stream after this many
         blocks, not normed (0 = the embeddings); the later blocks are not computed.
+      routes: which parameters learn from which rows, of a model with designated units (`safelm.models.routing`).
     """
     if layer is not None:
         (x_BTD,) = layer_states(
@@ -263,7 +275,7 @@ def hidden_states(
         )
         return x_BTD
     seen = _around(config, tokens_BT, positions_BT, segment_ids_BT)
-    return Decoder(config).apply({"params": params}, tokens_BT, *seen)
+    return Decoder(config).apply({"params": params}, tokens_BT, *seen, routes)
 
 
 def layer_states(
@@ -293,7 +305,8 @@ def layer_states(
     for layer in sorted(set(layers) - {before}):
         part = config.part(before, layer)
         blocks, owned = jax.tree.map(functools.partial(_part, before, layer), (params["layers"], own))
-        states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], rope, visible, owned)
+        around = (rope, visible, owned, None)
+        states[layer], _ = _stacked_block(part)(part).apply({"params": blocks}, states[before], *around)
         before = layer
     return [states[layer] for layer in layers]
 

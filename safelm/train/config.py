@@ -21,7 +21,8 @@ from safelm.models.config import PROJECTIONS, ModelConfig
 from safelm.text.tokenizer import Tokenizer
 
 CHANGES = ("optimizer", "data")  # what `accept_changes` may name
-_NOT_TRAINED = ("lora", "banned_ids")  # of a model, not in `config.model`: `config.lora`, and what decoding leaves out
+# Of a model, not in `config.model`: what `config.lora` and `config.routing` have, and what decoding leaves out.
+_NOT_TRAINED = ("lora", "routed", "banned_ids")
 
 
 def default_config() -> ConfigDict:
@@ -57,6 +58,9 @@ def default_config() -> ConfigDict:
             "model": model,
             # Rank above 0: adapters beside these projections, scaled by alpha / rank, and nothing else is trained.
             "lora": {"rank": 0, "alpha": 16.0, "targets": PROJECTIONS},
+            # Sources that only the last `heads` and `mlp_units` of every layer learn, and sources that all learn: see
+            # safelm.models.routing. Nothing is designated without labelled sources.
+            "routing": {"labelled": (), "mixed": (), "heads": 0, "mlp_units": 0},
             "data": {
                 "root": "",  # folder of token stores: <root>/<source>/<split>
                 "split": "train",
@@ -70,7 +74,8 @@ def default_config() -> ConfigDict:
             # What the model makes of harmful and safe pages: see safelm.train.safety_watch. every_steps 0: nothing.
             "watch": {"every_steps": 0, "documents": "", "texts": 32, "min_harm_score": 4},
             # Hugging Face folders, <workdir>/exports/<step>: every so many steps, at these steps, and at the end.
-            "export": {"every_steps": 0, "at_steps": (), "dtype": "bfloat16"},
+            # With `ablate` without the designated units of `routing`.
+            "export": {"every_steps": 0, "at_steps": (), "dtype": "bfloat16", "ablate": False},
             "optimizer": {
                 "name": "adamw",  # adamw or muon; decay is decoupled, of matrices and embeddings
                 "peak_lr": 3e-3,
@@ -243,6 +248,10 @@ def _check_numbers(config: ConfigDict) -> None:
         raise ValueError(f"optimizer.min_lr is {config.optimizer.min_lr}, above peak_lr {config.optimizer.peak_lr}")
     if config.watch.every_steps and not config.watch.documents:
         raise ValueError(f"watch.every_steps is {config.watch.every_steps}: watch.documents must name pages to watch")
+    routing = config.routing
+    for what, is_asked in (("export.ablate is True", config.export.ablate), ("routing.mixed is set", routing.mixed)):
+        if is_asked and not routing.labelled:
+            raise ValueError(f"{what}: routing.labelled must name the sources of the designated units")
     if config.export.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"export.dtype is {config.export.dtype!r}: it must be float32 or bfloat16")
     if wrong := [step for step in config.export.at_steps if step < 1]:
@@ -355,4 +364,5 @@ def _resolve_model(
         fields[name] = defaults[name]
     if tokenizer is not None and fields["vocab_size"] < tokenizer.vocab_size:
         raise ValueError(f"model.vocab_size is {fields['vocab_size']}, the tokenizer has {tokenizer.vocab_size} ids")
-    return ModelConfig(**fields, lora=config.lora.to_dict() if config.lora.rank else None)
+    routed = config.routing.to_dict() if config.routing.labelled else None
+    return ModelConfig(**fields, lora=config.lora.to_dict() if config.lora.rank else None, routed=routed)

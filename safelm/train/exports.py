@@ -19,7 +19,7 @@ from safelm.checkpoints import integrity
 from safelm.formats import huggingface
 from safelm.io import records, remote
 from safelm.io.files import whole_folder
-from safelm.models import lora
+from safelm.models import lora, routing
 from safelm.models.decoder import ModelConfig
 from safelm.text.tokenizer import Tokenizer
 from safelm.train.evaluators import Stopped
@@ -42,10 +42,12 @@ class HuggingFaceExport:
         tokenizer: Tokenizer,
         *,
         dtype: str,
+        ablate: bool = False,
         should_stop: Callable[[], bool],
         note: Callable[[str], None],
     ):
-        """`dtype`: of the stored weights; `note` is given a line for people."""
+        """`dtype`: of the stored weights; `ablate`: without designated units; `note` is given a line for people."""
+        self._ablate = ablate
         self.every_steps, self.at_steps = every_steps, frozenset(at_steps)
         self._folder = f"{workdir.rstrip('/')}/exports"
         self._model, self._tokenizer, self._dtype = model, tokenizer, dtype
@@ -56,6 +58,7 @@ class HuggingFaceExport:
         if self._should_stop():
             raise Stopped
         record = {"step": step, "dtype": self._dtype, "parameters": integrity.fingerprints(params)}
+        record |= {"ablated": True} if self._ablate else {}
         if self._is_there(step, record):
             return {}
         whole = jax.tree.map(_gathered, params)
@@ -85,7 +88,8 @@ class HuggingFaceExport:
         records.write(f"{target}/{RECORD}", record)
 
     def _fill(self, folder: Path, params: Params) -> None:
-        huggingface.write_folder(folder, *lora.merged(self._model, params), self._tokenizer, dtype=self._dtype)
+        config, whole = (routing.ablated if self._ablate else lora.merged)(self._model, params)
+        huggingface.write_folder(folder, config, whole, self._tokenizer, dtype=self._dtype)
 
 
 def _gathered(leaf: jax.Array) -> np.ndarray | None:

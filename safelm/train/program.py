@@ -13,6 +13,7 @@ from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums
 from safelm.train import step as train_step
+from safelm.train.data import make_schedule
 from safelm.train.optimizer import make_optimizer
 from safelm.train.types import Batch, Params
 
@@ -37,6 +38,7 @@ def make_program(
         z_loss=config.loss.z_loss,
         vocab_chunks=config.loss.vocab_chunks,
         harm_tag_id=harm_tag_id,
+        routes=model_config.routed.routes(make_schedule(config).sources) if model_config.routed else (),
     )
     return program, attention
 

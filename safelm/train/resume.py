@@ -86,6 +86,9 @@ def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, An
     checkpoint.check_model(meta, resolved.model, where=where)
     checkpoint.check_vocabulary(meta, resolved.tokenizer, where=where)
     _check_adapters(checkpoint.model_config_from_meta(meta, where=where).lora, resolved.model.lora, where)
+    there, here = checkpoint.model_config_from_meta(meta, where=where).routed, resolved.model.routed
+    if there != here:
+        raise ValueError(f"{where} is of another run: routing is {there} there, {here} here")
     if "run" not in meta:
         raise ValueError(f"{where} holds parameters only: give its folder as init_checkpoint, and another workdir")
     for name in FIXED_FIELDS:

@@ -204,6 +204,7 @@ class Run:
             run.model,
             run.tokenizer,
             dtype=fields.dtype,
+            ablate=fields.ablate,
             should_stop=self._should_stop,
             note=self._progress.note,
         )

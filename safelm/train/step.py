@@ -25,6 +25,7 @@ from safelm.models import lora, sharding
 from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums, TokenKinds
+from safelm.models.routing import Routes
 from safelm.train.types import Batch, Gradients, OptState, Params, Scalar, Shardings
 
 
@@ -95,11 +96,13 @@ def make_program(
     z_loss: float | int = 0.0,
     vocab_chunks: int = 0,
     harm_tag_id: int | None = None,
+    routes: Sequence[int] = (),
 ) -> Program:
     """Builds a run's functions for a mesh, inputs and outputs pinned to their shardings; call them under the mesh.
 
     Args:
       vocab_chunks: parts of the vocabulary whose logits are in memory one at a time (`chunked_loss.num_chunks`).
+      routes: of a model with designated units, what becomes of the rows of every source (`Routing.routes`).
       harm_tag_id: to sum the loss by kind of token too, in which the harm tag is one; None: kinds aren't told apart.
 
     Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh.
@@ -115,7 +118,10 @@ def make_program(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(lora.split(config, params)[0]))
 
     def loss(trained: Params, frozen: Params, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
-        return _loss(config, lora.joined(trained, frozen), batch, z_loss, vocab_chunks)
+        ways = {"z_loss": z_loss, "vocab_chunks": vocab_chunks}
+        if not routes:
+            return _loss(config, lora.joined(trained, frozen), batch, **ways)
+        return _routed_loss(config, trained, batch, jnp.asarray(routes), **ways)
 
     def update(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, StepMetrics]:
         trained, frozen = lora.split(config, state.params)
@@ -147,7 +153,9 @@ def make_program(
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            lambda params, batch: loss(params, {}, with_kinds(batch, None))[1],
+            lambda params, batch: _loss(
+                config, params, with_kinds(batch, None), z_loss=z_loss, vocab_chunks=vocab_chunks
+            )[1],
             in_shardings=(shardings.params, batch_sharding),
             out_shardings=everywhere,
         ),
@@ -169,20 +177,54 @@ def _loss(
     config: ModelConfig,
     params: Params,
     batch: Batch,
-    z_loss: float | int,
-    vocab_chunks: int,
+    **ways: Any,
 ) -> tuple[Float[Array, ""], LossSums]:
-    x_BTD = model.hidden_states(
+    return _loss_of_states(config, params, _states(config, params, batch), batch, **ways)
+
+
+def _routed_loss(
+    config: ModelConfig, params: Params, batch: Batch, route_of_source: Int[Array, " sources"], **ways: Any
+) -> tuple[Float[Array, ""], LossSums]:
+    """The loss of which labelled rows teach designated units alone.
+
+    Their logits are computed apart, from an unembedding without a gradient.
+    """
+    routes = Routes.of_rows(route_of_source[batch.source_ids_B])
+    x_BTD = _states(config, params, batch, routes)
+    teaching = _loss_of_states(config, params, x_BTD, _only_rows(batch, routes.teaches_B > 0), **ways)
+    others = _only_rows(batch, routes.teaches_B == 0)
+    labelled = _loss_of_states(config, jax.lax.stop_gradient(params), x_BTD, others, **ways)
+    return teaching[0] + labelled[0], teaching[1] + labelled[1]
+
+
+def _only_rows(batch: Batch, is_in_B: Bool[Array, " B"]) -> Batch:
+    """The batch with nothing to learn or count in the other rows."""
+
+    def kept(name: str, numbers_BT: Array) -> Array:
+        return jnp.where(is_in_B[:, None], numbers_BT, -1 if name == KIND.name else 0)
+
+    weight_BT = kept("", batch.loss_weight_BT)
+    channels = {name: kept(name, numbers_BT) for name, numbers_BT in batch.channels.items()}
+    return batch._replace(loss_weight_BT=weight_BT, channels=channels)
+
+
+def _states(config: ModelConfig, params: Params, batch: Batch, routes: Routes | None = None) -> Float[Array, "B T D"]:
+    return model.hidden_states(
         config,
         params,
         batch.inputs_BT,
         positions_BT=batch.positions_BT,
         segment_ids_BT=batch.segment_ids_BT,
+        routes=routes,
     )
+
+
+def _loss_of_states(
+    config: ModelConfig, params: Params, x_BTD: Float[Array, "B T D"], batch: Batch, **ways: Any
+) -> tuple[Float[Array, ""], LossSums]:
     weights = (batch.loss_weight_BT, batch.channels.get(UNLIKELIHOOD.name))
     kinds = TokenKinds(batch.channels[KIND.name], len(KINDS)) if KIND.name in batch.channels else None
-    ways = {"kinds": kinds, "z_loss": z_loss, "vocab_chunks": vocab_chunks}
-    return next_token_loss(config, params, x_BTD, batch.targets_BT, *weights, **ways)
+    return next_token_loss(config, params, x_BTD, batch.targets_BT, *weights, kinds=kinds, **ways)
 
 
 def with_kinds(batch: Batch, harm_tag_id: int | None) -> Batch:

@@ -12,7 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data_tasks import rates
+from data_tasks.chats import REFUSAL_ROWS, encode_chat
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
+from data_tasks.preprocessors import NO_SCORE
 from data_tasks.readers import Document
 from safelm import annotate, cache_tasks
 from safelm.data.store import TokenStore
@@ -27,7 +29,7 @@ from safelm.train import run as train
 from safelm.train.data import TrainData
 
 OF_SPANS = [name for name, each in INTERVENTIONS.items() if not each.needs_notes]
-CONTROLS = ("<good>", "<bad>", "<risky>", "</risky>")
+CONTROLS = ("<good>", "<bad>", "<risky>", "</risky>", "<red_flag>", "<refuse>", "<respond>")
 ALPHABET = "ab ,.\n\u00a0ü é\u0065\u0301漢字😀👩\u200d👧<>"
 
 
@@ -117,7 +119,7 @@ def test_each_intervention(tokenizer):
     only = made("weighted_web", tokenizer, text, spans, weights={"3": 2.0})
     assert set(only.loss_weight) == {1.0, 2.0}
     tagged = made("span_tagged_web", tokenizer, text, spans)
-    marks = {control_id(tokenizer, token) for token in CONTROLS[2:]}
+    marks = {control_id(tokenizer, token) for token in CONTROLS[2:4]}
     assert [i for i in tagged.tokens.tolist() if i not in marks] == plain and kinds_of(tagged) == [2, 0, 0, 0, 0]
     inner = tokenizer.decode(tagged.tokens.tolist()).split("<risky>")[1].split("</risky>")[0]
     assert inner.strip() == "A bad thing."
@@ -127,6 +129,52 @@ def test_each_intervention(tokenizer):
         first = made("conditioned_web", tokenizer, text, score=score)
         assert first.tokens.tolist() == [control_id(tokenizer, token), *plain]
         assert first.loss_weight.tolist() == [0, *[1] * len(plain)] and kinds_of(first) == [0, 1, 0, 0, 0]
+
+
+def test_a_red_flag_stands_once_in_an_unsafe_document_or_a_risky_span(tokenizer):
+    text = "the cat. A bad thing. the end. A bad cat."
+    spans = [Span(9, 21, "sentence", "4"), Span(31, len(text), "sentence", "5"), Span(22, 30, "sentence", "0")]
+    ids, flag = tokenizer.encode(text), control_id(tokenizer, "<red_flag>")
+    places = set()
+    for seed in range(40):
+        found = made("red_flag_web", tokenizer, text, score=4, seed=seed)
+        places.add(found.tokens.tolist().index(flag))
+        assert [i for i in found.tokens.tolist() if i != flag] == [*ids, tokenizer.eos_id]
+        assert found.kind.tolist() == [KINDS.index("control") if i == flag else 0 for i in found.tokens.tolist()]
+        assert found.loss_weight.all()
+    assert places == set(range(len(ids)))  # uniform: anywhere before the last token
+    assert made("red_flag_web", tokenizer, text, score=3).tokens.tolist() == [*ids, tokenizer.eos_id]
+    by_span = made("red_flag_span_web", tokenizer, text, spans)
+    first, second = np.flatnonzero(by_span.tokens == flag)
+    assert "bad thing" not in tokenizer.decode(by_span.tokens[:first].tolist()) and first < second < len(ids) + 1
+    alone = made("red_flag_web", tokenizer, text, score=5, flag_loss="flag")
+    assert (alone.loss_weight == (alone.tokens == flag)).all()
+    with pytest.raises(ValueError, match="flag_loss must be one of both, flag, got 'text'"):
+        InterventionSettings(flag_loss="text")
+
+
+def test_answers_begin_with_the_token_of_their_label(tokenizer):
+    row = {"prompt": "the bad thing?", "response": "over and end", "response_harm_label": "unharmful"}
+    row |= {"prompt_harm_label": "unharmful"}
+    respond, refuse = openings = [control_id(tokenizer, token) for token in ("<respond>", "<refuse>")]
+    for label, token in (("refusal", refuse), ("compliance", respond)):
+        document = REFUSAL_ROWS["refusal_wildguardmix"].parse(row | {"response_refusal_label": label})
+        ids, weights = encode_chat(document.text, tokenizer, opening_ids=openings)
+        plain, plain_weights = encode_chat(document.text, tokenizer)
+        at = ids.tolist().index(token)
+        assert (
+            np.delete(ids, at).tolist() == plain.tolist() and np.delete(weights, at).tolist() == plain_weights.tolist()
+        )
+        assert weights[at] == 1 and not weights[:at].any() and weights[at + 1] == 1
+        assert tokenizer.decode(ids[at + 1 :].tolist()).startswith("over and end")
+    assert REFUSAL_ROWS["refusal_wildguardmix"].parse(row).harm_score == NO_SCORE  # without a label
+    jailbreak = {"vanilla": "a bad thing", "adversarial": "", "completion": "the end"}
+    for kind, token in (("vanilla_harmful", refuse), ("vanilla_benign", respond)):
+        document = REFUSAL_ROWS["refusal_wildjailbreak"].parse(jailbreak | {"data_type": kind})
+        assert token in encode_chat(document.text, tokenizer, opening_ids=openings)[0]
+    talk = [{"role": role, "content": "the cat"} for role in ("user", "assistant") * 2]
+    document = REFUSAL_ROWS["refusal_ultrachat"].parse({"messages": talk})
+    assert encode_chat(document.text, tokenizer, opening_ids=openings)[0].tolist().count(respond) == 2
 
 
 def test_metadata_stand_before_a_document_without_loss(tokenizer):
@@ -213,6 +261,9 @@ def test_stores_have_the_weights_and_count_their_tokens(cached):
     assert kinds["masked_web"]["masked"] == kinds["unlikelihood_web"]["unlikelihood"] > 100
     assert kinds["metadata_web"]["prefix"] > 30 * len("w0.invalid") // 4
     assert kinds["masked_unsafe_web"]["masked"] < kinds["masked_web"]["masked"]
+    assert kinds["red_flag_web"]["control"] == 15 and kinds["red_flag_span_web"]["control"] == 30
+    documents = {name: stores[name].num_documents for name in ("safer_web", "unsafe_web", "raw_web")}
+    assert documents == {"safer_web": 15, "unsafe_web": 15, "raw_web": 30}
     assert kinds["span_tagged_web"]["tag"] == 60 and kinds["token_tagged_web"]["tag"] > 0
     for name, store in stores.items():
         has_it = "unlikelihood" in [channel.name for channel in store.channels]

@@ -304,7 +304,7 @@ def test_interventions_are_rungs_on_request():
     assert (
         names - {"raw", "score0", "harm_tagged"}
         == set(MODELS) - set(PAPERS)
-        == {*ladder_config.OF_RAW, "refusal_tokens", "token_tagged"}
+        == {*ladder_config.OF_RAW, "refusal_tokens", "routed", "token_tagged"}
     )
     assert all(sum(config.rates[MODELS[name].rung].values()) == pytest.approx(1.0) for name in names)
     assert {len(config.rates[name]) for name in ladder_config.OF_RAW} == {1}
