@@ -5,8 +5,9 @@
     python -m safelm.train --config=configs/instruction_tune.py:1b7_tagged --workdir=gs://BUCKET/chat --distributed \
         --config.init_checkpoint=gs://BUCKET/safelm_1b7 --config.data.root=gs://BUCKET/tokens --config.mesh.fsdp=16
 
-The variant is SIZE or SIZE_tagged. SIZE: 1b7, 135m or tiny (a model of the synthetic web). `_tagged`: for models that
-had the harm tag in pretraining; a tenth of the tokens are then WildGuardMix's harmful answers with the tag in them.
+The variant is SIZE, SIZE_tagged or SIZE_refusal. SIZE: 1b7, 135m or tiny (a model of the synthetic web). `_tagged`: for models that
+had the harm tag in pretraining; a tenth of the tokens are then WildGuardMix's harmful answers with the tag in them. `_refusal`: every answer begins with a refusal token
+(docs/interventions.md), which the model's vocabulary must have.
 Loss on the assistant's tokens alone; whole conversations are packed into rows. The paper states neither steps nor
 learning rate: 1b7 and 135m get 1.05B tokens here, at a tenth of pretraining's peak rate. Model and tokenizer are the
 checkpoint's.
@@ -23,13 +24,13 @@ SIZES = {  # steps, rows a step, tokens a row, learning rate
     "135m": (2000, 256, 2048, 3e-4),
     "tiny": (150, 16, 128, 2e-3),
 }
-VARIANTS = (*SIZES, *(f"{size}_tagged" for size in SIZES))
+MIXTURES = {"": "instruction", "_tagged": "instruction_tagged", "_refusal": "instruction_refusal"}  # by suffix
+VARIANTS = tuple(f"{size}{suffix}" for suffix in MIXTURES for size in SIZES)
 
 
 def get_config(variant: str = "1b7") -> ConfigDict:
-    return post_training(
-        variant.removesuffix("_tagged"), "instruction_tagged" if "_tagged" in variant else "instruction"
-    )
+    size, _, suffix = variant.partition("_")
+    return post_training(size, MIXTURES[suffix and f"_{suffix}"])
 
 
 def post_training(size: str, mixture: str, sizes: dict[str, tuple[int, int, int, float]] = SIZES) -> ConfigDict:

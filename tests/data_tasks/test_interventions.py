@@ -162,9 +162,8 @@ def test_answers_begin_with_the_token_of_their_label(tokenizer):
         ids, weights = encode_chat(document.text, tokenizer, opening_ids=openings)
         plain, plain_weights = encode_chat(document.text, tokenizer)
         at = ids.tolist().index(token)
-        assert (
-            np.delete(ids, at).tolist() == plain.tolist() and np.delete(weights, at).tolist() == plain_weights.tolist()
-        )
+        for with_it, without in ((ids, plain), (weights, plain_weights)):
+            assert np.delete(with_it, at).tolist() == without.tolist()
         assert weights[at] == 1 and not weights[:at].any() and weights[at + 1] == 1
         assert tokenizer.decode(ids[at + 1 :].tolist()).startswith("over and end")
     assert REFUSAL_ROWS["refusal_wildguardmix"].parse(row).harm_score == NO_SCORE  # without a label
