@@ -5,9 +5,10 @@
     python -m safelm.train --config=configs/instruction_tune.py:1b7_tagged --workdir=gs://BUCKET/chat --distributed \
         --config.init_checkpoint=gs://BUCKET/safelm_1b7 --config.data.root=gs://BUCKET/tokens --config.mesh.fsdp=16
 
-The variant is SIZE, SIZE_tagged or SIZE_refusal. SIZE: 1b7, 135m or tiny (a model of the synthetic web). `_tagged`: for models that
-had the harm tag in pretraining; a tenth of the tokens are then WildGuardMix's harmful answers with the tag in them. `_refusal`: every answer begins with a refusal token
-(docs/interventions.md), which the model's vocabulary must have.
+The variant is SIZE, SIZE_tagged or SIZE_refusal. SIZE: 1b7, 135m or tiny (a model of the synthetic web). `_tagged`: for
+models that had the harm tag in pretraining; a tenth of the tokens are then WildGuardMix's harmful answers with the tag
+in them. `_refusal`: every answer begins with a refusal token (docs/interventions.md), which the model's vocabulary must
+have.
 Loss on the assistant's tokens alone; whole conversations are packed into rows. The paper states neither steps nor
 learning rate: 1b7 and 135m get 1.05B tokens here, at a tenth of pretraining's peak rate. Model and tokenizer are the
 checkpoint's.
