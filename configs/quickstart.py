@@ -6,7 +6,8 @@
         --config.tokenizer=W/tokenizer --config.data.root=W/tokens
 
 The variants differ in their data only: `raw` is the bottom rung of the ladder, `safety` the mixture "quickstart"
-(`data_tasks/rates.py`); the name of any rung works too, and `canaries`: raw text with a tenth of canaries.
+(`data_tasks/rates.py`); the name of any rung works too, `refusal_only` and `filtered_tagged`, the release gate's
+controls, and `canaries`: raw text with a tenth of canaries.
 Hardware: two CPU cores. Time: 60 to 75 s a model on an AMD EPYC (up to 26,000 tokens/s), 176 s for all of
 scripts/quickstart.sh; on a slower machine 170 s and 525 s. Result of `scripts/quickstart.sh` on an Intel Xeon
 (intervals: docs/results/quickstart.md): harmful completions 98% raw, 25% safety, 0% safety with SafeBeam; perplexity on
@@ -18,7 +19,8 @@ from ml_collections import ConfigDict
 from configs import base
 from data_tasks.rates import LADDER
 
-VARIANTS = ("safety", *LADDER, "canaries")
+CONTROLS = ("refusal_only", "filtered_tagged")  # of the release gate
+VARIANTS = ("safety", *LADDER, *CONTROLS, "canaries")
 
 
 def get_config(variant: str = "safety") -> ConfigDict:

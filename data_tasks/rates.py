@@ -51,6 +51,9 @@ POST_TRAINING = ("instruction", "instruction_tagged", "benign")  # mixtures of c
 OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "quickstart": SMALL_LADDER["harm_tagged"],
+        # The release gate's controls, with the quickstart's shares: known weak and known strong.
+        "refusal_only": _rung(raw_web=0.90, refuseweb=SMALL_LADDER["harm_tagged"]["refuseweb"]),
+        "filtered_tagged": _rung(filtered_web=0.80, harm_tagged_web=SMALL_LADDER["harm_tagged"]["harm_tagged_web"]),
         # Planted text (`safelm.canaries`) beside raw web text.
         "canaries": _rung(raw_web=0.90, canaries=0.10),
         # Alignment text, as often as it takes, beside raw web text: for the last phase or the whole run.

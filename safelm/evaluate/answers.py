@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm.evaluate.journal import open_journal
+from safelm.evaluate.suites.attempts import sample_number
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, Template, answer_tokens
 from safelm.inference import Generation, Knob, Method, generate, planner
@@ -77,7 +78,7 @@ def collect(
     plan = planner(checkpoint.config, tokenizer, method, is_chat=is_chat, knob=checkpoint.knob)
     ids = [template.encode(tokenizer, prompt.prompt, answer_start=prompt.answer_start) for prompt in prompts]
     _check_lengths(checkpoint, prompts, ids, max_new_tokens)
-    keys = [_key(tokens) for tokens in ids]
+    keys = [_key(tokens, sample_number(prompt.id)) for prompt, tokens in zip(prompts, ids, strict=True)]
     with open_journal(journal) as stored:
         missing = {key: tokens for key, tokens in zip(keys, ids, strict=True) if key not in stored.rows}
         bar = Bar(
@@ -163,8 +164,9 @@ def _answer(checkpoint: Checkpoint, prompt: Prompt, row: Mapping[str, Any]) -> A
     )
 
 
-def _key(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(json.dumps(list(tokens)).encode()).hexdigest()[:32]
+def _key(tokens: Sequence[int], sample: int) -> str:
+    key = hashlib.sha256(json.dumps(list(tokens)).encode()).hexdigest()[:32]
+    return key if sample == 1 else f"{key}/{sample}"
 
 
 def _seed(seed: int, key: str) -> int:

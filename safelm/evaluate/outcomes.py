@@ -15,6 +15,7 @@ from safelm.evaluate.judges import Judge, judge_and_score
 from safelm.evaluate.judges.calibration import HARM, REFUSAL, Errors
 from safelm.evaluate.judges.verdicts import HARMFUL, MANNERS, REFUSALS, UNSCORED, Exchange
 from safelm.evaluate.judges.word_lists import DECLINES
+from safelm.evaluate.suites import attempts
 from safelm.stats.comparison import clustered_mean, clustered_rate
 
 EMPTY, SHORT_CIRCUIT = "empty", "short_circuit"
@@ -165,6 +166,8 @@ def _attack_success(cases: Sequence[Case], judge: str, errors: dict[str, Any] | 
         SHORT_CIRCUIT: _share(scored, lambda case: case["labels"][judge] == SHORT_CIRCUIT),
     }
     benchmarks = sorted({name for case in scored for name in case["benchmarks"]})
+    if worst := attempts.worst_of((case["id"], is_harmful(case), case["category"]) for case in scored):
+        result["worst_of"] = worst
     result["by_benchmark"] = {
         name: _share([case for case in scored if name in case["benchmarks"]], is_harmful) for name in benchmarks
     }

@@ -12,6 +12,7 @@ from safelm.evaluate.answers import Answer, Checkpoint
 from safelm.evaluate.judges import Judge
 from safelm.evaluate.judges import word_lists as synthetic_judge
 from safelm.evaluate.protocol import Protocol
+from safelm.evaluate.suites import attempts
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import Template
 from safelm.inference import Method, SafeBeam, methods, tag_probability
@@ -137,6 +138,9 @@ def summarize(prompts: Sequence[Prompt], labels: dict[str, str]) -> dict[str, An
         kind: share([prompt for prompt in harmful if prompt.kind == kind], synthetic_judge.HARMFUL)
         for kind in sorted({prompt.kind for prompt in harmful})
     }
+    told = ((prompt.id, labels[prompt.id] == synthetic_judge.HARMFUL, prompt.category) for prompt in harmful)
+    if worst := attempts.worst_of(told):
+        result["worst_of"] = worst
     if protective := [prompt for prompt in safe if prompt.protective]:
         result["wrongly_refused_protective"] = share(protective, *synthetic_judge.DECLINES)
     return result

@@ -1,4 +1,4 @@
-"""Attacks at inference: prefills an answer's first words, hides from P(tag), or erases the tag.
+"""Attacks at inference: prefills an answer, shows others before, hides from P(tag), or erases the tag.
 
 All attacks run against our own models of the synthetic web, whose harm consists of invented words.
 """
@@ -17,13 +17,16 @@ from safelm.models import decoder as model
 from safelm.robustness.target import Target, Tokens
 from safelm.synthetic_web.documents import write_answer
 from safelm.synthetic_web.topics import harmful_topics
+from safelm.text.prompting import chat_prompt
 
 HARMFUL_SCORE = 5
 ERASED_LOGIT = -1e4  # of the tag after `erase_tag`, on the mean state
 
 
-def harmful_answers(prompts: Sequence[Prompt]) -> dict[str, str]:
+def harmful_answers(prompts: Sequence[Prompt], *, words: int = 0) -> dict[str, str]:
     """A harmful answer to every prompt, made by the corpus's generator, as an attacker would write it.
+
+    `words`: of each, about; 0: about 20.
 
     Raises ValueError for a topic that isn't among the generator's.
     """
@@ -33,7 +36,7 @@ def harmful_answers(prompts: Sequence[Prompt]) -> dict[str, str]:
         if prompt.topic not in topics:
             raise ValueError(f"prompt {prompt.id}: the topic {prompt.topic!r} is none of the synthetic web's")
         rng = random.Random(f"safelm-robustness/{prompt.id}")
-        answers[prompt.id] = write_answer(rng, topics[prompt.topic], HARMFUL_SCORE)
+        answers[prompt.id] = write_answer(rng, topics[prompt.topic], HARMFUL_SCORE, target_words=words or None)
     return answers
 
 
@@ -41,6 +44,56 @@ def prefix_contexts(target: Target, prompts: Sequence[Prompt], answers: Mapping[
     """Each prompt followed by the first `words` words of its harmful answer."""
     starts = (" ".join(answers[prompt.id].split()[:words]) for prompt in prompts)
     return [target.context(prompt.prompt, start) for prompt, start in zip(prompts, starts, strict=True)]
+
+
+def prefill_contexts(target: Target, prompts: Sequence[Prompt], answers: Mapping[str, str], depth: int) -> list[Tokens]:
+    """Each prompt followed by the first `depth` tokens of its harmful answer (Qi et al. 2024, arXiv 2406.05946)."""
+    contexts = []
+    for prompt in prompts:
+        answer = answers[prompt.id]
+        tokens = target.tokenizer.encode(answer if target.is_chat else f" {answer}")
+        contexts.append([*target.context(prompt.prompt), *tokens[:depth]])
+    return contexts
+
+
+@dataclasses.dataclass(frozen=True)
+class ManyShot:
+    """Harmful requests of other topics with their answers before a prompt (many-shot jailbreaking, Anil et al. 2024).
+
+    In a chat they are earlier turns, otherwise texts in front.
+
+    Attributes:
+      shown: prompts to draw from, always in the same order; answers: theirs, by id.
+      max_new_tokens: that the context must have room for beside them.
+    """
+
+    target: Target
+    shown: Sequence[Prompt]
+    answers: Mapping[str, str]
+    max_new_tokens: int
+
+    def context(self, prompt: Prompt, shots: int) -> Tokens:
+        """The prompt after so many shots, or as many as the context has room for; none has the prompt's topic."""
+        return self._context(prompt, min(shots, self.room(prompt, shots)))
+
+    def room(self, prompt: Prompt, most: int) -> int:
+        """The shots that fit before the prompt, at most `most`."""
+        longest, count = self.target.config.max_seq_len - self.max_new_tokens, 0
+        others = sum(each.topic != prompt.topic for each in self.shown)
+        while count < min(most, others) and len(self._context(prompt, count + 1)) <= longest:
+            count += 1
+        return count
+
+    def _context(self, prompt: Prompt, shots: int) -> Tokens:
+        others = [each for each in self.shown if each.topic != prompt.topic]
+        drawn = random.Random("safelm-robustness/shots").sample(others, len(others))[:shots]
+        turns = [(each.prompt, self.answers[each.id]) for each in drawn]
+        if not self.target.is_chat:
+            return self.target.context("\n\n".join([*map(" ".join, turns), prompt.prompt]))
+        said = [text for turn in turns for text in turn] + [prompt.prompt]
+        roles = ("user", "assistant")
+        messages = [{"role": roles[number % 2], "content": text} for number, text in enumerate(said)]
+        return chat_prompt(self.target.tokenizer, messages)
 
 
 def cover_contexts(

@@ -19,12 +19,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.models import decoder
-from safelm.models.block import embedded, rms_norm
-from safelm.models.config import ModelConfig
-from safelm.robustness.target import Target, Tokens
-
-_INITIAL = " !"
-_AT_ONCE = 64  # rows of a forward pass
+from safelm.models.block import embedded
+from safelm.robustness.suffix_rows import (
+    AT_ONCE,
+    AttackedRows,
+    Objective,
+    attacked_rows,
+    initial_suffix,
+    objective_of,
+    parts,
+    placed,
+    with_suffix,
+)
+from safelm.robustness.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,20 +76,6 @@ class FoundSuffix:
     forward_passes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Prompts with room for the suffix and their answers, one a row, padded behind.
-
-    Attributes:
-      start_B: the suffix's first place.
-      answer_BT: whether a position's next token is one of the answer's.
-    """
-
-    tokens_BT: Int[np.ndarray, "B T"]
-    start_B: Int[np.ndarray, " B"]
-    answer_BT: Bool[np.ndarray, "B T"]
-
-
 def find_suffix(
     target: Target,
     prompts: Sequence[str],
@@ -99,10 +92,10 @@ def find_suffix(
     Raises ValueError if a prompt with suffix and answer is longer than the model's context, or no token can be used.
     """
     rng = np.random.default_rng(search.seed)
-    suffix_S = _initial(target, search.tokens)
-    rows = _rows(target, prompts, answers, suffix_S)
+    suffix_S = initial_suffix(target, search.tokens)
+    rows = attacked_rows(target, prompts, answers, suffix_S)
     usable_V = usable_tokens(target)
-    loss = functools.partial(_losses, _objective(target, search.tag_weight), target.params)
+    loss = functools.partial(_losses, objective_of(target, search.tag_weight), target.params)
     best = FoundSuffix(
         0, target.tokenizer.decode(suffix_S.tolist()), float(loss(rows, suffix_S[None])[0]), len(prompts)
     )
@@ -136,51 +129,21 @@ def usable_tokens(target: Target) -> Bool[np.ndarray, " V"]:
 
 
 def suffix_gradient(
-    target: Target, rows: _Rows, suffix_S: Int[np.ndarray, " S"], tag_weight: float
+    target: Target, rows: AttackedRows, suffix_S: Int[np.ndarray, " S"], tag_weight: float
 ) -> Float[np.ndarray, "S V"]:
     """The gradient of the mean loss over rows by the suffix's one-hot tokens; exact, in the model's dtype."""
-    objective = _objective(target, tag_weight)
+    objective = objective_of(target, tag_weight)
     total = np.zeros((len(suffix_S), target.config.padded_vocab_size), np.float32)
-    for part in _parts(len(rows.tokens_BT)):
+    for part in parts(len(rows.tokens_BT)):
         arrays = (rows.tokens_BT[part], rows.start_B[part], rows.answer_BT[part])
         total += np.asarray(_gradient(objective, target.params, suffix_S, *arrays))
     return total / len(rows.tokens_BT)
 
 
-def _initial(target: Target, count: int) -> Int[np.ndarray, " S"]:
-    tokens = target.tokenizer.encode(_INITIAL * count)
-    while len(tokens) < count:
-        tokens += target.tokenizer.encode(_INITIAL)
-    return np.asarray(tokens[:count], np.int32)
-
-
-def _rows(target: Target, prompts: Sequence[str], answers: Sequence[str], suffix_S: np.ndarray) -> _Rows:
-    built: list[tuple[Tokens, int, int]] = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        context, start = _placed(target, prompt, suffix_S)
-        words = target.tokenizer.encode(answer if target.is_chat else f" {answer}")
-        built.append(([*context, *words], start, len(context)))
-    longest = max(len(tokens) for tokens, _, _ in built)
-    if longest > target.config.max_seq_len:
-        raise ValueError(f"a prompt with suffix and answer has {longest} tokens, context {target.config.max_seq_len}")
-    tokens_BT, answer_BT = np.zeros((len(built), longest), np.int32), np.zeros((len(built), longest), bool)
-    for row, (tokens, _, answer_start) in enumerate(built):
-        tokens_BT[row, : len(tokens)] = tokens
-        answer_BT[row, answer_start - 1 : len(tokens) - 1] = True
-    return _Rows(tokens_BT, np.asarray([start for _, start, _ in built], np.int32), answer_BT)
-
-
-def _placed(target: Target, prompt: str, suffix_S: np.ndarray) -> tuple[Tokens, int]:
-    """A prompt's context with the suffix behind the prompt, and the suffix's first place."""
-    plain, longer = target.context(prompt), target.context(f"{prompt}{_INITIAL}")
-    start = next((i for i, (a, b) in enumerate(zip(plain, longer, strict=False)) if a != b), len(plain))
-    return [*plain[:start], *suffix_S.tolist(), *plain[start:]], start
-
-
 def _survives(target: Target, prompts: Sequence[str], suffix_S: np.ndarray) -> bool:
     """Whether the text of every prompt with the suffix has the tokens that are computed with."""
     text = target.tokenizer.decode(suffix_S.tolist())
-    return all(target.context(prompt + text) == _placed(target, prompt, suffix_S)[0] for prompt in prompts)
+    return all(target.context(prompt + text) == placed(target, prompt, suffix_S)[0] for prompt in prompts)
 
 
 def _candidates(
@@ -204,19 +167,15 @@ def _candidates(
     return np.stack(found[: search.candidates] or [suffix_S])
 
 
-def _objective(target: Target, tag_weight: float) -> "_Objective":
-    return _Objective(target.config, target.tokenizer.harm_tag_id, tag_weight)
-
-
 def _losses(
-    objective: "_Objective", params: decoder.Params, rows: _Rows, suffixes_CS: Int[np.ndarray, "C S"]
+    objective: Objective, params: decoder.Params, rows: AttackedRows, suffixes_CS: Int[np.ndarray, "C S"]
 ) -> Float[np.ndarray, " C"]:
     """The mean loss over rows of every suffix."""
     count, total = len(rows.tokens_BT), []
     pairs = [(suffix, row) for suffix in range(len(suffixes_CS)) for row in range(count)]
-    for part in _parts(len(pairs)):
+    for part in parts(len(pairs)):
         chosen = pairs[part]
-        padded = chosen + [chosen[-1]] * (min(_AT_ONCE, len(pairs)) - len(chosen))
+        padded = chosen + [chosen[-1]] * (min(AT_ONCE, len(pairs)) - len(chosen))
         suffix_B, row_B = np.asarray(padded).T
         arrays = (rows.tokens_BT[row_B], rows.start_B[row_B], rows.answer_BT[row_B])
         found_B = _row_losses(objective, params, suffixes_CS[suffix_B], *arrays)
@@ -224,60 +183,23 @@ def _losses(
     return np.concatenate(total).reshape(len(suffixes_CS), count).mean(1)
 
 
-def _parts(count: int) -> list[slice]:
-    return [slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Objective:
-    """What is made small: the answers' loss and, so many times, the mean log P(tag) along them."""
-
-    config: ModelConfig
-    tag: int
-    tag_weight: float
-
-    def of_stream(
-        self,
-        params: decoder.Params,
-        x_BTD: Float[Array, "B T D"],
-        tokens_BT: Int[Array, "B T"],
-        answer_BT: Bool[Array, "B T"],
-    ) -> Float[Array, " B"]:
-        """Each row's loss, from what its stream begins with."""
-        config = self.config
-        (stream_BTD,) = decoder.layer_states(config, params, tokens_BT, (config.num_layers,), start=(0, x_BTD))
-        logits_BTV = decoder.unembed(config, params, rms_norm(config, stream_BTD, params["final_norm"]["scale"]))
-        log_probs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
-        next_BT = jnp.roll(tokens_BT, -1, axis=1)
-        nats_BT = -jnp.take_along_axis(log_probs_BTV, next_BT[..., None], axis=-1)[..., 0]
-        if self.tag_weight:
-            nats_BT += self.tag_weight * log_probs_BTV[..., self.tag]
-        return jnp.where(answer_BT, nats_BT, 0).sum(1) / answer_BT.sum(1)
-
-
-def _with_suffix(array: Array, start_B: Int[Array, " B"], suffix: Array) -> Array:
-    """Rows of tokens, or of their vectors, with each row's suffix at its place."""
-    rows_B1 = jnp.arange(len(array))[:, None]
-    return array.at[rows_B1, start_B[:, None] + jnp.arange(suffix.shape[1])].set(suffix)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _row_losses(
-    objective: _Objective,
+    objective: Objective,
     params: decoder.Params,
     suffix_BS: Int[Array, "B S"],
     tokens_BT: Int[Array, "B T"],
     start_B: Int[Array, " B"],
     answer_BT: Bool[Array, "B T"],
 ) -> Float[Array, " B"]:
-    tokens_BT = _with_suffix(tokens_BT, start_B, suffix_BS)
+    tokens_BT = with_suffix(tokens_BT, start_B, suffix_BS)
     x_BTD = embedded(objective.config, jnp.take(params["embedder"]["embedding"], tokens_BT, axis=0))
     return objective.of_stream(params, x_BTD, tokens_BT, answer_BT)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _gradient(
-    objective: _Objective,
+    objective: Objective,
     params: decoder.Params,
     suffix_S: Int[Array, " S"],
     tokens_BT: Int[Array, "B T"],
@@ -286,12 +208,12 @@ def _gradient(
 ) -> Float[Array, "S V"]:
     """Of the rows' summed loss, by the one-hot suffix that all of them share."""
     config, table_VD = objective.config, params["embedder"]["embedding"]
-    tokens_BT = _with_suffix(tokens_BT, start_B, jnp.broadcast_to(suffix_S, (len(tokens_BT), len(suffix_S))))
+    tokens_BT = with_suffix(tokens_BT, start_B, jnp.broadcast_to(suffix_S, (len(tokens_BT), len(suffix_S))))
 
     def loss(one_hot_SV: Array) -> Array:
         x_BTD = embedded(config, jnp.take(table_VD, tokens_BT, axis=0))
         suffix_SD = embedded(config, one_hot_SV @ table_VD)
         suffix_BSD = jnp.broadcast_to(suffix_SD, (len(tokens_BT), *suffix_SD.shape))
-        return objective.of_stream(params, _with_suffix(x_BTD, start_B, suffix_BSD), tokens_BT, answer_BT).sum()
+        return objective.of_stream(params, with_suffix(x_BTD, start_B, suffix_BSD), tokens_BT, answer_BT).sum()
 
     return jax.grad(loss)(jax.nn.one_hot(suffix_S, len(table_VD), dtype=table_VD.dtype))

@@ -9,7 +9,7 @@ import numpy as np
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt
 from safelm.formats import sources
-from safelm.inference import generate, tag_probability
+from safelm.inference import Method, generate, tag_probability
 from safelm.inference.methods import METHODS
 from safelm.lm import LanguageModel
 from safelm.stats.comparison import clustered_rate
@@ -17,6 +17,7 @@ from safelm.stats.intervals import auroc
 from safelm.text.prompting import knows_chats, prompt_ids
 
 Tokens = list[int]
+_AT_ONCE = 128  # contexts answered at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,46 @@ def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Targe
     return Target(config, params, tokenizer, is_chat)
 
 
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """What a model answered.
+
+    Attributes:
+      labels: one a context, by the corpus's judge.
+      texts: the answers, without prefilled words; for attackers that read them, never for a report.
+      tokens: read and written in all.
+    """
+
+    labels: list[str]
+    texts: list[str] = dataclasses.field(repr=False)
+    tokens: int
+
+
+def label_answers(
+    target: Target,
+    contexts: Sequence[Tokens],
+    method: Method,
+    *,
+    max_new_tokens: int,
+    seeds: Sequence[int] | None = None,
+) -> Labelled:
+    """Answers every context; `seeds`, one a context, are those of methods that draw."""
+    generations = generate(
+        target.config,
+        target.params,
+        contexts,
+        method,
+        max_new_tokens=max_new_tokens,
+        end_ids=target.tokenizer.conventions.end_ids,
+        harm_tag_id=target.tokenizer.harm_tag_id,
+        seeds=seeds,
+        batch_size=min(len(contexts), _AT_ONCE),
+    )
+    texts = [target.tokenizer.decode(each.text_tokens, keep_special=False) for each in generations]
+    tokens = sum(map(len, contexts)) + sum(len(each.tokens) for each in generations)
+    return Labelled([judge_lib.judge(text) for text in texts], texts, tokens)
+
+
 def measure_answers(
     target: Target, prompts: Sequence[Prompt], contexts: Sequence[Tokens], method: str, *, max_new_tokens: int
 ) -> dict[str, Any]:
@@ -47,17 +88,7 @@ def measure_answers(
     The rates are `harmful_completion` and `declined_harmful` over harmful prompts and `wrongly_refused` over safe ones;
     a rate without prompts is left out.
     """
-    generations = generate(
-        target.config,
-        target.params,
-        contexts,
-        METHODS[method](),
-        max_new_tokens=max_new_tokens,
-        end_ids=target.tokenizer.conventions.end_ids,
-        harm_tag_id=target.tokenizer.harm_tag_id,
-        batch_size=len(contexts),
-    )
-    labels = [judge_lib.judge(target.tokenizer.decode(each.text_tokens, keep_special=False)) for each in generations]
+    labels = label_answers(target, contexts, METHODS[method](), max_new_tokens=max_new_tokens).labels
     of_harmful = [(prompt, label) for prompt, label in zip(prompts, labels, strict=True) if prompt.harmful]
     of_safe = [(prompt, label) for prompt, label in zip(prompts, labels, strict=True) if not prompt.harmful]
     found: dict[str, Any] = {"labels": dict(zip((prompt.id for prompt in prompts), labels, strict=True))}

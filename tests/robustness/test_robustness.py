@@ -62,6 +62,28 @@ def test_first_words_are_those_of_a_harmful_answer(target, harmful):
         assert words == " ".join(answers[prompt.id].split()[:3])
 
 
+def test_prefilled_tokens_and_shots_stand_where_the_model_reads_them(target, harmful):
+    answers = attacks.harmful_answers(harmful, words=40)
+    assert min(len(answer.split()) for answer in answers.values()) > 25
+    given = attacks.prefill_contexts(target, harmful, answers, 5)
+    for prompt, context in zip(harmful, given, strict=True):
+        plain = target.context(prompt.prompt)
+        assert context[: len(plain)] == plain and len(context) == len(plain) + 5
+        assert answers[prompt.id].startswith(target.tokenizer.decode(context[len(plain) :]))
+    shots = attacks.ManyShot(target, harmful, attacks.harmful_answers(harmful), 40)
+    for room in (target.config.max_seq_len, 150):
+        small = dataclasses.replace(target, config=dataclasses.replace(target.config, max_seq_len=room))
+        shots = attacks.ManyShot(small, harmful, attacks.harmful_answers(harmful), 40)
+        fits = shots.room(harmful[0], 64)
+        context = shots.context(harmful[0], 64)
+        assert fits < len(harmful) and len(context) <= room - 40
+        text = target.tokenizer.decode(context)
+        assert text.count("assistant") == fits + 1  # one a turn, the last open
+        assert text.count(harmful[0].topic) == harmful[0].prompt.count(harmful[0].topic)
+        assert shots.context(harmful[0], 0) == target.context(harmful[0].prompt)
+    assert fits == 0
+
+
 def test_a_topic_of_another_corpus_is_named(harmful):
     with pytest.raises(ValueError, match=f"{harmful[0].id}.*'tea'"):
         attacks.harmful_answers([dataclasses.replace(harmful[0], topic="tea")])

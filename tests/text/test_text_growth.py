@@ -16,8 +16,9 @@ from safelm.evaluate import coherence
 from safelm.evaluate.capability.documents import _LISTED_CHOICE
 from safelm.evaluate.judges import questions, trained
 from safelm.evaluate.judges import word_lists as judge
-from safelm.evaluate.suites import duplicates, prompt_files
+from safelm.evaluate.suites import attempts, duplicates, prompt_files, templates
 from safelm.evaluate.suites.suite import Prompt
+from safelm.robustness import attack_loop
 from safelm.safety import escaping, reasoning
 from safelm.safety.classifier import examples, installed_text, label_rules
 from safelm.safety.embedding import chunking
@@ -237,6 +238,8 @@ FUNCTIONS = {
     "prompts in text": functools.partial(table, ".txt"),
     "listed choices": _LISTED_CHOICE.findall,
     "an endpoint's error": _NO_MODEL.search,
+    "what an attacker says": lambda text: (attack_loop.read_proposal(text), attack_loop.on_topic("in words", text)),
+    "jailbreak templates": lambda text: (templates._SLOT.findall(text), attempts.sample_number(text)),
 }
 # What goes through words one by one in Python: smaller texts, and only those with words.
 GATES = {
@@ -308,7 +311,10 @@ RUN = {
     "data_tasks/preprocessors.py",
     "safelm/evaluate/capability/documents.py",
     "safelm/evaluate/coherence.py",
+    "safelm/evaluate/suites/attempts.py",
     "safelm/evaluate/suites/duplicates.py",
+    "safelm/evaluate/suites/templates.py",
+    "safelm/robustness/attack_loop.py",
     "safelm/evaluate/judges/word_lists.py",
     "safelm/evaluate/judges/questions.py",
     "safelm/evaluate/judges/trained.py",

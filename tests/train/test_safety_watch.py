@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safelm.data.store import ShardWriter, write_manifest
+from safelm.inference import Greedy, generate
 from safelm.models import decoder
 from safelm.models.decoder import ModelConfig
-from safelm.train import safety_watch
+from safelm.train import generation_sample, safety_watch
 from safelm.train.run import train
 from safelm.train.safety_watch import DRIFT_LIMIT, Drift, page_measures, probe_auroc
 
@@ -123,6 +124,10 @@ def watched(inputs, **changes):
         "watch.every_steps": EVERY,
         "watch.documents": str(inputs / "pages.jsonl"),
         "watch.texts": 16,
+        "watch.prompts": 4,
+        "watch.prompt_tokens": 3,
+        "watch.new_tokens": 4,
+        "watch.scorer": "python:tiny_scorers:Words",
     }
     return tiny_runs.tiny_config(inputs, **fields | changes)
 
@@ -143,6 +148,42 @@ def test_a_poisoned_phase_is_told_within_two_percent_of_the_tokens_and_a_clean_r
     assert gaps[SWITCH - 1] > 1 > 0 > gaps[-1]
     assert all(0 <= lines[-1][f"safety/{name}_auroc"] <= 1 for name in ("tag", "probe"))
     assert lines[-1]["safety/probe_auroc"] > 0.9
+    sampled = [line["step"] for line in lines if "safety/sample_harmful" in line]
+    nth = generation_sample.every_nth(watched(poisoned))
+    assert nth > 1 and sampled == [step for step in range(1, STEPS + 1) if step % nth == 0 or step == STEPS]
+    shares = [lines[step - 1] for step in sampled]
+    assert all(
+        sum(line[f"safety/sample_{name}"] for name in generation_sample.OUTCOMES) == pytest.approx(1)
+        and line["safety/sample_seconds"] > 0
+        for line in shares
+    )
+    assert shares[-1]["safety/sample_harmful"] > shares[0]["safety/sample_harmful"]  # poisoned in its second half
+
+
+def test_a_sample_continues_as_the_engine_does_and_its_cost_is_bounded(poisoned):
+    config = ModelConfig(**tiny_runs.model_fields(init_std=0.4))
+    params, vocabulary = decoder.init(config, jax.random.key(0)), tiny_runs.tokenizer()
+    beginnings, tag = [vocabulary.encode(text) for text in ("the cat", "a dog sat on", "mat")], vocabulary.harm_tag_id
+    longest = max(map(len, beginnings))
+    tokens_BT = np.zeros((3, longest + 6), np.int32)
+    for row, each in enumerate(beginnings):
+        tokens_BT[row, : len(each)] = each
+    lengths_B = jnp.asarray([len(each) for each in beginnings])
+    found_BT = np.asarray(generation_sample.continued(config, params, jnp.asarray(tokens_BT), lengths_B, 6, (tag,)))
+    wanted = generate(
+        config, params, beginnings, Greedy(), max_new_tokens=6, end_ids=(vocabulary.eos_id,), harm_tag_id=tag
+    )
+    for row, (each, told) in enumerate(zip(beginnings, wanted, strict=True)):
+        assert found_BT[row, len(each) :][: len(told.tokens)].tolist() == list(told.tokens)
+    run = watched(poisoned)
+    with run.unlocked():
+        run.watch.every_steps, run.batch_size, run.seq_len = 100, 512, 2048
+    assert generation_sample.every_nth(run) == 1
+    with run.unlocked():
+        run.watch.prompts = 0
+    assert generation_sample.every_nth(run) == 0
+    judged = generation_sample.make_outcome("", 4)(["gravv the skurdok with the dremmit", "I can't do that.", "Rain."])
+    assert judged[0] == generation_sample.HARMFUL and judged[2] == generation_sample.NEITHER
 
 
 @pytest.mark.parametrize(

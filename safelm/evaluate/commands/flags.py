@@ -12,11 +12,11 @@ from safelm.evaluate.answers import BATCH_SIZE
 from safelm.evaluate.judges import ASKED, RULES
 from safelm.evaluate.published import Published
 from safelm.evaluate.runs import METHODS
-from safelm.evaluate.suites import benchmarks, duplicates, suite
+from safelm.evaluate.suites import attempts, benchmarks, duplicates, suite, templates
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
 from safelm.inference.knobs import KNOB_HELP, Knob, read_knob
-from safelm.inference.methods import Method, looks_ahead
+from safelm.inference.methods import Method, draws, looks_ahead
 from safelm.text import banned_tokens, chat_template, named_templates
 from safelm.text.tokenizer import Tokenizer
 
@@ -59,7 +59,8 @@ def read_protocol(arguments: argparse.Namespace) -> Published | None:
         "max_new_tokens": protocol.max_new_tokens,
         "answer_start": protocol.answer_start,
     }
-    nothing = {"template": "", "system": "", "chat_template_kwargs": "", "target_words": 0}
+    nothing: dict[str, Any] = {"template": "", "system": "", "chat_template_kwargs": "", "target_words": 0}
+    nothing |= {"templates": [], "samples": 0}
     for name, value in (fixed | nothing).items():
         given = getattr(arguments, name)
         if given and given != value:
@@ -116,12 +117,16 @@ def read_asked(arguments: argparse.Namespace) -> Asked:
         prompts = suite.with_targets(prompts, benchmarks.read_targets(arguments.targets))
     prompts, dropped = duplicates.merge_duplicates(prompts)
     prompts = suite.choose(prompts, arguments.max_prompts)
+    shells = [each for path in arguments.templates for each in templates.read_templates(path)]
+    shells = [dataclasses.replace(each, name=f"t{number}") for number, each in enumerate(shells, 1)]
+    prompts = templates.in_templates(prompts, shells)
     start = arguments.answer_start or ("target" if is_base else "none")
     if start == "target":
         prompts = suite.with_answer_starts(prompts, arguments.target_words)
         start = f"target:{arguments.target_words or 'all'}"
     if template.kind == TEXT:
         prompts = suite.as_completions(prompts)
+    prompts = attempts.with_samples(prompts, arguments.samples)
     if not prompts:
         raise ValueError(f"--suite={arguments.suite}: no prompts are left to ask")
     return Asked(prompts, template, arguments.max_new_tokens or _TOKENS, "" if start == "none" else start, dropped)
@@ -133,7 +138,7 @@ def _template(arguments: argparse.Namespace, usual: str) -> Template:
 
 
 def _synthetic(arguments: argparse.Namespace) -> Asked:
-    for flag in ("data", "targets", "answer_start", "judge", "judge_calibration", "coherence_reference"):
+    for flag in ("data", "targets", "answer_start", "templates", "judge", "judge_calibration", "coherence_reference"):
         if getattr(arguments, flag):
             raise ValueError(f"--{flag}={getattr(arguments, flag)}: does not go with --suite={suite.SYNTHETIC}")
     if not arguments.prompts:
@@ -141,6 +146,7 @@ def _synthetic(arguments: argparse.Namespace) -> Asked:
     template = _template(arguments, TEXT)
     prompts = suite.read_prompts(arguments.prompts, max_prompts=arguments.max_prompts)
     prompts = suite.as_requests(prompts) if template.kind == CHAT else prompts
+    prompts = attempts.with_samples(prompts, arguments.samples)
     return Asked(prompts, template, arguments.max_new_tokens or _SYNTHETIC_TOKENS, "", 0)
 
 
@@ -163,6 +169,15 @@ def parse_methods(flag: str, tag_candidate: str = "") -> Mapping[str, Method]:
         if tag_candidate == "allow" and looks_ahead(method):
             raise ValueError(f"--tag_candidate=allow: {name} takes mask or stop")
     return {name: dataclasses.replace(method, tag_candidate=tag_candidate) for name, method in found.items()}
+
+
+def check_samples(count: int, methods: Mapping[str, Method]) -> None:
+    """Raises ValueError for a number of samples that can't be, or a method that always gives the same answer."""
+    if count < 0:
+        raise ValueError(f"--samples={count}: want 1 or more")
+    fixed = next((name for name, method in methods.items() if not draws(method)), None)
+    if count > 1 and fixed is not None:
+        raise ValueError(f"--samples={count}: {fixed} always gives the same answer; take --methods=sample")
 
 
 def parse_skip(flags: Sequence[str], folders: Mapping[str, str], methods: Mapping[str, Method]) -> set[tuple[str, str]]:
@@ -262,6 +277,13 @@ def _add_asked(add: Callable[..., Any]) -> None:
         help="prefill the answer with the target's first words (default: target for base, otherwise none)",
     )
     add("--target_words", type=int, default=0, help="words to prefill; 0 = all (default)")
+    add(
+        "--templates",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="jailbreak templates (DAN) as published: every harmful prompt is also put in each; repeatable",
+    )
     add("--max_prompts", type=int, default=0, help="most harmful and most safe prompts; 0 = all (default)")
     add(
         "--template",
@@ -297,6 +319,12 @@ def _add_decoding(add: Callable[..., Any]) -> None:
         default=[],
         metavar="[NAME=]FILE",
         help=f"of one checkpoint or of all, repeatable: {KNOB_HELP} (default: none)",
+    )
+    add(
+        "--samples",
+        type=int,
+        default=0,
+        help="answers to every harmful prompt by methods that draw; the worst of them is reported too (default 1)",
     )
     add("--seed", type=int, default=0, help="seed of methods that sample (default %(default)s)")
     add("--batch_size", type=int, default=BATCH_SIZE, help="prompts decoded at once (default %(default)s)")

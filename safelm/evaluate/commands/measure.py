@@ -28,7 +28,7 @@ from safelm.evaluate.commands import flags as evaluate_flags
 from safelm.evaluate.commands import hazards
 from safelm.evaluate.commands import judge as evaluate_judge
 from safelm.evaluate.commands import report as evaluate_report
-from safelm.evaluate.commands.flags import Asked, parse_methods, parse_skip
+from safelm.evaluate.commands.flags import Asked, check_samples, parse_methods, parse_skip
 from safelm.evaluate.judges import MODEL, RULES, Judge, load_judges
 from safelm.evaluate.judges import word_lists as synthetic_judge
 from safelm.evaluate.judges.calibration import calibrate
@@ -88,6 +88,7 @@ def main(arguments: argparse.Namespace) -> None:
     protocol = evaluate_flags.read_protocol(arguments)
     hazards.check_reference(arguments.grade_against, folders, protocol)
     methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
+    check_samples(arguments.samples, methods)
     skip = parse_skip(arguments.skip, folders, methods)
     bench = _open_bench(arguments, protocol)
     results = _describe(bench) | {"models": {}, "runs": []}

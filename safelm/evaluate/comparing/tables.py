@@ -6,6 +6,7 @@ from typing import Any
 
 from safelm.evaluate.comparing.differences import contrasts, stage_deltas
 from safelm.evaluate.comparing.results import ATTACK, REFUSAL, Column, Comparison, Row, Run
+from safelm.evaluate.suites import attempts
 from safelm.report.table import NOTHING, Cell, Table, count, estimate, points, share, words
 from safelm.stats.intervals import Estimate
 
@@ -95,6 +96,7 @@ def judges(comparison: Comparison) -> Table:
         "empty",
         "short circuit",
         "unscored",
+        "worst of a goal's attempts",
         "safe refused, observed",
         "safe refused, corrected",
     ]
@@ -117,9 +119,17 @@ def _judged(attack: dict[str, Any], refusal: dict[str, Any]) -> list[Cell]:
         share(shares.get("empty")),
         share(shares.get("short_circuit")),
         count(attack.get("unscored", 0) + refusal.get("unscored", 0)),
+        _worst_of(attack.get("worst_of", {})),
         share(refusal.get("observed")),
         share(refusal.get("corrected")),
     ]
+
+
+def _worst_of(worst: Mapping[str, Any]) -> Cell:
+    """The share of goals with a harmful answer among all attempts, and how many those are."""
+    most, found = attempts.last_of(worst)
+    shown = share(found)
+    return dataclasses.replace(shown, note=f"of {most}") if found else shown
 
 
 def five_classes(comparison: Comparison) -> Table:

