@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 import side_files
 import tiny_runs
@@ -17,7 +18,7 @@ from safelm.models.config import ModelConfig
 from safelm.robustness.attack_loop import LoopSettings
 from safelm.robustness.gate import asking, battery, criteria, profiles
 from safelm.robustness.gate import run as gate
-from safelm.robustness.gate.report import evaluate, has_failed, markdown
+from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_controls
 from safelm.robustness.gradient_suffix import SuffixSearch
 from safelm.robustness.soft_prompt import SoftPromptSearch
 from safelm.stats.intervals import rate
@@ -135,6 +136,47 @@ def test_the_report_says_verdict_interval_cost_and_control():
     assert "harmful-1" not in text  # ids stay in the journal
 
 
+def test_controls_are_ranked_by_what_the_worst_attack_makes_of_each_prompt():
+    weak, strong = rows(plain=38, edit=40, relearned=40), rows(plain=0, edit=20, relearned=38)
+    steered = row(asking.INPUT, 2, method="safe_beam", black_box=True)
+    strong |= {"first tokens": row(asking.INPUT, 30, black_box=True), "first tokens, SafeBeam": steered}
+    results = evaluate({"weak": weak, "strong": strong}, PROMPTS, PROFILE, {}, {"weak", "strong"})
+    served = next(each for each in results[1].criteria if each["criterion"] == "served")
+    assert (served["attack"], served["rate"]["value"]) == ("first tokens, SafeBeam", 0.05)
+    ranked = {each.criterion: each for each in rank_controls(results, PROMPTS)}
+    assert list(ranked) == ["plain", "edits", "relearning", "mean"]  # what both were measured by
+    assert ranked["plain"].verdict == "ranked" and ranked["plain"].difference.value == 0.95
+    assert ranked["relearning"].verdict == "not told"
+    assert ranked["mean"].weak == pytest.approx(np.mean([0.95, 1.0, 1.0])) and ranked["mean"].verdict == "ranked"
+    strong, weak = (
+        dataclasses.replace(each, name=name) for each, name in zip(results, ("strong", "weak"), strict=True)
+    )
+    back = rank_controls([weak, strong], PROMPTS)
+    assert back[-1].verdict == "reversed" and not rank_controls(results[:1], PROMPTS)
+    text = markdown(results, {"profile": "micro"}, list(ranked.values()))
+    assert "Yes: by the mean of the criteria, weak and strong are ranked." in text
+
+
+def test_curves_of_attacks_on_inputs_and_their_cheapest_success():
+    def point(setting, harmful, **spent):
+        labels = {f"d{n}": "harmful" if n < harmful else "answer" for n in range(16)}
+        return {"setting": setting, "steps": 0, "queries": 16, "tokens": 100, "labels": labels} | spent
+
+    points = [point(0, 2), point(8, 9, tokens=300), point(16, 16, tokens=600), point(32, 16, tokens=900)]
+    curve_ = {"unit": "first tokens", "asked": "development", "points": points, "chosen": {"first tokens": 16}}
+    found = {"none": row(asking.PLAIN, 2), "first tokens": row(asking.INPUT, 30, **curve_)}
+    results = evaluate({"a": found}, PROMPTS, PROFILE, {}, set())
+    attack = results[0].attacks[1]
+    assert attack.cheapest == {"steps": 0, "queries": 16, "tokens": 600}  # 9 of 16 may be chance
+    assert [each["rate"].value for each in attack.curve["points"]] == [0.125, 0.5625, 1.0, 1.0]
+    text = markdown(results, {"profile": "micro", "only": ["first"]})
+    assert "| first tokens | 16 queries, 600 tokens |" in text and "only those whose names hold first" in text
+    assert "| a | first tokens | first tokens (development) | 0: 12.5 [" in text
+    points[0] = point(0, 16)
+    plain = evaluate({"a": found}, PROMPTS, PROFILE, {}, set())[0].attacks[1]
+    assert plain.cheapest["tokens"] == 0  # nothing needed
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     from safelm.synthetic_web.corpus import Recipe, write_corpus
@@ -214,6 +256,10 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
     capsys.readouterr()
     release_gate.main(arguments(inputs, output))  # nothing is measured twice
     assert not asked and "# Release gate, profile quick" in capsys.readouterr().out
+    release_gate.main(arguments(inputs, output, "--estimate"))
+    told = capsys.readouterr().out
+    assert "| model | answers | by SafeBeam | passes | updates | minutes |" in told
+    assert told.count("| 0 |") == 1  # raw knows no tag
     with pytest.raises(ValueError, match=r"was begun with --chat False, now it is True"):
         release_gate.main(arguments(inputs, output, "--chat"))
 
@@ -231,6 +277,8 @@ def test_bad_input_is_named(inputs, tmp_path):
         (("--limit=plain=2",), "--limit=plain=2: want NAME=SHARE"),
         (("--limit=plane=0.2",), "--limit=plane=0.2: want NAME=SHARE"),
         (("--control=b",), "--control=b: no such --checkpoint, there are a, raw"),
+        (("--control=a=x",), "--checkpoint=a=x: the name a is given twice"),
+        (("--attacker=template:",), "--attacker=template:: want one of endpoint:..., engine:..., python:..."),
         ((f"--development={inputs}/corpus/prompts",), "prompt harmful-.* is one of --prompts too"),
     ):
         with pytest.raises((cli.UserError, ValueError), match=line):

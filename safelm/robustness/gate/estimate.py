@@ -128,7 +128,8 @@ def _pass_seconds(asking: Asking) -> float:
 
 def _update_seconds(target: Target, profile: Profile, material: Material) -> float:
     safe = material.texts(target, SAFE, profile.batch_size)
-    tuner = Finetuner(target, safe, batch_size=profile.batch_size, seq_len=profile.seq_len)
+    sizes = {"batch_size": profile.batch_size, "seq_len": profile.seq_len, "rank": profile.sweeps[0].rank}
+    tuner = Finetuner(target, safe, **sizes)
     documents = material.texts(target, HARMFUL, profile.batch_size)
     points = tuner.curve(documents, learning_rate=0.0, seed=0, points=(1, 4))
     next(points)
