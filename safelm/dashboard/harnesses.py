@@ -4,10 +4,7 @@ Both give a value and, mostly, its standard error; the 95% interval is then the 
 Of Inspect's samples ids and scores are taken, never texts.
 """
 
-import importlib.util
-import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,18 +26,6 @@ def is_inspect(values: Mapping[str, Any]) -> bool:
 def is_lm_eval(values: Mapping[str, Any]) -> bool:
     """Whether an object is a result file of lm-evaluation-harness."""
     return isinstance(values.get("results"), Mapping) and isinstance(values.get("versions"), Mapping)
-
-
-def read_eval_log(path: pathlib.Path) -> dict[str, Any]:
-    """An Inspect log in its binary form, read by inspect_ai. Raises ValueError where that isn't installed."""
-    if importlib.util.find_spec("inspect_ai") is None:
-        raise ValueError(
-            f"{path}: reading .eval needs inspect_ai (pip install inspect_ai), or turn it into JSON: inspect log "
-            "convert --to json"
-        )
-    from inspect_ai.log import read_eval_log as read
-
-    return json.loads(read(str(path)).model_dump_json())
 
 
 def add_inspect(board: Board, log: Mapping[str, Any], name: str, source: str) -> str:

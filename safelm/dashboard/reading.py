@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Collection, Sequence
 
-from safelm.dashboard import evaluations, harnesses, studies, training
+from safelm.dashboard import evaluations, harnesses, inspect_logs, studies, training
 from safelm.dashboard.measures import Board, Source
 from safelm.evaluate.comparing.results import Row, Run, runs_of
 from safelm.io import records, remote
@@ -87,7 +87,7 @@ def _read(board: Board, runs: list[Run], place: Place, path: pathlib.Path) -> So
         name = prefix + inner if inner != "." else place.name or path.resolve().parent.name
         board.curves.append(training.read_curves(path, name))
         return Source(str(path), "training run")
-    values = harnesses.read_eval_log(path) if path.suffix == ".eval" else records.read(path, "leave it out")
+    values = inspect_logs.read_eval_log(path) if path.suffix == ".eval" else records.read(path, "leave it out")
     if harnesses.is_inspect(values):
         return Source(str(path), "Inspect log", harnesses.add_inspect(board, values, place.name, str(path)))
     if harnesses.is_lm_eval(values):

@@ -1,6 +1,7 @@
 """What a dashboard reads: evaluations, capability, training logs, other harnesses; what never stands side by side."""
 
 import json
+import zipfile
 
 import evaluation_results
 import pytest
@@ -157,6 +158,46 @@ def test_a_capability_file_and_other_harnesses_stand_in_their_models_row(tmp_pat
     assert inspect["safety @ chat + safe_beam"].high == pytest.approx(0.5 + 1.96 * 0.2, abs=1e-3)
 
 
+def pack(path, **parts):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, value in parts.items():
+            packed.writestr(name.replace("__", "/") + ".json", value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def test_inspect_s_packed_logs_are_read_as_its_json_is(tmp_path):
+    header = {name: value for name, value in INSPECT.items() if name != "samples"}
+    parts = {"_journal__start": {"version": 2, "eval": INSPECT["eval"]}, "header": header}
+    finished = pack(tmp_path / "a.eval", **parts, summaries=INSPECT["samples"], samples__a_epoch_1="SECRET transcript")
+    write_json(tmp_path / "json" / "2026-01-01_b.json", INSPECT)
+    packed, plain = board_of(finished), board_of(tmp_path / "json")
+    assert cells(packed, "refusing, match: accuracy") == cells(plain, "refusing, match: accuracy")
+    (cases,), (others,) = packed.cases, plain.cases
+    assert sorted(cases.ids) == sorted(others.ids) and "SECRET" not in str(packed.cases)
+    oldest = {"start": parts["_journal__start"], "results": {"status": "success", "results": INSPECT["results"]}}
+    pack(tmp_path / "old.eval", **oldest, summary=INSPECT["samples"])
+    assert cells(board_of(tmp_path / "old.eval"), "refusing, match: accuracy") == cells(
+        plain, "refusing, match: accuracy"
+    )
+    stopped = parts["_journal__start"] | {"results": INSPECT["results"]}
+    journal = {f"_journal__summaries__{n}": [{"id": n, "epoch": 1, "scores": {}}] for n in (10, 9)}
+    pack(tmp_path / "stopped.eval", _journal__start=stopped, **journal)
+    board = board_of(tmp_path / "stopped.eval")
+    assert sorted(board.cases[0].ids) == ["10", "9"] and "not finished" in str(board.sources)
+    for name, content, message in (
+        ("cut.eval", b"PK", "no log of Inspect: not a zip"),
+        ("other.eval", {"x": {}}, "neither header.json nor a journal"),
+        ("bad.eval", {"header": "[1]"}, "header.json is no JSON of the right kind"),
+        ("rows.eval", {"header": header, "summaries": [1]}, "summaries.json is no list of objects"),
+    ):
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        else:
+            pack(tmp_path / name, **content)
+        with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+            board_of(tmp_path / name)
+
+
 def test_the_gate_and_the_ladder_stand_in_columns_of_their_own_file(tmp_path):
     share = {"value": 0.25, "low": 0.2, "high": 0.3, "cases": 40}
     criterion = {
@@ -249,17 +290,13 @@ def test_a_bad_file_is_named(name, content, message, tmp_path):
     assert name in str(caught.value)
 
 
-def test_places_that_hold_nothing_are_named(tmp_path, monkeypatch):
+def test_places_that_hold_nothing_are_named(tmp_path):
     with pytest.raises(ValueError, match="nothing to show there"):
         board_of(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
         parse_place("name=nowhere")
     with pytest.raises(ValueError, match="gs://b/x: the dashboard reads local files"):
         parse_place("gs://b/x")
-    (tmp_path / "log.eval").write_bytes(b"PK")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"log.eval: reading .eval needs inspect_ai"):
-        board_of(tmp_path / "log.eval")
 
 
 def test_the_command_writes_a_page_and_its_json(tmp_path, capsys):
