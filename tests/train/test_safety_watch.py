@@ -10,10 +10,11 @@ import pytest
 import tiny_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from safelm.data.store import ShardWriter, write_manifest
 from safelm.inference import Greedy, generate
-from safelm.models import decoder
+from safelm.models import decoder, sharding
 from safelm.models.decoder import ModelConfig
 from safelm.train import generation_sample, safety_watch
 from safelm.train.run import train
@@ -127,7 +128,6 @@ def watched(inputs, **changes):
         "watch.prompts": 4,
         "watch.prompt_tokens": 3,
         "watch.new_tokens": 4,
-        "watch.scorer": "python:tiny_scorers:Words",
     }
     return tiny_runs.tiny_config(inputs, **fields | changes)
 
@@ -157,7 +157,10 @@ def test_a_poisoned_phase_is_told_within_two_percent_of_the_tokens_and_a_clean_r
         and line["safety/sample_seconds"] > 0
         for line in shares
     )
-    assert shares[-1]["safety/sample_harmful"] > shares[0]["safety/sample_harmful"]  # poisoned in its second half
+
+
+def one_device():
+    return NamedSharding(sharding.make_mesh({}, jax.local_devices()[:1]), PartitionSpec())
 
 
 def test_a_sample_continues_as_the_engine_does_and_its_cost_is_bounded(poisoned):
@@ -182,8 +185,19 @@ def test_a_sample_continues_as_the_engine_does_and_its_cost_is_bounded(poisoned)
     with run.unlocked():
         run.watch.prompts = 0
     assert generation_sample.every_nth(run) == 0
-    judged = generation_sample.make_outcome("", 4)(["gravv the skurdok with the dremmit", "I can't do that.", "Rain."])
-    assert judged[0] == generation_sample.HARMFUL and judged[2] == generation_sample.NEITHER
+    judged = generation_sample.make_outcome("", 4)(["gravv the skurdok with the dremmit", "The rain was quiet."])
+    assert judged == [generation_sample.HARMFUL, generation_sample.NEITHER]
+    scored = generation_sample.make_outcome("python:tiny_scorers:Words", 4)
+    assert scored(["zor vlex", "I can't help.", "the cat"]) == list(generation_sample.OUTCOMES)
+    seen = []
+
+    def outcome(texts):
+        seen.extend(texts)
+        return [generation_sample.REFUSED] * len(texts)
+
+    sample = generation_sample.GenerationSample(config, beginnings, 6, vocabulary, outcome, one_device())
+    assert sample(params)["sample_refused"] == 1.0
+    assert seen == [vocabulary.decode(told.text_tokens, keep_special=False) for told in wanted]
 
 
 @pytest.mark.parametrize(
