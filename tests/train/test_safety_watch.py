@@ -188,7 +188,7 @@ def test_a_sample_continues_as_the_engine_does_and_its_cost_is_bounded(poisoned)
     judged = generation_sample.make_outcome("", 4)(["gravv the skurdok with the dremmit", "The rain was quiet."])
     assert judged == [generation_sample.HARMFUL, generation_sample.NEITHER]
     scored = generation_sample.make_outcome("python:tiny_scorers:Words", 4)
-    assert scored(["zor vlex", "I can't help.", "the cat"]) == list(generation_sample.OUTCOMES)
+    assert scored(["zor vlex", "I can't do that.", "the cat"]) == list(generation_sample.OUTCOMES)
     seen = []
 
     def outcome(texts):
