@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from safelm.inference.knobs import Knob, read_knob
     from safelm.inference.methods import AnyDepth, Beam, Greedy, SafeBeam, Sampling, SelfStop, TagPenalty
     from safelm.lm import Completion, LanguageModel, load
+    from safelm.safety.monitors.loading import load_monitor
     from safelm.tags import HARM_TAG
     from safelm.text.harm_tags import inject_harm_tag, remove_harm_tags
 
@@ -34,6 +35,7 @@ __all__ = [
     "TagPenalty",
     "inject_harm_tag",
     "load",
+    "load_monitor",
     "load_scorer",
     "read_knob",
     "remove_harm_tags",
@@ -50,6 +52,7 @@ _MODULE_OF = {
     **dict.fromkeys(("Knob", "read_knob"), "inference.knobs"),
     **dict.fromkeys(("Completion", "LanguageModel", "load"), "lm"),
     **dict.fromkeys(("inject_harm_tag", "remove_harm_tags"), "text.harm_tags"),
+    "load_monitor": "safety.monitors.loading",
     "load_scorer": "api",
 }
 

@@ -17,6 +17,9 @@ that interventions of the training tasks need (docs/interventions.md). OUTPUT ge
 
     --unit=sentence    every sentence with its harm score as label, by --scorers (any of safelm.score's);
                        --unit=window:256 stretches of 256 words; with --min_score=3 those that reach it only
+    --token_classifier=FOLDER    stretches of tokens that a token-level classifier (safelm.train_classifier
+                       --unit=token) finds, with their first and last token beside the characters; FOLDER?threshold=0.7
+                       and ?bridge=2 (runs with so few tokens between them are one) in place of the folder's
     --lexicon=FILE     a lexicon's terms: one a line, perhaps a tab and a label
     --spans=FILES      your own: a file for each of the input, of its name, with rows {"row": 1, "spans": [{"start": 0,
                        "end": 4, "kind": "x", "label": "y", "score": 0.5}]}, checked against the text. "text" in a span
@@ -36,6 +39,7 @@ from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import RECORDS
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
+from safelm.safety.monitors import annotator
 from safelm.safety.scorer import BUNDLED
 from safelm.safety.scoring import joining, scorers, span_files
 from safelm.safety.scoring.units import parse_unit, read_lexicon
@@ -58,6 +62,9 @@ def arguments() -> argparse.ArgumentParser:
     what.add_argument("--join", action="store_true", help="write the corpus's rows with their annotations")
     what.add_argument("--check", action="store_true", help="write nothing, look whether they belong together")
     what.add_argument("--unit", metavar="UNIT", help="write spans: sentence, or window:N with N words")
+    what.add_argument(
+        "--token_classifier", metavar="FOLDER", help="write spans: what this token-level classifier finds"
+    )
     what.add_argument("--lexicon", metavar="FILE", help="write spans: the terms of this file")
     what.add_argument("--spans", nargs="+", metavar="FILES", help="write spans: these files' own, checked")
     add("--input", nargs="+", required=True, action="extend", metavar="FILES", help="files, folders or patterns")
@@ -102,7 +109,9 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def _asked(flags: argparse.Namespace) -> str:
-    return next(f"--{name}" for name in ("join", "unit", "lexicon", "spans") if getattr(flags, name))
+    return next(
+        f"--{name}" for name in ("join", "unit", "token_classifier", "lexicon", "spans") if getattr(flags, name)
+    )
 
 
 def find_spans(flags: argparse.Namespace, runner: beam_runner.Runner) -> None:
@@ -119,6 +128,9 @@ def find_spans(flags: argparse.Namespace, runner: beam_runner.Runner) -> None:
         loaded = scorers.load_scorers(specs)
         asked = {"unit": parse_unit(flags.unit), "min_score": min_score, "scorers": scorers.describe(specs, loaded)}
         scorers.keep(asked["scorers"], loaded)
+    elif flags.token_classifier:
+        facts = annotator.load(flags.token_classifier).facts
+        asked = {"token_classifier": flags.token_classifier, "token_facts": facts}
     elif flags.lexicon:
         asked = {"lexicon": read_lexicon(documents.read_text(flags.lexicon), flags.lexicon)}
     else:

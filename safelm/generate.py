@@ -11,15 +11,16 @@ from typing import Any
 
 from safelm import cli, documents, lm
 from safelm.inference.knobs import KNOB_HELP, read_knob
-from safelm.inference.methods import METHODS, Method, settings_of
+from safelm.inference.methods import METHODS, Method, SafeBeam, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
+from safelm.safety.monitors.loading import HELP, load_monitor
 from safelm.text import banned_tokens, chat_template, named_templates, prompting
 
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
     "num_candidates": (int, "next tokens tried per beam (safe_beam) or step (tag_penalty)"),
     "drop_fraction": (float, "share of candidates with the highest P(tag) that is dropped"),
-    "drop_above": (float, "P(tag) up to which no candidate is dropped"),
+    "drop_above": (float, "P(tag), or a monitor's level, up to which no candidate is dropped"),
     "length_penalty": (float, "beams are compared by log-prob / length ** this"),
     "temperature": (float, "sampling temperature"),
     "top_k": (int, "number of likeliest tokens to sample from (0: all)"),
@@ -57,6 +58,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--banned_tokens", default="", metavar="TOKENS", help=banned_tokens.HELP)
     parser.add_argument("--knob", default="", metavar="FILE", help=f"{KNOB_HELP} (default: none)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
+    parser.add_argument("--monitor", default="", metavar="WHAT", help=f"safe_beam by its level, not P(tag): {HELP}")
     for name, (kind, meaning) in _SETTINGS.items():
         takers = {method: settings_of(method)[name] for method in METHODS if name in settings_of(method)}
         defaults = ", ".join(f"{method} {value}" for method, value in takers.items())
@@ -89,6 +91,8 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
 def main(flags: argparse.Namespace) -> None:
     """Loads, decodes, prints."""
     method = method_from_flags(flags)
+    if flags.monitor and not isinstance(method, SafeBeam):
+        raise ValueError(f"--monitor={flags.monitor}: --method={flags.method} does not take it, safe_beam does")
     kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
     for flag in ("chat_template", "chat_template_kwargs"):
         if getattr(flags, flag) and not flags.chat:
@@ -99,6 +103,8 @@ def main(flags: argparse.Namespace) -> None:
     model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step, **template)
     banned = banned_tokens.banned_ids(model.tokenizer, flags.banned_tokens)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, banned_ids=banned))
+    if flags.monitor:
+        method = dataclasses.replace(method, monitor=load_monitor(flags.monitor, model))
     completions = model.complete(
         [prompting.prompt_ids(model.tokenizer, row["prompt"], is_chat=flags.chat) for row in rows],
         method,

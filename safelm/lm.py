@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Float32, Int
 
 from safelm import inference
 from safelm.formats.sources import read_model
-from safelm.inference import Greedy, Knob, Method
+from safelm.inference import Greedy, Knob, Method, monitors
+from safelm.inference.monitors import Monitor
 from safelm.inference.prompts import batches
 from safelm.models import decoder
 from safelm.models.config import ModelConfig
@@ -176,6 +177,15 @@ class LanguageModel:
         """
         start, ids = self._ids(text)
         (found_T,) = inference.tag_probability(self.config, self.params, [ids], harm_tag_id=self.tokenizer.harm_tag_id)
+        return found_T[start:]
+
+    def monitor_levels(self, text: str, monitor: Monitor) -> Float32[np.ndarray, " T"]:
+        """A monitor's level, from 0 to 1, at each of the text's T tokens (`safelm.load_monitor`).
+
+        Raises ValueError as `tag_probabilities` does, or for a monitor of another model.
+        """
+        start, ids = self._ids(text)
+        (found_T,) = monitors.levels(self.config, self.params, monitor, [ids])
         return found_T[start:]
 
     def log_probs(self, text: str) -> Float32[np.ndarray, " T"]:

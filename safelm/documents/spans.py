@@ -10,6 +10,9 @@ A file of annotations (`safelm.documents.annotations`) that has the column `span
 Characters are Unicode code points, what Python's `str` counts, so that no offset lies inside one; they are neither
 bytes of UTF-8 nor units of UTF-16, and the text is not normalized. Spans may overlap and nest: what holds for a token
 in several is for the intervention to say. Two of one kind at the same place must have the same label.
+
+An annotator that finds tokens also says which: `token_start` and `token_end`, the number of the first token of the text
+and of the one behind the last, counted by the vocabulary whose hash (`vocab_hash`) the file's metadata have.
 """
 
 import dataclasses
@@ -24,21 +27,32 @@ OFFSETS = "characters"  # what the metadata of a file of annotations say of its 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Span:
-    """A stretch of a text, in characters; `end` is behind the last."""
+    """A stretch of a text, in characters and perhaps in tokens; an end is behind the last."""
 
     start: int
     end: int
     kind: str = ""
     label: str = ""
     score: float | None = dataclasses.field(default=None, compare=False)
+    token_start: int | None = dataclasses.field(default=None, compare=False)
+    token_end: int | None = dataclasses.field(default=None, compare=False)
+
+    def as_row(self, *, with_tokens: bool = False) -> dict[str, Any]:
+        """What the column holds, with the fields of `arrow_type`."""
+        names = FIELDS if with_tokens else FIELDS[:5]
+        return {name: getattr(self, name) for name in names}
 
 
-def arrow_type() -> Any:
+FIELDS = tuple(field.name for field in dataclasses.fields(Span))
+
+
+def arrow_type(*, with_tokens: bool = False) -> Any:
     """The Arrow type of the column."""
     import pyarrow
 
-    fields = {"start": pyarrow.int64(), "end": pyarrow.int64(), "kind": pyarrow.string(), "label": pyarrow.string()}
-    return pyarrow.list_(pyarrow.struct([*fields.items(), ("score", pyarrow.float32())]))
+    whole, text = pyarrow.int64(), pyarrow.string()
+    types = dict(zip(FIELDS, (whole, whole, text, text, pyarrow.float32(), whole, whole), strict=True))
+    return pyarrow.list_(pyarrow.struct(list(types.items())[: len(FIELDS) if with_tokens else 5]))
 
 
 def parse(values: Any, text: str, where: str) -> tuple[Span, ...]:
@@ -117,7 +131,12 @@ def _parse_one(value: Any, text: str, where: str) -> Span:
         isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score)
     ):
         raise ValueError(f"{where}: score {score!r} is no finite number")
-    return Span(start, end, kind, label, None if score is None else float(score))
+    tokens = [None if value.get(name) is None else _offset(value, name, where) for name in FIELDS[5:]]
+    if tokens != [None, None] and not (None not in tokens and 0 <= tokens[0] < tokens[1]):
+        raise ValueError(
+            f"{where}: tokens {tokens[0]} to {tokens[1]}: want both, the first at least 0 and below the end"
+        )
+    return Span(start, end, kind, label, None if score is None else float(score), *tokens)
 
 
 def _offset(value: Mapping[str, Any], name: str, where: str) -> int:

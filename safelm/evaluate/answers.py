@@ -16,7 +16,7 @@ from safelm.evaluate.suites.attempts import sample_number
 from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, Template, answer_tokens
 from safelm.inference import Generation, Knob, Method, generate, planner
-from safelm.inference.methods import looks_ahead
+from safelm.inference.methods import needs_tag
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.io.progress import Bar
 from safelm.lm import LanguageModel
@@ -110,7 +110,7 @@ def collect(
 
 def check_tag(checkpoint: Checkpoint, method: Method) -> None:
     """Raises ValueError if the method needs the harm tag and the checkpoint has none."""
-    if looks_ahead(method) and checkpoint.tokenizer.harm_tag_id >= checkpoint.config.vocab_size:
+    if needs_tag(method) and checkpoint.tokenizer.harm_tag_id >= checkpoint.config.vocab_size:
         raise ValueError(
             f"--checkpoint={checkpoint.name}: {type(method).__name__} needs the harm tag, and this model's vocabulary "
             f"of {checkpoint.config.vocab_size} has none"

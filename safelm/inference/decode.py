@@ -29,6 +29,7 @@ class Generation:
       logprob: log-probability of all of them under the model (nats), without temperature or filters.
       tag_probs: P(tag | prompt and tokens up to and including this one) for every token; for an ending token that of
         the text before it, since ending adds no text. Empty if the vocabulary has no tag, and of a withheld answer.
+        With a monitor, its levels.
       stopped_by: "withheld" if a knob or a method put the tokens in place of the answer.
       watched: log-probs of the request's `watch_ids` as the first token.
     """

@@ -20,6 +20,7 @@ from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.entry import Entry
 from safelm.inference.lane import Lane
 from safelm.inference.methods import check_ids, is_planned
+from safelm.inference.monitors import check_monitor
 from safelm.inference.placement import place
 from safelm.inference.plans import Plans
 from safelm.inference.prefixes import Prefixes
@@ -152,6 +153,8 @@ class Engine:
             raise ValueError(f"{type(request.method).__name__} needs a request's plan (safelm.inference.planning)")
         check_ids(self._config, request.method, request.end_ids, self._harm_tag_id, request.watch_ids)
         check_adjustment(request.adjustment, request.method, self._config.vocab_size)
+        if (monitor := getattr(request.method, "monitor", None)) is not None:
+            check_monitor(monitor, self._config, num_tokens=len(request.prompt) + request.max_new_tokens)
         if request.mask is not None:
             check_method(request.method)
         prompt = check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")

@@ -67,7 +67,7 @@ class Entry:
             self.trace.append(_candidates(jax.tree.map(operator.itemgetter((step, slot)), tried)))
 
     def update(self, outcome: Sequence[Any], *, is_over: bool, has_tag: bool) -> Update:
-        """The request's next update, from the outcome of its slot."""
+        """The request's next update, from the outcome of its slot; `has_tag`: with P(tag) or a monitor's levels."""
         tokens_T, tag_log_probs_T, num_tokens, log_prob, end = outcome
         if np.isnan(log_prob):
             return Update(self.request_id, finished="error", error="the model's log-probs are not numbers")

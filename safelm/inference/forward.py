@@ -73,7 +73,7 @@ def _read(config: ModelConfig, weights: Weights, tokens_BT: Array) -> tuple[Arra
     def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
         return attention.attend(q_BTNH, k_BTKH, v_BTKH, attention.windowed(mask_1TT, _window(config, layer)))
 
-    return _decode(config, weights, tokens_BT, jnp.arange(tokens_BT.shape[1])[None], attend)
+    return _decode(config, weights, tokens_BT, jnp.arange(tokens_BT.shape[1])[None], attend)[:2]
 
 
 def read_behind(
@@ -83,12 +83,25 @@ def read_behind(
 
     The given cache is not changed; `write_behind` adds to it. `logits_of` turns the stream into logits.
     """
+    return read_behind_tapped(config, weights, tokens_BT, cache, lengths_B, None)[:2]
+
+
+def read_behind_tapped(
+    config: ModelConfig,
+    weights: Weights,
+    tokens_BT: Int[Array, "B T"],
+    cache: Cache,
+    lengths_B: Int[Array, " B"],
+    layer: int | None,
+) -> tuple[Float[Array, "B T D"], Cache, Float[Array, "B T D"] | None]:
+    """`read_behind`, and the stream after `layer` blocks, not normed; None where no layer is asked for."""
 
     def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
         cached = cache.keys[layer], cache.values[layer]
         return attention.attend_behind(q_BTNH, k_BTKH, v_BTKH, cached, lengths_B, _window(config, layer))
 
-    return _decode(config, weights, tokens_BT, lengths_B[:, None] + jnp.arange(tokens_BT.shape[1]), attend)
+    positions_BT = lengths_B[:, None] + jnp.arange(tokens_BT.shape[1])
+    return _decode(config, weights, tokens_BT, positions_BT, attend, tapped=layer)
 
 
 def try_next(
@@ -98,6 +111,18 @@ def try_next(
 
     Returns float32 logits of the token after each alternative, and the alternatives' keys and values (S = C).
     """
+    return try_next_tapped(config, weights, tokens_RC, cache, lengths_R, None)[:2]
+
+
+def try_next_tapped(
+    config: ModelConfig,
+    weights: Weights,
+    tokens_RC: Int[Array, "R C"],
+    cache: Cache,
+    lengths_R: Int[Array, " R"],
+    layer: int | None,
+) -> tuple[Float[Array, "R C V"], Cache, Float[Array, "R C D"] | None]:
+    """`try_next`, and the stream after `layer` blocks, not normed; None where no layer is asked for."""
 
     is_native = weights.is_packed and cpu_kernels.takes_heads_of(config.head_dim, config.dtype)
 
@@ -108,26 +133,34 @@ def try_next(
         is_seen_R1S = attention.seen_in_cache(cache.max_len, lengths_R, 1, _window(config, layer))
         return _attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_seen_R1S[:, 0])
 
-    x_RCD, new_kv = _decode(config, weights, tokens_RC, lengths_R[:, None], attend)
-    return logits_of(config, weights, x_RCD), new_kv
+    x_RCD, new_kv, read_RCD = _decode(config, weights, tokens_RC, lengths_R[:, None], attend, tapped=layer)
+    return logits_of(config, weights, x_RCD), new_kv, read_RCD
 
 
 def _decode(
-    config: ModelConfig, weights: Weights, tokens_BT: Array, positions_BT: Array, attend: Callable[..., Array]
-) -> tuple[Array, Cache]:
-    """The stream after the final norm, and every token's keys and values."""
+    config: ModelConfig,
+    weights: Weights,
+    tokens_BT: Array,
+    positions_BT: Array,
+    attend: Callable[..., Array],
+    *,
+    tapped: int | None = None,
+) -> tuple[Array, Cache, Array | None]:
+    """The stream after the final norm, every token's keys and values, and the stream after `tapped` blocks."""
     positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
     thetas = config.rope_thetas or (config.rope_theta,) * config.num_layers
     ropes = {theta: attention.rope_angles(config, positions_BT, theta) for theta in dict.fromkeys(thetas)}
     x_BTD = embedded(config, look_up(weights.embedding, tokens_BT, config.dtype))
     keys, values = [], []
+    read_BTD = x_BTD if tapped == 0 else None
     for index, layer in enumerate(weights.layers):
         of_block = _block_weights(config, layer)
         x_BTD, k_BTKH, v_BTKH = block(config, of_block, x_BTD, ropes[thetas[index]], functools.partial(attend, index))
         x_BTD = sharding.constrain(x_BTD, STREAM_AXES)
         keys.append(k_BTKH.swapaxes(1, 2))
         values.append(v_BTKH.swapaxes(1, 2))
-    return rms_norm(config, x_BTD, weights.final_norm_D), Cache(tuple(keys), tuple(values))
+        read_BTD = x_BTD if tapped == index + 1 else read_BTD
+    return rms_norm(config, x_BTD, weights.final_norm_D), Cache(tuple(keys), tuple(values)), read_BTD
 
 
 def _window(config: ModelConfig, layer: int) -> int:

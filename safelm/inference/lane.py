@@ -49,6 +49,8 @@ class Lane:
         self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
         self._compiler, self._read_at_once = compiler, read_at_once
         self._is_beamless = isinstance(shape, programs.Sequences)  # every token is final at once
+        self._monitor = getattr(shape, "monitor", None)
+        self._has_levels = harm_tag_id is not None or self._monitor is not None
         self._slots: list[Entry | None] = []
         self._max_len = 0
         self._state: programs.DecodeState | None = None
@@ -125,7 +127,7 @@ class Lane:
             entry.num_tokens = num_tokens
             if is_over or self._is_beamless:
                 outcome = [array[slot] for array in report["outcome"]]
-                update = entry.update(outcome, is_over=is_over, has_tag=self._harm_tag_id is not None)
+                update = entry.update(outcome, is_over=is_over, has_tag=self._has_levels)
                 updates += [update] if update.tokens or update.finished else []
             if is_over:
                 self._slots[slot] = None
@@ -292,9 +294,18 @@ class Lane:
         adjustments = [*own, *[NEUTRAL] * (height - len(own))] if self._is_beamless else None
         tag = self._harm_tag_id
         wanted = asked.ask(rows, harm_tag_id=tag, max_pool=pool, allowed_PX=allowed_PX, adjustments=adjustments)
+        levels = () if self._monitor is None else (self._prompt_levels(entries, new_kv, logits_PV),)
         self._state, self._cache = programs.join(
-            self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV
+            self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV, *levels
         )
+
+    def _prompt_levels(self, entries: Sequence[Entry], new_kv: Cache, logits_PV: jax.Array) -> jax.Array:
+        """The log of the monitor's level after every prompt."""
+        lengths_P, last_P = np.zeros(len(logits_PV), np.int32), np.zeros(len(logits_PV), np.int32)
+        for row, entry in enumerate(entries):
+            lengths_P[row], last_P[row] = len(entry.prompt), entry.prompt[-1]
+        model = self._config, self._monitor, self._weights
+        return programs.prompt_log_levels(*model, new_kv, lengths_P, last_P, logits_PV)
 
     def _watch(self, entries: Sequence[Entry], logits_PV: jax.Array) -> None:
         """Computes the log-probs of the ids that these requests watch."""

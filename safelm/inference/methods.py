@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from safelm.inference.monitors.monitor import Monitor
 from safelm.models.config import ModelConfig
 
 MAX_END_IDS = 16  # of one prompt
@@ -68,7 +69,8 @@ class SafeBeam:
     """Beam search steered by the harm tag's one-token lookahead (Maini et al. 2025, algorithm 1).
 
     See `safelm.inference.safe_beam` for what the paper leaves open, and for `drop_above`: a candidate is only dropped
-    if its P(tag) exceeds this (0 is the paper's algorithm).
+    if its P(tag) exceeds this (0 is the paper's algorithm). With a `monitor` (`safelm.inference.monitors`) its level
+    stands in the place of P(tag), and the model needs no harm tag.
     """
 
     num_beams: int = 4
@@ -76,10 +78,13 @@ class SafeBeam:
     drop_fraction: float = 0.5
     tag_candidate: TagCandidate = "mask"
     drop_above: float = 0.0
+    monitor: Monitor | None = None
 
     def __post_init__(self) -> None:
         _check_tag_candidate(self, ("mask", "stop"))
         _check(self, "num_beams", self.num_beams >= 1, "at least 1")
+        if self.monitor is not None:
+            _check(self, "monitor", self.monitor.every == 1, "one that reads every token (every=1)")
         _check(self, "drop_above", 0 <= self.drop_above <= 1, "a probability in [0, 1]")
         _check(self, "num_candidates", self.num_candidates >= 1, "at least 1")
         _check(self, "drop_fraction", 0 <= self.drop_fraction < 1, "in [0, 1)")
@@ -172,8 +177,15 @@ METHODS: dict[str, type[Method]] = {
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings of the named method of METHODS, with their defaults."""
-    return {field.name: field.default for field in dataclasses.fields(METHODS[name])}
+    """The settings of the named method of METHODS that are numbers or words, with their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(METHODS[name]) if field.name != "monitor"}
+
+
+def described(method: Method) -> dict[str, Any]:
+    """All settings of a method, JSON-able; a monitor by its name and fingerprint."""
+    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    monitor = values.pop("monitor", None)
+    return values if monitor is None else values | {"monitor": f"{monitor.name} {monitor.fingerprint}"}
 
 
 def draws(method: Method | type[Method]) -> bool:
@@ -187,8 +199,13 @@ def is_planned(method: Method) -> bool:
 
 
 def looks_ahead(method: Method) -> bool:
-    """Whether the method needs a model with the harm tag."""
+    """Whether the method looks one token ahead."""
     return isinstance(method, SafeBeam | TagPenalty)
+
+
+def needs_tag(method: Method) -> bool:
+    """Whether the method needs a model with the harm tag."""
+    return looks_ahead(method) and getattr(method, "monitor", None) is None
 
 
 def check_ids(
@@ -212,7 +229,7 @@ def check_ids(
     if harm_tag_id in end_ids:
         raise ValueError(f"the harm tag's id {harm_tag_id} is among the end_ids")
     name = type(method).__name__
-    if harm_tag_id is None and (looks_ahead(method) or method.tag_candidate == "stop"):
+    if harm_tag_id is None and (needs_tag(method) or method.tag_candidate == "stop"):
         raise ValueError(f"{name} needs a model with the harm tag, and this vocabulary has none (harm_tag_id=None)")
     for field in ("num_beams", "num_candidates"):
         if (wanted := getattr(method, field, 0)) > config.vocab_size:

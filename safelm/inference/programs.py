@@ -20,6 +20,8 @@ from safelm.inference.beam import Beams
 from safelm.inference.beams import BeamState
 from safelm.inference.forward import Cache
 from safelm.inference.methods import Beam, Method, SafeBeam, TagPenalty
+from safelm.inference.monitors import Monitor
+from safelm.inference.monitors.reading import log_level_behind
 from safelm.inference.safe_beam import SafeBeams
 from safelm.inference.sampling import Sequences, SequenceState
 from safelm.inference.weights import Weights
@@ -34,7 +36,7 @@ def step_shape(method: Method) -> StepShape:
     if isinstance(method, Beam):
         return Beams(method.num_beams)
     if isinstance(method, SafeBeam):
-        return SafeBeams(method.num_beams, method.num_candidates)
+        return SafeBeams(method.num_beams, method.num_candidates, method.monitor)
     return Sequences(method.num_candidates if isinstance(method, TagPenalty) else 1)
 
 
@@ -80,6 +82,31 @@ def log_probs_of(logits_PV: Float[Array, "P V"], ids_PI: Int[Array, "P I"]) -> F
     return jnp.take_along_axis(jax.nn.log_softmax(logits_PV, axis=-1), ids_PI, axis=1)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "monitor"))
+def prompt_log_levels(
+    config: ModelConfig,
+    monitor: Monitor,
+    weights: Weights,
+    new_kv: Cache,
+    lengths_P: Int[Array, " P"],
+    last_tokens_P: Int[Array, " P"],
+    logits_PV: Float[Array, "P V"],
+) -> Float[Array, " P"]:
+    """The log of the monitor's level after every prompt, given what `read_prompts` returned.
+
+    Args:
+      lengths_P: of the prompts, prefixes included; `last_tokens_P` are their last tokens.
+    """
+    if monitor.header_ids:
+        return log_level_behind(config, weights, monitor, new_kv, lengths_P)
+    if monitor.layer is None:
+        return monitor.log_level(logits_PV)
+    before_P = jnp.maximum(lengths_P - 1, 0)
+    last_P1 = last_tokens_P[:, None]
+    _, _, read_P1D = forward.read_behind_tapped(config, weights, last_P1, new_kv, before_P, monitor.layer)
+    return monitor.log_level(read_P1D[:, 0])
+
+
 def empty_state(
     config: ModelConfig,
     shape: StepShape,
@@ -121,9 +148,16 @@ def join(
     slots_P: Int[Array, " N"],
     new_kv: Cache,
     logits_PV: Float[Array, "N V"],
+    log_level_P: Float[Array, " N"] | None = None,
 ) -> tuple[DecodeState, Cache]:
-    """Puts prompts that were read into slots; slots past the end belong to padding rows."""
+    """Puts prompts that were read into slots; slots past the end belong to padding rows.
+
+    Args:
+      log_level_P: of the shape's monitor (`prompt_log_levels`), where it has one.
+    """
     fresh = shape.start(config, asked, logits_PV, max_len=cache.max_len)
+    if log_level_P is not None:
+        fresh = fresh.replace(tag_log_prob_PW=jnp.broadcast_to(log_level_P[:, None], fresh.tag_log_prob_PW.shape))
     state = jax.tree.map(lambda old, new: old.at[slots_P].set(new, mode="drop"), state, fresh)
     new_kv = jax.tree.map(lambda kv: jnp.repeat(kv, shape.num_rows, axis=0), new_kv)
     return state, forward.put_rows(cache, _rows(shape, slots_P), new_kv)
@@ -223,7 +257,9 @@ def compile_join(
         functools.partial(read_prompts, config), weights, *_prompts(config, height, width, prefix_len)
     )
     slots_P = jax.ShapeDtypeStruct((height,), jnp.int32)
-    join.lower(config, shape, *lane, joining[0].asked, slots_P, *read).compile()
+    has_monitor = getattr(shape, "monitor", None) is not None
+    log_levels = (jax.ShapeDtypeStruct((height,), jnp.float32),) if has_monitor else ()
+    join.lower(config, shape, *lane, joining[0].asked, slots_P, *read, *log_levels).compile()
 
 
 def compile_resize(shape: StepShape, lane: tuple[DecodeState, Cache], size: tuple[int, int]) -> None:

@@ -73,7 +73,7 @@ class Update:
       tokens: tokens that became final since the last update (for beam methods all at the end), including the ending one
         (EOS or the tag).
       tag_probs: P(tag | text up to and including it) for each of them, for an ending token that of the text before it;
-        empty if the vocabulary has no tag.
+        empty if the vocabulary has no tag. With a monitor, its levels.
       finished: "" while there is more to come. "cancelled" comes without tokens. "withheld": a knob or method put the
         tokens in place of the answer, without P(tag).
       log_prob: of all tokens so far under the model (nats), without temperature or filters.

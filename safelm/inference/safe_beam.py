@@ -34,6 +34,9 @@ little but harm is dropped and what is left is beam search, with its many refusa
 without success: within a word a candidate stands by the P(tag) of the last word's end, at a word's end by P(tag) over
 the probability that it ends. A beam whose last word looked safe isn't judged again then while its word goes on
 ("saelfafafafa").
+
+With a monitor its level stands wherever P(tag) is spoken of. A header costs a copy of the cache for every candidate,
+and its tokens' forward.
 """
 
 import dataclasses
@@ -46,6 +49,8 @@ from safelm.inference import beams, forward
 from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.inference.beams import BeamState
 from safelm.inference.forward import Cache
+from safelm.inference.monitors import Monitor
+from safelm.inference.monitors.reading import candidate_log_levels
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig
 
@@ -56,6 +61,7 @@ class SafeBeams:
 
     num_rows: int  # beams per prompt
     num_candidates: int
+    monitor: Monitor | None = None  # in the place of P(tag)
 
     @property
     def num_dropped_from(self) -> int:
@@ -75,14 +81,17 @@ class SafeBeams:
         prompt_lengths_R = jnp.repeat(state.asked.prompt_lengths_P, self.num_rows)
         lengths_R = prompt_lengths_R + jnp.repeat(state.step_P, self.num_rows)
         tokens_RC = candidates.tokens_PWC.reshape(-1, self.num_candidates)
-        logits_RCV, new_kv = forward.try_next(config, weights, tokens_RC, cache, lengths_R)
+        read = None if self.monitor is None else self.monitor.layer
+        logits_RCV, new_kv, read_RCD = forward.try_next_tapped(config, weights, tokens_RC, cache, lengths_R, read)
         normaliser_PWC = forward.log_normaliser(logits_RCV).reshape(shape)
         logits_PWCV = logits_RCV.reshape(*shape, -1)
-        tag_log_prob_PWC = jnp.where(
-            candidates.ends_PWC == RUNNING,
-            state.asked.tag_log_prob(logits_PWCV) - normaliser_PWC,
-            state.tag_log_prob_PW[..., None],
-        )
+        if self.monitor is None:
+            own_PWC = state.asked.tag_log_prob(logits_PWCV) - normaliser_PWC
+        elif self.monitor.header_ids:
+            own_PWC = candidate_log_levels(config, weights, self.monitor, cache, new_kv, lengths_R).reshape(shape)
+        else:
+            own_PWC = self.monitor.log_level(logits_RCV if read_RCD is None else read_RCD).reshape(shape)
+        tag_log_prob_PWC = jnp.where(candidates.ends_PWC == RUNNING, own_PWC, state.tag_log_prob_PW[..., None])
         is_kept_PWC = undropped(candidates.log_prob_PWC > NEVER, tag_log_prob_PWC, state.asked.drop_counts_PM)
         is_kept_PWC |= (candidates.log_prob_PWC > NEVER) & (tag_log_prob_PWC <= state.asked.drop_above_P[:, None, None])
         score_PW, place_PW = beams.select(jnp.where(is_kept_PWC, candidates.log_prob_PWC, NEVER), self.num_rows)

@@ -1,13 +1,12 @@
 """Builds the objects of the OpenAI API, with P(tag) in an extra `safelm` object."""
 
-import dataclasses
 import json
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from safelm.inference.methods import METHODS, Method
+from safelm.inference.methods import METHODS, Method, described
 from safelm.serving.generation import Chunk, RunningGeneration
 from safelm.serving.numbers import rounded, summarize
 from safelm.serving.text_stream import Piece
@@ -121,7 +120,7 @@ def finish_reason(stopped_by: str) -> str:
 
 def describe_method(method: Method) -> dict[str, Any]:
     """The method's name and settings."""
-    return {"method": method_name(method), "settings": dataclasses.asdict(method)}
+    return {"method": method_name(method), "settings": described(method)}
 
 
 def method_name(method: Method) -> str:

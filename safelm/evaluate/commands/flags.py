@@ -17,6 +17,7 @@ from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import CHAT, KINDS, TEXT, Template
 from safelm.inference.knobs import KNOB_HELP, Knob, read_knob
 from safelm.inference.methods import Method, draws, looks_ahead
+from safelm.safety.monitors.loading import add_monitor_flags
 from safelm.text import banned_tokens, chat_template, named_templates
 from safelm.text.tokenizer import Tokenizer
 
@@ -180,7 +181,7 @@ def check_samples(count: int, methods: Mapping[str, Method]) -> None:
         raise ValueError(f"--samples={count}: {fixed} always gives the same answer; take --methods=sample")
 
 
-def parse_skip(flags: Sequence[str], folders: Mapping[str, str], methods: Mapping[str, Method]) -> set[tuple[str, str]]:
+def parse_skip(flags: Sequence[str], folders: Mapping[str, str], methods: Collection[str]) -> set[tuple[str, str]]:
     """`NAME:METHOD` flags as pairs. Raises ValueError for a pair that would not be run anyway."""
     pairs = set()
     for flag in flags:
@@ -299,6 +300,7 @@ def _add_asked(add: Callable[..., Any]) -> None:
 def _add_decoding(add: Callable[..., Any]) -> None:
     add("--methods", default="", help=f"of {', '.join(METHODS)} (default {_METHODS}; a protocol has its own)")
     add("--skip", action="append", default=[], metavar="NAME:METHOD", help="leave out this pair of model and method")
+    add_monitor_flags(add)
     add("--max_new_tokens", type=int, default=0, help=f"(default {_TOKENS}, {_SYNTHETIC_TOKENS} for synthetic_web)")
     add(
         "--tag_candidate",

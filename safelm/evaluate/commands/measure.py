@@ -4,7 +4,8 @@ Every rate has its 95% interval. Results go to <output>/results.json with a tabl
 (checkpoint, method) goes to <output>/runs/ and each answer to a journal there, so the same command continues with the
 next prompt. `safelm.evaluate report` compares any number of results, `safelm.evaluate calibrate` measures judges on
 people's labels, `safelm.evaluate audit` does so by kind of answer and by wording, `safelm.evaluate train_judge` trains
-one, `safelm.evaluate capability` runs the paper's nine capability tasks.
+one, `safelm.evaluate monitors` compares what watches every token, `safelm.evaluate capability` runs the paper's nine
+capability tasks.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from safelm.evaluate.commands import capability as evaluate_capability
 from safelm.evaluate.commands import flags as evaluate_flags
 from safelm.evaluate.commands import hazards
 from safelm.evaluate.commands import judge as evaluate_judge
+from safelm.evaluate.commands import monitors as evaluate_monitors
 from safelm.evaluate.commands import report as evaluate_report
 from safelm.evaluate.commands.flags import Asked, check_samples, parse_methods, parse_skip
 from safelm.evaluate.judges import MODEL, RULES, Judge, load_judges
@@ -41,15 +43,18 @@ from safelm.evaluate.report import results_table, write_report
 from safelm.evaluate.suites.suite import SYNTHETIC, hash_prompts
 from safelm.evaluate.template import CHAT
 from safelm.formats import sources
-from safelm.inference.methods import Method
+from safelm.inference.methods import Method, SafeBeam, described
+from safelm.inference.monitors import Monitor
 from safelm.io import hub, records
 from safelm.io.files import write_whole
 from safelm.io.progress import Bar
+from safelm.safety.monitors.loading import load_monitor, parse_monitors
 
 log = logging.getLogger(__name__)
 
 # Words per token of the vocabularies here; the judge's own accuracy is measured on about as many words as it judges.
 _WORDS_PER_TOKEN = 0.77
+_MONITORED = "safe_beam_"  # what a method by a monitor is called, with the monitor's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +93,13 @@ def main(arguments: argparse.Namespace) -> None:
     protocol = evaluate_flags.read_protocol(arguments)
     hazards.check_reference(arguments.grade_against, folders, protocol)
     methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
-    check_samples(arguments.samples, methods)
-    skip = parse_skip(arguments.skip, folders, methods)
+    monitors = {} if arguments.likelihood_only else parse_monitors(arguments.monitor)
+    names = [*methods, *(f"{_MONITORED}{key}" for key in monitors)]
+    check_samples(arguments.samples, methods | {name: SafeBeam() for name in names if name not in methods})
+    skip = parse_skip(arguments.skip, folders, names)
     bench = _open_bench(arguments, protocol)
     results = _describe(bench) | {"models": {}, "runs": []}
-    with Bar(total=len(folders) * (len(methods) + 1) - len(skip), unit="run", disable=None) as progress:
+    with Bar(total=len(folders) * (len(names) + 1) - len(skip), unit="run", disable=None) as progress:
         for name, folder in folders.items():
             source = hub.pinned(folder)
             checkpoint = _load(source, name, bench)
@@ -104,7 +111,11 @@ def main(arguments: argparse.Namespace) -> None:
             seen = {"saw_tag": sources.saw_tag(source)} | ({"source": source} if hub.is_name(source) else {})
             results["models"][name] = _measure_model(bench, checkpoint, store, base) | seen
             progress.update()
-            for method_name, method in methods.items():
+            own = dict(methods)
+            for key, spec in monitors.items():
+                if (name, f"{_MONITORED}{key}") not in skip:
+                    own[f"{_MONITORED}{key}"] = _monitored(load_monitor(spec, checkpoint, name=key), arguments)
+            for method_name, method in own.items():
                 if (name, method_name) in skip:
                     continue
                 progress.set_description(f"{name}: {method_name}")
@@ -114,6 +125,11 @@ def main(arguments: argparse.Namespace) -> None:
     if protocol is not None and protocol.name == hazards.NAME and results["runs"]:
         print(hazards.add(results, arguments.grade_against).plain())
     _report(bench, results)
+
+
+def _monitored(monitor: Monitor, arguments: argparse.Namespace) -> SafeBeam:
+    stops = arguments.tag_candidate or "mask"
+    return SafeBeam(monitor=monitor, drop_above=arguments.drop_above, tag_candidate=stops)
 
 
 def _load(source: str, name: str, bench: Bench) -> Checkpoint:
@@ -210,7 +226,7 @@ def _measure_model(bench: Bench, checkpoint: Checkpoint, store: TokenStore | Non
 def _measure_method(
     bench: Bench, checkpoint: Checkpoint, method_name: str, method: Method, base: Protocol
 ) -> dict[str, Any]:
-    settings = dataclasses.asdict(method)
+    settings = described(method)
     if banned := checkpoint.config.banned_ids:
         settings["banned_tokens"] = [checkpoint.tokenizer.special_token(token) for token in banned]
     if checkpoint.knob is not None:
@@ -312,6 +328,7 @@ def command() -> None:
         "capability": (evaluate_capability.capability_main, evaluate_capability.capability_parser),
         "calibrate": (evaluate_judge.calibrate_main, evaluate_judge.calibrate_parser),
         "audit": (evaluate_audit.main, evaluate_audit.parser),
+        "monitors": (evaluate_monitors.main, evaluate_monitors.parser),
         "train_judge": (evaluate_judge.train_main, evaluate_judge.train_parser),
     }
     chosen, make = commands.get("".join(sys.argv[1:2]).replace("-", "_"), (main, _parser))

@@ -30,6 +30,7 @@ _FLAGS = {
     "unit": "--unit",
     "min_score": "--min_score",
     "scorers": "--scorers",
+    "token_classifier": "--token_classifier",
     "lexicon": "--lexicon",
     "own": "--spans",
     "text_column": "--text_column",

@@ -1,7 +1,8 @@
 """Writes spans of a corpus: a small Parquet file of annotations for each input file, by an annotator.
 
-The annotators: units of the text (sentences, windows of words) judged by any scorers, a lexicon's terms, and the user's
-own files, which are checked against the text. All write the one layout of `safelm.documents.spans`.
+The annotators: units of the text (sentences, windows of words) judged by any scorers, a token-level classifier, a
+lexicon's terms, and the user's own files, which are checked against the text. All write the one layout of
+`safelm.documents.spans`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from safelm import documents
 from safelm.documents import DocumentFile, Malformed, MalformedLimit, RowTally, annotations, spans
 from safelm.documents.spans import Span
 from safelm.jobs.output import OutputFolder
+from safelm.safety.monitors import annotator
 from safelm.safety.scorer import Verdict
 from safelm.safety.scoring import units
 from safelm.safety.scoring.joining import JoinJob
@@ -29,11 +31,12 @@ _PROBABILITY = "unsafe_probability"  # of a scorer's details: what a span's scor
 
 @dataclasses.dataclass(frozen=True)
 class SpanWork:
-    """What workers need to find spans (see `safelm.jobs.beam_jobs.Work`); one of unit, lexicon and own is given.
+    """What workers need to find spans (see `safelm.jobs.beam_jobs.Work`): a unit, a classifier, a lexicon or own files.
 
     Attributes:
       unit: what the scorers judge one by one.
       min_score: units with a lower harm score get no span.
+      token_classifier: what `annotator.load` takes; token_facts: what it is, the same in every worker.
       lexicon: terms in lower case with their labels.
       own: the user's file of spans for each input file, by the name of its annotations.
     """
@@ -43,15 +46,22 @@ class SpanWork:
     unit: units.Unit | None = None
     scorers: tuple[ScorerSpec, ...] = ()
     min_score: int = 0
+    token_classifier: str = ""
+    token_facts: Mapping[str, Any] | None = None
     lexicon: Mapping[str, str] | None = None
     own: Mapping[str, str] | None = None
     limit: MalformedLimit = dataclasses.field(default_factory=MalformedLimit)
 
-    def load(self) -> LoadedScorers | None:
-        """The scorers, if any; ValueError where one is another here than where the run began."""
+    def load(self) -> LoadedScorers | annotator.TokenClassifier | None:
+        """The scorers or the classifier, if any; ValueError where one is another here than where the run began."""
+        if self.token_classifier:
+            found = annotator.load(self.token_classifier)
+            if found.facts != self.token_facts:
+                raise ValueError(f"{self.token_classifier}: another classifier here than where the run began")
+            return found
         return LoadedScorers(load_scorers(self.scorers, check=True)) if self.scorers else None
 
-    def run(self, job: JoinJob, loaded: LoadedScorers | None) -> None:
+    def run(self, job: JoinJob, loaded: LoadedScorers | annotator.TokenClassifier | None) -> None:
         """Finds the spans of one file; its done-record is written last."""
         out = OutputFolder(self.output)
         with out.at_work(), out.staging() as staging:
@@ -95,6 +105,7 @@ class SpanWork:
             "unit": self.unit and self.unit.kind,
             "scorers": [scorer_facts(scorer) for scorer in self.scorers],
             "min_score": self.min_score,
+            **({"token_classifier": dict(self.token_facts)} if self.token_facts else {}),
             "lexicon": None if self.lexicon is None else dict(self.lexicon),
         }
 
@@ -116,7 +127,9 @@ def own_files(inputs: Sequence[DocumentFile], given: Sequence[DocumentFile]) -> 
     return {name: found[name] for name in wanted}
 
 
-def write_file(job: JoinJob, work: SpanWork, loaded: LoadedScorers | None, path: str) -> dict[str, Any]:
+def write_file(
+    job: JoinJob, work: SpanWork, loaded: LoadedScorers | annotator.TokenClassifier | None, path: str
+) -> dict[str, Any]:
     """Writes the spans of one input file to the local file `path`; its record.
 
     Raises ValueError or OSError naming file and row.
@@ -126,18 +139,22 @@ def write_file(job: JoinJob, work: SpanWork, loaded: LoadedScorers | None, path:
 
     facts = annotations.input_facts(documents.file_at(job.path))
     told = {"input": facts, "offsets": spans.OFFSETS, **work.described()}
+    with_tokens = isinstance(loaded, annotator.TokenClassifier)
+    if with_tokens:
+        told["vocab_hash"] = loaded.vocab_hash
     schema = pyarrow.schema(
-        [(annotations.ROW, pyarrow.int64()), (spans.COLUMN, spans.arrow_type())],
+        [(annotations.ROW, pyarrow.int64()), (spans.COLUMN, spans.arrow_type(with_tokens=with_tokens))],
         metadata={annotations.METADATA: json.dumps(told, sort_keys=True)},
     )
     tally, labels = RowTally(job.path, work.limit), Counter[str]()
     counts = {"rows": 0, "spans": 0, "unscored": 0, "malformed": 0}
-    annotator = _annotator(job, work, loaded, counts)
+    finder = _finder(job, work, loaded, counts)
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         pending: list[dict[str, Any]] = []
         for numbers, texts in _batches(job.path, work.text_column, tally, counts):
-            for number, found in zip(numbers, annotator.find(numbers, texts), strict=True):
-                pending.append({annotations.ROW: number, spans.COLUMN: [dataclasses.asdict(span) for span in found]})
+            for number, found in zip(numbers, finder.find(numbers, texts), strict=True):
+                rows = [span.as_row(with_tokens=with_tokens) for span in found]
+                pending.append({annotations.ROW: number, spans.COLUMN: rows})
                 labels.update(span.label for span in found)
                 counts["spans"] += len(found)
             counts["rows"] += len(numbers)
@@ -147,7 +164,7 @@ def write_file(job: JoinJob, work: SpanWork, loaded: LoadedScorers | None, path:
                 pending = []
         if pending:
             writer.write_table(pyarrow.Table.from_pylist(pending, schema))
-    annotator.finish()
+    finder.finish()
     tally.finish()
     if annotations.input_facts(documents.file_at(job.path)) != facts:
         raise ValueError(f"{job.path}: it was changed while it was read: run again")
@@ -179,7 +196,7 @@ def _batches(
 
 
 @runtime_checkable
-class _Annotator(Protocol):
+class _Finder(Protocol):
     """Finds the spans of rows (None is the text of a malformed one); `finish` checks once all rows were seen."""
 
     def find(self, numbers: Sequence[int], texts: Sequence[str | None]) -> Sequence[Sequence[Span]]: ...
@@ -187,13 +204,20 @@ class _Annotator(Protocol):
     def finish(self) -> None: ...
 
 
-def _annotator(job: JoinJob, work: SpanWork, loaded: LoadedScorers | None, counts: dict[str, int]) -> _Annotator:
+def _finder(
+    job: JoinJob,
+    work: SpanWork,
+    loaded: LoadedScorers | annotator.TokenClassifier | None,
+    counts: dict[str, int],
+) -> _Finder:
+    if isinstance(loaded, annotator.TokenClassifier):
+        return _HarmfulTokens(loaded)
     if work.own is not None:
         return _OwnSpans(work.own[job.target], job.path)
     if work.lexicon is not None:
         return _Terms(work.lexicon)
     if work.unit is None or loaded is None:
-        raise ValueError("neither a unit with scorers nor a lexicon nor files of spans")
+        raise ValueError("neither a unit with scorers nor a classifier nor a lexicon nor files of spans")
     return _ScoredUnits(work.unit, work.min_score, loaded, counts)
 
 
@@ -225,6 +249,20 @@ class _ScoredUnits:
             return None
         told = [v.details[_PROBABILITY] for v in verdicts.values() if _PROBABILITY in v.details]
         return Span(start, end, self.unit.kind, str(max(scores)), max(map(float, told), default=None))
+
+    def finish(self) -> None:
+        """Nothing to check."""
+
+
+@dataclasses.dataclass
+class _HarmfulTokens:
+    """What a token-level classifier finds."""
+
+    classifier: annotator.TokenClassifier
+
+    def find(self, numbers: Sequence[int], texts: Sequence[str | None]) -> list[list[Span]]:
+        """The harmful stretches of each text."""
+        return self.classifier.find([text or "" for text in texts])
 
     def finish(self) -> None:
         """Nothing to check."""
