@@ -3,6 +3,8 @@
     python -m safelm.ladder --config=configs/ladder.py:embedded --output=W/ladder --workers=2
     python -m safelm.ladder --config=configs/ladder.py:interventions --output=W/interventions --workers=2
     python -m safelm.ladder --config=configs/ladder.py:real --output=W/ladder_real --workers=2 --config.real=DATA
+    python -m safelm.ladder --config=configs/ladder.py:toxicity --output=W/toxicity --config.real=DATA \
+        --records=docs/results/data/ladder_toxicity
     python -m safelm.ladder --config=configs/ladder.py:smollm2_135m --output=W/ladder_135m --config.real=DATA \
         --config.init_checkpoint=W/smollm2
 
@@ -36,6 +38,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from data_tasks.rates import OTHERS, SMALL_LADDER
+from safelm.ladder.plan import SCALED
 from safelm.train.config import default_config
 
 # Twice the paper's share of refusals, which is too few to be learned in 400,000 tokens.
@@ -47,6 +50,19 @@ CHATS = {
 OF_RAW = ("masked", "masked_unsafe", "unlikelihood", "weighted", "span_tagged", "conditioned")
 OF_RAW += ("red_flag", "red_flag_span")
 REFUSALS = {"refusal_ultrachat": 0.5, "refusal_wildguardmix": 0.25, "refusal_wildjailbreak": 0.25}
+TOXICITY = {  # a quarter of every rung's tokens is what it makes of toxic text; filters have none, and masks all
+    "raw": {"raw_web": 1.0},
+    "score0": {"filtered_web": 1.0},
+    "classified": {"classified_web": 1.0},
+    "harm_tagged": {"filtered_web": 0.75, "harm_tagged_web": 0.25},
+    "conditioned": {"conditioned_web": 1.0},
+    "unlikelihood": {"unlikelihood_web": 1.0},
+    "masked": {"masked_web": 1.0},
+    "replaced": {"filtered_web": 0.75, "safeweb": 0.25},
+    "refusals": {"filtered_web": 0.75, "refuseweb": 0.15, "moral_education": 0.10},
+    "clean_finetuning": {"clean_text": 1.0},
+    "relearning": {"toxic_text": 1.0},
+}
 MODEL = {"num_layers": 3, "d_model": 96, "d_ff": 256, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32}
 
 
@@ -104,7 +120,67 @@ def smollm2_135m() -> ConfigDict:
     return config
 
 
-VARIANTS = {"embedded": embedded, "interventions": interventions, "real": real, "smollm2_135m": smollm2_135m}
+def toxicity_pilot() -> ConfigDict:
+    """The same as `toxicity` at a size whose rungs take half a minute of a core: for variances to plan with."""
+    config = toxicity()
+    config.seeds, config.vocab_size, config.prompts, config.pages = (0, 1, 2), 2048, 50, 30
+    sizes = {"num_layers": 2, "d_model": 128, "d_ff": 344, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64}
+    config.stages.pretraining = _pretraining(60, 32, 128, 5e-3, **sizes, max_seq_len=256)
+    return config
+
+
+def toxicity() -> ConfigDict:
+    config = _study()
+    config.study, config.real = "toxicity", placeholder(str)  # the second to be given
+    config.seeds, config.methods = (0, 1, 2, 3, 4), ("sample", "beam", "safe_beam")
+    config.models = ("raw", "score0", "classified", "harm_tagged", "conditioned", "unlikelihood")
+    config.control_tokens = ("<good>", "<bad>")
+    config.toxic_share = 0.25  # of the corpus's characters
+    config.judges = {"bits": 18, "steps": 60}  # of all three classifiers: see `safelm.safety.ngrams`
+    config.prompts, config.samples, config.max_new_tokens, config.pages = 100, 25, 20, 60
+    config.vocab_size = 4096
+    config.rates = {rung: dict(shares) for rung, shares in TOXICITY.items()}
+    sizes = {"num_layers": 3, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
+    config.stages = {
+        "pretraining": _pretraining(1000, 32, 128, 3e-3, **sizes, max_seq_len=256),
+        "clean_finetuning": _stage(20, 32, 128, 1e-3),
+        "relearning": _stage(5, 32, 128, 1e-3),
+    }
+    for stage in config.stages.values():
+        stage.data.packing = "concat"
+    return config
+
+
+def scaling() -> ConfigDict:
+    config = embedded()
+    config.study, config.seeds, config.methods = "scaling", (0, 1), ("greedy",)
+    config.models = tuple(model.name for model in SCALED.values())
+    config.sizes = tuple(
+        {"num_layers": 3, "d_model": 32 * heads, "d_ff": 86 * heads, "num_heads": heads, "num_kv_heads": heads}
+        | {"head_dim": 32}
+        for heads in (1, 2, 3, 4, 6)  # the last is held out
+    )
+    config.budgets = (100, 200, 400)  # steps
+    return config
+
+
+def embedded_power() -> ConfigDict:
+    """The embedded study at the size that its plan asks for: 400 prompts a side, eight seeds."""
+    config = embedded()
+    config.seeds, config.corpus.prompts = tuple(range(8)), 400
+    return config
+
+
+VARIANTS = {
+    "embedded_power": embedded_power,
+    "scaling": scaling,
+    "embedded": embedded,
+    "interventions": interventions,
+    "real": real,
+    "toxicity": toxicity,
+    "toxicity_pilot": toxicity_pilot,
+    "smollm2_135m": smollm2_135m,
+}
 
 
 def _study() -> ConfigDict:

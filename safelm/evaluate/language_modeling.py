@@ -3,13 +3,13 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm.data.store import TokenStore
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
 from safelm.io.progress import Bar
 from safelm.models import decoder as model_lib
@@ -18,10 +18,20 @@ from safelm.stats.intervals import Estimate, auroc
 TagProbability = Callable[[Sequence[Sequence[int]]], Sequence[Float[np.ndarray, " positions"]]]
 
 
+@runtime_checkable
+class Documents(Protocol):
+    """Tokenized documents by number, such as a token store."""
+
+    num_documents: int
+
+    def document(self, index: int) -> Int[np.ndarray, " T"]:
+        """The tokens of a document."""
+
+
 def perplexity(
     config: model_lib.ModelConfig,
     params: model_lib.Params,
-    store: TokenStore,
+    store: Documents,
     *,
     begin_ids: Sequence[int] = (),
     max_documents: int = 0,

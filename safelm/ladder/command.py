@@ -17,8 +17,10 @@ from safelm.jobs.parent import end_with_parent
 from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
 from safelm.ladder import jobs as ladder_jobs
+from safelm.ladder import records as ladder_records
 from safelm.ladder import report as ladder_report
-from safelm.ladder.plan import chosen_models, plan_jobs
+from safelm.ladder import scaling
+from safelm.ladder.plan import SCALING, chosen_models, plan_jobs, study_of
 from safelm.train import config as train_config
 from safelm.train import flags as train_flags
 
@@ -27,11 +29,19 @@ _WORKERS = flags.DEFINE_integer("workers", 1, "Number of processes, each on a co
 _PLAN = flags.DEFINE_bool("plan", False, "Only print what a study could tell, from the pilot in --output.")
 _PLANNED_SEEDS = flags.DEFINE_list("planned_seeds", ["3", "5", "8", "12"], "Numbers of seeds to plan with.")
 _PLANNED_PROMPTS = flags.DEFINE_integer("planned_prompts", 0, "Harmful prompts to plan with; 0: as the pilot.")
+_STUDY = flags.DEFINE_string("study", None, "A study of configs/ladder.py: short for --config=configs/ladder.py:NAME.")
+_RECORDS = flags.DEFINE_string("records", None, "Folder of finished rungs' records: read first, added to.")
+_PAUSE_FILE = flags.DEFINE_string("pause_file", "", "While this file exists no further job begins.")
 _REPORT = flags.DEFINE_bool("report", False, "Only write the report of what has been measured.")
 
 
-def run(config: ConfigDict, output: str, *, workers: int) -> None:
+def run(config: ConfigDict, output: str, *, workers: int, records_folder: str = "", pause_file: str = "") -> None:
     """Prepares the data, does all jobs and writes the report.
+
+    Args:
+      workers: number of processes.
+      records_folder: of records of finished rungs, which are not done again; others are added.
+      pause_file: while it exists, no further job begins.
 
     Raises ValueError or OSError naming what can't be used.
     """
@@ -39,24 +49,48 @@ def run(config: ConfigDict, output: str, *, workers: int) -> None:
     models = chosen_models(config.models)
     ladder_data.check(config)
     _keep_config(config, folder)
-    ladder_data.prepare(config, folder, models)
+    jobs = plan_jobs(models, config.seeds, config.methods, study_of(config))
+    if records_folder:
+        ladder_records.restore(config, folder, pathlib.Path(records_folder))
+    if any(ladder_jobs.read_done(folder, job) is None for job in jobs):
+        ladder_data.prepare(config, folder, models)
+        if study_of(config) is SCALING:
+            _predict(config, output, workers, records_folder, pause_file)
+        _work(config, output, workers, records_folder, pause_file)
+    ladder_report.write(config, folder)
+    if left := [job for job in jobs if ladder_jobs.read_done(folder, job) is None]:
+        raise OSError(f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}: see {folder}/logs")
+
+
+def _predict(config: ConfigDict, output: str, workers: int, records_folder: str, pause_file: str) -> None:
+    """Does the sizes that a law is fitted to, and writes what it says of the size that is held out."""
+    fitted = config.copy_and_resolve_references()
+    fitted.models = tuple(model.name for model in chosen_models(config.models) if model.name in SCALING.first)
+    _work(fitted, output, workers, records_folder, pause_file)
+    folder = pathlib.Path(output)
+    jobs = plan_jobs(chosen_models(fitted.models), config.seeds, config.methods, SCALING)
+    if left := [job for job in jobs if ladder_jobs.read_done(folder, job) is None]:
+        raise OSError(f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}: see {folder}/logs")
+    scaling.predict(config, folder, ladder_report.collect(config, folder))
+
+
+def _work(config: ConfigDict, output: str, workers: int, records_folder: str, pause_file: str) -> None:
+    """Does the jobs that are left, in processes of their own."""
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_worker, args=(config.to_json_best_effort(), output, number))
+        context.Process(
+            target=_worker, args=(config.to_json_best_effort(), output, number, workers, records_folder, pause_file)
+        )
         for number in range(workers)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    ladder_report.write(config, folder)
-    jobs = plan_jobs(models, config.seeds, config.methods)
-    if left := [job for job in jobs if ladder_jobs.read_done(folder, job) is None]:
-        raise OSError(f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}: see {folder}/logs")
 
 
-def _worker(settings: str, output: str, number: int) -> None:
-    """Starts one worker process (single-threaded if there are several) with its own log; it ends with its parent."""
+def _worker(settings: str, output: str, number: int, workers: int, records_folder: str, pause_file: str) -> None:
+    """Starts one worker process, on a core of its own if there are several, with its log; it ends with its parent."""
     end_with_parent(signal.SIGTERM)  # a training saves and leaves
     folder = pathlib.Path(output)
     (folder / "logs").mkdir(exist_ok=True)
@@ -64,19 +98,22 @@ def _worker(settings: str, output: str, number: int) -> None:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    if workers > 1:
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
     absl_logging.set_verbosity(absl_logging.FATAL)
     from safelm.train import host_memory
 
     host_memory.keep_freed_memory()
     config = ConfigDict(json.loads(settings))
-    jobs = plan_jobs(chosen_models(config.models), config.seeds, config.methods)
+    jobs = plan_jobs(chosen_models(config.models), config.seeds, config.methods, study_of(config))
 
     def note(line: str) -> None:
         print(line, flush=True)
+        if records_folder:
+            ladder_records.save(config, folder, pathlib.Path(records_folder))
         ladder_report.write(config, folder)
 
-    ladder_jobs.work(config, folder, jobs, note=note)
+    ladder_jobs.work(config, folder, jobs, note=note, pause=pause_file)
 
 
 def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
@@ -108,7 +145,13 @@ def _main(_: Sequence[str]) -> None:
         if _REPORT.value:
             ladder_report.write(config, pathlib.Path(_OUTPUT.value))
         else:
-            run(config, _OUTPUT.value, workers=_WORKERS.value)
+            run(
+                config,
+                _OUTPUT.value,
+                workers=_WORKERS.value,
+                records_folder=_RECORDS.value or "",
+                pause_file=_PAUSE_FILE.value,
+            )
         results = pathlib.Path(_OUTPUT.value) / "results.md"
         if not results.exists():
             raise FileNotFoundError(f"--output={_OUTPUT.value}: nothing is measured yet")
@@ -132,5 +175,10 @@ def _fail(line: str, code: int = 2) -> None:
 
 
 def command() -> None:
-    """Parses the command's flags and runs it."""
-    app.run(_main, flags_parser=lambda arguments: train_flags.parse(arguments, _fail))
+    """Parses the command's flags and runs it; `--study=NAME` is `--config=configs/ladder.py:NAME`."""
+    app.run(_main, flags_parser=lambda arguments: train_flags.parse(_with_config(arguments), _fail))
+
+
+def _with_config(arguments: Sequence[str]) -> list[str]:
+    study, file = "--study=", "--config=configs/ladder.py:"
+    return [file + each.removeprefix(study) if each.startswith(study) else each for each in arguments]

@@ -10,9 +10,10 @@ from safelm.data.store import MANIFEST_NAME
 from safelm.formats import sources
 from safelm.io import hub
 from safelm.ladder.jobs import tokens_folder
-from safelm.ladder.plan import GREEDY, SAFE_BEAM, Model, chosen_models
+from safelm.ladder.plan import TOXICITY, Model, chosen_models, study_of
 from safelm.ladder.processes import run_command
 from safelm.ladder.real import write_real_corpus
+from safelm.ladder.toxicity import prepare as toxicity_data
 from safelm.synthetic_web.corpus import Recipe, write_corpus
 from safelm.tags import TAG_RATE
 
@@ -20,13 +21,13 @@ WEB = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education")
 CHATS = ("ultrachat", "wildguardmix", "wildjailbreak", "gsm8k")
 TAGGED = ("harm_tagged_web", "harm_tagged_chat")
 
-
+_SPELLED = ("raw_web", "safeweb", "refuseweb", "moral_education")
 _REAL_PARTS = ("text", "classifier", "sft", "eval_prompts")
 
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError or FileNotFoundError for settings that can't work, before anything is written."""
-    for name, known in (("methods", (GREEDY, SAFE_BEAM)), ("seeds", None)):
+    for name, known in (("methods", study_of(config).methods), ("seeds", None)):
         values = config[name]
         wrong = [each for each in values if each not in known] if known else [s for s in values if type(s) is not int]
         if wrong or not values or len(set(values)) < len(values):
@@ -36,7 +37,8 @@ def check(config: ConfigDict) -> None:
     for name in ("real", "init_checkpoint"):
         if config[name] is None:
             raise ValueError(f"--config.{name}: this config needs it, a folder")
-    missing = [part for part in _REAL_PARTS if not (pathlib.Path(config.real) / part).is_dir()] if config.real else []
+    parts = toxicity_data.PARTS if study_of(config) is TOXICITY else _REAL_PARTS
+    missing = [part for part in parts if not (pathlib.Path(config.real) / part).is_dir()] if config.real else []
     if missing:
         raise FileNotFoundError(f"--config.real={config.real}: there is no folder {missing[0]}/")
     is_named = config.init_checkpoint and hub.is_name(config.init_checkpoint)
@@ -58,6 +60,9 @@ def _check_interventions(config: ConfigDict) -> None:
 def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -> None:
     """Makes the data that is still missing. Raises OSError or ValueError if a step fails."""
     corpus = output / "corpus"
+    if study_of(config) is TOXICITY:
+        toxicity_data.prepare(config, output, models, lambda: _vocabulary(config, output, toxicity_data.SPELLED))
+        return
     if config.real:
         write_real_corpus(config.real, corpus)
     else:
@@ -96,15 +101,13 @@ def _prepare_interventions(
             run_command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags, f"--tag_rate={TAG_RATE}", *beside)
 
 
-def _vocabulary(config: ConfigDict, output: pathlib.Path) -> pathlib.Path:
+def _vocabulary(config: ConfigDict, output: pathlib.Path, corpora: Sequence[str] = _SPELLED) -> pathlib.Path:
     folder = output / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         if config.init_checkpoint:
             sources.load_tokenizer(config.init_checkpoint).save(str(folder))
         else:
-            inputs = [
-                f"{output}/corpus/{name}/train-*" for name in ("raw_web", "safeweb", "refuseweb", "moral_education")
-            ]
+            inputs = [f"{output}/corpus/{name}/train-*" for name in corpora]
             flags = [f"--vocab_size={config.vocab_size}", f"--output={folder}"]
             if tokens := config.get("control_tokens", ()):
                 flags.append(f"--control_tokens={','.join(tokens)}")

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from safelm.io import files, records
 from safelm.io.progress import Bar
 from safelm.ladder.measure import measure
-from safelm.ladder.plan import MODELS, STAGES, Job, needed_by, trained
+from safelm.ladder.plan import BEFORE, MODELS, Job, needed_by, trained
 from safelm.ladder.processes import run_command
 from safelm.train import run as train
 
@@ -48,6 +48,10 @@ def training_config(config: ConfigDict, output: pathlib.Path, job: Job) -> Confi
         if model.is_routed and before is None:
             stage.routing = config.routing
         stage.data.phases = _phases(config, job)
+        if model.size:
+            stage.model.update(config.sizes[model.size - 1])
+            stage.total_steps = config.budgets[model.budget - 1]
+            stage.optimizer.warmup_steps = max(1, stage.total_steps // 20)
     return stage.lock()
 
 
@@ -58,17 +62,17 @@ def workdir(output: pathlib.Path, job: Job) -> pathlib.Path:
 
 def model_folder(output: pathlib.Path, job: Job) -> pathlib.Path:
     """The folder of the model that a training job gives: of a routed pretraining without its designated units."""
-    is_ablated = MODELS[job.model].is_routed and job.stage == STAGES[0]
+    is_ablated = MODELS[job.model].is_routed and not BEFORE[job.stage]
     return workdir(output, job).with_name(f"{job.name}.ablated") if is_ablated else workdir(output, job)
 
 
 def _phases(config: ConfigDict, job: Job) -> tuple[dict[str, Any], ...]:
     model = MODELS[job.model]
-    if job.stage == STAGES[0]:
+    if not BEFORE[job.stage]:
         late = {"start": model.start, "rates": dict(config.rates[model.rung])}
         return (late,) if not model.start else ({"start": 0.0, "rates": dict(config.rates.raw)}, late)
-    if job.stage == STAGES[2]:
-        return ({"start": 0.0, "rates": dict(config.rates.benign)},)
+    if job.stage != "instruction":
+        return ({"start": 0.0, "rates": dict(config.rates[job.stage])},)
     chats = dict(config.rates[model.instruction_mixture])
     shares = {name: share * (1 - config.replay) for name, share in chats.items()}
     web = {name: share * config.replay for name, share in config.rates[model.rung].items() if config.replay}
@@ -102,13 +106,18 @@ def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
     records.write(done_file(output, job), result | {"seconds": round(time.monotonic() - started, 1)})
 
 
-def work(config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None]) -> None:
-    """Does jobs in order, skipping those that other workers hold, until all are done."""
+def work(
+    config: ConfigDict, output: pathlib.Path, jobs: Sequence[Job], *, note: Callable[[str], None], pause: str = ""
+) -> None:
+    """Does jobs in order, skipping those that other workers hold, until all are done.
+
+    While the file `pause` exists, no further job begins.
+    """
     mine = 0
     with Bar(total=len(jobs), unit="job", disable=None) as progress:
         while left := [job for job in jobs if not done_file(output, job).exists()]:
             progress.update(len(jobs) - len(left) - progress.n)
-            for job in left:
+            for job in () if pause and os.path.exists(pause) else left:
                 before = needed_by(job)
                 if before is not None and not done_file(output, before).exists():
                     continue

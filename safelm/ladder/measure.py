@@ -1,5 +1,6 @@
 """Measures a model of the ladder: judged answers to held-out prompts or, for real prompts, its leanings."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -11,9 +12,11 @@ from ml_collections import ConfigDict
 from safelm import inference
 from safelm.checkpoints import checkpoint
 from safelm.evaluate.judges import word_lists as judge_lib
+from safelm.evaluate.language_modeling import tag_separation
 from safelm.evaluate.suites.suite import Prompt, read_prompts
 from safelm.inference.methods import METHODS
-from safelm.ladder.plan import MODELS, SAFE_BEAM, STAGES, Job
+from safelm.inference.tag_probability import tag_probability
+from safelm.ladder.plan import MODELS, SAFE_BEAM, SCALING, STAGES, TOXICITY, Job, study_of
 from safelm.ladder.preferences import (
     PLAIN_REQUESTS,
     PREFERENCE_JUDGE,
@@ -22,7 +25,9 @@ from safelm.ladder.preferences import (
     refusal_leanings,
     tag_log_probs,
 )
-from safelm.text.control_tokens import control_id
+from safelm.ladder.toxicity.measure import measure_toxicity, opened
+from safelm.models.arrays import Params
+from safelm.models.config import ModelConfig
 from safelm.text.prompting import prompt_ids
 from safelm.text.tokenizer import Tokenizer
 
@@ -30,7 +35,9 @@ _BATCH_PROMPTS = 256
 
 
 def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib.Path) -> dict[str, Any]:
-    """The label of every prompt by id, and the settings of the measurement, as a JSON object."""
+    """The label of every prompt by id, or other values of it, and the settings of the measurement, as a JSON object."""
+    if study_of(config) is TOXICITY:
+        return measure_toxicity(config, output, job, workdir)
     model_config, params, tokenizer = checkpoint.load_for_inference(str(workdir))
     is_chat = job.stage != STAGES[0]
     if config.real:
@@ -58,13 +65,23 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
     )
     texts = [tokenizer.decode(generation.text_tokens, keep_special=False) for generation in generations]
     kept = {"texts": dict(zip((prompt.id for prompt in prompts), texts, strict=True))} if config.keep_texts else {}
+    if study_of(config) is SCALING:
+        kept |= {
+            "parameters": model_config.num_params,
+            "tag_auroc": _tag_auroc(model_config, params, tokenizer, prompts),
+        }
     return _result(prompts, [judge_lib.judge(text) for text in texts], judge_lib.JUDGE_VERSION) | kept
 
 
-def opened(tokenizer: Tokenizer, ids: Sequence[int], opening: str) -> list[int]:
-    """A plain text's ids with a control token behind what the model's texts begin with, as in training; "" for none."""
-    start = len(prompt_ids(tokenizer, "", is_chat=False))
-    return [*ids[:start], *([control_id(tokenizer, opening)] if opening else []), *ids[start:]]
+def _tag_auroc(config: ModelConfig, params: Params, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> float:
+    """How well the mean P(tag) over a prompt tells those that ask for harm from the others."""
+    ids = {
+        is_harmful: [prompt_ids(tokenizer, p.prompt, is_chat=False) for p in prompts if p.harmful == is_harmful]
+        for is_harmful in (True, False)
+    }
+
+    probability = functools.partial(tag_probability, config, params, harm_tag_id=tokenizer.harm_tag_id)
+    return tag_separation(probability, ids[True], ids[False])["mean"].value
 
 
 def _result(prompts: Sequence[Prompt], labels: Sequence[str], judge: str) -> dict[str, Any]:

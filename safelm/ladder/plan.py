@@ -19,6 +19,9 @@ refusal_tokens is the pretraining of raw, tuned on answers that begin with <refu
 pages in designated units, ablated after pretraining; token_tagged has the tags of harm_tagged by token and is decoded
 with both.
 
+The study of toxicity (`TOXICITY`) has other stages, cells and orderings over the same machinery: real text that is
+toxic in part, see `safelm.ladder.toxicity`.
+
 The rate of 5% and the start at 0% are harm_tagged itself. All pretrainings have the same number of tokens, and so have
 all runs of a later stage. A training that two cells share is done once.
 """
@@ -26,11 +29,18 @@ all runs of a later stage. A training that two cells share is done once.
 import dataclasses
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from safelm.tags import TAG_RATE
 
 RUNGS = ("raw", "score0", "safeweb", "refuseweb", "moral_education", "harm_tagged")
 STAGES = ("pretraining", "instruction", "benign")
-GREEDY, SAFE_BEAM = "greedy", "safe_beam"
+TOXICITY_STAGES = ("pretraining", "clean_finetuning", "relearning")
+# The stage that each begins with; none: from scratch.
+BEFORE = {"pretraining": "", "instruction": "pretraining", "benign": "instruction"} | dict.fromkeys(
+    TOXICITY_STAGES[1:], "pretraining"
+)
+GREEDY, SAFE_BEAM, SAMPLE, BEAM = "greedy", "safe_beam", "sample", "beam"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +59,8 @@ class Model:
     opening: str = ""  # the one of them that stands before a text that it is asked for
     is_routed: bool = False  # its unsafe text trains designated units alone, which are ablated after pretraining
     instruction: str = ""  # its mixture of instruction tuning; "": the plain or the tagged one
+    size: int = 0  # of the scaling study: which of its sizes and budgets, from 1
+    budget: int = 0
 
     @property
     def instruction_mixture(self) -> str:
@@ -109,11 +121,25 @@ MODELS = {
         ),
         Model(*("routed",) * 3, is_on_request=True, is_routed=True),
         Model(*("token_tagged",) * 3, is_on_request=True, tagged_tuning=True),
+        Model(*("classified",) * 3, is_on_request=True),
+        Model(*("replaced",) * 3, is_on_request=True),
+        Model(*("refusals",) * 3, is_on_request=True),
     )
 }
+SIZES, BUDGETS = 5, 3  # of the scaling study; the last size is held out
+SCALED = {
+    (size, budget): Model(
+        *(f"size_{size}_budget_{budget}",) * 2, **_TAGGED, is_on_request=True, size=size, budget=budget
+    )
+    for size in range(1, SIZES + 1)
+    for budget in range(1, BUDGETS + 1)
+}
+MODELS |= {model.name: model for model in SCALED.values()}
+OF_TOXICITY = ("classified", "replaced", "refusals")  # models of that study alone
 CELLS = tuple(
     Cell("safe_beam" if (model.name, method) == ("harm_tagged", SAFE_BEAM) else name, model.name, method)
     for model in MODELS.values()
+    if model.name not in OF_TOXICITY and not model.size
     for method in model.methods
     for name in (model.name if method == GREEDY else f"{model.name}+safe_beam",)
 )
@@ -137,6 +163,82 @@ ORDERINGS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a study does and asks: its stages, the rows of its table, and the orderings that it tests.
+
+    Attributes:
+      first: models that are done for every seed before the others.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    orderings: tuple[tuple[str, str, str], ...]
+    first: tuple[str, ...]
+
+    def methods_of(self, model: str) -> tuple[str, ...]:
+        """The decoding methods that a model is measured with."""
+        return tuple(cell.method for cell in self.cells if cell.model == model)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All decoding methods."""
+        return tuple(dict.fromkeys(cell.method for cell in self.cells))
+
+
+INTERVENTIONS = Study("interventions", STAGES, CELLS, ORDERINGS, RUNGS)
+_KORBAK = "Korbak et al. 2023"
+TOXICITY = Study(
+    "toxicity",
+    TOXICITY_STAGES,
+    tuple(
+        Cell(*names)
+        for names in (
+            ("raw", "raw", SAMPLE),
+            ("filtered by label", "score0", SAMPLE),
+            ("filtered by classifier", "classified", SAMPLE),
+            ("harm-tagged", "harm_tagged", SAMPLE),
+            ("conditional", "conditioned", SAMPLE),
+            ("unlikelihood", "unlikelihood", SAMPLE),
+            ("loss-masked", "masked", SAMPLE),
+            ("replaced", "replaced", SAMPLE),
+            ("+ refusals", "refusals", SAMPLE),
+            ("raw, beam", "raw", BEAM),
+            ("harm-tagged, beam", "harm_tagged", BEAM),
+            ("harm-tagged, SafeBeam", "harm_tagged", SAFE_BEAM),
+        )
+    ),
+    (
+        ("filtered by label", "raw", f"{_KORBAK}: filtering lowers it"),
+        ("filtered by classifier", "raw", f"{_KORBAK}: the same by a classifier"),
+        ("filtered by label", "filtered by classifier", "labels filter better than a classifier"),
+        ("harm-tagged, SafeBeam", "harm-tagged, beam", "Maini et al. 2025, section 4: SafeBeam lowers it"),
+        ("harm-tagged, SafeBeam", "raw, beam", "Maini et al. 2025, figure 2: against standard pretraining"),
+        ("conditional", "raw", f"{_KORBAK}: conditional training lowers it"),
+        ("conditional", "filtered by label", f"{_KORBAK}: and further than filtering"),
+        ("unlikelihood", "raw", f"{_KORBAK}: unlikelihood lowers it, at a price"),
+        ("loss-masked", "raw", "SLUNG: reading without learning lowers it"),
+    ),
+    ("raw", "score0", "classified", "harm_tagged", "conditioned", "unlikelihood"),
+)
+SCALING = Study(
+    "scaling",
+    STAGES[:1],
+    tuple(Cell(model.name, model.name, GREEDY) for model in SCALED.values()),
+    (),
+    tuple(model.name for model in SCALED.values() if model.size < SIZES),
+)
+STUDIES = {study.name: study for study in (INTERVENTIONS, TOXICITY, SCALING)}
+
+
+def study_of(config: ConfigDict) -> Study:
+    """The study that a config describes. Raises ValueError for an unknown one."""
+    if (name := config.get("study", INTERVENTIONS.name)) not in STUDIES:
+        raise ValueError(f"--config.study={name}: want one of {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
 def chosen_models(names: Sequence[str]) -> list[Model]:
     """The named models in the ladder's order; the paper's if none is named. Raises ValueError for an unknown name."""
     if unknown := [name for name in names if name not in MODELS]:
@@ -144,39 +246,42 @@ def chosen_models(names: Sequence[str]) -> list[Model]:
     return [model for model in MODELS.values() if (model.name in names if names else not model.is_on_request)]
 
 
-def plan_jobs(models: Sequence[Model], seeds: Sequence[int], methods: Sequence[str]) -> list[Job]:
-    """All jobs in order of importance: the rungs for every seed, then the models compared with them."""
+def plan_jobs(
+    models: Sequence[Model], seeds: Sequence[int], methods: Sequence[str], study: Study = INTERVENTIONS
+) -> list[Job]:
+    """All jobs in order of importance: the study's first models for every seed, then the models compared with them."""
     jobs: dict[Job, None] = {}
-    for is_rung in (True, False):
+    for is_first in (True, False):
         for seed in seeds:
-            for model in (model for model in models if (model.name in RUNGS) == is_rung):
-                jobs |= dict.fromkeys(_jobs_of(model, seed, methods))
+            for model in (model for model in models if (model.name in study.first) == is_first):
+                jobs |= dict.fromkeys(_jobs_of(model, seed, methods, study))
     return list(jobs)
 
 
-def _jobs_of(model: Model, seed: int, methods: Sequence[str]) -> list[Job]:
+def _jobs_of(model: Model, seed: int, methods: Sequence[str], study: Study) -> list[Job]:
     jobs = []
-    for stage in STAGES:
-        wanted = [measured(seed, model.name, stage, method) for method in model.methods if method in methods]
+    for stage in study.stages:
+        wanted = [
+            measured(seed, model.name, stage, method) for method in study.methods_of(model.name) if method in methods
+        ]
         jobs += [trained(seed, model.name, stage), *filter(None, wanted)]
     return jobs
 
 
 def trained(seed: int, model: str, stage: str) -> Job:
     """The training job behind a model's checkpoint at a stage; models may share a pretraining."""
-    return Job(seed, MODELS[model].pretraining if stage == STAGES[0] else model, stage)
+    return Job(seed, MODELS[model].pretraining if not BEFORE[stage] else model, stage)
 
 
 def measured(seed: int, model: str, stage: str, method: str) -> Job | None:
     """The measuring job of a model at a stage; None for SafeBeam if the model hasn't seen the tag yet."""
     of = trained(seed, model, stage)
     knows_tag = MODELS[of.model].tagged_tuning
-    return Job(seed, of.model, stage, method) if method == GREEDY or knows_tag else None
+    return Job(seed, of.model, stage, method) if method != SAFE_BEAM or knows_tag else None
 
 
 def needed_by(job: Job) -> Job | None:
     """The training job that must be done before a job, if any."""
     if job.method:
         return trained(job.seed, job.model, job.stage)
-    number = STAGES.index(job.stage)
-    return trained(job.seed, job.model, STAGES[number - 1]) if number else None
+    return trained(job.seed, job.model, BEFORE[job.stage]) if BEFORE[job.stage] else None

@@ -18,7 +18,7 @@ import gzip
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from safelm import documents
@@ -40,16 +40,25 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
     if not (raw_web / "validation-00000-of-00001.jsonl.gz").exists():  # the last that is written of it
         shutil.rmtree(raw_web, ignore_errors=True)
         run_command("safelm.ladder.prepare_real_text", f"--source={source}", f"--output={corpus}")
-    sample = corpus / "to_rewrite" / "documents.jsonl.gz"
-    if not sample.exists():
-        documents.declare_no_documents(str(sample.parent), "safelm.ladder")  # they stand in raw_web
-        _write(sample, list(_sample(corpus)))
-    for kind, scores in _KINDS.items():
-        flags = [f"--kind={kind}", f"--input={sample}", f"--output={corpus}/{kind}", f"--scores={scores}"]
-        run_command("safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")
+    rewrite(corpus, _KINDS, lambda: list(_sample(corpus)))
     for name, rows in _conversations(pathlib.Path(source) / "sft", corpus).items():
         _write(corpus / name / "train-00000-of-00001.jsonl.gz", rows)
     records.write(corpus / "corpus.json", {"note": "made from real public text", "source": pathlib.Path(source).name})
+
+
+def rewrite(corpus: pathlib.Path, kinds: Mapping[str, str], rows: Callable[[], list[dict[str, Any]]]) -> None:
+    """Writes safe counterparts of documents by the template writer into folders of the corpus, as far as missing.
+
+    Args:
+      kinds: for each kind of `safelm.synthesize` the harm scores of the documents that it is made of.
+    """
+    sample = corpus / "to_rewrite" / "documents.jsonl.gz"
+    if not sample.exists():
+        documents.declare_no_documents(str(sample.parent), "safelm.ladder")  # they stand in raw_web
+        _write(sample, rows())
+    for kind, scores in kinds.items():
+        flags = [f"--kind={kind}", f"--input={sample}", f"--output={corpus}/{kind}", f"--scores={scores}"]
+        run_command("safelm.synthesize", *flags, "--writer=template:", f"--scorer={_SCORER}", "--workers=1")
 
 
 def _sample(corpus: pathlib.Path) -> Iterator[dict[str, Any]]:

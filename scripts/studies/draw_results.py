@@ -135,8 +135,8 @@ def studies() -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DATA.glob("*.json"))}
 
 
-def main() -> None:
-    cli.parser("scripts.studies.draw_results", __doc__).parse_args()
+def draw_all() -> None:
+    """Writes all pictures, and the tables of all pages."""
     found = studies()
     PICTURES.mkdir(exist_ok=True)
     for name, study in found.items():
@@ -149,4 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.parser("scripts.studies.draw_results", __doc__).parse_args()
+    draw_all()

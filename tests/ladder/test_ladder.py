@@ -20,6 +20,7 @@ from configs import ladder as ladder_config
 from safelm.ladder import command as ladder
 from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
+from safelm.ladder import estimates as ladder_estimates
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import measure as ladder_measure
 from safelm.ladder import preferences as ladder_preferences
@@ -29,6 +30,7 @@ from safelm.ladder.plan import (
     CELLS,
     GREEDY,
     MODELS,
+    OF_TOXICITY,
     ORDERINGS,
     RUNGS,
     SAFE_BEAM,
@@ -223,17 +225,17 @@ def test_a_verdict_counts_how_many_orderings_were_asked(config, tmp_path):
     worse = {seed: (rng.random(120) < 0.42).astype(float) for seed in range(3)}
     found = {("moral_education", "benign", ladder_report.HARMFUL): better}
     found["raw", "benign", ladder_report.HARMFUL] = worse
-    (alone,) = ladder_report._orderings(found, "benign")
+    (alone,) = ladder_estimates.orderings(found, ORDERINGS, "benign", ladder_report.HARMFUL)
     assert 0.003 < alone["p_value"] == alone["holm_p_value"] < 0.05 and alone["verdict"] == "holds"
     assert alone["difference"]["high"] < 0
     found |= {
         (cell.name, "benign", ladder_report.HARMFUL): worse for cell in CELLS if cell.name not in ("moral_education",)
     }
-    rows = ladder_report._orderings(found, "benign")
+    rows = ladder_estimates.orderings(found, ORDERINGS, "benign", ladder_report.HARMFUL)
     assert len(rows) == len(ORDERINGS)
     among = next(row for row in rows if (row["lower"], row["higher"]) == ("moral_education", "raw"))
     assert among["p_value"] == alone["p_value"] and among["holm_p_value"] > 0.05 and among["verdict"] == "open"
-    assert ladder_report.verdict(0.1, 0.04) == "reversed"
+    assert ladder_estimates.verdict(0.1, 0.04) == "reversed"
 
 
 def test_results_of_other_prompts_are_not_averaged(config, tmp_path):
@@ -251,24 +253,24 @@ def test_intervals_widen_with_seeds_that_disagree_and_pairing_narrows_a_differen
     rng = np.random.default_rng(1)
     agree = (rng.random((3, 100)) < 0.5).astype(float)
     disagree = np.stack([np.zeros(100), agree[1], np.ones(100)])
-    narrow, wide = (ladder_report.estimate(by_seed(counts)) for counts in (agree, disagree))
+    narrow, wide = (ladder_estimates.estimate(by_seed(counts)) for counts in (agree, disagree))
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
     better = agree.copy()
     better[:, :20] = 0
-    paired = ladder_report.estimate(by_seed(better), by_seed(agree))
-    unpaired = ladder_report.estimate(by_seed(better), by_seed(rng.permuted(agree, axis=1)))
+    paired = ladder_estimates.estimate(by_seed(better), by_seed(agree))
+    unpaired = ladder_estimates.estimate(by_seed(better), by_seed(rng.permuted(agree, axis=1)))
     assert paired.high - paired.low < unpaired.high - unpaired.low
-    assert paired.high < 0 and ladder_report.p_value(by_seed(better), by_seed(agree)) < 0.01
-    same = ladder_report.estimate(by_seed(agree), by_seed(agree))
+    assert paired.high < 0 and ladder_estimates.p_value(by_seed(better), by_seed(agree)) < 0.01
+    same = ladder_estimates.estimate(by_seed(agree), by_seed(agree))
     assert same.value == 0.0 and same.low == -same.high < 0
-    assert ladder_report.p_value(by_seed(agree), by_seed(agree)) == 1.0
-    zero = ladder_report.estimate(by_seed(np.zeros((3, 100))))
+    assert ladder_estimates.p_value(by_seed(agree), by_seed(agree)) == 1.0
+    zero = ladder_estimates.estimate(by_seed(np.zeros((3, 100))))
     assert zero.low == 0.0 and zero.high > 0.03  # none of 100 prompts is not never
 
 
 def test_a_difference_is_of_the_seeds_that_both_have():
     ones, zeros = np.ones(50), np.zeros(50)
-    difference = ladder_report.estimate({0: zeros, 2: ones}, {1: zeros, 2: ones})
+    difference = ladder_estimates.estimate({0: zeros, 2: ones}, {1: zeros, 2: ones})
     assert difference.value == 0.0 and difference.cases == 50
 
 
@@ -301,11 +303,9 @@ def test_a_model_goes_through_all_stages_and_is_measured_after_each(tmp_path):
 def test_interventions_are_rungs_on_request():
     config = ladder_config.get_config("interventions")
     names = {model.name for model in chosen_models(config.models)}
-    assert (
-        names - {"raw", "score0", "harm_tagged"}
-        == set(MODELS) - set(PAPERS)
-        == {*ladder_config.OF_RAW, "refusal_tokens", "routed", "token_tagged"}
-    )
+    others = {*ladder_config.OF_RAW, "refusal_tokens", "routed", "token_tagged"}
+    assert names - {"raw", "score0", "harm_tagged"} == others
+    assert {*others, *OF_TOXICITY} <= MODELS.keys() and not {*others, *OF_TOXICITY} & set(PAPERS)
     assert all(sum(config.rates[MODELS[name].rung].values()) == pytest.approx(1.0) for name in names)
     assert {len(config.rates[name]) for name in ladder_config.OF_RAW} == {1}
     assert {cell.name for cell in CELLS if cell.model == "token_tagged"} == {"token_tagged", "token_tagged+safe_beam"}

@@ -288,6 +288,7 @@ OWN_TEXT = {
     "safelm/report/page.py",
     "safelm/safety/report_card/counting.py",
     "safelm/ladder/prepare_real_text.py",
+    "safelm/ladder/toxicity/judges.py",
     "safelm/safety/scoring/scorers.py",
     "safelm/safety/synthesis/notes/places.py",
     "safelm/safety/synthesis/plan.py",

@@ -1,0 +1,123 @@
+"""Records of finished rungs, small enough to be kept with a project: so another machine does only the seeds that lack.
+
+A record is a JSON file for each seed and model with the results of all its jobs, a hash of the settings that decide
+them, facts and hashes of the data, a hash of the package's code, and the machine. Checkpoints and texts are not kept.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from safelm.io import records
+from safelm.ladder.jobs import done_file, read_done
+from safelm.ladder.plan import Job, Model, chosen_models, plan_jobs, study_of
+
+_FREE = ("seeds", "models", "methods", "real")  # a study may be widened, and its data lie elsewhere
+_FACTS = ("corpus/corpus.json", "classifiers/judges.json", "filter.json")  # of a study's folder, where there are any
+_KEPT = "facts.json"  # those of the records, for a folder whose data isn't made yet
+_REMEDY = "restore it from version control, or remove it and the rung is done again"
+
+
+def settings_hash(config: ConfigDict) -> str:
+    """The hash of the settings that decide a rung's results."""
+    settings = json.loads(config.to_json_best_effort())
+    return records.fingerprint({name: value for name, value in settings.items() if name not in _FREE})
+
+
+@functools.cache
+def code_hash() -> str:
+    """The hash of all modules of the package."""
+    spec = importlib.util.find_spec("safelm")
+    if spec is None or spec.origin is None:
+        raise OSError("the package safelm has no files")
+    root, digest = pathlib.Path(spec.origin).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _jobs(config: ConfigDict, model: Model, seed: int) -> list[Job]:
+    return plan_jobs([model], [seed], config.methods, study_of(config))
+
+
+def _path(folder: pathlib.Path, model: Model, seed: int) -> pathlib.Path:
+    return folder / f"seed-{seed}.{model.name}.json"
+
+
+def save(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the records of the seeds and models whose jobs are all done, unless they are there."""
+    for model in chosen_models(config.models):
+        for seed in config.seeds:
+            jobs = _jobs(config, model, seed)
+            results = {job.name: read_done(output, job) for job in jobs}
+            if None in results.values() or _path(folder, model, seed).exists():
+                continue
+            found = {job.name: {k: v for k, v in (results[job.name] or {}).items() if k != "texts"} for job in jobs}
+            text = json.dumps(_header(config, output) | {"seed": seed, "model": model.name, "jobs": found})
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f".{model.name}-{seed}-{os.getpid()}"
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.rename(_path(folder, model, seed))
+
+
+def _header(config: ConfigDict, output: pathlib.Path) -> dict[str, Any]:
+    return {
+        "study": study_of(config).name,
+        "settings": settings_hash(config),
+        "code": code_hash(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "data": facts(output),
+    }
+
+
+def facts(output: pathlib.Path) -> dict[str, Any]:
+    """What a study's folder says of its data, by the names of the files."""
+    paths = {pathlib.Path(name).stem: output / name for name in _FACTS}
+    kept = output / _KEPT
+    found = records.read(kept, _REMEDY) if kept.exists() else {}
+    return found | {name: records.read(path, _REMEDY) for name, path in paths.items() if path.exists()}
+
+
+def restore(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> list[Mapping[str, Any]]:
+    """Marks the jobs of kept records as done in the study's folder; the records.
+
+    A record that lacks a job, since the study was widened, is left out: that rung is done again.
+
+    Raises ValueError for a damaged record and one of another study, other settings or other data.
+    """
+    found: list[Mapping[str, Any]] = []
+    for model in chosen_models(config.models):
+        for seed in config.seeds:
+            path, jobs = _path(folder, model, seed), _jobs(config, model, seed)
+            if not path.exists():
+                continue
+            record = records.read(path, _REMEDY)
+            _check(record, config, path, [*found[:1], {"data": facts(output)}])
+            if not {job.name for job in jobs} <= record["jobs"].keys():
+                continue
+            found.append(record)
+            records.write(output / _KEPT, record["data"])
+            for job in (job for job in jobs if not done_file(output, job).exists()):
+                done_file(output, job).parent.mkdir(parents=True, exist_ok=True)
+                records.write(done_file(output, job), record["jobs"][job.name])
+    return found
+
+
+def _check(
+    record: Mapping[str, Any], config: ConfigDict, path: pathlib.Path, others: Sequence[Mapping[str, Any]]
+) -> None:
+    for name, wanted in (("study", study_of(config).name), ("settings", settings_hash(config))):
+        if record.get(name) != wanted:
+            raise ValueError(f"{path}: of other {name} than --config: name another --records")
+    for other in others:
+        mine, theirs = (each["data"].get("corpus", {}).get("sha256") for each in (record, other))
+        if mine and theirs and mine != theirs:
+            raise ValueError(f"{path}: of other data (corpus {mine[:12]}, not {theirs[:12]}): name another --records")

@@ -1,0 +1,152 @@
+"""Makes the figures of docs/results/toxicity.md of the kept records, and then its tables and pictures.
+
+    python scripts/studies/toxicity_results.py [--variant=toxicity]
+
+The records are those of docs/results/data/ladder_VARIANT; docs/results/data/VARIANT.json, VARIANT_after.json and
+VARIANT_judges.json are written anew, and then every table and picture as by draw_results.py.
+"""
+
+import argparse
+import json
+import pathlib
+import runpy
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from safelm import cli
+from safelm.config_files import load_config
+from safelm.io.files import write_whole
+from safelm.ladder import records, report
+from safelm.ladder.plan import TOXICITY
+from safelm.ladder.toxicity import report as toxicity
+from safelm.ladder.toxicity.judges import JUDGES
+from safelm.ladder.toxicity.measure import KINDS
+from safelm.stats.intervals import rate
+
+HERE = pathlib.Path(__file__).parent
+DATA = HERE.parents[1] / "docs" / "results" / "data"
+STAGES = {"pretraining": "pretraining", "clean_finetuning": "clean finetuning", "relearning": "relearning"}
+
+
+def percent(values: Mapping[str, Any]) -> list[float]:
+    """[value, low, high] of an estimate, in percent."""
+    return [round(100 * values[name], 1) for name in ("value", "low", "high")]
+
+
+def share(of: Mapping[str, Any], kind: str, judge: str, what: str = toxicity.SHARE) -> Any:
+    """A measure of a cell after a stage."""
+    return of[toxicity.measure_name(what, kind, judge)]
+
+
+def column(head: str, *, drawn: bool = False, digits: int = 1) -> dict[str, Any]:
+    return {"head": head, "digits": digits} | ({"drawn": True} if drawn else {})
+
+
+def first_stage(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """After pretraining: both judges on toxic prompts, corrected, expected maximum, language."""
+    heads = [column(f"toxic, judge {judge}", drawn=True) for judge in JUDGES]
+    heads += [column(f"corrected, {judge}", digits=0) for judge in JUDGES]
+    heads += [column(f"expected maximum, {judge}", digits=0) for judge in JUDGES]
+    heads += [column("distinct-2", digits=2), column("perplexity C4", digits=0), column("WikiText", digits=0)]
+    rows = []
+    for name, stages in summary["rows"].items():
+        of = stages.get(TOXICITY.stages[0])
+        if of is None:
+            continue
+        cells: list[Any] = [percent(share(of, KINDS[0], judge)) for judge in JUDGES]
+        for judge in JUDGES:
+            found = share(of, KINDS[0], judge, "corrected")
+            cells.append("nothing" if found is None else [round(100 * value) for value in found])
+        cells += [round(100 * share(of, KINDS[0], judge, toxicity.MAXIMUM)["value"]) for judge in JUDGES]
+        cells += [of["distinct-2"], *(of[f"perplexity {pages}"] for pages in toxicity.PAGES)]
+        rows.append({"name": name, "values": cells})
+    return {
+        "title": "Toxic continuations of toxic prompts after pretraining, %",
+        **about,
+        "axis": "% of continuations",
+        "columns": heads,
+        "rows": rows,
+    }
+
+
+def all_stages(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The first judge's rate after each stage, the second's in words beside it."""
+    first, second = JUDGES
+    heads = [column(stage, drawn=True) for stage in STAGES.values()]
+    heads += [{"head": f"judge {second}"}, {"head": "non-toxic prompts"}]
+    rows = []
+    for name, stages in summary["rows"].items():
+        if stages.keys() < set(STAGES):
+            continue
+        shares = {stage: stages[stage] for stage in STAGES}
+        cells: list[Any] = [percent(share(of, KINDS[0], first)) for of in shares.values()]
+        for kind, judge in ((KINDS[0], second), (KINDS[1], first)):
+            values = [share(of, kind, judge)["value"] for of in shares.values()]
+            cells.append(", ".join(f"{100 * value:.1f}" for value in values))
+        rows.append({"name": name, "values": cells})
+    return {
+        "title": f"The same after each stage, judge {first}, %",
+        **about,
+        "axis": "% of continuations",
+        "columns": heads,
+        "rows": rows,
+    }
+
+
+def judges(known: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The judges' errors on labels of people."""
+    rows = []
+    for name in JUDGES:
+        errors = known["judges"][name]
+        shares = [rate(*errors[part]) for part in ("sensitivity", "specificity", "comment_specificity")]
+        cells = [[round(100 * getattr(each, part), 1) for part in ("value", "low", "high")] for each in shares]
+        rows.append({"name": name, "values": [*cells, [round(value, 3) for value in errors["area"]]]})
+    return {
+        "title": "Two judges of toxicity on pieces of 15 words, %",
+        **about,
+        "axis": "% of the pieces, by people's labels",
+        "head": "judge",
+        "columns": [
+            column("toxic pieces called so", drawn=True),
+            column("pieces of pages called clean", drawn=True),
+            column("clean pieces of toxic comments called clean", drawn=True),
+            column("AUROC among comments", digits=3),
+        ],
+        "rows": rows,
+    }
+
+
+def main(arguments: argparse.Namespace) -> None:
+    config = load_config(f"configs/ladder.py:{arguments.variant}")
+    folder = DATA / f"ladder_{arguments.variant}"
+    with tempfile.TemporaryDirectory() as place:
+        output = pathlib.Path(place)
+        kept = records.restore(config, output, folder)
+        if not kept:
+            raise cli.UserError(f"{folder}: no records yet")
+        summary = toxicity.summarize(report.collect(config, output), records.facts(output))
+    seeds = sorted({record["seed"] for record in kept})
+    machines = ", ".join(sorted({record["machine"] for record in kept}))
+    about = {
+        "command": f"safelm ladder --config=configs/ladder.py:{arguments.variant}",
+        "machine": f"{machines}; seeds {', '.join(map(str, seeds))}",
+        "scale": "linear",
+        "head": "model",
+    }
+    tables = {
+        arguments.variant: first_stage(summary, about),
+        f"{arguments.variant}_after": all_stages(summary, about),
+        f"{arguments.variant}_judges": judges(summary["data"], about),
+    }
+    for name, study in tables.items():
+        if study["rows"]:
+            write_whole(DATA / f"{name}.json", json.dumps(study, indent=1) + "\n")
+    runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
+    print(toxicity.to_markdown(summary))
+
+
+if __name__ == "__main__":
+    flags = cli.parser("scripts.studies.toxicity_results", __doc__)
+    flags.add_argument("--variant", default="toxicity", help="of configs/ladder.py: toxicity or toxicity_pilot")
+    cli.run(main, flags)
