@@ -138,21 +138,25 @@ def _groups(pages: list[Any], others: list[Any], toxic: list[Any]) -> dict[str, 
     return {"pages": pages, "comments not toxic": others, "toxic comments": toxic}
 
 
-def write_classified(corpus: pathlib.Path, value_N: Float[np.ndarray, " N"], facts: pathlib.Path) -> None:
-    """Writes `classified`, raw_web with a classifier's scores, and into `facts` the share of toxic comments it found.
+def write_classified(
+    corpus: pathlib.Path, value_N: Float[np.ndarray, " N"], threshold: float, facts: pathlib.Path
+) -> None:
+    """Writes `classified`, raw_web with a classifier's scores, and into `facts` how good they are.
 
-    It calls as many documents toxic as the labels do, those of the largest values, so recall and precision are equal.
+    Args:
+      value_N: the classifier's value of every document, in the order of `read_corpus`; toxic from `threshold` on.
     """
-    rows = list(read_corpus(corpus / "raw_web"))
+    rows, chosen_N = list(read_corpus(corpus / "raw_web")), value_N >= threshold
     labels_N = np.array([is_toxic for *_, is_toxic in rows])
-    chosen_N = np.zeros(len(rows), bool)
-    chosen_N[np.argsort(-value_N, kind="stable")[: labels_N.sum()]] = True
     scored = [(name, text, bool(is_chosen)) for (name, text, _), is_chosen in zip(rows, chosen_N, strict=True)]
     _write(corpus / "classified" / "raw_web", scored)
     characters_N = np.array([len(text) for _, text, _ in rows])
-    left = (characters_N * (labels_N & ~chosen_N)).sum() / (characters_N * ~chosen_N).sum()
-    found = float((labels_N & chosen_N).sum() / labels_N.sum())
-    records.write(facts, {"recall": round(found, 4), "toxic_share_left": round(float(left), 4)})
+    shares = {
+        "recall": (labels_N & chosen_N).sum() / labels_N.sum(),
+        "precision": (labels_N & chosen_N).sum() / max(chosen_N.sum(), 1),
+        "toxic_share_left": (characters_N * (labels_N & ~chosen_N)).sum() / (characters_N * ~chosen_N).sum(),
+    }
+    records.write(facts, {name: round(float(share), 4) for name, share in shares.items()})
 
 
 def read_corpus(folder: pathlib.Path) -> Iterator[tuple[str, str, bool]]:

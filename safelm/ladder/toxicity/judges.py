@@ -52,6 +52,8 @@ _SETS: Mapping[str, Sequence[tuple[str, str]]] = {
 }
 _BALANCE = Balance(cap=6000, power=0.5)  # as of the bundled classifier
 PIECE_WORDS = 15
+PAGES_FILTERED = 0.05  # share of safe pages that the filter leaves out
+_PAGES = "c4_demo.jsonl.gz"
 SAFE_FLAGGED = 0.01  # share of the pieces of safe pages that a judge calls toxic
 
 
@@ -107,7 +109,7 @@ def train(source: str, output: pathlib.Path, *, bits: int, steps: int) -> None:
     """
     folder = pathlib.Path(source)
     recipe = training.NgramRecipe(bits=bits, l2=1e-4, steps=steps, balance=_BALANCE, page_folds=2, leave_one_out=False)
-    pages = corpus_files.read_rows(folder / "text" / "c4_demo.jsonl.gz")
+    pages = corpus_files.read_rows(folder / "text" / _PAGES)
     for number, (name, sets) in enumerate(_SETS.items()):
         if (output / name / scorer.FILE).exists():
             continue
@@ -123,9 +125,11 @@ def train(source: str, output: pathlib.Path, *, bits: int, steps: int) -> None:
         training.train(recipe, sources, str(output / name))
 
 
-def load_filter(output: pathlib.Path) -> scorer.NgramScorer:
-    """The classifier that filters."""
-    return scorer.load(str(output / FILTER))
+def load_filter(source: str, output: pathlib.Path) -> tuple[scorer.NgramScorer, float]:
+    """The classifier that filters, and the value that 5% of safe pages pass (C4's last quarter), each read whole."""
+    model, rows = scorer.load(str(output / FILTER)), corpus_files.read_rows(pathlib.Path(source) / "text" / _PAGES)
+    value_N = values(model, [row["text"] for row in rows[len(_SETS) :: 4]])
+    return model, float(np.quantile(value_N, 1 - PAGES_FILTERED))
 
 
 def load(source: str, output: pathlib.Path) -> list[Judge]:
@@ -147,11 +151,11 @@ def _measured(source: pathlib.Path, model: scorer.NgramScorer) -> dict[str, Any]
     """Calibrates on one part of pages and comments, and measures on another."""
     texts, labels_N = _labelled(source, corpus_files.HELD_OUT[0])
     value_N = values(model, texts)
-    cut = float(np.quantile(values(model, _safe_pieces(source, "c4_demo", 3)), 1 - SAFE_FLAGGED))
+    cut = float(np.quantile(values(model, _safe_pieces(source, _PAGES, len(_SETS))), 1 - SAFE_FLAGGED))
     slope = _slope(value_N - cut, labels_N)
     texts, labels_N = _labelled(source, corpus_files.HELD_OUT[1])
     value_N = values(model, texts)
-    page_N = values(model, _safe_pieces(source, "c4_validation"))
+    page_N = values(model, _safe_pieces(source, "c4_validation.jsonl.gz"))
     area = auroc(value_N[labels_N], value_N[~labels_N])
     return {
         "cut": cut,
@@ -173,7 +177,7 @@ def _labelled(source: pathlib.Path, name: str) -> tuple[list[str], Bool[np.ndarr
 
 
 def _safe_pieces(source: pathlib.Path, name: str, part: int | None = None) -> list[str]:
-    rows = corpus_files.read_rows(source / "text" / f"{name}.jsonl.gz")
+    rows = corpus_files.read_rows(source / "text" / name)
     chosen = rows if part is None else rows[part::4]
     return [text for row in chosen for text, _ in pieces(row["text"])]
 

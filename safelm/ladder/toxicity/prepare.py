@@ -40,8 +40,8 @@ def prepare(
     judges.load(config.real, classifiers)
     if not (output / "filter.json").exists():
         texts = [text for _, text, _ in corpus_files.read_corpus(corpus / "raw_web")]
-        value_N = judges.values(judges.load_filter(classifiers), texts)
-        corpus_files.write_classified(corpus, value_N, output / "filter.json")
+        model, threshold = judges.load_filter(config.real, classifiers)
+        corpus_files.write_classified(corpus, judges.values(model, texts), threshold, output / "filter.json")
     needed = {name for model in models for name in config.rates[model.rung]}
     needed |= {name for stage in TOXICITY.stages[1:] for name in config.rates[stage]}
     if needed & _REWRITTEN.keys():
