@@ -49,7 +49,8 @@ def check(config: ConfigDict) -> None:
 def _check_interventions(config: ConfigDict) -> None:
     """Raises ValueError for a model that needs what the config doesn't have."""
     for model in chosen_models(config.models):
-        if lacking := [name for name in (model.rung, model.instruction_mixture) if name not in config.rates]:
+        mixtures = (model.rung, model.instruction_mixture)[: 1 + ("instruction" in study_of(config).stages)]
+        if lacking := [name for name in mixtures if name not in config.rates]:
             raise ValueError(f"--config.models: {model.name} needs a config with rates of {lacking[0]}: :interventions")
         if lacking := [token for token in model.control_tokens if token not in config.get("control_tokens", ())]:
             raise ValueError(f"--config.control_tokens: {model.name} needs {', '.join(lacking)} in the vocabulary")

@@ -240,7 +240,11 @@ def study_of(config: ConfigDict) -> Study:
 
 
 def chosen_models(names: Sequence[str]) -> list[Model]:
-    """The named models in the ladder's order; the paper's if none is named. Raises ValueError for an unknown name."""
+    """The named models in the ladder's order; the paper's if none is named. A name may hold several, by comma.
+
+    Raises ValueError for an unknown name.
+    """
+    names = [name for each in names for name in each.split(",")]
     if unknown := [name for name in names if name not in MODELS]:
         raise ValueError(f"models names {unknown[0]!r}: there are {', '.join(MODELS)}")
     return [model for model in MODELS.values() if (model.name in names if names else not model.is_on_request)]

@@ -94,6 +94,7 @@ def test_orderings_and_cells_name_what_there_is():
     names = {cell.name for cell in CELLS}
     assert len(names) == len(CELLS)
     assert {name for low, high, _ in ORDERINGS for name in (low, high)} <= names
+    assert [model.name for model in chosen_models(("score0,raw",))] == ["raw", "score0"]  # as a flag gives them
     with pytest.raises(ValueError, match="models names 'rwa': there are raw, score0"):
         chosen_models(("rwa",))
 
