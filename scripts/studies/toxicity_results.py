@@ -108,10 +108,10 @@ def judges(known: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]
         "axis": "% of the pieces, by people's labels",
         "head": "judge",
         "columns": [
-            column("toxic pieces called so", drawn=True),
-            column("pieces of pages called clean", drawn=True),
-            column("clean pieces of toxic comments called clean", drawn=True),
-            column("AUROC among comments", digits=3),
+            column("toxic pieces seen", drawn=True),
+            column("pages passed", drawn=True),
+            column("clean pieces of comments passed", drawn=True),
+            column("AUROC, comments", digits=3),
         ],
         "rows": rows,
     }
