@@ -41,7 +41,7 @@ class Knob:
 
     kind: str
     token: str
-    threshold: float
+    threshold: float | int
     other: str = ""
     message: str = MESSAGE
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)

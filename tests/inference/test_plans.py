@@ -1,6 +1,8 @@
 """Knobs, Any-Depth Alignment and self-stopping against single generations that do the same by hand; their command."""
 
+import asyncio
 import dataclasses
+import functools
 import json
 
 import jax
@@ -17,7 +19,15 @@ from safelm.inference.knob_values import Answering, knob_values
 from safelm.inference.requests import EngineRequest
 from safelm.models import decoder
 from safelm.models.decoder import ModelConfig
+from safelm.serving.errors import ApiError
+from safelm.serving.generation import RunningGeneration
+from safelm.serving.limits import Limits
+from safelm.serving.models import ServedModel
+from safelm.serving.replies import finish_reason
+from safelm.serving.request import read_completion
+from safelm.serving.worker import EngineWorker
 from safelm.text.control_tokens import control_id, with_control_tokens
+from safelm.text.prompting import text_prompt
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -145,6 +155,38 @@ def test_plans_end_in_the_engine_as_requests_do(params):
         engine.submit(dataclasses.replace(request, plan=None))
     with pytest.raises(ValueError, match="doesn't go with AnyDepth"):
         planner(CONFIG, TOKENIZER, AnyDepth(), is_chat=True, knob=Knob("red_flag", "<red_flag>", 0.5))
+
+
+def served(params, knob, body):
+    """A server's reply without HTTP: its text, and what stopped it."""
+    model = ServedModel(CONFIG, params, TOKENIZER, "m", None, knob)
+    engine = functools.partial(Engine, CONFIG, params, harm_tag_id=model.watched_id, slots=2)
+    request = read_completion({"max_tokens": NEW, **body}, Limits(), default_method="greedy")
+
+    async def reply():
+        worker = EngineWorker({"m": engine})
+        worker.start()
+        try:
+            generation = await RunningGeneration.prepare(model, request, Limits())
+            deadline = asyncio.get_running_loop().time() + 300
+            text = "".join([chunk.text async for chunk in generation.chunks(worker, deadline=deadline)])
+            return text, finish_reason(generation.stopped_by)
+        finally:
+            worker.stop()
+
+    return asyncio.run(reply())
+
+
+def test_a_server_keeps_to_its_knob(params):
+    prompt = text_prompt(TOKENIZER, "the cat")
+    knob = dataclasses.replace(REFUSAL, threshold=1e-6)
+    (opened,) = answers(params, [[*prompt, control_id(TOKENIZER, "<refuse>")]], new=NEW - 1)
+    text, _ = served(params, knob, {"prompt": "the cat"})
+    assert text == TOKENIZER.decode(opened.text_tokens, keep_special=False)
+    flag = Knob("red_flag", "<red_flag>", 1e-9, message="the dog")
+    assert served(params, flag, {"prompt": "the cat"}) == ("the dog", "content_filter")
+    with pytest.raises(ApiError, match="needs a chat"):
+        served(params, None, {"prompt": "the cat", "safelm": {"method": "any_depth", "check_every": 8}})
 
 
 def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp_path, capsys, monkeypatch):
