@@ -32,7 +32,7 @@ PARTS = (
     "aot.slices",
     "ladder.prepare_real_text",
 )  # run as modules, no commands of their own
-SUBCOMMANDS = {"evaluate": ("report", "calibrate", "audit", "train_judge", "capability")}
+SUBCOMMANDS = {"evaluate": ("report", "calibrate", "audit", "train_judge", "capability", "monitors")}
 WITH_CONFIG = ("train", "ladder", "aot")  # their --config.FIELD=VALUE is checked against the config
 
 
