@@ -16,7 +16,7 @@ from safelm.evaluate.suites.suite import Prompt
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 from safelm.robustness.attack_loop import LoopSettings
-from safelm.robustness.gate import asking, battery, criteria, profiles
+from safelm.robustness.gate import asking, battery, criteria, estimate, profiles
 from safelm.robustness.gate import run as gate
 from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_controls
 from safelm.robustness.gradient_suffix import SuffixSearch
@@ -256,6 +256,7 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
     capsys.readouterr()
     release_gate.main(arguments(inputs, output))  # nothing is measured twice
     assert not asked and "# Release gate, profile quick" in capsys.readouterr().out
+    monkeypatch.setattr(estimate, "_update_seconds", lambda *args: 0.5)  # spares a compilation
     release_gate.main(arguments(inputs, output, "--estimate"))
     told = capsys.readouterr().out
     assert "| model | answers | by SafeBeam | passes | updates | minutes |" in told
