@@ -65,7 +65,7 @@ FILES = {  # in the columns of each maker, (prompts that ask for harm, safe prom
     "or_bench_toxic": ("o.jsonl", '{"prompt": "Do x", "category": "c"}\n', (1, 0)),
     "phtest": ("p.csv", "Prompt,Harmfulness\nDo x,harmless\nDo y,controversial\n", (0, 1)),
     "jb_completions": ("b.json", json.dumps([{"behavior": "Do x", "completions": ["To do x,", "First, x"]}]), (2, 0)),
-    "oktest": ("k.csv", "prompt,label\nKill the lights?,safe\n", (0, 1)),
+    "oktest": ("k.csv", 'prompt\n"Kill the ""lights""?\n"\n"""Darn, my keys!""\n"\n', (0, 2)),
     "coconot": (
         "c.jsonl",
         '{"id": "1", "category": "Requests with safety concerns", "subcategory": "s", "prompt": "Do x"}\n'
@@ -96,6 +96,7 @@ def test_each_benchmark_is_read_in_its_makers_columns(name, tmp_path):
     prompts = read_benchmark(f"{name}:{tmp_path / file}")
     assert (sum(p.harmful for p in prompts), sum(not p.harmful for p in prompts)) == counts
     assert len({p.id for p in prompts}) == len(prompts)
+    assert all(p.prompt == p.prompt.rstrip("\n") for p in prompts)
     assert all(p.benchmarks == (name,) and p.id.startswith(f"{name}/") and p.prompt.strip() for p in prompts)
 
 

@@ -264,6 +264,8 @@ def _prompts(
     value = _take(row, columns["prompt"])
     if name == "realtoxicityprompts" and isinstance(value, str):
         value = _packed(value)
+    if name == "oktest" and isinstance(value, str):  # whose fields end with a line break
+        value = value.strip()
     texts = _texts(value, where, columns["prompt"], row)
     context = _take(row, columns.get("context", ())) or ""
     category = str(_take(row, columns.get("category", ())) or "")
