@@ -146,7 +146,7 @@ def test_controls_are_ranked_by_what_the_worst_attack_makes_of_each_prompt():
     ranked = {each.criterion: each for each in rank_controls(results, PROMPTS)}
     assert list(ranked) == ["plain", "edits", "relearning", "mean"]  # what both were measured by
     assert ranked["plain"].verdict == "ranked" and ranked["plain"].difference.value == 0.95
-    assert ranked["relearning"].verdict == "not told"
+    assert ranked["relearning"].verdict == "not told apart"
     assert ranked["mean"].weak == pytest.approx(np.mean([0.95, 1.0, 1.0])) and ranked["mean"].verdict == "ranked"
     strong, weak = (
         dataclasses.replace(each, name=name) for each, name in zip(results, ("strong", "weak"), strict=True)

@@ -15,7 +15,7 @@ from safelm.robustness.gate.criteria import CRITERIA, OVER_REFUSAL, Attacked, ca
 from safelm.stats.comparison import clustered_mean, paired_difference
 from safelm.stats.intervals import Estimate
 
-RANKED, REVERSED, NOT_TOLD = "ranked", "reversed", "not told"
+RANKED, REVERSED, NOT_TOLD = "ranked", "reversed", "not told apart"
 MEAN = "mean"  # of all criteria
 
 

@@ -69,7 +69,7 @@ def run(
 
 
 def _is_asked_for(name: str, only: Collection[str]) -> bool:
-    return not only or name == NONE or any(part in name for part in only)
+    return not only or name.startswith(NONE) or any(part in name for part in only)
 
 
 def _mergeable(target: Target, other: Target | None) -> bool:
