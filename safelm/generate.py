@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from safelm import cli, documents, lm
+from safelm.inference import lookup
 from safelm.inference.knobs import KNOB_HELP, read_knob
 from safelm.inference.methods import METHODS, Method, SafeBeam, settings_of
 from safelm.inference.weights import WEIGHTS_DTYPES
@@ -51,6 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
     parser.add_argument("--batch_size", type=int, default=64, help="prompts decoded at once")
+    parser.add_argument("--lookup_tokens", type=int, default=0, metavar="N", help=lookup.HELP)
     parser.add_argument("--weights", choices=WEIGHTS_DTYPES, default="", help="default: the checkpoint's own dtype")
     parser.add_argument("--chat", action="store_true", help="treat the prompt as a user's message")
     parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=chat_template.KWARGS_HELP)
@@ -112,6 +114,7 @@ def main(flags: argparse.Namespace) -> None:
         seed=flags.seed,
         batch_size=flags.batch_size,
         weights=flags.weights,
+        lookup_tokens=flags.lookup_tokens,
         knob=knob,
         is_chat=flags.chat,
         show_progress=True,

@@ -118,6 +118,7 @@ class LanguageModel:
         seed: int = 0,
         batch_size: int = 64,
         weights: str = "",
+        lookup_tokens: int = 0,
         mesh: Mesh | None = None,
         knob: Knob | None = None,
         is_chat: bool = False,
@@ -132,6 +133,7 @@ class LanguageModel:
           seed: of sampling.
           batch_size: prompts decoded at once.
           weights: "float32", "bfloat16" or "int8"; "" for the model's own dtype.
+          lookup_tokens: guessed from the text so far and checked at once: the same text, faster where it copies.
           mesh: splits weights and cache over its devices; None for the first device.
           knob: how readily it refuses (`safelm.read_knob`).
           is_chat: whether the prompts end where the assistant's turn begins.
@@ -151,6 +153,7 @@ class LanguageModel:
             seed=seed,
             batch_size=batch_size,
             weights=weights,
+            lookup_tokens=lookup_tokens,
             mesh=mesh,
             planner=inference.planner(self.config, self.tokenizer, method, is_chat=is_chat, knob=knob),
             show_progress=show_progress,

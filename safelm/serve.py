@@ -18,6 +18,7 @@ import sys
 import jax
 
 from safelm import cli
+from safelm.inference import lookup
 from safelm.inference.engine import Engine
 from safelm.inference.knobs import KNOB_HELP, read_knob
 from safelm.inference.methods import METHODS
@@ -107,6 +108,7 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens of every reply between two looks at what is new: fewer stream more finely, more "
         "spend less time between steps (default %(default)s)",
     )
+    parser.add_argument("--lookup_tokens", type=int, default=0, metavar="N", help=lookup.HELP)
     parser.add_argument(
         "--compilation_cache_dir",
         default="",
@@ -132,6 +134,8 @@ def main(flags: argparse.Namespace) -> None:
     for name in ("slots", "cache_tokens", "steps_per_call"):
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name}={getattr(flags, name)}: must be at least 1")
+    if not 0 <= flags.lookup_tokens <= lookup.MOST_LOOKUP_TOKENS:
+        raise ValueError(f"--lookup_tokens={flags.lookup_tokens}: want 0 to {lookup.MOST_LOOKUP_TOKENS}")
     if flags.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", flags.compilation_cache_dir)
     key = os.environ.get(KEY_VARIABLE, "")
@@ -153,6 +157,7 @@ def main(flags: argparse.Namespace) -> None:
             slots=flags.slots,
             max_tokens=flags.cache_tokens,
             steps_per_call=flags.steps_per_call,
+            lookup_tokens=flags.lookup_tokens,
             weights=flags.weights,
             compiles_aside=True,
         )

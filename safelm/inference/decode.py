@@ -64,6 +64,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
     weights: str = "",
+    lookup_tokens: int = 0,
     mesh: Mesh | None = None,
     planner: Planner | None = None,
     show_progress: bool = False,
@@ -79,6 +80,7 @@ def generate(
       seeds: one per prompt, in place of `seed` and the prompt's index, so that order doesn't matter either.
       batch_size: prompts decoded at once; each takes num_beams rows of the cache.
       weights: one of `weights.WEIGHTS_DTYPES`; empty for the config's dtype.
+      lookup_tokens: guessed and checked at once, see `Engine`.
       mesh: splits weights and cache over its devices; None for the first device.
       planner: of a method or knob that needs plans (`safelm.inference.planning.planner`).
       show_progress: whether to show a bar over prompts (only on a terminal).
@@ -104,6 +106,7 @@ def generate(
         slots=slots,
         max_tokens=slots * config.max_seq_len,
         weights=weights,
+        lookup_tokens=lookup_tokens,
         mesh=mesh,
     )
     seeds = [(seed & 0xFFFFFFFF) << 32 | index for index in range(len(checked))] if seeds is None else seeds

@@ -19,6 +19,7 @@ from safelm.inference.adjustments import check_adjustment
 from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.entry import Entry
 from safelm.inference.lane import Lane
+from safelm.inference.lookup import MOST_LOOKUP_TOKENS, Lookups
 from safelm.inference.methods import check_ids, is_planned
 from safelm.inference.monitors import check_monitor
 from safelm.inference.placement import place
@@ -52,6 +53,7 @@ class Engine:
         max_tokens: int = 0,
         steps_per_call: int = 8,
         read_at_once: int = 4096,
+        lookup_tokens: int = 0,
         weights: str = "",
         products: str = "auto",
         mesh: Mesh | None = None,
@@ -69,6 +71,8 @@ class Engine:
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
           read_at_once: tokens of prompts in one forward, filling included; one prompt in any case.
+          lookup_tokens: of a sequence without beams, guessed from its prompt and text and checked in one forward pass
+            with its next token: the same text in fewer passes where it copies; 0: none. See `safelm.inference.lookup`.
           compiles_aside: while requests are decoded, programs for new ones are compiled in another thread, and the new
             ones wait. When a request is decoded beside which then depends on time; its result doesn't, but for float
             rounding. Not with a mesh.
@@ -81,6 +85,8 @@ class Engine:
         for name, value in sizes.items():
             if value < (least := int(name != "max_tokens")):
                 raise ValueError(f"engine: {name}={value}: must be at least {least}")
+        if not 0 <= lookup_tokens <= MOST_LOOKUP_TOKENS:
+            raise ValueError(f"engine: lookup_tokens={lookup_tokens}: must be 0 to {MOST_LOOKUP_TOKENS}")
         if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
         self._config, self._harm_tag_id = config, harm_tag_id
@@ -93,6 +99,7 @@ class Engine:
             self._weights = place(config, self._weights, mesh)
         self._num_slots = slots
         self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
+        self._lookup_tokens = lookup_tokens
         self._steps_per_call, self._read_at_once = steps_per_call, read_at_once
         self._prefixes = Prefixes(config, self._weights)
         if compiles_aside and mesh is not None:
@@ -159,7 +166,7 @@ class Engine:
             check_method(request.method)
         prompt = check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")
         entry = Entry(self._num_submitted, request, prompt, self._prefixes.longest(prompt))
-        shape = programs.step_shape(request.method)
+        shape = self._shape(request)
         if shape.num_rows > self._num_slots:
             raise ValueError(f"num_beams={shape.num_rows} is more than the engine's {self._num_slots} slots")
         tokens = self._lane(shape).tokens_alone(entry)
@@ -208,6 +215,13 @@ class Engine:
                 del self._lanes[shape]
         return updates
 
+    def _shape(self, request: EngineRequest) -> programs.StepShape:
+        """That of the request's lane; a masked text is followed token by token, so nothing is looked up for it."""
+        shape = programs.step_shape(request.method)
+        if self._lookup_tokens and shape == programs.Sequences() and request.mask is None:
+            return Lookups(tokens_per_step=1 + self._lookup_tokens)
+        return shape
+
     def _lane(self, shape: programs.StepShape) -> Lane:
         if shape not in self._lanes:
             self._lanes[shape] = Lane(
@@ -241,7 +255,7 @@ class Engine:
         tokens = {shape: lane.tokens_with() for shape, lane in self._lanes.items()}
         while self._waiting:
             entry = self._waiting[0]
-            shape = programs.step_shape(entry.request.method)
+            shape = self._shape(entry.request)
             lane = self._lane(shape)
             with_it = lane.tokens_with([*joining.get(shape, ()), entry])
             others = sum(count for other, count in tokens.items() if other != shape)

@@ -12,6 +12,7 @@ from safelm.inference.adjustments import NEUTRAL
 from safelm.inference.compiling import BackgroundCompiler, Program
 from safelm.inference.entry import Entry
 from safelm.inference.forward import Cache
+from safelm.inference.lookup import Lookups
 from safelm.inference.prefixes import Prefix
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.inference.requests import Update
@@ -206,7 +207,8 @@ class Lane:
     def _least_size(self, joining: Sequence[Entry]) -> Size:
         """Number of slots and cache length that the next block needs."""
         entries = [*self.entries, *joining]
-        most = [max(self._steps_per_call, MOST_JUMPED if e.request.mask else 0) for e in entries]
+        a_block = self._steps_per_call * (self._shape.tokens_per_step if self._is_beamless else 1)
+        most = [max(a_block, MOST_JUMPED if e.request.mask else 0) for e in entries]
         reached = (min(len(e.prompt) + e.num_tokens + new, e.need) for e, new in zip(entries, most, strict=True))
         return self._num_slots(len(entries)), self._length(max(reached))
 
@@ -298,6 +300,11 @@ class Lane:
         self._state, self._cache = programs.join(
             self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV, *levels
         )
+        if isinstance(self._shape, Lookups):
+            text_PS = np.array(self._state.text_PS)
+            for row, entry in enumerate(entries):
+                text_PS[slots_P[row], : len(entry.prompt)] = entry.prompt
+            self._state = self._state.replace(text_PS=text_PS)
 
     def _prompt_levels(self, entries: Sequence[Entry], new_kv: Cache, logits_PV: jax.Array) -> jax.Array:
         """The log of the monitor's level after every prompt."""

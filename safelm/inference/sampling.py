@@ -36,6 +36,7 @@ class SequenceState:
     next_tokens_PC: Leaf  # what is tried next, best first
     next_log_probs_PC: Leaf
     next_scores_PC: Leaf  # what the next token is the argmax of
+    text_PS: Leaf = None  # prompt and text so far, for a shape that looks up in it (`safelm.inference.lookup`)
 
     @property
     def is_over_P(self) -> jax.Array:
@@ -50,6 +51,7 @@ class SequenceState:
         return self.replace(
             tokens_PT=asked_lib.with_room(self.tokens_PT, max_len),
             tag_log_probs_PT=asked_lib.with_room(self.tag_log_probs_PT, max_len, NEVER),
+            text_PS=None if self.text_PS is None else asked_lib.with_room(self.text_PS, max_len),
         )
 
 
@@ -60,6 +62,7 @@ class Sequences:
     num_candidates: int = 1
     num_rows: int = 1
     num_dropped_from: int = 0
+    tokens_per_step: int = 1  # at most
 
     def start(
         self, config: ModelConfig, asked: Asked, logits_PV: Float[Array, "P V"], *, max_len: int
@@ -84,10 +87,22 @@ class Sequences:
         self, config: ModelConfig, weights: Weights, state: SequenceState, cache: Cache
     ) -> tuple[SequenceState, Cache, None]:
         """One more token for every prompt that isn't over."""
-        asked = state.asked
-        lengths_P = asked.prompt_lengths_P + state.step_P
+        lengths_P = state.asked.prompt_lengths_P + state.step_P
         logits_PCV, new_kv = forward.try_next(config, weights, state.next_tokens_PC, cache, lengths_P)
-        normaliser_PC = forward.log_normaliser(logits_PCV)
+        new, choice_P, normaliser_P = self.after(config, state, logits_PCV)
+        # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
+        # XLA writes in place. Otherwise it copies the whole cache, twice a step.
+        lengths_P = jnp.where(jnp.isnan(normaliser_P), cache.max_len, lengths_P)
+        return new, forward.write_next(cache, new_kv, choice_P, lengths_P), None
+
+    def after(
+        self, config: ModelConfig, state: SequenceState, logits_PCV: Float[Array, "P C V"]
+    ) -> tuple[SequenceState, Int[Array, " P"], Float[Array, " P"]]:
+        """The state one token further, from the logits behind each candidate; of a prompt that is over the same state.
+
+        Returns also the chosen candidate, and the log-normaliser of the logits behind it.
+        """
+        asked, normaliser_PC = state.asked, forward.log_normaliser(logits_PCV)
         # A token that ends the text adds nothing to it: its lookahead is the one of the text as it stands.
         ends_PC = asked.end_of(state.next_tokens_PC)
         tag_log_prob_PC = jnp.where(
@@ -104,10 +119,9 @@ class Sequences:
         if self.num_candidates > 1:
             log_probs_PV = jnp.take_along_axis(logits_PCV, choice_P[:, None, None], axis=1)[:, 0]
         log_probs_PV -= pick(normaliser_PC)[:, None]
-        is_over_P, step_P = state.is_over_P, state.step_P
+        step_P = state.step_P
         tokens_PT = _put(state.tokens_PT, step_P, pick(state.next_tokens_PC))
-        new = SequenceState(
-            asked=asked,
+        new = state.replace(
             step_P=step_P + 1,
             tokens_PT=tokens_PT,
             tag_log_probs_PT=_put(state.tag_log_probs_PT, step_P, pick(tag_log_prob_PC)),
@@ -116,11 +130,7 @@ class Sequences:
             tag_log_prob_P=pick(tag_log_prob_PC),
             **_ranked(config, asked, log_probs_PV, tokens_PT, step_P + 1, self.num_candidates),
         )
-        # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
-        # XLA writes in place. Otherwise it copies the whole cache, twice a step.
-        lengths_P = jnp.where(jnp.isnan(pick(normaliser_PC)), cache.max_len, lengths_P)
-        state = asked_lib.keep(is_over_P, state, _settled(new))
-        return state, forward.write_next(cache, new_kv, choice_P, lengths_P), None
+        return asked_lib.keep(state.is_over_P, state, _settled(new)), choice_P, pick(normaliser_PC)
 
     def jump(
         self,

@@ -78,17 +78,22 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention, several query heads per key head; scores and sums in float32.
 
-    The weights are divided by their sum after the values are added up, not before: on a CPU that halves the time of
-    forward and backward.
+    The weights are divided by their sum after the values are added up, not before, and heads go before positions, so
+    that products write scores in the order in which they are used: on a CPU each halves the time of forward and
+    backward. For training see `safelm.models.causal_attention`.
     """
-    scores_BKGTS = _scores(_grouped(q_BTNH, k_BSKH.shape[2]), k_BSKH, mask_BTS)
+    B, T, N, H = q_BTNH.shape
+    K, S = k_BSKH.shape[2], k_BSKH.shape[1]
+    q_BKRH = _grouped(q_BTNH, K).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    scores_BKRS = jnp.einsum("bkrh,bksh->bkrs", q_BKRH, k_BKSH, preferred_element_type=jnp.float32)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKRS.reshape(B, K, N // K, T, S), MASKED_SCORE)
     weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(axis=-1, keepdims=True)))
-    sums_BKGT1 = weights_BKGTS.sum(axis=-1, keepdims=True)
-    out_BKGTH = jnp.einsum(
-        "bkgts,bskh->bkgth", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
-    )
-    out_BKGTH = (out_BKGTH / sums_BKGT1).astype(q_BTNH.dtype)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    sums_BKR1 = weights_BKGTS.sum(axis=-1).reshape(B, K, -1, 1)
+    weights_BKRS = weights_BKGTS.reshape(B, K, -1, S).astype(v_BSKH.dtype)
+    out_BKRH = jnp.einsum("bkrs,bksh->bkrh", weights_BKRS, v_BKSH, preferred_element_type=jnp.float32)
+    out_BKRH = (out_BKRH / sums_BKR1).astype(q_BTNH.dtype)
+    return out_BKRH.reshape(B, N, T, H).swapaxes(1, 2)
 
 
 def seen_in_cache(max_len: int, lengths_B: Int[Array, " B"], num_new: int, window: int) -> Bool[Array, "B t S"]:

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | splash | TPU, Pallas | segment ids, compared inside the kernel | blocks only |
 | cudnn | NVIDIA GPU | a mask [B, 1, T, T] in the compute dtype, added block by block | blocks, and the mask |
-| xla | any | a boolean mask [B, T, T] | all of them: [B, N, T, T] float32, a layer at a time |
+| xla | any | a boolean mask [B, T, T] | 5/8 of [B, N, T, T] float32, a layer at a time |
 
 cuDNN can keep packed documents apart without a mask, but JAX offers that only in private modules. Generation and
 evaluation with a cache always use xla.
@@ -21,9 +21,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from safelm.models import attention, sharding
+from safelm.models import attention, causal_attention, sharding
 from safelm.models.arrays import ArrayLike
-from safelm.models.config import ATTENTION_OUTPUT, ModelConfig
+from safelm.models.config import ATTENTION_OUTPUT, ModelConfig, query_blocks
 
 LANES = 128  # of a TPU: splash's blocks are multiples of it
 MAX_BLOCK = 512  # rows and columns of splash's score blocks: 1 MB of float32 each, far below a core's fast memory
@@ -106,7 +106,9 @@ def attend(
     visible: Array,
 ) -> Float[Array, "B T N H"]:
     """Causal attention inside documents by a kernel; `visible` is the result of `what_is_visible` for that kernel."""
-    return {"splash": splash, "cudnn": cudnn}.get(kernel, attention.attend)(q_BTNH, k_BTKH, v_BTKH, visible)
+    if fused := {"splash": splash, "cudnn": cudnn}.get(kernel):
+        return fused(q_BTNH, k_BTKH, v_BTKH, visible)
+    return causal_attention.attend_causally(q_BTNH, k_BTKH, v_BTKH, visible, query_blocks(q_BTNH.shape[1]))
 
 
 def what_is_visible(kernel: str, length: int, segment_ids_BT: Int[ArrayLike, "B T"] | None) -> Array:

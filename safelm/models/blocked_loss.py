@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from safelm.models import decoder as model
 from safelm.models.loss import WITHOUT_TARGET, LossSums, TokenKinds, loss_sums_of
 
-BLOCK_BYTES = 2 * 2**20  # of a block's float32 logits
+BLOCK_BYTES = 8 * 2**20  # of a block's float32 logits
 KERNEL_BYTES = 4 * 2**20  # of the float32 kernel up to which blocks are the faster way
 MIN_BLOCK_TOKENS = 64  # fewer make poor matrix products
 
@@ -84,7 +84,7 @@ def _over_blocks(
     summed = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add_block(total: Any, block: tuple[Any, ...]) -> tuple[Any, jax.Array | None]:
-        (sums, kernel_grad_VD), (x_ND, targets_N, weights_N, unlikely_N, kinds_N) = total, block
+        (sums, kernel_grad_DV), (x_ND, targets_N, weights_N, unlikely_N, kinds_N) = total, block
         logits_NV = jnp.where(ids_V < num_real, summed("nd,vd->nv", x_ND, cast_VD), model.MASKED_LOGIT)
         max_N = logits_NV.max(axis=-1)
         shares_NV = jnp.exp(logits_NV - max_N[:, None])
@@ -99,7 +99,7 @@ def _over_blocks(
         rows = (log_z_N, target_logit_N, weights_N, log_rest_N, unlikely_N, kinds_N)
         sums += loss_sums_of(*jax.tree.map(lambda row: row[None], rows))
         if z_loss is None:
-            return (sums, kernel_grad_VD), None
+            return (sums, kernel_grad_DV), None
         share_grad_N = weights_N * (1 + 2 * z_loss * log_z_N) / sum_N
         grad_NV = shares_NV * share_grad_N[:, None] - jnp.where(is_target_NV, weights_N[:, None], 0.0)
         if unlikely_N is not None:
@@ -107,18 +107,18 @@ def _over_blocks(
             share_N = unlikely_N * jnp.exp(target_logit_N - log_z_N)
             grad_NV += share_N[:, None] * (is_target_NV - others_NV)
         grad_NV = grad_NV.astype(x_ND.dtype)
-        kernel_grad_VD += summed("nv,nd->vd", grad_NV, x_ND)
-        return (sums, kernel_grad_VD), summed("nv,vd->nd", grad_NV, cast_VD).astype(x_ND.dtype)
+        kernel_grad_DV += summed("nd,nv->dv", x_ND, grad_NV)  # XLA's CPU backend transposes the left side in memory
+        return (sums, kernel_grad_DV), summed("nv,vd->nd", grad_NV, cast_VD).astype(x_ND.dtype)
 
     def cut(array: jax.Array) -> jax.Array:
         return array.reshape(blocks, targets_BT.size // blocks, *array.shape[2:])
 
     num_kinds = 0 if kinds is None else kinds.number
     empty = LossSums.zero(has_unlikelihood=unlikelihood_BT is not None, num_kinds=num_kinds)
-    start = (empty, None if z_loss is None else jnp.zeros(kernel_VD.shape, jnp.float32))
+    start = (empty, None if z_loss is None else jnp.zeros(kernel_VD.shape[::-1], jnp.float32))
     weights_BT, unlikely_BT = jax.tree.map(lambda w: w.astype(jnp.float32), (loss_weight_BT, unlikelihood_BT))
     parts = jax.tree.map(cut, (x_BTD, targets_BT, weights_BT, unlikely_BT, kinds))
-    (sums, kernel_grad_VD), x_grad_MND = jax.lax.scan(add_block, start, parts)
+    (sums, kernel_grad_DV), x_grad_MND = jax.lax.scan(add_block, start, parts)
     if z_loss is None:
         return sums, None, None
-    return sums, x_grad_MND.reshape(x_BTD.shape), kernel_grad_VD.astype(kernel_VD.dtype)
+    return sums, x_grad_MND.reshape(x_BTD.shape), kernel_grad_DV.T.astype(kernel_VD.dtype)

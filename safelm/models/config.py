@@ -25,6 +25,15 @@ REMAT_POLICIES = {
 }
 
 
+def query_blocks(length: int) -> int:
+    """Into how many blocks of queries "xla" attention cuts a row: 4, or 1 where it is short or does not divide.
+
+    Every block is computed against the keys up to its end: of 4, 5/8 of all scores; 8 would save a sixteenth more, in
+    more and smaller products.
+    """
+    return 4 if length >= 256 and length % 4 == 0 else 1
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """Llama 3's rotary frequencies for contexts longer than those of its pretraining (Hugging Face's "llama3").
@@ -295,8 +304,9 @@ class ModelConfig:
         if is_fused:
             attention = 3 * width * heads + 4 * self.num_heads
         else:
-            in_window = seq_len * any(self.windows)
-            attention = (2 * width + 4) * heads + (8 + seq_len * (4 + width) + in_window) * self.num_heads
+            blocks = query_blocks(seq_len)
+            seen = seq_len * (blocks + 1) // (2 * blocks)
+            attention = (2 * width + 4) * heads + (4 + width * seen) * self.num_heads
         num_normed = 2 if self.qk_norm_width else self.num_heads + self.num_kv_heads
         norms = self.qk_norm * (12 * (heads + kv_heads) + 8 * num_normed)
         split = width * (2 * kv_heads + (8 if self.activation == "gelu" else 6) * self.d_ff) + attention + norms

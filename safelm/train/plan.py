@@ -11,11 +11,12 @@ a micro-batch on a device, L layers and the axis letters of `safelm.models.decod
                      remat full   t w D
                      remat dots   t w (2D + N H + 2 K H + 2F), and with a fused attention kernel t (w N H + 4N)
                      remat none   t (24D + 16 + w (2D + 2 K H + 6F)), the layer's kernels in w / s, and for attention
-                                  t (3 w N H + 4N) fused, t (2 w N H + 4 N H + 8N + T N (4 + w)) with "xla";
+                                  t (3 w N H + 4N) fused, t (2 w N H + 4 N H + 4N + w 5/8 T N) with "xla", whose
+                                  5/8 are 1 for rows that it does not cut (`config.query_blocks`);
                                   for `model.qk_norm` t (12 (N H + K H) + 8 (N + K)), 16 for 8 (N + K) if it is one
-                                  over all heads; norms "around" once more t (24D + 16), "gelu" t w 2F more, and
-                                  windows with "xla" t T N; with remat dots, norms not "before" t w D more; for each
-                                  adapter of rank R t w R, and with remat dots its product
+                                  over all heads; norms "around" once more t (24D + 16), "gelu" t w 2F more; with
+                                  remat dots, norms not "before" t w D more; for each adapter of rank R t w R, and with
+                                  remat dots its product
     layer        the layer that the backward pass is in: what "none" would keep of it; and where FSDP splits the
                  parameters, those of the layer, brought together, and their gradient, in w
     loss         t V in float32 twice (logits and their gradient), or that part of V that `loss.vocab_chunks` makes at

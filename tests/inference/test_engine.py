@@ -4,13 +4,15 @@ import dataclasses
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safe_beam_reference as reference
 from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model
 
-from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, Sampling, TagPenalty, lane
+from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, Sampling, TagPenalty, lane, lookup
 from safelm.inference import weights as weights_lib
+from safelm.inference.adjustments import Adjustment
 from safelm.models import sharding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -155,6 +157,35 @@ def test_a_cancelled_request_makes_room(params):
     engine.cancel(12345)
     assert [u.finished for u in engine.step()] == ["cancelled"]
     assert engine.is_idle and engine.step() == []
+
+
+def test_looking_up_tokens_changes_no_text_and_saves_passes(params):
+    """Greedy and drawn texts, ended by themselves or at the limit, and one that a bias makes repeat a token."""
+    rng, results, calls = np.random.default_rng(3), {}, {}
+    requests = [random_request(rng, method=method) for method in [Greedy(), Greedy("stop"), Sampling(0.7)] * 3]
+    bias = Adjustment(logit_bias=((5, 100.0),))
+    requests.append(EngineRequest((3, 4), Greedy(), 12, (VOCAB - 2,), adjustment=bias))
+    for lookup_tokens in (0, 3):
+        engine, updates = make_engine(params, steps_per_call=1, lookup_tokens=lookup_tokens), {}
+        ids = [engine.submit(request) for request in requests]
+        while not engine.is_idle:
+            for update in engine.step():
+                updates.setdefault(update.request_id, []).append(update)
+        results[lookup_tokens] = [told(updates[request_id]) for request_id in ids]
+        calls[lookup_tokens] = len(updates[ids[-1]])
+    for plain, looked_up in zip(results[0], results[3], strict=True):
+        assert_same(looked_up, plain)
+    assert results[0][-1][0] == (5,) * 12
+    assert calls[3] <= 6 < calls[0]
+    with pytest.raises(ValueError, match="lookup_tokens=16"):
+        make_engine(params, lookup_tokens=16)
+
+
+def test_guesses_follow_the_last_place_of_the_last_tokens():
+    texts = [[1, 2, 9, 5, 1, 2, 7, 1, 2, 0, 0], [9, 1, 2, 3, 8, 1, 2, 4, 9, 1, 2], [1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0]]
+    found = np.asarray(lookup.guesses(jnp.array(texts), jnp.array([9, 11, 6]), 2))
+    assert found[0].tolist() == [7, 1]  # the pair 1, 2: its last place before the end
+    assert found[1].tolist() == [3, 8]  # three tokens before two
 
 
 @pytest.mark.parametrize("method", [SafeBeam(2, 3), SafeBeam(1, 4)], ids=str)

@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 
 from safelm.models import attention, attention_kernels, sharding
 from safelm.models import decoder as model
+from safelm.models.causal_attention import attend_causally
+from safelm.models.config import query_blocks
 from safelm.models.decoder import ModelConfig
 from safelm.train import run as train
 
@@ -63,6 +65,19 @@ def test_splash_is_the_plain_attention(small_blocks, segment_ids):
     for ours, theirs in zip(splash, plain, strict=True):
         assert np.isfinite(ours).all()  # rows of padding too
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 3e-2)])
+def test_blocks_of_queries_with_a_backward_by_hand_are_the_plain_attention(dtype, tolerance):
+    arrays = tuple(array.astype(dtype) for array in inputs(2, heads=6, kv_heads=2, head_dim=8))
+    mask = attention.windowed(attention.causal_mask(LENGTH, segments(2)), 70)
+    plain = outputs_and_gradients(lambda *qkv: attention.attend(*qkv, mask), *arrays)
+    for blocks in (1, query_blocks(LENGTH)):
+        ours = outputs_and_gradients(lambda *qkv, n=blocks: attend_causally(*qkv, mask, n), *arrays)
+        for one, other in zip(ours, plain, strict=True):
+            assert one.dtype == dtype
+            np.testing.assert_allclose(np.float32(one), np.float32(other), atol=tolerance, rtol=tolerance)
+    assert query_blocks(LENGTH) == 4 and query_blocks(LENGTH + 2) == 1
 
 
 @pytest.fixture

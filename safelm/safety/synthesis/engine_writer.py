@@ -20,7 +20,7 @@ from safelm.text.chat_template import read_kwargs
 from safelm.text.prompting import question_frame
 from safelm.text.tokenizer import Tokenizer
 
-_SPEED_ONLY = ("slots",)  # settings that no reply depends on
+_SPEED_ONLY = ("slots", "lookup_tokens")  # settings that no reply depends on
 _LEAST_REPLY = 32  # tokens that must be left in the context for a reply
 _CHARS_A_TOKEN = 3  # of English text, rather few
 _FRAME_TOKENS = 1400  # of the longest prompt, without the document
@@ -35,6 +35,7 @@ class EngineWriterSettings:
       temperature: 0 always takes the likeliest token.
       top_k, top_p: as in `safelm.inference.Sampling`.
       max_document_chars: longer documents are split; 0 for what the model's context holds, at most 6,000.
+      lookup_tokens: guessed from the document and checked at once: the same replies, faster where they copy.
       chat_template_kwargs: JSON of further variables of the chat template, such as {"enable_thinking":false}.
     """
 
@@ -43,6 +44,7 @@ class EngineWriterSettings:
     top_k: int = 0
     top_p: float = 0.95
     max_document_chars: int = 0
+    lookup_tokens: int = 0
     chat_template_kwargs: str = ""
 
     def __post_init__(self) -> None:
@@ -99,7 +101,12 @@ class EngineWriter:
         shaping |= {"weights": weights} if weights else {}
         self.fingerprint = model_fingerprint(config, params, tokenizer.hash, text=frame.text, settings=shaping)
         self._engine = inference.Engine(
-            self._config, params, harm_tag_id=tokenizer.harm_tag_id, slots=self.settings.slots, weights=weights
+            self._config,
+            params,
+            harm_tag_id=tokenizer.harm_tag_id,
+            slots=self.settings.slots,
+            lookup_tokens=self.settings.lookup_tokens,
+            weights=weights,
         )
         self._counts: collections.Counter[str] = collections.Counter()
         self._seconds = 0.0
