@@ -104,6 +104,39 @@ def read_behind_tapped(
     return _decode(config, weights, tokens_BT, positions_BT, attend, tapped=layer)
 
 
+def read_on(
+    config: ModelConfig, weights: Weights, tokens_RT: Int[Array, "R T"], cache: Cache, lengths_R: Int[Array, " R"]
+) -> tuple[Float[Array, "R T D"], Cache]:
+    """`read_behind` and `write_behind` in one, for a few tokens of every row.
+
+    With C++ kernels the attention of each token is the one of `try_next`, so in int8, whose sums are exact, the stream
+    is what as many single steps would give, to the last bit.
+    """
+    if not _has_native_attention(config, weights):
+        x_RTD, new_kv = read_behind(config, weights, tokens_RT, cache, lengths_R)
+        # Nothing is written after numbers that are none: so the write waits for all that reads the cache.
+        is_number_R = ~jnp.isnan(x_RTD).any(axis=(1, 2))
+        return x_RTD, write_behind(cache, new_kv, jnp.where(is_number_R, lengths_R, cache.max_len))
+    written: list[Cache] = []
+
+    def attend(layer: int, q_RTNH: Array, k_RTKH: Array, v_RTKH: Array) -> Array:
+        new_kv = Cache((k_RTKH.swapaxes(1, 2),), (v_RTKH.swapaxes(1, 2),))
+        written.append(write_behind(Cache((cache.keys[layer],), (cache.values[layer],)), new_kv, lengths_R))
+        outs_R1NH = []
+        for place in range(tokens_RT.shape[1]):
+            own = (each[:, place : place + 1] for each in (q_RTNH, k_RTKH, v_RTKH))
+            cached = written[layer].keys[0], written[layer].values[0]
+            outs_R1NH.append(cpu_kernels.attend_next(*own, *cached, lengths_R + place, _window(config, layer)))
+        return jnp.concatenate(outs_R1NH, axis=1)
+
+    x_RTD, _ = _decode(config, weights, tokens_RT, lengths_R[:, None] + jnp.arange(tokens_RT.shape[1]), attend)
+    return x_RTD, Cache(tuple(each.keys[0] for each in written), tuple(each.values[0] for each in written))
+
+
+def _has_native_attention(config: ModelConfig, weights: Weights) -> bool:
+    return weights.is_packed and cpu_kernels.takes_heads_of(config.head_dim, config.dtype)
+
+
 def try_next(
     config: ModelConfig, weights: Weights, tokens_RC: Int[Array, "R C"], cache: Cache, lengths_R: Int[Array, " R"]
 ) -> tuple[Float[Array, "R C V"], Cache]:
@@ -124,7 +157,7 @@ def try_next_tapped(
 ) -> tuple[Float[Array, "R C V"], Cache, Float[Array, "R C D"] | None]:
     """`try_next`, and the stream after `layer` blocks, not normed; None where no layer is asked for."""
 
-    is_native = weights.is_packed and cpu_kernels.takes_heads_of(config.head_dim, config.dtype)
+    is_native = _has_native_attention(config, weights)
 
     def attend(layer: int, q_RCNH: Array, k_RCKH: Array, v_RCKH: Array) -> Array:
         if is_native:

@@ -10,6 +10,7 @@ Axes: see `safelm.inference.asked`; G guesses.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,19 +48,23 @@ class Lookups(Sequences):
         text_PS = state.text_PS.at[rows_P1, lengths_P[:, None]].set(state.next_tokens_PC, mode="drop")
         guesses_PG = guesses(text_PS, lengths_P + 1, self.tokens_per_step - 1)
         tokens_PT = jnp.concatenate([state.next_tokens_PC, guesses_PG], axis=1)
-        x_PTD, new_kv = forward.read_behind(config, weights, tokens_PT, cache, lengths_P)
+        x_PTD, cache = forward.read_on(config, weights, tokens_PT, cache, lengths_P)
         logits_PTV = forward.logits_of(config, weights, x_PTD)
-        # A guess behind may be wrong, so only the first says whether the write is to wait (see `Sequences.step`).
-        state, _, normaliser_P = self.after(config, state.replace(text_PS=text_PS), logits_PTV[:, :1])
+        state, _, _ = self.after(config, state.replace(text_PS=text_PS), logits_PTV[:, :1])
         is_right_P = jnp.ones(len(lengths_P), bool)
         for place in range(1, self.tokens_per_step):
             is_right_P &= (state.next_tokens_PC[:, 0] == tokens_PT[:, place]) & ~state.is_over_P
-            further, _, _ = self.after(config, state, logits_PTV[:, place : place + 1])
-            state = asked_lib.keep(~is_right_P, state, further)
+            step = functools.partial(self._kept, config, logits_PTV[:, place : place + 1], is_right_P)
+            state = jax.lax.cond(is_right_P.any(), step, lambda state: state, state)
         columns_PT = lengths_P[:, None] + jnp.arange(self.tokens_per_step)
         state = state.replace(text_PS=text_PS.at[rows_P1, columns_PT].set(tokens_PT, mode="drop"))
-        lengths_P = jnp.where(jnp.isnan(normaliser_P), cache.max_len, lengths_P)
-        return state, forward.write_behind(cache, new_kv, lengths_P), None
+        return state, cache, None
+
+    def _kept(
+        self, config: ModelConfig, logits_P1V: jax.Array, is_right_P: jax.Array, state: SequenceState
+    ) -> SequenceState:
+        """The state one token further where the guess is right."""
+        return asked_lib.keep(~is_right_P, state, self.after(config, state, logits_P1V)[0])
 
 
 def guesses(text_PS: Int[Array, "P S"], lengths_P: Int[Array, " P"], count: int) -> Int[Array, "P G"]:

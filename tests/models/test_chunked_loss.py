@@ -81,7 +81,7 @@ def test_blocks_of_tokens_give_the_loss_and_gradients_of_the_whole(small_blocks,
 
 
 def test_blocks_only_where_they_are_faster():
-    assert blocked_loss.num_blocks(4096, 2048, 128) == 16
+    assert blocked_loss.num_blocks(4096, 2048, 128) == 4
     assert blocked_loss.num_blocks(512, 49_280, 576) == 1  # a kernel too large
     assert blocked_loss.num_blocks(4099, 2048, 128) == 1  # a prime number of tokens
     assert blocked_loss.num_blocks(8, 384, 16) == 1
