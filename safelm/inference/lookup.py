@@ -1,10 +1,10 @@
 """Decoding without beams that guesses tokens by looking them up in the text, and checks them in one forward pass.
 
-Where the last two tokens, better three, stand in the prompt or the text already, what followed them there is a guess
-of what follows now (prompt lookup decoding, Saxena 2023). One forward pass over the next token and the guesses tells
+Where the last three tokens stand in the prompt or the text already, what followed them there is a guess of what follows
+now (prompt lookup decoding, Saxena 2023). One forward pass over the next token and the guesses tells
 what the model itself says behind each; guesses are kept as far as it says the same. So the text is that of plain
 decoding, a drawn one too, since a draw depends on seed and step only. Texts that copy (rewrites, quotes, code) need
-fewer passes; on a CPU a pass over four tokens takes about as long as over one.
+fewer passes. Where no text of a batch has a guess, the pass is a plain one.
 
 Axes: see `safelm.inference.asked`; G guesses.
 """
@@ -14,7 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward
@@ -46,11 +46,26 @@ class Lookups(Sequences):
         lengths_P = state.asked.prompt_lengths_P + state.step_P
         rows_P1 = jnp.arange(len(lengths_P))[:, None]
         text_PS = state.text_PS.at[rows_P1, lengths_P[:, None]].set(state.next_tokens_PC, mode="drop")
-        guesses_PG = guesses(text_PS, lengths_P + 1, self.tokens_per_step - 1)
+        guesses_PG, has_guess_P = guesses(text_PS, lengths_P + 1, self.tokens_per_step - 1)
+        state = state.replace(text_PS=text_PS)
+        check = functools.partial(self._check, config, weights, guesses_PG)
+        step = functools.partial(super().step, config, weights)
+        state, cache = jax.lax.cond(
+            (has_guess_P & ~state.is_over_P).any(), check, lambda *given: step(*given)[:2], state, cache
+        )
+        return state, cache, None
+
+    def _check(
+        self, config: ModelConfig, weights: Weights, guesses_PG: jax.Array, state: SequenceState, cache: Cache
+    ) -> tuple[SequenceState, Cache]:
+        """One forward pass over the next tokens and the guesses behind them; as many steps as these are right."""
+        lengths_P = state.asked.prompt_lengths_P + state.step_P
+        rows_P1 = jnp.arange(len(lengths_P))[:, None]
         tokens_PT = jnp.concatenate([state.next_tokens_PC, guesses_PG], axis=1)
         x_PTD, cache = forward.read_on(config, weights, tokens_PT, cache, lengths_P)
         logits_PTV = forward.logits_of(config, weights, x_PTD)
-        state, _, _ = self.after(config, state.replace(text_PS=text_PS), logits_PTV[:, :1])
+        text_PS = state.text_PS
+        state, _, _ = self.after(config, state, logits_PTV[:, :1])
         is_right_P = jnp.ones(len(lengths_P), bool)
         for place in range(1, self.tokens_per_step):
             is_right_P &= (state.next_tokens_PC[:, 0] == tokens_PT[:, place]) & ~state.is_over_P
@@ -58,7 +73,7 @@ class Lookups(Sequences):
             state = jax.lax.cond(is_right_P.any(), step, lambda state: state, state)
         columns_PT = lengths_P[:, None] + jnp.arange(self.tokens_per_step)
         state = state.replace(text_PS=text_PS.at[rows_P1, columns_PT].set(tokens_PT, mode="drop"))
-        return state, cache, None
+        return state, cache
 
     def _kept(
         self, config: ModelConfig, logits_P1V: jax.Array, is_right_P: jax.Array, state: SequenceState
@@ -67,10 +82,13 @@ class Lookups(Sequences):
         return asked_lib.keep(~is_right_P, state, self.after(config, state, logits_P1V)[0])
 
 
-def guesses(text_PS: Int[Array, "P S"], lengths_P: Int[Array, " P"], count: int) -> Int[Array, "P G"]:
-    """What followed the last tokens of each text of `lengths_P` tokens where they stood before.
+def guesses(
+    text_PS: Int[Array, "P S"], lengths_P: Int[Array, " P"], count: int
+) -> tuple[Int[Array, "P G"], Bool[Array, " P"]]:
+    """What followed the last three tokens of each text of `lengths_P` tokens at the last place where they stood before.
 
-    The last place where the last three tokens stood, or else the last two; where neither stood, any tokens.
+    Places with `count` tokens behind them go first. Returns also whether there is a place; where there is none, the
+    guesses are any tokens.
     """
     places_S = jnp.arange(text_PS.shape[1])
 
@@ -80,7 +98,9 @@ def guesses(text_PS: Int[Array, "P S"], lengths_P: Int[Array, " P"], count: int)
         last_P1 = jnp.take_along_axis(text_PS, jnp.maximum(lengths_P - 1 - distance, 0)[:, None], axis=1)
         return (before_PS == last_P1) & (places_S >= distance)
 
-    is_pair_PS = back(0) & back(1) & (places_S < lengths_P[:, None] - 1)
-    score_PS = jnp.where(is_pair_PS, places_S + text_PS.shape[1] * back(2), -1)
+    is_like_end_PS = back(0) & back(1) & back(2) & (places_S < lengths_P[:, None] - 1)
+    has_room_PS = places_S + count < lengths_P[:, None]
+    score_PS = jnp.where(is_like_end_PS, places_S + text_PS.shape[1] * has_room_PS, -1)
     place_P1 = jnp.argmax(score_PS, axis=1)[:, None]
-    return jnp.take_along_axis(text_PS, place_P1 + 1 + jnp.arange(count), axis=1, mode="clip")
+    found_PG = jnp.take_along_axis(text_PS, place_P1 + 1 + jnp.arange(count), axis=1, mode="clip")
+    return found_PG, is_like_end_PS.any(axis=1)

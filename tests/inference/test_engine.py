@@ -176,16 +176,17 @@ def test_looking_up_tokens_changes_no_text_and_saves_passes(params):
     for plain, looked_up in zip(results[0], results[3], strict=True):
         assert_same(looked_up, plain)
     assert results[0][-1][0] == (5,) * 12
-    assert calls[3] <= 6 < calls[0]
+    assert calls[3] <= 8 < calls[0]
     with pytest.raises(ValueError, match="lookup_tokens=16"):
         make_engine(params, lookup_tokens=16)
 
 
 def test_guesses_follow_the_last_place_of_the_last_tokens():
-    texts = [[1, 2, 9, 5, 1, 2, 7, 1, 2, 0, 0], [9, 1, 2, 3, 8, 1, 2, 4, 9, 1, 2], [1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0]]
-    found = np.asarray(lookup.guesses(jnp.array(texts), jnp.array([9, 11, 6]), 2))
-    assert found[0].tolist() == [7, 1]  # the pair 1, 2: its last place before the end
-    assert found[1].tolist() == [3, 8]  # three tokens before two
+    texts = [[1, 2, 9, 5, 1, 2, 7, 1, 2, 0, 0], [9, 1, 2, 3, 8, 9, 1, 2, 4, 1, 9, 1, 2], [4] * 6]
+    lengths, longest = jnp.array([9, 13, 6]), max(map(len, texts))
+    found, has_guess = lookup.guesses(jnp.array([[*text, *[0] * (longest - len(text))] for text in texts]), lengths, 2)
+    assert has_guess.tolist() == [False, True, True]  # two tokens are not enough
+    assert found[1].tolist() == [4, 1] and found[2].tolist() == [4, 4]  # the last place with two behind it
 
 
 @pytest.mark.parametrize("method", [SafeBeam(2, 3), SafeBeam(1, 4)], ids=str)
