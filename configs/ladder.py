@@ -123,7 +123,7 @@ def smollm2_135m() -> ConfigDict:
 def toxicity_pilot() -> ConfigDict:
     """The same as `toxicity` at a size whose rungs take half a minute of a core: for variances to plan with."""
     config = toxicity()
-    config.seeds, config.vocab_size, config.prompts, config.pages = (0, 1, 2), 2048, 40, 30
+    config.seeds, config.vocab_size, config.prompts, config.pages = (0, 1, 2), 2048, 12, 15
     sizes = {"num_layers": 2, "d_model": 128, "d_ff": 344, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64}
     config.stages.pretraining = _pretraining(40, 32, 128, 5e-3, **sizes, max_seq_len=256)
     config.stages.clean_finetuning.total_steps = 10
