@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,8 @@ def _check_names(sizes, names, leaf):
 
 def initialized(config):
     """Fresh parameters, compiled as outside the tests: without fusion emitters two programs differ in the last bit."""
-    init = jax.jit(functools.partial(model.init, config), compiler_options={"xla_cpu_use_fusion_emitters": True})
+    options = {"xla_cpu_use_fusion_emitters": True} if "use_fusion_emitters" in os.environ["SAFELM_TESTS_XLA"] else {}
+    init = jax.jit(functools.partial(model.init, config), compiler_options=options)
     return init(jax.random.key(3))
 
 
