@@ -155,6 +155,7 @@ class Engine:
             adjustment.
         """
         if request.plan is not None:
+            check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")
             return self._plans.begin(request)
         if is_planned(request.method):
             raise ValueError(f"{type(request.method).__name__} needs a request's plan (safelm.inference.planning)")

@@ -57,6 +57,8 @@ class Planner:
         return self._from_the_start(request) if self.knob.kind == REFUSAL else self._until_flagged(request)
 
     def _by_method(self, request: EngineRequest) -> Plan:
+        if is_planned(self.method):
+            _check_pieces(request, self.method)
         if isinstance(self.method, AnyDepth):
             return _any_depth(request, self.method, self)
         if isinstance(self.method, SelfStop):
@@ -105,6 +107,13 @@ def planner(
     message = knob.message if knob else ""
     bound = knob.bound(tokenizer) if knob else None
     return Planner(tokenizer, method, is_chat, bound, message, config.max_seq_len)
+
+
+def _check_pieces(request: EngineRequest, method: Method) -> None:
+    """Raises ValueError for what counts from an answer's beginning, where answers are made in pieces."""
+    penalties = request.adjustment.presence_penalty or request.adjustment.frequency_penalty
+    if request.mask is not None or penalties or request.want_trace:
+        raise ValueError(f"{type(method).__name__} takes no token mask, no penalties and has no trace")
 
 
 def _plain(request: EngineRequest) -> Plan:
@@ -185,7 +194,7 @@ def _self_stop(request: EngineRequest, method: SelfStop, planner: Planner) -> Pl
             )
             context = (*context, open_id, *note.tokens)
         over = piece.finished != "length" and not begins_note
-        if over or len(said.tokens) >= request.max_new_tokens or len(context) >= planner.context:
+        if over or len(said.tokens) >= request.max_new_tokens or len(context) + 1 >= planner.context:
             yield dataclasses.replace(said, finished="length" if not over else piece.finished)
             return
 

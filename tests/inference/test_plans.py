@@ -138,6 +138,8 @@ def test_self_stopping_withholds_at_the_verdict_and_hides_the_models_own_notes(p
     assert open_id in answers(noted)[0].tokens
     shown = answers(noted, method=method)
     assert not any({open_id, close_id} & set(each.tokens) for each in shown) and shown[0].stopped_by != "withheld"
+    (full,) = answers(noted, PROMPTS[:1], method=method, new=CONFIG.max_seq_len - 3)  # notes fill the context
+    assert len(full.tokens) < CONFIG.max_seq_len - 3
 
 
 def test_plans_end_in_the_engine_as_requests_do(params):
@@ -151,6 +153,9 @@ def test_plans_end_in_the_engine_as_requests_do(params):
         told += engine.step()
     assert [(update.request_id, update.finished) for update in told if update.request_id == one] == [(one, "cancelled")]
     assert [update.finished for update in told if update.request_id == other][-1] in ("eos", "length", "withheld")
+    for change, message in (({"max_new_tokens": 99}, "make 101, more"), ({"mask": object}, "takes no token mask")):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(dataclasses.replace(request, **change))
     with pytest.raises(ValueError, match="AnyDepth needs a request's plan"):
         engine.submit(dataclasses.replace(request, plan=None))
     with pytest.raises(ValueError, match="doesn't go with AnyDepth"):
