@@ -12,7 +12,7 @@ import tiny_runs
 
 from safelm import calibrate_knob, generate
 from safelm.evaluate.commands import flags as evaluate_flags
-from safelm.inference import AnyDepth, Greedy, Knob, SafeBeam, Sampling, SelfStop, planner, planning, read_knob
+from safelm.inference import AnyDepth, Greedy, Knob, Sampling, SelfStop, planner, planning, read_knob
 from safelm.inference import generate as decode
 from safelm.inference.engine import Engine
 from safelm.inference.knob_values import Answering, knob_values
@@ -34,8 +34,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONTROLS = ("<refuse>", "<respond>", "<red_flag>", "<note>", "</note>")
 TOKENIZER = with_control_tokens(tiny_runs.tokenizer(), CONTROLS)
 ENDS = TOKENIZER.conventions.end_ids
-CONFIG = ModelConfig(**tiny_runs.model_fields(vocab_size=TOKENIZER.vocab_size, init_std=0.5, max_seq_len=64))
-PROMPTS = [[5 + i, 6, 7 + 3 * i] for i in range(6)]
+CONFIG = ModelConfig(
+    **tiny_runs.model_fields(vocab_size=TOKENIZER.vocab_size, num_layers=1, init_std=0.5, max_seq_len=64)
+)
+PROMPTS = [[5 + i, 6, 7 + 3 * i] for i in range(4)]  # of one bucket, as few programs as there can be
 REFUSAL = Knob("refusal", "<refuse>", 0.5, "<respond>")
 NEW = 10
 
@@ -59,15 +61,15 @@ def values(params, knob, method=Greedy()):  # noqa: B008
 
 
 def test_a_refusal_knob_chooses_the_first_token_and_the_method_goes_on(params):
-    method = SafeBeam(num_beams=2, num_candidates=2)
+    method = Sampling(temperature=2.0)
     of_prompts = values(params, REFUSAL)
-    threshold = float(np.sort(of_prompts)[3])
+    threshold = float(np.sort(of_prompts)[2])
     knob = dataclasses.replace(REFUSAL, threshold=threshold)
     refuse, respond = (control_id(TOKENIZER, token) for token in CONTROLS[:2])
     opened = [[*p, refuse if value >= threshold else respond] for p, value in zip(PROMPTS, of_prompts, strict=True)]
     by_hand = answers(params, opened, method, new=NEW - 1)
     assert [each.tokens for each in answers(params, method=method, knob=knob)] == [each.tokens for each in by_hand]
-    assert sum(prompt[-1] == refuse for prompt in opened) == 3
+    assert sum(prompt[-1] == refuse for prompt in opened) == 2
     # The threshold as a bias of the token's logit: the same choice.
     odds = np.log(of_prompts / (1 - of_prompts))
     assert ((odds + knob.logit_bias >= -1e-6) == (of_prompts >= threshold)).all()
@@ -77,7 +79,7 @@ def test_a_red_flag_withholds_an_answer_along_which_it_becomes_likely(params):
     method = Sampling(temperature=2.0)
     flag = Knob("red_flag", "<red_flag>", 0.5, message="the cat")
     of_prompts = values(params, flag, method)
-    threshold = float(np.sort(of_prompts)[3])
+    threshold = float(np.sort(of_prompts)[2])
     found = answers(params, method=method, knob=dataclasses.replace(flag, threshold=threshold))
     plain = answers(params, method=method, tag=control_id(TOKENIZER, "<red_flag>"))
     message = TOKENIZER.encode("the cat")
@@ -120,7 +122,7 @@ def test_self_stopping_withholds_at_the_verdict_and_hides_the_models_own_notes(p
     assert not any({open_id, close_id} & set(each.tokens) for each in found)
     # The first look, by hand.
     looks = [[*prompt, *each.tokens[:4], open_id, *verdict] for prompt, each in zip(PROMPTS, plain, strict=True)]
-    engine = Engine(CONFIG, params, harm_tag_id=None)
+    engine = Engine(CONFIG, params, harm_tag_id=TOKENIZER.harm_tag_id, slots=4)
     shares = []
     for look in looks:
         engine.submit(EngineRequest(tuple(look), Greedy(), 1, ENDS, watch_ids=(unsafe, safe)))
@@ -144,7 +146,7 @@ def test_self_stopping_withholds_at_the_verdict_and_hides_the_models_own_notes(p
 
 def test_plans_end_in_the_engine_as_requests_do(params):
     plan = planner(CONFIG, TOKENIZER, AnyDepth(check_every=2), is_chat=True)
-    engine = Engine(CONFIG, params, harm_tag_id=TOKENIZER.harm_tag_id, slots=2)
+    engine = Engine(CONFIG, params, harm_tag_id=TOKENIZER.harm_tag_id, slots=4)
     request = EngineRequest((5, 6), AnyDepth(), NEW, ENDS, plan=plan)
     one, other = engine.submit(request), engine.submit(dataclasses.replace(request, prompt=(7,)))
     told = engine.step()
@@ -165,7 +167,7 @@ def test_plans_end_in_the_engine_as_requests_do(params):
 def served(params, knob, body):
     """A server's reply without HTTP: its text, and what stopped it."""
     model = ServedModel(CONFIG, params, TOKENIZER, "m", None, knob)
-    engine = functools.partial(Engine, CONFIG, params, harm_tag_id=model.watched_id, slots=2)
+    engine = functools.partial(Engine, CONFIG, params, harm_tag_id=model.watched_id, slots=4)
     request = read_completion({"max_tokens": NEW, **body}, Limits(), default_method="greedy")
 
     async def reply():
