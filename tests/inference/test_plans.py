@@ -199,9 +199,9 @@ def test_a_server_keeps_to_its_knob(params):
 def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp_path, capsys, monkeypatch):
     model = calibrate_knob.lm.LanguageModel(CONFIG, params, TOKENIZER)
     monkeypatch.setattr(calibrate_knob.lm, "load", lambda *_, **__: model)
-    rows = [json.dumps({"prompt": text}) for text in ("the cat", "on", "mat", "sat the", "did not dog", "the", "dog")]
-    (tmp_path / "safe.jsonl").write_text("\n".join(rows))
-    (tmp_path / "harmful.jsonl").write_text("\n".join(rows[:2]))
+    rows = [json.dumps({"prompt": text}) for text in ("the cat", "on", "mat", "sat the")]
+    for name, some in (("all", rows), ("safe", rows[:3]), ("harmful", rows[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(some))
 
     def command(module, *argv):
         module.main(module.arguments().parse_args(["--checkpoint=m=x", *argv]))
@@ -211,14 +211,14 @@ def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp
     ask = ["--kind=refusal", safe, f"--harmful_prompts={tmp_path}/harmful.jsonl", f"--output={path}"]
     said = command(calibrate_knob, *ask, "--max_over_refusal=0.3")
     knob = read_knob(path)
-    assert "refuses 1 of 7 safe prompts; of further ones at most 25.00% are expected, " in said
-    assert "harmful prompts refused: " in said and knob.calibration["flagged"] == 1
-    lines = command(generate, f"--prompts_file={tmp_path}/safe.jsonl", f"--knob={path}", "--max_new_tokens=3", "--json")
-    assert len(lines.splitlines()) == 7
+    assert "refuses 0 of 3 safe prompts; of further ones at most 25.00% are expected, " in said
+    assert "harmful prompts refused: " in said and knob.calibration["flagged"] == 0
+    lines = command(generate, f"--prompts_file={tmp_path}/all.jsonl", f"--knob={path}", "--max_new_tokens=3", "--json")
+    assert len(lines.splitlines()) == 4
     assert evaluate_flags.knob([path], "m", ["m", "n"]) == evaluate_flags.knob([f"m={path}"], "m", ["m", "n"]) == knob
     assert evaluate_flags.knob([f"n={path}"], "m", ["m", "n"]) is None
     for argv, message in (
-        ([*ask, "--max_over_refusal=0.05"], "safe.jsonl: 7 prompts; to refuse at most 0.05 of safe ones at least 19"),
+        ([*ask, "--max_over_refusal=0.05"], "safe.jsonl: 3 prompts; to refuse at most 0.05 of safe ones at least 19"),
         ([*ask, "--max_over_refusal=2"], "--max_over_refusal=2.0: must be above 0 and below 1"),
         ([*ask, "--max_over_refusal=0.3", "--token=<no>"], "the vocabulary has no control token '<no>'"),
     ):
