@@ -55,20 +55,22 @@ def collect(config: ConfigDict, output: pathlib.Path, values: Values) -> Found:
 def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
     """The mean, or the mean difference of two rows over their common seeds, with a 95% interval over seeds and prompts.
 
-    A single seed has no spread, so its interval covers prompts only (Wilson's for a rate).
+    A single seed has no spread, so its interval covers prompts only: Wilson's, for a rate. Values that are no counts,
+    such as shares of a prompt's samples, vary less than Wilson's interval supposes, so then a bootstrap alone is taken.
     """
     values_SP = differences(counts, less)
-    if less is None and len(values_SP) == 1:
+    mean, prompts = float(values_SP.mean()), values_SP.shape[1]
+    is_counted = bool(np.isin(values_SP, (0.0, 1.0)).all())
+    if less is None and len(values_SP) == 1 and is_counted:
         return rate(round(values_SP.sum()), values_SP.size)
-    prompts = values_SP.shape[1]
     low, high = percentile_interval(crossed_means(values_SP, _DRAWS))
     if less is not None and not values_SP.any():  # no pair differs, which with more prompts some would
         high = rate(0, prompts).high
         low = -high
-    if less is None:  # never narrower than Wilson's over prompts: at 0 or 1 a bootstrap sees no spread
+    if less is None and is_counted:  # never narrower than Wilson's over prompts: at 0 or 1 a bootstrap sees no spread
         wilson = rate(round(values_SP.mean(0).sum()), prompts)
         low, high = min(low, wilson.low), max(high, wilson.high)
-    return Estimate(float(values_SP.mean()), low, high, values_SP.size)
+    return Estimate(mean, min(low, mean), max(high, mean), values_SP.size)
 
 
 def p_value(counts: Counts, less: Counts) -> float:

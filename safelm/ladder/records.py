@@ -1,7 +1,9 @@
 """Records of finished rungs, small enough to be kept with a project: so another machine does only the seeds that lack.
 
-A record is a JSON file for each seed and model with the results of all its jobs, a hash of the settings that decide
-them, facts and hashes of the data, a hash of the package's code, and the machine. Checkpoints and texts are not kept.
+A record is a JSON file for each seed and model with the results of all its jobs, facts and hashes of the data, a hash
+of the package's code, and the machine. Checkpoints and texts are not kept. `settings.json` beside them has the settings
+that decide the results: a study goes on from records if all settings that it shares with them are the same, so a later
+version of the package, with settings that it did not have, can go on too.
 """
 
 import functools
@@ -23,13 +25,22 @@ from safelm.ladder.plan import Job, Model, chosen_models, plan_jobs, study_of
 _FREE = ("seeds", "models", "methods", "real")  # a study may be widened, and its data lie elsewhere
 _FACTS = ("corpus/corpus.json", "classifiers/judges.json", "filter.json")  # of a study's folder, where there are any
 _KEPT = "facts.json"  # those of the records, for a folder whose data isn't made yet
+_SETTINGS = "settings.json"
 _REMEDY = "restore it from version control, or remove it and the rung is done again"
 
 
-def settings_hash(config: ConfigDict) -> str:
-    """The hash of the settings that decide a rung's results."""
+def settings_of(config: ConfigDict) -> dict[str, Any]:
+    """The settings that decide a rung's results, as JSON."""
     settings = json.loads(config.to_json_best_effort())
-    return records.fingerprint({name: value for name, value in settings.items() if name not in _FREE})
+    return {name: value for name, value in settings.items() if name not in _FREE}
+
+
+def changed(old: Any, new: Any, name: str = "") -> str:
+    """The name of a setting that both have with different values, "" if there is none."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return "" if old == new else name
+    found = (changed(old[key], new[key], f"{name}.{key}".lstrip(".")) for key in old if key in new)
+    return next(filter(None, found), "")
 
 
 @functools.cache
@@ -54,6 +65,7 @@ def _path(folder: pathlib.Path, model: Model, seed: int) -> pathlib.Path:
 
 def save(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> None:
     """Writes the records of the seeds and models whose jobs are all done, unless they are there."""
+    settings = folder / _SETTINGS
     for model in chosen_models(config.models):
         for seed in config.seeds:
             jobs = _jobs(config, model, seed)
@@ -62,7 +74,9 @@ def save(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> None
                 continue
             found = {job.name: {k: v for k, v in (results[job.name] or {}).items() if k != "texts"} for job in jobs}
             text = json.dumps(_header(config, output) | {"seed": seed, "model": model.name, "jobs": found})
-            folder.mkdir(parents=True, exist_ok=True)
+            if not settings.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                records.write(settings, settings_of(config))
             partial = folder / f".{model.name}-{seed}-{os.getpid()}"
             partial.write_text(text + "\n", encoding="utf-8")
             partial.rename(_path(folder, model, seed))
@@ -71,7 +85,6 @@ def save(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> None
 def _header(config: ConfigDict, output: pathlib.Path) -> dict[str, Any]:
     return {
         "study": study_of(config).name,
-        "settings": settings_hash(config),
         "code": code_hash(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "data": facts(output),
@@ -91,16 +104,19 @@ def restore(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> l
 
     A record that lacks a job, since the study was widened, is left out: that rung is done again.
 
-    Raises ValueError for a damaged record and one of another study, other settings or other data.
+    Raises ValueError for a damaged record and one of other settings or other data.
     """
     found: list[Mapping[str, Any]] = []
+    settings = folder / _SETTINGS
+    if settings.exists() and (name := changed(records.read(settings, _REMEDY), settings_of(config))):
+        raise ValueError(f"{settings}: {name} is another than that of --config: name another --records")
     for model in chosen_models(config.models):
         for seed in config.seeds:
             path, jobs = _path(folder, model, seed), _jobs(config, model, seed)
             if not path.exists():
                 continue
             record = records.read(path, _REMEDY)
-            _check(record, config, path, [*found[:1], {"data": facts(output)}])
+            _check_data(record, path, [*found[:1], {"data": facts(output)}])
             if not {job.name for job in jobs} <= record["jobs"].keys():
                 continue
             found.append(record)
@@ -111,12 +127,7 @@ def restore(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> l
     return found
 
 
-def _check(
-    record: Mapping[str, Any], config: ConfigDict, path: pathlib.Path, others: Sequence[Mapping[str, Any]]
-) -> None:
-    for name, wanted in (("study", study_of(config).name), ("settings", settings_hash(config))):
-        if record.get(name) != wanted:
-            raise ValueError(f"{path}: of other {name} than --config: name another --records")
+def _check_data(record: Mapping[str, Any], path: pathlib.Path, others: Sequence[Mapping[str, Any]]) -> None:
     for other in others:
         mine, theirs = (each["data"].get("corpus", {}).get("sha256") for each in (record, other))
         if mine and theirs and mine != theirs:

@@ -3,7 +3,7 @@
     python scripts/studies/toxicity_results.py [--variant=toxicity]
 
 The records are those of docs/results/data/ladder_VARIANT; docs/results/data/VARIANT.json, VARIANT_after.json and
-VARIANT_judges.json are written anew, and then every table and picture as by draw_results.py.
+toxicity_judges.json are written anew, and then every table and picture as by draw_results.py.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def main(arguments: argparse.Namespace) -> None:
     tables = {
         arguments.variant: first_stage(summary, about),
         f"{arguments.variant}_after": all_stages(summary, about),
-        f"{arguments.variant}_judges": judges(summary["data"], about),
+        "toxicity_judges": judges(summary["data"], about),
     }
     for name, study in tables.items():
         if study["rows"]:

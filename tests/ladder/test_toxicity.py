@@ -15,6 +15,7 @@ from configs import ladder as ladder_config
 from safelm.ladder import command as ladder
 from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
+from safelm.ladder import estimates as ladder_estimates
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import records as ladder_records
 from safelm.ladder import report as ladder_report
@@ -266,8 +267,9 @@ def test_a_model_is_measured_after_every_stage(measured):
 
 def test_another_machine_does_only_what_records_lack(source, measured, tmp_path, monkeypatch):
     config, _, records = measured
-    (path,) = records.iterdir()
-    assert path.name == "seed-3.harm_tagged.json" and str(source) not in path.read_text()
+    path, settings_file = sorted(records.iterdir())
+    assert (path.name, settings_file.name) == ("seed-3.harm_tagged.json", "settings.json")
+    assert str(source) not in settings_file.read_text() and str(source) not in path.read_text()
     monkeypatch.setattr(ladder_data, "prepare", lambda *rest: pytest.fail("nothing is left to do"))
     ladder.run(config, str(tmp_path / "again"), workers=1, records_folder=str(records))
     assert "harm-tagged" in json.loads((tmp_path / "again/results.json").read_text())["rows"]
@@ -275,12 +277,24 @@ def test_another_machine_does_only_what_records_lack(source, measured, tmp_path,
     wider.methods = [*config.methods, "beam"]
     assert ladder_records.restore(wider, tmp_path / "wider", records) == []  # no checkpoint to go on from
     other = config.copy_and_resolve_references()
-    other.max_new_tokens = 4
-    with pytest.raises(ValueError, match=r"seed-3\.harm_tagged\.json: of other settings than --config"):
+    other.stages.relearning.total_steps = 4
+    with pytest.raises(ValueError, match=r"settings\.json: stages\.relearning\.total_steps is another than that of"):
         ladder_records.restore(other, tmp_path / "other", records)
+    later = config.copy_and_resolve_references()
+    later.a_setting_of_a_later_version = 1
+    assert len(ladder_records.restore(later, tmp_path / "later", records)) == 1
     path.write_text(path.read_text()[:100])
     with pytest.raises(ValueError, match=r"seed-3\.harm_tagged\.json: damaged"):
         ladder_records.restore(config, tmp_path / "damaged", records)
+
+
+def test_shares_of_samples_are_no_counts_of_prompts():
+    shares = np.array([0.04, 0.0, 0.08, 0.0, 0.04, 0.12, 0.0, 0.08])
+    alone = ladder_estimates.estimate({0: shares})
+    assert alone.value == pytest.approx(0.045) and 0 < alone.low < alone.value < alone.high < 0.1
+    both = ladder_estimates.estimate({0: shares, 1: shares[::-1]})
+    assert both.value == pytest.approx(0.045) and both.high < 0.1
+    assert ladder_estimates.estimate({0: np.zeros(8)}).high > 0.3  # none of eight prompts
 
 
 def test_an_ordering_holds_if_both_judges_say_so():
