@@ -11,9 +11,7 @@ cd "$(dirname "$0")/.."
 
 find_python() {
   local candidate
-  # 3.12 first, one that a version manager keeps without having it on the path too: it gets a newer jaxlib.
-  for candidate in "${SAFELM_PYTHON:-}" python3.12 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12.*/bin/python3.12 \
-      python3.11 python3 python; do
+  for candidate in "${SAFELM_PYTHON:-}" python3.12 python3.11 python3 python; do
     [ -n "$candidate" ] || continue
     # A version manager's shim has the name and not the version; some systems leave out what `-m venv` needs.
     if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
