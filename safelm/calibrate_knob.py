@@ -66,8 +66,10 @@ def main(flags: argparse.Namespace) -> None:
     share = flags.max_over_refusal
     if not 0 < share < 1:
         raise ValueError(f"--max_over_refusal={share}: must be above 0 and below 1")
-    safe = [row["prompt"] for row in read_prompts(flags.safe_prompts)]
-    harmful = [row["prompt"] for row in read_prompts(flags.harmful_prompts)] if flags.harmful_prompts else []
+    safe = [row["prompt"] for row in read_prompts(flags.safe_prompts, "safe_prompts")]
+    harmful = []
+    if flags.harmful_prompts:
+        harmful = [row["prompt"] for row in read_prompts(flags.harmful_prompts, "harmful_prompts")]
     if len(safe) < (needed := pages_needed(share)):
         raise ValueError(
             f"--safe_prompts={flags.safe_prompts}: {len(safe)} prompts; to refuse at most {share:g} of safe ones at "

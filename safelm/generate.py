@@ -6,6 +6,7 @@ Prints the new text of every prompt; with --json one JSON object a line with tok
 import argparse
 import dataclasses
 import json
+import pathlib
 import sys
 from typing import Any
 
@@ -78,15 +79,20 @@ def method_from_flags(flags: argparse.Namespace) -> Method:
     return METHODS[flags.method](**given)
 
 
-def read_prompts(path: str) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, each with a string in "prompt"; ValueError names file and row of a bad one."""
+def read_prompts(path: str, flag: str = "prompts_file") -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, each with a string in "prompt".
+
+    Raises FileNotFoundError, or ValueError for a bad row or none, that name the flag, the file and the row.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"--{flag}={path}: no such file")
 
     def refuse(malformed: documents.Malformed) -> None:
-        raise ValueError(f"--prompts_file={path}: row {malformed.row}: {malformed.reason}")
+        raise ValueError(f"--{flag}={path}: row {malformed.row}: {malformed.reason}")
 
     rows = [dict(row.row) for row in documents.iter_json(path, refuse, text_column="prompt")]
     if not rows:
-        raise ValueError(f"--prompts_file={path}: no prompts in it")
+        raise ValueError(f"--{flag}={path}: no prompts in it")
     return rows
 
 

@@ -39,6 +39,8 @@ def main(flags: argparse.Namespace) -> None:
     profile = PROFILES[flags.profile]
     limits, output = _limits(flags.limit), pathlib.Path(flags.output)
     attacker = _attacker(flags.attacker)
+    if flags.estimate and flags.only:
+        raise ValueError(f"--only={flags.only[0]}: --estimate counts a profile's whole battery: leave one of them out")
     documents.declare_no_documents(flags.output, "safelm.release_gate")
     stores = {kind: folder for kind in KINDS if (folder := getattr(flags, f"{kind}_text"))}
     material = read_material(profile, flags.prompts, flags.development, stores, output, is_chat=flags.chat)

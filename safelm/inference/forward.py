@@ -129,7 +129,7 @@ def read_on(
             outs_R1NH.append(cpu_kernels.attend_next(*own, *cached, lengths_R + place, _window(config, layer)))
         return jnp.concatenate(outs_R1NH, axis=1)
 
-    x_RTD, _ = _decode(config, weights, tokens_RT, lengths_R[:, None] + jnp.arange(tokens_RT.shape[1]), attend)
+    x_RTD, _, _ = _decode(config, weights, tokens_RT, lengths_R[:, None] + jnp.arange(tokens_RT.shape[1]), attend)
     return x_RTD, Cache(tuple(each.keys[0] for each in written), tuple(each.values[0] for each in written))
 
 

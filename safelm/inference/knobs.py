@@ -23,6 +23,7 @@ from safelm.text.tokenizer import Tokenizer
 REFUSAL, RED_FLAG = KINDS = ("refusal", "red_flag")
 MESSAGE = "I can't help with that."
 KNOB_HELP = "how readily the model refuses: a file of safelm.calibrate_knob"
+_NEVER = math.nextafter(1.0, 2.0)  # a threshold that no probability reaches
 _MENDING = "safelm.calibrate_knob writes it"
 
 
@@ -51,8 +52,8 @@ class Knob:
             raise ValueError(f"knob: kind {self.kind!r}: one of {', '.join(KINDS)}")
         if bool(self.other) != (self.kind == REFUSAL):
             raise ValueError(f"knob: other is {self.other!r}: {REFUSAL} needs the other token, {RED_FLAG} has none")
-        if not (isinstance(self.threshold, float | int) and 0 < self.threshold < math.inf):
-            raise ValueError(f"knob: threshold is {self.threshold!r}: must be a number above 0")
+        if not (isinstance(self.threshold, float | int) and 0 < self.threshold <= _NEVER):
+            raise ValueError(f"knob: threshold is {self.threshold!r}: must be above 0 and no more than 1")
 
     @property
     def logit_bias(self) -> float:
@@ -101,7 +102,10 @@ class BoundKnob:
 def read_knob(path: str | os.PathLike[str]) -> Knob:
     """A file of `safelm.calibrate_knob`. Raises FileNotFoundError, or ValueError naming file and field."""
     path = os.fspath(path)
-    values = records.read(path, _MENDING)
+    try:
+        values = records.read(path, _MENDING)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file of a knob; safelm.calibrate_knob writes one") from None
     known = {field.name for field in dataclasses.fields(Knob)}
     if unknown := values.keys() - known:
         raise ValueError(f"{path}: unknown field {min(unknown)!r}, a knob has {', '.join(sorted(known))}")

@@ -129,8 +129,7 @@ def _write_megatron(store: TokenStore, directory: Path, _: _Exported, progress: 
             for _first, _start, block in _blocks(store, shard):
                 file.write(block.tokens.astype(dtype.newbyteorder("<")).tobytes())
                 progress(len(block.tokens))
-            file.flush()
-            os.fsync(file.fileno())
+            files.sync(file)
             records.write(done, {"shards": shard + 1})
     documents = None
     if OPENS_DOCUMENT in store.channels:

@@ -81,8 +81,13 @@ def synced(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A new file that is on the disk when the block ends; OSError names it."""
     with naming(path), open(path, "wb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
+
+
+def sync(file: IO[bytes]) -> None:
+    """Waits until the disk has all that was written to a file."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -135,8 +135,9 @@ def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
 def _main(_: Sequence[str]) -> None:
     try:
         config = train_flags.CONFIG.value
-        if not config or not _OUTPUT.value:
-            raise ValueError("--config and --output are needed: a file of configs/ and the study's folder")
+        for flag, value, what in (("config", config, "a file of configs/"), ("output", _OUTPUT.value, "a folder")):
+            if not value:
+                raise ValueError(f"--{flag} is needed: {what}")
         if _WORKERS.value < 1:
             raise ValueError(f"--workers={_WORKERS.value}: must be at least 1")
         if _PLAN.value:

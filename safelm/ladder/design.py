@@ -35,7 +35,10 @@ def plan(config: ConfigDict, output: pathlib.Path, seeds: Sequence[int], prompts
         raise ValueError(f"--planned_seeds={wrong[0]}: want 2 or more, a single seed has no spread")
     if prompts and prompts < 2:
         raise ValueError(f"--planned_prompts={prompts}: want 2 or more")
-    found, study = collect(config, output), study_of(config)
+    study = study_of(config)
+    if not study.orderings:
+        raise ValueError(f"--plan: the study {config.get('study')!r} has no orderings whose differences one could plan")
+    found = collect(config, output)
     measures = toxicity_report.HEADLINES if study is TOXICITY else (HARMFUL,)
     rows = []
     for stage, measure in ((stage, measure) for stage in study.stages for measure in measures):

@@ -60,9 +60,11 @@ class _Worker:
             pipe_in.flush()
         except BrokenPipeError:
             raise ValueError("the process that runs it has ended") from None
+        poll = select.poll()  # which takes any file number, unlike select
+        poll.register(pipe_out, select.POLLIN)
         end, received = time.monotonic() + seconds, bytearray()
         while not received.endswith(b"\n"):
-            if not select.select([pipe_out], [], [], max(0.0, end - time.monotonic()))[0]:
+            if not poll.poll(1000 * max(0.0, end - time.monotonic())):
                 raise ValueError(f"it takes longer than {seconds:g} seconds")
             news = os.read(pipe_out.fileno(), 2**16)
             received += news

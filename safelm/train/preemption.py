@@ -88,9 +88,11 @@ class Preemption:
         self._restore.close()
 
     def _listen(self, pipe: int) -> None:
+        poll = select.poll()  # which takes any file number, unlike select
+        poll.register(pipe, select.POLLIN)
         while True:
             wait = None if self._deadline is None or self._seen else max(0.0, self._deadline - time.monotonic())
-            if not select.select([pipe], [], [], wait)[0]:
+            if not poll.poll(None if wait is None else 1000 * wait):
                 if not self._seen:
                     self._end(f"no step ended within {self._grace_s:g} s: leaving with the last checkpoint")
                 continue

@@ -11,6 +11,7 @@ from random_decoders import TINY, UNTIED, random_params
 
 from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, cpu_kernels, generate, placement, run_all
 from safelm.inference import weights as weights_lib
+from safelm.inference.adjustments import Adjustment
 from safelm.inference.cpu_kernels import building, choosing
 from safelm.inference.cpu_kernels.products import MOST_INPUTS
 from safelm.models import sharding
@@ -216,6 +217,17 @@ def test_decoding_gives_the_same_tokens(native, dtype, method):
     for one, other in zip(ours, theirs, strict=True):
         assert one.tokens == other.tokens
         assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_tokens_looked_up_in_the_text_change_no_text(native, dtype):
+    """A free text, and one that a bias makes repeat a token, so that guesses hold."""
+    requests = [EngineRequest((1, 2, 3), Greedy(), 10, (0,))]
+    requests.append(dataclasses.replace(requests[0], adjustment=Adjustment(logit_bias=((5, 100.0),))))
+    make = functools.partial(Engine, WIDE_HEADS, random_params(WIDE_HEADS), harm_tag_id=2, slots=4, weights=dtype)
+    plain, looked_up = (run_all(make(products="native", lookup_tokens=number), requests) for number in (0, 3))
+    assert [each.tokens for each in looked_up] == [each.tokens for each in plain]
+    assert list(plain[1].tokens) == [5] * 10
 
 
 def test_a_mesh_takes_xla_or_says_why_not(native):

@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import side_files
 import tiny_runs
 
 from safelm import calibrate_knob, generate
@@ -207,10 +208,11 @@ def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp
         module.main(module.arguments().parse_args(["--checkpoint=m=x", *argv]))
         return capsys.readouterr().out
 
-    safe, path = f"--safe_prompts={tmp_path}/safe.jsonl", f"{tmp_path}/knob.json"
+    safe, path = f"--safe_prompts={tmp_path}/safe.jsonl", f"{tmp_path}/knobs/knob.json"
     ask = ["--kind=refusal", safe, f"--harmful_prompts={tmp_path}/harmful.jsonl", f"--output={path}"]
     said = command(calibrate_knob, *ask, "--max_over_refusal=0.3")
     knob = read_knob(path)
+    side_files.assert_only_documents("calibrate_knob", tmp_path / "knobs")
     assert "refuses 0 of 3 safe prompts; of further ones at most 25.00% are expected, " in said
     assert "harmful prompts refused: " in said and knob.calibration["flagged"] == 0
     lines = command(generate, f"--prompts_file={tmp_path}/all.jsonl", f"--knob={path}", "--max_new_tokens=3", "--json")
@@ -224,7 +226,16 @@ def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp
     ):
         with pytest.raises(ValueError, match=message):
             command(calibrate_knob, *argv)
-    for values_, message in (({"kind": "x"}, "kind 'x': one of refusal, red_flag"), ({"a": 1}, "unknown field 'a'")):
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"--safe_prompts=.*none.jsonl: no prompts in it"):
+        command(calibrate_knob, *ask, f"--safe_prompts={tmp_path}/none.jsonl", "--max_over_refusal=0.3")
+    with pytest.raises(FileNotFoundError, match=r"nosuch.json: no such file of a knob"):
+        read_knob(tmp_path / "nosuch.json")
+    for values_, message in (
+        ({"kind": "x"}, "kind 'x': one of refusal, red_flag"),
+        ({"a": 1}, "unknown field 'a'"),
+        ({"threshold": 2}, "threshold is 2: must be above 0 and no more than 1"),
+    ):
         (tmp_path / "bad.json").write_text(json.dumps({"kind": "red_flag", "token": "a", "threshold": 1} | values_))
         with pytest.raises(ValueError, match=f"bad.json: .*{message}"):
             read_knob(tmp_path / "bad.json")

@@ -71,7 +71,7 @@ def test_new_adapters_change_nothing():
 
 def summed_loss(config, trained, frozen):
     on_device = jax.tree.map(jnp.asarray, batch())
-    return train_step._loss(config, lora.joined(trained, frozen), on_device, 0.0, 0)[0]
+    return train_step._loss(config, lora.joined(trained, frozen), on_device, z_loss=0.0, vocab_chunks=0)[0]
 
 
 def test_gradients_are_those_of_the_dense_kernels_through_the_chain_rule():

@@ -65,9 +65,11 @@ def main(arguments: argparse.Namespace) -> None:
     output = pathlib.Path(arguments.output)
     (output / "runs").mkdir(parents=True, exist_ok=True)
     documents.declare_no_documents(str(output / "runs"), "safelm.evaluate")
+    # Those that need no training are loaded before anything is answered: a name that is wrong shows at once.
+    given = {key: saved.load_monitor(spec, lm, name=key) for key, spec in asked.items() if not _is_trained(spec)}
     development, test = read_cases(arguments, lm, output / "runs")
     parts = probes.halves(development)
-    loaded = {key: _monitor(key, spec, lm, parts, folder, output) for key, spec in asked.items()}
+    loaded = {key: given.get(key) or _monitor(key, spec, lm, parts, folder, output) for key, spec in asked.items()}
     found: dict[str, Any] = _describe(arguments, lm, parts, test) | {"monitors": {}}
     for key, monitor in Bar(loaded.items(), unit="monitor", disable=None):
         found["monitors"][key] = _measure(lm, monitor, parts, test, arguments.false_alarms)
@@ -105,11 +107,13 @@ def read_cases(arguments: argparse.Namespace, lm: Checkpoint, folder: pathlib.Pa
     return development, test
 
 
+def _is_trained(spec: str) -> bool:
+    return spec.partition("?")[0] in TRAINED
+
+
 def _monitor(key: str, spec: str, lm: Checkpoint, parts: probes.Halves, source: str, output: pathlib.Path) -> Monitor:
-    """A monitor, trained and saved or read from OUTPUT where it was."""
+    """A monitor that is trained and saved, or read from OUTPUT where it was."""
     place, _, query = spec.partition("?")
-    if place not in TRAINED:
-        return saved.load_monitor(spec, lm, name=key)
     options = specs.options(query, what="monitor")
     every, header = options.pop("every", 1), str(options.pop("header", ""))
     if options or (place == PROBE and query):

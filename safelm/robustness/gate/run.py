@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from safelm.evaluate.journal import open_journal
 from safelm.evaluate.protocol import hash_params
@@ -13,7 +13,7 @@ from safelm.io import records
 from safelm.io.progress import Bar
 from safelm.jobs.settings import check_same
 from safelm.robustness.gate.asking import NONE, Row
-from safelm.robustness.gate.battery import Battery
+from safelm.robustness.gate.battery import Battery, Job
 from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.profiles import Profile
 from safelm.robustness.target import Target, load_target
@@ -54,7 +54,7 @@ def run(
             merged = None if name == merge_with or not _mergeable(target, other) else other
             battery = Battery(target, profile, material, merged, sources.saw_tag(folder) is True, attacker)
             marked = f"{name}@{hash_params(target.params)[:16]}"
-            jobs = [job for job in battery.jobs() if _is_asked_for(job.name, only)]
+            jobs = _asked_for(list(battery.jobs()), only, is_full=battery.knows_tag)
             keys = {f"{marked}/{job.name}": job for job in jobs}
             done = sum(key in journal.rows for key in keys)
             with Bar(total=len(keys), initial=done, desc=name, unit=" attacks", disable=None) as bar:
@@ -68,8 +68,16 @@ def run(
     return found
 
 
-def _is_asked_for(name: str, only: Collection[str]) -> bool:
-    return not only or name.startswith(NONE) or any(part in name for part in only)
+def _asked_for(jobs: Sequence[Job], only: Collection[str], *, is_full: bool) -> list[Job]:
+    """Nobody's attack, and those whose names hold one of `only`.
+
+    ValueError for one of these that no name holds, where the model is one that every attack is for.
+    """
+    names = [job.name for job in jobs if not job.name.startswith(NONE)]
+    for part in only:
+        if is_full and not any(part in name for name in names):
+            raise ValueError(f"--only={part}: no attack's name holds that, they are {', '.join(names)}")
+    return [job for job in jobs if not only or job.name.startswith(NONE) or any(part in job.name for part in only)]
 
 
 def _mergeable(target: Target, other: Target | None) -> bool:
