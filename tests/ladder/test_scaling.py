@@ -8,9 +8,9 @@ import scipy.special
 
 from configs import ladder as ladder_config
 from safelm.ladder import command as ladder
+from safelm.ladder import design, scaling
 from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import report as ladder_report
-from safelm.ladder import scaling
 from safelm.ladder.plan import SCALED, SCALING, Job, chosen_models, plan_jobs
 from safelm.ladder.scaling import Run
 from safelm.text.tokenizer import Tokenizer
@@ -117,3 +117,8 @@ def test_the_held_out_size_is_predicted_before_it_is_run(tmp_path, monkeypatch):
     (tmp_path / scaling.PREDICTIONS).unlink()
     with pytest.raises(ValueError, match="was measured before it was predicted"):
         scaling.predict(config, tmp_path, ladder_report.collect(config, tmp_path))
+
+
+def test_a_study_without_orderings_has_nothing_to_plan(tmp_path):
+    with pytest.raises(ValueError, match="--plan: the study 'scaling' has no orderings"):
+        design.plan(ladder_config.get_config("scaling"), tmp_path, (2, 3), 0)

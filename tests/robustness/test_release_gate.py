@@ -284,3 +284,12 @@ def test_bad_input_is_named(inputs, tmp_path):
     ):
         with pytest.raises((cli.UserError, ValueError), match=line):
             release_gate.main(arguments(inputs, tmp_path / "out", *more))
+
+
+def test_a_part_of_the_battery_by_name_is_there_or_refused():
+    jobs = [asking.Job(name, "edit", dict) for name in (asking.NONE, "pruning", "relearning / 0.001")]
+    assert [job.name for job in gate._asked_for(jobs, ["prun"], is_full=True)] == [asking.NONE, "pruning"]
+    assert gate._asked_for(jobs, [], is_full=True) == jobs
+    with pytest.raises(ValueError, match=r"--only=typo: no attack's name holds that, they are pruning, relearning"):
+        gate._asked_for(jobs, ["prun", "typo"], is_full=True)
+    assert len(gate._asked_for(jobs, ["typo"], is_full=False)) == 1  # a model that not every attack is for
