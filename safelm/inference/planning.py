@@ -200,13 +200,8 @@ def _self_stop(request: EngineRequest, method: SelfStop, planner: Planner) -> Pl
 
 
 def _longer(said: Update, piece: Update) -> Update:
-    """An answer so far with its next piece."""
-    return dataclasses.replace(
-        piece,
-        tokens=said.tokens + piece.tokens,
-        tag_probs=said.tag_probs + piece.tag_probs,
-        log_prob=said.log_prob + piece.log_prob,
-    )
+    """An answer so far with its next piece, which is a request of its own."""
+    return dataclasses.replace(piece.behind(said), log_prob=said.log_prob + piece.log_prob, watched=piece.watched)
 
 
 def _header(method: AnyDepth, tokenizer: Tokenizer, is_chat: bool) -> tuple[int, ...]:

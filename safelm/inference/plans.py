@@ -85,7 +85,7 @@ class Plans:
             del self._running[update.request_id]
         if update.finished in ("cancelled", "error") or run.ask.streams:
             return [dataclasses.replace(update, request_id=run.answer_id)]
-        run.result = _joined(run.result, update)
+        run.result = update.behind(run.result)
         if not ends and not (run.ask.stops and run.ask.stops(update)):
             return []
         del self._running[update.request_id]
@@ -106,13 +106,3 @@ class Plans:
         except ValueError as error:
             return [Update(run.answer_id, finished="error", error=str(error))]
         return []
-
-
-def _joined(before: Update, update: Update) -> Update:
-    """A request's updates as one."""
-    return dataclasses.replace(
-        update,
-        tokens=before.tokens + update.tokens,
-        tag_probs=before.tag_probs + update.tag_probs,
-        watched=before.watched + update.watched,
-    )

@@ -91,3 +91,12 @@ class Update:
     watched: tuple[float, ...] = ()
     trace: Trace | None = None
     error: str = ""
+
+    def behind(self, before: "Update") -> "Update":
+        """This update with the tokens, levels and first log-probs of the one before it in front of its own."""
+        return dataclasses.replace(
+            self,
+            tokens=before.tokens + self.tokens,
+            tag_probs=before.tag_probs + self.tag_probs,
+            watched=before.watched + self.watched,
+        )
