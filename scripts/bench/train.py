@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores for every side")
     parser.add_argument("--only", default="litgpt,transformers", help="rivals whose name starts so; 'none' for none")
-    parser.add_argument("--rivals_python", default=str(HERE.parent / ".venv-bench/bin/python"))
+    parser.add_argument("--rivals_python", default=str(HERE.parents[1] / ".venv-bench/bin/python"))
     args = parser.parse_args(arguments)
     shapes = (args.shapes or ",".join(name for name in SHAPES[args.device] if name != "smoke")).split(",")
     if unknown := [name for name in shapes if name not in SHAPES[args.device]]:
