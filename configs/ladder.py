@@ -130,6 +130,15 @@ def toxicity_pilot() -> ConfigDict:
     return config
 
 
+def toxicity_small() -> ConfigDict:
+    """`toxicity` with a fifth of the parameters and a quarter of the tokens: rungs of two to three minutes of a core."""
+    config = toxicity()
+    config.vocab_size, config.prompts, config.pages = 2048, 40, 30
+    sizes = {"num_layers": 2, "d_model": 128, "d_ff": 344, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64}
+    config.stages.pretraining = _pretraining(250, 32, 128, 5e-3, **sizes, max_seq_len=256)
+    return config
+
+
 def toxicity() -> ConfigDict:
     config = _study()
     config.study, config.real = "toxicity", placeholder(str)  # the second to be given
@@ -180,6 +189,7 @@ VARIANTS = {
     "real": real,
     "toxicity": toxicity,
     "toxicity_pilot": toxicity_pilot,
+    "toxicity_small": toxicity_small,
     "smollm2_135m": smollm2_135m,
 }
 
