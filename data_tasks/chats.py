@@ -13,6 +13,7 @@ others the id is a hash of the messages.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +28,13 @@ from data_tasks.preprocessors import NO_SCORE, SAFE_SCORE
 from data_tasks.readers import Document
 from safelm.documents import SUFFIXES, TSV_SUFFIXES, MalformedError, check_text
 from safelm.text.chat_template import ASSISTANT
+from safelm.text.control_tokens import control_id
 from safelm.text.prompting import chat_example
 from safelm.text.tokenizer import Tokenizer
 
 HARMFUL_SCORE = 5
 REFUSES = "refuses"  # of an answer in a conversation's JSON: whether it refuses
+CATEGORY = "category"  # and, of one that does, what of: a value of the row's column, where it has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +68,34 @@ class ChatRows:
         return Document(str(own) or f"{self.name}-{digest}", text, score)
 
 
+@dataclasses.dataclass(frozen=True)
+class Openings:
+    """The control tokens with which answers begin (refusal tokens, Jain et al. 2024, arXiv 2412.06748).
+
+    Attributes:
+      respond: of an answer that doesn't refuse.
+      refuse: of a refusal whose category has no token of its own.
+      by_category: of a refusal, by its category.
+    """
+
+    respond: str
+    refuse: str
+    by_category: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The ids of all of them. Raises ValueError where the vocabulary lacks one."""
+        return frozenset(
+            control_id(tokenizer, each) for each in (self.respond, self.refuse, *self.by_category.values())
+        )
+
+    def of(self, answer: Mapping[str, Any]) -> str:
+        """The token of an answer in a conversation's JSON."""
+        refusal = self.by_category.get(answer.get(CATEGORY, ""), self.refuse)
+        return refusal if answer.get(REFUSES) else self.respond
+
+
 def encode_chat(
-    text: str, tokenizer: Tokenizer, *, is_tagged: bool = False, opening_ids: Sequence[int] = ()
+    text: str, tokenizer: Tokenizer, *, is_tagged: bool = False, openings: Openings | None = None
 ) -> tuple[Int32[np.ndarray, " tokens"], Float32[np.ndarray, " tokens"]]:
     """The ids of a document's conversation in the model's own template with the document's end, and the loss weights.
 
@@ -74,21 +103,22 @@ def encode_chat(
     a harm tag in those words become the tag's id.
 
     Args:
-      opening_ids: what stands before an answer, by whether it refuses (False, True), of rows with `REFUSES`.
+      openings: the tokens before answers, of rows with `REFUSES`.
 
-    Raises ValueError if the template puts other than one range of words where an answer is.
+    Raises ValueError if the template puts other than one range of words where an answer is, or the vocabulary lacks a
+    token.
     """
     messages = json.loads(text)
     ids, spans = chat_example(tokenizer, messages, is_tagged=is_tagged)
     loss_weight = np.zeros(len(ids) + 1, np.float32)
     for start, stop in spans:
         loss_weight[start:stop] = 1
-    if opening_ids:
+    if openings:
         answers = [message for message in messages if message["role"] == ASSISTANT]
         if len(answers) != len(spans):
             raise ValueError(f"the chat template has {len(spans)} ranges of words for {len(answers)} answers")
         places = [start for start, _ in spans]
-        ids = np.insert(ids, places, [opening_ids[bool(answer.get(REFUSES))] for answer in answers]).tolist()
+        ids = np.insert(ids, places, [control_id(tokenizer, openings.of(answer)) for answer in answers]).tolist()
         loss_weight = np.insert(loss_weight, places, 1)
     return np.array([*ids, tokenizer.eos_id], np.int32), loss_weight
 
@@ -171,6 +201,19 @@ def _refusing_jailbreaks(row: Mapping[str, Any]) -> tuple[Messages, int]:
     return _labelled(messages, row["data_type"].endswith("_harmful")), score
 
 
+def _with_category(
+    converse: Callable[[Mapping[str, Any]], tuple[Messages, int]], column: str, row: Mapping[str, Any]
+) -> tuple[Messages, int]:
+    """A row's conversation whose refusals say their category, where the row has one."""
+    messages, score = converse(row)
+    category = row.get(column)
+    if category is None:
+        return messages, score
+    if not isinstance(category, str):
+        raise MalformedError(f"field {column!r} is not a string")
+    return [{**each, CATEGORY: category} if each.get(REFUSES) else each for each in messages], score
+
+
 def _labelled(messages: Messages, refuses: bool) -> Messages:
     return [{**each, REFUSES: refuses} if each["role"] == ASSISTANT else each for each in messages]
 
@@ -216,3 +259,20 @@ REFUSAL_ROWS: Mapping[str, ChatRows] = MappingProxyType(
         "refusal_wildjailbreak": dataclasses.replace(WILDJAILBREAK, converse=_refusing_jailbreaks),
     }
 )
+
+
+def refusal_rows(source: str, category_column: str = "") -> ChatRows | None:
+    """The rows of a task of `REFUSAL_ROWS`, None for another; with a column, its values are refusals' categories.
+
+    WildGuardMix must have the column, `subcategory` as published; WildJailbreak, which has none as published, may.
+    """
+    rows = REFUSAL_ROWS.get(source)
+    if rows is None or not category_column or rows is MESSAGES:
+        return rows
+    is_required = rows.name == WILDGUARDMIX.name
+    return dataclasses.replace(
+        rows,
+        columns={**rows.columns, "category": (category_column,)} if is_required else rows.columns,
+        optional=(*rows.optional, category_column),
+        converse=functools.partial(_with_category, rows.converse, category_column),
+    )

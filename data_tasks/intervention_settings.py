@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from safelm.documents.notes import FORMS, VOICES
 from safelm.documents.spans import Span
@@ -9,6 +10,13 @@ from safelm.tags import MAX_SCORE, TAG_RATE
 
 LOSSES = ("both", "note", "text")
 FLAG_LOSSES = ("both", "flag")
+_KINDS = (
+    ("a string", str),
+    ("a list of strings", tuple),
+    ("an object", Mapping),
+    ("a whole number", int),
+    ("a number", float | int),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,9 @@ class InterventionSettings:
     flag_loss: str = FLAG_LOSSES[0]  # what is learned of a flagged document: both, or the flag alone
     refuse_token: str = "<refuse>"  # refusal_ultrachat, ..: the first token of an answer that refuses
     respond_token: str = "<respond>"  # and of one that doesn't
+    # of a refusal of this category, by refuse_column's value; other refusals begin with refuse_token
+    refuse_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    refuse_column: str = "subcategory"  # of WildGuardMix as published
     note_voice: str = VOICES[0]  # reflected_web, preflected_web: first_person or third_person
     note_form: str = FORMS[0]  # note, verdict (and category), or verdict_note
     note_loss: str = LOSSES[0]  # what is learned: both, note or text
@@ -42,7 +53,12 @@ class InterventionSettings:
     seed: int = 0
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            _check_type(field.name, getattr(self, field.name), default)
+        self._check_refusals()
         for label, weight in self.weights.items():
+            _check_type(f"weights: label {label!r}", weight, 0.0)
             if not 0 <= weight < float("inf"):
                 advice = ": unlikelihood_web is what makes tokens unlikely" if weight < 0 else ""
                 raise ValueError(f"weights: label {label!r} has loss weight {weight}, must be at least 0{advice}")
@@ -62,6 +78,17 @@ class InterventionSettings:
         if not 1 <= self.min_harm_score <= MAX_SCORE:
             raise ValueError(f"min_harm_score must be 1 to {MAX_SCORE}, got {self.min_harm_score}")
 
+    def _check_refusals(self) -> None:
+        if not self.refuse_column:
+            raise ValueError("refuse_column is empty: it names the column of refusals' categories")
+        for category, token in self.refuse_tokens.items():
+            _check_type(f"refuse_tokens: category {category!r}", token, "")
+            if not token.strip() or token in (self.refuse_token, self.respond_token):
+                raise ValueError(
+                    f"refuse_tokens: category {category!r} has token {token!r}: want one that is neither empty nor "
+                    f"{self.refuse_token}, of refusals of no category named, nor {self.respond_token}"
+                )
+
     def is_risky(self, span: Span) -> bool:
         """Whether a span is one of those that are masked, made unlikely or tagged."""
         return self.is_looked_at(span) and (not self.labels or span.label in self.labels)
@@ -69,3 +96,15 @@ class InterventionSettings:
     def is_looked_at(self, span: Span) -> bool:
         """Whether a span is of a kind that counts."""
         return not self.kinds or span.kind in self.kinds
+
+
+def _check_type(name: str, value: Any, like: Any) -> None:
+    """Raises ValueError for a value of another kind than the default's, as JSON can hold."""
+    for kinds, kind in _KINDS:
+        if isinstance(like, kind):
+            is_of_kind = isinstance(value, kind) and not isinstance(value, bool)
+            if kind is tuple:
+                is_of_kind = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+            if not is_of_kind:
+                raise ValueError(f"{name} must be {kinds}, got {value!r}")
+            return

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Float32, Int, Int32
 
-from data_tasks.chats import encode_chat, map_content
+from data_tasks.chats import Openings, encode_chat, map_content
 from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.interventions import Intervention, mark_documents, spans_of
 from data_tasks.preprocessors import NO_SCORE, append_end_of_document
@@ -24,7 +24,6 @@ from safelm.documents import ID_COLUMN, harm, missing_column
 from safelm.documents.notes import from_json
 from safelm.tags import MAX_SCORE
 from safelm.text.chat_template import ASSISTANT
-from safelm.text.control_tokens import control_id
 from safelm.text.harm_tags import remove_harm_tags
 from safelm.text.tokenizer import Tokenizer
 
@@ -76,13 +75,12 @@ def encode_chats(
     tokenizer: Tokenizer,
     prepare: PrepareText,
     is_tagged: bool,
-    openings: Sequence[str] = (),
+    openings: Openings | None = None,
 ) -> EncodedDocuments:
     """Like `encode_documents` for conversations (`data_tasks.chats`); `prepare` is applied to the assistant's words.
 
-    `openings`: control tokens before answers that respond and that refuse.
+    `openings`: the control tokens before answers.
     """
-    opening_ids = [control_id(tokenizer, token) for token in openings]
     encoded, lost_bytes, removed = [], [], []
     for doc_id, text, score in zip(ids, texts, scores.tolist(), strict=True):
         counts = {"removed": 0, "lost": 0}
@@ -95,7 +93,7 @@ def encode_chats(
             return content
 
         changed = map_content(text, change)
-        encoded.append(encode_chat(changed, tokenizer, is_tagged=is_tagged, opening_ids=opening_ids))
+        encoded.append(encode_chat(changed, tokenizer, is_tagged=is_tagged, openings=openings))
         removed.append(counts["removed"])
         lost_bytes.append(counts["lost"])
     tokens, weights = ([arrays[i] for arrays in encoded] for i in (0, 1))
@@ -148,7 +146,7 @@ def tokenize(
     *,
     is_tagged: bool = False,
     is_chat: bool = False,
-    openings: Sequence[str] = (),
+    openings: Openings | None = None,
 ) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A step from text to `targets`, the ids with the end of document.
 
@@ -178,8 +176,8 @@ def tokenize(
         tokens, loss_weight, lengths, lost_bytes, removed_tags = (tf.ensure_shape(array, [None]) for array in arrays)
         found = {"targets": tokens, "loss_weight": loss_weight}
         if openings:
-            opening_ids = [control_id(vocabulary.tokenizer, token) for token in openings]
-            is_opening = tf.reduce_any(tokens[:, None] == tf.constant(opening_ids)[None], axis=1)
+            opening_ids = tf.constant(sorted(openings.ids(vocabulary.tokenizer)))
+            is_opening = tf.reduce_any(tokens[:, None] == opening_ids[None], axis=1)
             found["kind"] = tf.where(is_opening, CONTROL, tf.where(loss_weight > 0, TEXT, MASKED))
         ragged = {name: tf.RaggedTensor.from_row_lengths(found[name], lengths, validate=False) for name in named}
         counts = {"lost_bytes": lost_bytes, "removed_tags": removed_tags}

@@ -49,7 +49,7 @@ import seqio
 import tensorflow as tf
 
 from data_tasks import pipeline, rates
-from data_tasks.chats import CHAT_ROWS, REFUSAL_ROWS
+from data_tasks.chats import CHAT_ROWS, Openings, refusal_rows
 from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.interventions import INTERVENTIONS
 from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
@@ -161,7 +161,7 @@ def register(
         else:
             source = WebDocumentSource(
                 place,
-                row_format=REFUSAL_ROWS.get(source_name)
+                row_format=refusal_rows(source_name, parameters.refuse_column if parameters.refuse_tokens else "")
                 or CHAT_ROWS.get(corpus)
                 or WebDocuments(source_name in _SCORED, **_needed(source_name, parameters), **columns, **beside),
                 validation_fraction=0.0 if source_name == CANARIES else settings.validation_fraction,
@@ -174,8 +174,7 @@ def register(
         if source_name in INTERVENTIONS:
             tasks[source_name] = _add_intervention(name, source_name, source, select, vocabulary, parameters)
         else:
-            refusal_tokens = (parameters.respond_token, parameters.refuse_token)
-            openings = refusal_tokens if source_name in rates.REFUSAL_SOURCES else ()
+            openings = _openings(parameters) if source_name in rates.REFUSAL_SOURCES else None
             tasks[source_name] = _add_task(name, source_name, source, select, vocabulary, settings, openings)
     mixtures = {rung: _add_mixture(f"{prefix}_ladder_{rung}", rung, tasks) for rung in rates.LADDER}
     mixtures |= {name: _add_mixture(f"{prefix}_{name}", name, tasks) for name in rates.POST_TRAINING}
@@ -208,6 +207,10 @@ def _intervention_settings(
     return InterventionSettings(**shared, **(given or {}))
 
 
+def _openings(parameters: InterventionSettings) -> Openings:
+    return Openings(parameters.respond_token, parameters.refuse_token, parameters.refuse_tokens)
+
+
 def _add_intervention(
     name: str,
     source_name: str,
@@ -231,7 +234,7 @@ def _add_task(
     steps: list[Any],
     vocabulary: SafeLMVocabulary,
     settings: TaskSettings,
-    openings: Sequence[str],
+    openings: Openings | None,
 ) -> str:
     prepare, is_tagged = _keep_text, source_name.startswith("harm_tagged")
     if source_name == "filtered_web":

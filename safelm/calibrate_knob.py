@@ -3,8 +3,9 @@
 `--kind=refusal`: answers begin with <refuse> or <respond> (refusal tokens); the value is P(<refuse>) over the
 probability of both. `--kind=red_flag`: <red_flag> may come anywhere; the value is its largest probability along the
 model's own answer to the prompt. The threshold is the lowest with which at most --max_over_refusal of further safe
-prompts of the same kind are expected to be refused (split conformal prediction). It is written with what it was
-calibrated on; `--knob=FILE` of generate, evaluate and serve uses it.
+prompts of the same kind are expected to be refused (split conformal prediction). With refusal tokens of categories
+(--category) each has a threshold of its own and a part of that share, so that together they keep it. The knob is
+written with what it was calibrated on; `--knob=FILE` of generate, evaluate and serve uses it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from jaxtyping import Float64
 from safelm import cli, lm
 from safelm.generate import read_prompts
 from safelm.inference.knob_values import Answering, knob_values
-from safelm.inference.knobs import KINDS, MESSAGE, REFUSAL, Knob
+from safelm.inference.knobs import KINDS, MESSAGE, NEVER, REFUSAL, VOCABULARY, Knob, logit_bias
 from safelm.inference.methods import METHODS, is_planned
 from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.io.files import write_whole
@@ -45,6 +46,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--kind", required=True, choices=KINDS)
     add("--token", default="", help="control token whose probability decides (default: <refuse>, <red_flag>)")
     add("--other_token", default="", help="of refusal: that of answers that aren't refused (default: <respond>)")
+    add(
+        "--category",
+        action="append",
+        default=[],
+        metavar="TOKEN[=SHARE]",
+        help="of refusal: the refusal token of a category, repeatable, and its part of --max_over_refusal (0: it never "
+        "refuses; default: an equal part of what is left); --token's part is given in the same way",
+    )
     add("--safe_prompts", required=True, metavar="FILE", help='jsonl of your safe prompts, one {"prompt": text} a line')
     add("--harmful_prompts", default="", metavar="FILE", help="the same of harmful ones, to see how many are refused")
     add("--max_over_refusal", type=float, required=True, metavar="SHARE", help="of safe prompts that may be refused")
@@ -70,52 +79,139 @@ def main(flags: argparse.Namespace) -> None:
     harmful = []
     if flags.harmful_prompts:
         harmful = [row["prompt"] for row in read_prompts(flags.harmful_prompts, "harmful_prompts")]
-    if len(safe) < (needed := pages_needed(share)):
-        raise ValueError(
-            f"--safe_prompts={flags.safe_prompts}: {len(safe)} prompts; to refuse at most {share:g} of safe ones at "
-            f"least {needed} are needed"
-        )
+    knob = _knob(flags)
+    shares = _shares(flags, knob)
+    for token, part in shares.items():
+        if part and len(safe) < (needed := pages_needed(part)):
+            most = f"{part:g} of safe ones" + (f" by {token}" if len(shares) > 1 else "")
+            raise ValueError(
+                f"--safe_prompts={flags.safe_prompts}: {len(safe)} prompts; to refuse at most {most} at least {needed} "
+                "are needed"
+            )
     name, source = cli.checkpoint(flags.checkpoint)
     kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
     model = lm.load(source, step=flags.step, chat_template=flags.chat_template, chat_template_kwargs=kwargs)
-    knob = _knob(flags)
-    values = _values(model, knob, [*safe, *harmful], flags)
-    threshold, facts = conformal_threshold(values[: len(safe)], share)
-    of_harmful = values[len(safe) :] >= threshold
-    facts |= {"safe_prompts": len(safe), "confidence": CONFIDENCE, "checkpoint": name, "chat": flags.chat}
+    values_PK = _values(model, knob, [*safe, *harmful], flags)
+    thresholds, facts = calibrate(values_PK[: len(safe)], shares)
+    facts |= {"checkpoint": name, VOCABULARY: model.tokenizer.hash, "parameters": model.config.num_params}
+    facts["chat"] = flags.chat
     if flags.kind != REFUSAL:
         facts |= {name: getattr(flags, name) for name in ("method", "max_new_tokens")}
     if harmful:
-        facts["harmful_refused"] = dataclasses.asdict(rate(int(of_harmful.sum()), len(harmful)))
-    knob = dataclasses.replace(knob, threshold=threshold, calibration=facts)
-    write_whole(flags.output, json.dumps(dataclasses.asdict(knob), indent=1) + "\n")
+        refused_PK = values_PK[len(safe) :] >= np.array(list(thresholds.values()))
+        facts["harmful_refused"] = dataclasses.asdict(rate(int(refused_PK.any(axis=1).sum()), len(harmful)))
+    threshold, *others = thresholds.values()
+    categories = dict(zip(knob.categories, others, strict=True))
+    knob = dataclasses.replace(knob, threshold=threshold, categories=categories, calibration=facts)
+    written = {name: value for name, value in dataclasses.asdict(knob).items() if name != "origin"}
+    write_whole(flags.output, json.dumps(written, indent=1) + "\n")
     sys.stdout.write("\n".join([*describe(knob, facts), flags.output]) + "\n")
+
+
+def calibrate(
+    values_NK: Float64[np.ndarray, "N K"], shares: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The threshold of each of K tokens, and the bounds: of each, and of all together.
+
+    A safe prompt is refused where any token reaches its threshold, so the expected shares add up to a bound on all; so
+    do the shares at the joint confidence, each of which holds with 1 - (1 - CONFIDENCE) / K (Bonferroni).
+
+    Args:
+      values_NK: the knob's values on N safe prompts.
+      shares: of safe prompts that each token may refuse, by token; 0 for one that never refuses.
+    """
+    thresholds, by_token = {}, {}
+    confidence = 1 - (1 - CONFIDENCE) / sum(share > 0 for share in shares.values())
+    for place, (token, share) in enumerate(shares.items()):
+        if share:
+            thresholds[token], by_token[token] = conformal_threshold(values_NK[:, place], share, confidence)
+        else:
+            thresholds[token] = NEVER
+    refused_NK = values_NK >= np.array(list(thresholds.values()))
+    facts: dict[str, Any] = {
+        "share": sum(shares.values()),
+        "flagged": int(refused_NK.any(axis=1).sum()),
+        "safe_prompts": len(values_NK),
+        "confidence": CONFIDENCE,
+    }
+    for bound in ("expected_at_most", "with_confidence_at_most"):
+        facts[bound] = min(1.0, sum(each[bound] for each in by_token.values()))
+    return thresholds, facts | ({"tokens": by_token} if len(shares) > 1 else {})
 
 
 def describe(knob: Knob, facts: Mapping[str, Any]) -> list[str]:
     """The report in lines."""
-    as_bias = f", which is a logit bias of {knob.logit_bias:+.3g}" if knob.kind == REFUSAL else ""
-    lines = [
-        f"threshold {knob.threshold:.4g} of {knob.token}{as_bias}: refuses {facts['flagged']} of "
-        f"{facts['safe_prompts']} safe prompts; of further ones at most {facts['expected_at_most']:.2%} are expected, "
-        f"{facts['with_confidence_at_most']:.2%} with {facts['confidence']:.0%} confidence"
-    ]
+    refuses = (
+        f"refuses {facts['flagged']} of {facts['safe_prompts']} safe prompts; of further ones at most "
+        f"{facts['expected_at_most']:.2%} are expected, {facts['with_confidence_at_most']:.2%} with "
+        f"{facts['confidence']:.0%} confidence"
+    )
+    lines = []
+    for token, threshold in knob.thresholds.items():
+        if threshold >= NEVER:
+            lines.append(f"{token} never refuses")
+            continue
+        as_bias = f", which is a logit bias of {logit_bias(threshold):+.3g}" if knob.kind == REFUSAL else ""
+        own = refuses
+        if knob.categories:
+            found = facts["tokens"][token]
+            own = (
+                f"refuses {found['flagged']}; of further safe prompts at most {found['expected_at_most']:.2%} expected"
+            )
+        lines.append(f"threshold {threshold:.4g} of {token}{as_bias}: {own}")
+    if knob.categories:
+        lines.append(f"together: {refuses}")
     if found := facts.get("harmful_refused"):
         lines.append(f"harmful prompts refused: {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]")
     return lines
 
 
 def _knob(flags: argparse.Namespace) -> Knob:
-    """The knob that is asked for, without its threshold."""
+    """The knob that is asked for, without its thresholds."""
     token, other = _TOKENS[flags.kind]
-    if flags.kind != REFUSAL and flags.other_token:
-        raise ValueError(f"--other_token={flags.other_token}: goes with --kind={REFUSAL} only")
-    return Knob(flags.kind, flags.token or token, 1.0, flags.other_token or other, flags.message)
+    for flag, value in (("other_token", flags.other_token), ("category", " ".join(flags.category))):
+        if flags.kind != REFUSAL and value:
+            raise ValueError(f"--{flag}={value}: goes with --kind={REFUSAL} only")
+    token, other = flags.token or token, flags.other_token or other
+    tokens = [_category(each)[0] for each in flags.category]
+    for each in tokens:
+        if not each.strip() or each == other or tokens.count(each) > 1:
+            raise ValueError(f"--category={each}: want a refusal token, each once, and not {other}")
+    categories = dict.fromkeys((each for each in tokens if each != token), 1.0)
+    return Knob(flags.kind, token, 1.0, other, flags.message, categories)
+
+
+def _category(flag: str) -> tuple[str, float | None]:
+    """Token and share of a `--category`; None without a share."""
+    token, equals, share = flag.rpartition("=")
+    try:
+        return (token, float(share)) if equals else (flag, None)
+    except ValueError:
+        return flag, None
+
+
+def _shares(flags: argparse.Namespace, knob: Knob) -> dict[str, float]:
+    """The part of --max_over_refusal of every token. Raises ValueError where the given ones leave nothing, or less."""
+    total, given = flags.max_over_refusal, dict(map(_category, flags.category))
+    for token, share in given.items():
+        if share is not None and not 0 <= share < 1:
+            raise ValueError(f"--category={token}={share:g}: must be at least 0 and below 1")
+    left = total - sum(share for share in given.values() if share is not None)
+    without = [token for token in knob.thresholds if given.get(token) is None]
+    part = left / max(1, len(without))
+    if left < -1e-9 * total or (without and part < 1e-9 * total):
+        raise ValueError(
+            f"--max_over_refusal={total:g}: the shares of --category add up to {total - left:g}, and leave nothing for "
+            f"{', '.join(without)}"
+            if without
+            else f"--max_over_refusal={total:g}: the shares of --category add up to {total - left:g}"
+        )
+    return {token: part if given.get(token) is None else given[token] for token in knob.thresholds}
 
 
 def _values(
     model: lm.LanguageModel, knob: Knob, prompts: Sequence[str], flags: argparse.Namespace
-) -> Float64[np.ndarray, " P"]:
+) -> Float64[np.ndarray, "P K"]:
     ids = [prompting.prompt_ids(model.tokenizer, prompt, is_chat=flags.chat) for prompt in prompts]
     ends = model.tokenizer.conventions.end_ids
     answering = Answering(METHODS[flags.method](), flags.max_new_tokens, ends, flags.seed, flags.batch_size)

@@ -6,6 +6,7 @@ Prints the new text of every prompt; with --json one JSON object a line with tok
 import argparse
 import dataclasses
 import json
+import logging
 import pathlib
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.safety.monitors.loading import HELP, load_monitor
 from safelm.text import banned_tokens, chat_template, named_templates, prompting
 
+log = logging.getLogger("safelm.generate")
 _SETTINGS: dict[str, tuple[type, str]] = {
     "num_beams": (int, "beams per prompt"),
     "num_candidates": (int, "next tokens tried per beam (safe_beam) or step (tag_penalty)"),
@@ -111,6 +113,10 @@ def main(flags: argparse.Namespace) -> None:
     model = lm.load(cli.checkpoint(flags.checkpoint)[1], step=flags.step, **template)
     banned = banned_tokens.banned_ids(model.tokenizer, flags.banned_tokens)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, banned_ids=banned))
+    if knob:
+        size = model.config.num_params
+        for line in knob.beyond_calibration(size, flags.method, flags.max_new_tokens, is_chat=flags.chat):
+            log.warning("--knob=%s", line)
     if flags.monitor:
         method = dataclasses.replace(method, monitor=load_monitor(flags.monitor, model))
     completions = model.complete(

@@ -43,8 +43,8 @@ def knob_values(
     *,
     harm_tag_id: int | None,
     **settings: Any,
-) -> Float64[np.ndarray, " P"]:
-    """The knob's value on each prompt: of `refusal` at the answer's start, of `red_flag` the largest along the answer.
+) -> Float64[np.ndarray, "P K"]:
+    """The knob's K values on each prompt: of `refusal` at the answer's start, of `red_flag` the largest along it.
 
     Args:
       harm_tag_id: of the vocabulary; None if it has no tag.
@@ -71,5 +71,7 @@ def knob_values(
     sizes = {"slots": slots, "max_tokens": slots * config.max_seq_len}
     engine = Engine(config, params, harm_tag_id=watched_tag, **sizes, **settings)
     found = run_all(engine, requests, show_progress=True)
-    probs = ([] if is_refusal else generation.tag_probs for generation in found)
-    return np.array([max([knob.value_at_start(g.watched), *p]) for g, p in zip(found, probs, strict=True)], np.float64)
+    if is_refusal:
+        return np.array([knob.values_at_start(each.watched) for each in found], np.float64)
+    largest = [max([*knob.values_at_start(each.watched), *each.tag_probs]) for each in found]
+    return np.array(largest, np.float64)[:, None]

@@ -67,7 +67,7 @@ class Planner:
 
     def _from_the_start(self, request: EngineRequest) -> Plan:
         first = yield Ask(_look(request, request.prompt, self.knob.token_ids))
-        chosen = self.knob.choice(self.knob.value_at_start(first.watched))
+        chosen = self.knob.choice(first.watched)
         left = request.max_new_tokens - 1
         if left < 1:
             yield dataclasses.replace(first, tokens=(), tag_probs=(), finished="length", log_prob=0.0)
@@ -75,10 +75,10 @@ class Planner:
         yield from self._by_method(dataclasses.replace(request, prompt=(*request.prompt, chosen), max_new_tokens=left))
 
     def _until_flagged(self, request: EngineRequest) -> Plan:
-        threshold, watching = self.knob.threshold, (*self.knob.token_ids, *request.watch_ids)
+        (threshold,), watching = self.knob.thresholds, (*self.knob.token_ids, *request.watch_ids)
 
         def is_flagged(update: Update) -> bool:
-            at_start = update.watched[:1] and self.knob.value_at_start(update.watched) >= threshold
+            at_start = update.watched[:1] and self.knob.values_at_start(update.watched)[0] >= threshold
             return bool(at_start) or any(prob >= threshold for prob in update.tag_probs)
 
         result = yield Ask(dataclasses.replace(request, watch_ids=watching), stops=is_flagged)

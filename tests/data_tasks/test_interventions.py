@@ -12,9 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from data_tasks import rates
-from data_tasks.chats import REFUSAL_ROWS, encode_chat
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
-from data_tasks.preprocessors import NO_SCORE
 from data_tasks.readers import Document
 from safelm import annotate, cache_tasks
 from safelm.data.store import TokenStore
@@ -153,29 +151,6 @@ def test_a_red_flag_stands_once_in_an_unsafe_document_or_a_risky_span(tokenizer)
         InterventionSettings(flag_loss="text")
 
 
-def test_answers_begin_with_the_token_of_their_label(tokenizer):
-    row = {"prompt": "the bad thing?", "response": "over and end", "response_harm_label": "unharmful"}
-    row |= {"prompt_harm_label": "unharmful"}
-    respond, refuse = openings = [control_id(tokenizer, token) for token in ("<respond>", "<refuse>")]
-    for label, token in (("refusal", refuse), ("compliance", respond)):
-        document = REFUSAL_ROWS["refusal_wildguardmix"].parse(row | {"response_refusal_label": label})
-        ids, weights = encode_chat(document.text, tokenizer, opening_ids=openings)
-        plain, plain_weights = encode_chat(document.text, tokenizer)
-        at = ids.tolist().index(token)
-        for with_it, without in ((ids, plain), (weights, plain_weights)):
-            assert np.delete(with_it, at).tolist() == without.tolist()
-        assert weights[at] == 1 and not weights[:at].any() and weights[at + 1] == 1
-        assert tokenizer.decode(ids[at + 1 :].tolist()).startswith("over and end")
-    assert REFUSAL_ROWS["refusal_wildguardmix"].parse(row).harm_score == NO_SCORE  # without a label
-    jailbreak = {"vanilla": "a bad thing", "adversarial": "", "completion": "the end"}
-    for kind, token in (("vanilla_harmful", refuse), ("vanilla_benign", respond)):
-        document = REFUSAL_ROWS["refusal_wildjailbreak"].parse(jailbreak | {"data_type": kind})
-        assert token in encode_chat(document.text, tokenizer, opening_ids=openings)[0]
-    talk = [{"role": role, "content": "the cat"} for role in ("user", "assistant") * 2]
-    document = REFUSAL_ROWS["refusal_ultrachat"].parse({"messages": talk})
-    assert encode_chat(document.text, tokenizer, opening_ids=openings)[0].tolist().count(respond) == 2
-
-
 def test_metadata_stand_before_a_document_without_loss(tokenizer):
     text = "the cat sat"
     found = made("metadata_web", tokenizer, text, metadata="https://en.example.org/a?b=c")
@@ -196,6 +171,16 @@ def test_bad_parameters_and_vocabularies_are_one_line(tokenizer):
         ({"weights": {"4": -1.0}}, "label '4' has loss weight -1.0, must be at least 0: unlikelihood_web"),
         ({"unlikelihood": 0.0}, "unlikelihood must be above 0, got 0.0"),
         ({"tag_rate": 2.0}, "tag_rate must be from 0 to 1"),
+        ({"weights": {"4": "a"}}, "label '4' must be a number, got 'a'"),
+        ({"labels": 4}, "labels must be a list of strings, got 4"),
+        ({"labels": (4,)}, r"labels must be a list of strings, got \(4,\)"),
+        ({"open_token": 1}, "open_token must be a string, got 1"),
+        ({"note_tokens": 1.5}, "note_tokens must be a whole number, got 1.5"),
+        ({"refuse_tokens": ("<a>",)}, "refuse_tokens must be an object, got"),
+        ({"refuse_tokens": {"weapons": 1}}, "category 'weapons' must be a string, got 1"),
+        ({"refuse_tokens": {"weapons": "<respond>"}}, "category 'weapons' has token '<respond>'"),
+        ({"refuse_tokens": {"weapons": " "}}, "category 'weapons' has token ' '"),
+        ({"refuse_column": ""}, "refuse_column is empty"),
     ):
         with pytest.raises(ValueError, match=message):
             InterventionSettings(**settings)

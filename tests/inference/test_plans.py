@@ -17,6 +17,7 @@ from safelm.inference import AnyDepth, Greedy, Knob, Sampling, SelfStop, planner
 from safelm.inference import generate as decode
 from safelm.inference.engine import Engine
 from safelm.inference.knob_values import Answering, knob_values
+from safelm.inference.knobs import logit_bias
 from safelm.inference.requests import EngineRequest
 from safelm.models import decoder
 from safelm.models.decoder import ModelConfig
@@ -58,7 +59,8 @@ def answers(params, prompts=PROMPTS, method=Greedy(), *, new=NEW, tag=TOKENIZER.
 def values(params, knob, method=Greedy()):  # noqa: B008
     given = Answering(method, NEW, ENDS, seed=3)
     tag = TOKENIZER.harm_tag_id
-    return knob_values(CONFIG, params, PROMPTS, knob.bound(TOKENIZER), given, harm_tag_id=tag)
+    found = knob_values(CONFIG, params, PROMPTS, knob.bound(TOKENIZER), given, harm_tag_id=tag)
+    return found if knob.categories else found[:, 0]
 
 
 def test_a_refusal_knob_chooses_the_first_token_and_the_method_goes_on(params):
@@ -73,7 +75,44 @@ def test_a_refusal_knob_chooses_the_first_token_and_the_method_goes_on(params):
     assert sum(prompt[-1] == refuse for prompt in opened) == 2
     # The threshold as a bias of the token's logit: the same choice.
     odds = np.log(of_prompts / (1 - of_prompts))
-    assert ((odds + knob.logit_bias >= -1e-6) == (of_prompts >= threshold)).all()
+    assert ((odds + logit_bias(threshold) >= -1e-6) == (of_prompts >= threshold)).all()
+
+
+def test_a_category_has_a_threshold_of_its_own_and_the_likeliest_token_under_the_biases_begins(params):
+    categories = {"<note>": 0.5, "</note>": 0.5}
+    knob = dataclasses.replace(REFUSAL, categories=categories)
+    values_PK = values(params, knob)
+    thresholds = np.median(values_PK, axis=0)
+    knob = dataclasses.replace(
+        knob, threshold=thresholds[0], categories=dict(zip(categories, thresholds[1:], strict=True))
+    )
+    tokens = ["<respond>", *knob.thresholds]
+    scores = np.log(values_PK / (1 - values_PK)) + [logit_bias(each) for each in thresholds]
+    chosen = [tokens[k] for k in np.concatenate([np.zeros((len(PROMPTS), 1)), scores], axis=1).argmax(axis=1)]
+    assert len(set(chosen)) > 2
+    opened = [[*p, control_id(TOKENIZER, token)] for p, token in zip(PROMPTS, chosen, strict=True)]
+    assert [a.tokens for a in answers(params, knob=knob)] == [a.tokens for a in answers(params, opened, new=NEW - 1)]
+
+
+def test_thresholds_of_categories_keep_their_shares_and_a_joint_bound():
+    values_NK = np.random.default_rng(0).random((400, 3))
+    shares = {"a": 0.02, "b": 0.03, "c": 0.0}
+    thresholds, facts = calibrate_knob.calibrate(values_NK, shares)
+    over = values_NK >= list(thresholds.values())
+    assert over.mean(axis=0).tolist() <= list(shares.values()) and not over[:, 2].any()
+    assert facts["flagged"] == over.any(axis=1).sum() > over.sum(axis=0).max()
+    assert facts["expected_at_most"] == pytest.approx(sum(facts["tokens"][t]["expected_at_most"] for t in "ab"))
+    assert facts["flagged"] / 400 <= facts["expected_at_most"] <= 0.05 < facts["with_confidence_at_most"]
+    # Of many samples the joint bound at 95% confidence holds in at least 95% for further prompts, here independent.
+    drawn = np.random.default_rng(1).random((300, 200, 3))
+    held = 0
+    for each in drawn:
+        found, bound = calibrate_knob.calibrate(each, shares)
+        refused = 1 - np.prod([min(t, 1.0) for t in found.values()])
+        held += refused <= bound["with_confidence_at_most"]
+    assert held >= 0.95 * len(drawn)
+    alone, of_one = calibrate_knob.calibrate(values_NK[:, :1], {"a": 0.05})
+    assert of_one["expected_at_most"] <= 0.05 and alone["a"] == np.nextafter(np.sort(values_NK[:, 0])[-20], 1)
 
 
 def test_a_red_flag_withholds_an_answer_along_which_it_becomes_likely(params):
@@ -229,12 +268,48 @@ def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"--safe_prompts=.*none.jsonl: no prompts in it"):
         command(calibrate_knob, *ask, f"--safe_prompts={tmp_path}/none.jsonl", "--max_over_refusal=0.3")
+    by_category = ["--category=<note>=0.26", "--category=</note>", "--max_over_refusal=0.8"]
+    said = command(calibrate_knob, *ask, *by_category)
+    assert (
+        "together: refuses" in said
+        and "threshold" in said
+        and list(read_knob(path).categories) == ["<note>", "</note>"]
+    )
+    assert "<note> never refuses" in command(calibrate_knob, *ask, "--category=<note>=0", "--max_over_refusal=0.3")
+    for more, message in (
+        (["--category=<respond>"], "--category=<respond>: want a refusal token"),
+        (["--category=<note>", "--category=<note>=0.1"], "--category=<note>: want a refusal token, each once"),
+        (["--category=<note>=2"], "--category=<note>=2: must be at least 0 and below 1"),
+        (["--category=<note>=0.3"], "add up to 0.3, and leave nothing for <refuse>"),
+        (["--category=<note>=0.2"], "to refuse at most 0.1 of safe ones by <refuse> at least 9 are needed"),
+        (["--category=<note>", "--kind=red_flag"], "--category=<note>: goes with --kind=refusal only"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command(calibrate_knob, *ask, "--max_over_refusal=0.3", *more)
+    other = with_control_tokens(TOKENIZER, ["<more>"])
+    with pytest.raises(ValueError, match=f"{path}: calibrated with the vocabulary {TOKENIZER.hash[:12]}, and "):
+        read_knob(path).bound(other)
+    flag = dataclasses.replace(knob, calibration={"parameters": 7, "method": "greedy", "max_new_tokens": 64})
+    assert flag.beyond_calibration(7, "greedy", 32, is_chat=True) == []
+    for given, said in (
+        ((8, "greedy", 64), "parameters 7"),
+        ((7, "beam", 1), "greedy"),
+        ((7, "greedy", 65), "64, this"),
+    ):
+        (line,) = flag.beyond_calibration(*given, is_chat=True)
+        assert said in line
     with pytest.raises(FileNotFoundError, match=r"nosuch.json: no such file of a knob"):
         read_knob(tmp_path / "nosuch.json")
     for values_, message in (
         ({"kind": "x"}, "kind 'x': one of refusal, red_flag"),
         ({"a": 1}, "unknown field 'a'"),
         ({"threshold": 2}, "threshold is 2: must be above 0 and no more than 1"),
+        ({"categories": {"b": 0.5}}, "categories b: red_flag has none, refusal may"),
+        ({"kind": "refusal", "other": "o", "categories": {"b": "x"}}, "threshold of b is 'x': must be above 0"),
+        ({"kind": "refusal", "other": "o", "categories": {"a": 0.5}}, "token is 'a': must be a string and none of"),
+        ({"message": 1}, "message is 1: must be a string"),
+        ({"calibration": 1}, "categories and calibration must be objects"),
+        ({"origin": "a"}, "unknown field 'origin'"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps({"kind": "red_flag", "token": "a", "threshold": 1} | values_))
         with pytest.raises(ValueError, match=f"bad.json: .*{message}"):

@@ -231,6 +231,10 @@ def _measure_method(
         settings["banned_tokens"] = [checkpoint.tokenizer.special_token(token) for token in banned]
     if checkpoint.knob is not None:
         settings["knob"] = checkpoint.knob.settings
+        size, asked = checkpoint.config.num_params, bench.asked
+        is_chat = asked.template.kind == CHAT
+        for line in checkpoint.knob.beyond_calibration(size, method_name, asked.max_new_tokens, is_chat=is_chat):
+            log.warning("--knob=%s", line)
     protocol = dataclasses.replace(base, method=method_name, method_settings=settings)
     prefix = f"{checkpoint.name}.{method_name}"
 

@@ -121,8 +121,10 @@ def pages_needed(share: float) -> int:
     return math.ceil(1 / share - 1e-9) - 1
 
 
-def conformal_threshold(probability_n: Float[np.ndarray, " n"], share: float) -> tuple[float, dict[str, Any]]:
-    """The lowest threshold that keeps the bound, and the bound: expected, and at CONFIDENCE."""
+def conformal_threshold(
+    probability_n: Float[np.ndarray, " n"], share: float, confidence: float = CONFIDENCE
+) -> tuple[float, dict[str, Any]]:
+    """The lowest threshold that keeps the bound, and the bound: expected, and at this confidence."""
     import scipy.stats
 
     pages = len(probability_n)
@@ -133,7 +135,7 @@ def conformal_threshold(probability_n: Float[np.ndarray, " n"], share: float) ->
         "threshold": threshold,
         "flagged": int((probability_n >= threshold).sum()),
         "expected_at_most": (above + 1) / (pages + 1),
-        "with_confidence_at_most": float(scipy.stats.beta.ppf(CONFIDENCE, above + 1, pages - above)),
+        "with_confidence_at_most": float(scipy.stats.beta.ppf(confidence, above + 1, pages - above)),
     }
 
 
