@@ -117,8 +117,9 @@ def run(
         main(parsed)
         progress.end("done")
     except (ValueError, OSError) as error:
-        progress.end("failed", " ".join(str(error).split()))
-        sys.exit(_fail(f"{arguments.prog}: {error}", 2))
+        line = named_by_flags(str(error), parsed)
+        progress.end("failed", " ".join(line.split()))
+        sys.exit(_fail(f"{arguments.prog}: {line}", 2))
     except KeyboardInterrupt:
         progress.end("stopped")
         code = _fail(f"{arguments.prog}: interrupted", 130)
@@ -126,6 +127,20 @@ def run(
             sys.stderr.flush()
             os._exit(code)  # threads at work, such as a Beam worker's, would keep the process until they are done
         sys.exit(code)
+
+
+def named_by_flags(message: str, parsed: argparse.Namespace) -> str:
+    """The message of a library's error with the flag's name where it has a setting's: `--top_p=0.0`, not `top_p=0.0`.
+
+    A setting is taken for a flag where both have one name and one value, `NAME=VALUE`, or where the message says what
+    NAME must be and the flag was given.
+    """
+    for name, value in vars(parsed).items():
+        shown = re.escape(str(value))
+        message = re.sub(rf"(?<![\w.?&-]){name}=(?={shown}(?![\w.]))", f"--{name}=", message)
+        if value is not None:
+            message = re.sub(rf"(?<![\w.?&-]){name}(?= must be .*got {shown}(?![\w.]))", f"--{name}", message)
+    return message
 
 
 def _log_to_stderr() -> None:

@@ -1,5 +1,6 @@
 """What every command shares: how flags, checkpoints and configs are named."""
 
+import argparse
 import pathlib
 
 import pytest
@@ -50,6 +51,25 @@ def test_two_checkpoints_of_one_name_are_refused():
     assert cli.checkpoints(["runs/a", "b=runs/a"]) == {"a": "runs/a", "b": "runs/a"}
     with pytest.raises(cli.UserError, match="--checkpoint=a=other/a: the name a is given twice"):
         cli.checkpoints(["runs/a", "other/a"])
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Sampling: top_p=0.0, want above 0", "Sampling: --top_p=0.0, want above 0"),
+        ("prompt 0: its 9 tokens and max_tokens=99 make 108", "prompt 0: its 9 tokens and --max_tokens=99 make 108"),
+        ("rate must be from 0 to 1, got 2.0", "--rate must be from 0 to 1, got 2.0"),
+        ("--top_p=0.0: want more", "--top_p=0.0: want more"),
+        (
+            "prefix_top_p=0.0, bundled?top_p=0.0, top_p=0.01, max_tokens=9",
+            "prefix_top_p=0.0, bundled?top_p=0.0, top_p=0.01, max_tokens=9",
+        ),
+        ("rate must be from 0 to 1, got 2.05", "rate must be from 0 to 1, got 2.05"),
+    ],
+)
+def test_a_librarys_error_names_the_flag_that_has_the_settings_value(message, expected):
+    given = argparse.Namespace(top_p=0.0, max_tokens=99, rate=2.0, other=None)
+    assert cli.named_by_flags(message, given) == expected
 
 
 @pytest.fixture
