@@ -22,6 +22,7 @@ from safelm.io import progress
 
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
+_LONGEST_SHOWN = 300  # characters of a flag's value in an error
 CHECKPOINT = "NAME=DIR"  # how help texts show the flag's value
 
 
@@ -117,7 +118,7 @@ def run(
         main(parsed)
         progress.end("done")
     except (ValueError, OSError) as error:
-        line = named_by_flags(str(error), parsed)
+        line = named_by_flags(_told(error), parsed)
         progress.end("failed", " ".join(line.split()))
         sys.exit(_fail(f"{arguments.prog}: {line}", 2))
     except KeyboardInterrupt:
@@ -130,17 +131,56 @@ def run(
 
 
 def named_by_flags(message: str, parsed: argparse.Namespace) -> str:
-    """The message of a library's error with the flag's name where it has a setting's: `--top_p=0.0`, not `top_p=0.0`.
+    """The line of an error with the flag that it is about, and the flag's value, where a library knows neither.
 
-    A setting is taken for a flag where both have one name and one value, `NAME=VALUE`, or where the message says what
-    NAME must be and the flag was given.
+    - A setting of a flag's name and value is the flag: `--top_p=0.0` for `top_p=0.0`, and `--rate` for `rate must be`.
+    - A flag that the line begins with gets its value, unless the line has it: `--judge=rules: says nothing`.
+    - A line without a flag gets the one with whose value it begins, or whose value it quotes: `--input=a.txt: a.txt: `.
     """
     for name, value in vars(parsed).items():
         shown = re.escape(str(value))
         message = re.sub(rf"(?<![\w.?&-]){name}=(?={shown}(?![\w.]))", f"--{name}=", message)
         if value is not None:
             message = re.sub(rf"(?<![\w.?&-]){name}(?= must be .*got {shown}(?![\w.]))", f"--{name}", message)
-    return message
+    if first := re.match(r"--(\w+)(?=[ :])", message):
+        shown = _shown(vars(parsed).get(first[1]))
+        return f"{first[0]}={shown}{message[first.end() :]}" if shown and shown not in message else message
+    if re.search(r"--\w", message):
+        return message
+    found = [
+        (len(piece), name, value)
+        for name, given in vars(parsed).items()
+        for value in (given if isinstance(given, list) else [given])
+        for piece in _pieces(value)
+        if message.startswith((f"{piece}:", f"{piece}/", f"{piece},")) or f"{piece!r}" in message
+    ]
+    if not found:
+        return message
+    _, name, value = max(found, key=lambda each: each[0])
+    return f"--{name}={message}" if message.startswith(f"{value}:") else f"--{name}={value}: {message}"
+
+
+def _pieces(value: Any) -> set[str]:
+    """A flag's value and the parts that an error may name alone: of `NAME=KIND:PLACE?options,..`."""
+    if not isinstance(value, str) or len(value) > _LONGEST_SHOWN:
+        return set()
+    found = {value}
+    for part in value.split(","):
+        place = part.partition("=")[2] if re.match(r"[\w@#.+-]+=", part) else part
+        found |= {part, place, place.partition("?")[0], place.partition(":")[2].partition("?")[0]}
+    return {each.rstrip("/") for each in found if len(each) > 1}
+
+
+def _shown(value: Any) -> str:
+    shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "" if value is None or isinstance(value, bool) or len(shown) > _LONGEST_SHOWN else shown
+
+
+def _told(error: Exception) -> str:
+    """An error's message; of one of the system's, file and reason without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _log_to_stderr() -> None:

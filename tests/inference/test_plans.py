@@ -294,7 +294,7 @@ def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp
     for given, said in (
         ((8, "greedy", 64), "parameters 7"),
         ((7, "beam", 1), "greedy"),
-        ((7, "greedy", 65), "64, this"),
+        ((7, "greedy", 65), "64, here"),
     ):
         (line,) = flag.beyond_calibration(*given, is_chat=True)
         assert said in line

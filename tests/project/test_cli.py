@@ -65,10 +65,18 @@ def test_two_checkpoints_of_one_name_are_refused():
             "prefix_top_p=0.0, bundled?top_p=0.0, top_p=0.01, max_tokens=9",
         ),
         ("rate must be from 0 to 1, got 2.05", "rate must be from 0 to 1, got 2.05"),
+        ("--judge: says nothing of harm", "--judge=rules,xy: says nothing of harm"),
+        ("--judge needs --suite=chat, got rules,xy", "--judge needs --suite=chat, got rules,xy"),
+        ("--other: is missing", "--other: is missing"),
+        ("a/b.jsonl: no such file", "--input=a/b.jsonl: no such file"),
+        ("a/b/config.json: no such file", "--scorers=n=classifier:a/b?x=1: a/b/config.json: no such file"),
+        ("judge 'xy': expected rules", "--judge=rules,xy: judge 'xy': expected rules"),
+        ("c: row 3: field 'text' is missing", "c: row 3: field 'text' is missing"),
     ],
 )
 def test_a_librarys_error_names_the_flag_that_has_the_settings_value(message, expected):
-    given = argparse.Namespace(top_p=0.0, max_tokens=99, rate=2.0, other=None)
+    given = argparse.Namespace(top_p=0.0, max_tokens=99, rate=2.0, other=None, judge="rules,xy", shows=True)
+    given.input, given.scorers = ["a/b.jsonl", "c"], "n=classifier:a/b?x=1"
     assert cli.named_by_flags(message, given) == expected
 
 
