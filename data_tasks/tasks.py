@@ -203,8 +203,11 @@ def _intervention_settings(
     shared = {name: getattr(settings, name) for name in ("tag_rate", "min_harm_score", "seed")}
     known = {field.name for field in dataclasses.fields(InterventionSettings)} - shared.keys()
     if unknown := (given or {}).keys() - known:
-        raise ValueError(f"no parameter {min(unknown)!r} of interventions: there are {', '.join(sorted(known))}")
-    return InterventionSettings(**shared, **(given or {}))
+        raise ValueError(f"interventions: no parameter {min(unknown)!r}: there are {', '.join(sorted(known))}")
+    try:
+        return InterventionSettings(**shared, **(given or {}))
+    except ValueError as error:
+        raise ValueError(f"interventions: {error}") from None
 
 
 def _openings(parameters: InterventionSettings) -> Openings:

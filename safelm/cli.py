@@ -135,29 +135,41 @@ def named_by_flags(message: str, parsed: argparse.Namespace) -> str:
 
     - A setting of a flag's name and value is the flag: `--top_p=0.0` for `top_p=0.0`, and `--rate` for `rate must be`.
     - A flag that the line begins with gets its value, unless the line has it: `--judge=rules: says nothing`.
-    - A line without a flag gets the one with whose value it begins, or whose value it quotes: `--input=a.txt: a.txt: `.
+    - A line without a flag gets the one whose value it quotes, or begins with, or else whose path it holds:
+      `--input=a.txt: no such file`.
     """
     for name, value in vars(parsed).items():
         shown = re.escape(str(value))
         message = re.sub(rf"(?<![\w.?&-]){name}=(?={shown}(?![\w.]))", f"--{name}=", message)
         if value is not None:
-            message = re.sub(rf"(?<![\w.?&-]){name}(?= must be .*got {shown}(?![\w.]))", f"--{name}", message)
+            message = re.sub(
+                rf"^{name}(?=: )|(?<![\w.?&-]){name}(?= must be .*got {shown}(?![\w.]))", f"--{name}", message
+            )
     if first := re.match(r"--(\w+)(?=[ :])", message):
         shown = _shown(vars(parsed).get(first[1]))
         return f"{first[0]}={shown}{message[first.end() :]}" if shown and shown not in message else message
     if re.search(r"--\w", message):
         return message
     found = [
-        (len(piece), name, value)
+        (_likeness(message, piece), name, value)
         for name, given in vars(parsed).items()
         for value in (given if isinstance(given, list) else [given])
         for piece in _pieces(value)
-        if message.startswith((f"{piece}:", f"{piece}/", f"{piece},")) or f"{piece!r}" in message
     ]
-    if not found:
+    likeness, name, value = max(found, key=lambda each: each[0], default=((0, 0), "", ""))
+    if not likeness[0]:
         return message
-    _, name, value = max(found, key=lambda each: each[0])
     return f"--{name}={message}" if message.startswith(f"{value}:") else f"--{name}={value}: {message}"
+
+
+def _likeness(message: str, piece: str) -> tuple[int, int]:
+    """How surely a line is about a flag with this value: 0 if not at all, then by the value's length."""
+    if repr(piece) in message:
+        return 3, len(piece)
+    if message.startswith((f"{piece}:", f"{piece}/", f"{piece},")):
+        return 2, len(piece)
+    is_inside = "/" in piece and re.search(rf"(?<![\w./]){re.escape(piece)}(?![\w.-])", message)
+    return (1, len(piece)) if is_inside else (0, 0)
 
 
 def _pieces(value: Any) -> set[str]:
@@ -166,8 +178,8 @@ def _pieces(value: Any) -> set[str]:
         return set()
     found = {value}
     for part in value.split(","):
-        place = part.partition("=")[2] if re.match(r"[\w@#.+-]+=", part) else part
-        found |= {part, place, place.partition("?")[0], place.partition(":")[2].partition("?")[0]}
+        name, _, place = part.partition("=") if re.match(r"[\w@#.+-]+=", part) else ("", "", part)
+        found |= {part, name, place, place.partition("?")[0], place.partition(":")[2].partition("?")[0]}
     return {each.rstrip("/") for each in found if len(each) > 1}
 
 

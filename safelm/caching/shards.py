@@ -11,7 +11,9 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,10 @@ from safelm.data.token_kinds import KINDS
 from safelm.documents import content_sha256, has_changed
 
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
+_LINE_OF_TENSORFLOW = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog|[IWE]\d{4} [\d:.]+ +\d+ \w+\.(cc|h):\d+\]"
+    r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] (tensorflow|external|xla)/"
+)
 _REPORT_EVERY_DOCUMENTS = 256
 TOKEN_KINDS = "token_kinds"  # of a manifest: how many of its tokens are of each of `KINDS`, but for text
 
@@ -36,14 +42,16 @@ class TaskModule:
     def load(self) -> Any:
         """Imports the module and calls `register` if it has one; returns its result or None."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import absl.logging
-        import tensorflow
-
-        absl.logging.set_verbosity(absl.logging.WARNING)  # SeqIO and TFDS may log examples below that
-        with contextlib.suppress(RuntimeError):  # the process already uses TensorFlow, with the devices it has
-            tensorflow.config.set_visible_devices([], "GPU")
         try:
-            module = importlib.import_module(self.name)
+            with _without_lines_of_tensorflow():
+                import absl.logging
+                import tensorflow
+
+                absl.logging.set_verbosity(absl.logging.WARNING)  # SeqIO and TFDS may log examples below that
+                with contextlib.suppress(RuntimeError):  # the process already uses TensorFlow, with the devices it has
+                    tensorflow.config.set_visible_devices([], "GPU")
+                tensorflow.constant(0)  # looks for devices, and says so
+                module = importlib.import_module(self.name)
         except ModuleNotFoundError as error:
             if error.name != self.name and not self.name.startswith(f"{error.name}."):
                 raise
@@ -56,6 +64,28 @@ class TaskModule:
         if unknown := arguments.keys() - taken.keys():
             raise ValueError(f"--module {self.name}: its register() takes no {sorted(unknown)[0]!r}")
         return register(**arguments)
+
+
+@contextlib.contextmanager
+def _without_lines_of_tensorflow() -> Iterator[None]:
+    """Holds back standard error, and then tells it without what TensorFlow's C++ says of the processor and of CUDA.
+
+    No setting of TensorFlow's keeps these lines back, which come before its logging is set up.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, contextlib.ExitStack() as stack:
+        stderr = os.dup(2)
+        stack.callback(os.close, stderr)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if not _LINE_OF_TENSORFLOW.match(line):
+                    print(line, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -263,7 +263,7 @@ def test_parameters_and_missing_spans_are_named(cached):
     assert 0 < manifest.extra["token_kinds"]["masked"] < default.extra["token_kinds"]["masked"]
     for flags, message in (
         ({}, "spans.*safelm.annotate --unit=sentence. writes some"),
-        ({"annotations": cached / "spans", "interventions": '{"label": 1}'}, "no parameter 'label' of interventions"),
+        ({"annotations": cached / "spans", "interventions": '{"label": 1}'}, "interventions: no parameter 'label'"),
         ({"annotations": cached / "spans", "interventions": "[1]"}, "--interventions: must be an object"),
         ({"annotations": cached / "spans", "interventions": '{"weights": {"4": -1}}'}, "has loss weight -1"),
     ):

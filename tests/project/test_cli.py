@@ -72,6 +72,9 @@ def test_two_checkpoints_of_one_name_are_refused():
         ("a/b/config.json: no such file", "--scorers=n=classifier:a/b?x=1: a/b/config.json: no such file"),
         ("judge 'xy': expected rules", "--judge=rules,xy: judge 'xy': expected rules"),
         ("c: row 3: field 'text' is missing", "c: row 3: field 'text' is missing"),
+        ("empty: no file matches a/b.jsonl/raw", "--input=a/b.jsonl: empty: no file matches a/b.jsonl/raw"),
+        ("a/b.jsonl: missing column 'xy'", "--judge=rules,xy: a/b.jsonl: missing column 'xy'"),
+        ("judge: labels must be a list", "--judge=rules,xy: labels must be a list"),
     ],
 )
 def test_a_librarys_error_names_the_flag_that_has_the_settings_value(message, expected):
