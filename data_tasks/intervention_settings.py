@@ -53,12 +53,8 @@ class InterventionSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-            _check_type(field.name, getattr(self, field.name), default)
         self._check_refusals()
         for label, weight in self.weights.items():
-            _check_type(f"weights: label {label!r}", weight, 0.0)
             if not 0 <= weight < float("inf"):
                 advice = ": unlikelihood_web is what makes tokens unlikely" if weight < 0 else ""
                 raise ValueError(f"weights: label {label!r} has loss weight {weight}, must be at least 0{advice}")
@@ -82,7 +78,6 @@ class InterventionSettings:
         if not self.refuse_column:
             raise ValueError("refuse_column is empty: it names the column of refusals' categories")
         for category, token in self.refuse_tokens.items():
-            _check_type(f"refuse_tokens: category {category!r}", token, "")
             if not token.strip() or token in (self.refuse_token, self.respond_token):
                 raise ValueError(
                     f"refuse_tokens: category {category!r} has token {token!r}: want one that is neither empty nor "
@@ -96,6 +91,24 @@ class InterventionSettings:
     def is_looked_at(self, span: Span) -> bool:
         """Whether a span is of a kind that counts."""
         return not self.kinds or span.kind in self.kinds
+
+
+def read(given: Mapping[str, Any], **shared: Any) -> InterventionSettings:
+    """The parameters of a JSON object, with some that are other tasks' too.
+
+    Raises ValueError for an unknown one, a value of another kind or out of range.
+    """
+    defaults = {name: value for name, value in vars(InterventionSettings()).items() if name not in shared}
+    if unknown := given.keys() - defaults.keys():
+        raise ValueError(f"no parameter {min(unknown)!r}: there are {', '.join(sorted(defaults))}")
+    for name, value in given.items():
+        _check_type(name, value, defaults[name])
+    for label, weight in given.get("weights", {}).items():
+        _check_type(f"weights: label {label!r}", weight, 0.0)
+    for category, token in given.get("refuse_tokens", {}).items():
+        _check_type(f"refuse_tokens: category {category!r}", token, "")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return InterventionSettings(**shared, **values)
 
 
 def _check_type(name: str, value: Any, like: Any) -> None:

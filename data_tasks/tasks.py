@@ -48,7 +48,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from data_tasks import pipeline, rates
+from data_tasks import intervention_settings, pipeline, rates
 from data_tasks.chats import CHAT_ROWS, Openings, refusal_rows
 from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.interventions import INTERVENTIONS
@@ -201,11 +201,8 @@ def _intervention_settings(
     if isinstance(given, InterventionSettings):
         return given
     shared = {name: getattr(settings, name) for name in ("tag_rate", "min_harm_score", "seed")}
-    known = {field.name for field in dataclasses.fields(InterventionSettings)} - shared.keys()
-    if unknown := (given or {}).keys() - known:
-        raise ValueError(f"interventions: no parameter {min(unknown)!r}: there are {', '.join(sorted(known))}")
     try:
-        return InterventionSettings(**shared, **(given or {}))
+        return intervention_settings.read(given or {}, **shared)
     except ValueError as error:
         raise ValueError(f"interventions: {error}") from None
 

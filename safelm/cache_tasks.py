@@ -147,7 +147,7 @@ def _parameters(text: str | None) -> dict[str, Any]:
         raise ValueError(f"--interventions: not JSON ({error})") from None
     if not isinstance(found, dict):
         raise ValueError(f"--interventions: must be an object, got {text}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return found
 
 
 def _quarantine(output: str) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data_tasks import rates
+from data_tasks import intervention_settings, rates
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
 from data_tasks.readers import Document
 from safelm import annotate, cache_tasks
@@ -171,6 +171,13 @@ def test_bad_parameters_and_vocabularies_are_one_line(tokenizer):
         ({"weights": {"4": -1.0}}, "label '4' has loss weight -1.0, must be at least 0: unlikelihood_web"),
         ({"unlikelihood": 0.0}, "unlikelihood must be above 0, got 0.0"),
         ({"tag_rate": 2.0}, "tag_rate must be from 0 to 1"),
+        ({"refuse_tokens": {"weapons": "<respond>"}}, "category 'weapons' has token '<respond>'"),
+        ({"refuse_tokens": {"weapons": " "}}, "category 'weapons' has token ' '"),
+        ({"refuse_column": ""}, "refuse_column is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            InterventionSettings(**settings)
+    for settings, message in (  # as JSON can hold them
         ({"weights": {"4": "a"}}, "label '4' must be a number, got 'a'"),
         ({"labels": 4}, "labels must be a list of strings, got 4"),
         ({"labels": (4,)}, r"labels must be a list of strings, got \(4,\)"),
@@ -178,12 +185,11 @@ def test_bad_parameters_and_vocabularies_are_one_line(tokenizer):
         ({"note_tokens": 1.5}, "note_tokens must be a whole number, got 1.5"),
         ({"refuse_tokens": ("<a>",)}, "refuse_tokens must be an object, got"),
         ({"refuse_tokens": {"weapons": 1}}, "category 'weapons' must be a string, got 1"),
-        ({"refuse_tokens": {"weapons": "<respond>"}}, "category 'weapons' has token '<respond>'"),
-        ({"refuse_tokens": {"weapons": " "}}, "category 'weapons' has token ' '"),
-        ({"refuse_column": ""}, "refuse_column is empty"),
+        ({"tag_rate": 0.1}, "no parameter 'tag_rate': there are "),
     ):
         with pytest.raises(ValueError, match=message):
-            InterventionSettings(**settings)
+            intervention_settings.read(settings, tag_rate=0.05)
+    assert intervention_settings.read({"labels": ["3"], "weights": {"3": 1}}, seed=4).seed == 4
     bare = Tokenizer.train(["a b"], 262)
     with pytest.raises(ValueError, match="the vocabulary has no control token '<good>'"):
         made("conditioned_web", bare, "a")

@@ -83,7 +83,8 @@ def test_a_refusal_begins_with_the_token_of_its_category(tokenizer):
 def test_openings_by_category_are_control_tokens_of_the_task(tokenizer, tmp_path):
     corpus = str(tmp_path)
     write_corpus(corpus, Recipe(documents=40, validation_documents=10, prompts=2, chats=120))
-    rows = [json.loads(line) for line in gzip.open(f"{corpus}/wildguardmix/train-00000.jsonl.gz", "rt")]
+    files = (tmp_path / "wildguardmix").glob("train-*")
+    rows = [json.loads(line) for path in files for line in gzip.open(path, "rt")]
     refused = {row["subcategory"] for row in rows if row["response_refusal_label"] == "refusal"}
     named = {category: f"<refuse:{category}>" for category in sorted(refused)[:2]}
     vocabulary = with_control_tokens(tokenizer, ["<refuse>", "<respond>", *named.values()])
