@@ -1,5 +1,6 @@
 """The numpy files of token stores: written as streams, mapped into memory, checksummed in blocks."""
 
+import errno
 import hashlib
 import os
 import zlib
@@ -7,11 +8,17 @@ from typing import BinaryIO
 
 import numpy as np
 
+from safelm.io import files
+
 BLOCK_BYTES = 1 << 16  # of a file's numbers, each with a checksum of its own
 
 
 def open_array(path: str, wanted_bytes: int) -> np.ndarray:
-    """A numpy file mapped into memory; FileNotFoundError or ValueError when it is gone or of another size (bytes)."""
+    """A numpy file mapped into memory; FileNotFoundError or ValueError when it is gone or of another size (bytes).
+
+    Every mapped file is an open file of the process, whose limit is raised as far as it may be when it is met; OSError
+    says so where that is not enough.
+    """
     try:
         size = os.path.getsize(path)
     except FileNotFoundError:
@@ -19,10 +26,23 @@ def open_array(path: str, wanted_bytes: int) -> np.ndarray:
     if size != wanted_bytes:
         raise ValueError(f"{path}: truncated or replaced: {size} bytes, the manifest says {wanted_bytes}")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = _mapped(path)
     except ValueError:
         array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
     return array.view(np.ndarray)
+
+
+def _mapped(path: str) -> np.ndarray:
+    while True:
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            if error.errno == errno.EMFILE and files.allow_more_open_files():
+                continue
+            if error.errno in (errno.EMFILE, errno.ENOMEM):
+                reason = f"{error.strerror}: more shards than this process may map; cache fewer, larger ones"
+                raise OSError(error.errno, reason, path) from None
+            raise
 
 
 def check_array(path: str, array: np.ndarray, dtype: np.dtype, length: int) -> None:

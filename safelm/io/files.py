@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -136,6 +137,15 @@ def locked(path: str | os.PathLike[str], busy: str, *, shared: bool = False) -> 
         if not try_lock(file, shared=shared):
             raise BusyError(busy)
         yield
+
+
+def allow_more_open_files() -> bool:
+    """Raises this process's limit of open files to what the system allows it; False if it is there already."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True
 
 
 def installed_folders(package: str) -> list[pathlib.Path]:

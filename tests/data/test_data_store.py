@@ -195,6 +195,26 @@ def test_killed_while_writing_leaves_no_final_name(tmp_path):
         TokenStore.open(tmp_path)
 
 
+MANY_SHARDS = """
+import resource, sys
+from safelm.data.store import TokenStore
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, int(sys.argv[2])))
+try:
+    print(TokenStore.open(sys.argv[1]).num_documents)
+except OSError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(("most", "opens"), [(300, True), (60, False)])
+def test_more_shards_than_open_files_raise_the_limit_and_beyond_it_say_so(tmp_path, most, opens):
+    write_store(tmp_path, [[5, 0]] * 50, num_shards=50)
+    done = subprocess.run([sys.executable, "-c", MANY_SHARDS, tmp_path, str(most)], capture_output=True, text=True)
+    assert (done.returncode == 0) == opens, done.stderr
+    said = done.stdout if opens else done.stderr
+    assert "50" in said if opens else re.search(r"more shards than this process may map.*-of-00050\.npy", said)
+
+
 def test_remote_store_is_copied_once_and_checked(store, tmp_path, monkeypatch):
     monkeypatch.setenv("SAFELM_CACHE", str(tmp_path / "cache"))
     url = f"file://{store.directory}"
