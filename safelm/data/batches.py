@@ -9,7 +9,7 @@ from jaxtyping import Int
 from safelm.data.assembly import Assembly
 from safelm.data.batch import Batch
 from safelm.data.channels import Channel
-from safelm.data.order import shuffled_rows
+from safelm.data.order import EpochOrders
 from safelm.data.packing import make_rows
 from safelm.data.schedule import MixtureSchedule
 from safelm.data.store import TokenStore
@@ -48,6 +48,7 @@ class Batches:
                 )
             plans.append(make_rows(store, schedule.seq_len, packing))
         self._assembly = Assembly(plans, channels)
+        self._orders = EpochOrders(self.sources, [plan.num_rows for plan in plans])
 
     def rows_per_epoch(self) -> dict[str, int]:
         """Rows of `seq_len` in one epoch of each source."""
@@ -65,15 +66,7 @@ class Batches:
         if not 0 <= start <= stop <= self.schedule.batch_size:
             raise IndexError(f"rows [{start}, {stop}) of a batch of {self.schedule.batch_size}")
         source_ids_B, stream_B = (values[start:stop] for values in self.schedule.layout(step))
-        store_rows_B = np.empty(stop - start, np.int64)
-        for source, plan in enumerate(self._assembly.plans):
-            if len(chosen := np.flatnonzero(source_ids_B == source)):
-                epochs, index = np.divmod(stream_B[chosen], plan.num_rows)
-                for epoch in range(epochs.min(), epochs.max() + 1):
-                    now = epochs == epoch
-                    order = (seed, self.sources[source], epoch)
-                    store_rows_B[chosen[now]] = shuffled_rows(*order, index[now], plan.num_rows)
-        return source_ids_B, store_rows_B
+        return source_ids_B, self._orders.rows(seed, source_ids_B, stream_B)
 
     def batch(self, seed: int, step: int, start: int, stop: int) -> Batch:
         """Rows [start, stop) of the global batch of `step`; `source_ids_B` is the index into `sources`."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from safelm.data.order import shuffled_rows
+from safelm.data.order import EpochOrders, shuffled_rows
 
 
 def order_of(num_rows, *, seed=0, source="web", epoch=0):
@@ -40,3 +40,18 @@ def test_the_order_is_fixed():
     """Runs resume with the order they began with: these rows may not change."""
     assert order_of(100, seed=3, epoch=2)[:5].tolist() == [36, 48, 50, 72, 31]
     assert shuffled_rows(3, "web", 2, np.arange(5), 100_000).tolist() == [27038, 25380, 75325, 4908, 96456]
+
+
+def test_orders_of_many_sources_are_those_of_each():
+    """Sources with few rows, with as many as are kept in one array, and with more; forwards, back, other seeds."""
+    num_rows = [3, 1024, 1500, (1 << 16) + 5]
+    orders, rng = EpochOrders("abcd", num_rows), np.random.default_rng(0)
+    for seed, start in [(0, 0), (0, 900), (0, 1490), (0, 3100), (0, 1000), (1, 1000), (0, 2990)]:
+        source_ids = rng.integers(0, 4, 60)
+        stream = start + rng.integers(0, 30, 60)
+        epochs, index = np.divmod(stream, np.array(num_rows)[source_ids])
+        wanted = [
+            shuffled_rows(seed, "abcd"[source], epoch, np.array([at]), num_rows[source])[0]
+            for source, epoch, at in zip(source_ids.tolist(), epochs.tolist(), index.tolist(), strict=True)
+        ]
+        assert orders.rows(seed, source_ids, stream).tolist() == wanted
