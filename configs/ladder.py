@@ -131,7 +131,7 @@ def toxicity_pilot() -> ConfigDict:
 
 
 def toxicity_small() -> ConfigDict:
-    """`toxicity` with a fifth of the parameters and a quarter of the tokens: rungs of two to three minutes of a core."""
+    """`toxicity` with a fifth of the parameters and a quarter of the tokens: rungs of four minutes of a core."""
     config = toxicity()
     config.vocab_size, config.prompts, config.pages = 2048, 40, 30
     sizes = {"num_layers": 2, "d_model": 128, "d_ff": 344, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64}

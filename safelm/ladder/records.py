@@ -19,11 +19,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from safelm.io import records
+from safelm.io.files import write_whole
 from safelm.ladder.jobs import done_file, read_done
 from safelm.ladder.plan import Job, Model, chosen_models, plan_jobs, study_of
 
 _FREE = ("seeds", "models", "methods", "real")  # a study may be widened, and its data lie elsewhere
 _FACTS = ("corpus/corpus.json", "classifiers/judges.json", "filter.json")  # of a study's folder, where there are any
+_ONCE = ("predictions.json",)  # what a study wrote before it looked: kept as it was first written
 _KEPT = "facts.json"  # those of the records, for a folder whose data isn't made yet
 _SETTINGS = "settings.json"
 _REMEDY = "restore it from version control, or remove it and the rung is done again"
@@ -80,6 +82,14 @@ def save(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> None
             partial = folder / f".{model.name}-{seed}-{os.getpid()}"
             partial.write_text(text + "\n", encoding="utf-8")
             partial.rename(_path(folder, model, seed))
+    if settings.exists():
+        _copy_once(output, folder)
+
+
+def _copy_once(source: pathlib.Path, target: pathlib.Path) -> None:
+    for name in _ONCE:
+        if (source / name).exists() and not (target / name).exists():
+            write_whole(target / name, (source / name).read_text(encoding="utf-8"))
 
 
 def _header(config: ConfigDict, output: pathlib.Path) -> dict[str, Any]:
@@ -110,6 +120,7 @@ def restore(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> l
     settings = folder / _SETTINGS
     if settings.exists() and (name := changed(records.read(settings, _REMEDY), settings_of(config))):
         raise ValueError(f"{settings}: {name} is another than that of --config: name another --records")
+    _copy_once(folder, output)
     for model in chosen_models(config.models):
         for seed in config.seeds:
             path, jobs = _path(folder, model, seed), _jobs(config, model, seed)

@@ -7,16 +7,12 @@ toxicity_judges.json are written anew, and then every table and picture as by dr
 """
 
 import argparse
-import json
-import pathlib
-import runpy
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import kept_records
+
 from safelm import cli
-from safelm.config_files import load_config
-from safelm.io.files import write_whole
 from safelm.ladder import records, report
 from safelm.ladder.plan import TOXICITY
 from safelm.ladder.toxicity import report as toxicity
@@ -24,8 +20,6 @@ from safelm.ladder.toxicity.judges import JUDGES
 from safelm.ladder.toxicity.measure import KINDS
 from safelm.stats.intervals import rate
 
-HERE = pathlib.Path(__file__).parent
-DATA = HERE.parents[1] / "docs" / "results" / "data"
 STAGES = {"pretraining": "pretraining", "clean_finetuning": "clean finetuning", "relearning": "relearning"}
 
 
@@ -118,35 +112,23 @@ def judges(known: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]
 
 
 def main(arguments: argparse.Namespace) -> None:
-    config = load_config(f"configs/ladder.py:{arguments.variant}")
-    folder = DATA / f"ladder_{arguments.variant}"
-    with tempfile.TemporaryDirectory() as place:
-        output = pathlib.Path(place)
-        kept = records.restore(config, output, folder)
-        if not kept:
-            raise cli.UserError(f"{folder}: no records yet")
-        summary = toxicity.summarize(report.collect(config, output), records.facts(output))
-    seeds = sorted({record["seed"] for record in kept})
-    machines = ", ".join(sorted({record["machine"] for record in kept}))
-    about = {
-        "command": f"safelm ladder --config=configs/ladder.py:{arguments.variant}",
-        "machine": f"{machines}; seeds {', '.join(map(str, seeds))}",
-        "scale": "linear",
-        "head": "model",
-    }
-    tables = {
-        arguments.variant: first_stage(summary, about),
-        f"{arguments.variant}_after": all_stages(summary, about),
-        "toxicity_judges": judges(summary["data"], about),
-    }
-    for name, study in tables.items():
-        if study["rows"]:
-            write_whole(DATA / f"{name}.json", json.dumps(study, indent=1) + "\n")
-    runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
+    variant = arguments.variant
+    with kept_records.opened(variant) as study:
+        summary = toxicity.summarize(report.collect(study.config, study.output), records.facts(study.output))
+    about = study.about | {"head": "model"}
+    kept_records.write(
+        {
+            variant: first_stage(summary, about),
+            f"{variant}_after": all_stages(summary, about),
+            "toxicity_judges": judges(summary["data"], about),
+        }
+    )
     print(toxicity.to_markdown(summary))
 
 
 if __name__ == "__main__":
     flags = cli.parser("scripts.studies.toxicity_results", __doc__)
-    flags.add_argument("--variant", default="toxicity", help="of configs/ladder.py: toxicity or toxicity_pilot")
+    flags.add_argument(
+        "--variant", default="toxicity", help="of configs/ladder.py: toxicity, toxicity_small or toxicity_pilot"
+    )
     cli.run(main, flags)

@@ -10,6 +10,7 @@ from configs import ladder as ladder_config
 from safelm.ladder import command as ladder
 from safelm.ladder import design, scaling
 from safelm.ladder import jobs as ladder_jobs
+from safelm.ladder import records as ladder_records
 from safelm.ladder import report as ladder_report
 from safelm.ladder.plan import SCALED, SCALING, Job, chosen_models, plan_jobs
 from safelm.ladder.scaling import Run
@@ -114,6 +115,10 @@ def test_the_held_out_size_is_predicted_before_it_is_run(tmp_path, monkeypatch):
     assert all(len(run["predicted"]) == 3 for run in harmful["held_out"])
     assert summary["laws"][scaling.AUROC]["slopes"]["by_size"][1] > 0
     assert "of 6 |" in (tmp_path / "results.md").read_text()
+    said = (tmp_path / scaling.PREDICTIONS).read_text()
+    ladder_records.save(config, tmp_path, tmp_path / "records")
+    ladder_records.restore(config, tmp_path / "elsewhere", tmp_path / "records")
+    assert (tmp_path / "elsewhere" / scaling.PREDICTIONS).read_text() == said
     (tmp_path / scaling.PREDICTIONS).unlink()
     with pytest.raises(ValueError, match="was measured before it was predicted"):
         scaling.predict(config, tmp_path, ladder_report.collect(config, tmp_path))

@@ -1,0 +1,55 @@
+"""The kept records of a study of configs/ladder.py, for the scripts that make figures of them; not started by hand."""
+
+import contextlib
+import json
+import pathlib
+import runpy
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from safelm import cli
+from safelm.config_files import load_config
+from safelm.io.files import write_whole
+from safelm.ladder import records
+
+HERE = pathlib.Path(__file__).parent
+DATA = HERE.parents[1] / "docs" / "results" / "data"
+
+
+class Study(NamedTuple):
+    """A study's config, a folder in which the jobs of its records are done, and what every table of it says."""
+
+    config: ConfigDict
+    output: pathlib.Path
+    about: dict[str, str]
+
+
+@contextlib.contextmanager
+def opened(variant: str) -> Iterator[Study]:
+    """The study `variant` from docs/results/data/ladder_VARIANT. Raises `cli.UserError` if nothing is kept there."""
+    config = load_config(f"configs/ladder.py:{variant}")
+    folder = DATA / f"ladder_{variant}"
+    with tempfile.TemporaryDirectory() as place:
+        output = pathlib.Path(place)
+        kept = records.restore(config, output, folder)
+        if not kept:
+            raise cli.UserError(f"{folder}: no records yet")
+        seeds = ", ".join(map(str, sorted({record["seed"] for record in kept})))
+        machines = ", ".join(sorted({record["machine"] for record in kept}))
+        about = {
+            "command": f"safelm ladder --config=configs/ladder.py:{variant}",
+            "machine": f"{machines}; seeds {seeds}",
+            "scale": "linear",
+        }
+        yield Study(config, output, about)
+
+
+def write(tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the tables that have rows to docs/results/data, and then draws every picture and table anew."""
+    for name, study in tables.items():
+        if study["rows"]:
+            write_whole(DATA / f"{name}.json", json.dumps(study, indent=1) + "\n")
+    runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
