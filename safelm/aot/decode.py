@@ -44,7 +44,7 @@ def decode_report(
     Raises ValueError for a slice that doesn't divide the model, or where libtpu is not installed.
     """
     mesh = sharding.make_mesh({"tensor": tpu.num_chips}, aot_topology.devices(tpu))
-    shape = programs.step_shape(method)
+    shape = programs.step_shape(method, "tpu")
     state, cache, prepared = jax.eval_shape(
         lambda params: (
             *programs.empty_state(config, shape, num_prompts=num_prompts, max_len=cache_len, harm_tag_id=0),

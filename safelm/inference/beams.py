@@ -32,6 +32,7 @@ class BeamState:
     ends_PW: Leaf
     next_tokens_PWC: Leaf  # the likeliest continuations of every beam, best first
     next_log_probs_PWC: Leaf
+    holders_PWS: Leaf | None = None  # which of the prompt's rows holds each cached token of a beam; None: its own
 
     @property
     def is_beam_PW(self) -> jax.Array:
@@ -58,6 +59,7 @@ class BeamState:
         return self.replace(
             tokens_PWT=asked_lib.with_room(self.tokens_PWT, max_len),
             tag_log_probs_PWT=asked_lib.with_room(self.tag_log_probs_PWT, max_len, NEVER),
+            holders_PWS=None if self.holders_PWS is None else asked_lib.with_room(self.holders_PWS, max_len),
         )
 
 

@@ -6,7 +6,6 @@ see `safelm.inference.asked`.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import flax
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from safelm.inference import cpu_kernels
 from safelm.inference.cpu_kernels import PackedKernel
+from safelm.inference.next_attention import attend_next, attend_next_over_rows
 from safelm.inference.placement import CACHE_AXES, STREAM_AXES
 from safelm.inference.weights import Kernel, Layer, Weights, look_up, product, products
 from safelm.models import attention, sharding
@@ -154,8 +154,13 @@ def try_next_tapped(
     cache: Cache,
     lengths_R: Int[Array, " R"],
     layer: int | None,
+    holders_PWS: Int[Array, "P W S"] | None = None,
 ) -> tuple[Float[Array, "R C V"], Cache, Float[Array, "R C D"] | None]:
-    """`try_next`, and the stream after `layer` blocks, not normed; None where no layer is asked for."""
+    """`try_next`, and the stream after `layer` blocks, not normed; None where no layer is asked for.
+
+    Args:
+      holders_PWS: which of its prompt's W rows holds each token of a row's text; None: the row itself holds them all.
+    """
 
     is_native = _has_native_attention(config, weights)
 
@@ -164,7 +169,12 @@ def try_next_tapped(
             cached = cache.keys[layer], cache.values[layer]
             return cpu_kernels.attend_next(q_RCNH, k_RCKH, v_RCKH, *cached, lengths_R, _window(config, layer))
         is_seen_R1S = attention.seen_in_cache(cache.max_len, lengths_R, 1, _window(config, layer))
-        return _attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_seen_R1S[:, 0])
+        if holders_PWS is not None:
+            is_seen_PW1S = is_seen_R1S.reshape(holders_PWS.shape)[:, :, None]
+            is_held_PWVS = holders_PWS[:, :, None] == jnp.arange(holders_PWS.shape[1])[:, None]
+            cached = cache.keys[layer], cache.values[layer]
+            return attend_next_over_rows(q_RCNH, k_RCKH, v_RCKH, *cached, is_held_PWVS & is_seen_PW1S)
+        return attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_seen_R1S[:, 0])
 
     x_RCD, new_kv, read_RCD = _decode(config, weights, tokens_RC, lengths_R[:, None], attend, tapped=layer)
     return logits_of(config, weights, x_RCD), new_kv, read_RCD
@@ -222,29 +232,6 @@ def _block_weights(config: ModelConfig, layer: Layer) -> BlockWeights:
     )
 
 
-def _attend_next(q_RCNH: Array, k_RCKH: Array, v_RCKH: Array, k_RKSH: Array, v_RKSH: Array, is_seen_RS: Array) -> Array:
-    """Attention of C alternatives over their row's cache and, each, itself; scores and sums in float32."""
-    R, C, N, H = q_RCNH.shape
-    K = k_RCKH.shape[2]
-    q_RKMH = (q_RCNH * (1 / math.sqrt(H))).reshape(R, C, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(R, K, -1, H)
-
-    def by_candidate(x_RCKH: Array) -> Array:
-        return jnp.repeat(x_RCKH.swapaxes(1, 2), N // K, axis=2).astype(jnp.float32)
-
-    own_RKM1 = (q_RKMH.astype(jnp.float32) * by_candidate(k_RCKH)).sum(axis=-1, keepdims=True)
-    cached_RKMS = jnp.einsum("rkmh,rksh->rkms", q_RKMH, k_RKSH, preferred_element_type=jnp.float32)
-    cached_RKMS = jnp.where(is_seen_RS[:, None, None], cached_RKMS, attention.MASKED_SCORE)
-    peak_RKM1 = jnp.maximum(cached_RKMS.max(axis=-1, keepdims=True), own_RKM1)
-    weights_RKMS, own_RKM1 = jnp.exp(cached_RKMS - peak_RKM1), jnp.exp(own_RKM1 - peak_RKM1)
-    out_RKMH = jnp.einsum(
-        "rkms,rksh->rkmh", weights_RKMS.astype(v_RKSH.dtype), v_RKSH, preferred_element_type=jnp.float32
-    )
-    out_RKMH += own_RKM1 * by_candidate(v_RCKH)
-    out_RKMH /= weights_RKMS.sum(axis=-1, keepdims=True) + own_RKM1
-    out_RKCGH = out_RKMH.reshape(R, K, C, N // K, H)
-    return out_RKCGH.transpose(0, 2, 1, 3, 4).reshape(R, C, N, H).astype(q_RCNH.dtype)
-
-
 def logits_of(config: ModelConfig, weights: Weights, x: Float[Array, "*A D"]) -> Float[Array, "*A V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
     return mask_padded_ids(config, product(x, weights.unembedding, is_embedding=True))
@@ -263,6 +250,24 @@ def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_
         return old_RKSH.at[rows_R, :, lengths_R].set(new_RKCH[rows_R, :, choice_R], mode="drop")
 
     return _placed(jax.tree.map(write, cache, new_kv))
+
+
+def write_next_by_row(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_R: Int[Array, " R"]) -> Cache:
+    """`write_next` with a slice for every row. TPUs lay positions out last, and for a scatter they would transpose the
+    whole cache and transpose it back."""
+
+    def write_row(row: Array, cache: Cache) -> Cache:
+        length, last = lengths_R[row], cache.max_len - 1
+
+        def write(old_RKSH: Array, new_RKCH: Array) -> Array:
+            start, size = (row, 0, jnp.minimum(length, last), 0), (1, old_RKSH.shape[1], 1, old_RKSH.shape[3])
+            own = jax.lax.dynamic_slice(old_RKSH, start, size)
+            new = jax.lax.dynamic_slice(new_RKCH, (row, 0, choice_R[row], 0), size)
+            return jax.lax.dynamic_update_slice(old_RKSH, jnp.where(length <= last, new, own), start)
+
+        return jax.tree.map(write, cache, new_kv)
+
+    return _placed(jax.lax.fori_loop(0, len(lengths_R), write_row, cache))
 
 
 def write_behind(

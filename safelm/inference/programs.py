@@ -31,12 +31,14 @@ StepShape = Sequences | Beams | SafeBeams
 DecodeState = SequenceState | BeamState
 
 
-def step_shape(method: Method) -> StepShape:
-    """The settings of a method that its program's shapes depend on."""
+def step_shape(method: Method, platform: str = "") -> StepShape:
+    """The settings of a method that its program's shapes depend on; `platform`: JAX's default where not given."""
     if isinstance(method, Beam):
         return Beams(method.num_beams)
     if isinstance(method, SafeBeam):
-        return SafeBeams(method.num_beams, method.num_candidates, method.monitor)
+        has_header = method.monitor is not None and bool(method.monitor.header_ids)
+        shares_rows = (platform or jax.default_backend()) == "tpu" and method.num_beams > 1 and not has_header
+        return SafeBeams(method.num_beams, method.num_candidates, method.monitor, shares_rows)
     return Sequences(method.num_candidates if isinstance(method, TagPenalty) else 1)
 
 

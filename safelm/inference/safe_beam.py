@@ -62,6 +62,7 @@ class SafeBeams:
     num_rows: int  # beams per prompt
     num_candidates: int
     monitor: Monitor | None = None  # in the place of P(tag)
+    shares_rows: bool = False  # the cache stays where it is, and each beam knows who holds its tokens
 
     @property
     def num_dropped_from(self) -> int:
@@ -70,7 +71,11 @@ class SafeBeams:
     def start(self, config: ModelConfig, asked: Asked, logits_PV: Float[Array, "P V"], *, max_len: int) -> BeamState:
         """The state after the prompts, with room for `max_len` tokens."""
         sizes = {"num_beams": self.num_rows, "num_candidates": self.num_candidates}
-        return beams.start(config, asked, logits_PV, **sizes, max_len=max_len)
+        state = beams.start(config, asked, logits_PV, **sizes, max_len=max_len)
+        if not self.shares_rows:
+            return state
+        own_W1 = jnp.arange(self.num_rows, dtype=jnp.int32)[:, None]
+        return state.replace(holders_PWS=jnp.broadcast_to(own_W1, (len(logits_PV), self.num_rows, max_len)))
 
     def step(
         self, config: ModelConfig, weights: Weights, state: BeamState, cache: Cache
@@ -82,7 +87,9 @@ class SafeBeams:
         lengths_R = prompt_lengths_R + jnp.repeat(state.step_P, self.num_rows)
         tokens_RC = candidates.tokens_PWC.reshape(-1, self.num_candidates)
         read = None if self.monitor is None else self.monitor.layer
-        logits_RCV, new_kv, read_RCD = forward.try_next_tapped(config, weights, tokens_RC, cache, lengths_R, read)
+        logits_RCV, new_kv, read_RCD = forward.try_next_tapped(
+            config, weights, tokens_RC, cache, lengths_R, read, state.holders_PWS
+        )
         normaliser_PWC = forward.log_normaliser(logits_RCV).reshape(shape)
         logits_PWCV = logits_RCV.reshape(*shape, -1)
         if self.monitor is None:
@@ -104,14 +111,23 @@ class SafeBeams:
             tag_log_prob_PW=beams.pick(tag_log_prob_PWC, place_PW),
             next_log_probs_PWV=beams.pick(logits_PWCV, place_PW) - beams.pick(normaliser_PWC, place_PW)[..., None],
         )
-        cache = forward.write_next(
-            forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R),
-            forward.take_rows(new_kv, rows_R),
-            choice_PW.reshape(-1),
-            lengths_R,
-        )
+        chosen = forward.take_rows(new_kv, rows_R), choice_PW.reshape(-1), lengths_R
+        if self.shares_rows:
+            new = new.replace(holders_PWS=_new_holders(state.holders_PWS, parent_PW, lengths_R))
+            cache = forward.write_next_by_row(cache, *chosen)
+        else:
+            cache = forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
+            cache = forward.write_next(cache, *chosen)
         tried = beams.tried(candidates, tag_log_prob_PWC, is_kept_PWC, score_PW, place_PW)
         return asked_lib.keep(state.is_over_P, state, new), cache, tried
+
+
+def _new_holders(
+    holders_PWS: Int[Array, "P W S"], parent_PW: Int[Array, "P W"], lengths_R: Int[Array, " R"]
+) -> Int[Array, "P W S"]:
+    """Who holds the new beams' tokens: of their parents' those who did, of the new one, behind them, each itself."""
+    is_new_PWS = jnp.arange(holders_PWS.shape[-1]) == lengths_R.reshape(*parent_PW.shape, 1)
+    return jnp.where(is_new_PWS, jnp.arange(parent_PW.shape[1])[:, None], beams.follow(holders_PWS, parent_PW))
 
 
 def undropped(

@@ -9,7 +9,7 @@ import pytest
 import safe_beam_reference as reference
 from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model, random_prompts
 
-from safelm.inference import Beam, SafeBeam, generate, programs
+from safelm.inference import Beam, SafeBeam, forward, generate, programs
 from safelm.inference import asked as asked_lib
 from safelm.inference import safe_beam as safe_beam_lib
 from safelm.inference.weights import prepare
@@ -51,6 +51,19 @@ def test_equals_the_slow_reference(method):
             stopped_by.add(got.stopped_by)
     assert {"eos", "length"} <= stopped_by, "the draws must show both ends"
     assert "tag" in stopped_by or method != TAG_STOPS
+
+
+def test_a_cache_that_stays_in_place_gives_the_same_as_one_that_follows_its_beams(monkeypatch):
+    """On TPUs beams know which rows hold their tokens; prompts of other lengths join and rooms grow meanwhile."""
+    method, prompts = SafeBeam(num_beams=3, num_candidates=4, tag_candidate="stop"), random_prompts(6, 12)
+    params = random_model(3, eos_bias=1.0, tag_bias=1.5)
+    followed = decode(params, prompts, method, max_new_tokens=10)
+    monkeypatch.setattr(programs, "step_shape", functools.partial(programs.step_shape, platform="tpu"))
+    assert programs.step_shape(method).shares_rows
+    monkeypatch.delattr(forward, "follow_beams")
+    shared = decode(params, prompts, method, max_new_tokens=10)
+    assert [(g.tokens, g.stopped_by) for g in shared] == [(g.tokens, g.stopped_by) for g in followed]
+    np.testing.assert_allclose([g.logprob for g in shared], [g.logprob for g in followed], atol=1e-4)
 
 
 def test_the_tag_can_stop_a_beam():
