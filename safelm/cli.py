@@ -148,7 +148,7 @@ def named_by_flags(message: str, parsed: argparse.Namespace) -> str:
     if first := re.match(r"--(\w+)(?=[ :])", message):
         shown = _shown(vars(parsed).get(first[1]))
         return f"{first[0]}={shown}{message[first.end() :]}" if shown and shown not in message else message
-    if re.search(r"--\w", message):
+    if any(name in vars(parsed) for name in re.findall(r"--(\w+)", message)):
         return message
     found = [
         (_likeness(message, piece), name, value)
@@ -166,7 +166,7 @@ def _likeness(message: str, piece: str) -> tuple[int, int]:
     """How surely a line is about a flag with this value: 0 if not at all, then by the value's length."""
     if repr(piece) in message:
         return 3, len(piece)
-    if message.startswith((f"{piece}:", f"{piece}/", f"{piece},")):
+    if message.startswith((f"{piece}:", f"{piece}/", f"{piece},", f"{piece} ")):
         return 2, len(piece)
     is_inside = "/" in piece and re.search(rf"(?<![\w./]){re.escape(piece)}(?![\w.-])", message)
     return (1, len(piece)) if is_inside else (0, 0)

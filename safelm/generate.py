@@ -25,6 +25,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "num_candidates": (int, "next tokens tried per beam (safe_beam) or step (tag_penalty)"),
     "drop_fraction": (float, "share of candidates with the highest P(tag) that is dropped"),
     "drop_above": (float, "P(tag), or a monitor's level, up to which no candidate is dropped"),
+    "anchor": (float, "beams are compared by log-prob less this part of the likeliest token's at every step"),
     "length_penalty": (float, "beams are compared by log-prob / length ** this"),
     "temperature": (float, "sampling temperature"),
     "top_k": (int, "number of likeliest tokens to sample from (0: all)"),

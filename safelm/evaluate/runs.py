@@ -23,6 +23,7 @@ from safelm.stats.comparison import clustered_rate
 METHODS: dict[str, Method] = {
     **{name: method() for name, method in methods.METHODS.items()},
     "safe_beam_floor": SafeBeam(drop_above=0.001),
+    "safe_beam_anchored": SafeBeam(drop_fraction=0.9, drop_above=0.005, anchor=1.0),
 }
 SYNTHETIC_JUDGE = "synthetic-web"
 

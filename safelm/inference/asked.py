@@ -47,6 +47,7 @@ class Asked:
     penalties_P: Leaf
     length_penalties_P: Leaf
     drop_above_P: Leaf  # log of the P(tag) up to which no candidate is dropped
+    anchors_P: Leaf  # part of the likeliest token's log-prob that is taken off at every step
     drop_counts_PM: Leaf  # dropped from a pool of 0, 1, .. M - 1 candidates
     allowed_PX: Leaf = None  # packed bits of what may come next (`token_mask`); None where no mask is possible
     adjustments: Adjustments | None = None  # None for a shape that takes none
@@ -134,6 +135,7 @@ def ask(
         penalties_P=setting("penalty", 0.0),
         length_penalties_P=setting("length_penalty", 0.0),
         drop_above_P=np.array([_log(getattr(method, "drop_above", 0.0)) for method in methods], np.float32),
+        anchors_P=setting("anchor", 0.0),
         drop_counts_PM=drop_counts_PM,
         allowed_PX=allowed_PX,
         adjustments=None if adjustments is None else adjustments_lib.stacked(adjustments),

@@ -88,11 +88,12 @@ class Tried:
 
 
 def is_decided(state: BeamState) -> Array:
-    """Whether no running beam can still beat the best ended one, since log-probs only fall and lengths are bounded."""
+    """Whether no running beam can still beat the best ended one, since scores only fall and lengths are bounded."""
     has_ended_PW = state.is_beam_PW & ~state.is_running_PW
     best_ended_P = jnp.where(has_ended_PW, state.score_PW, NEVER).max(axis=1)
     longest_P1 = jnp.maximum(state.asked.limits_P, 1).astype(jnp.float32)[:, None]
     reachable_PW = state.log_prob_PW / longest_P1 ** state.asked.length_penalties_P[:, None]
+    reachable_PW = jnp.where(state.asked.anchors_P[:, None] > 0, state.score_PW, reachable_PW)
     return best_ended_P > jnp.where(state.is_running_PW, reachable_PW, NEVER).max(axis=1)
 
 

@@ -91,7 +91,10 @@ class Knob:
                 f"{tokenizer.origin} is {tokenizer.hash[:12]}: {_MENDING} for this model"
             )
         tokens = [self.token, *([self.other] if self.other else []), *self.categories]
-        ids = tuple(control_id(tokenizer, token) for token in tokens)
+        try:
+            ids = tuple(control_id(tokenizer, token) for token in tokens)
+        except ValueError as error:
+            raise ValueError(f"{self.origin}: {error}" if self.origin else str(error)) from None
         return BoundKnob(self.kind, ids, tuple(self.thresholds.values()))
 
     def beyond_calibration(self, parameters: int, method: str, max_new_tokens: int, *, is_chat: bool) -> list[str]:

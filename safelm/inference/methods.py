@@ -69,8 +69,9 @@ class SafeBeam:
     """Beam search steered by the harm tag's one-token lookahead (Maini et al. 2025, algorithm 1).
 
     See `safelm.inference.safe_beam` for what the paper leaves open, and for `drop_above`: a candidate is only dropped
-    if its P(tag) exceeds this (0 is the paper's algorithm). With a `monitor` (`safelm.inference.monitors`) its level
-    stands in the place of P(tag), and the model needs no harm tag.
+    if its P(tag) exceeds this (0 is the paper's algorithm), and `anchor`: beams are compared by log-prob less this part
+    of that of the likeliest token at every step (0 is the paper's). With a `monitor` (`safelm.inference.monitors`) its
+    level stands in the place of P(tag), and the model needs no harm tag.
     """
 
     num_beams: int = 4
@@ -78,6 +79,7 @@ class SafeBeam:
     drop_fraction: float = 0.5
     tag_candidate: TagCandidate = "mask"
     drop_above: float = 0.0
+    anchor: float = 0.0
     monitor: Monitor | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class SafeBeam:
         if self.monitor is not None:
             _check(self, "monitor", self.monitor.every == 1, "one that reads every token (every=1)")
         _check(self, "drop_above", 0 <= self.drop_above <= 1, "a probability in [0, 1]")
+        _check(self, "anchor", 0 <= self.anchor <= 1, "a number in [0, 1]")
         _check(self, "num_candidates", self.num_candidates >= 1, "at least 1")
         _check(self, "drop_fraction", 0 <= self.drop_fraction < 1, "in [0, 1)")
 

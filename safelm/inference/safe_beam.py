@@ -30,9 +30,16 @@ candidate is near the tag: then what decides is noise between tiny numbers, and 
 between words only and P(tag) within one is a hundredth of that at its end
 (`scripts/studies/measure_tag_positions.py`). On the quickstart's task 0.001 lowers answers that are neither harm, nor a
 refusal, nor a sensible page from 18% to 3% with as many harmful ones, none, and as many safe prompts refused; at 0.005
-little but harm is dropped and what is left is beam search, with its many refusals (docs/results/quickstart.md). Tried
-without success: within a word a candidate stands by the P(tag) of the last word's end, at a word's end by P(tag) over
-the probability that it ends. A beam whose last word looked safe isn't judged again then while its word goes on
+little but harm is dropped and what is left is beam search, with its many refusals (docs/results/quickstart.md).
+
+Nor is `anchor`: beams are then compared by the sum over steps of a token's log-prob less `anchor` times that of the
+likeliest token of its step. With 1 a beam's likeliest continuation costs nothing, so without dropping the answer is
+the greedy one, and a text is not preferred for being predictable, as refusals are. `drop_fraction=0.9,
+drop_above=0.005, anchor=1` drops nearly all above that P(tag) and leaves the rest to greedy decoding: chosen on other
+prompts, on the mean of three models it had 0.8% harmful, 1.9% neither and greedy decoding's refusals of safe prompts.
+
+Tried without success: within a word a candidate stands by the P(tag) of the last word's end, at a word's end by P(tag)
+over the probability that it ends. A beam whose last word looked safe isn't judged again then while its word goes on
 ("saelfafafafa").
 
 With a monitor its level stands wherever P(tag) is spoken of. A header costs a copy of the cache for every candidate,
@@ -101,7 +108,7 @@ class SafeBeams:
         tag_log_prob_PWC = jnp.where(candidates.ends_PWC == RUNNING, own_PWC, state.tag_log_prob_PW[..., None])
         is_kept_PWC = undropped(candidates.log_prob_PWC > NEVER, tag_log_prob_PWC, state.asked.drop_counts_PM)
         is_kept_PWC |= (candidates.log_prob_PWC > NEVER) & (tag_log_prob_PWC <= state.asked.drop_above_P[:, None, None])
-        score_PW, place_PW = beams.select(jnp.where(is_kept_PWC, candidates.log_prob_PWC, NEVER), self.num_rows)
+        score_PW, place_PW = beams.select(jnp.where(is_kept_PWC, _scores(state, candidates), NEVER), self.num_rows)
         parent_PW, choice_PW = jnp.divmod(place_PW, self.num_candidates)
         rows_R = beams.rows_of(parent_PW)
         new = beams.with_lookahead(
@@ -128,6 +135,15 @@ def _new_holders(
     """Who holds the new beams' tokens: of their parents' those who did, of the new one, behind them, each itself."""
     is_new_PWS = jnp.arange(holders_PWS.shape[-1]) == lengths_R.reshape(*parent_PW.shape, 1)
     return jnp.where(is_new_PWS, jnp.arange(parent_PW.shape[1])[:, None], beams.follow(holders_PWS, parent_PW))
+
+
+def _scores(state: BeamState, candidates: beams.Candidates) -> Float[Array, "P W C"]:
+    """What candidates are compared by: the log-prob, less the anchor's part of the likeliest token's at every step."""
+    anchor_P11 = state.asked.anchors_P[:, None, None]
+    gain_PWC = state.next_log_probs_PWC - anchor_P11 * state.next_log_probs_PWC[..., :1]
+    anchored_PWC = state.score_PW[..., None] + jnp.where(candidates.is_held_PWC, 0, gain_PWC)
+    is_anchored_PWC = (anchor_P11 > 0) & (candidates.log_prob_PWC > NEVER)
+    return jnp.where(is_anchored_PWC, anchored_PWC, candidates.log_prob_PWC)
 
 
 def undropped(

@@ -10,25 +10,27 @@ own figure. Rules are chosen on `development`: 120 harmful and 120 safe prompts 
 whose topics are in documents, so none of them is a topic of the corpus's own prompts, on which the one chosen is then
 confirmed. A stopped run continues: answers are kept in --journals as token ids.
 
-Rules beside those of `safelm.inference`:
-- anchored: beams are compared by log-prob less that of the likeliest token, summed over the steps. So a beam's
-  likeliest continuation costs nothing, the greedy text is the best until it is dropped, and a text is not preferred for
-  being predictable, as refusals are.
+Rules, beside SafeBeam's own with `drop_above` and `anchor`:
+- all above: up to 14 of 16 candidates are dropped, all whose P(tag) exceeds a value.
+- penalty, rise penalty: nothing is dropped; nats are taken off by P(tag), or by what it has beyond the parent's.
+- beyond parent, budget: dropped is only what has more P(tag) than its parent, or once the sum of such rises is spent.
+- smooth: half of a candidate's level is its parent's.
 - checked: the greedy answer, unless P(tag) exceeds a value somewhere along it: then another rule's, from the prompt on.
+- turned: the greedy answer, unless P(tag) exceeds a value: then from that sentence's beginning on a sentence that turns
+  away, and what follows greedily. The judge knows that sentence, so this says little beyond how often it turns.
 """
 
 import argparse
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+from safe_beam_search import begin, search_step
 
 from safelm import cli
 from safelm.evaluate.answers import Checkpoint
@@ -36,40 +38,54 @@ from safelm.evaluate.judges import word_lists
 from safelm.evaluate.suites.suite import Prompt, choose, hash_prompts, read_prompts
 from safelm.evaluate.template import answer_tokens
 from safelm.formats.sources import read_model
-from safelm.inference import SafeBeam, beams, forward
+from safelm.inference import SafeBeam
 from safelm.inference import asked as asked_lib
-from safelm.inference.asked import NEVER, RUNNING, Asked
-from safelm.inference.beams import BeamState
-from safelm.inference.forward import Cache
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
-from safelm.inference.safe_beam import undropped
-from safelm.inference.weights import Weights, prepare
+from safelm.inference.weights import prepare
 from safelm.io import records
 from safelm.io.files import write_whole
-from safelm.models.config import ModelConfig
 from safelm.stats.comparison import clustered_rate
 from safelm.synthetic_web.prompts import write_prompts
 from safelm.text.prompting import text_prompt
 
 DEVELOPMENT, DEVELOPMENT_SEED, PROMPTS = "development", 1, 120
 NEW_TOKENS = 48
-ROWS = 120  # prompts decoded at once
+TURN = " Let us stop and think about it instead."  # of the corpus, which goes on with the reasons
+ROWS = 24  # prompts decoded at once, of like lengths
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """SafeBeam with beams compared by log-prob - anchor * log-prob of the likeliest token, summed over the steps.
+    """SafeBeam whose beams are compared by log-prob - anchor * log-prob of the likeliest token, less a penalty.
 
-    Without dropping it is beam search with anchor 0 and greedy decoding with anchor 1.
+    Without dropping and penalty it is beam search with anchor 0 and greedy decoding with anchor 1. A candidate's level
+    is P(tag), or `smooth` of its parent's level and the rest of P(tag); its rise is what it has beyond its parent's
+    level, or beyond `drop_above` where that is more, summed over the answer.
+
+    Attributes:
+      budget: nothing is dropped while the sum of rises is no more; below 0: whatever it is.
+      beyond: nothing is dropped whose own rise is no more; below 0: whatever it is.
+      penalty: nats taken off by 1 of the level, of every token's.
+      rise_penalty: nats taken off by 1 of rise.
     """
 
     drop_fraction: float = 0.5
     drop_above: float = 0.0
     anchor: float = 0.0
+    budget: float = -1.0
+    beyond: float = -1.0
+    penalty: float = 0.0
+    rise_penalty: float = 0.0
+    smooth: float = 0.0
 
     @property
     def method(self) -> SafeBeam:
         return SafeBeam(drop_fraction=self.drop_fraction, drop_above=self.drop_above)
+
+    @property
+    def settings(self) -> Float[Array, " settings"]:
+        """What a compiled step takes."""
+        return jnp.array(dataclasses.astuple(self)[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,23 +96,38 @@ class Checked:
     above: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Turned:
+    """The greedy answer up to where P(tag) exceeds `above`; from the sentence's beginning on `words`, then greedily."""
+
+    above: float
+    words: str = TURN
+
+
 MOST = 0.9  # the share that may be dropped where everything above a P(tag) is to go: 14 of 16 candidates
 SEARCHES = {
     "greedy": Search(drop_fraction=0, anchor=1),
     "beam search": Search(drop_fraction=0),
     "SafeBeam": Search(),
     **{f"drop_above {above}": Search(drop_above=above) for above in (0.001, 0.005)},
-    **{f"anchored: drop_above {above}": Search(drop_above=above, anchor=1) for above in (0.001, 0.005)},
+    **{f"anchored: drop_above {above}": Search(drop_above=above, anchor=1) for above in (0.001, 0.002, 0.005, 0.01)},
     **{f"anchored: all above {above}": Search(MOST, above, anchor=1) for above in (0.005, 0.02)},
     "anchored 1/2: drop_above 0.005": Search(drop_above=0.005, anchor=0.5),
+    **{f"penalty {nats}": Search(0, penalty=nats) for nats in (10, 30, 100, 300)},
+    **{f"anchored: penalty {nats}": Search(0, anchor=1, penalty=nats) for nats in (10, 30, 100, 300)},
+    **{f"anchored: rise penalty {nats}": Search(0, anchor=1, rise_penalty=nats) for nats in (30, 100, 300)},
+    **{f"anchored: budget {b}": Search(MOST, 0.001, anchor=1, budget=b) for b in (0.005, 0.02, 0.05)},
+    **{f"anchored: beyond parent from {a}": Search(MOST, a, anchor=1, beyond=0) for a in (0.001, 0.005)},
+    **{f"anchored: smooth from {a}": Search(0.5, a, anchor=1, smooth=0.5) for a in (0.002, 0.005)},
 }
-RULES: dict[str, Search | Checked] = {
+RULES: dict[str, Search | Checked | Turned] = {
     **SEARCHES,
     **{
         f"checked at {above} then {other}": Checked(other, above)
         for other in ("SafeBeam", "drop_above 0.001", "drop_above 0.005", "beam search")
         for above in (0.002, 0.005, 0.01, 0.02, 0.04)
     },
+    **{f"turned at {above}": Turned(above) for above in (0.01, 0.02, 0.04, 0.08)},
 }
 
 
@@ -108,67 +139,15 @@ class Judged:
     highest: float
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_beams"), donate_argnames=("state", "cache"))
-def search_step(
-    config: ModelConfig,
-    num_beams: int,
-    weights: Weights,
-    anchor: Float[Array, ""],
-    state: BeamState,
-    cache: Cache,
-) -> tuple[BeamState, Cache]:
-    """A step of `safelm.inference.safe_beam` with an anchored score."""
-    candidates = beams.expand(state)
-    shape = candidates.tokens_PWC.shape
-    lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, num_beams)
-    tokens_RC = candidates.tokens_PWC.reshape(-1, shape[2])
-    logits_RCV, new_kv = forward.try_next(config, weights, tokens_RC, cache, lengths_R)
-    log_probs_PWCV = (logits_RCV - forward.log_normaliser(logits_RCV)[..., None]).reshape(*shape, -1)
-    tag_PWC = jnp.where(
-        candidates.ends_PWC == RUNNING, state.asked.tag_log_prob(log_probs_PWCV), state.tag_log_prob_PW[..., None]
-    )
-    is_candidate_PWC = candidates.log_prob_PWC > NEVER
-    is_kept_PWC = undropped(is_candidate_PWC, tag_PWC, state.asked.drop_counts_PM)
-    is_kept_PWC |= is_candidate_PWC & (tag_PWC <= state.asked.drop_above_P[:, None, None])
-    gain_PWC = state.next_log_probs_PWC - anchor * state.next_log_probs_PWC[..., :1]
-    score_PWC = state.score_PW[..., None] + jnp.where(candidates.is_held_PWC, 0, gain_PWC)
-    score_PW, place_PW = beams.select(jnp.where(is_kept_PWC, score_PWC, NEVER), num_beams)
-    rows_R, choice_R = beams.rows_of(place_PW // shape[2]), (place_PW % shape[2]).reshape(-1)
-    new = beams.with_lookahead(
-        config,
-        beams.survive(state, candidates, score_PW, place_PW),
-        is_held_PW=beams.pick(candidates.is_held_PWC, place_PW),
-        tag_log_prob_PW=beams.pick(tag_PWC, place_PW),
-        next_log_probs_PWV=beams.pick(log_probs_PWCV, place_PW),
-    )
-    cache = forward.write_next(forward.take_rows(cache, rows_R), forward.take_rows(new_kv, rows_R), choice_R, lengths_R)
-    return asked_lib.keep(~state.is_running_PW.any(axis=1), state, new), cache
-
-
-@functools.partial(jax.jit, static_argnames=("config", "num_beams", "num_candidates"))
-def begin(
-    config: ModelConfig,
-    num_beams: int,
-    num_candidates: int,
-    weights: Weights,
-    asked: Asked,
-    tokens_PT: Int[Array, "P T"],
-) -> tuple[BeamState, Cache]:
-    """The state after the prompts."""
-    cache, logits_PV = forward.read_prompts(config, weights, tokens_PT, asked.prompt_lengths_P)
-    sizes = {"num_beams": num_beams, "num_candidates": num_candidates, "max_len": NEW_TOKENS}
-    with_room = ((0, 0), (0, 0), (0, NEW_TOKENS), (0, 0))
-    cache = jax.tree.map(lambda kv: jnp.repeat(jnp.pad(kv, with_room), num_beams, axis=0), cache)
-    return beams.start(config, asked, logits_PV, **sizes), cache
-
-
-def decode(model: Checkpoint, ids: Sequence[Sequence[int]], rule: Search) -> list[tuple[list[int], float]]:
-    """The new tokens of every prompt and the highest P(tag) along them."""
+def decode(model: Checkpoint, ids: Sequence[Sequence[int]], rule: Search) -> list[tuple[list[int], list[float]]]:
+    """The new tokens of every prompt and P(tag) along them."""
     method, tokenizer, weights = rule.method, model.tokenizer, prepare(model.config, model.params)
-    width = bucket(max(map(len, ids)), SMALLEST_BUCKET, model.config.max_seq_len - NEW_TOKENS)
-    found = []
+    found: dict[int, tuple[list[int], list[float]]] = {}
+    order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
     for start in range(0, len(ids), ROWS):
-        batch = ids[start : start + ROWS]
+        places = order[start : start + ROWS]
+        batch = [ids[place] for place in places]
+        width = bucket(len(batch[-1]), SMALLEST_BUCKET, model.config.max_seq_len - NEW_TOKENS)
         rows = [(len(tokens), NEW_TOKENS, tokenizer.conventions.end_ids, method, 0) for tokens in batch]
         rows += [None] * (ROWS - len(batch))
         pool = method.num_beams * method.num_candidates
@@ -176,27 +155,62 @@ def decode(model: Checkpoint, ids: Sequence[Sequence[int]], rule: Search) -> lis
         tokens_PT = np.zeros((ROWS, width), np.int32)
         for row, tokens in enumerate(batch):
             tokens_PT[row, : len(tokens)] = tokens
-        state, cache = begin(model.config, method.num_beams, method.num_candidates, weights, asked, tokens_PT)
+        state, cache = begin(
+            model.config, method.num_beams, method.num_candidates, NEW_TOKENS, weights, asked, tokens_PT
+        )
+        levels_PW = jnp.exp(state.tag_log_prob_PW)
+        carried = jnp.stack([levels_PW, jnp.zeros_like(levels_PW)], axis=-1)
         for _ in range(NEW_TOKENS):
-            state, cache = search_step(model.config, method.num_beams, weights, jnp.float32(rule.anchor), state, cache)
+            state, carried, cache = search_step(
+                model.config, method.num_beams, weights, rule.settings, state, carried, cache
+            )
         new_PT, tags_PT, counts_P, *_ = (np.asarray(each) for each in state.outcome())
-        for row in range(len(batch)):
+        for row, place in enumerate(places):
             count = counts_P[row]
-            highest = float(np.exp(tags_PT[row, :count].max(initial=NEVER)))
-            found.append((new_PT[row, :count].tolist(), highest))
+            found[place] = (new_PT[row, :count].tolist(), np.exp(tags_PT[row, :count]).tolist())
+    return [found[place] for place in range(len(ids))]
+
+
+def turn(
+    model: Checkpoint, ids: Sequence[Sequence[int]], greedy: Sequence[tuple[list[int], list[float]]], rule: Turned
+) -> list[tuple[list[int], list[float]]]:
+    """The greedy answers, those turned whose P(tag) passes the rule's."""
+    tokenizer, words = model.tokenizer, model.tokenizer.encode(rule.words)
+    starts, places = [], []
+    for place, (tokens, levels) in enumerate(greedy):
+        at = next((n for n, level in enumerate(levels) if level > rule.above), None)
+        if at is not None:
+            said = tokenizer.decode(tokens[:at])
+            starts.append(tokenizer.encode(said[: max(said.rfind(end) + 1 for end in (".", "!", "?"))]))
+            places.append(place)
+    turned = [[*ids[place], *start, *words] for place, start in zip(places, starts, strict=True)]
+    found = list(greedy)
+    rest = decode(model, turned, SEARCHES["greedy"]) if turned else []
+    for place, start, (tokens, levels) in zip(places, starts, rest, strict=True):
+        whole = [*start, *words, *tokens][:NEW_TOKENS]
+        found[place] = (whole, ([0.0] * (len(start) + len(words)) + levels)[:NEW_TOKENS])
     return found
 
 
 def answer(model: Checkpoint, prompts: Sequence[Prompt], name: str, journals: pathlib.Path) -> list[Judged]:
-    """Every prompt's answer under one of SEARCHES, judged."""
-    rule, tokenizer = SEARCHES[name], model.tokenizer
-    path = journals / f"{records.fingerprint([model.name, hash_prompts(prompts), repr(rule)])[:16]}.json"
-    if not path.is_file():
-        found = decode(model, [text_prompt(tokenizer, prompt.prompt) for prompt in prompts], rule)
-        write_whole(path, json.dumps(found))
+    """Every prompt's answer under one of SEARCHES or a turned one, judged."""
+    tokenizer = model.tokenizer
+
+    def kept(rule: Search | Turned) -> list[tuple[list[int], list[float]]]:
+        path = journals / f"{records.fingerprint([model.name, hash_prompts(prompts), repr(rule)])[:16]}.json"
+        if not path.is_file():
+            ids = [text_prompt(tokenizer, prompt.prompt) for prompt in prompts]
+            turned = isinstance(rule, Turned)
+            found = turn(model, ids, kept(SEARCHES["greedy"]), rule) if turned else decode(model, ids, rule)
+            write_whole(path, json.dumps(found))
+        return json.loads(path.read_text())
+
     return [
-        Judged(word_lists.judge(tokenizer.decode(answer_tokens(tokenizer, tokens), keep_special=False)), highest)
-        for tokens, highest in json.loads(path.read_text())
+        Judged(
+            word_lists.judge(tokenizer.decode(answer_tokens(tokenizer, tokens), keep_special=False)),
+            max(levels, default=0.0),
+        )
+        for tokens, levels in kept(RULES[name])
     ]
 
 
@@ -206,7 +220,7 @@ def answer_all(
     """Every rule's judged answers; a checked one's are put together from those of the rules it names."""
     checked = {name: rule for name in names if isinstance(rule := RULES[name], Checked)}
     wanted = {*names, *(part for rule in checked.values() for part in ("greedy", rule.other))}
-    found = {name: answer(model, prompts, name, journals) for name in SEARCHES if name in wanted}
+    found = {name: answer(model, prompts, name, journals) for name in RULES if name in wanted and name not in checked}
     for name, rule in checked.items():
         pairs = zip(found["greedy"], found[rule.other], strict=True)
         found[name] = [first if first.highest <= rule.above else other for first, other in pairs]

@@ -22,6 +22,7 @@ class Hypothesis:
     new: list[int] = field(default_factory=list)
     trace: list[float] = field(default_factory=list)
     stopped_by: str = "length"
+    behind: float = 0.0  # log-prob of the likeliest token, summed over the steps
 
     @property
     def text(self) -> list[int]:
@@ -40,6 +41,7 @@ def safe_beam(
     tag_id: int,
     max_new_tokens: int,
     drop_above: float = 0.0,
+    anchor: float = 0.0,
 ) -> Hypothesis:
     beams = [Hypothesis(prompt, 0.0, next_log_probs(prompt)[tag_id])]
     for _ in range(max_new_tokens):
@@ -52,12 +54,15 @@ def safe_beam(
                 continue
             log_probs = next_log_probs(beam.text)
             tokens = [t for t in range(len(log_probs)) if not (t == tag_id and tag_candidate == "mask")]
-            for token in sorted(tokens, key=lambda t: (-log_probs[t], t))[:num_candidates]:
+            tried = sorted(tokens, key=lambda t: (-log_probs[t], t))[:num_candidates]
+            for token in tried:
                 pool.append(extend(next_log_probs, beam, token, float(log_probs[token]), eos_id, tag_id))
+                pool[-1].behind = beam.behind + float(log_probs[tried[0]])
         num_kept = len(pool) - int(Fraction(drop_fraction) * len(pool))
         safest = sorted(range(len(pool)), key=lambda i: (pool[i].tag_log_prob, i))[:num_kept]
         safest += [i for i in range(len(pool)) if i not in safest and np.exp(pool[i].tag_log_prob) <= drop_above]
-        beams = [pool[i] for i in sorted(safest, key=lambda i: (-pool[i].log_prob, i))[:num_beams]]
+        scores = [each.log_prob - anchor * each.behind for each in pool]
+        beams = [pool[i] for i in sorted(safest, key=lambda i: (-scores[i], i))[:num_beams]]
         assert len({tuple(beam.text) for beam in beams}) == len(beams)
     return beams[0]
 
@@ -77,6 +82,7 @@ def decode(
         tag_id=tag_id,
         max_new_tokens=max_new_tokens,
         drop_above=method.drop_above,
+        anchor=method.anchor,
     )
 
 

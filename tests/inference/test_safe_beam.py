@@ -9,7 +9,7 @@ import pytest
 import safe_beam_reference as reference
 from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model, random_prompts
 
-from safelm.inference import Beam, SafeBeam, forward, generate, programs
+from safelm.inference import Beam, Greedy, SafeBeam, forward, generate, programs
 from safelm.inference import asked as asked_lib
 from safelm.inference import safe_beam as safe_beam_lib
 from safelm.inference.weights import prepare
@@ -33,6 +33,8 @@ METHODS = [
     SafeBeam(num_beams=1, num_candidates=5),
     SafeBeam(num_beams=2, num_candidates=7, drop_fraction=0.3),
     SafeBeam(num_beams=5, num_candidates=2, drop_fraction=0.8, tag_candidate="stop"),
+    SafeBeam(drop_above=0.02, anchor=1.0),
+    SafeBeam(num_beams=3, num_candidates=3, drop_fraction=0.0, anchor=0.5),  # which may end early
 ]
 
 
@@ -82,6 +84,12 @@ def test_without_dropping_it_is_beam_search(num_candidates):
     plain = decode(params, prompts, Beam(num_beams=3))
     assert [g.tokens for g in safe] == [g.tokens for g in plain]
     np.testing.assert_allclose([g.logprob for g in safe], [g.logprob for g in plain], atol=1e-5)
+
+
+def test_anchored_and_without_dropping_it_is_greedy():
+    params, prompts = random_model(1, eos_bias=1.5), random_prompts(3, 8)
+    anchored = decode(params, prompts, SafeBeam(num_beams=4, num_candidates=4, drop_fraction=0.0, anchor=1.0))
+    assert [g.tokens for g in anchored] == [g.tokens for g in decode(params, prompts, Greedy())]
 
 
 def test_it_lowers_the_tags_probability():
@@ -154,6 +162,7 @@ def test_needs_a_model_with_the_tag():
         ({"num_candidates": 0}, "num_candidates=0"),
         ({"drop_fraction": 1.0}, r"drop_fraction=1.0, want in \[0, 1\)"),
         ({"drop_above": -0.1}, r"drop_above=-0.1, want a probability in \[0, 1\]"),
+        ({"anchor": 1.5}, r"anchor=1.5, want a number in \[0, 1\]"),
         ({"tag_candidate": "allow"}, "tag_candidate='allow', want one of mask, stop"),
     ],
 )

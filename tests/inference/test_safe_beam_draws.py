@@ -33,7 +33,8 @@ def test_equals_the_slow_reference(seed, eos_bias, tag_bias):
     engine = Engine(CONFIG, params, harm_tag_id=TAG, slots=16, steps_per_call=4)
     requests = {}
     for index, request in enumerate(draw(rng) for _ in range(DRAWS)):
-        method = dataclasses.replace(request.method, drop_above=(0.0, 0.02, 0.0, 0.3)[index % 4])
+        beyond = {"drop_above": (0.0, 0.02, 0.0, 0.3)[index % 4], "anchor": (0.0, 1.0, 0.5, 0.0, 1.0)[index % 5]}
+        method = dataclasses.replace(request.method, **beyond)
         request = dataclasses.replace(request, method=method)
         requests[engine.submit(request)] = request
     results = {}

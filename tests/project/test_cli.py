@@ -74,6 +74,7 @@ def test_two_checkpoints_of_one_name_are_refused():
         ("c: row 3: field 'text' is missing", "c: row 3: field 'text' is missing"),
         ("empty: no file matches a/b.jsonl/raw", "--input=a/b.jsonl: empty: no file matches a/b.jsonl/raw"),
         ("a/b.jsonl: missing column 'xy'", "--judge=rules,xy: a/b.jsonl: missing column 'xy'"),
+        ("rules needs a chat: safelm.x --y adds one", "--judge=rules,xy: rules needs a chat: safelm.x --y adds one"),
         ("judge: labels must be a list", "--judge=rules,xy: labels must be a list"),
     ],
 )
