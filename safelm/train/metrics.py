@@ -31,7 +31,9 @@ from safelm.io.progress import ProgressFile
 from safelm.train.step import StepMetrics
 from safelm.train.trackers import Tracker
 
-# Dense bfloat16 FLOP/s of one JAX device, by the start of its `device_kind` (the longest that fits).
+# Dense bfloat16 FLOP/s of one JAX device, sums in float32, by the whole words that its `device_kind` begins with (the
+# longest that fits): from Google's pages on TPU versions and NVIDIA's data sheets, whose rates with sparsity are twice
+# these.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,  # a device is a core, two on a chip
     "TPU v3": 61.5e12,
@@ -44,9 +46,19 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,  # v6e
     "TPU v6e": 918e12,
     "TPU7x": 1153.5e12,  # a device is one of a chip's two dies
+    "NVIDIA A10": 125e12,
+    "NVIDIA A30": 165e12,
+    "NVIDIA A40": 150e12,
     "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA H100": 989e12,  # SXM
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200": 989e12,
     "NVIDIA B200": 2250e12,
 }
 
@@ -55,7 +67,9 @@ def peak_flops(device_kind: str, configured: float | int = 0.0) -> float | None:
     """The peak FLOP/s of a device: as configured, else from the table, else None (a CPU, an unknown chip)."""
     if configured:
         return float(configured)
-    fitting = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
+    fitting = [
+        name for name in PEAK_FLOPS if device_kind.startswith(name) and not device_kind[len(name) :][:1].isalnum()
+    ]
     return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 

@@ -96,7 +96,7 @@ def with_transformers(language_model, prompt: list[int], count: int, unused: int
     """`generate` without an end of sequence."""
     import torch
 
-    tokens = torch.tensor([prompt])
+    tokens = torch.tensor([prompt], device=language_model.device)
     with torch.inference_mode():
         out = language_model.generate(
             tokens,
@@ -116,10 +116,11 @@ def plain_safe_beam(language_model, prompt: list[int], tag: int, max_new_tokens:
     from transformers import DynamicCache
 
     with torch.inference_mode():
-        cache = DynamicCache()
+        cache, device = DynamicCache(), language_model.device
         if len(prompt) > 1:
-            language_model(torch.tensor([prompt[:-1]]), past_key_values=cache)
-        last, log_prob, made = torch.tensor([[prompt[-1]]]), torch.zeros(1), torch.zeros((1, 0), dtype=torch.long)
+            language_model(torch.tensor([prompt[:-1]], device=device), past_key_values=cache)
+        last, log_prob = torch.tensor([[prompt[-1]]], device=device), torch.zeros(1, device=device)
+        made = torch.zeros((1, 0), dtype=torch.long, device=device)
         for _ in range(max_new_tokens):
             logits = language_model(last, past_key_values=cache).logits[:, -1].log_softmax(-1)
             logits[:, tag] = -torch.inf

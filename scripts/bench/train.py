@@ -3,15 +3,17 @@
     scripts/bench/rivals.sh                             # once: .venv-bench with LitGPT
     python scripts/bench/train.py                       # CPU: 1.84M parameters at 16 x 256, SmolLM2-135M at 1 x 512
     python scripts/bench/train.py --shapes=tiny --rounds=7
-    python scripts/bench/train.py --device=gpu          # 135M, 360M and 1.7B in bfloat16 at length 2048, with MFU
+    python scripts/bench/train.py --device=gpu --apart  # 135M, 360M and 1.7B in bfloat16 at length 2048, with MFU
 
 All sides do the same work on the same weights and batch: forward, mean cross-entropy, backward, clip to norm 1, AdamW.
 Their losses before the first three updates must agree, or the run ends with an error. SafeLM's step is the one that
 `safelm.train` compiles for such a config; each row is one document, and its mask is computed all the same, which the
 others do not have. Each rival runs eagerly and through torch.compile, with PyTorch's fused AdamW: quote the faster.
+"pytorch" is a plain Llama that needs no more than PyTorch (`scripts/bench/plain_torch.py`); it runs where it is named.
 Every side is a process of its own on the same cores, one at work at a time; in every round each does its steps in turn,
 so load on the machine hits all alike. A ratio is theirs / ours by medians within a round; the table gives the median
-over rounds and the smallest and largest.
+over rounds and the smallest and largest. With --apart a side does all its rounds and ends before the next one starts:
+for models of which a device's memory holds one, on a machine that does nothing else.
 """
 
 import argparse
@@ -106,13 +108,15 @@ def commands(folder: str, device: str, threads: int, rivals_python: str) -> dict
     torch_device = "cuda" if device == "gpu" else "cpu"
     options = [str(HERE / "train_torch.py"), folder, f"--threads={threads}", f"--device={torch_device}"]
     sides: dict[str, list[str] | str] = {OURS: ours}
-    here = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    torch_here = importlib.util.find_spec("torch") is not None
+    here = torch_here and importlib.util.find_spec("transformers") is not None
     pythons = {
         "litgpt": (
             rivals_python,
             os.access(rivals_python, os.X_OK),
             f"no {rivals_python}: scripts/bench/rivals.sh",
         ),
+        "pytorch": (sys.executable, torch_here, "torch is not installed"),
         "transformers": (sys.executable, here, "torch and transformers are not installed: the extra `parity`"),
     }
     for kind, (python, exists, reason) in pythons.items():
@@ -145,10 +149,16 @@ def race(name: str, shape: tuple, args: argparse.Namespace) -> None:
         settings = json.loads(Path(folder, "settings.json").read_text())
         sides: list[Side] = []
         try:
+            tolerance = 2e-4 if settings["dtype"] == "float32" else 2e-2
             for side, command in commands(folder, args.device, args.threads, args.rivals_python).items():
-                start(sides, side, command, environment, args.only)
-            check_losses(sides, 2e-4 if settings["dtype"] == "float32" else 2e-2)
-            for number in range(args.rounds):
+                if start(sides, side, command, environment, args) and args.apart:
+                    check_losses(sides, tolerance)
+                    for _ in range(args.rounds):
+                        sides[-1].turn(shape[5])
+                    sides[-1].close()
+                    tell(name, settings, sides[0], sides[-1])
+            check_losses(sides, tolerance)
+            for number in range(0 if args.apart else args.rounds):
                 first = number % len(sides)
                 for side in sides[first:] + sides[:first]:
                     side.turn(shape[5])
@@ -158,20 +168,40 @@ def race(name: str, shape: tuple, args: argparse.Namespace) -> None:
     report(name, settings, sides, args)
 
 
-def start(sides: list[Side], name: str, command: list[str] | str, environment: dict[str, str], only: str) -> None:
-    """Adds a side that has compiled and done three steps; says why where it can't."""
-    if name != OURS and not name.startswith(tuple(only.split(","))):
-        return
+def tell(shape: str, settings: dict[str, Any], ours: Side, side: Side) -> None:
+    """One JSON line as soon as a side is done, so that a run that is cut short has told of those before."""
+    about = {name: ours.about[name] for name in ("device", "flops_per_token", "peak_flops")}
+    sizes = {"tokens": settings["batch_size"] * settings["seq_len"], "num_params": settings["num_params"]}
+    milliseconds = [round(value * 1e3, 2) for seconds in side.rounds for value in seconds]
+    record = {"shape": shape, "side": side.name, **sizes, **about, "ms": milliseconds, "losses": side.about["losses"]}
+    print(json.dumps(record), flush=True)
+
+
+def is_wanted(name: str, args: argparse.Namespace) -> bool:
+    """Whether a side takes part: ours always, others by `--sides` or `--only`."""
+    if args.sides is not None:
+        return name == OURS or name in args.sides.split(";")
+    return name == OURS or name.startswith(tuple(args.only.split(",")))
+
+
+def start(
+    sides: list[Side], name: str, command: list[str] | str, environment: dict[str, str], args: argparse.Namespace
+) -> bool:
+    """Adds a side that has compiled and done three steps; where it can't, says why and returns False."""
+    if not is_wanted(name, args):
+        return False
     try:
         if isinstance(command, str):
             raise RuntimeError(f"{name} skipped: {command}")
         began = time.perf_counter()
         sides.append(Side(name, command, environment))
         print(f"{name}: compiled after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        return True
     except RuntimeError as error:
         if name == OURS:
             raise
         print(error, flush=True)
+        return False
 
 
 def check_losses(sides: list[Side], tolerance: float) -> None:
@@ -218,6 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores for every side")
     parser.add_argument("--only", default="litgpt,transformers", help="rivals whose name starts so; 'none' for none")
+    parser.add_argument("--sides", help="the rivals by their whole names, as 'pytorch, torch.compile;transformers'")
+    parser.add_argument("--apart", action="store_true", help="one side after the other, never two in memory")
     parser.add_argument("--rivals_python", default=str(HERE.parents[1] / ".venv-bench/bin/python"))
     args = parser.parse_args(arguments)
     shapes = (args.shapes or ",".join(name for name in SHAPES[args.device] if name != "smoke")).split(",")

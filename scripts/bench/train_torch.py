@@ -1,4 +1,4 @@
-"""A PyTorch side of `scripts/bench/train.py`, not started by hand: LitGPT's or transformers' model with torch's AdamW.
+"""A PyTorch side of `scripts/bench/train.py`, not started by hand: LitGPT's, transformers' or a plain model, AdamW.
 
 Needs no SafeLM, so that it can run in another environment. Reads the folder that the parent wrote (settings.json,
 model.safetensors, batch.npz), then obeys lines on stdin: a number of steps to do. Answers each with one JSON line.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_torch
 import torch
 from safetensors.torch import load_file
 
@@ -84,6 +85,8 @@ def loss_function(kind: str, compile_model: bool) -> Callable[..., torch.Tensor]
         from litgpt.utils import chunked_cross_entropy
 
         return lambda model, inputs, targets: chunked_cross_entropy(model(inputs), targets)
+    if kind == "pytorch":
+        return lambda model, inputs, targets: model.loss(inputs, targets)
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     def causal_lm(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -96,7 +99,7 @@ def loss_function(kind: str, compile_model: bool) -> Callable[..., torch.Tensor]
 def make_step(args: argparse.Namespace, folder: Path) -> Callable[[], torch.Tensor]:
     """One update: forward, loss, backward, clip, AdamW; its loss before the update."""
     settings = json.loads((folder / "settings.json").read_text())
-    make = litgpt_model if args.kind == "litgpt" else transformers_model
+    make = {"litgpt": litgpt_model, "transformers": transformers_model, "pytorch": plain_torch.model}[args.kind]
     model = make(settings["hugging_face"], load_file(folder / "model.safetensors")).to(args.device).train()
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
@@ -117,6 +120,8 @@ def make_step(args: argparse.Namespace, folder: Path) -> Callable[[], torch.Tens
     compute_loss = loss_function(args.kind, args.compile)
     if args.compile and args.kind == "litgpt":
         model = torch.compile(model)  # as litgpt/pretrain.py does
+    if args.compile and args.kind == "pytorch":
+        model.compile_parts()
     autocast = torch.autocast(args.device, torch.bfloat16, enabled=settings["dtype"] == "bfloat16")
 
     def step() -> torch.Tensor:
@@ -135,7 +140,7 @@ def main() -> None:
     """Warms up by two steps (the second compiles nothing more), then times steps as asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kind", choices=("litgpt", "transformers"), required=True)
+    parser.add_argument("--kind", choices=("litgpt", "transformers", "pytorch"), required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--optimizer", choices=("fused", "foreach"), default="fused")

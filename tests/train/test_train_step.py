@@ -180,6 +180,8 @@ def test_mfu_formula():
     assert config.flops_per_token(2048) == 6 * (134_515_008 - norms) + attention
     assert train_metrics.peak_flops("TPU v5 lite") == 197e12
     assert train_metrics.peak_flops("TPU v5p") == 459e12 and train_metrics.peak_flops("TPU v4") == 275e12
+    assert train_metrics.peak_flops("NVIDIA H100 80GB HBM3") == 989e12 != train_metrics.peak_flops("NVIDIA H100 PCIe")
+    assert train_metrics.peak_flops("NVIDIA A10G") is None, "another chip than the A10"
     assert train_metrics.peak_flops("cpu") is None and train_metrics.peak_flops("cpu", 1.5e11) == 1.5e11
 
 
