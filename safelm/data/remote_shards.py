@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -56,6 +57,7 @@ class RemoteShards:
         """Checks names and sizes by listing the store; FileNotFoundError or ValueError names the file."""
         self.url, self._infos, self._dtype, self._folder = url, shards, np.dtype(dtype), folder
         self._mapped: dict[File, np.ndarray] = {}
+        self._unmapped = sum(kind != "sums" for info in shards for kind in info.files)
         self._lock, self._file_locks = threading.Lock(), collections.defaultdict(threading.Lock)
         self._to_copy: collections.deque[File] = collections.deque()
         self._asked: set[File] = set()
@@ -64,8 +66,13 @@ class RemoteShards:
         self._in_parts = [self._files_in_parts(shard) for shard in range(len(shards))]
         self._blocks = RemoteBlocks(lambda those: self.bring(those, "sums"), lambda shard: self.local("sums", shard))
         self._check_listing()
-        self.tokens = [self.numbers("tokens", index) for index in range(len(shards))]
+        self.tokens: list[Any] = [self.numbers("tokens", index) for index in range(len(shards))]
         self.bounds = ShardBounds(self, len(shards))
+
+    @property
+    def is_all_here(self) -> bool:
+        """Whether every file that reading takes is local by now: from then on nothing is waited for."""
+        return self._unmapped == 0
 
     def numbers(self, kind: str, shard: int) -> "ShardNumbers":
         """A shard's tokens, or its channel with a number for each, as they are in the file."""
@@ -105,6 +112,8 @@ class RemoteShards:
         for kind in sorted({kind for kind, _ in small}):
             self.bring(sorted(shard for each, shard in small if each == kind), kind)
         by_blocks = {(kind, shard) for kind, shard in files if self.whole(kind, shard) is None}
+        if not by_blocks:
+            return
         blocks = set()
         for shard, start, stop in zip(shards.tolist(), starts.tolist(), stops.tolist(), strict=True):
             for kind, file in self._in_parts[shard].items():
@@ -206,7 +215,11 @@ class RemoteShards:
             else:
                 array = np.load(io.BytesIO(_read_checked(url, size, sha256)), allow_pickle=False)
             self._check_array(kind, shard, array)
-            self._mapped[kind, shard] = array
+            with self._lock:
+                if kind == "tokens":
+                    self.tokens[shard] = array
+                self._mapped[kind, shard] = array
+                self._unmapped -= kind != "sums"
             return array
 
     def _spare_bytes(self) -> int:

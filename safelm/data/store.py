@@ -151,6 +151,11 @@ class TokenStore:
         return self._remote is not None
 
     @property
+    def is_all_here(self) -> bool:
+        """Whether reading waits for nothing: a local store, or a remote one whose files are all in the cache by now."""
+        return self._remote is None or self._remote.is_all_here
+
+    @property
     def is_large(self) -> bool:
         """Whether reading all of it takes longer than one wants to wait when it is opened."""
         size = sum(file.bytes for shard in self.manifest.shards for file in shard.files.values())

@@ -36,6 +36,7 @@ class Stream:
         self.eos_id = np.repeat(np.array(eos_ids, np.int32), [len(store.shard_tokens) for store in stores])  # by shard
         self._first_shard = np.cumsum([0] + [len(store.shard_tokens) for store in stores])
         self._places = [(store, index) for store in stores for index in range(len(store.shard_tokens))]
+        self._afar = tuple(number for number, store in enumerate(stores) if store.is_remote)  # replaced whole
         self._constants = {channel.name: self._constants_of(channel) for channel in self.channels}
 
     def __reduce__(self):
@@ -61,14 +62,16 @@ class Stream:
         local_n2 = np.stack([start_n, stop_n - 1], axis=1) - self.shard_start[shard_n, None]
         found_n2, begin_n = np.empty_like(local_n2), np.empty_like(start_n)
         order = np.argsort(shard_n, kind="stable")
-        heads = np.flatnonzero(np.diff(shard_n[order], prepend=-1)).tolist()
+        sorted_n, local_n2 = shard_n[order], local_n2[order]  # by shard, so that what follows takes slices
+        sorted_found_n2, sorted_begin_n = np.empty_like(found_n2), np.empty_like(begin_n)
+        heads = np.flatnonzero(np.diff(sorted_n, prepend=-1)).tolist()
         bounds = {}
         for head, stop in zip(heads, [*heads[1:], len(order)], strict=True):
-            chosen = order[head:stop]
-            shard = int(shard_n[chosen[0]])
+            shard = int(sorted_n[head])
             bounds[shard] = self._bounds(shard)
-            found_n2[chosen] = bounds[shard].searchsorted(local_n2[chosen], "right")
-            begin_n[chosen] = bounds[shard][found_n2[chosen, 0] - 1]
+            found = bounds[shard].searchsorted(local_n2[head:stop], "right")
+            sorted_found_n2[head:stop], sorted_begin_n[head:stop] = found, bounds[shard][found[:, 0] - 1]
+        found_n2[order], begin_n[order] = sorted_found_n2, sorted_begin_n
         found_n2[:, 1] += 1
         wanted = zip(shard_n.tolist(), found_n2.tolist(), strict=True)
         ends = np.concatenate([bounds[shard][first:last] for shard, (first, last) in wanted])
@@ -79,11 +82,9 @@ class Stream:
         self, shard_n: Int[np.ndarray, " n"], start_n: Int[np.ndarray, " n"], stop_n: Int[np.ndarray, " n"]
     ) -> None:
         """Fetches the tokens [start, stop) of the stream, each within a shard, together from every remote store."""
-        for number, store in enumerate(self._stores):
-            if store.is_remote:
-                chosen = self._of_store(shard_n, number)
-                begin = self.store_start[number]
-                store.prefetch(start_n[chosen] - begin, stop_n[chosen] - begin)
+        for number, store in self._stores_afar():
+            chosen, begin = self._of_store(shard_n, number), self.store_start[number]
+            store.prefetch(start_n[chosen] - begin, stop_n[chosen] - begin)
 
     def constants(self, channel: Channel, shard_n: Int[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         """The one value that a channel has in each of these shards, NaN where it has several."""
@@ -127,7 +128,14 @@ class Stream:
         return store.shard_bounds[index]
 
     def _fetch_documents(self, shard_n: np.ndarray) -> None:
-        for number, store in enumerate(self._stores):
-            if store.is_remote:
-                shards = shard_n[self._of_store(shard_n, number)] - self._first_shard[number]
-                store.fetch_documents(shards)
+        for number, store in self._stores_afar():
+            store.fetch_documents(shard_n[self._of_store(shard_n, number)] - self._first_shard[number])
+
+    def _stores_afar(self) -> list[tuple[int, TokenStore]]:
+        """The stores that may have to be waited for; those that came in whole are read as local ones are."""
+        for number in self._afar:
+            if self._stores[number].is_all_here:
+                first, stop = self._first_shard[number : number + 2]
+                self.tokens[first:stop] = self._stores[number].shard_tokens
+                self._afar = tuple(other for other in self._afar if other != number)
+        return [(number, self._stores[number]) for number in self._afar]
