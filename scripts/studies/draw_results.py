@@ -11,6 +11,8 @@ Every study keeps its figures in a JSON file with the command and the machine th
     columns   head; unit, written behind every number ("%", "x"); digits, behind the point (default: as in the file);
               drawn: whether the picture has this column
     rows      name; values, one a column: a number, [value, low, high] with a 95% interval, words, or null
+    curves    if there, what the picture shows instead of columns, both axes logarithmic: name; x and y, labels;
+              points, [x, value, lowest, highest]; law, [a, b] of the line y = a + b * x
 
 The pictures bring their own background and follow the reader's light or dark scheme.
 """
@@ -26,6 +28,7 @@ from safelm.report import charts, table
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 DATA, PICTURES, PAGES = DOCS / "results" / "data", DOCS / "images" / "results", DOCS / "results"
+CURVES_IN_A_ROW = 3
 COLORS = {charts.GOOD: "first", charts.WARM: "second", charts.BAD: "third"}  # of the columns that are drawn
 
 STYLE = """
@@ -67,15 +70,50 @@ def markdown(study: dict[str, Any]) -> str:
 
 def draw(study: dict[str, Any], name: str) -> str:
     """The study's picture as SVG."""
+    if "curves" in study:
+        height = 2.2 * -(-len(study["curves"]) // CURVES_IN_A_ROW) + 0.6
+        return _finished(charts.svg(_draw_curves, study, (charts.WIDE, height), name, study["title"], study["axis"]))
     drawn = [place for place, column in enumerate(study["columns"]) if column.get("drawn")]
     rows = [row for row in study["rows"] if any(estimate(row["values"][place]) for place in drawn)]
     height = 1.15 + len(rows) * (0.34 + 0.12 * (len(drawn) - 1)) + 0.25 * (len(drawn) > 1)
-    picture = str(charts.svg(_draw, (study, rows, drawn), (charts.WIDE, height), name, study["title"], study["axis"]))
+    values = (study, rows, drawn)
+    return _finished(charts.svg(_draw, values, (charts.WIDE, height), name, study["title"], study["axis"]))
+
+
+def _finished(picture: str) -> str:
+    """The picture with its own background, following the reader's light or dark scheme."""
+    picture = str(picture)
     for color, variable in COLORS.items():
         picture = picture.replace(color, f"var(--{variable})")
     paper = '<rect width="100%" height="100%" rx="8" style="fill: var(--paper); stroke: var(--edge)"/>'
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     return picture.replace("<svg ", head, 1).replace("</desc>", f"</desc><style>{STYLE}</style>{paper}", 1)
+
+
+def _draw_curves(axis: Any, study: dict[str, Any]) -> None:
+    """A small panel for each curve: medians with their ranges, and the law as a line."""
+    whole, axis_count = axis.get_figure(root=True), len(study["curves"])
+    axis.remove()
+    whole.suptitle(study["title"], x=0.02, ha="left", fontsize=12, fontweight="bold")
+    whole.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    panels = whole.subplots(-(-axis_count // CURVES_IN_A_ROW), CURVES_IN_A_ROW, squeeze=False).flat
+    for curve, panel in zip(study["curves"], panels, strict=False):  # in this order, so that no panel is lost
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        x, middle, low, high = zip(*curve["points"], strict=True)
+        a, b = curve["law"]
+        line = [x[0] * (x[-1] / x[0]) ** (step / 40) for step in range(41)]
+        panel.plot(line, [a + b * at for at in line], color=charts.WARM, linewidth=1.5, zorder=2)
+        panel.vlines(x, low, high, color=charts.GOOD, linewidth=2, zorder=3)
+        panel.plot(x, middle, "o", color=charts.GOOD, markersize=4, zorder=4)
+        panel.set_title(curve["name"], fontsize=10)
+        panel.set_xlabel(curve["x"], fontsize=8)
+        panel.set_ylabel(curve["y"], fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.minorticks_off()
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in list(panels):
+        panel.remove()
 
 
 def _draw(axis: Any, values: tuple[dict[str, Any], list[dict[str, Any]], list[int]]) -> None:
