@@ -58,7 +58,8 @@ def block(
     if config.qk_norm:
         q_BTNH = _head_norm(config, q_BTNH, weights.norms["query_norm"])
         k_BTKH = _head_norm(config, k_BTKH, weights.norms["key_norm"])
-    q_BTNH, k_BTKH = attention.rotate(q_BTNH, *rope), attention.rotate(k_BTKH, *rope)
+    rotate = attention.rotate_by_product if config.attention == "splash" else attention.rotate
+    q_BTNH, k_BTKH = rotate(q_BTNH, *rope), rotate(k_BTKH, *rope)
     if (scalar := config.query_pre_attn_scalar or config.head_dim) != config.head_dim:
         q_BTNH *= math.sqrt(config.head_dim / scalar)
     x_BTD += _after(config, weights, "attention", weights.output(attend(q_BTNH, k_BTKH, v_BTKH)))

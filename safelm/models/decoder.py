@@ -33,7 +33,7 @@ from safelm.models import attention, attention_kernels, lora, routing, sharding
 from safelm.models.arrays import ArrayLike, Params
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import REMAT_POLICIES, ModelConfig
-from safelm.models.projection import project
+from safelm.models.projection import from_heads, project, to_heads
 from safelm.models.routing import Routes
 
 __all__ = [
@@ -131,20 +131,20 @@ class Block(nn.Module):
         if "window" in own:
             visible = attention.windowed(visible, own["window"])
         of_attention, of_mlp = _Kernels(c, name="attention")(), _Kernels(c, name="mlp")()
-        adapters = _Kernels(c, name="lora")() if c.lora else {}
+        adapters, is_flat = _Kernels(c, name="lora")() if c.lora else {}, c.attention == "splash"
         norms = {name: part["scale"] for name, part in c.block_shapes.items() if "scale" in part}
 
         def heads(name: str) -> Callable[[jax.Array], jax.Array]:
             bias = of_attention.get(f"{name}_bias")
 
-            def to_heads(x_BTD: jax.Array) -> jax.Array:
-                out_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, of_attention[name])
+            def product(x_BTD: jax.Array) -> jax.Array:
+                out_BTNH = to_heads(x_BTD, of_attention[name], is_flat=is_flat)
                 return out_BTNH if bias is None else out_BTNH + bias
 
-            return to_heads
+            return product
 
         products = {name: heads(name) for name in ("query", "key", "value")}
-        products["output"] = lambda out_BTNH: jnp.einsum("btnh,nhd->btd", out_BTNH, of_attention["output"])
+        products["output"] = lambda out_BTNH: from_heads(out_BTNH, of_attention["output"], is_flat=is_flat)
         products |= {name: lambda x_BTD, name=name: project(x_BTD, of_mlp[name]) for name in of_mlp}
         if routes is not None:
             products = routing.products(c, routes, of_attention, of_mlp)

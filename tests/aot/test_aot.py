@@ -1,5 +1,6 @@
 """Ahead-of-time compilation: topologies, the plan's candidates, verdicts, and a real step compiled for a TPU slice."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from safelm.train import config as train_config
 from safelm.train.config import default_config
 
 ROOT = Path(__file__).parents[2]
+CYCLE_SECONDS = {"0.0.42.1": 1.3408e-3}  # of `small_step` on v5e by libtpu's cycle counts
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu (the extra tpu)")
 
 
@@ -137,17 +139,25 @@ def aot(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
 
 
-@needs_libtpu
-def test_a_real_step_compiles_for_a_slice_with_the_kernel_and_the_collectives_counted_by_hand(tmp_path):
+@pytest.fixture(scope="module")
+def small_step(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """A real step compiled for a slice, and the folder of its report."""
+    folder = tmp_path_factory.mktemp("step")
     sizes = {"vocab_size": 1000, "num_layers": 3, "d_model": 256, "d_ff": 512, "num_heads": 4, "num_kv_heads": 2}
     done = aot(
         "--topology=v5e:2x2",
-        f"--output={tmp_path / 'found.json'}",
+        f"--output={folder / 'found.json'}",
         *(f"--config.model.{name}={value}" for name, value in sizes.items()),
         *("--config.batch_size=16", "--config.seq_len=256", "--config.grad_accum_steps=2"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads((tmp_path / "found.json").read_text())
+    return done, folder
+
+
+@needs_libtpu
+def test_a_real_step_compiles_for_a_slice_with_the_kernel_and_the_collectives_counted_by_hand(small_step):
+    done, folder = small_step
+    report = json.loads((folder / "found.json").read_text())
     assert report["fits"] and "fits" in done.stdout and 0 < report["memory"]["peak"] < report["memory"]["available"]
     assert report["settings"]["mesh.fsdp"] == report["chips"] == 4  # the mesh was left open
     kernels = report["attention"]["kernels_in_program"]
@@ -158,8 +168,18 @@ def test_a_real_step_compiles_for_a_slice_with_the_kernel_and_the_collectives_co
     once = 2 * 3 * layer * 3 / 4  # the layers in bfloat16, as a chip sends them to three others
     gathered = report["collectives"]["ici all-gather"]["bytes_by_dtype"]["bf16"]
     assert 2 * 2 * once <= gathered <= 1.35 * 2 * 2 * once  # two micro-batches, forward and backward; and embeddings
-    side_files.assert_only_documents("aot", tmp_path)
+    side_files.assert_only_documents("aot", folder)
     assert 0 < report["mfu"] < 1 and report["time"]["step"] <= report["time"]["nothing_overlapping"]
+
+
+@needs_libtpu
+def test_the_cycle_counts_of_a_step_stay_within_five_percent(small_step):
+    """Of libtpu 0.0.42.1; of another compiler they are another number, to be written here."""
+    version = importlib.metadata.version("libtpu")
+    if version not in CYCLE_SECONDS:
+        pytest.skip(f"no cycle counts of libtpu {version} are written down")
+    report = json.loads((small_step[1] / "found.json").read_text())
+    assert report["time"]["by_compiler_cycles"] == pytest.approx(CYCLE_SECONDS[version], rel=0.05)
 
 
 @pytest.mark.parametrize(
