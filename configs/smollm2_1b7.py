@@ -14,8 +14,8 @@ remat dots, 2 rows a chip in a micro-batch; estimates, not measurements: the roo
                libtpu 0.0.42.1: 8.1 of 15.75 GiB a chip; 0.641 s a step at best (MFU 74%), 1.131 s by cycles (42%);
                collectives 0.154 s, 0.106 s of them not hidden: gradients are still all-reduced, not scattered
     v5e:4x4    --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.remat=dots --config.grad_accum_steps=32
-               libtpu 0.0.42.1: 11.1 of 15.75 GiB a chip; 9.53 s a step at best (MFU 80%), 17.7 s by cycles (43%);
-               collectives 3.25 s, 0.31 s of them not hidden
+               libtpu 0.0.42.1: 9.9 of 15.75 GiB a chip; 9.12 s a step at best (MFU 84%), 15.3 s by cycles (50%);
+               collectives 3.25 s, 0.07 s of them not hidden
                remat full, 16 micro-batches of 4 rows (libtpu 0.0.52, kernels not yet gathered before products):
                4.4 GiB, 13.1 s (58%), 27.6 s by cycles
 """
