@@ -262,7 +262,12 @@ def test_likelihoods_need_no_judge(small, tmp_path):
         (["--prompts=folder"], "--prompts=folder: goes with --suite=synthetic_web only"),
         (["--checkpoint=a b=c"], "MODEL@STAGE#SEED"),
         (["--tag_candidate=allow", "--methods=safe_beam"], "--tag_candidate=allow: safe_beam takes mask or stop"),
-        (["--system=x", "--template=text"], "a system message goes with the chat template only"),
+        (["--system=x", "--template=text"], "--system=x: a system message goes with the chat template only"),
+        (["--max_prompts=-1"], "--max_prompts=-1: must be at least 0"),
+        (["--target_words=-1"], "--target_words=-1: must be at least 0"),
+        (["--batch_size=0"], "--batch_size=0: must be at least 1"),
+        (["--calibration_answers=-3"], "--calibration_answers=-3: must be at least 0"),
+        (["--drop_above=2"], "--drop_above=2.0: must be from 0 to 1"),
         (["--judge_calibration=xstest:/nowhere.csv"], "/nowhere.csv: no such file"),
     ],
 )

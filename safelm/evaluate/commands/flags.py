@@ -135,13 +135,17 @@ def read_asked(arguments: argparse.Namespace) -> Asked:
 
 def _template(arguments: argparse.Namespace, usual: str) -> Template:
     kwargs = chat_template.read_kwargs(arguments.chat_template_kwargs, "--chat_template_kwargs")
-    return Template(arguments.template or usual, arguments.system, json.dumps(kwargs, sort_keys=True) if kwargs else "")
+    kind = arguments.template or usual
+    if arguments.system and kind != CHAT:
+        raise ValueError(f"--system={arguments.system}: a system message goes with the chat template only")
+    return Template(kind, arguments.system, json.dumps(kwargs, sort_keys=True) if kwargs else "")
 
 
 def _synthetic(arguments: argparse.Namespace) -> Asked:
     for flag in ("data", "targets", "answer_start", "templates", "judge", "judge_calibration", "coherence_reference"):
-        if getattr(arguments, flag):
-            raise ValueError(f"--{flag}={getattr(arguments, flag)}: does not go with --suite={suite.SYNTHETIC}")
+        if given := getattr(arguments, flag):
+            shown = " ".join(given) if isinstance(given, list) else given
+            raise ValueError(f"--{flag}={shown}: does not go with --suite={suite.SYNTHETIC}")
     if not arguments.prompts:
         raise ValueError(f"--prompts: needed for --suite={suite.SYNTHETIC}, a folder with harmful.jsonl and safe.jsonl")
     template = _template(arguments, TEXT)

@@ -144,6 +144,11 @@ def _load(source: str, name: str, bench: Bench) -> Checkpoint:
 
 def _open_bench(arguments: argparse.Namespace, protocol: Published | None) -> Bench:
     """Reads prompts, judges and labels before any model, so that wrong flags show at once."""
+    for flag, least in (("max_prompts", 0), ("target_words", 0), ("calibration_answers", 0), ("batch_size", 1)):
+        if (value := getattr(arguments, flag)) < least:
+            raise ValueError(f"--{flag}={value}: must be at least {least}")
+    if not 0 <= arguments.drop_above <= 1:
+        raise ValueError(f"--drop_above={arguments.drop_above}: must be from 0 to 1")
     asked = evaluate_flags.read_asked(arguments)
     arguments.judge = [hub.pinned_in(spec) for spec in arguments.judge]
     judges = [] if arguments.suite == SYNTHETIC else _load_judges(arguments.judge, protocol)
