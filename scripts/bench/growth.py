@@ -106,7 +106,7 @@ def measure(name: str, flags: argparse.Namespace) -> dict[str, Any]:
     if place.exists() and (former := records.read(place, "remove it"))["settings"] == wanted:
         return former
     if name == "chips":
-        return {"name": name, "points": [[x, y] for x, y in chips().items()], "load": None, "settings": wanted}
+        return {"name": name, "points": [[x, *y] for x, y in chips().items()], "load": None, "settings": wanted}
     began = os.getloadavg()[0]
     command = [sys.executable, str(HERE / "growth_curves.py"), name, f"--rounds={flags.rounds}"]
     done = subprocess.run([*command, *(["--small"] if flags.small else [])], stdout=subprocess.PIPE, text=True)
@@ -131,10 +131,11 @@ def study(curves: Sequence[dict[str, Any]], flags: argparse.Namespace) -> dict[s
         rows.append({"name": curve["name"], "values": [span, cost, law, off, found["exponent"]]})
         measured = [[x, statistics.median(y), min(y), max(y)] for x, y in sorted(points.items())]
         drawn.append({"name": curve["name"], "x": axis, "y": cost, "points": measured, "law": [found["a"], found["b"]]})
+    chosen = f' --curves="{flags.curves}"' if flags.curves else ""
     heads = [{"head": head} for head in ("x", "cost", "law", "off by")]
     return {
         "title": "How cost grows: measured costs (dots) and their laws (lines), both axes logarithmic",
-        "command": f"python scripts/bench/growth.py --output=runs/growth --rounds={flags.rounds}",
+        "command": f"python scripts/bench/growth.py --output=runs/growth --rounds={flags.rounds}{chosen}",
         "machine": f"{flags.machine}; loads {loads(curves)}",
         "axis": "x",
         "scale": "linear",

@@ -41,7 +41,7 @@ def test_chips_come_from_the_compilers_figures():
 def test_the_figures_have_a_table_and_a_picture_with_a_panel_a_curve():
     points = [[x, x + 1, x + 1.1] for x in (1, 10, 100)]
     curves = [{"name": name, "points": points, "load": [0.5, 1.5]} for name in list(growth.CURVES)[:4]]
-    study = growth.study(curves, argparse.Namespace(rounds=2, machine="two cores"))
+    study = growth.study(curves, argparse.Namespace(rounds=2, machine="two cores", curves=""))
     assert study["machine"] == "two cores; loads 0.5 to 1.5"
     assert draw.markdown(study).count("\n") == 5
     picture = draw.draw(study, "cost")
