@@ -11,7 +11,7 @@ Compiled ahead of time, no TPU (`python -m safelm.aot --config=configs/smollm2_1
 remat dots, 2 rows a chip in a micro-batch; estimates, not measurements: the roofline, and by the compiler's cycles):
 
     v5e:16x16  --config.mesh.fsdp=256 --config.mesh.data=1 --config.model.remat=dots --config.grad_accum_steps=2
-               libtpu 0.0.42.1: 8.1 of 15.75 GiB a chip; 0.641 s a step at best (MFU 74%), 1.131 s by cycles (42%);
+               libtpu 0.0.42.1: 7.0 of 15.75 GiB a chip; 0.645 s a step at best (MFU 74%), 1.001 s by cycles (48%);
                collectives 0.154 s, 0.106 s of them not hidden: gradients are still all-reduced, not scattered
     v5e:4x4    --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.remat=dots --config.grad_accum_steps=32
                libtpu 0.0.42.1: 9.9 of 15.75 GiB a chip; 9.12 s a step at best (MFU 84%), 15.3 s by cycles (50%);
