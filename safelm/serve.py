@@ -23,6 +23,7 @@ from safelm.inference.engine import Engine
 from safelm.inference.knobs import KNOB_HELP, read_knob
 from safelm.inference.methods import METHODS
 from safelm.inference.weights import WEIGHTS_DTYPES
+from safelm.safety.monitors.loading import HELP as MONITOR_HELP
 from safelm.serving import access, app, models
 from safelm.serving.limits import Limits
 from safelm.text import chat_template, named_templates
@@ -61,6 +62,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chat_template", default="", metavar="NAME|FILE", help=named_templates.HELP)
     parser.add_argument("--knob", default="", metavar="FILE", help=f"of all models: {KNOB_HELP} (default: none)")
+    meaning = f"of all models, what safe_beam goes by in the place of P(tag): {MONITOR_HELP}"
+    parser.add_argument("--monitor", default="", metavar="WHAT", help=meaning)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 for any free one (default %(default)s)")
     _add_decoding_flags(parser)
@@ -108,12 +111,33 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens of every reply between two looks at what is new: fewer stream more finely, more "
         "spend less time between steps (default %(default)s)",
     )
+    parser.add_argument(
+        "--read_tokens",
+        type=int,
+        default=256,
+        help="tokens of prompts read between two steps of the replies under way: fewer stall these less, more begin "
+        "new replies sooner (default %(default)s)",
+    )
+    parser.add_argument(
+        "--prefix_tokens",
+        type=int,
+        default=16384,
+        help="tokens of prompts and replies whose cache is kept, beside --cache_tokens, for prompts that begin as they "
+        "do: system messages, chats that go on (default %(default)s; 0: none)",
+    )
     parser.add_argument("--lookup_tokens", type=int, default=0, metavar="N", help=lookup.HELP)
     parser.add_argument(
         "--compilation_cache_dir",
         default="",
         help="folder that keeps compiled programs: without, each start compiles anew, and the first "
         "requests of every kind wait for it",
+    )
+    parser.add_argument(
+        "--warm_tokens",
+        type=int,
+        default=2048,
+        help="tokens of prompt and reply up to which programs are compiled before the server is ready "
+        "(default %(default)s)",
     )
     parser.add_argument(
         "--skip_warm_up",
@@ -131,9 +155,9 @@ def main(flags: argparse.Namespace) -> None:
     kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
     if not 0 <= flags.port < 65536:
         raise ValueError(f"--port={flags.port}: want 0 to 65535")
-    for name in ("slots", "cache_tokens", "steps_per_call"):
-        if getattr(flags, name) < 1:
-            raise ValueError(f"--{name}={getattr(flags, name)}: must be at least 1")
+    for name in ("slots", "cache_tokens", "steps_per_call", "read_tokens", "warm_tokens", "prefix_tokens"):
+        if getattr(flags, name) < (least := int(name != "prefix_tokens")):
+            raise ValueError(f"--{name}={getattr(flags, name)}: must be at least {least}")
     if not 0 <= flags.lookup_tokens <= lookup.MOST_LOOKUP_TOKENS:
         raise ValueError(f"--lookup_tokens={flags.lookup_tokens}: want 0 to {lookup.MOST_LOOKUP_TOKENS}")
     if flags.compilation_cache_dir:
@@ -142,10 +166,10 @@ def main(flags: argparse.Namespace) -> None:
     if not key and not access.is_loopback(flags.host):
         log.warning("--host=%s: anybody who reaches it can use it; set %s to ask for a key", flags.host, KEY_VARIABLE)
     knob = read_knob(flags.knob) if flags.knob else None
+    template = {"chat_template": flags.chat_template, "template_kwargs": kwargs}
+    steering = {"knob": knob, "monitor": flags.monitor}
     served = {
-        name: models.load_model(
-            name, source, dtype=flags.dtype, chat_template=flags.chat_template, template_kwargs=kwargs, knob=knob
-        )
+        name: models.load_model(name, source, dtype=flags.dtype, **template, **steering)
         for name, source in sources.items()
     }
     engines = {
@@ -157,6 +181,8 @@ def main(flags: argparse.Namespace) -> None:
             slots=flags.slots,
             max_tokens=flags.cache_tokens,
             steps_per_call=flags.steps_per_call,
+            read_between=flags.read_tokens,
+            prefix_tokens=flags.prefix_tokens,
             lookup_tokens=flags.lookup_tokens,
             weights=flags.weights,
             compiles_aside=True,
@@ -164,7 +190,13 @@ def main(flags: argparse.Namespace) -> None:
         for name, model in served.items()
     }
     config = app.ServerConfig(
-        limits, key=key, default_method=flags.method, host=flags.host, port=flags.port, warms_up=not flags.skip_warm_up
+        limits,
+        key=key,
+        default_method=flags.method,
+        host=flags.host,
+        port=flags.port,
+        warms_up=not flags.skip_warm_up,
+        warm_tokens=flags.warm_tokens,
     )
 
     def started(server: app.Server) -> None:

@@ -49,6 +49,16 @@ class BeamState:
         drops_none_P = ~self.asked.drop_counts_PM.any(axis=1)
         return is_exhausted_P | (drops_none_P & is_decided(self))
 
+    @property
+    def num_final_P(self) -> jax.Array:
+        """Tokens that the answer begins with whatever comes: all live beams do; once it is settled, all of its own."""
+        tokens_PWT, is_beam_PW = jnp.asarray(self.tokens_PWT), self.is_beam_PW
+        shortest_P = jnp.where(is_beam_PW, self.num_tokens_PW, tokens_PWT.shape[2]).min(axis=1)
+        is_shared_PWT = (tokens_PWT == tokens_PWT[:, :1]) | ~is_beam_PW[..., None]
+        is_shared_PT = is_shared_PWT.all(axis=1) & (jnp.arange(tokens_PWT.shape[2]) < shortest_P[:, None])
+        shared_P = jnp.cumprod(is_shared_PT, axis=1, dtype=jnp.int32).sum(axis=1)
+        return jnp.where(self.is_over_P, self.num_tokens_PW[:, 0], shared_P)
+
     def outcome(self) -> tuple[jax.Array, ...]:
         """The outcome of the best beam, which is the first; as `sampling.SequenceState.outcome`."""
         beams = (self.tokens_PWT, self.tag_log_probs_PWT, self.num_tokens_PW, self.log_prob_PW, self.ends_PW)

@@ -35,6 +35,11 @@ class BackgroundCompiler:
             self._making = key, self._executor.submit(_make, key, compile_it)
         return False
 
+    def is_made(self, key: Hashable) -> bool:
+        """Whether the program of this name is compiled."""
+        self._collect()
+        return key in self._made
+
     def note(self, programs: Iterable[Program]) -> None:
         """Registers programs that are about to be called, and compiled by that; waits for one being compiled."""
         keys = {key for key, _ in programs}

@@ -8,24 +8,26 @@ waits forever.
 
 import collections
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from safelm.inference import programs
+from safelm.inference import ahead, programs
 from safelm.inference.adjustments import check_adjustment
+from safelm.inference.catalog import Catalog, Size
 from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.entry import Entry
 from safelm.inference.lane import Lane
 from safelm.inference.lookup import MOST_LOOKUP_TOKENS, Lookups
-from safelm.inference.methods import check_ids, is_planned
+from safelm.inference.methods import Greedy, Method, check_ids, is_planned
 from safelm.inference.monitors import check_monitor
 from safelm.inference.placement import place
 from safelm.inference.plans import Plans
 from safelm.inference.prefixes import Prefixes
 from safelm.inference.prompts import check_prompt
+from safelm.inference.reading import Reader
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
 from safelm.inference.token_mask import check_method
 from safelm.inference.weights import Weights, prepare
@@ -52,7 +54,9 @@ class Engine:
         slots: int = 8,
         max_tokens: int = 0,
         steps_per_call: int = 8,
-        read_at_once: int = 4096,
+        read_at_once: int = 512,
+        read_between: int = 0,
+        prefix_tokens: int = 0,
         lookup_tokens: int = 0,
         weights: str = "",
         products: str = "auto",
@@ -70,7 +74,12 @@ class Engine:
           mesh: splits weights and cache over its devices by `safelm.models.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.
-          read_at_once: tokens of prompts in one forward, filling included; one prompt in any case.
+          read_at_once: tokens of prompts in one forward, filling included; longer prompts are read in parts.
+          read_between: tokens of prompts read between two blocks of steps; while prompts wait to be read, or have just
+            been, a block is one step. So first tokens come soon and running replies don't stall. 0: prompts are read as
+            soon as they have a slot, which takes the least time for all together.
+          prefix_tokens: positions of keys and values kept of prompts and replies, for prompts that begin as they do;
+            beside `max_tokens`. See `safelm.inference.prefixes`.
           lookup_tokens: of a sequence without beams, guessed from its prompt and text and checked in one forward pass
             with its next token: the same text in fewer passes where it copies; 0: none. See `safelm.inference.lookup`.
           compiles_aside: while requests are decoded, programs for new ones are compiled in another thread, and the new
@@ -81,9 +90,9 @@ class Engine:
           ValueError: a size below 1, a tag outside the vocabulary, a mesh that doesn't divide the model, or one with
             `compiles_aside`; or `products` can't run here.
         """
-        sizes = {"slots": slots, "max_tokens": max_tokens, "steps": steps_per_call, "read_at_once": read_at_once}
-        for name, value in sizes.items():
-            if value < (least := int(name != "max_tokens")):
+        sizes = {"slots": slots, "steps": steps_per_call, "read_at_once": read_at_once}
+        for name, value in (sizes | (own := {"max_tokens": max_tokens, "read_between": read_between})).items():
+            if value < (least := int(name not in own)):
                 raise ValueError(f"engine: {name}={value}: must be at least {least}")
         if not 0 <= lookup_tokens <= MOST_LOOKUP_TOKENS:
             raise ValueError(f"engine: lookup_tokens={lookup_tokens}: must be 0 to {MOST_LOOKUP_TOKENS}")
@@ -100,11 +109,17 @@ class Engine:
         self._num_slots = slots
         self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
         self._lookup_tokens = lookup_tokens
-        self._steps_per_call, self._read_at_once = steps_per_call, read_at_once
-        self._prefixes = Prefixes(config, self._weights)
+        self._steps_per_call, self._read_between = steps_per_call, read_between
+        self.prefixes = Prefixes(prefix_tokens)
         if compiles_aside and mesh is not None:
             raise ValueError("engine: compiles_aside=True: not with a mesh")
         self._compiler = BackgroundCompiler() if compiles_aside else None
+        of_all = {"harm_tag_id": harm_tag_id, "steps_per_call": steps_per_call}
+        self._catalog = Catalog(config, self._weights, **of_all)
+        most = min(read_at_once, read_between or read_at_once, config.max_seq_len)
+        model = config, self._weights, self._catalog
+        self._reader = Reader(*model, self.prefixes, most_tokens=most, compiler=self._compiler)
+        self._ahead: dict[programs.StepShape, list[Size]] = {}
         self._lanes: dict[programs.StepShape, Lane] = {}
         self._waiting: collections.deque[Entry] = collections.deque()
         self._cancelled: list[int] = []
@@ -131,6 +146,33 @@ class Engine:
         """Whether nothing is active, waiting or still to be told."""
         return not (self._waiting or self._cancelled or self.num_active)
 
+    def compile_ahead(self, methods: Sequence[Method], *, longest: int) -> Iterator[None]:
+        """Compiles what requests of these methods need up to a length of prompt and reply, a program at each step.
+
+        So that with `compiles_aside` none of them waits for the compiler. Methods with more beams than slots are left.
+        """
+        longest = min(longest, self._config.max_seq_len)
+        for shape in dict.fromkeys(map(self._shape_of, methods)):
+            most = {"max_prompts": self._num_slots // shape.num_rows, "max_tokens": self._max_tokens}
+            sizes = ahead.sizes_ahead(self._catalog, shape, longest=longest, **most)
+            for key, compile_it in ahead.programs_ahead(self._catalog, shape, sizes, self._reader.sizes):
+                with self._on_mesh():
+                    self._compile(key, compile_it)
+                yield
+            self._ahead[shape] = sizes
+            self._lanes = {other: lane for other, lane in self._lanes.items() if other != shape or lane.entries}
+        for key, compile_it in ahead.reading_ahead(self._catalog, longest, self._reader.sizes):
+            with self._on_mesh():
+                self._compile(key, compile_it)
+            yield
+
+    def _compile(self, key: Hashable, compile_it: Callable[[], object]) -> None:
+        if self._compiler is None:
+            compile_it()
+        elif not self._compiler.is_made(key):
+            self._compiler.note([(key, compile_it)])
+            compile_it()
+
     def keep_prefix(self, ids: Sequence[int]) -> None:
         """Reads a prefix once; prompts submitted later that begin with it start from its keys and values.
 
@@ -139,12 +181,16 @@ class Engine:
         Raises:
           ValueError: the prefix is empty, leaves no room in the context, or has an id outside the vocabulary.
         """
+        prefix = check_prompt(self._config, ids, max_new_tokens=2, name="prefix")
+        if self.prefixes.is_pinned(prefix):
+            return
+        request = EngineRequest(tuple(prefix), Greedy(), 1, ())
         with self._on_mesh():
-            self._prefixes.keep(check_prompt(self._config, ids, max_new_tokens=2, name="prefix"))
+            self.prefixes.pin(prefix, self._reader.row_of(Entry(-1, request, prefix)))
 
     def drop_prefix(self, ids: Sequence[int]) -> None:
-        """Drops a kept prefix; submitted requests aren't affected."""
-        self._prefixes.drop(ids)
+        """Drops a kept prefix; requests that started from it aren't affected."""
+        self.prefixes.unpin(ids)
 
     def submit(self, request: EngineRequest) -> int:
         """Queues a request; returns its id.
@@ -166,7 +212,7 @@ class Engine:
         if request.mask is not None:
             check_method(request.method)
         prompt = check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")
-        entry = Entry(self._num_submitted, request, prompt, self._prefixes.longest(prompt))
+        entry = Entry(self._num_submitted, request, prompt)
         shape = self._shape(request)
         if shape.num_rows > self._num_slots:
             raise ValueError(f"num_beams={shape.num_rows} is more than the engine's {self._num_slots} slots")
@@ -207,19 +253,35 @@ class Engine:
         joining = self._admissible()
         for shape, lane in list(self._lanes.items()):
             try:
-                lane.admit(joining.get(shape, ()))
-                if lane.entries:
-                    updates += lane.run(stops_early=bool(self._waiting))
+                lane.admit(joining.get(shape, ()), self._room(shape))
+                num_read, is_busy = lane.num_read, self._compiler is not None and self._is_decoding
+                lane.read(self._read_between, may_wait=is_busy)
+                if lane.num_read:
+                    is_news = self._read_between and (lane.num_unread or lane.num_read > num_read)
+                    most_steps = 1 if is_news else self._steps_per_call
+                    updates += lane.run(stops_early=bool(self._waiting), most_steps=most_steps)
             except jax.errors.JaxRuntimeError as error:  # out of memory, a lost device: of this lane's requests alone
                 failed = {entry.request_id: entry for entry in [*lane.entries, *joining.get(shape, ())]}
                 updates += [Update(request_id, finished="error", error=str(error)) for request_id in failed]
                 del self._lanes[shape]
         return updates
 
+    @property
+    def _is_decoding(self) -> bool:
+        return any(lane.num_read for lane in self._lanes.values())
+
+    def _room(self, shape: programs.StepShape) -> int:
+        """Positions that a lane's cache may have beside what the others may grow to."""
+        return self._max_tokens - sum(lane.tokens_with() for other, lane in self._lanes.items() if other != shape)
+
     def _shape(self, request: EngineRequest) -> programs.StepShape:
         """That of the request's lane; a masked text is followed token by token, so nothing is looked up for it."""
-        shape = programs.step_shape(request.method)
-        if self._lookup_tokens and shape == programs.Sequences() and request.mask is None:
+        return self._shape_of(request.method) if request.mask is None else programs.step_shape(request.method)
+
+    def _shape_of(self, method: Method) -> programs.StepShape:
+        """Of unmasked texts."""
+        shape = programs.step_shape(method)
+        if self._lookup_tokens and shape == programs.Sequences():
             return Lookups(tokens_per_step=1 + self._lookup_tokens)
         return shape
 
@@ -232,8 +294,10 @@ class Engine:
                 harm_tag_id=self._harm_tag_id,
                 max_prompts=self._num_slots // shape.num_rows,
                 steps_per_call=self._steps_per_call,
-                read_at_once=self._read_at_once,
+                catalog=self._catalog,
+                reader=self._reader,
                 compiler=self._compiler,
+                ahead=self._ahead.get(shape, ()),
             )
         return self._lanes[shape]
 
@@ -250,7 +314,7 @@ class Engine:
 
     def _admissible(self) -> dict[programs.StepShape, Sequence[Entry]]:
         """Takes from the queue's head what fits into the slots and the cache, and needs no compiling meanwhile."""
-        is_busy = self._compiler is not None and self.num_active > 0
+        is_busy = self._compiler is not None and self._is_decoding
         joining: dict[programs.StepShape, list[Entry]] = {}
         rows_left = self._num_slots - sum(len(lane.entries) * shape.num_rows for shape, lane in self._lanes.items())
         tokens = {shape: lane.tokens_with() for shape, lane in self._lanes.items()}
@@ -262,7 +326,7 @@ class Engine:
             others = sum(count for other, count in tokens.items() if other != shape)
             if shape.num_rows > rows_left or others + with_it > self._max_tokens:
                 break
-            if is_busy and not lane.is_ready([*joining.get(shape, ()), entry]):
+            if is_busy and not lane.is_ready([*joining.get(shape, ()), entry], self._max_tokens - others):
                 break
             tokens[shape] = with_it
             rows_left -= shape.num_rows

@@ -10,21 +10,23 @@ import numpy as np
 
 from safelm.inference import asked
 from safelm.inference.beams import Tried
-from safelm.inference.prefixes import Prefix
+from safelm.inference.prefixes import Behind
 from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
 from safelm.inference.token_mask import MaskedText
 
 _FINISHED: dict[int, Finished] = {asked.RUNNING: "length", asked.ENDED_BY_EOS: "eos", asked.ENDED_BY_TAG: "tag"}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Entry:
     """A request with a slot.
 
     Attributes:
       num_tokens: number of tokens generated so far.
-      num_told: number of those already reported in updates.
-      prefix: the kept prefix that the prompt begins with, if any.
+      tokens: those already told.
+      behind: what was read of the prompt so far, or found, if it isn't read to its end.
+      has_begun: whether reading it has begun.
+      is_read: whether it was read to its end.
       mask: the mask of its text, if any.
       watched: log-probs of watched ids of all prompts read together, and this one's row; None once reported.
     """
@@ -32,27 +34,19 @@ class Entry:
     request_id: int
     request: EngineRequest
     prompt: list[int]
-    prefix: Prefix | None = None
+    behind: Behind | None = None
+    has_begun: bool = False
+    is_read: bool = False
     mask: MaskedText | None = None
     watched: Any = None
     num_tokens: int = 0
-    num_told: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)
     trace: list[tuple[TraceCandidate, ...]] = dataclasses.field(default_factory=list)
 
     @property
     def need(self) -> int:
         """The cache tokens that a row will need in the end."""
         return len(self.prompt) + self.request.max_new_tokens
-
-    @property
-    def to_read(self) -> list[int]:
-        """The prompt after its prefix."""
-        return self.prompt[len(self.prefix.ids) :] if self.prefix else self.prompt
-
-    @property
-    def prefix_len(self) -> int:
-        """Length of the prefix's cache."""
-        return 0 if self.prefix is None else self.prefix.cache.max_len
 
     def settings(self) -> tuple[Any, ...]:
         """The row that `asked.ask` takes."""
@@ -71,8 +65,8 @@ class Entry:
         tokens_T, tag_log_probs_T, num_tokens, log_prob, end = outcome
         if np.isnan(log_prob):
             return Update(self.request_id, finished="error", error="the model's log-probs are not numbers")
-        news = slice(self.num_told, int(num_tokens))
-        self.num_told = int(num_tokens)
+        news = slice(len(self.tokens), int(num_tokens))
+        self.tokens += tokens_T[news].tolist()
         return Update(
             self.request_id,
             tokens=tuple(tokens_T[news].tolist()),

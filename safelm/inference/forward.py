@@ -71,9 +71,9 @@ def _read(config: ModelConfig, weights: Weights, tokens_BT: Array) -> tuple[Arra
     mask_1TT = attention.causal_mask(tokens_BT.shape[1])
 
     def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
-        return attention.attend(q_BTNH, k_BTKH, v_BTKH, attention.windowed(mask_1TT, _window(config, layer)))
+        return attention.attend(q_BTNH, k_BTKH, v_BTKH, attention.windowed(mask_1TT, window_of(config, layer)))
 
-    return _decode(config, weights, tokens_BT, jnp.arange(tokens_BT.shape[1])[None], attend)[:2]
+    return stream_of(config, weights, tokens_BT, jnp.arange(tokens_BT.shape[1])[None], attend)[:2]
 
 
 def read_behind(
@@ -98,10 +98,10 @@ def read_behind_tapped(
 
     def attend(layer: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
         cached = cache.keys[layer], cache.values[layer]
-        return attention.attend_behind(q_BTNH, k_BTKH, v_BTKH, cached, lengths_B, _window(config, layer))
+        return attention.attend_behind(q_BTNH, k_BTKH, v_BTKH, cached, lengths_B, window_of(config, layer))
 
     positions_BT = lengths_B[:, None] + jnp.arange(tokens_BT.shape[1])
-    return _decode(config, weights, tokens_BT, positions_BT, attend, tapped=layer)
+    return stream_of(config, weights, tokens_BT, positions_BT, attend, tapped=layer)
 
 
 def read_on(
@@ -126,10 +126,10 @@ def read_on(
         for place in range(tokens_RT.shape[1]):
             own = (each[:, place : place + 1] for each in (q_RTNH, k_RTKH, v_RTKH))
             cached = written[layer].keys[0], written[layer].values[0]
-            outs_R1NH.append(cpu_kernels.attend_next(*own, *cached, lengths_R + place, _window(config, layer)))
+            outs_R1NH.append(cpu_kernels.attend_next(*own, *cached, lengths_R + place, window_of(config, layer)))
         return jnp.concatenate(outs_R1NH, axis=1)
 
-    x_RTD, _, _ = _decode(config, weights, tokens_RT, lengths_R[:, None] + jnp.arange(tokens_RT.shape[1]), attend)
+    x_RTD, _, _ = stream_of(config, weights, tokens_RT, lengths_R[:, None] + jnp.arange(tokens_RT.shape[1]), attend)
     return x_RTD, Cache(tuple(each.keys[0] for each in written), tuple(each.values[0] for each in written))
 
 
@@ -167,8 +167,8 @@ def try_next_tapped(
     def attend(layer: int, q_RCNH: Array, k_RCKH: Array, v_RCKH: Array) -> Array:
         if is_native:
             cached = cache.keys[layer], cache.values[layer]
-            return cpu_kernels.attend_next(q_RCNH, k_RCKH, v_RCKH, *cached, lengths_R, _window(config, layer))
-        is_seen_R1S = attention.seen_in_cache(cache.max_len, lengths_R, 1, _window(config, layer))
+            return cpu_kernels.attend_next(q_RCNH, k_RCKH, v_RCKH, *cached, lengths_R, window_of(config, layer))
+        is_seen_R1S = attention.seen_in_cache(cache.max_len, lengths_R, 1, window_of(config, layer))
         if holders_PWS is not None:
             is_seen_PW1S = is_seen_R1S.reshape(holders_PWS.shape)[:, :, None]
             is_held_PWVS = holders_PWS[:, :, None] == jnp.arange(holders_PWS.shape[1])[:, None]
@@ -176,11 +176,11 @@ def try_next_tapped(
             return attend_next_over_rows(q_RCNH, k_RCKH, v_RCKH, *cached, is_held_PWVS & is_seen_PW1S)
         return attend_next(q_RCNH, k_RCKH, v_RCKH, cache.keys[layer], cache.values[layer], is_seen_R1S[:, 0])
 
-    x_RCD, new_kv, read_RCD = _decode(config, weights, tokens_RC, lengths_R[:, None], attend, tapped=layer)
+    x_RCD, new_kv, read_RCD = stream_of(config, weights, tokens_RC, lengths_R[:, None], attend, tapped=layer)
     return logits_of(config, weights, x_RCD), new_kv, read_RCD
 
 
-def _decode(
+def stream_of(
     config: ModelConfig,
     weights: Weights,
     tokens_BT: Array,
@@ -206,7 +206,7 @@ def _decode(
     return rms_norm(config, x_BTD, weights.final_norm_D), Cache(tuple(keys), tuple(values)), read_BTD
 
 
-def _window(config: ModelConfig, layer: int) -> int:
+def window_of(config: ModelConfig, layer: int) -> int:
     return config.windows[layer] if config.windows else 0
 
 
@@ -281,6 +281,16 @@ def write_behind(
         return old_RKSH.at[rows_R1, :, columns_RT].set(new_RKTH.swapaxes(1, 2).astype(old_RKSH.dtype), mode="drop")
 
     return _placed(jax.tree.map(write, cache, new_kv))
+
+
+def put_tokens(cache: Cache, new_kv: Cache, rows_TW: Int[Array, "T W"], positions_T: Int[Array, " T"]) -> Cache:
+    """Writes the tokens of one row each into W rows of a cache, at their positions; past its end nothing."""
+
+    def put(old_RKSH: Array, new_1KTH: Array) -> Array:
+        new_T1KH = new_1KTH[0].swapaxes(0, 1)[:, None].astype(old_RKSH.dtype)
+        return old_RKSH.at[rows_TW, :, positions_T[:, None]].set(new_T1KH, mode="drop")
+
+    return _placed(jax.tree.map(put, cache, new_kv))
 
 
 def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) -> Cache:

@@ -1,29 +1,27 @@
 """A lane: the prompts that one decoding program steps together, and their cache."""
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from safelm.inference import asked, programs
+from safelm.inference import asked, chunks, programs
 from safelm.inference.adjustments import NEUTRAL
+from safelm.inference.catalog import Catalog, Size
 from safelm.inference.compiling import BackgroundCompiler, Program
 from safelm.inference.entry import Entry
 from safelm.inference.forward import Cache
 from safelm.inference.lookup import Lookups
-from safelm.inference.prefixes import Prefix
-from safelm.inference.prompts import SMALLEST_BUCKET, bucket
+from safelm.inference.prompts import bucket
+from safelm.inference.reading import Reader, Reading
 from safelm.inference.requests import Update
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
 from safelm.inference.token_mask import MaskedText
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig
 
-SHORTEST_CACHE = 128  # tokens of a row
 MOST_JUMPED, FEWEST_JUMPED = 16, 4  # tokens of a text in one forward, filling included
-Size = tuple[int, int]
 
 
 class Lane:
@@ -31,7 +29,7 @@ class Lane:
 
     The cache has `shape.num_rows` times a power of four rows (or the largest possible number). Its length is a power of
     two that holds the longest prompt after the next block of steps. Reservations count what the prompts may still grow
-    to.
+    to. With a compiler a larger cache that has its programs is preferred to a smaller one that hasn't.
     """
 
     def __init__(
@@ -43,16 +41,20 @@ class Lane:
         harm_tag_id: int | None,
         max_prompts: int,
         steps_per_call: int,
-        read_at_once: int,
+        catalog: Catalog,
+        reader: Reader,
         compiler: BackgroundCompiler | None = None,
+        ahead: Sequence[Size] = (),
     ):
+        """`ahead`: sizes whose programs were compiled ahead."""
         self._config, self._weights, self._shape = config, weights, shape
         self._harm_tag_id, self._max_prompts, self._steps_per_call = harm_tag_id, max_prompts, steps_per_call
-        self._compiler, self._read_at_once = compiler, read_at_once
+        self._catalog, self._reader, self._compiler = catalog, reader, compiler
+        self._ahead = sorted(ahead, key=lambda size: (size[0] * size[1], size))
         self._is_beamless = isinstance(shape, programs.Sequences)  # every token is final at once
-        self._monitor = getattr(shape, "monitor", None)
-        self._has_levels = harm_tag_id is not None or self._monitor is not None
+        self._has_levels = harm_tag_id is not None or getattr(shape, "monitor", None) is not None
         self._slots: list[Entry | None] = []
+        self._unread: list[Entry] = []
         self._max_len = 0
         self._state: programs.DecodeState | None = None
         self._cache: Cache | None = None
@@ -70,42 +72,65 @@ class Lane:
         """The cache tokens that a request may grow to by itself."""
         return self._tokens([entry])
 
+    @property
+    def num_read(self) -> int:
+        """The requests whose prompts are read."""
+        return len(self.entries) - len(self._unread)
+
+    @property
+    def num_unread(self) -> int:
+        """Those that have a slot and aren't read to their end."""
+        return len(self._unread)
+
     def remove(self, request_id: int) -> bool:
         """Frees a request's slot; returns False if it has none here."""
         for slot, entry in enumerate(self._slots):
             if entry is not None and entry.request_id == request_id:
-                self._slots[slot] = None
+                self._free(slot)
+                self._unread = [other for other in self._unread if other is not entry]
                 return True
         return False
 
-    def admit(self, joining: Sequence[Entry]) -> None:
-        """Reads these requests' prompts, gives them slots, and resizes the cache for the next block."""
+    def admit(self, joining: Sequence[Entry], room: int) -> None:
+        """Gives these requests slots, and resizes the cache for the next block; it has at most `room` positions."""
         if not self.entries and not joining:
             self._slots, self._state, self._cache = [], None, None
             return
-        size = self._ready_size(joining) or self._least_size(joining)
+        size = self._ready_size(joining, room) or self._least_size(joining)
         if self._compiler is not None:
-            self._compiler.note(self._programs(size, joining))
+            self._compiler.note(self._programs(size))
         self._fit(*size)
         free = iter([slot for slot, entry in enumerate(self._slots) if entry is None])
-        for height, width, alike in self._readings(joining):
-            self._read(alike, height, width, free)
+        for entry in joining:
+            self._slots[next(free)] = entry
+        self._unread += joining
 
-    def is_ready(self, joining: Sequence[Entry]) -> bool:
+    def read(self, budget: int, *, may_wait: bool) -> None:
+        """Reads the prompts that wait, up to `budget` tokens of them; 0: all. `may_wait` as in `Reader.next`."""
+        left = budget
+        while self._unread and (left > 0 or not budget):
+            reading = self._reader.next(self._unread, self._needs, may_wait=may_wait)
+            if reading is None:
+                return
+            left -= reading.size
+            self._read(reading)
+
+    def is_ready(self, joining: Sequence[Entry], room: int) -> bool:
         """Whether these can be admitted without compiling here; if not, compilation starts in another thread."""
-        return self._ready_size(joining) is not None
+        return self._ready_size(joining, room) is not None
 
     def look_ahead(self) -> None:
         """Starts compiling the programs that the current requests will need as they grow."""
         needs = [entry.need for entry in self.entries]
-        if self._compiler is not None and needs and self._length(max(needs)) > self._max_len:
-            self._compiler.has(self._programs((len(self._slots), self._length(self._max_len + 1)), ()))
+        if self._compiler is not None and needs and self._catalog.length(max(needs)) > self._max_len:
+            self._compiler.has(self._programs((len(self._slots), self._catalog.length(self._max_len + 1))))
 
-    def run(self, *, stops_early: bool) -> list[Update]:
-        """Runs one block of steps; with `stops_early` only until the first prompt is over."""
+    def run(self, *, stops_early: bool, most_steps: int) -> list[Update]:
+        """Runs one block of up to `most_steps` steps; with `stops_early` only until the first prompt is over."""
         is_masked = any(entry.mask is not None for entry in self.entries)
         updates, jumped = self._follow_masks() if is_masked else ([], ())
-        is_wanted_P = np.array([e is not None and slot not in jumped for slot, e in enumerate(self._slots)])
+        wanted = (e is not None and e.is_read and slot not in jumped for slot, e in enumerate(self._slots))
+        is_wanted_P = np.fromiter(wanted, bool)
         self._state, self._cache, report = programs.run(
             self._config,
             self._shape,
@@ -114,24 +139,25 @@ class Lane:
             self._cache,
             is_wanted_P,
             np.bool_(stops_early),
-            np.int32(1 if is_masked else self._steps_per_call),
+            np.int32(1 if is_masked else most_steps),
             num_steps=self._steps_per_call,
         )
         wants_trace = any(entry.request.want_trace for entry in self.entries)
         report = jax.device_get({key: value for key, value in report.items() if key != "tried" or wants_trace})
         for slot, entry in enumerate(self._slots):
-            if entry is None:
+            if entry is None or not entry.is_read:
                 continue
             is_over, num_tokens = bool(report["is_over_P"][slot]), int(report["step_P"][slot])
             if "tried" in report:
                 entry.note(report["tried"], slot, num_tokens)
             entry.num_tokens = num_tokens
-            if is_over or self._is_beamless:
-                outcome = [array[slot] for array in report["outcome"]]
+            if is_over or not entry.request.want_trace:  # a trace is of a whole text
+                tokens_T, levels_T, _, *others = (array[slot] for array in report["outcome"])
+                outcome = tokens_T, levels_T, report["num_final_P"][slot], *others
                 update = entry.update(outcome, is_over=is_over, has_tag=self._has_levels)
                 updates += [update] if update.tokens or update.finished else []
             if is_over:
-                self._slots[slot] = None
+                self._free(slot)
         return updates
 
     def _follow_masks(self) -> tuple[list[Update], Collection[int]]:
@@ -145,7 +171,7 @@ class Lane:
         coming: dict[int, tuple[int, ...]] = {}
         for slot, entry in enumerate(self._slots):
             left = 0 if entry is None else entry.request.max_new_tokens - int(step_P[slot])
-            if entry is None or entry.mask is None or left < 2 or ends_P[slot] != asked.RUNNING:
+            if entry is None or not entry.is_read or entry.mask is None or left < 2 or ends_P[slot] != asked.RUNNING:
                 continue  # nothing is chosen behind its next token
             masked[slot] = entry.mask
             entry.mask.follow([int(next_PC[slot, 0])])
@@ -175,10 +201,8 @@ class Lane:
         """Whether the program is compiled or may be compiled here; if not, the masks force the tokens one by one."""
         if self._compiler is None or not jumps:
             return bool(jumps)
-        size, of_jump = (len(self._slots), self._max_len), self._jump_size(jumps)
-        compile_it = functools.partial(programs.compile_jump, self._config, self._shape, self._weights)
-        lane = functools.partial(self._abstract, size)
-        return self._compiler.has([(("jump", self._shape, size, of_jump), lambda: compile_it(lane(), *of_jump))])
+        size = len(self._slots), self._max_len
+        return self._compiler.has([self._catalog.jump(self._shape, size, *self._jump_size(jumps))])
 
     def _jump(self, jumps: Mapping[int, Sequence[int]]) -> None:
         height, width = self._jump_size(jumps)
@@ -190,19 +214,12 @@ class Lane:
             self._config, self._shape, self._weights, self._state, self._cache, slots_J, tokens_JT, counts_J
         )
 
-    def _abstract(self, size: Size) -> Any:
-        """Shapes of state and cache of a size."""
-        return programs.abstract(self._config, self._shape, size, harm_tag_id=self._harm_tag_id)
-
     def _tokens(self, entries: Sequence[Entry]) -> int:
         longest = max((entry.need for entry in entries), default=0)
-        return self._num_slots(len(entries)) * self._shape.num_rows * self._length(longest) if entries else 0
+        return self._num_slots(len(entries)) * self._shape.num_rows * self._catalog.length(longest) if entries else 0
 
     def _num_slots(self, num_entries: int) -> int:
         return bucket(num_entries, 1, self._max_prompts, factor=4)
-
-    def _length(self, num_tokens: int) -> int:
-        return bucket(num_tokens, SHORTEST_CACHE, self._config.max_seq_len)
 
     def _least_size(self, joining: Sequence[Entry]) -> Size:
         """Number of slots and cache length that the next block needs."""
@@ -210,50 +227,34 @@ class Lane:
         a_block = self._steps_per_call * (self._shape.tokens_per_step if self._is_beamless else 1)
         most = [max(a_block, MOST_JUMPED if e.request.mask else 0) for e in entries]
         reached = (min(len(e.prompt) + e.num_tokens + new, e.need) for e, new in zip(entries, most, strict=True))
-        return self._num_slots(len(entries)), self._length(max(reached))
+        return self._num_slots(len(entries)), self._catalog.length(max(reached))
 
-    def _ready_size(self, joining: Sequence[Entry]) -> Size | None:
-        """The least size, or one in which nothing shrinks, whose programs are compiled; None if there is none."""
+    def _ready_size(self, joining: Sequence[Entry], room: int) -> Size | None:
+        """The least size, one in which nothing shrinks, or one compiled ahead, whose programs are compiled.
+
+        None if there is none of at most `room` positions.
+        """
         least = self._least_size(joining)
         if self._compiler is None:
             return least
         roomy = max(least[0], len(self._slots)), max(least[1], self._max_len if self._slots else 0)
-        return next((size for size in (least, roomy) if self._compiler.has(self._programs(size, joining))), None)
+        ahead = (size for size in self._ahead if size[0] >= roomy[0] and size[1] >= roomy[1])
+        fitting = (size for size in ahead if size[0] * size[1] * self._shape.num_rows <= room)
+        return next((size for size in (least, roomy, *fitting) if self._compiler.has(self._programs(size))), None)
 
-    def _programs(self, size: Size, joining: Sequence[Entry]) -> list[Program]:
+    def _programs(self, size: Size) -> list[Program]:
         """The programs that `admit` and `run` will call."""
-        config, shape, weights, now = self._config, self._shape, self._weights, (len(self._slots), self._max_len)
-        lane, steps = self._abstract, self._steps_per_call
-        found: list[Program] = []
-        if self.entries and now != size:
-            found.append((("resize", shape, now, size), lambda: programs.compile_resize(shape, lane(now), size)))
-        readings = self._readings(joining)
-        for reading in {(height, width, alike[0].prefix_len): None for height, width, alike in readings}:
-            read = functools.partial(programs.compile_read, config, weights, *reading)
-            join = functools.partial(programs.compile_join, config, shape, weights, *reading)
-            found.append((("read", *reading), read))
-            joined = functools.partial(lane, (reading[0], 1))
-            key = ("join", shape, *reading, size)
-            found.append((key, lambda join=join, joined=joined: join(lane(size), joined())))
-        found.append(
-            (("run", shape, size), lambda: programs.compile_run(config, shape, weights, lane(size), num_steps=steps))
-        )
-        return found
+        now, run = (len(self._slots), self._max_len), self._catalog.run(self._shape, size)
+        return [self._catalog.resize(self._shape, now, size), run] if self.entries and now != size else [run]
 
-    def _readings(self, joining: Sequence[Entry]) -> list[tuple[int, int, list[Entry]]]:
-        """Prompts read together: number of rows (a power of four), of tokens (a power of two), and the entries."""
-        by_width: dict[tuple[int, Prefix | None], list[Entry]] = {}
-        for entry in joining:
-            width = bucket(len(entry.to_read), SMALLEST_BUCKET, self._config.max_seq_len)
-            by_width.setdefault((width, entry.prefix), []).append(entry)
-        found = []
-        for (width, _), alike in by_width.items():
-            while alike:
-                height = 1
-                while 3 * height <= len(alike) and 4 * height * width <= self._read_at_once:  # 3 of 4 rows are filled
-                    height *= 4
-                found.append((height, width, alike[:height]))
-                alike = alike[height:]
+    def _needs(self, reading: Reading) -> list[Program]:
+        """The programs that put a chunk into the lane."""
+        size = len(self._slots), self._max_len
+        if not reading.finished:
+            return []
+        found = [self._catalog.place(self._shape, size, reading.size)]
+        if any(part.begin for part in reading.finished):
+            found.append(self._catalog.put_behind(self._shape, size, reading.behind_len))
         return found
 
     def _fit(self, num_slots: int, max_len: int) -> None:
@@ -274,54 +275,74 @@ class Lane:
         self._slots = [self._slots[slot] for slot in taken] + [None] * (num_slots - len(taken))
         self._max_len = max_len
 
-    def _read(self, entries: Sequence[Entry], height: int, width: int, free: Any) -> None:
-        tokens_PT, lengths_P = np.zeros((height, width), np.int32), np.zeros(height, np.int32)
-        slots_P = np.full(height, len(self._slots), np.int32)
+    def _read(self, reading: Reading) -> None:
+        chunk, new_kv, logits_GV = self._reader.read(reading)
+        ended = reading.finished
+        if not ended:
+            return
+        slot_of = {id(entry): slot for slot, entry in enumerate(self._slots) if entry is not None}
+        slots = [slot_of[id(part.entry)] for part in ended]
+        for slot, part in zip(slots, ended, strict=True):
+            if part.begin:
+                self._cache = programs.put_behind(self._shape, self._cache, np.int32(slot), reading.behind.cache)
+        entries = [part.entry for part in ended]
+        self._watch(entries, logits_GV)
+        self._place(chunk, entries, slots, new_kv, logits_GV)
+        self._unread = [entry for entry in self._unread if entry not in entries]
+        for slot, entry in zip(slots, entries, strict=True):
+            entry.is_read, entry.behind = True, None
+            self._keep(slot, entry.prompt)
+
+    def _place(
+        self, chunk: chunks.Chunk, entries: Sequence[Entry], slots: Sequence[int], new_kv: Cache, logits_GV: jax.Array
+    ) -> None:
+        """Puts the prompts that end in a chunk, the first ones of its tokens, into their slots."""
+        height = len(chunk.last_G)
+        slots_G, slots_T = (np.full(size, len(self._slots), np.int32) for size in (height, len(chunk.tokens_T)))
         rows: list[Any] = [None] * height
-        allowed_PX, prefix = programs.all_ids(self._config, self._shape, height), entries[0].prefix
-        for row, entry in enumerate(entries):
-            request, new = entry.request, entry.to_read
-            tokens_PT[row, : len(new)], lengths_P[row], slots_P[row] = new, len(new), next(free)
-            rows[row] = entry.settings()
-            self._slots[slots_P[row]] = entry
-            if request.mask is not None:
-                of_request = (request.mask, request.method, request.end_ids)
+        allowed_GX = programs.all_ids(self._config, self._shape, height)
+        for row, (entry, slot) in enumerate(zip(entries, slots, strict=True)):
+            slots_G[row], rows[row] = slot, entry.settings()
+            slots_T[chunk.prompts_T == row] = slot
+            if (mask := entry.request.mask) is not None:
+                of_request = (mask, entry.request.method, entry.request.end_ids)
                 entry.mask = MaskedText(self._config, *of_request, self._harm_tag_id)
-                allowed_PX[row] = entry.mask.allowed()
-        before = () if prefix is None else (prefix.cache, np.int32(len(prefix.ids)))
-        new_kv, logits_PV = programs.read_prompts(self._config, self._weights, tokens_PT, lengths_P, *before)
-        self._watch(entries, logits_PV)
-        pool = self._shape.num_dropped_from
+                allowed_GX[row] = entry.mask.allowed()
         own = [entry.request.adjustment for entry in entries]
         adjustments = [*own, *[NEUTRAL] * (height - len(own))] if self._is_beamless else None
-        tag = self._harm_tag_id
-        wanted = asked.ask(rows, harm_tag_id=tag, max_pool=pool, allowed_PX=allowed_PX, adjustments=adjustments)
-        levels = () if self._monitor is None else (self._prompt_levels(entries, new_kv, logits_PV),)
-        self._state, self._cache = programs.join(
-            self._config, self._shape, self._state, self._cache, wanted, slots_P, new_kv, logits_PV, *levels
-        )
+        pool, tag = self._shape.num_dropped_from, self._harm_tag_id
+        wanted = asked.ask(rows, harm_tag_id=tag, max_pool=pool, allowed_PX=allowed_GX, adjustments=adjustments)
+        model, of_chunk = (self._config, self._shape, self._weights), (slots_G, chunk, slots_T, new_kv, logits_GV)
+        self._state, self._cache = programs.place(*model, self._state, self._cache, wanted, *of_chunk)
         if isinstance(self._shape, Lookups):
             text_PS = np.array(self._state.text_PS)
-            for row, entry in enumerate(entries):
-                text_PS[slots_P[row], : len(entry.prompt)] = entry.prompt
+            for entry, slot in zip(entries, slots, strict=True):
+                text_PS[slot, : len(entry.prompt)] = entry.prompt
             self._state = self._state.replace(text_PS=text_PS)
 
-    def _prompt_levels(self, entries: Sequence[Entry], new_kv: Cache, logits_PV: jax.Array) -> jax.Array:
-        """The log of the monitor's level after every prompt."""
-        lengths_P, last_P = np.zeros(len(logits_PV), np.int32), np.zeros(len(logits_PV), np.int32)
-        for row, entry in enumerate(entries):
-            lengths_P[row], last_P[row] = len(entry.prompt), entry.prompt[-1]
-        model = self._config, self._monitor, self._weights
-        return programs.prompt_log_levels(*model, new_kv, lengths_P, last_P, logits_PV)
+    def _free(self, slot: int) -> None:
+        """Frees a slot; what was read and said there is kept for prompts that go on from it."""
+        entry, self._slots[slot] = self._slots[slot], None
+        if entry.is_read and self._is_beamless and len(entry.tokens) > 1:  # the last one may not be in the cache
+            self._keep(slot, [*entry.prompt, *entry.tokens[:-1]])
 
-    def _watch(self, entries: Sequence[Entry], logits_PV: jax.Array) -> None:
+    def _keep(self, slot: int, ids: Sequence[int]) -> None:
+        """Keeps a slot's first tokens, if they are wanted and no program has to be compiled here."""
+        max_len, size = self._catalog.length(len(ids)), (len(self._slots), self._max_len)
+        if not self._reader.prefixes.wants(ids, max_len):
+            return
+        if self._compiler is None or self._compiler.has([self._catalog.take_slot(self._shape, size, max_len)]):
+            row = programs.take_slot(self._shape, self._cache, np.int32(slot), max_len=max_len)
+            self._reader.prefixes.add(ids, row)
+
+    def _watch(self, entries: Sequence[Entry], logits_GV: jax.Array) -> None:
         """Computes the log-probs of the ids that these requests watch."""
         most = max(len(entry.request.watch_ids) for entry in entries)
         if not most:
             return
-        ids_PI = np.zeros((len(logits_PV), bucket(most, 8, np.inf)), np.int32)
+        ids_GI = np.zeros((len(logits_GV), bucket(most, 8, np.inf)), np.int32)
         for row, entry in enumerate(entries):
-            ids_PI[row, : len(entry.request.watch_ids)] = entry.request.watch_ids
-        found_PI = programs.log_probs_of(logits_PV, ids_PI)
+            ids_GI[row, : len(entry.request.watch_ids)] = entry.request.watch_ids
+        found_GI = programs.log_probs_of(logits_GV, ids_GI)
         for row, entry in enumerate(entries):
-            entry.watched = (found_PI, row)
+            entry.watched = (found_GI, row)

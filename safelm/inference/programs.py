@@ -1,6 +1,6 @@
 """The compiled programs of the engine, in few shapes.
 
-Every program takes all of a method's settings as numbers. Shapes come from few buckets: the number and width of prompts
+Every program takes all of a method's settings as numbers. Shapes come from few buckets: the number of tokens
 read together, the number of prompts decoded together, and the length of their cache.
 """
 
@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
-from safelm.inference import forward, token_mask
+from safelm.inference import chunks, forward, token_mask
 from safelm.inference.adjustments import NEUTRAL
 from safelm.inference.asked import Asked
 from safelm.inference.beam import Beams
 from safelm.inference.beams import BeamState
+from safelm.inference.chunks import Chunk
 from safelm.inference.forward import Cache
 from safelm.inference.methods import Beam, Method, SafeBeam, TagPenalty
 from safelm.inference.monitors import Monitor
@@ -49,33 +50,46 @@ def all_ids(config: ModelConfig, shape: StepShape, num_prompts: int) -> np.ndarr
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def read_prompts(
+def read_chunk(
     config: ModelConfig,
     weights: Weights,
-    tokens_PT: Int[Array, "P T"],
-    lengths_P: Int[Array, " P"],
-    prefix: Cache | None = None,
-    prefix_length: Int[Array, ""] | int = 0,
-) -> tuple[Cache, Float[Array, "P V"]]:
-    """Keys and values of every prompt and of padding after it, and the logits of the token after it.
+    chunk: Chunk,
+    behind: Cache | None = None,
+    length: Int[Array, ""] | int = 0,
+) -> tuple[Cache, Float[Array, "G V"]]:
+    """`chunks.read_chunk`, compiled."""
+    return chunks.read_chunk(config, weights, chunk, behind, length)
 
-    Args:
-      prefix: one row, of which `prefix_length` tokens stand before every one of the prompts.
-    """
-    if prefix is None:
-        return forward.read_prompts(config, weights, tokens_PT, lengths_P)
-    height, width = tokens_PT.shape
-    shared = jax.tree.map(lambda kv: jnp.broadcast_to(kv, (height, *kv.shape[1:])), prefix)
-    starts_P = jnp.full(height, prefix_length, jnp.int32)
-    x_PTD, new_kv = forward.read_behind(config, weights, tokens_PT, shared, starts_P)
-    cache = jax.tree.map(
-        lambda before, kv: jax.lax.dynamic_update_slice_in_dim(
-            jnp.pad(before, ((0, 0), (0, 0), (0, width), (0, 0))), kv, prefix_length, axis=2
-        ),
-        shared,
-        new_kv,
+
+@functools.partial(jax.jit, static_argnames=("max_len",))
+def extend(
+    behind: Cache | None, new_kv: Cache, is_own_T: Bool[Array, " T"], positions_T: Int[Array, " T"], *, max_len: int
+) -> Cache:
+    """One row of `max_len` positions: what stands behind, and those of a chunk's tokens that `is_own_T`."""
+    positions_T = jnp.where(is_own_T, positions_T, max_len)
+    row = jnp.zeros((1,), jnp.int32)
+    if behind is None:
+        behind = jax.tree.map(lambda kv: jnp.zeros((1, kv.shape[1], max_len, kv.shape[3]), kv.dtype), new_kv)
+    return forward.put_tokens(
+        forward.take_rows(behind, row, max_len), new_kv, jnp.zeros((len(positions_T), 1), jnp.int32), positions_T
     )
-    return cache, forward.logits_of(config, weights, forward.at_last(x_PTD, lengths_P))
+
+
+@functools.partial(jax.jit, static_argnames=("shape",), donate_argnames=("cache",))
+def put_behind(shape: StepShape, cache: Cache, slot: Int[Array, ""], behind: Cache) -> Cache:
+    """The lane's cache with one row's keys and values at the beginning of all rows of a slot."""
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = jnp.repeat(new[:, :, : old.shape[2]].astype(old.dtype), shape.num_rows, axis=0)
+        return jax.lax.dynamic_update_slice(old, new, (slot * shape.num_rows, 0, 0, 0))
+
+    return jax.tree.map(put, cache, behind)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "max_len"))
+def take_slot(shape: StepShape, cache: Cache, slot: Int[Array, ""], *, max_len: int) -> Cache:
+    """A copy of a slot's first row, cut or padded to `max_len` positions."""
+    return forward.take_rows(cache, (slot * shape.num_rows)[None], max_len)
 
 
 @jax.jit
@@ -84,29 +98,24 @@ def log_probs_of(logits_PV: Float[Array, "P V"], ids_PI: Int[Array, "P I"]) -> F
     return jnp.take_along_axis(jax.nn.log_softmax(logits_PV, axis=-1), ids_PI, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "monitor"))
-def prompt_log_levels(
+def _log_levels(
     config: ModelConfig,
     monitor: Monitor,
     weights: Weights,
-    new_kv: Cache,
-    lengths_P: Int[Array, " P"],
-    last_tokens_P: Int[Array, " P"],
-    logits_PV: Float[Array, "P V"],
-) -> Float[Array, " P"]:
-    """The log of the monitor's level after every prompt, given what `read_prompts` returned.
-
-    Args:
-      lengths_P: of the prompts, prefixes included; `last_tokens_P` are their last tokens.
-    """
+    cache: Cache,
+    lengths_G: Int[Array, " G"],
+    last_tokens_G: Int[Array, " G"],
+    logits_GV: Float[Array, "G V"],
+) -> Float[Array, " G"]:
+    """The log of the monitor's level after every prompt, from the rows of their cache and their last tokens."""
     if monitor.header_ids:
-        return log_level_behind(config, weights, monitor, new_kv, lengths_P)
+        return log_level_behind(config, weights, monitor, cache, lengths_G)
     if monitor.layer is None:
-        return monitor.log_level(logits_PV)
-    before_P = jnp.maximum(lengths_P - 1, 0)
-    last_P1 = last_tokens_P[:, None]
-    _, _, read_P1D = forward.read_behind_tapped(config, weights, last_P1, new_kv, before_P, monitor.layer)
-    return monitor.log_level(read_P1D[:, 0])
+        return monitor.log_level(logits_GV)
+    before_G = jnp.maximum(lengths_G - 1, 0)
+    last_G1 = last_tokens_G[:, None]
+    _, _, read_G1D = forward.read_behind_tapped(config, weights, last_G1, cache, before_G, monitor.layer)
+    return monitor.log_level(read_G1D[:, 0])
 
 
 def empty_state(
@@ -141,28 +150,32 @@ def abstract(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "shape"), donate_argnames=("state", "cache"))
-def join(
+def place(
     config: ModelConfig,
     shape: StepShape,
+    weights: Weights,
     state: DecodeState,
     cache: Cache,
     asked: Asked,
-    slots_P: Int[Array, " N"],
+    slots_G: Int[Array, " G"],
+    chunk: Chunk,
+    slots_T: Int[Array, " T"],
     new_kv: Cache,
-    logits_PV: Float[Array, "N V"],
-    log_level_P: Float[Array, " N"] | None = None,
+    logits_GV: Float[Array, "G V"],
 ) -> tuple[DecodeState, Cache]:
-    """Puts prompts that were read into slots; slots past the end belong to padding rows.
+    """Puts a chunk's tokens into their slots and starts the prompts that end in it; slots past the end are none.
 
-    Args:
-      log_level_P: of the shape's monitor (`prompt_log_levels`), where it has one.
+    What stands behind them must be in the slots already (`put_behind`). Weights are for a shape with a monitor.
     """
-    fresh = shape.start(config, asked, logits_PV, max_len=cache.max_len)
-    if log_level_P is not None:
-        fresh = fresh.replace(tag_log_prob_PW=jnp.broadcast_to(log_level_P[:, None], fresh.tag_log_prob_PW.shape))
-    state = jax.tree.map(lambda old, new: old.at[slots_P].set(new, mode="drop"), state, fresh)
-    new_kv = jax.tree.map(lambda kv: jnp.repeat(kv, shape.num_rows, axis=0), new_kv)
-    return state, forward.put_rows(cache, _rows(shape, slots_P), new_kv)
+    rows_TW = (jnp.asarray(slots_T)[:, None] * shape.num_rows) + jnp.arange(shape.num_rows)
+    cache = forward.put_tokens(cache, new_kv, rows_TW, jnp.asarray(chunk.positions_T))
+    fresh = shape.start(config, asked, logits_GV, max_len=cache.max_len)
+    if (monitor := getattr(shape, "monitor", None)) is not None:
+        rows = forward.take_rows(cache, slots_G * shape.num_rows)
+        last_tokens_G = jnp.asarray(chunk.tokens_T)[jnp.asarray(chunk.last_G)]
+        level_G = _log_levels(config, monitor, weights, rows, asked.prompt_lengths_P, last_tokens_G, logits_GV)
+        fresh = fresh.replace(tag_log_prob_PW=jnp.broadcast_to(level_G[:, None], fresh.tag_log_prob_PW.shape))
+    return jax.tree.map(lambda old, new: old.at[slots_G].set(new, mode="drop"), state, fresh), cache
 
 
 def _rows(shape: StepShape, slots_P: Int[Array, " P"]) -> Int[Array, " R"]:
@@ -198,7 +211,8 @@ def run(
 
     `most_steps` lowers their number without another program. Unwanted prompts stay as they are.
 
-    The report holds `is_over_P`, `step_P`, `outcome` and `tried`, the candidates of beam methods by step (first axis).
+    The report holds `is_over_P`, `step_P`, `num_final_P` (of the outcome's tokens, those that stay), `outcome` and
+    `tried`, the candidates of beam methods by step (first axis).
     A prompt's own steps are the first ones, as many as its step count grew by.
     """
     own_asked, num_steps_now = state.asked, jnp.minimum(most_steps, num_steps)
@@ -220,7 +234,8 @@ def run(
 
     _, state, cache, tried = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, cache, tried))
     state = state.replace(asked=own_asked)
-    report = {"is_over_P": state.is_over_P, "step_P": state.step_P, "outcome": state.outcome(), "tried": tried}
+    report = {"is_over_P": state.is_over_P, "step_P": state.step_P, "num_final_P": state.num_final_P}
+    report |= {"outcome": state.outcome(), "tried": tried}
     return state, cache, report
 
 
@@ -239,29 +254,41 @@ def jump(
     return shape.jump(config, weights, state, cache, slots_J, tokens_JT, counts_J)
 
 
-def compile_read(config: ModelConfig, weights: Weights, height: int, width: int, prefix_len: int) -> None:
-    """Compiles `read_prompts` before it is called, as the functions below do for theirs; `prefix_len` 0: no prefix."""
-    read_prompts.lower(config, weights, *_prompts(config, height, width, prefix_len)).compile()
+def compile_read(config: ModelConfig, weights: Weights, num_tokens: int, behind_len: int) -> None:
+    """Compiles `read_chunk` before it is called, as the functions below do for theirs; `behind_len` 0: none."""
+    behind = (_row(config, behind_len), jax.ShapeDtypeStruct((), jnp.int32)) if behind_len else ()
+    read_chunk.lower(config, weights, _chunk(num_tokens), *behind).compile()
 
 
-def compile_join(
+def compile_extend(config: ModelConfig, num_tokens: int, behind_len: int, max_len: int) -> None:
+    """Compiles `extend`."""
+    behind, is_own_T = _row(config, behind_len) if behind_len else None, jax.ShapeDtypeStruct((num_tokens,), jnp.bool_)
+    extend.lower(behind, _row(config, num_tokens), is_own_T, _ids(num_tokens), max_len=max_len).compile()
+
+
+def compile_put_behind(config: ModelConfig, shape: StepShape, cache: Cache, behind_len: int) -> None:
+    """Compiles `put_behind` for a lane with this cache."""
+    put_behind.lower(shape, cache, _ids(), _row(config, behind_len)).compile()
+
+
+def compile_take_slot(shape: StepShape, cache: Cache, max_len: int) -> None:
+    """Compiles `take_slot`."""
+    take_slot.lower(shape, cache, _ids(), max_len=max_len).compile()
+
+
+def compile_place(
     config: ModelConfig,
     shape: StepShape,
     weights: Weights,
-    height: int,
-    width: int,
-    prefix_len: int,
     lane: tuple[DecodeState, Cache],
     joining: tuple[DecodeState, Cache],
+    num_tokens: int,
 ) -> None:
-    """Compiles `join`, from the abstract state and cache of the lane and of the `height` joining prompts."""
-    read = jax.eval_shape(
-        functools.partial(read_prompts, config), weights, *_prompts(config, height, width, prefix_len)
-    )
-    slots_P = jax.ShapeDtypeStruct((height,), jnp.int32)
-    has_monitor = getattr(shape, "monitor", None) is not None
-    log_levels = (jax.ShapeDtypeStruct((height,), jnp.float32),) if has_monitor else ()
-    join.lower(config, shape, *lane, joining[0].asked, slots_P, *read, *log_levels).compile()
+    """Compiles `place`, from the abstract state and cache of the lane and of the prompts that may end in a chunk."""
+    chunk, places = _chunk(num_tokens), _ids(chunks.prompts_in(num_tokens))
+    new_kv, logits_GV = jax.eval_shape(functools.partial(read_chunk, config), weights, chunk)
+    of_chunk = (joining[0].asked, places, chunk, _ids(num_tokens), new_kv, logits_GV)
+    place.lower(config, shape, weights, *lane, *of_chunk).compile()
 
 
 def compile_resize(shape: StepShape, lane: tuple[DecodeState, Cache], size: tuple[int, int]) -> None:
@@ -282,14 +309,18 @@ def compile_jump(
     config: ModelConfig, shape: Sequences, weights: Weights, lane: tuple[DecodeState, Cache], height: int, width: int
 ) -> None:
     """Compiles `jump` for `height` slots and `width` tokens."""
-    tokens_JT, counts_J = _prompts(config, height, width, 0)
-    jump.lower(config, shape, weights, *lane, counts_J, tokens_JT, counts_J).compile()
+    jump.lower(config, shape, weights, *lane, _ids(height), _ids(height, width), _ids(height)).compile()
 
 
-def _prompts(config: ModelConfig, height: int, width: int, prefix_len: int) -> tuple[Any, ...]:
-    """The shapes of what `read_prompts` takes behind the weights."""
-    prompts = jax.ShapeDtypeStruct((height, width), jnp.int32), jax.ShapeDtypeStruct((height,), jnp.int32)
-    if not prefix_len:
-        return prompts
-    prefix = jax.eval_shape(functools.partial(forward.empty_cache, config, 1, prefix_len))
-    return *prompts, prefix, jax.ShapeDtypeStruct((), jnp.int32)
+def _ids(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _row(config: ModelConfig, max_len: int) -> Cache:
+    return jax.eval_shape(functools.partial(forward.empty_cache, config, 1, max_len))
+
+
+def _chunk(num_tokens: int) -> Chunk:
+    is_behind_T = jax.ShapeDtypeStruct((num_tokens,), jnp.bool_)
+    of_tokens = (_ids(num_tokens) for _ in range(3))
+    return Chunk(*of_tokens, is_behind_T, _ids(chunks.prompts_in(num_tokens)))

@@ -70,13 +70,14 @@ class Update:
     """News about a request.
 
     Attributes:
-      tokens: tokens that became final since the last update (for beam methods all at the end), including the ending one
-        (EOS or the tag).
+      tokens: tokens that became final since the last update, including the ending one (EOS or the tag). Those of beam
+        methods are final once all live beams begin with them; with a trace they come at the end.
       tag_probs: P(tag | text up to and including it) for each of them, for an ending token that of the text before it;
         empty if the vocabulary has no tag. With a monitor, its levels.
       finished: "" while there is more to come. "cancelled" comes without tokens. "withheld": a knob or method put the
         tokens in place of the answer, without P(tag).
-      log_prob: of all tokens so far under the model (nats), without temperature or filters.
+      log_prob: of all tokens so far under the model (nats), without temperature or filters; of beam methods the best
+        beam's, whose own tokens not all are final before the last update.
       watched: with the first update, the log-prob of each of the request's `watch_ids` as the first token (nats, over
         the whole vocabulary, before any mask).
       trace: with a beam method's last update, if requested: every step's candidates in the pool's order.

@@ -42,6 +42,11 @@ class SequenceState:
     def is_over_P(self) -> jax.Array:
         return (self.ends_P != RUNNING) | (self.step_P >= self.asked.limits_P)
 
+    @property
+    def num_final_P(self) -> jax.Array:
+        """Every token is final at once."""
+        return jnp.asarray(self.step_P)
+
     def outcome(self) -> tuple[jax.Array, ...]:
         """Tokens, log P(tag) of each, their number, the log-prob of all, and how each prompt's sequence ended."""
         return self.tokens_PT, self.tag_log_probs_PT, self.step_P, self.log_prob_P, self.ends_P

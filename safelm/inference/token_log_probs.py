@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +16,7 @@ from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 
 MOST_ALTERNATIVES = 20
+_compiling, _compiled = threading.Lock(), set[tuple[ModelConfig, int]]()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,25 @@ def token_log_probs(config: ModelConfig, params: model.Params, tokens: Sequence[
         raise ValueError(f"{len(tokens)} tokens, the model's context is {config.max_seq_len}")
     if not 0 <= min(tokens) <= max(tokens) < config.vocab_size:
         raise ValueError(f"ids {min(tokens)} to {max(tokens)}, the vocabulary has {config.vocab_size}")
-    num_read = len(tokens) - 1
-    width = bucket(num_read, SMALLEST_BUCKET, config.max_seq_len)
+    num_read, width = len(tokens) - 1, _width(config, len(tokens))
     tokens_T, next_T = np.zeros(width, np.int32), np.zeros(width, np.int32)
     tokens_T[:num_read], next_T[:num_read] = tokens[:-1], tokens[1:]
     found = jax.device_get(_log_probs(config, params, tokens_T, next_T))
     return TokenLogProbs(*(array[:num_read] for array in found))
+
+
+def compile_log_probs(config: ModelConfig, params: model.Params, num_tokens: int) -> None:
+    """Compiles what a text of so many tokens needs, once, in the calling thread; the text is then scored at once."""
+    width = _width(config, num_tokens)
+    with _compiling:
+        if (config, width) not in _compiled:
+            tokens_T = jax.ShapeDtypeStruct((width,), np.int32)
+            _log_probs.lower(config, params, tokens_T, tokens_T).compile()
+            _compiled.add((config, width))
+
+
+def _width(config: ModelConfig, num_tokens: int) -> int:
+    return bucket(num_tokens - 1, SMALLEST_BUCKET, config.max_seq_len)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -148,12 +148,25 @@ def attend_behind(
 
     The two sets of keys are not concatenated (which would copy them); scores and sums are in float32.
     """
+    max_len, num_new = cache_kv[0].shape[2], q_BTNH.shape[1]
+    is_seen_BTS = seen_in_cache(max_len, jnp.asarray(lengths_B), num_new, window)
+    return attend_both(q_BTNH, k_BTKH, v_BTKH, cache_kv, is_seen_BTS, windowed(causal_mask(num_new), window))
+
+
+def attend_both(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    cache_kv: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]],
+    is_seen_BTS: Bool[Array, "B t S"],
+    mask_BTT: Bool[Array, "b T T"],
+) -> Float[Array, "B T N H"]:
+    """Attention of new tokens over the cached ones that they see, and by `mask_BTT` over each other."""
     k_BKSH, v_BKSH = cache_kv
     q_BTKGH = _grouped(q_BTNH, k_BTKH.shape[2])
-    is_seen_BTS = seen_in_cache(k_BKSH.shape[2], jnp.asarray(lengths_B), q_BTNH.shape[1], window)
     cached_BKGTS = jnp.einsum("btkgh,bksh->bkgts", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
     cached_BKGTS = jnp.where(is_seen_BTS[:, None, None], cached_BKGTS, MASKED_SCORE)
-    new_BKGTT = _scores(q_BTKGH, k_BTKH, windowed(causal_mask(q_BTNH.shape[1]), window))
+    new_BKGTT = _scores(q_BTKGH, k_BTKH, mask_BTT)
     weights = jax.nn.softmax(jnp.concatenate([cached_BKGTS, new_BKGTT], axis=-1), axis=-1).astype(v_BTKH.dtype)
     out_BTKGH = jnp.einsum("bkgts,bksh->btkgh", weights[..., : k_BKSH.shape[2]], v_BKSH)
     out_BTKGH += jnp.einsum("bkgts,bskh->btkgh", weights[..., k_BKSH.shape[2] :], v_BTKH)

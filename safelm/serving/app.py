@@ -31,6 +31,7 @@ class ServerConfig:
       default_method: the decoding method of requests that name none.
       port: 0 for any free port.
       warms_up: whether `serve` compiles the first programs before it reports ready.
+      warm_tokens: tokens of prompt and reply up to which none then waits for the compiler.
     """
 
     limits: Limits
@@ -39,6 +40,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     warms_up: bool = False
+    warm_tokens: int = 2048
 
 
 class Server:
@@ -56,7 +58,8 @@ class Server:
     async def warm_up(self) -> None:
         """Compiles the first programs, if configured, and then reports ready."""
         if not self.service.is_warm:
-            await warm_up(self.service.models, self.service.worker, self._config.default_method)
+            longest = self._config.warm_tokens
+            await warm_up(self.service.models, self.service.worker, self._config.default_method, longest=longest)
             self.service.is_warm = True
 
     async def drain(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from safelm.inference.planning import planner
 from safelm.inference.requests import EngineRequest, Update
-from safelm.inference.token_log_probs import token_log_probs
+from safelm.inference.token_log_probs import compile_log_probs, token_log_probs
 from safelm.inference.token_mask import MakeMask
 from safelm.serving.constraint_fields import Schema
 from safelm.serving.errors import ApiError
@@ -21,15 +21,17 @@ from safelm.serving.request import GenerationRequest
 from safelm.serving.text_stream import Piece, TextStream
 from safelm.serving.worker import EngineWorker
 
+_FIRST_SCORED = 4  # tokens of the first piece of a stream with log-probs
 _LONG_TEXT = 4096  # characters, from which a prompt is encoded off the event loop
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """New text, and the tokens that it completes."""
+    """New text, the tokens that it completes and, if they were asked for, their log-probs."""
 
     text: str
     pieces: Sequence[Piece]
+    scored: ScoredText | None = None
 
 
 class RunningGeneration:
@@ -83,14 +85,14 @@ class RunningGeneration:
         if foreign is not None:
             message = f"logit_bias: id {foreign} is not in the model's vocabulary of {model.config.vocab_size}"
             raise ApiError(400, message, param="logit_bias")
-        steering = request.steering
+        steering, method = request.steering, model.steered(request.steering.method)
         try:
-            plan = planner(model.config, model.tokenizer, steering.method, is_chat=request.is_chat, knob=model.knob)
+            plan = planner(model.config, model.tokenizer, method, is_chat=request.is_chat, knob=model.knob)
         except ValueError as error:
             raise ApiError(400, str(error), param="safelm.method") from None
         engine_request = EngineRequest(
             prompt=tuple(ids),
-            method=steering.method,
+            method=method,
             max_new_tokens=max_tokens,
             end_ids=model.end_ids,
             seed=request.seed,
@@ -139,6 +141,32 @@ class RunningGeneration:
         if chunk := self._release():
             yield chunk
 
+    async def streamed(self, worker: EngineWorker, *, deadline: float) -> AsyncIterator[Chunk]:
+        """`chunks` for a stream; with log-probs in pieces of 4, 8, 16, .. tokens, each of which takes a forward."""
+        async with contextlib.aclosing(self.chunks(worker, deadline=deadline)) as chunks:
+            if self.request.output.alternatives is None:
+                async for chunk in chunks:
+                    yield chunk
+                return
+            text, told, wanted = "", 0, _FIRST_SCORED
+            async for chunk in chunks:
+                text += chunk.text
+                if len(self.pieces) - told >= wanted:
+                    yield await self._scored_chunk(worker, text, told, deadline=deadline)
+                    text, told, wanted = "", len(self.pieces), 2 * wanted
+        rest = await self._scored_chunk(worker, text, told, deadline=deadline, is_last=True)
+        if rest.text or rest.scored.pieces:
+            yield rest
+
+    async def _scored_chunk(
+        self, worker: EngineWorker, text: str, told: int, *, deadline: float, is_last: bool = False
+    ) -> Chunk:
+        """The text of the pieces from the `told`-th on, with their log-probs."""
+        new, before = self.pieces[told:], self.pieces[:told]
+        scored = await self._scores(worker, new, len(self.engine_request.prompt) + told, deadline, is_last=is_last)
+        offset = sum(len(piece.text) for piece in before)
+        return Chunk(text, new, dataclasses.replace(scored, offset=offset))
+
     async def finish(self, worker: EngineWorker, *, deadline: float) -> None:
         """Adds the prompt's tokens and log-probs, as requested, once the text has ended.
 
@@ -148,21 +176,28 @@ class RunningGeneration:
         if output.echo:
             num_own = self.model.num_begin_ids if isinstance(self.request.prompt, str) and self.request.prompt else 0
             self.echoed = self.model.pieces(prompt[num_own:])
-        if output.alternatives is None:
-            return
+        if output.alternatives is not None:
+            pieces = [*self.echoed, *self.pieces]
+            first = len(prompt) - len(self.echoed)
+            self.scored = await self._scores(worker, pieces, first, deadline, is_last=True)
+
+    async def _scores(
+        self, worker: EngineWorker, pieces: Sequence[Piece], first: int, deadline: float, *, is_last: bool
+    ) -> ScoredText:
+        """The log-probs of some pieces, the first of which is the `first`-th token of prompt and text."""
         new = [piece.id for piece in self.pieces]
-        ended = [] if self._ending is None else [self._ending]
-        config, params, tokens = self.model.config, self.model.params, [*prompt, *new, *ended]
+        ended = [self._ending] if is_last and self._ending is not None else []
+        config, params, tokens = self.model.config, self.model.params, [*self.engine_request.prompt, *new, *ended]
         try:
             async with asyncio.timeout_at(deadline):
+                await asyncio.to_thread(compile_log_probs, config, params, len(tokens))
                 scores = await worker.call(lambda: token_log_probs(config, params, tokens))
         except TimeoutError:
             raise ApiError(408, "the time for a request passed", code="timeout") from None
-        pieces = [*self.echoed, *self.pieces]
         if not self.request.is_chat:  # whose clients take a reply of one token to have one entry
-            pieces += [Piece(token, "", None, self.model.tokenizer.special_token(token)) for token in ended]
-        first = len(prompt) - len(self.echoed)
-        self.scored = ScoredText(self.model.tokenizer, pieces, scores, first, output.alternatives)
+            shown = (Piece(token, "", None, self.model.tokenizer.special_token(token)) for token in ended)
+            pieces = [*pieces, *shown]
+        return ScoredText(self.model.tokenizer, pieces, scores, first, self.request.output.alternatives)
 
     def _take(self, update: Update) -> None:
         if update.finished in ("cancelled", "error"):

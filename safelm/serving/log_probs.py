@@ -17,6 +17,7 @@ class ScoredText:
       pieces: the tokens with their shares of the text.
       first: where the first of them stands among the tokens that `scores` were computed from.
       alternatives: how many of the likeliest tokens to show at every place.
+      offset: characters of the text before the first of them.
     """
 
     tokenizer: Tokenizer
@@ -24,13 +25,14 @@ class ScoredText:
     scores: TokenLogProbs
     first: int
     alternatives: int
+    offset: int = 0
 
     def for_completion(self) -> dict[str, list[Any]]:
         """The `logprobs` of a choice of `/v1/completions`.
 
         A token that nothing stands before has None. `top_logprobs` holds the token of the text besides the likeliest.
         """
-        offsets, place = [], 0
+        offsets, place = [], self.offset
         for piece in self.pieces:
             offsets.append(place)
             place += len(piece.text)

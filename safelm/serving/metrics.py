@@ -52,6 +52,10 @@ class Metrics:
                 ("waiting", "Requests waiting for a slot"),
                 ("active", "Requests being decoded"),
                 ("tokens_reserved", "Cache positions promised to requests"),
+                ("prefix_asked", "Prompts that looked for a kept beginning since the start"),
+                ("prefix_found", "Prompts that found one"),
+                ("prefix_tokens", "Tokens of prompts that were not read again"),
+                ("prefix_kept", "Cache positions kept for prompts that begin as earlier ones"),
             )
         }
         ProcessCollector(registry=registry)
@@ -61,7 +65,7 @@ class Metrics:
 
         Args:
           num_open: requests being answered.
-          load: "waiting", "active" and "tokens_reserved", each by model.
+          load: "waiting", "active", "tokens_reserved" and "prefix_*", each by model.
         """
         self._open.set(num_open)
         for name, by_model in load.items():

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 
 from safelm.formats.sources import read_model, saw_tag
-from safelm.inference import Knob, tag_probability
+from safelm.inference import Knob, Method, SafeBeam, tag_probability
 from safelm.inference.grammar import Grammar, GrammarVocabulary
+from safelm.inference.knobs import REFUSAL
+from safelm.inference.monitors import Monitor
 from safelm.io import hub
 from safelm.lm import LanguageModel
+from safelm.safety.monitors.loading import load_monitor
 from safelm.serving.errors import shown
 from safelm.serving.request import Message
 from safelm.serving.text_stream import Piece, TextStream
@@ -26,11 +29,18 @@ class ServedModel(LanguageModel):
       name: the name that clients ask for.
       saw_tag: whether it was trained with the tag, so that P(tag) means something; None if unknown.
       knob: how readily it refuses.
+      monitor: what SafeBeam goes by in the place of P(tag).
     """
 
     name: str
     saw_tag: bool | None = None
     knob: Knob | None = None
+    monitor: Monitor | None = None
+
+    def steered(self, method: Method) -> Method:
+        """The method, SafeBeam with the monitor."""
+        is_monitored = self.monitor is not None and isinstance(method, SafeBeam)
+        return dataclasses.replace(method, monitor=self.monitor) if is_monitored else method
 
     @property
     def watched_id(self) -> int:
@@ -105,6 +115,7 @@ def load_model(
     chat_template: str = "",
     template_kwargs: Mapping[str, Any] | None = None,
     knob: Knob | None = None,
+    monitor: str = "",
 ) -> ServedModel:
     """Loads a model of any kind (`safelm.formats.sources`).
 
@@ -112,8 +123,10 @@ def load_model(
       chat_template: a name or file that replaces its own template.
       template_kwargs: further variables of its chat template.
       knob: how readily it refuses.
+      monitor: what SafeBeam goes by in the place of P(tag), as `generate --monitor` takes it.
 
-    Raises ValueError or OSError if it can't be read, or has no token that its knob needs.
+    Raises ValueError or OSError if it can't be read, has no token that its knob needs, or its monitor is another
+    model's or doesn't go with the knob.
     """
     source = hub.pinned(source)
     config, params, tokenizer = read_model(source, chat_template=chat_template)
@@ -121,4 +134,11 @@ def load_model(
     config = dataclasses.replace(config, dtype=dtype or config.dtype, attention="xla", remat="none")
     if knob is not None:
         knob.bound(tokenizer)
-    return ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source), knob)
+    served = ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source), knob)
+    if not monitor:
+        return served
+    if knob is not None and knob.kind != REFUSAL:
+        raise ValueError(f"--monitor={monitor}: a knob of {knob.kind} steers SafeBeam by itself")
+    loaded = load_monitor(monitor, served)
+    SafeBeam(monitor=loaded)  # which takes no monitor that skips tokens
+    return dataclasses.replace(served, monitor=loaded)

@@ -46,17 +46,10 @@ class Output:
     alternatives: int | None = None
     echo: bool = False
 
-    def refuse_in_stream(self, num_prompts: int) -> None:
+    def refuse_in_stream(self) -> None:
         """Raises ApiError for what only a whole reply has."""
-        wanted = {
-            "prompt": (num_prompts > 1, f"{num_prompts} prompts"),
-            "n": (self.num_samples > 1, self.num_samples),
-            "logprobs": (self.alternatives is not None, "log-probs"),
-            "echo": (self.echo, "true"),
-        }
-        for name, (is_wanted, value) in wanted.items():
-            if is_wanted:
-                raise ApiError(400, f"{name}={value}: not in a stream; want stream=false", param=name)
+        if self.echo:
+            raise ApiError(400, "echo=true: not in a stream; want stream=false", param="echo")
 
 
 def read_completion_output(fields: Fields, *, num_prompts: int, most_choices: int) -> Output:

@@ -17,12 +17,12 @@ _METHOD_NAMES = {kind: name for name, kind in METHODS.items()}
 
 
 class Replies:
-    """Writes the reply of generations: `whole`, or, of one, `chunk` for each chunk and then `ending`."""
+    """Writes the reply of generations: `whole`, or `chunk` for each chunk, `ending` of each, and `usage`."""
 
     def __init__(self, generations: Sequence[RunningGeneration]):
         self._generations = generations
         self._generation, self._is_chat = generations[0], generations[0].request.is_chat
-        self._is_first = True
+        self._begun: set[int] = set()
         self.id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
@@ -48,18 +48,24 @@ class Replies:
     def _own(self, generation: RunningGeneration) -> dict[str, Any]:
         return {"tokens": [describe_piece(piece) for piece in generation.pieces]} | _outcome(generation)
 
-    def chunk(self, chunk: Chunk) -> str:
+    def chunk(self, chunk: Chunk, index: int = 0) -> str:
         """One event of a stream, as JSON."""
         tokens = [describe_piece(each) for each in chunk.pieces]
-        return encode(self._event(chunk.text, None) | {"safelm": {"tokens": tokens}})
+        scored = chunk.scored
+        log_probs = scored and (scored.for_chat() if self._is_chat else scored.for_completion())
+        return encode(self._event(chunk.text, None, index, log_probs) | {"safelm": {"tokens": tokens}})
 
-    def ending(self) -> list[str]:
-        """The last events: why the text ended, and token counts if requested."""
-        last = self._event("", finish_reason(self._generation.stopped_by))
-        events = [self._encode(last, _outcome(self._generation))]
-        if self._generation.request.include_usage:
-            events.append(encode(last | {"choices": [], "usage": self._usage()}))
-        return events
+    def ending(self, index: int = 0) -> str:
+        """The last event of a choice: why its text ended."""
+        generation = self._generations[index]
+        return self._encode(self._event("", finish_reason(generation.stopped_by), index), _outcome(generation))
+
+    def usage(self) -> list[str]:
+        """An event with token counts, if requested."""
+        if not self._generation.request.include_usage:
+            return []
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return [encode(self._object(kind, []) | {"usage": self._usage()})]
 
     def _encode(self, reply: dict[str, Any], outcome: dict[str, Any]) -> str:
         """JSON with the outcome under `safelm` and, if requested, the trace as its last entry."""
@@ -69,21 +75,16 @@ class Replies:
             text = f'{text[:-2]},"trace":{trace}}}}}'
         return text
 
-    def _event(self, text: str, finish: str | None) -> dict[str, Any]:
-        delta: dict[str, Any] = {"content": text} if text or self._is_first else {}
-        if self._is_first:
-            delta = {"role": "assistant"} | delta
-        self._is_first = False
-        kind, content = (
-            ("chat.completion.chunk", {"delta": delta})
-            if self._is_chat
-            else (
-                "text_completion",
-                {"text": text},
-            )
-        )
+    def _event(self, text: str, finish: str | None, index: int, log_probs: Any = None) -> dict[str, Any]:
+        is_first = index not in self._begun
+        self._begun.add(index)
+        if self._is_chat:
+            delta: dict[str, Any] = {"content": text} if text or is_first else {}
+            kind, content = "chat.completion.chunk", {"delta": {"role": "assistant"} | delta if is_first else delta}
+        else:
+            kind, content = "text_completion", {"text": text}
         usage = {"usage": None} if self._generation.request.include_usage else {}
-        return self._object(kind, [_choice(content, finish)]) | usage
+        return self._object(kind, [_choice(content, finish, index, log_probs)]) | usage
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         name = self._generation.model.name

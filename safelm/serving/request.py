@@ -138,7 +138,7 @@ def _rest(fields: Fields, limits: Limits, default_method: str, **known: Any) -> 
     fields.object("metadata")
     stream = fields.flag("stream")
     if stream:
-        known["output"].refuse_in_stream(1 + len(known.get("more_prompts", ())))
+        known["output"].refuse_in_stream()
     if steering.want_trace and len(known.get("more_prompts", ())) + known["output"].num_samples > 1:
         raise ApiError(400, "safelm.want_trace: only with one choice", param="safelm.want_trace")
     options = fields.object("stream_options")

@@ -20,6 +20,7 @@ from safelm.serving.errors import ApiError, log_defect
 from safelm.serving.fields import read_body
 from safelm.serving.generation import RunningGeneration
 from safelm.serving.limits import Admission, Limits, Shapes
+from safelm.serving.merging import merged
 from safelm.serving.metrics import Metrics
 from safelm.serving.models import ServedModel
 from safelm.serving.numbers import summarize
@@ -79,7 +80,9 @@ class Service:
     async def expose_metrics(self, _: web.Request) -> web.Response:
         """Prometheus' text format."""
         load = {name: getattr(self.worker, f"num_{name}") for name in ("waiting", "active")}
-        load["tokens_reserved"] = self.worker.tokens_reserved
+        load["tokens_reserved"], prefixes = self.worker.tokens_reserved, self.worker.prefixes
+        for what in ("asked", "found", "tokens", "kept"):
+            load[f"prefix_{what}"] = {name: counts[what] for name, counts in prefixes.items()}
         body = self.metrics.expose(num_open=self.admission.num_open, load=load)
         return web.Response(body=body, headers={"Content-Type": metrics_lib.CONTENT_TYPE})
 
@@ -166,7 +169,7 @@ class Service:
             self.shapes.take(parsed.steering.method)
             try:
                 if parsed.stream:
-                    return await self._stream(request, generations[0], deadline)
+                    return await self._stream(request, generations, deadline)
                 await self._complete(generations, deadline)
                 num_tokens = sum(len(each.pieces) + len(each.echoed) for each in generations)
                 is_large = parsed.steering.want_trace or num_tokens > _MANY_TOKENS
@@ -192,10 +195,12 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _stream(self, request: web.Request, generation: RunningGeneration, deadline: float) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, generations: Sequence[RunningGeneration], deadline: float
+    ) -> web.StreamResponse:
         """Sends server-sent events. A failure before the first event still gets its own HTTP status."""
-        replies = Replies([generation])
-        chunks = generation.chunks(self.worker, deadline=deadline)
+        replies = Replies(generations)
+        is_large = generations[0].request.steering.want_trace
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -204,16 +209,19 @@ class Service:
                 "X-Content-Type-Options": "nosniff",
             }
         )
+        streams = [each.streamed(self.worker, deadline=deadline) for each in generations]
         try:
-            first = await anext(chunks, None)
-            await response.prepare(request)
-            if first is not None:
-                await self._send(request, response, replies.chunk(first))
-            async for chunk in chunks:
-                await self._send(request, response, replies.chunk(chunk))
-            for event in await self._build(replies.ending, is_large=generation.request.steering.want_trace):
+            async with contextlib.aclosing(merged(streams)) as chunks:
+                async for index, chunk in chunks:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    if chunk is None:
+                        ending = functools.partial(replies.ending, index)
+                        await self._send(request, response, await self._build(ending, is_large=is_large))
+                    else:
+                        await self._send(request, response, replies.chunk(chunk, index))
+            for event in [*replies.usage(), "[DONE]"]:
                 await self._send(request, response, event)
-            await self._send(request, response, "[DONE]")
         except Exception as error:
             if not response.prepared or isinstance(error, ConnectionError):
                 raise
@@ -221,8 +229,6 @@ class Service:
                 log_defect("a stream failed", error)
                 error = ApiError(500, "a defect of the server")
             await self._send(request, response, encode(error.body()))
-        finally:
-            await chunks.aclose()
         return response
 
     async def _send(self, request: web.Request, response: web.StreamResponse, data: str) -> None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Mapping
 
-from safelm.inference.methods import METHODS, Greedy, is_planned
+from safelm.inference.methods import METHODS, Greedy, Method, is_planned
 from safelm.inference.requests import EngineRequest
 from safelm.serving.models import ServedModel
 from safelm.serving.worker import EngineWorker
@@ -15,12 +15,21 @@ _PROMPT_TOKENS = (12, 24)  # two sizes of the programs that read prompts
 _NEW_TOKENS = 4
 
 
-async def warm_up(models: Mapping[str, ServedModel], worker: EngineWorker, default_method: str) -> None:
-    """Runs the default method, SafeBeam and scoring on every model; a failure is only logged."""
+async def warm_up(
+    models: Mapping[str, ServedModel], worker: EngineWorker, default_method: str, *, longest: int
+) -> None:
+    """Compiles and runs the default method, SafeBeam and scoring on every model; a failure is only logged.
+
+    Args:
+      longest: tokens of prompt and reply up to which no request of these methods is to wait for the compiler.
+    """
     began = time.monotonic()
     log.info("warming up: compiling the first programs (%s); --skip_warm_up serves at once", ", ".join(models))
     for model in models.values():
-        for method in sorted({default_method, "safe_beam"}):
+        methods = sorted({default_method, "safe_beam"})
+        steps = [_steps(model, method) for method in methods]
+        await _try(f"{model.name}'s programs", worker.compile_ahead(model.name, steps, longest=longest))
+        for method in methods:
             await _try(f"{model.name} with {method}", _decode(model, worker, method))
         score = functools.partial(model.score, _prompt(model, max(_PROMPT_TOKENS)))
         await _try(f"{model.name}'s scores", worker.call(score))
@@ -37,12 +46,16 @@ async def _try(what: str, work: Awaitable[object]) -> None:
 async def _decode(model: ServedModel, worker: EngineWorker, method: str) -> None:
     for length in _PROMPT_TOKENS:
         prompt = tuple(_prompt(model, length))
-        steps = METHODS[method]()
-        steps = Greedy() if is_planned(steps) else steps  # whose programs a plan runs
-        request = EngineRequest(prompt, steps, max_new_tokens=_NEW_TOKENS, end_ids=model.end_ids)
+        request = EngineRequest(prompt, _steps(model, method), max_new_tokens=_NEW_TOKENS, end_ids=model.end_ids)
         async for update in worker.generate(model.name, request):
             if update.error:
                 raise RuntimeError(update.error)
+
+
+def _steps(model: ServedModel, method: str) -> Method:
+    """A method; of one that is a plan, what the plan runs."""
+    steps = model.steered(METHODS[method]())
+    return Greedy() if is_planned(steps) else steps
 
 
 def _prompt(model: ServedModel, length: int) -> list[int]:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safelm.inference.engine import Engine
+from safelm.inference.methods import Method
 from safelm.inference.requests import EngineRequest, Update
 from safelm.serving.errors import log_defect
 
@@ -36,6 +37,8 @@ class EngineWorker:
 
     Attributes:
       num_waiting, num_active, tokens_reserved: by model, after the last step; for metrics.
+      prefixes: by model, the prompts that looked for a kept beginning ("asked") and found one ("found"), the tokens
+        that these didn't have to read ("tokens"), and the positions kept ("kept").
     """
 
     def __init__(self, make_engines: Mapping[str, Callable[[], Engine]]):
@@ -51,6 +54,7 @@ class EngineWorker:
         self.num_waiting = dict.fromkeys(self._engines, 0)
         self.num_active = dict.fromkeys(self._engines, 0)
         self.tokens_reserved = dict.fromkeys(self._engines, 0)
+        self.prefixes = {name: dict.fromkeys(("asked", "found", "tokens", "kept"), 0) for name in self._engines}
 
     def start(self) -> None:
         """Starts the thread; the running event loop receives the updates."""
@@ -114,6 +118,12 @@ class EngineWorker:
             return await future
         finally:
             self._calls.discard(future)
+
+    async def compile_ahead(self, model: str, methods: Sequence[Method], *, longest: int) -> None:
+        """`Engine.compile_ahead` between steps; raises what it raises."""
+        left = await self.call(lambda: self._engines[model].compile_ahead(methods, longest=longest))
+        while await self.call(lambda: next(left, self)) is not self:
+            pass
 
     def _work(self) -> None:
         while True:
@@ -181,6 +191,13 @@ class EngineWorker:
         engine = self._engines[name]
         self.num_waiting[name], self.num_active[name] = engine.num_waiting, engine.num_active
         self.tokens_reserved[name] = engine.tokens_reserved
+        kept = engine.prefixes
+        self.prefixes[name] = {
+            "asked": kept.num_asked,
+            "found": kept.num_found,
+            "tokens": kept.num_tokens_found,
+            "kept": kept.num_tokens,
+        }
 
     def _to_loop(self, function: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None

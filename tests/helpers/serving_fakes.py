@@ -8,13 +8,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import tiny_runs
 
-from safelm.inference.methods import Beam, SafeBeam
+from safelm.inference.methods import Beam, Method, SafeBeam
+from safelm.inference.prefixes import Prefixes
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
 from safelm.models import decoder as model
 from safelm.serving import app
@@ -73,6 +74,10 @@ class FakeEngine:
         self._script, self._slots, self._next_id = script, slots, 0
         self._all: dict[int, tuple[EngineRequest, int]] = {}  # tokens told so far
         self._told: list[Update] = []
+        self.prefixes = Prefixes()
+
+    def compile_ahead(self, methods: Sequence[Method], *, longest: int) -> Iterator[None]:
+        return iter(())
 
     @property
     def num_active(self) -> int:

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safe_beam_reference as reference
+from engine_runs import SLOTS, assert_same, make_engine, random_request, run_alone, told
 from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model
 
-from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, Sampling, TagPenalty, lane, lookup
+from safelm.inference import Beam, EngineRequest, Greedy, SafeBeam, Sampling, catalog, lookup
 from safelm.inference import weights as weights_lib
 from safelm.inference.adjustments import Adjustment
 from safelm.models import sharding
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-SLOTS, STEPS = 4, 3
 LONGEST = CONFIG.max_seq_len
 
 
@@ -24,56 +24,13 @@ LONGEST = CONFIG.max_seq_len
 def short_caches():
     """So that caches grow and shrink within the few tokens of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lane, "SHORTEST_CACHE", 6)
+        patch.setattr(catalog, "SHORTEST_CACHE", 6)
         yield
 
 
 @pytest.fixture(scope="module")
 def params():
     return random_model(7, eos_bias=1.2, tag_bias=1.5)
-
-
-def random_method(rng):
-    tag = str(rng.choice(["mask", "stop"]))
-    return [
-        lambda: Greedy(tag_candidate=str(rng.choice(["mask", "stop", "allow"]))),
-        lambda: Sampling(float(rng.uniform(0.3, 2)), int(rng.choice([0, 1, 5])), float(rng.choice([1, 0.8])), tag),
-        lambda: TagPenalty(num_candidates=3, threshold=0.02, penalty=float(rng.uniform(0, 5))),
-        lambda: Beam(2, length_penalty=float(rng.choice([0, 0.7]))),
-        lambda: SafeBeam(2, 3, drop_fraction=float(rng.choice([0, 0.3, 0.5, 0.8])), tag_candidate=tag),
-    ][rng.integers(5)]()
-
-
-def random_request(rng, **changes):
-    prompt = tuple(rng.integers(1, TAG, size=rng.integers(1, 15)).tolist())
-    request = EngineRequest(prompt, random_method(rng), int(rng.integers(1, 10)), (EOS,), int(rng.integers(2**63)))
-    return dataclasses.replace(request, **changes)
-
-
-def make_engine(params, **settings):
-    return Engine(CONFIG, params, **({"harm_tag_id": TAG, "slots": SLOTS, "steps_per_call": STEPS} | settings))
-
-
-def told(updates):
-    """All updates of one request as one."""
-    assert [bool(update.finished) for update in updates] == [False] * (len(updates) - 1) + [True]
-    tokens = tuple(token for update in updates for token in update.tokens)
-    return tokens, [p for update in updates for p in update.tag_probs], updates[-1].finished, updates[-1].log_prob
-
-
-def run_alone(engine, request):
-    assert engine.is_idle
-    engine.submit(request)
-    updates = []
-    while not engine.is_idle:
-        updates += engine.step()
-    return told(updates)
-
-
-def assert_same(got, want):
-    assert (got[0], got[2]) == (want[0], want[2])
-    np.testing.assert_allclose(got[1], want[1], atol=1e-5, rtol=1e-3)
-    assert got[3] == pytest.approx(want[3], abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -253,8 +210,8 @@ def test_new_programs_are_compiled_aside_while_requests_go_on(params):
         jax.monitoring.unregister_event_duration_listener(note)
     aside = {name for is_main, name in compiled if not is_main}
     here = {name for is_main, name in compiled if is_main}
-    ours = {"run", "join", "read_prompts", "resize"}
-    assert {"run", "join"} <= {name for name in ours for said in aside if name in said}
+    ours = {"run", "place", "read_chunk", "resize", "extend", "put_behind", "take_slot"}
+    assert {"run", "place"} <= {name for name in ours for said in aside if name in said}
     assert not {said for said in here for name in ours if name in said}, "nobody waits for the compiler"
     assert len(updates[0]) >= 20, "a token at every step"
     alone = make_engine(params, slots=8)

@@ -130,7 +130,7 @@ def test_forced_tokens_take_one_forward_and_no_mask_compiles_anything(params, mo
     scripts = [[place or set(range(1, TAG)) for place in places(seed)] for seed in (0, 5)]  # that don't end before
     requests = [masked(5, mask=lambda script=script: Script(script)) for script in scripts]
     run_all(engine, requests[:1])
-    ran, compiled = [], (programs.run, programs.jump, programs.join)
+    ran, compiled = [], (programs.run, programs.jump, programs.place)
     sizes = [program._cache_size() for program in compiled]
     monkeypatch.setattr(programs, "jump", lambda *args: ran.append(args[-1].tolist()) or compiled[1](*args))
     (found,) = run_all(engine, requests[1:])
@@ -198,13 +198,15 @@ def test_a_kept_prefix_is_read_once_and_changes_no_result(params, monkeypatch):
     prompts = [(*shared, 3), (*longer, 4, 3), longer, (5, 6), (4, *shared)]
     requests = [EngineRequest(prompt, method, 6, (EOS,)) for prompt in prompts for method in (Greedy(), SafeBeam(2, 3))]
     want = run_all(make_engine(params), requests)
-    read, read_prompts = [], programs.read_prompts
+    read, read_chunk = [], programs.read_chunk
 
-    def note(config, weights, tokens_PT, lengths_P, *before):
-        read.extend((int(before[1]) if before else 0, int(length)) for length in lengths_P)
-        return read_prompts(config, weights, tokens_PT, lengths_P, *before)
+    def note(config, weights, chunk, *behind):
+        for prompt in range(chunk.prompts_T.max() + 1):
+            own = chunk.prompts_T == prompt
+            read.append((int(behind[1]) if chunk.is_behind_T[own].any() else 0, int(own.sum())))
+        return read_chunk(config, weights, chunk, *behind)
 
-    monkeypatch.setattr(programs, "read_prompts", note)
+    monkeypatch.setattr(programs, "read_chunk", note)
     engine = make_engine(params)
     for prefix in (shared, longer, shared):
         engine.keep_prefix(prefix)

@@ -145,6 +145,47 @@ def test_samples_and_prompts_are_choices_in_order(server, served):
     assert usage["prompt_tokens"] == sum(len(served.tokenizer.encode(text)) for text in ("the cat", "a dog"))
 
 
+def joined(events, index, is_chat):
+    """A choice of a stream as that of a whole reply."""
+    parts = [choice for event in events for choice in event["choices"] if choice["index"] == index]
+    texts = [part["delta"].get("content", "") if is_chat else part["text"] for part in parts]
+    told = [part["logprobs"] for part in parts if part["logprobs"]]
+    names = ("content",) if is_chat else ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    log_probs = {name: [each for part in told for each in part[name]] for name in names}
+    assert [part["finish_reason"] for part in parts[:-1]] == [None] * (len(parts) - 1)
+    return "".join(texts), parts[-1]["finish_reason"], log_probs, len(told)
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_stream_has_the_samples_and_log_probs_of_the_whole(server, is_chat):
+    path = "/v1/chat/completions" if is_chat else "/v1/completions"
+    body = {"n": 2, "seed": 3, "max_tokens": 24, "stop": ["\n"]}
+    body |= (
+        {"messages": [{"role": "user", "content": "hi"}], "logprobs": True, "top_logprobs": 2}
+        if is_chat
+        else {"prompt": ["the cat", "a dog"], "logprobs": 2}
+    )
+    whole = ask(server, "POST", path, body).json["choices"]
+    *events, usage = ask(
+        server, "POST", path, body | {"stream": True, "stream_options": {"include_usage": True}}
+    ).events
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] > 24
+    pieces = 0
+    for choice in whole:
+        text, finish, log_probs, parts = joined(events, choice["index"], is_chat)
+        assert text == (choice["message"]["content"] if is_chat else choice["text"])
+        assert finish == choice["finish_reason"]
+        pieces = max(pieces, parts)
+        for name, want in log_probs.items():
+            got = choice["logprobs"][name]
+            assert json.dumps(want).count("token") == json.dumps(got).count("token") and len(want) == len(got)
+        if not is_chat:
+            assert log_probs["tokens"] == choice["logprobs"]["tokens"]
+            assert log_probs["text_offset"] == choice["logprobs"]["text_offset"]
+            assert log_probs["token_logprobs"] == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-4)
+    assert len(whole) == (2 if is_chat else 4) and pieces > 2, "in parts"
+
+
 @pytest.mark.parametrize("method", ["greedy", "safe_beam"])
 def test_a_chats_logprobs_are_the_models_own(server, method):
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "logprobs": True, "top_logprobs": 3}

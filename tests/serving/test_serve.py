@@ -111,6 +111,38 @@ def test_a_stream_is_the_whole_in_parts(server):
     assert len(events) > 2 and "".join(event["choices"][0]["text"] for event in events) == whole
 
 
+def test_beams_stream_what_all_of_them_share(server):
+    fields = {"max_tokens": 60, "safelm": {"method": "safe_beam", "num_beams": 2, "num_candidates": 3}}
+    whole = complete(server, PROMPTS[0], **fields).json
+    events = complete(server, PROMPTS[0], **fields, stream=True).events
+    assert "".join(event["choices"][0]["text"] for event in events) == whole["choices"][0]["text"]
+    tokens = [token for event in events for token in event["safelm"].get("tokens", ())]
+    assert tokens == whole["safelm"]["tokens"] and len(events) > 4
+    assert events[-1]["safelm"]["log_prob"] == whole["safelm"]["log_prob"]
+
+
+def test_safe_beam_goes_by_the_servers_monitor(folder):
+    """In the place of P(tag): of the words that a refusal begins with, at a header."""
+    spec = "refusal?header=%0AOn&words=the|a"
+    loaded = models.load_model("tiny", str(folder), monitor=spec)
+    method = loaded.steered(SafeBeam(2, 3))
+    assert method.monitor is loaded.monitor and loaded.steered(Greedy()) == Greedy()
+
+    def engine():
+        return Engine(loaded.config, loaded.params, harm_tag_id=TOKENIZER.harm_tag_id, slots=2, steps_per_call=2)
+
+    fields = {"method": "safe_beam", "num_beams": 2, "num_candidates": 3}
+    with running({"tiny": loaded}, {"tiny": engine}) as up:
+        told = complete(up, PROMPTS[0], safelm=fields).json["safelm"]
+    (want,) = loaded.complete([loaded.encode(PROMPTS[0], is_chat=False)], method, max_new_tokens=NEW)
+    got = [token["tag_prob"] for token in told["tokens"]]
+    assert told["settings"]["monitor"].startswith("refusal ")
+    assert got == pytest.approx(list(want.tag_probs)[: len(got)], rel=1e-3)
+    knob = inference.Knob("red_flag", TOKENIZER.special_token(TOKENIZER.harm_tag_id), 0.5)
+    with pytest.raises(ValueError, match=r"--monitor=tag: a knob of red_flag steers SafeBeam by itself"):
+        models.load_model("tiny", str(folder), monitor="tag", knob=knob)
+
+
 def test_who_goes_away_gives_everything_back(server):
     worker = server.server.service.worker
     fields = {"max_tokens": 400, "safelm": {"method": "greedy"}}
@@ -211,6 +243,7 @@ def test_the_command_serves_and_ends_gracefully(folder):
         (["--checkpoint=a b=x"], "--checkpoint=a b=x: want NAME=DIR"),
         (["--checkpoint=x", "--port=70000"], "--port=70000: want 0 to 65535"),
         (["--checkpoint=x", "--slots=0"], "--slots=0: must be at least 1"),
+        (["--checkpoint=x", "--prefix_tokens=-1"], "--prefix_tokens=-1: must be at least 0"),
         (["--checkpoint=x", "--request_seconds=-1"], "--request_seconds=-1.0: must be above 0"),
         (["--checkpoint=x", "--method=best"], "--method: invalid choice: 'best'"),
     ],
