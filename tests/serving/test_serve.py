@@ -208,7 +208,7 @@ def start_command(*flags):
 
 
 def test_the_command_serves_and_ends_gracefully(folder):
-    flags = ["--method=greedy", "--steps_per_call=2", "--grace_seconds=300"]
+    flags = ["--method=greedy", "--steps_per_call=2", "--grace_seconds=300", "--warm_tokens=100"]
     process = start_command(f"--checkpoint=mine={folder}", *flags)
     try:
         url = re.search(r"http://\S+", process.stdout.readline())[0]
