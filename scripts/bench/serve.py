@@ -4,7 +4,7 @@
     python scripts/bench/serve.py --tiny               # random weights, 0.1M parameters: what HTTP and scheduling cost
     python scripts/bench/serve.py --method=safe_beam
     python scripts/bench/serve.py --old=FOLDER         # another checkout of this project, in turns with this one
-    python scripts/bench/serve.py --shared_words=200   # behind a system message that all prompts begin with
+    python scripts/bench/serve.py --shared_words=0,200   # also behind a system message that all prompts begin with
 
 The server is the real command in a process of its own. Every client streams its requests one after another: prompts of
 24 to 52 words, a fixed number of new tokens (fewer where a text ends). Each level runs `--rounds` times in turn with
@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -150,6 +151,7 @@ def percentile(values: list[float], share: float) -> float:
 
 TOLD = {"first_text_s": "first", "silence_s": "silence", "reply_s": "whole"}
 SHARES = {"p50": 0.5, "p99": 0.99}
+_PARTS = {"round 0": slice(0, 1), "later": slice(1, None)}
 
 
 def row_of(rounds: list[dict[int, Any]], clients: int, one: int) -> dict[str, Any]:
@@ -187,25 +189,25 @@ def ratio_of(old: list[dict[int, Any]], new: list[dict[int, Any]], clients: int)
 
 def measure(urls: dict[str, str], flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Every level's rows: round 0 and the others, by checkout, and their ratios."""
+    rows = []
+    rounds_of = {int(words): {side: [] for side in urls} for words in flags.shared_words.split(",")}
     levels = [int(each) for each in flags.clients.split(",")]
-    rounds: dict[str, list[dict[int, Any]]] = {side: [] for side in urls}
-    for number in range(1 + flags.rounds):
+    for number, shared_words in itertools.product(range(1 + flags.rounds), rounds_of):
+        rounds = rounds_of[shared_words]
         for side in rounds:
             rounds[side].append({})
         for clients in reversed(levels):  # what is the most to compile comes first
             requests = max(clients * flags.replies_per_client, flags.least_requests)
-            prompts = prompts_of(clients, requests, number, flags.shared_words)
+            prompts = prompts_of(clients, requests, number, shared_words)
             for side, url in sorted(urls.items(), reverse=bool(number % 2)):
                 rounds[side][-1][clients] = asyncio.run(level(url, clients, prompts, flags))
                 sys.stderr.write(f"round {number}, {clients} clients, {side}: load {os.getloadavg()[0]:.1f}\n")
-    rows = []
-    for when, part in (("round 0", slice(0, 1)), ("later", slice(1, None))):
-        for clients in levels:
-            rows += [
-                {"when": when, "side": side} | row_of(all_[part], clients, levels[0]) for side, all_ in rounds.items()
-            ]
-            if "old" in rounds:
-                rows.append({"when": when} | ratio_of(rounds["old"][part], rounds["new"][part], clients))
+    for (when, part), shared_words, clients in itertools.product(_PARTS.items(), rounds_of, levels):
+        about, rounds = {"when": when, "shared_words": shared_words}, rounds_of[shared_words]
+        for side, found in rounds.items():
+            rows.append(about | {"side": side} | row_of(found[part], clients, levels[0]))
+        if "old" in rounds:
+            rows.append(about | ratio_of(rounds["old"][part], rounds["new"][part], clients))
     return rows
 
 
@@ -221,7 +223,7 @@ def main() -> None:
     parser.add_argument("--weights", default="float32", help="float32, bfloat16 or int8")
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--steps_per_call", type=int, default=4)
-    parser.add_argument("--shared_words", type=int, default=0, help="that all prompts begin with")
+    parser.add_argument("--shared_words", default="0", help="words that all prompts begin with; several: each in turn")
     parser.add_argument("--old", default="", metavar="FOLDER", help="another checkout to compare with")
     parser.add_argument("--output", default="", metavar="FILE", help="JSON of all rows")
     flags = parser.parse_args()
