@@ -30,6 +30,7 @@ class Lane:
     The cache has `shape.num_rows` times a power of four rows (or the largest possible number). Its length is a power of
     two that holds the longest prompt after the next block of steps. Reservations count what the prompts may still grow
     to. With a compiler a larger cache that has its programs is preferred to a smaller one that hasn't.
+    Rows and not blocks: XLA reads a row where it lies, blocks it would gather into a copy at every step.
     """
 
     def __init__(
