@@ -34,6 +34,7 @@ def programs_ahead(
     catalog: Catalog, shape: programs.StepShape, sizes: Sequence[Size], chunk_sizes: Sequence[int]
 ) -> Iterator[Program]:
     """A shape's programs for lanes of these sizes, which may grow from any to any larger one."""
+    yield from (catalog.start(shape, chunk) for chunk in chunk_sizes)
     for size in sizes:
         yield catalog.run(shape, size)
         yield from (catalog.place(shape, size, chunk) for chunk in chunk_sizes)

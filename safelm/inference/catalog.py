@@ -54,12 +54,21 @@ class Catalog:
         sizes = num_tokens, behind_len, max_len
         return ("extend", *sizes), lambda: programs.compile_extend(self._config, *sizes)
 
+    def start(self, shape: programs.StepShape, num_tokens: int) -> Program:
+        """The prompts that end in a chunk."""
+        joining = functools.partial(self._joining, shape, num_tokens)
+        key = ("start", shape, num_tokens)
+        return key, lambda: programs.compile_start(self._config, shape, joining())
+
     def place(self, shape: programs.StepShape, size: Size, num_tokens: int) -> Program:
         """A chunk into a lane."""
         compile_it = functools.partial(programs.compile_place, self._config, shape, self._weights)
-        joining = functools.partial(self.abstract, shape, (chunks.prompts_in(num_tokens), 1))
+        joining = functools.partial(self._joining, shape, num_tokens)
         key = ("place", shape, size, num_tokens)
         return key, lambda: compile_it(self.abstract(shape, size), joining(), num_tokens)
+
+    def _joining(self, shape: programs.StepShape, num_tokens: int) -> Any:
+        return self.abstract(shape, (chunks.prompts_in(num_tokens), programs.FIRST_ROOM))[0]
 
     def put_behind(self, shape: programs.StepShape, size: Size, behind_len: int) -> Program:
         """A row into a lane."""

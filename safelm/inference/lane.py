@@ -253,7 +253,7 @@ class Lane:
         size = len(self._slots), self._max_len
         if not reading.finished:
             return []
-        found = [self._catalog.place(self._shape, size, reading.size)]
+        found = [self._catalog.start(self._shape, reading.size), self._catalog.place(self._shape, size, reading.size)]
         if any(part.begin for part in reading.finished):
             found.append(self._catalog.put_behind(self._shape, size, reading.behind_len))
         return found
@@ -313,8 +313,9 @@ class Lane:
         adjustments = [*own, *[NEUTRAL] * (height - len(own))] if self._is_beamless else None
         pool, tag = self._shape.num_dropped_from, self._harm_tag_id
         wanted = asked.ask(rows, harm_tag_id=tag, max_pool=pool, allowed_PX=allowed_GX, adjustments=adjustments)
+        fresh = programs.start(self._config, self._shape, wanted, logits_GV)
         model, of_chunk = (self._config, self._shape, self._weights), (slots_G, chunk, slots_T, new_kv, logits_GV)
-        self._state, self._cache = programs.place(*model, self._state, self._cache, wanted, *of_chunk)
+        self._state, self._cache = programs.place(*model, self._state, self._cache, fresh, *of_chunk)
         if isinstance(self._shape, Lookups):
             text_PS = np.array(self._state.text_PS)
             for entry, slot in zip(entries, slots, strict=True):

@@ -28,6 +28,7 @@ from safelm.inference.sampling import Sequences, SequenceState
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig
 
+FIRST_ROOM = 8  # tokens of a state just started
 StepShape = Sequences | Beams | SafeBeams
 DecodeState = SequenceState | BeamState
 
@@ -149,6 +150,13 @@ def abstract(
     return jax.eval_shape(empty)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "shape"))
+def start(config: ModelConfig, shape: StepShape, asked: Asked, logits_GV: Float[Array, "G V"]) -> DecodeState:
+    """The state of prompts just read, with room for few tokens: one program for lanes of all sizes."""
+    fresh = shape.start(config, asked, logits_GV, max_len=FIRST_ROOM)
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), fresh)  # no weak types
+
+
 @functools.partial(jax.jit, static_argnames=("config", "shape"), donate_argnames=("state", "cache"))
 def place(
     config: ModelConfig,
@@ -156,24 +164,24 @@ def place(
     weights: Weights,
     state: DecodeState,
     cache: Cache,
-    asked: Asked,
+    fresh: DecodeState,
     slots_G: Int[Array, " G"],
     chunk: Chunk,
     slots_T: Int[Array, " T"],
     new_kv: Cache,
     logits_GV: Float[Array, "G V"],
 ) -> tuple[DecodeState, Cache]:
-    """Puts a chunk's tokens into their slots and starts the prompts that end in it; slots past the end are none.
+    """Puts a chunk's tokens and the prompts that end in it (`start`) into slots; slots past the end are none.
 
     What stands behind them must be in the slots already (`put_behind`). Weights are for a shape with a monitor.
     """
     rows_TW = (jnp.asarray(slots_T)[:, None] * shape.num_rows) + jnp.arange(shape.num_rows)
     cache = forward.put_tokens(cache, new_kv, rows_TW, jnp.asarray(chunk.positions_T))
-    fresh = shape.start(config, asked, logits_GV, max_len=cache.max_len)
+    fresh = fresh.with_room(cache.max_len)
     if (monitor := getattr(shape, "monitor", None)) is not None:
         rows = forward.take_rows(cache, slots_G * shape.num_rows)
         last_tokens_G = jnp.asarray(chunk.tokens_T)[jnp.asarray(chunk.last_G)]
-        level_G = _log_levels(config, monitor, weights, rows, asked.prompt_lengths_P, last_tokens_G, logits_GV)
+        level_G = _log_levels(config, monitor, weights, rows, fresh.asked.prompt_lengths_P, last_tokens_G, logits_GV)
         fresh = fresh.replace(tag_log_prob_PW=jnp.broadcast_to(level_G[:, None], fresh.tag_log_prob_PW.shape))
     return jax.tree.map(lambda old, new: old.at[slots_G].set(new, mode="drop"), state, fresh), cache
 
@@ -276,19 +284,23 @@ def compile_take_slot(shape: StepShape, cache: Cache, max_len: int) -> None:
     take_slot.lower(shape, cache, _ids(), max_len=max_len).compile()
 
 
+def compile_start(config: ModelConfig, shape: StepShape, joining: DecodeState) -> None:
+    """Compiles `start`, from the abstract state of as many prompts."""
+    start.lower(config, shape, joining.asked, _logits(config, len(joining.step_P))).compile()
+
+
 def compile_place(
     config: ModelConfig,
     shape: StepShape,
     weights: Weights,
     lane: tuple[DecodeState, Cache],
-    joining: tuple[DecodeState, Cache],
+    joining: DecodeState,
     num_tokens: int,
 ) -> None:
-    """Compiles `place`, from the abstract state and cache of the lane and of the prompts that may end in a chunk."""
-    chunk, places = _chunk(num_tokens), _ids(chunks.prompts_in(num_tokens))
-    new_kv, logits_GV = jax.eval_shape(functools.partial(read_chunk, config), weights, chunk)
-    of_chunk = (joining[0].asked, places, chunk, _ids(num_tokens), new_kv, logits_GV)
-    place.lower(config, shape, weights, *lane, *of_chunk).compile()
+    """Compiles `place`, from the abstract state and cache of the lane and the state of prompts in a chunk."""
+    num_prompts = chunks.prompts_in(num_tokens)
+    of_chunk = (_ids(num_prompts), _chunk(num_tokens), _ids(num_tokens), _row(config, num_tokens))
+    place.lower(config, shape, weights, *lane, joining, *of_chunk, _logits(config, num_prompts)).compile()
 
 
 def compile_resize(shape: StepShape, lane: tuple[DecodeState, Cache], size: tuple[int, int]) -> None:
@@ -314,6 +326,10 @@ def compile_jump(
 
 def _ids(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _logits(config: ModelConfig, num_prompts: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
 
 
 def _row(config: ModelConfig, max_len: int) -> Cache:

@@ -13,6 +13,7 @@ from safelm.serving.worker import EngineWorker
 log = logging.getLogger(__name__)
 _PROMPT_TOKENS = (12, 24)  # two sizes of the programs that read prompts
 _NEW_TOKENS = 4
+_OTHERS_LONGEST = 512  # tokens, of SafeBeam where it isn't the default
 
 
 async def warm_up(
@@ -21,14 +22,17 @@ async def warm_up(
     """Compiles and runs the default method, SafeBeam and scoring on every model; a failure is only logged.
 
     Args:
-      longest: tokens of prompt and reply up to which no request of these methods is to wait for the compiler.
+      longest: tokens of prompt and reply up to which no request is to wait for the compiler; of SafeBeam 512, unless
+        it is the default method.
     """
     began = time.monotonic()
     log.info("warming up: compiling the first programs (%s); --skip_warm_up serves at once", ", ".join(models))
     for model in models.values():
         methods = sorted({default_method, "safe_beam"})
-        steps = [_steps(model, method) for method in methods]
-        await _try(f"{model.name}'s programs", worker.compile_ahead(model.name, steps, longest=longest))
+        for method in methods:
+            most = longest if method == default_method else min(longest, _OTHERS_LONGEST)
+            ahead = worker.compile_ahead(model.name, [_steps(model, method)], longest=most)
+            await _try(f"{model.name}'s programs of {method}", ahead)
         for method in methods:
             await _try(f"{model.name} with {method}", _decode(model, worker, method))
         score = functools.partial(model.score, _prompt(model, max(_PROMPT_TOKENS)))

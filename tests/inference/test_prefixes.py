@@ -118,7 +118,7 @@ def test_nobody_waits_for_the_compiler_after_compiling_ahead(params):
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
         engine._compiler.wait()
-    ours = ("run", "place", "read_chunk", "resize", "extend", "put_behind", "take_slot")
+    ours = ("run", "start", "place", "read_chunk", "resize", "extend", "put_behind", "take_slot")
     assert not [name for name in here if any(own in name for own in ours)]
     assert engine.prefixes.num_found > 0
 
