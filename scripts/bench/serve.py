@@ -28,6 +28,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -225,6 +226,7 @@ def main() -> None:
     parser.add_argument("--steps_per_call", type=int, default=4)
     parser.add_argument("--shared_words", default="0", help="words that all prompts begin with; several: each in turn")
     parser.add_argument("--old", default="", metavar="FOLDER", help="another checkout to compare with")
+    parser.add_argument("--flags", default="", help="further flags of this checkout's server, as in a shell")
     parser.add_argument("--output", default="", metavar="FILE", help="JSON of all rows")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
@@ -240,7 +242,8 @@ def main() -> None:
         urls, ready = {}, {}
         for side, root in roots.items():
             began = time.perf_counter()
-            urls[side] = servers.enter_context(server(*given, root=root))[0]
+            own = shlex.split(flags.flags) if side == "new" else []
+            urls[side] = servers.enter_context(server(*given, *own, root=root))[0]
             ready[side] = round(time.perf_counter() - began, 1)
         rows = [{"side": side, "ready_after_s": seconds} for side, seconds in ready.items()]
         rows += [{"method": flags.method, "weights": flags.weights} | row for row in measure(urls, flags)]
