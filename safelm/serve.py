@@ -135,7 +135,7 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warm_tokens",
         type=int,
-        default=2048,
+        default=512,
         help="tokens of prompt and reply up to which programs are compiled before the server is ready "
         "(default %(default)s)",
     )

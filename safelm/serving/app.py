@@ -40,7 +40,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     warms_up: bool = False
-    warm_tokens: int = 2048
+    warm_tokens: int = 512
 
 
 class Server:

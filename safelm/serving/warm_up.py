@@ -13,7 +13,7 @@ from safelm.serving.worker import EngineWorker
 log = logging.getLogger(__name__)
 _PROMPT_TOKENS = (12, 24)  # two sizes of the programs that read prompts
 _NEW_TOKENS = 4
-_OTHERS_LONGEST = 512  # tokens, of SafeBeam where it isn't the default
+_OTHERS_LONGEST = 128  # tokens, of SafeBeam where it isn't the default
 
 
 async def warm_up(
@@ -22,7 +22,7 @@ async def warm_up(
     """Compiles and runs the default method, SafeBeam and scoring on every model; a failure is only logged.
 
     Args:
-      longest: tokens of prompt and reply up to which no request is to wait for the compiler; of SafeBeam 512, unless
+      longest: tokens of prompt and reply up to which no request is to wait for the compiler; of SafeBeam 128, unless
         it is the default method.
     """
     began = time.monotonic()
