@@ -111,6 +111,8 @@ def _draw_curves(axis: Any, study: dict[str, Any]) -> None:
         panel.set_ylabel(curve["y"], fontsize=8)
         panel.tick_params(labelsize=8)
         panel.minorticks_off()
+        if max(high) < 20 * min(low):  # too few powers of ten for ticks
+            panel.set_yticks([min(low), max(high)], [f"{min(low):.3g}", f"{max(high):.3g}"])
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(panels):
         panel.remove()
