@@ -38,7 +38,7 @@ def programs_ahead(
     for size in sizes:
         yield catalog.run(shape, size)
         yield from (catalog.place(shape, size, chunk) for chunk in chunk_sizes)
-        for length in _lengths(catalog, sizes[-1][1]):
+        for length in catalog.lengths(sizes[-1][1]):
             yield catalog.put_behind(shape, size, length)
         for length in sorted({length for _, length in sizes if length <= size[1]}):
             yield catalog.take_slot(shape, size, length)
@@ -51,20 +51,12 @@ def reading_ahead(catalog: Catalog, longest: int, chunk_sizes: Sequence[int]) ->
     """The forwards over prompts, and over their next parts behind rows of up to `longest` tokens."""
     for chunk in chunk_sizes:
         yield catalog.read(chunk, 0)
-    lengths, largest = _lengths(catalog, longest), chunk_sizes[-1]
+    lengths, largest = catalog.lengths(longest), chunk_sizes[-1]
     for length in lengths:
         yield catalog.read(largest, length)
         if length >= catalog.length(largest):
             yield catalog.extend(largest, 0, length)
         yield from (catalog.extend(largest, length, longer) for longer in lengths if length <= longer <= 2 * length)
-
-
-def _lengths(catalog: Catalog, longest: int) -> list[int]:
-    """Of rows of up to `longest` tokens."""
-    lengths = [catalog.length(1)]
-    while lengths[-1] < catalog.length(longest):
-        lengths.append(catalog.length(lengths[-1] + 1))
-    return lengths
 
 
 def _powers(largest: int) -> Iterator[int]:

@@ -24,6 +24,13 @@ class Catalog:
         """The length of a row for so many tokens."""
         return bucket(num_tokens, SHORTEST_CACHE, self._config.max_seq_len)
 
+    def lengths(self, longest: int) -> list[int]:
+        """Those of rows of up to `longest` tokens."""
+        found = [self.length(1)]
+        while found[-1] < self.length(longest):
+            found.append(self.length(found[-1] + 1))
+        return found
+
     def abstract(self, shape: programs.StepShape, size: Size) -> Any:
         """Shapes of the state and cache of a lane."""
         return programs.abstract(self._config, shape, size, harm_tag_id=self._harm_tag_id)

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from safelm.inference import asked
+from safelm.inference import asked, programs
 from safelm.inference.beams import Tried
 from safelm.inference.prefixes import Behind
+from safelm.inference.prompts import bucket
 from safelm.inference.requests import EngineRequest, Finished, TraceCandidate, Update
 from safelm.inference.token_mask import MaskedText
 
@@ -99,3 +100,16 @@ def _candidates(tried: Tried) -> tuple[TraceCandidate, ...]:
         )
         for place in np.flatnonzero(np.isfinite(tried.log_prob_PM)).tolist()
     )
+
+
+def watch(entries: Sequence[Entry], logits_GV: jax.Array) -> None:
+    """Computes the log-probs of the ids that these requests watch."""
+    most = max(len(entry.request.watch_ids) for entry in entries)
+    if not most:
+        return
+    ids_GI = np.zeros((len(logits_GV), bucket(most, 8, np.inf)), np.int32)
+    for row, entry in enumerate(entries):
+        ids_GI[row, : len(entry.request.watch_ids)] = entry.request.watch_ids
+    found_GI = programs.log_probs_of(logits_GV, ids_GI)
+    for row, entry in enumerate(entries):
+        entry.watched = (found_GI, row)

@@ -10,7 +10,7 @@ from safelm.inference import asked, chunks, programs
 from safelm.inference.adjustments import NEUTRAL
 from safelm.inference.catalog import Catalog, Size
 from safelm.inference.compiling import BackgroundCompiler, Program
-from safelm.inference.entry import Entry
+from safelm.inference.entry import Entry, watch
 from safelm.inference.forward import Cache
 from safelm.inference.lookup import Lookups
 from safelm.inference.prompts import bucket
@@ -80,7 +80,7 @@ class Lane:
 
     @property
     def num_unread(self) -> int:
-        """Those that have a slot and aren't read to their end."""
+        """The others with a slot."""
         return len(self._unread)
 
     def remove(self, request_id: int) -> bool:
@@ -241,12 +241,23 @@ class Lane:
         roomy = max(least[0], len(self._slots)), max(least[1], self._max_len if self._slots else 0)
         ahead = (size for size in self._ahead if size[0] >= roomy[0] and size[1] >= roomy[1])
         fitting = (size for size in ahead if size[0] * size[1] * self._shape.num_rows <= room)
-        return next((size for size in (least, roomy, *fitting) if self._compiler.has(self._programs(size))), None)
+        sizes = least, roomy, *fitting
+        return next((size for size in sizes if self._compiler.has(self._wanted(size, joining))), None)
 
     def _programs(self, size: Size) -> list[Program]:
         """The programs that `admit` and `run` will call."""
         now, run = (len(self._slots), self._max_len), self._catalog.run(self._shape, size)
         return [self._catalog.resize(self._shape, now, size), run] if self.entries and now != size else [run]
+
+    def _wanted(self, size: Size, joining: Sequence[Entry]) -> list[Program]:
+        """Those, and what puts the prompts that wait into a lane of this size."""
+        unread, found = [*self._unread, *joining], self._programs(size)
+        if unread:
+            found += [self._catalog.place(self._shape, size, chunk) for chunk in self._reader.sizes]
+        if (longest := max((len(entry.prompt) for entry in unread), default=0)) > self._reader.sizes[-1]:
+            lengths = self._catalog.lengths(longest)
+            found += [self._catalog.put_behind(self._shape, size, length) for length in lengths]
+        return found
 
     def _needs(self, reading: Reading) -> list[Program]:
         """The programs that put a chunk into the lane."""
@@ -287,7 +298,7 @@ class Lane:
             if part.begin:
                 self._cache = programs.put_behind(self._shape, self._cache, np.int32(slot), reading.behind.cache)
         entries = [part.entry for part in ended]
-        self._watch(entries, logits_GV)
+        watch(entries, logits_GV)
         self._place(chunk, entries, slots, new_kv, logits_GV)
         self._unread = [entry for entry in self._unread if entry not in entries]
         for slot, entry in zip(slots, entries, strict=True):
@@ -336,15 +347,3 @@ class Lane:
         if self._compiler is None or self._compiler.has([self._catalog.take_slot(self._shape, size, max_len)]):
             row = programs.take_slot(self._shape, self._cache, np.int32(slot), max_len=max_len)
             self._reader.prefixes.add(ids, row)
-
-    def _watch(self, entries: Sequence[Entry], logits_GV: jax.Array) -> None:
-        """Computes the log-probs of the ids that these requests watch."""
-        most = max(len(entry.request.watch_ids) for entry in entries)
-        if not most:
-            return
-        ids_GI = np.zeros((len(logits_GV), bucket(most, 8, np.inf)), np.int32)
-        for row, entry in enumerate(entries):
-            ids_GI[row, : len(entry.request.watch_ids)] = entry.request.watch_ids
-        found_GI = programs.log_probs_of(logits_GV, ids_GI)
-        for row, entry in enumerate(entries):
-            entry.watched = (found_GI, row)

@@ -99,11 +99,10 @@ class Reader:
           needs: the programs that it takes beside the forward.
           may_wait: whether to return None where none is compiled, until one is; else the best is compiled here.
         """
-        parts, behind = self._parts(unread)
-        readings = [self._cut(size, parts, behind) for size in self._by_fitness(sum(part.count for part in parts))]
+        readings = self._readings(unread, looks=True)
         if self._compiler is None:
             return readings[0]
-        for reading in readings:
+        for reading in [*readings, *self._readings(unread, looks=False)]:
             if self._compiler.has(self._programs(reading, needs)):
                 return reading
         if may_wait:
@@ -133,13 +132,20 @@ class Reader:
             if reading.unfinished is None:
                 return self._extended(reading, chunk, new_kv, reading.parts[0]).cache
 
-    def _parts(self, unread: Sequence[Entry]) -> tuple[list[Part], Behind | None]:
-        """The prompts' next tokens that can be read together, and what stands behind some of them."""
+    def _readings(self, unread: Sequence[Entry], *, looks: bool) -> list[Reading]:
+        parts, behind = self._parts(unread, looks=looks)
+        return [self._cut(size, parts, behind) for size in self._by_fitness(sum(part.count for part in parts))]
+
+    def _parts(self, unread: Sequence[Entry], *, looks: bool = True) -> tuple[list[Part], Behind | None]:
+        """The prompts' next tokens that can be read together, and what stands behind some of them.
+
+        `looks`: whether prompts not begun may start from kept rows.
+        """
         parts: list[Part] = []
         behind, room = None, self.sizes[-1]
         for entry in unread:
             own = entry.behind
-            if own is None and not entry.has_begun:
+            if own is None and looks and not entry.has_begun:
                 own = self._found(entry)
             if own is not None and behind is not None and not own.is_same(behind):
                 break
