@@ -100,9 +100,8 @@ def test_nobody_waits_for_the_compiler_after_compiling_ahead(params):
             here.append(str(fun_name))
 
     main, rng = threading.current_thread(), np.random.default_rng(1)
-    engine = make_engine(
-        params, steps_per_call=2, compiles_aside=True, read_at_once=8, read_between=8, prefix_tokens=48
-    )
+    sizes = {"slots": 8, "steps_per_call": 2, "read_at_once": 8, "read_between": 8, "prefix_tokens": 48}
+    engine = make_engine(params, compiles_aside=True, **sizes)
     assert sum(1 for _ in engine.compile_ahead([Greedy()], longest=CONFIG.max_seq_len)) > 20
     run_alone(engine, EngineRequest((1,), Greedy(), 2, (EOS,)))  # what is not of the engine, such as constants
     jax.monitoring.register_event_duration_secs_listener(note)
@@ -113,6 +112,8 @@ def test_nobody_waits_for_the_compiler_after_compiling_ahead(params):
                 engine.submit(dataclasses.replace(related_request(rng), method=Sampling()))
                 left -= 1
             engine.step()
+            if left % 5 == 0:
+                engine._compiler.wait()  # so that tighter programs take over
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
         engine._compiler.wait()
