@@ -73,6 +73,7 @@ def _settings(own: Fields, limits: Limits) -> dict[str, Any]:
         "num_candidates": own.integer("num_candidates", 1, limits.candidates),
         "drop_fraction": own.number("drop_fraction", 0.0, 0.99),
         "drop_above": own.number("drop_above", 0.0, 1.0),
+        "anchor": own.number("anchor", 0.0, 1.0),
         "length_penalty": own.number("length_penalty", 0.0, 10.0),
         "top_k": own.integer("top_k", 0, 2**31 - 1),
         "threshold": own.number("threshold", 0.0, 1.0),

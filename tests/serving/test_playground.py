@@ -304,13 +304,15 @@ def test_sliders_and_menus_decide_what_is_asked(page, script):
     page.find("#b-num_candidates").send_keys(Keys.ARROW_RIGHT)
     page.find("#b-drop_fraction").send_keys(Keys.END)
     page.find("#b-drop_above").send_keys(Keys.ARROW_RIGHT)
+    page.find("#b-anchor").send_keys(Keys.END)
     page.find("#max-tokens").send_keys(Keys.HOME)
     assert page.find("#b-drop_fraction + output").text == "0.95"
     Select(page.find("#a-method")).select_by_visible_text("Sampling, tag penalised")
     assert len(page.all(".panel.a .slider")) == 3
     page.run()
     asked = {type(request.method).__name__: request for request in script.requests}
-    assert asked["SafeBeam"].method == SafeBeam(num_beams=2, num_candidates=5, drop_fraction=0.95, drop_above=0.001)
+    steering = {"drop_fraction": 0.95, "drop_above": 0.001, "anchor": 1.0}
+    assert asked["SafeBeam"].method == SafeBeam(num_beams=2, num_candidates=5, **steering)
     assert asked["TagPenalty"].method.threshold == 0.01 and asked["SafeBeam"].max_new_tokens == 1
     page.find("input[name=kind][value=chat] + span").click()
     script.requests.clear()

@@ -167,7 +167,7 @@ def test_without_max_tokens_a_completion_has_16_and_a_chat_what_fits(server, scr
         ({"safelm": {"method": "greedy", "tag_candidate": "stop"}}, Greedy(tag_candidate="stop")),
         ({"safelm": {"method": "beam", "num_beams": 3, "length_penalty": 1}}, Beam(num_beams=3, length_penalty=1.0)),
         ({"safelm": {"method": "safe_beam", "drop_fraction": 0.3}, "temperature": 0}, SafeBeam(drop_fraction=0.3)),
-        ({"safelm": {"method": "safe_beam", "drop_above": 0.02}}, SafeBeam(drop_above=0.02)),
+        ({"safelm": {"method": "safe_beam", "drop_above": 0.02, "anchor": 1}}, SafeBeam(drop_above=0.02, anchor=1.0)),
         ({"safelm": {"method": "tag_penalty", "penalty": 3}, "top_p": 0.8}, TagPenalty(penalty=3.0, top_p=0.8)),
     ],
     ids=str,

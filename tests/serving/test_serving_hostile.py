@@ -37,6 +37,7 @@ OWN = (
     "num_candidates",
     "drop_fraction",
     "drop_above",
+    "anchor",
     "length_penalty",
     "top_k",
     "threshold",

@@ -10,7 +10,7 @@ const METHODS = {
   greedy: { label: "Greedy", settings: [] },
   sample: { label: "Sampling", settings: ["temperature"] },
   beam: { label: "Beam search", settings: ["num_beams"] },
-  safe_beam: { label: "SafeBeam", settings: ["num_beams", "num_candidates", "drop_fraction", "drop_above"] },
+  safe_beam: { label: "SafeBeam", settings: ["num_beams", "num_candidates", "drop_fraction", "drop_above", "anchor"] },
   tag_penalty: { label: "Sampling, tag penalised", settings: ["temperature", "num_candidates", "threshold"] },
 };
 const SETTINGS = {
@@ -18,6 +18,7 @@ const SETTINGS = {
   num_candidates: { label: "Candidates", min: 1, max: 16, step: 1, value: 4 },
   drop_fraction: { label: "Drop fraction", min: 0, max: 0.95, step: 0.05, value: 0.5, format: value => value.toFixed(2) },
   drop_above: { label: "Drop above P(tag)", min: 0, max: 0.05, step: 0.001, value: 0, format: value => value.toFixed(3) },
+  anchor: { label: "Anchor to greedy", min: 0, max: 1, step: 0.1, value: 0, format: value => value.toFixed(1) },
   temperature: { label: "Temperature", min: 0.1, max: 2, step: 0.1, value: 1, format: value => value.toFixed(1) },
   threshold: { label: "Threshold", min: -5, max: 0, step: 0.25, value: -2, format: value => show(10 ** value), send: value => 10 ** value },
 };
