@@ -66,7 +66,7 @@ def all_products(config, weights, x_RD):
 
 def all_attention(is_native: bool, q_RCNH, k_RCKH, cache, lengths_R):
     """The attention of every layer, each behind another."""
-    from safelm.inference import cpu_kernels, forward
+    from safelm.inference import cpu_kernels, next_attention
     from safelm.models import attention
 
     is_seen_RS = attention.seen_in_cache(cache.max_len, lengths_R, 1, 0)[:, 0]
@@ -74,7 +74,7 @@ def all_attention(is_native: bool, q_RCNH, k_RCKH, cache, lengths_R):
         if is_native:
             q_RCNH = cpu_kernels.attend_next(q_RCNH, k_RCKH, k_RCKH, *cached, lengths_R)
         else:
-            q_RCNH = forward._attend_next(q_RCNH, k_RCKH, k_RCKH, *cached, is_seen_RS)
+            q_RCNH = next_attention.attend_next(q_RCNH, k_RCKH, k_RCKH, *cached, is_seen_RS)
     return q_RCNH
 
 
