@@ -44,6 +44,7 @@ HEAVY = (  # by what the block holds
     ("safelm serve", "runs until it is stopped; tests of the server start it"),
     ("--chats=8000", "minutes; test_post_training.py runs the stages"),
     ("scripts/ladder.sh", "an hour; test_ladder.py runs all of it in small"),
+    ("scripts/bench/gpu.sh", "installs PyTorch; test_bench_gpu.py runs its parts in small"),
     ("ladder.py:toxicity", "hours; test_toxicity.py runs it in small"),
     ("safelm ladder --study=", "hours; test_scaling.py runs its parts in small"),
     ("--planned_seeds", "needs an hour's study; test_ladder.py plans with a made-up one"),

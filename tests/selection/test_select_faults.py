@@ -33,7 +33,7 @@ BAD = {
     "mix=planet:a=1": "--mix=planet:...: want a column of --strata=score,language",
     "score_column=nothing": "no harm score found in 100 rows of 1 files (looked for nothing)",
     "near_duplicates=7": "--near_duplicates=7.0: a similarity lies above 0 and up to 1",
-    "tokenizer=x": "--tokenizer or --token_column: want one of them",
+    "tokenizer=x": "--tokenizer=x or --token_column: want one of them",
     "token_column=language": "field 'language' is no number of tokens",
     "detect_language strata=score": "--detect_language: its place is the stratum language",
     "source=x": "--source=x: want NAME=FILES",

@@ -177,7 +177,9 @@ def test_a_missing_worker_is_not_waited_for_for_ever(config_file, tmp_path):
 
 def test_sigterm_on_one_worker_stops_both_after_the_same_step(config_file, tmp_path):
     workdir = tmp_path / "run"
-    launch = Launch(config_file, workdir, "--config.total_steps=100000", "--config.checkpoint.every_steps=100000")
+    seldom = ("checkpoint", "eval")  # a run that leaves in an evaluation writes that step's line when it goes on
+    far = [f"--config.{name}.every_steps=100000" for name in seldom]
+    launch = Launch(config_file, workdir, "--config.total_steps=100000", *far)
     wait_for_step(workdir, 3, launch)
     launch.workers[1].send_signal(signal.SIGTERM)
     ends = launch.ends()
