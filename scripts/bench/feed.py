@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--loader", action="store_true", help="through the loader instead of `Batches`")
     parser.add_argument("--without_remote", action="store_true", help="no bucket on loopback")
     args = parser.parse_args()
+    for name in ("tokens", "seq_len", "batch_tokens", "batches", "rounds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}={getattr(args, name)}: must be at least 1")
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
         os.environ["SAFELM_CACHE"] = f"{root}/cache"
         report(measure(variants(Path(root), stack, args), args), args)

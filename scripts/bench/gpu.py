@@ -34,6 +34,8 @@ HERE = Path(__file__).resolve().parent
 TOTAL_SECONDS = 470  # under 8 minutes, the report included
 DONE, MISSING, FAILED, LATE, UNBEGUN = "done", "lacks a package", "failed", "out of time", "not begun"
 SIDES = "pytorch, torch.compile;transformers"
+_RIVALS = ("litgpt", "pytorch", "transformers")  # those of train.py
+_KNOWN_SIDES = tuple(f"{rival}{how}" for rival in _RIVALS for how in ("", ", torch.compile"))
 SMALL_NOTE = "**Small: a CPU at sizes that say nothing of a GPU.** It shows that the parts run."
 _MISSING_CODE = 3
 
@@ -274,6 +276,9 @@ def main(args: argparse.Namespace) -> None:
     args.output = args.output or ("runs/gpu-small" if args.small else "runs/gpu")
     if args.seconds < 1:
         raise ValueError(f"--seconds={args.seconds}: must be at least 1")
+    if unknown := set(args.sides.split(";")) - {*_KNOWN_SIDES, ""}:
+        raise ValueError(f"--sides={args.sides}: {min(unknown)!r} is none of {'; '.join(_KNOWN_SIDES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a part ends with it
     if code := run(args):
         sys.exit(code)
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Measures SafeLM on one GPU in under 8 minutes, from an image that has JAX and PyTorch for it: parity, training at 135M,
-# 360M and 1.7B with MFU, decoding, scoring, beside PyTorch and transformers. Results: runs/gpu/results.md and .json.
-#   scripts/bench/gpu.sh [FLAG...]     flags are those of scripts/bench/gpu.py; the same command again goes on
+# Measures SafeLM on one GPU in under 8 minutes, from an image that has JAX and PyTorch for it: parity, training at
+# 135M, 360M and 1.7B with MFU, decoding, scoring, beside PyTorch and transformers. Results: runs/gpu/results.md, .json.
+#   scripts/bench/gpu.sh [FLAG...]     goes on if run again; flags are those of scripts/bench/gpu.py:
+#                                      --output --parts --seconds --sides --small (python scripts/bench/gpu.py --help)
 #   scripts/bench/gpu.sh --small       a minute on a CPU: shows that the parts run, and says nothing of a GPU
-# SAFELM_PYTHON is the Python that has JAX and PyTorch (default: .venv/bin/python if there, else python3). Other packages
-# that lack are installed into .venv-gpu, which sees that Python's own; SAFELM_WHEELS names a folder of wheels to take
-# them from where there is no network. JAX and PyTorch are never installed or replaced.
+# SAFELM_PYTHON is the Python that has JAX and PyTorch (default: .venv/bin/python if there, else python3). Other
+# packages that lack are installed into .venv-gpu, which sees that Python's own; SAFELM_WHEELS names a folder of wheels
+# to take them from where there is no network. JAX and PyTorch are never installed or replaced.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=scripts/help.sh
@@ -15,7 +16,8 @@ python=${SAFELM_PYTHON:-}
 [ -n "$python" ] || { [ -x .venv/bin/python ] && python=.venv/bin/python || python=python3; }
 "$python" -c 'import jax' 2>/dev/null || { echo "gpu.sh: $python has no JAX (set SAFELM_PYTHON)" >&2; exit 2; }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_PREALLOCATE=false
-needed='import flax, fsspec, grain, jinja2, matplotlib, ml_collections, optax, orbax.checkpoint, pyarrow, safetensors, tokenizers, tqdm'
+needed='import flax, fsspec, grain, jinja2, matplotlib, ml_collections, optax, orbax.checkpoint, pyarrow'
+needed+=', safetensors, tokenizers, tqdm'
 if ! "$python" -c "$needed" 2>/dev/null; then
   venv=.venv-gpu
   echo "gpu.sh: installing what $python lacks into $venv" >&2
