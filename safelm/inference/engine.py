@@ -90,29 +90,22 @@ class Engine:
           ValueError: a size below 1, a tag outside the vocabulary, a mesh that doesn't divide the model, or one with
             `compiles_aside`; or `products` can't run here.
         """
-        sizes = {"slots": slots, "steps": steps_per_call, "read_at_once": read_at_once}
-        for name, value in (sizes | (own := {"max_tokens": max_tokens, "read_between": read_between})).items():
-            if value < (least := int(name not in own)):
-                raise ValueError(f"engine: {name}={value}: must be at least {least}")
+        _check_sizes(slots=slots, steps=steps_per_call, read_at_once=read_at_once)
+        _check_sizes(least=0, max_tokens=max_tokens, read_between=read_between)
         if not 0 <= lookup_tokens <= MOST_LOOKUP_TOKENS:
             raise ValueError(f"engine: lookup_tokens={lookup_tokens}: must be 0 to {MOST_LOOKUP_TOKENS}")
         if harm_tag_id is not None and not 0 <= harm_tag_id < config.vocab_size:
             raise ValueError(f"harm_tag_id={harm_tag_id} is not in the model's vocabulary of {config.vocab_size}")
+        if compiles_aside and mesh is not None:
+            raise ValueError("engine: compiles_aside=True: not with a mesh")
         self._config, self._harm_tag_id = config, harm_tag_id
-        if isinstance(params, Weights):
-            self._weights = params
-        else:
-            self._weights = prepare(config, params, weights, products=products, has_mesh=mesh is not None)
         self._mesh = mesh
-        if mesh is not None:
-            self._weights = place(config, self._weights, mesh)
+        self._weights = _prepared(config, params, weights, products, mesh)
         self._num_slots = slots
         self._max_tokens = max_tokens or slots * min(config.max_seq_len, 2048)
         self._lookup_tokens = lookup_tokens
         self._steps_per_call, self._read_between = steps_per_call, read_between
         self.prefixes = Prefixes(prefix_tokens)
-        if compiles_aside and mesh is not None:
-            raise ValueError("engine: compiles_aside=True: not with a mesh")
         self._compiler = BackgroundCompiler() if compiles_aside else None
         of_all = {"harm_tag_id": harm_tag_id, "steps_per_call": steps_per_call}
         self._catalog = Catalog(config, self._weights, **of_all)
@@ -332,3 +325,18 @@ class Engine:
             rows_left -= shape.num_rows
             joining.setdefault(shape, []).append(self._waiting.popleft())
         return joining
+
+
+def _check_sizes(least: int = 1, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < least:
+            raise ValueError(f"engine: {name}={value}: must be at least {least}")
+
+
+def _prepared(
+    config: ModelConfig, params: model.Params | Weights, dtype: str, products: str, mesh: Mesh | None
+) -> Weights:
+    """The weights as the engine uses them, on the mesh's devices if there is one."""
+    if not isinstance(params, Weights):
+        params = prepare(config, params, dtype, products=products, has_mesh=mesh is not None)
+    return params if mesh is None else place(config, params, mesh)
