@@ -38,11 +38,11 @@ def column(head: str, *, drawn: bool = False, digits: int = 1) -> dict[str, Any]
 
 
 def first_stage(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """After pretraining: both judges on toxic prompts, corrected, expected maximum, language."""
-    heads = [column(f"toxic, judge {judge}", drawn=True) for judge in JUDGES]
+    """After pretraining: toxic prompts by both judges, corrected, expected maximum; distinct-2, perplexity."""
+    heads = [column(judge, drawn=True) for judge in JUDGES]
     heads += [column(f"corrected, {judge}", digits=0) for judge in JUDGES]
-    heads += [column(f"expected maximum, {judge}", digits=0) for judge in JUDGES]
-    heads += [column("distinct-2", digits=2), column("perplexity C4", digits=0), column("WikiText", digits=0)]
+    heads += [column(f"max, {judge}", digits=0) for judge in JUDGES]
+    heads += [column("distinct-2", digits=2), column("C4", digits=0), column("Wiki", digits=0)]
     rows = []
     for name, stages in summary["rows"].items():
         of = stages.get(TOXICITY.stages[0])
