@@ -182,11 +182,13 @@ def _knob(flags: argparse.Namespace) -> Knob:
 
 
 def _category(flag: str) -> tuple[str, float | None]:
-    """Token and share of a `--category`; None without a share."""
+    """Token and share of a `--category`; None without a share. Raises ValueError for a share that is no number."""
     token, equals, share = flag.rpartition("=")
     try:
         return (token, float(share)) if equals else (flag, None)
     except ValueError:
+        if token.endswith(">"):
+            raise ValueError(f"--category={flag}: the share {share!r} is no number") from None
         return flag, None
 
 

@@ -280,6 +280,7 @@ def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp
         (["--category=<respond>"], "--category=<respond>: want a refusal token"),
         (["--category=<note>", "--category=<note>=0.1"], "--category=<note>: want a refusal token, each once"),
         (["--category=<note>=2"], "--category=<note>=2: must be at least 0 and below 1"),
+        (["--category=<note>=abc"], "--category=<note>=abc: the share 'abc' is no number"),
         (["--category=<note>=0.3"], "add up to 0.3, and leave nothing for <refuse>"),
         (["--category=<note>=0.2"], "to refuse at most 0.1 of safe ones by <refuse> at least 9 are needed"),
         (["--category=<note>", "--kind=red_flag"], "--category=<note>: goes with --kind=refusal only"),

@@ -102,6 +102,8 @@ def _refusal(spec: str, options: dict[str, Any], every: int, tokenizer: Tokenize
     header, words = str(options.pop("header", "")), str(options.pop("words", "|".join(REFUSALS)))
     if options:
         raise ValueError(f"monitor {spec!r}: no option {min(options)!r}; there is header, words, every")
+    if not all(words.split("|")):
+        raise ValueError(f"monitor {spec!r}: words={words}: an empty one; want A|B")
     ids = header_ids(tokenizer, header), refusal_ids(tokenizer, words.split("|"))
     return RefusalProbability(*ids, every=every, name=name or REFUSAL)
 
