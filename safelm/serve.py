@@ -67,6 +67,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port; 0 for any free one (default %(default)s)")
     _add_decoding_flags(parser)
+    _add_engine_flags(parser)
     for field in dataclasses.fields(Limits):
         parser.add_argument(
             f"--{field.name}",
@@ -78,6 +79,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    """How requests are decoded."""
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -98,6 +100,11 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     )
     meaning = f"{chat_template.KWARGS_HELP}; a chat's own field of that name goes first"
     parser.add_argument("--chat_template_kwargs", default="", metavar="JSON", help=meaning)
+    parser.add_argument("--lookup_tokens", type=int, default=0, metavar="N", help=lookup.HELP)
+
+
+def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """What an engine keeps, reads at once and compiles before it is ready."""
     parser.add_argument(
         "--cache_tokens",
         type=int,
@@ -125,7 +132,6 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens of prompts and replies whose cache is kept, beside --cache_tokens, for prompts that begin as they "
         "do: system messages, chats that go on (default %(default)s; 0: none)",
     )
-    parser.add_argument("--lookup_tokens", type=int, default=0, metavar="N", help=lookup.HELP)
     parser.add_argument(
         "--compilation_cache_dir",
         default="",
@@ -146,13 +152,7 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(flags: argparse.Namespace) -> None:
-    """Loads, then serves until told to end."""
-    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT, stream=sys.stderr, force=True)
-    logging.getLogger("safelm").setLevel(logging.INFO)
-    limits = Limits(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Limits)})
-    sources = cli.checkpoints(flags.checkpoint)
-    kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
+def _check_numbers(flags: argparse.Namespace) -> None:
     if not 0 <= flags.port < 65536:
         raise ValueError(f"--port={flags.port}: want 0 to 65535")
     for name in ("slots", "cache_tokens", "steps_per_call", "read_tokens", "warm_tokens", "prefix_tokens"):
@@ -160,6 +160,16 @@ def main(flags: argparse.Namespace) -> None:
             raise ValueError(f"--{name}={getattr(flags, name)}: must be at least {least}")
     if not 0 <= flags.lookup_tokens <= lookup.MOST_LOOKUP_TOKENS:
         raise ValueError(f"--lookup_tokens={flags.lookup_tokens}: want 0 to {lookup.MOST_LOOKUP_TOKENS}")
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Loads, then serves until told to end."""
+    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT, stream=sys.stderr, force=True)
+    logging.getLogger("safelm").setLevel(logging.INFO)
+    limits = Limits(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Limits)})
+    sources = cli.checkpoints(flags.checkpoint)
+    kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
+    _check_numbers(flags)
     if flags.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", flags.compilation_cache_dir)
     key = os.environ.get(KEY_VARIABLE, "")

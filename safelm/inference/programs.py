@@ -50,16 +50,7 @@ def all_ids(config: ModelConfig, shape: StepShape, num_prompts: int) -> np.ndarr
     return token_mask.all_ids(config, num_prompts) if is_masked else None
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def read_chunk(
-    config: ModelConfig,
-    weights: Weights,
-    chunk: Chunk,
-    behind: Cache | None = None,
-    length: Int[Array, ""] | int = 0,
-) -> tuple[Cache, Float[Array, "G V"]]:
-    """`chunks.read_chunk`, compiled."""
-    return chunks.read_chunk(config, weights, chunk, behind, length)
+read_chunk = jax.jit(chunks.read_chunk, static_argnames=("config",))
 
 
 @functools.partial(jax.jit, static_argnames=("max_len",))

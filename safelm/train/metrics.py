@@ -32,8 +32,8 @@ from safelm.train.step import StepMetrics
 from safelm.train.trackers import Tracker
 
 # Dense bfloat16 FLOP/s of one JAX device, sums in float32, by the whole words that its `device_kind` begins with (the
-# longest that fits): from Google's pages on TPU versions and NVIDIA's data sheets, whose rates with sparsity are twice
-# these.
+# longest that fits). Meant are the rates of Google's pages on TPU versions and NVIDIA's data sheets without sparsity;
+# those of GPUs were written from memory and not checked against them: `log.peak_flops` overrides.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,  # a device is a core, two on a chip
     "TPU v3": 61.5e12,

@@ -8,8 +8,9 @@ Each part is a process with a budget of seconds; one that fails, lacks a package
 the others go on. What it has told by then counts: a side of training is kept as soon as it is done. The same command
 again runs only what is not done. OUTPUT/results.json has every figure, OUTPUT/results.md the tables.
 
-MFU divides by the dense bfloat16 rate of the vendor's data sheet (`safelm.train.metrics.PEAK_FLOPS`); of a device that
-is not in that table no MFU is told. Exit code 0: every part is done; 1: some are not; 2: bad input, or no GPU.
+MFU divides by the dense bfloat16 rate in `safelm.train.metrics.PEAK_FLOPS`, not checked against data sheets; of a
+device that is not in that table no MFU is told. Exit code 0: every part is done; 1: some are not; 2: bad input, or no
+GPU.
 """
 
 import argparse
@@ -207,7 +208,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The report: machine, what each part came to, and a table of figures."""
     about, parts = results["machine"], results["parts"]
     peak, versions = about["peak_flops"], about["versions"]
-    rate = f"{peak / 1e12:.0f} TFLOP/s dense bfloat16, by the vendor's data sheet" if peak else "unknown, so no MFU"
+    rate = f"{peak / 1e12:.0f} TFLOP/s dense bfloat16, by SafeLM's table" if peak else "unknown, so no MFU"
     lines = ["# SafeLM on one GPU", "", *([SMALL_NOTE, ""] if results["small"] else [])]
     lines += [
         f"- {about['device']}, driver {about['driver'] or 'none'}; {about['cores']} CPU cores, {about['system']}",
