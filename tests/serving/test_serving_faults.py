@@ -4,6 +4,7 @@ Behind every test: the server answers the next request, and no slot is left behi
 """
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import socket
@@ -17,7 +18,7 @@ from serving_fakes import http as ask
 from safelm.serving.limits import Limits
 
 LIMITS = Limits(
-    body_bytes=20_000, body_seconds=0.5, open_requests=3, request_seconds=60.0, new_tokens=450, connections=12
+    body_bytes=20_000, body_seconds=60.0, open_requests=3, request_seconds=60.0, new_tokens=450, connections=12
 )
 
 
@@ -137,12 +138,13 @@ def test_a_client_that_goes_away_in_mid_stream_gives_its_slot_back(server, scrip
     wait_for(lambda: len(script.cancelled) == before + 1, "the engine knows")
 
 
-def test_slow_requests_are_ended(server):
+def test_slow_requests_are_ended(script):
     def answer_to(sent):
-        with server.connect() as client:
+        with serve(script, limits=limits) as server, server.connect() as client:
             client.sendall(sent)
             return client.recv(1000)  # returns when the server answers or closes
 
+    limits = dataclasses.replace(LIMITS, body_seconds=0.5)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert answer_to(b"") == b""
     assert answer_to(head) == b"", "half a head"
