@@ -36,6 +36,7 @@ def count_and_tell_errors(metrics: Metrics, *, seconds_to_send: float) -> Callab
             async with patience(request, seconds_to_send):
                 await response.prepare(request)
                 await response.write_eof()
+            request.protocol.note_reply()
             return response
         finally:
             metrics.requests.labels(route, str(status)).inc()

@@ -63,6 +63,10 @@ class Connection(web.RequestHandler):
         self._connections.discard(self)
         super().connection_lost(error)
 
+    def note_reply(self) -> None:
+        """Says that a request of it has had its reply, of whatever kind."""
+        self.since = time.monotonic()
+
     @contextlib.contextmanager
     def answered(self) -> Iterator[None]:
         """Context manager that protects the connection while its request is decoded or scored."""
@@ -70,4 +74,5 @@ class Connection(web.RequestHandler):
         try:
             yield
         finally:
-            self.is_answered, self.since = False, time.monotonic()
+            self.is_answered = False
+            self.note_reply()

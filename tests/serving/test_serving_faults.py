@@ -18,7 +18,7 @@ from serving_fakes import http as ask
 from safelm.serving.limits import Limits
 
 LIMITS = Limits(
-    body_bytes=20_000, body_seconds=60.0, open_requests=3, request_seconds=60.0, new_tokens=450, connections=12
+    body_bytes=20_000, body_seconds=5.0, open_requests=3, request_seconds=60.0, new_tokens=450, connections=12
 )
 
 
@@ -86,22 +86,24 @@ def test_a_flood_gets_429_and_those_before_it_their_answers(server, script):
         connection.close()
 
 
-def test_a_connection_beyond_the_limit_takes_the_idlest_ones_place(server):
-    connections = server.server._runner.server
-    wait_for(lambda: len(connections.connections) == 0, "nobody is there")
-    idle = []
-    for number in range(LIMITS.connections):
-        idle.append(server.connect())
-        wait_for(lambda number=number: len(connections.connections) == number + 1, "it is connected")
-    idle[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert b" 200 " in idle[0].recv(1000)
-    with server.connect() as late:
+def test_a_connection_beyond_the_limit_takes_the_idlest_ones_place(script):
+    with (
+        serve(script, limits=dataclasses.replace(LIMITS, body_seconds=60.0)) as server,
+        contextlib.ExitStack() as open_ones,
+    ):
+        connections = server.server._runner.server
+        idle = []
+        for number in range(LIMITS.connections):
+            idle.append(open_ones.enter_context(server.connect()))
+            wait_for(lambda number=number: len(connections.connections) == number + 1, "it is connected")
+        idle[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in idle[0].recv(1000)
+        late = open_ones.enter_context(server.connect())
         assert idle[1].recv(1) == b"", "the first has been answered since"
         late.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 200 " in late.recv(1000)
-    for client in idle:
-        client.close()
-    wait_for(lambda: len(connections.connections) == 0, "they are gone")
+        open_ones.close()
+        wait_for(lambda: len(connections.connections) == 0, "they are gone")
 
 
 @pytest.mark.parametrize("stream", [False, True])
