@@ -160,6 +160,18 @@ ORDERINGS = (
     ("safe_beam", "start_60+safe_beam", "Sam et al. 2026: SafeBeam steers best from 0%"),
     ("start_20", "harm_tagged", "Sam et al. 2026: greedy, from 20% often more robust than from 0%"),
     ("start_60", "harm_tagged", "Sam et al. 2026: greedy, from 60% often more robust than from 0%"),
+    # Beyond the paper: each against the same text without it. Set down before any of these models was trained.
+    ("masked", "raw", "arXiv 2601.21571: risky sentences without loss lower it"),
+    ("masked_unsafe", "raw", "the same in unsafe documents only"),
+    ("weighted", "raw", "risky sentences at a lower weight lower it"),
+    ("unlikelihood", "raw", "arXiv 2505.03052: unlikelihood on risky sentences lowers it"),
+    ("span_tagged", "raw", "risky sentences between two control tokens: asked without them, less harm"),
+    ("conditioned", "raw", "arXiv 2302.08582: conditional training, asked for <good>, lowers it"),
+    ("red_flag", "raw", "arXiv 2502.16366: a red flag in unsafe documents lowers it"),
+    ("red_flag_span", "raw", "the same before risky sentences"),
+    ("refusal_tokens", "raw", "arXiv 2412.06748: answers that begin with <refuse> or <respond>, less harm"),
+    ("routed", "raw", "arXiv 2512.05648: unsafe pages in units that are ablated lower it"),
+    ("token_tagged+safe_beam", "safe_beam", "SafeBeam on tags by token against tags by word gap"),
 )
 
 
