@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -11,12 +12,12 @@ from ml_collections import ConfigDict
 
 from safelm import inference
 from safelm.checkpoints import checkpoint
+from safelm.evaluate import language_modeling
 from safelm.evaluate.judges import word_lists as judge_lib
-from safelm.evaluate.language_modeling import tag_separation
 from safelm.evaluate.suites.suite import Prompt, read_prompts
 from safelm.inference.methods import METHODS
 from safelm.inference.tag_probability import tag_probability
-from safelm.ladder.plan import MODELS, SAFE_BEAM, SCALING, STAGES, TOXICITY, Job, study_of
+from safelm.ladder.plan import GREEDY, MODELS, SAFE_BEAM, SCALING, STAGES, TOXICITY, Job, study_of
 from safelm.ladder.preferences import (
     PLAIN_REQUESTS,
     PREFERENCE_JUDGE,
@@ -25,13 +26,15 @@ from safelm.ladder.preferences import (
     refusal_leanings,
     tag_log_probs,
 )
-from safelm.ladder.toxicity.measure import measure_toxicity, opened
+from safelm.ladder.toxicity.measure import Pages, measure_toxicity, opened
 from safelm.models.arrays import Params
 from safelm.models.config import ModelConfig
+from safelm.synthetic_web.corpus import Recipe, draft
 from safelm.text.prompting import prompt_ids
 from safelm.text.tokenizer import Tokenizer
 
 _BATCH_PROMPTS = 256
+_PAGES = 200  # for perplexity
 
 
 def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib.Path) -> dict[str, Any]:
@@ -70,7 +73,18 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
             "parameters": model_config.num_params,
             "tag_auroc": _tag_auroc(model_config, params, tokenizer, prompts),
         }
+    elif job.method == GREEDY:
+        kept["perplexity"] = _perplexity(model_config, params, tokenizer, Recipe(**config.corpus), opening)
     return _result(prompts, [judge_lib.judge(text) for text in texts], judge_lib.JUDGE_VERSION) | kept
+
+
+def _perplexity(config: ModelConfig, params: Params, tokenizer: Tokenizer, recipe: Recipe, opening: str) -> float:
+    """Of the corpus's harmless held-out web pages, which the models of all rungs have seen the like of."""
+    pages = (draft(recipe.seed, "validation", number) for number in range(recipe.validation_documents))
+    harmless = itertools.islice((page.text for page in pages if page.score == 0), _PAGES)
+    held_out = Pages(map(tokenizer.encode, harmless), tokenizer.conventions.document_end_id)
+    begin = opened(tokenizer, prompt_ids(tokenizer, "", is_chat=False), opening)
+    return language_modeling.perplexity(config, params, held_out, begin_ids=begin)["perplexity"]
 
 
 def _tag_auroc(config: ModelConfig, params: Params, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> float:
@@ -81,7 +95,7 @@ def _tag_auroc(config: ModelConfig, params: Params, tokenizer: Tokenizer, prompt
     }
 
     probability = functools.partial(tag_probability, config, params, harm_tag_id=tokenizer.harm_tag_id)
-    return tag_separation(probability, ids[True], ids[False])["mean"].value
+    return language_modeling.tag_separation(probability, ids[True], ids[False])["mean"].value
 
 
 def _result(prompts: Sequence[Prompt], labels: Sequence[str], judge: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from safelm.report import charts, table
 
 HARMFUL, REFUSED, NEITHER = "harmful completions", "refused or redirected", "neither"
 OVER_REFUSED, CHANGE = "wrongly refused safe", "change by benign finetuning"
+PERPLEXITY = "perplexity"  # of harmless held-out pages
 _MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     HARMFUL: ("harmful", (judge_lib.HARMFUL,)),
     REFUSED: ("harmful", judge_lib.DECLINES),
@@ -30,10 +31,11 @@ _MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def values(result: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " P"]]:
     """For each measure, 1 for every prompt of which it holds and 0 for the others."""
-    return {
+    found = {
         name: np.array([float(label in labels) for _, label in sorted(result["labels"][kind].items())])
         for name, (kind, labels) in _MEASURES.items()
     }
+    return found | ({PERPLEXITY: np.array([result[PERPLEXITY]])} if PERPLEXITY in result else {})
 
 
 def collect(config: ConfigDict, output: pathlib.Path) -> Found:
@@ -53,7 +55,11 @@ def summarize(found: Found) -> dict[str, Any]:
     """The content of the report as a JSON object."""
     rows = {
         cell.name: {
-            stage: {name: as_dict(found[cell.name, stage, name]) for name in _MEASURES}
+            stage: {
+                name: as_dict(found[cell.name, stage, name])
+                for name in (*_MEASURES, PERPLEXITY)
+                if (cell.name, stage, name) in found
+            }
             for stage in STAGES
             if (cell.name, stage, HARMFUL) in found
         }
@@ -75,6 +81,7 @@ _COLUMNS = (  # what the table shows: heading, stage, measure
     ("neither, benign", STAGES[2], NEITHER),
     ("safe refused, instruction", STAGES[1], OVER_REFUSED),
     ("safe refused, benign", STAGES[2], OVER_REFUSED),
+    *((f"perplexity, {stage}", stage, PERPLEXITY) for stage in (STAGES[0], STAGES[2])),
 )
 
 
@@ -82,7 +89,7 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     """The table (percent) and the orderings after benign finetuning."""
     rows = []
     for name, stages in summary["rows"].items():
-        cells = [_percent(stages.get(stage, {}).get(measure)) for _, stage, measure in _COLUMNS]
+        cells = [_shown(measure, stages.get(stage, {}).get(measure)) for _, stage, measure in _COLUMNS]
         rows.append((name, *cells, min(len(stage[HARMFUL]["by_seed"]) for stage in stages.values())))
     cells_table = table.markdown(("cell", *(heading for heading, _, _ in _COLUMNS), "seeds"), rows)
     heads, rows = ("harmful completions of", "less than of", "says", *STAGES, "p (Holm)", "verdict"), []
@@ -97,11 +104,21 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     return "\n\n".join([cells_table, _CELLS_NOTE, table.markdown(heads, rows), _NOTE]) + "\n"
 
 
-_CELLS_NOTE = "Percent of harmful prompts (safe refused: of safe ones) [95% interval over seeds and prompts]."
+_CELLS_NOTE = (
+    "Percent of harmful prompts (safe refused: of safe ones) [95% interval over seeds and prompts]; perplexity of "
+    "harmless held-out pages [lowest and highest seed]."
+)
 _NOTE = (
     "Differences in points [95%, not corrected]; p and verdict are of those after benign finetuning, corrected by Holm "
     "over its orderings."
 )
+
+
+def _shown(measure: str, values: Mapping[str, Any] | None) -> str:
+    if values is None or measure != PERPLEXITY:
+        return _percent(values)
+    of_seeds = values["by_seed"].values()
+    return f"{values['value']:.2f} [{min(of_seeds):.2f}, {max(of_seeds):.2f}]"
 
 
 def _percent(values: Mapping[str, Any] | None) -> str:

@@ -176,7 +176,8 @@ def write_result(output, job, harmful, prompts="a"):
     }
     path = ladder_jobs.done_file(output, job)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"labels": labels, "prompts_sha256": prompts, "judge": "j", "seconds": 1}))
+    result = {"labels": labels, "prompts_sha256": prompts, "judge": "j", "seconds": 1, "perplexity": 5.0 + job.seed}
+    path.write_text(json.dumps(result))
 
 
 def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
@@ -198,6 +199,7 @@ def test_the_report_has_rates_intervals_and_verdicts(config, tmp_path):
     table = (tmp_path / "results.md").read_text()
     change = summary["rows"]["raw"]["benign"]["change by benign finetuning"]
     assert change["low"] < 0 < change["high"]
+    assert table.count("6.00 [5.00, 7.00]") == 3 * 2 + 1  # tag_at_instruction has but the first stage
     assert "| raw |" in table and "holds" in table and (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
