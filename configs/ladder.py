@@ -2,6 +2,7 @@
 
     python -m safelm.ladder --config=configs/ladder.py:embedded --output=W/ladder --workers=2
     python -m safelm.ladder --config=configs/ladder.py:interventions --output=W/interventions --workers=2
+    python -m safelm.ladder --config=configs/ladder.py:refusals_by_category --output=W/refusals --workers=2
     python -m safelm.ladder --config=configs/ladder.py:real --output=W/ladder_real --workers=2 --config.real=DATA
     python -m safelm.ladder --config=configs/ladder.py:toxicity --output=W/toxicity --config.real=DATA \
         --records=docs/results/data/ladder_toxicity
@@ -49,6 +50,11 @@ CHATS = {
 }
 OF_RAW = ("masked", "masked_unsafe", "unlikelihood", "weighted", "span_tagged", "conditioned")
 OF_RAW += ("red_flag", "red_flag_span")
+REFUSAL_GROUPS = {  # of categories, for refusals_by_category
+    "crime": ("violent_crimes", "non_violent_crimes", "indiscriminate_weapons", "code_interpreter_abuse"),
+    "people": ("defamation", "privacy", "hate", "elections", "intellectual_property"),
+    "body": ("sex_related_crimes", "child_sexual_exploitation", "sexual_content", "suicide_and_self_harm"),
+}
 REFUSALS = {"refusal_ultrachat": 0.5, "refusal_wildguardmix": 0.25, "refusal_wildjailbreak": 0.25}
 TOXICITY = {  # a quarter of every rung's tokens is what it makes of toxic text; filters have none, and masks all
     "raw": {"raw_web": 1.0},
@@ -92,6 +98,16 @@ def interventions() -> ConfigDict:
     small = dict(SMALL_LADDER["harm_tagged"])
     by_token = {"token_tagged_web" if name == "harm_tagged_web" else name: share for name, share in small.items()}
     config.rates.update({name: dict(OTHERS[name]) for name in OF_RAW} | {"token_tagged": by_token})
+    return config
+
+
+def refusals_by_category() -> ConfigDict:
+    """The rung refusal_tokens with a refusal token for each of three groups of categories."""
+    config = interventions()
+    config.models, groups = ("refusal_tokens",), tuple(REFUSAL_GROUPS)
+    config.control_tokens = ("<refuse>", "<respond>", *(f"<refuse_{group}>" for group in groups))
+    tokens = {category: f"<refuse_{group}>" for group in groups for category in REFUSAL_GROUPS[group]}
+    config.interventions = {"refuse_tokens": tokens}
     return config
 
 
@@ -183,10 +199,11 @@ def embedded_power() -> ConfigDict:
 
 
 VARIANTS = {
+    "interventions": interventions,
+    "refusals_by_category": refusals_by_category,
     "embedded_power": embedded_power,
     "scaling": scaling,
     "embedded": embedded,
-    "interventions": interventions,
     "real": real,
     "toxicity": toxicity,
     "toxicity_pilot": toxicity_pilot,
@@ -211,6 +228,7 @@ def _study() -> ConfigDict:
             "max_new_tokens": 40,
             "prompts": 100,  # of real ones, harmful and safe each
             "keep_texts": False,
+            "interventions": {},  # parameters of the tasks, as cache_tasks --interventions takes them
             "replay": 0.25,  # share of a model's own pretraining data in instruction tuning: so small ones forget
             "rates": {rung: dict(shares) for rung, shares in SMALL_LADDER.items()} | CHATS,
         }

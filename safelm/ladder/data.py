@@ -1,5 +1,6 @@
 """Prepares the ladder's data, shared by all its jobs: corpus, vocabulary and token stores."""
 
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -91,6 +92,8 @@ def _prepare_interventions(
         for model in models
     }
     flags = [f"--data_dir={output}/corpus", f"--tokenizer={vocabulary}", f"--output={folder}", "--workers=1"]
+    if config.get("interventions"):
+        flags.append(f"--interventions={json.dumps(config.interventions.to_dict())}")
     if any(model.needs_spans for model in models):
         if not (spans / "manifest.json").exists():
             given = ["--unit=sentence", f"--scorers={config.span_scorers}", f"--output={spans}", "--workers=1"]
