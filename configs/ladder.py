@@ -90,7 +90,7 @@ def embedded() -> ConfigDict:
 
 def interventions() -> ConfigDict:
     config = embedded()
-    config.corpus.prompts = 240
+    config.seeds, config.corpus.prompts = tuple(range(5)), 240
     config.models = ("raw", "score0", "harm_tagged", *OF_RAW, "refusal_tokens", "routed", "token_tagged")
     config.control_tokens = ("<good>", "<bad>", "<risky>", "</risky>", "<red_flag>", "<refuse>", "<respond>")
     config.rates.instruction_refusal = REFUSALS

@@ -1,0 +1,116 @@
+"""Makes the figures of the interventions beyond the paper on docs/results/ladder.md of the kept records, and draws them.
+
+    python scripts/studies/interventions_results.py
+
+The records are those of docs/results/data/ladder_interventions; docs/results/data/interventions.json and
+interventions_orderings.json are written anew, and then every table and picture as by draw_results.py.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import kept_records
+
+from safelm import cli
+from safelm.ladder import report
+from safelm.ladder.plan import STAGES
+
+NAMES = {
+    "score0": "score 0 only",
+    "harm_tagged": "all of the paper, tag by word gap",
+    "safe_beam": "the same, SafeBeam",
+    "masked": "masked, risky sentences",
+    "masked_unsafe": "masked, in unsafe pages only",
+    "unlikelihood": "unlikelihood",
+    "weighted": "weights by label",
+    "span_tagged": "spans between tokens",
+    "conditioned": "conditional, `<good>`",
+    "red_flag": "red flag, a document",
+    "red_flag_span": "red flag, a sentence",
+    "refusal_tokens": "refusal tokens",
+    "routed": "routed, ablated",
+    "token_tagged": "all of the paper, tag by token",
+    "token_tagged+safe_beam": "the same, SafeBeam",
+}
+_FIRST, _TUNED, _LAST = STAGES
+
+
+def _percent(values: Mapping[str, Any] | None) -> list[float] | None:
+    return None if values is None else [round(100 * values[name], 1) for name in ("value", "low", "high")]
+
+
+def _column(head: str, digits: int, *, drawn: bool = False) -> dict[str, Any]:
+    return {"head": head, "digits": digits} | ({"drawn": True} if drawn else {})
+
+
+def rates(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Harmful completions after each stage with intervals; neither, safe refused and perplexity in words."""
+    rows = []
+    for name, stages in summary["rows"].items():
+        if _LAST not in stages:
+            continue
+        cells: list[Any] = [_percent(stages.get(stage, {}).get(report.HARMFUL)) for stage in STAGES]
+        for measure in (report.NEITHER, report.OVER_REFUSED):
+            values = [f"{100 * stages[stage][measure]['value']:.0f}" for stage in (_TUNED, _LAST)]
+            cells.append(" to ".join(values))
+        found = stages.get(_FIRST, {}).get(report.PERPLEXITY)
+        cells.append(None if found is None else round(found["value"], 2))
+        rows.append({"name": NAMES.get(name, name), "values": cells})
+    return {
+        "title": "Harmful completions of every intervention after each of three stages, %",
+        **about,
+        "axis": "% of 240 held-out harmful prompts",
+        "head": "model",
+        "columns": [
+            _column("pretraining", 1, drawn=True),
+            _column("instruction tuning", 1, drawn=True),
+            _column("benign finetuning", 1, drawn=True),
+            {"head": "neither"},
+            {"head": "safe refused"},
+            _column("perplexity", 2),
+        ],
+        "rows": rows,
+    }
+
+
+def orderings(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The differences that were asked for beforehand, in points, with Holm's verdicts."""
+    by_names: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in summary["orderings"]:
+        by_names.setdefault((row["lower"], row["higher"]), {})[row["stage"]] = row
+    rows = []
+    for (lower, higher), by_stage in by_names.items():
+        shown = (_FIRST, _LAST)
+        cells: list[Any] = [_percent(by_stage[stage]["difference"]) if stage in by_stage else None for stage in shown]
+        cells += [by_stage[stage]["verdict"] if stage in by_stage else None for stage in shown]
+        cells.append(round(by_stage[_LAST]["holm_p_value"], 3) if _LAST in by_stage else None)
+        rows.append({"name": f"{NAMES.get(lower, lower)} - {NAMES.get(higher, higher)}", "values": cells})
+    return {
+        "title": "Harmful completions with less without, in points",
+        **about,
+        "axis": "points of 240 held-out harmful prompts",
+        "head": "difference",
+        "columns": [
+            _column("pretraining", 1, drawn=True),
+            _column("benign finetuning", 1, drawn=True),
+            {"head": "pretraining says"},
+            {"head": "benign finetuning says"},
+            _column("p (Holm)", 3),
+        ],
+        "rows": rows,
+    }
+
+
+def main(_: Any) -> None:
+    """Reads the records, writes the figures and shows the ladder's own tables."""
+    with kept_records.opened("interventions") as study:
+        summary = report.summarize(report.collect(study.config, study.output))
+    kept_records.write(
+        {"interventions": rates(summary, study.about), "interventions_orderings": orderings(summary, study.about)}
+    )
+    sys.stdout.write(report.to_markdown(summary))
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.parser("scripts.studies.interventions_results", __doc__))
