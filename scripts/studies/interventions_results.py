@@ -1,4 +1,4 @@
-"""Makes the figures of the interventions beyond the paper on docs/results/ladder.md of the kept records, and draws them.
+"""Makes the figures of the interventions beyond the paper, of the kept records, and draws them.
 
     python scripts/studies/interventions_results.py
 
@@ -18,8 +18,8 @@ from safelm.ladder.plan import STAGES
 
 NAMES = {
     "score0": "score 0 only",
-    "harm_tagged": "all of the paper, tag by word gap",
-    "safe_beam": "the same, SafeBeam",
+    "harm_tagged": "the paper's, tag by gap",
+    "safe_beam": "tag by gap, SafeBeam",
     "masked": "masked, risky sentences",
     "masked_unsafe": "masked, in unsafe pages only",
     "unlikelihood": "unlikelihood",
@@ -30,8 +30,8 @@ NAMES = {
     "red_flag_span": "red flag, a sentence",
     "refusal_tokens": "refusal tokens",
     "routed": "routed, ablated",
-    "token_tagged": "all of the paper, tag by token",
-    "token_tagged+safe_beam": "the same, SafeBeam",
+    "token_tagged": "the paper's, tag by token",
+    "token_tagged+safe_beam": "tag by token, SafeBeam",
 }
 _FIRST, _TUNED, _LAST = STAGES
 
