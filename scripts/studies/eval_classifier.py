@@ -41,6 +41,7 @@ _DEFAULT = str(_ROOT / "configs" / "classifier_default.py")
 _OUTER_FOLDS = 5
 TEST_ONLY = ("wikitext",)
 RIDGE_L2 = (1.0, 2.0, 4.0, 8.0)
+CURVE_SHARES = (0.125, 0.25, 0.5)
 Features = tuple[np.ndarray, np.ndarray]  # x_CD, text_C
 
 
@@ -59,6 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--safe_limit", type=int, default=200, help="pages of a safe set at most")
     parser.add_argument("--classifier", help="a folder made by safelm.train_classifier")
     parser.add_argument("--cache", help="folder for embeddings: safe to interrupt and to use again")
+    parser.add_argument("--curve", action="store_true", help="each set by itself also from fewer of its texts")
     parser.add_argument("--embed_only", action="store_true", help="fill the cache and stop")
     parser.add_argument("--output", default="classifier_report.json", help=".json; a .md of the same name beside it")
     return parser
@@ -78,7 +80,9 @@ def main(args: argparse.Namespace) -> None:
         return
     methods = baselines(skipped) | {name: _backbone_method(name) for name in features}
     if "default" in features:  # for graded labels of one kind: the score by least squares along one direction
-        methods["default, ridge"] = _backbone_method("default", solver="ridge", l2=RIDGE_L2)
+        for share in (*(CURVE_SHARES if args.curve else ()), 1.0):
+            name = "default, ridge" + (f", {share:g} of the groups" if share < 1.0 else "")
+            methods[name] = _backbone_method("default", solver="ridge", l2=RIDGE_L2, share=share)
     for name, labelled in sets.items():
         if name not in SAFE_SETS:
             result["own"][name] = test_alone(labelled, methods, {b: f[name] for b, f in features.items()})
@@ -156,13 +160,21 @@ class Predicted:
 Method = Callable[[LabelledSet, Any, np.ndarray], Predicted]
 
 
-def cross_validate(labelled: LabelledSet, features: Features, fold_n: np.ndarray, recipe: training.Recipe) -> Predicted:
-    """Nested: everything the recipe chooses, it chooses inside the training folds. Fold -1 is never trained on."""
+def cross_validate(
+    labelled: LabelledSet, features: Features, fold_n: np.ndarray, recipe: training.Recipe, share: float = 1.0
+) -> Predicted:
+    """Nested: everything the recipe chooses, it chooses inside the training folds. Fold -1 is never trained on.
+
+    Args:
+      share: of the groups in the training folds, how many are trained on.
+    """
+    names, group_n = np.unique(labelled.groups, return_inverse=True)
+    kept_n = (np.random.default_rng(0).random(len(names)) < share)[group_n]
     x_CD, text_C = features
     count = len(labelled.texts)
     found = Predicted.empty(count)
     for fold in range(_OUTER_FOLDS):
-        inside_n = (fold_n != fold) & (fold_n >= 0)
+        inside_n = (fold_n != fold) & (fold_n >= 0) & kept_n
         rows_C = inside_n[text_C]
         _, local_C = np.unique(text_C[rows_C], return_inverse=True)
         groups = list(labelled.groups[inside_n])
@@ -185,11 +197,11 @@ def _predict(found: Predicted, params: Any, fitted: calibration.Calibration, x_C
         found.probability[level][tested_n] = columns[name]
 
 
-def _backbone_method(name: str, solver: str | None = None, l2: tuple[float, ...] = ()) -> Method:
+def _backbone_method(name: str, solver: str | None = None, l2: tuple[float, ...] = (), share: float = 1.0) -> Method:
     recipe = dataclasses.replace(recipe_of(name), folds=3)
     if solver:
         recipe = dataclasses.replace(recipe, head=dataclasses.replace(recipe.head, solver=solver, l2=l2[0]), l2=l2)
-    return lambda labelled, features, fold_n: cross_validate(labelled, features, fold_n, recipe)
+    return lambda labelled, features, fold_n: cross_validate(labelled, features, fold_n, recipe, share)
 
 
 def baselines(skipped: dict[str, str]) -> dict[str, Method]:
