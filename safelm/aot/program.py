@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from safelm.aot import topology as aot_topology
 from safelm.models import attention_kernels, sharding
 from safelm.models.decoder import ModelConfig
+from safelm.train import compiler
 from safelm.train import program as train_program
 from safelm.train import step as train_step
 
@@ -51,7 +52,8 @@ class Compiled:
 def compile_step(config: ConfigDict, model_config: ModelConfig, tpu: aot_topology.Slice) -> Compiled:
     """Compiles the step of a resolved config whose `mesh` has the slice's size.
 
-    Raises ValueError for a mesh, batch, model or attention kernel that doesn't fit the slice's devices.
+    Raises ValueError for a mesh, batch, model or attention kernel that doesn't fit the slice's devices, and for
+    compiler options that the TPU's compiler refuses.
     """
     mesh = sharding.make_mesh(config.mesh.to_dict(), aot_topology.devices(tpu))
     program, attention = train_program.make_program(config, model_config, mesh)
@@ -60,7 +62,7 @@ def compile_step(config: ConfigDict, model_config: ModelConfig, tpu: aot_topolog
     with jax.set_mesh(mesh):
         lowered = program.step.lower(program.abstract_state, batch, train_step.abstract_controls(mesh))
     try:
-        compiled = lowered.compile()
+        compiled = compiler.compile_with(lowered, config.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

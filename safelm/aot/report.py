@@ -56,7 +56,8 @@ def report(
 def settings(config: ConfigDict, mesh_shape: Mapping[str, int]) -> dict[str, Any]:
     """The fields of `config` that decide memory and speed, with the mesh as it was made."""
     values = {name: get_field(config, name) for name in SETTINGS}
-    return values | {f"mesh.{axis}": size for axis, size in mesh_shape.items()} | {"batch_size": config.batch_size}
+    values |= {f"mesh.{axis}": size for axis, size in mesh_shape.items()} | {"batch_size": config.batch_size}
+    return values | {"compiler_options": list(config.compiler_options)}
 
 
 def _memory(compiled: Compiled, tpu: aot_topology.Slice) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"step         {found['tokens_per_step']:,} tokens: {batches}, remat {values['model.remat']}",
         f"attention    {attention['kernel']} ({attention['reason']})",
     ]
+    if options := values.get("compiler_options"):
+        text.append(f"compiler     {' '.join(options)}")
     available = f"{memory['available'] / GIB:.2f} GiB of a chip"
     if "needed" in memory:
         needed = f"{memory['needed'] / GIB:.2f} GiB needed" if memory["needed"] else "refused for its memory"

@@ -2,8 +2,8 @@
 
 Only the slice of a stacked parameter counts, only the written part of an in-place update, and nothing that a fusion
 merely passes through. XLA can't look into the attention kernel, so its products are counted here: two in the forward,
-five in the backward kernel, at the causal half, with head_dim padded to the matrix unit's 128 lanes (as the chip
-computes them).
+five in the backward kernel, in the blocks that reach below the diagonal (the kernel computes those whole), with
+head_dim padded to the matrix unit's 128 lanes (as the chip computes them).
 """
 
 import collections
@@ -16,6 +16,7 @@ from safelm.models.attention_kernels import LANES
 
 AHEAD = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")  # run beside other work
 _KERNEL = 'custom_call_target="tpu_custom_call"'
+_PRODUCTS = {"_fwd": (2, ""), "_dkv": (5, "_dkv"), "": (3, "_dq")}  # of splash: products, suffix of its blocks' sizes
 _NO_TRAFFIC = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
     *("partition-id", "replica-id", "optimization-barrier", "send", "send-done", "recv", "recv-done", "async-start"),
@@ -96,9 +97,18 @@ def _kernel_flops(module: Module, computation: str, instruction: Instruction) ->
     if not instruction.name.startswith("splash_mha") or len(attended) < 2:
         return 0.0
     queries, keys = attended[:2]
-    num_products = 2 if "_fwd" in instruction.name else 5 if "_dkv" in instruction.name else 3
+    num_products, suffix = _PRODUCTS[next(part for part in _PRODUCTS if part in instruction.name)]
     padded = -(-queries[-1] // LANES) * LANES
-    return num_products * 2.0 * math.prod(queries[:-1]) * keys[-2] * padded / 2
+    blocks = [instruction.attribute(rf'block_{axis}{suffix}\\?": ?(\d+)') for axis in ("q", "kv")]
+    sizes = [int(size) for size in blocks if size]
+    share = _causal_share(queries[-2], *sizes) if len(sizes) == 2 and queries[-2] == keys[-2] else 0.5
+    return num_products * 2.0 * math.prod(queries[:-1]) * keys[-2] * padded * share
+
+
+def _causal_share(length: int, rows: int, columns: int) -> float:
+    """The share of a square of scores that lies in blocks with a place on or below the diagonal."""
+    reached = (-(-min(start + rows, length) // columns) for start in range(0, length, rows))
+    return sum(reached) * rows * columns / length**2
 
 
 def hbm_bytes_of(module: Module, computation: str, instruction: Instruction) -> float | int:

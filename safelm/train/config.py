@@ -19,6 +19,7 @@ from safelm.formats import sources
 from safelm.io import hub
 from safelm.models.config import PROJECTIONS, ModelConfig
 from safelm.text.tokenizer import Tokenizer
+from safelm.train import compiler
 
 CHANGES = ("optimizer", "data")  # what `accept_changes` may name
 # Of a model, not in `config.model`: what `config.lora` and `config.routing` have, and what decoding leaves out.
@@ -55,6 +56,7 @@ def default_config() -> ConfigDict:
             "branch": {"workdir": "", "step": 0},
             "accept_changes": (),  # when resuming, whose plan may be another one: optimizer, data
             "compilation_cache_dir": "",  # folder that keeps compiled programs, so that a restart need not compile
+            "compiler_options": (),  # of the update, "xla_FLAG=VALUE" each: see safelm.train.compiler
             "model": model,
             # Rank above 0: adapters beside these projections, scaled by alpha / rank, and nothing else is trained.
             "lora": {"rank": 0, "alpha": 16.0, "targets": PROJECTIONS},
@@ -265,6 +267,7 @@ def _check_numbers(config: ConfigDict) -> None:
         raise ValueError(f"export.at_steps has {wrong[0]}: steps count from 1")
     if unknown := [name for name in config.accept_changes if name not in CHANGES]:
         raise ValueError(f"accept_changes names {unknown[0]!r}: known are {', '.join(CHANGES)}")
+    compiler.parse_options(config.compiler_options)
     if (rank := config.lora.rank) and not (config.init_checkpoint or config.branch.workdir):
         raise ValueError(f"lora.rank is {rank}: adapters need the model of an init_checkpoint beside them")
     if config.batch_size % config.grad_accum_steps:

@@ -12,6 +12,7 @@ from safelm.models import attention_kernels, lora
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums
+from safelm.train import compiler
 from safelm.train import step as train_step
 from safelm.train.data import make_schedule
 from safelm.train.optimizer import make_optimizer
@@ -58,7 +59,8 @@ def compile_ahead(
 ]:
     """The update and the evaluation, compiled before the first step so that nothing later has to wait for it.
 
-    `channels`: what batches have beside the loss weight.
+    `channels`: what batches have beside the loss weight. `config.compiler_options` are the update's. Raises ValueError
+    for one that the compiler refuses.
     """
 
     def batch(rows: int) -> Batch:
@@ -66,7 +68,8 @@ def compile_ahead(
 
     state = program.abstract_state
     controls = train_step.abstract_controls(program.batch_sharding.mesh)
-    update = program.step.lower(state, batch(config.batch_size), controls).compile()
+    lowered = program.step.lower(state, batch(config.batch_size), controls)
+    update = compiler.compile_with(lowered, config.compiler_options)
     if not has_evaluation:
         return update, None
     micro_batch = batch(config.batch_size // config.grad_accum_steps)

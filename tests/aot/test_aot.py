@@ -187,6 +187,7 @@ def test_the_cycle_counts_of_a_step_stay_within_five_percent(small_step):
     [
         (["--topology=v5e:4x5"], "--topology=v5e:4x5: no such topology"),
         (["--topology=v5e:4x4", "--config.modle.remat=full"], "unknown config field --config.modle.remat"),
+        (["--topology=v5e:4x4", "--config.compiler_options=('xla_flag',)"], "'xla_flag' is not of the form"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said):

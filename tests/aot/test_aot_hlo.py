@@ -275,20 +275,30 @@ ENTRY %main (a: bf16[8,128,256], b: bf16[8,256,64]) -> bf16[8,128,64] {
     assert aot_work.flops_of(module, "main", module.computations["main"]["c"])[0] == 2 * 8 * 128 * 256 * 64
 
 
-def test_the_attention_kernel_counts_its_causal_half_at_the_width_of_the_matrix_unit():
+@pytest.mark.parametrize(
+    ("blocks", "share"),
+    [
+        ("{}", 0.5),
+        (r"{\"block_q\": 128, \"block_kv\": 128, \"block_q_dkv\": 512, \"block_kv_dkv\": 512}", 10 / 16),
+        (r"{\"block_q\": 128, \"block_kv\": 256, \"block_kv_compute\": 128}", 6 / 8),
+        (r"{\"block_q\": 512, \"block_kv\": 128}", 1),
+    ],
+)
+def test_the_attention_kernel_counts_the_blocks_it_computes_at_the_width_of_the_matrix_unit(blocks, share):
     text = """
 ENTRY %main (q: bf16[2,4,512,64], k: bf16[2,2,512,64]) -> bf16[2,4,512,64] {
   %q = bf16[2,4,512,64]{3,2,1,0} parameter(0)
   %k = bf16[2,2,512,64]{3,2,1,0} parameter(1)
   ROOT %splash_mha_fwd.1 = bf16[2,4,512,64]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
-"xprof_metadata":"{}"
+"xprof_metadata":"BLOCKS"
 }}, metadata={op_name="jit(step)"}
 }
 """  # noqa: E501
+    text = text.replace("BLOCKS", blocks)
     module = aot_hlo.parse(text)
     assert aot_work.attention_kernels(module) == {"splash_mha_fwd": 1}
     flops = aot_work.flops_of(module, "main", module.computations["main"]["splash_mha_fwd.1"])
-    assert flops == (0, 2 * 2 * 2 * 4 * 512 * 512 * 128 / 2)
+    assert flops == (0, 2 * 2 * 2 * 4 * 512 * 512 * 128 * share)
 
 
 def test_the_roofline_adds_what_waits_and_hides_what_overlaps():
