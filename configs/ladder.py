@@ -2,6 +2,7 @@
 
     python -m safelm.ladder --config=configs/ladder.py:embedded --output=W/ladder --workers=2
     python -m safelm.ladder --config=configs/ladder.py:interventions --output=W/interventions --workers=2
+    python -m safelm.ladder --config=configs/ladder.py:notes --output=W/notes --workers=2
     python -m safelm.ladder --config=configs/ladder.py:refusals_by_category --output=W/refusals --workers=2
     python -m safelm.ladder --config=configs/ladder.py:real --output=W/ladder_real --workers=2 --config.real=DATA
     python -m safelm.ladder --config=configs/ladder.py:toxicity --output=W/toxicity --config.real=DATA \
@@ -57,6 +58,17 @@ REFUSAL_GROUPS = {  # of categories, for refusals_by_category
     "people": ("defamation", "privacy", "hate", "elections", "intellectual_property"),
     "body": ("sex_related_crimes", "child_sexual_exploitation", "sexual_content", "suicide_and_self_harm"),
 }
+CONSTITUTION = """# What a careful reader keeps to
+
+## 1 Care for people
+Nobody should come to harm by what is read or repeated.
+
+## 2 Honesty
+What is said is true as far as one knows.
+
+## 3 Help
+A question that asks for something harmless deserves a useful answer.
+"""
 REFUSALS = {"refusal_ultrachat": 0.5, "refusal_wildguardmix": 0.25, "refusal_wildjailbreak": 0.25}
 TOXICITY = {  # a quarter of every rung's tokens is what it makes of toxic text; filters have none, and masks all
     "raw": {"raw_web": 1.0},
@@ -100,6 +112,16 @@ def interventions() -> ConfigDict:
     small = dict(SMALL_LADDER["harm_tagged"])
     by_token = {"token_tagged_web" if name == "harm_tagged_web" else name: share for name, share in small.items()}
     config.rates.update({name: dict(OTHERS[name]) for name in OF_RAW} | {"token_tagged": by_token})
+    return config
+
+
+def notes() -> ConfigDict:
+    """Notes in the text, URLs before it and alignment text beside raw, with a vocabulary that has notes' tokens."""
+    config = interventions()
+    config.models = ("raw", "reflected", "preflected", "metadata", "alignment")
+    config.control_tokens, config.constitution = ("<note>", "</note>"), CONSTITUTION
+    config.interventions = {"metadata_column": "metadata.url", "metadata_form": "URL: {value}\n\n"}
+    config.rates.update({name: dict(OTHERS[name]) for name in ("reflected", "preflected", "metadata", "alignment")})
     return config
 
 
@@ -202,6 +224,7 @@ def embedded_power() -> ConfigDict:
 
 VARIANTS = {
     "interventions": interventions,
+    "notes": notes,
     "refusals_by_category": refusals_by_category,
     "embedded_power": embedded_power,
     "scaling": scaling,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from safelm.data.store import MANIFEST_NAME
 from safelm.formats import sources
 from safelm.io import hub
+from safelm.io.files import write_whole
 from safelm.ladder.jobs import tokens_folder
 from safelm.ladder.plan import TOXICITY, Model, chosen_models, study_of
 from safelm.ladder.processes import run_command
@@ -85,24 +86,45 @@ def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -
 def _prepare_interventions(
     config: ConfigDict, output: pathlib.Path, models: Sequence[Model], vocabulary: pathlib.Path
 ) -> None:
-    """The spans and token stores of the interventions beyond the paper that models have."""
-    folder, spans = tokens_folder(output, TAG_RATE), output / "spans"
-    by_model = {
-        model: {*config.rates[model.rung], *config.rates[model.instruction_mixture]} - {*WEB, *CHATS, *TAGGED}
-        for model in models
-    }
-    flags = [f"--data_dir={output}/corpus", f"--tokenizer={vocabulary}", f"--output={folder}", "--workers=1"]
+    """The annotations and token stores of the interventions beyond the paper that models have."""
+    folder, corpus = tokens_folder(output, TAG_RATE), output / "corpus"
+    by_annotations: dict[str, set[str]] = {}
+    for model in models:
+        own = {*config.rates[model.rung], *config.rates[model.instruction_mixture]} - {*WEB, *CHATS, *TAGGED}
+        if own:
+            by_annotations.setdefault(_annotations(config, output, model, vocabulary), set()).update(own)
+    if "alignment_text" in set().union(*by_annotations.values()):  # a quarter of the lessons, by themselves
+        (corpus / "alignment_text").mkdir(exist_ok=True)
+        shard = min((corpus / "moral_education").glob("train-*"))
+        if not (link := corpus / "alignment_text" / shard.name).exists():
+            os.symlink(os.path.join("..", "moral_education", shard.name), link)
+    flags = [f"--data_dir={corpus}", f"--tokenizer={vocabulary}", f"--output={folder}", "--workers=1"]
     if config.get("interventions"):
         flags.append(f"--interventions={json.dumps(config.interventions.to_dict())}")
-    if any(model.needs_spans for model in models):
-        if not (spans / "manifest.json").exists():
-            given = ["--unit=sentence", f"--scorers={config.span_scorers}", f"--output={spans}", "--workers=1"]
-            run_command("safelm.annotate", f"--input={output}/corpus/raw_web", *given)
-    for needs_spans in (False, True):
-        tasks = sorted(task for model, own in by_model.items() if model.needs_spans == needs_spans for task in own)
+    for annotations, tasks in sorted(by_annotations.items()):
         if not all((folder / task / "train" / MANIFEST_NAME).exists() for task in tasks):
-            beside = [f"--annotations={spans}"] if needs_spans else []
-            run_command("safelm.cache_tasks", f"--tasks={','.join(tasks)}", *flags, f"--tag_rate={TAG_RATE}", *beside)
+            given = [f"--tasks={','.join(sorted(tasks))}", *flags, f"--tag_rate={TAG_RATE}"]
+            run_command("safelm.cache_tasks", *given, *([f"--annotations={annotations}"] if annotations else []))
+
+
+def _annotations(config: ConfigDict, output: pathlib.Path, model: Model, vocabulary: pathlib.Path) -> str:
+    """The folder of the annotations that a model's raw text has, made if it isn't there; "" for none."""
+    raw = f"--input={output}/corpus/raw_web"
+    if model.notes:
+        folder, rules = output / "notes" / model.notes, output / "constitution.md"
+        if not (folder / MANIFEST_NAME).exists():
+            write_whole(rules, config.constitution)
+            given = [f"--constitution={rules}", f"--tokenizer={vocabulary}", f"--scorer={config.span_scorers}"]
+            given += [f"--kind={model.notes}", "--writer=template:", f"--output={folder}", "--workers=1"]
+            run_command("safelm.synthesize", raw, *given)
+        return str(folder)
+    if not model.needs_spans:
+        return ""
+    folder = output / "spans"
+    if not (folder / MANIFEST_NAME).exists():
+        given = ["--unit=sentence", f"--scorers={config.span_scorers}", f"--output={folder}", "--workers=1"]
+        run_command("safelm.annotate", raw, *given)
+    return str(folder)
 
 
 def _vocabulary(config: ConfigDict, output: pathlib.Path, corpora: Sequence[str] = _SPELLED) -> pathlib.Path:

@@ -69,8 +69,9 @@ def model_folder(output: pathlib.Path, job: Job) -> pathlib.Path:
 def _phases(config: ConfigDict, job: Job) -> tuple[dict[str, Any], ...]:
     model = MODELS[job.model]
     if not BEFORE[job.stage]:
-        late = {"start": model.start, "rates": dict(config.rates[model.rung])}
-        return (late,) if not model.start else ({"start": 0.0, "rates": dict(config.rates.raw)}, late)
+        raw, late = dict(config.rates.raw), {"start": model.start, "rates": dict(config.rates[model.rung])}
+        phases = (late,) if not model.start else ({"start": 0.0, "rates": raw}, late)
+        return phases if model.end == 1.0 else (*phases, {"start": model.end, "rates": raw})
     if job.stage != "instruction":
         return ({"start": 0.0, "rates": dict(config.rates[job.stage])},)
     chats = dict(config.rates[model.instruction_mixture])

@@ -17,7 +17,8 @@ Interventions beyond the paper (`docs/interventions.md`) are done only where `mo
 unlikelihood, weighted, span_tagged, conditioned, red_flag and red_flag_span differ from raw by that alone;
 refusal_tokens is the pretraining of raw, tuned on answers that begin with <refuse> or <respond>; routed learns unsafe
 pages in designated units, ablated after pretraining; token_tagged has the tags of harm_tagged by token and is decoded
-with both.
+with both; reflected and preflected have notes in or before the text; metadata has its URLs before it, up to 90% of the
+tokens; alignment has texts of alignment from 80% on.
 
 The study of toxicity (`TOXICITY`) has other stages, cells and orderings over the same machinery: real text that is
 toxic in part, see `safelm.ladder.toxicity`.
@@ -51,10 +52,12 @@ class Model:
     pretraining: str  # the name of the model whose pretraining it is: its own, or another's
     rung: str
     start: float = 0.0  # the share of the tokens from which on the rung's data is given; raw web before
+    end: float = 1.0  # the share of the tokens from which on it is raw web again
     tag_rate: float = TAG_RATE
     tagged_tuning: bool = False
     is_on_request: bool = False  # left out unless it is named
     needs_spans: bool = False  # of its raw text
+    notes: str = ""  # the kind of notes that its raw text has, as of safelm.synthesize
     control_tokens: tuple[str, ...] = ()  # that its vocabulary must have
     opening: str = ""  # the one of them that stands before a text that it is asked for
     is_routed: bool = False  # its unsafe text trains designated units alone, which are ablated after pretraining
@@ -98,6 +101,7 @@ class Job:
 
 
 _OF_SPANS = ("masked", "masked_unsafe", "unlikelihood", "weighted")
+_NOTE_TOKENS = ("<note>", "</note>")
 _TAGGED = {"rung": "harm_tagged", "tagged_tuning": True}
 MODELS = {
     model.name: model
@@ -121,6 +125,10 @@ MODELS = {
         ),
         Model(*("routed",) * 3, is_on_request=True, is_routed=True),
         Model(*("token_tagged",) * 3, is_on_request=True, tagged_tuning=True),
+        Model(*("reflected",) * 3, is_on_request=True, notes="reflection", control_tokens=_NOTE_TOKENS),
+        Model(*("preflected",) * 3, is_on_request=True, notes="preflection", control_tokens=_NOTE_TOKENS),
+        Model(*("metadata",) * 3, is_on_request=True, end=0.9),
+        Model(*("alignment",) * 3, is_on_request=True, start=0.8),
         Model(*("classified",) * 3, is_on_request=True),
         Model(*("replaced",) * 3, is_on_request=True),
         Model(*("refusals",) * 3, is_on_request=True),
@@ -172,6 +180,10 @@ ORDERINGS = (
     ("refusal_tokens", "raw", "arXiv 2412.06748: answers that begin with <refuse> or <respond>, less harm"),
     ("routed", "raw", "arXiv 2512.05648: unsafe pages in units that are ablated lower it"),
     ("token_tagged+safe_beam", "safe_beam", "SafeBeam on tags by token against tags by word gap"),
+    ("reflected", "raw", "arXiv 2606.19168: reflections in the text lower it"),
+    ("preflected", "raw", "the same before the text"),
+    ("metadata", "raw", "arXiv 2501.01956: URLs before the text, then without, lower it"),
+    ("alignment", "raw", "arXiv 2601.10160: alignment text in the last fifth lowers it"),
 )
 
 

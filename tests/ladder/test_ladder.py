@@ -17,6 +17,7 @@ import tiny_runs
 from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
+from safelm.data.store import TokenStore
 from safelm.ladder import command as ladder
 from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
@@ -314,9 +315,9 @@ def test_interventions_are_rungs_on_request():
     assert {cell.name for cell in CELLS if cell.model == "token_tagged"} == {"token_tagged", "token_tagged+safe_beam"}
 
 
-def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
-    """One with spans and one with control tokens, with the smallest data and models there are."""
-
+@pytest.fixture
+def commands_run_here(monkeypatch):
+    """Commands of the data's preparation in this process, where they can be."""
     run_elsewhere = ladder_data.run_command
 
     def run_here(module, *argv):
@@ -327,14 +328,13 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
             run_elsewhere(module, *argv)
 
     monkeypatch.setattr(ladder_data, "run_command", run_here)
-    config = ladder_config.get_config("interventions")
+
+
+def smallest(variant, *models):
+    """The variant with some models, and the smallest data and models there are."""
+    config = ladder_config.get_config(variant)
     with config.unlocked():
-        config.models, config.seeds, config.methods, config.max_new_tokens = (
-            ("masked", "conditioned", "refusal_tokens"),
-            (0,),
-            (GREEDY,),
-            3,
-        )
+        config.models, config.seeds, config.methods, config.max_new_tokens = models, (0,), (GREEDY,), 3
         config.corpus.update(documents=60, validation_documents=4, prompts=2, chats=60)
         config.vocab_size = 400
         for name, stage in config.stages.items():
@@ -342,13 +342,24 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
             stage.optimizer.warmup_steps = 0
             if name == STAGES[0]:
                 stage.model.update(num_layers=2, d_model=16, d_ff=32, num_heads=2, num_kv_heads=1, head_dim=8)
-    settings, models = ConfigDict(json.loads(config.to_json_best_effort())), chosen_models(config.models)
+    return ConfigDict(json.loads(config.to_json_best_effort()))
+
+
+def kinds(output, task):
+    """A store's tokens by kind, and its documents."""
+    manifest = json.loads((output / f"tokens-rate-5/{task}/train/manifest.json").read_text())
+    return manifest["extra"].get("token_kinds", {}), manifest["num_documents"]
+
+
+def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch, commands_run_here):
+    """One with spans and one with control tokens."""
+    settings = smallest("interventions", "masked", "conditioned", "refusal_tokens")
+    models = chosen_models(settings.models)
     ladder_data.check(settings)
     ladder_data.prepare(settings, tmp_path, models)
-    manifest = json.loads((tmp_path / "tokens-rate-5/masked_web/train/manifest.json").read_text())
-    assert manifest["extra"]["token_kinds"]["masked"] > 0
-    manifest = json.loads((tmp_path / "tokens-rate-5/refusal_wildguardmix/train/manifest.json").read_text())
-    assert manifest["extra"]["token_kinds"]["control"] == manifest["num_documents"] > 0
+    assert kinds(tmp_path, "masked_web")[0]["masked"] > 0
+    found, documents = kinds(tmp_path, "refusal_wildguardmix")
+    assert found["control"] == documents > 0
     asked = []
     generate = ladder_measure.inference.generate
 
@@ -357,7 +368,7 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
         return generate(config, params, prompts, *rest, **settings)
 
     monkeypatch.setattr(ladder_measure.inference, "generate", generated)
-    jobs = plan_jobs(chosen_models(("conditioned",)), config.seeds, config.methods)
+    jobs = plan_jobs(chosen_models(("conditioned",)), settings.seeds, settings.methods)
     ladder_jobs.work(settings, tmp_path, jobs, note=lambda line: None)
     ladder_report.write(settings, tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
@@ -368,6 +379,38 @@ def test_interventions_go_from_a_corpus_to_a_table(tmp_path, monkeypatch):
     assert not any(
         good in prompt for prompts, is_open in zip(asked, opened, strict=True) if not is_open for prompt in prompts
     )
+
+
+def test_notes_urls_and_alignment_text_are_made_and_come_when_they_should(tmp_path, commands_run_here):
+    settings = smallest("notes", "reflected", "metadata", "alignment")
+    ladder_data.prepare(settings, tmp_path, chosen_models(settings.models))
+    assert kinds(tmp_path, "reflected_web")[0]["note"] > 0
+    found, documents = kinds(tmp_path, "metadata_web")
+    assert found["prefix"] > 10 * documents  # the whole URL
+    lessons, texts = (kinds(tmp_path, task)[1] for task in ("moral_education", "alignment_text"))
+    assert 0 < texts < lessons
+    starts = {
+        model: [
+            (phase["start"], *sorted(phase["rates"]))
+            for phase in ladder_jobs.training_config(settings, tmp_path, Job(0, model, STAGES[0])).data.phases
+        ]
+        for model in settings.models
+    }
+    assert starts == {
+        "reflected": [(0.0, "reflected_web")],
+        "metadata": [(0.0, "metadata_web"), (0.9, "raw_web")],
+        "alignment": [(0.0, "raw_web"), (0.8, "alignment_text", "raw_web")],
+    }
+
+
+def test_refusals_of_a_group_of_categories_begin_with_its_token(tmp_path, commands_run_here):
+    settings = smallest("refusals_by_category", "refusal_tokens")
+    ladder_data.prepare(settings, tmp_path, chosen_models(settings.models))
+    tokenizer = Tokenizer.from_pretrained(str(tmp_path / "tokenizer"))
+    store = TokenStore.open(str(tmp_path / "tokens-rate-5/refusal_wildguardmix/train"))
+    ids = {int(token) for index in range(store.num_documents) for token in store.document(index)}
+    assert {control_id(tokenizer, f"<refuse_{group}>") for group in ladder_config.REFUSAL_GROUPS} & ids
+    assert control_id(tokenizer, "<respond>") in ids
 
 
 def test_real_text_that_was_broken_off_is_prepared_anew(tmp_path, monkeypatch):
