@@ -70,9 +70,10 @@ class Planner:
         chosen = self.knob.choice(first.watched)
         left = request.max_new_tokens - 1
         if left < 1:
-            yield dataclasses.replace(first, tokens=(), tag_probs=(), finished="length", log_prob=0.0)
+            yield dataclasses.replace(first, tokens=(), tag_probs=(), finished="length", log_prob=0.0, untold=1)
             return
-        yield from self._by_method(dataclasses.replace(request, prompt=(*request.prompt, chosen), max_new_tokens=left))
+        request = dataclasses.replace(request, prompt=(*request.prompt, chosen), max_new_tokens=left)
+        yield from _opened(self._by_method(request))
 
     def _until_flagged(self, request: EngineRequest) -> Plan:
         (threshold,), watching = self.knob.thresholds, (*self.knob.token_ids, *request.watch_ids)
@@ -114,6 +115,15 @@ def _check_pieces(request: EngineRequest, method: Method) -> None:
     penalties = request.adjustment.presence_penalty or request.adjustment.frequency_penalty
     if request.mask is not None or penalties or request.want_trace:
         raise ValueError(f"{type(method).__name__} takes no token mask, no penalties and has no trace")
+
+
+def _opened(plan: Plan) -> Plan:
+    """A plan whose answer begins with a token that isn't told."""
+    step = next(plan)
+    while step is not None:
+        is_answer = isinstance(step, Update) or step.streams
+        result = yield dataclasses.replace(step, untold=1) if is_answer else step
+        step = None if is_answer else plan.send(result)
 
 
 def _plain(request: EngineRequest) -> Plan:

@@ -21,11 +21,13 @@ class Ask:
     Attributes:
       streams: its tokens are the answer's, told as they come, and its end is the answer's.
       stops: looks at every update; whether the request can end there.
+      untold: of one that streams, `Update.untold` of the answer.
     """
 
     request: EngineRequest
     streams: bool = False
     stops: Stops | None = None
+    untold: int = 0
 
 
 Plan = Generator["Ask | Update", Update, None]
@@ -83,8 +85,11 @@ class Plans:
         ends = bool(update.finished)
         if update.finished in ("cancelled", "error") or (run.ask.streams and ends):
             del self._running[update.request_id]
-        if update.finished in ("cancelled", "error") or run.ask.streams:
+        if update.finished in ("cancelled", "error"):
             return [dataclasses.replace(update, request_id=run.answer_id)]
+        if run.ask.streams:
+            untold, run.ask = run.ask.untold, dataclasses.replace(run.ask, untold=0)
+            return [dataclasses.replace(update, request_id=run.answer_id, untold=untold)]
         run.result = update.behind(run.result)
         if not ends and not (run.ask.stops and run.ask.stops(update)):
             return []

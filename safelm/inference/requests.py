@@ -82,6 +82,8 @@ class Update:
         the whole vocabulary, before any mask).
       trace: with a beam method's last update, if requested: every step's candidates in the pool's order.
       error: what happened, with finished="error".
+      untold: with the first update, how many tokens the answer begins with that aren't among `tokens`: a refusal
+        token that a knob chose.
     """
 
     request_id: int
@@ -92,6 +94,7 @@ class Update:
     watched: tuple[float, ...] = ()
     trace: Trace | None = None
     error: str = ""
+    untold: int = 0
 
     def behind(self, before: "Update") -> "Update":
         """This update with the tokens, levels and first log-probs of the one before it in front of its own."""

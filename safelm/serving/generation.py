@@ -39,7 +39,8 @@ class RunningGeneration:
 
     Attributes:
       num_prompt_tokens: number of prompt tokens.
-      num_tokens: number of new tokens, including the ending token and those cut off by a stop string.
+      num_tokens: number of new tokens, including the ending token, those cut off by a stop string, and the token with
+        which a knob made the answer begin.
       stopped_by: "" while it runs and if the client went away; "eos", "length"; "stop" (a stop string); "tag" (the tag
         was chosen); "threshold" (P(tag) above `stop_above`); "withheld" (a knob or the method said something else);
         "time" (the server's limit; the reply is what there was by then); "error".
@@ -204,6 +205,7 @@ class RunningGeneration:
             self.stopped_by = "error"
             raise ApiError(500, f"the engine ended the request ({update.finished})", code="engine_failed")
         stop_above = self.request.steering.stop_above
+        self.num_tokens += update.untold
         num_before = self.num_tokens
         for token, tag_prob in zip(update.tokens, update.tag_probs or [None] * len(update.tokens), strict=True):
             self.num_tokens += 1

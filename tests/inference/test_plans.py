@@ -25,7 +25,7 @@ from safelm.serving.errors import ApiError
 from safelm.serving.generation import RunningGeneration
 from safelm.serving.limits import Limits
 from safelm.serving.models import ServedModel
-from safelm.serving.replies import finish_reason
+from safelm.serving.replies import Replies, finish_reason
 from safelm.serving.request import read_completion
 from safelm.serving.worker import EngineWorker
 from safelm.text.control_tokens import control_id, with_control_tokens
@@ -205,7 +205,7 @@ def test_plans_end_in_the_engine_as_requests_do(params):
 
 
 def served(params, knob, body):
-    """A server's reply without HTTP: its text, and what stopped it."""
+    """A server's reply without HTTP: its text, what stopped it, and how many tokens its usage counts."""
     model = ServedModel(CONFIG, params, TOKENIZER, "m", None, knob)
     engine = functools.partial(Engine, CONFIG, params, harm_tag_id=model.watched_id, slots=4)
     request = read_completion({"max_tokens": NEW, **body}, Limits(), default_method="greedy")
@@ -217,7 +217,8 @@ def served(params, knob, body):
             generation = await RunningGeneration.prepare(model, request, Limits())
             deadline = asyncio.get_running_loop().time() + 300
             text = "".join([chunk.text async for chunk in generation.chunks(worker, deadline=deadline)])
-            return text, finish_reason(generation.stopped_by)
+            counted = json.loads(Replies([generation]).whole())["usage"]["completion_tokens"]
+            return text, finish_reason(generation.stopped_by), counted
         finally:
             worker.stop()
 
@@ -228,10 +229,16 @@ def test_a_server_keeps_to_its_knob(params):
     prompt = text_prompt(TOKENIZER, "the cat")
     knob = dataclasses.replace(REFUSAL, threshold=1e-6)
     (opened,) = answers(params, [[*prompt, control_id(TOKENIZER, "<refuse>")]], new=NEW - 1)
-    text, _ = served(params, knob, {"prompt": "the cat"})
+    text, _, counted = served(params, knob, {"prompt": "the cat"})
     assert text == TOKENIZER.decode(opened.text_tokens, keep_special=False)
+    assert counted == 1 + len(opened.tokens)  # with the refusal token, which counts against max_tokens too
+    assert served(params, knob, {"prompt": "the cat", "max_tokens": 1})[1:] == ("length", 1)
     flag = Knob("red_flag", "<red_flag>", 1e-9, message="the dog")
-    assert served(params, flag, {"prompt": "the cat"}) == ("the dog", "content_filter")
+    withheld = ("the dog", "content_filter", len(TOKENIZER.encode("the dog")))
+    assert served(params, flag, {"prompt": "the cat"}) == withheld
+    never = dataclasses.replace(flag, threshold=1.0)
+    (plain,) = answers(params, [prompt], tag=control_id(TOKENIZER, "<red_flag>"))
+    assert served(params, never, {"prompt": "the cat"})[2] == len(plain.tokens)
     with pytest.raises(ApiError, match="needs a chat"):
         served(params, None, {"prompt": "the cat", "safelm": {"method": "any_depth", "check_every": 8}})
 
