@@ -268,8 +268,8 @@ def load(path: str, *, step: int | None = None) -> tuple[model_lib.ModelConfig, 
     return config, params, tokenizer
 
 
-def open_checkpoint(path: str, *, step: int | None = None) -> tuple[Checkpoints, int, Meta]:
-    """Opens a folder's newest (or the given) checkpoint for reading; FileNotFoundError if it isn't there."""
+def open_checkpoint(path: str, *, step: int | None = None, setting: str = "step") -> tuple[Checkpoints, int, Meta]:
+    """Opens a folder's newest (or the given) checkpoint; FileNotFoundError, naming `setting`, if it isn't there."""
     if not (epath.Path(path) / "checkpoints").is_dir():
         raise FileNotFoundError(f"no checkpoint at {path}: it has no folder 'checkpoints'")
     checkpoints = Checkpoints(path, read_only=True)
@@ -279,7 +279,7 @@ def open_checkpoint(path: str, *, step: int | None = None) -> tuple[Checkpoints,
     if step is None:
         step = steps[-1]
     elif step not in steps:
-        raise FileNotFoundError(f"no checkpoint of step {step} at {path}: it has {', '.join(map(str, steps))}")
+        raise FileNotFoundError(f"step={step}: no such checkpoint at {path}, which has {', '.join(map(str, steps))}")
     return checkpoints, step, checkpoints.read_meta(step)
 
 

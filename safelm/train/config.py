@@ -318,7 +318,7 @@ def _origin(config: ConfigDict, workdir: str) -> tuple[str, str, checkpoint.Meta
     for field in ("tokenizer", "init_checkpoint"):
         config[field] = hub.pinned(config[field])
     if folder := config.branch.workdir:
-        checkpoints, _, meta = checkpoint.open_checkpoint(folder, step=config.branch.step)
+        checkpoints, _, meta = checkpoint.open_checkpoint(folder, step=config.branch.step, setting="branch.step")
         checkpoints.close()
         return f"branch.workdir {folder}", folder, meta
     if source := config.init_checkpoint:

@@ -104,7 +104,7 @@ class Source:
 
     def _read_branch(self) -> Restored:
         branch, target = self._run.config.branch, self._program.abstract_state
-        checkpoints, step, meta = open_checkpoint(branch.workdir, step=branch.step)
+        checkpoints, step, meta = open_checkpoint(branch.workdir, step=branch.step, setting="branch.step")
         where = f"checkpoint {branch.workdir}/checkpoints/{step}"
         self.history = train_resume.check_branch(meta, self._run, self._data.record(step), where=where)
         params, opt_state = checkpoints.restore(step, target.params, target.opt_state)

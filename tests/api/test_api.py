@@ -180,7 +180,7 @@ def test_bad_input_is_one_clear_line(lm, kind, call, message):
 
 
 def test_a_step_or_a_dtype_that_is_not_there(run):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 at .*: it has 3, 6"):
+    with pytest.raises(FileNotFoundError, match=r"step=5: no such checkpoint in .*, which has 3, 6"):
         safelm.load(run, step=5)
     with pytest.raises(ValueError, match="float7"):
         safelm.load(run, dtype="float7")

@@ -213,7 +213,7 @@ def test_provenance_of_a_run_adds_up(trained, tmp_path):
     for argv, message in (
         (["--source=raw_web"], r"raw_web/train: has 39 documents, .* planted 90"),
         (["--source=other"], "its mixture has no source 'other'"),
-        (["--step=7"], "no checkpoint of step 7"),
+        (["--step=7"], "step=7: no such checkpoint"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             run("--provenance", f"--canaries={folder}/corpus", f"--run={folder}/run", f"--output={tmp_path}/x", *argv)

@@ -65,6 +65,10 @@ def test_two_checkpoints_of_one_name_are_refused():
             "prefix_top_p=0.0, bundled?top_p=0.0, top_p=0.01, max_tokens=9",
         ),
         ("rate must be from 0 to 1, got 2.05", "rate must be from 0 to 1, got 2.05"),
+        (
+            "step=7: no such checkpoint in a/b.jsonl, which has 3, 6",
+            "--step=7: no such checkpoint in a/b.jsonl, which has 3, 6",
+        ),
         ("--judge: says nothing of harm", "--judge=rules,xy: says nothing of harm"),
         ("--judge needs --suite=chat, got rules,xy", "--judge needs --suite=chat, got rules,xy"),
         ("--other: is missing", "--other: is missing"),
@@ -79,7 +83,7 @@ def test_two_checkpoints_of_one_name_are_refused():
     ],
 )
 def test_a_librarys_error_names_the_flag_that_has_the_settings_value(message, expected):
-    given = argparse.Namespace(top_p=0.0, max_tokens=99, rate=2.0, other=None, judge="rules,xy", shows=True)
+    given = argparse.Namespace(step=7, top_p=0.0, max_tokens=99, rate=2.0, other=None, judge="rules,xy", shows=True)
     given.input, given.scorers = ["a/b.jsonl", "c"], "n=classifier:a/b?x=1"
     assert cli.named_by_flags(message, given) == expected
 

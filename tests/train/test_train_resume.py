@@ -109,7 +109,7 @@ def test_a_branchs_length_and_phases(inputs):
     ("overrides", "error", "message"),
     [
         ({"branch.step": 0}, ValueError, r"branch.step is 0: give the step of a checkpoint of branch.workdir"),
-        ({"branch.step": 5}, FileNotFoundError, r"no checkpoint of step 5 at .*: it has 3, 6, 9, 12"),
+        ({"branch.step": 5}, FileNotFoundError, r"branch.step=5: no such .* in .*, which has 3, 6, 9, 12"),
         ({"branch.step": 12}, ValueError, r"branch.step 12: the decay of checkpoint .*12 had begun after step 9"),
         ({"branch.workdir": "/no/such"}, FileNotFoundError, r"no checkpoint at /no/such"),
         ({"optimizer.schedule": "cosine"}, ValueError, r"optimizer.schedule is 'cosine': only wsd has branches"),
