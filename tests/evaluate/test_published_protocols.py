@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from safelm.checkpoints import checkpoint as checkpoint_lib
 from safelm.evaluate import outcomes, published
+from safelm.evaluate.commands import asked, hazards
 from safelm.evaluate.commands import flags as evaluate_flags
-from safelm.evaluate.commands import hazards
 from safelm.evaluate.commands import measure as evaluate
 from safelm.evaluate.comparing import compare, read_runs
 from safelm.evaluate.judges import endpoint, engine, load_judge
@@ -214,15 +214,15 @@ def _arguments(*flags):
 )
 def test_what_contradicts_a_protocol_is_named(flags, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_flags.read_protocol(_arguments(*flags))
+        asked.read_protocol(_arguments(*flags))
 
 
 def test_a_protocol_sets_what_it_fixes_and_lets_the_models_defence_stand():
     arguments = _arguments("--protocol=mr_eval", "--judge=rules", "--judge=judge:x", "--methods=sample,safe_beam")
-    assert evaluate_flags.read_protocol(arguments) is mr_eval.PROTOCOL
+    assert asked.read_protocol(arguments) is mr_eval.PROTOCOL
     assert (arguments.suite, arguments.max_new_tokens, arguments.answer_start) == ("base", 300, "none")
     arguments = _arguments()
-    assert evaluate_flags.read_protocol(arguments) is None
+    assert asked.read_protocol(arguments) is None
     assert (arguments.suite, arguments.methods) == ("synthetic_web", "greedy,safe_beam")
 
 

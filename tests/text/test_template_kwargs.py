@@ -10,6 +10,7 @@ from openai_stub import Reply, serve, without_keys_or_pauses
 
 from safelm import generate, lm
 from safelm.evaluate.capability.lm_eval_model import SafeLM
+from safelm.evaluate.commands import asked
 from safelm.evaluate.commands import flags as evaluate_flags
 from safelm.evaluate.template import CHAT, TEXT, Template
 from safelm.formats import huggingface
@@ -129,11 +130,11 @@ def test_the_server_takes_them_by_flag_and_by_request(folder):
 def test_they_are_part_of_an_evaluation_s_protocol(tmp_path):
     common = ["--checkpoint=m", "--suite=chat", f"--output={tmp_path}", "--data=advbench:FILE"]
     arguments = evaluate_flags.parser("").parse_args([*common, '--chat_template_kwargs={"b": 1,  "a": false}'])
-    template = evaluate_flags._template(arguments, CHAT)
+    template = asked._template(arguments, CHAT)
     assert template.kwargs == '{"a": false, "b": 1}' and template.hash != Template(CHAT).hash
-    assert evaluate_flags._template(evaluate_flags.parser("").parse_args(common), CHAT) == Template(CHAT)
+    assert asked._template(evaluate_flags.parser("").parse_args(common), CHAT) == Template(CHAT)
     with pytest.raises(ValueError, match="goes with the chat template only"):
-        evaluate_flags._template(arguments, TEXT)
+        asked._template(arguments, TEXT)
 
 
 def test_the_harness_s_own_arguments_set_them(folder, tokenizer, monkeypatch):

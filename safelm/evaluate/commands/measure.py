@@ -30,7 +30,8 @@ from safelm.evaluate.commands import hazards
 from safelm.evaluate.commands import judge as evaluate_judge
 from safelm.evaluate.commands import monitors as evaluate_monitors
 from safelm.evaluate.commands import report as evaluate_report
-from safelm.evaluate.commands.flags import Asked, check_samples, parse_methods, parse_skip
+from safelm.evaluate.commands.asked import Asked, read_asked, read_protocol
+from safelm.evaluate.commands.flags import check_samples, parse_methods, parse_skip
 from safelm.evaluate.judges import MODEL, RULES, Judge, load_judges
 from safelm.evaluate.judges import word_lists as synthetic_judge
 from safelm.evaluate.judges.calibration import calibrate
@@ -90,7 +91,7 @@ class Bench:
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates every checkpoint with every method and writes the report."""
     folders = cli.checkpoints(arguments.checkpoint)
-    protocol = evaluate_flags.read_protocol(arguments)
+    protocol = read_protocol(arguments)
     hazards.check_reference(arguments.grade_against, folders, protocol)
     methods = {} if arguments.likelihood_only else parse_methods(arguments.methods, arguments.tag_candidate)
     monitors = {} if arguments.likelihood_only else parse_monitors(arguments.monitor)
@@ -149,7 +150,7 @@ def _open_bench(arguments: argparse.Namespace, protocol: Published | None) -> Be
             raise ValueError(f"--{flag}={value}: must be at least {least}")
     if not 0 <= arguments.drop_above <= 1:
         raise ValueError(f"--drop_above={arguments.drop_above}: must be from 0 to 1")
-    asked = evaluate_flags.read_asked(arguments)
+    asked = read_asked(arguments)
     arguments.judge = [hub.pinned_in(spec) for spec in arguments.judge]
     judges = [] if arguments.suite == SYNTHETIC else _load_judges(arguments.judge, protocol)
     if arguments.suite != SYNTHETIC and not arguments.likelihood_only:
