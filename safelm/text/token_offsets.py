@@ -28,8 +28,9 @@ def encode_with_offsets(
 @functools.lru_cache(maxsize=4)
 def _encoder(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     """The literal encoder without a post-processor, which may trim whitespace from offsets."""
-    backend = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    literal = tokenizer_backend.literal(backend, tokenizer.conventions.control_tokens)
+    spec = tokenizer.to_json()
+    backend = tokenizers.Tokenizer.from_str(spec)
+    literal = tokenizer_backend.literal(backend, json.loads(spec), tokenizer.conventions.control_tokens)
     encoder = tokenizers.Tokenizer.from_str(json.dumps(json.loads(literal.to_str()) | {"post_processor": None}))
     encoder.encode_special_tokens = True
     return encoder

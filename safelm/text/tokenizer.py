@@ -21,19 +21,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
-from safelm.io import gguf_file, hub
 from safelm.tags import HARM_TAG
-from safelm.text import chat_template, gguf_tokenizer, named_templates, spelling, tokenizer_backend
+from safelm.text import chat_template, named_templates, spelling, tokenizer_backend, tokenizer_sources
 from safelm.text import conventions as text_conventions
 from safelm.text.chat_template import CHAT_END, CHAT_START
 from safelm.text.conventions import Declared, TextConventions
-
-_TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
@@ -74,14 +70,15 @@ class Tokenizer:
         self.harm_tag_id = vocabulary[HARM_TAG]
         self.chat_start_id = vocabulary.get(CHAT_START)
         self.chat_end_id = vocabulary.get(CHAT_END)
-        self._spelling = spelling.found(json.loads(self._backend.to_str()))
+        spec = json.loads(self._backend.to_str())
+        self._spelling = spelling.found(spec)
         self._lost_bytes = self._spelling.bytes_without_token(vocabulary)
         added = self._backend.get_added_tokens_decoder()
         self._specials = {i: t.content for i, t in added.items() if t.special}
         controls = tokenizer_backend.control_tokens(self._backend, self._declared.chat_template)
-        self._encoder = tokenizer_backend.literal(self._backend, controls)
+        self._encoder = tokenizer_backend.literal(self._backend, spec, controls)
         self.conventions = self._find_conventions(vocabulary, controls)
-        canonical = json.dumps(tokenizer_backend.spec_of_texts(self._backend), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(tokenizer_backend.spec_of_texts(spec), sort_keys=True, separators=(",", ":"))
         self.hash = hashlib.sha256(canonical.encode()).hexdigest()
         self._check_literal()
 
@@ -248,7 +245,7 @@ class Tokenizer:
             config[text_conventions.DOCUMENT_END] = self._declared.document_end
         for name, values in files.items():
             text_conventions.write_file(path, name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        text_conventions.write_file(path, _TOKENIZER_FILE, self._backend.to_str(pretty=True))
+        text_conventions.write_file(path, tokenizer_sources.TOKENIZER_FILE, self._backend.to_str(pretty=True))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -265,21 +262,8 @@ class Tokenizer:
             ValueError: a file that is none of the three, or a vocabulary that can't be used (see `__init__`).
         """
         path = os.fspath(path)
-        filesystem, inner = fsspec.core.url_to_fs(hub.folder(path, with_weights=False))
-        if not filesystem.exists(inner):
-            raise FileNotFoundError(f"{path}: no such tokenizer file or folder")
-        folder, file = inner.rsplit("/", 1)[0], inner
-        if filesystem.isdir(inner):
-            folder, file = inner, f"{inner.rstrip('/')}/{_TOKENIZER_FILE}"
-            if not filesystem.exists(file):
-                raise FileNotFoundError(f"{path}: the folder has no {_TOKENIZER_FILE}")
-        if filesystem.cat_file(file, 0, len(gguf_file.MAGIC)) == gguf_file.MAGIC or file.endswith(".gguf"):
-            if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
-                raise ValueError(f"{path}: a GGUF file must be local; copy it to this machine first")
-            backend, declared = gguf_tokenizer.read_gguf_tokenizer(file)
-            return cls(backend, declared=declared, origin=path)
-        declared = text_conventions.declared_in_folder(filesystem, folder.rstrip("/"))
-        return cls(tokenizer_backend.from_json(filesystem.cat_file(file), path), declared=declared, origin=path)
+        backend, declared = tokenizer_sources.read(path)
+        return cls(backend, declared=declared, origin=path)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":

@@ -131,15 +131,17 @@ def control_tokens(backend: tokenizers.Tokenizer, template: str | None) -> dict[
     return {t.content: i for i, t in added.items() if t.special or structures(t.content)}
 
 
-def literal(backend: tokenizers.Tokenizer, controls: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """The vocabulary with all control tokens special, so that encoding a text yields none of them."""
-    spec = json.loads(backend.to_str())
-    plain = [token for token in spec["added_tokens"] if not token["special"] and token["content"] in controls]
-    if not plain:
+def literal(
+    backend: tokenizers.Tokenizer, spec: Mapping[str, Any], controls: Mapping[str, int]
+) -> tokenizers.Tokenizer:
+    """The vocabulary with all control tokens special, so that encoding a text yields none of them.
+
+    `spec` is its `tokenizer.json`.
+    """
+    added = [token | {"special": token["special"] or token["content"] in controls} for token in spec["added_tokens"]]
+    if added == spec["added_tokens"]:
         return backend
-    for token in plain:
-        token["special"] = True
-    literal = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    literal = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": added}))
     literal.encode_special_tokens = True
     return literal
 
@@ -167,6 +169,6 @@ def _begin_processor(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> dict[
     }
 
 
-def spec_of_texts(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+def spec_of_texts(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a `tokenizer.json` that decide a text's ids, without those that only add ids before it."""
-    return json.loads(backend.to_str()) | {"post_processor": None}
+    return {**spec, "post_processor": None}
