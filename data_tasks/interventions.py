@@ -26,7 +26,6 @@ from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.readers import Document
 from safelm.data.token_kinds import CONTROL, MASKED, NOTE, PREFIX, TAG, TEXT, UNLIKELY
 from safelm.documents import notes as note_files
-from safelm.documents import spans as span_files
 from safelm.documents.notes import Note
 from safelm.documents.spans import Span
 from safelm.text.control_tokens import control_id
@@ -320,8 +319,3 @@ def _without_tags(
     ]
     notes = [dataclasses.replace(note, position=bisect.bisect_left(kept, note.position)) for note in notes]
     return cleaned, [span for span in moved if span.start < span.end], notes, removed
-
-
-def spans_of(text: str) -> Sequence[Span]:
-    """The spans of an example of SeqIO, which carries them as JSON; "" is none."""
-    return span_files.from_json(text) if text else ()

@@ -12,7 +12,7 @@ import seqio
 import tensorflow as tf
 
 from data_tasks.preprocessors import in_validation_split, validation_rank
-from data_tasks.readers import MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
+from data_tasks.readers import Document, MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
 from safelm.documents import find_named, notes, spans
 from safelm.io import remote
 
@@ -95,19 +95,28 @@ class WebDocumentSource(seqio.DataSource):
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
         """Documents in file order; `shuffle` shuffles files (SeqIO's task shuffles documents)."""
-        files = list(self.list_shards(split))
-        if shard_info is not None:
-            if len(files) < shard_info.num_shards:
-                raise ValueError(f"{self.folder}: {len(files)} files can't make {shard_info.num_shards} shards")
-            files = files[shard_info.index :: shard_info.num_shards]
+        index, num_shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        files = self._files_of(split, index, num_shards)
         if shuffle:
             np.random.default_rng(seed).shuffle(files)
-        must_have_rows = shard_info is None or shard_info.num_shards == 1
-        batches = functools.partial(self._batches, files, split, must_have_rows)
+
+        def batches() -> Iterator[dict[str, Any]]:  # tf.data takes one Python call per batch instead of per document
+            return map(self._columns, self._batches(files, split, must_have_rows=num_shards == 1))
+
         kinds = {"id": tf.string, "text": tf.string, "harm_score": tf.int32}
         kinds |= dict.fromkeys(self._annotated, tf.string)
         signature = {name: tf.TensorSpec([None], kind) for name, kind in kinds.items()}
         return tf.data.Dataset.from_generator(batches, output_signature=signature).unbatch()
+
+    def document_batches(self, split: str, index: int, num_shards: int) -> Iterator[list[Document]]:
+        """The documents of one shard as lists, in file order (`safelm.caching.batches`)."""
+        return self._batches(self._files_of(split, index, num_shards), split, must_have_rows=num_shards == 1)
+
+    def _files_of(self, split: str, index: int, num_shards: int) -> list[str]:
+        files = list(self.list_shards(split))
+        if len(files) < num_shards:
+            raise ValueError(f"{self.folder}: {len(files)} files can't make {num_shards} shards")
+        return files[index::num_shards]
 
     @functools.cached_property
     def _files(self) -> dict[str, list[str]]:
@@ -145,20 +154,19 @@ class WebDocumentSource(seqio.DataSource):
                 first[document.harm_score] = min(rank, first.get(document.harm_score, rank))
         return {score: doc_id for score, (_, doc_id) in first.items() if counts[score] > 1}
 
-    def _batches(self, files: Sequence[str], split: str, must_have_rows: bool) -> Iterator[dict[str, Any]]:
-        """Batches of documents for tf.data, which takes one Python call per batch instead of per document."""
+    def _batches(self, files: Sequence[str], split: str, *, must_have_rows: bool) -> Iterator[list[Document]]:
         self.last_report = report = ReadReport()
-        batch: list[Any] = []
+        batch: list[Document] = []
         characters = 0
         for path in files:
             for document in self._documents(path, split, report):
                 batch.append(document)
                 characters += len(document.text)
                 if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-                    yield self._columns(batch)
+                    yield batch
                     batch, characters = [], 0
         if batch:
-            yield self._columns(batch)
+            yield batch
         if must_have_rows and report.rows == report.malformed:
             raise ValueError(
                 f"empty corpus: {self.folder} split {split!r} has no usable row in {len(files)} files "
@@ -174,7 +182,7 @@ class WebDocumentSource(seqio.DataSource):
         has |= {"metadata": bool(self._row_format.metadata_columns)}
         return [name for name, is_there in has.items() if is_there]
 
-    def _columns(self, batch: Sequence[Any]) -> dict[str, Any]:
+    def _columns(self, batch: Sequence[Document]) -> dict[str, Any]:
         columns = {
             "id": [document.id.encode() for document in batch],
             "text": [document.text.encode() for document in batch],
@@ -185,7 +193,7 @@ class WebDocumentSource(seqio.DataSource):
             name: [spelled[name](getattr(document, name)).encode() for document in batch] for name in self._annotated
         }
 
-    def _documents(self, path: str, split: str, report: ReadReport) -> Iterator[Any]:
+    def _documents(self, path: str, split: str, report: ReadReport) -> Iterator[Document]:
         # Malformed rows of a hash split belong to neither part: "train" counts and keeps them, once.
         held_out = self._is_hash_split and split == VALIDATION
         quarantine = None if held_out else self._quarantine_file(path, split)

@@ -48,12 +48,12 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from data_tasks import intervention_settings, pipeline, rates
+from data_tasks import encoding, intervention_settings, pipeline, rates
 from data_tasks.chats import CHAT_ROWS, Openings, refusal_rows
 from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.interventions import INTERVENTIONS
 from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
-from data_tasks.readers import MalformedLimit, WebDocuments
+from data_tasks.readers import MalformedLimit, RowFormat, WebDocuments
 from data_tasks.sources import WebDocumentSource
 from data_tasks.vocabulary import SafeLMVocabulary
 from safelm.documents.annotations import parse as parse_annotations
@@ -151,25 +151,19 @@ def register(
         place = corpora.get(corpus, f"{folder}/{corpus}")
         beside = {"annotations": folders} if corpus == _ANNOTATED else {}
         if place.startswith(TFDS_PREFIX):
-            if folders and beside:
-                raise ValueError(f"corpus {corpus}: {place} is no folder of files, which alone have annotations")
-            if any(_needed(source_name, parameters).values()):
+            if any(_needed(source_name, parameters).values()) and not (folders and beside):
                 continue  # of files only, which have annotations beside them
-            if corpus in CHAT_ROWS:
-                raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")
-            source = seqio.TfdsDataSource(place.removeprefix(TFDS_PREFIX), tfds_data_dir)
+            source = _tfds_source(place, corpus, tfds_data_dir, has_annotations=bool(folders and beside))
+            select = [functools.partial(pipeline.select_columns, **columns)]
         else:
             source = WebDocumentSource(
                 place,
-                row_format=refusal_rows(source_name, parameters.refuse_column if parameters.refuse_tokens else "")
-                or CHAT_ROWS.get(corpus)
-                or WebDocuments(source_name in _SCORED, **_needed(source_name, parameters), **columns, **beside),
+                row_format=_row_format(source_name, parameters, columns | beside),
                 validation_fraction=0.0 if source_name == CANARIES else settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
             )
-        is_selected = isinstance(source, WebDocumentSource)
-        select = [] if is_selected else [functools.partial(pipeline.select_columns, **columns)]
+            select = []
         name = f"{prefix}_{source_name}"
         if source_name in INTERVENTIONS:
             tasks[source_name] = _add_intervention(name, source_name, source, select, vocabulary, parameters)
@@ -182,6 +176,22 @@ def register(
     decides_tokens |= {"annotations": [folder.identity for folder in folders]} if folders else {}
     decides_tokens |= {"interventions": dataclasses.asdict(parameters)} if interventions else {}
     return Registration(tasks, mixtures, decides_tokens)
+
+
+def _tfds_source(place: str, corpus: str, data_dir: str | None, *, has_annotations: bool) -> seqio.TfdsDataSource:
+    if has_annotations:
+        raise ValueError(f"corpus {corpus}: {place} is no folder of files, which alone have annotations")
+    if corpus in CHAT_ROWS:
+        raise ValueError(f"corpus {corpus}: {place} can't be read: conversations come from files")
+    return seqio.TfdsDataSource(place.removeprefix(TFDS_PREFIX), data_dir)
+
+
+def _row_format(source_name: str, parameters: InterventionSettings, web: Mapping[str, Any]) -> RowFormat:
+    """What the rows of a task's files are; `web`: of web documents, more arguments of `WebDocuments`."""
+    refusals = refusal_rows(source_name, parameters.refuse_column if parameters.refuse_tokens else "")
+    if chats := refusals or CHAT_ROWS.get(CORPORA[source_name]):
+        return chats
+    return WebDocuments(source_name in _SCORED, **_needed(source_name, parameters), **web)
 
 
 def _needed(source_name: str, parameters: InterventionSettings) -> dict[str, Any]:
@@ -221,10 +231,12 @@ def _add_intervention(
 ) -> str:
     intervention = INTERVENTIONS[source_name]
     if intervention.is_unsafe_only:
-        steps.append(pipeline.keep_scores(range(parameters.min_harm_score, MAX_SCORE + 1)))
+        steps.append(pipeline.KeepScores(range(parameters.min_harm_score, MAX_SCORE + 1)))
     if intervention.is_safe_only:
-        steps.append(pipeline.keep_scores(range(SAFE_SCORE, parameters.min_harm_score)))
-    return _add(name, source, [*steps, pipeline.intervene(vocabulary, intervention, parameters)], vocabulary)
+        steps.append(pipeline.KeepScores(range(SAFE_SCORE, parameters.min_harm_score)))
+    encode = functools.partial(encoding.encode_marked, intervention=intervention, settings=parameters)
+    steps.append(pipeline.Encode(vocabulary, encode, encoding.intervention_channels(intervention)))
+    return _add(name, source, steps, vocabulary)
 
 
 def _add_task(
@@ -238,16 +250,21 @@ def _add_task(
 ) -> str:
     prepare, is_tagged = _keep_text, source_name.startswith("harm_tagged")
     if source_name == "filtered_web":
-        steps.append(pipeline.keep_scores({SAFE_SCORE}))
+        steps.append(pipeline.KeepScores({SAFE_SCORE}))
     elif is_tagged:
-        steps.append(pipeline.keep_scores(range(settings.min_harm_score, MAX_SCORE + 1)))
+        steps.append(pipeline.KeepScores(range(settings.min_harm_score, MAX_SCORE + 1)))
         prepare = functools.partial(_tag, settings)
     elif source_name == "refuseweb":
         prepare = functools.partial(_rename_speakers, settings)
     elif source_name in ("wildguardmix", "refusal_wildguardmix"):
-        steps.append(pipeline.keep_scores({SAFE_SCORE}))
+        steps.append(pipeline.KeepScores({SAFE_SCORE}))
     is_chat = source_name in (*rates.CHAT_SOURCES, *rates.REFUSAL_SOURCES)
-    steps.append(pipeline.tokenize(vocabulary, prepare, is_tagged=is_tagged, is_chat=is_chat, openings=openings))
+    encode = functools.partial(encoding.encode_documents, prepare=prepare, is_tagged=is_tagged)
+    channels: tuple[str, ...] = ()
+    if is_chat:
+        encode = functools.partial(encoding.encode_chats, prepare=prepare, is_tagged=is_tagged, openings=openings)
+        channels = ("loss_weight", *(("kind",) if openings else ()))
+    steps.append(pipeline.Encode(vocabulary, encode, channels))
     return _add(name, source, steps, vocabulary)
 
 

@@ -7,6 +7,7 @@ that run a task, never by the module.
 import builtins
 import contextlib
 import dataclasses
+import gc
 import importlib
 import inspect
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from safelm.caching.batches import BatchedTask, batched
 from safelm.data.channels import CHANNELS, KIND, LOSS_WEIGHT, TASK_CHANNELS
 from safelm.data.shard import ShardInfo, ShardWriter
 from safelm.data.token_kinds import KINDS
@@ -29,6 +31,7 @@ _LINE_OF_TENSORFLOW = re.compile(
     r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] (tensorflow|external|xla)/"
 )
 _REPORT_EVERY_DOCUMENTS = 256
+_COUNTED = ("lost_bytes", "removed_tags", "cut_tokens")  # of an example or batch
 TOKEN_KINDS = "token_kinds"  # of a manifest: how many of its tokens are of each of `KINDS`, but for text
 
 
@@ -117,49 +120,26 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
     line for bad input, also where TensorFlow wraps the error.
     """
     import seqio
-    import tensorflow as tf
 
     task = seqio.TaskRegistry.get(job.task_name)
     content = _content(job)
-    examples = _examples(task, job)
-    declared = [each for each in TASK_CHANNELS if each in CHANNELS or each.name in examples.element_spec]
+    in_batches = batched(task)
+    examples = None if in_batches else _examples(task, job)
+    features = in_batches.encoder.channel_names if in_batches else examples.element_spec
+    declared = [each for each in TASK_CHANNELS if each in CHANNELS or each.name in features]
     writer = ShardWriter(
         *(job.directory, job.index, job.num_shards, job.dtype),
         harm_tag_id=job.harm_tag_id,
         fingerprint=job.fingerprint,
         channels=declared,
     )
-    kinds = np.zeros(len(KINDS), np.int64)
-    counts: dict[str, Any] = {"num_lost_bytes": 0, "num_removed_tags": 0, "num_loss_tokens": 0}
-    unreported = cut_tokens = 0
-    with writer:
-        try:
-            for example in examples.as_numpy_iterator():
-                tokens = example["targets"]
-                if not len(tokens) or tokens[-1] != job.eos_id:
-                    raise ValueError(f"task {job.task_name}: a document's targets don't end in eos_id {job.eos_id}")
-                channels = {each.name: example[each.name] for each in declared if each.name in example}
-                try:
-                    writer.add(tokens, **channels)
-                except ValueError as error:
-                    raise ValueError(f"{job.path or job.task_name}, {_spelled_id(example)}: {error}") from None
-                weights = channels.get(LOSS_WEIGHT.name)
-                counts["num_loss_tokens"] += len(tokens) if weights is None else int((weights > 0).sum())
-                counts["num_lost_bytes"] += int(example.get("lost_bytes", 0))
-                counts["num_removed_tags"] += int(example.get("removed_tags", 0))
-                cut_tokens += int(example.get("cut_tokens", 0))
-                kinds += np.bincount(channels.get(KIND.name, ()), minlength=len(KINDS))
-                unreported += 1
-                if unreported == _REPORT_EVERY_DOCUMENTS:
-                    on_documents(unreported)
-                    unreported = 0
-        except tf.errors.OpError as error:
-            raise _clear_error(error, job.path) from None
-        on_documents(unreported)
-        if KIND.name in examples.element_spec:
-            counts[TOKEN_KINDS] = dict(zip(KINDS[1:], kinds.tolist()[1:], strict=True))
-        if cut_tokens:
-            counts["num_cut_tokens"] = cut_tokens
+    tally = _Tally()
+    with writer, _imports_left_alone():
+        if in_batches:
+            _write_batches(in_batches, job, writer, tally, on_documents)
+        else:
+            _write_examples(examples, job, writer, tally, on_documents)
+        counts = tally.counts(KIND.name in features)
         report = getattr(task.source, "last_report", None)
         if report:
             counts |= {"num_quarantined": report.malformed, "num_rows": report.rows}
@@ -169,9 +149,107 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
         return writer.close(counts | {"input": content})
 
 
+@contextlib.contextmanager
+def _imports_left_alone() -> Iterator[None]:
+    """Keeps Python's garbage collector from looking through all that was imported, again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What is counted of a shard's documents."""
+
+    lost_bytes: int = 0
+    removed_tags: int = 0
+    loss_tokens: int = 0
+    cut_tokens: int = 0
+    kinds: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(len(KINDS), np.int64))
+
+    def add(self, num_tokens: int, channels: Mapping[str, np.ndarray], counted: Mapping[str, Any]) -> None:
+        """Adds documents, whose counts are numbers or arrays of them."""
+        weights = channels.get(LOSS_WEIGHT.name)
+        self.loss_tokens += num_tokens if weights is None else int((weights > 0).sum())
+        self.kinds += np.bincount(channels.get(KIND.name, ()), minlength=len(KINDS))
+        for name in _COUNTED:
+            setattr(self, name, getattr(self, name) + int(np.sum(counted.get(name, 0))))
+
+    def counts(self, has_kinds: bool) -> dict[str, Any]:
+        """For the shard's record."""
+        found: dict[str, Any] = {"num_lost_bytes": self.lost_bytes, "num_removed_tags": self.removed_tags}
+        found["num_loss_tokens"] = self.loss_tokens
+        if has_kinds:
+            found[TOKEN_KINDS] = dict(zip(KINDS[1:], self.kinds.tolist()[1:], strict=True))
+        if self.cut_tokens:
+            found["num_cut_tokens"] = self.cut_tokens
+        return found
+
+
+def _write_batches(
+    task: BatchedTask, job: CacheJob, writer: ShardWriter, tally: _Tally, on_documents: Callable[[int], object]
+) -> None:
+    try:
+        with contextlib.closing(task.batches(job.split, job.index, job.num_shards)) as batches:
+            for batch in batches:
+                ends = np.cumsum(batch.lengths) - 1
+                if batch.lengths.min() < 1 or (batch.tokens[ends] != job.eos_id).any():
+                    raise _without_end(job)
+                try:
+                    writer.add_many(batch.tokens, batch.lengths, **batch.channels)
+                except ValueError:
+                    for doc_id, tokens, channels in batch.one_by_one():  # which says of which document it is
+                        _add(writer, job, doc_id, tokens, channels)
+                    raise
+                tally.add(len(batch.tokens), batch.channels, {name: getattr(batch, name) for name in _COUNTED})
+                on_documents(len(batch.lengths))
+    except ValueError as error:
+        if not str(error).startswith("id "):
+            raise
+        raise ValueError(f"{job.path}, {error}") from None
+
+
+def _write_examples(
+    examples: Any, job: CacheJob, writer: ShardWriter, tally: _Tally, on_documents: Callable[[int], object]
+) -> None:
+    import tensorflow as tf
+
+    unreported = 0
+    try:
+        for example in examples.as_numpy_iterator():
+            tokens = example["targets"]
+            if not len(tokens) or tokens[-1] != job.eos_id:
+                raise _without_end(job)
+            channels = {each.name: example[each.name] for each in TASK_CHANNELS if each.name in example}
+            _add(writer, job, _spelled_id(example), tokens, channels)
+            tally.add(len(tokens), channels, example)
+            unreported += 1
+            if unreported == _REPORT_EVERY_DOCUMENTS:
+                on_documents(unreported)
+                unreported = 0
+    except tf.errors.OpError as error:
+        raise _clear_error(error, job.path) from None
+    on_documents(unreported)
+
+
+def _add(
+    writer: ShardWriter, job: CacheJob, doc_id: str, tokens: np.ndarray, channels: Mapping[str, np.ndarray]
+) -> None:
+    try:
+        writer.add(tokens, **channels)
+    except ValueError as error:
+        raise ValueError(f"{job.path or job.task_name}, id {doc_id}: {error}") from None
+
+
+def _without_end(job: CacheJob) -> ValueError:
+    return ValueError(f"task {job.task_name}: a document's targets don't end in eos_id {job.eos_id}")
+
+
 def _spelled_id(example: Mapping[str, Any]) -> str:
     doc_id = example.get("id", b"?")
-    return f"id {doc_id.decode('utf-8', 'replace') if isinstance(doc_id, bytes) else doc_id}"
+    return doc_id.decode("utf-8", "replace") if isinstance(doc_id, bytes) else str(doc_id)
 
 
 def _content(job: CacheJob) -> dict[str, Any]:

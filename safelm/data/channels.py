@@ -189,13 +189,18 @@ class ChannelWriter:
         """The file's name until the shard is whole."""
         return f"{self._path}.tmp"
 
-    def add(self, numbers: Num[np.ndarray, " n"]) -> None:
-        """Appends numbers that `Channel.parse` has passed."""
+    def add(self, numbers: Num[np.ndarray, " n"], stops: Int[np.ndarray, " documents"] | None = None) -> None:
+        """Appends numbers that `Channel.parse` has passed.
+
+        `stops`: where documents end that are added together, which gives the same bytes as one by one.
+        """
         if self._places is not None:
             unknown = numbers
             for value in [*self._places][:_COMPARED]:  # faster than sorting
                 unknown = unknown[unknown != value]
             new = [value for value in np.unique(unknown).tolist() if value not in self._places]
+            if new and stops is not None and len(new) <= _MAX_CODED:
+                new.sort(key=lambda value: (np.searchsorted(stops, np.argmax(numbers == value), side="right"), value))
             if new:
                 self._extend(new)
         self._write(numbers)
