@@ -7,7 +7,6 @@ that run a task, never by the module.
 import builtins
 import contextlib
 import dataclasses
-import gc
 import importlib
 import inspect
 import os
@@ -24,6 +23,7 @@ from safelm.data.channels import CHANNELS, KIND, LOSS_WEIGHT, TASK_CHANNELS
 from safelm.data.shard import ShardInfo, ShardWriter
 from safelm.data.token_kinds import KINDS
 from safelm.documents import content_sha256, has_changed
+from safelm.io.collector import imports_left_alone
 
 _PYTHON_ERROR = re.compile(r"^(?:\{\{.*?\}\} ?)?(?P<kind>\w+): (?P<message>.*)$", re.MULTILINE)
 _LINE_OF_TENSORFLOW = re.compile(
@@ -134,7 +134,7 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
         channels=declared,
     )
     tally = _Tally()
-    with writer, _imports_left_alone():
+    with writer, imports_left_alone():
         if in_batches:
             _write_batches(in_batches, job, writer, tally, on_documents)
         else:
@@ -147,16 +147,6 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
         if has_changed(job.path, content):
             raise ValueError(f"{job.path}: it was changed while it was cached: run again")
         return writer.close(counts | {"input": content})
-
-
-@contextlib.contextmanager
-def _imports_left_alone() -> Iterator[None]:
-    """Keeps Python's garbage collector from looking through all that was imported, again and again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @dataclasses.dataclass

@@ -25,6 +25,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
+from safelm.io.collector import imports_left_alone
 from safelm.tags import HARM_TAG
 from safelm.text import chat_template, named_templates, spelling, tokenizer_backend, tokenizer_sources
 from safelm.text import conventions as text_conventions
@@ -58,7 +59,7 @@ class Tokenizer:
                 apart from text.
         """
         self._declared, self.origin = declared or Declared(), origin
-        with tokenizer_backend.as_value_errors(origin):
+        with tokenizer_backend.as_value_errors(origin), imports_left_alone():
             self._set_up(backend)
 
     def _set_up(self, backend: tokenizers.Tokenizer) -> None:

@@ -84,8 +84,7 @@ def prepared(backend: tokenizers.Tokenizer, eos_token: str, declared: Declared, 
     if prepared.decoder is None:
         prepared.decoder = decoders.ByteLevel()
 
-    vocabulary = prepared.get_vocab(with_added_tokens=True)
-    known = [token for token in (eos_token, CHAT_START, CHAT_END) if token in vocabulary]
+    known = [token for token in (eos_token, CHAT_START, CHAT_END) if token in ids]
     prepared.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*known, HARM_TAG]])
     ids = prepared.get_vocab(with_added_tokens=True)
     if len(set(ids.values())) != len(ids):

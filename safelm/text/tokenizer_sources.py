@@ -4,6 +4,7 @@ import fsspec
 import tokenizers
 
 from safelm.io import gguf_file, hub
+from safelm.io.collector import imports_left_alone
 from safelm.text import conventions, gguf_tokenizer, tokenizer_backend
 from safelm.text.conventions import Declared
 
@@ -28,4 +29,5 @@ def read(path: str) -> tuple[tokenizers.Tokenizer, Declared]:
             raise ValueError(f"{path}: a GGUF file must be local; copy it to this machine first")
         return gguf_tokenizer.read_gguf_tokenizer(file)
     declared = conventions.declared_in_folder(filesystem, folder.rstrip("/"))
-    return tokenizer_backend.from_json(filesystem.cat_file(file), path), declared
+    with imports_left_alone():
+        return tokenizer_backend.from_json(filesystem.cat_file(file), path), declared

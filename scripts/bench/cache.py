@@ -12,6 +12,7 @@ the range.
     cache_tasks           the command's own work in this process: files read and unpacked, rows checked, split and
                           filtered, tokens, bounds, checksums and manifest written and synced
     .. vocabulary loaded  the same without the seconds in which it loads the vocabulary, whatever the input's size
+    SeqIO's graph (--slow)  cache_tasks of a task with a step of somebody else's: TensorFlow's graph of single examples
     one by one (--slow)   `vocabulary.encode_tf` over single documents, as `seqio.preprocessors.tokenize` does
 
 Seconds are of the clock and of processors (threads included): the first says how long one waits, the second what the
@@ -26,6 +27,7 @@ import os
 import statistics
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +40,7 @@ from safelm.text.tokenizer import Tokenizer
 _WORD_COUNT = 8000
 _BATCH_DOCUMENTS = 256  # as the task's own step takes them
 BATCHED, PLACED, KEPT = "encode_batch_fast", "encode_batch", "read and kept"
-CACHED, LOADED, SLOW = "cache_tasks", ".. vocabulary loaded", "one by one"
+CACHED, LOADED, GRAPH, SLOW = "cache_tasks", ".. vocabulary loaded", "SeqIO's graph", "one by one"
 Seconds = tuple[float, float]  # of the clock and of processors
 
 
@@ -73,6 +75,7 @@ def _measure(folder: str, corpus: str, tokenizer: str, flags: argparse.Namespace
         CACHED: lambda turn: _cached(corpus, tokenizer, os.path.join(folder, f"tokens-{turn}")),
     }
     if flags.slow:
+        sides[GRAPH] = lambda turn: _through_the_graph(corpus, tokenizer, os.path.join(folder, f"graph-{turn}"))
         sides[SLOW] = lambda turn: _one_by_one("safelm_raw_web")
     found: dict[str, list[Seconds]] = {name: [] for name in (*sides, LOADED)}
     counts = {}
@@ -150,6 +153,13 @@ def _cached(corpus: str, tokenizer: str, output: str) -> int:
     more = ["--splits=train", "--validation_fraction=0", "--workers=1"]
     cache_tasks.main(cache_tasks.arguments().parse_args([*argv, *more]))
     return TokenStore.open(os.path.join(output, "raw_web", "train"), verify_checksums=False).num_tokens
+
+
+def _through_the_graph(corpus: str, tokenizer: str, output: str) -> int:
+    from safelm.caching import shards
+
+    with unittest.mock.patch.object(shards, "batched", lambda task: None):
+        return _cached(corpus, tokenizer, output)
 
 
 def _one_by_one(task_name: str) -> int:
