@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to passed tests: creates .venv, installs, lints, tests. Arguments go to pytest.
-#   scripts/test.sh                 all tests; those that need PyTorch and real weights skip, saying so
+#   scripts/test.sh                 all tests but slow ones; those that need PyTorch and real weights skip, saying so
+#   scripts/test.sh --slow          all tests (as SAFELM_SLOW=1 scripts/test.sh)
 #   SAFELM_PARITY=1 scripts/test.sh the same with PyTorch, transformers and SmolLM2-135M installed (as CI does)
 set -euo pipefail
 cd "$(dirname "$0")/.."

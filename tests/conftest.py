@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, and jaxtyping's shapes checked by beartype while testing."""
+"""Eight CPU devices for every test, jaxtyping's shapes checked by beartype while testing, slow tests if asked for."""
 
 import atexit
 import gc
@@ -64,12 +64,45 @@ _LONGEST = (
 )
 _MAX_MAPPINGS = 15_000
 _MAPPINGS = pathlib.Path("/proc/self/maps")
+_NUM_LEFT_OUT = pytest.StashKey[int]()
 
 
-def pytest_collection_modifyitems(items):
-    """Sorts the files of `_LONGEST` to the front."""
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run also the tests marked slow (as SAFELM_SLOW=1 does)")
+
+
+def _runs_slow_tests(config) -> bool:
+    """Whether asked to by flag, by variable or by the name of a test (FILE::NAME)."""
+    is_asked = config.getoption("slow") or os.environ.get("SAFELM_SLOW", "0") == "1"
+    return is_asked or any("::" in argument for argument in config.invocation_params.args)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out slow tests unless asked for, and sorts the files of `_LONGEST` to the front."""
+    left_out = [] if _runs_slow_tests(config) else [item for item in items if item.get_closest_marker("slow")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.stash[_NUM_LEFT_OUT] = len(left_out)
     place = {pathlib.Path(__file__).parent / name: at for at, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_sessionfinish(session):
+    """A worker tells the process that started it, which collects nothing itself."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_NUM_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    if hasattr(node, "workeroutput"):  # each worker collects all
+        node.config.stash[_NUM_LEFT_OUT] = node.workeroutput["left_out"]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(_NUM_LEFT_OUT, 0):
+        terminalreporter.write_line(f"slow tests left out: {count}; scripts/test.sh --slow runs them too")
 
 
 @pytest.hookimpl(trylast=True)  # after the file's fixtures are gone
