@@ -117,7 +117,9 @@ def whole():
 
 
 @pytest.mark.parametrize(
-    ("mesh_shape", "grad_accum_steps"), [({"data": 2, "fsdp": 2}, 2), ({"fsdp": 2, "tensor": 2}, 1)], ids=str
+    ("mesh_shape", "grad_accum_steps"),
+    [pytest.param({"data": 2, "fsdp": 2}, 2, marks=pytest.mark.slow), ({"fsdp": 2, "tensor": 2}, 2)],
+    ids=str,
 )
 def test_sharded_and_accumulated_is_single_device(whole, mesh_shape, grad_accum_steps):
     parted = update(mesh_shape, grad_accum_steps=grad_accum_steps)

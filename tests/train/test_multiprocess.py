@@ -142,6 +142,7 @@ def test_two_processes_train_as_one_and_its_checkpoint_goes_on_in_one(config_fil
     assert_same_run(alone, workdir)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_process_goes_on_in_two(config_file, alone, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(alone, workdir)
@@ -175,6 +176,7 @@ def test_a_missing_worker_is_not_waited_for_for_ever(config_file, tmp_path):
     assert "not all processes have started within 3 s: process 0 of 2" in output and "0 of 1 others have come" in output
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_worker_stops_both_after_the_same_step(config_file, tmp_path):
     workdir = tmp_path / "run"
     seldom = ("checkpoint", "eval")  # a run that leaves in an evaluation writes that step's line when it goes on
@@ -190,6 +192,7 @@ def test_sigterm_on_one_worker_stops_both_after_the_same_step(config_file, tmp_p
         assert f"stopped after step {step}" in output
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_the_other_with_it(config_file, tmp_path):
     workdir = tmp_path / "run"
     launch = Launch(config_file, workdir, "--config.total_steps=100000")

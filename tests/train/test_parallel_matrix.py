@@ -36,6 +36,7 @@ def _design():
 
 
 CASES = list(_design())
+FIRST = (CASES[3], CASES[6], CASES[8], CASES[13])  # every setting and every axis at least once; the others are slow
 
 
 def _batch():
@@ -86,7 +87,9 @@ def _on_one_device(tied, num_kv_heads):
     return _loss_and_gradients((1, 1, 1), True, 1, tied, "none", num_kv_heads)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [case if case in FIRST else pytest.param(case, marks=pytest.mark.slow) for case in CASES], ids=str
+)
 def test_eight_devices_are_one(case):
     mesh_shape, *_, tied, _ = case
     num_kv_heads = max(2, mesh_shape[2])
@@ -110,6 +113,9 @@ def test_the_cases_cover_what_they_say():
     for setting in (scan, micro_batches, tied):
         for other, number in ((mesh, 8), (remat, 3)):
             assert len({(case[setting], case[other]) for case in CASES}) == 2 * number
+    assert all(len({case[setting] for case in FIRST}) == 2 for setting in (scan, micro_batches, tied))
+    assert {case[remat] for case in FIRST} == set(REMATS)
+    assert all(max(sizes) > 1 for sizes in zip(*(case[mesh] for case in FIRST), strict=True))
     triples = [(case[scan], case[micro_batches], case[tied]) for case in CASES]
     assert all(triples.count(triple) == 2 for triple in itertools.product((True, False), (1, 4), (True, False)))
     assert all(len({case[remat] for case in CASES if case[mesh] == shape}) == 2 for shape in MESHES)

@@ -258,13 +258,30 @@ def test_every_config_is_listed():
         assert "python -m safelm.train --config=configs/" in document and "Hardware:" in document, name
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_builds_locks_and_trains_a_step(inputs, tmp_path, monkeypatch, name):
-    monkeypatch.syspath_prepend(str(ROOT))
+def built(name, inputs):
+    """The config of that name as a run of one tiny step."""
     file, *variant = name.split(":")
     config = importlib.import_module(f"configs.{file}").get_config(*variant)
     assert config.is_locked
-    train(tiny_runs.shrink(config, inputs), str(tmp_path))
+    return tiny_runs.shrink(config, inputs)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_locks_and_gives_a_plan(inputs, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.syspath_prepend(str(ROOT))
+    train(built(name, inputs), str(tmp_path / "run"), dry_run=True)
+    assert "steps:      1\n" in capsys.readouterr().out
+
+
+TRAINED = ("quickstart:safety", "smollm2_1b7", "instruction_tune:tiny_tagged")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in TRAINED else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
+def test_every_config_trains_a_step(inputs, tmp_path, monkeypatch, name):
+    monkeypatch.syspath_prepend(str(ROOT))
+    train(built(name, inputs), str(tmp_path))
     assert tiny_runs.metric_lines(tmp_path)[-1]["step"] == 1
 
 

@@ -118,7 +118,9 @@ def test_skip_leaves_the_state_and_a_resumed_run_is_the_same(inputs, tmp_path, p
     assert tiny_runs.metric_lines(tmp_path / "resumed") == lines
 
 
-@pytest.mark.parametrize("log_every", [1, 4])  # the bad step's numbers are read at once, or while the next one runs
+@pytest.mark.parametrize(
+    "log_every", [1, pytest.param(4, marks=pytest.mark.slow)]
+)  # the bad step's numbers are read at once, or while the next one runs
 def test_rollback_goes_on_behind_the_bad_batch_and_a_resumed_run_does_the_same(inputs, tmp_path, poison, log_every):
     poison(lambda mask: mask.at[:].set(0.0).at[0, 0].set(1.0) * np.inf)
     overrides = {"faults.on_nonfinite": "rollback", "total_steps": 8, "log.every_steps": log_every}
@@ -140,6 +142,7 @@ def test_rollback_goes_on_behind_the_bad_batch_and_a_resumed_run_does_the_same(i
     assert tiny_runs.metric_lines(tmp_path / "resumed") == lines
 
 
+@pytest.mark.slow
 def test_a_rollback_before_the_first_checkpoint_begins_anew_behind_the_bad_batch(inputs, tmp_path, poison):
     poison(lambda mask: mask * np.nan)
     config = tiny_runs.tiny_config(inputs, **{"faults.on_nonfinite": "rollback", "checkpoint.every_steps": 100})

@@ -104,7 +104,9 @@ def _finish_and_compare(inputs, workdir, whole):
     assert tiny_runs.metric_lines(workdir) == tiny_runs.metric_lines(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_training_saves_the_step_and_loses_nothing(inputs, whole, tmp_path, number, code):
     workdir = tmp_path / "run"
     child = _start(inputs, workdir, _slow_steps)
@@ -118,6 +120,7 @@ def test_a_signal_while_training_saves_the_step_and_loses_nothing(inputs, whole,
     _finish_and_compare(inputs, workdir, whole)
 
 
+@pytest.mark.slow
 def test_a_signal_while_evaluating_saves_and_the_evaluation_is_made_up_for(inputs, whole, tmp_path):
     workdir = tmp_path / "run"
     child = _start(inputs, workdir, _slow_evaluation)

@@ -74,6 +74,7 @@ def _train_on_four_devices(inputs, workdir):
     train(tiny_runs.tiny_config(inputs, **STEPS, **{"mesh.fsdp": 2}), str(workdir))
 
 
+@pytest.mark.slow
 def test_eight_devices_then_four_then_eight_again(inputs, finished, copy):
     def keep(last):
         for path in (copy / "checkpoints").iterdir():

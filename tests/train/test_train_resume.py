@@ -81,6 +81,7 @@ def test_a_branch_is_the_run_that_had_planned_its_decay_there(inputs, trunk, tmp
     assert json.loads((tmp_path / "branch" / "config.json").read_text())["branch"] == {"step": 6, "workdir": str(trunk)}
 
 
+@pytest.mark.slow
 def test_a_branch_is_resumed_like_any_run_even_when_its_trunk_is_gone(inputs, trunk, tmp_path):
     shutil.copytree(trunk, tmp_path / "trunk")
     branch = {"branch.workdir": str(tmp_path / "trunk"), "branch.step": 6, "checkpoint.every_steps": 2}
@@ -152,7 +153,10 @@ NEXT = {"data.phases": (*PHASES, at(8, {"safeweb": 1.0}))}
     ("group", "overrides", "changed"),
     [
         ("optimizer", {"optimizer.peak_lr": 1e-3}, "optimizer.peak_lr: 0.003 -> 0.001"),
-        ("optimizer", {"optimizer.schedule": "linear"}, "optimizer.decay_steps: 3 -> None"),
+        pytest.param(
+            *("optimizer", {"optimizer.schedule": "linear"}, "optimizer.decay_steps: 3 -> None"),
+            marks=pytest.mark.slow,
+        ),
         ("data", NEXT, "data.phases: [{'start_step': 0"),
     ],
 )

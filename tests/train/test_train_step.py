@@ -88,7 +88,11 @@ def test_accumulated_is_not_accumulated(whole):
 
 @pytest.mark.parametrize(
     ("mesh_shape", "grad_accum_steps"),
-    [({"data": 8}, 2), ({"fsdp": 8}, 2), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)],
+    [
+        ({"data": 8}, 2),
+        pytest.param({"fsdp": 8}, 2, marks=pytest.mark.slow),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 2),
+    ],
 )
 def test_sharded_is_single_device(whole, mesh_shape, grad_accum_steps):
     _assert_same(whole, _update(mesh_shape, grad_accum_steps=grad_accum_steps))
