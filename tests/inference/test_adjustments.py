@@ -1,5 +1,7 @@
 """`logit_bias` and penalties against a loop over plain forwards, whoever shares the batch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model
@@ -65,9 +67,13 @@ def test_a_draw_takes_them_before_temperature_and_filters(params):
     for method in (Sampling(temperature=1.5, top_p=0.9), TagPenalty(num_candidates=3, top_k=5)):
         (generation,) = run(params, [request(forced, method, seed=3)])
         assert generation.tokens == [9] * LENGTH
+
+    def first_token(adjustment, seed):
+        return dataclasses.replace(request(adjustment, Sampling(), seed=seed), max_new_tokens=1)
+
     frequencies = [Adjustment(), Adjustment(logit_bias=((11, 3.0),))]
     counts = [
-        np.mean([each.tokens[0] == 11 for each in run(params, [request(one, Sampling(), seed=s) for s in range(150)])])
+        np.mean([each.tokens == [11] for each in run(params, [first_token(one, seed) for seed in range(150)])])
         for one in frequencies
     ]
     log_probs_V = full_model(params)(list(PROMPT))

@@ -20,12 +20,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 LONGEST = CONFIG.max_seq_len
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short_caches():
-    """So that caches grow and shrink within the few tokens of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "SHORTEST_CACHE", 6)
-        yield
+@pytest.fixture
+def short_caches(monkeypatch):
+    """So that caches grow and shrink within the few tokens of these tests; others have one size, and fewer programs."""
+    monkeypatch.setattr(catalog, "SHORTEST_CACHE", 6)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +31,8 @@ def params():
     return random_model(7, eos_bias=1.2, tag_bias=1.5)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_result_depends_on_no_neighbour_order_or_cancellation(seed, params):
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+def test_a_result_depends_on_no_neighbour_order_or_cancellation(seed, params, short_caches):
     rng = np.random.default_rng(seed)
     max_tokens = 3 * LONGEST
     engine, alone = make_engine(params, max_tokens=max_tokens), make_engine(params)
@@ -146,7 +144,7 @@ def test_guesses_follow_the_last_place_of_the_last_tokens():
     assert found[1].tolist() == [4, 1] and found[2].tolist() == [4, 4]  # the last place with two behind it
 
 
-@pytest.mark.parametrize("method", [SafeBeam(2, 3), SafeBeam(1, 4)], ids=str)
+@pytest.mark.parametrize("method", [SafeBeam(2, 3), pytest.param(SafeBeam(1, 4), marks=pytest.mark.slow)], ids=str)
 def test_the_trace_tells_how_the_result_came_about(method, params):
     end_id = VOCAB - 2
     request = EngineRequest((5, 6), method, 9, (end_id,), want_trace=True)
@@ -187,7 +185,7 @@ def test_many_settings_share_a_program(params):
     assert programs.run._cache_size() == before
 
 
-def test_new_programs_are_compiled_aside_while_requests_go_on(params):
+def test_new_programs_are_compiled_aside_while_requests_go_on(params, short_caches):
     compiled = []
 
     def note(event, seconds, fun_name="", **_):
@@ -244,7 +242,7 @@ def test_a_broken_model_ends_requests_with_an_error():
         ({"method": SafeBeam(2, 51)}, "num_candidates=51 is more than the vocabulary"),
     ],
 )
-def test_what_can_never_run_is_refused(changes, message, params):
+def test_what_can_never_run_is_refused(changes, message, params, short_caches):
     engine = make_engine(params, max_tokens=20)
     with pytest.raises(ValueError, match=message):
         engine.submit(dataclasses.replace(EngineRequest((1,), Greedy(), 4, (EOS,)), **changes))
@@ -309,7 +307,7 @@ def test_rounded_weights_give_nearly_the_same_products(dtype, error, params):
         make_engine(params, weights="int4")
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("weights", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_rounded_weights_decode_like_exact_ones(weights, params):
     exact, rounded = (run_all(make_engine(params, weights=name), REQUESTS) for name in ("float32", weights))
     first_log_probs = [(a[3], b[3]) for a, b in zip(exact, rounded, strict=True) if a[0] == b[0]]

@@ -32,9 +32,13 @@ CONFIGS = {
         query_pre_attn_scalar=5.0,
     ),
 }
+FIRST = ("llama", "rope_scaling", "all")
+EACH = [
+    pytest.param(config, id=name, marks=[] if name in FIRST else pytest.mark.slow) for name, config in CONFIGS.items()
+]
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", EACH)
 def test_reading_on_behind_a_cache_equals_the_whole_forward_with_ragged_lengths(config):
     params, tokens_BT = random_params(config), random_tokens(3, 14)
     weights, full_BTV = prepare(config, params), decoder.apply(config, params, tokens_BT)
@@ -53,7 +57,7 @@ def test_reading_on_behind_a_cache_equals_the_whole_forward_with_ragged_lengths(
         cache, lengths = forward.write_behind(cache, new_kv, jnp.asarray(lengths)), lengths + width
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", EACH)
 def test_alternatives_share_one_prefix_and_do_not_see_each_other(config):
     params, prefix_BT, candidates_BC = random_params(config), random_tokens(2, 6), random_tokens(2, 4, seed=5)
     weights, lengths = prepare(config, params), jnp.array([6, 4])

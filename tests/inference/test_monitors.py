@@ -74,7 +74,7 @@ def test_levels_along_texts_are_those_of_full_forwards(name):
             )
 
 
-@pytest.mark.parametrize("name", ["probe", "refusal"])
+@pytest.mark.parametrize("name", ["probe", pytest.param("refusal", marks=pytest.mark.slow)])
 def test_safe_beam_by_a_monitor_equals_the_slow_reference_and_needs_no_tag(name):
     monitor, language_model = MONITORS[name], full_model(MODEL)
     method = SafeBeam(num_beams=3, num_candidates=3, monitor=monitor)

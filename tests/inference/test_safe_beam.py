@@ -36,9 +36,14 @@ METHODS = [
     SafeBeam(drop_above=0.02, anchor=1.0),
     SafeBeam(num_beams=3, num_candidates=3, drop_fraction=0.0, anchor=0.5),  # which may end early
 ]
+FIRST = (METHODS[2], TAG_STOPS, METHODS[8])
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [method if method in FIRST else pytest.param(method, marks=pytest.mark.slow) for method in METHODS],
+    ids=str,
+)
 def test_equals_the_slow_reference(method):
     stopped_by = set()
     for seed, eos_bias, tag_bias in MODELS:
@@ -77,7 +82,7 @@ def test_the_tag_can_stop_a_beam():
     assert not any(TAG in g.tokens for g in decode(params, prompts, SafeBeam()))
 
 
-@pytest.mark.parametrize("num_candidates", [3, 5])
+@pytest.mark.parametrize("num_candidates", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_without_dropping_it_is_beam_search(num_candidates):
     params, prompts = random_model(1, eos_bias=1.5), random_prompts(3, 8)
     safe = decode(params, prompts, SafeBeam(num_beams=3, num_candidates=num_candidates, drop_fraction=0.0))

@@ -26,7 +26,13 @@ def draw(rng) -> EngineRequest:
 
 
 @pytest.mark.parametrize(
-    ("seed", "eos_bias", "tag_bias"), [(20, 0.0, 0.0), (21, 2.0, 1.0), (22, 1.0, 3.0), (23, 1.5, 5.0)]
+    ("seed", "eos_bias", "tag_bias"),
+    [
+        pytest.param(20, 0.0, 0.0, marks=pytest.mark.slow),
+        pytest.param(21, 2.0, 1.0, marks=pytest.mark.slow),
+        (22, 1.0, 3.0),
+        pytest.param(23, 1.5, 5.0, marks=pytest.mark.slow),
+    ],
 )
 def test_equals_the_slow_reference(seed, eos_bias, tag_bias):
     rng, params = np.random.default_rng(seed), random_model(seed, eos_bias=eos_bias, tag_bias=tag_bias)

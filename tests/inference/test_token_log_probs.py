@@ -17,8 +17,8 @@ def params():
     return random_model(3)
 
 
-@pytest.mark.parametrize("positions_at_once", [2**20, 5, 1])
-@pytest.mark.parametrize("length", [1, 2, 16, 23])
+@pytest.mark.parametrize("positions_at_once", [2**20, 5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [1, 16, *(pytest.param(length, marks=pytest.mark.slow) for length in (2, 23))])
 def test_they_are_those_of_whole_logits(params, length, positions_at_once, monkeypatch):
     monkeypatch.setattr(token_log_probs, "LOGITS_AT_ONCE", positions_at_once * CONFIG.padded_vocab_size)
     token_log_probs._log_probs.clear_cache()
