@@ -186,8 +186,12 @@ def test_the_cycle_counts_of_a_step_stay_within_five_percent(small_step):
     ("arguments", "said"),
     [
         (["--topology=v5e:4x5"], "--topology=v5e:4x5: no such topology"),
-        (["--topology=v5e:4x4", "--config.modle.remat=full"], "unknown config field --config.modle.remat"),
         (["--topology=v5e:4x4", "--config.compiler_options=('xla_flag',)"], "'xla_flag' is not of the form"),
+        pytest.param(
+            ["--topology=v5e:4x4", "--config.modle.remat=full"],
+            "unknown config field --config.modle.remat",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, said):

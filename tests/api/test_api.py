@@ -64,7 +64,7 @@ def test_every_name_is_there_typed_and_an_unknown_one_is_told():
         _ = safelm.nothing
 
 
-@pytest.mark.parametrize("name", ["score", "report_card"])
+@pytest.mark.parametrize("name", ["score", pytest.param("report_card", marks=pytest.mark.slow)])
 def test_a_function_and_the_command_module_of_one_name(name):
     """Whichever comes first, the command's import or the function's use."""
     checks = f"assert callable(safelm.{name}); assert hasattr(safelm.{name}, 'main')\n"

@@ -283,7 +283,12 @@ def command(code, *arguments, cwd):
     return subprocess.run(run, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
 
 
-def test_the_harness_runs_our_checkpoint_offline_without_torch(tiny, data, tmp_path):
+def harness_flags(folder):
+    """Of the model in that folder; where the output goes comes behind."""
+    return ["--model", "safelm", "--model_args", f"checkpoint={folder}/model", "--output_path"]
+
+
+def test_our_command_runs_the_harness_offline_without_torch(tiny, data, tmp_path):
     checkpoint.save_params(str(tmp_path / "model"), *tiny)
     tasks = tmp_path / "tasks"
     tasks.mkdir()
@@ -292,10 +297,9 @@ def test_the_harness_runs_our_checkpoint_offline_without_torch(tiny, data, tmp_p
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: goal\ndoc_to_choice: '{{[sol1, sol2]}}'\n"
         "doc_to_target: label\nmetric_list: [{metric: acc}]\n"
     )
-    common = ["--model", "safelm", "--model_args", f"checkpoint={tmp_path}/model", "--output_path"]
     ours = command(
         "from safelm.lm_eval import main; main()",
-        *common,
+        *harness_flags(tmp_path),
         str(tmp_path / "a"),
         "--tasks",
         "own",
@@ -308,9 +312,14 @@ def test_the_harness_runs_our_checkpoint_offline_without_torch(tiny, data, tmp_p
     assert "|own" in ours.stdout
     assert list((tmp_path / "a").rglob("samples_own_*.jsonl"))
     side_files.assert_only_documents("lm_eval", tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_the_harness_s_command_finds_our_model_and_tasks_without_torch(tiny, data, tmp_path):
+    checkpoint.save_params(str(tmp_path / "model"), *tiny)
     theirs = command(
         "from lm_eval.__main__ import cli_evaluate; cli_evaluate()",
-        *common,
+        *harness_flags(tmp_path),
         str(tmp_path / "b"),
         "--tasks",
         str(TASK_FOLDER / "piqa.yaml"),

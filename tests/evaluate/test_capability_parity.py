@@ -55,12 +55,14 @@ def test_loglikelihoods_and_greediness_are_equal(models):
         assert mine[1] == other[1]
 
 
+@pytest.mark.slow
 def test_rolling_loglikelihoods_are_equal(models):
     ours, theirs = models
     texts = requests(("The lighthouse keeper wrote down the weather. " * 12,), ("Short.",))
     assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs.loglikelihood_rolling(texts), abs=5e-3)
 
 
+@pytest.mark.slow
 def test_generated_texts_are_equal_with_stops_and_a_chat(models):
     ours, theirs = models
     settings = {"until": [".", "\n\n"], "do_sample": False, "max_gen_toks": 8}

@@ -230,6 +230,7 @@ def test_another_judge_judges_the_stored_answers(small, tmp_path, monkeypatch):
     assert "Do a certain" in (tmp_path / "runs/raw@chat#0.greedy.texts.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_base_suite_gives_the_targets_first_words(small, tmp_path):
     _main(
         [

@@ -213,6 +213,11 @@ def ours(theirs):
     return huggingface.read_folder(theirs[1])
 
 
+def by_default(*names):
+    """All published models, those not named being slow."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+
+
 def tokens(rows=2, length=LENGTH):
     return np.random.default_rng(0).integers(0, VOCAB_SIZE, (rows, length)).astype(np.int32)
 
@@ -258,6 +263,7 @@ def test_an_export_has_the_same_tensors_and_is_read_by_both_versions_of_transfor
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("theirs", by_default("llama", "gemma3_text"), indirect=True)
 def test_greedy_tokens_are_those_of_transformers(theirs, ours):
     import torch
 
@@ -284,6 +290,7 @@ def test_greedy_tokens_are_those_of_transformers(theirs, ours):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("theirs", by_default("gemma3_text"), indirect=True)
 def test_a_mesh_of_eight_computes_the_logits_and_gradients_of_transformers(theirs, ours):
     import torch
 
@@ -323,7 +330,10 @@ def test_a_run_takes_the_options_over_and_its_checkpoint_keeps_them(tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", RELATED)
+@pytest.mark.parametrize(
+    "name",
+    ["SmolLM2-135M", *(pytest.param(name, marks=pytest.mark.slow) for name in RELATED if name != "SmolLM2-135M")],
+)
 def test_more_models_of_these_families_give_the_logits_of_transformers(tmp_path, name):
     reference, folder = their_model(write_config(tmp_path, RELATED[name]))
     config, params = huggingface.read_folder(folder)

@@ -100,14 +100,16 @@ def test_logits_within_a_thousandth(theirs, our_logits, long_tokens):
     np.testing.assert_allclose(our_logits[..., :49_152], expected, rtol=0, atol=1e-3)
 
 
-def test_greedy_32_tokens_are_equal_on_20_prompts(ours, theirs, prompts):
+@pytest.mark.parametrize(("new_tokens", "count"), [(8, 4), pytest.param(32, 20, marks=pytest.mark.slow)])
+def test_greedy_tokens_are_equal(ours, theirs, prompts, new_tokens, count):
     config, params, tokenizer = ours
+    prompts = prompts[:count]
     generations = inference.generate(
         config,
         params,
         prompts,
         inference.Greedy(),
-        max_new_tokens=32,
+        max_new_tokens=new_tokens,
         end_ids=[tokenizer.eos_id],
         harm_tag_id=None,
         seed=0,
@@ -115,13 +117,13 @@ def test_greedy_32_tokens_are_equal_on_20_prompts(ours, theirs, prompts):
     with torch.no_grad():
         expected = theirs.generate(
             torch.tensor(prompts),
-            max_new_tokens=32,
+            max_new_tokens=new_tokens,
             do_sample=False,
             eos_token_id=tokenizer.eos_id,
             pad_token_id=0,
-            attention_mask=torch.ones(20, NUM_PROMPT_TOKENS, dtype=torch.long),
+            attention_mask=torch.ones(count, NUM_PROMPT_TOKENS, dtype=torch.long),
         ).tolist()
-    for generation, row, prompt in zip(generations, expected, PROMPTS, strict=True):
+    for generation, row, prompt in zip(generations, expected, PROMPTS[:count], strict=True):
         new = row[NUM_PROMPT_TOKENS:]
         if tokenizer.eos_id in new:
             new = new[: new.index(tokenizer.eos_id) + 1]

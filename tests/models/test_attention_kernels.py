@@ -55,7 +55,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention_kernels, "MAX_BLOCK", 128)
 
 
-@pytest.mark.parametrize("segment_ids", [segments(1), None], ids=["packed", "one document"])
+@pytest.mark.parametrize(
+    "segment_ids", [segments(1), pytest.param(None, marks=pytest.mark.slow)], ids=["packed", "one document"]
+)
 def test_splash_is_the_plain_attention(small_blocks, segment_ids):
     arrays = inputs(1, heads=9, kv_heads=3, head_dim=64)
     given = attention_kernels.what_is_visible("splash", LENGTH, segment_ids)
@@ -67,7 +69,9 @@ def test_splash_is_the_plain_attention(small_blocks, segment_ids):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [("float32", 2e-5), pytest.param("bfloat16", 3e-2, marks=pytest.mark.slow)]
+)
 def test_blocks_of_queries_with_a_backward_by_hand_are_the_plain_attention(dtype, tolerance):
     arrays = tuple(array.astype(dtype) for array in inputs(2, heads=6, kv_heads=2, head_dim=8))
     mask = attention.windowed(attention.causal_mask(LENGTH, segments(2)), 70)
@@ -235,6 +239,7 @@ print(json.dumps({kernel: texts(kernel) for kernel in ("splash", "xla")}))
 """
 
 
+@pytest.mark.slow  # by default test_aot.py compiles a whole step, which has the kernel, for a TPU
 def test_tpu_program_has_the_kernel_and_no_square_of_scores():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu (extra `tpu`) is not installed")

@@ -54,7 +54,7 @@ def _assert_close(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("chunks, z_loss", [(3, 0.01), (48, 0.0)])
+@pytest.mark.parametrize("chunks, z_loss", [(3, 0.01), pytest.param(48, 0.0, marks=pytest.mark.slow)])
 def test_parts_give_the_loss_and_gradients_of_the_whole(config, chunks, z_loss):
     ours = _step(config, chunks, z_loss)(*_inputs(config))
     _assert_close(ours, _step(config, 1, z_loss)(*_inputs(config)), 1e-5)
@@ -108,7 +108,11 @@ def test_bfloat16_is_summed_in_float32():
 
 
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["fsdp", "tensor"])
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param({"fsdp": 8}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=["fsdp", "tensor"],
+)
 def test_over_a_mesh(config, shape):
     theirs = _step(config, 1)(*_inputs(config))
     mesh = sharding.make_mesh(shape)

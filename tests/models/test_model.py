@@ -200,7 +200,11 @@ def test_hidden_states_of_a_layer():
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
+@pytest.mark.parametrize(
+    "shape",
+    [*(pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES[:2]), MESHES[2]],
+    ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),
+)
 def test_sharded_equals_single_device(shape):
     config = dataclasses.replace(TINY, remat="dots")
     params, tokens_BT = random_params(TINY), random_tokens(8, 13)

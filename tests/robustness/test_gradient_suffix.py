@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPTS, ANSWERS = ("the cat sat", "the dog did not"), ("on the mat", "the cat sat on")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["text", "chat"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["text", "chat"])
 def target(request):
     config = ModelConfig(**tiny_runs.model_fields(num_layers=2, max_seq_len=128, init_std=0.4))
     return Target(config, decoder.init(config, jax.random.key(0)), tiny_runs.tokenizer(), is_chat=request.param)
@@ -36,7 +36,7 @@ def plain_loss(target, prompt, answer, suffix, tag_weight):
     return np.mean(nats)
 
 
-@pytest.mark.parametrize("tag_weight", [0.0, 0.5])
+@pytest.mark.parametrize("tag_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_the_loss_is_that_of_the_text_and_no_step_makes_it_worse(target, tag_weight):
     search = SuffixSearch(tokens=4, steps=4, top_k=32, candidates=16, tag_weight=tag_weight)
     seen = []

@@ -198,17 +198,42 @@ def arguments(inputs, output, *more):
     return release_gate.arguments().parse_args(flags)
 
 
-def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsys):
+ATTACKS = (
+    "none",
+    "none, SafeBeam",
+    "first tokens",
+    "many-shot",
+    "requests rewritten",
+    "worst of samples",
+    "first tokens, SafeBeam",
+    "many-shot, SafeBeam",
+    "requests rewritten, SafeBeam",
+    "suffix by gradient",
+    "suffix hidden from the tag, SafeBeam",
+    "soft prompt",
+    "abliteration",
+    "pruning",
+    "rounding, bits",
+    "merging",
+    "tag erased, SafeBeam",
+    "tag row deleted, SafeBeam",
+    "relearning, LoRA",
+)
+
+
+@pytest.mark.parametrize("only", [("first", "pruning", "merging"), pytest.param((), marks=pytest.mark.slow)], ids=str)
+def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsys, only):
     monkeypatch.setattr(release_gate, "PROFILES", {"quick": MICRO})
     monkeypatch.setattr(gate.sources, "saw_tag", lambda folder: folder.endswith("model0"))
     output, ran = tmp_path / "out", []
+    asked_for = [f"--only={name}" for name in only]
     plain_jobs = battery.Battery.jobs
 
     def stopping(self):
         for number, job in enumerate(plain_jobs(self)):
 
             def run(job=job, number=number):
-                if len(ran) == 6:
+                if len(ran) == 4:
                     raise KeyboardInterrupt
                 ran.append(job.name)
                 return job.run()
@@ -217,36 +242,16 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(battery.Battery, "jobs", stopping)
     with pytest.raises(KeyboardInterrupt):
-        release_gate.main(arguments(inputs, output))
+        release_gate.main(arguments(inputs, output, *asked_for))
     shutil.copytree(output, tmp_path / "copy")
     monkeypatch.setattr(battery.Battery, "jobs", plain_jobs)
     asked = []
     monkeypatch.setattr(asking, "label_answers", _counted(asking.label_answers, asked))
-    release_gate.main(arguments(inputs, output))
+    release_gate.main(arguments(inputs, output, *asked_for))
     assert len(asked) > 0
     results = json.loads((output / "results.json").read_text())
     names = [each["name"] for each in results["models"]["a"]["attacks"]]
-    assert names == [
-        "none",
-        "none, SafeBeam",
-        "first tokens",
-        "many-shot",
-        "requests rewritten",
-        "worst of samples",
-        "first tokens, SafeBeam",
-        "many-shot, SafeBeam",
-        "requests rewritten, SafeBeam",
-        "suffix by gradient",
-        "suffix hidden from the tag, SafeBeam",
-        "soft prompt",
-        "abliteration",
-        "pruning",
-        "rounding, bits",
-        "merging",
-        "tag erased, SafeBeam",
-        "tag row deleted, SafeBeam",
-        "relearning, LoRA",
-    ]
+    assert names == [name for name in ATTACKS if not only or any(part in name for part in ("none", *only))]
     assert [each["name"] for each in results["models"]["raw"]["attacks"]].count("merging") == 0
     assert results["models"]["raw"]["control"] and not results["models"]["a"]["control"]
     side_files.assert_only_documents("release_gate", output)
@@ -254,7 +259,7 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
     assert journal.startswith((tmp_path / "copy" / "attacks.jsonl").read_text())
     asked.clear()
     capsys.readouterr()
-    release_gate.main(arguments(inputs, output))  # nothing is measured twice
+    release_gate.main(arguments(inputs, output, *asked_for))  # nothing is measured twice
     assert not asked and "# Release gate, profile quick" in capsys.readouterr().out
     monkeypatch.setattr(estimate, "_update_seconds", lambda *args: 0.5)  # spares a compilation
     release_gate.main(arguments(inputs, output, "--estimate"))

@@ -122,7 +122,7 @@ def test_edits_of_weights(target):
         weight_edits.prune(target, 1)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_curves_learn_what_they_are_given_and_begin_anew(target, rank):
     documents = [[9, 10, 11, 12, 13, 14] for _ in range(3)]
     tuner = Finetuner(target, OTHERS, batch_size=2, seq_len=8, rank=rank)
