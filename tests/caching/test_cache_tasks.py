@@ -131,6 +131,7 @@ def test_a_second_run_changes_nothing_and_mends_a_lost_shard(cache):
     assert contents(store) == before
 
 
+@pytest.mark.slow
 def test_a_store_of_the_former_format_is_made_anew(cache):
     store = cache("harm_tagged_web") / "harm_tagged_web" / "train"
     before = contents(store)
@@ -168,6 +169,7 @@ def test_other_settings_for_the_same_output_are_named(cache, corpus, tmp_path):
     assert {**contents(store), "manifest.json": before["manifest.json"]} == before
 
 
+@pytest.mark.slow
 def test_a_corrected_run_goes_on_where_the_first_one_failed(cache, corpus, tmp_path):
     files = [corpus / "raw_web" / f"train-0000{index}.jsonl.gz" for index in (0, 1)]
     whole = [file.read_bytes() for file in files]
@@ -189,6 +191,7 @@ def test_a_corrected_run_goes_on_where_the_first_one_failed(cache, corpus, tmp_p
     assert contents(store) == contents(expected)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_continues(cache, tokenizer, tmp_path):
     data = tmp_path / "large"
     write_corpus(data, "raw_web", shards=12, count=12 * 60, words=200)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,6 +49,7 @@ def test_the_score_benchmark_times_every_way():
     assert len(rows) == 2 and all(float(row.split("|")[2].replace(",", "")) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_bundled_classifier_has_a_row_a_side(tmp_path):
     pages = tmp_path / "pages.jsonl"
     pages.write_text("\n".join(json.dumps({"text": f"The meadow and the river, page {i}."}) for i in range(20)))

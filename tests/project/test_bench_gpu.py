@@ -89,6 +89,7 @@ def test_what_is_done_is_not_run_again_and_the_exit_code_tells(tmp_path, monkeyp
         gpu.run(args)
 
 
+@pytest.mark.slow
 def test_the_parts_run_on_a_cpu_and_are_marked_small(tmp_path):
     args = gpu.argument_parser().parse_args(["--small", f"--output={tmp_path}", "--parts=scoring"])
     assert gpu.run(args) == 0

@@ -407,7 +407,7 @@ checkpoint.save(sys.argv[1], Backbone, {"kernel": np.zeros((2, 6)), "bias": np.z
 """
 
 
-@pytest.mark.parametrize("file", [checkpoint.HEAD_FILE, checkpoint.CONFIG_FILE])
+@pytest.mark.parametrize("file", [checkpoint.HEAD_FILE, pytest.param(checkpoint.CONFIG_FILE, marks=pytest.mark.slow)])
 def test_a_kill_while_writing_leaves_nothing_that_loads(tmp_path: Path, file: str):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "c"), file]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)

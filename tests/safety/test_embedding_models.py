@@ -23,9 +23,12 @@ TEXTS = ("w1 w2 w3", "", "w5", " ".join(f"w{i % 40}" for i in range(30)))
 @pytest.mark.parametrize(
     "changes",
     [
-        {"type_vocab_size": 0},
+        pytest.param({"type_vocab_size": 0}, marks=pytest.mark.slow),
         {"type_vocab_size": 2, "rope_scaling": {"type": "ntk", "factor": 2.0}},
-        {"type_vocab_size": 1, "rope_scaling": {"type": "ntk", "factor": 8.0, "mixed_b": 0.5}, "model_type": "gte"},
+        pytest.param(
+            {"type_vocab_size": 1, "rope_scaling": {"type": "ntk", "factor": 8.0, "mixed_b": 0.5}, "model_type": "gte"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["base", "large", "mixed"],
 )
@@ -45,7 +48,7 @@ def test_gte_is_the_published_model(tmp_path, changes):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("xlm-roberta", marks=pytest.mark.slow)])
 def test_small_encoders_equal_transformers(tmp_path, kind):
     torch = parity.module("torch")
     transformers = parity.module("transformers")

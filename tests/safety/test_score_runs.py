@@ -114,6 +114,7 @@ def job_service(folder):
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_the_portable_runner_with_a_job_service_gives_the_same_files(corpus, tmp_path):
     folder, expected, manifest = corpus
     with job_service(tmp_path) as port:
@@ -196,6 +197,7 @@ def test_flags_become_the_options_of_each_runner():
         Runner("spark", 2)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_workers(corpus, tmp_path):
     folder, _, _ = corpus
     argv = [sys.executable, "-m", "safelm.score", f"--input={folder}/*.jsonl", f"--output={tmp_path}/out"]

@@ -30,15 +30,24 @@ def theirs(model, backbone, texts):
     return np.stack([row.numpy() for row in rows])
 
 
+FIRST = ("bert", "deberta-v2", "modernbert")
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        *((kind, {}) for kind in sequence_classifiers.KINDS),
-        ("bert", {"labels": 2, "hidden_act": "gelu_new"}),
-        ("deberta-v2", {"pooler_hidden_act": "tanh", "type_vocab_size": 2}),
-        ("modernbert", {"classifier_pooling": "mean", "classifier_bias": True}),
-        ("modernbert", {"num_hidden_layers": 3, "global_attn_every_n_layers": 1}),
+        *((kind, {}) for kind in FIRST),
+        *(pytest.param(kind, {}, marks=pytest.mark.slow) for kind in sequence_classifiers.KINDS if kind not in FIRST),
+        *(
+            pytest.param(kind, changes, marks=pytest.mark.slow)
+            for kind, changes in (
+                ("bert", {"labels": 2, "hidden_act": "gelu_new"}),
+                ("deberta-v2", {"pooler_hidden_act": "tanh", "type_vocab_size": 2}),
+                ("modernbert", {"classifier_pooling": "mean", "classifier_bias": True}),
+                ("modernbert", {"num_hidden_layers": 3, "global_attn_every_n_layers": 1}),
+            )
+        ),
     ],
 )
 def test_logits_are_those_of_transformers(tmp_path, kind, changes):

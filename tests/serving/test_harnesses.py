@@ -81,7 +81,11 @@ def compare(ours, theirs, questions):
         assert found_greedy == is_greedy, pair
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 8}, {"num_concurrent": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"batch_size": 8}, {"num_concurrent": 3}))],
+    ids=str,
+)
 def test_loglikelihoods_are_those_of_our_own_harness(server, ours, settings):
     theirs = client(server, **settings)
     assert theirs.tokenizer_backend == "remote", "the server tells its vocabulary"
@@ -156,7 +160,7 @@ def joined(events, index, is_chat):
     return "".join(texts), parts[-1]["finish_reason"], log_probs, len(told)
 
 
-@pytest.mark.parametrize("is_chat", [False, True])
+@pytest.mark.parametrize("is_chat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_stream_has_the_samples_and_log_probs_of_the_whole(server, is_chat):
     path = "/v1/chat/completions" if is_chat else "/v1/completions"
     body = {"n": 2, "seed": 3, "max_tokens": 24, "stop": ["\n"]}
@@ -186,7 +190,7 @@ def test_a_stream_has_the_samples_and_log_probs_of_the_whole(server, is_chat):
     assert len(whole) == (2 if is_chat else 4) and pieces > 2, "in parts"
 
 
-@pytest.mark.parametrize("method", ["greedy", "safe_beam"])
+@pytest.mark.parametrize("method", [pytest.param("greedy", marks=pytest.mark.slow), "safe_beam"])
 def test_a_chats_logprobs_are_the_models_own(server, method):
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "logprobs": True, "top_logprobs": 3}
     reply = ask(server, "POST", "/v1/chat/completions", body | {"safelm": {"method": method}}).json
@@ -215,7 +219,7 @@ def test_bias_and_penalties_reach_the_engine(server, served):
     assert taking_turns != text(logit_bias=dict.fromkeys(biased, 100))
 
 
-@pytest.mark.parametrize("method", ["greedy", "sample"])
+@pytest.mark.parametrize("method", ["greedy", pytest.param("sample", marks=pytest.mark.slow)])
 def test_a_text_keeps_to_its_json_schema(server, method):
     pytest.importorskip("llguidance", reason="grammars need llguidance, in the extra `scoring`")
     schema = {

@@ -49,6 +49,7 @@ def command(output: Path, place: Path, *more: str) -> list[str]:
     return [*argv, f"--scorer={SCORER}", "--workers=1", *more]
 
 
+@pytest.mark.slow
 def test_kill_9_again_and_again_loses_nothing_and_asks_for_nothing_twice(sources, tmp_path):
     """Every run is killed by SIGKILL right behind its 17th reply, until one needs fewer: the files are the same."""
     place, log = sources / "safeweb", tmp_path / "log"
@@ -139,6 +140,7 @@ def test_a_folder_of_other_files_is_refused(sources, tmp_path):
         run(tmp_path / "out", sources / "safeweb")
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_files(sources, tmp_path):
     alone = run(tmp_path / "alone", sources / "safeweb")
     together = run(tmp_path / "together", sources / "safeweb", "--workers=2")
@@ -165,9 +167,11 @@ def one_file(sources, tmp_path_factory):
     ("options", "message"),
     [
         ("trouble=nothing", r"writer troubled: 32 of 32 replies have no text \(filtered 32\), see --max_without_text"),
-        ("trouble=blank", r"writer troubled: 32 of 32 replies have no text \(empty 32\)"),
-        ("trouble=twice", "writer troubled: two replies to one request"),
-        ("trouble=lost", "writer troubled: no reply to 16 of 32 requests"),
+        pytest.param(
+            "trouble=blank", r"writer troubled: 32 of 32 replies have no text \(empty 32\)", marks=pytest.mark.slow
+        ),
+        pytest.param("trouble=twice", "writer troubled: two replies to one request", marks=pytest.mark.slow),
+        pytest.param("trouble=lost", "writer troubled: no reply to 16 of 32 requests", marks=pytest.mark.slow),
         ("trouble=outage&after=3", "the endpoint is down; finished shards are kept, run the same command again"),
         ("trouble=defect", r"KeyError at writers_for_tests.py:\d+; finished"),
     ],
