@@ -99,6 +99,7 @@ def test_a_method_gives_what_inference_gives(lm, method):
     assert (got.tokens, got.logprob, got.stopped_by) == (want.tokens, want.logprob, want.stopped_by)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_token(lm):
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     prompts = ["the cat", ""]

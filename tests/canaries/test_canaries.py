@@ -241,6 +241,7 @@ def test_what_was_planted_was_learned_and_what_was_not_was_not(trained, tmp_path
     side_files.assert_only_documents("canaries", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_nothing_shows_nothing(trained):
     folder, key, _ = trained
     tuned = load(str(folder / "run"))

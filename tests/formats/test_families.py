@@ -241,6 +241,7 @@ def test_logits_are_those_of_transformers(theirs, ours):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("theirs", by_default("llama", "gemma3_text"), indirect=True)
 def test_an_export_has_the_same_tensors_and_is_read_by_both_versions_of_transformers(theirs, ours, tmp_path):
     import transformers
 

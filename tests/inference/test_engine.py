@@ -307,7 +307,8 @@ def test_rounded_weights_give_nearly_the_same_products(dtype, error, params):
         make_engine(params, weights="int4")
 
 
-@pytest.mark.parametrize("weights", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.slow
 def test_rounded_weights_decode_like_exact_ones(weights, params):
     exact, rounded = (run_all(make_engine(params, weights=name), REQUESTS) for name in ("float32", weights))
     first_log_probs = [(a[3], b[3]) for a, b in zip(exact, rounded, strict=True) if a[0] == b[0]]

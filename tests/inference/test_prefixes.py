@@ -92,6 +92,7 @@ def test_beams_tell_what_all_of_them_begin_with(params):
     assert early > 12
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_the_compiler_after_compiling_ahead(params):
     here = []
 

@@ -138,6 +138,7 @@ def test_forced_tokens_take_one_forward_and_no_mask_compiles_anything(params, mo
     assert [program._cache_size() for program in compiled] == sizes
 
 
+@pytest.mark.slow
 def test_programs_of_jumps_are_compiled_aside(params):
     engine = make_engine(params, compiles_aside=True)
     for _ in range(3):

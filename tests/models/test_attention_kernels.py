@@ -97,7 +97,7 @@ def cudnn_by_xla(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+@pytest.mark.parametrize("kernel", ["splash", pytest.param("cudnn", marks=pytest.mark.slow)])
 def test_over_a_mesh_every_device_has_its_rows_and_heads(small_blocks, cudnn_by_xla, monkeypatch, kernel):
     monkeypatch.setattr(attention_kernels, "splash", functools.partial(attention_kernels.splash, interpret=True))
     arrays = inputs(4, heads=4, kv_heads=2, head_dim=8)

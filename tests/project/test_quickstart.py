@@ -52,7 +52,7 @@ def test_it_prints_a_page_and_keeps_the_rest_in_logs(tmp_path):
     assert (tmp_path / "run/logs/raw.txt").read_text().count("oneDNN") == 100
 
 
-@pytest.mark.parametrize("code", [2, 3, 143])
+@pytest.mark.parametrize("code", [2, *(pytest.param(code, marks=pytest.mark.slow) for code in (3, 143))])
 def test_a_step_that_fails_ends_it_with_its_code_and_the_end_of_its_log(tmp_path, code):
     done = _run(tmp_path, f"safelm.train={code}")
     assert done.returncode == code

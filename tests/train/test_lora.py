@@ -45,7 +45,9 @@ def batch(weights=1.0):
 
 
 @pytest.mark.parametrize("config", [TINY, GEMMA], ids=["llama", "gemma"])
-@pytest.mark.parametrize("targets", [PROJECTIONS, ("value", "down")], ids=["all", "two"])
+@pytest.mark.parametrize(
+    "targets", [PROJECTIONS, pytest.param(("value", "down"), marks=pytest.mark.slow)], ids=["all", "two"]
+)
 def test_merged_computes_what_base_and_adapters_do(config, targets):
     config = dataclasses.replace(config, lora=Lora(3, 7.0, targets))
     params = params_of(config)

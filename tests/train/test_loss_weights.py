@@ -147,7 +147,14 @@ def slow_update(seed):
     return loss / weight, jax.tree.map(lambda g: g / weight, gradient)
 
 
-@pytest.mark.parametrize("way, grad_accum_steps, data", [("chunked", 4, 1), ("blocked", 2, 1), ("whole", 2, 2)])
+@pytest.mark.parametrize(
+    "way, grad_accum_steps, data",
+    [
+        ("chunked", 4, 1),
+        pytest.param("blocked", 2, 1, marks=pytest.mark.slow),
+        pytest.param("whole", 2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_an_update_of_packed_rows_is_the_weighted_mean_over_documents(tmp_path, way, grad_accum_steps, data):
     mesh = sharding.make_mesh({"data": data}, devices=jax.devices()[:data])
     options = {"batch_size": ROWS, "grad_accum_steps": grad_accum_steps, "vocab_chunks": WAYS[way]}
