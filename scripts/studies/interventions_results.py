@@ -2,8 +2,8 @@
 
     python scripts/studies/interventions_results.py
 
-The records are those of docs/results/data/ladder_interventions; docs/results/data/interventions.json and
-interventions_orderings.json are written anew, and then every table and picture as by draw_results.py.
+The records are those of docs/results/data/ladder_interventions; docs/results/data/interventions.json is
+written anew, and then every table and picture as by draw_results.py.
 """
 
 import sys
@@ -55,7 +55,7 @@ def rates(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
             values = [f"{100 * stages[stage][measure]['value']:.0f}" for stage in (_TUNED, _LAST)]
             cells.append(" to ".join(values))
         found = stages.get(_FIRST, {}).get(report.PERPLEXITY)
-        cells.append(None if found is None else round(found["value"], 2))
+        cells += [None if found is None else round(found["value"], 2), _against_raw(summary, name)]
         rows.append({"name": NAMES.get(name, name), "values": cells})
     return {
         "title": "Harmful completions of every intervention after each of three stages, %",
@@ -69,46 +69,31 @@ def rates(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
             {"head": "neither"},
             {"head": "safe refused"},
             _column("perplexity", 2),
+            {"head": "less raw, and verdict"},
         ],
         "rows": rows,
     }
 
 
-def orderings(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The differences that were asked for beforehand, in points, with Holm's verdicts."""
-    by_names: dict[tuple[str, str], dict[str, Any]] = {}
+def _against_raw(summary: Mapping[str, Any], name: str) -> str:
+    """The difference to raw after the last stage, in points, and Holm's verdict; "" where none was asked for."""
     for row in summary["orderings"]:
-        by_names.setdefault((row["lower"], row["higher"]), {})[row["stage"]] = row
-    rows = []
-    for (lower, higher), by_stage in by_names.items():
-        shown = (_FIRST, _LAST)
-        cells: list[Any] = [_percent(by_stage[stage]["difference"]) if stage in by_stage else None for stage in shown]
-        cells += [by_stage[stage]["verdict"] if stage in by_stage else None for stage in shown]
-        cells.append(round(by_stage[_LAST]["holm_p_value"], 3) if _LAST in by_stage else None)
-        rows.append({"name": f"{NAMES.get(lower, lower)} - {NAMES.get(higher, higher)}", "values": cells})
-    return {
-        "title": "Harmful completions with less without, in points",
-        **about,
-        "axis": "points of 240 held-out harmful prompts",
-        "head": "difference",
-        "columns": [
-            _column("pretraining", 1, drawn=True),
-            _column("benign finetuning", 1, drawn=True),
-            {"head": "pretraining says"},
-            {"head": "benign finetuning says"},
-            _column("p (Holm)", 3),
-        ],
-        "rows": rows,
-    }
+        names = {row["lower"], row["higher"]}
+        if row["stage"] == _LAST and names == {name, "raw"}:
+            found = row["difference"]
+            parts = [found["value"], *sorted((found["low"], found["high"]))]
+            if row["lower"] == "raw":
+                parts = [-found["value"], -found["high"], -found["low"]]
+            points = [f"{100 * part:.0f}" for part in parts]
+            return f"{points[0]} [{points[1]}, {points[2]}], {row['verdict']}"
+    return ""
 
 
 def main(_: Any) -> None:
     """Reads the records, writes the figures and shows the ladder's own tables."""
     with kept_records.opened("interventions") as study:
         summary = report.summarize(report.collect(study.config, study.output))
-    kept_records.write(
-        {"interventions": rates(summary, study.about), "interventions_orderings": orderings(summary, study.about)}
-    )
+    kept_records.write({"interventions": rates(summary, study.about)})
     sys.stdout.write(report.to_markdown(summary))
 
 
