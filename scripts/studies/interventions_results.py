@@ -63,13 +63,13 @@ def rates(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
         "axis": "% of 240 held-out harmful prompts",
         "head": "model",
         "columns": [
-            _column("pretraining", 1, drawn=True),
-            _column("instruction tuning", 1, drawn=True),
-            _column("benign finetuning", 1, drawn=True),
+            _column("pretraining", 0, drawn=True),
+            _column("instruction tuning", 0, drawn=True),
+            _column("benign finetuning", 0, drawn=True),
             {"head": "neither"},
             {"head": "safe refused"},
             _column("perplexity", 2),
-            {"head": "less raw, and verdict"},
+            {"head": "less raw"},
         ],
         "rows": rows,
     }
