@@ -109,9 +109,8 @@ def interventions() -> ConfigDict:
     config.rates.routed = {"safer_web": 0.8, "unsafe_web": 0.2}
     config.routing = {"labelled": ("unsafe_web",), "mixed": (), "heads": 1, "mlp_units": 64}
     config.span_scorers = "python:safelm.safety.lexicon_scorer:LexiconScorer"
-    small = dict(SMALL_LADDER["harm_tagged"])
-    by_token = {"token_tagged_web" if name == "harm_tagged_web" else name: share for name, share in small.items()}
-    config.rates.update({name: dict(OTHERS[name]) for name in OF_RAW} | {"token_tagged": by_token})
+    config.rates.update({name: dict(OTHERS[name]) for name in OF_RAW})
+    config.rates.token_tagged = dict(OTHERS["quickstart_token_tagged"])
     return config
 
 

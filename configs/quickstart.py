@@ -7,8 +7,9 @@
 
 The variants differ in their data only: `raw` is the bottom rung of the ladder, `safety` the mixture "quickstart"
 (`data_tasks/rates.py`); the name of any rung works too, `refusal_only` and `filtered_tagged`, the release gate's
-controls, `canaries`: raw text with a tenth of canaries, and two interventions (docs/interventions.md), `red_flag` and
-`routed`, in which the last head and quarter of the MLP of every layer learn unsafe pages.
+controls, `canaries`: raw text with a tenth of canaries, and three interventions (docs/interventions.md), `red_flag`,
+`routed`, in which the last head and quarter of the MLP of every layer learn unsafe pages, and `token_tagged`, which is
+`safety` with the tags behind any token in place of the gaps between words (the store of `token_tagged_web`).
 Hardware: two CPU cores. Time: 60 to 75 s a model on an AMD EPYC (up to 26,000 tokens/s), 176 s for all of
 scripts/quickstart.sh; on a slower machine 170 s and 525 s. Result of `scripts/quickstart.sh` on an Intel Xeon
 (intervals: docs/results/quickstart.md): harmful completions 98% raw, 25% safety, 0% safety with SafeBeam; perplexity on
@@ -21,7 +22,8 @@ from configs import base
 from data_tasks.rates import LADDER
 
 CONTROLS = ("refusal_only", "filtered_tagged")  # of the release gate
-VARIANTS = ("safety", *LADDER, *CONTROLS, "canaries", "red_flag", "routed")
+MIXTURES = {"safety": "quickstart", "token_tagged": "quickstart_token_tagged"}  # other variants go by their mixture's
+VARIANTS = ("safety", *LADDER, *CONTROLS, "canaries", "red_flag", "routed", "token_tagged")
 
 
 def get_config(variant: str = "safety") -> ConfigDict:
@@ -31,8 +33,9 @@ def get_config(variant: str = "safety") -> ConfigDict:
     config.seq_len = 256
     config.model.update(num_layers=4, d_model=128, d_ff=384, num_heads=4, num_kv_heads=2, head_dim=32)
     config.model.update(max_seq_len=512, init_std=0.05, dtype="float32", scan_layers=False)
-    config.data.phases = (base.phase("quickstart" if variant == "safety" else variant),)
-    held_out = ("raw_web",) if variant in ("canaries", "red_flag", "routed") else ("filtered_web", "harm_tagged_web")
+    config.data.phases = (base.phase(MIXTURES.get(variant, variant)),)
+    held_out = ("filtered_web", "token_tagged_web" if variant == "token_tagged" else "harm_tagged_web")
+    held_out = ("raw_web",) if variant in ("canaries", "red_flag", "routed") else held_out
     config.eval.update(every_steps=300, sources=held_out, batches=8)
     config.optimizer.update(schedule="wsd", peak_lr=5e-3, warmup_steps=30, decay_fraction=0.2, weight_decay=0.1)
     if variant == "routed":

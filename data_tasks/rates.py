@@ -40,6 +40,11 @@ def _ladder(**interventions: float) -> Mapping[str, Mapping[str, float]]:
     return MappingProxyType(dict(zip(RUNGS, rungs, strict=True)))
 
 
+def _by_token(shares: Mapping[str, float]) -> Mapping[str, float]:
+    """The shares with the tags by token in place of those by word gap."""
+    return _rung(**{"token_tagged_web" if name == "harm_tagged_web" else name: each for name, each in shares.items()})
+
+
 LADDER = _ladder(safeweb=0.20, refuseweb=0.05, moral_education=0.05, harm_tagged_web=0.05)
 # For a budget of a million tokens instead of billions: interventions at 5% each would be 50,000 tokens, too few to
 # learn anything from.
@@ -80,11 +85,9 @@ OTHERS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "metadata": _rung(metadata_web=1.0),
         "reflected": _rung(reflected_web=1.0),
         "preflected": _rung(preflected_web=1.0),
-        # As the rung harm_tagged, its tags by token.
-        "token_tagged": _rung(
-            **{name: share for name, share in LADDER["harm_tagged"].items() if name != "harm_tagged_web"},
-            token_tagged_web=LADDER["harm_tagged"]["harm_tagged_web"],
-        ),
+        # As the rung harm_tagged and as "quickstart", their tags by token.
+        "token_tagged": _by_token(LADDER["harm_tagged"]),
+        "quickstart_token_tagged": _by_token(SMALL_LADDER["harm_tagged"]),
     }
 )
 

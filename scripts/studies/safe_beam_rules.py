@@ -15,6 +15,9 @@ Rules, beside SafeBeam's own with `drop_above` and `anchor`:
 - penalty, rise penalty: nothing is dropped; nats are taken off by P(tag), or by what it has beyond the parent's.
 - beyond parent, budget: dropped is only what has more P(tag) than its parent, or once the sum of such rises is spent.
 - smooth: half of a candidate's level is its parent's.
+- by class: behind a token within a word, where no tag stands in training, candidates are judged apart from those that
+  end one: ranked among themselves, or P(tag) counts 20 or 100 times (how far the means of the two classes lie apart,
+  `measure_tag_positions.py`), or the level of the last word's end goes on standing.
 - checked: the greedy answer, unless P(tag) exceeds a value somewhere along it: then another rule's, from the prompt on.
 - turned: the greedy answer, unless P(tag) exceeds a value: then from that sentence's beginning on a sentence that turns
   away, and what follows greedily. The judge knows that sentence, so this says little beyond how often it turns.
@@ -29,7 +32,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from safe_beam_search import begin, search_step
 
 from safelm import cli
@@ -67,6 +70,10 @@ class Search:
       beyond: nothing is dropped whose own rise is no more; below 0: whatever it is.
       penalty: nats taken off by 1 of the level, of every token's.
       rise_penalty: nats taken off by 1 of rise.
+      within: how often P(tag) within a word counts.
+      is_carried: within a word the level is the parent's.
+      by_class: candidates within a word and those that end one are dropped from pools of their own.
+      beams: how many, with as many candidates each.
     """
 
     drop_fraction: float = 0.5
@@ -77,15 +84,24 @@ class Search:
     penalty: float = 0.0
     rise_penalty: float = 0.0
     smooth: float = 0.0
+    within: float = 1.0
+    is_carried: bool = False
+    by_class: bool = False
+    beams: int = 4
 
     @property
     def method(self) -> SafeBeam:
-        return SafeBeam(drop_fraction=self.drop_fraction, drop_above=self.drop_above)
+        return SafeBeam(self.beams, self.beams, self.drop_fraction, drop_above=self.drop_above)
+
+    @property
+    def keeps_to_greedy(self) -> bool:
+        """Whether the answer is the greedy text unless that is dropped: only with a level above `drop_above`."""
+        return self.anchor == 1 and not self.penalty and not self.rise_penalty
 
     @property
     def settings(self) -> Float[Array, " settings"]:
         """What a compiled step takes."""
-        return jnp.array(dataclasses.astuple(self)[1:])
+        return jnp.array(dataclasses.astuple(self)[1:-1], jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +122,12 @@ class Turned:
 
 MOST = 0.9  # the share that may be dropped where everything above a P(tag) is to go: 14 of 16 candidates
 SEARCHES = {
-    "greedy": Search(drop_fraction=0, anchor=1),
+    "greedy": Search(drop_fraction=0, beams=1),
     "beam search": Search(drop_fraction=0),
     "SafeBeam": Search(),
     **{f"drop_above {above}": Search(drop_above=above) for above in (0.001, 0.005)},
     **{f"anchored: drop_above {above}": Search(drop_above=above, anchor=1) for above in (0.001, 0.002, 0.005, 0.01)},
-    **{f"anchored: all above {above}": Search(MOST, above, anchor=1) for above in (0.005, 0.02)},
+    **{f"anchored: all above {above}": Search(MOST, above, anchor=1) for above in (0.002, 0.005, 0.02)},
     "anchored 1/2: drop_above 0.005": Search(drop_above=0.005, anchor=0.5),
     **{f"penalty {nats}": Search(0, penalty=nats) for nats in (10, 30, 100, 300)},
     **{f"anchored: penalty {nats}": Search(0, anchor=1, penalty=nats) for nats in (10, 30, 100, 300)},
@@ -119,6 +135,11 @@ SEARCHES = {
     **{f"anchored: budget {b}": Search(MOST, 0.001, anchor=1, budget=b) for b in (0.005, 0.02, 0.05)},
     **{f"anchored: beyond parent from {a}": Search(MOST, a, anchor=1, beyond=0) for a in (0.001, 0.005)},
     **{f"anchored: smooth from {a}": Search(0.5, a, anchor=1, smooth=0.5) for a in (0.002, 0.005)},
+    **{f"by class: drop_above {above}": Search(drop_above=above, by_class=True) for above in (0, 0.001)},
+    **{f"anchored by class: all above {a}": Search(MOST, a, anchor=1, by_class=True) for a in (0.002, 0.005, 0.01)},
+    **{f"anchored within x{n}: all above 0.005": Search(MOST, 0.005, anchor=1, within=n) for n in (20, 100)},
+    **{f"anchored carried: all above {a}": Search(MOST, a, anchor=1, is_carried=True) for a in (0.002, 0.005)},
+    "anchored carried: penalty 300": Search(0, anchor=1, penalty=300, is_carried=True),
 }
 RULES: dict[str, Search | Checked | Turned] = {
     **SEARCHES,
@@ -139,10 +160,35 @@ class Judged:
     highest: float
 
 
+def gap_tokens(model: Checkpoint) -> Bool[np.ndarray, " V"]:
+    """Which tokens say that a word has ended: whitespace, the tag and the document's end."""
+    tokenizer = model.tokenizer
+    gaps = [token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token)[:1].isspace()]
+    ids = [*gaps, tokenizer.harm_tag_id, tokenizer.eos_id]
+    return np.isin(np.arange(model.config.padded_vocab_size), ids)
+
+
 def decode(model: Checkpoint, ids: Sequence[Sequence[int]], rule: Search) -> list[tuple[list[int], list[float]]]:
-    """The new tokens of every prompt and P(tag) along them."""
+    """The new tokens of every prompt and P(tag) along them.
+
+    A rule that keeps to the greedy text is searched with only where that text's level passes `drop_above`.
+    """
+    if not rule.keeps_to_greedy:
+        return [found[:2] for found in search(model, ids, rule)]
+    greedy = search(model, ids, dataclasses.replace(rule, drop_fraction=0, beams=1))
+    found = [each[:2] for each in greedy]
+    passing = [place for place, (*_, highest) in enumerate(greedy) if highest > rule.drop_above]
+    searched = search(model, [ids[place] for place in passing], rule)
+    for place, (tokens, levels, _) in zip(passing, searched, strict=True):
+        found[place] = tokens, levels
+    return found
+
+
+def search(model: Checkpoint, ids: Sequence[Sequence[int]], rule: Search) -> list[tuple[list[int], list[float], float]]:
+    """The new tokens of every prompt, P(tag) along them and the best beam's highest level."""
     method, tokenizer, weights = rule.method, model.tokenizer, prepare(model.config, model.params)
-    found: dict[int, tuple[list[int], list[float]]] = {}
+    is_gap_V = gap_tokens(model)
+    found: dict[int, tuple[list[int], list[float], float]] = {}
     order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
     for start in range(0, len(ids), ROWS):
         places = order[start : start + ROWS]
@@ -160,14 +206,19 @@ def decode(model: Checkpoint, ids: Sequence[Sequence[int]], rule: Search) -> lis
         )
         levels_PW = jnp.exp(state.tag_log_prob_PW)
         carried = jnp.stack([levels_PW, jnp.zeros_like(levels_PW)], axis=-1)
+        highest_P = jnp.zeros(ROWS)
         for _ in range(NEW_TOKENS):
             state, carried, cache = search_step(
-                model.config, method.num_beams, weights, rule.settings, state, carried, cache
+                model.config, method.num_beams, weights, rule.settings, state, carried, cache, is_gap_V
             )
+            highest_P = jnp.maximum(highest_P, carried[:, 0, 0])
+            if not np.asarray(state.is_running_PW).any():
+                break
         new_PT, tags_PT, counts_P, *_ = (np.asarray(each) for each in state.outcome())
         for row, place in enumerate(places):
             count = counts_P[row]
-            found[place] = (new_PT[row, :count].tolist(), np.exp(tags_PT[row, :count]).tolist())
+            levels = np.exp(tags_PT[row, :count]).tolist()
+            found[place] = (new_PT[row, :count].tolist(), levels, float(highest_P[row]))
     return [found[place] for place in range(len(ids))]
 
 

@@ -1,10 +1,13 @@
-"""The programs of `safe_beam_rules`: SafeBeam's step with other scores and other rules of dropping."""
+"""The programs of `safe_beam_rules`: SafeBeam's step with other scores and other rules of dropping.
+
+Axes beside `safelm.inference.asked`'s: N what a beam carries, its level and its sum of rises.
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
 from safelm.inference import beams, forward
@@ -23,15 +26,17 @@ def search_step(
     weights: Weights,
     settings: Float[Array, " settings"],
     state: BeamState,
-    carried_PW2: Float[Array, "P W 2"],
+    carried_PWN: Float[Array, "P W N"],
     cache: Cache,
-) -> tuple[BeamState, Float[Array, "P W 2"], Cache]:
+    is_gap_V: Bool[Array, " V"],
+) -> tuple[BeamState, Float[Array, "P W N"], Cache]:
     """A step of `safelm.inference.safe_beam` with another score and another rule of dropping.
 
     Args:
-      carried_PW2: every beam's level and sum of rises.
+      carried_PWN: every beam's level and sum of rises.
+      is_gap_V: tokens before which a word has ended. A candidate ends a word if they have half of what comes next.
     """
-    drop_above, anchor, budget, beyond, penalty, rise_penalty, smooth = settings
+    drop_above, anchor, budget, beyond, penalty, rise_penalty, smooth, within, is_carried, by_class = settings
     candidates = beams.expand(state)
     shape = candidates.tokens_PWC.shape
     lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, num_beams)
@@ -41,12 +46,17 @@ def search_step(
     is_running_PWC = candidates.ends_PWC == RUNNING
     own_PWC = state.asked.tag_log_prob(log_probs_PWCV)
     tag_PWC = jnp.where(is_running_PWC, own_PWC, state.tag_log_prob_PW[..., None])
-    before_PW1 = carried_PW2[..., :1]
-    level_PWC = jnp.where(is_running_PWC, smooth * before_PW1 + (1 - smooth) * jnp.exp(own_PWC), before_PW1)
+    before_PW1 = carried_PWN[..., :1]
+    is_within_PWC = is_running_PWC & (jnp.where(is_gap_V, jnp.exp(log_probs_PWCV), 0).sum(axis=-1) < 0.5)
+    level_PWC = jnp.exp(own_PWC) * jnp.where(is_within_PWC, within, 1)
+    level_PWC = jnp.where(is_within_PWC & (is_carried > 0), before_PW1, level_PWC)
+    level_PWC = jnp.where(is_running_PWC, smooth * before_PW1 + (1 - smooth) * level_PWC, before_PW1)
     rise_PWC = jnp.where(is_running_PWC, jnp.maximum(level_PWC - jnp.maximum(before_PW1, drop_above), 0), 0)
-    spent_PWC = carried_PW2[..., 1:] + rise_PWC
+    spent_PWC = carried_PWN[..., 1:] + rise_PWC
     is_candidate_PWC = candidates.log_prob_PWC > NEVER
-    is_kept_PWC = undropped(is_candidate_PWC, jnp.log(level_PWC), state.asked.drop_counts_PM)
+    is_ranked_apart_PWC = is_within_PWC & (by_class > 0)
+    is_kept_PWC = undropped(is_candidate_PWC & ~is_ranked_apart_PWC, jnp.log(level_PWC), state.asked.drop_counts_PM)
+    is_kept_PWC |= undropped(is_candidate_PWC & is_ranked_apart_PWC, jnp.log(level_PWC), state.asked.drop_counts_PM)
     is_kept_PWC |= is_candidate_PWC & ((level_PWC <= drop_above) | (spent_PWC <= budget) | (rise_PWC <= beyond))
     gain_PWC = state.next_log_probs_PWC - anchor * state.next_log_probs_PWC[..., :1]
     gain_PWC -= penalty * level_PWC + rise_penalty * rise_PWC
@@ -61,8 +71,8 @@ def search_step(
         next_log_probs_PWV=beams.pick(log_probs_PWCV, place_PW),
     )
     cache = forward.write_next(forward.take_rows(cache, rows_R), forward.take_rows(new_kv, rows_R), choice_R, lengths_R)
-    carried_PW2 = beams.pick(jnp.stack([level_PWC, spent_PWC], axis=-1), place_PW)
-    return asked_lib.keep(~state.is_running_PW.any(axis=1), state, new), carried_PW2, cache
+    carried_PWN = beams.pick(jnp.stack([level_PWC, spent_PWC], axis=-1), place_PW)
+    return asked_lib.keep(~state.is_running_PW.any(axis=1), state, new), carried_PWN, cache
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_beams", "num_candidates", "max_len"))

@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from configs import quickstart
 from data_tasks import rates, tasks
 from data_tasks.preprocessors import in_validation_split, replace_speaker_names
 from data_tasks.sources import WebDocumentSource
@@ -162,6 +163,14 @@ def test_mixtures_have_their_rates_in_tokens(registered, tokenizer):
         tokens[owner[tuple(ids)]] += len(ids)
     for source, rate in rates.rates("refuseweb").items():
         assert tokens[f"safelm_{source}"] / sum(tokens.values()) == pytest.approx(rate, abs=0.08)
+
+
+def test_the_quickstart_with_tags_by_token_differs_by_that_source_alone():
+    plain, other = (quickstart.get_config(variant).to_dict() for variant in ("safety", "token_tagged"))
+    for found in (plain, other):
+        assert sum(found["data"]["phases"][0]["rates"].values()) == pytest.approx(1)
+    assert plain != other
+    assert json.loads(json.dumps(plain).replace("harm_tagged_web", "token_tagged_web")) == json.loads(json.dumps(other))
 
 
 def test_a_document_cannot_tag_itself_or_end_itself(tmp_path, tokenizer):
