@@ -24,6 +24,8 @@ import numpy as np
 from safelm.aot.hlo import COLLECTIVES, Instruction, Module
 from safelm.aot.topology import Slice
 
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # an iota's axes, and the order in which they are counted
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -192,16 +194,15 @@ def replica_groups(attributes: str, num_devices: int) -> list[list[int]]:
     if match := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", attributes):
         groups = [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
         return groups or [list(range(num_devices))]
-    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, order = _integers(match[1]), _integers(match[2])
-        ids = np.arange(math.prod(order)).reshape(order)
-        return (ids.transpose(_integers(match[3])) if match[3] else ids).reshape(shape).tolist()
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    if match := re.search(rf"replica_groups=\[([\d,]+)\]<={_ORDER}", attributes):
+        return _ordered_ids(match[2], match[3]).reshape(_integers(match[1])).tolist()
+    if match := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))? \{{([^}}]*)\}}", attributes):
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
-        chosen = re.findall(r"'([^']+)'(:\(\d+\)\d+)?", match[2])
-        if "device_ids" in match[1] or any(part for _, part in chosen):
+        chosen = re.findall(r"'([^']+)'(:\(\d+\)\d+)?", match[4])
+        if any(part for _, part in chosen):
             raise ValueError(f"replica groups in an unknown notation: {match[0]}")
-        return _mesh_groups(sizes, [axis for axis, _ in chosen])
+        ids = _ordered_ids(match[2], match[3]) if match[2] else np.arange(math.prod(sizes.values()))
+        return _mesh_groups(ids.reshape(list(sizes.values())), list(sizes), [axis for axis, _ in chosen])
     if "replica_groups=" in attributes:
         raise ValueError(f"replica groups in an unknown notation: {attributes[:200]}")
     return [list(range(num_devices))]
@@ -211,12 +212,17 @@ def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _mesh_groups(sizes: Mapping[str, int], chosen: Sequence[str]) -> list[list[int]]:
-    axes = list(sizes)
-    ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+def _ordered_ids(sizes: str, order: str | None) -> np.ndarray:
+    """All partitions, counted along axes of these sizes, which are then put in this order."""
+    ids = np.arange(math.prod(_integers(sizes))).reshape(_integers(sizes))
+    return ids.transpose(_integers(order)) if order else ids
+
+
+def _mesh_groups(ids: np.ndarray, axes: Sequence[str], chosen: Sequence[str]) -> list[list[int]]:
+    """The groups along the chosen axes of a mesh, whose partitions are `ids`."""
     rest = [axis for axis in axes if axis not in chosen]
-    ids = ids.transpose([axes.index(axis) for axis in (*rest, *chosen)])
-    return ids.reshape(-1, math.prod(sizes[axis] for axis in chosen)).tolist()
+    size = math.prod(ids.shape[axes.index(axis)] for axis in chosen)
+    return ids.transpose([axes.index(axis) for axis in (*rest, *chosen)]).reshape(-1, size).tolist()
 
 
 def largest(collectives: Iterable[Collective], count: int) -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
 """Estimates how one config scales over slices of growing size by compiling for them, without a TPU.
 
     python -m safelm.aot.slices --config=configs/smollm2_1b7.py --topologies=v5e:4x4,v5e:8x8,v5e:16x16 \\
-        [--output=DIR] [--plan] [--config.a.b=value ...]
+        [--fsdp=16] [--output=DIR] [--plan] [--config.a.b=value ...]
 
-Every slice splits parameters over all its chips and has micro-batches of `--rows` rows a chip (with `--plan`, the
-settings that `safelm.aot --plan` finds). Prints a Markdown table: step time at best and by the compiler's cycle counts,
-the collectives' share of the step and the part of it that is not overlapped. The last line extrapolates the number of
-chips from which the same batch would be bound by communication.
+Every slice splits parameters over all its chips, or over groups of `--fsdp`, and has micro-batches of `--rows` rows a
+chip (with `--plan`, the settings that `safelm.aot --plan` finds). Prints a Markdown table: step time at best and by the
+compiler's cycle counts, the collectives' share of the step and the part of it that is not overlapped. The last line
+extrapolates the number of chips from which the same batch would be bound by communication.
 """
 
 import json
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--topologies", default="v5e:4x4,v5e:8x8,v5e:16x16")
     parser.add_argument("--rows", type=int, default=2, help="rows of a micro-batch on a chip")
+    parser.add_argument("--fsdp", type=int, help="chips that share one copy of the parameters; default: all of a slice")
     parser.add_argument("--remat", default="dots")
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--output", help="folder for the JSON files")
@@ -91,8 +92,11 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         found = []
         for topology in arguments.topologies.split(","):
-            steps = max(batch_size // (aot_topology.parse(topology).num_chips * arguments.rows), 1)
+            chips = aot_topology.parse(topology).num_chips
+            steps = max(batch_size // (chips * arguments.rows), 1)
             fixed = [f"--config.model.remat={arguments.remat}", f"--config.grad_accum_steps={steps}"]
+            if arguments.fsdp:
+                fixed += [f"--config.mesh.data={chips // arguments.fsdp}", f"--config.mesh.fsdp={arguments.fsdp}"]
             chosen = ["--plan"] if arguments.plan else fixed
             found.append(compile_for(arguments.config, topology, folder, [*chosen, *flags]))
     print(table.markdown(_HEADS, map(row, found)))

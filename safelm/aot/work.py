@@ -1,9 +1,10 @@
 """Counts the work of one instruction of a compiled program: FLOPs of matrix products, bytes of HBM.
 
 Only the slice of a stacked parameter counts, only the written part of an in-place update, and nothing that a fusion
-merely passes through. XLA can't look into the attention kernel, so its products are counted here: two in the forward,
-five in the backward kernel, in the blocks that reach below the diagonal (the kernel computes those whole), with
-head_dim padded to the matrix unit's 128 lanes (as the chip computes them).
+merely passes through. XLA can't look into the attention kernels, so their products are counted here: two in the forward
+kernel, four in that of keys' and values' gradients (five where it has the queries' too), three in that of queries', in
+the blocks that reach below the diagonal (kernels compute those whole), with head_dim padded to the matrix unit's 128
+lanes (as the chip computes them).
 """
 
 import collections
@@ -16,7 +17,7 @@ from safelm.models.attention_kernels import LANES
 
 AHEAD = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")  # run beside other work
 _KERNEL = 'custom_call_target="tpu_custom_call"'
-_PRODUCTS = {"_fwd": (2, ""), "_dkv": (5, "_dkv"), "": (3, "_dq")}  # of splash: products, suffix of its blocks' sizes
+_PRODUCTS = {"_fwd": (2, ""), "_dkv": (4, "_dkv"), "": (3, "_dq")}  # of splash: products, suffix of its blocks' sizes
 _NO_TRAFFIC = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
     *("partition-id", "replica-id", "optimization-barrier", "send", "send-done", "recv", "recv-done", "async-start"),
@@ -98,6 +99,7 @@ def _kernel_flops(module: Module, computation: str, instruction: Instruction) ->
         return 0.0
     queries, keys = attended[:2]
     num_products, suffix = _PRODUCTS[next(part for part in _PRODUCTS if part in instruction.name)]
+    num_products += any(len(b.dims) > len(queries) for b in instruction.buffers)  # queries' gradients, one a block
     padded = -(-queries[-1] // LANES) * LANES
     blocks = [instruction.attribute(rf'block_{axis}{suffix}\\?": ?(\d+)') for axis in ("q", "kv")]
     sizes = [int(size) for size in blocks if size]

@@ -58,15 +58,22 @@ def rotate_by_product(
     x_BTNH: Float[Array, "B T N H"], cos_BT1P: Float[Array, "b T 1 P"], sin_BT1P: Float[Array, "b T 1 P"]
 ) -> Float[Array, "B T N H"]:
     """`rotate` for TPUs: a product with a permutation swaps the two halves, exactly, instead of cutting vectors of 128
-    lanes into 32; the angles get no gradient."""
+    lanes into 32; the angles get no gradient.
+
+    Heads go before positions meanwhile, as splash takes them: the order is changed in `x_BTNH`'s own dtype, not in
+    float32 between the two."""
     half = x_BTNH.shape[-1] // 2
     swap_HH = np.zeros((2 * half, 2 * half), np.float32)
     swap_HH[range(half, 2 * half), range(half)], swap_HH[range(half), range(half, 2 * half)] = -1.0, 1.0
-    swapped_BTNH = jnp.einsum(
-        "btnh,hg->btng", x_BTNH, jnp.asarray(swap_HH, x_BTNH.dtype), preferred_element_type=jnp.float32
+    x_BNTH = x_BTNH.swapaxes(1, 2)
+    swapped_BNTH = jnp.einsum(
+        "bnth,hg->bntg", x_BNTH, jnp.asarray(swap_HH, x_BTNH.dtype), preferred_element_type=jnp.float32
     )
-    cos_BT1H, sin_BT1H = (jnp.concatenate([angle_BT1P] * 2, axis=-1) for angle_BT1P in (cos_BT1P, sin_BT1P))
-    return (x_BTNH.astype(jnp.float32) * cos_BT1H + swapped_BTNH * sin_BT1H).astype(x_BTNH.dtype)
+    cos_B1TH, sin_B1TH = (
+        jnp.concatenate([angle_BT1P] * 2, axis=-1).swapaxes(1, 2) for angle_BT1P in (cos_BT1P, sin_BT1P)
+    )
+    rotated_BNTH = (x_BNTH.astype(jnp.float32) * cos_B1TH + swapped_BNTH * sin_B1TH).astype(x_BTNH.dtype)
+    return rotated_BNTH.swapaxes(1, 2)
 
 
 def _rotate_forward(x_BTNH: Array, cos_BT1P: Array, sin_BT1P: Array) -> tuple[Array, tuple[Array, Array]]:

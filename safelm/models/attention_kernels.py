@@ -152,6 +152,10 @@ def splash(
 
     Under `jax.set_mesh` every device computes its own rows and heads. T must be a multiple of 128. `interpret` runs
     the kernel's operations one by one on any platform, slowly.
+
+    The backward pass has a kernel for the queries' gradient and one for those of keys and values, which compute the
+    scores twice. The one that has both leaves a queries' gradient for every block of keys, and their sum alone takes as
+    long as the kernel: `docs/results/pods.md`.
     """
     on_device = functools.partial(_splash_on_device, interpret=interpret)
     return _on_every_device(on_device, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
@@ -187,7 +191,8 @@ def _splash_on_device(
             block_kv=block,
             block_q_dkv=block,
             block_kv_dkv=block,
-            use_fused_bwd_kernel=True,
+            block_q_dq=block,
+            block_kv_dq=block,
         ),
         head_shards=1,
         q_seq_shards=1,
