@@ -14,7 +14,9 @@ an answer that would begin with a refusal token. No threshold or share is chosen
 
 import argparse
 import json
+import os
 import pathlib
+import platform
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -131,25 +133,33 @@ def summarize(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[st
     return summary
 
 
-def to_markdown(summary: Mapping[str, Any]) -> str:
-    """Two tables: both forms' refusals, and each token turned off."""
-    forms = [(form, *(_percent(summary[form][kind]) for kind in KINDS)) for form in ("one", "categories")]
-    off = [
-        (f"`{token}`", *(_percent(parts[kind][when]) for kind in ("its", "others") for when in ("before", "after")))
-        for token, parts in summary["turned_off"].items()
+def to_figures(summary: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures in the form that draw_results.py reads."""
+    forms = {"one": "one token", "categories": "four tokens"}
+    rows: list[dict[str, Any]] = [
+        {"name": f"{words}: {kind} prompts", "values": [_percent(summary[form][kind]), None]}
+        for form, words in forms.items()
+        for kind in KINDS
     ]
-    heads = ("token turned off", "its harmful prompts, %", "then", "other harmful prompts, %", "then")
-    return "\n\n".join(
-        [
-            table.markdown(("refusal tokens", "safe prompts refused, %", "harmful prompts refused, %"), forms),
-            table.markdown(heads, off),
-            f"largest value is that of the prompt's own group: {_percent(summary['named'])}% of harmful prompts",
-        ]
-    )
+    for token, parts in summary["turned_off"].items():
+        values = [_percent(parts["its"][when]) for when in ("before", "after")]
+        rows.append({"name": f"four tokens: {token.strip('<>')}", "values": values})
+    heads = ("refused", "its token off")
+    return {
+        "title": "Answers that would begin with a refusal token, %",
+        "command": "python scripts/studies/refusal_tokens.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores; seeds {', '.join(map(str, SEEDS))}",
+        "axis": "% of held-out prompts that the knob was not calibrated on",
+        "scale": "linear",
+        "head": "refusal tokens, prompts",
+        "columns": [{"head": head, "digits": 1, "drawn": True} for head in heads],
+        "rows": rows,
+        "measured": record,
+    }
 
 
-def _percent(value: Mapping[str, Any]) -> str:
-    return f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+def _percent(value: Mapping[str, Any]) -> list[float]:
+    return [round(100 * value[name], 1) for name in ("value", "low", "high")]
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -166,8 +176,10 @@ def main(flags: argparse.Namespace) -> None:
     summary = summarize(results)
     thresholds = {form: {seed: found["thresholds"] for seed, found in each.items()} for form, each in results.items()}
     record = {"share": SHARE, "prompts": PROMPTS, "thresholds": thresholds, **summary}
-    write_whole(flags.output, json.dumps(record, indent=1) + "\n")
-    sys.stdout.write(f"{to_markdown(summary)}\n")
+    figures = to_figures(summary, record)
+    write_whole(flags.output, json.dumps(figures, indent=1) + "\n")
+    rows = [(row["name"], *(str(value or "") for value in row["values"])) for row in figures["rows"]]
+    sys.stdout.write(table.markdown(("prompts", "refused, %", "its token off"), rows) + "\n")
 
 
 if __name__ == "__main__":
