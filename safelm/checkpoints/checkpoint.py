@@ -279,7 +279,8 @@ def open_checkpoint(path: str, *, step: int | None = None, setting: str = "step"
     if step is None:
         step = steps[-1]
     elif step not in steps:
-        raise FileNotFoundError(f"step={step}: no such checkpoint at {path}, which has {', '.join(map(str, steps))}")
+        names = ", ".join(map(str, steps))
+        raise FileNotFoundError(f"{setting}={step}: no such checkpoint in {path}, which has {names}")
     return checkpoints, step, checkpoints.read_meta(step)
 
 

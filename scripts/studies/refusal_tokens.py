@@ -55,10 +55,8 @@ OTHER = "other"  # categories without a token of their own, which <refuse> stand
 
 def arguments() -> argparse.ArgumentParser:
     """The study's flags."""
-    parser = cli.parser("scripts/studies/refusal_tokens.py", __doc__, "see above")
-    parser.add_argument(
-        "--one", required=True, metavar="DIR", help="the ladder's folder of one token and red flags"
-    )
+    parser = cli.parser("scripts.studies.refusal_tokens", __doc__)
+    parser.add_argument("--one", required=True, metavar="DIR", help="the ladder's folder of one token and red flags")
     parser.add_argument("--categories", required=True, metavar="DIR", help="the ladder's folder of categories")
     parser.add_argument("--output", required=True, metavar="FILE", help="the figures, as JSON")
     return parser
