@@ -8,13 +8,15 @@
 10%. Hardware: meant for a TPU slice. Time: not yet measured. Result: not yet measured.
 
 Compiled ahead of time, no TPU (`python -m safelm.aot --config=configs/smollm2_1b7.py --topology=...`, jax 0.10.2,
-remat dots, 2 rows a chip in a micro-batch; estimates, not measurements: the roofline, and by the compiler's cycles):
+remat dots, 2 or 4 rows a chip in a micro-batch; no measurements: the roofline, and the compiler's cycles):
 
-    v5e:16x16  --config.mesh.fsdp=256 --config.mesh.data=1 --config.model.remat=dots --config.grad_accum_steps=2
-               libtpu 0.0.42.1: 7.0 of 15.75 GiB a chip; 0.645 s a step at best (MFU 74%), 1.001 s by cycles (48%);
-               collectives 0.154 s, 0.106 s of them not hidden: gradients are still all-reduced, not scattered
-    v5e:4x4    --config.mesh.fsdp=16 --config.mesh.data=1 --config.model.remat=dots --config.grad_accum_steps=32
-               libtpu 0.0.42.1: 9.9 of 15.75 GiB a chip; 9.12 s a step at best (MFU 84%), 15.3 s by cycles (50%);
+    v5e:16x16  --config.mesh.data=16 --config.mesh.fsdp=16 --config.model.remat=dots --config.grad_accum_steps=1
+               libtpu 0.0.42.1: 14.5 of 15.75 GiB a chip; 0.645 s a step at best (MFU 74%), 0.895 s by cycles (53%);
+               collectives 0.125 s, 0.066 s of them not hidden; fsdp 256: 12.5 GiB, 0.921 s by cycles (52%)
+    v5e:8x8    --config.mesh.data=1 --config.mesh.fsdp=64 --config.model.remat=dots --config.grad_accum_steps=4
+               libtpu 0.0.42.1: 13.7 GiB; 2.69 s at best (71%), 3.89 s by cycles (49%); 0.42 s not hidden
+    v5e:4x4    --config.mesh.data=1 --config.mesh.fsdp=16 --config.model.remat=dots --config.grad_accum_steps=32
+               libtpu 0.0.42.1: 9.7 of 15.75 GiB a chip; 9.48 s a step at best (MFU 80%), 14.2 s by cycles (54%);
                collectives 3.25 s, 0.07 s of them not hidden
                remat full, 16 micro-batches of 4 rows (libtpu 0.0.52, kernels not yet gathered before products):
                4.4 GiB, 13.1 s (58%), 27.6 s by cycles
