@@ -2,8 +2,8 @@
 
     python scripts/studies/interventions_results.py
 
-The records are those of docs/results/data/ladder_interventions; docs/results/data/interventions.json is
-written anew, and then every table and picture as by draw_results.py.
+The records are those of docs/results/data/ladder_interventions and ladder_notes; docs/results/data/interventions.json
+and notes.json are written anew, and then every table and picture as by draw_results.py.
 """
 
 import sys
@@ -30,6 +30,10 @@ NAMES = {
     "red_flag_span": "red flag, a sentence",
     "refusal_tokens": "refusal tokens",
     "routed": "routed, ablated",
+    "reflected": "reflections in the text",
+    "preflected": "preflections before it",
+    "metadata": "URLs before it, to 90%",
+    "alignment": "alignment text from 80%",
     "token_tagged": "the paper's, tag by token",
     "token_tagged+safe_beam": "tag by token, SafeBeam",
 }
@@ -91,10 +95,13 @@ def _against_raw(summary: Mapping[str, Any], name: str) -> str:
 
 def main(_: Any) -> None:
     """Reads the records, writes the figures and shows the ladder's own tables."""
-    with kept_records.opened("interventions") as study:
-        summary = report.summarize(report.collect(study.config, study.output))
-    kept_records.write({"interventions": rates(summary, study.about)})
-    sys.stdout.write(report.to_markdown(summary))
+    tables = {}
+    for variant in ("interventions", "notes"):
+        with kept_records.opened(variant) as study:
+            summary = report.summarize(report.collect(study.config, study.output))
+        tables[variant] = rates(summary, study.about)
+        sys.stdout.write(report.to_markdown(summary))
+    kept_records.write(tables)
 
 
 if __name__ == "__main__":
