@@ -25,7 +25,7 @@ NAMES = {
     "unlikelihood": "unlikelihood",
     "weighted": "weights by label",
     "span_tagged": "spans between tokens",
-    "conditioned": "conditional, `<good>`",
+    "conditioned": "conditional training",
     "red_flag": "red flag, a document",
     "red_flag_span": "red flag, a sentence",
     "refusal_tokens": "refusal tokens",
