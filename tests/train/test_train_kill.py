@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from safelm.checkpoints import checkpoint
 from safelm.train.run import train
 
-NUM_KILLS = int(os.environ.get("SAFELM_TESTS_KILLS", "3"))
+NUM_KILLS = int(os.environ.get("SAFELM_TESTS_KILLS", "6"))
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
