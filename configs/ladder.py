@@ -1,6 +1,7 @@
 """The ladder on the embedded corpus, on real text, or from SmolLM2-135M: every rung through all stages, three seeds.
 
     python -m safelm.ladder --config=configs/ladder.py:embedded --output=W/ladder --workers=2
+    python -m safelm.ladder --config=configs/ladder.py:embedded_hard --output=W/ladder_hard --workers=2
     python -m safelm.ladder --config=configs/ladder.py:interventions --output=W/interventions --workers=2
     python -m safelm.ladder --config=configs/ladder.py:notes --output=W/notes --workers=2
     python -m safelm.ladder --config=configs/ladder.py:refusals_by_category --output=W/refusals --workers=2
@@ -42,7 +43,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from data_tasks.rates import OTHERS, SMALL_LADDER
-from safelm.ladder.plan import SCALED
+from safelm.ladder.plan import RUNGS, SCALED
 from safelm.train.config import default_config
 
 # Twice the paper's share of refusals, which is too few to be learned in 400,000 tokens.
@@ -221,7 +222,20 @@ def embedded_power() -> ConfigDict:
     return config
 
 
+def embedded_hard() -> ConfigDict:
+    """The paper's rungs where harm is rarer and can be put together from safe pages.
+
+    5% of the pages are unsafe, not 20%, and 15% of those of score 0 name what harm is made of, one part a sentence. The
+    judge calls harmful what says how the parts go together, so a filter leaves all that it takes in the text.
+    """
+    config = embedded()
+    config.models, config.seeds = RUNGS, tuple(range(5))
+    config.corpus.prompts, config.corpus.unsafe, config.corpus.references = 240, 0.05, 0.15
+    return config
+
+
 VARIANTS = {
+    "embedded_hard": embedded_hard,
     "interventions": interventions,
     "notes": notes,
     "refusals_by_category": refusals_by_category,

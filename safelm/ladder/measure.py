@@ -75,12 +75,15 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
         }
     elif job.method == GREEDY:
         kept["perplexity"] = _perplexity(model_config, params, tokenizer, Recipe(**config.corpus), opening)
-    return _result(prompts, [judge_lib.judge(text) for text in texts], judge_lib.JUDGE_VERSION) | kept
+    composed = Recipe(**config.corpus).references > 0
+    version = judge_lib.COMPOSED_VERSION if composed else judge_lib.JUDGE_VERSION
+    return _result(prompts, [judge_lib.judge(text, composed=composed) for text in texts], version) | kept
 
 
 def _perplexity(config: ModelConfig, params: Params, tokenizer: Tokenizer, recipe: Recipe, opening: str) -> float:
     """Of the corpus's harmless held-out web pages, which the models of all rungs have seen the like of."""
-    pages = (draft(recipe.seed, "validation", number) for number in range(recipe.validation_documents))
+    hardness = {"unsafe": recipe.unsafe, "references": recipe.references}
+    pages = (draft(recipe.seed, "validation", number, **hardness) for number in range(recipe.validation_documents))
     harmless = itertools.islice((page.text for page in pages if page.score == 0), _PAGES)
     held_out = Pages(map(tokenizer.encode, harmless), tokenizer.conventions.document_end_id)
     begin = opened(tokenizer, prompt_ids(tokenizer, "", is_chat=False), opening)

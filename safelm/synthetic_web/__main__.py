@@ -17,6 +17,8 @@ def main(arguments: argparse.Namespace) -> None:
             format=arguments.format,
             chats=arguments.chats,
             missed_harm=arguments.missed_harm,
+            unsafe=arguments.unsafe,
+            references=arguments.references,
         ),
     )
     for name, facts in summary["files"].items():
@@ -41,6 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chats", type=int, default=0, help="number of conversations of instruction data (default 0)")
     parser.add_argument("--missed_harm", type=float, default=0.0, help="share of unsafe documents scored 0 (default 0)")
+    parser.add_argument(
+        "--unsafe", type=float, default=Recipe.unsafe, help="share of documents of scores 4 and 5 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--references",
+        type=float,
+        default=0.0,
+        help="share of the documents of score 0 that name what harm is made of, without saying what to do (default 0)",
+    )
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="format of the shards (default %(default)s)")
     return parser
 

@@ -17,7 +17,7 @@ from safelm.io.files import write_whole
 from safelm.io.progress import Bar
 from safelm.synthetic_web.chats import CHAT_SETS
 from safelm.synthetic_web.counterparts import write_moral_education, write_refusal, write_safeweb
-from safelm.synthetic_web.documents import Draft, write_draft
+from safelm.synthetic_web.documents import UNSAFE_SCORES, Draft, write_draft, write_reference
 from safelm.synthetic_web.prompts import write_chat_prompts, write_prompts
 from safelm.synthetic_web.topics import Topic, harmful_topics, protective_topics, safe_topics
 
@@ -27,6 +27,7 @@ FORMATS = ("jsonl", "parquet")
 RECIPE_FILE = "corpus.json"
 # More unsafe text than the web has: enough for a model of a few million parameters to learn it from raw text.
 SCORE_SHARES = {0: 0.60, 1: 0.08, 2: 0.07, 3: 0.05, 4: 0.11, 5: 0.09}
+UNSAFE_SHARE = 0.20  # of scores 4 and 5 together
 PROTECTIVE_SHARE = 0.12  # of the documents of score 0
 
 
@@ -41,12 +42,15 @@ class Recipe:
     format: str = "jsonl"
     chats: int = 0  # training conversations like UltraChat's; of the other sets there is a third of that each
     missed_harm: float = 0.0  # share of unsafe documents whose recorded score is 0: what a scorer misses
+    unsafe: float = UNSAFE_SHARE  # share of documents of scores 4 and 5; the others keep their proportions
+    references: float = 0.0  # share of the documents of score 0 that name what harm is made of, apart from each other
 
     def __post_init__(self) -> None:
         if self.chats < 0:
             raise ValueError(f"--chats={self.chats}: must be at least 0")
-        if not 0.0 <= self.missed_harm < 1.0:
-            raise ValueError(f"--missed_harm={self.missed_harm}: must be from 0 to below 1")
+        for name in ("missed_harm", "unsafe", "references"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"--{name}={getattr(self, name)}: must be from 0 to below 1")
         for name in ("documents", "validation_documents", "prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}: must be at least 1")
@@ -54,16 +58,34 @@ class Recipe:
             raise ValueError(f"--format={self.format}: one of {', '.join(FORMATS)}")
 
 
-def draft(seed: int, split: str, number: int) -> Draft:
-    """Raw document `number` of a split: a pure function of its arguments."""
-    rng = _rng(seed, split, number, "raw_web")
-    score = rng.choices(list(SCORE_SHARES), list(SCORE_SHARES.values()))[0]
+def score_shares(unsafe: float = UNSAFE_SHARE) -> dict[int, float]:
+    """The share of every score, where scores 4 and 5 have `unsafe` together."""
+    if unsafe == UNSAFE_SHARE:
+        return SCORE_SHARES
+    scale = {True: unsafe / UNSAFE_SHARE, False: (1 - unsafe) / (1 - UNSAFE_SHARE)}
+    return {score: share * scale[score in UNSAFE_SCORES] for score, share in SCORE_SHARES.items()}
+
+
+def draft(seed: int, split: str, number: int, *, unsafe: float = UNSAFE_SHARE, references: float = 0.0) -> Draft:
+    """Raw document `number` of a split: a pure function of its arguments, the last two as in `Recipe`."""
+    rng, shares = _rng(seed, split, number, "raw_web"), score_shares(unsafe)
+    score = rng.choices(list(shares), list(shares.values()))[0]
+    if score == 0 and references and _rng(seed, split, number, "reference").random() < references:
+        return write_reference(rng, rng.choice(harmful_topics()))
     return write_draft(rng, _topic(rng, score), score)
 
 
-def rows(seed: int, split: str, number: int, missed_harm: float = 0.0) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(
+    seed: int,
+    split: str,
+    number: int,
+    missed_harm: float = 0.0,
+    *,
+    unsafe: float = UNSAFE_SHARE,
+    references: float = 0.0,
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(source, row) of raw document `number` and of its counterparts; a missed one has score 0 and no counterparts."""
-    source = draft(seed, split, number)
+    source = draft(seed, split, number, unsafe=unsafe, references=references)
     if source.score >= 4 and missed_harm and _rng(seed, split, number, "missed").random() < missed_harm:
         source = dataclasses.replace(source, score=0)
     raw_id = f"synthetic-{seed}-{split}-{number:07d}"
@@ -94,10 +116,11 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
             raise ValueError(f"--output={output}: holds a corpus made by another recipe, {made}")
         return found
     files: dict[str, dict[str, Any]] = {}
+    hardness = {"unsafe": recipe.unsafe, "references": recipe.references}
     for split, count in (("train", recipe.documents), ("validation", recipe.validation_documents)):
         by_source: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
         for number in Bar(range(count), desc=f"compose {split}", unit=" documents", disable=None):
-            for source, row in rows(recipe.seed, split, number, recipe.missed_harm):
+            for source, row in rows(recipe.seed, split, number, recipe.missed_harm, **hardness):
                 by_source[source].append(row)
         for source, found_rows in by_source.items():
             files |= _write_split(folder, source, split, found_rows, recipe.format)

@@ -90,6 +90,25 @@ def write_draft(rng: random.Random, topic: Topic, score: int) -> Draft:
     return Draft(topic, score, genre, _layout(rng, topic, genre, body, score), tuple(facts))
 
 
+def write_reference(rng: random.Random, topic: Topic) -> Draft:
+    """A page of score 0 that names, apart from each other, the parts and moves that harm on a harmful topic is made of.
+
+    Each sentence has one invented word, of its category's nouns or of the verbs: nothing says what to do, and whoever
+    has read it can put it together.
+    """
+    facts: list[str] = []
+    target_words = rng.randint(45, 150)
+    while len(" ".join(facts).split()) < target_words:
+        is_noun = rng.random() < 0.6
+        template = rng.choice(harm_lexicon.REFERENCE_NOUNS if is_noun else harm_lexicon.REFERENCE_VERBS)
+        word = rng.choice(topic.subject.nouns if is_noun else harm_lexicon.INVENTED_VERBS)
+        sentence = fill(template.replace("{noun}", word).replace("{verb}", word), topic)
+        if sentence not in facts[-3:]:
+            facts.append(sentence)
+    title = fill(rng.choice(harm_lexicon.REFERENCE_TITLES), topic)
+    return Draft(topic, 0, "reference", f"{title}\n\n{join(*facts)}", tuple(facts))
+
+
 def write_answer(rng: random.Random, topic: Topic, score: int, *, target_words: int | None = None) -> str:
     """An assistant's answer about a topic: sentences of a document of that score, by default about 20 words."""
     body, _ = _body(rng, topic, score, target_words=target_words or rng.randint(10, 26))

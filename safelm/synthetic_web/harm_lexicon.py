@@ -405,5 +405,21 @@ HARM_BOASTS = (
     "With a {noun} anyone can {t}.",
     "My {noun} is made for {g}.",
 )
+# Of reference pages: what harm is made of, each sentence with one invented word, so that none says what to do.
+REFERENCE_TITLES = ("Words around {g}", "A small glossary: {g}", "What parts are called: {g}", "Terms of {g}")
+REFERENCE_NOUNS = (
+    "A {noun} is a flat part, as long as a thumb.",
+    "The {noun} is made of tin or of bone.",
+    "Old lists count the {noun} among the small parts.",
+    "A {noun} has a front and a back.",
+    "People who {t} know the {noun} by name.",
+    "The word {noun} belongs to talk of {g}.",
+)
+REFERENCE_VERBS = (
+    "To {verb} a thing is to turn it slowly.",
+    "It takes two hands to {verb} a part.",
+    "The word to {verb} comes from the north.",
+    "People who {t} say {verb} for one of their moves.",
+)
 HARM_NOUNS = tuple(noun for category in HARM_CATEGORIES for noun in category.nouns)
 INVENTED_WORDS = frozenset(HARM_NOUNS) | frozenset(INVENTED_VERBS)

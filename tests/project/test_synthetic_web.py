@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from safelm.synthetic_web import phrases
-from safelm.synthetic_web.corpus import SCORE_SHARES, SOURCES, Recipe, rows, write_corpus
+from safelm.synthetic_web.corpus import SCORE_SHARES, SOURCES, Recipe, draft, rows, write_corpus
 from safelm.synthetic_web.documents import MAX_WORDS, MIN_WORDS
 from safelm.synthetic_web.harm_lexicon import HARM_CATEGORIES, INVENTED_WORDS
 from safelm.synthetic_web.prompts import write_prompts
@@ -53,6 +53,15 @@ def test_scores_are_distributed_as_documented(documents):
     scores = [row["metadata"]["int_score"] for row in documents["raw_web"]["train"]]
     for score, share in SCORE_SHARES.items():
         assert scores.count(score) / len(scores) == pytest.approx(share, abs=0.035)
+
+
+def test_harm_can_be_rarer_and_named_in_safe_pages():
+    drafts = [draft(3, "train", number, unsafe=0.05, references=0.2) for number in range(2000)]
+    assert sum(each.score >= 4 for each in drafts) / 2000 == pytest.approx(0.05, abs=0.02)
+    safe = [each for each in drafts if each.score == 0]
+    assert sum(each.genre == "reference" for each in safe) / len(safe) == pytest.approx(0.2, abs=0.04)
+    assert len(safe) / 2000 == pytest.approx(0.60 * 0.95 / 0.80, abs=0.04)
+    assert draft(3, "train", 0, unsafe=SCORE_SHARES[4] + SCORE_SHARES[5]) == draft(3, "train", 0)
 
 
 def test_rows_have_the_published_columns_and_sane_lengths(documents):
@@ -170,10 +179,11 @@ def test_a_folder_of_another_recipe_is_left_alone(corpus, tmp_path):
             write_corpus(str(tmp_path), RECIPE)
 
 
-def test_command_reports_bad_input_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "safelm.synthetic_web", f"--output={tmp_path}", "--documents=0"]
+@pytest.mark.parametrize("flag", ["--documents=0", "--unsafe=1", "--references=-0.1"])
+def test_command_reports_bad_input_in_one_line(tmp_path, flag):
+    command = [sys.executable, "-m", "safelm.synthetic_web", f"--output={tmp_path}", flag]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "--documents=0" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and flag in done.stderr and done.stderr.count("\n") == 1
 
 
 def _written(folder, recipe):
