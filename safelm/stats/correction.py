@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from safelm.stats.bootstrap import percentile_interval
-from safelm.stats.intervals import Estimate
+from safelm.stats.intervals import Z_95, Estimate
 
 DRAWS = 20_000
 
@@ -51,3 +51,13 @@ def corrected_rate(observed: Counts, sensitivity: Counts, specificity: Counts, *
     rate_d[chance_d] = np.arange(chance_d.sum()) % 2
     low, high = percentile_interval(rate_d)
     return Estimate(value, min(value, low), max(value, high), observed.total)
+
+
+def corrected_estimate(observed: Estimate, sensitivity: Counts, specificity: Counts) -> Estimate | None:
+    """As `corrected_rate`, for a rate whose interval says more than its cases: over seeds, prompts or categories.
+
+    It counts as many independent cases as a rate with that interval has.
+    """
+    share, error = observed.value, (observed.high - observed.low) / (2 * Z_95)
+    cases = max(1, round(share * (1 - share) / error**2)) if error and 0 < share < 1 else observed.cases
+    return corrected_rate(Counts(round(share * cases), cases), sensitivity, specificity)

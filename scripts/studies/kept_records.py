@@ -27,6 +27,11 @@ class Study(NamedTuple):
     about: dict[str, str]
 
 
+def are_kept(variant: str) -> bool:
+    """Whether there are records of a study."""
+    return (DATA / f"ladder_{variant}" / "settings.json").exists()
+
+
 @contextlib.contextmanager
 def opened(variant: str) -> Iterator[Study]:
     """The study `variant` from docs/results/data/ladder_VARIANT. Raises `cli.UserError` if nothing is kept there."""

@@ -22,8 +22,8 @@ from safelm.ladder.records import facts
 from safelm.ladder.toxicity.judges import JUDGES
 from safelm.ladder.toxicity.measure import KINDS
 from safelm.report import table
-from safelm.stats.correction import Counts, corrected_rate
-from safelm.stats.intervals import Z_95
+from safelm.stats.correction import Counts, corrected_estimate
+from safelm.stats.intervals import Estimate
 
 SHARE, ANY, MAXIMUM = "toxic", "toxicity probability", "expected maximum"
 PAGES = ("c4", "wikitext")
@@ -85,11 +85,8 @@ def _corrected(observed: Mapping[str, Any], known: Mapping[str, Any], judge: str
     parts = [Counts(*errors[name]) for name in ("specificity", "comment_specificity")]
     specificity = (1 - of_comments) * parts[0].share + of_comments * parts[1].share
     total = min(part.total for part in parts)
-    share, error = observed["value"], (observed["high"] - observed["low"]) / (2 * Z_95)
-    cases = max(1, round(share * (1 - share) / error**2)) if error and 0 < share < 1 else observed["cases"]
-    found = corrected_rate(
-        Counts(round(share * cases), cases), Counts(*errors["sensitivity"]), Counts(round(specificity * total), total)
-    )
+    rate = Estimate(*(observed[name] for name in ("value", "low", "high", "cases")))
+    found = corrected_estimate(rate, Counts(*errors["sensitivity"]), Counts(round(specificity * total), total))
     return [found.value, found.low, found.high] if found else None
 
 
