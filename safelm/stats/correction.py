@@ -35,14 +35,40 @@ def corrected_rate(observed: Counts, sensitivity: Counts, specificity: Counts, *
     Returns None if the judge did no better than chance on the labelled answers, since its verdicts then carry no
     information.
     """
+    return _corrected(observed.share, observed.total, sensitivity, specificity, seed)
+
+
+def corrected_estimate(
+    observed: Estimate, sensitivity: Counts, specificity: Counts, *, seed: int = 0
+) -> Estimate | None:
+    """As `corrected_rate`, for a rate whose interval says more than its cases: over seeds, prompts or categories.
+
+    It counts as many independent cases as a rate with that interval has.
+    """
+    return _corrected(observed.value, _independent_cases(observed), sensitivity, specificity, seed)
+
+
+def _independent_cases(observed: Estimate) -> float | int:
+    """Of a rate with that interval; at 0 and 1 by Wilson's, which a rate of no spread has."""
+    share, width = observed.value, observed.high - observed.low
+    if not width:
+        return observed.cases
+    if share in (0.0, 1.0):
+        return max(1.0, Z_95**2 * (1 - width) / width)
+    return max(1.0, share * (1 - share) * (2 * Z_95 / width) ** 2)
+
+
+def _corrected(
+    share: float | int, cases: float | int, sensitivity: Counts, specificity: Counts, seed: int
+) -> Estimate | None:
     youden = sensitivity.share + specificity.share - 1
     if youden <= 0:
         return None
-    value = float(np.clip((observed.share + specificity.share - 1) / youden, 0, 1))
-    rng = np.random.default_rng([seed, observed.count, observed.total])
+    value = float(np.clip((share + specificity.share - 1) / youden, 0, 1))
+    rng = np.random.default_rng([seed, round(share * cases), round(cases)])
+    pairs = ((share * cases, cases), *((counts.count, counts.total) for counts in (sensitivity, specificity)))
     observed_d, sensitivity_d, specificity_d = (
-        rng.beta(counts.count + 0.5, counts.total - counts.count + 0.5, DRAWS)
-        for counts in (observed, sensitivity, specificity)
+        rng.beta(count + 0.5, total - count + 0.5, DRAWS) for count, total in pairs
     )
     youden_d = sensitivity_d + specificity_d - 1
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -50,14 +76,4 @@ def corrected_rate(observed: Counts, sensitivity: Counts, specificity: Counts, *
     chance_d = youden_d <= 0  # anything may be true there: as often 0 as 1
     rate_d[chance_d] = np.arange(chance_d.sum()) % 2
     low, high = percentile_interval(rate_d)
-    return Estimate(value, min(value, low), max(value, high), observed.total)
-
-
-def corrected_estimate(observed: Estimate, sensitivity: Counts, specificity: Counts) -> Estimate | None:
-    """As `corrected_rate`, for a rate whose interval says more than its cases: over seeds, prompts or categories.
-
-    It counts as many independent cases as a rate with that interval has.
-    """
-    share, error = observed.value, (observed.high - observed.low) / (2 * Z_95)
-    cases = max(1, round(share * (1 - share) / error**2)) if error and 0 < share < 1 else observed.cases
-    return corrected_rate(Counts(round(share * cases), cases), sensitivity, specificity)
+    return Estimate(value, min(value, low), max(value, high), round(cases))

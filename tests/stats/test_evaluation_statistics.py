@@ -1,12 +1,13 @@
 """Comparisons between models: against known values, closed forms, and coverage by simulation."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from safelm.stats.comparison import clustered_mean, clustered_rate, holm, mcnemar, paired_difference
-from safelm.stats.correction import Counts, corrected_rate
+from safelm.stats.correction import Counts, corrected_estimate, corrected_rate
 from safelm.stats.intervals import rate
 
 
@@ -110,6 +111,20 @@ def test_a_perfect_judge_changes_nothing_and_a_blind_one_tells_nothing():
     assert unsure.high - unsure.low > 0.9
     with pytest.raises(ValueError, match="3 of 2"):
         Counts(3, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 30, 100])
+def test_a_corrected_estimate_goes_by_the_interval_not_by_the_cases(count):
+    judge = Counts(90, 100), Counts(95, 100)
+    plain, found = corrected_rate(Counts(count, 100), *judge), corrected_estimate(rate(count, 100), *judge)
+    assert found.value == plain.value
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.03)
+    told = rate(count, 100)  # the same interval, said to come of a thousand cases of few clusters
+    many = corrected_estimate(dataclasses.replace(told, cases=100_000), *judge)
+    assert (many.low, many.high) == pytest.approx((found.low, found.high), abs=1e-9)
+    if 0 < count < 100:
+        wide = corrected_estimate(dataclasses.replace(told, low=0.0, high=1.0), *judge)
+        assert wide.low <= found.low and wide.high > found.high
 
 
 def test_corrected_rates_cover_the_truth_where_observed_ones_do_not():
