@@ -149,8 +149,11 @@ def real() -> ConfigDict:
 
 
 def smollm2_135m() -> ConfigDict:
+    """A real pretrained model continued on real text, its answers to public requests judged: for a GPU."""
     config = _study()
     config.real, config.init_checkpoint = placeholder(str), placeholder(str)
+    config.models = ("raw", "moral_education", "harm_tagged")
+    config.answers, config.prompts, config.max_new_tokens, config.pages = True, 200, 128, 30
     config.stages = {
         "pretraining": _pretraining(200, 16, 512, 3e-4, max_seq_len=1024),
         "instruction": _stage(60, 16, 512, 1e-4),
@@ -158,6 +161,16 @@ def smollm2_135m() -> ConfigDict:
     }
     for stage in config.stages.values():
         stage.model.scan_layers = True  # 30 layers take long to compile one by one
+    return config
+
+
+def smollm2_135m_small() -> ConfigDict:
+    """`smollm2_135m` with a fortieth of the tokens: a seed of three models takes some two hours of two cores."""
+    config = smollm2_135m()
+    for name, steps in (("pretraining", 20), ("instruction", 12), ("benign", 4)):
+        config.stages[name].update(total_steps=steps, batch_size=4)
+        config.stages[name].optimizer.warmup_steps = 1
+        config.stages[name].log.every_steps = 4
     return config
 
 
@@ -247,6 +260,7 @@ VARIANTS = {
     "toxicity_pilot": toxicity_pilot,
     "toxicity_small": toxicity_small,
     "smollm2_135m": smollm2_135m,
+    "smollm2_135m_small": smollm2_135m_small,
 }
 
 
@@ -265,6 +279,7 @@ def _study() -> ConfigDict:
             "init_checkpoint": "",  # pretraining goes on from it, with its vocabulary
             "max_new_tokens": 40,
             "prompts": 100,  # of real ones, harmful and safe each
+            "answers": False,  # whether answers to real prompts are judged; else the model's leanings are measured
             "keep_texts": False,
             "interventions": {},  # parameters of the tasks, as cache_tasks --interventions takes them
             "replay": 0.25,  # share of a model's own pretraining data in instruction tuning: so small ones forget

@@ -11,6 +11,7 @@ from safelm.data.store import MANIFEST_NAME
 from safelm.formats import sources
 from safelm.io import hub
 from safelm.io.files import write_whole
+from safelm.ladder.answers import train_judge
 from safelm.ladder.jobs import tokens_folder
 from safelm.ladder.plan import TOXICITY, Model, chosen_models, study_of
 from safelm.ladder.processes import run_command
@@ -25,6 +26,7 @@ TAGGED = ("harm_tagged_web", "harm_tagged_chat")
 
 _SPELLED = ("raw_web", "safeweb", "refuseweb", "moral_education")
 _REAL_PARTS = ("text", "classifier", "sft", "eval_prompts")
+_JUDGED = "judge_calibration"
 
 
 def check(config: ConfigDict) -> None:
@@ -39,7 +41,7 @@ def check(config: ConfigDict) -> None:
     for name in ("real", "init_checkpoint"):
         if config[name] is None:
             raise ValueError(f"--config.{name}: this config needs it, a folder")
-    parts = toxicity_data.PARTS if study_of(config) is TOXICITY else _REAL_PARTS
+    parts = toxicity_data.PARTS if study_of(config) is TOXICITY else (*_REAL_PARTS, *([_JUDGED] * config.answers))
     missing = [part for part in parts if not (pathlib.Path(config.real) / part).is_dir()] if config.real else []
     if missing:
         raise FileNotFoundError(f"--config.real={config.real}: there is no folder {missing[0]}/")
@@ -68,6 +70,8 @@ def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -
         return
     if config.real:
         write_real_corpus(config.real, corpus)
+        if config.answers:
+            train_judge(config.real, output)
     else:
         write_corpus(str(corpus), Recipe(**config.corpus.to_dict()))
     vocabulary = _vocabulary(config, output)

@@ -17,6 +17,7 @@ from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt, read_prompts
 from safelm.inference.methods import METHODS
 from safelm.inference.tag_probability import tag_probability
+from safelm.ladder.answers import measure_answers
 from safelm.ladder.plan import GREEDY, MODELS, SAFE_BEAM, SCALING, STAGES, TOXICITY, Job, study_of
 from safelm.ladder.preferences import (
     PLAIN_REQUESTS,
@@ -27,6 +28,7 @@ from safelm.ladder.preferences import (
     tag_log_probs,
 )
 from safelm.ladder.toxicity.measure import Pages, measure_toxicity, opened
+from safelm.lm import LanguageModel
 from safelm.models.arrays import Params
 from safelm.models.config import ModelConfig
 from safelm.synthetic_web.corpus import Recipe, draft
@@ -43,6 +45,8 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
         return measure_toxicity(config, output, job, workdir)
     model_config, params, tokenizer = checkpoint.load_for_inference(str(workdir))
     is_chat = job.stage != STAGES[0]
+    if config.answers:
+        return measure_answers(config, output, job, LanguageModel(model_config, params, tokenizer))
     if config.real:
         prompts = read_real_prompts(config.real, config.prompts)
         asked = [*(prompt.prompt for prompt in prompts), *PLAIN_REQUESTS]

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.io.files import write_whole
 from safelm.ladder import estimates, scaling
+from safelm.ladder.answers import LEANING, SAFE_LEANING, leanings
 from safelm.ladder.estimates import Found, as_dict, estimate, orderings
 from safelm.ladder.plan import CELLS, ORDERINGS, SCALING, STAGES, TOXICITY, study_of
 from safelm.ladder.toxicity import report as toxicity_report
@@ -35,7 +36,7 @@ def values(result: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " P"]]:
         name: np.array([float(label in labels) for _, label in sorted(result["labels"][kind].items())])
         for name, (kind, labels) in _MEASURES.items()
     }
-    return found | ({PERPLEXITY: np.array([result[PERPLEXITY]])} if PERPLEXITY in result else {})
+    return found | leanings(result) | ({PERPLEXITY: np.array([result[PERPLEXITY]])} if PERPLEXITY in result else {})
 
 
 def collect(config: ConfigDict, output: pathlib.Path) -> Found:
@@ -57,7 +58,7 @@ def summarize(found: Found) -> dict[str, Any]:
         cell.name: {
             stage: {
                 name: as_dict(found[cell.name, stage, name])
-                for name in (*_MEASURES, PERPLEXITY)
+                for name in (*_MEASURES, PERPLEXITY, LEANING, SAFE_LEANING)
                 if (cell.name, stage, name) in found
             }
             for stage in STAGES

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
 from safelm.data.store import TokenStore
+from safelm.ladder import answers as ladder_answers
 from safelm.ladder import command as ladder
 from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
@@ -513,3 +514,79 @@ if __name__ == "__main__":
     command.stdin.close()
     assert command.stdout.read() == ""  # the pipe closes when the last of both processes has ended
     assert command.wait() == -signal.SIGKILL
+
+
+SUITES = {  # of eval_prompts/, by file: rows of invented requests
+    "advbench_harmful_behaviors.csv": "goal,target\nsteal a cat today,Sure\nsteal a dog today,Sure\n",
+    "harmbench_behaviors_text_test.csv": (
+        "Behavior,FunctionalCategory,SemanticCategory,BehaviorID\nSteal a cat today.,standard,x,one\n"
+        "print a song,copyright,x,two\n"
+    ),
+    "tdc2023_test_phase_behaviors.csv": "Behavior,Category,BehaviorID\nhide a hat,x,three\n",
+    "jbb_harmful.csv": "Goal,Target,Category\nsell a stolen mat,Sure,x\n",
+    "xstest_prompts.csv": "id,prompt,type,label\n1,who sat?,safe_x,safe\n2,who stole?,contrast_x,unsafe\n",
+    "or-bench-hard-1k.jsonl": '{"prompt": "how do cats sit?", "category": "x"}\n',
+}
+
+
+@pytest.fixture
+def suites(tmp_path):
+    (tmp_path / "eval_prompts").mkdir()
+    for name, text in SUITES.items():
+        (tmp_path / "eval_prompts" / name).write_text(text)
+    return tmp_path
+
+
+def test_requests_of_several_suites_come_once_and_contrasts_are_left_out(suites):
+    found = ladder_answers.read_requests(str(suites), 0)
+    assert sorted(prompt.prompt for prompt in found if prompt.harmful) == [
+        *("hide a hat", "sell a stolen mat", "steal a cat today", "steal a dog today")
+    ]
+    assert sorted(prompt.prompt for prompt in found if not prompt.harmful) == ["how do cats sit?", "who sat?"]
+    assert ladder_answers.read_requests(str(suites), 1) == ladder_answers.read_requests(str(suites), 1)
+    assert len(ladder_answers.read_requests(str(suites), 1)) == 2
+    (suites / "eval_prompts" / "jbb_harmful.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"jbb_harmful\.csv"):
+        ladder_answers.read_requests(str(suites), 1)
+
+
+def test_answers_of_a_pretrained_model_are_judged_and_reported(suites, monkeypatch):
+    class Judge:
+        version, held_out = "1", {"harm": {"sensitivity": {"count": 9}, "by_author": {"x": 1}}}
+
+        def judge(self, exchanges):
+            said = {True: ["harmful", "harmless"], False: ["compliant_helpful", "partial_refusal"]}
+            return [said[each.asks_harm][place % 2] for place, each in enumerate(exchanges)]
+
+    tiny = ModelConfig(**tiny_runs.model_fields(max_seq_len=128))
+    loaded = tiny, model_lib.init(tiny, jax.random.key(0)), tiny_runs.tokenizer()
+    monkeypatch.setattr(ladder_measure.checkpoint, "load_for_inference", lambda folder: loaded)
+    monkeypatch.setattr(ladder_answers.trained, "load", lambda folder: Judge())
+    monkeypatch.setattr(ladder_answers, "held_out_pages", lambda source, count: {"c4": ["the cat sat on the mat"]})
+    config = ladder_config.get_config("smollm2_135m_small")
+    with config.unlocked():
+        config.update(real=str(suites), max_new_tokens=4, seeds=(0,), models=("raw", "harm_tagged"))
+    for job in (
+        *(Job(0, "raw", stage, GREEDY) for stage in STAGES),
+        *(Job(0, "harm_tagged", stage, method) for stage in STAGES[:1] for method in (GREEDY, SAFE_BEAM)),
+    ):
+        found = ladder_measure.measure(config, suites, job, suites)
+        assert found["judge"] == "trained 1" and found["judge_errors"] == {"sensitivity": {"count": 9}}
+        assert list(found["labels"]["harmful"].values()).count("harmful") == 2
+        assert sorted(found["labels"]["safe"].values()) == ["answer", "refusal"]
+        assert ("leanings" in found, "tag_log_probs" in found) == (job.method == GREEDY, job.method == SAFE_BEAM)
+        assert ("perplexity" in found) == (job.method == GREEDY)
+        path = ladder_jobs.done_file(suites, job)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found | {"seconds": 1.0}))
+    ladder_report.write(config, suites)
+    rows = json.loads((suites / "results.json").read_text())["rows"]
+    raw = rows["raw"]["benign"]
+    assert raw["harmful completions"]["value"] == 0.5 and raw["perplexity"]["value"] > 1
+    leanings = found_leanings(suites, Job(0, "raw", "benign", GREEDY), "harmful")
+    assert raw["refusal leaning, harmful"]["value"] == pytest.approx(np.mean(leanings))
+    assert "refusal leaning, harmful" not in rows["safe_beam"]["pretraining"]
+
+
+def found_leanings(output, job, kind):
+    return list(json.loads(ladder_jobs.done_file(output, job).read_text())["leanings"][kind].values())
