@@ -1,9 +1,9 @@
-"""What the configs of this folder share. See `safelm.train.config.default_config` for every field and its meaning."""
+"""What the configs of this folder share. See `safelm.train.defaults.default_config` for every field and its meaning."""
 
 from ml_collections import ConfigDict
 
 from data_tasks.rates import rates
-from safelm.train.config import default_config
+from safelm.train.defaults import default_config
 
 
 def phase(rung: str, start: float = 0.0) -> dict:

@@ -44,7 +44,7 @@ from ml_collections.config_dict import placeholder
 
 from data_tasks.rates import OTHERS, SMALL_LADDER
 from safelm.ladder.plan import RUNGS, SCALED
-from safelm.train.config import default_config
+from safelm.train.defaults import default_config
 
 # Twice the paper's share of refusals, which is too few to be learned in 400,000 tokens.
 CHATS = {

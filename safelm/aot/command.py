@@ -18,6 +18,7 @@ from safelm.inference.weights import WEIGHTS_DTYPES
 from safelm.io import records
 from safelm.train import config as train_config
 from safelm.train import flags as train_flags
+from safelm.train.defaults import default_config
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice as CHIP:SHAPE, such as v5e:4x4 or v5p:2x2x2.")
 _SLICES = flags.DEFINE_integer("slices", 1, "Number of slices, joined by the data centre's network.")
@@ -32,7 +33,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the report.")
 
 def with_default_mesh(config: ConfigDict, tpu: aot_topology.Slice) -> ConfigDict:
     """The config, with a default mesh replaced by fsdp over a slice and data over the slices."""
-    if dict(config.mesh) != dict(train_config.default_config().mesh):
+    if dict(config.mesh) != dict(default_config().mesh):
         return config
     config = config.copy_and_resolve_references().unlock()
     config.mesh.update(data=tpu.num_slices, fsdp=tpu.num_chips // tpu.num_slices)

@@ -15,7 +15,7 @@ from safelm.aot.program import Compiled
 from safelm.aot.table import advice
 from safelm.models.decoder import ModelConfig
 from safelm.train import metrics as train_metrics
-from safelm.train.config import get_field
+from safelm.train.config_fields import get_field
 
 SETTINGS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "grad_accum_steps", "model.remat", "loss.vocab_chunks")
 

@@ -21,7 +21,7 @@ from safelm.ladder import records as ladder_records
 from safelm.ladder import report as ladder_report
 from safelm.ladder import scaling
 from safelm.ladder.plan import SCALING, chosen_models, plan_jobs, study_of
-from safelm.train import config as train_config
+from safelm.train import config_fields
 from safelm.train import flags as train_flags
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the study.")
@@ -127,7 +127,7 @@ def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
     if path.exists():
         old = records.read(path, "choose another --output")
         same = [{name: value for name, value in each.items() if name not in free} for each in (old, new)]
-        if lines := train_config.changed_fields(*same):
+        if lines := config_fields.changed_fields(*same):
             raise ValueError(f"--output={folder}: holds a study of other settings: {lines[0]}")
     records.write(path, new)
 

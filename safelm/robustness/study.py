@@ -18,7 +18,7 @@ from safelm.io.progress import Bar
 from safelm.robustness import attacks
 from safelm.robustness.target import Target, load_target, measure_answers, measure_tag
 from safelm.train import run as train
-from safelm.train.config import default_config
+from safelm.train.defaults import default_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from safelm.models import sharding
 from safelm.train import config as train_config
+from safelm.train import config_fields, safety_watch
 from safelm.train import data as train_data
 from safelm.train import plan as train_plan
 from safelm.train import program as train_program
-from safelm.train import safety_watch
 
 
 def dry_run(config: ConfigDict, workdir: str = "") -> None:
@@ -44,7 +44,7 @@ def dry_run(config: ConfigDict, workdir: str = "") -> None:
     if jax.process_index() == 0:
         lines = [train_plan.summary(settled, model_config, data, mesh, attention)]
         lines += textwrap.wrap(
-            "set:        " + " ".join(train_config.not_default(config)), 120, subsequent_indent=" " * 12
+            "set:        " + " ".join(config_fields.not_default(config)), 120, subsequent_indent=" " * 12
         )
         lines += [f"not there:  {line}" for line in absent_parts]
         print("\n".join(lines), flush=True)

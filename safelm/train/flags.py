@@ -7,7 +7,7 @@ from absl import app
 from ml_collections import config_flags
 
 from safelm import cli, config_files
-from safelm.train import config as train_config
+from safelm.train import config_fields
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/, with an optional :variant.")
 
@@ -30,7 +30,7 @@ def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
     except cli.UserError as error:
         fail(str(error))
     except (AttributeError, KeyError, TypeError) as error:
-        fail(train_config.unknown_field(config, arguments) or str(error))
+        fail(config_fields.unknown_field(config, arguments) or str(error))
     if rest[1:]:
         fail(f"unexpected argument: {rest[1]}")
     return rest

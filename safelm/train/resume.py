@@ -24,7 +24,9 @@ from ml_collections import ConfigDict
 
 from safelm.checkpoints import checkpoint
 from safelm.models.config import Lora
-from safelm.train.config import CHANGES, Resolved, changed_fields, get_field
+from safelm.train.config import Resolved
+from safelm.train.config_fields import changed_fields, get_field
+from safelm.train.defaults import CHANGES
 
 # Fields that fix what has been trained on so far; a resumed run must have them as they were.
 FIXED_FIELDS = ("seed", "batch_size", "seq_len", "data.packing")

@@ -18,8 +18,8 @@ from safelm.io import records, remote
 from safelm.io.progress import ProgressFile
 from safelm.models import sharding
 from safelm.train import config as train_config
+from safelm.train import config_fields, faults, metrics, plan, processes, program, restore, resume, trackers
 from safelm.train import dry_run as dry_runs
-from safelm.train import faults, metrics, plan, processes, program, restore, resume, trackers
 from safelm.train.clock import Clock
 from safelm.train.data import TrainData
 from safelm.train.evaluators import Evaluator, HeldOutLoss, Stopped
@@ -36,7 +36,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     """Runs a config to its last step, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: as `safelm.train.config.default_config` has it.
+      config: as `safelm.train.defaults.default_config` has it.
       workdir: the run's folder, local or gs://.
       dry_run: check everything, print the run's size, train nothing.
 
@@ -347,7 +347,7 @@ def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str]
     new = json.loads(run.config.to_json_best_effort())
     if path.exists():
         try:
-            lines = train_config.changed_fields(records.parse(path.read_bytes(), name, "written anew"), new)
+            lines = config_fields.changed_fields(records.parse(path.read_bytes(), name, "written anew"), new)
         except ValueError as error:
             lines = [str(error)]
         for line in lines:

@@ -21,16 +21,16 @@ from safelm.data.batch import Batch
 from safelm.formats import decoder_tensors
 from safelm.models import decoder as model
 from safelm.models import sharding
-from safelm.train import config as train_config
 from safelm.train import host_memory
 from safelm.train import metrics as train_metrics
 from safelm.train import program as train_program
+from safelm.train.defaults import default_config
 from safelm.train.step import Controls
 
 
 def run_config(settings: dict[str, Any]) -> ml_collections.ConfigDict:
     """A run's config: the defaults, but for the sizes and what `settings` says of the numerics."""
-    config = train_config.default_config()
+    config = default_config()
     config.update(batch_size=settings["batch_size"], seq_len=settings["seq_len"])
     config.model.update(settings["model"] | {"dtype": settings["dtype"], "max_seq_len": settings["seq_len"]})
     config.model.update(scan_layers=settings["scan_layers"], remat=settings["remat"])

@@ -17,7 +17,7 @@ from safelm.aot import program as aot_program
 from safelm.aot import table as aot_table
 from safelm.aot import topology as aot_topology
 from safelm.train import config as train_config
-from safelm.train.config import default_config
+from safelm.train.defaults import default_config
 
 ROOT = Path(__file__).parents[2]
 CYCLE_SECONDS = {"0.0.42.1": 1.3408e-3}  # of `small_step` on v5e by libtpu's cycle counts

@@ -15,7 +15,7 @@ from safelm.data.channels import CHANNELS, Channel
 from safelm.data.shard import ShardInfo
 from safelm.data.store import Manifest, ShardWriter, write_manifest
 from safelm.text.tokenizer import Tokenizer
-from safelm.train.config import default_config
+from safelm.train.defaults import default_config
 
 SOURCES = ("raw_web", "filtered_web", "safeweb", "refuseweb", "moral_education", "harm_tagged_web")
 CHAT_SOURCES = ("ultrachat", "wildguardmix", "wildjailbreak", "harm_tagged_chat", "gsm8k")

@@ -14,7 +14,7 @@ from forked_commands import PREPARATION_ONLY, ROOT
 
 from safelm import __main__ as console
 from safelm import config_files
-from safelm.train import config as train_config
+from safelm.train import config_fields
 
 # They run in .venv-bench, which has neither SafeLM nor its help.
 OTHER_VENV = ("data_rivals", "train_torch")
@@ -127,7 +127,7 @@ def _check_flags(name: str, arguments: list[str], help_text: str) -> None:
         if flag == "--config":
             config = config_files.load_config(value)
         elif flag.startswith("--config.") and (name in WITH_CONFIG or config is not None):
-            train_config.get_field(config, flag.removeprefix("--config."))
+            config_fields.get_field(config, flag.removeprefix("--config."))
         elif flag.startswith("--"):
             assert re.search(rf"(?<![\w-]){flag}(?![\w-])", help_text.replace("--[no]", "--")), f"{name} has no {flag}"
 

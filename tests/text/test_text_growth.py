@@ -282,7 +282,7 @@ OWN_TEXT = {
     "safelm/aot/topology.py",
     "safelm/aot/work.py",
     "safelm/train/processes.py",
-    "safelm/train/config.py",
+    "safelm/train/config_fields.py",
     "safelm/jobs/file_shards.py",
     "safelm/report/charts.py",
     "safelm/report/page.py",

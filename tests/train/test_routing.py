@@ -17,6 +17,7 @@ from safelm.models.decoder import ModelConfig
 from safelm.models.routing_config import LABELLED, MIXED, PLAIN, Routing
 from safelm.train import config as train_config
 from safelm.train import step as train_step
+from safelm.train.defaults import default_config
 from safelm.train.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -175,7 +176,7 @@ def test_bad_settings_are_one_line():
         ROUTED.routes(("facts",))
     with pytest.raises(ValueError, match=r"routing.heads is 3: the model has 3, some must be left"):
         ModelConfig(**tiny_runs.model_fields(num_heads=3, num_kv_heads=3), routed=dataclasses.asdict(ROUTED))
-    config = train_config.default_config()
+    config = default_config()
     config.update_from_flattened_dict({"total_steps": 1, "export.ablate": True})
     with pytest.raises(ValueError, match=r"export.ablate is True: routing.labelled must name"):
         train_config.resolve_sizes(config)

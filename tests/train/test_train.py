@@ -17,11 +17,10 @@ import tiny_runs
 
 from safelm.checkpoints import checkpoint
 from safelm.models import decoder as model
-from safelm.train import config as train_config
+from safelm.train import config_fields, trackers
 from safelm.train import data as train_data
 from safelm.train import metrics as train_metrics
-from safelm.train import trackers
-from safelm.train.config import default_config
+from safelm.train.defaults import default_config
 from safelm.train.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -289,7 +288,7 @@ def test_unknown_field_is_named_with_its_siblings(inputs):
     config = tiny_runs.tiny_config(inputs)
     with pytest.raises(AttributeError):
         config.lerning_rate = 1
-    unknown = train_config.unknown_field
+    unknown = config_fields.unknown_field
     assert unknown(config, ["--config=x.py", "--config.optimizer.peak_lr=1", "--other"]) is None
     line = unknown(config, ["--config.loss.zloss=1"])
     assert line == "unknown config field --config.loss.zloss=1: config.loss has vocab_chunks, z_loss"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from safelm.checkpoints import checkpoint
 from safelm.train import data as train_data
 from safelm.train import faults as train_faults
-from safelm.train.config import default_config
+from safelm.train.defaults import default_config
 from safelm.train.run import train
 
 POISONED = 5

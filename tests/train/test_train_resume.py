@@ -9,6 +9,7 @@ import tiny_runs
 
 from safelm.checkpoints import checkpoint
 from safelm.train import config as train_config
+from safelm.train.defaults import default_config
 from safelm.train.run import train
 
 BATCH_TOKENS = 8 * 16
@@ -194,7 +195,7 @@ def test_a_resumed_run_needs_neither_its_initial_checkpoint_nor_its_fields(input
     shutil.copytree(trunk, tmp_path / "first")
     config = tiny_runs.tiny_config(inputs, **(TRUNK | {"init_checkpoint": str(tmp_path / "first"), "tokenizer": ""}))
     with config.unlocked():
-        config.model = train_config.default_config().model
+        config.model = default_config().model
         config.model.dtype = "float32"
         config.total_steps = 5
     train(config, str(tmp_path / "run"))
