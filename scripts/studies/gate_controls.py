@@ -1,8 +1,8 @@
 r"""Makes the figures of a release gate with controls, of its report, and draws them.
 
     safelm release_gate --profile=standard --checkpoint=safety=runs/quickstart/safety \
-        --control=raw=runs/quickstart/raw --merge_with=raw --control=weak=runs/refusal_only --control=strong=runs/filtered_tagged \
-        --prompts=runs/quickstart/corpus/prompts --output=runs/gate_standard
+        --control=raw=runs/quickstart/raw --merge_with=raw --control=weak=runs/refusal_only \
+        --control=strong=runs/filtered_tagged --prompts=runs/quickstart/corpus/prompts --output=runs/gate_standard
     python scripts/studies/gate_controls.py --gate=runs/gate_standard
 
 docs/results/data/gate_controls.json is written anew, a row for each criterion's rate and each attack and a column for
