@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -267,10 +268,12 @@ def clients(count: float, folder: Path) -> Iterator[Cost]:
             checkpoint = serve.model_flags(tiny=True, folder=str(folder))
             _server.append(stack.enter_context(serve.server(*checkpoint, *given)))
         url, process = _server[0]
+        rounds = itertools.count()
 
         def run() -> float:
             began, requests = _seconds_of(process.pid), max(16, 2 * int(count))
-            asyncio.run(serve.level(url, int(count), requests, flags))
+            prompts = serve.prompts_of(int(count), requests, next(rounds), shared_words=0)
+            asyncio.run(serve.level(url, int(count), prompts, flags))
             return (_seconds_of(process.pid) - began) / requests * 1e3
 
         for _ in range(2):

@@ -1,7 +1,10 @@
 """How cost grows: laws are found where there are some, what breaks one is told, and the figures can be drawn."""
 
 import argparse
+import json
+import os
 import runpy
+import subprocess
 import sys
 
 import documented
@@ -54,3 +57,23 @@ def test_every_curve_but_chips_can_be_measured(monkeypatch):
     sys.modules.pop("growth", None)
     assert set(curves) == set(growth.CURVES) - {"chips"}
     assert all(len(curve.small) == 3 <= len(curve.points) for curve in curves.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("curve", [name for name in growth.CURVES if name != "chips"])
+def test_a_curve_is_measured(curve, tmp_path):
+    command = [
+        sys.executable,
+        BENCH / "growth.py",
+        "--small",
+        "--rounds=1",
+        f"--output={tmp_path}",
+        f"--curves={curve}",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(documented.ROOT)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["curve"] == curve
+    found = json.loads((tmp_path / f"{curve.replace(' ', '_')}.json").read_text())
+    assert len(found["points"]) == 3 and all(cost > 0 for _, *costs in found["points"] for cost in costs)
