@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 SLICES = HERE.parents[1] / "docs/results/data/slices.json"
 # name -> (what x is, what the cost is): in the order of the page
 CURVES = {
-    "model size": ("FLOPs a token, millions", "processor us a token"),
+    "model size": ("MFLOPs a token", "processor us a token"),
     "context": ("tokens a row", "processor us a token"),
     "batch": ("rows of 128 tokens", "processor ms a step"),
     "sources": ("sources", "processor ms a batch"),
