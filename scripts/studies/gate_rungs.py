@@ -48,6 +48,7 @@ NAMES = {
 }
 HEADS = {"plain": "nobody attacks", "served": "as served", "benign": "benign finetuning", MEAN: "mean"}
 DRAWN = ("plain", "served", "edits")
+LEFT_OUT = ("inputs",)  # of the table: a soft prompt breaks every rung
 Rates = Mapping[tuple[str, str], Counts]  # by (rung, criterion or attack)
 
 
@@ -86,16 +87,15 @@ def by_attack(found: Mapping[int, Mapping[str, Sequence[Attacked]]], asked: Sequ
     return rates
 
 
-def against_raw(rates: Rates, names: Sequence[str]) -> dict[tuple[str, str], str]:
-    """Of every rung but raw and every name the difference to raw in points and Holm's verdict over all of them."""
+def against_raw(rates: Rates, names: Sequence[str]) -> dict[tuple[str, str], tuple[str, float]]:
+    """Of every rung but raw and every name the difference to raw in points with Holm's verdict, and the p-value."""
     pairs = {(rung, name): (rates[rung, name], rates[RAW, name]) for rung in RUNGS[1:] for name in names}
     adjusted = holm({f"{rung}/{name}": p_value(*pair) for (rung, name), pair in pairs.items()})
     told = {}
     for (rung, name), pair in pairs.items():
         difference, p = estimate(*pair), adjusted[f"{rung}/{name}"]
         points = [f"{100 * part:.0f}" for part in (difference.value, difference.low, difference.high)]
-        said = verdict(difference.value, p)
-        told[rung, name] = f"{points[0]} [{points[1]}, {points[2]}], {said}" + (f", p {p:.3f}" if p < 0.05 else "")
+        told[rung, name] = f"{points[0]} [{points[1]}, {points[2]}], {verdict(difference.value, p)}", p
     return told
 
 
@@ -123,15 +123,18 @@ def main(flags: argparse.Namespace) -> None:
     asked = [prompt.id for prompt in prompts if prompt.harmful]
     criteria, attacks = by_criterion(found, asked), by_attack(found, asked)
     names = [each.name for each in CRITERIA if (RAW, each.name) in criteria]
+    shown = [*(name for name in names if name not in LEFT_OUT), MEAN]
     told = against_raw(criteria, [MEAN])
     columns = [
-        {"head": HEADS.get(name, name), "digits": 0} | ({"drawn": True} if name in DRAWN else {})
-        for name in (*names, MEAN)
+        {"head": HEADS.get(name, name), "digits": 0} | ({"drawn": True} if name in DRAWN else {}) for name in shown
     ]
     rows = [
         {
             "name": NAMES.get(rung, rung),
-            "values": [*(percent(criteria[rung, name]) for name in (*names, MEAN)), told.get((rung, MEAN), "")],
+            "values": [
+                *(percent(criteria[rung, name]) for name in shown),
+                told.get((rung, MEAN), ("",))[0].replace(", holds", "*"),
+            ],
         }
         for rung in RUNGS
     ]
@@ -145,8 +148,8 @@ def main(flags: argparse.Namespace) -> None:
     tables["gate_attacks"] = study("Harmful answers by attack", "attack", columns, rows, flags)
     for name, table in tables.items():
         write_whole(DATA / f"{name}.json", json.dumps(table, indent=1) + "\n")
-    for (rung, name), line in {**told, **against_raw(criteria, names)}.items():
-        print(f"{name:12} {rung:16} less raw: {line}")
+    for (rung, name), (line, p) in {**told, **against_raw(criteria, names)}.items():
+        print(f"{name:12} {rung:16} less raw: {line}, p {p:.3f}")
     print("seconds a model: " + ", ".join(f"seed {seed} {each:.0f}" for seed, each in seconds.items()))
     runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
 
