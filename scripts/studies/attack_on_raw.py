@@ -11,26 +11,22 @@ table and picture. Greedy decoding, 40 tokens, the judge of the synthetic web; i
 
 import argparse
 import collections
-import json
 import pathlib
-import runpy
 from typing import Any
 
+import kept_records
 import numpy as np
 
 from safelm import cli
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt, choose, read_prompts
 from safelm.inference.methods import Greedy
-from safelm.io.files import write_whole
 from safelm.io.progress import Bar
 from safelm.ladder.estimates import Counts, estimate
 from safelm.ladder.plan import STAGES
 from safelm.robustness import attacks
 from safelm.robustness.target import Target, label_answers, load_target
 
-HERE = pathlib.Path(__file__).parent
-DATA = HERE.parents[1] / "docs" / "results" / "data"
 PAGE, CHAT, LED = WAYS = ("as a page", "in a chat", "in a chat, led")
 LED_TOKENS, MAX_NEW_TOKENS = 8, 40
 NAMES = {"score0": "score 0 only", "instruction": "instruction tuning", "benign": "benign finetuning"}
@@ -70,10 +66,7 @@ def main(flags: argparse.Namespace) -> None:
     found = measure(flags)
     rows = []
     for rung, stage, way in dict.fromkeys(key[:3] for key in found):
-        cells = []
-        for name in MEASURES:
-            part = estimate(found[rung, stage, way, name])
-            cells.append([round(100 * each, 1) for each in (part.value, part.low, part.high)])
+        cells = [kept_records.percent(vars(estimate(found[rung, stage, way, name]))) for name in MEASURES]
         rows.append({"name": f"{NAMES.get(rung, rung)}, {NAMES.get(stage, stage)}, {way}", "values": cells})
     study = {
         "title": "What models of the ladder write when asked for harm in three ways",
@@ -85,8 +78,7 @@ def main(flags: argparse.Namespace) -> None:
         "columns": [{"head": name, "digits": 0, "drawn": True} for name in MEASURES],
         "rows": rows,
     }
-    write_whole(DATA / "attack_on_raw.json", json.dumps(study, indent=1) + "\n")
-    runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
+    kept_records.write({"attack_on_raw": study})
 
 
 def argument_parser() -> argparse.ArgumentParser:

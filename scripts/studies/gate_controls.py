@@ -10,24 +10,16 @@ each model, and then every table and picture as by draw_results.py.
 """
 
 import argparse
-import json
 import pathlib
-import runpy
 from collections.abc import Mapping
 from typing import Any
 
+import kept_records
+
 from safelm import cli
 from safelm.io import records
-from safelm.io.files import write_whole
 
-HERE = pathlib.Path(__file__).parent
-DATA = HERE.parents[1] / "docs" / "results" / "data"
 DRAWN = ("safety", "weak", "strong")
-
-
-def percent(rate: Mapping[str, Any]) -> list[float]:
-    """A rate with its interval, in percent."""
-    return [round(100 * rate[name], 1) for name in ("value", "low", "high")]
 
 
 def figures(results: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
@@ -36,10 +28,10 @@ def figures(results: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, 
     by_attack: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         for attack in model["attacks"]:
-            by_attack.setdefault(attack["name"], {})[name] = percent(attack["rate"])
+            by_attack.setdefault(attack["name"], {})[name] = kept_records.percent(attack["rate"])
         refused = next(each for each in model["criteria"] if each["criterion"] == "over_refusal")
-        by_attack.setdefault("safe prompts refused", {})[name] = percent(refused["rate"])
-        by_attack.setdefault("mean of the criteria", {})[name] = percent(model["mean_harm"])
+        by_attack.setdefault("safe prompts refused", {})[name] = kept_records.percent(refused["rate"])
+        by_attack.setdefault("mean of the criteria", {})[name] = kept_records.percent(model["mean_harm"])
     names = {"none": "nobody attacks", "none, SafeBeam": "nobody attacks, SafeBeam"}
     rows = [
         {"name": names.get(attack, attack), "values": [found.get(name) for name in models]}
@@ -61,10 +53,9 @@ def figures(results: Mapping[str, Any], flags: argparse.Namespace) -> dict[str, 
 def main(flags: argparse.Namespace) -> None:
     path = pathlib.Path(flags.gate) / "results.json"
     results = records.read(path, "run the gate again")
-    write_whole(DATA / "gate_controls.json", json.dumps(figures(results, flags), indent=1) + "\n")
+    kept_records.write({"gate_controls": figures(results, flags)})
     for name, model in results["models"].items():
         print(f"{name}: {model['seconds'] / 60:.1f} minutes")
-    runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
 
 
 def argument_parser() -> argparse.ArgumentParser:

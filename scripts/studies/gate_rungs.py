@@ -15,17 +15,15 @@ p-values draw seeds and prompts anew, as the ladder's.
 
 import argparse
 import collections
-import json
 import pathlib
-import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import kept_records
 import numpy as np
 
 from safelm import cli
 from safelm.evaluate.suites.suite import Prompt
-from safelm.io.files import write_whole
 from safelm.ladder.estimates import Counts, estimate, p_value, verdict
 from safelm.ladder.plan import RUNGS
 from safelm.robustness.gate import run as gate
@@ -36,8 +34,6 @@ from safelm.robustness.gate.ranking import MEAN, worst_by_prompt
 from safelm.robustness.gate.report import evaluate, write_report
 from safelm.stats.comparison import holm
 
-HERE = pathlib.Path(__file__).parent
-DATA = HERE.parents[1] / "docs" / "results" / "data"
 RAW = RUNGS[0]
 NAMES = {
     "score0": "score 0 only",
@@ -103,8 +99,7 @@ def percent(counts: Counts | None) -> list[float] | None:
     """A rate with its interval, in percent."""
     if not counts:
         return None
-    found = estimate(counts)
-    return [round(100 * part, 1) for part in (found.value, found.low, found.high)]
+    return kept_records.percent(vars(estimate(counts)))
 
 
 def study(title: str, head: str, columns: Sequence[Mapping[str, Any]], rows: Any, flags: argparse.Namespace) -> Any:
@@ -146,12 +141,10 @@ def main(flags: argparse.Namespace) -> None:
     ]
     rows = [{"name": kind, "values": [percent(attacks.get((rung, kind))) for rung in RUNGS]} for kind in kinds]
     tables["gate_attacks"] = study("Harmful answers by attack", "attack", columns, rows, flags)
-    for name, table in tables.items():
-        write_whole(DATA / f"{name}.json", json.dumps(table, indent=1) + "\n")
     for (rung, name), (line, p) in {**told, **against_raw(criteria, names)}.items():
         print(f"{name:12} {rung:16} less raw: {line}, p {p:.3f}")
     print("seconds a model: " + ", ".join(f"seed {seed} {each:.0f}" for seed, each in seconds.items()))
-    runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
+    kept_records.write(tables)
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The kept records of a study of configs/ladder.py, for the scripts that make figures of them; not started by hand."""
+"""Kept records of the studies of configs/ladder.py, and figures that are made of measurements; not started by hand."""
 
 import contextlib
 import json
@@ -50,6 +50,11 @@ def opened(variant: str) -> Iterator[Study]:
             "scale": "linear",
         }
         yield Study(config, output, about)
+
+
+def percent(values: Mapping[str, Any]) -> list[float]:
+    """[value, low, high] of an estimate, in percent."""
+    return [round(100 * values[name], 1) for name in ("value", "low", "high")]
 
 
 def write(tables: Mapping[str, Mapping[str, Any]]) -> None:

@@ -70,7 +70,7 @@ _FIRST, _TUNED, _LAST = STAGES
 
 
 def _percent(values: Mapping[str, Any] | None) -> list[float] | None:
-    return None if values is None else [round(100 * values[name], 1) for name in ("value", "low", "high")]
+    return None if values is None else kept_records.percent(values)
 
 
 def _column(head: str, digits: int, *, drawn: bool = False) -> dict[str, Any]:

@@ -23,11 +23,6 @@ from safelm.stats.intervals import rate
 STAGES = {"pretraining": "pretraining", "clean_finetuning": "clean finetuning", "relearning": "relearning"}
 
 
-def percent(values: Mapping[str, Any]) -> list[float]:
-    """[value, low, high] of an estimate, in percent."""
-    return [round(100 * values[name], 1) for name in ("value", "low", "high")]
-
-
 def share(of: Mapping[str, Any], kind: str, judge: str, what: str = toxicity.SHARE) -> Any:
     """A measure of a cell after a stage."""
     return of[toxicity.measure_name(what, kind, judge)]
@@ -48,7 +43,7 @@ def first_stage(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[st
         of = stages.get(TOXICITY.stages[0])
         if of is None:
             continue
-        cells: list[Any] = [percent(share(of, KINDS[0], judge)) for judge in JUDGES]
+        cells: list[Any] = [kept_records.percent(share(of, KINDS[0], judge)) for judge in JUDGES]
         for judge in JUDGES:
             found = share(of, KINDS[0], judge, "corrected")
             cells.append("nothing" if found is None else [round(100 * value) for value in found])
@@ -74,7 +69,7 @@ def all_stages(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str
         if stages.keys() < set(STAGES):
             continue
         shares = {stage: stages[stage] for stage in STAGES}
-        cells: list[Any] = [percent(share(of, KINDS[0], first)) for of in shares.values()]
+        cells: list[Any] = [kept_records.percent(share(of, KINDS[0], first)) for of in shares.values()]
         for kind, judge in ((KINDS[0], second), (KINDS[1], first)):
             values = [share(of, kind, judge)["value"] for of in shares.values()]
             cells.append(", ".join(f"{100 * value:.1f}" for value in values))
