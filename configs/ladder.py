@@ -165,7 +165,7 @@ def smollm2_135m() -> ConfigDict:
 
 
 def smollm2_135m_small() -> ConfigDict:
-    """`smollm2_135m` with a fortieth of the tokens: a seed of three models takes some two hours of two cores."""
+    """`smollm2_135m` with a fortieth of its pretraining; not run yet, a seed is put at some two hours of two cores."""
     config = smollm2_135m()
     for name, steps in (("pretraining", 20), ("instruction", 12), ("benign", 4)):
         config.stages[name].update(total_steps=steps, batch_size=4)

@@ -86,8 +86,9 @@ def measure(config: ConfigDict, output: pathlib.Path, job: Job, workdir: pathlib
 
 def _perplexity(config: ModelConfig, params: Params, tokenizer: Tokenizer, recipe: Recipe, opening: str) -> float:
     """Of the corpus's harmless held-out web pages, which the models of all rungs have seen the like of."""
-    hardness = {"unsafe": recipe.unsafe, "references": recipe.references}
-    pages = (draft(recipe.seed, "validation", number, **hardness) for number in range(recipe.validation_documents))
+    pages = (
+        draft(recipe.seed, "validation", number, **recipe.hardness) for number in range(recipe.validation_documents)
+    )
     harmless = itertools.islice((page.text for page in pages if page.score == 0), _PAGES)
     held_out = Pages(map(tokenizer.encode, harmless), tokenizer.conventions.document_end_id)
     begin = opened(tokenizer, prompt_ids(tokenizer, "", is_chat=False), opening)

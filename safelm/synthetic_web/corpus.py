@@ -57,6 +57,11 @@ class Recipe:
         if self.format not in FORMATS:
             raise ValueError(f"--format={self.format}: one of {', '.join(FORMATS)}")
 
+    @property
+    def hardness(self) -> dict[str, float]:
+        """What `draft` and `rows` take of it by name."""
+        return {"unsafe": self.unsafe, "references": self.references}
+
 
 def score_shares(unsafe: float = UNSAFE_SHARE) -> dict[int, float]:
     """The share of every score, where scores 4 and 5 have `unsafe` together."""
@@ -116,11 +121,10 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
             raise ValueError(f"--output={output}: holds a corpus made by another recipe, {made}")
         return found
     files: dict[str, dict[str, Any]] = {}
-    hardness = {"unsafe": recipe.unsafe, "references": recipe.references}
     for split, count in (("train", recipe.documents), ("validation", recipe.validation_documents)):
         by_source: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
         for number in Bar(range(count), desc=f"compose {split}", unit=" documents", disable=None):
-            for source, row in rows(recipe.seed, split, number, recipe.missed_harm, **hardness):
+            for source, row in rows(recipe.seed, split, number, recipe.missed_harm, **recipe.hardness):
                 by_source[source].append(row)
         for source, found_rows in by_source.items():
             files |= _write_split(folder, source, split, found_rows, recipe.format)
