@@ -52,6 +52,7 @@ def run(config: ConfigDict, output: str, *, workers: int, records_folder: str = 
     jobs = plan_jobs(models, config.seeds, config.methods, study_of(config))
     if records_folder:
         ladder_records.restore(config, folder, pathlib.Path(records_folder))
+    ladder_jobs.reopen(folder, jobs)
     if any(ladder_jobs.read_done(folder, job) is None for job in jobs):
         ladder_data.prepare(config, folder, models)
         if study_of(config) is SCALING:

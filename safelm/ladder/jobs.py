@@ -91,6 +91,20 @@ def read_done(output: pathlib.Path, job: Job) -> dict[str, Any] | None:
     return records.read(path, "remove it, and the job is done again") if path.exists() else None
 
 
+def reopen(output: pathlib.Path, jobs: Sequence[Job]) -> None:
+    """Has the trainings done again that an unfinished job goes on from and whose checkpoint isn't there.
+
+    A record has no checkpoint, and models may share a pretraining.
+
+    Args:
+      jobs: what a job needs stands before it.
+    """
+    for job in reversed(jobs):
+        before = needed_by(job)
+        if before is not None and not done_file(output, job).exists() and not model_folder(output, before).exists():
+            done_file(output, before).unlink(missing_ok=True)
+
+
 def run_job(config: ConfigDict, output: pathlib.Path, job: Job) -> None:
     """Does a job and marks it as done."""
     started = time.monotonic()

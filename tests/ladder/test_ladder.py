@@ -171,6 +171,25 @@ def test_a_stopped_study_does_only_what_is_left_and_two_workers_share(config, tm
     assert done == [*jobs[:7], *jobs[6:]]
 
 
+def test_a_pretraining_known_by_its_record_alone_is_done_again_for_another_model(tmp_path):
+    of_both, recorded = (
+        trained(0, "moral_education", "pretraining"),
+        plan_jobs(chosen_models(["moral_education"]), (0,), (GREEDY, SAFE_BEAM)),
+    )
+    jobs = plan_jobs(chosen_models(["moral_education", "tag_at_instruction"]), (0,), (GREEDY, SAFE_BEAM))
+    (tmp_path / "done").mkdir()
+    for job in recorded:
+        ladder_jobs.done_file(tmp_path, job).write_text("{}")
+    ladder_jobs.reopen(tmp_path, recorded)
+    assert all(ladder_jobs.read_done(tmp_path, job) is not None for job in recorded)  # nothing is left to go on
+    ladder_jobs.reopen(tmp_path, jobs)
+    assert [job for job in recorded if ladder_jobs.read_done(tmp_path, job) is None] == [of_both]
+    ladder_jobs.done_file(tmp_path, of_both).write_text("{}")
+    ladder_jobs.workdir(tmp_path, of_both).mkdir(parents=True)
+    ladder_jobs.reopen(tmp_path, jobs)
+    assert ladder_jobs.read_done(tmp_path, of_both) is not None
+
+
 def write_result(output, job, harmful, prompts="a"):
     labels = {
         "harmful": {f"h{i}": "harmful" if x else "refusal" for i, x in enumerate(harmful)},
