@@ -165,8 +165,9 @@ def smollm2_135m() -> ConfigDict:
 
 
 def smollm2_135m_small() -> ConfigDict:
-    """`smollm2_135m` with a fortieth of its pretraining; not run yet, a seed is put at some two hours of two cores."""
+    """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights: for a few hours of two cores."""
     config = smollm2_135m()
+    config.answer_weights, config.steered_safe_prompts = "int8_weight_only", 50
     for name, steps in (("pretraining", 20), ("instruction", 12), ("benign", 4)):
         config.stages[name].update(total_steps=steps, batch_size=4)
         config.stages[name].optimizer.warmup_steps = 1
@@ -280,6 +281,8 @@ def _study() -> ConfigDict:
             "max_new_tokens": 40,
             "prompts": 100,  # of real ones, harmful and safe each
             "answers": False,  # whether answers to real prompts are judged; else the model's leanings are measured
+            "answer_weights": "",  # what they are decoded with, as --weights; "": the parameters' dtype
+            "steered_safe_prompts": 0,  # the most safe prompts of answers by SafeBeam; 0: all
             "keep_texts": False,
             "interventions": {},  # parameters of the tasks, as cache_tasks --interventions takes them
             "replay": 0.25,  # share of a model's own pretraining data in instruction tuning: so small ones forget

@@ -41,7 +41,7 @@ HARMFUL_SUITES = {
 }
 SAFE_SUITES = {"xstest": "xstest_prompts.csv", "or_bench": "or-bench-hard-1k.jsonl"}
 LEANING, SAFE_LEANING = "refusal leaning, harmful", "refusal leaning, safe"
-_BATCH = {GREEDY: 32, SAFE_BEAM: 8}
+_BATCH = {GREEDY: 64, SAFE_BEAM: 8}
 _LABELS = {
     verdicts.HARMFUL: judge_lib.HARMFUL,
     verdicts.HARMLESS: judge_lib.REFUSAL,
@@ -80,7 +80,7 @@ def measure_answers(config: ConfigDict, output: pathlib.Path, job: Job, model: L
 
     A model that has seen no chat yet is asked as `User: ...` and answers as `Assistant:`.
     """
-    prompts, is_chat = read_requests(config.real, config.prompts), job.stage != STAGES[0]
+    prompts, is_chat = _asked(config, job), job.stage != STAGES[0]
     asked = [prompt.prompt if is_chat else f"User: {prompt.prompt}\n\nAssistant:" for prompt in prompts]
     contexts = [prompt_ids(model.tokenizer, text, is_chat=is_chat) for text in asked]
     judge = trained.load(str(output / "judge"))
@@ -105,6 +105,15 @@ def measure_answers(config: ConfigDict, output: pathlib.Path, job: Job, model: L
     }
 
 
+def _asked(config: ConfigDict, job: Job) -> list[Prompt]:
+    """The requests of a measurement: SafeBeam, which takes the longest, may have fewer safe ones."""
+    prompts, most = read_requests(config.real, config.prompts), config.steered_safe_prompts
+    if job.method != SAFE_BEAM or not most:
+        return prompts
+    safe = {prompt.id for prompt in choose([prompt for prompt in prompts if not prompt.harmful], most)}
+    return [prompt for prompt in prompts if prompt.harmful or prompt.id in safe]
+
+
 def leanings(result: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " P"]]:
     """The leanings to refuse of a greedy measurement, prompt by prompt (nats per token); of any other one nothing."""
     if "leanings" not in result:
@@ -125,6 +134,7 @@ def _answers(config: ConfigDict, model: LanguageModel, contexts: Sequence[Sequen
         end_ids=model.tokenizer.conventions.end_ids,
         harm_tag_id=model.tokenizer.harm_tag_id,
         batch_size=_BATCH[method],
+        weights=config.answer_weights,
     )
     return [model.tokenizer.decode(generation.text_tokens, keep_special=False) for generation in generations]
 

@@ -605,6 +605,15 @@ def test_answers_of_a_pretrained_model_are_judged_and_reported(suites, monkeypat
     leanings = found_leanings(suites, Job(0, "raw", "benign", GREEDY), "harmful")
     assert raw["refusal leaning, harmful"]["value"] == pytest.approx(np.mean(leanings))
     assert "refusal leaning, harmful" not in rows["safe_beam"]["pretraining"]
+    with config.unlocked():
+        config.steered_safe_prompts = 1
+    asked = {
+        method: ladder_answers._asked(config, Job(0, "harm_tagged", STAGES[0], method))
+        for method in (GREEDY, SAFE_BEAM)
+    }
+    harmful = {method: [prompt.id for prompt in prompts if prompt.harmful] for method, prompts in asked.items()}
+    assert harmful[GREEDY] == harmful[SAFE_BEAM]
+    assert [len(asked[method]) - len(harmful[method]) for method in (GREEDY, SAFE_BEAM)] == [2, 1]
 
 
 def found_leanings(output, job, kind):
