@@ -81,6 +81,7 @@ TOXICITY = {  # a quarter of every rung's tokens is what it makes of toxic text;
     "masked": {"masked_web": 1.0},
     "replaced": {"filtered_web": 0.75, "safeweb": 0.25},
     "refusals": {"filtered_web": 0.75, "refuseweb": 0.15, "moral_education": 0.10},
+    "combined": {"filtered_web": 0.75, "harm_tagged_web": 0.125, "refuseweb": 0.075, "moral_education": 0.05},
     "clean_finetuning": {"clean_text": 1.0},
     "relearning": {"toxic_text": 1.0},
 }
@@ -199,6 +200,7 @@ def toxicity() -> ConfigDict:
     config.study, config.real = "toxicity", placeholder(str)  # the second to be given
     config.seeds, config.methods = (0, 1, 2, 3, 4), ("sample", "beam", "safe_beam")
     config.models = ("raw", "score0", "classified", "harm_tagged", "conditioned", "unlikelihood")
+    config.models += ("masked", "replaced", "refusals", "combined")
     config.control_tokens = ("<good>", "<bad>")
     config.toxic_share = 0.25  # of the corpus's characters
     config.judges = {"bits": 18, "steps": 60}  # of all three classifiers: see `safelm.safety.ngrams`

@@ -132,6 +132,7 @@ MODELS = {
         Model(*("classified",) * 3, is_on_request=True),
         Model(*("replaced",) * 3, is_on_request=True),
         Model(*("refusals",) * 3, is_on_request=True),
+        Model(*("combined",) * 3, is_on_request=True, tagged_tuning=True),
     )
 }
 SIZES, BUDGETS = 5, 3  # of the scaling study; the last size is held out
@@ -143,7 +144,7 @@ SCALED = {
     for budget in range(1, BUDGETS + 1)
 }
 MODELS |= {model.name: model for model in SCALED.values()}
-OF_TOXICITY = ("classified", "replaced", "refusals")  # models of that study alone
+OF_TOXICITY = ("classified", "replaced", "refusals", "combined")  # models of that study alone
 CELLS = tuple(
     Cell("safe_beam" if (model.name, method) == ("harm_tagged", SAFE_BEAM) else name, model.name, method)
     for model in MODELS.values()
@@ -228,9 +229,11 @@ TOXICITY = Study(
             ("loss-masked", "masked", SAMPLE),
             ("replaced", "replaced", SAMPLE),
             ("+ refusals", "refusals", SAMPLE),
+            ("combined", "combined", SAMPLE),
             ("raw, beam", "raw", BEAM),
             ("harm-tagged, beam", "harm_tagged", BEAM),
             ("harm-tagged, SafeBeam", "harm_tagged", SAFE_BEAM),
+            ("combined, SafeBeam", "combined", SAFE_BEAM),
         )
     ),
     (
@@ -243,6 +246,11 @@ TOXICITY = Study(
         ("conditional", "filtered by label", f"{_KORBAK}: and further than filtering"),
         ("unlikelihood", "raw", f"{_KORBAK}: unlikelihood lowers it, at a price"),
         ("loss-masked", "raw", "SLUNG: reading without learning lowers it"),
+        # Set down after the first six rungs were seen, before any model of these four was trained.
+        ("replaced", "filtered by label", "figure 4: retellings of what is filtered lower it"),
+        ("+ refusals", "filtered by label", "figure 4: refusals and lessons in their place lower it"),
+        ("combined", "filtered by label", "half of the toxic text tagged, refusals for the rest: no higher than none"),
+        ("combined, SafeBeam", "harm-tagged, SafeBeam", "and SafeBeam on it lower than on the tag alone"),
     ),
     ("raw", "score0", "classified", "harm_tagged", "conditioned", "unlikelihood"),
 )
