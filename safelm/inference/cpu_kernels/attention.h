@@ -46,29 +46,108 @@ inline float Dot(const float* a, const float* b, int64_t count) {
   return Sum(sum);
 }
 
-// One query over `count` cached keys and values and its own.
-void Attend(const float* query, const float* keys, const float* values, int64_t count, const float* own_key,
-            const float* own_value, int64_t head_dim, float* scores, float* out) {
-  const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
-  const float own_score = Dot(query, own_key, head_dim) * scale;
-  float peak = own_score;
+constexpr int kKeys = 4;  // whose scores are added up together
+constexpr int kChunks = 4;  // vectors of a head's values that are summed side by side
+#if defined(__AVX512VNNI__)
+constexpr int kMostQueries = 4;  // that read a cache together: their sums fill the registers
+#else
+constexpr int kMostQueries = 2;
+#endif
+
+// A query, what it gives, and its alternative's own key and value.
+struct Query {
+  const float *query, *own_key, *own_value;
+  float* out;
+};
+
+// The scores of some queries over `count` keys, [queries][stride].
+template <int kQueries>
+inline void Score(const Query* queries, const float* keys, int64_t count, int64_t head_dim, float scale, float* scores,
+                  int64_t stride) {
+  for (int64_t s = 0; s < count; s += kKeys) {
+    Floats sums[kQueries][kKeys] = {};
+    for (int64_t h = 0; h < head_dim; h += kLanes) {
+      Floats query[kQueries];
+      for (int q = 0; q < kQueries; ++q) query[q] = Load<Floats>(queries[q].query + h);
+      for (int k = 0; k < kKeys; ++k) {
+        const Floats key = Load<Floats>(keys + std::min(s + k, count - 1) * head_dim + h);
+        for (int q = 0; q < kQueries; ++q) sums[q][k] += query[q] * key;
+      }
+    }
+    for (int q = 0; q < kQueries; ++q) {
+      _mm_storeu_ps(scores + q * stride + s,
+                    _mm_mul_ps(Sums(sums[q][0], sums[q][1], sums[q][2], sums[q][3]), _mm_set1_ps(scale)));
+    }
+  }
+}
+
+// The sums of values from vector `h` of a head on, weighted by each query's weights and `owns`, times `norms`.
+template <int kQueries, int kWide>
+inline void AddValues(const Query* queries, const float* values, int64_t count, int64_t head_dim, int64_t h,
+                      const float* weights, int64_t stride, const float* owns, const float* norms) {
+  Floats sums[kQueries][kWide];
+  for (int q = 0; q < kQueries; ++q) {
+    for (int v = 0; v < kWide; ++v) sums[q][v] = owns[q] * Load<Floats>(queries[q].own_value + h + v * kLanes);
+  }
   for (int64_t s = 0; s < count; ++s) {
-    scores[s] = Dot(query, keys + s * head_dim, head_dim) * scale;
-    peak = std::max(peak, scores[s]);
+    Floats value[kWide];
+    for (int v = 0; v < kWide; ++v) value[v] = Load<Floats>(values + s * head_dim + h + v * kLanes);
+    for (int q = 0; q < kQueries; ++q) {
+      const float weight = weights[q * stride + s];
+      for (int v = 0; v < kWide; ++v) sums[q][v] += weight * value[v];
+    }
   }
-  Floats sums = {};
-  std::fill(scores + count, scores + (count + kLanes - 1) / kLanes * kLanes, -INFINITY);
-  for (int64_t s = 0; s < count; s += kLanes) {
-    const Floats weights = Exp(Load<Floats>(scores + s) - peak);
-    Store(scores + s, weights);
-    sums += weights;
+  for (int q = 0; q < kQueries; ++q) {
+    for (int v = 0; v < kWide; ++v) Store(queries[q].out + h + v * kLanes, sums[q][v] * norms[q]);
   }
-  const float own = std::exp(own_score - peak);
-  const float norm = 1 / (Sum(sums) + own);
-  for (int64_t h = 0; h < head_dim; h += kLanes) {
-    Floats sum = own * Load<Floats>(own_value + h);
-    for (int64_t s = 0; s < count; ++s) sum += scores[s] * Load<Floats>(values + s * head_dim + h);
-    Store(out + h, sum * norm);
+}
+
+// Some queries over `count` cached keys and values, and each over its own. A query's numbers are added up in the same
+// order however many stand beside it.
+template <int kQueries>
+void Attend(const Query* queries, const float* keys, const float* values, int64_t count, int64_t head_dim,
+            float* scores, int64_t stride) {
+  const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  float owns[kQueries], norms[kQueries];
+  Score<kQueries>(queries, keys, count, head_dim, scale, scores, stride);
+  for (int q = 0; q < kQueries; ++q) {
+    float* of_query = scores + q * stride;
+    const float own_score = Dot(queries[q].query, queries[q].own_key, head_dim) * scale;
+    float peak = own_score;
+    for (int64_t s = 0; s < count; ++s) peak = std::max(peak, of_query[s]);
+    Floats sums = {};
+    std::fill(of_query + count, of_query + (count + kLanes - 1) / kLanes * kLanes, -INFINITY);
+    for (int64_t s = 0; s < count; s += kLanes) {
+      const Floats weights = Exp(Load<Floats>(of_query + s) - peak);
+      Store(of_query + s, weights);
+      sums += weights;
+    }
+    owns[q] = std::exp(own_score - peak);
+    norms[q] = 1 / (Sum(sums) + owns[q]);
+  }
+  int64_t h = 0;
+  for (; h + kChunks * kLanes <= head_dim; h += kChunks * kLanes) {
+    AddValues<kQueries, kChunks>(queries, values, count, head_dim, h, scores, stride, owns, norms);
+  }
+  for (; h < head_dim; h += kLanes) {
+    AddValues<kQueries, 1>(queries, values, count, head_dim, h, scores, stride, owns, norms);
+  }
+}
+
+// All queries over one cache, in groups.
+inline void AttendAll(const std::vector<Query>& queries, const float* keys, const float* values, int64_t count,
+                      int64_t head_dim, float* scores, int64_t stride) {
+  const Query* next = queries.data();
+  int64_t left = static_cast<int64_t>(queries.size());
+  for (; left >= kMostQueries; left -= kMostQueries, next += kMostQueries) {
+    Attend<kMostQueries>(next, keys, values, count, head_dim, scores, stride);
+  }
+  if (left == 3) {
+    Attend<3>(next, keys, values, count, head_dim, scores, stride);
+  } else if (left == 2) {
+    Attend<2>(next, keys, values, count, head_dim, scores, stride);
+  } else if (left == 1) {
+    Attend<1>(next, keys, values, count, head_dim, scores, stride);
   }
 }
 
@@ -91,7 +170,10 @@ ffi::Error AttendNext(ffi::ThreadPool pool, int64_t window, ffi::Buffer<ffi::F32
   const int64_t per_key = N / K;
   Split(pool, R * K, R * K * C * per_key * S * H * 8, [=](int64_t piece) {
     static thread_local std::vector<float> scores;
-    scores.resize(S + kLanes);
+    static thread_local std::vector<Query> queries;
+    const int64_t stride = S + kLanes;
+    scores.resize(kMostQueries * stride);
+    queries.clear();
     const int64_t row = piece / K, head = piece % K;
     const int64_t end = std::clamp<int64_t>(length_data[row], 0, S);
     const int64_t begin = window ? std::clamp<int64_t>(length_data[row] - window + 1, 0, end) : 0;
@@ -100,10 +182,10 @@ ffi::Error AttendNext(ffi::ThreadPool pool, int64_t window, ffi::Buffer<ffi::F32
       const int64_t own = ((row * C + c) * K + head) * H;
       for (int64_t n = head * per_key; n < (head + 1) * per_key; ++n) {
         const int64_t at = ((row * C + c) * N + n) * H;
-        Attend(q_data + at, key_data + cached, value_data + cached, end - begin, k_data + own, v_data + own, H,
-               scores.data(), out_data + at);
+        queries.push_back({q_data + at, k_data + own, v_data + own, out_data + at});
       }
     }
+    AttendAll(queries, key_data + cached, value_data + cached, end - begin, H, scores.data(), stride);
   });
   return ffi::Error::Success();
 }
