@@ -104,6 +104,26 @@ def test_float32_products_are_near_those_in_float64_and_a_row_knows_no_other(
     np.testing.assert_array_equal(multiply(x_RK[-1:], [kernel])[0][0], got[-1])
 
 
+@pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), SIZES)
+def test_bfloat16_products_are_near_those_of_rounded_numbers_and_a_row_knows_no_other(
+    vectors, num_rows, num_inputs, num_outputs
+):
+    rng = np.random.default_rng(num_rows)
+    x_RK, values_KN = (
+        rng.standard_normal(shape, dtype=np.float32) for shape in ((num_rows, num_inputs), (num_inputs, num_outputs))
+    )
+    x_RK[0, ::2] = 1 + np.float32(2) ** -8  # between two of bfloat16: the even one is 1
+    kernel = cpu_kernels.pack(jnp.asarray(values_KN, jnp.bfloat16), None)
+    multiply = compiled(cpu_kernels.multiply)
+    (got,) = multiply(x_RK, [kernel])
+    rounded_RK, rounded_KN = (np.asarray(jnp.asarray(each, jnp.bfloat16), np.float64) for each in (x_RK, values_KN))
+    assert (rounded_RK[0, ::2] == 1).all()
+    np.testing.assert_allclose(got, rounded_RK @ rounded_KN, atol=1e-6 * num_inputs)
+    np.testing.assert_array_equal(multiply(x_RK[-1:], [kernel])[0][0], got[-1])
+    x_RK[-1, 0] = np.nan
+    assert np.isnan(multiply(x_RK, [kernel])[0][-1]).all()
+
+
 def test_large_products_are_split_over_threads_and_kernels_of_one_call_are_kept_apart(native):
     """Enough work to be shared, again and again."""
     rng = np.random.default_rng(0)
@@ -178,7 +198,7 @@ def test_buffers_of_other_sizes_are_refused(native):
         cpu_kernels.multiply(np.ones((1, 9), np.float32), [kernel])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8", "int8_weight_only"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int8_weight_only"])
 @pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
 def test_packed_weights_hold_what_plain_ones_do(native, config, dtype):
     params = random_params(config)
@@ -204,14 +224,14 @@ def test_packed_weights_hold_what_plain_ones_do(native, config, dtype):
 
 WIDE_HEADS = dataclasses.replace(TINY, head_dim=16)  # which the attention kernel takes
 METHODS = {"greedy": Greedy(), "beam": Beam(3), "safe_beam": SafeBeam(2, 3)}
-FIRST = (("float32", "greedy"), ("int8", "safe_beam"))
+FIRST = (("float32", "greedy"), ("bfloat16", "beam"), ("int8", "safe_beam"))
 
 
 @pytest.mark.parametrize(
     ("dtype", "method"),
     [
         pytest.param(dtype, name, marks=[] if (dtype, name) in FIRST else pytest.mark.slow)
-        for dtype in ("float32", "int8")
+        for dtype in ("float32", "bfloat16", "int8")
         for name in METHODS
     ],
 )
@@ -251,7 +271,7 @@ def test_a_mesh_takes_xla_or_says_why_not(native):
     ("asked", "dtype", "most_inputs", "reason"),
     [
         ("fast", "int8", 64, "products='fast': one of auto, xla, native"),
-        ("native", "bfloat16", 64, "they take weights in float32, int8, int8_weight_only, not bfloat16"),
+        ("native", "float16", 64, "they take weights in float32, bfloat16, int8, int8_weight_only, not float16"),
         ("native", "int8", MOST_INPUTS + 1, f"the sum of {MOST_INPUTS + 1} products of int8 may not fit into int32"),
     ],
 )

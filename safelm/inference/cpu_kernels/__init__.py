@@ -3,13 +3,14 @@
 Products of few rows read prepacked weights at the speed of memory, where XLA's don't in int8; attention reads the
 cache's tokens and not the room behind them; caches follow beams in place.
 
-| vectors | int8 | float32 |
-|---|---|---|
-| AMX, from 9 rows on | 8,192 products an instruction | as AVX-512 |
-| AVX-512 VNNI | 64 | 16 |
-| AVX-VNNI | 32 | 8 |
-| AVX2 | 32 in three instructions | 8 |
-| others (NEON among them) | not here: XLA | not here: XLA |
+| vectors | int8 | bfloat16 | float32 |
+|---|---|---|---|
+| AMX, from 9 rows on | 8,192 products an instruction | as AVX-512 BF16 | as AVX-512 |
+| AVX-512 BF16 | 64 | 32 | 16 |
+| AVX-512 VNNI | 64 | as float32, half the memory | 16 |
+| AVX-VNNI | 32 | as float32 | 8 |
+| AVX2 | 32 in three instructions | as float32 | 8 |
+| others (NEON among them) | not here: XLA | not here: XLA | not here: XLA |
 
 They are built once by the machine's own compiler (`building`) and run in XLA's threads, inside compiled programs. Not
 with a mesh: XLA doesn't split foreign calls.

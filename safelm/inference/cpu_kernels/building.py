@@ -29,6 +29,7 @@ _FOLDER = pathlib.Path(__file__).parent
 _SOURCE, _HEADERS = "kernels.cc", ("attention.h", "beams.h", "products.h", "split.h", "tiles.h", "vectors.h")
 _HANDLERS = {
     "int8_products": "Int8ProductsHandler",
+    "bfloat16_products": "Bfloat16ProductsHandler",
     "float32_products": "Float32ProductsHandler",
     "attend_next": "AttendNextHandler",
     "follow_beams": "FollowBeamsHandler",
@@ -59,8 +60,13 @@ def _vectors(name: str, cpu_flags: str, compiler_flags: str) -> Vectors:
 VECTORS = (
     _vectors(
         "amx_int8",
-        "avx512f avx512bw avx512dq avx512vl avx512_vnni fma amx_tile amx_int8",
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mamx-tile -mamx-int8",
+        "avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 fma amx_tile amx_int8",
+        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mfma -mamx-tile -mamx-int8",
+    ),
+    _vectors(
+        "avx512_bf16",
+        "avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 fma",
+        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mfma",
     ),
     _vectors(
         "avx512_vnni",

@@ -10,7 +10,7 @@ from safelm.inference.cpu_kernels.products import MOST_INPUTS
 log = logging.getLogger(__name__)
 
 PRODUCTS = ("auto", "xla", "native")
-_DTYPES = ("float32", "int8", "int8_weight_only")
+_DTYPES = ("float32", "bfloat16", "int8", "int8_weight_only")
 
 
 @dataclasses.dataclass(frozen=True)

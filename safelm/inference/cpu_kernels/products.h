@@ -1,8 +1,9 @@
 // Products of few rows with prepacked weights, as custom calls of XLA on the CPU.
 //
 // Weights stand in blocks of 32 outputs, so that a product reads them once, from first to last. A step of a block is 128
-// bytes: 4 inputs x 32 outputs in int8, [N/32, K/4, 32, 4], or 1 input x 32 outputs in float32, [N/32, K, 32]. The sum
-// of an output runs over the inputs in order, whatever the number of rows: a row's result does not depend on its batch.
+// bytes: 4 inputs x 32 outputs in int8, [N/32, K/4, 32, 4], 2 inputs in bfloat16, [N/32, K/2, 32, 2], or 1 in float32,
+// [N/32, K, 32]. The sum of an output runs over the inputs in order, whatever the number of rows: a row's result does
+// not depend on its batch.
 //
 // R rows, K inputs, N outputs.
 
@@ -55,6 +56,39 @@ inline Register Dot(Register sums, Register inputs, Register weights) {
 }
 #else
 #error "no vectors of bytes"
+#endif
+
+// Adds the products of a pair of bfloat16 inputs with a pair of every output's weights, in float32.
+#if defined(__AVX512BF16__)
+struct Pair {
+  Register both;
+  explicit Pair(uint32_t bits) : both(Repeat(static_cast<int32_t>(bits))) {}
+};
+using PairsOfWeights = Register;
+inline PairsOfWeights LoadPairs(const char* from) { return Load<Register>(from); }
+inline Floats AddPair(Floats sums, const Pair& inputs, const PairsOfWeights& weights) {
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(inputs.both), "vm"(weights));
+  return sums;
+}
+#else
+struct Pair {
+  float first, second;
+  explicit Pair(uint32_t bits) {
+    const uint32_t halves[2] = {bits << 16, bits & 0xffff0000u};
+    first = Load<float>(&halves[0]), second = Load<float>(&halves[1]);
+  }
+};
+struct PairsOfWeights {
+  Floats first, second;
+};
+inline PairsOfWeights LoadPairs(const char* from) {
+  const Ints both = Load<Ints>(from);
+  return {(Floats)(both << 16), (Floats)(both & static_cast<int32_t>(0xffff0000u))};
+}
+inline Floats AddPair(Floats sums, const Pair& inputs, const PairsOfWeights& weights) {
+  sums += inputs.first * weights.first;
+  return sums + inputs.second * weights.second;
+}
 #endif
 
 constexpr int kBlock = 32;  // outputs
@@ -123,6 +157,24 @@ inline void Tile(const Inputs<float>& inputs, const Matrix& matrix, const char* 
   for (int r = 0; r < kRows; ++r) StoreTile(matrix, row + r, output, sums[r]);
 }
 
+// A tile of bfloat16: an input is a pair.
+template <int kRows, int kTerms>
+inline void Tile(const Inputs<uint32_t>& inputs, const Matrix& matrix, const char* block, int64_t row, int64_t output) {
+  static_assert(kTerms == 1);
+  Floats sums[kRows][kVectors] = {};
+  const uint32_t* x = inputs.values + row * inputs.stride;
+  for (int64_t step = 0; step < inputs.num_steps; ++step, block += kStep) {
+    FetchAhead<kRows>(block);
+    PairsOfWeights weights[kVectors];
+    for (int v = 0; v < kVectors; ++v) weights[v] = LoadPairs(block + v * sizeof(Floats));
+    for (int r = 0; r < kRows; ++r) {
+      const Pair pair(x[r * inputs.stride + step]);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = AddPair(sums[r][v], pair, weights[v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) StoreTile(matrix, row + r, output, sums[r]);
+}
+
 // A row's products from its sums, and with two terms from the sums of what rounding left, 254 times as fine.
 template <int kTerms>
 inline void StoreSums(const Inputs<uint8_t>& inputs, const Matrix& matrix, int64_t row, int64_t output,
@@ -165,8 +217,8 @@ inline void Tile(const Inputs<uint8_t>& inputs, const Matrix& matrix, const char
 }
 
 // Rows of a block by AMX; false where it can't.
-template <int kTerms>
-bool BlockByTiles(Tiles&, const Inputs<float>&, const Matrix&, int64_t, int64_t, int64_t) {
+template <int kTerms, typename Input>
+bool BlockByTiles(Tiles&, const Inputs<Input>&, const Matrix&, int64_t, int64_t, int64_t) {
   return false;
 }
 
@@ -278,6 +330,28 @@ void MultiplyInt8(ffi::ThreadPool pool, const float* x, int64_t num_rows, int64_
   Multiply<kTerms>(pool, Inputs<uint8_t>{to, stride, num_rows, num_steps, scale}, matrices);
 }
 
+// The bits of a number in bfloat16, to the nearest and of two the even one.
+inline uint32_t ToBfloat16(float value) {
+  const uint32_t bits = Load<uint32_t>(&value);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded;  // what is no number stays none
+}
+
+void MultiplyBfloat16(ffi::ThreadPool pool, const float* x, int64_t num_rows, int64_t num_inputs,
+                      const std::vector<Matrix>& matrices) {
+  static thread_local std::vector<uint32_t> rounded;
+  const int64_t num_steps = (num_inputs + 1) / 2;
+  rounded.resize(num_rows * num_steps);
+  uint32_t* to = rounded.data();
+  Split(pool, num_rows, num_rows * num_inputs * 8, [=](int64_t row) {
+    const float* from = x + row * num_inputs;
+    uint32_t* pairs = to + row * num_steps;
+    for (int64_t k = 0; k < num_inputs / 2; ++k) pairs[k] = ToBfloat16(from[2 * k]) | ToBfloat16(from[2 * k + 1]) << 16;
+    if (num_inputs % 2) pairs[num_steps - 1] = ToBfloat16(from[num_inputs - 1]);
+  });
+  Multiply<1>(pool, Inputs<uint32_t>{to, num_steps, num_rows, num_steps, nullptr}, matrices);
+}
+
 // Reads a call's matrices: `per_matrix` arguments and one result each.
 ffi::ErrorOr<std::vector<Matrix>> ReadMatrices(ffi::RemainingArgs args, ffi::RemainingRets rets, size_t per_matrix,
                                                int64_t num_rows, int64_t num_steps) {
@@ -319,6 +393,15 @@ ffi::Error Int8Products(ffi::ThreadPool pool, int64_t num_terms, ffi::Buffer<ffi
   return ffi::Error::Success();
 }
 
+ffi::Error Bfloat16Products(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args,
+                            ffi::RemainingRets rets) {
+  const int64_t num_rows = x.dimensions()[0], num_inputs = x.dimensions()[1];
+  const auto matrices = ReadMatrices(args, rets, 1, num_rows, (num_inputs + 1) / 2);
+  if (!matrices) return matrices.error();
+  MultiplyBfloat16(pool, x.typed_data(), num_rows, num_inputs, *matrices);
+  return ffi::Error::Success();
+}
+
 ffi::Error Float32Products(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::RemainingArgs args,
                            ffi::RemainingRets rets) {
   const int64_t num_rows = x.dimensions()[0], num_inputs = x.dimensions()[1];
@@ -334,6 +417,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Int8ProductsHandler, Int8Products,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<int64_t>("num_terms")
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .RemainingArgs()
+                                  .RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Bfloat16ProductsHandler, Bfloat16Products,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .RemainingArgs()
                                   .RemainingRets());
