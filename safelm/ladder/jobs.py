@@ -21,6 +21,7 @@ from safelm.io.progress import Bar
 from safelm.ladder.measure import measure
 from safelm.ladder.plan import BEFORE, MODELS, Job, needed_by, trained
 from safelm.ladder.processes import run_command
+from safelm.train import host_memory
 from safelm.train import run as train
 
 _LOOK_AGAIN_S = 1.0
@@ -143,7 +144,8 @@ def work(
                         mine += 1
                         if mine % _JOBS_KEPT == 0:  # each leaves compiled programs behind, some 35 MB
                             jax.clear_caches()
-                            gc.collect()
+                        gc.collect()
+                        host_memory.give_back()
                         break
             else:
                 time.sleep(_LOOK_AGAIN_S)

@@ -29,3 +29,11 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20))
     return all([mallopt(option, value) == 1 for option, value in settings])
+
+
+def give_back() -> bool:
+    """Gives what is free of the memory kept back to the system, between two pieces of work; whether there was any.
+
+    A process that trains a large model and then another one would else hold what both needed.
+    """
+    return platform.libc_ver()[0] == "glibc" and ctypes.CDLL(None).malloc_trim(0) == 1
