@@ -5,10 +5,11 @@ is read in parts between which others are decoded.
 """
 
 import flax
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm.inference import forward
+from safelm.inference import cpu_kernels, forward
 from safelm.inference.forward import Cache
 from safelm.inference.weights import Weights
 from safelm.models import attention
@@ -51,9 +52,15 @@ def read_chunk(
     """
     positions_1T, prompts_1T = jnp.asarray(chunk.positions_T)[None], jnp.asarray(chunk.prompts_T)[None]
     mask_1TT = attention.causal_mask(positions_1T.shape[1], prompts_1T)
+    is_native = forward.has_native_attention(config, weights)
+    starts_T, behind_T = _starts(prompts_1T[0]), jnp.asarray(chunk.is_behind_T) * length
 
     def attend(layer: int, q_1TNH: Array, k_1TKH: Array, v_1TKH: Array) -> Array:
         window = forward.window_of(config, layer)
+        if is_native:
+            none = jnp.zeros((1, k_1TKH.shape[2], 0, k_1TKH.shape[3]), jnp.float32)
+            cached = (none, none) if behind is None else (behind.keys[layer], behind.values[layer])
+            return cpu_kernels.attend_chunk(q_1TNH, k_1TKH, v_1TKH, *cached, starts_T, behind_T, window)
         own_1TT = attention.windowed(mask_1TT, window)
         if behind is None:
             return attention.attend(q_1TNH, k_1TKH, v_1TKH, own_1TT)
@@ -65,3 +72,10 @@ def read_chunk(
 
     x_1TD, new_kv, _ = forward.stream_of(config, weights, jnp.asarray(chunk.tokens_T)[None], positions_1T, attend)
     return new_kv, forward.logits_of(config, weights, x_1TD[0, jnp.asarray(chunk.last_G)])
+
+
+def _starts(prompts_T: Int[Array, " T"]) -> Int[Array, " T"]:
+    """Where each token's prompt begins; filling is by itself."""
+    places_T = jnp.arange(len(prompts_T))
+    is_first_T = (prompts_T != jnp.roll(prompts_T, 1)) | (prompts_T < 0) | (places_T == 0)
+    return jax.lax.cummax(jnp.where(is_first_T, places_T, 0))

@@ -112,7 +112,7 @@ def read_on(
     With C++ kernels the attention of each token is the one of `try_next`, so in int8, whose sums are exact, the stream
     is what as many single steps would give, to the last bit.
     """
-    if not _has_native_attention(config, weights):
+    if not has_native_attention(config, weights):
         x_RTD, new_kv = read_behind(config, weights, tokens_RT, cache, lengths_R)
         # Nothing is written after numbers that are none: so the write waits for all that reads the cache.
         is_number_R = ~jnp.isnan(x_RTD).any(axis=(1, 2))
@@ -133,7 +133,8 @@ def read_on(
     return x_RTD, Cache(tuple(each.keys[0] for each in written), tuple(each.values[0] for each in written))
 
 
-def _has_native_attention(config: ModelConfig, weights: Weights) -> bool:
+def has_native_attention(config: ModelConfig, weights: Weights) -> bool:
+    """Whether the C++ kernels attend: of packed weights, in float32, with heads that fit."""
     return weights.is_packed and cpu_kernels.takes_heads_of(config.head_dim, config.dtype)
 
 
@@ -162,7 +163,7 @@ def try_next_tapped(
       holders_PWS: which of its prompt's W rows holds each token of a row's text; None: the row itself holds them all.
     """
 
-    is_native = _has_native_attention(config, weights)
+    is_native = has_native_attention(config, weights)
 
     def attend(layer: int, q_RCNH: Array, k_RCKH: Array, v_RCKH: Array) -> Array:
         if is_native:

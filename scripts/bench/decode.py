@@ -79,8 +79,8 @@ def read_source(parser: argparse.ArgumentParser, given: str | None) -> str:
     return f"{spec.submodule_search_locations[0]}/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load_rival(source: str, threads: int):
-    """The same weights in transformers, float32."""
+def load_rival(source: str, threads: int, dtype: str = "float32"):
+    """The same weights in transformers."""
     import torch
     import transformers
 
@@ -89,7 +89,7 @@ def load_rival(source: str, threads: int):
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         convert.convert(source, f"{folder}/model", to="huggingface")
-        return transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype="float32")
+        return transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=dtype)
 
 
 def with_transformers(language_model, prompt: list[int], count: int, unused: int, num_beams: int = 1) -> list[int]:

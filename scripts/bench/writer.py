@@ -1,20 +1,24 @@
-"""Generated tokens/s of the engine against `transformers.generate`: greedy, batch 32, same model, threads and outputs.
+"""Generated tokens/s of the engine against `transformers.generate`: greedy, batch 32, the same model and threads.
 
 Two workloads. "equal": every reply has the same number of tokens, so a batch ends at once. "mixed": chat requests whose
 replies end by themselves, from a word to the limit; transformers' batch waits for its longest reply, the engine gives a
 finished row to the next request. Tokens are counted up to each reply's end. Both take turns in one process, and both
 may use the same cores; times move with the machine's load, so compare the ratios of one run.
 
-    python scripts/bench/writer.py --rounds=3 --threads=2
+Ours in float32 and bfloat16 stand beside the rival in the same dtype, ours in int8 beside the faster of the rival's.
+In float32 replies are compared token by token; elsewhere rounding differs.
+
+    python scripts/bench/writer.py --rounds=3 --threads=2 --weights=float32,bfloat16,int8
 """
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from decode import load_rival, read_source, use_threads
 
@@ -74,31 +78,49 @@ def with_engine(engine, prompts: Sequence[list[int]], limit: int, end_id: int) -
     return list(replies.values())
 
 
-def compare(name: str, ours: Callable[[], list[Reply]], theirs: Callable[[], list[Reply]], rounds: int) -> None:
-    """Prints a row: rates, the median ratio and its range over rounds, and how many replies are the same."""
-    mine, others = ours(), theirs()  # compiles, warms up
-    seconds: list[tuple[float, float]] = []
-    print(f"{name}: warm", file=sys.stderr, flush=True)
+def compare(
+    name: str,
+    ours: Mapping[str, Callable[[], list[Reply]]],
+    theirs: Mapping[str, Callable[[], list[Reply]]],
+    rounds: int,
+) -> None:
+    """Prints a row for each of our weights: rates, the median ratio and its range over rounds, equal replies.
+
+    Args:
+      ours: by the dtype of the weights.
+      theirs: the rival's, by dtype; the one of the same dtype is compared, or the faster one where there is none.
+    """
+    sides = {("ours", dtype): call for dtype, call in ours.items()}
+    sides |= {("theirs", dtype): call for dtype, call in theirs.items()}
+    print(f"{name}: warm up", file=sys.stderr, flush=True)
+    replies = {side: call() for side, call in sides.items()}
+    tokens = {side: sum(map(len, found)) for side, found in replies.items()}
+    rates: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
-        begin = time.perf_counter()
-        ours()
-        between = time.perf_counter()
-        theirs()
-        seconds.append((between - begin, time.perf_counter() - between))
-    tokens, rival_tokens = sum(map(len, mine)), sum(map(len, others))
-    ratios = [(tokens / own) / (rival_tokens / rival) for own, rival in seconds]
-    row = {
-        "workload": name,
-        "replies": len(mine),
-        "tokens": tokens,
-        "tokens_per_s": round(tokens / statistics.median(own for own, _ in seconds), 1),
-        "transformers_tokens_per_s": round(rival_tokens / statistics.median(rival for _, rival in seconds), 1),
-        "times_transformers": round(statistics.median(ratios), 2),
-        "range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "equal_replies": sum(a == b for a, b in zip(mine, others, strict=True)),
-        "load": [round(value, 1) for value in os.getloadavg()],
-    }
-    print(json.dumps(row), flush=True)
+        for side, call in sides.items():
+            begin = time.perf_counter()
+            call()
+            rates[side].append(tokens[side] / (time.perf_counter() - begin))
+    best = max(theirs, key=lambda dtype: statistics.median(rates["theirs", dtype]))
+    for dtype in ours:
+        rival = "theirs", dtype if dtype in theirs else best
+        own = rates["ours", dtype]
+        ratios = [mine / other for mine, other in zip(own, rates[rival], strict=True)]
+        pairs = zip(replies["ours", dtype], replies[rival], strict=True)
+        row = {
+            "workload": name,
+            "weights": dtype,
+            "transformers": rival[1],
+            "replies": len(replies["ours", dtype]),
+            "tokens": tokens["ours", dtype],
+            "tokens_per_s": round(statistics.median(own), 1),
+            "transformers_tokens_per_s": round(statistics.median(rates[rival]), 1),
+            "times_transformers": round(statistics.median(ratios), 2),
+            "range": [round(min(ratios), 2), round(max(ratios), 2)],
+            "equal_replies": sum(mine == other for mine, other in pairs),
+            "load": [round(value, 1) for value in os.getloadavg()],
+        }
+        print(json.dumps(row), flush=True)
 
 
 def main() -> None:
@@ -110,39 +132,43 @@ def main() -> None:
     parser.add_argument("--equal_tokens", type=int, default=48, help="of every reply of the equal workload")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", default="float32", help="of the engine: float32, bfloat16, int8")
+    parser.add_argument("--weights", default="float32,bfloat16,int8", help="of the engine, in turn")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of transformers, in turn")
     flags = parser.parse_args()
     use_threads(flags.threads)
     source = read_source(parser, flags.model)
-    language_model = load_rival(source, flags.threads)
+    rivals = {dtype: load_rival(source, flags.threads, dtype) for dtype in flags.dtypes.split(",")}
 
     from safelm import convert
     from safelm.inference import Engine
 
     config, params, tokenizer = convert.read_model(source)
     config = dataclasses.replace(config, dtype="float32")
-    engine = Engine(
-        config,
-        params,
-        harm_tag_id=tokenizer.harm_tag_id,
-        slots=flags.batch,
-        weights=flags.weights,
-        max_tokens=flags.batch * 512,
-    )
+    engines = {
+        weights: Engine(
+            config,
+            params,
+            harm_tag_id=tokenizer.harm_tag_id,
+            slots=flags.batch,
+            weights=weights,
+            max_tokens=flags.batch * 512,
+        )
+        for weights in flags.weights.split(",")
+    }
     prompts, unused = chat_prompts(tokenizer, flags.requests), tokenizer.vocab_size - 2
     workloads = {
         "equal": (prompts[: flags.batch], flags.equal_tokens, unused),
         "mixed": (prompts, flags.max_new_tokens, tokenizer.chat_end_id),
     }
     for name, (some, limit, end_id) in workloads.items():
-        compare(
-            name,
-            lambda some=some, limit=limit, end_id=end_id: with_engine(engine, some, limit, end_id),
-            lambda some=some, limit=limit, end_id=end_id: with_transformers(
-                language_model, some, flags.batch, limit, end_id
-            ),
-            flags.rounds,
-        )
+        ours = {
+            weights: functools.partial(with_engine, engine, some, limit, end_id) for weights, engine in engines.items()
+        }
+        theirs = {
+            dtype: functools.partial(with_transformers, rival, some, flags.batch, limit, end_id)
+            for dtype, rival in rivals.items()
+        }
+        compare(name, ours, theirs, flags.rounds)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,45 @@ def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads
     np.testing.assert_array_equal(alone[0, 0], got[2, 0])
 
 
+@pytest.mark.parametrize("window", [0, 1, 6])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (2, 2, 16), (10, 2, 48)])
+def test_attention_of_a_chunk_is_that_of_each_prompt_by_itself(vectors, heads, kv_heads, head_dim, window):
+    """Two prompts behind 7 cached tokens and two without, and two tokens of filling."""
+    rng = np.random.default_rng(window)
+    draw = functools.partial(rng.standard_normal, dtype=np.float32)
+    prompts = [(0, 1, 7), (1, 5, 0), (6, 20, 7), (26, 19, 0), (45, 1, 0), (46, 1, 0)]  # begin, tokens, cached before
+    size, room = 47, 9
+    q, k, v = (draw((1, size, number, head_dim)) for number in (heads, kv_heads, kv_heads))
+    keys, values = (draw((1, kv_heads, room, head_dim)) for _ in range(2))
+    starts, behind = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    for begin, count, cached in prompts:
+        starts[begin : begin + count], behind[begin : begin + count] = begin, cached
+    attend = compiled(cpu_kernels.attend_chunk, window=window)
+    got = attend(3 * q, k, v, keys, values, starts, behind)
+    for begin, count, cached in prompts:
+        for head in range(heads):
+            of_key = head // (heads // kv_heads)
+            all_keys, all_values = (
+                np.concatenate([old[0, of_key, :cached], new[0, begin : begin + count, of_key]]).astype(np.float64)
+                for old, new in ((keys, k), (values, v))
+            )
+            for place in range(count):
+                last = cached + place + 1
+                seen = slice(max(0, last - window) if window else 0, last)
+                scores = all_keys[seen] @ (3 * q[0, begin + place, head]) / np.sqrt(head_dim)
+                weights = np.exp(scores - scores.max())
+                np.testing.assert_allclose(
+                    got[0, begin + place, head], weights @ all_values[seen] / weights.sum(), atol=2e-6, rtol=2e-5
+                )
+    # The same prompt with its first tokens cached, and by itself: the same to the last bit.
+    begin, count, cut = 26, 19, 8
+    own = slice(begin + cut, begin + count)
+    rest = [each[:, own] for each in (3 * q, k, v)]
+    first_kv = (each[:, begin : begin + cut].swapaxes(1, 2) for each in (k, v))
+    rows = (np.full(count - cut, number, np.int32) for number in (0, cut))
+    np.testing.assert_array_equal(attend(*rest, *first_kv, *rows)[0], got[0, own])
+
+
 def test_caches_follow_their_beams_where_they_differ(native):
     """Rows of beams without a prompt, with swapped, shared and own parents; what lies outside stays."""
     rng = np.random.default_rng(0)

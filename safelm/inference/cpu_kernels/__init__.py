@@ -16,7 +16,7 @@ They are built once by the machine's own compiler (`building`) and run in XLA's 
 with a mesh: XLA doesn't split foreign calls.
 """
 
-from safelm.inference.cpu_kernels.attention import attend_next, takes_heads_of
+from safelm.inference.cpu_kernels.attention import attend_chunk, attend_next, takes_heads_of
 from safelm.inference.cpu_kernels.beams import follow_beams
 from safelm.inference.cpu_kernels.choosing import PRODUCTS, Choice, choose
 from safelm.inference.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
@@ -25,6 +25,7 @@ __all__ = [
     "PRODUCTS",
     "Choice",
     "PackedKernel",
+    "attend_chunk",
     "attend_next",
     "choose",
     "follow_beams",

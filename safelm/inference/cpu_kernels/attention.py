@@ -1,4 +1,4 @@
-"""Attention of a decoding step by the C++ kernel. Axes: see `safelm.inference.asked`."""
+"""Attention of a decoding step and of a chunk of prompts by the C++ kernels. Axes: see `safelm.inference.asked`."""
 
 import jax
 import jax.numpy as jnp
@@ -32,3 +32,27 @@ def attend_next(
     """
     call = jax.ffi.ffi_call(building.target("attend_next"), jax.ShapeDtypeStruct(q_RCNH.shape, jnp.float32))
     return call(q_RCNH, k_RCKH, v_RCKH, k_RKSH, v_RKSH, lengths_R.astype(jnp.int32), window=np.int64(window))
+
+
+def attend_chunk(
+    q_1TNH: Float[ArrayLike, "1 T N H"],
+    k_1TKH: Float[ArrayLike, "1 T K H"],
+    v_1TKH: Float[ArrayLike, "1 T K H"],
+    k_1KSH: Float[ArrayLike, "1 K S H"],
+    v_1KSH: Float[ArrayLike, "1 K S H"],
+    starts_T: Int[Array, " T"],
+    behind_T: Int[Array, " T"],
+    window: int = 0,
+) -> Float[Array, "1 T N H"]:
+    """Causal softmax attention of the tokens of prompts end to end in a row, each over its own prompt.
+
+    A token's result is the same wherever its prompt was cut into what is cached and what is new.
+
+    Args:
+      starts_T: where the token's prompt begins in the row.
+      behind_T: how many cached tokens stand before that.
+      window: tokens that one sees, itself included; 0: all.
+    """
+    call = jax.ffi.ffi_call(building.target("attend_chunk"), jax.ShapeDtypeStruct(q_1TNH.shape, jnp.float32))
+    rows = (each.astype(jnp.int32) for each in (starts_T, behind_T))
+    return call(q_1TNH, k_1TKH, v_1TKH, k_1KSH, v_1KSH, *rows, window=np.int64(window))

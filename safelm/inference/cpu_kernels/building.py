@@ -32,6 +32,7 @@ _HANDLERS = {
     "bfloat16_products": "Bfloat16ProductsHandler",
     "float32_products": "Float32ProductsHandler",
     "attend_next": "AttendNextHandler",
+    "attend_chunk": "AttendChunkHandler",
     "follow_beams": "FollowBeamsHandler",
 }
 _FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -shared -pthread".split()
