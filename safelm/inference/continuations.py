@@ -1,14 +1,14 @@
 """Log-probs of given continuations, used for multiple-choice tasks, targets of attacks and perplexity.
 
-Rows are padded to few widths and scored at the continuation's positions only, so the vocabulary's logits are never
-computed for the context. Pairs that differ only in their last token (answers "A" to "D" after one question) share a
-row.
+A context is read once for all of its continuations: they stand behind it in one row, and each sees the context and
+itself. Pairs that differ only in their last token (answers "A" to "D" after one question) share all the others. Rows
+are padded to few widths, and the vocabulary's logits are computed at the continuations' positions only.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 
 TOKENS_AT_ONCE = 4096  # rows times width of one batch
+_LONGEST, _MOST_BRANCHES = 3, 16  # of a row with several continuations: times its context; how many
 _WIDTHS = tuple(width for power in range(4, 24) for width in (2**power, 3 * 2 ** (power - 1)))
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -35,13 +36,38 @@ class ContinuationScore:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
-    """One input of the model; each token of `last` ends a pair that shares all other tokens."""
+class _Branch:
+    """Continuations of one context that share all tokens but the last; each token of `last` ends one."""
 
     tokens: tuple[int, ...]
-    num_scored: int
     last: list[int]
     pairs: list[int]  # where each of `last` stands in the caller's list
+
+    @property
+    def num_scored(self) -> int:
+        return len(self.tokens) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One input of the model: a context and continuations behind it."""
+
+    context: tuple[int, ...]
+    branches: list[_Branch]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.context) + sum(len(branch.tokens) for branch in self.branches)
+
+    @property
+    def num_scored(self) -> int:
+        return max(branch.num_scored for branch in self.branches)
+
+    def has_room(self, config: ModelConfig, branch: _Branch) -> bool:
+        """Whether another branch is to stand in it: what it adds is read beside the context, not in place of it."""
+        tokens = self.num_tokens + len(branch.tokens)
+        most = min(config.max_seq_len, _LONGEST * len(self.context))
+        return not any(config.windows) and len(self.branches) < _MOST_BRANCHES and tokens <= most
 
 
 def score_continuations(
@@ -70,18 +96,18 @@ def score_continuations(
     scores: dict[int, ContinuationScore] = {}
     with Bar(total=len(pairs), unit="pair", disable=None if show_progress else True) as progress:
         for width, scored, batch in _batches(config, rows, tokens_at_once, max_rows):
-            arrays = _pad(batch, width, scored, max_rows)
-            log_probs_BK, is_greedy_BK = jax.device_get(_score(config, params, *arrays))
-            for row, log_probs_K, is_greedy_K in zip(batch, log_probs_BK, is_greedy_BK, strict=False):
-                for index, log_prob, is_greedy in zip(row.pairs, log_probs_K, is_greedy_K, strict=False):
+            branches = [branch for row in batch for branch in row.branches]
+            found = jax.device_get(_score(config, params, **_pad(batch, width, scored, max_rows)))
+            for branch, log_probs_K, is_greedy_K in zip(branches, *found, strict=False):
+                for index, log_prob, is_greedy in zip(branch.pairs, log_probs_K, is_greedy_K, strict=False):
                     scores[index] = ContinuationScore(float(log_prob), bool(is_greedy))
-            progress.update(sum(len(row.pairs) for row in batch))
+            progress.update(sum(len(branch.pairs) for branch in branches))
     return [scores[index] for index in range(len(pairs))]
 
 
 def _rows(config: ModelConfig, pairs: Sequence[Pair]) -> list[_Row]:
     """The inputs to compute, longest first."""
-    rows: dict[tuple[tuple[int, ...], int], _Row] = {}
+    branches: dict[tuple[int, ...], dict[tuple[int, ...], _Branch]] = {}
     for index, (context, continuation) in enumerate(pairs):
         if not len(context) or not len(continuation):
             raise ValueError(f"pair {index}: {len(context)} tokens of context, {len(continuation)} of continuation")
@@ -89,13 +115,21 @@ def _rows(config: ModelConfig, pairs: Sequence[Pair]) -> list[_Row]:
             raise ValueError(
                 f"pair {index}: a continuation of {len(continuation)} tokens, the context is {config.max_seq_len}"
             )
-        *tokens, last = (*context, *continuation)[-(config.max_seq_len + 1) :]
-        if not 0 <= min(*tokens, last) <= max(*tokens, last) < config.vocab_size:
+        tokens = (*context, *continuation)[-(config.max_seq_len + 1) :]
+        if not 0 <= min(tokens) <= max(tokens) < config.vocab_size:
             raise ValueError(f"pair {index}: an id outside the vocabulary of {config.vocab_size}")
-        row = rows.setdefault((tuple(tokens), len(continuation)), _Row(tuple(tokens), len(continuation), [], []))
-        row.last.append(last)
-        row.pairs.append(index)
-    return sorted(rows.values(), key=lambda row: -len(row.tokens))
+        before, (*own, last) = tokens[: -len(continuation)], continuation
+        branch = branches.setdefault(before, {}).setdefault(tuple(own), _Branch(tuple(own), [], []))
+        branch.last.append(last)
+        branch.pairs.append(index)
+    rows: list[_Row] = []
+    for context, of_context in branches.items():
+        row = None
+        for branch in sorted(of_context.values(), key=lambda branch: len(branch.tokens)):
+            if row is None or not row.has_room(config, branch):
+                rows.append(row := _Row(context, []))
+            row.branches.append(branch)
+    return sorted(rows, key=lambda row: -row.num_tokens)
 
 
 def _batches(
@@ -104,24 +138,52 @@ def _batches(
     """(width, scored positions, rows) of each batch: rows of one shape together, in few shapes."""
     by_shape: dict[tuple[int, int], list[_Row]] = {}
     for row in rows:
-        width = min(next(width for width in _WIDTHS if width >= len(row.tokens)), config.max_seq_len)
+        width = min(next(width for width in _WIDTHS if width >= row.num_tokens), config.max_seq_len)
         by_shape.setdefault((width, bucket(row.num_scored, 1, width, factor=4)), []).append(row)
     for (width, scored), members in by_shape.items():
-        most = min(max_rows, tokens_at_once // width, LOGITS_AT_ONCE // (config.padded_vocab_size * scored))
-        for start in range(0, len(members), max(1, most)):
-            yield width, scored, members[start : start + max(1, most)]
+        most_rows = max(1, min(max_rows, tokens_at_once // width))
+        most_branches = LOGITS_AT_ONCE // (config.padded_vocab_size * scored)
+        batch: list[_Row] = []
+        for row in members:
+            if len(batch) == most_rows or sum(len(each.branches) for each in [*batch, row]) > most_branches:
+                yield from [(width, scored, batch)] * bool(batch)
+                batch = []
+            batch.append(row)
+        yield width, scored, batch
 
 
-def _pad(batch: Sequence[_Row], width: int, scored: int, max_rows: int) -> tuple[np.ndarray, ...]:
-    height = bucket(len(batch), 1, max_rows)
-    num_last = bucket(max(len(row.last) for row in batch), 1, math.inf, factor=4)
-    tokens_BT, last_BK = np.zeros((height, width), np.int32), np.zeros((height, num_last), np.int32)
-    lengths_B, scored_B = np.ones(height, np.int32), np.ones(height, np.int32)
+def _pad(batch: Sequence[_Row], width: int, scored: int, max_rows: int) -> dict[str, np.ndarray]:
+    """The arguments of `_score`; Q branches, of all rows one after the other."""
+    branches = [branch for row in batch for branch in row.branches]
+    height, count = bucket(len(batch), 1, max_rows), bucket(len(branches), 1, math.inf)
+    num_last = bucket(max(len(branch.last) for branch in branches), 1, math.inf, factor=4)
+    arrays = {name: np.zeros((height, width), np.int32) for name in ("tokens_BT", "positions_BT", "branches_BT")}
+    arrays |= {name: np.zeros((count, scored), np.int32) for name in ("places_QC", "next_QC")}
+    arrays |= {"rows_Q": np.zeros(count, np.int32), "scored_Q": np.ones(count, np.int32)}
+    arrays["last_QK"] = np.zeros((count, num_last), np.int32)
+    arrays["branches_BT"] -= 1  # of padding
+    at = 0
     for number, row in enumerate(batch):
-        tokens_BT[number, : len(row.tokens)] = row.tokens
-        last_BK[number, : len(row.last)] = row.last
-        lengths_B[number], scored_B[number] = len(row.tokens), row.num_scored
-    return tokens_BT, lengths_B, scored_B, last_BK, np.arange(scored, dtype=np.int32)
+        _put(arrays, number, 0, row.context, 0, 0)
+        begin = len(row.context)
+        for index, branch in enumerate(row.branches):
+            own = slice(begin, begin + len(branch.tokens))
+            _put(arrays, number, begin, branch.tokens, len(row.context), index + 1)
+            arrays["rows_Q"][at], arrays["scored_Q"][at] = number, branch.num_scored
+            arrays["places_QC"][at, : branch.num_scored] = [len(row.context) - 1, *range(own.start, own.stop)]
+            arrays["next_QC"][at, : len(branch.tokens)] = branch.tokens
+            arrays["last_QK"][at, : len(branch.last)] = branch.last
+            begin, at = own.stop, at + 1
+    return arrays
+
+
+def _put(
+    arrays: Mapping[str, np.ndarray], row: int, begin: int, tokens: Sequence[int], position: int, branch: int
+) -> None:
+    own = slice(begin, begin + len(tokens))
+    arrays["tokens_BT"][row, own] = tokens
+    arrays["positions_BT"][row, own] = np.arange(position, position + len(tokens))
+    arrays["branches_BT"][row, own] = branch
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -129,27 +191,28 @@ def _score(
     config: ModelConfig,
     params: model.Params,
     tokens_BT: Int[Array, "B T"],
-    lengths_B: Int[Array, " B"],
-    scored_B: Int[Array, " B"],
-    last_BK: Int[Array, "B K"],
-    steps_C: Int[Array, " C"],
-) -> tuple[Float[Array, "B K"], Bool[Array, "B K"]]:
-    """Sums over the `scored_B` positions that end at `lengths_B`; the token after the last one is each of `last_BK`."""
+    positions_BT: Int[Array, "B T"],
+    branches_BT: Int[Array, "B T"],
+    rows_Q: Int[Array, " Q"],
+    places_QC: Int[Array, "Q C"],
+    next_QC: Int[Array, "Q C"],
+    scored_Q: Int[Array, " Q"],
+    last_QK: Int[Array, "Q K"],
+) -> tuple[Float[Array, "Q K"], Bool[Array, "Q K"]]:
+    """Sums over each branch's first `scored_Q` places; the token after the last one is each of `last_QK`."""
     config = dataclasses.replace(config, attention="xla")
-    x_BTD = model.hidden_states(config, params, tokens_BT)
-    position_BC = jnp.minimum((lengths_B - scored_B)[:, None] + steps_C, tokens_BT.shape[1] - 1)
-    x_BCD = jnp.take_along_axis(x_BTD, position_BC[..., None], axis=1)
-    log_probs_BCV = jax.nn.log_softmax(model.unembed(config, params, x_BCD))
-    likeliest_BC = jnp.argmax(log_probs_BCV, axis=-1)
+    around = {"positions_BT": positions_BT, "branches_BT": branches_BT} if not any(config.windows) else {}
+    x_BTD = model.hidden_states(config, params, tokens_BT, **around)
+    log_probs_QCV = jax.nn.log_softmax(model.unembed(config, params, x_BTD[rows_Q[:, None], places_QC]))
+    likeliest_QC = jnp.argmax(log_probs_QCV, axis=-1)
 
-    next_BC = jnp.take_along_axis(tokens_BT, jnp.minimum(position_BC + 1, tokens_BT.shape[1] - 1), axis=1)
-    in_row_BC = steps_C < scored_B[:, None] - 1
-    chosen_BC = jnp.take_along_axis(log_probs_BCV, next_BC[..., None], axis=-1)[..., 0]
-    log_prob_B = jnp.sum(jnp.where(in_row_BC, chosen_BC, 0.0), axis=1)
-    is_greedy_B = jnp.all((likeliest_BC == next_BC) | ~in_row_BC, axis=1)
+    is_inside_QC = jnp.arange(places_QC.shape[1]) < scored_Q[:, None] - 1
+    chosen_QC = jnp.take_along_axis(log_probs_QCV, next_QC[..., None], axis=-1)[..., 0]
+    log_prob_Q = jnp.sum(jnp.where(is_inside_QC, chosen_QC, 0.0), axis=1)
+    is_greedy_Q = jnp.all((likeliest_QC == next_QC) | ~is_inside_QC, axis=1)
 
-    end_B1 = scored_B[:, None] - 1
-    end_log_probs_BV = jnp.take_along_axis(log_probs_BCV, end_B1[..., None], axis=1)[:, 0]
-    end_likeliest_B1 = jnp.take_along_axis(likeliest_BC, end_B1, axis=1)
-    log_prob_BK = log_prob_B[:, None] + jnp.take_along_axis(end_log_probs_BV, last_BK, axis=1)
-    return log_prob_BK, is_greedy_B[:, None] & (last_BK == end_likeliest_B1)
+    end_Q1 = scored_Q[:, None] - 1
+    end_log_probs_QV = jnp.take_along_axis(log_probs_QCV, end_Q1[..., None], axis=1)[:, 0]
+    end_likeliest_Q1 = jnp.take_along_axis(likeliest_QC, end_Q1, axis=1)
+    log_prob_QK = log_prob_Q[:, None] + jnp.take_along_axis(end_log_probs_QV, last_QK, axis=1)
+    return log_prob_QK, is_greedy_Q[:, None] & (last_QK == end_likeliest_Q1)

@@ -99,7 +99,7 @@ def measure_answers(config: ConfigDict, output: pathlib.Path, job: Job, model: L
         "labels": {kind: _of_kind(prompts, labels, kind) for kind in ("harmful", "safe")},
         name: {kind: _of_kind(prompts, nats_P, kind) for kind in ("harmful", "safe")},
         "prompts_sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-        "judge": f"trained {judge.version}",
+        "judge": judge.version,
         "judge_errors": errors,
         **kept,
     }

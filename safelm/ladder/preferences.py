@@ -10,6 +10,7 @@ model; they are not rates of harmful answers.
 """
 
 import csv
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -50,10 +51,9 @@ def refusal_leanings(
     config: model_lib.ModelConfig, params: model_lib.Params, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " P"]:
     """For each context, how much likelier a refusal is than an obliging answer (nats per token, mean over wordings)."""
-    complies, refuses = (
-        np.mean([_mean_log_probs(config, params, contexts, tokenizer.encode(text)) for text in texts], axis=0)
-        for texts in (COMPLIANCES, REFUSALS)
-    )
+    answers = [tokenizer.encode(text) for text in (*COMPLIANCES, *REFUSALS)]
+    log_probs_AP = _mean_log_probs(config, params, contexts, answers)
+    complies, refuses = log_probs_AP[: len(COMPLIANCES)].mean(axis=0), log_probs_AP[len(COMPLIANCES) :].mean(axis=0)
     return refuses - complies
 
 
@@ -61,11 +61,10 @@ def tag_log_probs(
     config: model_lib.ModelConfig, params: model_lib.Params, tokenizer: Tokenizer, contexts: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " P"]:
     """For each context, log P(tag) after an obliging answer (mean over wordings), by which SafeBeam would drop it."""
-    answers = [tokenizer.encode(text) for text in COMPLIANCES]
     return np.mean(
         [
-            _mean_log_probs(config, params, [[*context, *answer] for context in contexts], [tokenizer.harm_tag_id])
-            for answer in answers
+            _mean_log_probs(config, params, [[*context, *answer] for context in contexts], [[tokenizer.harm_tag_id]])[0]
+            for answer in map(tokenizer.encode, COMPLIANCES)
         ],
         axis=0,
     )
@@ -102,14 +101,17 @@ def _is_question(text: str) -> bool:
 
 
 def _mean_log_probs(
-    config: model_lib.ModelConfig, params: model_lib.Params, contexts: Sequence[Sequence[int]], answer: Sequence[int]
-) -> Float[np.ndarray, " P"]:
-    """Mean log-probability (nats) of an answer's tokens after each context.
+    config: model_lib.ModelConfig,
+    params: model_lib.Params,
+    contexts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+) -> Float[np.ndarray, "A P"]:
+    """Mean log-probability (nats) of each answer's tokens after each context.
 
     A context that is too long loses its beginning.
     """
-    scores = score_continuations(config, params, [(context, answer) for context in contexts])
-    return np.array([score.logprob / len(answer) for score in scores])
+    scores = iter(score_continuations(config, params, list(itertools.product(contexts, answers))))
+    return np.array([[next(scores).logprob / len(answer) for answer in answers] for _ in contexts]).T
 
 
 def read_real_prompts(folder: str, count: int) -> list[Prompt]:

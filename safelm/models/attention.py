@@ -97,6 +97,13 @@ def causal_mask(length: int, segment_ids_BT: Int[ArrayLike, "B T"] | None = None
     return mask_1TS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
 
 
+def branching_mask(branches_BT: Int[ArrayLike, "B T"]) -> Bool[Array, "B T T"]:
+    """True where query t may attend to key s: s <= t, of the same branch or of the trunk, which is branch 0."""
+    branches_BT = jnp.asarray(branches_BT)
+    is_own_BTS = branches_BT[:, :, None] == branches_BT[:, None, :]
+    return causal_mask(branches_BT.shape[1]) & (is_own_BTS | (branches_BT == 0)[:, None, :])
+
+
 def _scores(q_BTKGH: jax.Array, k_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     scores_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
     return jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASKED_SCORE)

@@ -257,6 +257,7 @@ def hidden_states(
     *,
     positions_BT: Int[ArrayLike, "B T"] | None = None,
     segment_ids_BT: Int[ArrayLike, "B T"] | None = None,
+    branches_BT: Int[ArrayLike, "B T"] | None = None,
     layer: int | None = None,
     routes: Routes | None = None,
 ) -> Float[Array, "B T D"]:
@@ -265,16 +266,24 @@ def hidden_states(
     Args:
       positions_BT: of each token in its document; 0, 1, .. along the row when not given.
       segment_ids_BT: the document of each token (0 = padding); attention stays inside a document.
+      branches_BT: in place of documents, the continuation that each token belongs to, of several of one beginning,
+        whose tokens have 0 and are seen by all. For attention "xla" without windows; `positions_BT` say where each
+        begins.
       layer: None for the last layer after the final norm (what `unembed` takes), else the stream after this many
         blocks, not normed (0 = the embeddings); the later blocks are not computed.
       routes: which parameters learn from which rows, of a model with designated units (`safelm.models.routing`).
+
+    Raises ValueError for branches with other attention or windows, or of one layer.
     """
+    if branches_BT is not None and (config.attention != "xla" or any(config.windows) or layer is not None):
+        raise ValueError(f"branches_BT: not with attention={config.attention!r}, windows or layer={layer}")
     if layer is not None:
         (x_BTD,) = layer_states(
             config, params, tokens_BT, (layer,), positions_BT=positions_BT, segment_ids_BT=segment_ids_BT
         )
         return x_BTD
-    seen = _around(config, tokens_BT, positions_BT, segment_ids_BT)
+    rope, visible, own = _around(config, tokens_BT, positions_BT, segment_ids_BT)
+    seen = rope, visible if branches_BT is None else attention.branching_mask(branches_BT), own
     return Decoder(config).apply({"params": params}, tokens_BT, *seen, routes)
 
 

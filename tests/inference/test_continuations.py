@@ -60,10 +60,32 @@ def test_scores_are_those_of_one_row_at_a_time(tiny):
         assert score.is_greedy == is_greedy
 
 
-def test_answers_to_one_question_share_a_row(tiny):
+def test_continuations_of_one_context_share_a_row_and_know_nothing_of_each_other(tiny):
+    config, params, _ = tiny
+    letters = [([5, 6, 7], [token]) for token in range(8, 12)]
+    (row,) = continuations._rows(config, letters)
+    assert [branch.last for branch in row.branches] == [[8, 9, 10, 11]]
+    texts = [([5, 6, 7, 8, 9], [10, 11, 12, 13]), ([5, 6, 7, 8, 9], [10, 11, 14]), ([5, 6, 7, 8, 9], [15])]
+    (row,) = continuations._rows(config, texts)
+    assert [branch.tokens for branch in row.branches] == [(), (10, 11), (10, 11, 12)] and row.num_tokens == 10
+    scores = inference.score_continuations(config, params, texts)
+    for score, pair in zip(scores, texts, strict=True):
+        assert score.logprob == pytest.approx(slow_score(config, params, *pair)[0], abs=2e-4)
+    rows = continuations._rows(config, [([5, 6], [7] * count) for count in range(2, 9)])
+    assert all(row.num_tokens <= 6 or len(row.branches) == 1 for row in rows)  # short contexts are not worth a long row
+    assert sum(len(row.branches) for row in rows) == 7
+
+
+def test_windows_keep_continuations_apart(tiny):
     config, _, _ = tiny
-    rows = continuations._rows(config, [([5, 6, 7], [token]) for token in range(8, 12)] + [([5, 6], [7, 8])])
-    assert sorted(len(row.last) for row in rows) == [1, 4]  # the last pair scores two positions: a row of its own
+    windowed = dataclasses.replace(config, windows=(4,) * config.num_layers)
+    params = model.init(windowed, jax.random.key(0))
+    texts = [([5, 6, 7, 8, 9, 10], [10, 11, 12, 13]), ([5, 6, 7, 8, 9, 10], [10, 11, 14])]
+    assert len(continuations._rows(windowed, texts)) == 2
+    for score, pair in zip(inference.score_continuations(windowed, params, texts), texts, strict=True):
+        assert score.logprob == pytest.approx(slow_score(windowed, params, *pair)[0], abs=2e-4)
+    with pytest.raises(ValueError, match="branches_BT: not with attention='auto', windows"):
+        model.hidden_states(windowed, params, np.ones((1, 3), np.int32), branches_BT=np.ones((1, 3), np.int32))
 
 
 def test_shapes_are_few(tiny):
@@ -75,7 +97,7 @@ def test_shapes_are_few(tiny):
     shapes = {(width, scored) for width, scored, _ in continuations._batches(config, rows, 1024, 64)}
     assert len(shapes) < 36
     assert all(
-        width >= len(row.tokens) and scored >= row.num_scored
+        width >= row.num_tokens and scored >= row.num_scored
         for width, scored, batch in continuations._batches(config, rows, 1024, 64)
         for row in batch
     )

@@ -571,7 +571,7 @@ def test_requests_of_several_suites_come_once_and_contrasts_are_left_out(suites)
 
 def test_answers_of_a_pretrained_model_are_judged_and_reported(suites, monkeypatch):
     class Judge:
-        version, held_out = "1", {"harm": {"sensitivity": {"count": 9}, "by_author": {"x": 1}}}
+        version, held_out = "trained 1", {"harm": {"sensitivity": {"count": 9}, "by_author": {"x": 1}}}
 
         def judge(self, exchanges):
             said = {True: ["harmful", "harmless"], False: ["compliant_helpful", "partial_refusal"]}
