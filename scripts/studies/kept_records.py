@@ -1,6 +1,7 @@
 """Kept records of the studies of configs/ladder.py, and figures that are made of measurements; not started by hand."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import runpy
@@ -14,9 +15,12 @@ from safelm import cli
 from safelm.config_files import load_config
 from safelm.io.files import write_whole
 from safelm.ladder import records
+from safelm.report import table
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parents[1] / "docs" / "results" / "data"
+_DIGITS = 8  # of a hash
+_HEAD = "made with `safelm ladder --records=FOLDER`:\n"  # what the table of records follows, at the page's end
 
 
 class Study(NamedTuple):
@@ -52,6 +56,38 @@ def opened(variant: str) -> Iterator[Study]:
         yield Study(config, output, about)
 
 
+def fingerprints() -> str:
+    """A table of all kept records: how many of which seeds, the hashes of their code and data, the time they took."""
+    rows = []
+    for folder in sorted(DATA.glob("ladder_*/")):
+        kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed-*.json"))]
+        seconds = sum(job["seconds"] for record in kept for job in record["jobs"].values())
+        data = {_data_hash(record["data"]) for record in kept}
+        rows.append(
+            [
+                f"`{folder.name.removeprefix('ladder_')}`",
+                f"{len(kept)}",
+                ", ".join(map(str, sorted({record["seed"] for record in kept}))),
+                ", ".join(sorted({record["code"][:_DIGITS] for record in kept})),
+                ", ".join(sorted(data)),
+                f"{seconds / 3600:.1f}",
+            ]
+        )
+    return table.markdown(["study", "rungs x seeds", "seeds", "code", "data", "hours"], rows)
+
+
+def _data_hash(facts: Mapping[str, Any]) -> str:
+    corpus = facts.get("corpus", {})
+    whole = corpus.get("sha256") or hashlib.sha256(json.dumps(corpus, sort_keys=True).encode()).hexdigest()
+    return whole[:_DIGITS]
+
+
+def with_fingerprints(page: str) -> str:
+    """The page with the table below its head of records written anew."""
+    before, head, _ = page.partition(_HEAD)
+    return f"{before}{head}\n{fingerprints()}" if head else page
+
+
 def percent(values: Mapping[str, Any]) -> list[float]:
     """[value, low, high] of an estimate, in percent."""
     return [round(100 * values[name], 1) for name in ("value", "low", "high")]
@@ -63,3 +99,5 @@ def write(tables: Mapping[str, Mapping[str, Any]]) -> None:
         if study["rows"]:
             write_whole(DATA / f"{name}.json", json.dumps(study, indent=1) + "\n")
     runpy.run_path(str(HERE / "draw_results.py"))["draw_all"]()
+    page = DATA.parent / "README.md"
+    write_whole(page, with_fingerprints(page.read_text(encoding="utf-8")))

@@ -56,3 +56,9 @@ def test_every_page_has_a_picture(page):
 
 def test_no_picture_is_left_over():
     assert {path.stem for path in SCRIPT["PICTURES"].iterdir()} == STUDIES.keys()
+
+
+def test_the_records_stand_with_the_hashes_of_their_code_and_data():
+    records = runpy.run_path(str(documented.ROOT / "scripts" / "studies" / "kept_records.py"))
+    assert records["with_fingerprints"](PAGES["README.md"]) == PAGES["README.md"]
+    assert "| `embedded_power` |" in PAGES["README.md"]
