@@ -135,7 +135,8 @@ void Attend(const Query* queries, const Seen& seen, int64_t head_dim, float* sco
   for (int q = 0; q < kQueries; ++q) {
     float* of_query = scores + q * stride;
     const int64_t count = seen.Count() - queries[q].num_unseen;
-    const float own_score = queries[q].own_key ? Dot(queries[q].query, queries[q].own_key, head_dim) * scale : -INFINITY;
+    const float* own_key = queries[q].own_key;
+    const float own_score = own_key ? Dot(queries[q].query, own_key, head_dim) * scale : -INFINITY;
     float peak = own_score;
     for (int64_t s = 0; s < count; ++s) peak = std::max(peak, of_query[s]);
     Floats sums = {};

@@ -26,7 +26,8 @@ from safelm.io import cache, files
 log = logging.getLogger(__name__)
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCE, _HEADERS = "kernels.cc", ("attention.h", "beams.h", "products.h", "split.h", "tiles.h", "vectors.h")
+_SOURCE = "kernels.cc"
+_HEADERS = tuple(sorted(path.name for path in _FOLDER.glob("*.h")))
 _HANDLERS = {
     "int8_products": "Int8ProductsHandler",
     "bfloat16_products": "Bfloat16ProductsHandler",

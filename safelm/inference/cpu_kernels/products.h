@@ -1,9 +1,9 @@
 // Products of few rows with prepacked weights, as custom calls of XLA on the CPU.
 //
-// Weights stand in blocks of 32 outputs, so that a product reads them once, from first to last. A step of a block is 128
-// bytes: 4 inputs x 32 outputs in int8, [N/32, K/4, 32, 4], 2 inputs in bfloat16, [N/32, K/2, 32, 2], or 1 in float32,
-// [N/32, K, 32]. The sum of an output runs over the inputs in order, whatever the number of rows: a row's result does
-// not depend on its batch.
+// Weights stand in blocks of 32 outputs, so that a product reads them once, from first to last. A step of a block is
+// 128 bytes: 4 inputs x 32 outputs in int8, [N/32, K/4, 32, 4], 2 inputs in bfloat16, [N/32, K/2, 32, 2], or 1 in
+// float32, [N/32, K, 32]. The sum of an output runs over the inputs in order, whatever the number of rows: a row's
+// result does not depend on its batch.
 //
 // R rows, K inputs, N outputs.
 
@@ -11,13 +11,13 @@
 #define SAFELM_INFERENCE_CPU_KERNELS_PRODUCTS_H_
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
+#include "dots.h"
+#include "rounding.h"
 #include "split.h"
 #include "tiles.h"
 #include "vectors.h"
@@ -27,69 +27,6 @@ namespace safelm {
 namespace {
 
 namespace ffi = xla::ffi;
-
-// The dot products in assembly: GCC 12 moves the sums from register to register around the intrinsic.
-#if defined(__AVX512VNNI__)
-constexpr int kMostRows = 8;  // of a tile
-constexpr int kBias = 128;  // what is added to inputs, which the instruction takes without a sign
-inline Register Repeat(int32_t four) { return _mm512_set1_epi32(four); }
-inline Register Dot(Register sums, Register inputs, Register weights) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(inputs), "vm"(weights));
-  return sums;
-}
-#elif defined(__AVXVNNI__)
-constexpr int kMostRows = 4;
-constexpr int kBias = 128;
-inline Register Repeat(int32_t four) { return _mm256_set1_epi32(four); }
-inline Register Dot(Register sums, Register inputs, Register weights) {
-  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(inputs), "xm"(weights));
-  return sums;
-}
-#elif defined(__AVX2__)
-constexpr int kMostRows = 4;
-constexpr int kBias = 0;
-inline Register Repeat(int32_t four) { return _mm256_set1_epi32(four); }
-// |x| * sign(x) * w: two products of at most 127 * 127 fit into 16 bits, so nothing saturates.
-inline Register Dot(Register sums, Register inputs, Register weights) {
-  const Register pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(inputs), _mm256_sign_epi8(weights, inputs));
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-#else
-#error "no vectors of bytes"
-#endif
-
-// Adds the products of a pair of bfloat16 inputs with a pair of every output's weights, in float32.
-#if defined(__AVX512BF16__)
-struct Pair {
-  Register both;
-  explicit Pair(uint32_t bits) : both(Repeat(static_cast<int32_t>(bits))) {}
-};
-using PairsOfWeights = Register;
-inline PairsOfWeights LoadPairs(const char* from) { return Load<Register>(from); }
-inline Floats AddPair(Floats sums, const Pair& inputs, const PairsOfWeights& weights) {
-  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(inputs.both), "vm"(weights));
-  return sums;
-}
-#else
-struct Pair {
-  float first, second;
-  explicit Pair(uint32_t bits) {
-    const uint32_t halves[2] = {bits << 16, bits & 0xffff0000u};
-    first = Load<float>(&halves[0]), second = Load<float>(&halves[1]);
-  }
-};
-struct PairsOfWeights {
-  Floats first, second;
-};
-inline PairsOfWeights LoadPairs(const char* from) {
-  const Ints both = Load<Ints>(from);
-  return {(Floats)(both << 16), (Floats)(both & static_cast<int32_t>(0xffff0000u))};
-}
-inline Floats AddPair(Floats sums, const Pair& inputs, const PairsOfWeights& weights) {
-  sums += inputs.first * weights.first;
-  return sums + inputs.second * weights.second;
-}
-#endif
 
 constexpr int kBlock = 32;  // outputs
 constexpr int kStep = 128;  // bytes of a block
@@ -293,27 +230,6 @@ void Multiply(ffi::ThreadPool pool, const Inputs<Input>& inputs, const std::vect
   Split(pool, num_panels * a_panel, num_blocks * block_bytes * inputs.num_rows, piece);
 }
 
-// A row of float32 as int8 with one scale, |x| / 127 at most, to the nearest and of two the even one. Returns the scale, which is
-// no number where one of the inputs is none.
-template <int kTerms>
-float Round(const float* x, int64_t num_inputs, int64_t stride, uint8_t* rounded) {
-  int32_t most = 0;  // the bits of sizes are ordered as the sizes are, with what is no number above all
-  for (int64_t k = 0; k < num_inputs; ++k) most = std::max(most, Load<int32_t>(x + k) & 0x7fffffff);
-  const float scale = std::max(Load<float>(&most), 1e-30f) / 127;
-  for (int64_t k = 0; k < num_inputs; ++k) {
-    const float value = x[k] / scale;
-    const float first = std::nearbyint(value);
-    rounded[k] = static_cast<uint8_t>(static_cast<int32_t>(first) + kBias);
-    if (kTerms == 2) {
-      rounded[stride + k] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint((value - first) * 254)) + kBias);
-    }
-  }
-  for (int64_t term = 0; term < kTerms; ++term) {
-    std::fill(rounded + term * stride + num_inputs, rounded + (term + 1) * stride, static_cast<uint8_t>(kBias));
-  }
-  return most > 0x7f800000 ? std::numeric_limits<float>::quiet_NaN() : scale;
-}
-
 template <int kTerms>
 void MultiplyInt8(ffi::ThreadPool pool, const float* x, int64_t num_rows, int64_t num_inputs,
                   const std::vector<Matrix>& matrices) {
@@ -328,13 +244,6 @@ void MultiplyInt8(ffi::ThreadPool pool, const float* x, int64_t num_rows, int64_
     scale[row] = Round<kTerms>(x + row * num_inputs, num_inputs, stride, to + row * kTerms * stride);
   });
   Multiply<kTerms>(pool, Inputs<uint8_t>{to, stride, num_rows, num_steps, scale}, matrices);
-}
-
-// The bits of a number in bfloat16, to the nearest and of two the even one.
-inline uint32_t ToBfloat16(float value) {
-  const uint32_t bits = Load<uint32_t>(&value);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded;  // what is no number stays none
 }
 
 void MultiplyBfloat16(ffi::ThreadPool pool, const float* x, int64_t num_rows, int64_t num_inputs,
