@@ -5,7 +5,7 @@ replies end by themselves, from a word to the limit; transformers' batch waits f
 finished row to the next request. Tokens are counted up to each reply's end. Both take turns in one process, and both
 may use the same cores; times move with the machine's load, so compare the ratios of one run.
 
-Ours in float32 and bfloat16 stand beside the rival in the same dtype, ours in int8 beside the faster of the rival's.
+Ours in float32 and bfloat16 stand beside the rival in the same dtype, ours in int8 beside each.
 In float32 replies are compared token by token; elsewhere rounding differs.
 
     python scripts/bench/writer.py --rounds=3 --threads=2 --weights=float32,bfloat16,int8
@@ -13,6 +13,7 @@ In float32 replies are compared token by token; elsewhere rounding differs.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -88,7 +89,7 @@ def compare(
 
     Args:
       ours: by the dtype of the weights.
-      theirs: the rival's, by dtype; the one of the same dtype is compared, or the faster one where there is none.
+      theirs: the rival's, by dtype; the one of the same dtype is compared, or each where there is none.
     """
     sides = {("ours", dtype): call for dtype, call in ours.items()}
     sides |= {("theirs", dtype): call for dtype, call in theirs.items()}
@@ -101,11 +102,11 @@ def compare(
             begin = time.perf_counter()
             call()
             rates[side].append(tokens[side] / (time.perf_counter() - begin))
-    best = max(theirs, key=lambda dtype: statistics.median(rates["theirs", dtype]))
-    for dtype in ours:
-        rival = "theirs", dtype if dtype in theirs else best
-        own = rates["ours", dtype]
-        ratios = [mine / other for mine, other in zip(own, rates[rival], strict=True)]
+    for dtype, other in itertools.product(ours, theirs):
+        if dtype in theirs and dtype != other:
+            continue
+        rival, own = ("theirs", other), rates["ours", dtype]
+        ratios = [mine / his for mine, his in zip(own, rates[rival], strict=True)]
         pairs = zip(replies["ours", dtype], replies[rival], strict=True)
         row = {
             "workload": name,
@@ -117,7 +118,7 @@ def compare(
             "transformers_tokens_per_s": round(statistics.median(rates[rival]), 1),
             "times_transformers": round(statistics.median(ratios), 2),
             "range": [round(min(ratios), 2), round(max(ratios), 2)],
-            "equal_replies": sum(mine == other for mine, other in pairs),
+            "equal_replies": sum(mine == his for mine, his in pairs),
             "load": [round(value, 1) for value in os.getloadavg()],
         }
         print(json.dumps(row), flush=True)

@@ -6,7 +6,7 @@ import json
 import pathlib
 import runpy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -37,20 +37,29 @@ def are_kept(variant: str) -> bool:
 
 
 @contextlib.contextmanager
-def opened(variant: str) -> Iterator[Study]:
-    """The study `variant` from docs/results/data/ladder_VARIANT. Raises `cli.UserError` if nothing is kept there."""
-    config = load_config(f"configs/ladder.py:{variant}")
+def opened(variant: str, models: Sequence[str] = ()) -> Iterator[Study]:
+    """The study `variant` from docs/results/data/ladder_VARIANT.
+
+    Args:
+      models: those to look at, with the seeds that all of them have; none: all, with the seeds that any has.
+
+    Raises `cli.UserError` if nothing is kept there.
+    """
+    config = load_config(f"configs/ladder.py:{variant}").copy_and_resolve_references()
     folder = DATA / f"ladder_{variant}"
     with tempfile.TemporaryDirectory() as place:
         output = pathlib.Path(place)
+        config.models = tuple(models) or config.models
         kept = records.restore(config, output, folder)
         if not kept:
             raise cli.UserError(f"{folder}: no records yet")
-        seeds = ", ".join(map(str, sorted({record["seed"] for record in kept})))
+        found = {(record["seed"], record["model"]) for record in kept}
+        seeds = sorted({seed for seed, _ in found if all((seed, model) in found for model in models)})
+        config.seeds = tuple(seeds)
         machines = ", ".join(sorted({record["machine"] for record in kept}))
         about = {
             "command": f"safelm ladder --config=configs/ladder.py:{variant}",
-            "machine": f"{machines}; seeds {seeds}",
+            "machine": f"{machines}; seeds {', '.join(map(str, seeds))}",
             "scale": "linear",
         }
         yield Study(config, output, about)

@@ -5,6 +5,8 @@
 The records are those of docs/results/data/ladder_VARIANT, of the variants of configs/ladder.py that `TABLES` names. A
 file of figures is written anew for each, and then every table and picture as by draw_results.py. *Corrected* are rates
 after benign finetuning by the judge's errors, measured on documents of known label (`word_lists.measure_judge`).
+
+A table with models of its own is of the seeds that all of them have, and Holm's correction over its orderings alone.
 """
 
 import sys
@@ -16,15 +18,17 @@ import kept_records
 from safelm import cli
 from safelm.evaluate.judges import word_lists
 from safelm.ladder import report
-from safelm.ladder.plan import STAGES
+from safelm.ladder.plan import RUNGS, STAGES
 from safelm.stats.correction import Counts, corrected_estimate
 from safelm.stats.intervals import Estimate
 
-TABLES = {  # by variant: the figures' name
-    "interventions": "interventions",
-    "notes": "notes",
-    "embedded_power": "ladder_power",
-    "embedded_hard": "ladder_hard",
+WHEN = ("tag_at_instruction", "start_20", "start_60", "rate_3", "rate_10")
+TABLES = {  # by the figures' name: variant, models (none: the config's)
+    "interventions": ("interventions", ()),
+    "notes": ("notes", ()),
+    "ladder_power": ("embedded_power", RUNGS),
+    "ladder_when": ("embedded_power", ("raw", "moral_education", "harm_tagged", *WHEN)),
+    "ladder_hard": ("embedded_hard", ()),
 }
 CORRECTED = ("embedded_power", "embedded_hard")
 JUDGED_DOCUMENTS, JUDGED_WORDS = 1000, 30  # of each kind; about as long as 40 tokens are
@@ -36,9 +40,9 @@ NAMES_OF_RUNGS = {
     "safe_beam": "+ SafeBeam",
     "tag_at_instruction": "tag in tuning only",
     "tag_at_instruction+safe_beam": "the same, SafeBeam",
-    "start_20": "tag from 20%",
+    "start_20": "interventions from 20%",
     "start_20+safe_beam": "the same, SafeBeam",
-    "start_60": "tag from 60%",
+    "start_60": "interventions from 60%",
     "start_60+safe_beam": "the same, SafeBeam",
     "rate_3": "tag at 3%",
     "rate_3+safe_beam": "the same, SafeBeam",
@@ -151,17 +155,17 @@ def _against_raw(summary: Mapping[str, Any], name: str) -> str:
 def main(_: Any) -> None:
     """Reads the records, writes the figures and shows the ladder's own tables."""
     tables = {}
-    for variant, name in TABLES.items():
+    for name, (variant, models) in TABLES.items():
         if not kept_records.are_kept(variant):
             continue
-        with kept_records.opened(variant) as study:
+        with kept_records.opened(variant, models) as study:
             summary = report.summarize(report.collect(study.config, study.output))
             errors = None
             if variant in CORRECTED:
                 errors = judge_errors(composed=study.config.corpus.get("references", 0) > 0)
             names = NAMES | NAMES_OF_RUNGS if variant in CORRECTED else NAMES
             tables[name] = rates(summary, study.about, names, study.config.corpus.prompts, errors)
-        sys.stdout.write(f"# {variant}\n\n{report.to_markdown(summary)}\n")
+        sys.stdout.write(f"# {name}: {study.about['machine']}\n\n{report.to_markdown(summary)}\n")
     kept_records.write(tables)
 
 
