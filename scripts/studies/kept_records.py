@@ -87,7 +87,8 @@ def fingerprints() -> str:
 
 def _data_hash(facts: Mapping[str, Any]) -> str:
     corpus = facts.get("corpus", {})
-    whole = corpus.get("sha256") or hashlib.sha256(json.dumps(corpus, sort_keys=True).encode()).hexdigest()
+    files = {name: file["sha256"] for name, file in corpus.get("files", {}).items()}
+    whole = corpus.get("sha256") or hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return whole[:_DIGITS]
 
 

@@ -6,7 +6,8 @@ The records are those of docs/results/data/ladder_VARIANT, of the variants of co
 file of figures is written anew for each, and then every table and picture as by draw_results.py. *Corrected* are rates
 after benign finetuning by the judge's errors, measured on documents of known label (`word_lists.measure_judge`).
 
-A table with models of its own is of the seeds that all of them have, and Holm's correction over its orderings alone.
+A table with models of its own is of the seeds that all of them have, and Holm's correction over its orderings alone; it
+waits until three are kept.
 """
 
 import sys
@@ -30,6 +31,7 @@ TABLES = {  # by the figures' name: variant, models (none: the config's)
     "ladder_when": ("embedded_power", ("raw", "moral_education", "harm_tagged", *WHEN)),
     "ladder_hard": ("embedded_hard", ()),
 }
+LEAST_SEEDS = 3  # of a table
 CORRECTED = ("embedded_power", "embedded_hard")
 JUDGED_DOCUMENTS, JUDGED_WORDS = 1000, 30  # of each kind; about as long as 40 tokens are
 NAMES_OF_RUNGS = {
@@ -159,6 +161,8 @@ def main(_: Any) -> None:
         if not kept_records.are_kept(variant):
             continue
         with kept_records.opened(variant, models) as study:
+            if len(study.config.seeds) < LEAST_SEEDS:
+                continue
             summary = report.summarize(report.collect(study.config, study.output))
             errors = None
             if variant in CORRECTED:
