@@ -166,7 +166,11 @@ def smollm2_135m() -> ConfigDict:
 
 
 def smollm2_135m_small() -> ConfigDict:
-    """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights: for a few hours of two cores."""
+    """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights, for CPUs; not run through yet.
+
+    A seed is put at 120 to 150 minutes of a core (an estimate). Tried once, before freed memory was given back between
+    jobs: its pretraining of raw and the answers to it were done when the process had grown to 19 GB.
+    """
     config = smollm2_135m()
     config.answer_weights, config.steered_safe_prompts = "int8_weight_only", 50
     for name, steps in (("pretraining", 20), ("instruction", 12), ("benign", 4)):
