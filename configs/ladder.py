@@ -161,7 +161,7 @@ def smollm2_135m() -> ConfigDict:
         "benign": _stage(20, 16, 512, 5e-5),
     }
     for stage in config.stages.values():
-        stage.model.scan_layers = True  # 30 layers take long to compile one by one
+        stage.model.update(dtype="bfloat16", scan_layers=True)  # 30 layers take long to compile one by one
     return config
 
 

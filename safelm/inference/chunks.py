@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm.inference import cpu_kernels, forward
+from safelm.inference import forward
 from safelm.inference.forward import Cache
 from safelm.inference.weights import Weights
-from safelm.models import attention
+from safelm.models import attention, cpu_kernels
 from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
 

@@ -70,7 +70,7 @@ class Engine:
           slots: sequences decoded at once; beam methods take `num_beams` of them.
           max_tokens: of the cache: slots times the context, or up to 2,048 tokens of it, when 0.
           weights: one of `weights.WEIGHTS_DTYPES`; the config's dtype when empty. Prepared `params` stay as they are.
-          products: "auto", "xla" or "native", the C++ kernels of CPUs: see `safelm.inference.cpu_kernels`.
+          products: "auto", "xla" or "native", the C++ kernels of CPUs: see `safelm.models.cpu_kernels`.
           mesh: splits weights and cache over its devices by `safelm.models.sharding`'s table.
           steps_per_call: tokens of every sequence between two looks at what is new: fewer answer (and cancel) sooner,
             more spend less time between steps.

@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm.inference import cpu_kernels
-from safelm.inference.cpu_kernels import PackedKernel
 from safelm.inference.next_attention import attend_next, attend_next_over_rows
 from safelm.inference.placement import CACHE_AXES, STREAM_AXES
 from safelm.inference.weights import Kernel, Layer, Weights, look_up, product, products
-from safelm.models import attention, sharding
+from safelm.models import attention, cpu_kernels, sharding
 from safelm.models.arrays import Leaf
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import ModelConfig
+from safelm.models.cpu_kernels import PackedKernel
 from safelm.models.decoder import mask_padded_ids
 
 

@@ -9,7 +9,7 @@ SmolLM2-135M-Instruct against float32 over 1,524 positions of C4 pages (`scripts
 likeliest next token is the same at 99.3% with bfloat16 (KL 0.0002 nats), at 95.3% with the weights alone in int8 (KL
 0.005), and at 86.1% with int8 (KL 0.047): that is for speed where single tokens don't matter.
 
-On CPUs the kernels of `safelm.inference.cpu_kernels` read packed matrices faster than XLA reads plain ones.
+On CPUs the kernels of `safelm.models.cpu_kernels` read packed matrices faster than XLA reads plain ones.
 """
 
 import operator
@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from safelm.inference import cpu_kernels
-from safelm.inference.cpu_kernels import PackedKernel
+from safelm.models import cpu_kernels, lora
 from safelm.models import decoder as model
-from safelm.models import lora
 from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
+from safelm.models.cpu_kernels import PackedKernel
 
 WEIGHTS_DTYPES = ("float32", "bfloat16", "int8", "int8_weight_only")
 _FINER = 254  # times the resolution of the first term

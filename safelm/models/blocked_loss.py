@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from safelm.models import decoder as model
+from safelm.models import product_kernels
 from safelm.models.loss import WITHOUT_TARGET, LossSums, TokenKinds, loss_sums_of
 
 BLOCK_BYTES = 8 * 2**20  # of a block's float32 logits
@@ -29,11 +30,12 @@ def num_blocks(tokens: int, padded_vocab_size: int, d_model: int) -> int:
     return next((number for number in range(wanted, most + 1) if tokens % number == 0), 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def total_loss(
     blocks: int,
     num_real: int,
     z_loss: float | int,
+    kernels: str,
     x_BTD: jax.Array,
     kernel_VD: jax.Array,
     targets_BT: jax.Array,
@@ -41,16 +43,19 @@ def total_loss(
     unlikelihood_BT: jax.Array | None = None,
     kinds: TokenKinds | None = None,
 ) -> tuple[jax.Array, LossSums]:
-    """`LossSums.total` and the sums it is made of, of `num_real` ids; only the total has a gradient."""
+    """`LossSums.total` and the sums it is made of, of `num_real` ids; only the total has a gradient.
+
+    `kernels`: what multiplies, a settled `ModelConfig.products`.
+    """
     weights = (loss_weight_BT, unlikelihood_BT, kinds)
-    sums, _, _ = _over_blocks(blocks, num_real, None, x_BTD, kernel_VD, targets_BT, *weights)
+    sums, _, _ = _over_blocks(blocks, num_real, None, kernels, x_BTD, kernel_VD, targets_BT, *weights)
     return sums.total(z_loss), sums
 
 
 def _forward(
-    blocks: int, num_real: int, z_loss: float | int, x_BTD: jax.Array, *others: Any
+    blocks: int, num_real: int, z_loss: float | int, kernels: str, x_BTD: jax.Array, *others: Any
 ) -> tuple[tuple[jax.Array, LossSums], tuple[jax.Array, jax.Array]]:
-    sums, x_grad_BTD, kernel_grad_VD = _over_blocks(blocks, num_real, z_loss, x_BTD, *others)
+    sums, x_grad_BTD, kernel_grad_VD = _over_blocks(blocks, num_real, z_loss, kernels, x_BTD, *others)
     return (sums.total(z_loss), sums), (x_grad_BTD, kernel_grad_VD)
 
 
@@ -58,6 +63,7 @@ def _backward(
     blocks: int,
     num_real: int,
     z_loss: float | int,
+    kernels: str,
     gradients: tuple[jax.Array, jax.Array],
     out_grads: tuple[jax.Array, LossSums],
 ) -> tuple[jax.Array | None, ...]:
@@ -71,6 +77,7 @@ def _over_blocks(
     blocks: int,
     num_real: int,
     z_loss: float | int | None,
+    kernels: str,
     x_BTD: jax.Array,
     kernel_VD: jax.Array,
     targets_BT: jax.Array,
@@ -81,7 +88,7 @@ def _over_blocks(
     """The sums, and the gradients of their total by hidden states and kernel (None where `z_loss` is None)."""
     ids_V = jnp.arange(kernel_VD.shape[0], dtype=targets_BT.dtype)
     cast_VD = kernel_VD.astype(x_BTD.dtype)
-    summed = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    summed = functools.partial(product_kernels.einsum, dtype=jnp.float32, kernel=kernels)
 
     def add_block(total: Any, block: tuple[Any, ...]) -> tuple[Any, jax.Array | None]:
         (sums, kernel_grad_DV), (x_ND, targets_N, weights_N, unlikely_N, kinds_N) = total, block

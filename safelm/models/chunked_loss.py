@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from safelm.models import decoder as model
-from safelm.models import sharding
+from safelm.models import product_kernels, sharding
 from safelm.models.blocked_loss import num_blocks, total_loss
 from safelm.models.decoder import ModelConfig, Params
 from safelm.models.loss import WITHOUT_TARGET, LossSums, TokenKinds, loss_sums, loss_sums_of
@@ -66,12 +66,13 @@ def next_token_loss(
     kernel_VD = model.unembedding(config, params)
     if not vocab_chunks and (blocks := num_blocks(targets_BT.size, *kernel_VD.shape)) > 1:
         weights = (loss_weight_BT, unlikelihood_BT, kinds)
-        return total_loss(blocks, config.vocab_size, z_loss, x_BTD, kernel_VD, targets_BT, *weights)
+        settings = (blocks, config.vocab_size, z_loss, config.product_kernels)
+        return total_loss(*settings, x_BTD, kernel_VD, targets_BT, *weights)
     chunks = num_chunks(vocab_chunks, targets_BT.size, config.padded_vocab_size)
     if chunks == 1:
         sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_weight_BT, unlikelihood_BT, kinds)
     else:
-        of_parts = functools.partial(_log_z_and_target, chunks, config.vocab_size)
+        of_parts = functools.partial(_log_z_and_target, chunks, config.vocab_size, config.product_kernels)
         if unlikelihood_BT is None:
             log_z_BT, target_logit_BT = of_parts(False, x_BTD, kernel_VD, targets_BT)
             sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, kinds=kinds)
@@ -82,15 +83,21 @@ def next_token_loss(
     return sums.total(z_loss), sums
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _log_z_and_target(
-    chunks: int, num_real: int, of_rest: bool, x_BTD: jax.Array, kernel_VD: jax.Array, targets_BT: jax.Array
+    chunks: int,
+    num_real: int,
+    kernels: str,
+    of_rest: bool,
+    x_BTD: jax.Array,
+    kernel_VD: jax.Array,
+    targets_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The log-partition (with `of_rest` of all but the target) and the target's logit of every position, float32."""
 
     def add_part(sums: tuple[jax.Array, ...], part: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
         max_BT, sum_BT, target_logit_BT = sums
-        ids_SU, logits_BTSU = _logits(num_real, x_BTD, part)
+        ids_SU, logits_BTSU = _logits(num_real, kernels, x_BTD, part)
         is_target = ids_SU == targets_BT[..., None, None]
         summed_BTSU = jnp.where(is_target, WITHOUT_TARGET, logits_BTSU) if of_rest else logits_BTSU
         new_max_BT = jnp.maximum(max_BT, summed_BTSU.max(axis=(-2, -1)))
@@ -107,26 +114,37 @@ def _log_z_and_target(
 
 
 def _forward(
-    chunks: int, num_real: int, of_rest: bool, x_BTD: jax.Array, kernel_VD: jax.Array, targets_BT: jax.Array
+    chunks: int,
+    num_real: int,
+    kernels: str,
+    of_rest: bool,
+    x_BTD: jax.Array,
+    kernel_VD: jax.Array,
+    targets_BT: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    out = _log_z_and_target(chunks, num_real, of_rest, x_BTD, kernel_VD, targets_BT)
+    out = _log_z_and_target(chunks, num_real, kernels, of_rest, x_BTD, kernel_VD, targets_BT)
     return out, (x_BTD, kernel_VD, targets_BT, out[0])
 
 
 def _backward(
-    chunks: int, num_real: int, of_rest: bool, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]
+    chunks: int,
+    num_real: int,
+    kernels: str,
+    of_rest: bool,
+    saved: tuple[jax.Array, ...],
+    gradients: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None]:
     x_BTD, kernel_VD, targets_BT, log_z_BT = saved
     log_z_grad_BT, target_grad_BT = gradients
 
     def add_part(x_grad_BTD: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        ids_SU, logits_BTSU = _logits(num_real, x_BTD, part)
+        ids_SU, logits_BTSU = _logits(num_real, kernels, x_BTD, part)
         is_target = (ids_SU == targets_BT[..., None, None]) & (ids_SU < num_real)
         summed_BTSU = jnp.where(is_target, WITHOUT_TARGET, logits_BTSU) if of_rest else logits_BTSU
         grad_BTSU = jnp.exp(summed_BTSU - log_z_BT[..., None, None]) * log_z_grad_BT[..., None, None]
         grad_BTSU += jnp.where(is_target, target_grad_BT[..., None, None], 0.0)
         grad_BTSU = grad_BTSU.astype(x_BTD.dtype)
-        summed = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        summed = functools.partial(product_kernels.einsum, dtype=jnp.float32, kernel=kernels)
         x_grad_BTD += summed("btsu,sud->btd", grad_BTSU, part[1])
         kernel_grad_SUD = summed("btsu,btd->sud", grad_BTSU, x_BTD)
         return x_grad_BTD, sharding.constrain(kernel_grad_SUD.astype(kernel_VD.dtype), ("vocab", None, "embed"))
@@ -154,8 +172,10 @@ def _parts(chunks: int, kernel_VD: jax.Array, dtype: jax.typing.DTypeLike) -> tu
     return ids_CSU, sharding.constrain(kernel_CSUD, (None, "vocab", None, None))
 
 
-def _logits(num_real: int, x_BTD: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _logits(
+    num_real: int, kernels: str, x_BTD: jax.Array, part: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """A part's ids [S, U] and its float32 logits [B, T, S, U]; those of padded ids are `model.MASKED_LOGIT`."""
     ids_SU, kernel_SUD = part
-    logits_BTSU = jnp.einsum("btd,sud->btsu", x_BTD, kernel_SUD, preferred_element_type=jnp.float32)
+    logits_BTSU = product_kernels.einsum("btd,sud->btsu", x_BTD, kernel_SUD, jnp.float32, kernels)
     return ids_SU, jnp.where(ids_SU < num_real, logits_BTSU, model.MASKED_LOGIT)

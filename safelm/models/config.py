@@ -15,12 +15,14 @@ VOCAB_MULTIPLE = 128
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 NORMS = {"before": ("",), "after": ("",), "around": ("", "_post")}  # placement -> suffixes of a sublayer's norms
 ACTIVATIONS = ("silu", "gelu")
+PRODUCTS = ("auto", "xla", "native")
+PRODUCT_OUTPUT = "product_output"  # of a product with parameters that is not XLA's
 ATTENTION_OUTPUT = "attention_output"  # of a fused kernel: its result and what its backward pass needs
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT),
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT, PRODUCT_OUTPUT),
     ),
 }
 
@@ -156,6 +158,8 @@ class ModelConfig:
         output, "full" only each layer's input.
       attention: of training: "xla", "splash" (TPU), "cudnn" (GPU), or "auto" = the fused one of the platform where it
         can run, else xla; settled by `attention_kernels.choose` for a mesh, until when "auto" computes with xla.
+      products: of training, with large matrices: "xla", "native" (our C++ kernels: one CPU, bfloat16), or "auto" =
+        native where it can run, else xla; settled by `product_kernels.choose`, until when "auto" computes with xla.
       lora: adapters among the parameters (`safelm.models.lora`); None: none. A mapping of its fields is taken too.
       routed: units that learned labelled rows alone (`safelm.models.routing`); None: none. A mapping is taken too.
       banned_ids: what decoding never chooses, by any method; log-probs are the model's own.
@@ -189,6 +193,7 @@ class ModelConfig:
     scan_layers: bool = True
     remat: str = "none"
     attention: str = "auto"
+    products: str = "auto"
     lora: Lora | Mapping[str, Any] | None = None
     routed: Routing | Mapping[str, Any] | None = None
     banned_ids: Sequence[int] = ()
@@ -231,6 +236,11 @@ class ModelConfig:
         """The config of these layers alone."""
         layers = {name: getattr(self, name)[start:stop] for name in ("rope_thetas", "windows")}
         return dataclasses.replace(self, num_layers=stop - start, **layers)
+
+    @property
+    def product_kernels(self) -> str:
+        """What multiplies in training: `products`, settled."""
+        return "native" if self.products == "native" else "xla"
 
     @property
     def padded_vocab_size(self) -> int:
@@ -336,6 +346,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "remat": ("none", *REMAT_POLICIES),
     "attention": ATTENTIONS,
+    "products": PRODUCTS,
     "norms": tuple(NORMS),
     "activation": ACTIVATIONS,
     "dtype": _DTYPES,

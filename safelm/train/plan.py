@@ -42,7 +42,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
 from safelm.data.schedule import MixtureSchedule
-from safelm.models import attention_kernels, chunked_loss, lora, sharding
+from safelm.models import attention_kernels, chunked_loss, lora, product_kernels, sharding
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.train import metrics as train_metrics
@@ -202,6 +202,7 @@ def summary(
         f"steps:      {steps:,}",
         f"devices:    {mesh.size} {device_kind or 'planned for, not here'} ({axes})",
         f"attention:  {attention.kernel} ({attention.reason})",
+        *([_products(model_config, mesh)] if isinstance(mesh, Mesh) else []),
         f"memory:     about {_bytes(memory.total)} a device ({parts})",
         f"compute:    {flops:.3g} FLOPs, {_time(config, flops, mesh.size, device_kind)}",
         *(f"phase:      from step {start:,}: {_spelled(rates)}" for start, rates in schedule.starts()),
@@ -218,6 +219,11 @@ def _adapters(model_config: ModelConfig) -> str:
 def _planned_table(schedule: MixtureSchedule, steps: int) -> str:
     planned = schedule.tokens_planned(steps)
     return "\n".join(f"source:     {name}: {round(planned[name]):,} tokens planned" for name in schedule.sources)
+
+
+def _products(config: ModelConfig, mesh: Mesh) -> str:
+    choice = product_kernels.choose(config, mesh)
+    return f"products:   {choice.kernel} ({choice.reason})"
 
 
 def _assumed_attention(config: ModelConfig, seq_len: int) -> attention_kernels.Choice:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from safelm.data.channels import Channel
-from safelm.models import attention_kernels, lora
+from safelm.models import attention_kernels, lora, product_kernels
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums
@@ -26,12 +26,13 @@ def make_program(
 
     `harm_tag_id` as in `train_step.make_program`: of a run that tells kinds of tokens apart.
 
-    Raises ValueError for sizes that don't divide over the mesh, and for an attention kernel that can't run on it.
+    Raises ValueError for sizes that don't divide over the mesh, and for kernels that can't run on it.
     """
     optimizer = configured_optimizer(config.optimizer, model_config)
     attention = attention_kernels.choose(model_config, config.seq_len, mesh)
+    products = product_kernels.choose(model_config, mesh)
     program = train_step.make_program(
-        dataclasses.replace(model_config, attention=attention.kernel),
+        dataclasses.replace(model_config, attention=attention.kernel, products=products.kernel),
         optimizer,
         mesh,
         batch_size=config.batch_size,

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from safelm import documents
-from safelm.models import attention_kernels, decoder, sharding
+from safelm.models import attention_kernels, decoder, product_kernels, sharding
 from safelm.models.config import ModelConfig
 from safelm.stats.intervals import auroc
 from safelm.text.tokenizer import Tokenizer
@@ -176,13 +176,15 @@ class SafetyWatch:
     ) -> "SafetyWatch":
         """As `config.watch` of a run says."""
         config, batch_sharding = run.config, program.batch_sharding
-        kernel = attention_kernels.choose(run.model, config.seq_len, batch_sharding.mesh).kernel
+        mesh = batch_sharding.mesh
+        kernel = attention_kernels.choose(run.model, config.seq_len, mesh).kernel
+        products = product_kernels.choose(run.model, mesh).kernel
         sample, every = None, config.watch.every_steps * generation_sample.every_nth(config)
         if every:
             sample = generation_sample.of_run(run, pages.ids[: pages.num_harmful], batch_sharding)
         return cls(
             config.watch.every_steps,
-            dataclasses.replace(run.model, attention=kernel),
+            dataclasses.replace(run.model, attention=kernel, products=products),
             pages,
             run.tokenizer,
             batch_sharding,

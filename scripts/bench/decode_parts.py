@@ -66,8 +66,8 @@ def all_products(config, weights, x_RD):
 
 def all_attention(is_native: bool, q_RCNH, k_RCKH, cache, lengths_R):
     """The attention of every layer, each behind another."""
-    from safelm.inference import cpu_kernels, next_attention
-    from safelm.models import attention
+    from safelm.inference import next_attention
+    from safelm.models import attention, cpu_kernels
 
     is_seen_RS = attention.seen_in_cache(cache.max_len, lengths_R, 1, 0)[:, 0]
     for cached in zip(cache.keys, cache.values, strict=True):

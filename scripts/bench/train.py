@@ -3,6 +3,7 @@
     scripts/bench/rivals.sh                             # once: .venv-bench with LitGPT
     python scripts/bench/train.py                       # CPU: 1.84M parameters at 16 x 256, SmolLM2-135M at 1 x 512
     python scripts/bench/train.py --shapes=tiny --rounds=7
+    python scripts/bench/train.py --dtype=bfloat16
     python scripts/bench/train.py --device=gpu --apart  # 135M, 360M and 1.7B in bfloat16 at length 2048, with MFU
 
 All sides do the same work on the same weights and batch: forward, mean cross-entropy, backward, clip to norm 1, AdamW.
@@ -126,13 +127,14 @@ def commands(folder: str, device: str, threads: int, rivals_python: str) -> dict
     return sides
 
 
-def settings_of(shape: tuple, device: str) -> dict[str, Any]:
-    sizes, head_dim, batch_size, seq_len, dtype, _, remat = shape
+def settings_of(shape: tuple, device: str, dtype: str | None = None) -> dict[str, Any]:
+    """What all sides are told of a shape, in its own dtype when none is given."""
+    sizes, head_dim, batch_size, seq_len, own_dtype, _, remat = shape
     return {
         "model": sizes | {"head_dim": head_dim},
         "batch_size": batch_size,
         "seq_len": seq_len,
-        "dtype": dtype,
+        "dtype": dtype or own_dtype,
         "remat": remat,
         "scan_layers": device == "gpu",
     }
@@ -140,7 +142,7 @@ def settings_of(shape: tuple, device: str) -> dict[str, Any]:
 
 def race(name: str, shape: tuple, args: argparse.Namespace) -> None:
     """Measures all sides at one shape and prints the table."""
-    settings, environment = settings_of(shape, args.device), {"JAX_PLATFORMS": "cpu"}
+    settings, environment = settings_of(shape, args.device, args.dtype), {"JAX_PLATFORMS": "cpu"}
     if args.device == "gpu":
         environment = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with tempfile.TemporaryDirectory() as folder:
@@ -245,6 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = cli.parser("scripts.bench.train", __doc__)
     parser.add_argument("--device", choices=tuple(SHAPES), default="cpu")
     parser.add_argument("--shapes", help="cpu: tiny,135m (default) or smoke; gpu: 135m,360m,1b7 (default: all)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the shapes' own, for all sides")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores for every side")
     parser.add_argument("--only", default="litgpt,transformers", help="rivals whose name starts so; 'none' for none")

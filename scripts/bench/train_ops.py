@@ -1,7 +1,7 @@
 """Where the time of a training step goes on a CPU, by XLA's own profile: a table by part of the step and kind of op.
 
     python scripts/bench/train_ops.py                   # 1.84M parameters at 16 x 256, as scripts/bench/train.py has it
-    python scripts/bench/train_ops.py --shape=135m --steps=3 --most=20
+    python scripts/bench/train_ops.py --shape=135m --dtype=bfloat16 --steps=3 --most=20
 
 The step is that of `scripts/bench/train.py`. It runs on one core, so that an op's time is its own and not that of the
 hand-over between threads; what two cores make of it says `train.py`. An op's time is the lower quartile over its runs
@@ -53,7 +53,9 @@ def part_of(shape: str, source: str, length: int) -> str:
     return "loss" if "jvp()" in source or "while" in source else "optimizer"
 
 
-def profile(shape: str, steps: int) -> tuple[dict[str, list[float]], dict[str, tuple[str, str, str]], list[float]]:
+def profile(
+    shape: str, dtype: str, steps: int
+) -> tuple[dict[str, list[float]], dict[str, tuple[str, str, str]], list[float]]:
     """Milliseconds of every run of every instruction, the instructions, and the processor seconds of a step."""
     import jax
     import train
@@ -65,7 +67,7 @@ def profile(shape: str, steps: int) -> tuple[dict[str, list[float]], dict[str, t
     host_memory.keep_freed_memory()
     made, make_program = [], program.make_program
     program.make_program = lambda *arguments: made.append(make_program(*arguments)) or made[0]
-    settings = train.settings_of(train.SHAPES["cpu"][shape], "cpu")
+    settings = train.settings_of(train.SHAPES["cpu"][shape], "cpu", dtype)
     with tempfile.TemporaryDirectory() as folder:
         train_safelm.write_folder(Path(folder), settings)
         step, _ = train_safelm.make_step(Path(folder))
@@ -93,6 +95,7 @@ def profile(shape: str, steps: int) -> tuple[dict[str, list[float]], dict[str, t
 def main() -> None:
     parser = cli.parser("scripts.bench.train_ops", __doc__)
     parser.add_argument("--shape", choices=("tiny", "135m", "smoke"), default="tiny")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=5, help="profiled steps (default 5)")
     parser.add_argument("--most", type=int, default=12, help="single ops shown (default 12)")
     parser.add_argument("--json", action="store_true", help="print the sums as JSON as well")
@@ -103,7 +106,7 @@ def show(args: argparse.Namespace) -> None:
     """Profiles and prints."""
     import train
 
-    runs, known, seconds = profile(args.shape, args.steps)
+    runs, known, seconds = profile(args.shape, args.dtype, args.steps)
     length, rows = train.SHAPES["cpu"][args.shape][3], []
     for name, found in runs.items():
         opcode, shape, source = known.get(name, ("", "", ""))

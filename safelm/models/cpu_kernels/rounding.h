@@ -1,7 +1,7 @@
 // Rounds inputs to what the weights are in.
 
-#ifndef SAFELM_INFERENCE_CPU_KERNELS_ROUNDING_H_
-#define SAFELM_INFERENCE_CPU_KERNELS_ROUNDING_H_
+#ifndef SAFELM_MODELS_CPU_KERNELS_ROUNDING_H_
+#define SAFELM_MODELS_CPU_KERNELS_ROUNDING_H_
 
 #include <algorithm>
 #include <cmath>
@@ -45,4 +45,4 @@ inline uint32_t ToBfloat16(float value) {
 }  // namespace
 }  // namespace safelm
 
-#endif  // SAFELM_INFERENCE_CPU_KERNELS_ROUNDING_H_
+#endif  // SAFELM_MODELS_CPU_KERNELS_ROUNDING_H_

@@ -4,8 +4,8 @@
 //
 // R rows, K key heads, S cached positions, H numbers a head.
 
-#ifndef SAFELM_INFERENCE_CPU_KERNELS_BEAMS_H_
-#define SAFELM_INFERENCE_CPU_KERNELS_BEAMS_H_
+#ifndef SAFELM_MODELS_CPU_KERNELS_BEAMS_H_
+#define SAFELM_MODELS_CPU_KERNELS_BEAMS_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -90,4 +90,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(FollowBeamsHandler, FollowBeams,
 
 }  // namespace safelm
 
-#endif  // SAFELM_INFERENCE_CPU_KERNELS_BEAMS_H_
+#endif  // SAFELM_MODELS_CPU_KERNELS_BEAMS_H_

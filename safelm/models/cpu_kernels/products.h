@@ -7,8 +7,8 @@
 //
 // R rows, K inputs, N outputs.
 
-#ifndef SAFELM_INFERENCE_CPU_KERNELS_PRODUCTS_H_
-#define SAFELM_INFERENCE_CPU_KERNELS_PRODUCTS_H_
+#ifndef SAFELM_MODELS_CPU_KERNELS_PRODUCTS_H_
+#define SAFELM_MODELS_CPU_KERNELS_PRODUCTS_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -154,9 +154,32 @@ inline void Tile(const Inputs<uint8_t>& inputs, const Matrix& matrix, const char
 }
 
 // Rows of a block by AMX; false where it can't.
-template <int kTerms, typename Input>
-bool BlockByTiles(Tiles&, const Inputs<Input>&, const Matrix&, int64_t, int64_t, int64_t) {
+template <int kTerms>
+bool BlockByTiles(Tiles&, const Inputs<float>&, const Matrix&, int64_t, int64_t, int64_t) {
   return false;
+}
+
+// Any number of rows: sums of tiles are in another order than those of vectors, and a row must not depend on others.
+template <int kTerms>
+bool BlockByTiles(Tiles& tiles, const Inputs<uint32_t>& inputs, const Matrix& matrix, int64_t index, int64_t begin,
+                  int64_t end) {
+  if (inputs.num_steps % kTileSteps || !HasTiles()) return false;
+  constexpr int64_t kMost = 2 * kTileRows;
+  const char* block = matrix.weights + index * inputs.num_steps * kStep;
+  alignas(64) float sums[kMost][kBlock];
+  for (int64_t row = begin; row < end; row += kMost) {
+    const int64_t num_rows = std::min(kMost, end - row);
+    tiles.Multiply<true>(inputs.values + row * inputs.stride, 4 * inputs.stride, num_rows, block, kStep,
+                         inputs.num_steps, sums[0]);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      for (int64_t part = 0; part < kBlock; part += kTile) {
+        Floats products[kVectors];
+        for (int v = 0; v < kVectors; ++v) products[v] = Load<Floats>(&sums[r][part + v * kLanes]);
+        StoreTile(matrix, row + r, index * kBlock + part, products);
+      }
+    }
+  }
+  return true;
 }
 
 template <int kTerms>
@@ -168,7 +191,7 @@ bool BlockByTiles(Tiles& tiles, const Inputs<uint8_t>& inputs, const Matrix& mat
   alignas(64) int32_t sums[2 * kTileRows][kBlock];
   for (int64_t row = begin; row < end; row += kMost) {
     const int64_t num_rows = std::min(kMost, end - row);
-    tiles.Multiply(inputs.values + row * kTerms * inputs.stride, inputs.stride, num_rows * kTerms, block, kStep,
+    tiles.Multiply<false>(inputs.values + row * kTerms * inputs.stride, inputs.stride, num_rows * kTerms, block, kStep,
                    inputs.num_steps, sums[0]);
     for (int64_t r = 0; r < num_rows; ++r) {
       for (int64_t part = 0; part < kBlock; part += kTile) {
@@ -344,4 +367,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Float32ProductsHandler, Float32Products,
 
 }  // namespace safelm
 
-#endif  // SAFELM_INFERENCE_CPU_KERNELS_PRODUCTS_H_
+#endif  // SAFELM_MODELS_CPU_KERNELS_PRODUCTS_H_

@@ -32,6 +32,7 @@ _HANDLERS = {
     "int8_products": "Int8ProductsHandler",
     "bfloat16_products": "Bfloat16ProductsHandler",
     "float32_products": "Float32ProductsHandler",
+    "matmul": "MatmulHandler",
     "attend_next": "AttendNextHandler",
     "attend_chunk": "AttendChunkHandler",
     "follow_beams": "FollowBeamsHandler",
@@ -61,9 +62,9 @@ def _vectors(name: str, cpu_flags: str, compiler_flags: str) -> Vectors:
 # Best first.
 VECTORS = (
     _vectors(
-        "amx_int8",
-        "avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 fma amx_tile amx_int8",
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mfma -mamx-tile -mamx-int8",
+        "amx",
+        "avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 fma amx_tile amx_int8 amx_bf16",
+        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mfma -mamx-tile -mamx-int8 -mamx-bf16",
     ),
     _vectors(
         "avx512_bf16",

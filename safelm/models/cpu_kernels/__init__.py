@@ -1,11 +1,11 @@
-"""A decoding step's products and attention on a CPU, in C++.
+"""A decoding step's products and attention on a CPU, and the products of training in bfloat16, in C++.
 
 Products of few rows read prepacked weights at the speed of memory, where XLA's don't in int8; attention reads the
-cache's tokens and not the room behind them; caches follow beams in place.
+cache's tokens and not the room behind them; caches follow beams in place. Large products (`matmul`) need AVX-512 BF16.
 
 | vectors | int8 | bfloat16 | float32 |
 |---|---|---|---|
-| AMX, from 9 rows on | 8,192 products an instruction | as AVX-512 BF16 | as AVX-512 |
+| AMX (in int8 from 9 rows on) | 8,192 products an instruction | 4,096 | as AVX-512 |
 | AVX-512 BF16 | 64 | 32 | 16 |
 | AVX-512 VNNI | 64 | as float32, half the memory | 16 |
 | AVX-VNNI | 32 | as float32 | 8 |
@@ -16,10 +16,11 @@ They are built once by the machine's own compiler (`building`) and run in XLA's 
 with a mesh: XLA doesn't split foreign calls.
 """
 
-from safelm.inference.cpu_kernels.attention import attend_chunk, attend_next, takes_heads_of
-from safelm.inference.cpu_kernels.beams import follow_beams
-from safelm.inference.cpu_kernels.choosing import PRODUCTS, Choice, choose
-from safelm.inference.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
+from safelm.models.cpu_kernels.attention import attend_chunk, attend_next, takes_heads_of
+from safelm.models.cpu_kernels.beams import follow_beams
+from safelm.models.cpu_kernels.choosing import PRODUCTS, Choice, choose
+from safelm.models.cpu_kernels.matmul import matmul, matmul_refusal
+from safelm.models.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
 
 __all__ = [
     "PRODUCTS",
@@ -29,6 +30,8 @@ __all__ = [
     "attend_next",
     "choose",
     "follow_beams",
+    "matmul",
+    "matmul_refusal",
     "multiply",
     "pack",
     "take_outputs",

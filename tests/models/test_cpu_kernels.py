@@ -7,31 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_builds import compiled
 from random_decoders import TINY, UNTIED, random_params
 
-from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, cpu_kernels, generate, placement, run_all
+from safelm.inference import Beam, Engine, EngineRequest, Greedy, SafeBeam, generate, placement, run_all
 from safelm.inference import weights as weights_lib
 from safelm.inference.adjustments import Adjustment
-from safelm.inference.cpu_kernels import building, choosing
-from safelm.inference.cpu_kernels.products import MOST_INPUTS
-from safelm.models import sharding
-
-
-@pytest.fixture(scope="module")
-def native():
-    """Skips where there is no compiler or no CPU for them."""
-    if isinstance(found := building.find(), str):
-        pytest.skip(f"no CPU kernels: {found}")
-
-
-@pytest.fixture(params=[vectors.name for vectors in building.VECTORS])
-def vectors(request, native, monkeypatch):
-    """Every build that this CPU can run, in turn."""
-    (wanted,) = (each for each in building.VECTORS if each.name == request.param)
-    if wanted not in building.usable_vectors(building._cpu_flags()):
-        pytest.skip(f"no {wanted.name} here")
-    building.register(wanted)
-    monkeypatch.setattr(building, "find", lambda: wanted)
+from safelm.models import cpu_kernels, sharding
+from safelm.models.cpu_kernels import building, choosing
+from safelm.models.cpu_kernels.products import MOST_INPUTS
 
 
 @pytest.fixture
@@ -47,11 +31,6 @@ def _forgetting():
     yield
     for cached in caches:
         cached.cache_clear()
-
-
-def compiled(function, **settings):
-    """A program of its own: `jit` would give what it compiled for another build."""
-    return jax.jit(lambda *arguments: function(*arguments, **settings))
 
 
 def int8_reference(x_RK, values_KN, scales_N, num_terms):
@@ -282,7 +261,8 @@ def test_decoding_gives_the_same_tokens(native, dtype, method):
     ours, theirs = (run_all(make(products=name), requests) for name in ("native", "xla"))
     for one, other in zip(ours, theirs, strict=True):
         assert one.tokens == other.tokens
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        tolerance = 0.05 if dtype == "bfloat16" else 1e-3  # how XLA was told to optimise decides where it rounds
+        assert one.logprob == pytest.approx(other.logprob, abs=tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=pytest.mark.slow)])

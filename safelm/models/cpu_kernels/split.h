@@ -1,7 +1,7 @@
 // Splits work over XLA's own threads.
 
-#ifndef SAFELM_INFERENCE_CPU_KERNELS_SPLIT_H_
-#define SAFELM_INFERENCE_CPU_KERNELS_SPLIT_H_
+#ifndef SAFELM_MODELS_CPU_KERNELS_SPLIT_H_
+#define SAFELM_MODELS_CPU_KERNELS_SPLIT_H_
 
 #include <immintrin.h>
 
@@ -53,4 +53,4 @@ void Split(xla::ffi::ThreadPool pool, int64_t num_pieces, int64_t num_bytes, con
 
 }  // namespace safelm
 
-#endif  // SAFELM_INFERENCE_CPU_KERNELS_SPLIT_H_
+#endif  // SAFELM_MODELS_CPU_KERNELS_SPLIT_H_

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm.inference.cpu_kernels import building
 from safelm.models.arrays import ArrayLike
+from safelm.models.cpu_kernels import building
 
 
 def follow_beams(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm.inference.cpu_kernels import building
 from safelm.models.arrays import ArrayLike, Leaf
+from safelm.models.cpu_kernels import building
 
 BLOCK = 32  # outputs
 _GROUPS = {"int8": 4, "bfloat16": 2, "float32": 1}  # inputs that one instruction multiplies

@@ -6,8 +6,8 @@
 //
 // R rows, C alternatives, T tokens, N query heads, K key heads, S cached positions, H numbers a head.
 
-#ifndef SAFELM_INFERENCE_CPU_KERNELS_ATTENTION_H_
-#define SAFELM_INFERENCE_CPU_KERNELS_ATTENTION_H_
+#ifndef SAFELM_MODELS_CPU_KERNELS_ATTENTION_H_
+#define SAFELM_MODELS_CPU_KERNELS_ATTENTION_H_
 
 #include <algorithm>
 #include <cmath>
@@ -284,4 +284,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(AttendNextHandler, AttendNext,
 
 }  // namespace safelm
 
-#endif  // SAFELM_INFERENCE_CPU_KERNELS_ATTENTION_H_
+#endif  // SAFELM_MODELS_CPU_KERNELS_ATTENTION_H_

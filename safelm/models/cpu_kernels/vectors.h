@@ -1,7 +1,7 @@
 // Vectors of 4-byte numbers, as wide as the machine has them.
 
-#ifndef SAFELM_INFERENCE_CPU_KERNELS_VECTORS_H_
-#define SAFELM_INFERENCE_CPU_KERNELS_VECTORS_H_
+#ifndef SAFELM_MODELS_CPU_KERNELS_VECTORS_H_
+#define SAFELM_MODELS_CPU_KERNELS_VECTORS_H_
 
 #include <immintrin.h>
 
@@ -59,4 +59,4 @@ inline __m128 Sums(Floats a, Floats b, Floats c, Floats d) {
 
 }  // namespace safelm
 
-#endif  // SAFELM_INFERENCE_CPU_KERNELS_VECTORS_H_
+#endif  // SAFELM_MODELS_CPU_KERNELS_VECTORS_H_

@@ -1,7 +1,7 @@
 // The instructions that multiply: a few inputs, repeated, with as many weights of every output of a vector.
 
-#ifndef SAFELM_INFERENCE_CPU_KERNELS_DOTS_H_
-#define SAFELM_INFERENCE_CPU_KERNELS_DOTS_H_
+#ifndef SAFELM_MODELS_CPU_KERNELS_DOTS_H_
+#define SAFELM_MODELS_CPU_KERNELS_DOTS_H_
 
 #include <immintrin.h>
 
@@ -78,4 +78,4 @@ inline Floats AddPair(Floats sums, const Pair& inputs, const PairsOfWeights& wei
 }  // namespace
 }  // namespace safelm
 
-#endif  // SAFELM_INFERENCE_CPU_KERNELS_DOTS_H_
+#endif  // SAFELM_MODELS_CPU_KERNELS_DOTS_H_

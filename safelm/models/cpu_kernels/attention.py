@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from safelm.inference.cpu_kernels import building
 from safelm.models.arrays import ArrayLike
+from safelm.models.cpu_kernels import building
 
 _LANES = 16  # numbers of the widest vector
 

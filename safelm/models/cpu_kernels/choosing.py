@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import logging
 
-from safelm.inference.cpu_kernels import building
-from safelm.inference.cpu_kernels.products import MOST_INPUTS
+from safelm.models.cpu_kernels import building
+from safelm.models.cpu_kernels.products import MOST_INPUTS
 
 log = logging.getLogger(__name__)
 

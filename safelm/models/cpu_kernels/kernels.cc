@@ -2,4 +2,5 @@
 
 #include "attention.h"
 #include "beams.h"
+#include "matmul.h"
 #include "products.h"

@@ -1,0 +1,95 @@
+"""Chooses what multiplies large matrices in training: XLA, or on CPUs with bfloat16 instructions our C++ kernels.
+
+XLA's CPU backend multiplies bfloat16 at the speed of float32, whatever the CPU has for it.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.ad_checkpoint
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from safelm.models import cpu_kernels
+from safelm.models.config import PRODUCT_OUTPUT, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What multiplies, "xla" or "native" (the C++ kernels), and the reason in words."""
+
+    kernel: str
+    reason: str
+
+
+def choose(config: ModelConfig, mesh: Mesh) -> Choice:
+    """Settles `config.products` for the devices of `mesh`: "auto" is native where that can run, else xla.
+
+    Raises ValueError if it is "native" and that can't run, saying why.
+    """
+    if config.products == "xla":
+        return Choice("xla", "model.products is xla")
+    refusal = _refuse_native(config, mesh)
+    if config.products == "auto":
+        return Choice("xla", f"auto: not native, {refusal}") if refusal else Choice("native", "auto: a CPU in bfloat16")
+    if refusal:
+        raise ValueError(f"model.products={config.products!r} can't run: {refusal}")
+    return Choice("native", "model.products is native")
+
+
+def _refuse_native(config: ModelConfig, mesh: Mesh) -> str | None:
+    if (platform := mesh.devices.flat[0].platform) != "cpu":
+        return f"it is for CPUs, these are {platform} devices"
+    if mesh.size > 1:
+        return "XLA doesn't split its products over a mesh"
+    if config.dtype != "bfloat16":
+        return f"it multiplies in bfloat16, model.dtype is {config.dtype}"
+    return cpu_kernels.matmul_refusal()
+
+
+def einsum(
+    equation: str,
+    left: Float[Array, "..."],
+    right: Float[Array, "..."],
+    dtype: jax.typing.DTypeLike | None = None,
+    kernel: str = "xla",
+) -> Float[Array, "..."]:
+    """`jnp.einsum` of two arrays, summed and returned in `dtype` (that of the arguments when not given).
+
+    Args:
+      kernel: as `Choice.kernel`; "native" takes what is one product of two matrices, with each one's summed axes side
+        by side, and sums in float32 whatever `dtype` is.
+
+    Raises ValueError for an equation that "native" doesn't take.
+    """
+    if kernel == "xla":
+        return jnp.einsum(equation, left, right, preferred_element_type=dtype)
+    operands, of_out = equation.split("->")
+    of_left, of_right = operands.split(",")
+    summed = "".join(axis for axis in of_left if axis in of_right)
+    rows, columns = ("".join(axis for axis in axes if axis not in summed) for axes in (of_left, of_right))
+    if of_out == columns + rows and rows:
+        return einsum(f"{of_right},{of_left}->{of_out}", right, left, dtype, kernel)
+    if (
+        of_out != rows + columns
+        or of_left not in (rows + summed, summed + rows)
+        or {
+            summed + columns,
+            columns + summed,
+        }.isdisjoint({of_right})
+    ):
+        raise ValueError(f"{equation!r} is not a product of two matrices")
+    sizes = dict(zip(of_left + of_right, left.shape + right.shape, strict=True))
+    num_summed = functools.reduce(lambda size, axis: size * sizes[axis], summed, 1)
+    transpose_left, transpose_right = of_left != rows + summed, of_right != summed + columns
+    out = cpu_kernels.matmul(
+        left.reshape((num_summed, -1) if transpose_left else (-1, num_summed)),
+        right.reshape((-1, num_summed) if transpose_right else (num_summed, -1)),
+        transpose_left=transpose_left,
+        transpose_right=transpose_right,
+        dtype=dtype or jnp.result_type(left, right),
+    )
+    out = jax.ad_checkpoint.checkpoint_name(out, PRODUCT_OUTPUT)
+    return out.reshape([sizes[axis] for axis in rows + columns])
