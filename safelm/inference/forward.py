@@ -133,7 +133,7 @@ def read_on(
 
 
 def has_native_attention(config: ModelConfig, weights: Weights) -> bool:
-    """Whether the C++ kernels attend: of packed weights, in float32, with heads that fit."""
+    """Whether the C++ kernels attend: of packed weights, in float32 or bfloat16, with heads that fit."""
     return weights.is_packed and cpu_kernels.takes_heads_of(config.head_dim, config.dtype)
 
 
@@ -313,7 +313,7 @@ def follow_beams(
     lengths_R: Int[Array, " R"],
 ) -> Cache:
     """Every row's cache as that of `rows_R`, a beam of the same prompt, was; of its first `lengths_R` tokens."""
-    if not weights.is_packed or config.dtype != "float32":
+    if not weights.is_packed:
         return take_rows(cache, rows_R)
     moved = cpu_kernels.follow_beams([*cache.keys, *cache.values], rows_R, prompt_lengths_R, lengths_R)
     return Cache(tuple(moved[: len(cache.keys)]), tuple(moved[len(cache.keys) :]))

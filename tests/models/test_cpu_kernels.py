@@ -119,17 +119,24 @@ def test_large_products_are_split_over_threads_and_kernels_of_one_call_are_kept_
                 np.testing.assert_array_equal(got, want)
 
 
+def rounded(array, dtype):
+    """Numbers of a dtype, in float32."""
+    return np.asarray(jnp.asarray(array, dtype), np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("window", [0, 1, 5, 40])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (2, 2, 16), (4, 1, 48)])
-def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads, head_dim, window):
+def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads, head_dim, window, dtype):
     rng = np.random.default_rng(window)
     lengths, room, num_alternatives = [0, 1, 17, 33, 40], 40, 3
     draw = functools.partial(rng.standard_normal, dtype=np.float32)
     q = 3 * draw((len(lengths), num_alternatives, heads, head_dim))
     k, v = (draw((len(lengths), num_alternatives, kv_heads, head_dim)) for _ in range(2))
-    keys, values = (draw((len(lengths), kv_heads, room, head_dim)) for _ in range(2))
+    keys, values = (rounded(draw((len(lengths), kv_heads, room, head_dim)), dtype) for _ in range(2))
+    cached = [jnp.asarray(each, dtype) for each in (keys, values)]
     attend = compiled(cpu_kernels.attend_next, window=window)
-    got = attend(q, k, v, keys, values, jnp.array(lengths))
+    got = attend(q, k, v, *cached, jnp.array(lengths))
     for row, length in enumerate(lengths):
         seen = slice(max(0, length - window + 1) if window else 0, length)
         for alternative in range(num_alternatives):
@@ -142,34 +149,36 @@ def test_attention_is_that_of_softmax_over_what_is_seen(vectors, heads, kv_heads
                 np.testing.assert_allclose(
                     got[row, alternative, head], weights @ all_values / weights.sum(), atol=2e-6, rtol=2e-5
                 )
-    alone = attend(*(array[2:3, :1] for array in (q, k, v)), keys[2:3], values[2:3], jnp.array([17]))
+    alone = attend(*(array[2:3, :1] for array in (q, k, v)), *(each[2:3] for each in cached), jnp.array([17]))
     np.testing.assert_array_equal(alone[0, 0], got[2, 0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("window", [0, 1, 6])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (2, 2, 16), (10, 2, 48)])
-def test_attention_of_a_chunk_is_that_of_each_prompt_by_itself(vectors, heads, kv_heads, head_dim, window):
+def test_attention_of_a_chunk_is_that_of_each_prompt_by_itself(vectors, heads, kv_heads, head_dim, window, dtype):
     """Two prompts behind 7 cached tokens and two without, and two tokens of filling."""
     rng = np.random.default_rng(window)
     draw = functools.partial(rng.standard_normal, dtype=np.float32)
     prompts = [(0, 1, 7), (1, 5, 0), (6, 20, 7), (26, 19, 0), (45, 1, 0), (46, 1, 0)]  # begin, tokens, cached before
     size, room = 47, 9
-    q, k, v = (draw((1, size, number, head_dim)) for number in (heads, kv_heads, kv_heads))
-    keys, values = (draw((1, kv_heads, room, head_dim)) for _ in range(2))
+    q, k, v = (rounded(draw((1, size, number, head_dim)), dtype) for number in (heads, kv_heads, kv_heads))
+    keys, values = (rounded(draw((1, kv_heads, room, head_dim)), dtype) for _ in range(2))
+    cached = [jnp.asarray(each, dtype) for each in (keys, values)]
     starts, behind = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    for begin, count, cached in prompts:
-        starts[begin : begin + count], behind[begin : begin + count] = begin, cached
+    for begin, count, num_cached in prompts:
+        starts[begin : begin + count], behind[begin : begin + count] = begin, num_cached
     attend = compiled(cpu_kernels.attend_chunk, window=window)
-    got = attend(3 * q, k, v, keys, values, starts, behind)
-    for begin, count, cached in prompts:
+    got = attend(3 * q, k, v, *cached, starts, behind)
+    for begin, count, num_cached in prompts:
         for head in range(heads):
             of_key = head // (heads // kv_heads)
             all_keys, all_values = (
-                np.concatenate([old[0, of_key, :cached], new[0, begin : begin + count, of_key]]).astype(np.float64)
+                np.concatenate([old[0, of_key, :num_cached], new[0, begin : begin + count, of_key]]).astype(np.float64)
                 for old, new in ((keys, k), (values, v))
             )
             for place in range(count):
-                last = cached + place + 1
+                last = num_cached + place + 1
                 seen = slice(max(0, last - window) if window else 0, last)
                 scores = all_keys[seen] @ (3 * q[0, begin + place, head]) / np.sqrt(head_dim)
                 weights = np.exp(scores - scores.max())
@@ -180,15 +189,17 @@ def test_attention_of_a_chunk_is_that_of_each_prompt_by_itself(vectors, heads, k
     begin, count, cut = 26, 19, 8
     own = slice(begin + cut, begin + count)
     rest = [each[:, own] for each in (3 * q, k, v)]
-    first_kv = (each[:, begin : begin + cut].swapaxes(1, 2) for each in (k, v))
+    first_kv = (jnp.asarray(each[:, begin : begin + cut].swapaxes(1, 2), dtype) for each in (k, v))
     rows = (np.full(count - cut, number, np.int32) for number in (0, cut))
     np.testing.assert_array_equal(attend(*rest, *first_kv, *rows)[0], got[0, own])
 
 
-def test_caches_follow_their_beams_where_they_differ(native):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_caches_follow_their_beams_where_they_differ(native, dtype):
     """Rows of beams without a prompt, with swapped, shared and own parents; what lies outside stays."""
     rng = np.random.default_rng(0)
-    caches = [rng.standard_normal((6, 2, 20, 4), dtype=np.float32) for _ in range(3)]
+    numbers = [rng.standard_normal((6, 2, 20, 4), dtype=np.float32) for _ in range(3)]
+    caches = [np.asarray(jnp.asarray(each, dtype)) for each in numbers]
     parents, starts, ends = np.array([1, 0, 0, 3, 5, 4]), np.array([3, 3, 3, 5, 7, 7]), np.array([9, 9, 20, 9, 7, 30])
     wanted = [cache.copy() for cache in caches]
     for want, cache in zip(wanted, caches, strict=True):

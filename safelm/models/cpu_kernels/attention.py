@@ -1,4 +1,7 @@
-"""Attention of a decoding step and of a chunk of prompts by the C++ kernels. Axes: see `safelm.inference.asked`."""
+"""Attention of a decoding step and of a chunk of prompts by the C++ kernels. Axes: see `safelm.inference.asked`.
+
+Both compute in float32 and read caches in float32 or bfloat16; results are in the dtype of the queries.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ _LANES = 16  # numbers of the widest vector
 
 def takes_heads_of(head_dim: int, dtype: str) -> bool:
     """Whether the kernel is written for such heads."""
-    return dtype == "float32" and head_dim % _LANES == 0
+    return dtype in ("float32", "bfloat16") and head_dim % _LANES == 0
 
 
 def attend_next(
@@ -31,7 +34,9 @@ def attend_next(
       window: tokens that the last one sees, itself included; 0: all.
     """
     call = jax.ffi.ffi_call(building.target("attend_next"), jax.ShapeDtypeStruct(q_RCNH.shape, jnp.float32))
-    return call(q_RCNH, k_RCKH, v_RCKH, k_RKSH, v_RKSH, lengths_R.astype(jnp.int32), window=np.int64(window))
+    fresh = (jnp.asarray(each, jnp.float32) for each in (q_RCNH, k_RCKH, v_RCKH))
+    out_RCNH = call(*fresh, k_RKSH, v_RKSH, lengths_R.astype(jnp.int32), window=np.int64(window))
+    return out_RCNH.astype(q_RCNH.dtype)
 
 
 def attend_chunk(
@@ -55,4 +60,5 @@ def attend_chunk(
     """
     call = jax.ffi.ffi_call(building.target("attend_chunk"), jax.ShapeDtypeStruct(q_1TNH.shape, jnp.float32))
     rows = (each.astype(jnp.int32) for each in (starts_T, behind_T))
-    return call(q_1TNH, k_1TKH, v_1TKH, k_1KSH, v_1KSH, *rows, window=np.int64(window))
+    fresh = (jnp.asarray(each, jnp.float32) for each in (q_1TNH, k_1TKH, v_1TKH))
+    return call(*fresh, k_1KSH, v_1KSH, *rows, window=np.int64(window)).astype(q_1TNH.dtype)

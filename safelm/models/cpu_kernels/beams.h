@@ -2,7 +2,7 @@
 //
 // The beams of a prompt share its tokens: only what was generated since differs, and only that moves.
 //
-// R rows, K key heads, S cached positions, H numbers a head.
+// R rows, K key heads, S cached positions.
 
 #ifndef SAFELM_MODELS_CPU_KERNELS_BEAMS_H_
 #define SAFELM_MODELS_CPU_KERNELS_BEAMS_H_
@@ -28,20 +28,22 @@ ffi::Error FollowBeams(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> parents, ffi:
       ends.element_count() != parents.element_count()) {
     return ffi::Error::InvalidArgument("caches, results and rows have different numbers");
   }
-  std::vector<float*> data;
-  int64_t K = 0, S = 0, H = 0;
+  std::vector<char*> data;
+  int64_t K = 0, S = 0, row_bytes = 0;
   for (size_t i = 0; i < caches.size(); ++i) {
-    const auto cache = caches.get<ffi::Buffer<ffi::F32>>(i);
-    auto result = results.get<ffi::Buffer<ffi::F32>>(i);
+    const auto cache = caches.get<ffi::AnyBuffer>(i);
+    auto result = results.get<ffi::AnyBuffer>(i);
     if (!cache || !result || cache->dimensions().size() != 4 || cache->dimensions()[0] != R ||
-        (i > 0 && cache->element_count() != static_cast<size_t>(R * K * S * H))) {
-      return ffi::Error::InvalidArgument("caches are not of one size in float32");
+        (*result)->size_bytes() != cache->size_bytes() ||
+        (i > 0 && cache->size_bytes() != static_cast<size_t>(R * K * S * row_bytes))) {
+      return ffi::Error::InvalidArgument("caches are not of one size");
     }
-    K = cache->dimensions()[1], S = cache->dimensions()[2], H = cache->dimensions()[3];
-    if ((*result)->typed_data() != cache->typed_data()) {
-      std::memcpy((*result)->typed_data(), cache->typed_data(), cache->size_bytes());
+    K = cache->dimensions()[1], S = cache->dimensions()[2];
+    row_bytes = R * K * S > 0 ? static_cast<int64_t>(cache->size_bytes()) / (R * K * S) : 0;
+    if ((*result)->untyped_data() != cache->untyped_data()) {
+      std::memcpy((*result)->untyped_data(), cache->untyped_data(), cache->size_bytes());
     }
-    data.push_back((*result)->typed_data());
+    data.push_back(static_cast<char*>((*result)->untyped_data()));
   }
   struct Move {
     int64_t from, to, begin, count;  // rows, positions
@@ -58,20 +60,20 @@ ffi::Error FollowBeams(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> parents, ffi:
   }
   if (moves.empty()) return ffi::Error::Success();
   const int64_t num_pieces = static_cast<int64_t>(data.size()) * K;
-  Split(pool, num_pieces, num_pieces * num_moved * H * 8, [&](int64_t piece) {
-    static thread_local std::vector<float> held;
-    held.resize(num_moved * H);
-    float* cache = data[piece / K];
+  Split(pool, num_pieces, num_pieces * num_moved * row_bytes * 2, [&](int64_t piece) {
+    static thread_local std::vector<char> held;
+    held.resize(num_moved * row_bytes);
+    char* cache = data[piece / K];
     const int64_t head = piece % K;
-    float* at = held.data();
+    char* at = held.data();
     for (const Move& move : moves) {
-      std::memcpy(at, cache + ((move.from * K + head) * S + move.begin) * H, move.count * H * sizeof(float));
-      at += move.count * H;
+      std::memcpy(at, cache + ((move.from * K + head) * S + move.begin) * row_bytes, move.count * row_bytes);
+      at += move.count * row_bytes;
     }
     at = held.data();
     for (const Move& move : moves) {
-      std::memcpy(cache + ((move.to * K + head) * S + move.begin) * H, at, move.count * H * sizeof(float));
-      at += move.count * H;
+      std::memcpy(cache + ((move.to * K + head) * S + move.begin) * row_bytes, at, move.count * row_bytes);
+      at += move.count * row_bytes;
     }
   });
   return ffi::Error::Success();

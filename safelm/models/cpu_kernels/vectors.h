@@ -30,6 +30,16 @@ inline To Load(const From* from) {
   return value;
 }
 
+// A vector of numbers in float32, or in bfloat16, which is the first half of one.
+inline Floats LoadNumbers(const float* from) { return Load<Floats>(from); }
+inline Floats LoadNumbers(const uint16_t* from) {
+#if defined(__AVX512VNNI__)
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(Load<__m256i>(from)), 16);
+#else
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(Load<__m128i>(from)), 16);
+#endif
+}
+
 inline void Store(float* to, const Floats& value) { std::memcpy(to, &value, sizeof(value)); }
 
 inline float Sum(Floats vector) {
