@@ -33,7 +33,7 @@ from safelm.models import attention, attention_kernels, lora, routing, sharding
 from safelm.models.arrays import ArrayLike, Params
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import REMAT_POLICIES, ModelConfig
-from safelm.models.projection import from_heads, project, to_heads
+from safelm.models.projection import from_heads, project, project_by_rows, to_heads
 from safelm.models.routing import Routes
 
 __all__ = [
@@ -345,7 +345,7 @@ def _around(config: ModelConfig, tokens_BT: Any, positions_BT: Any, segment_ids_
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
     kernel_VD = unembedding(config, params).astype(config.dtype)
-    return mask_padded_ids(config, project(x_BTD, kernel_VD.T, jnp.float32, config.product_kernels))
+    return mask_padded_ids(config, project_by_rows(x_BTD, kernel_VD, jnp.float32, config.product_kernels))
 
 
 def mask_padded_ids(config: ModelConfig, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:

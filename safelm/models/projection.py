@@ -24,47 +24,67 @@ def project(
 
     `kernels`: what multiplies, a settled `ModelConfig.products`.
     """
-    return _product(x_BTD, kernel_DF, dtype, kernels)
+    return _product("df", x_BTD, kernel_DF, dtype, kernels)
 
 
-def _product(x_BTD: jax.Array, kernel_DF: jax.Array, dtype: jax.typing.DTypeLike | None, kernels: str) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def project_by_rows(
+    x_BTD: Float[Array, "*B D"],
+    kernel_FD: Float[Array, "F D"],
+    dtype: jax.typing.DTypeLike | None = None,
+    kernels: str = "xla",
+) -> Float[Array, "*B F"]:
+    """`project` by `kernel_FD.T`, which the C++ kernels read where it stands."""
+    return _product("fd", x_BTD, kernel_FD, dtype, kernels)
+
+
+def _product(
+    axes: str, x_BTD: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike | None, kernels: str
+) -> jax.Array:
     if kernels == "xla":
-        return jnp.einsum("...d,df->...f", x_BTD, kernel_DF, preferred_element_type=dtype)
-    out_PF = product_kernels.einsum("pd,df->pf", _flat(x_BTD), kernel_DF, dtype, kernels)
-    return out_PF.reshape(*x_BTD.shape[:-1], kernel_DF.shape[-1])
+        return jnp.einsum(f"...d,{axes}->...f", x_BTD, kernel, preferred_element_type=dtype)
+    out_PF = product_kernels.einsum(f"pd,{axes}->pf", _flat(x_BTD), kernel, dtype, kernels)
+    return out_PF.reshape(*x_BTD.shape[:-1], out_PF.shape[-1])
 
 
 def _forward(
-    x_BTD: jax.Array, kernel_DF: jax.Array, dtype: jax.typing.DTypeLike | None, kernels: str
+    axes: str, x_BTD: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike | None, kernels: str
 ) -> tuple[jax.Array, tuple]:
     # Not by `project`, which would hide the product from the remat policy "dots": it would be computed again.
-    return _product(x_BTD, kernel_DF, dtype, kernels), (x_BTD, kernel_DF)
+    return _product(axes, x_BTD, kernel, dtype, kernels), (x_BTD, kernel)
 
 
 def _backward(
-    dtype: jax.typing.DTypeLike | None, kernels: str, saved: tuple[jax.Array, jax.Array], grad_BTF: jax.Array
+    axes: str,
+    dtype: jax.typing.DTypeLike | None,
+    kernels: str,
+    saved: tuple[jax.Array, jax.Array],
+    grad_BTF: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    x_BTD, kernel_DF = saved
+    x_BTD, kernel = saved
     if kernels != "xla":
         x_PD, grad_PF = _flat(x_BTD), _flat(grad_BTF)
-        x_grad_BTD = product_kernels.einsum("pf,df->pd", grad_PF, kernel_DF, dtype, kernels).reshape(x_BTD.shape)
-        kernel_grad_DF = product_kernels.einsum("pd,pf->df", x_PD, grad_PF, dtype, kernels)
-        return x_grad_BTD.astype(x_BTD.dtype), kernel_grad_DF.astype(kernel_DF.dtype)
+        x_grad_BTD = product_kernels.einsum(f"pf,{axes}->pd", grad_PF, kernel, dtype, kernels).reshape(x_BTD.shape)
+        kernel_grad = product_kernels.einsum(f"pd,pf->{axes}", x_PD, grad_PF, dtype, kernels)
+        return x_grad_BTD.astype(x_BTD.dtype), kernel_grad.astype(kernel.dtype)
     product = functools.partial(jax.lax.dot_general, preferred_element_type=dtype)
     positions = tuple(range(x_BTD.ndim - 1))
-    x_grad_BTD = product(grad_BTF, kernel_DF, (((grad_BTF.ndim - 1,), (1,)), ((), ())))
+    x_grad_BTD = product(grad_BTF, kernel, (((grad_BTF.ndim - 1,), (axes.index("f"),)), ((), ())))
+    is_turned = (x_BTD.shape[-1] > grad_BTF.shape[-1]) != (axes == "fd")
     if x_BTD.shape[-1] <= grad_BTF.shape[-1]:
-        kernel_grad_DF = product(x_BTD, grad_BTF, ((positions, positions), ((), ())))
+        kernel_grad = product(x_BTD, grad_BTF, ((positions, positions), ((), ())))
     else:
-        kernel_grad_DF = product(grad_BTF, x_BTD, ((positions, positions), ((), ()))).T
-    return x_grad_BTD.astype(x_BTD.dtype), kernel_grad_DF.astype(kernel_DF.dtype)
+        kernel_grad = product(grad_BTF, x_BTD, ((positions, positions), ((), ())))
+    kernel_grad = kernel_grad.T if is_turned else kernel_grad
+    return x_grad_BTD.astype(x_BTD.dtype), kernel_grad.astype(kernel.dtype)
 
 
 def _flat(x_BTD: jax.Array) -> jax.Array:
     return x_BTD.reshape(-1, x_BTD.shape[-1])
 
 
-project.defvjp(_forward, _backward)
+project.defvjp(functools.partial(_forward, "df"), functools.partial(_backward, "df"))
+project_by_rows.defvjp(functools.partial(_forward, "fd"), functools.partial(_backward, "fd"))
 
 
 def to_heads(

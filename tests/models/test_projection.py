@@ -8,12 +8,13 @@ import pytest
 from safelm.models import attention
 from safelm.models.config import REMAT_POLICIES
 from safelm.models.loss import loss_sums
-from safelm.models.projection import from_heads, project, to_heads
+from safelm.models.projection import from_heads, project, project_by_rows, to_heads
 
 
 @pytest.mark.parametrize(("D", "F"), [(3, 8), (8, 3)], ids=["wider", "narrower"])
+@pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_value_and_gradients_are_those_of_a_plain_product(D, F, dtype):
+def test_value_and_gradients_are_those_of_a_plain_product(D, F, dtype, by_rows):
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (2, 5, D), (D, F), (2, 5, F)
     x_BTD, kernel_DF, weight_BTF = (jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
@@ -23,7 +24,11 @@ def test_value_and_gradients_are_those_of_a_plain_product(D, F, dtype):
         return lambda x, kernel: jnp.sum(product(x, kernel) * weight_BTF)
 
     plain = total(lambda x, kernel: jnp.einsum("btd,df->btf", x, kernel, preferred_element_type=jnp.float32))
-    ours = total(lambda x, kernel: project(x, kernel, jnp.float32))
+
+    def of_kernel(x, kernel):
+        return project_by_rows(x, kernel.T, jnp.float32) if by_rows else project(x, kernel, jnp.float32)
+
+    ours = total(of_kernel)
     expected, got = (jax.value_and_grad(f, argnums=(0, 1))(*arguments) for f in (plain, ours))
     assert [g.dtype for g in got[1]] == [dtype, dtype]
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 2e-2, "atol": 2e-2}
