@@ -83,8 +83,13 @@ def make_optimizer(
         raise ValueError(f"optimizer.clip_norm is {clip_norm}: it must be positive, or 0 for no clipping")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     direction = OPTIMIZERS[name](b1=b1, b2=b2, eps=eps, momentum=momentum, axes=axes)
-    decayed = None if axes is None else _map_axes(_is_matrix, axes)
-    return optax.chain(clip, direction, optax.add_decayed_weights(weight_decay, mask=decayed))
+    mask = None if axes is None else decayed(axes)
+    return optax.chain(clip, direction, optax.add_decayed_weights(weight_decay, mask=mask))
+
+
+def decayed(axes: LogicalAxes) -> PyTree[bool]:
+    """Of every parameter whether weight decay applies to it."""
+    return _map_axes(_is_matrix, axes)
 
 
 def _adamw(*, b1: Number, b2: Number, eps: Number, **_: Any) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ from safelm.models import attention_kernels, lora, product_kernels
 from safelm.models import decoder as model
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums
-from safelm.train import compiler
+from safelm.train import compiler, fused_adamw
 from safelm.train import step as train_step
 from safelm.train.data import make_schedule
 from safelm.train.optimizer import make_optimizer
@@ -41,6 +41,7 @@ def make_program(
         vocab_chunks=config.loss.vocab_chunks,
         harm_tag_id=harm_tag_id,
         routes=model_config.routed.routes(make_schedule(config).sources) if model_config.routed else (),
+        fused=fused_adamw.choose(config.optimizer, model_config, mesh),
     )
     return program, attention
 

@@ -26,6 +26,7 @@ from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums, TokenKinds
 from safelm.models.routing import Routes
+from safelm.train.fused_adamw import FusedAdamW
 from safelm.train.types import Batch, Gradients, OptState, Params, Scalar, Shardings
 
 
@@ -97,6 +98,7 @@ def make_program(
     vocab_chunks: int = 0,
     harm_tag_id: int | None = None,
     routes: Sequence[int] = (),
+    fused: FusedAdamW | None = None,
 ) -> Program:
     """Builds a run's functions for a mesh, inputs and outputs pinned to their shardings; call them under the mesh.
 
@@ -104,6 +106,7 @@ def make_program(
       vocab_chunks: parts of the vocabulary whose logits are in memory one at a time (`chunked_loss.num_chunks`).
       routes: of a model with designated units, what becomes of the rows of every source (`Routing.routes`).
       harm_tag_id: to sum the loss by kind of token too, in which the harm tag is one; None: kinds aren't told apart.
+      fused: what does the optimizer's update in its place.
 
     Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh.
     """
@@ -127,14 +130,20 @@ def make_program(
         trained, frozen = lora.split(config, state.params)
         batch = with_kinds(batch, harm_tag_id)
         gradients, sums = _summed_gradients(loss, trained, frozen, batch, grad_accum_steps, trained_shardings)
-        gradients = jax.tree.map(lambda g: g / sums.divisor(), gradients)
-        norm, mean_loss = optax.tree.norm(gradients), sums.mean_cross_entropy()
+        divisor, mean_loss = sums.divisor(), sums.mean_cross_entropy()
+        if fused is None:
+            gradients = jax.tree.map(lambda g: g / divisor, gradients)
+        norm = optax.tree.norm(gradients) if fused is None else fused.norm(gradients, divisor)
         finite = jnp.isfinite(norm) & jnp.isfinite(mean_loss)
         applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
-        direction, opt_state = optimizer.update(gradients, state.opt_state, trained)
-        moved = jax.tree.map(lambda p, u: (p - controls.learning_rate * u).astype(p.dtype), trained, direction)
-        new, old = (moved, opt_state), (trained, state.opt_state)
-        moved, opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+        if fused is None:
+            direction, opt_state = optimizer.update(gradients, state.opt_state, trained)
+            moved = jax.tree.map(lambda p, u: (p - controls.learning_rate * u).astype(p.dtype), trained, direction)
+            new, old = (moved, opt_state), (trained, state.opt_state)
+            moved, opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+        else:
+            how = {"norm": norm, "divisor": divisor, "learning_rate": controls.learning_rate, "is_applied": applied}
+            moved, opt_state = fused.update(trained, state.opt_state, gradients, **how)
         params = lora.joined(moved, frozen)
         return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, applied)
 

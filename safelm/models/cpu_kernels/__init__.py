@@ -16,8 +16,10 @@ They are built once by the machine's own compiler (`building`) and run in XLA's 
 with a mesh: XLA doesn't split foreign calls.
 """
 
+from safelm.models.cpu_kernels.adamw import adamw, squared_norm
 from safelm.models.cpu_kernels.attention import attend_chunk, attend_next, takes_heads_of
 from safelm.models.cpu_kernels.beams import follow_beams
+from safelm.models.cpu_kernels.building import refusal
 from safelm.models.cpu_kernels.choosing import PRODUCTS, Choice, choose
 from safelm.models.cpu_kernels.matmul import matmul, matmul_refusal
 from safelm.models.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
@@ -26,6 +28,7 @@ __all__ = [
     "PRODUCTS",
     "Choice",
     "PackedKernel",
+    "adamw",
     "attend_chunk",
     "attend_next",
     "choose",
@@ -34,6 +37,8 @@ __all__ = [
     "matmul_refusal",
     "multiply",
     "pack",
+    "refusal",
+    "squared_norm",
     "take_outputs",
     "takes_heads_of",
 ]

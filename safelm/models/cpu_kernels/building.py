@@ -33,6 +33,8 @@ _HANDLERS = {
     "bfloat16_products": "Bfloat16ProductsHandler",
     "float32_products": "Float32ProductsHandler",
     "matmul": "MatmulHandler",
+    "squared_norm": "SquaredNormHandler",
+    "adamw": "AdamWHandler",
     "attend_next": "AttendNextHandler",
     "attend_chunk": "AttendChunkHandler",
     "follow_beams": "FollowBeamsHandler",
@@ -95,6 +97,11 @@ def find() -> Vectors | str:
         else:
             return vectors
     return failed
+
+
+def refusal() -> str | None:
+    """Why the kernels can't run here, if they can't."""
+    return found if isinstance(found := find(), str) else None
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 // All kernels as one unit: XLA's headers, which take most of the time, are read once.
 
+#include "adamw.h"
 #include "attention.h"
 #include "beams.h"
 #include "matmul.h"
