@@ -19,6 +19,7 @@ from safelm.inference.prompts import bucket
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
 from safelm.io.progress import Bar
 from safelm.models import decoder as model
+from safelm.models import product_kernels
 from safelm.models.config import ModelConfig
 
 TOKENS_AT_ONCE = 4096  # rows times width of one batch
@@ -92,7 +93,7 @@ def score_continuations(
       ValueError: a context or continuation is empty, a continuation is longer than the context, or an id is outside the
         vocabulary.
     """
-    rows = _rows(config, pairs)
+    rows, config = _rows(config, pairs), product_kernels.settled(config, params)
     scores: dict[int, ContinuationScore] = {}
     with Bar(total=len(pairs), unit="pair", disable=None if show_progress else True) as progress:
         for width, scored, batch in _batches(config, rows, tokens_at_once, max_rows):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from safelm.inference.prompts import SMALLEST_BUCKET, bucket
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
 from safelm.models import decoder as model
+from safelm.models import product_kernels
 from safelm.models.config import ModelConfig
 
 MOST_ALTERNATIVES = 20
@@ -49,7 +50,7 @@ def token_log_probs(config: ModelConfig, params: model.Params, tokens: Sequence[
     num_read, width = len(tokens) - 1, _width(config, len(tokens))
     tokens_T, next_T = np.zeros(width, np.int32), np.zeros(width, np.int32)
     tokens_T[:num_read], next_T[:num_read] = tokens[:-1], tokens[1:]
-    found = jax.device_get(_log_probs(config, params, tokens_T, next_T))
+    found = jax.device_get(_log_probs(product_kernels.settled(config, params), params, tokens_T, next_T))
     return TokenLogProbs(*(array[:num_read] for array in found))
 
 
@@ -59,7 +60,7 @@ def compile_log_probs(config: ModelConfig, params: model.Params, num_tokens: int
     with _compiling:
         if (config, width) not in _compiled:
             tokens_T = jax.ShapeDtypeStruct((width,), np.int32)
-            _log_probs.lower(config, params, tokens_T, tokens_T).compile()
+            _log_probs.lower(product_kernels.settled(config, params), params, tokens_T, tokens_T).compile()
             _compiled.add((config, width))
 
 

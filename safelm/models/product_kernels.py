@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from safelm.models import cpu_kernels
+from safelm.models.arrays import Params
 from safelm.models.config import PRODUCT_OUTPUT, ModelConfig
 
 
@@ -29,9 +30,21 @@ def choose(config: ModelConfig, mesh: Mesh) -> Choice:
 
     Raises ValueError if it is "native" and that can't run, saying why.
     """
+    return _choose(config, mesh.devices.flat[0].platform, mesh.size)
+
+
+def settled(config: ModelConfig, params: Params) -> ModelConfig:
+    """The config with `products` settled for the devices that the parameters are on; errors as of `choose`."""
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    devices = {device for array in arrays for device in array.devices()} or {jax.devices()[0]}
+    choice = _choose(config, next(iter(devices)).platform, len(devices))
+    return dataclasses.replace(config, products=choice.kernel)
+
+
+def _choose(config: ModelConfig, platform: str, num_devices: int) -> Choice:
     if config.products == "xla":
         return Choice("xla", "model.products is xla")
-    refusal = _refuse_native(config, mesh)
+    refusal = _refuse_native(config, platform, num_devices)
     if config.products == "auto":
         return Choice("xla", f"auto: not native, {refusal}") if refusal else Choice("native", "auto: a CPU in bfloat16")
     if refusal:
@@ -39,10 +52,10 @@ def choose(config: ModelConfig, mesh: Mesh) -> Choice:
     return Choice("native", "model.products is native")
 
 
-def _refuse_native(config: ModelConfig, mesh: Mesh) -> str | None:
-    if (platform := mesh.devices.flat[0].platform) != "cpu":
+def _refuse_native(config: ModelConfig, platform: str, num_devices: int) -> str | None:
+    if platform != "cpu":
         return f"it is for CPUs, these are {platform} devices"
-    if mesh.size > 1:
+    if num_devices > 1:
         return "XLA doesn't split its products over a mesh"
     if config.dtype != "bfloat16":
         return f"it multiplies in bfloat16, model.dtype is {config.dtype}"

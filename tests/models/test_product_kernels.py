@@ -9,6 +9,8 @@ import pytest
 from kernel_builds import compiled
 from random_decoders import TINY, random_params
 
+from safelm.inference.continuations import score_continuations
+from safelm.inference.token_log_probs import token_log_probs
 from safelm.models import cpu_kernels, decoder, product_kernels, sharding
 from safelm.models.chunked_loss import next_token_loss
 from safelm.models.config import REMAT_POLICIES
@@ -143,3 +145,29 @@ def test_auto_is_native_in_bfloat16_on_one_cpu_and_says_why_not_elsewhere(native
     ):
         product_kernels.choose(forced, one)
     assert product_kernels.choose(dataclasses.replace(half, products="xla"), one).kernel == "xla"
+
+
+def test_likelihoods_are_xlas(large):
+    params = random_params(TINY)
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    pairs = [((1, 2, 3), (4, 5)), ((1, 2, 3), (6,)), ((7,), (8, 9, 10))]
+    ours, theirs = (
+        score_continuations(dataclasses.replace(config, products=products), params, pairs)
+        for products in ("auto", "xla")
+    )
+    np.testing.assert_allclose([s.logprob for s in ours], [s.logprob for s in theirs], atol=0.05)
+    got, want = (
+        token_log_probs(dataclasses.replace(config, products=products), params, list(range(1, 40)))
+        for products in ("auto", "xla")
+    )
+    np.testing.assert_allclose(got.chosen_T, want.chosen_T, atol=0.05)
+
+
+def test_products_are_settled_for_the_devices_of_the_parameters(native):
+    half, devices = dataclasses.replace(TINY, dtype="bfloat16"), jax.devices()
+    params, kernel = random_params(TINY), "xla" if cpu_kernels.matmul_refusal() else "native"
+    assert product_kernels.settled(half, params).products == kernel
+    assert product_kernels.settled(half, jax.tree.map(np.asarray, params)).products == kernel
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, devices[:2])
+    everywhere = jax.device_put(params, sharding.replicated(mesh))
+    assert product_kernels.settled(half, everywhere).products == "xla"
