@@ -168,8 +168,9 @@ def smollm2_135m() -> ConfigDict:
 def smollm2_135m_small() -> ConfigDict:
     """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights, for CPUs; not run through yet.
 
-    A seed is put at 120 to 150 minutes of a core (an estimate). Tried once, before freed memory was given back between
-    jobs: its pretraining of raw and the answers to it were done when the process had grown to 19 GB.
+    A seed is put at two to four hours of a core (an estimate). Tried twice; last on an Intel Xeon with AMX, beside other
+    work: raw's pretraining in bfloat16 took 11 minutes, and the answers to it and their likelihoods more than 17
+    minutes of a core, of which the likelihoods were most.
     """
     config = smollm2_135m()
     config.answer_weights, config.steered_safe_prompts = "int8_weight_only", 50
