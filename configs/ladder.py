@@ -168,7 +168,7 @@ def smollm2_135m() -> ConfigDict:
 def smollm2_135m_small() -> ConfigDict:
     """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights, for CPUs; not run through yet.
 
-    A seed is put at two to four hours of a core (an estimate). Tried twice; last on an Intel Xeon with AMX, beside other
+    A seed is put at two to four hours of a core (an estimate). Tried twice; last on an Intel Xeon with AMX beside other
     work: raw's pretraining in bfloat16 took 11 minutes, and the answers to it and their likelihoods more than 17
     minutes of a core, of which the likelihoods were most.
     """

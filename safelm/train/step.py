@@ -136,14 +136,12 @@ def make_program(
         norm = optax.tree.norm(gradients) if fused is None else fused.norm(gradients, divisor)
         finite = jnp.isfinite(norm) & jnp.isfinite(mean_loss)
         applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
+        old, rate = (trained, state.opt_state), controls.learning_rate
         if fused is None:
-            direction, opt_state = optimizer.update(gradients, state.opt_state, trained)
-            moved = jax.tree.map(lambda p, u: (p - controls.learning_rate * u).astype(p.dtype), trained, direction)
-            new, old = (moved, opt_state), (trained, state.opt_state)
-            moved, opt_state = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+            moved, opt_state = _moved(optimizer, *old, gradients, rate, applied)
         else:
-            how = {"norm": norm, "divisor": divisor, "learning_rate": controls.learning_rate, "is_applied": applied}
-            moved, opt_state = fused.update(trained, state.opt_state, gradients, **how)
+            how = {"norm": norm, "divisor": divisor, "learning_rate": rate, "is_applied": applied}
+            moved, opt_state = fused.update(*old, gradients, **how)
         params = lora.joined(moved, frozen)
         return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, applied)
 
@@ -169,6 +167,20 @@ def make_program(
             out_shardings=everywhere,
         ),
     )
+
+
+def _moved(
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: OptState,
+    gradients: Gradients,
+    learning_rate: Scalar,
+    is_applied: Bool[Array, ""],
+) -> tuple[Params, OptState]:
+    """Parameters and the optimizer's state after an update, or as they were."""
+    direction, moved_state = optimizer.update(gradients, opt_state, params)
+    moved = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), params, direction)
+    return jax.tree.map(lambda n, o: jnp.where(is_applied, n, o), (moved, moved_state), (params, opt_state))
 
 
 def abstract_batch(program: Program, batch_size: int, seq_len: int, channels: Sequence[Channel] = ()) -> Batch:

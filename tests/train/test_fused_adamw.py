@@ -10,7 +10,7 @@ import pytest
 from random_decoders import TINY
 
 from safelm.data.batch import Batch
-from safelm.models import cpu_kernels, decoder, sharding
+from safelm.models import cpu_kernels, sharding
 from safelm.train import fused_adamw
 from safelm.train import step as train_step
 from safelm.train.defaults import default_config
@@ -118,4 +118,3 @@ def test_elsewhere_the_update_is_optaxs(monkeypatch, change, devices):
     fields.name = change.pop("name", "adamw")
     mesh = sharding.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
     assert fused_adamw.choose(fields, dataclasses.replace(TINY, **change), mesh) is None
-    assert decoder.abstract_params(TINY)

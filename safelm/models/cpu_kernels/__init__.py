@@ -1,4 +1,4 @@
-"""A decoding step's products and attention on a CPU, and the products of training in bfloat16, in C++.
+"""A decoding step's products and attention, large products in bfloat16 and AdamW on a CPU, in C++.
 
 Products of few rows read prepacked weights at the speed of memory, where XLA's don't in int8; attention reads the
 cache's tokens and not the room behind them; caches follow beams in place. Large products (`matmul`) need AVX-512 BF16.
