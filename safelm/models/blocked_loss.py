@@ -45,7 +45,7 @@ def total_loss(
 ) -> tuple[jax.Array, LossSums]:
     """`LossSums.total` and the sums it is made of, of `num_real` ids; only the total has a gradient.
 
-    `kernels`: what multiplies, a settled `ModelConfig.products`.
+    `kernels`: what multiplies, a `ModelConfig.products`.
     """
     weights = (loss_weight_BT, unlikelihood_BT, kinds)
     sums, _, _ = _over_blocks(blocks, num_real, None, kernels, x_BTD, kernel_VD, targets_BT, *weights)

@@ -66,13 +66,13 @@ def next_token_loss(
     kernel_VD = model.unembedding(config, params)
     if not vocab_chunks and (blocks := num_blocks(targets_BT.size, *kernel_VD.shape)) > 1:
         weights = (loss_weight_BT, unlikelihood_BT, kinds)
-        settings = (blocks, config.vocab_size, z_loss, config.product_kernels)
+        settings = (blocks, config.vocab_size, z_loss, config.products)
         return total_loss(*settings, x_BTD, kernel_VD, targets_BT, *weights)
     chunks = num_chunks(vocab_chunks, targets_BT.size, config.padded_vocab_size)
     if chunks == 1:
         sums = loss_sums(model.unembed(config, params, x_BTD), targets_BT, loss_weight_BT, unlikelihood_BT, kinds)
     else:
-        of_parts = functools.partial(_log_z_and_target, chunks, config.vocab_size, config.product_kernels)
+        of_parts = functools.partial(_log_z_and_target, chunks, config.vocab_size, config.products)
         if unlikelihood_BT is None:
             log_z_BT, target_logit_BT = of_parts(False, x_BTD, kernel_VD, targets_BT)
             sums = loss_sums_of(log_z_BT, target_logit_BT, loss_weight_BT, kinds=kinds)

@@ -238,11 +238,6 @@ class ModelConfig:
         return dataclasses.replace(self, num_layers=stop - start, **layers)
 
     @property
-    def product_kernels(self) -> str:
-        """What multiplies in training: `products`, settled."""
-        return "native" if self.products == "native" else "xla"
-
-    @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 

@@ -132,7 +132,7 @@ class Block(nn.Module):
             visible = attention.windowed(visible, own["window"])
         of_attention, of_mlp = _Kernels(c, name="attention")(), _Kernels(c, name="mlp")()
         adapters = _Kernels(c, name="lora")() if c.lora else {}
-        how = {"is_flat": c.attention == "splash", "kernels": c.product_kernels}
+        how = {"is_flat": c.attention == "splash", "kernels": c.products}
         norms = {name: part["scale"] for name, part in c.block_shapes.items() if "scale" in part}
 
         def heads(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -146,9 +146,7 @@ class Block(nn.Module):
 
         products = {name: heads(name) for name in ("query", "key", "value")}
         products["output"] = lambda out_BTNH: from_heads(out_BTNH, of_attention["output"], **how)
-        products |= {
-            name: lambda x_BTD, name=name: project(x_BTD, of_mlp[name], None, c.product_kernels) for name in of_mlp
-        }
+        products |= {name: lambda x_BTD, name=name: project(x_BTD, of_mlp[name], None, c.products) for name in of_mlp}
         if routes is not None:
             products = routing.products(c, routes, of_attention, of_mlp)
         adapted = {name: lora.adapted(c, adapters, name, product) for name, product in products.items()}
@@ -345,7 +343,7 @@ def _around(config: ModelConfig, tokens_BT: Any, positions_BT: Any, segment_ids_
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
     kernel_VD = unembedding(config, params).astype(config.dtype)
-    return mask_padded_ids(config, project_by_rows(x_BTD, kernel_VD, jnp.float32, config.product_kernels))
+    return mask_padded_ids(config, project_by_rows(x_BTD, kernel_VD, jnp.float32, config.products))
 
 
 def mask_padded_ids(config: ModelConfig, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:

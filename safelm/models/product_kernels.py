@@ -4,7 +4,7 @@ XLA's CPU backend multiplies bfloat16 at the speed of float32, whatever the CPU 
 """
 
 import dataclasses
-import functools
+import math
 
 import jax
 import jax.ad_checkpoint
@@ -72,12 +72,12 @@ def einsum(
     """`jnp.einsum` of two arrays, summed and returned in `dtype` (that of the arguments when not given).
 
     Args:
-      kernel: as `Choice.kernel`; "native" takes what is one product of two matrices, with each one's summed axes side
-        by side, and sums in float32 whatever `dtype` is.
+      kernel: a `ModelConfig.products`; "native" takes what is one product of two matrices, with each one's summed axes
+        side by side, and sums in float32 whatever `dtype` is.
 
     Raises ValueError for an equation that "native" doesn't take.
     """
-    if kernel == "xla":
+    if kernel != "native":
         return jnp.einsum(equation, left, right, preferred_element_type=dtype)
     operands, of_out = equation.split("->")
     of_left, of_right = operands.split(",")
@@ -85,17 +85,12 @@ def einsum(
     rows, columns = ("".join(axis for axis in axes if axis not in summed) for axes in (of_left, of_right))
     if of_out == columns + rows and rows:
         return einsum(f"{of_right},{of_left}->{of_out}", right, left, dtype, kernel)
-    if (
-        of_out != rows + columns
-        or of_left not in (rows + summed, summed + rows)
-        or {
-            summed + columns,
-            columns + summed,
-        }.isdisjoint({of_right})
-    ):
+    is_left_matrix = of_left in (rows + summed, summed + rows)
+    is_right_matrix = of_right in (summed + columns, columns + summed)
+    if of_out != rows + columns or not is_left_matrix or not is_right_matrix:
         raise ValueError(f"{equation!r} is not a product of two matrices")
     sizes = dict(zip(of_left + of_right, left.shape + right.shape, strict=True))
-    num_summed = functools.reduce(lambda size, axis: size * sizes[axis], summed, 1)
+    num_summed = math.prod(sizes[axis] for axis in summed)
     transpose_left, transpose_right = of_left != rows + summed, of_right != summed + columns
     out = cpu_kernels.matmul(
         left.reshape((num_summed, -1) if transpose_left else (-1, num_summed)),

@@ -22,7 +22,7 @@ def project(
     memory. Autodiff always puts the gradient of the output there, [tokens, F]; here it is the smaller of the two.
     Where a compiler chooses layouts by itself (TPU, GPU) the order makes no difference.
 
-    `kernels`: what multiplies, a settled `ModelConfig.products`.
+    `kernels`: what multiplies, a `ModelConfig.products`.
     """
     return _product("df", x_BTD, kernel_DF, dtype, kernels)
 
@@ -41,7 +41,7 @@ def project_by_rows(
 def _product(
     axes: str, x_BTD: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike | None, kernels: str
 ) -> jax.Array:
-    if kernels == "xla":
+    if kernels != "native":
         return jnp.einsum(f"...d,{axes}->...f", x_BTD, kernel, preferred_element_type=dtype)
     out_PF = product_kernels.einsum(f"pd,{axes}->pf", _flat(x_BTD), kernel, dtype, kernels)
     return out_PF.reshape(*x_BTD.shape[:-1], out_PF.shape[-1])
@@ -62,7 +62,7 @@ def _backward(
     grad_BTF: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x_BTD, kernel = saved
-    if kernels != "xla":
+    if kernels == "native":
         x_PD, grad_PF = _flat(x_BTD), _flat(grad_BTF)
         x_grad_BTD = product_kernels.einsum(f"pf,{axes}->pd", grad_PF, kernel, dtype, kernels).reshape(x_BTD.shape)
         kernel_grad = product_kernels.einsum(f"pd,pf->{axes}", x_PD, grad_PF, dtype, kernels)
@@ -96,7 +96,7 @@ def to_heads(
     unit takes twice as long, and as much memory again holds padding. `kernels` as in `project`.
     """
     kernel_DF = kernel_DNH.reshape(kernel_DNH.shape[0], -1)
-    if kernels != "xla":
+    if kernels == "native":
         flat_BTF = project(x_BTD, kernel_DF, None, kernels)
     elif is_flat:
         flat_BTF = jnp.einsum("btd,df->btf", x_BTD, kernel_DF)
@@ -110,7 +110,7 @@ def from_heads(
 ) -> Float[Array, "B T D"]:
     """Heads times a kernel back to the stream; `is_flat` and `kernels` as in `to_heads`."""
     flat_BTF, kernel_FD = out_BTNH.reshape(*out_BTNH.shape[:2], -1), kernel_NHD.reshape(-1, kernel_NHD.shape[-1])
-    if kernels != "xla":
+    if kernels == "native":
         return project(flat_BTF, kernel_FD, None, kernels)
     if not is_flat:
         return jnp.einsum("btnh,nhd->btd", out_BTNH, kernel_NHD)

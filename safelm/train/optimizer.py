@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-from jaxtyping import Num, PyTree
+from jaxtyping import Array, Bool, Num, PyTree
+
+from safelm.train.types import Gradients, OptState, Params, Scalar
 
 LogicalAxes = PyTree[tuple]  # of every parameter the names of its axes (`decoder.logical_axes`)
 Number = float | int
@@ -85,6 +88,20 @@ def make_optimizer(
     direction = OPTIMIZERS[name](b1=b1, b2=b2, eps=eps, momentum=momentum, axes=axes)
     mask = None if axes is None else decayed(axes)
     return optax.chain(clip, direction, optax.add_decayed_weights(weight_decay, mask=mask))
+
+
+def apply_update(
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: OptState,
+    gradients: Gradients,
+    learning_rate: Scalar,
+    is_applied: Bool[Array, ""],
+) -> tuple[Params, OptState]:
+    """Parameters and the optimizer's state after an update, or as they were."""
+    direction, moved_state = optimizer.update(gradients, opt_state, params)
+    moved = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), params, direction)
+    return jax.tree.map(lambda n, o: jnp.where(is_applied, n, o), (moved, moved_state), (params, opt_state))
 
 
 def decayed(axes: LogicalAxes) -> PyTree[bool]:

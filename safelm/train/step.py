@@ -27,6 +27,7 @@ from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums, TokenKinds
 from safelm.models.routing import Routes
 from safelm.train.fused_adamw import FusedAdamW
+from safelm.train.optimizer import apply_update
 from safelm.train.types import Batch, Gradients, OptState, Params, Scalar, Shardings
 
 
@@ -138,7 +139,7 @@ def make_program(
         applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
         old, rate = (trained, state.opt_state), controls.learning_rate
         if fused is None:
-            moved, opt_state = _moved(optimizer, *old, gradients, rate, applied)
+            moved, opt_state = apply_update(optimizer, *old, gradients, rate, applied)
         else:
             how = {"norm": norm, "divisor": divisor, "learning_rate": rate, "is_applied": applied}
             moved, opt_state = fused.update(*old, gradients, **how)
@@ -167,20 +168,6 @@ def make_program(
             out_shardings=everywhere,
         ),
     )
-
-
-def _moved(
-    optimizer: optax.GradientTransformation,
-    params: Params,
-    opt_state: OptState,
-    gradients: Gradients,
-    learning_rate: Scalar,
-    is_applied: Bool[Array, ""],
-) -> tuple[Params, OptState]:
-    """Parameters and the optimizer's state after an update, or as they were."""
-    direction, moved_state = optimizer.update(gradients, opt_state, params)
-    moved = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), params, direction)
-    return jax.tree.map(lambda n, o: jnp.where(is_applied, n, o), (moved, moved_state), (params, opt_state))
 
 
 def abstract_batch(program: Program, batch_size: int, seq_len: int, channels: Sequence[Channel] = ()) -> Batch:
