@@ -343,7 +343,9 @@ def _around(config: ModelConfig, tokens_BT: Any, positions_BT: Any, segment_ids_
 def unembed(config: ModelConfig, params: Params, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits over the padded vocabulary; those of padded ids are `MASKED_LOGIT`."""
     kernel_VD = unembedding(config, params).astype(config.dtype)
-    return mask_padded_ids(config, project_by_rows(x_BTD, kernel_VD, jnp.float32, config.products))
+    if config.products == "native":
+        return mask_padded_ids(config, project_by_rows(x_BTD, kernel_VD, jnp.float32, config.products))
+    return mask_padded_ids(config, project(x_BTD, kernel_VD.T, jnp.float32))
 
 
 def mask_padded_ids(config: ModelConfig, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
