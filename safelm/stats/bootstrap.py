@@ -3,6 +3,7 @@
 Every result is a pure function of its arguments, the seed among them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -43,10 +44,8 @@ def clustered_means(
 
 def crossed_means(value_SP: Float[np.ndarray, "S P"], draws: int, seed: int = 0) -> Float[np.ndarray, " d"]:
     """`clustered_means` of a full table whose rows and columns are both resampled."""
-    rng, (rows, columns) = np.random.default_rng(seed), value_SP.shape
-    weight_dS = _times_drawn(rng, rows, draws) / rows
-    weight_dP = _times_drawn(rng, columns, draws) / columns
-    return np.einsum("ds,sp,dp->d", weight_dS, value_SP, weight_dP, optimize=True)
+    weight_dS, weight_dP = _crossed_weights(*value_SP.shape, draws, seed)
+    return ((weight_dS @ value_SP) * weight_dP).sum(1)
 
 
 def grouped_interval(
@@ -61,6 +60,14 @@ def grouped_interval(
         rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
         values.append(statistic(*(column[rows] for column in columns)))
     return percentile_interval([value for value in values if not np.isnan(value)] or [np.nan])
+
+
+@functools.lru_cache(maxsize=8)  # a report asks for the same draws hundreds of times, and they take all its time
+def _crossed_weights(
+    rows: int, columns: int, draws: int, seed: int
+) -> tuple[Float[np.ndarray, "d S"], Float[np.ndarray, "d P"]]:
+    rng = np.random.default_rng(seed)
+    return _times_drawn(rng, rows, draws) / rows, _times_drawn(rng, columns, draws) / columns
 
 
 def _times_drawn(rng: np.random.Generator, clusters: int, draws: int) -> Int[np.ndarray, "d c"]:
