@@ -67,7 +67,8 @@ class Beams:
         )
         # So that the write waits for all that reads the cache, and XLA writes in place.
         lengths_R = jnp.where(jnp.isnan(normaliser_R1[:, 0]), cache.max_len, lengths_R)
-        cache = forward.write_next(cache, new_kv, jnp.zeros_like(lengths_R), lengths_R)
+        first_R = jnp.zeros_like(lengths_R)
+        cache = forward.write_next(cache, new_kv, first_R, lengths_R, is_native=weights.is_packed)
         return asked_lib.keep(state.is_over_P, state, new), cache, tried
 
 

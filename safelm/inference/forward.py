@@ -120,7 +120,8 @@ def read_on(
 
     def attend(layer: int, q_RTNH: Array, k_RTKH: Array, v_RTKH: Array) -> Array:
         new_kv = Cache((k_RTKH.swapaxes(1, 2),), (v_RTKH.swapaxes(1, 2),))
-        written.append(write_behind(Cache((cache.keys[layer],), (cache.values[layer],)), new_kv, lengths_R))
+        own = Cache((cache.keys[layer],), (cache.values[layer],))
+        written.append(write_behind(own, new_kv, lengths_R, is_native=True))
         outs_R1NH = []
         for place in range(tokens_RT.shape[1]):
             own = (each[:, place : place + 1] for each in (q_RTNH, k_RTKH, v_RTKH))
@@ -242,14 +243,36 @@ def log_normaliser(logits: Float[Array, "*A V"]) -> Float[Array, "*A"]:
     return jax.nn.logsumexp(logits, axis=-1)
 
 
-def write_next(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_R: Int[Array, " R"]) -> Cache:
-    """Writes each row's chosen alternative after its cached tokens; past the end of the cache nothing is written."""
+def write_next(
+    cache: Cache,
+    new_kv: Cache,
+    choice_R: Int[Array, " R"],
+    lengths_R: Int[Array, " R"],
+    *,
+    is_native: bool = False,
+) -> Cache:
+    """Writes each row's chosen alternative after its cached tokens; past the end of the cache nothing is written.
+
+    `is_native`, here and below: by the C++ kernels, in place. XLA's CPU compiler scatters bfloat16 through float32,
+    which turns the whole cache around twice.
+    """
     rows_R = jnp.arange(len(lengths_R))
+    chosen = jax.tree.map(lambda new_RKCH: new_RKCH[rows_R, :, choice_R], new_kv)
+    return _put(cache, chosen, rows_R, lengths_R, is_native)
 
-    def write(old_RKSH: Array, new_RKCH: Array) -> Array:
-        return old_RKSH.at[rows_R, :, lengths_R].set(new_RKCH[rows_R, :, choice_R], mode="drop")
 
-    return _placed(jax.tree.map(write, cache, new_kv))
+def _put(cache: Cache, tokens: Cache, rows_A: Int[Array, "*A"], places_A: Int[Array, "*A"], is_native: bool) -> Cache:
+    """The cache with tokens [*A, K, H] at these rows and positions; those past its end are dropped."""
+    tokens = jax.tree.map(lambda old, new: new.astype(old.dtype), cache, tokens)
+    if not is_native:
+        written = jax.tree.map(
+            lambda old_RKSH, new_AKH: old_RKSH.at[rows_A, :, places_A].set(new_AKH, mode="drop"), cache, tokens
+        )
+        return _placed(written)
+    flat = (each.reshape(-1, *each.shape[-2:]) for each in (*tokens.keys, *tokens.values))
+    caches, layers = [*cache.keys, *cache.values], len(cache.keys)
+    written = cpu_kernels.put_tokens(caches, list(flat), rows_A.reshape(-1), places_A.reshape(-1))
+    return Cache(tuple(written[:layers]), tuple(written[layers:]))
 
 
 def write_next_by_row(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], lengths_R: Int[Array, " R"]) -> Cache:
@@ -271,26 +294,36 @@ def write_next_by_row(cache: Cache, new_kv: Cache, choice_R: Int[Array, " R"], l
 
 
 def write_behind(
-    cache: Cache, new_kv: Cache, lengths_R: Int[Array, " R"], rows_R: Int[Array, " R"] | None = None
+    cache: Cache,
+    new_kv: Cache,
+    lengths_R: Int[Array, " R"],
+    rows_R: Int[Array, " R"] | None = None,
+    *,
+    is_native: bool = False,
 ) -> Cache:
     """Writes new tokens after the cached ones of `rows_R` (None: every row); nothing past the end of the cache."""
     rows_R1 = (jnp.arange(len(lengths_R)) if rows_R is None else rows_R)[:, None]
     columns_RT = lengths_R[:, None] + jnp.arange(new_kv.max_len)
-
-    def write(old_RKSH: Array, new_RKTH: Array) -> Array:
-        return old_RKSH.at[rows_R1, :, columns_RT].set(new_RKTH.swapaxes(1, 2).astype(old_RKSH.dtype), mode="drop")
-
-    return _placed(jax.tree.map(write, cache, new_kv))
+    tokens = jax.tree.map(lambda new_RKTH: new_RKTH.swapaxes(1, 2), new_kv)
+    return _put(cache, tokens, jnp.broadcast_to(rows_R1, columns_RT.shape), columns_RT, is_native)
 
 
-def put_tokens(cache: Cache, new_kv: Cache, rows_TW: Int[Array, "T W"], positions_T: Int[Array, " T"]) -> Cache:
+def put_tokens(
+    cache: Cache,
+    new_kv: Cache,
+    rows_TW: Int[Array, "T W"],
+    positions_T: Int[Array, " T"],
+    *,
+    is_native: bool = False,
+) -> Cache:
     """Writes the tokens of one row each into W rows of a cache, at their positions; past its end nothing."""
 
-    def put(old_RKSH: Array, new_1KTH: Array) -> Array:
-        new_T1KH = new_1KTH[0].swapaxes(0, 1)[:, None].astype(old_RKSH.dtype)
-        return old_RKSH.at[rows_TW, :, positions_T[:, None]].set(new_T1KH, mode="drop")
+    def wide(new_1KTH: Array) -> Array:
+        new_TKH = new_1KTH[0].swapaxes(0, 1)
+        return jnp.broadcast_to(new_TKH[:, None], (*rows_TW.shape, *new_TKH.shape[1:]))
 
-    return _placed(jax.tree.map(put, cache, new_kv))
+    places_TW = jnp.broadcast_to(positions_T[:, None], rows_TW.shape)
+    return _put(cache, jax.tree.map(wide, new_kv), rows_TW, places_TW, is_native)
 
 
 def take_rows(cache: Cache, rows: Int[Array, " R"], max_len: int | None = None) -> Cache:

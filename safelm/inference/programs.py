@@ -167,7 +167,8 @@ def place(
     What stands behind them must be in the slots already (`put_behind`). Weights are for a shape with a monitor.
     """
     rows_TW = (jnp.asarray(slots_T)[:, None] * shape.num_rows) + jnp.arange(shape.num_rows)
-    cache = forward.put_tokens(cache, new_kv, rows_TW, jnp.asarray(chunk.positions_T))
+    positions_T = jnp.asarray(chunk.positions_T)
+    cache = forward.put_tokens(cache, new_kv, rows_TW, positions_T, is_native=weights.is_packed)
     fresh = fresh.with_room(cache.max_len)
     if (monitor := getattr(shape, "monitor", None)) is not None:
         rows = forward.take_rows(cache, slots_G * shape.num_rows)

@@ -124,7 +124,7 @@ class SafeBeams:
             cache = forward.write_next_by_row(cache, *chosen)
         else:
             cache = forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
-            cache = forward.write_next(cache, *chosen)
+            cache = forward.write_next(cache, *chosen, is_native=weights.is_packed)
         tried = beams.tried(candidates, tag_log_prob_PWC, is_kept_PWC, score_PW, place_PW)
         return asked_lib.keep(state.is_over_P, state, new), cache, tried
 

@@ -98,7 +98,7 @@ class Sequences:
         # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
         # XLA writes in place. Otherwise it copies the whole cache, twice a step.
         lengths_P = jnp.where(jnp.isnan(normaliser_P), cache.max_len, lengths_P)
-        return new, forward.write_next(cache, new_kv, choice_P, lengths_P), None
+        return new, forward.write_next(cache, new_kv, choice_P, lengths_P, is_native=weights.is_packed), None
 
     def after(
         self, config: ModelConfig, state: SequenceState, logits_PCV: Float[Array, "P C V"]
@@ -176,7 +176,7 @@ class Sequences:
         )
         state = jax.tree.map(lambda all_, own: all_.at[slots_J].set(own, mode="drop"), state, _settled(new))
         lengths_J = jnp.where(jnp.isnan(new.log_prob_P), cache.max_len, lengths_J)  # so that it is written in place
-        return state, forward.write_behind(cache, new_kv, lengths_J, slots_J)
+        return state, forward.write_behind(cache, new_kv, lengths_J, slots_J, is_native=weights.is_packed)
 
 
 def _put(old_PT: Array, step_P: Int[Array, " P"], new_P: Array) -> Array:

@@ -12,6 +12,7 @@ from safelm.inference import forward
 from safelm.inference.weights import prepare
 from safelm.models import decoder
 from safelm.models.config import RopeScaling
+from safelm.models.cpu_kernels import building
 
 CONFIGS = {
     "llama": TINY,
@@ -70,8 +71,20 @@ def test_alternatives_share_one_prefix_and_do_not_see_each_other(config):
             np.testing.assert_allclose(logits_BCV[row, i], expected_V, atol=3e-5)
 
 
-def test_writing_behind_drops_what_does_not_fit_and_keeps_the_rest():
+@pytest.mark.parametrize("is_native", [False, True])
+def test_writing_drops_what_does_not_fit_and_keeps_the_rest(is_native):
+    if is_native and isinstance(found := building.find(), str):
+        pytest.skip(f"no CPU kernels: {found}")
     cache = jax.tree.map(lambda x: x - 1.0, forward.empty_cache(TINY, 2, 4))
     new_kv = jax.tree.map(lambda x: x + 2.0, forward.empty_cache(TINY, 2, 3))
-    written = forward.write_behind(cache, new_kv, jnp.array([0, 2]))
+    own = {"is_native": is_native}
+    written = forward.write_behind(cache, new_kv, jnp.array([0, 2]), **own)
     np.testing.assert_array_equal(written.keys[0][:, 0, :, 0], [[2, 2, 2, -1], [-1, -1, 2, 2]])
+    written = forward.write_behind(cache, jax.tree.map(lambda x: x[:1], new_kv), jnp.array([1]), jnp.array([1]), **own)
+    np.testing.assert_array_equal(written.values[1][:, 1, :, 2], [[-1, -1, -1, -1], [-1, 2, 2, 2]])
+    counted = jax.tree.map(lambda x: x + jnp.arange(3.0)[:, None], new_kv)
+    written = forward.write_next(cache, counted, jnp.array([2, 1]), jnp.array([3, 4]), **own)
+    np.testing.assert_array_equal(written.keys[1][:, 0, :, 1], [[-1, -1, -1, 4], [-1, -1, -1, -1]])
+    rows, places = jnp.array([[0, 1], [1, 2], [0, 1]]), jnp.array([2, 0, 4])
+    written = forward.put_tokens(cache, jax.tree.map(lambda x: x[:1], counted), rows, places, **own)
+    np.testing.assert_array_equal(written.values[0][:, 1, :, 0], [[-1, -1, 2, -1], [3, -1, 2, -1]])

@@ -213,6 +213,23 @@ def test_caches_follow_their_beams_where_they_differ(native, dtype):
             np.testing.assert_array_equal(cache, old)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_are_written_to_rows_and_positions_and_past_an_end_dropped(native, dtype):
+    rng = np.random.default_rng(0)
+    caches = [np.asarray(jnp.asarray(rng.standard_normal((4, 3, 6, 5)), dtype)) for _ in range(3)]
+    tokens = [np.asarray(jnp.asarray(rng.standard_normal((7, 3, 5)), dtype)) for _ in range(3)]
+    rows, places = np.array([0, 3, 3, 4, -1, 2, 1]), np.array([0, 5, 6, 0, 2, 1, -1])
+    wanted = [cache.copy() for cache in caches]
+    for want, new in zip(wanted, tokens, strict=True):
+        for token in (0, 1, 5):
+            want[rows[token], :, places[token]] = new[token]
+    before = [cache.copy() for cache in caches]
+    got = jax.jit(cpu_kernels.put_tokens)(caches, tokens, rows, places)
+    for one, want, cache, old in zip(got, wanted, caches, before, strict=True):
+        np.testing.assert_array_equal(one, want)
+        np.testing.assert_array_equal(cache, old)
+
+
 def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_own_row(vectors):
     values_KN, scales_N = random_int8(np.random.default_rng(0), 20, 40)
     x_RK = np.ones((3, 20), np.float32)
@@ -223,6 +240,9 @@ def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_own_row(vectors):
 
 def test_buffers_of_other_sizes_are_refused(native):
     kernel = cpu_kernels.pack(np.ones((8, 32), np.float32), None)
+    cache, token = jnp.zeros((2, 3, 4, 5)), jnp.zeros((1, 3, 5))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="different numbers"):
+        jax.block_until_ready(cpu_kernels.put_tokens([cache], [token] * 2, np.zeros(1, int), np.zeros(1, int)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="different sizes"):
         cpu_kernels.multiply(np.ones((1, 9), np.float32), [kernel])
 

@@ -110,7 +110,8 @@ def candidate_log_levels(
         return kv_RKCH.swapaxes(1, 2).reshape(-1, kv_RKCH.shape[1], 1, kv_RKCH.shape[3])
 
     copies = forward.take_rows(cache, rows_N)
-    copies = forward.write_next(copies, jax.tree.map(apart, new_kv), jnp.zeros_like(lengths_N), lengths_N)
+    first_N, candidates = jnp.zeros_like(lengths_N), jax.tree.map(apart, new_kv)
+    copies = forward.write_next(copies, candidates, first_N, lengths_N, is_native=weights.is_packed)
     return log_level_behind(config, weights, monitor, copies, lengths_N + 1)
 
 

@@ -1,7 +1,8 @@
 """A decoding step's products and attention, large products in bfloat16 and AdamW on a CPU, in C++.
 
 Products of few rows read prepacked weights at the speed of memory, where XLA's don't in int8; attention reads the
-cache's tokens and not the room behind them; caches follow beams in place. Large products (`matmul`) need AVX-512 BF16.
+cache's tokens and not the room behind them; caches follow beams and take
+tokens in place. Large products (`matmul`) need AVX-512 BF16.
 
 | vectors | int8 | bfloat16 | float32 |
 |---|---|---|---|
@@ -18,8 +19,8 @@ with a mesh: XLA doesn't split foreign calls.
 
 from safelm.models.cpu_kernels.adamw import adamw, squared_norm
 from safelm.models.cpu_kernels.attention import attend_chunk, attend_next, takes_heads_of
-from safelm.models.cpu_kernels.beams import follow_beams
 from safelm.models.cpu_kernels.building import refusal
+from safelm.models.cpu_kernels.caches import follow_beams, put_tokens
 from safelm.models.cpu_kernels.choosing import PRODUCTS, Choice, choose
 from safelm.models.cpu_kernels.matmul import matmul, matmul_refusal
 from safelm.models.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
@@ -37,6 +38,7 @@ __all__ = [
     "matmul_refusal",
     "multiply",
     "pack",
+    "put_tokens",
     "refusal",
     "squared_norm",
     "take_outputs",

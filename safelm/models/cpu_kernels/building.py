@@ -38,6 +38,7 @@ _HANDLERS = {
     "attend_next": "AttendNextHandler",
     "attend_chunk": "AttendChunkHandler",
     "follow_beams": "FollowBeamsHandler",
+    "put_tokens": "PutTokensHandler",
 }
 _FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -shared -pthread".split()
 _COMPILERS = ("g++", "clang++", "c++")

@@ -2,6 +2,6 @@
 
 #include "adamw.h"
 #include "attention.h"
-#include "beams.h"
+#include "caches.h"
 #include "matmul.h"
 #include "products.h"
