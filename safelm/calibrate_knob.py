@@ -222,4 +222,4 @@ def _values(
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(main, arguments(), decodes=True)

@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from safelm.io import progress
+from safelm.io import host_memory, progress
 
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
@@ -104,15 +104,23 @@ def checkpoints(flags: Sequence[str]) -> dict[str, str]:
 
 
 def run(
-    main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    main: Callable[[argparse.Namespace], None],
+    arguments: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    *,
+    decodes: bool = False,
 ) -> None:
     """Parses the command line and runs `main`; bad input ends the process with one line and code 2.
 
     A `ValueError` or `OSError` is taken for bad input (the message is the line), an interrupt ends with 130;
     anything else is a defect and keeps its traceback.
+
+    `decodes`: on a CPU it holds weights and caches, which are read from end to end for every token (`host_memory`).
     """
     _log_to_stderr()
     parsed = arguments.parse_args(argv)
+    if decodes:
+        host_memory.keep_freed_memory()
     progress.begin(getattr(parsed, "progress_file", ""), arguments.prog)
     try:
         main(parsed)

@@ -221,4 +221,4 @@ def main(flags: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(main, arguments(), decodes=True)

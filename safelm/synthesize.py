@@ -294,4 +294,4 @@ def _report(output: str, manifest: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(main, arguments(), decodes=True)

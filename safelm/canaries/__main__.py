@@ -123,4 +123,4 @@ def measure_all(models: dict[str, str], key: planting.Key, settings: MeasureSett
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(main, arguments(), decodes=True)

@@ -102,7 +102,7 @@ def _worker(settings: str, output: str, number: int, workers: int, records_folde
     if workers > 1:
         os.sched_setaffinity(0, {cores[number % len(cores)]})
     absl_logging.set_verbosity(absl_logging.FATAL)
-    from safelm.train import host_memory
+    from safelm.io import host_memory
 
     host_memory.keep_freed_memory()
     config = ConfigDict(json.loads(settings))

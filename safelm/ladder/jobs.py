@@ -16,12 +16,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from safelm.io import files, records
+from safelm.io import files, host_memory, records
 from safelm.io.progress import Bar
 from safelm.ladder.measure import measure
 from safelm.ladder.plan import BEFORE, MODELS, Job, needed_by, trained
 from safelm.ladder.processes import run_command
-from safelm.train import host_memory
 from safelm.train import run as train
 
 _LOOK_AGAIN_S = 1.0

@@ -92,4 +92,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    cli.run(main, _parser())
+    cli.run(main, _parser(), decodes=True)

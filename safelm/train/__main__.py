@@ -22,8 +22,9 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from safelm.io import host_memory
 from safelm.train import flags as train_flags
-from safelm.train import host_memory, processes
+from safelm.train import processes
 from safelm.train.preemption import Preempted
 from safelm.train.run import train
 

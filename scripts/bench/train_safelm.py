@@ -19,9 +19,9 @@ import safetensors.numpy
 from safelm import cli
 from safelm.data.batch import Batch
 from safelm.formats import decoder_tensors
+from safelm.io import host_memory
 from safelm.models import decoder as model
 from safelm.models import sharding
-from safelm.train import host_memory
 from safelm.train import metrics as train_metrics
 from safelm.train import program as train_program
 from safelm.train.defaults import default_config

@@ -342,4 +342,4 @@ def command() -> None:
         "train_judge": (evaluate_judge.train_main, evaluate_judge.train_parser),
     }
     chosen, make = commands.get("".join(sys.argv[1:2]).replace("-", "_"), (main, _parser))
-    cli.run(chosen, make(), sys.argv[2:] if chosen is not main else None)
+    cli.run(chosen, make(), sys.argv[2:] if chosen is not main else None, decodes=True)
