@@ -50,6 +50,7 @@ inline float Dot(const float* a, const float* b, int64_t count) {
 }
 
 constexpr int kKeys = 4;  // whose scores are added up together
+constexpr int64_t kAhead = 16, kLine = 64;  // keys asked for before their use; bytes that come at once
 constexpr int kChunks = 4;  // vectors of a head's values that are summed side by side
 constexpr int64_t kTokens = 16;  // of a chunk, in a piece of work
 #if defined(__AVX512VNNI__)
@@ -86,11 +87,24 @@ struct Query {
   int64_t num_unseen;  // of the last keys, which others beside it see
 };
 
+// Asks for a token's numbers ahead of their use: a cache is larger than the processor's own memory, and keys and values
+// take turns, so that it would wait for one while it has time for the other.
+template <typename Number>
+inline void Ask(const Number* from, int64_t head_dim) {
+  const char* line = reinterpret_cast<const char*>(from);
+  const char* end = line + head_dim * static_cast<int64_t>(sizeof(Number));
+  for (; line < end; line += kLine) _mm_prefetch(line, _MM_HINT_T1);
+}
+
 // The scores of some queries over a span, [queries][stride]. Up to 3 numbers behind them are written too.
 template <int kQueries, typename Number>
 inline void Score(const Query* queries, const Span<Number>& span, int64_t head_dim, float scale, float* scores,
                   int64_t stride) {
   for (int64_t s = 0; s < span.count; s += kKeys) {
+    for (int64_t k = s; k < s + kKeys; ++k) {
+      Ask(span.values + k * span.stride, head_dim);
+      Ask(span.keys + (k + kAhead) * span.stride, head_dim);
+    }
     Floats sums[kQueries][kKeys] = {};
     for (int64_t h = 0; h < head_dim; h += kLanes) {
       Floats query[kQueries];
