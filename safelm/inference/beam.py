@@ -46,7 +46,7 @@ class Beams:
         cache = forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
         tokens_R1 = beams.pick(candidates.tokens_PWC, place_PW).reshape(-1, 1)
         logits_R1V, new_kv = forward.try_next(config, weights, tokens_R1, cache, lengths_R)
-        normaliser_R1 = forward.log_normaliser(logits_R1V)
+        normaliser_R1 = forward.log_normaliser(logits_R1V, is_native=weights.is_packed)
         log_probs_PWV = (logits_R1V - normaliser_R1[..., None]).reshape(*place_PW.shape, -1)
         survivors = beams.survive(state, candidates, score_PW, place_PW)
         tag_log_prob_PW = jnp.where(

@@ -238,9 +238,9 @@ def logits_of(config: ModelConfig, weights: Weights, x: Float[Array, "*A D"]) ->
     return mask_padded_ids(config, product(x, weights.unembedding, is_embedding=True))
 
 
-def log_normaliser(logits: Float[Array, "*A V"]) -> Float[Array, "*A"]:
-    """log sum exp of the logits, the difference between logits and log-probs."""
-    return jax.nn.logsumexp(logits, axis=-1)
+def log_normaliser(logits: Float[Array, "*A V"], *, is_native: bool = False) -> Float[Array, "*A"]:
+    """log sum exp of the logits, the difference between logits and log-probs; `is_native`: by the C++ kernels."""
+    return cpu_kernels.log_sum_exp(logits) if is_native else jax.nn.logsumexp(logits, axis=-1)
 
 
 def write_next(

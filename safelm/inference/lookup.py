@@ -65,21 +65,26 @@ class Lookups(Sequences):
         x_PTD, cache = forward.read_on(config, weights, tokens_PT, cache, lengths_P)
         logits_PTV = forward.logits_of(config, weights, x_PTD)
         text_PS = state.text_PS
-        state, _, _ = self.after(config, state, logits_PTV[:, :1])
+        state, _, _ = self.after(config, weights, state, logits_PTV[:, :1])
         is_right_P = jnp.ones(len(lengths_P), bool)
         for place in range(1, self.tokens_per_step):
             is_right_P &= (state.next_tokens_PC[:, 0] == tokens_PT[:, place]) & ~state.is_over_P
-            step = functools.partial(self._kept, config, logits_PTV[:, place : place + 1], is_right_P)
+            step = functools.partial(self._kept, config, weights, logits_PTV[:, place : place + 1], is_right_P)
             state = jax.lax.cond(is_right_P.any(), step, lambda state: state, state)
         columns_PT = lengths_P[:, None] + jnp.arange(self.tokens_per_step)
         state = state.replace(text_PS=text_PS.at[rows_P1, columns_PT].set(tokens_PT, mode="drop"))
         return state, cache
 
     def _kept(
-        self, config: ModelConfig, logits_P1V: jax.Array, is_right_P: jax.Array, state: SequenceState
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        logits_P1V: jax.Array,
+        is_right_P: jax.Array,
+        state: SequenceState,
     ) -> SequenceState:
         """The state one token further where the guess is right."""
-        return asked_lib.keep(~is_right_P, state, self.after(config, state, logits_P1V)[0])
+        return asked_lib.keep(~is_right_P, state, self.after(config, weights, state, logits_P1V)[0])
 
 
 def guesses(

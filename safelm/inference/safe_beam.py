@@ -97,7 +97,7 @@ class SafeBeams:
         logits_RCV, new_kv, read_RCD = forward.try_next_tapped(
             config, weights, tokens_RC, cache, lengths_R, read, state.holders_PWS
         )
-        normaliser_PWC = forward.log_normaliser(logits_RCV).reshape(shape)
+        normaliser_PWC = forward.log_normaliser(logits_RCV, is_native=weights.is_packed).reshape(shape)
         logits_PWCV = logits_RCV.reshape(*shape, -1)
         if self.monitor is None:
             own_PWC = state.asked.tag_log_prob(logits_PWCV) - normaliser_PWC

@@ -94,20 +94,21 @@ class Sequences:
         """One more token for every prompt that isn't over."""
         lengths_P = state.asked.prompt_lengths_P + state.step_P
         logits_PCV, new_kv = forward.try_next(config, weights, state.next_tokens_PC, cache, lengths_P)
-        new, choice_P, normaliser_P = self.after(config, state, logits_PCV)
+        new, choice_P, normaliser_P = self.after(config, weights, state, logits_PCV)
         # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
         # XLA writes in place. Otherwise it copies the whole cache, twice a step.
         lengths_P = jnp.where(jnp.isnan(normaliser_P), cache.max_len, lengths_P)
         return new, forward.write_next(cache, new_kv, choice_P, lengths_P, is_native=weights.is_packed), None
 
     def after(
-        self, config: ModelConfig, state: SequenceState, logits_PCV: Float[Array, "P C V"]
+        self, config: ModelConfig, weights: Weights, state: SequenceState, logits_PCV: Float[Array, "P C V"]
     ) -> tuple[SequenceState, Int[Array, " P"], Float[Array, " P"]]:
         """The state one token further, from the logits behind each candidate; of a prompt that is over the same state.
 
         Returns also the chosen candidate, and the log-normaliser of the logits behind it.
         """
-        asked, normaliser_PC = state.asked, forward.log_normaliser(logits_PCV)
+        asked = state.asked
+        normaliser_PC = forward.log_normaliser(logits_PCV, is_native=weights.is_packed)
         # A token that ends the text adds nothing to it: its lookahead is the one of the text as it stands.
         ends_PC = asked.end_of(state.next_tokens_PC)
         tag_log_prob_PC = jnp.where(
@@ -158,7 +159,7 @@ class Sequences:
         lengths_J = old.asked.prompt_lengths_P + old.step_P
         x_JTD, new_kv = forward.read_behind(config, weights, tokens_JT, forward.take_rows(cache, slots_J), lengths_J)
         logits_JTV = forward.logits_of(config, weights, x_JTD)
-        log_probs_JTV = logits_JTV - forward.log_normaliser(logits_JTV)[..., None]
+        log_probs_JTV = logits_JTV - forward.log_normaliser(logits_JTV, is_native=weights.is_packed)[..., None]
         said_JT = jnp.take_along_axis(log_probs_JTV[:, :-1], tokens_JT[:, 1:, None], axis=2)[..., 0]
         said_JT = jnp.concatenate([old.next_log_probs_PC, said_JT], axis=1)
         is_said_JT = jnp.arange(tokens_JT.shape[1]) < counts_J[:, None]

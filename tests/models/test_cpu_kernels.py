@@ -230,6 +230,18 @@ def test_tokens_are_written_to_rows_and_positions_and_past_an_end_dropped(native
         np.testing.assert_array_equal(cache, old)
 
 
+@pytest.mark.parametrize("width", [1, 15, 64, 1000])
+def test_sums_of_exponentials_are_those_of_numpy_and_show_what_is_no_number(vectors, width):
+    rng = np.random.default_rng(width)
+    logits = (20 * rng.standard_normal((3, 2, width))).astype(np.float32)
+    logits[0, 0, 0], logits[1, 0], logits[1, 1, -1], logits[2, 0, 0] = -1e9, -np.inf, np.nan, np.inf
+    got = np.asarray(jax.jit(cpu_kernels.log_sum_exp)(logits))
+    assert got[1, 0] == -np.inf and np.isnan(got[1, 1]) and got[2, 0] == np.inf
+    for place in ((0, 0), (0, 1), (2, 1)):
+        wanted = np.logaddexp.reduce(logits[place].astype(np.float64))
+        np.testing.assert_allclose(got[place], wanted, rtol=3e-7, atol=3e-6)
+
+
 def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_own_row(vectors):
     values_KN, scales_N = random_int8(np.random.default_rng(0), 20, 40)
     x_RK = np.ones((3, 20), np.float32)

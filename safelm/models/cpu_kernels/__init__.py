@@ -22,6 +22,7 @@ from safelm.models.cpu_kernels.attention import attend_chunk, attend_next, takes
 from safelm.models.cpu_kernels.building import refusal
 from safelm.models.cpu_kernels.caches import follow_beams, put_tokens
 from safelm.models.cpu_kernels.choosing import PRODUCTS, Choice, choose
+from safelm.models.cpu_kernels.logits import log_sum_exp
 from safelm.models.cpu_kernels.matmul import matmul, matmul_refusal
 from safelm.models.cpu_kernels.products import PackedKernel, multiply, pack, take_outputs
 
@@ -34,6 +35,7 @@ __all__ = [
     "attend_next",
     "choose",
     "follow_beams",
+    "log_sum_exp",
     "matmul",
     "matmul_refusal",
     "multiply",

@@ -24,25 +24,6 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// e^x for x <= 0, within 2 units of the last place; 0 below -87. No number stays none.
-inline Floats Exp(Floats x) {
-  const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;
-  const Floats shifted = bounded * 1.44269504f + magic;
-  const Floats whole = shifted - magic;
-  const Floats rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  Floats series = Floats{} + 1.9875691500e-4f;
-  series = series * rest + 1.3981999507e-3f;
-  series = series * rest + 8.3334519073e-3f;
-  series = series * rest + 4.1665795894e-2f;
-  series = series * rest + 1.6666665459e-1f;
-  series = series * rest + 5.0000001201e-1f;
-  series = series * rest * rest + rest + 1.0f;
-  const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
-  const Floats result = series * (Floats)power;
-  return x < -87.0f ? Floats{} : result;
-}
-
 inline float Dot(const float* a, const float* b, int64_t count) {
   Floats sum = {};
   for (int64_t i = 0; i < count; i += kLanes) sum += Load<Floats>(a + i) * Load<Floats>(b + i);

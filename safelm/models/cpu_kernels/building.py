@@ -39,6 +39,7 @@ _HANDLERS = {
     "attend_chunk": "AttendChunkHandler",
     "follow_beams": "FollowBeamsHandler",
     "put_tokens": "PutTokensHandler",
+    "log_sum_exp": "LogSumExpHandler",
 }
 _FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -shared -pthread".split()
 _COMPILERS = ("g++", "clang++", "c++")

@@ -3,5 +3,6 @@
 #include "adamw.h"
 #include "attention.h"
 #include "caches.h"
+#include "logits.h"
 #include "matmul.h"
 #include "products.h"

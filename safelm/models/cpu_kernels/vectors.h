@@ -67,6 +67,25 @@ inline __m128 Sums(Floats a, Floats b, Floats c, Floats d) {
   return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
+// e^x for x <= 0, within 2 units of the last place; 0 below -87. No number stays none.
+inline Floats Exp(Floats x) {
+  const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;
+  const Floats shifted = bounded * 1.44269504f + magic;
+  const Floats whole = shifted - magic;
+  const Floats rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Floats series = Floats{} + 1.9875691500e-4f;
+  series = series * rest + 1.3981999507e-3f;
+  series = series * rest + 8.3334519073e-3f;
+  series = series * rest + 4.1665795894e-2f;
+  series = series * rest + 1.6666665459e-1f;
+  series = series * rest + 5.0000001201e-1f;
+  series = series * rest * rest + rest + 1.0f;
+  const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
+  const Floats result = series * (Floats)power;
+  return x < -87.0f ? Floats{} : result;
+}
+
 }  // namespace safelm
 
 #endif  // SAFELM_MODELS_CPU_KERNELS_VECTORS_H_
