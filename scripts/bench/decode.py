@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 
 from safelm import cli
+from safelm.io import host_memory
 
 PROMPT = (
     "The lighthouse keeper had written down the weather every evening for thirty years, and the village had long since "
@@ -67,6 +68,7 @@ def use_threads(count: int) -> None:
     """This process and those it starts run on so many cores. To be called before JAX or PyTorch is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    host_memory.keep_freed_memory()  # as commands that decode do; for what is measured in the same process too
 
 
 def read_source(parser: argparse.ArgumentParser, given: str | None) -> str:

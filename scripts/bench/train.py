@@ -4,6 +4,7 @@
     python scripts/bench/train.py                       # CPU: 1.84M parameters at 16 x 256, SmolLM2-135M at 1 x 512
     python scripts/bench/train.py --shapes=tiny --rounds=7
     python scripts/bench/train.py --dtype=bfloat16
+    python scripts/bench/train.py --rivals_large_pages  # theirs by the C library too, as ours asks for by itself
     python scripts/bench/train.py --device=gpu --apart  # 135M, 360M and 1.7B in bfloat16 at length 2048, with MFU
 
 All sides do the same work on the same weights and batch: forward, mean cross-entropy, backward, clip to norm 1, AdamW.
@@ -153,7 +154,8 @@ def race(name: str, shape: tuple, args: argparse.Namespace) -> None:
         try:
             tolerance = 2e-4 if settings["dtype"] == "float32" else 2e-2
             for side, command in commands(folder, args.device, args.threads, args.rivals_python).items():
-                if start(sides, side, command, environment, args) and args.apart:
+                around = environment if side == OURS else environment | rivals_environment(args)
+                if start(sides, side, command, around, args) and args.apart:
                     check_losses(sides, tolerance)
                     for _ in range(args.rounds):
                         sides[-1].turn(shape[5])
@@ -177,6 +179,11 @@ def tell(shape: str, settings: dict[str, Any], ours: Side, side: Side) -> None:
     milliseconds = [round(value * 1e3, 2) for seconds in side.rounds for value in seconds]
     record = {"shape": shape, "side": side.name, **sizes, **about, "ms": milliseconds, "losses": side.about["losses"]}
     print(json.dumps(record), flush=True)
+
+
+def rivals_environment(args: argparse.Namespace) -> dict[str, str]:
+    """What glibc reads: large pages where the kernel gives them to those that ask."""
+    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if args.rivals_large_pages else {}
 
 
 def is_wanted(name: str, args: argparse.Namespace) -> bool:
@@ -252,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores for every side")
     parser.add_argument("--only", default="litgpt,transformers", help="rivals whose name starts so; 'none' for none")
     parser.add_argument("--sides", help="the rivals by their whole names, as 'pytorch, torch.compile;transformers'")
+    parser.add_argument("--rivals_large_pages", action="store_true", help="glibc asks for them on rivals' behalf")
     parser.add_argument("--apart", action="store_true", help="one side after the other, never two in memory")
     parser.add_argument("--rivals_python", default=str(HERE.parents[1] / ".venv-bench/bin/python"))
     args = parser.parse_args(arguments)
