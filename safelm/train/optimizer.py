@@ -5,6 +5,7 @@ parameter unless its config excludes some; at 0.01 times a learning rate below 3
 pulled towards 0 change the model without regularising it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -90,18 +91,36 @@ def make_optimizer(
     return optax.chain(clip, direction, optax.add_decayed_weights(weight_decay, mask=mask))
 
 
-def apply_update(
-    optimizer: optax.GradientTransformation,
-    params: Params,
-    opt_state: OptState,
-    gradients: Gradients,
-    learning_rate: Scalar,
-    is_applied: Bool[Array, ""],
-) -> tuple[Params, OptState]:
-    """Parameters and the optimizer's state after an update, or as they were."""
-    direction, moved_state = optimizer.update(gradients, opt_state, params)
-    moved = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), params, direction)
-    return jax.tree.map(lambda n, o: jnp.where(is_applied, n, o), (moved, moved_state), (params, opt_state))
+@dataclasses.dataclass(frozen=True)
+class PlainUpdate:
+    """Updates by an optimizer of optax. Gradients are not yet divided by `divisor`, which XLA does once for both."""
+
+    optimizer: optax.GradientTransformation
+
+    def norm(self, gradients: Gradients, divisor: Scalar) -> Scalar:
+        """The global norm of the mean gradient."""
+        return optax.tree.norm(_mean(gradients, divisor))
+
+    def update(
+        self,
+        params: Params,
+        opt_state: OptState,
+        gradients: Gradients,
+        *,
+        norm: Scalar,
+        divisor: Scalar,
+        learning_rate: Scalar,
+        is_applied: Bool[Array, ""],
+    ) -> tuple[Params, OptState]:
+        """Parameters and the optimizer's state after an update, or as they were; the optimizer clips by itself."""
+        del norm
+        direction, moved_state = self.optimizer.update(_mean(gradients, divisor), opt_state, params)
+        moved = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), params, direction)
+        return jax.tree.map(lambda n, o: jnp.where(is_applied, n, o), (moved, moved_state), (params, opt_state))
+
+
+def _mean(gradients: Gradients, divisor: Scalar) -> Gradients:
+    return jax.tree.map(lambda g: g / divisor, gradients)
 
 
 def decayed(axes: LogicalAxes) -> PyTree[bool]:

@@ -27,7 +27,7 @@ from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums, TokenKinds
 from safelm.models.routing import Routes
 from safelm.train.fused_adamw import FusedAdamW
-from safelm.train.optimizer import apply_update
+from safelm.train.optimizer import PlainUpdate
 from safelm.train.types import Batch, Gradients, OptState, Params, Scalar, Shardings
 
 
@@ -114,7 +114,7 @@ def make_program(
     abstract = _abstract_state(config, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     batch_sharding = sharding.batch_sharding(mesh, batch_size // grad_accum_steps)
-    everywhere = sharding.replicated(mesh)
+    everywhere, rule = sharding.replicated(mesh), fused or PlainUpdate(optimizer)
 
     trained_shardings, _ = lora.split(config, shardings.params)
 
@@ -132,17 +132,11 @@ def make_program(
         batch = with_kinds(batch, harm_tag_id)
         gradients, sums = _summed_gradients(loss, trained, frozen, batch, grad_accum_steps, trained_shardings)
         divisor, mean_loss = sums.divisor(), sums.mean_cross_entropy()
-        if fused is None:
-            gradients = jax.tree.map(lambda g: g / divisor, gradients)
-        norm = optax.tree.norm(gradients) if fused is None else fused.norm(gradients, divisor)
+        norm = rule.norm(gradients, divisor)
         finite = jnp.isfinite(norm) & jnp.isfinite(mean_loss)
         applied = finite & (mean_loss <= controls.max_loss) & (norm <= controls.max_grad_norm)
-        old, rate = (trained, state.opt_state), controls.learning_rate
-        if fused is None:
-            moved, opt_state = apply_update(optimizer, *old, gradients, rate, applied)
-        else:
-            how = {"norm": norm, "divisor": divisor, "learning_rate": rate, "is_applied": applied}
-            moved, opt_state = fused.update(*old, gradients, **how)
+        how = {"norm": norm, "divisor": divisor, "learning_rate": controls.learning_rate, "is_applied": applied}
+        moved, opt_state = rule.update(trained, state.opt_state, gradients, **how)
         params = lora.joined(moved, frozen)
         return TrainState(state.step + 1, params, opt_state), StepMetrics(sums, norm, applied)
 
