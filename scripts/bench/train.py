@@ -11,6 +11,7 @@ All sides do the same work on the same weights and batch: forward, mean cross-en
 Their losses before the first three updates must agree, or the run ends with an error. SafeLM's step is the one that
 `safelm.train` compiles for such a config; each row is one document, and its mask is computed all the same, which the
 others do not have. Each rival runs eagerly and through torch.compile, with PyTorch's fused AdamW: quote the faster.
+"safelm, small pages" is ours without large pages of memory; it runs where it is named.
 "pytorch" is a plain Llama that needs no more than PyTorch (`scripts/bench/plain_torch.py`); it runs where it is named.
 Every side is a process of its own on the same cores, one at work at a time; in every round each does its steps in turn,
 so load on the machine hits all alike. A ratio is theirs / ours by medians within a round; the table gives the median
@@ -109,7 +110,7 @@ def commands(folder: str, device: str, threads: int, rivals_python: str) -> dict
     ours = [sys.executable, str(HERE / "train_safelm.py"), folder]
     torch_device = "cuda" if device == "gpu" else "cpu"
     options = [str(HERE / "train_torch.py"), folder, f"--threads={threads}", f"--device={torch_device}"]
-    sides: dict[str, list[str] | str] = {OURS: ours}
+    sides: dict[str, list[str] | str] = {OURS: ours, f"{OURS}, small pages": [*ours, "--small_pages"]}
     torch_here = importlib.util.find_spec("torch") is not None
     here = torch_here and importlib.util.find_spec("transformers") is not None
     pythons = {

@@ -4,6 +4,7 @@ With --write it makes the folder that all sides read: config, fresh weights unde
 Otherwise it obeys stdin as `scripts/bench/train_torch.py` does.
 """
 
+import ctypes
 import json
 import sys
 import time
@@ -26,6 +27,8 @@ from safelm.train import metrics as train_metrics
 from safelm.train import program as train_program
 from safelm.train.defaults import default_config
 from safelm.train.step import Controls
+
+_PR_SET_THP_DISABLE = 41  # of <sys/prctl.h>
 
 
 def run_config(settings: dict[str, Any]) -> ml_collections.ConfigDict:
@@ -114,7 +117,10 @@ def main() -> None:
     parser = cli.parser("scripts.bench.train_safelm", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", help="settings as JSON")
+    parser.add_argument("--small_pages", action="store_true", help="the kernel gives this process no large pages")
     args = parser.parse_args()
+    if args.small_pages:
+        ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
     if args.write:
         write_folder(args.folder, json.loads(args.write))
         return
