@@ -61,7 +61,8 @@ def profile(
     import train
     import train_safelm
 
-    from safelm.io import host_memory, program
+    from safelm.io import host_memory
+    from safelm.train import program
     from safelm.train import step as train_step
 
     host_memory.keep_freed_memory()
