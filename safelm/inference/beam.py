@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from safelm.inference import asked as asked_lib
-from safelm.inference import beams, forward
+from safelm.inference import beams, forward, kv_cache
 from safelm.inference.asked import Asked
 from safelm.inference.beams import BeamState
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig
 
@@ -43,7 +43,7 @@ class Beams:
         # Rows without a beam and prompts that are over write where nothing is read.
         lengths_R = jnp.repeat(state.asked.prompt_lengths_P + state.step_P, self.num_rows)
         rows_R, prompt_lengths_R = beams.rows_of(parent_PW), jnp.repeat(state.asked.prompt_lengths_P, self.num_rows)
-        cache = forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
+        cache = kv_cache.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
         tokens_R1 = beams.pick(candidates.tokens_PWC, place_PW).reshape(-1, 1)
         logits_R1V, new_kv = forward.try_next(config, weights, tokens_R1, cache, lengths_R)
         normaliser_R1 = forward.log_normaliser(logits_R1V, is_native=weights.is_packed)
@@ -68,7 +68,7 @@ class Beams:
         # So that the write waits for all that reads the cache, and XLA writes in place.
         lengths_R = jnp.where(jnp.isnan(normaliser_R1[:, 0]), cache.max_len, lengths_R)
         first_R = jnp.zeros_like(lengths_R)
-        cache = forward.write_next(cache, new_kv, first_R, lengths_R, is_native=weights.is_packed)
+        cache = kv_cache.write_next(cache, new_kv, first_R, lengths_R, is_native=weights.is_packed)
         return asked_lib.keep(state.is_over_P, state, new), cache, tried
 
 

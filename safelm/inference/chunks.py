@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from safelm.inference import forward
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.weights import Weights
 from safelm.models import attention, cpu_kernels
 from safelm.models.arrays import Leaf

@@ -11,7 +11,7 @@ from safelm.inference.adjustments import NEUTRAL
 from safelm.inference.catalog import Catalog, Size
 from safelm.inference.compiling import BackgroundCompiler, Program
 from safelm.inference.entry import Entry, watch
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.lookup import Lookups
 from safelm.inference.prompts import bucket
 from safelm.inference.reading import Reader, Reading

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward
 from safelm.inference.asked import Asked
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.sampling import Sequences, SequenceState
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 
 SHORTEST_SHARED = 32  # tokens, below which looking at another row costs more than reading them
 

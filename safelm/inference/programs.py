@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
-from safelm.inference import chunks, forward, token_mask
+from safelm.inference import chunks, forward, kv_cache, token_mask
 from safelm.inference.adjustments import NEUTRAL
 from safelm.inference.asked import Asked
 from safelm.inference.beam import Beams
 from safelm.inference.beams import BeamState
 from safelm.inference.chunks import Chunk
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.methods import Beam, Method, SafeBeam, TagPenalty
 from safelm.inference.monitors import Monitor
 from safelm.inference.monitors.reading import log_level_behind
@@ -62,8 +62,8 @@ def extend(
     row = jnp.zeros((1,), jnp.int32)
     if behind is None:
         behind = jax.tree.map(lambda kv: jnp.zeros((1, kv.shape[1], max_len, kv.shape[3]), kv.dtype), new_kv)
-    return forward.put_tokens(
-        forward.take_rows(behind, row, max_len), new_kv, jnp.zeros((len(positions_T), 1), jnp.int32), positions_T
+    return kv_cache.put_tokens(
+        kv_cache.take_rows(behind, row, max_len), new_kv, jnp.zeros((len(positions_T), 1), jnp.int32), positions_T
     )
 
 
@@ -81,7 +81,7 @@ def put_behind(shape: StepShape, cache: Cache, slot: Int[Array, ""], behind: Cac
 @functools.partial(jax.jit, static_argnames=("shape", "max_len"))
 def take_slot(shape: StepShape, cache: Cache, slot: Int[Array, ""], *, max_len: int) -> Cache:
     """A copy of a slot's first row, cut or padded to `max_len` positions."""
-    return forward.take_rows(cache, (slot * shape.num_rows)[None], max_len)
+    return kv_cache.take_rows(cache, (slot * shape.num_rows)[None], max_len)
 
 
 @jax.jit
@@ -129,7 +129,7 @@ def empty_state(
     logits_PV = jax.ShapeDtypeStruct((num_prompts, config.padded_vocab_size), jnp.float32)
     state = jax.eval_shape(functools.partial(shape.start, config, max_len=max_len), asked, logits_PV)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)  # nothing to compile
-    return zeros, forward.empty_cache(config, num_prompts * shape.num_rows, max_len)
+    return zeros, kv_cache.empty_cache(config, num_prompts * shape.num_rows, max_len)
 
 
 def abstract(
@@ -168,10 +168,10 @@ def place(
     """
     rows_TW = (jnp.asarray(slots_T)[:, None] * shape.num_rows) + jnp.arange(shape.num_rows)
     positions_T = jnp.asarray(chunk.positions_T)
-    cache = forward.put_tokens(cache, new_kv, rows_TW, positions_T, is_native=weights.is_packed)
+    cache = kv_cache.put_tokens(cache, new_kv, rows_TW, positions_T, is_native=weights.is_packed)
     fresh = fresh.with_room(cache.max_len)
     if (monitor := getattr(shape, "monitor", None)) is not None:
-        rows = forward.take_rows(cache, slots_G * shape.num_rows)
+        rows = kv_cache.take_rows(cache, slots_G * shape.num_rows)
         last_tokens_G = jnp.asarray(chunk.tokens_T)[jnp.asarray(chunk.last_G)]
         level_G = _log_levels(config, monitor, weights, rows, fresh.asked.prompt_lengths_P, last_tokens_G, logits_GV)
         fresh = fresh.replace(tag_log_prob_PW=jnp.broadcast_to(level_G[:, None], fresh.tag_log_prob_PW.shape))
@@ -190,7 +190,7 @@ def resize(
 
     Slots past the end are empty.
     """
-    cache = forward.take_rows(cache, _rows(shape, slots_P), max_len)
+    cache = kv_cache.take_rows(cache, _rows(shape, slots_P), max_len)
     return asked_lib.pick_rows(state, slots_P).with_room(max_len), cache
 
 
@@ -325,7 +325,7 @@ def _logits(config: ModelConfig, num_prompts: int) -> jax.ShapeDtypeStruct:
 
 
 def _row(config: ModelConfig, max_len: int) -> Cache:
-    return jax.eval_shape(functools.partial(forward.empty_cache, config, 1, max_len))
+    return jax.eval_shape(functools.partial(kv_cache.empty_cache, config, 1, max_len))
 
 
 def _chunk(num_tokens: int) -> Chunk:

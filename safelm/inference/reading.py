@@ -10,7 +10,7 @@ from safelm.inference import chunks, programs
 from safelm.inference.catalog import Catalog
 from safelm.inference.compiling import BackgroundCompiler, Program
 from safelm.inference.entry import Entry
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.prefixes import Behind, Prefixes
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig

@@ -52,10 +52,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
-from safelm.inference import beams, forward
+from safelm.inference import beams, forward, kv_cache
 from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.inference.beams import BeamState
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.monitors import Monitor
 from safelm.inference.monitors.reading import candidate_log_levels
 from safelm.inference.weights import Weights
@@ -118,13 +118,13 @@ class SafeBeams:
             tag_log_prob_PW=beams.pick(tag_log_prob_PWC, place_PW),
             next_log_probs_PWV=beams.pick(logits_PWCV, place_PW) - beams.pick(normaliser_PWC, place_PW)[..., None],
         )
-        chosen = forward.take_rows(new_kv, rows_R), choice_PW.reshape(-1), lengths_R
+        chosen = kv_cache.take_rows(new_kv, rows_R), choice_PW.reshape(-1), lengths_R
         if self.shares_rows:
             new = new.replace(holders_PWS=_new_holders(state.holders_PWS, parent_PW, lengths_R))
-            cache = forward.write_next_by_row(cache, *chosen)
+            cache = kv_cache.write_next_by_row(cache, *chosen)
         else:
-            cache = forward.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
-            cache = forward.write_next(cache, *chosen, is_native=weights.is_packed)
+            cache = kv_cache.follow_beams(config, weights, cache, rows_R, prompt_lengths_R, lengths_R)
+            cache = kv_cache.write_next(cache, *chosen, is_native=weights.is_packed)
         tried = beams.tried(candidates, tag_log_prob_PWC, is_kept_PWC, score_PW, place_PW)
         return asked_lib.keep(state.is_over_P, state, new), cache, tried
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
-from safelm.inference import forward
+from safelm.inference import forward, kv_cache
 from safelm.inference.asked import NEVER, RUNNING, Asked
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.weights import Weights
 from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
@@ -98,7 +98,7 @@ class Sequences:
         # Nothing is written after logits that are not numbers: so the write waits for all that reads the cache, and
         # XLA writes in place. Otherwise it copies the whole cache, twice a step.
         lengths_P = jnp.where(jnp.isnan(normaliser_P), cache.max_len, lengths_P)
-        return new, forward.write_next(cache, new_kv, choice_P, lengths_P, is_native=weights.is_packed), None
+        return new, kv_cache.write_next(cache, new_kv, choice_P, lengths_P, is_native=weights.is_packed), None
 
     def after(
         self, config: ModelConfig, weights: Weights, state: SequenceState, logits_PCV: Float[Array, "P C V"]
@@ -157,7 +157,7 @@ class Sequences:
         """
         old, rows_J1 = asked_lib.pick_rows(state, slots_J), jnp.arange(len(slots_J))[:, None]
         lengths_J = old.asked.prompt_lengths_P + old.step_P
-        x_JTD, new_kv = forward.read_behind(config, weights, tokens_JT, forward.take_rows(cache, slots_J), lengths_J)
+        x_JTD, new_kv = forward.read_behind(config, weights, tokens_JT, kv_cache.take_rows(cache, slots_J), lengths_J)
         logits_JTV = forward.logits_of(config, weights, x_JTD)
         log_probs_JTV = logits_JTV - forward.log_normaliser(logits_JTV, is_native=weights.is_packed)[..., None]
         said_JT = jnp.take_along_axis(log_probs_JTV[:, :-1], tokens_JT[:, 1:, None], axis=2)[..., 0]
@@ -177,7 +177,7 @@ class Sequences:
         )
         state = jax.tree.map(lambda all_, own: all_.at[slots_J].set(own, mode="drop"), state, _settled(new))
         lengths_J = jnp.where(jnp.isnan(new.log_prob_P), cache.max_len, lengths_J)  # so that it is written in place
-        return state, forward.write_behind(cache, new_kv, lengths_J, slots_J, is_native=weights.is_packed)
+        return state, kv_cache.write_behind(cache, new_kv, lengths_J, slots_J, is_native=weights.is_packed)
 
 
 def _put(old_PT: Array, step_P: Int[Array, " P"], new_P: Array) -> Array:

@@ -84,7 +84,7 @@ def parts(config, params, prompt, tag: int, weights_name: str, products: str, me
     import jax.numpy as jnp
     import numpy as np
 
-    from safelm.inference import Engine, EngineRequest, forward, programs
+    from safelm.inference import Engine, EngineRequest, forward, kv_cache, programs
     from safelm.inference.weights import prepare
 
     weights = prepare(config, params, weights_name, products=products)
@@ -104,7 +104,7 @@ def parts(config, params, prompt, tag: int, weights_name: str, products: str, me
 
     decode()
     in_engine = statistics.median(decode() for _ in range(rounds)) / tokens
-    cache = forward.empty_cache(config, rows, 128)
+    cache = kv_cache.empty_cache(config, rows, 128)
     tokens_RC = jnp.ones((rows, candidates), jnp.int32)
     lengths_R = jnp.full(rows, len(prompt) + STEPS, jnp.int32)
     rng = np.random.default_rng(0)

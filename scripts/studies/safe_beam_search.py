@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from safelm.inference import asked as asked_lib
-from safelm.inference import beams, forward
+from safelm.inference import beams, forward, kv_cache
 from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.inference.beams import BeamState
-from safelm.inference.forward import Cache
+from safelm.inference.kv_cache import Cache
 from safelm.inference.safe_beam import undropped
 from safelm.inference.weights import Weights
 from safelm.models.config import ModelConfig
@@ -70,7 +70,9 @@ def search_step(
         tag_log_prob_PW=beams.pick(tag_PWC, place_PW),
         next_log_probs_PWV=beams.pick(log_probs_PWCV, place_PW),
     )
-    cache = forward.write_next(forward.take_rows(cache, rows_R), forward.take_rows(new_kv, rows_R), choice_R, lengths_R)
+    cache = kv_cache.write_next(
+        kv_cache.take_rows(cache, rows_R), kv_cache.take_rows(new_kv, rows_R), choice_R, lengths_R
+    )
     carried_PWN = beams.pick(jnp.stack([level_PWC, spent_PWC], axis=-1), place_PW)
     return asked_lib.keep(~state.is_running_PW.any(axis=1), state, new), carried_PWN, cache
 

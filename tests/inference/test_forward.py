@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_decoders import TINY, UNTIED, random_params, random_tokens
 
-from safelm.inference import forward
+from safelm.inference import forward, kv_cache
 from safelm.inference.weights import prepare
 from safelm.models import decoder
 from safelm.models.config import RopeScaling
@@ -44,18 +44,18 @@ def test_reading_on_behind_a_cache_equals_the_whole_forward_with_ragged_lengths(
     params, tokens_BT = random_params(config), random_tokens(3, 14)
     weights, full_BTV = prepare(config, params), decoder.apply(config, params, tokens_BT)
     lengths, start = np.array([8, 3, 5]), jnp.zeros(3, jnp.int32)
-    cache = forward.empty_cache(config, 3, 20)
+    cache = kv_cache.empty_cache(config, 3, 20)
     x_BTD, new_kv = forward.read_behind(config, weights, tokens_BT[:, :8], cache, start)
     np.testing.assert_allclose(forward.logits_of(config, weights, x_BTD), full_BTV[:, :8], atol=3e-5)
     assert not any(kv.any() for kv in jax.tree.leaves(cache))
-    cache = forward.write_behind(cache, new_kv, start)  # rows 1 and 2 hold entries past their length: must not count
+    cache = kv_cache.write_behind(cache, new_kv, start)  # rows 1 and 2 hold entries past their length: must not count
     for width in (1, 3):
         columns = lengths[:, None] + np.arange(width)
         new = jnp.take_along_axis(tokens_BT, columns, axis=1)
         x_BTD, new_kv = forward.read_behind(config, weights, new, cache, jnp.asarray(lengths))
         expected = np.take_along_axis(np.asarray(full_BTV), columns[..., None], axis=1)
         np.testing.assert_allclose(forward.logits_of(config, weights, x_BTD), expected, atol=3e-5)
-        cache, lengths = forward.write_behind(cache, new_kv, jnp.asarray(lengths)), lengths + width
+        cache, lengths = kv_cache.write_behind(cache, new_kv, jnp.asarray(lengths)), lengths + width
 
 
 @pytest.mark.parametrize("config", EACH)
@@ -75,16 +75,16 @@ def test_alternatives_share_one_prefix_and_do_not_see_each_other(config):
 def test_writing_drops_what_does_not_fit_and_keeps_the_rest(is_native):
     if is_native and isinstance(found := building.find(), str):
         pytest.skip(f"no CPU kernels: {found}")
-    cache = jax.tree.map(lambda x: x - 1.0, forward.empty_cache(TINY, 2, 4))
-    new_kv = jax.tree.map(lambda x: x + 2.0, forward.empty_cache(TINY, 2, 3))
+    cache = jax.tree.map(lambda x: x - 1.0, kv_cache.empty_cache(TINY, 2, 4))
+    new_kv = jax.tree.map(lambda x: x + 2.0, kv_cache.empty_cache(TINY, 2, 3))
     own = {"is_native": is_native}
-    written = forward.write_behind(cache, new_kv, jnp.array([0, 2]), **own)
+    written = kv_cache.write_behind(cache, new_kv, jnp.array([0, 2]), **own)
     np.testing.assert_array_equal(written.keys[0][:, 0, :, 0], [[2, 2, 2, -1], [-1, -1, 2, 2]])
-    written = forward.write_behind(cache, jax.tree.map(lambda x: x[:1], new_kv), jnp.array([1]), jnp.array([1]), **own)
+    written = kv_cache.write_behind(cache, jax.tree.map(lambda x: x[:1], new_kv), jnp.array([1]), jnp.array([1]), **own)
     np.testing.assert_array_equal(written.values[1][:, 1, :, 2], [[-1, -1, -1, -1], [-1, 2, 2, 2]])
     counted = jax.tree.map(lambda x: x + jnp.arange(3.0)[:, None], new_kv)
-    written = forward.write_next(cache, counted, jnp.array([2, 1]), jnp.array([3, 4]), **own)
+    written = kv_cache.write_next(cache, counted, jnp.array([2, 1]), jnp.array([3, 4]), **own)
     np.testing.assert_array_equal(written.keys[1][:, 0, :, 1], [[-1, -1, -1, 4], [-1, -1, -1, -1]])
     rows, places = jnp.array([[0, 1], [1, 2], [0, 1]]), jnp.array([2, 0, 4])
-    written = forward.put_tokens(cache, jax.tree.map(lambda x: x[:1], counted), rows, places, **own)
+    written = kv_cache.put_tokens(cache, jax.tree.map(lambda x: x[:1], counted), rows, places, **own)
     np.testing.assert_array_equal(written.values[0][:, 1, :, 0], [[-1, -1, 2, -1], [3, -1, 2, -1]])

@@ -9,7 +9,7 @@ import pytest
 from engine_runs import assert_same, make_engine, random_request, run_alone, told
 from random_decoders import CONFIG, EOS, TAG, VOCAB, random_model
 
-from safelm.inference import Beam, EngineRequest, Greedy, SafeBeam, Sampling, catalog, forward, prefixes, reading
+from safelm.inference import Beam, EngineRequest, Greedy, SafeBeam, Sampling, catalog, kv_cache, prefixes, reading
 from safelm.inference.prefixes import Prefixes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -125,7 +125,7 @@ def test_nobody_waits_for_the_compiler_after_compiling_ahead(params):
 
 def test_rows_are_kept_by_use_within_their_room():
     rng, kept, shortest = np.random.default_rng(0), Prefixes(4 * 12), prefixes.SHORTEST_SHARED
-    pinned = forward.empty_cache(CONFIG, 1, 12)
+    pinned = kv_cache.empty_cache(CONFIG, 1, 12)
     kept.pin((9, 9, 9, 9), pinned)
     for _ in range(150):
         ids = rng.integers(0, 2, size=rng.integers(1, 9)).tolist()
@@ -135,7 +135,7 @@ def test_rows_are_kept_by_use_within_their_room():
             assert shortest <= found.length < len(ids)
         if kept.wants(ids, 12):
             assert len(ids) >= shortest
-            kept.add(ids, forward.empty_cache(CONFIG, 1, 12))
+            kept.add(ids, kv_cache.empty_cache(CONFIG, 1, 12))
             longest = kept.longest([*ids, 5])
             assert longest.length == len(ids), "what was just kept is found, whole"
             assert not kept.wants(ids, 12)

@@ -9,7 +9,7 @@ import pytest
 import safe_beam_reference as reference
 from random_decoders import CONFIG, EOS, TAG, VOCAB, full_model, random_model, random_prompts
 
-from safelm.inference import Beam, Greedy, SafeBeam, forward, generate, programs
+from safelm.inference import Beam, Greedy, SafeBeam, generate, kv_cache, programs
 from safelm.inference import asked as asked_lib
 from safelm.inference import safe_beam as safe_beam_lib
 from safelm.inference.weights import prepare
@@ -67,7 +67,7 @@ def test_a_cache_that_stays_in_place_gives_the_same_as_one_that_follows_its_beam
     followed = decode(params, prompts, method, max_new_tokens=10)
     monkeypatch.setattr(programs, "step_shape", functools.partial(programs.step_shape, platform="tpu"))
     assert programs.step_shape(method).shares_rows
-    monkeypatch.delattr(forward, "follow_beams")
+    monkeypatch.delattr(kv_cache, "follow_beams")
     shared = decode(params, prompts, method, max_new_tokens=10)
     assert [(g.tokens, g.stopped_by) for g in shared] == [(g.tokens, g.stopped_by) for g in followed]
     np.testing.assert_allclose([g.logprob for g in shared], [g.logprob for g in followed], atol=1e-4)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from safelm.inference import forward
+from safelm.inference import forward, kv_cache
 from safelm.inference.monitors.monitor import Monitor, check_monitor
 from safelm.inference.prompts import batches
 from safelm.inference.tag_probability import LOGITS_AT_ONCE
@@ -78,7 +78,7 @@ def _levels_behind_headers(
 
 
 def log_level_behind(
-    config: ModelConfig, weights: Weights, monitor: Monitor, cache: forward.Cache, lengths_R: Int[Array, " R"]
+    config: ModelConfig, weights: Weights, monitor: Monitor, cache: kv_cache.Cache, lengths_R: Int[Array, " R"]
 ) -> Float[Array, " R"]:
     """The log of the level at the header behind each row's first `lengths_R` cached tokens, which stay as they are."""
     header_RT = jnp.broadcast_to(jnp.array(monitor.header_ids, jnp.int32), (len(lengths_R), len(monitor.header_ids)))
@@ -92,8 +92,8 @@ def candidate_log_levels(
     config: ModelConfig,
     weights: Weights,
     monitor: Monitor,
-    cache: forward.Cache,
-    new_kv: forward.Cache,
+    cache: kv_cache.Cache,
+    new_kv: kv_cache.Cache,
     lengths_R: Int[Array, " R"],
 ) -> Float[Array, " N"]:
     """The log of the level at the header behind each of a step's R x C candidates.
@@ -109,9 +109,9 @@ def candidate_log_levels(
     def apart(kv_RKCH: Array) -> Array:
         return kv_RKCH.swapaxes(1, 2).reshape(-1, kv_RKCH.shape[1], 1, kv_RKCH.shape[3])
 
-    copies = forward.take_rows(cache, rows_N)
+    copies = kv_cache.take_rows(cache, rows_N)
     first_N, candidates = jnp.zeros_like(lengths_N), jax.tree.map(apart, new_kv)
-    copies = forward.write_next(copies, candidates, first_N, lengths_N, is_native=weights.is_packed)
+    copies = kv_cache.write_next(copies, candidates, first_N, lengths_N, is_native=weights.is_packed)
     return log_level_behind(config, weights, monitor, copies, lengths_N + 1)
 
 
