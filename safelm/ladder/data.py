@@ -7,16 +7,19 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from safelm import lm
 from safelm.data.store import MANIFEST_NAME
 from safelm.formats import sources
-from safelm.io import hub
+from safelm.io import hub, records
 from safelm.io.files import write_whole
 from safelm.ladder.answers import train_judge
 from safelm.ladder.jobs import tokens_folder
 from safelm.ladder.plan import TOXICITY, Model, chosen_models, study_of
 from safelm.ladder.processes import run_command
 from safelm.ladder.real import write_real_corpus
+from safelm.ladder.records import INIT
 from safelm.ladder.toxicity import prepare as toxicity_data
+from safelm.safety.model_fingerprint import model_fingerprint
 from safelm.synthetic_web.corpus import Recipe, write_corpus
 from safelm.tags import TAG_RATE
 
@@ -74,6 +77,9 @@ def prepare(config: ConfigDict, output: pathlib.Path, models: Sequence[Model]) -
             train_judge(config.real, output)
     else:
         write_corpus(str(corpus), Recipe(**config.corpus.to_dict()))
+    if config.init_checkpoint and not (output / INIT).exists():
+        begun = lm.load(config.init_checkpoint)
+        records.write(output / INIT, {"sha256": model_fingerprint("", begun.params, begun.tokenizer.hash, settings={})})
     vocabulary = _vocabulary(config, output)
     rates = sorted({TAG_RATE, *(model.tag_rate for model in models)}, key=lambda rate: rate != TAG_RATE)
     for rate in rates:

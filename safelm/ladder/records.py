@@ -23,8 +23,10 @@ from safelm.io.files import write_whole
 from safelm.ladder.jobs import done_file, read_done
 from safelm.ladder.plan import Job, Model, chosen_models, plan_jobs, study_of
 
-_FREE = ("seeds", "models", "methods", "real")  # a study may be widened, and its data lie elsewhere
-_FACTS = ("corpus/corpus.json", "classifiers/judges.json", "filter.json")  # of a study's folder, where there are any
+# A study may be widened, and its data and the model that it begins with lie elsewhere.
+_FREE = ("seeds", "models", "methods", "real", "init_checkpoint")
+INIT = "init_checkpoint.json"  # of a study's folder: the hash of the model that it begins with
+_FACTS = ("corpus/corpus.json", "classifiers/judges.json", "filter.json", INIT)  # of the folder, where there are any
 _ONCE = ("predictions.json",)  # what a study wrote before it looked: kept as it was first written
 _KEPT = "facts.json"  # those of the records, for a folder whose data isn't made yet
 _SETTINGS = "settings.json"
@@ -140,6 +142,7 @@ def restore(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> l
 
 def _check_data(record: Mapping[str, Any], path: pathlib.Path, others: Sequence[Mapping[str, Any]]) -> None:
     for other in others:
-        mine, theirs = (each["data"].get("corpus", {}).get("sha256") for each in (record, other))
-        if mine and theirs and mine != theirs:
-            raise ValueError(f"{path}: of other data (corpus {mine[:12]}, not {theirs[:12]}): name another --records")
+        for name, said in (("corpus", "data (corpus"), (pathlib.Path(INIT).stem, "weights (init_checkpoint")):
+            mine, theirs = (each["data"].get(name, {}).get("sha256") for each in (record, other))
+            if mine and theirs and mine != theirs:
+                raise ValueError(f"{path}: of other {said} {mine[:12]}, not {theirs[:12]}): name another --records")

@@ -283,6 +283,13 @@ def test_another_machine_does_only_what_records_lack(source, measured, tmp_path,
     later = config.copy_and_resolve_references()
     later.a_setting_of_a_later_version = 1
     assert len(ladder_records.restore(later, tmp_path / "later", records)) == 1
+    begun = json.loads(path.read_text())
+    begun["data"]["init_checkpoint"] = {"sha256": "a" * 64}
+    path.write_text(json.dumps(begun))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/init_checkpoint.json").write_text(json.dumps({"sha256": "b" * 64}))
+    with pytest.raises(ValueError, match=r"seed-3.*: of other weights \(init_checkpoint a{12}, not b{12}\)"):
+        ladder_records.restore(config, tmp_path / "begun", records)
     path.write_text(path.read_text()[:100])
     with pytest.raises(ValueError, match=r"seed-3\.harm_tagged\.json: damaged"):
         ladder_records.restore(config, tmp_path / "damaged", records)
