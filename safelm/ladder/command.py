@@ -120,6 +120,8 @@ def _worker(settings: str, output: str, number: int, workers: int, records_folde
 def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
     """Stores the settings that decide the results.
 
+    A setting that the folder's version of the package did not have is no other one, as for records.
+
     Raises ValueError if the folder holds a study with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +130,9 @@ def _keep_config(config: ConfigDict, folder: pathlib.Path) -> None:
     if path.exists():
         old = records.read(path, "choose another --output")
         same = [{name: value for name, value in each.items() if name not in free} for each in (old, new)]
-        if lines := config_fields.changed_fields(*same):
-            raise ValueError(f"--output={folder}: holds a study of other settings: {lines[0]}")
+        if name := ladder_records.changed(*same):
+            line = next(line for line in config_fields.changed_fields(*same) if line.startswith(f"{name}:"))
+            raise ValueError(f"--output={folder}: holds a study of other settings: {line}")
     records.write(path, new)
 
 

@@ -283,6 +283,9 @@ def test_another_machine_does_only_what_records_lack(source, measured, tmp_path,
     later = config.copy_and_resolve_references()
     later.a_setting_of_a_later_version = 1
     assert len(ladder_records.restore(later, tmp_path / "later", records)) == 1
+    ladder.run(later, str(tmp_path / "again"), workers=1, records_folder=str(records))
+    with pytest.raises(ValueError, match=r"a study of other settings: stages\.relearning\.total_steps: \d+ -> 4$"):
+        ladder.run(other, str(tmp_path / "again"), workers=1)
     begun = json.loads(path.read_text())
     begun["data"]["init_checkpoint"] = {"sha256": "a" * 64}
     path.write_text(json.dumps(begun))
