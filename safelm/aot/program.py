@@ -62,7 +62,7 @@ def compile_step(config: ConfigDict, model_config: ModelConfig, tpu: aot_topolog
     with jax.set_mesh(mesh):
         lowered = program.step.lower(program.abstract_state, batch, train_step.abstract_controls(mesh))
     try:
-        compiled = compiler.compile_with(lowered, config.compiler_options)
+        compiled = compiler.compile_with(lowered, config.compiler_options, mesh.devices.flat[0].platform)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -2,13 +2,17 @@
 
 `XLA_FLAGS` and `LIBTPU_INIT_ARGS` hold for a whole process and are part of no config; these are written down with the
 run, and `safelm.aot` compiles with the same. What a flag does, and which there are, depends on the compiler's version.
+
+A flag that names a platform (`xla_tpu_...`) is for that one alone and is left out elsewhere, so that a config with a
+pod's flags runs on a laptop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
 _BOOLS = {"true": True, "false": False}
+_PLATFORMS = {"xla_tpu_": "tpu", "xla_gpu_": "gpu", "xla_cpu_": "cpu"}  # of flags that begin so
 
 
 def parse_options(options: Sequence[str]) -> dict[str, str | bool]:
@@ -27,9 +31,18 @@ def parse_options(options: Sequence[str]) -> dict[str, str | bool]:
     return found
 
 
-def compile_with(lowered: jax.stages.Lowered, options: Sequence[str]) -> jax.stages.Compiled:
-    """Compiles with these options; raises ValueError that names the flag which the compiler refuses, and why."""
-    flags = parse_options(options)
+def for_platform(flags: Mapping[str, str | bool], platform: str) -> dict[str, str | bool]:
+    """The flags without those of another platform; `platform` is that of JAX's devices ("cpu", "gpu" or "tpu")."""
+    of = {flag: next((of for start, of in _PLATFORMS.items() if flag.startswith(start)), platform) for flag in flags}
+    return {flag: value for flag, value in flags.items() if of[flag] == platform}
+
+
+def compile_with(lowered: jax.stages.Lowered, options: Sequence[str], platform: str) -> jax.stages.Compiled:
+    """Compiles with those of the options that are for `platform`, that of the devices compiled for.
+
+    Raises ValueError that names the flag which the compiler refuses, and why.
+    """
+    flags = for_platform(parse_options(options), platform)
     try:
         return lowered.compile(compiler_options=flags or None)
     except jax.errors.JaxRuntimeError as error:

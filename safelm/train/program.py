@@ -61,8 +61,8 @@ def compile_ahead(
 ]:
     """The update and the evaluation, compiled before the first step so that nothing later has to wait for it.
 
-    `channels`: what batches have beside the loss weight. `config.compiler_options` are the update's. Raises ValueError
-    for one that the compiler refuses.
+    `channels`: what batches have beside the loss weight. `config.compiler_options` are the update's, those of another
+    platform left out. Raises ValueError for one that the compiler refuses.
     """
 
     def batch(rows: int) -> Batch:
@@ -71,7 +71,8 @@ def compile_ahead(
     state = program.abstract_state
     controls = train_step.abstract_controls(program.batch_sharding.mesh)
     lowered = program.step.lower(state, batch(config.batch_size), controls)
-    update = compiler.compile_with(lowered, config.compiler_options)
+    platform = program.batch_sharding.mesh.devices.flat[0].platform
+    update = compiler.compile_with(lowered, config.compiler_options, platform)
     if not has_evaluation:
         return update, None
     micro_batch = batch(config.batch_size // config.grad_accum_steps)

@@ -4,7 +4,8 @@
 
 The records are those of docs/results/data/ladder_VARIANT, of the variants of configs/ladder.py that `TABLES` names. A
 file of figures is written anew for each, and then every table and picture as by draw_results.py. *Corrected* are rates
-after benign finetuning by the judge's errors, measured on documents of known label (`word_lists.measure_judge`).
+after benign finetuning by the judge's errors, measured on documents of known label (`word_lists.measure_judge`) or, of
+a judge trained on people's labels, on those held out, as its measurements have them.
 
 A table with models of its own is of the seeds that all of them have, and Holm's correction over its orderings alone; it
 waits until three are kept.
@@ -19,7 +20,9 @@ import kept_records
 from safelm import cli
 from safelm.evaluate.judges import word_lists
 from safelm.ladder import report
-from safelm.ladder.plan import RUNGS, STAGES
+from safelm.ladder.answers import LEANING
+from safelm.ladder.jobs import read_done
+from safelm.ladder.plan import GREEDY, RUNGS, STAGES, measured
 from safelm.stats.correction import Counts, corrected_estimate
 from safelm.stats.intervals import Estimate
 
@@ -30,6 +33,7 @@ TABLES = {  # by the figures' name: variant, models (none: the config's)
     "ladder_power": ("embedded_power", RUNGS),
     "ladder_when": ("embedded_power", ("raw", "moral_education", "harm_tagged", *WHEN)),
     "ladder_hard": ("embedded_hard", ()),
+    "ladder_smollm2": ("smollm2_135m_small", ()),
 }
 LEAST_SEEDS = 3  # of a table
 CORRECTED = ("embedded_power", "embedded_hard")
@@ -50,6 +54,11 @@ NAMES_OF_RUNGS = {
     "rate_3+safe_beam": "the same, SafeBeam",
     "rate_10": "tag at 10%",
     "rate_10+safe_beam": "the same, SafeBeam",
+}
+NAMES_OF_ANSWERS = {
+    "moral_education": "score 0, SafeWeb, RefuseWeb, Moral Education",
+    "harm_tagged": "+ tag (5%)",
+    "safe_beam": "+ SafeBeam",
 }
 NAMES = {
     "score0": "score 0 only",
@@ -92,6 +101,17 @@ def judge_errors(*, composed: bool) -> tuple[Counts, Counts]:
     return sensitivity, specificity
 
 
+def trained_judge_errors(study: kept_records.Study) -> tuple[Counts, Counts]:
+    """(sensitivity, specificity) of the trained judge, from the study's first measurement."""
+    model = study.config.models[0]
+    result = read_done(study.output, measured(study.config.seeds[0], model, _LAST, GREEDY))
+    sensitivity, specificity = (
+        Counts(result["judge_errors"][name]["count"], result["judge_errors"][name]["cases"])
+        for name in ("sensitivity", "specificity")
+    )
+    return sensitivity, specificity
+
+
 def corrected(values: Mapping[str, Any], errors: tuple[Counts, Counts]) -> list[float] | None:
     """A rate behind the judge's errors, with its interval, in percent."""
     rate = Estimate(*(values[name] for name in ("value", "low", "high", "cases")))
@@ -105,19 +125,28 @@ def rates(
     prompts: int,
     errors: tuple[Counts, Counts] | None = None,
 ) -> dict[str, Any]:
-    """Harmful completions after each stage with intervals; neither, safe refused and perplexity in words."""
+    """Harmful completions after each stage with intervals; neither, safe refused and perplexity in words.
+
+    Perplexity stands where no rates are corrected and, beside the leaning to refuse, of models that have one.
+    """
     rows = []
+    has_leanings = any(LEANING in stages.get(_LAST, {}) for stages in summary["rows"].values())
     for name, stages in summary["rows"].items():
         if _LAST not in stages:
             continue
         cells: list[Any] = [_percent(stages.get(stage, {}).get(report.HARMFUL)) for stage in STAGES]
         if errors:
             cells.append(corrected(stages[_LAST][report.HARMFUL], errors))
-        for measure in (report.NEITHER, report.OVER_REFUSED):
+        for measure in (report.OVER_REFUSED,) if has_leanings else (report.NEITHER, report.OVER_REFUSED):
             values = [f"{100 * stages[stage][measure]['value']:.0f}" for stage in (_TUNED, _LAST)]
             cells.append(" to ".join(values))
+        if has_leanings:
+            leanings = [
+                f"{stages[stage][LEANING]['value']:+.2f}" for stage in (_TUNED, _LAST) if LEANING in stages[stage]
+            ]
+            cells.append(" to ".join(leanings))
         found = stages.get(_FIRST, {}).get(report.PERPLEXITY)
-        if not errors:
+        if has_leanings or not errors:
             cells.append(None if found is None else round(found["value"], 2))
         cells.append(_against_raw(summary, name))
         rows.append({"name": names.get(name, name), "values": cells})
@@ -131,9 +160,10 @@ def rates(
             _column("instruction tuning", 0, drawn=True),
             _column("benign finetuning", 0, drawn=True),
             *([_column("corrected", 0)] if errors else []),
-            {"head": "neither"},
+            *([] if has_leanings else [{"head": "neither"}]),
             {"head": "safe refused"},
-            *([] if errors else [_column("perplexity", 2)]),
+            *([{"head": "leaning, nats"}] if has_leanings else []),
+            *([_column("perplexity", 2)] if has_leanings or not errors else []),
             {"head": "less raw"},
         ],
         "rows": rows,
@@ -164,11 +194,13 @@ def main(_: Any) -> None:
             if len(study.config.seeds) < LEAST_SEEDS:
                 continue
             summary = report.summarize(report.collect(study.config, study.output))
-            errors = None
+            errors, names, prompts = None, NAMES, study.config.corpus.prompts
             if variant in CORRECTED:
                 errors = judge_errors(composed=study.config.corpus.get("references", 0) > 0)
-            names = NAMES | NAMES_OF_RUNGS if variant in CORRECTED else NAMES
-            tables[name] = rates(summary, study.about, names, study.config.corpus.prompts, errors)
+                names = NAMES | NAMES_OF_RUNGS
+            if study.config.answers:
+                errors, names, prompts = trained_judge_errors(study), NAMES_OF_ANSWERS, study.config.prompts
+            tables[name] = rates(summary, study.about, names, prompts, errors)
         sys.stdout.write(f"# {name}: {study.about['machine']}\n\n{report.to_markdown(summary)}\n")
     kept_records.write(tables)
 

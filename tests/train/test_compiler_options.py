@@ -41,9 +41,19 @@ def test_another_form_is_refused(options, said):
 )
 def test_the_flag_that_a_compiler_refuses_is_named_with_its_reason(lowered, option, said):
     with pytest.raises(ValueError, match=f"^compiler_options: {said}"):
-        compiler.compile_with(lowered, ("xla_cpu_enable_fast_min_max=true", option))
+        compiler.compile_with(lowered, ("xla_cpu_enable_fast_min_max=true", option), "cpu")
 
 
 def test_a_program_compiled_with_options_computes_the_same(lowered):
-    compiled = compiler.compile_with(lowered, ("xla_backend_optimization_level=1", "xla_cpu_enable_fast_math=false"))
-    assert compiled(jnp.arange(3.0)).tolist() == [1, 2, 3]
+    options = ("xla_backend_optimization_level=1", "xla_cpu_enable_fast_math=false")
+    assert compiler.compile_with(lowered, options, "cpu")(jnp.arange(3.0)).tolist() == [1, 2, 3]
+
+
+def test_flags_of_another_platform_are_left_out(lowered):
+    flags = {"xla_a": "1", "xla_tpu_b": "2", "xla_gpu_c": "3", "xla_cpu_d": "4"}
+    for platform, left in (("tpu", "xla_tpu_b"), ("gpu", "xla_gpu_c"), ("cpu", "xla_cpu_d")):
+        assert list(compiler.for_platform(flags, platform)) == ["xla_a", left]
+    pods = ("xla_tpu_scoped_vmem_limit_kib=65536",)
+    with pytest.raises(ValueError, match="xla_tpu_scoped_vmem_limit_kib=65536 is refused"):
+        compiler.compile_with(lowered, pods, "tpu")  # the compiler of CPUs hasn't got it
+    assert compiler.compile_with(lowered, pods, "cpu")(jnp.arange(3.0)).tolist() == [1, 2, 3]
