@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from safelm.models import attention, causal_attention, sharding
 from safelm.models.arrays import ArrayLike
-from safelm.models.config import ATTENTION_OUTPUT, ModelConfig, query_blocks
+from safelm.models.config import ModelConfig, query_blocks
+from safelm.models.remat import ATTENTION_OUTPUT
 
 LANES = 128  # of a TPU: splash's blocks are multiples of it
 MAX_BLOCK = 512  # rows and columns of splash's score blocks: 1 MB of float32 each, far below a core's fast memory

@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from safelm.models import remat as remat_lib
 from safelm.models.routing_config import Routing
 
 VOCAB_MULTIPLE = 128
@@ -16,15 +16,6 @@ ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 NORMS = {"before": ("",), "after": ("",), "around": ("", "_post")}  # placement -> suffixes of a sublayer's norms
 ACTIVATIONS = ("silu", "gelu")
 PRODUCTS = ("auto", "xla", "native")
-PRODUCT_OUTPUT = "product_output"  # of a product with parameters that is not XLA's
-ATTENTION_OUTPUT = "attention_output"  # of a fused kernel: its result and what its backward pass needs
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT, PRODUCT_OUTPUT),
-    ),
-}
 
 
 def query_blocks(length: int) -> int:
@@ -155,7 +146,8 @@ class ModelConfig:
       init_std: of a normal; output projections are divided by sqrt(2 * num_layers), as SmolLM2 was initialised.
       dtype: of the computation; norms, softmax and logits are float32 anyway.
       remat: "none" saves every activation, "dots" those of matmuls with parameters and a fused attention kernel's
-        output, "full" only each layer's input.
+        output, "full" only each layer's input, "keep:NAMES" that and results by name, "keep:NAMES;offload:NAMES" some
+        in the host's memory: see `safelm.models.remat`.
       attention: of training: "xla", "splash" (TPU), "cudnn" (GPU), or "auto" = the fused one of the platform where it
         can run, else xla; settled by `attention_kernels.choose` for a mesh, until when "auto" computes with xla.
       products: of training, with large matrices: "xla", "native" (our C++ kernels: one CPU, bfloat16), or "auto" =
@@ -221,6 +213,7 @@ class ModelConfig:
             raise ValueError(f"model.num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim}: rotary positions need an even number")
+        remat_lib.check(self.remat)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
@@ -292,15 +285,13 @@ class ModelConfig:
     def kept_bytes_per_token(self, seq_len: int, *, remat: str = "", tensor: int = 1) -> int:
         """Bytes that a block keeps of a token for its backward pass: the formulas of `safelm.train.plan`.
 
-        Args:
-          remat: that of the config where not given.
-          tensor: devices that share heads and the MLP's width.
+        With `remat` in place of the config's, on one of `tensor` devices that share heads and the MLP's width.
         """
         remat, width = remat or self.remat, jnp.dtype(self.dtype).itemsize
         heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         is_fused = self.attention in ("splash", "cudnn")
-        if remat == "full":
-            return width * self.d_model
+        if kept := remat_lib.Kept(()) if remat == "full" else remat_lib.Kept.parse(remat):
+            return width * self.d_model + sum(self._kept_bytes_by_name(tensor)[name] for name in kept.on_device)
         adapters = self._kept_bytes_of_adapters(remat, width, tensor)
         if remat == "dots":
             fused = (width * self.head_dim + 4) * self.num_heads if is_fused else 0
@@ -316,6 +307,16 @@ class ModelConfig:
         norms = self.qk_norm * (12 * (heads + kv_heads) + 8 * num_normed)
         split = width * (2 * kv_heads + (8 if self.activation == "gelu" else 6) * self.d_ff) + attention + norms
         return 2 * width * self.d_model + (24 * self.d_model + 16) * len(NORMS[self.norms]) + split // tensor + adapters
+
+    def _kept_bytes_by_name(self, tensor: int) -> dict[str, int]:
+        """Of a token, by its name in `remat.NAMES`, on one of `tensor` devices."""
+        heads, kv_heads = (count * self.head_dim // tensor for count in (self.num_heads, self.num_kv_heads))
+        sizes = {"query": heads, "key": kv_heads, "value": kv_heads, "attention": heads, "output": self.d_model}
+        sizes |= dict.fromkeys(("gate", "up"), self.d_ff // tensor)
+        sizes["down"] = self.d_model * (self.norms != "before")  # which nothing but a norm takes in
+        found = {name: jnp.dtype(self.dtype).itemsize * size for name, size in sizes.items()}
+        found["attention"] += 4 * self.num_heads // tensor * (self.attention == "splash")  # logarithms of sums
+        return found
 
     def _kept_bytes_of_adapters(self, remat: str, width: int, tensor: int) -> int:
         """x A of every adapter and, where products are kept, its own beside the projection's."""
@@ -339,7 +340,6 @@ class ModelConfig:
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
-    "remat": ("none", *REMAT_POLICIES),
     "attention": ATTENTIONS,
     "products": PRODUCTS,
     "norms": tuple(NORMS),

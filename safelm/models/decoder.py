@@ -3,7 +3,8 @@
 What other families have beyond it are options of `ModelConfig`; where layers differ, in their window or their rotary
 base, the difference is an array over layers, so that they are scanned all the same.
 
-Others see a config, `init` and `apply`: parameters are a plain nested dict, Linen stays in this file.
+Others see a config, `init` and `apply`: parameters are a plain nested dict, Linen stays in this file and
+`safelm.models.parameters`.
 
 Axes: B batch, T query position, S key position, D embed, F mlp, N heads, K kv heads, G query heads per kv head,
 H head_dim, V vocab (padded), L layers, W beams, C candidates.
@@ -20,7 +21,6 @@ Rows of padded ids are zero and stay zero: their logits are masked, so they get 
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,10 +29,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from safelm.models import attention, attention_kernels, lora, routing, sharding
+from safelm.models import attention, attention_kernels, lora, remat, routing, sharding
 from safelm.models.arrays import ArrayLike, Params
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
-from safelm.models.config import REMAT_POLICIES, ModelConfig
+from safelm.models.config import ModelConfig
+from safelm.models.parameters import Kernels, Scale, Table, normal
 from safelm.models.projection import from_heads, project, project_by_rows, to_heads
 from safelm.models.routing import Routes
 
@@ -53,68 +54,6 @@ __all__ = [
 MASKED_LOGIT = -1e9  # of ids that exist only to pad the vocabulary
 
 
-def _normal(std: float, *, num_real: int | None = None, axis: int = 0) -> nn.initializers.Initializer:
-    """Normal with this standard deviation; entries from `num_real` on along `axis` are zero."""
-
-    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        values = std * jax.random.normal(key, shape, dtype)
-        if num_real is None or num_real == shape[axis]:
-            return values
-        is_real = jax.lax.broadcasted_iota(jnp.int32, shape, axis) < num_real
-        return jnp.where(is_real, values, jnp.zeros((), dtype))
-
-    return initialize
-
-
-class _Scale(nn.Module):
-    """A norm's scale."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, size: int) -> jax.Array:
-        init = nn.initializers.zeros_init() if self.config.norm_offset else nn.initializers.ones_init()
-        initializer = nn.with_logical_partitioning(init, ("norm",))
-        return self.param("scale", initializer, (size,), self.config.param_dtype)
-
-
-# Logical axes of a block's kernels, by part and name; one that ends in "embed" writes to the stream.
-_KERNEL_AXES = {
-    "attention": {
-        "query": ("embed", "heads", "head_dim"),
-        "key": ("embed", "kv_heads", "head_dim"),
-        "value": ("embed", "kv_heads", "head_dim"),
-        "output": ("heads", "head_dim", "embed"),
-        "query_bias": ("heads", "head_dim"),
-        "key_bias": ("kv_heads", "head_dim"),
-        "value_bias": ("kv_heads", "head_dim"),
-    },
-    "mlp": {"gate": ("embed", "mlp"), "up": ("embed", "mlp"), "down": ("mlp", "embed")},
-}
-_KERNEL_AXES["lora"] = lora.logical_axes(_KERNEL_AXES["attention"] | _KERNEL_AXES["mlp"])
-
-
-class _Kernels(nn.Module):
-    """The kernels of a block's part, which its name says: parameters in `param_dtype`, handed out in `dtype`."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self) -> dict[str, jax.Array]:
-        axes = _KERNEL_AXES[self.name]
-        shapes = self.config.block_shapes[self.name]
-        return {name: self._kernel(name, shape, axes[name]) for name, shape in shapes.items()}
-
-    def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        std = self.config.init_std / (math.sqrt(2 * self.config.num_layers) if axes[-1] == "embed" else 1.0)
-        if name.endswith("_a"):
-            std = lora.init_std(shape)
-        draw = nn.initializers.zeros_init() if name.endswith(("_bias", "_b")) else _normal(std)
-        initializer = nn.with_logical_partitioning(draw, axes)
-        kernel = self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
-        return sharding.gather(kernel, axes)  # in `dtype`: half the bytes
-
-
 class Block(nn.Module):
     """`safelm.models.block` with its parameters."""
 
@@ -130,8 +69,8 @@ class Block(nn.Module):
             rope = jax.tree.map(lambda angles: angles[own["rope"]], rope)
         if "window" in own:
             visible = attention.windowed(visible, own["window"])
-        of_attention, of_mlp = _Kernels(c, name="attention")(), _Kernels(c, name="mlp")()
-        adapters = _Kernels(c, name="lora")() if c.lora else {}
+        of_attention, of_mlp = Kernels(c, name="attention")(), Kernels(c, name="mlp")()
+        adapters = Kernels(c, name="lora")() if c.lora else {}
         how = {"is_flat": c.attention == "splash", "kernels": c.products}
         norms = {name: part["scale"] for name, part in c.block_shapes.items() if "scale" in part}
 
@@ -150,19 +89,28 @@ class Block(nn.Module):
         if routes is not None:
             products = routing.products(c, routes, of_attention, of_mlp)
         adapted = {name: lora.adapted(c, adapters, name, product) for name, product in products.items()}
+        if is_kept_by_name := remat.Kept.parse(c.remat) is not None:
+            adapted = {name: _named(name, product) for name, product in adapted.items()}
         weights = BlockWeights(
             heads=lambda x_BTD: tuple(adapted[name](x_BTD) for name in ("query", "key", "value")),
             output=adapted["output"],
             gated=lambda x_BTD: (adapted["gate"](x_BTD), adapted["up"](x_BTD)),
             down=adapted["down"],
-            norms=routing.norms(c, routes, {name: _Scale(c, name=name)(*shape) for name, shape in norms.items()}),
+            norms=routing.norms(c, routes, {name: Scale(c, name=name)(*shape) for name, shape in norms.items()}),
         )
 
         def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
-            return attention_kernels.attend(c.attention, q_BTNH, k_BTKH, v_BTKH, visible)
+            out_BTNH = attention_kernels.attend(c.attention, q_BTNH, k_BTKH, v_BTKH, visible)
+            # Splash's kernel names its results itself.
+            return remat.named("attention", out_BTNH) if is_kept_by_name and c.attention != "splash" else out_BTNH
 
         x_BTD, _, _ = block(c, weights, x_BTD, rope, attend)
         return sharding.constrain(x_BTD, ("batch", "length", "residual")), None
+
+
+def _named(name: str, product: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The product, its result under a name that a remat policy can keep."""
+    return lambda x_BTD: remat.named(name, product(x_BTD))
 
 
 class Decoder(nn.Module):
@@ -175,32 +123,21 @@ class Decoder(nn.Module):
         self, tokens_BT: jax.Array, rope: Any, visible: Any, own: Any, routes: Routes | None = None
     ) -> jax.Array:
         c = self.config
-        initializer = nn.with_logical_partitioning(_normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
+        initializer = nn.with_logical_partitioning(normal(c.init_std, num_real=c.vocab_size), ("vocab", "embed"))
         shape = (c.padded_vocab_size, c.d_model)
-        embedding_VD = _Table(initializer, shape, "embedding", c.param_dtype, name="embedder")()
+        embedding_VD = Table(initializer, shape, "embedding", c.param_dtype, name="embedder")()
         if not c.tie_embeddings:
-            initializer = _normal(c.init_std, num_real=c.vocab_size, axis=1)
+            initializer = normal(c.init_std, num_real=c.vocab_size, axis=1)
             initializer = nn.with_logical_partitioning(initializer, ("embed", "vocab"))
-            _Table(initializer, shape[::-1], "kernel", c.param_dtype, name="unembed")()
+            Table(initializer, shape[::-1], "kernel", c.param_dtype, name="unembed")()
         x_BTD = embedded(c, jnp.take(embedding_VD, tokens_BT, axis=0))
         if routes is not None:
             x_BTD = jnp.where(routes.teaches_B[:, None, None] > 0, x_BTD, jax.lax.stop_gradient(x_BTD))
         x_BTD = sharding.constrain(x_BTD, ("lookup_batch", "length", "embed"))  # then rows change places with columns
         x_BTD = sharding.constrain(x_BTD, ("batch", "length", "residual"))
         x_BTD, _ = _stacked_block(c)(c, name="layers")(x_BTD, rope, visible, own, routes)
-        scale = _Scale(c, name="final_norm")(c.d_model)
+        scale = Scale(c, name="final_norm")(c.d_model)
         return rms_norm(c, x_BTD, scale if routes is None else routes.of_rest(scale, 1))
-
-
-class _Table(nn.Module):
-    initializer: Any
-    shape: tuple[int, ...]
-    param_name: str
-    param_dtype: str
-
-    @nn.compact
-    def __call__(self) -> ArrayLike:
-        return self.param(self.param_name, self.initializer, self.shape, self.param_dtype)
 
 
 def _all_but_what_is_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -211,8 +148,8 @@ def _all_but_what_is_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
 def _stacked_block(config: ModelConfig) -> Any:
     """`Block` scanned over a leading layers axis; unrolled to a plain loop when not `scan_layers`: same parameters."""
     scanned = Block
-    if config.remat != "none" or sharding.splits_parameters():
-        policy = REMAT_POLICIES.get(config.remat, _all_but_what_is_gathered)
+    if config.remat != remat.NONE or sharding.splits_parameters():
+        policy = remat.policy(config.remat) or _all_but_what_is_gathered
         scanned = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
     return nn.scan(
         scanned,

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from safelm.models import cpu_kernels
 from safelm.models.arrays import Params
-from safelm.models.config import PRODUCT_OUTPUT, ModelConfig
+from safelm.models.config import ModelConfig
+from safelm.models.remat import PRODUCT_OUTPUT
 
 
 @dataclasses.dataclass(frozen=True)

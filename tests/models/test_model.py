@@ -132,13 +132,14 @@ def test_loop_equals_scan(config, remat):
 
 def test_remat_gives_the_same_loss_and_gradients_by_another_program():
     programs, results = {}, {}
-    for remat in ("none", "dots", "full"):
+    names = ("keep:attention,gate", "keep:query;offload:up")
+    for remat in ("none", "dots", "full", *names):
         step = value_and_grad(dataclasses.replace(TINY, remat=remat))
         inputs = random_params(TINY), random_tokens(4, 33)
         compiled = step.lower(*inputs).compile()
         programs[remat] = compiled.as_text()
         results[remat] = (compiled(*inputs), compiled.memory_analysis().temp_size_in_bytes)
-    for remat in ("dots", "full"):
+    for remat in ("dots", "full", *names):
         assert programs[remat] != programs["none"]
         assert_trees_close(results[remat][0], results["none"][0], atol=1e-6)
     dots = {remat: text.count(" dot(") for remat, text in programs.items()}
@@ -268,6 +269,9 @@ def test_mesh_refuses_what_does_not_fit():
         ("num_kv_heads", 3, "model.num_kv_heads=3 does not divide num_heads=4"),
         ("head_dim", 7, "model.head_dim=7"),
         ("remat", "some", "model.remat='some': one of none, full, dots"),
+        ("remat", "keep:gate,gates", "model.remat='keep:gate,gates': unknown name 'gates', there are query, key"),
+        ("remat", "keep:gate;offload:gate", "gate is named twice"),
+        ("remat", "offload:gate;keep:up", "model.remat='offload:gate;keep:up': one of none, full, dots"),
         ("attention", "flash", "model.attention='flash': one of auto, xla, splash, cudnn"),
         ("dtype", "int8", "model.dtype='int8'"),
         ("norms", "between", "model.norms='between': one of before, after, around"),

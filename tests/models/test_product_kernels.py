@@ -11,9 +11,8 @@ from random_decoders import TINY, random_params
 
 from safelm.inference.continuations import score_continuations
 from safelm.inference.token_log_probs import token_log_probs
-from safelm.models import cpu_kernels, decoder, product_kernels, sharding
+from safelm.models import cpu_kernels, decoder, product_kernels, remat, sharding
 from safelm.models.chunked_loss import next_token_loss
-from safelm.models.config import REMAT_POLICIES
 from safelm.models.projection import from_heads, project, project_by_rows, to_heads
 
 # M, K, N: none whole tiles, one tile, several pieces of work, and more summed than are multiplied at once
@@ -128,7 +127,7 @@ def test_loss_and_its_gradients_are_xlas(large, scan_layers, vocab_chunks):
 
 def test_remat_dots_keeps_the_product_and_does_not_compute_it_again(large):
     x_BTD, kernel_DF = jnp.ones((2, 5, 3), jnp.bfloat16), jnp.ones((3, 7), jnp.bfloat16)
-    layer = jax.checkpoint(lambda x: jnp.sin(project(x, kernel_DF, None, "native")), policy=REMAT_POLICIES["dots"])
+    layer = jax.checkpoint(lambda x: jnp.sin(project(x, kernel_DF, None, "native")), policy=remat.POLICIES["dots"])
     kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(layer, x)[1], x_BTD))
     assert {(2, 5, 7), (10, 7)} & {array.shape for array in kept}
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from safelm.models import attention
-from safelm.models.config import REMAT_POLICIES
+from safelm.models import attention, remat
 from safelm.models.loss import loss_sums
 from safelm.models.projection import from_heads, project, project_by_rows, to_heads
 
@@ -37,7 +36,7 @@ def test_value_and_gradients_are_those_of_a_plain_product(D, F, dtype, by_rows):
 
 def test_remat_dots_keeps_the_product_and_does_not_compute_it_again():
     x_BTD, kernel_DF = jnp.ones((2, 5, 3)), jnp.ones((3, 7))
-    layer = jax.checkpoint(lambda x: jnp.sin(project(x, kernel_DF)), policy=REMAT_POLICIES["dots"])
+    layer = jax.checkpoint(lambda x: jnp.sin(project(x, kernel_DF)), policy=remat.POLICIES["dots"])
     kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(layer, x)[1], x_BTD))
     assert (2, 5, 7) in [array.shape for array in kept]
 
@@ -56,7 +55,7 @@ def test_rotating_by_a_product_is_rotating_and_its_product_is_not_kept(dtype):
     expected, got = value_and_gradient(attention.rotate), value_and_gradient(attention.rotate_by_product)
     tolerance = {"atol": 1e-6} if dtype == "float32" else {"atol": 0.02}  # a sum may round once or twice
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **tolerance), got, expected)
-    layer = jax.checkpoint(lambda x: attention.rotate_by_product(x, *cos_sin), policy=REMAT_POLICIES["dots"])
+    layer = jax.checkpoint(lambda x: attention.rotate_by_product(x, *cos_sin), policy=remat.POLICIES["dots"])
     kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(layer, x)[1], x_BTNH))
     assert not any(sorted(a.shape) == sorted(shape) and a.dtype == jnp.float32 for a in kept) or dtype == "float32"
 

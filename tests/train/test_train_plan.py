@@ -13,6 +13,7 @@ import tiny_runs
 
 from safelm.models import decoder as model
 from safelm.models import lora
+from safelm.models import remat as remat_lib
 from safelm.models.config import PROJECTIONS, Lora, ModelConfig
 from safelm.train import plan as train_plan
 from safelm.train.run import train
@@ -69,6 +70,18 @@ def test_what_is_kept_is_what_jax_keeps(remat, options):
     config, rows = dataclasses.replace(ODD, remat=remat, **options), 2
     length = 256 if config.attention == "xla" else 128  # cut into blocks of queries
     assert config.kept_bytes_per_token(length) * rows * length == kept_by_jax(config, rows, length)
+
+
+@pytest.mark.parametrize("attention", ["xla", "splash"])
+@pytest.mark.parametrize("norms", ["before", "around"])
+def test_what_is_kept_by_name_is_what_jax_keeps(attention, norms):
+    rows, length = 2, 128
+    sets = ("", "attention", "query,key,value", "output,gate,down", ",".join(remat_lib.NAMES))
+    kept = [dataclasses.replace(ODD, remat=f"keep:{names}", attention=attention, norms=norms) for names in sets]
+    for config in kept:
+        assert config.kept_bytes_per_token(length) * rows * length == kept_by_jax(config, rows, length), config.remat
+    offloads, without = (dataclasses.replace(ODD, remat=form) for form in ("keep:query;offload:gate,up", "keep:query"))
+    assert offloads.kept_bytes_per_token(length) == without.kept_bytes_per_token(length)
 
 
 @pytest.mark.parametrize("targets", [PROJECTIONS, ("value", "down")], ids=["all", "two"])
