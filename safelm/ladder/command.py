@@ -20,7 +20,7 @@ from safelm.ladder import jobs as ladder_jobs
 from safelm.ladder import records as ladder_records
 from safelm.ladder import report as ladder_report
 from safelm.ladder import scaling
-from safelm.ladder.plan import SCALING, chosen_models, plan_jobs, study_of
+from safelm.ladder.plan import SCALING, Job, chosen_models, plan_jobs, study_of
 from safelm.train import config_fields
 from safelm.train import flags as train_flags
 
@@ -57,26 +57,36 @@ def run(config: ConfigDict, output: str, *, workers: int, records_folder: str = 
         ladder_data.prepare(config, folder, models)
         if study_of(config) is SCALING:
             _predict(config, output, workers, records_folder, pause_file)
-        _work(config, output, workers, records_folder, pause_file)
-    ladder_report.write(config, folder)
+        ended = _work(config, output, workers, records_folder, pause_file)
+        ladder_report.write(config, folder)
+        _check_done(folder, jobs, ended)
+    else:
+        ladder_report.write(config, folder)
+
+
+def _check_done(folder: pathlib.Path, jobs: Sequence[Job], ended: str) -> None:
+    """Raises OSError for jobs that aren't done.
+
+    Args:
+      ended: how workers ended that had not finished, in words.
+    """
     if left := [job for job in jobs if ladder_jobs.read_done(folder, job) is None]:
-        raise OSError(f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}: see {folder}/logs")
+        first = f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}"
+        raise OSError(f"{first}{ended}: see {folder}/logs")
 
 
 def _predict(config: ConfigDict, output: str, workers: int, records_folder: str, pause_file: str) -> None:
     """Does the sizes that a law is fitted to, and writes what it says of the size that is held out."""
     fitted = config.copy_and_resolve_references()
     fitted.models = tuple(model.name for model in chosen_models(config.models) if model.name in SCALING.first)
-    _work(fitted, output, workers, records_folder, pause_file)
+    ended = _work(fitted, output, workers, records_folder, pause_file)
     folder = pathlib.Path(output)
-    jobs = plan_jobs(chosen_models(fitted.models), config.seeds, config.methods, SCALING)
-    if left := [job for job in jobs if ladder_jobs.read_done(folder, job) is None]:
-        raise OSError(f"{len(left)} of {len(jobs)} jobs aren't done, the first is {left[0].name}: see {folder}/logs")
+    _check_done(folder, plan_jobs(chosen_models(fitted.models), config.seeds, config.methods, SCALING), ended)
     scaling.predict(config, folder, ladder_report.collect(config, folder))
 
 
-def _work(config: ConfigDict, output: str, workers: int, records_folder: str, pause_file: str) -> None:
-    """Does the jobs that are left, in processes of their own."""
+def _work(config: ConfigDict, output: str, workers: int, records_folder: str, pause_file: str) -> str:
+    """Does the jobs that are left, in processes of their own; says which of these were ended by a signal."""
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(
@@ -88,6 +98,14 @@ def _work(config: ConfigDict, output: str, workers: int, records_folder: str, pa
         process.start()
     for process in processes:
         process.join()
+    return how_ended([process.exitcode or 0 for process in processes])
+
+
+def how_ended(exit_codes: Sequence[int]) -> str:
+    """Which workers were ended by a signal, in words that follow others; "" if none was."""
+    by_signal = [(number, signal.Signals(-code)) for number, code in enumerate(exit_codes) if code < 0]
+    hints = {signal.SIGKILL: " (out of memory?)"}
+    return "".join(f"; worker {number} was ended by {by.name}{hints.get(by, '')}" for number, by in by_signal)
 
 
 def _worker(settings: str, output: str, number: int, workers: int, records_folder: str, pause_file: str) -> None:

@@ -511,6 +511,12 @@ def test_real_prompts_are_measured_by_both_methods(tmp_path, monkeypatch):
         assert set(found["labels"]["safe"].values()) <= {"answer", "refusal"} and len(found["labels"]["safe"]) == 1
 
 
+def test_a_worker_that_was_killed_is_named():
+    assert ladder.how_ended([0, 1]) == ""
+    killed = ladder.how_ended([0, -signal.SIGKILL, -signal.SIGTERM])
+    assert killed == "; worker 1 was ended by SIGKILL (out of memory?); worker 2 was ended by SIGTERM"
+
+
 def test_workers_end_with_the_command_however_it_ends(tmp_path):
     """Else a worker of a killed command would train on beside those of the next one."""
     script = """
