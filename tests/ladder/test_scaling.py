@@ -100,6 +100,7 @@ def test_the_held_out_size_is_predicted_before_it_is_run(tmp_path, monkeypatch):
             path = ladder_jobs.done_file(tmp_path, job)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(result | {"prompts_sha256": "a", "judge": "b"}))
+        return ""
 
     monkeypatch.setattr(ladder, "_work", work)
     monkeypatch.setattr(ladder.ladder_data, "prepare", lambda *rest: None)

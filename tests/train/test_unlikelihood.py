@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_runs
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from token_stores import EOS_ID, write_store
 
@@ -81,6 +81,7 @@ def kernel():
 
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), certain=st.sampled_from([1.0, 30.0, 300.0]), share=st.sampled_from([0.1, 1.0]))
+@example(seed=323, certain=300.0, share=0.1)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_term_and_its_gradients_are_those_in_float64(way, seed, certain, share):
     """Up to targets that the model is certain of: 1 - p is then 0 in float32."""
@@ -94,10 +95,11 @@ def test_the_term_and_its_gradients_are_those_in_float64(way, seed, certain, sha
     inputs = (kernel(), x_BTD, targets_BT, weight_BT, unlikely_BT)
     (total, sums), (kernel_grad, x_grad) = jax.device_get(loss_and_gradients(WAYS[way])(*inputs))
     slow_total, slow_unlikelihood, slow_kernel_grad, slow_x_grad = slow(*inputs)
-    assert_close(total, slow_total)
-    assert_close(sums.unlikelihood, slow_unlikelihood)
     # A share is exp(logit - log z), so its relative error is their rounding: float32's spacing at the largest logit.
+    # Where p is small, so is -log(1 - p), and has p's relative error.
     rounding = float(np.spacing(np.abs(x_BTD @ kernel().T).max()))
+    assert_close(total, slow_total)
+    assert_close(sums.unlikelihood, slow_unlikelihood, 2e-5 + rounding)
     assert_close(kernel_grad[: CONFIG.vocab_size], slow_kernel_grad, 2e-5 + rounding)
     assert_close(x_grad, slow_x_grad, 2e-5 + rounding)
     weights = weight_BT.sum() + unlikely_BT.sum()
