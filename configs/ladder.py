@@ -168,9 +168,9 @@ def smollm2_135m() -> ConfigDict:
 def smollm2_135m_small() -> ConfigDict:
     """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights, for CPUs; one seed of three so far.
 
-    Seed 0 is kept (docs/results/data/ladder_smollm2_135m_small). On an AMD EPYC with AVX-512 BF16 a rung without the tag
-    took 31 minutes of a core: 7, 4 and 1.5 of training, and 9, 6 and 3 for 400 answers of 128 tokens, their likelihoods
-    and the perplexity. SafeBeam's 250 answers took some 25 minutes a stage.
+    Seed 0 is kept (docs/results/data/ladder_smollm2_135m_small). On an AMD EPYC with AVX-512 BF16 a rung without the
+    tag took 31 minutes of a core: 7, 4 and 1.5 of training, and 9, 6 and 3 for 400 answers of 128 tokens, their
+    likelihoods and the perplexity. SafeBeam's 250 answers took some 25 minutes a stage.
     """
     config = smollm2_135m()
     config.answer_weights, config.steered_safe_prompts = "int8_weight_only", 50
