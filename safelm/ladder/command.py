@@ -53,15 +53,14 @@ def run(config: ConfigDict, output: str, *, workers: int, records_folder: str = 
     if records_folder:
         ladder_records.restore(config, folder, pathlib.Path(records_folder))
     ladder_jobs.reopen(folder, jobs)
+    ended = ""
     if any(ladder_jobs.read_done(folder, job) is None for job in jobs):
         ladder_data.prepare(config, folder, models)
         if study_of(config) is SCALING:
             _predict(config, output, workers, records_folder, pause_file)
         ended = _work(config, output, workers, records_folder, pause_file)
-        ladder_report.write(config, folder)
-        _check_done(folder, jobs, ended)
-    else:
-        ladder_report.write(config, folder)
+    ladder_report.write(config, folder)
+    _check_done(folder, jobs, ended)
 
 
 def _check_done(folder: pathlib.Path, jobs: Sequence[Job], ended: str) -> None:

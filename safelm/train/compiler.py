@@ -33,8 +33,8 @@ def parse_options(options: Sequence[str]) -> dict[str, str | bool]:
 
 def for_platform(flags: Mapping[str, str | bool], platform: str) -> dict[str, str | bool]:
     """The flags without those of another platform; `platform` is that of JAX's devices ("cpu", "gpu" or "tpu")."""
-    of = {flag: next((of for start, of in _PLATFORMS.items() if flag.startswith(start)), platform) for flag in flags}
-    return {flag: value for flag, value in flags.items() if of[flag] == platform}
+    others = tuple(start for start, of in _PLATFORMS.items() if of != platform)
+    return {flag: value for flag, value in flags.items() if not flag.startswith(others)}
 
 
 def compile_with(lowered: jax.stages.Lowered, options: Sequence[str], platform: str) -> jax.stages.Compiled:

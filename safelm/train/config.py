@@ -4,18 +4,22 @@
 """
 
 import dataclasses
+import json
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from safelm import documents
 from safelm.checkpoints import checkpoint
 from safelm.checkpoints.integrity import CorruptCheckpointError
 from safelm.data.schedule import Phase
 from safelm.formats import sources
-from safelm.io import hub
+from safelm.io import hub, records
 from safelm.models.config import ModelConfig
 from safelm.text.tokenizer import Tokenizer
+from safelm.train import config_fields
 from safelm.train.config_checks import check_numbers
 from safelm.train.defaults import NOT_TRAINED
 
@@ -48,6 +52,23 @@ def resolve_sizes(config: ConfigDict) -> tuple[ConfigDict, ModelConfig]:
     origin = _origin(config, "")
     tokenizer = None if config.model.vocab_size else _load_tokenizer(config, origin)
     return _settle_model(config, _resolve_model(config, tokenizer, origin))
+
+
+def store(workdir: str, run: Resolved, note: Callable[[str], None]) -> None:
+    """Keeps the resolved config and the tokenizer with the run; notes what has changed since it was last started."""
+    name = f"{workdir.rstrip('/')}/config.json"
+    path = epath.Path(name)
+    new = json.loads(run.config.to_json_best_effort())
+    if path.exists():
+        try:
+            lines = config_fields.changed_fields(records.parse(path.read_bytes(), name, "written anew"), new)
+        except ValueError as error:
+            lines = [str(error)]
+        for line in lines:
+            note(f"changed since the last start: {line}")
+    records.write(name, new)
+    documents.declare_no_documents(workdir, "safelm.train")
+    checkpoint.save_tokenizer(workdir, run.tokenizer)
 
 
 def _settle_run(config: ConfigDict) -> ConfigDict:

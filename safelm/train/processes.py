@@ -184,7 +184,7 @@ def _watch(silence_s: float) -> None:
             wait(key=f"safelm/alive/{count}", timeout_ms=int(silence_s * 1000))
         except jax.errors.JaxRuntimeError as error:
             if not _finished.is_set():
-                time.sleep(jax.process_index() == 0)  # the others say so before JAX misses the coordinator
+                _let_others_end()
                 _end(f"{_missing(str(error))} gone: no sign of life for {silence_s:g} s", LOST_WORKER)
             return
         if _finished.wait(silence_s / 10):
@@ -216,10 +216,15 @@ def leave(code: int) -> NoReturn:
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         with contextlib.suppress(TimeoutError):
             barrier("leave", timeout_s=min(5.0, _timeout_s))  # all have failed alike: each has said so before any ends
-            time.sleep(jax.process_index() == 0)  # the others end before JAX misses the coordinator and aborts them
+            _let_others_end()
         _finished.set()
         _end(None, code)
     sys.exit(code)
+
+
+def _let_others_end() -> None:
+    """Has the process of JAX's coordinator wait a second: those that miss the coordinator are aborted by JAX."""
+    time.sleep(jax.process_index() == 0)
 
 
 def _end(line: str | None, code: int) -> None:

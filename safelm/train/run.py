@@ -3,23 +3,20 @@
 import collections
 import contextlib
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from safelm import documents
 from safelm.checkpoints import checkpoint
 from safelm.data.batch import Batch
-from safelm.io import records, remote
+from safelm.io import remote
 from safelm.io.progress import ProgressFile
 from safelm.models import sharding
 from safelm.train import config as train_config
-from safelm.train import config_fields, faults, metrics, plan, processes, program, restore, resume, trackers
 from safelm.train import dry_run as dry_runs
+from safelm.train import faults, metrics, plan, processes, program, restore, resume, trackers
 from safelm.train.clock import Clock
 from safelm.train.data import TrainData
 from safelm.train.evaluators import Evaluator, HeldOutLoss, Stopped
@@ -175,7 +172,7 @@ class Run:
 
     def _compile(self) -> None:
         if self._is_main:
-            _store_config(self._workdir, self._resolved, self._progress.note)
+            train_config.store(self._workdir, self._resolved, self._progress.note)
         self._events.write("resume", self.step)
         with self._clock.aside("compile"):
             self._update_program, evaluate = program.compile_ahead(
@@ -338,20 +335,3 @@ def _learning_rate(config: ConfigDict) -> Schedule:
         decay_steps=fields.decay_steps,
         total_steps=config.total_steps,
     )
-
-
-def _store_config(workdir: str, run: train_config.Resolved, note: Callable[[str], None]) -> None:
-    """Keeps the resolved config and the tokenizer with the run; notes what has changed since it was last started."""
-    name = f"{workdir.rstrip('/')}/config.json"
-    path = epath.Path(name)
-    new = json.loads(run.config.to_json_best_effort())
-    if path.exists():
-        try:
-            lines = config_fields.changed_fields(records.parse(path.read_bytes(), name, "written anew"), new)
-        except ValueError as error:
-            lines = [str(error)]
-        for line in lines:
-            note(f"changed since the last start: {line}")
-    records.write(name, new)
-    documents.declare_no_documents(workdir, "safelm.train")
-    checkpoint.save_tokenizer(workdir, run.tokenizer)
