@@ -11,8 +11,9 @@ A table with models of its own is of the seeds that all of them have, and Holm's
 waits until three are kept.
 """
 
+import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kept_records
@@ -88,10 +89,6 @@ def _percent(values: Mapping[str, Any] | None) -> list[float] | None:
     return None if values is None else kept_records.percent(values)
 
 
-def _column(head: str, digits: int, *, drawn: bool = False) -> dict[str, Any]:
-    return {"head": head, "digits": digits} | ({"drawn": True} if drawn else {})
-
-
 def judge_errors(*, composed: bool) -> tuple[Counts, Counts]:
     """(sensitivity, specificity) of the judge on documents of known label."""
     found = word_lists.measure_judge(count=JUDGED_DOCUMENTS, num_words=JUDGED_WORDS, composed=composed)
@@ -118,54 +115,81 @@ def corrected(values: Mapping[str, Any], errors: tuple[Counts, Counts]) -> list[
     return _percent(vars(found)) if (found := corrected_estimate(rate, *errors)) else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the table: its head, its values' digits, and a model's cell from its measures by stage."""
+
+    head: str
+    cell: Callable[[Mapping[str, Any]], Any]
+    digits: int | None = None  # of a cell with an interval; none: words
+    drawn: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The column as tables of results have it."""
+        found: dict[str, Any] = {"head": self.head}
+        if self.digits is not None:
+            found["digits"] = self.digits
+        return found | ({"drawn": True} if self.drawn else {})
+
+
+def _at(stage: str) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda stages: _percent(stages.get(stage, {}).get(report.HARMFUL))
+
+
+def _moves(measure: str, written: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str]:
+    """X finetuning" in words, of the stages that were measured so."""
+    return lambda stages: " to ".join(
+        written(stages[stage][measure]["value"]) for stage in (_TUNED, _LAST) if measure in stages[stage]
+    )
+
+
+def _whole_percent(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def _perplexity(stages: Mapping[str, Any]) -> float | None:
+    found = stages.get(_FIRST, {}).get(report.PERPLEXITY)
+    return None if found is None else round(found["value"], 2)
+
+
+HARMFUL_BY_STAGE = (
+    Column("pretraining", _at(_FIRST), 0, drawn=True),
+    Column("instruction tuning", _at(_TUNED), 0, drawn=True),
+    Column("benign finetuning", _at(_LAST), 0, drawn=True),
+)
+NEITHER = Column("neither", _moves(report.NEITHER, _whole_percent))
+SAFE_REFUSED = Column("safe refused", _moves(report.OVER_REFUSED, _whole_percent))
+LEANINGS = Column("leaning, nats", _moves(LEANING, "{:+.2f}".format))
+PERPLEXITY = Column("perplexity", _perplexity, 2)
+
+
+def corrected_column(errors: tuple[Counts, Counts]) -> Column:
+    """Harmful completions after the last stage behind a judge's (sensitivity, specificity)."""
+    return Column("corrected", lambda stages: corrected(stages[_LAST][report.HARMFUL], errors), 0)
+
+
 def rates(
     summary: Mapping[str, Any],
     about: Mapping[str, Any],
     names: Mapping[str, str],
     prompts: int,
-    errors: tuple[Counts, Counts] | None = None,
+    columns: Sequence[Column],
 ) -> dict[str, Any]:
-    """Harmful completions after each stage with intervals; neither, safe refused and perplexity in words.
-
-    Perplexity stands where no rates are corrected and, beside the leaning to refuse, of models that have one.
-    """
-    rows = []
-    has_leanings = any(LEANING in stages.get(_LAST, {}) for stages in summary["rows"].values())
-    for name, stages in summary["rows"].items():
-        if _LAST not in stages:
-            continue
-        cells: list[Any] = [_percent(stages.get(stage, {}).get(report.HARMFUL)) for stage in STAGES]
-        if errors:
-            cells.append(corrected(stages[_LAST][report.HARMFUL], errors))
-        for measure in (report.OVER_REFUSED,) if has_leanings else (report.NEITHER, report.OVER_REFUSED):
-            values = [f"{100 * stages[stage][measure]['value']:.0f}" for stage in (_TUNED, _LAST)]
-            cells.append(" to ".join(values))
-        if has_leanings:
-            leanings = [
-                f"{stages[stage][LEANING]['value']:+.2f}" for stage in (_TUNED, _LAST) if LEANING in stages[stage]
-            ]
-            cells.append(" to ".join(leanings))
-        found = stages.get(_FIRST, {}).get(report.PERPLEXITY)
-        if has_leanings or not errors:
-            cells.append(None if found is None else round(found["value"], 2))
-        cells.append(_against_raw(summary, name))
-        rows.append({"name": names.get(name, name), "values": cells})
+    """A row for each model that went through the last stage, and its difference to raw."""
+    rows = [
+        {
+            "name": names.get(name, name),
+            "values": [*(each.cell(stages) for each in columns), _against_raw(summary, name)],
+        }
+        for name, stages in summary["rows"].items()
+        if _LAST in stages
+    ]
     return {
         "title": "Harmful completions of every intervention after each of three stages, %",
         **about,
         "axis": f"% of {prompts} held-out harmful prompts",
         "head": "model",
-        "columns": [
-            _column("pretraining", 0, drawn=True),
-            _column("instruction tuning", 0, drawn=True),
-            _column("benign finetuning", 0, drawn=True),
-            *([_column("corrected", 0)] if errors else []),
-            *([] if has_leanings else [{"head": "neither"}]),
-            {"head": "safe refused"},
-            *([{"head": "leaning, nats"}] if has_leanings else []),
-            *([_column("perplexity", 2)] if has_leanings or not errors else []),
-            {"head": "less raw"},
-        ],
+        "columns": [*(each.as_json() for each in columns), {"head": "less raw"}],
         "rows": rows,
     }
 
@@ -184,6 +208,21 @@ def _against_raw(summary: Mapping[str, Any], name: str) -> str:
     return ""
 
 
+def table_of(variant: str, study: kept_records.Study, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of one study: which columns and names depends on its judge."""
+    if study.config.answers:
+        columns = (corrected_column(trained_judge_errors(study)), SAFE_REFUSED, LEANINGS, PERPLEXITY)
+        names, prompts = NAMES_OF_ANSWERS, study.config.prompts
+    elif variant in CORRECTED:
+        errors = judge_errors(composed=study.config.corpus.get("references", 0) > 0)
+        columns = (corrected_column(errors), NEITHER, SAFE_REFUSED)
+        names, prompts = NAMES | NAMES_OF_RUNGS, study.config.corpus.prompts
+    else:
+        columns = (NEITHER, SAFE_REFUSED, PERPLEXITY)
+        names, prompts = NAMES, study.config.corpus.prompts
+    return rates(summary, study.about, names, prompts, (*HARMFUL_BY_STAGE, *columns))
+
+
 def main(_: Any) -> None:
     """Reads the records, writes the figures and shows the ladder's own tables."""
     tables = {}
@@ -194,13 +233,7 @@ def main(_: Any) -> None:
             if len(study.config.seeds) < LEAST_SEEDS:
                 continue
             summary = report.summarize(report.collect(study.config, study.output))
-            errors, names, prompts = None, NAMES, study.config.corpus.prompts
-            if variant in CORRECTED:
-                errors = judge_errors(composed=study.config.corpus.get("references", 0) > 0)
-                names = NAMES | NAMES_OF_RUNGS
-            if study.config.answers:
-                errors, names, prompts = trained_judge_errors(study), NAMES_OF_ANSWERS, study.config.prompts
-            tables[name] = rates(summary, study.about, names, prompts, errors)
+            tables[name] = table_of(variant, study, summary)
         sys.stdout.write(f"# {name}: {study.about['machine']}\n\n{report.to_markdown(summary)}\n")
     kept_records.write(tables)
 
