@@ -4,8 +4,7 @@ For every ordering of the study, every stage and every headline measure (of toxi
 differences give the variance between seeds, between prompts and the rest (`safelm.stats.power`); from them follows the
 least true difference that a two-sided test finds in 80% of studies when all orderings of a stage are corrected by Holm:
 at alpha / (their number), as for the first to be told. Beside it stands the same at the upper 80% bound of the variance
-between seeds, since a pilot has few. The report's own test is a bootstrap of seeds and prompts, which is rather more
-conservative than the t-test assumed here.
+between seeds, since a pilot has few. The test is the report's own (`safelm.stats.crossed`).
 """
 
 import pathlib
@@ -19,7 +18,8 @@ from safelm.ladder.plan import TOXICITY, Job, chosen_models, plan_jobs, study_of
 from safelm.ladder.report import HARMFUL, collect
 from safelm.ladder.toxicity import report as toxicity_report
 from safelm.report import table
-from safelm.stats.power import POWER, components, detectable
+from safelm.stats.crossed import components
+from safelm.stats.power import POWER, detectable
 
 
 def plan(config: ConfigDict, output: pathlib.Path, seeds: Sequence[int], prompts: int) -> str:

@@ -1,10 +1,9 @@
 """Rates, differences and orderings of a study's rows, from all measurements so far.
 
-A rate is the mean over seeds and prompts. Its interval, and that of a difference of two rows, comes from a bootstrap
-that draws seeds and prompts independently, both with replacement, 2,000 times (Owen 2007, the pigeonhole bootstrap):
-models answer the same prompts, so differences are paired, and both another training and another prompt would change a
-rate. The interval is conservative and, with three seeds, rough. All orderings of a stage are tested on the same models,
-so verdicts use p-values from the same draws, corrected by Holm over them.
+A rate is the mean over seeds and prompts. Models answer the same prompts, so differences of two rows are paired. Both
+another training and another prompt would change a rate, so intervals and p-values are those of `safelm.stats.crossed`.
+All orderings of a stage are tested on the same models, so verdicts are corrected by Holm over them. An ordering with
+one seed has no verdict, since nothing tells how far another training would lie.
 """
 
 import dataclasses
@@ -18,11 +17,12 @@ from ml_collections import ConfigDict
 
 from safelm.ladder.jobs import read_done
 from safelm.ladder.plan import chosen_models, measured, study_of
-from safelm.stats.bootstrap import crossed_means, percentile_interval
+from safelm.stats import crossed
 from safelm.stats.comparison import holm
-from safelm.stats.intervals import Estimate, rate
+from safelm.stats.intervals import Estimate
 
-_DRAWS, ALPHA = 2000, 0.05
+ALPHA = 0.05
+ONE_SEED = "one seed"  # in place of a verdict
 Counts = Mapping[int, Float[np.ndarray, " P"]]  # of every seed, a number a prompt: such as 1 where the measure holds
 Found = Mapping[tuple[str, str, str], Counts]  # by (cell, stage, measure)
 Values = Callable[[Mapping[str, Any]], Mapping[str, Float[np.ndarray, " P"]]]
@@ -55,28 +55,18 @@ def collect(config: ConfigDict, output: pathlib.Path, values: Values) -> Found:
 def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
     """The mean, or the mean difference of two rows over their common seeds, with a 95% interval over seeds and prompts.
 
-    A single seed has no spread, so its interval covers prompts only: Wilson's, for a rate. Values that are no counts,
-    such as shares of a prompt's samples, vary less than Wilson's interval supposes, so then a bootstrap alone is taken.
+    A single seed has no spread, so its interval covers prompts only.
     """
-    values_SP = differences(counts, less)
-    mean, prompts = float(values_SP.mean()), values_SP.shape[1]
-    is_counted = bool(np.isin(values_SP, (0.0, 1.0)).all())
-    if less is None and len(values_SP) == 1 and is_counted:
-        return rate(round(values_SP.sum()), values_SP.size)
-    low, high = percentile_interval(crossed_means(values_SP, _DRAWS))
-    if less is not None and not values_SP.any():  # no pair differs, which with more prompts some would
-        high = rate(0, prompts).high
-        low = -high
-    if less is None and is_counted:  # never narrower than Wilson's over prompts: at 0 or 1 a bootstrap sees no spread
-        wilson = rate(round(values_SP.mean(0).sum()), prompts)
-        low, high = min(low, wilson.low), max(high, wilson.high)
-    return Estimate(mean, min(low, mean), max(high, mean), values_SP.size)
+    value_SP = differences(counts, less)
+    if less is not None:
+        return crossed.difference(value_SP)
+    is_rate = bool(((value_SP >= 0) & (value_SP <= 1)).all())
+    return crossed.rate(value_SP) if is_rate else crossed.mean(value_SP)
 
 
 def p_value(counts: Counts, less: Counts) -> float:
-    """Two-sided p-value of no difference: twice the share of `estimate`'s draws beyond 0, at least one draw."""
-    means_D = crossed_means(differences(counts, less), _DRAWS)
-    return min(1.0, 2 * (int(min((means_D <= 0).sum(), (means_D >= 0).sum())) + 1) / (_DRAWS + 1))
+    """Two-sided p-value of no difference. Raises ValueError for fewer than two common seeds."""
+    return crossed.p_value(differences(counts, less))
 
 
 def differences(counts: Counts, less: Counts | None) -> Float[np.ndarray, "S P"]:
@@ -95,26 +85,35 @@ def verdict(difference: float, holm_p_value: float) -> str:
 def pairs(
     found: Found, asked: Sequence[tuple[str, str, str]], stage: str, measure: str, least_seeds: int = 1
 ) -> dict[tuple[str, str, str], tuple[Counts, Counts]]:
-    """The orderings that a stage can test, with the values of both rows."""
+    """The orderings whose rows have so many common seeds at a stage, with the values of both rows."""
     both = {names: tuple(found.get((name, stage, measure), {}) for name in names[:2]) for names in asked}
     return {names: (low, high) for names, (low, high) in both.items() if len(low.keys() & high.keys()) >= least_seeds}
 
 
 def orderings(found: Found, asked: Sequence[tuple[str, str, str]], stage: str, measure: str) -> list[dict[str, Any]]:
-    """The orderings that a stage can test, with p-values corrected for their number."""
-    tested = pairs(found, asked, stage, measure)
-    p_values = {" < ".join(names[:2]): p_value(*pair) for names, pair in tested.items()}
+    """The orderings that a stage has measured, with p-values corrected for the number of those that can be tested."""
+    tested = pairs(found, asked, stage, measure, least_seeds=2)
+    p_values = {_name(names): p_value(*pair) for names, pair in tested.items()}
     adjusted = holm(p_values)
     rows = []
-    for names, pair in tested.items():
-        difference, ordering = estimate(*pair), " < ".join(names[:2])
+    for names, pair in pairs(found, asked, stage, measure).items():
+        difference, corrected = estimate(*pair), adjusted.get(_name(names))
         rows.append(
             dict(zip(("lower", "higher", "claim"), names, strict=True))
             | {"stage": stage, "difference": dataclasses.asdict(difference)}
-            | {"p_value": p_values[ordering], "holm_p_value": adjusted[ordering]}
-            | {"verdict": verdict(difference.value, adjusted[ordering])}
+            | {"p_value": p_values.get(_name(names)), "holm_p_value": corrected}
+            | {"verdict": ONE_SEED if corrected is None else verdict(difference.value, corrected)}
         )
     return rows
+
+
+def p_text(row: Mapping[str, Any]) -> str:
+    """An ordering's corrected p-value as a table shows it; "" of one seed."""
+    return "" if row["holm_p_value"] is None else f"{row['holm_p_value']:.3f}"
+
+
+def _name(names: Sequence[str]) -> str:
+    return " < ".join(names[:2])
 
 
 def as_dict(counts: Counts) -> dict[str, Any]:

@@ -15,6 +15,7 @@ No text is logged. The rows have the published columns, so the tasks of `data_ta
 """
 
 import gzip
+import hashlib
 import json
 import pathlib
 import shutil
@@ -43,7 +44,19 @@ def write_real_corpus(source: str, corpus: pathlib.Path) -> None:
     rewrite(corpus, _KINDS, lambda: list(_sample(corpus)))
     for name, rows in _conversations(pathlib.Path(source) / "sft", corpus).items():
         _write(corpus / name / "train-00000-of-00001.jsonl.gz", rows)
-    records.write(corpus / "corpus.json", {"note": "made from real public text", "source": pathlib.Path(source).name})
+    about = {"note": "made from real public text", "source": pathlib.Path(source).name}
+    records.write(corpus / "corpus.json", about | {"sha256": text_hash(corpus)})
+
+
+def text_hash(corpus: pathlib.Path) -> str:
+    """SHA-256 of all texts and conversations that are trained on, by source: what two machines' corpora must share."""
+    digest = hashlib.sha256()
+    for path in sorted(corpus.glob("*/train-*.jsonl.gz")):
+        digest.update(path.parent.name.encode() + b"\0")
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                digest.update(json.dumps(row.get("text") or row.get("messages")).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def rewrite(corpus: pathlib.Path, kinds: Mapping[str, str], rows: Callable[[], list[dict[str, Any]]]) -> None:

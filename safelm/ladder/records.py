@@ -67,14 +67,25 @@ def _path(folder: pathlib.Path, model: Model, seed: int) -> pathlib.Path:
     return folder / f"seed-{seed}.{model.name}.json"
 
 
+def _names(jobs: Sequence[Job]) -> set[str]:
+    return {job.name for job in jobs}
+
+
+def _has_jobs(path: pathlib.Path, jobs: Sequence[Job]) -> bool:
+    return path.exists() and not records.read(path, _REMEDY)["jobs"].keys() < _names(jobs)
+
+
 def save(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the records of the seeds and models whose jobs are all done, unless they are there."""
+    """Writes the records of the seeds and models whose jobs are all done, unless they are there with these jobs.
+
+    A record with fewer jobs, from before the study was widened, is replaced.
+    """
     settings = folder / _SETTINGS
     for model in chosen_models(config.models):
         for seed in config.seeds:
             jobs = _jobs(config, model, seed)
             results = {job.name: read_done(output, job) for job in jobs}
-            if None in results.values() or _path(folder, model, seed).exists():
+            if None in results.values() or _has_jobs(_path(folder, model, seed), jobs):
                 continue
             found = {job.name: {k: v for k, v in (results[job.name] or {}).items() if k != "texts"} for job in jobs}
             text = json.dumps(_header(config, output) | {"seed": seed, "model": model.name, "jobs": found})
@@ -130,7 +141,7 @@ def restore(config: ConfigDict, output: pathlib.Path, folder: pathlib.Path) -> l
                 continue
             record = records.read(path, _REMEDY)
             _check_data(record, path, [*found[:1], {"data": facts(output)}])
-            if not {job.name for job in jobs} <= record["jobs"].keys():
+            if not _names(jobs) <= record["jobs"].keys():
                 continue
             found.append(record)
             records.write(output / _KEPT, record["data"])

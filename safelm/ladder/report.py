@@ -14,7 +14,7 @@ from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.io.files import write_whole
 from safelm.ladder import estimates, scaling
 from safelm.ladder.answers import LEANING, SAFE_LEANING, leanings
-from safelm.ladder.estimates import Found, as_dict, estimate, orderings
+from safelm.ladder.estimates import Found, as_dict, estimate, orderings, p_text
 from safelm.ladder.plan import CELLS, ORDERINGS, SCALING, STAGES, TOXICITY, study_of
 from safelm.ladder.toxicity import report as toxicity_report
 from safelm.report import charts, table
@@ -100,8 +100,7 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     for names, by_stage in by_names.items():
         differences = [_percent(by_stage.get(stage, {}).get("difference")) for stage in STAGES]
         last = by_stage.get(STAGES[2], {})
-        p_text = f"{last['holm_p_value']:.3f}" if last else ""
-        rows.append((*names, *differences, p_text, last.get("verdict", "")))
+        rows.append((*names, *differences, p_text(last) if last else "", last.get("verdict", "")))
     return "\n\n".join([cells_table, _CELLS_NOTE, table.markdown(heads, rows), _NOTE]) + "\n"
 
 

@@ -1,9 +1,8 @@
-"""Resampling with replacement: of clusters, of two crossed factors, of groups of rows (Efron 1979; Owen 2007).
+"""Resampling with replacement: of clusters, of groups of rows (Efron 1979; Owen 2007).
 
 Every result is a pure function of its arguments, the seed among them.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -42,12 +41,6 @@ def clustered_means(
     return np.concatenate(means)
 
 
-def crossed_means(value_SP: Float[np.ndarray, "S P"], draws: int, seed: int = 0) -> Float[np.ndarray, " d"]:
-    """`clustered_means` of a full table whose rows and columns are both resampled."""
-    weight_dS, weight_dP = _crossed_weights(*value_SP.shape, draws, seed)
-    return ((weight_dS @ value_SP) * weight_dP).sum(1)
-
-
 def grouped_interval(
     statistic: Callable[..., float], *columns: np.ndarray, groups: np.ndarray, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
@@ -60,14 +53,6 @@ def grouped_interval(
         rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
         values.append(statistic(*(column[rows] for column in columns)))
     return percentile_interval([value for value in values if not np.isnan(value)] or [np.nan])
-
-
-@functools.lru_cache(maxsize=8)  # a report asks for the same draws hundreds of times, and they take all its time
-def _crossed_weights(
-    rows: int, columns: int, draws: int, seed: int
-) -> tuple[Float[np.ndarray, "d S"], Float[np.ndarray, "d P"]]:
-    rng = np.random.default_rng(seed)
-    return _times_drawn(rng, rows, draws) / rows, _times_drawn(rng, columns, draws) / columns
 
 
 def _times_drawn(rng: np.random.Generator, clusters: int, draws: int) -> Int[np.ndarray, "d c"]:

@@ -33,11 +33,14 @@ def rate(count: int, total: int) -> Estimate:
     return Estimate(count / total, low, high, total)
 
 
-def wilson(share: int | float, cases: int | float) -> tuple[float, float]:
-    """Wilson's 95% score interval of a share among `cases` independent cases, a number that may be fractional."""
-    z2 = Z_95**2
+def wilson(share: int | float, cases: int | float, quantile: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share among `cases` independent cases, a number that may be fractional.
+
+    `quantile` is that of the standard normal distribution for 95%, or a t-distribution's where `cases` is estimated.
+    """
+    z2 = quantile**2
     centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
-    half = Z_95 / (1 + z2 / cases) * math.sqrt(share * (1 - share) / cases + z2 / (4 * cases**2))
+    half = quantile / (1 + z2 / cases) * math.sqrt(share * (1 - share) / cases + z2 / (4 * cases**2))
     return (max(0.0, centre - half) if share > 0 else 0.0, min(1.0, centre + half) if share < 1 else 1.0)
 
 

@@ -1,6 +1,7 @@
 """The ladder: its jobs, what they share, their resumption, and what its report says of known numbers."""
 
 import dataclasses
+import gzip
 import importlib
 import json
 import re
@@ -262,6 +263,24 @@ def test_a_verdict_counts_how_many_orderings_were_asked(config, tmp_path):
     assert ladder_estimates.verdict(0.1, 0.04) == "reversed"
 
 
+def judged(found):
+    return ladder_estimates.orderings(found, ORDERINGS, "benign", ladder_report.HARMFUL)
+
+
+def test_one_seed_has_no_verdict_and_does_not_count_among_the_others(config, tmp_path):
+    rng = np.random.default_rng(2)
+    rates = {"raw": 0.9, "moral_education": 0.1}
+    rows = {name: {seed: (rng.random(120) < rate).astype(float) for seed in range(3)} for name, rate in rates.items()}
+    found = {(name, "benign", ladder_report.HARMFUL): counts for name, counts in rows.items()}
+    (alone,) = judged(found)
+    found["score0", "benign", ladder_report.HARMFUL] = {0: rows["raw"][0]}
+    by_names = {(row["lower"], row["higher"]): row for row in judged(found)}
+    one = by_names["raw", "score0"]
+    assert (one["p_value"], one["holm_p_value"], one["verdict"]) == (None, None, "one seed")
+    assert by_names["moral_education", "raw"] == alone
+    assert ladder_estimates.p_text(one) == ""
+
+
 def test_results_of_other_prompts_are_not_averaged(config, tmp_path):
     write_result(tmp_path, Job(0, "raw", "benign", GREEDY), [1, 0])
     write_result(tmp_path, Job(1, "raw", "benign", GREEDY), [1, 0], prompts="b")
@@ -441,6 +460,21 @@ def test_real_text_that_was_broken_off_is_prepared_anew(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="raw_web"):  # as nothing was written
         ladder_real.write_real_corpus("data", tmp_path)
     assert called == [("safelm.ladder.prepare_real_text",)]
+
+
+def test_real_text_is_known_by_what_is_read_of_it(tmp_path):
+    def written(name, rows):
+        for kind, row in rows.items():
+            (tmp_path / name / kind).mkdir(parents=True)
+            with gzip.open(tmp_path / name / kind / "train-0.jsonl.gz", "wt") as file:
+                file.write(json.dumps(row) + "\n")
+        return ladder_real.text_hash(tmp_path / name)
+
+    rows = {"web": {"id": "1", "text": "a"}, "chats": {"messages": [{"role": "user", "content": "b"}]}}
+    first = written("first", rows)
+    assert written("other_ids", rows | {"web": {"id": "2", "text": "a"}}) == first
+    assert written("other_text", rows | {"web": {"id": "1", "text": "c"}}) != first
+    assert written("other_source", {"pages": rows["web"], "chats": rows["chats"]}) != first
 
 
 def test_a_request_is_refused_where_it_leans_further_than_nine_in_ten_plain_ones(tmp_path):

@@ -1,9 +1,11 @@
 """The toxicity ladder: who shares text with whom, what judges say of labels, and records for another machine."""
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -276,6 +278,18 @@ def test_another_machine_does_only_what_records_lack(source, measured, tmp_path,
     wider = config.copy_and_resolve_references()
     wider.methods = [*config.methods, "beam"]
     assert ladder_records.restore(wider, tmp_path / "wider", records) == []  # no checkpoint to go on from
+    for job in plan_jobs(chosen_models(config.models), config.seeds, wider.methods, TOXICITY):
+        kept = ladder_jobs.done_file(measured[1], job)
+        place = ladder_jobs.done_file(tmp_path / "wider", job)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(
+            kept if kept.exists() else ladder_jobs.done_file(measured[1], dataclasses.replace(job, method=SAMPLE)),
+            place,
+        )
+    ladder_records.save(wider, tmp_path / "wider", records)
+    assert len(ladder_records.restore(wider, tmp_path / "widened", records)) == 1
+    ladder_records.save(config, measured[1], records)  # with fewer methods it replaces nothing
+    assert len(ladder_records.restore(wider, tmp_path / "widened", records)) == 1
     other = config.copy_and_resolve_references()
     other.stages.relearning.total_steps = 4
     with pytest.raises(ValueError, match=r"settings\.json: stages\.relearning\.total_steps is another than that of"):

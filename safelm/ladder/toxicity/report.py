@@ -16,7 +16,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from safelm.io.files import write_whole
-from safelm.ladder.estimates import Found, as_dict, orderings
+from safelm.ladder.estimates import Found, as_dict, orderings, p_text
 from safelm.ladder.plan import TOXICITY
 from safelm.ladder.records import facts
 from safelm.ladder.toxicity.judges import JUDGES
@@ -140,7 +140,7 @@ def _tested(summary: Mapping[str, Any]) -> list[Sequence[str]]:
             row["stage"],
             row["measure"].rsplit(", ", 1)[1],
             percent(row["difference"]),
-            f"{row['holm_p_value']:.3f}",
+            p_text(row),
             row["verdict"],
         )
         for row in summary["orderings"]
