@@ -10,10 +10,10 @@ The variants differ in their data only: `raw` is the bottom rung of the ladder, 
 controls, `canaries`: raw text with a tenth of canaries, and three interventions (docs/interventions.md), `red_flag`,
 `routed`, in which the last head and quarter of the MLP of every layer learn unsafe pages, and `token_tagged`, which is
 `safety` with the tags behind any token in place of the gaps between words (the store of `token_tagged_web`).
-Hardware: two CPU cores. Time: 60 to 75 s a model on an AMD EPYC (up to 26,000 tokens/s), 176 s for all of
-scripts/quickstart.sh; on a slower machine 170 s and 525 s. Result of `scripts/quickstart.sh` on an Intel Xeon
-(intervals: docs/results/quickstart.md): harmful completions 98% raw, 25% safety, 0% safety with SafeBeam; perplexity on
-held-out safe text 2.06 raw, 2.10 safety; AUROC of P(tag) after the prompt 0.77.
+Hardware: two CPU cores. Time of `scripts/quickstart.sh` on an AMD EPYC with AVX-512 BF16: 322 s for its ten steps, of
+them 122 and 109 s of pretraining. Result there (intervals and other machines: docs/results/quickstart.md): harmful
+completions 95% raw, 24% safety, 0% safety with SafeBeam; perplexity on held-out safe text 2.06 raw, 2.10 safety; AUROC
+of P(tag) after the prompt 0.74.
 """
 
 from ml_collections import ConfigDict
