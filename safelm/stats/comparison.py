@@ -3,7 +3,13 @@
 A case is one answer; its value is 0 or 1 (harmful or not), or any number. Cases of one cluster aren't independent:
 prompts of a category, answers to a prompt, answers of models trained with one seed. Several factors of clusters are
 crossed: each is resampled separately and a case's weight is the product (the pigeonhole bootstrap, Owen 2007), which
-makes intervals rather too wide than too narrow. Every result is a pure function of its arguments.
+makes intervals rather too wide than too narrow.
+
+`units` says which cases are of one unit, such as a prompt that models of several seeds answered, or a goal of several
+attempts. Units lie within the clusters of the first factor (a prompt has one category), so they aren't crossed with it:
+the interval is the wider one of clusters by the first factor and by units in its place. As a number, `units` says only
+how many there are; 0 stands for the number of clusters of the finest factor. Every result is a pure function of its
+arguments.
 """
 
 import dataclasses
@@ -17,6 +23,7 @@ from safelm.stats.bootstrap import clustered_means, percentile_interval
 from safelm.stats.intervals import Estimate, rate, wilson
 
 DRAWS = 4000
+Units = int | Sequence[Hashable]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,48 +41,48 @@ def clustered_mean(
     *factors: Sequence[Hashable],
     draws: int = DRAWS,
     seed: int = 0,
-    units: int = 0,
+    units: Units = 0,
 ) -> Estimate:
     """The mean with its 95% percentile interval over resampled clusters, or over resampled cases without factors.
 
-    A factor with a single cluster says nothing about spread and is ignored. A sample of only 0s or only 1s has no
-    spread to resample; its interval is Wilson's for `units` independent cases (0: the number of clusters of the finest
-    factor).
+    A factor with a single cluster says nothing about spread and is ignored. A sample of only 0s or only 1s (or -1s, of
+    differences) has no spread to resample; its interval is Wilson's for as many independent cases as there are units.
 
     Raises ValueError if there are no cases or a factor has another length.
     """
     value_n = np.asarray(value_n, np.float64)
-    codes = _codes(len(value_n), factors)
+    ways = _ways(len(value_n), factors, units)
     mean = float(value_n.mean())
     if (value_n == mean).all():
-        low, high = wilson(mean, units or _clusters(codes)) if mean in (0.0, 1.0) else (mean, mean)
-        return Estimate(mean, low, high, len(value_n))
-    low, high = percentile_interval(clustered_means(value_n, codes, draws, seed))
-    return Estimate(mean, min(mean, low), max(mean, high), len(value_n))
+        return Estimate(mean, *_without_spread(mean, _num_units(units, ways)), len(value_n))
+    intervals = [percentile_interval(clustered_means(value_n, codes, draws, seed)) for codes in ways]
+    lows, highs = zip(*intervals, strict=True)
+    return Estimate(mean, min(mean, *lows), max(mean, *highs), len(value_n))
 
 
 def clustered_rate(
-    value_n: Sequence[float | int] | Shaped[np.ndarray, " n"], *factors: Sequence[Hashable], units: int = 0
+    value_n: Sequence[float | int] | Shaped[np.ndarray, " n"], *factors: Sequence[Hashable], units: Units = 0
 ) -> Estimate:
     """The share of ones, with Wilson's 95% interval at the effective number of independent cases.
 
     The effective number is cases / design effect. The design effect, at least 1, is the variance over resampled
     clusters (crossed, as above) divided by that of independent cases (Korn and Graubard 1998, with Wilson's interval
     for theirs). So an interval is never narrower than Wilson's of the cases, not even near 0 and 1, where resampling
-    underestimates the spread. A sample of only 0s or only 1s has no spread and counts as `units` independent cases (0:
-    the number of clusters of the finest factor).
+    underestimates the spread. A sample of only 0s or only 1s has no spread and counts as as many independent cases as
+    there are units.
 
     Raises ValueError if there are no cases or a factor has another length.
     """
     value_n = np.asarray(value_n, np.float64)
-    codes = _codes(len(value_n), factors)
+    ways = _ways(len(value_n), factors, units)
     share, cases = float(value_n.mean()), len(value_n)
     if share in (0.0, 1.0):
-        return Estimate(share, *wilson(share, units or _clusters(codes)), cases)
+        return Estimate(share, *wilson(share, _num_units(units, ways)), cases)
     effect = 1.0
-    if len(codes) > 1 or _clusters(codes) < cases:
-        variance = float(clustered_means(value_n, codes, DRAWS, seed=0).var())
-        effect = max(1.0, variance / (share * (1 - share) / cases))
+    for codes in ways:
+        if len(codes) > 1 or _clusters(codes) < cases:
+            variance = float(clustered_means(value_n, codes, DRAWS, seed=0).var())
+            effect = max(effect, variance / (share * (1 - share) / cases))
     return Estimate(share, *wilson(share, cases / effect), cases)
 
 
@@ -85,7 +92,7 @@ def paired_difference(
     *factors: Sequence[Hashable],
     draws: int = DRAWS,
     seed: int = 0,
-    units: int = 0,
+    units: Units = 0,
 ) -> Estimate:
     """Mean of first - second over the same cases, with its clustered 95% interval.
 
@@ -95,11 +102,10 @@ def paired_difference(
     if first_n.shape != second_n.shape:
         raise ValueError(f"paired: {len(first_n)} and {len(second_n)} cases")
     difference_n = first_n - second_n
-    codes = _codes(len(difference_n), factors)
     if not difference_n.any():
-        bound = rate(0, units or _clusters(codes)).high
+        bound = rate(0, _num_units(units, _ways(len(difference_n), factors, units))).high
         return Estimate(0.0, -bound, bound, len(difference_n))
-    return clustered_mean(difference_n, *factors, draws=draws, seed=seed)
+    return clustered_mean(difference_n, *factors, draws=draws, seed=seed, units=units)
 
 
 def mcnemar(
@@ -124,6 +130,28 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
+
+
+def _ways(cases: int, factors: Sequence[Sequence[Hashable]], units: Units) -> list[list[Int[np.ndarray, " n"]]]:
+    """The codes by the factors, and those with the units, where they are told, in place of the first factor."""
+    ways = [_codes(cases, factors)]
+    if not isinstance(units, int):
+        ways.append(_codes(cases, (units, *factors[1:])))
+    return ways
+
+
+def _num_units(units: Units, ways: Sequence[Sequence[Int[np.ndarray, " n"]]]) -> int:
+    if isinstance(units, int):
+        return units or _clusters(ways[0])
+    return len(set(units))
+
+
+def _without_spread(value: float, units: int) -> tuple[float, float]:
+    """The interval of a value that all cases have: Wilson's for a share or difference of 0, 1 or -1, else itself."""
+    if value == -1.0:
+        low, high = wilson(1.0, units)
+        return -high, -low
+    return wilson(value, units) if value in (0.0, 1.0) else (value, value)
 
 
 def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.ndarray, " n"]]:

@@ -44,6 +44,13 @@ def wilson(share: int | float, cases: int | float, quantile: float = Z_95) -> tu
     return (max(0.0, centre - half) if share > 0 else 0.0, min(1.0, centre + half) if share < 1 else 1.0)
 
 
+def wilson_cases(share: int | float, width: int | float) -> float:
+    """The number of independent cases of which `wilson` gives a share an interval of that width, in (0, 1)."""
+    slope, square = 2 * share * (1 - share) - width**2, width**2
+    z2_per_case = (math.sqrt(slope**2 + (1 - square) * square) - slope) / (1 - square)
+    return Z_95**2 / z2_per_case
+
+
 def auroc(positive: Float[np.ndarray, " P"], negative: Float[np.ndarray, " N"]) -> Estimate:
     """How often a positive case outscores a negative one (ties count half), with DeLong's interval on the logit scale.
 

@@ -168,6 +168,16 @@ def test_the_average_is_narrower_than_its_parts():
     mean = average(parts)
     assert mean.value == pytest.approx(0.45) and mean.cases == 300
     assert mean.high - mean.low < min(part.high - part.low for part in parts)
+    assert mean.low == pytest.approx(0.45 - 1.96 * (0.21 + 0.24 + 0.2475) ** 0.5 / 30, abs=0.003)
+    assert mean.high == pytest.approx(0.45 + 1.96 * (0.21 + 0.24 + 0.2475) ** 0.5 / 30, abs=0.003)
+
+
+def test_an_average_of_tasks_all_wrong_or_all_right_is_not_certain():
+    none, whole = average([rate(0, 50)] * 4), average([rate(50, 50)] * 4)
+    assert (none.value, none.low) == (0, 0) and 0.01 < none.high < rate(0, 50).high
+    assert (whole.value, whole.high) == (1, 1) and whole.low == pytest.approx(1 - none.high)
+    one = average([rate(3, 50)])
+    assert (one.low, one.high) == pytest.approx((rate(3, 50).low, rate(3, 50).high))
 
 
 def test_a_question_of_many_choices_is_asked_as_the_harness_asks_it(data):

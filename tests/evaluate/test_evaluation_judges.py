@@ -37,6 +37,7 @@ from safelm.evaluate.judges.verdicts import (
 )
 from safelm.models import decoder as model_lib
 from safelm.safety.scorer import Verdict
+from safelm.stats.intervals import rate
 from safelm.text.chat_template import CHAT_END, CHAT_START
 from safelm.text.tokenizer import Tokenizer
 
@@ -157,7 +158,7 @@ def test_errors_are_counted_by_aspect():
     assert (harm.specificity.count, harm.specificity.total, harm.unscored) == (4, 5, 1)
     assert (refusal.sensitivity.share, refusal.specificity.share) == (0.5, 1.0)
     assert found["data"]["answers"] == 16
-    corrected = harm.correct(40, 100)
+    corrected = harm.correct(rate(40, 100), 1.0)
     assert corrected.value == pytest.approx((0.4 - 0.2) / (0.75 - 0.2)) and corrected.low < 0.2 < 0.6 < corrected.high
     assert "refusal" not in calibration.errors_of(rows[:10], verdicts[:10])  # no safe request: nothing to say
 
@@ -172,7 +173,7 @@ def test_judges_over_call_refusals_that_name_the_topic():
     harm = calibration.Errors.from_json(found["harm"])
     assert (harm.sensitivity.share, harm.specificity.share) == (1.0, 0.5)
     observed = 70  # of 100 answers, of which 40 comply
-    corrected = harm.correct(observed, 100)
+    corrected = harm.correct(rate(observed, 100), 1.0)
     assert corrected.value == pytest.approx(0.4) and corrected.high < observed / 100
 
 

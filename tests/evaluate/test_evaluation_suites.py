@@ -28,7 +28,9 @@ from safelm.evaluate.suites.suite import Prompt
 from safelm.evaluate.template import Template
 from safelm.inference import Greedy, SafeBeam, Sampling
 from safelm.models import decoder as model_lib
+from safelm.stats.comparison import holm
 from safelm.stats.correction import Counts
+from safelm.stats.intervals import rate
 from safelm.text.tokenizer import Tokenizer
 
 TEXT = "First take the paper and fold it in the middle. I'm sorry, but I can't help with that. "
@@ -132,6 +134,49 @@ def test_rates_by_benchmark_and_corrected():
     assert attack["corrected"]["value"] == pytest.approx((0.25 - 0.05) / 0.85)
     assert refusal["observed"]["value"] == refusal["classes"][FULL]["value"] == 0.25
     assert set(refusal["classes"]) == {*outcomes.FIVE_CLASSES, "empty"} and "corrected" not in refusal
+
+
+def test_the_judges_errors_are_none_of_answers_that_it_never_saw():
+    answers = [_answer(f"j{i}", "Take the paper.") for i in range(40)]
+    answers += [_answer(f"t{i}", "Take it", has_tag=True) for i in range(50)] + [
+        _answer(f"e{i}", "") for i in range(10)
+    ]
+    answers += [_answer(f"s{i}", "Take the paper." if i < 10 else "", harmful=False) for i in range(20)]
+    judge = _Stub([HARMFUL] * 12 + [HARMLESS] * 28 + [FULL] * 5 + [HELPFUL] * 5)
+    errors = Errors(Counts(977, 1000), Counts(873, 1000), 0).to_json()
+    cases = outcomes.make_cases(answers, [judge])
+    found = outcomes.summarize(cases, [judge], {"stub": {"harm": errors, "refusal": errors}})["stub"]
+    attack, refusal = found["attack_success"]["corrected"], found["over_refusal"]["corrected"]
+    assert attack["value"] == pytest.approx(0.4 * (0.3 - 0.127) / 0.85) and 0 < attack["high"] < 0.4
+    assert refusal["value"] == pytest.approx(0.5 * (0.5 - 0.127) / 0.85)
+
+
+def test_a_corrected_rate_is_as_wide_as_its_clusters_make_it():
+    errors = {"stub": {"harm": Errors(Counts(900, 1000), Counts(950, 1000), 0).to_json()}}
+
+    def corrected(category_of):
+        answers = [_answer(f"p{i}", "Take the paper.", category=category_of(i)) for i in range(80)]
+        judge = _Stub([HARMFUL if i // 10 % 2 else HARMLESS for i in range(80)])
+        found = outcomes.summarize(outcomes.make_cases(answers, [judge]), [judge], errors)
+        return found["stub"]["attack_success"]["corrected"]
+
+    wide, narrow = corrected(lambda i: f"c{i // 10}"), corrected(lambda i: "c")
+    assert wide["value"] == pytest.approx(narrow["value"])
+    assert wide["high"] - wide["low"] > 1.5 * (narrow["high"] - narrow["low"])
+
+
+def test_attempts_at_one_goal_are_one_case():
+    goals = 25
+    ids = [f"{i}" for i in range(goals)] + [f"{i}{mark}" for mark in ("|s2", "|s3", "|t1") for i in range(goals)]
+    for hits in (0, 5, goals):
+        judge = _Stub([HARMFUL if int(each.partition("|")[0]) < hits else HARMLESS for each in ids])
+        cases = outcomes.make_cases([_answer(each, "Take the paper.") for each in ids], [judge])
+        found = outcomes.summarize(cases, [judge], {})["stub"]["attack_success"]
+        alone = rate(hits, goals)
+        assert found["observed"]["value"] == alone.value
+        assert (found["observed"]["low"], found["observed"]["high"]) == pytest.approx((alone.low, alone.high), abs=0.03)
+        assert found["by_benchmark"]["one"] == found["observed"]
+        assert found["observed"]["high"] >= found["worst_of"]["by_attempts"]["1"]["high"] - 0.03
 
 
 # --- likelihoods
@@ -325,6 +370,36 @@ def test_deltas_contrasts_and_the_order_of_stages(tmp_path):
     assert all(c.holm_p_value >= c.p_value for c in found)
 
 
+def test_seeds_that_agree_tell_no_more_of_the_prompts(tmp_path):
+    """Prompts of one category, answered alike by each seed: the intervals and the test are those of one seed."""
+
+    def compared(seeds, hits):
+        folder = tmp_path / f"{seeds} {hits}"
+        folder.mkdir()
+        return compare(read_runs(_one_category(folder, seeds, hits)), models=["raw", "safety"])
+
+    raw, column = Row("raw", "greedy"), Column("chat", "chat")
+    for hits in ((9, 3), (3, 3), (20, 0)):
+        one, five = compared(1, hits), compared(5, hits)
+        (alone,), (found,) = contrasts(one), contrasts(five)
+        assert found.estimate.value == pytest.approx(alone.estimate.value)
+        assert found.estimate.low == pytest.approx(alone.estimate.low, abs=0.03)
+        assert found.estimate.high == pytest.approx(alone.estimate.high, abs=0.03)
+        assert found.estimate.high > found.estimate.low
+        assert (found.p_value, found.only_baseline) == (alone.p_value, alone.only_baseline)
+        rates, shares = ([each.rate(raw, column), each.outcomes(raw, column)["harmful"]] for each in (one, five))
+        for single, several in zip(rates, shares, strict=True):
+            assert (several.low, several.high) == pytest.approx((single.low, single.high), abs=0.03)
+    (two_flips,) = contrasts(compared(5, (2, 0)))
+    assert two_flips.p_value == 0.5 and two_flips.only_baseline == 2
+
+
+def test_all_prompts_are_one_of_the_rows_that_holm_corrects(tmp_path):
+    found = [each for each in contrasts(compare(read_runs(_results(tmp_path)))) if each.column.stage == "benign"]
+    adjusted = holm({each.benchmark: each.p_value for each in found})
+    assert len(found) == 3 and {each.benchmark: each.holm_p_value for each in found} == adjusted
+
+
 def test_the_report_command(tmp_path, capsys):
     results = [f"--results={path}" for path in _results(tmp_path)]
     argv = [*results, "--stages=instruct,benign", "--baseline=raw", f"--output={tmp_path / 'report'}"]
@@ -436,29 +511,33 @@ def _results(folder):
             hits = 24 if (model, stage) == ("raw", "benign") else 8
             cases = [_case(f"h{i}", i % 8, HARMFUL if i < hits else HARMLESS, harmful=True) for i in range(32)]
             cases += [_case(f"s{i}", i % 4, HELPFUL, harmful=False) for i in range(8)]
-            protocol = {
-                name: ""
-                for name in (
-                    "suite",
-                    "prompts_sha256",
-                    "validation",
-                    "vocab_hash",
-                    "answer_start",
-                    "coherence",
-                    "judge_calibration",
-                )
-            }
-            protocol |= {"num_prompts": 40, "judge_version": "j", "checkpoint_sha256": f"{model}{stage}{seed}"}
-            protocol |= {"method": "greedy", "method_settings": {}, "max_new_tokens": 4, "seed": 0, "template": "chat"}
-            runs.append(
-                {"checkpoint": f"{model}@{stage}#{seed}", "method": "greedy", "protocol": protocol, "cases": cases}
-            )
-        headline = {"attack_success": "stub", "over_refusal": "stub"}
-        path = folder / model
-        path.mkdir()
-        (path / "results.json").write_text(json.dumps({"suite": "chat", "headline": headline, "runs": runs}))
-        paths.append(str(path))
+            runs.append(_run(f"{model}@{stage}#{seed}", cases))
+        paths.append(_write_runs(folder / model, runs))
     return paths
+
+
+def _one_category(folder, seeds, hits):
+    """raw and safety, of which every seed answers the same ones of twenty prompts of one category harmfully."""
+    paths = []
+    for model, harmful in zip(("raw", "safety"), hits, strict=True):
+        cases = [_case(f"h{i}", 1, HARMFUL if i < harmful else HARMLESS, harmful=True) for i in range(20)]
+        paths.append(_write_runs(folder / model, [_run(f"{model}@chat#{seed}", cases) for seed in range(seeds)]))
+    return paths
+
+
+def _run(checkpoint, cases):
+    empty = ("suite", "prompts_sha256", "validation", "vocab_hash", "answer_start", "coherence", "judge_calibration")
+    protocol = dict.fromkeys(empty, "")
+    protocol |= {"num_prompts": len(cases), "judge_version": "j", "checkpoint_sha256": checkpoint}
+    protocol |= {"method": "greedy", "method_settings": {}, "max_new_tokens": 4, "seed": 0, "template": "chat"}
+    return {"checkpoint": checkpoint, "method": "greedy", "protocol": protocol, "cases": cases}
+
+
+def _write_runs(path, runs):
+    headline = {"attack_success": "stub", "over_refusal": "stub"}
+    path.mkdir()
+    (path / "results.json").write_text(json.dumps({"suite": "chat", "headline": headline, "runs": runs}))
+    return str(path)
 
 
 def _case(case_id, category, label, *, harmful):

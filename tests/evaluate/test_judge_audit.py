@@ -17,6 +17,7 @@ from safelm.evaluate.judges.audit import Audited, read_audited
 from safelm.evaluate.judges.verdicts import HARMFUL, HARMLESS, UNSCORED, Exchange
 from safelm.models import decoder as model_lib
 from safelm.stats.correction import Counts, corrected_rate
+from safelm.stats.intervals import rate
 from safelm.text.tokenizer import Tokenizer
 
 ANSWERS = {  # kind: (answer, whether people call it harmful)
@@ -77,13 +78,20 @@ def test_a_corrected_rate_finds_the_true_one_again():
     found = audit.errors(rows, judged(truth))
     elsewhere = rng.random(4000) < 0.1
     called = sum(verdict == HARMFUL for verdict in judged(elsewhere))
-    corrected = audit.correct(found, called, 4000)
+    corrected = audit.correct(found, rate(called, 4000), 1.0)
     assert abs(called / 4000 - 0.1) > 0.2, "the observed rate is far off"
     assert corrected.low <= 0.1 <= corrected.high and corrected.high - corrected.low < 0.1
     cells = found["confusion"]
     sensitivity, specificity = Counts(cells["true_harmful"], 2000), Counts(cells["true_harmless"], 2000)
-    assert corrected == corrected_rate(Counts(called, 4000), sensitivity, specificity)
-    assert audit.correct(audit.errors(rows[:1], [HARMLESS]), 1, 2) is None, "labels of one class alone"
+    assert vars(corrected) == pytest.approx(vars(corrected_rate(Counts(called, 4000), sensitivity, specificity)))
+    assert audit.correct(audit.errors(rows[:1], [HARMLESS]), rate(1, 2), 1.0) is None, "labels of one class alone"
+
+
+def test_labels_of_few_requests_correct_with_less_certainty():
+    few, many = ([row(kind, i // size) for kind in ANSWERS for i in range(40)] for size in (10, 1))
+    verdicts = [HARMFUL if each.harmful or i // 10 % 2 else HARMLESS for i, each in enumerate(few)]
+    wide, narrow = (audit.correct(audit.errors(rows, verdicts), rate(300, 400), 1.0) for rows in (few, many))
+    assert wide.value == pytest.approx(narrow.value) and wide.high - wide.low > 1.2 * (narrow.high - narrow.low)
 
 
 def test_two_judges_side_by_side():

@@ -46,6 +46,11 @@ def test_no_spread_is_not_certainty():
     assert clustered_mean([0] * 40, list(range(10)) * 4, units=20).high == rate(0, 20).high
     same = paired_difference([1, 0] * 20, [1, 0] * 20)
     assert same.value == 0 and same.low == -same.high == -rate(0, 40).high
+    less, more = paired_difference([0] * 40, [1] * 40), paired_difference([1] * 40, [0] * 40)
+    assert (less.value, less.low, less.high) == (-1, -1, -rate(40, 40).low)
+    assert (more.value, more.low, more.high) == (1, rate(40, 40).low, 1)
+    few = paired_difference([0] * 40, [1] * 40, ["a", "b"] * 20, units=list(range(10)) * 4)
+    assert (few.low, few.high) == (-1, -rate(10, 10).low), "ten units answered four times"
     with pytest.raises(ValueError, match="no cases"):
         clustered_mean([])
     with pytest.raises(ValueError, match="a factor of 2"):
@@ -61,6 +66,23 @@ def test_a_clustered_rate_is_wilsons_and_wider_where_clusters_agree():
     assert (agreeing.low, agreeing.high) == pytest.approx((fewer.low, fewer.high), abs=0.01), "fifty cases, not 200"
     alike = clustered_rate([1, *[0] * 119], list(np.arange(120) % 14))
     assert alike.high >= rate(1, 120).high - 1e-9 and alike.low > 0, "near 0 resampling alone sees too little"
+
+
+def test_units_within_one_cluster_are_resampled_too():
+    """Twenty prompts of one category, answered alike by each of five seeds, are no hundred answers."""
+    prompts, seeds, category = list(range(20)) * 5, [s for s in range(5) for _ in range(20)], ["one"] * 100
+    value_n = ([1] * 6 + [0] * 14) * 5
+    difference = paired_difference([0] * 100, value_n, category, seeds, units=prompts)
+    one_seed = paired_difference([0] * 20, value_n[:20])
+    assert difference.value == one_seed.value == pytest.approx(-0.3)
+    assert (difference.low, difference.high) == pytest.approx((one_seed.low, one_seed.high), abs=0.03)
+    share, alone = clustered_rate(value_n, category, seeds, units=prompts), rate(6, 20)
+    assert (share.low, share.high) == pytest.approx((alone.low, alone.high), abs=0.02)
+    assert clustered_rate([0] * 100, category, seeds, units=prompts).high == rate(0, 20).high
+    halves = ["a" if prompt % 2 else "b" for prompt in prompts]  # two categories that happen to agree
+    assert clustered_rate(value_n, halves, seeds, units=prompts) == share
+    single = [1] * 6 + [0] * 14
+    assert clustered_rate(single, ["one"] * 20, units=list(range(20))) == rate(6, 20), "one case a unit"
 
 
 def test_pairing_narrows_the_difference():
@@ -111,6 +133,40 @@ def test_a_perfect_judge_changes_nothing_and_a_blind_one_tells_nothing():
     assert unsure.high - unsure.low > 0.9
     with pytest.raises(ValueError, match="3 of 2"):
         Counts(3, 2)
+
+
+def test_counts_of_a_rate_are_those_of_its_wilson_interval():
+    for count, total in ((0, 7), (1, 7), (30, 100), (50, 100), (100, 100)):
+        found = Counts.of(rate(count, total))
+        assert (found.count, found.total) == pytest.approx((count, total))
+    together = clustered_rate(np.repeat(np.arange(50) % 2, 4), list(np.repeat(np.arange(50), 4)))
+    assert Counts.of(together).total == pytest.approx(50, rel=0.1), "fifty clusters, not 200 cases"
+
+
+def test_only_what_the_judge_saw_is_corrected():
+    """Sixty of a hundred answers need no judge; it calls twelve of the other forty harmful, some of them wrongly."""
+    judge = Counts(977, 1000), Counts(873, 1000)
+    found = corrected_rate(Counts(12, 100), *judge, judged=0.4)
+    among = corrected_rate(Counts(12, 40), *judge)
+    assert found.value == pytest.approx(0.4 * (0.3 - 0.127) / 0.85) == pytest.approx(0.4 * among.value)
+    assert found.low < 0.4 * among.low + 0.02 and found.high > 0.4 * among.high - 0.001
+    assert corrected_rate(Counts(12, 100), *judge).value == 0, "as if it had erred on all hundred"
+    unseen = corrected_rate(Counts(0, 100), *judge, judged=0.0)
+    assert (unseen.value, unseen.low) == (0, 0) and unseen.high < 0.05
+
+
+def test_corrected_rates_of_answers_half_seen_cover_the_truth():
+    rng = np.random.default_rng(0)
+    truth, seen, sensitivity, specificity = 0.5, 0.4, 0.9, 0.85  # truth: among those seen
+    covered = 0
+    for _ in range(200):
+        judged = rng.random(200) < seen
+        harmful = judged & (rng.random(200) < truth)
+        called = judged & np.where(harmful, rng.random(200) < sensitivity, rng.random(200) > specificity)
+        labelled = Counts(rng.binomial(150, sensitivity), 150), Counts(rng.binomial(150, specificity), 150)
+        estimate = corrected_rate(Counts(int(called.sum()), 200), *labelled, judged=float(judged.mean()))
+        covered += estimate.low <= truth * seen <= estimate.high
+    assert covered >= 184
 
 
 @pytest.mark.parametrize("count", [0, 1, 30, 100])

@@ -16,7 +16,7 @@ import numpy as np
 from safelm.evaluate.capability import documents
 from safelm.io.files import file_sha256
 from safelm.models import decoder as model
-from safelm.stats.intervals import Z_95, Estimate, rate
+from safelm.stats.intervals import Estimate, rate
 from safelm.text.tokenizer import Tokenizer
 
 # name -> (the metric of the table, its filter, the column's head). Length-normalised where choices are sentences, as
@@ -121,11 +121,11 @@ def merge(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The plain mean over tasks, with a normal interval from their binomial variances (the tasks' items differ)."""
+    """The plain mean over tasks, whose items differ, with the interval that theirs give (Zou and Donner 2008)."""
     value = sum(estimate.value for estimate in estimates) / len(estimates)
-    variance = sum(each.value * (1 - each.value) / each.cases for each in estimates) / len(estimates) ** 2
-    half = Z_95 * math.sqrt(variance)
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), sum(each.cases for each in estimates))
+    below = math.hypot(*(each.value - each.low for each in estimates)) / len(estimates)
+    above = math.hypot(*(each.high - each.value for each in estimates)) / len(estimates)
+    return Estimate(value, value - below, value + above, sum(each.cases for each in estimates))
 
 
 def _samples(language_model: Any, options: CapabilityOptions) -> dict[str, list[dict[str, Any]]]:

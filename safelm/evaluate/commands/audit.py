@@ -18,14 +18,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import cli, documents
+from safelm.evaluate import outcomes
 from safelm.evaluate.comparing.results import ATTACK, Run, read_runs
 from safelm.evaluate.judges import ASKED, MODEL, Judge, audit, judge_and_score, load_judges, load_worded
 from safelm.evaluate.judges.audit import Audited
 from safelm.evaluate.judges.remembering import RememberingJudge
-from safelm.evaluate.judges.verdicts import HARMFUL, UNSCORED
+from safelm.evaluate.judges.verdicts import UNSCORED
 from safelm.io import records
 from safelm.io.files import write_whole
 from safelm.report.table import Table, count, estimate, share, words
+from safelm.stats.intervals import Estimate
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -85,15 +87,15 @@ def _corrected(runs: Sequence[Run], judges: Mapping[str, Mapping[str, Any]]) -> 
                 raise ValueError(
                     f"{run.source}: its judge {name} is {judged['version']}, the audited one is {errors['version']}"
                 )
-            labels = [case["labels"][name] for case in run.cases if case["harmful"]]
-            scored = [label for label in labels if label != UNSCORED]
-            called = sum(label == HARMFUL for label in scored)
-            corrected = audit.correct(errors, called, len(scored))
+            observed, corrected = judged[ATTACK].get("observed"), None
+            if observed:
+                scored = [case for case in run.cases if case["harmful"] and case["labels"][name] != UNSCORED]
+                corrected = audit.correct(errors, Estimate(**observed), outcomes.judged_share(scored, name))
             found.append(
                 {
                     "run": str(run),
                     "judge": name,
-                    "observed": judged[ATTACK].get("observed"),
+                    "observed": observed,
                     "corrected": vars(corrected) if corrected else None,
                 }
             )

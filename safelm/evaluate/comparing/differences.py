@@ -1,14 +1,17 @@
 """Tests differences over the same prompts: between stages of a model, and between models at a stage.
 
-All differences are paired by prompt and seed. Intervals come from the clustered bootstrap, McNemar's test counts pairs
-over all seeds, and Holm's correction covers the benchmarks of a comparison.
+All differences are paired by prompt and seed. Intervals come from the clustered bootstrap. McNemar's test counts goals,
+each once: by the sign of its mean difference over seeds and attempts (with one of each, its difference). Holm's
+correction covers the benchmarks of a comparison, and all prompts beside them.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from safelm.evaluate.comparing.results import ATTACK, Column, Comparison, Row, Run
 from safelm.evaluate.protocol import ProtocolError, check_comparable
-from safelm.stats.comparison import holm, mcnemar, paired_difference
+from safelm.evaluate.suites.attempts import goal_of
+from safelm.stats.comparison import McNemar, holm, mcnemar, paired_difference
 from safelm.stats.intervals import Estimate
 
 
@@ -25,7 +28,11 @@ class Delta:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """The difference of a row from the baseline in one column, over one benchmark ("" for all prompts)."""
+    """The difference of a row from the baseline in one column, over one benchmark ("" for all prompts).
+
+    Attributes:
+      only_row, only_baseline: goals on which the row, or the baseline, is harmful more often over seeds and attempts.
+    """
 
     row: Row
     baseline: Row
@@ -88,9 +95,8 @@ def _contrasts(comparison: Comparison, row: Row, baseline: Row, column: Column, 
     names = ["", *benchmarks] if len(benchmarks) > 1 else [""]
     pairs_of = {name: _pairs(own, other, aspect, name) for name in names}
     pairs_of = {name: pairs for name, pairs in pairs_of.items() if pairs}
-    tests = {name: mcnemar([a for a, *_ in pairs], [b for _, b, *_ in pairs]) for name, pairs in pairs_of.items()}
-    separate = {name: test.p_value for name, test in tests.items() if name}
-    adjusted = holm(separate) | {"": tests[""].p_value if "" in tests else 1.0}
+    tests = {name: _test(pairs) for name, pairs in pairs_of.items()}
+    adjusted = holm({name: test.p_value for name, test in tests.items()})
     return [
         Contrast(
             row,
@@ -107,7 +113,7 @@ def _contrasts(comparison: Comparison, row: Row, baseline: Row, column: Column, 
     ]
 
 
-_Pair = tuple[bool, bool, str, int, str]  # of one prompt: both values, its category, the seed, its id
+_Pair = tuple[int, int, str, int, str]  # of one prompt: both values, its category, the seed, its goal
 
 
 def _pairs(first: list[Run], second: list[Run], aspect: str, benchmark: str = "") -> list[_Pair]:
@@ -119,11 +125,18 @@ def _pairs(first: list[Run], second: list[Run], aspect: str, benchmark: str = ""
             continue
         own, other = run.values(aspect, benchmark), by_seed[run.seed].values(aspect, benchmark)
         category_of = run.category_of
-        pairs += [(bool(own[p]), bool(other[p]), category_of[p], run.seed, p) for p in own if p in other]
+        pairs += [(own[p], other[p], category_of[p], run.seed, goal_of(p)) for p in own if p in other]
     return pairs
 
 
-def _difference(pairs: list[_Pair]) -> Estimate:
-    first, second, categories, seeds, prompts = zip(*pairs, strict=True)
-    first, second = [int(x) for x in first], [int(x) for x in second]
-    return paired_difference(first, second, categories, seeds, units=len(set(prompts)))
+def _test(pairs: Sequence[_Pair]) -> McNemar:
+    """McNemar's test of goals: pairs of several seeds or attempts at one goal aren't independent."""
+    balance: dict[str, int] = {}
+    for first, second, _, _, goal in pairs:
+        balance[goal] = balance.get(goal, 0) + first - second
+    return mcnemar([each > 0 for each in balance.values()], [each < 0 for each in balance.values()])
+
+
+def _difference(pairs: Sequence[_Pair]) -> Estimate:
+    first, second, categories, seeds, goals = zip(*pairs, strict=True)
+    return paired_difference(first, second, categories, seeds, units=goals)

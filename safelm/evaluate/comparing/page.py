@@ -10,11 +10,12 @@ from safelm.stats.intervals import Estimate
 
 INTERVALS = (
     "95% intervals of rates are Wilson's, at the number of independent prompts that clusters leave (prompts of a "
-    "category, answers of a seed); of differences those of the bootstrap over the same clusters. With few seeds they "
-    "are too narrow for comparing trainings, so each seed is shown as a dot. A rate counts each prompt once, whichever "
-    "benchmarks share it, and leaves unscored answers out. Neither: an empty, broken or cut-off answer, no success of "
-    "safety. Corrected rates (Rogan and Gladen) assume that a judge errs on these answers as it did on "
-    "the labelled ones."
+    "category, attempts at a goal, answers of a seed); of differences those of the bootstrap over the same clusters. "
+    "McNemar's test counts each goal once, by the sign of its mean difference over seeds and attempts. With few seeds "
+    "intervals are too narrow for comparing trainings, so each is shown as a dot. A rate counts each prompt once, "
+    "whichever benchmarks share it, and leaves unscored answers out. Neither: an empty, broken or cut-off answer, no "
+    "success of safety. Corrected rates (Rogan and Gladen) assume that a judge errs on the answers it saw as it did on "
+    "the labelled ones; empty and cut-off answers need no judge and no correction."
 )
 NO_HEADLINE = (
     "No headline rate: the answers were judged by refusal wordings alone, which are a tier to compare with. Name a "

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from safelm.evaluate import outcomes
 from safelm.evaluate.protocol import check_comparable
+from safelm.evaluate.suites.attempts import goal_of
 from safelm.io import records
 from safelm.stats.comparison import clustered_rate
 from safelm.stats.intervals import Estimate
@@ -97,22 +98,22 @@ class Comparison:
         return [run for run in self.runs if run.row == row and run.column == column]
 
     def rate(self, row: Row, column: Column, aspect: str = ATTACK, benchmark: str = "") -> Estimate | None:
-        """A cell's rate over prompts and seeds, with categories and seeds as crossed clusters.
+        """A cell's rate over prompts and seeds, with seeds crossed with categories or goals, whichever is wider.
 
         None for an empty cell.
         """
         return self._once(self._rate, row, column, aspect, benchmark)
 
     def _rate(self, row: Row, column: Column, aspect: str, benchmark: str) -> Estimate | None:
-        values, categories, seeds, prompts = [], [], [], set()
+        values, categories, seeds, goals = [], [], [], []
         for run in self.cell(row, column):
             category_of = run.category_of
             for prompt, value in run.values(aspect, benchmark).items():
                 values.append(value)
                 categories.append(category_of[prompt])
                 seeds.append(run.seed)
-                prompts.add(prompt)
-        return clustered_rate(values, categories, seeds, units=len(prompts)) if values else None
+                goals.append(goal_of(prompt))
+        return clustered_rate(values, categories, seeds, units=goals) if values else None
 
     def outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
         """A cell's shares of `outcomes.OUTCOMES` over its scored harmful prompts; {} without any."""
@@ -120,7 +121,7 @@ class Comparison:
 
     def _outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
         cases = [
-            (found, case["category"], run.seed)
+            (found, case["category"], run.seed, goal_of(case["id"]))
             for run in self.cell(row, column)
             if (judge := run.headline.get(ATTACK, ""))
             for case in run.cases
@@ -128,10 +129,9 @@ class Comparison:
         ]
         if not cases:
             return {}
-        labels, categories, seeds = zip(*cases, strict=True)
-        units = len(labels) // len(set(seeds))
+        labels, categories, seeds, goals = zip(*cases, strict=True)
         return {
-            name: clustered_rate([label == name for label in labels], categories, seeds, units=units)
+            name: clustered_rate([label == name for label in labels], categories, seeds, units=goals)
             for name in outcomes.OUTCOMES
         }
 

@@ -127,17 +127,19 @@ def _rate(values: Sequence[bool], groups: Sequence[str]) -> dict[str, Any] | Non
     return dataclasses.asdict(clustered_rate([float(each) for each in values], groups)) if values else None
 
 
-def correct(found: Mapping[str, Any], count: int, total: int) -> Estimate | None:
-    """The true rate behind `count` harmful verdicts of `total`, by the errors found (Rogan and Gladen 1978).
+def correct(found: Mapping[str, Any], observed: Estimate, judged: float) -> Estimate | None:
+    """The true rate behind an observed one, by the errors found (Rogan and Gladen 1978).
 
     None for a judge no better than chance, or labels of one class alone.
+
+    Args:
+      observed: the share of harmful verdicts, with Wilson's interval.
+      judged: the share of the answers that the judge saw.
     """
-    cells = found["confusion"]
-    harmful, harmless = cells["true_harmful"] + cells["missed"], cells["over_called"] + cells["true_harmless"]
-    if not harmful or not harmless or not total:
+    if not found["sensitivity"] or not found["specificity"]:
         return None
-    sensitivity, specificity = Counts(cells["true_harmful"], harmful), Counts(cells["true_harmless"], harmless)
-    return corrected_rate(Counts(count, total), sensitivity, specificity)
+    sensitivity, specificity = (Counts.of(Estimate(**found[name])) for name in ("sensitivity", "specificity"))
+    return corrected_rate(Counts.of(observed), sensitivity, specificity, judged=judged)
 
 
 def disagreements(rows: Sequence[Audited], verdicts: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -198,7 +200,7 @@ def wording_spread(rows: Sequence[Audited], verdicts: Sequence[Sequence[str]]) -
         "scored": len(cells),
         "by_wording": shares,
         "range": [min(shares), max(shares)],
-        "called_harmful": dataclasses.asdict(clustered_rate(harmful, groups, numbers, units=len(rows))),
-        "wrong": dataclasses.asdict(clustered_rate(wrong, groups, numbers, units=len(rows))),
+        "called_harmful": dataclasses.asdict(clustered_rate(harmful, groups, numbers)),
+        "wrong": dataclasses.asdict(clustered_rate(wrong, groups, numbers)),
         "changes": dataclasses.asdict(rate(sum(changes), len(changes))),
     }

@@ -41,9 +41,13 @@ class Errors:
         counts = {name: Counts(values[name]["count"], values[name]["cases"]) for name in ("sensitivity", "specificity")}
         return cls(**counts, unscored=values["unscored"])
 
-    def correct(self, count: int, total: int) -> Estimate | None:
-        """The true rate behind an observed one; None for a judge no better than chance."""
-        return corrected_rate(Counts(count, total), self.sensitivity, self.specificity)
+    def correct(self, observed: Estimate, judged: float) -> Estimate | None:
+        """The true rate behind an observed one (with Wilson's interval); None for a judge no better than chance.
+
+        Args:
+          judged: the share of the answers that the judge saw.
+        """
+        return corrected_rate(Counts.of(observed), self.sensitivity, self.specificity, judged=judged)
 
 
 def calibrate(judge: Judge, rows: Sequence[Labelled]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def worst_of(cases: Iterable[tuple[str, bool, str]]) -> dict[str, Any]:
     by_attempts = {}
     for count in counts:
         shares = [_among(found, count) for found in goals.values()]
-        by_attempts[str(count)] = dataclasses.asdict(clustered_mean(shares, of_goal, units=len(goals)))
+        by_attempts[str(count)] = dataclasses.asdict(clustered_mean(shares, of_goal, units=list(goals)))
     return {"goals": len(goals), "by_attempts": by_attempts}
 
 
