@@ -11,6 +11,7 @@ from safelm.evaluate import outcomes
 from safelm.evaluate.capability.suite import TASKS
 from safelm.evaluate.comparing.results import ATTACK, REFUSAL, Comparison, Run, compare, split_name
 from safelm.evaluate.protocol import SUBJECT
+from safelm.evaluate.suites.attempts import goal_of
 from safelm.io import records
 from safelm.stats.intervals import Estimate, rate
 
@@ -159,18 +160,18 @@ def _add_rates(board: Board, column: Column, comparison: Comparison, aspect: str
 
 
 def _by_category(runs: Iterable[Run], aspect: str) -> Iterator[tuple[str, tuple[int, float, float, float]]]:
-    """Each category's cases, rate and Wilson's interval at its number of prompts."""
+    """Each category's goals, rate and Wilson's interval at that number."""
     found: dict[str, dict[str, list[int]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for run in runs:
         category_of = run.category_of
         for prompt, value in run.values(aspect).items():
-            found[category_of[prompt]][prompt].append(value)
-    for category, prompts in sorted(found.items()):
-        values = [value for each in prompts.values() for value in each]
-        seeds = len(values) / len(prompts)  # a prompt asked of several seeds is one case
-        bounds = rate(round(sum(values) / seeds), len(prompts))
+            found[category_of[prompt]][goal_of(prompt)].append(value)
+    for category, goals in sorted(found.items()):
+        values = [value for each in goals.values() for value in each]
+        times = len(values) / len(goals)  # a goal asked of several seeds, or several times, is one case
+        bounds = rate(round(sum(values) / times), len(goals))
         value = sum(values) / len(values)
-        yield category, (len(prompts), value, min(bounds.low, value), max(bounds.high, value))
+        yield category, (len(goals), value, min(bounds.low, value), max(bounds.high, value))
 
 
 def _add_by_seed(

@@ -12,7 +12,7 @@ from safelm.dashboard.measures import HIGH, LOW, UNKNOWN, Board, CaseSet, Cell, 
 from safelm.evaluate.comparing.results import split_name
 from safelm.evaluate.suites.benchmarks import short_id
 from safelm.io import records
-from safelm.stats.intervals import Z_95
+from safelm.stats.intervals import Z_95, wilson
 
 INSPECT, LM_EVAL = "Inspect", "lm-eval"
 _GRADES = {"C": "correct", "I": "incorrect", "P": "partial", "N": "no answer"}
@@ -170,6 +170,8 @@ def _model_name(found: Mapping[str, Any]) -> str:
 def _with_error(value: float, error: float | None, cases: int, is_share: bool) -> Cell:
     if error is None:
         return Cell(value, cases=cases)
+    if is_share and not error and cases:  # all right or all wrong
+        return Cell(value, *wilson(value, cases), cases)
     low, high = value - Z_95 * error, value + Z_95 * error
     return Cell(value, max(0.0, low), min(1.0, high), cases) if is_share else Cell(value, low, high, cases)
 
