@@ -11,7 +11,7 @@ strong, known to be so, check the gate itself: the report says whether it ranks 
     OUTPUT/results.md, .json   verdicts, rates with intervals, costs of the cheapest success, curves; no texts
     OUTPUT/attacks.jsonl       the journal: a stopped run goes on with the next attack
 
-The exit code is 1 if a checkpoint that is no control fails a criterion.
+The exit code is 1 if a checkpoint that is no control fails a criterion, or has one that could not be measured.
 """
 
 import argparse

@@ -28,13 +28,15 @@ def is_ladder(values: Mapping[str, Any]) -> bool:
 
 
 def add_gate(board: Board, values: Mapping[str, Any], prefix: str, source: str) -> None:
-    """Adds the rate of every criterion, and of harmful answers under every attack."""
+    """Adds the rate of every criterion that was measured, and of harmful answers under every attack."""
     key = _protocol(board, GATE, f"gate, {values['about']['profile']}", {**values["about"], "results": source})
     try:
         for name, found in values["models"].items():
             model, stage, _ = split_name(name)
             row = Row(prefix + model, stage, UNDER_ATTACK)
             for each in found["criteria"]:
+                if each["rate"] is None:
+                    continue  # finetuning broke the model at once
                 title = f"{each['says']} (limit {100 * each['limit']:g}%)"
                 board.add(Column(key, "Criteria", title, LOW, shown=True), row, _cell(each["rate"]), source=source)
             for each in found["attacks"]:

@@ -158,6 +158,16 @@ def test_a_capability_file_and_other_harnesses_stand_in_their_models_row(tmp_pat
     assert inspect["safety @ chat + safe_beam"].high == pytest.approx(0.5 + 1.96 * 0.2, abs=1e-3)
 
 
+def test_a_harness_that_has_all_wrong_is_not_certain(tmp_path):
+    wrong = LM_EVAL | {
+        "results": {"piqa": {"acc,none": 0.0, "acc_stderr,none": 0.0}},
+        "n-samples": {"piqa": {"original": 90, "effective": 30}},
+    }
+    write_json(tmp_path / "results_2026-01-01T00-00-00.json", wrong)
+    (cell,) = cells(board_of(tmp_path), "piqa: acc")[0].values()
+    assert (cell.value, cell.low, cell.high) == (0.0, 0.0, rate(0, 30).high)
+
+
 def pack(path, **parts):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, value in parts.items():
@@ -207,9 +217,10 @@ def test_the_gate_and_the_ladder_stand_in_columns_of_their_own_file(tmp_path):
         "rate": share,
         "verdict": "fail",
     }
+    broken = criterion | {"criterion": "benign", "rate": None, "verdict": "not measured"}
     gate = {
         "about": {"profile": "quick", "limits": {}},
-        "models": {"safety@chat": {"criteria": [criterion], "attacks": [{"name": "none", "rate": share}]}},
+        "models": {"safety@chat": {"criteria": [criterion, broken], "attacks": [{"name": "none", "rate": share}]}},
     }
     for folder in ("a", "b"):
         write_json(tmp_path / folder / "results.json", gate)
