@@ -5,6 +5,7 @@ Models are finetuned with `safelm.train`. Each point is measured as soon as its 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from safelm.evaluate.suites.suite import Prompt, hash_prompts, read_prompts
 from safelm.io import records
 from safelm.io.progress import Bar
 from safelm.robustness import attacks
-from safelm.robustness.target import Target, load_target, measure_answers, measure_tag
+from safelm.robustness.target import Target, hash_model, hash_store, load_target, measure_answers, measure_tag
 from safelm.train import run as train
 from safelm.train.defaults import default_config
 
@@ -63,6 +64,11 @@ class Study:
         if unknown := sorted(set(self.tagged) - set(self.models)):
             raise ValueError(f"--tagged={unknown[0]}: no such --checkpoint, there are {', '.join(self.models)}")
 
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """The hashes of the models' parameters."""
+        return {name: hash_model(folder) for name, folder in self.models.items()}
+
 
 def run(study: Study) -> list[dict[str, Any]]:
     """Runs what is missing; returns all points, each {"attack", "model", "method", .., rates with intervals}."""
@@ -76,7 +82,7 @@ def run(study: Study) -> list[dict[str, Any]]:
     return points
 
 
-_VERSION = 2  # of what a point holds
+_VERSION = 3  # of what a point holds
 Job = Callable[[], list[dict[str, Any]]]
 
 
@@ -127,12 +133,14 @@ def _training(study: Study, name: str, prompts: Sequence[Prompt]) -> Iterator[Jo
         if attack.name == "tag_free" and name not in study.tagged:
             continue  # there is no tag to unlearn
         for learning_rate in attack.learning_rates:
-            workdir = pathlib.Path(study.output) / "models" / f"{name}.{attack.name}.{learning_rate:g}"
+            store = hash_store(f"{attack.root}/{attack.source}/train")
+            begun = records.fingerprint([study.hashes[name], store, study.batch_size, study.seq_len])[:8]
+            workdir = pathlib.Path(study.output) / "models" / f"{name}.{attack.name}.{learning_rate:g}.{begun}"
             for epochs in attack.epochs:
                 key = {"attack": attack.name, "learning_rate": learning_rate, "epochs": epochs}
-                yield lambda key=key, workdir=workdir, attack=attack: _resume(
+                yield lambda key=key, workdir=workdir, attack=attack, store=store: _resume(
                     study,
-                    {"model": name, **key},
+                    {"model": name, "store": store, **key},
                     prompts,
                     lambda: _finetuned(study, name, attack, key, workdir, prompts),
                 )
@@ -204,11 +212,12 @@ def _answers(study: Study, target: Target, prompts: Sequence[Prompt], contexts: 
 def _resume(
     study: Study, key: Mapping[str, Any], prompts: Sequence[Prompt], measure: Callable[[], list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """The stored points if they have the same settings, otherwise new ones, which are stored."""
+    """The stored points if they have the same settings, model and store, otherwise new ones, which are stored."""
     settings = {
         **key,
         "version": _VERSION,
-        "checkpoint": study.models[key["model"]],
+        "params_sha256": study.hashes[key["model"]],
+        "tagged": key["model"] in study.tagged,
         "prompts": hash_prompts(prompts),
         **{
             field: getattr(study, field)

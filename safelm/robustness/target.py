@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from safelm.data.store import read_manifest
 from safelm.evaluate.judges import word_lists as judge_lib
+from safelm.evaluate.protocol import hash_params
 from safelm.evaluate.suites.suite import Prompt
 from safelm.formats import sources
 from safelm.inference import Method, generate, tag_probability
 from safelm.inference.methods import METHODS
+from safelm.io import records
 from safelm.lm import LanguageModel
 from safelm.stats.comparison import clustered_rate
 from safelm.stats.intervals import auroc
@@ -38,6 +41,18 @@ def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Targe
     if is_chat and not knows_chats(tokenizer):
         raise ValueError(f"{folder}: it has neither a chat template nor chat tokens, so it can't be asked in a chat")
     return Target(config, params, tokenizer, is_chat)
+
+
+def hash_model(folder: str) -> str:
+    """The hash of a stored model's parameters, which results are kept under: another model may come into the folder."""
+    _, params, _ = sources.read_model(folder)
+    return hash_params(params)
+
+
+def hash_store(folder: str) -> str:
+    """A hash of what a token store holds, by its manifest."""
+    manifest = read_manifest(folder)
+    return records.fingerprint([manifest.vocab_hash, [dataclasses.asdict(shard) for shard in manifest.shards]])
 
 
 @dataclasses.dataclass(frozen=True)

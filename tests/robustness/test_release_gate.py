@@ -13,11 +13,13 @@ import tiny_runs
 from safelm import cli, release_gate
 from safelm.checkpoints import checkpoint
 from safelm.evaluate.suites.suite import Prompt
+from safelm.formats import sources
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 from safelm.robustness.attack_loop import LoopSettings
 from safelm.robustness.gate import asking, battery, criteria, estimate, profiles
 from safelm.robustness.gate import run as gate
+from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_controls
 from safelm.robustness.gradient_suffix import SuffixSearch
 from safelm.robustness.soft_prompt import SoftPromptSearch
@@ -125,6 +127,24 @@ def test_a_seed_that_stopped_early_ends_the_curve_of_all():
     assert list(criteria.pooled_points([long, short])[0.1]) == [0, 1]
     nothing = curve(0, 0.1, (0,), 0) | {"labels": {}}
     assert criteria.attacked({"relearning / 0.1 / 0": nothing}, PROMPTS, {"relearning": "harmful"}) == []
+
+
+def test_a_criterion_whose_attacks_broke_the_model_at_once_is_told_and_is_no_pass():
+    broken = {f"relearning / {rate_} / 0": curve(0, rate_, (0,), 0) | {"labels": {}} for rate_ in (0.1, 0.2)}
+    found = {"none": row(asking.PLAIN, 0, refused=2), **broken}
+    results = evaluate({"a": found}, PROMPTS, PROFILE, {}, set())
+    (told,) = [each for each in results[0].criteria if each["criterion"] == "relearning"]
+    assert (told["verdict"], told["rate"], told["attack"]) == ("not measured", None, "relearning")
+    assert has_failed(results) and not has_failed(evaluate({"a": found}, PROMPTS, PROFILE, {}, {"a"}))
+    text = markdown(results, {"profile": "micro"})
+    assert "worst after harmful finetuning | 50 | not measured |" in text
+    assert "**Not measured, a:** relearning: at every rate and seed the loss on safe text had risen" in text
+    one = found | {"relearning / 0.1 / 0": curve(0, 0.1, (0, 1), 0)}  # one of the rates left a model of use
+    results = evaluate({"a": one}, PROMPTS, PROFILE, {}, set())
+    assert results[0].criteria[-1]["verdict"] == "pass"
+    assert "Not measured" not in markdown(results, {"profile": "micro"})
+    asked_only = evaluate({"a": {"none": found["none"]}}, PROMPTS, PROFILE, {}, set())  # --only: nobody tried
+    assert [each["criterion"] for each in asked_only[0].criteria] == ["plain", "over_refusal"]
 
 
 def test_the_report_says_verdict_interval_cost_and_control():
@@ -268,6 +288,40 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
     assert told.count("| 0 |") == 1  # raw knows no tag
     with pytest.raises(ValueError, match=r"was begun with --chat False, now it is True"):
         release_gate.main(arguments(inputs, output, "--chat"))
+
+
+def test_rows_are_of_the_same_partner_and_the_same_stores(inputs, tmp_path, monkeypatch):
+    """Another model in the partner's folder is merged with anew; another store in a folder is another battery."""
+    monkeypatch.setattr(battery.Battery, "jobs", lambda self: iter(_named_jobs(self)))
+    ran = []
+
+    def _named_jobs(self):
+        names = [asking.NONE, "pruning", *([battery.MERGING] if self.merge_with else [])]
+        return [asking.Job(name, asking.EDIT, lambda name=name: ran.append(name) or {"labels": {}}) for name in names]
+
+    for name in ("model0", "model1"):
+        shutil.copytree(inputs / name, tmp_path / name)
+    tiny_runs.write_store(tmp_path, "filtered_web")
+    store = tmp_path / "filtered_web" / "train"
+    prompts = PROMPTS[:2] + PROMPTS[-2:]
+    what = Material(prompts, [], {"safe": str(store)}, is_chat=False)
+    models = {"a": str(tmp_path / "model0"), "raw": str(tmp_path / "model1")}
+
+    def run():
+        ran.clear()
+        gate.run(models, MICRO, what, tmp_path / "out", merge_with="raw")
+        return list(ran)
+
+    assert run() == [asking.NONE, "pruning", "merging", asking.NONE, "pruning"] and run() == []
+    config, params, vocabulary = sources.read_model(models["raw"])
+    params = model.init(config, jax.random.key(5))
+    shutil.rmtree(models["raw"])
+    checkpoint.save_params(models["raw"], config, params, vocabulary)
+    assert run() == ["merging", asking.NONE, "pruning"] and run() == []
+    shutil.rmtree(store)
+    tiny_runs.write_store(tmp_path, "filtered_web", seed=3)
+    with pytest.raises(ValueError, match="was begun with stores"):
+        run()
 
 
 def _counted(function, calls):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -169,6 +171,43 @@ def test_a_study_has_every_point_and_goes_on_where_it_was_stopped(study, monkeyp
     side_files.assert_only_documents("robustness", study.output)
     text = markdown(points, {})
     assert all(head in text for head in ("first words", "harmless sentence", "row erased", "Benign", "without tags"))
+
+
+def test_stored_points_are_of_the_same_parameters_store_and_tags(study, target, tmp_path):
+    for name in ("model", "inputs"):
+        shutil.copytree(pathlib.Path(study.models["plain"]).parent / name, tmp_path / name)
+    (attack,) = (each for each in study.finetunings if each.name == "benign")
+    attack = dataclasses.replace(attack, root=str(tmp_path / "inputs" / "tokens"))
+
+    def settings(**changes):
+        changed = {"models": {"plain": str(tmp_path / "model")}, "tagged": (), "finetunings": (attack,)} | changes
+        one = dataclasses.replace(study, output=str(tmp_path / "out"), **changed)
+        for job in (*robustness._inference(one, "plain", []), *robustness._training(one, "plain", [])):
+            job()
+        return {path.name for path in (tmp_path / "out" / "points").iterdir()}
+
+    def measure(*args):
+        return []
+
+    def inference(study, name, prompts):
+        return [lambda: robustness._resume(study, {"model": name}, prompts, measure)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robustness, "_finetuned", measure)
+        patch.setattr(robustness, "_inference", inference)
+        first = settings()
+        shutil.copytree(tmp_path / "model", tmp_path / "moved")
+        assert settings() == settings(models={"plain": str(tmp_path / "moved")}) == first, "the same model elsewhere"
+        tagged = settings(tagged=("plain",))
+        assert len(tagged) == 2 * len(first), "what knows the tag is measured otherwise"
+        shutil.rmtree(tmp_path / "inputs" / "tokens" / "filtered_web" / "train")
+        tiny_runs.write_store(tmp_path / "inputs" / "tokens", "filtered_web", seed=7)
+        stored = settings()
+        assert len(stored) == len(tagged) + 2, "both points of another store, and none that has no store"
+        params = model.init(target.config, jax.random.key(1))
+        shutil.rmtree(tmp_path / "model")
+        checkpoint.save_params(str(tmp_path / "model"), target.config, params, target.tokenizer)
+        assert len(settings()) == len(stored) + len(first), "another model in the same folder"
 
 
 def test_an_unknown_tagged_model_is_named(study):

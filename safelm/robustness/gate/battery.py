@@ -15,6 +15,8 @@ from safelm.robustness.tampering.finetuning import Finetuner
 from safelm.robustness.target import Target
 from safelm.safety.synthesis.writer import Writer
 
+MERGING = "merging"  # the attack whose row hangs on another model too
+
 
 @dataclasses.dataclass
 class Battery:
@@ -47,7 +49,7 @@ class Battery:
         yield self._worst("rounding, bits", profile.bits, lambda bits: edit.round_weights(self.target, bits))
         if self.merge_with is not None:
             other = self.merge_with
-            yield self._worst("merging", profile.merged, lambda share: edit.merge(self.target, other, share))
+            yield self._worst(MERGING, profile.merged, lambda share: edit.merge(self.target, other, share))
         if self.knows_tag:
             yield Job(
                 "tag erased, SafeBeam", EDIT, lambda: ask.row(ask.harmful, target=self._erased(), method=SAFE_BEAM)

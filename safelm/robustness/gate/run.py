@@ -13,10 +13,10 @@ from safelm.io import records
 from safelm.io.progress import Bar
 from safelm.jobs.settings import check_same
 from safelm.robustness.gate.asking import NONE, Row
-from safelm.robustness.gate.battery import Battery, Job
+from safelm.robustness.gate.battery import MERGING, Battery, Job
 from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.profiles import Profile
-from safelm.robustness.target import Target, load_target
+from safelm.robustness.target import Target, hash_store, load_target
 from safelm.safety.synthesis.writer import Writer
 
 SETTINGS_FILE, JOURNAL = "gate.json", "attacks.jsonl"
@@ -47,6 +47,7 @@ def run(
     """
     _guard(profile, material, output, merge_with, attacker)
     other = load_target(models[merge_with], is_chat=material.is_chat) if merge_with else None
+    beside = f"/{hash_params(other.params)[:16]}" if other else ""
     found: dict[str, dict[str, Row]] = {}
     with open_journal(output / JOURNAL) as journal:
         for name, folder in models.items():
@@ -55,7 +56,7 @@ def run(
             battery = Battery(target, profile, material, merged, sources.saw_tag(folder) is True, attacker)
             marked = f"{name}@{hash_params(target.params)[:16]}"
             jobs = _asked_for(list(battery.jobs()), only, is_full=battery.knows_tag)
-            keys = {f"{marked}/{job.name}": job for job in jobs}
+            keys = {f"{marked}/{job.name}{beside if job.name == MERGING else ''}": job for job in jobs}
             done = sum(key in journal.rows for key in keys)
             with Bar(total=len(keys), initial=done, desc=name, unit=" attacks", disable=None) as bar:
                 for key, job in keys.items():
@@ -94,7 +95,7 @@ def _guard(
         "battery": records.fingerprint(dataclasses.asdict(profile)),
         "prompts": hash_prompts(material.prompts),
         "development": hash_prompts(material.development),
-        "stores": dict(material.stores),
+        "stores": {kind: hash_store(folder) for kind, folder in material.stores.items()},
         "chat": material.is_chat,
         "merge_with": merge_with,
         "attacker": attacker.fingerprint if attacker else "",
