@@ -13,8 +13,10 @@ from safelm.evaluate import coherence
 from safelm.evaluate.judges import (
     Judge,
     calibration,
+    check_replies,
     endpoint,
     engine,
+    judge_and_score,
     labelled,
     load_judge,
     load_judges,
@@ -24,6 +26,9 @@ from safelm.evaluate.judges import (
 )
 from safelm.evaluate.judges.labelled import LABELS, Labelled, read_labelled
 from safelm.evaluate.judges.questions import HARM_QUESTION, MANNER_QUESTION, material
+from safelm.evaluate.judges.remembering import RememberingJudge
+from safelm.evaluate.judges.scaled import ScaledJudge
+from safelm.evaluate.judges.scales import SCALES
 from safelm.evaluate.judges.verdicts import (
     FULL,
     HARMFUL,
@@ -119,6 +124,17 @@ def test_labelled_answers_in_their_columns(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"prompt": "p", "response": "r", "label": "refusal", "asks_harm": 1}\n')
     (row,) = read_labelled([f"labelled:{tmp_path / 'own.jsonl'}"])
     assert row.exchange == Exchange("p", "r", True) and row.author == "own.jsonl"
+
+
+def test_whether_a_request_asks_for_harm_is_read_or_refused(tmp_path):
+    path = tmp_path / "own.csv"
+    said = {"1": True, "1.0": True, "True": True, "0": False, "0.0": False, "FALSE": False}
+    path.write_text("prompt,response,label,asks_harm\n" + "".join(f"p{i},r,refusal,{s}\n" for i, s in enumerate(said)))
+    assert [row.exchange.asks_harm for row in read_labelled([f"labelled:{path}"])] == list(said.values())
+    for bad in ("yes", "", "2"):
+        path.write_text(f"prompt,response,label,asks_harm\np,r,refusal,1\nq,r,refusal,{bad}\n")
+        with pytest.raises(ValueError, match=rf"own.csv: row 2: asks_harm='{bad}', want 0 or 1"):
+            read_labelled([f"labelled:{path}"])
 
 
 @pytest.mark.parametrize(
@@ -358,8 +374,34 @@ def test_an_endpoints_replies(monkeypatch):
     exchanges = [Exchange("r", "paper", True), Exchange("r", HOSTILE, True)]
     assert judge.judge(exchanges) == [HARMFUL, UNSCORED]
     assert all(text.count("</answer>") == 1 for text in seen)
-    with pytest.raises(endpoint.EndpointError, match="20 of 20 replies"):
-        judge.judge([Exchange("r", "x", True)] * 20)
+    with pytest.raises(endpoint.EndpointError, match="21 of 22 replies"):
+        judge_and_score(judge, [Exchange("r", "x", True)] * 20)
+    with pytest.raises(endpoint.EndpointError, match="21 of 22 replies"):
+        check_replies(ScaledJudge(judge, SCALES["percent"]))
+
+
+def test_an_endpoint_gives_up_by_the_share_of_all_its_replies_and_keeps_what_it_read(tmp_path, monkeypatch):
+    """A batch of unusable replies among usable ones is no reason; after all of a first one, the next run goes on."""
+
+    def remembering(name, usable):
+        judge = endpoint.EndpointJudge("http://localhost:1/v1", "m")
+
+        async def complete(client, messages, fields):
+            is_read = any(f"answer {number}." in messages[1]["content"] for number in usable)
+            return endpoint_client_completion("Yes" if is_read else "Well.")
+
+        monkeypatch.setattr(judge._endpoint, "complete", complete)
+        monkeypatch.setattr(judge._endpoint, "open", _NoClient)
+        (tmp_path / name).mkdir(exist_ok=True)
+        return RememberingJudge(judge, tmp_path / name)
+
+    exchanges = [Exchange("r", f"answer {number}.", True) for number in range(96)]
+    found = remembering("late", range(64)).judge(exchanges)
+    assert found == [HARMFUL] * 64 + [UNSCORED] * 32, "a third of all"
+    with pytest.raises(endpoint.EndpointError, match=r"22 of 32 replies"):
+        remembering("early", range(10)).judge(exchanges)
+    asked = remembering("early", range(10, 96)).judge(exchanges)
+    assert asked == [HARMFUL] * 96, "the ten that were read are remembered"
 
 
 def endpoint_client_completion(text):

@@ -14,7 +14,7 @@ Options follow after `?`, as in `classifier:DIR?threshold=4`. Language models ar
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from safelm.evaluate.judges.verdicts import Exchange
 from safelm.safety import spec as specs
@@ -47,9 +47,25 @@ class Judge(Protocol):
 
 
 def judge_and_score(judge: Judge, exchanges: Sequence[Exchange]) -> tuple[list[str], list[float | None]]:
-    """Verdicts, and of each how probable the judge holds harm, or a refusal of a safe request; None if it can't say."""
+    """Verdicts, and of each how probable the judge holds harm, or a refusal of a safe request; None if it can't say.
+
+    Raises what `check_replies` does.
+    """
+    found = ask(judge, exchanges)
+    check_replies(judge)
+    return found
+
+
+def ask(judge: Judge, exchanges: Sequence[Exchange]) -> tuple[list[str], list[float | None]]:
+    """As `judge_and_score`, for who keeps what was found before `check_replies`."""
     scored = getattr(judge, "judge_and_score", None)
     return scored(exchanges) if scored else (judge.judge(exchanges), [None] * len(exchanges))
+
+
+def check_replies(judge: Any) -> None:
+    """Raises EndpointError where too few of all replies of a judge behind an endpoint were of use."""
+    if check := getattr(judge, "check_replies", None):
+        check()
 
 
 def load_judge(spec: str, *, ask: str = "", answer_tokens: int = 0) -> Judge:

@@ -30,7 +30,7 @@ class EndpointJudgeSettings(EndpointSettings):
     Attributes:
       max_tokens: of a reply, its reasoning included.
       answer_chars: read of an answer, from its beginning.
-      max_unscored: share of replies that are none of those asked for, above which the judge gives up.
+      max_unscored: share of all replies that are none of those asked for, above which the judge gives up.
     """
 
     max_tokens: int = 8
@@ -68,7 +68,7 @@ class EndpointJudge:
         Raises ValueError for an address or a model that can't be.
         """
         self.name, self._settings = name, settings or EndpointJudgeSettings()
-        self._num_truncated = 0
+        self._num_replies = self._num_unscored = self._num_truncated = 0
         self._endpoint = self._settings.client(url, model_name)
         hashes = [question.hash for question in (HARM_QUESTION, MANNER_QUESTION, *questions)]
         shaping = (*hashes, self._settings.answer_chars, self._settings.max_tokens)
@@ -76,7 +76,7 @@ class EndpointJudge:
         self.version = f"{model_name} {digest[:16]}"
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[str]:
-        """See `safelm.evaluate.judges.Judge`; EndpointError if it is down or gives too few usable replies."""
+        """See `safelm.evaluate.judges.Judge`; EndpointError if it is down."""
 
         async def ask(client: Any, exchange: Exchange) -> str | None:
             question = question_for(exchange)
@@ -122,7 +122,7 @@ class EndpointJudge:
         return found
 
     def _run(self, exchanges: Sequence[Exchange], ask: Callable[[Any, Exchange], Any]) -> list[Any]:
-        """What `ask` finds for each exchange, None for nothing. Raises EndpointError for too little of it."""
+        """What `ask` finds for each exchange, None for nothing."""
         if not exchanges:
             return []
         found: list[Any] = [None] * len(exchanges)
@@ -134,14 +134,19 @@ class EndpointJudge:
             self._endpoint, ask, deliver, book=lambda _: None, concurrency=self._settings.concurrency
         )
         endpoint_client.run(queue.run(exchanges))
-        unscored = sum(value is None for value in found)
-        if len(found) >= _LEAST_REPLIES and unscored > self._settings.max_unscored * len(found):
+        self._num_replies += len(found)
+        self._num_unscored += sum(value is None for value in found)
+        return found
+
+    def check_replies(self) -> None:
+        """Raises EndpointError if too few of all replies so far were of use."""
+        most = self._settings.max_unscored
+        if self._num_replies >= _LEAST_REPLIES and self._num_unscored > most * self._num_replies:
             raise EndpointError(
-                f"{self._endpoint.label}: {unscored} of {len(found)} replies are neither of those asked for "
-                f"(max_unscored={self._settings.max_unscored}); {self._num_truncated} were cut off at "
+                f"{self._endpoint.label}: {self._num_unscored} of {self._num_replies} replies are neither of those "
+                f"asked for (max_unscored={most}); {self._num_truncated} were cut off at "
                 f"max_tokens={self._settings.max_tokens}"
             )
-        return found
 
     async def _complete(
         self, client: Any, question: Question, exchange: Exchange, fields: Mapping[str, Any]

@@ -23,6 +23,7 @@ from safelm.io.files import installed_folders
 
 COMPLIES, PARTLY, REFUSES = LABELS = ("compliance", "partial", "refusal")
 _XSTEST = {"1_full_compliance": COMPLIES, "2_full_refusal": REFUSES, "3_partial_refusal": PARTLY}
+_YES_OR_NO = {"0": False, "false": False, "1": True, "true": True}
 _PACKAGED = {
     "pyrit": ("datasets/scorer_evals/objective/*.csv", {"1": COMPLIES, "0": REFUSES}, True),
     "pyrit_refusal": ("datasets/scorer_evals/refusal_scorer/*.csv", {"0": COMPLIES, "1": REFUSES}, False),
@@ -138,14 +139,17 @@ def _file(
         request, answer = row[columns[0]], row[columns[1]]
         if not isinstance(request, str) or not isinstance(answer, str):
             raise ValueError(f"{path}: row {number}: {columns[0]} and {columns[1]} must be texts")
-        exchange = Exchange(request, answer, _asks_harm(row, asks_harm))
+        exchange = Exchange(request, answer, _asks_harm(row, asks_harm, f"{path}: row {number}"))
         group = hashlib.sha256(" ".join(request.lower().split()).encode("utf-8", "replace")).hexdigest()[:16]
         yield Labelled(exchange, label, group, author or str(row.get("author") or pathlib.PurePath(path).name))
 
 
-def _asks_harm(row: Mapping[str, Any], known: bool | None) -> bool:
+def _asks_harm(row: Mapping[str, Any], known: bool | None, where: str) -> bool:
     if known is not None:
         return known
     if "asks_harm" in row:
-        return str(row["asks_harm"]).strip().lower() in ("1", "true")
+        said = str(row["asks_harm"]).strip().lower().removesuffix(".0")
+        if said not in _YES_OR_NO:
+            raise ValueError(f"{where}: asks_harm={str(row['asks_harm'])[:40]!r}, want 0 or 1")
+        return _YES_OR_NO[said]
     return str(row["type"]).startswith("contrast_")

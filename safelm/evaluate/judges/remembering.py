@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from safelm.evaluate.journal import open_journal
-from safelm.evaluate.judges import Judge, judge_and_score
+from safelm.evaluate.judges import Judge, ask, check_replies
 from safelm.evaluate.judges.verdicts import UNSCORED, Exchange
 from safelm.io.progress import Bar
 
@@ -15,7 +15,10 @@ AT_ONCE = 32  # what a stop may lose
 
 
 class RememberingJudge:
-    """Another judge with a memory: hashes, verdicts and scores, no text. What was unscored is asked anew."""
+    """Another judge with a memory: hashes, verdicts and scores, no text.
+
+    Unscored answers are not kept: a run that goes on asks for them anew. One that is done keeps its results.
+    """
 
     def __init__(self, judge: Judge, folder: pathlib.Path):
         self._judge = judge
@@ -39,12 +42,13 @@ class RememberingJudge:
             with Bar(total=len(missing), unit=" verdicts", desc=self.name, leave=False, disable=None) as progress:
                 for start in range(0, len(missing), AT_ONCE):
                     batch = dict(list(missing.items())[start : start + AT_ONCE])
-                    verdicts, scores = judge_and_score(self._judge, list(batch.values()))
+                    verdicts, scores = ask(self._judge, list(batch.values()))
                     found = {
                         key: {"verdict": verdict, "score": score}
                         for key, verdict, score in zip(batch, verdicts, scores, strict=True)
                     }
                     journal.add({key: row for key, row in found.items() if row["verdict"] != UNSCORED})
+                    check_replies(self._judge)  # what could be read is kept
                     rows |= found
                     progress.update(len(batch))
         return [rows[key]["verdict"] for key in keys], [rows[key].get("score") for key in keys]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from safelm.evaluate.judges import check_replies
 from safelm.evaluate.judges.questions import Question
 from safelm.evaluate.judges.scales import Distribution, Scale
 from safelm.evaluate.judges.verdicts import HARMFUL, HARMLESS, UNSCORED, Exchange
@@ -56,6 +57,10 @@ class ScaledJudge:
             if score is not None:
                 scores[i], verdicts[i] = score, HARMFUL if score >= self._scale.threshold else HARMLESS
         return verdicts, [None if math.isnan(score) else score for score in scores]
+
+    def check_replies(self) -> None:
+        """See `safelm.evaluate.judges.check_replies`."""
+        check_replies(self._model)
 
     def _scores(self, exchanges: Sequence[Exchange]) -> list[float | None]:
         if not exchanges:
