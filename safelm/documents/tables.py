@@ -1,8 +1,9 @@
-"""Reads files that are one table: tab-separated values, and JSON files with one array of objects."""
+"""Reads files that are one table: delimited values, and JSON files with one array of objects."""
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from safelm.documents.malformed import Malformed
 from safelm.documents.opening import DAMAGED, open_binary, read_text
 
 _BLANK = b" \t\r\n"
+_REMARKS = re.compile(r"(?:#[^\n]*+(?:\n|\Z))*+")  # lines of versions and remarks in front of a table, as PyRIT has
 
 
 def is_array(path: str) -> bool:
@@ -31,6 +33,29 @@ def iter_array(path: str) -> Iterator[tuple[int, Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON, damaged or cut short ({error})") from error
     yield from enumerate(found, 1)
+
+
+def delimited_rows(path: str, text: str, delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a whole table, whose first line has the column names; `path` is for messages, which quote no field.
+
+    Raises ValueError for text that is no such table, and for a row with more or fewer fields than there are columns.
+    """
+    text = text[_REMARKS.match(text).end() :]
+    csv.field_size_limit(1 << 30)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not CSV ({error})") from None
+    uneven = next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), None)
+    if uneven is not None:
+        raise ValueError(f"{path}: row {uneven} has more or fewer fields than the header")
+    return rows
+
+
+def shown(value: Any) -> str:
+    """A label for a message: one word as it is; a text, which a wrong column may hold, by its length alone."""
+    said = str(value)
+    return repr(said) if len(said) <= 20 and len(said.split()) < 2 else f"a text of {len(said)} characters"
 
 
 def iter_tsv(path: str, on_malformed: OnMalformed) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -114,7 +114,11 @@ def test_a_set_says_what_it_knows_of_kinds_and_no_more(scheme: str, row: dict, e
         ("conv_abuse", {"A1_is_abuse.-4": "1"}, r"column 'A1_is_abuse.-4': '1' is not a mark"),
         ("conv_abuse", {"A1_is_abuse.-1": "2"}, r"'2' is not a mark of 0 or 1"),
         ("davidson", {"class": 1, "hate_speech": -1}, r"column 'hate_speech': -1 is outside 0 to 1000"),
-        ("toxic_spans", {"spans": "[1, x]"}, r"'\[1, x\]' is not a list of positions"),
+        ("toxic_spans", {"spans": "[1,x]"}, r"'\[1,x\]' is not a list of positions"),
+        ("toxic_spans", {"spans": "what SECRET said"}, r"column 'spans': a text of 16 characters is not a list"),
+        ("conv_abuse", {"A1_is_abuse.-1": "what SECRET said"}, r"a text of 16 characters is not a mark of 0 or 1"),
+        ("edos", {"label_category": "what SECRET said"}, r"a text of 16 characters is none of none, 4\. prejudiced"),
+        ("harm_score", {"harm_score": "SECRET" * 10}, r"column 'harm_score': a text of 60 characters is not a number"),
     ],
 )
 def test_bad_votes_are_named(scheme: str, row: dict, message: str):
@@ -224,6 +228,20 @@ def test_a_bad_label_names_file_row_and_value(tmp_path: Path, suffix: str, label
         examples.read(f"harm_score:{path}")
     said = str(caught.value)
     assert path in said and "row 2" in said and message in said and (str(label) in said) and "SECRET" not in said
+
+
+@pytest.mark.parametrize("scheme", ["harm_score", "pyrit"])
+def test_a_table_of_uneven_rows_is_refused_without_its_text(tmp_path: Path, scheme: str):
+    path = tmp_path / "rows.csv"
+    for body, message in (
+        ("fine,0\nit began, and SECRET went on,5\n", "row 2 has more or fewer fields than the header"),
+        ("fine,0\nSECRET\n", "row 2 has more or fewer fields than the header"),
+        ('fine,0\n"SECRET"s,5\n', "not CSV"),
+    ):
+        path.write_text(f"text,harm_score\n{body}")
+        with pytest.raises(ValueError, match=rf"rows\.csv: {message}") as caught:
+            examples.read(f"{scheme}:{path}#text,harm_score")
+        assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,7 @@ OWN_TEXT = {
 }
 # Modules whose expressions are run above.
 RUN = {
+    "safelm/documents/tables.py",
     "safelm/safety/scoring/units.py",
     "safelm/safety/classifier/examples.py",
     "safelm/safety/classifier/label_rules.py",
@@ -319,7 +320,6 @@ RUN = {
     "safelm/evaluate/judges/word_lists.py",
     "safelm/evaluate/judges/questions.py",
     "safelm/evaluate/judges/trained.py",
-    "safelm/evaluate/suites/prompt_files.py",
     "safelm/safety/classifier/installed_text.py",
     "safelm/safety/embedding/chunking.py",
     "safelm/safety/endpoint_client.py",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from safelm.documents.tables import shown
 from safelm.evaluate.judges.verdicts import HARMFUL, HARMLESS, UNSCORED, Exchange
 from safelm.evaluate.suites.prompt_files import read_rows
 from safelm.stats.agreement import krippendorff_alpha
@@ -61,7 +62,7 @@ def _row(row: Mapping[str, Any], where: str) -> Audited:
         raise ValueError(f"{where}: no {missing or 'response'}; it has {', '.join(sorted(map(str, row)))}")
     label = str(row["label"]).strip().lower().removesuffix(".0")
     if label not in _LABELS:
-        raise ValueError(f"{where}: label={row['label']!r}: want {HARMFUL} or {HARMLESS}")
+        raise ValueError(f"{where}: label={shown(row['label'])}: want {HARMFUL} or {HARMLESS}")
     request, answer = row["prompt"], row["response"] or ""
     if not isinstance(request, str) or not isinstance(answer, str):
         raise ValueError(f"{where}: prompt and response must be texts")

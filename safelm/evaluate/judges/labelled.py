@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from safelm.documents.tables import shown
 from safelm.evaluate.judges.verdicts import Exchange
 from safelm.evaluate.suites.prompt_files import read_rows
 from safelm.io.files import installed_folders
@@ -135,7 +136,9 @@ def _file(
             raise ValueError(f"{path}: row {number}: no column {missing!r}; it has {', '.join(sorted(map(str, row)))}")
         label = labels.get(str(row[columns[2]]).strip().removesuffix(".0"))
         if label is None:
-            raise ValueError(f"{path}: row {number}: {columns[2]}={row[columns[2]]!r}, want one of {', '.join(labels)}")
+            raise ValueError(
+                f"{path}: row {number}: {columns[2]}={shown(row[columns[2]])}, want one of {', '.join(labels)}"
+            )
         request, answer = row[columns[0]], row[columns[1]]
         if not isinstance(request, str) or not isinstance(answer, str):
             raise ValueError(f"{path}: row {number}: {columns[0]} and {columns[1]} must be texts")
@@ -150,6 +153,6 @@ def _asks_harm(row: Mapping[str, Any], known: bool | None, where: str) -> bool:
     if "asks_harm" in row:
         said = str(row["asks_harm"]).strip().lower().removesuffix(".0")
         if said not in _YES_OR_NO:
-            raise ValueError(f"{where}: asks_harm={str(row['asks_harm'])[:40]!r}, want 0 or 1")
+            raise ValueError(f"{where}: asks_harm={shown(row['asks_harm'])}, want 0 or 1")
         return _YES_OR_NO[said]
     return str(row["type"]).startswith("contrast_")

@@ -3,18 +3,16 @@
 A path is local, `gs://` or `hf://`. Messages name file and row, never a text.
 """
 
-import csv
-import io
+import functools
 import json
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from safelm import documents
+from safelm.documents.tables import delimited_rows
 
 TABLES = (".csv", ".tsv", ".json", ".txt", ".prompt", ".yaml", ".yml")
-_REMARKS = re.compile(r"(?:#[^\n]*+(?:\n|\Z))*+")  # lines of versions and remarks in front of a table, as PyRIT has
 _PACKED = (".gz", ".zst")
 
 
@@ -37,19 +35,6 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from documents.read_rows(path, text_column=None)
         return
     yield from enumerate(_PARSERS[ending](path, documents.read_text(path)), start=1)
-
-
-def _delimited(path: str, text: str, delimiter: str) -> list[dict[str, Any]]:
-    text = text[_REMARKS.match(text).end() :]
-    csv.field_size_limit(1 << 30)
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}: not CSV ({error})") from None
-    long = next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), None)
-    if long is not None:
-        raise ValueError(f"{path}: row {long} has more or fewer fields than the header")
-    return rows
 
 
 def _json(path: str, text: str) -> list[dict[str, Any]]:
@@ -97,8 +82,8 @@ def _yaml(path: str, text: str) -> list[dict[str, Any]]:
 
 
 _PARSERS = {
-    ".csv": lambda path, text: _delimited(path, text, ","),
-    ".tsv": lambda path, text: _delimited(path, text, "\t"),
+    ".csv": delimited_rows,
+    ".tsv": functools.partial(delimited_rows, delimiter="\t"),
     ".json": _json,
     ".txt": lambda _, text: [{"prompt": line.removesuffix("\r")} for line in text.split("\n") if line.strip()],
     ".prompt": _yaml,

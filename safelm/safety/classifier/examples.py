@@ -18,10 +18,8 @@ local file `.csv`, `.csv.gz`, `.json`, `.json.gz` (one list). Messages name file
 """
 
 import collections
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import pathlib
 import re
@@ -32,6 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from safelm import documents
+from safelm.documents.tables import delimited_rows
 from safelm.io.files import installed_folders
 from safelm.safety.classifier.label_rules import Distribution, LabelError, one_hot
 from safelm.safety.classifier.labels import LABEL_TABLE, Scheme
@@ -262,20 +261,16 @@ def _rows(path: str, scheme: Scheme) -> Iterator[tuple[int, dict[str, Any]]]:
 def table_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, row) of a local `.csv[.gz]` or `.json[.gz]` file. Raises ValueError if it can't be read."""
     text = documents.read_text(path)
+    if path.removesuffix(".gz").endswith(".csv"):
+        yield from enumerate(delimited_rows(path, text), start=1)
+        return
     try:
-        rows = list(_csv_rows(text)) if path.removesuffix(".gz").endswith(".csv") else json.loads(text)
-    except (json.JSONDecodeError, RecursionError, csv.Error) as error:
+        rows = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: can't be read ({type(error).__name__})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: not a list of objects")
     yield from enumerate(rows, start=1)
-
-
-def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
-    if text.startswith("#"):  # pyrit's line of versions
-        text = text.partition("\n")[2]
-    csv.field_size_limit(1 << 30)
-    return csv.DictReader(io.StringIO(text, newline=""))
 
 
 def _synthetic(source: str, count: str) -> Iterator[Example]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from safelm.documents.tables import shown
 from safelm.tags import MAX_SCORE, MIN_SCORE
 
 Row = Mapping[str, Any]
@@ -16,7 +17,7 @@ Distribution = tuple[float, ...]  # probabilities of the scores 0 to 5
 
 
 class LabelError(ValueError):
-    """A label that is missing or out of its scheme's range; the message names the column and the value."""
+    """A label that is missing or out of its scheme's range; the message names the column and the value, if a word."""
 
 
 def one_hot(score: int) -> Distribution:
@@ -36,7 +37,7 @@ def _number(row: Row, column: str, low: int | float, high: int | float) -> float
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise LabelError(f"column {column!r}: {str(value)[:40]!r} is not a number") from None
+        raise LabelError(f"column {column!r}: {shown(value)} is not a number") from None
     if isinstance(value, bool) or not low <= number <= high:
         raise LabelError(f"column {column!r}: {value!r} is outside {low:g} to {high:g}")
     return number
@@ -101,7 +102,7 @@ def of_classes(scores: Mapping[str, int]) -> Callable[[Row, str], int]:
         value = _value(row, column)
         key = f"{value:g}" if isinstance(value, float) else str(value).strip().lower()
         if key not in scores:
-            raise LabelError(f"column {column!r}: {str(value)[:40]!r} is none of {', '.join(scores)}")
+            raise LabelError(f"column {column!r}: {shown(value)} is none of {', '.join(scores)}")
         return scores[key]
 
     return score
@@ -149,7 +150,7 @@ def abuse_votes(row: Row, column: str) -> Distribution:
             continue
         marks = [part.strip() for part in str(row[name]).split(",")]
         if level not in ABUSE_SCORES or not set(marks) <= {"0", "1"}:
-            raise LabelError(f"column {name!r}: {str(row[name])[:40]!r} is not a mark of 0 or 1")
+            raise LabelError(f"column {name!r}: {shown(row[name])} is not a mark of 0 or 1")
         given += [one_hot(ABUSE_SCORES[level])] * marks.count("1")
     if not given:
         raise LabelError(f"columns {column!r}: no label")
@@ -170,7 +171,7 @@ def spans(row: Row, column: str) -> int:
     """Toxic spans: a list of character positions, [] where the raters found none."""
     value = str(_value(row, column)).strip()
     if not re.fullmatch(r"\[[\d\s,]*\]", value):
-        raise LabelError(f"column {column!r}: {value[:40]!r} is not a list of positions")
+        raise LabelError(f"column {column!r}: {shown(value)} is not a list of positions")
     return 1 if value == "[]" else 3
 
 
