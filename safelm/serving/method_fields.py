@@ -30,9 +30,10 @@ class Steering:
 def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Steering:
     """Takes `temperature`, `top_p` and the `safelm` object out of a request's fields.
 
-    Without `safelm.method` the server's default method is used; if that is "sample", a temperature of 0 means greedy. A
-    default method without randomness ignores temperature and top_p, which clients send unasked. A method that the
-    request names without randomness refuses them.
+    Without `safelm.method` the server's default method is used; if that is "sample", a temperature of 0 means greedy.
+    Every other method that draws refuses it: greedy would take the likeliest token unsteered. A default method without
+    randomness ignores temperature and top_p, which clients send unasked. A method that the request names without
+    randomness refuses them.
     """
     temperature = fields.number("temperature", 0.0, _TEMPERATURE_MOST)
     top_p = fields.number("top_p", 0.0, 1.0)
@@ -40,12 +41,9 @@ def read_steering(fields: Fields, limits: Limits, *, default_method: str) -> Ste
     named = own.choice("method", tuple(METHODS))
     name = named or default_method
     if temperature == 0 and draws(METHODS[name]):
-        if named is not None:
-            raise ApiError(
-                400,
-                f"temperature=0.0: {own.name_of('method')}={named} draws; ask for greedy instead",
-                param="temperature",
-            )
+        if named is not None or name != "sample":
+            method = f"{own.name_of('method')}={named}" if named else f"the server's method {name}"
+            raise ApiError(400, f"temperature=0.0: {method} draws; ask for greedy instead", param="temperature")
         name = "greedy"
     settings = _settings(own, limits)
     stop_above, want_trace = own.number("stop_above", 0.0, 1.0), own.flag("want_trace")

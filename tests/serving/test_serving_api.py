@@ -9,7 +9,10 @@ from serving_fakes import FakeEngine, running, tiny_model, wait_for
 from serving_fakes import http as ask
 
 from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenalty, tag_probability
+from safelm.inference.methods import METHODS
+from safelm.serving.errors import ApiError
 from safelm.serving.limits import Limits
+from safelm.serving.request import read_completion
 from safelm.text.prompting import chat_prompt
 
 TEXT = " the cat sat on the mat"
@@ -175,6 +178,20 @@ def test_without_max_tokens_a_completion_has_16_and_a_chat_what_fits(server, scr
 def test_methods(server, script, fields, method):
     assert complete(server, **fields).status == 200
     assert script.requests[0].method == method
+
+
+@pytest.mark.parametrize("default_method", METHODS)
+def test_a_temperature_of_0_never_takes_the_servers_steering_away(default_method):
+    def read(**fields):
+        return read_completion({"prompt": "one", **fields}, LIMITS, default_method=default_method).steering.method
+
+    if default_method == "tag_penalty":
+        with pytest.raises(ApiError, match=r"temperature=0.0: the server's method tag_penalty draws") as refused:
+            read(temperature=0)
+        assert refused.value.status == 400 and refused.value.param == "temperature"
+    else:
+        assert read(temperature=0) == (Greedy() if default_method == "sample" else read())
+    assert read(temperature=0, safelm={"method": "greedy"}) == Greedy()
 
 
 def test_seeds(server, script):
