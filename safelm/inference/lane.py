@@ -130,8 +130,7 @@ class Lane:
         """Runs one block of up to `most_steps` steps; with `stops_early` only until the first prompt is over."""
         is_masked = any(entry.mask is not None for entry in self.entries)
         updates, jumped = self._follow_masks() if is_masked else ([], ())
-        wanted = (e is not None and e.is_read and slot not in jumped for slot, e in enumerate(self._slots))
-        is_wanted_P = np.fromiter(wanted, bool)
+        is_wanted_P = np.array([e is not None and e.is_read and i not in jumped for i, e in enumerate(self._slots)])
         self._state, self._cache, report = programs.run(
             self._config,
             self._shape,
@@ -157,8 +156,8 @@ class Lane:
                 outcome = tokens_T, levels_T, report["num_final_P"][slot], *others
                 update = entry.update(outcome, is_over=is_over, has_tag=self._has_levels)
                 updates += [update] if update.tokens or update.finished else []
-            if is_over:
-                self._free(slot)
+                if update.finished:
+                    self._free(slot)
         return updates
 
     def _follow_masks(self) -> tuple[list[Update], Collection[int]]:
@@ -172,8 +171,9 @@ class Lane:
         coming: dict[int, tuple[int, ...]] = {}
         for slot, entry in enumerate(self._slots):
             left = 0 if entry is None else entry.request.max_new_tokens - int(step_P[slot])
-            if entry is None or not entry.is_read or entry.mask is None or left < 2 or ends_P[slot] != asked.RUNNING:
-                continue  # nothing is chosen behind its next token
+            is_last = left < 2 or ends_P[slot] != asked.RUNNING  # nothing is chosen behind its next token
+            if entry is None or not entry.is_read or entry.mask is None or (is_last and not entry.mask.error):
+                continue
             masked[slot] = entry.mask
             entry.mask.follow([int(next_PC[slot, 0])])
             coming[slot] = (int(next_PC[slot, 0]), *entry.mask.forced(min(left, most) - 1))

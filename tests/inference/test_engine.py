@@ -223,10 +223,11 @@ def test_a_broken_model_ends_requests_with_an_error():
     params = random_model(0)
     params["final_norm"]["scale"] = params["final_norm"]["scale"] * np.nan
     engine = make_engine(params)
-    engine.submit(EngineRequest((1,), Greedy(), 4, (EOS,)))
-    (update,) = engine.step()
-    assert update.finished == "error" and "not numbers" in update.error
-    assert engine.is_idle
+    requests = [EngineRequest((1, 2), Greedy(), 16, (EOS + 5,)), EngineRequest((1,), Greedy(), 1, (EOS + 5,))]
+    ids = [engine.submit(request) for request in requests]
+    told = engine.step()  # of 16 tokens none is the last yet
+    assert [update.request_id for update in told] == ids and engine.is_idle
+    assert all(update.finished == "error" and "not numbers" in update.error for update in told)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,16 @@ def test_a_mask_that_fails_ends_its_request_alone(mask, error, params):
     assert [token for update in updates if update.request_id == good for token in update.tokens] == alone.tokens
 
 
+def test_a_mask_that_fails_at_once_is_told_however_soon_its_text_ends(params):
+    engine, one = make_engine(params), masked(0, mask=_raises, max_new_tokens=1)
+    (free,) = run_all(engine, [dataclasses.replace(one, mask=None)])
+    for request in (one, dataclasses.replace(one, max_new_tokens=9, end_ids=tuple(free.tokens))):
+        engine.submit(request)
+        updates = [update for _ in range(3) for update in engine.step()]
+        assert [(update.finished, update.error) for update in updates] == [("error", "no such form")]
+        assert engine.is_idle
+
+
 def test_watched_log_probs_are_of_the_first_token_before_any_mask(params):
     watched = (4, 0, TAG)
     requests = [masked(0, watch_ids=watched), EngineRequest((3,), SafeBeam(2, 3), 3, (EOS,), watch_ids=watched[:1])]
