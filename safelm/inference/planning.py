@@ -101,6 +101,8 @@ def planner(
     if knob is not None and knob.kind != REFUSAL and is_planned(method):
         raise ValueError(f"a knob of {knob.kind} doesn't go with {type(method).__name__}, which withholds by itself")
     if isinstance(method, AnyDepth):
+    if knob is not None and knob.kind != REFUSAL and getattr(method, "monitor", None) is not None:
+        raise ValueError(f"a knob of {knob.kind} steers SafeBeam by itself, in the place of a monitor")
         _header(method, tokenizer, is_chat)
     if isinstance(method, SelfStop):
         _verdicts(tokenizer)

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from safelm.formats.sources import read_model, saw_tag
-from safelm.inference import Knob, Method, SafeBeam, tag_probability
+from safelm.inference import Knob, Method, SafeBeam, planner, tag_probability
 from safelm.inference.grammar import Grammar, GrammarVocabulary
-from safelm.inference.knobs import REFUSAL
 from safelm.inference.monitors import Monitor
 from safelm.io import hub
 from safelm.lm import LanguageModel
@@ -137,8 +136,9 @@ def load_model(
     served = ServedModel(config, jax.device_put(params), tokenizer, name, saw_tag(source), knob)
     if not monitor:
         return served
-    if knob is not None and knob.kind != REFUSAL:
-        raise ValueError(f"--monitor={monitor}: a knob of {knob.kind} steers SafeBeam by itself")
     loaded = load_monitor(monitor, served)
-    SafeBeam(monitor=loaded)  # which takes no monitor that skips tokens
+    try:
+        planner(config, tokenizer, SafeBeam(monitor=loaded), knob=knob)  # whether they go together
+    except ValueError as error:
+        raise ValueError(f"--monitor={monitor}: {error}") from None
     return dataclasses.replace(served, monitor=loaded)

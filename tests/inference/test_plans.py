@@ -13,11 +13,12 @@ import tiny_runs
 
 from safelm import calibrate_knob, generate
 from safelm.evaluate.commands import flags as evaluate_flags
-from safelm.inference import AnyDepth, Greedy, Knob, Sampling, SelfStop, planner, planning, read_knob
+from safelm.inference import AnyDepth, Greedy, Knob, SafeBeam, Sampling, SelfStop, planner, planning, read_knob
 from safelm.inference import generate as decode
 from safelm.inference.engine import Engine
 from safelm.inference.knob_values import Answering, knob_values
 from safelm.inference.knobs import logit_bias
+from safelm.inference.monitors import TagProbability
 from safelm.inference.requests import EngineRequest
 from safelm.models import decoder
 from safelm.models.decoder import ModelConfig
@@ -130,6 +131,10 @@ def test_a_red_flag_withholds_an_answer_along_which_it_becomes_likely(params):
         assert each.text_tokens == (message if value >= threshold else free.text_tokens)
     assert len({each.stopped_by == "withheld" for each in found}) == 2
 
+    monitored = SafeBeam(monitor=TagProbability(TOKENIZER.harm_tag_id))
+    with pytest.raises(ValueError, match="a knob of red_flag steers SafeBeam by itself"):
+        answers(params, method=monitored, knob=flag)
+    assert planner(CONFIG, TOKENIZER, monitored, knob=REFUSAL).flag_id is None
 
 def test_any_depth_thinks_again_behind_the_header_and_a_refusal_there_is_the_answer(params, monkeypatch):
     method = AnyDepth(check_every=4, rethink_tokens=3)
