@@ -33,7 +33,8 @@ class Completion:
     Attributes:
       text: the new text.
       tokens: the new ids, including the one that ended the text, if any.
-      logprob: log-probability of all new tokens under the model (nats), without temperature or filters.
+      logprob: log-probability of all new tokens under the model (nats), without temperature or filters; of a withheld
+        one 0.
       tag_probs: P(tag | prompt and tokens up to and including this one), for every new token; of a withheld one none.
       stopped_by: "eos", "tag", "length" or, if a knob or a method put the text in place of the answer, "withheld".
     """

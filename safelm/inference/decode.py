@@ -26,7 +26,8 @@ class Generation:
 
     Attributes:
       tokens: the new ids, including the ending one (EOS or the tag).
-      logprob: log-probability of all of them under the model (nats), without temperature or filters.
+      logprob: log-probability of all of them under the model (nats), without temperature or filters; 0 of a withheld
+        answer.
       tag_probs: P(tag | prompt and tokens up to and including this one) for every token; for an ending token that of
         the text before it, since ending adds no text. Empty if the vocabulary has no tag, and of a withheld answer.
         With a monitor, its levels.

@@ -9,6 +9,7 @@ tokens, and where it begins one by itself; the answer is withheld once P(unsafe)
 threshold. A note that it wrote by itself stays in what the model reads and is left out of the answer.
 
 An answer that may still be withheld is told whole, at its end: only refusal tokens, which decide at the start, stream.
+What is said in the place of one has no more tokens than it might have had.
 """
 
 import dataclasses
@@ -84,7 +85,7 @@ class Planner:
 
         result = yield Ask(dataclasses.replace(request, watch_ids=watching), stops=is_flagged)
         if is_flagged(result):
-            yield _withheld(result, self.tokenizer.encode(self.message))
+            yield _withheld(request, self.tokenizer.encode(self.message))
         else:
             yield dataclasses.replace(result, watched=result.watched[1:])
 
@@ -137,8 +138,8 @@ def _look(request: EngineRequest, prompt: Sequence[int], ids: Sequence[int]) -> 
     return EngineRequest(tuple(prompt), Greedy(), 1, request.end_ids, watch_ids=tuple(ids))
 
 
-def _withheld(result: Update, tokens: Sequence[int]) -> Update:
-    return dataclasses.replace(result, tokens=tuple(tokens), tag_probs=(), watched=(), finished="withheld", trace=None)
+def _withheld(request: EngineRequest, tokens: Sequence[int]) -> Update:
+    return Update(-1, tokens=tuple(tokens[: request.max_new_tokens]), finished="withheld")
 
 
 def _any_depth(request: EngineRequest, method: AnyDepth, planner: Planner) -> Plan:
@@ -162,7 +163,7 @@ def _any_depth(request: EngineRequest, method: AnyDepth, planner: Planner) -> Pl
             )
             own = thought.tokens[:-1] if thought.finished in ("eos", "tag") else thought.tokens
             if has_refusal(planner.tokenizer.decode(own, keep_special=False)):
-                yield _withheld(said, own)
+                yield _withheld(request, own)
                 return
         if piece.finished != "length" or len(said.tokens) >= request.max_new_tokens:
             yield said
@@ -190,7 +191,7 @@ def _self_stop(request: EngineRequest, method: SelfStop, planner: Planner) -> Pl
         if len(ask) < planner.context:
             found = yield Ask(_look(request, ask, (unsafe, safe)))
             if 1 / (1 + math.exp(min(found.watched[1] - found.watched[0], 700.0))) >= method.threshold:
-                yield _withheld(said, tokenizer.encode(method.message))
+                yield _withheld(request, tokenizer.encode(method.message))
                 return
         room = planner.context - len(context) - 1
         if begins_note and room > 0:

@@ -75,7 +75,7 @@ class Update:
       tag_probs: P(tag | text up to and including it) for each of them, for an ending token that of the text before it;
         empty if the vocabulary has no tag. With a monitor, its levels.
       finished: "" while there is more to come. "cancelled" comes without tokens. "withheld": a knob or method put the
-        tokens in place of the answer, without P(tag).
+        tokens in place of the answer, without P(tag) and with a log_prob of 0.
       log_prob: of all tokens so far under the model (nats), without temperature or filters; of beam methods the best
         beam's, whose own tokens not all are final before the last update.
       watched: with the first update, the log-prob of each of the request's `watch_ids` as the first token (nats, over

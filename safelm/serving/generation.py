@@ -44,7 +44,8 @@ class RunningGeneration:
       stopped_by: "" while it runs and if the client went away; "eos", "length"; "stop" (a stop string); "tag" (the tag
         was chosen); "threshold" (P(tag) above `stop_above`); "withheld" (a knob or the method said something else);
         "time" (the server's limit; the reply is what there was by then); "error".
-      log_prob: log-probability of all new tokens under the model (nats); None if the server ended the text itself.
+      log_prob: log-probability of all new tokens under the model (nats); None if the server ended the text itself
+        or it was withheld.
       first_token_at: time.monotonic() of the first text.
       echoed: the prompt's tokens, if they were asked for; without those that the model's texts begin with.
       scored: the reply's tokens with their log-probs, if they were asked for.
@@ -225,7 +226,7 @@ class RunningGeneration:
         if update.finished:
             self.stopped_by = self.stopped_by or update.finished
             self.trace = update.trace
-            if self.stopped_by == update.finished:
+            if self.stopped_by == update.finished and self.stopped_by != "withheld":
                 self.log_prob = update.log_prob
 
     def _release(self) -> Chunk | None:

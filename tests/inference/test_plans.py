@@ -129,6 +129,7 @@ def test_a_red_flag_withholds_an_answer_along_which_it_becomes_likely(params):
         wanted = (message, "withheld") if value >= threshold else (free.tokens, free.stopped_by)
         assert (each.tokens, each.stopped_by) == wanted
         assert each.text_tokens == (message if value >= threshold else free.text_tokens)
+        assert each.logprob == (0 if value >= threshold else pytest.approx(free.logprob, rel=1e-4))
     assert len({each.stopped_by == "withheld" for each in found}) == 2
 
     monitored = SafeBeam(monitor=TagProbability(TOKENIZER.harm_tag_id))
@@ -222,6 +223,7 @@ def served(params, knob, body):
             generation = await RunningGeneration.prepare(model, request, Limits())
             deadline = asyncio.get_running_loop().time() + 300
             text = "".join([chunk.text async for chunk in generation.chunks(worker, deadline=deadline)])
+            await generation.finish(worker, deadline=deadline)
             counted = json.loads(Replies([generation]).whole())["usage"]["completion_tokens"]
             return text, finish_reason(generation.stopped_by), counted
         finally:
@@ -241,6 +243,19 @@ def test_a_server_keeps_to_its_knob(params):
     flag = Knob("red_flag", "<red_flag>", 1e-9, message="the dog")
     withheld = ("the dog", "content_filter", len(TOKENIZER.encode("the dog")))
     assert served(params, flag, {"prompt": "the cat"}) == withheld
+    assert served(params, flag, {"prompt": "the cat", "max_tokens": 1})[1:] == ("content_filter", 1)
+    full = {"prompt": [5] * (CONFIG.max_seq_len - 2), "max_tokens": 2, "logprobs": 1}
+    assert served(params, flag, full) == (TOKENIZER.decode(TOKENIZER.encode("the dog")[:2]), "content_filter", 2)
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    many = {"safelm": {"method": "safe_beam", "num_beams": 8}}
+    for values_, body, status, message in (
+        (params, many, 400, "num_beams=8 is more than the engine's 4 slots"),  # told before the knob's look
+        (broken, {}, 500, "the model's log-probs are not numbers"),
+    ):
+        with pytest.raises(ApiError, match=message) as told:
+            served(values_, knob, {"prompt": "the cat", **body})
+        assert told.value.status == status and told.value.code != "context_length_exceeded"
+    assert "the engine ended a request: the model's log-probs are not numbers" in caplog.text
     never = dataclasses.replace(flag, threshold=1.0)
     (plain,) = answers(params, [prompt], tag=control_id(TOKENIZER, "<red_flag>"))
     assert served(params, never, {"prompt": "the cat"})[2] == len(plain.tokens)
