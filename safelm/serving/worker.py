@@ -42,7 +42,7 @@ class EngineWorker:
     """
 
     def __init__(self, make_engines: Mapping[str, Callable[[], Engine]]):
-        """Makes the engines by `make_engines`, which is called again after one has failed."""
+        """Makes the engines by `make_engines`, which is called again for the first request after one has failed."""
         self._make_engines = dict(make_engines)
         self._engines = {name: make() for name, make in self._make_engines.items()}
         self._tickets: dict[str, dict[int, Ticket]] = {name: {} for name in self._engines}
@@ -55,6 +55,10 @@ class EngineWorker:
         self.num_active = dict.fromkeys(self._engines, 0)
         self.tokens_reserved = dict.fromkeys(self._engines, 0)
         self.prefixes = {name: dict.fromkeys(("asked", "found", "tokens", "kept"), 0) for name in self._engines}
+
+    def check(self, model: str, request: EngineRequest) -> None:
+        """Raises ValueError for a request that can never run. To be called before `start`."""
+        self._engines[model].check(request)
 
     def start(self) -> None:
         """Starts the thread; the running event loop receives the updates."""
@@ -121,7 +125,7 @@ class EngineWorker:
 
     async def compile_ahead(self, model: str, methods: Sequence[Method], *, longest: int) -> None:
         """`Engine.compile_ahead` between steps; raises what it raises."""
-        left = await self.call(lambda: self._engines[model].compile_ahead(methods, longest=longest))
+        left = await self.call(lambda: self._engine(model).compile_ahead(methods, longest=longest))
         while await self.call(lambda: next(left, self)) is not self:
             pass
 
@@ -134,7 +138,7 @@ class EngineWorker:
                     return
                 self._obey(command)
                 is_idle = all(engine.is_idle for engine in self._engines.values())
-            for name in self._engines:
+            for name in list(self._engines):
                 if not self._engines[name].is_idle:
                     self._step(name)
                 self._count(name)
@@ -150,11 +154,10 @@ class EngineWorker:
             updates = self._engines[name].step()
         except Exception as error:
             log_defect(f"the engine of model {name} failed, its {len(self._tickets[name])} requests end", error)
-            ended = [*self._tickets[name].values()]
-            self._tickets[name] = {}
-            self._engines[name] = self._make_engines[name]()
             failure = RuntimeError(f"the engine failed ({type(error).__name__})")
-            self._to_loop(_deliver, [(ticket, failure) for ticket in ended])
+            self._to_loop(_deliver, [(ticket, failure) for ticket in self._tickets[name].values()])
+            self._tickets[name] = {}
+            del self._engines[name]  # its memory is the next one's
             return
         delivered = []
         for update in updates:
@@ -167,14 +170,23 @@ class EngineWorker:
         if delivered:
             self._to_loop(_deliver, delivered)
 
+    def _engine(self, name: str) -> Engine:
+        """A model's engine, made anew if it failed. Raises RuntimeError if it can't be made."""
+        if name not in self._engines:
+            try:
+                self._engines[name] = self._make_engines[name]()
+            except Exception as error:
+                raise RuntimeError(f"the engine failed and can't be made anew ({type(error).__name__})") from error
+        return self._engines[name]
+
     def _submit(self, ticket: Ticket) -> None:
         if ticket.is_cancelled:
             return
         try:
-            ticket.engine_id = self._engines[ticket.model].submit(ticket.request)
+            ticket.engine_id = self._engine(ticket.model).submit(ticket.request)
         except Exception as error:
             if not isinstance(error, ValueError):
-                log_defect(f"model {ticket.model}: a request was not taken", error)
+                log_defect(f"model {ticket.model}: a request was not taken", error.__cause__ or error)
             self._to_loop(_deliver, [(ticket, error)])
             return
         self._tickets[ticket.model][ticket.engine_id] = ticket
@@ -188,6 +200,9 @@ class EngineWorker:
         self._count(ticket.model)
 
     def _count(self, name: str) -> None:
+        if name not in self._engines:
+            self.num_waiting[name] = self.num_active[name] = self.tokens_reserved[name] = 0
+            return
         engine = self._engines[name]
         self.num_waiting[name], self.num_active[name] = engine.num_waiting, engine.num_active
         self.tokens_reserved[name] = engine.tokens_reserved

@@ -9,7 +9,18 @@ import json
 import logging
 import threading
 
-from serving_fakes import COMPLETION, is_empty, number_open, post, serve, start, wait_for
+from serving_fakes import (
+    COMPLETION,
+    FakeEngine,
+    is_empty,
+    number_open,
+    post,
+    running,
+    serve,
+    start,
+    tiny_model,
+    wait_for,
+)
 from serving_fakes import http as ask
 
 from safelm.serving.limits import Limits
@@ -35,6 +46,23 @@ def test_a_failing_engine_ends_its_requests_and_is_replaced(server, script, capl
 def test_a_failure_in_mid_stream_is_told_in_the_stream(server, script):
     script.text, script.fail_at = "a b " * 100, 3
     connection = start(server, stream=True, max_tokens=450)
+def test_an_engine_that_can_not_be_replaced_at_once_ends_requests_and_is_tried_again(script):
+    rooms = [True, False, True]  # whether an engine can be made
+
+    def make():
+        if not rooms.pop(0):
+            raise MemoryError
+        return FakeEngine(script)
+
+    with running({"tiny": tiny_model()}, {"tiny": make}, limits=LIMITS) as server:
+        script.fail_next_step = True
+        assert "the engine failed (ArithmeticError)" in post(server, COMPLETION).error["message"]
+        is_empty(server)
+        answer = post(server, COMPLETION)
+        assert answer.status == 500 and "can't be made anew (MemoryError)" in answer.error["message"]
+        assert ask(server, "GET", "/health").status == post(server, COMPLETION).status == 200 and not rooms
+
+
     response = connection.getresponse()
     assert response.readline().startswith(b"data: {")
     events = response.read().decode().strip().split("\n\n")
