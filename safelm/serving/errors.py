@@ -46,6 +46,11 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def timed_out(message: str) -> ApiError:
+    """The error of a request whose time has passed; it would pass again."""
+    return ApiError(408, message, code="timeout", headers={"x-should-retry": "false"})
+
+
 def bad_field(name: str, value: Any, want: str) -> ApiError:
     """The error for a field of the wrong type or outside its bounds."""
     return ApiError(400, f"{name}={shown(value)}: want {want}", param=name)

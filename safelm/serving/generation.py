@@ -13,7 +13,7 @@ from safelm.inference.requests import EngineRequest, Update
 from safelm.inference.token_log_probs import compile_log_probs, token_log_probs
 from safelm.inference.token_mask import MakeMask
 from safelm.serving.constraint_fields import Schema
-from safelm.serving.errors import ApiError
+from safelm.serving.errors import ApiError, timed_out
 from safelm.serving.limits import Limits
 from safelm.serving.log_probs import ScoredText
 from safelm.serving.models import ServedModel
@@ -123,12 +123,7 @@ class RunningGeneration:
                         update = await anext(updates)
                 except TimeoutError:
                     if not self.num_tokens:
-                        raise ApiError(
-                            408,
-                            "the time for a request passed before its first token",
-                            code="timeout",
-                            headers={"x-should-retry": "false"},
-                        ) from None
+                        raise timed_out("the time for a request passed before its first token") from None
                     self.stopped_by = "time"
                     break
                 except ValueError as error:
@@ -195,7 +190,7 @@ class RunningGeneration:
                 await asyncio.to_thread(compile_log_probs, config, params, len(tokens))
                 scores = await worker.call(lambda: token_log_probs(config, params, tokens))
         except TimeoutError:
-            raise ApiError(408, "the time for a request passed", code="timeout") from None
+            raise timed_out("the time for a request passed before its log-probs") from None
         if not self.request.is_chat:  # whose clients take a reply of one token to have one entry
             shown = (Piece(token, "", None, self.model.tokenizer.special_token(token)) for token in ended)
             pieces = [*pieces, *shown]

@@ -16,7 +16,7 @@ from safelm.serving import metrics as metrics_lib
 from safelm.serving import request as request_lib
 from safelm.serving.access import patience
 from safelm.serving.connections import Connection
-from safelm.serving.errors import ApiError, log_defect
+from safelm.serving.errors import ApiError, log_defect, timed_out
 from safelm.serving.fields import read_body
 from safelm.serving.generation import RunningGeneration
 from safelm.serving.limits import Admission, Limits, Shapes
@@ -125,7 +125,7 @@ class Service:
                     # A text's tokens: what the model's texts begin with isn't the caller's.
                     pieces = pieces[model.num_begin_ids if isinstance(parsed.input, str) and parsed.input else 0 :]
             except TimeoutError:
-                raise ApiError(408, "the time for a request passed", code="timeout") from None
+                raise timed_out("the time for a request passed before its scores") from None
         self.metrics.prompt_tokens.labels(model.name).inc(len(tokens))
         log.info("score: model %s, %d tokens", model.name, len(tokens))
 

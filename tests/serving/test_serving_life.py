@@ -94,6 +94,18 @@ def test_a_request_ends_when_its_time_is_over(script):
 def test_a_key_is_asked_for(script):
     with serve(script, limits=LIMITS, key="sesame-\u00e9") as server:
         for headers in (
+def test_a_score_ends_when_its_time_is_over(script):
+    script.text, script.hold_at = "a b " * 100, 1
+    with serve(script, limits=Limits(request_seconds=0.3, new_tokens=450)) as server:
+        connection = start(server, max_tokens=450)
+        with script.long_step():
+            answer = post(server, {"input": "the"}, "/v1/safelm/score")
+            assert answer.status == 408 and answer.headers["x-should-retry"] == "false"
+        connection.close()
+        script.hold_at = None
+        is_empty(server)
+
+
             {},
             {"Authorization": "Bearer wrong"},
             {"Authorization": "sesame"},
