@@ -12,7 +12,7 @@ from safelm.inference.engine import Engine
 from safelm.serving import access, static_files, token_routes
 from safelm.serving.errors import ApiError
 from safelm.serving.limits import Admission, Limits, Shapes
-from safelm.serving.listening import Listener, listening, signals
+from safelm.serving.listening import Listener, listening, told_to_end
 from safelm.serving.metrics import Metrics
 from safelm.serving.models import ServedModel
 from safelm.serving.routes import Service
@@ -118,11 +118,11 @@ async def serve(
     *,
     started: Callable[[Server], None],
 ) -> None:
-    """Serves until SIGTERM or SIGINT and drains; a second signal ends it at once.
+    """Serves until SIGTERM or SIGINT and drains; a second signal ends the process at once.
 
     `started` is called after warming up.
     """
-    first, second = signals()
+    first = told_to_end()
     async with serving(config, models, make_engines) as server:
         ready, ended = asyncio.ensure_future(server.warm_up()), asyncio.ensure_future(first.wait())
         await asyncio.wait([ready, ended], return_when=asyncio.FIRST_COMPLETED)
@@ -131,7 +131,4 @@ async def serve(
             started(server)
             await ended
         ready.cancel()
-        waits = [asyncio.ensure_future(server.drain()), asyncio.ensure_future(second.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for each in waits:
-            each.cancel()
+        await server.drain()

@@ -14,7 +14,7 @@ from safelm.safety.labelling.session import Session, StaleError
 from safelm.serving import access, static_files
 from safelm.serving.errors import ApiError, bad_field
 from safelm.serving.fields import Fields, read_body
-from safelm.serving.listening import Listener, listening, signals
+from safelm.serving.listening import Listener, listening, told_to_end
 from safelm.serving.metrics import Metrics
 from safelm.tags import MAX_SCORE, MIN_SCORE
 
@@ -136,7 +136,7 @@ async def labelling(session: Session, port: int) -> AsyncIterator[Listener]:
 
 async def serve(session: Session, port: int, *, started: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT. `started` is told the URL."""
-    first, _ = signals()
+    first = told_to_end()
     async with labelling(session, port) as listener:
         started(listener.url)
         await first.wait()

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator
 
@@ -62,14 +63,17 @@ async def listening(
         await runner.cleanup()
 
 
-def signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Events of the first SIGTERM or SIGINT that this process gets, and of the second one."""
-    first, second = asyncio.Event(), asyncio.Event()
+def told_to_end() -> asyncio.Event:
+    """An event of the first SIGTERM or SIGINT that this process gets; a second one ends the process at once."""
+    first = asyncio.Event()
 
-    def note() -> None:
-        (second if first.is_set() else first).set()
+    def note(number: int) -> None:
+        if first.is_set():
+            logging.shutdown()
+            os._exit(128 + number)  # an exit would wait for threads, and so for what they compile
+        first.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, note)
-    return first, second
+        loop.add_signal_handler(number, note, number)
+    return first

@@ -7,6 +7,9 @@ import asyncio
 import concurrent.futures
 import json
 import logging
+import signal
+import subprocess
+import sys
 import threading
 
 from serving_fakes import (
@@ -43,9 +46,6 @@ def test_a_failing_engine_ends_its_requests_and_is_replaced(server, script, capl
     assert "ArithmeticError" in caplog.text and "must not be logged" not in caplog.text
 
 
-def test_a_failure_in_mid_stream_is_told_in_the_stream(server, script):
-    script.text, script.fail_at = "a b " * 100, 3
-    connection = start(server, stream=True, max_tokens=450)
 def test_an_engine_that_can_not_be_replaced_at_once_ends_requests_and_is_tried_again(script):
     rooms = [True, False, True]  # whether an engine can be made
 
@@ -63,6 +63,9 @@ def test_an_engine_that_can_not_be_replaced_at_once_ends_requests_and_is_tried_a
         assert ask(server, "GET", "/health").status == post(server, COMPLETION).status == 200 and not rooms
 
 
+def test_a_failure_in_mid_stream_is_told_in_the_stream(server, script):
+    script.text, script.fail_at = "a b " * 100, 3
+    connection = start(server, stream=True, max_tokens=450)
     response = connection.getresponse()
     assert response.readline().startswith(b"data: {")
     events = response.read().decode().strip().split("\n\n")
@@ -91,9 +94,6 @@ def test_a_request_ends_when_its_time_is_over(script):
     script.may_go.set()
 
 
-def test_a_key_is_asked_for(script):
-    with serve(script, limits=LIMITS, key="sesame-\u00e9") as server:
-        for headers in (
 def test_a_score_ends_when_its_time_is_over(script):
     script.text, script.hold_at = "a b " * 100, 1
     with serve(script, limits=Limits(request_seconds=0.3, new_tokens=450)) as server:
@@ -106,6 +106,9 @@ def test_a_score_ends_when_its_time_is_over(script):
         is_empty(server)
 
 
+def test_a_key_is_asked_for(script):
+    with serve(script, limits=LIMITS, key="sesame-\u00e9") as server:
+        for headers in (
             {},
             {"Authorization": "Bearer wrong"},
             {"Authorization": "sesame"},
@@ -167,6 +170,33 @@ def test_the_end_waits_for_no_step(script):
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         connection.close()
     script.hold_at = None
+
+
+_BUSY = """
+import asyncio, time
+from safelm.serving.listening import told_to_end
+
+async def main():
+    told = told_to_end()
+    print("ready", flush=True)
+    await told.wait()
+    print("told", flush=True)
+    await asyncio.to_thread(time.sleep, 600)
+
+asyncio.run(main())
+"""
+
+
+def test_a_second_signal_waits_for_no_thread():
+    process = subprocess.Popen([sys.executable, "-c", _BUSY], stdout=subprocess.PIPE, text=True)
+    try:
+        for said in ("ready", "told"):
+            assert process.stdout.readline().strip() == said
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_logs_hold_no_text(server, script, caplog):
