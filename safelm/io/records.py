@@ -9,6 +9,8 @@ from typing import Any
 
 from safelm.io import files, remote
 
+_MOST_LEVELS = 64  # of values from outside
+
 
 def read(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     """The object in a JSON file.
@@ -72,6 +74,16 @@ def write(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
         remote.write_text(os.fspath(path), text)
     else:
         files.write_whole(path, text)
+
+
+def check_depth(value: Any, where: str) -> None:
+    """Raises ValueError naming `where` for a JSON value nested so deeply that following it down may fail."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for values in inner for each in values]
+    if any(isinstance(each, dict | list) for each in level):
+        raise ValueError(f"{where}: nested deeper than {_MOST_LEVELS} levels")
 
 
 def fingerprint(values: Any) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 from safelm.inference.adjustments import MOST_BIASED, Adjustment, takes_adjustments
 from safelm.inference.methods import METHODS, Method
 from safelm.inference.token_mask import check_method
+from safelm.io import records
 from safelm.serving.errors import ApiError, bad_field, shown
 from safelm.serving.fields import Fields
 
 _MOST_BIAS, _MOST_PENALTY = 100.0, 2.0  # nats, OpenAI's bounds
-_LARGEST_SCHEMA, _DEEPEST_SCHEMA = 64 * 1024, 64  # characters, levels
+_LARGEST_SCHEMA = 64 * 1024  # characters
 Schema = Mapping[str, Any]
 
 
@@ -56,12 +57,10 @@ def _read_schema(named: Fields) -> Schema:
     named.refuse_rest()
     if not isinstance(schema, dict):
         raise ApiError(400, f"{where}: want an object", param=where)
-    level: list[Any] = [schema]
-    for _ in range(_DEEPEST_SCHEMA):
-        level = [each for value in level for each in (value.values() if isinstance(value, dict) else value)]
-        level = [value for value in level if isinstance(value, dict | list)]
-    if level:
-        raise ApiError(400, f"{where}: nested deeper than {_DEEPEST_SCHEMA} levels", param=where)
+    try:
+        records.check_depth(schema, where)
+    except ValueError as error:
+        raise ApiError(400, str(error), param=where) from None
     if len(json.dumps(schema)) > _LARGEST_SCHEMA:
         raise ApiError(400, f"{where}: longer than {_LARGEST_SCHEMA} characters", param=where)
     return schema

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm.io import records
 from safelm.text import stranger_worker
 
 CHAT_START = "<|im_start|>"
@@ -57,6 +58,7 @@ def check_kwargs(values: Any, where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {name!r} is given to every template and can't be set")
         if not name.isidentifier():
             raise ValueError(f"{where}: {name[:40]!r} is no name of a template's variable")
+    records.check_depth(values, where)
     return values
 
 

@@ -303,6 +303,7 @@ def test_wrong_fields_are_named(server, script, fields, param, message):
         ({"prompt": "hi"}, "prompt"),
     ],
     ids=str,
+        ({"chat_template_kwargs": json.loads('{"a":' * 65 + "1" + "}" * 65)}, "chat_template_kwargs"),
 )
 def test_wrong_chat_fields_are_named(server, fields, param):
     answer = chat(server, **fields)
