@@ -207,7 +207,7 @@ def _part(value: Any, where: str) -> str:
 
 def _stop(fields: Fields) -> tuple[str, ...]:
     value = fields.take("stop")
-    strings = [value] if isinstance(value, str) else value or []
+    strings = [value] if isinstance(value, str) else [] if value is None else value
     if (
         not isinstance(strings, list)
         or len(strings) > _MOST_STOPS

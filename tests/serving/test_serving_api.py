@@ -265,6 +265,7 @@ def test_a_trace_on_request(server):
         ({"stream_options": {"x": 1}}, "stream_options.x", "unknown field 'stream_options.x'"),
         ({"safelm": 4}, "safelm", "safelm='a number': want an object"),
         ({"safelm": {"methd": "beam"}}, "safelm.methd", "unknown field 'safelm.methd'"),
+        *(({"stop": value}, "stop", "want a string or up to 8 strings") for value in (False, 0, {})),
         ({"safelm": {"method": "beems"}}, "safelm.method", "want one of greedy, sample, beam, safe_beam, tag_penalty"),
         ({"safelm": {"method": "beam", "num_beams": 9}}, "safelm.num_beams", "want an integer from 1 to 8"),
         ({"safelm": {"method": "greedy", "num_beams": 2}}, "safelm.num_beams", "method greedy does not take it"),
