@@ -40,7 +40,7 @@ _MEANINGS = {
     "choices": "texts in one reply: its prompts times n",
     "open_requests": "requests answered at once, including waiting ones; further ones get 429",
     "request_seconds": "most seconds for a reply",
-    "beams": "largest num_beams",
+    "beams": "largest num_beams, at most --slots",
     "candidates": "largest num_candidates",
     "shapes": "different pairs of beams and candidates that are compiled",
     "connections": "connections open at once; beyond that the idlest one is closed",
@@ -167,6 +167,7 @@ def main(flags: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT, stream=sys.stderr, force=True)
     logging.getLogger("safelm").setLevel(logging.INFO)
     limits = Limits(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Limits)})
+    limits = dataclasses.replace(limits, beams=min(limits.beams, max(1, flags.slots)))
     sources = cli.checkpoints(flags.checkpoint)
     kwargs = chat_template.read_kwargs(flags.chat_template_kwargs, "--chat_template_kwargs")
     _check_numbers(flags)

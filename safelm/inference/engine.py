@@ -8,6 +8,7 @@ waits forever.
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -21,12 +22,12 @@ from safelm.inference.compiling import BackgroundCompiler
 from safelm.inference.entry import Entry
 from safelm.inference.lane import Lane
 from safelm.inference.lookup import MOST_LOOKUP_TOKENS, Lookups
-from safelm.inference.methods import Greedy, Method, check_ids, is_planned
+from safelm.inference.methods import Greedy, Method, check_ids, is_planned, steps_of
 from safelm.inference.monitors import check_monitor
 from safelm.inference.placement import place
 from safelm.inference.plans import Plans
 from safelm.inference.prefixes import Prefixes
-from safelm.inference.prompts import check_prompt
+from safelm.inference.prompts import TooLongError, check_prompt
 from safelm.inference.reading import Reader
 from safelm.inference.requests import EngineRequest, TraceCandidate, Update
 from safelm.inference.token_mask import check_method
@@ -185,39 +186,44 @@ class Engine:
         """Drops a kept prefix; requests that started from it aren't affected."""
         self.prefixes.unpin(ids)
 
-    def submit(self, request: EngineRequest) -> int:
-        """Queues a request; returns its id.
+    def check(self, request: EngineRequest) -> list[int]:
+        """The prompt's ids.
 
         Raises:
-          ValueError: it can never run: prompt and new tokens don't fit the context or the cache, an id is outside the
-            vocabulary, the method needs the harm tag and the vocabulary has none, or it takes no token mask or no
-            adjustment.
+          ValueError: it can never run: an id is outside the vocabulary, the method needs more slots or the harm tag and
+            there are none, or it takes no token mask or no adjustment. TooLongError: prompt and new tokens don't fit
+            the context or the cache.
         """
         if request.plan is not None:
-            check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")
-            return self._plans.begin(request)
+            request = dataclasses.replace(request, method=steps_of(request.method))
         if is_planned(request.method):
             raise ValueError(f"{type(request.method).__name__} needs a request's plan (safelm.inference.planning)")
         check_ids(self._config, request.method, request.end_ids, self._harm_tag_id, request.watch_ids)
         check_adjustment(request.adjustment, request.method, self._config.vocab_size)
-        if (monitor := getattr(request.method, "monitor", None)) is not None:
-            check_monitor(monitor, self._config, num_tokens=len(request.prompt) + request.max_new_tokens)
         if request.mask is not None:
             check_method(request.method)
         prompt = check_prompt(self._config, request.prompt, max_new_tokens=request.max_new_tokens, name="prompt")
-        entry = Entry(self._num_submitted, request, prompt)
+        if (monitor := getattr(request.method, "monitor", None)) is not None:
+            check_monitor(monitor, self._config, num_tokens=len(prompt) + request.max_new_tokens)
         shape = self._shape(request)
         if shape.num_rows > self._num_slots:
             raise ValueError(f"num_beams={shape.num_rows} is more than the engine's {self._num_slots} slots")
-        tokens = self._lane(shape).tokens_alone(entry)
+        tokens = self._lane(shape).tokens_alone(Entry(-1, request, prompt))
         if tokens > self._max_tokens:
-            raise ValueError(
+            raise TooLongError(
                 f"the prompt's {len(prompt)} tokens and max_new_tokens={request.max_new_tokens} take {tokens} tokens "
                 f"of cache, the engine's has {self._max_tokens}"
             )
+        return prompt
+
+    def submit(self, request: EngineRequest) -> int:
+        """Queues a request; returns its id. Raises ValueError as `check` does, or its plan."""
+        prompt = self.check(request)
+        if request.plan is not None:
+            return self._plans.begin(request)
+        self._waiting.append(Entry(self._num_submitted, request, prompt))
         self._num_submitted += 1
-        self._waiting.append(entry)
-        return entry.request_id
+        return self._num_submitted - 1
 
     def cancel(self, request_id: int) -> None:
         """Frees the request's slot, or its place in the queue, at the next step; of a finished one: nothing."""

@@ -201,6 +201,11 @@ def is_planned(method: Method) -> bool:
     return isinstance(method, AnyDepth | SelfStop)
 
 
+def steps_of(method: Method) -> Method:
+    """What decodes the method's requests to the engine: the method itself, or that of a planned one's steps."""
+    return Greedy(method.tag_candidate) if is_planned(method) else method
+
+
 def looks_ahead(method: Method) -> bool:
     """Whether the method looks one token ahead."""
     return isinstance(method, SafeBeam | TagPenalty)

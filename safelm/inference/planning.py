@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from safelm.documents.notes import VERDICTS
 from safelm.inference.knobs import REFUSAL, BoundKnob, Knob
-from safelm.inference.methods import AnyDepth, Greedy, Method, SelfStop, is_planned
+from safelm.inference.methods import AnyDepth, Greedy, Method, SelfStop, is_planned, steps_of
 from safelm.inference.plans import Ask, Plan
 from safelm.inference.requests import EngineRequest, Update
 from safelm.models.config import ModelConfig
@@ -52,14 +52,14 @@ class Planner:
         return self.knob.flag_id if self.knob else None
 
     def __call__(self, request: EngineRequest) -> Plan:
-        """The plan of a request."""
+        """The plan of a request. Raises ValueError for what the method takes from none."""
+        if is_planned(self.method):
+            _check_pieces(request, self.method)
         if self.knob is None:
             return self._by_method(request)
         return self._from_the_start(request) if self.knob.kind == REFUSAL else self._until_flagged(request)
 
     def _by_method(self, request: EngineRequest) -> Plan:
-        if is_planned(self.method):
-            _check_pieces(request, self.method)
         if isinstance(self.method, AnyDepth):
             return _any_depth(request, self.method, self)
         if isinstance(self.method, SelfStop):
@@ -101,9 +101,9 @@ def planner(
         return None
     if knob is not None and knob.kind != REFUSAL and is_planned(method):
         raise ValueError(f"a knob of {knob.kind} doesn't go with {type(method).__name__}, which withholds by itself")
-    if isinstance(method, AnyDepth):
     if knob is not None and knob.kind != REFUSAL and getattr(method, "monitor", None) is not None:
         raise ValueError(f"a knob of {knob.kind} steers SafeBeam by itself, in the place of a monitor")
+    if isinstance(method, AnyDepth):
         _header(method, tokenizer, is_chat)
     if isinstance(method, SelfStop):
         _verdicts(tokenizer)
@@ -144,7 +144,7 @@ def _withheld(request: EngineRequest, tokens: Sequence[int]) -> Update:
 
 def _any_depth(request: EngineRequest, method: AnyDepth, planner: Planner) -> Plan:
     header, said = _header(method, planner.tokenizer, planner.is_chat), Update(-1)
-    inner = Greedy(method.tag_candidate)
+    inner = steps_of(method)
     while True:
         left = request.max_new_tokens - len(said.tokens)
         prompt = (*request.prompt, *said.tokens)
@@ -174,7 +174,7 @@ def _self_stop(request: EngineRequest, method: SelfStop, planner: Planner) -> Pl
     tokenizer = planner.tokenizer
     open_id, close_id = (control_id(tokenizer, token) for token in (method.open_token, method.close_token))
     verdict, unsafe, safe = _verdicts(tokenizer)
-    inner, context, said = Greedy(method.tag_candidate), tuple(request.prompt), Update(-1)
+    inner, context, said = steps_of(method), tuple(request.prompt), Update(-1)
     while True:
         left = min(request.max_new_tokens - len(said.tokens), planner.context - len(context))
         ends = {"end_ids": (*request.end_ids, open_id), "watch_ids": (), "method": inner}

@@ -20,11 +20,15 @@ class PromptBatch:
     lengths_P: Int32[np.ndarray, " P"]  # 0 marks a filling row
 
 
+class TooLongError(ValueError):
+    """A prompt and its new tokens are more than the context or the cache holds."""
+
+
 def check_prompt(config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: int, name: str) -> list[int]:
     """The prompt as a list of ids.
 
-    Raises ValueError, calling the prompt `name`, if it is empty, `max_new_tokens` is below 1, both together do not fit
-    the context, or an id is outside the vocabulary.
+    Raises ValueError, calling the prompt `name`, if it is empty, `max_new_tokens` is below 1 or an id is outside the
+    vocabulary, and TooLongError if both together do not fit the context.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
@@ -35,7 +39,7 @@ def check_prompt(config: ModelConfig, prompt: Sequence[int], *, max_new_tokens: 
     if foreign is not None:
         raise ValueError(f"{name}: id {foreign} is not in the model's vocabulary of {config.vocab_size}")
     if len(ids) + max_new_tokens > config.max_seq_len:
-        raise ValueError(
+        raise TooLongError(
             f"{name}: its {len(ids)} tokens and max_new_tokens={max_new_tokens} make {len(ids) + max_new_tokens}, more "
             f"than the model's context of {config.max_seq_len}"
         )

@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from aiohttp import web
 
 from safelm.inference.engine import Engine
+from safelm.inference.methods import METHODS
+from safelm.inference.planning import planner
+from safelm.inference.requests import EngineRequest
 from safelm.serving import access, static_files, token_routes
 from safelm.serving.errors import ApiError
 from safelm.serving.limits import Admission, Limits, Shapes
@@ -82,11 +85,16 @@ class Server:
 async def serving(
     config: ServerConfig, models: Mapping[str, ServedModel], make_engines: Mapping[str, Callable[[], Engine]]
 ) -> AsyncIterator[Server]:
-    """Context manager for a server that listens during the block. Raises OSError if it can't listen."""
-    limits, metrics = config.limits, Metrics()
+    """Context manager for a server that listens during the block.
+
+    Raises OSError if it can't listen, ValueError if the default method could answer no request to a model.
+    """
+    limits, metrics, worker = config.limits, Metrics(), EngineWorker(make_engines)
+    for model in models.values():
+        _check_method(config.default_method, model, worker)
     service = Service(
         models,
-        EngineWorker(make_engines),
+        worker,
         limits,
         Admission(limits.open_requests),
         Shapes(limits.shapes),
@@ -109,6 +117,16 @@ async def serving(
             yield Server(config, service, listener)
     finally:
         await asyncio.to_thread(service.worker.stop)
+
+
+def _check_method(name: str, model: ServedModel, worker: EngineWorker) -> None:
+    """Raises ValueError if a model's engine could never take a request with this method's own settings."""
+    method, prompt = model.steered(METHODS[name]()), tuple(model.encode("", is_chat=False))
+    try:
+        plan = planner(model.config, model.tokenizer, method, is_chat=True, knob=model.knob)
+        worker.check(model.name, EngineRequest(prompt, method, 1, model.end_ids, plan=plan))
+    except ValueError as error:
+        raise ValueError(f"method={name}: model {model.name}: {error}") from None
 
 
 async def serve(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safelm.inference.adjustments import MOST_BIASED, Adjustment, takes_adjustments
-from safelm.inference.methods import METHODS, Method
+from safelm.inference.methods import METHODS, Method, is_planned
 from safelm.inference.token_mask import check_method
 from safelm.io import records
 from safelm.serving.errors import ApiError, bad_field, shown
@@ -23,11 +23,11 @@ def read_adjustment(fields: Fields, method: Method) -> Adjustment:
         fields.number(name, -_MOST_PENALTY, _MOST_PENALTY) or 0.0 for name in ("presence_penalty", "frequency_penalty")
     )
     adjustment = Adjustment(_read_bias(fields), presence, frequency)
-    if not takes_adjustments(method):
-        given = {"logit_bias": adjustment.logit_bias, "presence_penalty": presence, "frequency_penalty": frequency}
-        for name, value in given.items():
-            if value:
-                raise ApiError(400, f"{name}: method {_name_of(method)} does not take it", param=name)
+    given = {"logit_bias": adjustment.logit_bias, "presence_penalty": presence, "frequency_penalty": frequency}
+    for name, value in given.items():
+        is_counted = name != "logit_bias"  # over the new text, which a planned method makes in pieces
+        if value and (not takes_adjustments(method) or (is_counted and is_planned(method))):
+            raise ApiError(400, f"{name}: method {_name_of(method)} does not take it", param=name)
     return adjustment
 
 

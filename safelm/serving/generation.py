@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from safelm.inference.planning import planner
+from safelm.inference.prompts import TooLongError
 from safelm.inference.requests import EngineRequest, Update
 from safelm.inference.token_log_probs import compile_log_probs, token_log_probs
 from safelm.inference.token_mask import MakeMask
@@ -21,6 +23,7 @@ from safelm.serving.request import GenerationRequest
 from safelm.serving.text_stream import Piece, TextStream
 from safelm.serving.worker import EngineWorker
 
+log = logging.getLogger(__name__)
 _FIRST_SCORED = 4  # tokens of the first piece of a stream with log-probs
 _LONG_TEXT = 4096  # characters, from which a prompt is encoded off the event loop
 
@@ -72,16 +75,17 @@ class RunningGeneration:
             is_slow = request.is_chat or len(request.prompt) > _LONG_TEXT  # a chat's template may do anything
             ids = await asyncio.to_thread(encode) if is_slow else encode()
         except ValueError as error:
-            raise ApiError(400, str(error), param="messages" if request.is_chat else "prompt") from None
+            raise ApiError(400, str(error), param=request.prompt_field) from None
         room = model.config.max_seq_len - len(ids)
         max_tokens = min(limits.new_tokens, room) if request.max_tokens is None else request.max_tokens
         longest = min(limits.prompt_tokens, model.config.max_seq_len - 1)
         if len(ids) > longest:
-            raise _too_long(f"the prompt has {len(ids)} tokens: want at most {longest}")
+            raise _too_long(request, f"the prompt has {len(ids)} tokens: want at most {longest}")
         if max_tokens > room:
             raise _too_long(
+                request,
                 f"the prompt's {len(ids)} tokens and max_tokens={max_tokens} make {len(ids) + max_tokens}, "
-                f"more than the model's context of {model.config.max_seq_len}"
+                f"more than the model's context of {model.config.max_seq_len}",
             )
         foreign = next((token for token, _ in request.adjustment.logit_bias if token >= model.config.vocab_size), None)
         if foreign is not None:
@@ -126,8 +130,10 @@ class RunningGeneration:
                         raise timed_out("the time for a request passed before its first token") from None
                     self.stopped_by = "time"
                     break
+                except TooLongError as error:
+                    raise _too_long(self.request, str(error)) from None
                 except ValueError as error:
-                    raise ApiError(400, str(error), code="context_length_exceeded") from None
+                    raise ApiError(400, str(error), param="safelm.method") from None
                 except RuntimeError as error:
                     self.stopped_by = "error"
                     raise ApiError(500, str(error), code="engine_failed") from None
@@ -199,7 +205,10 @@ class RunningGeneration:
     def _take(self, update: Update) -> None:
         if update.finished in ("cancelled", "error"):
             self.stopped_by = "error"
-            raise ApiError(500, f"the engine ended the request ({update.finished})", code="engine_failed")
+            reason = update.error or update.finished
+            told = "its token mask failed" if self.engine_request.mask else reason  # a mask's error may show the text
+            log.error("generation: model %s: the engine ended a request: %s", self.model.name, told)
+            raise ApiError(500, f"the engine ended the request ({reason})", code="engine_failed")
         stop_above = self.request.steering.stop_above
         self.num_tokens += update.untold
         num_before = self.num_tokens
@@ -246,5 +255,5 @@ async def _mask(model: ServedModel, schema: Schema | None) -> MakeMask | None:
     return grammar.start
 
 
-def _too_long(message: str) -> ApiError:
-    return ApiError(400, message, param="prompt", code="context_length_exceeded")
+def _too_long(request: GenerationRequest, message: str) -> ApiError:
+    return ApiError(400, message, param=request.prompt_field, code="context_length_exceeded")

@@ -41,6 +41,7 @@ class _Background:
             new_tokens=context,
             open_requests=4096,
             request_seconds=_LONGEST_WAIT,
+            beams=min(Limits.beams, slots),
             connections=8192,
         )
         engine = functools.partial(

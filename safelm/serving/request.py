@@ -54,6 +54,11 @@ class GenerationRequest:
     more_prompts: tuple[str | tuple[int, ...], ...] = ()
     sample: int = 0
 
+    @property
+    def prompt_field(self) -> str:
+        """The name that the prompt has in the request."""
+        return "messages" if self.is_chat else "prompt"
+
     def choices(self) -> list["GenerationRequest"]:
         """A request for each text of the reply, in its order: every prompt's samples together, each with its seed."""
         return [

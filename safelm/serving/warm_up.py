@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Mapping
 
-from safelm.inference.methods import METHODS, Greedy, Method, is_planned
+from safelm.inference.methods import METHODS, Method, steps_of
 from safelm.inference.requests import EngineRequest
 from safelm.serving.models import ServedModel
 from safelm.serving.worker import EngineWorker
@@ -57,9 +57,7 @@ async def _decode(model: ServedModel, worker: EngineWorker, method: str) -> None
 
 
 def _steps(model: ServedModel, method: str) -> Method:
-    """A method; of one that is a plan, what the plan runs."""
-    steps = model.steered(METHODS[method]())
-    return Greedy() if is_planned(steps) else steps
+    return steps_of(model.steered(METHODS[method]()))
 
 
 def _prompt(model: ServedModel, length: int) -> list[int]:

@@ -95,9 +95,12 @@ class FakeEngine:
     def is_idle(self) -> bool:
         return not self._all and not self._told
 
-    def submit(self, request: EngineRequest) -> int:
+    def check(self, request: EngineRequest) -> None:
         if request.max_new_tokens > 500:
             raise ValueError("max_new_tokens can never fit")
+
+    def submit(self, request: EngineRequest) -> int:
+        self.check(request)
         self._script.requests.append(request)
         self._next_id += 1
         self._all[self._next_id] = (request, 0)

@@ -131,11 +131,11 @@ def test_a_red_flag_withholds_an_answer_along_which_it_becomes_likely(params):
         assert each.text_tokens == (message if value >= threshold else free.text_tokens)
         assert each.logprob == (0 if value >= threshold else pytest.approx(free.logprob, rel=1e-4))
     assert len({each.stopped_by == "withheld" for each in found}) == 2
-
     monitored = SafeBeam(monitor=TagProbability(TOKENIZER.harm_tag_id))
     with pytest.raises(ValueError, match="a knob of red_flag steers SafeBeam by itself"):
         answers(params, method=monitored, knob=flag)
     assert planner(CONFIG, TOKENIZER, monitored, knob=REFUSAL).flag_id is None
+
 
 def test_any_depth_thinks_again_behind_the_header_and_a_refusal_there_is_the_answer(params, monkeypatch):
     method = AnyDepth(check_every=4, rethink_tokens=3)
@@ -232,7 +232,7 @@ def served(params, knob, body):
     return asyncio.run(reply())
 
 
-def test_a_server_keeps_to_its_knob(params):
+def test_a_server_keeps_to_its_knob(params, caplog):
     prompt = text_prompt(TOKENIZER, "the cat")
     knob = dataclasses.replace(REFUSAL, threshold=1e-6)
     (opened,) = answers(params, [[*prompt, control_id(TOKENIZER, "<refuse>")]], new=NEW - 1)

@@ -1,5 +1,6 @@
 """The server on the real engine with a tiny model, and the command: what is served is what the library generates."""
 
+import asyncio
 import concurrent.futures
 import dataclasses
 import json
@@ -21,7 +22,7 @@ from safelm import inference, serve
 from safelm.checkpoints import checkpoint
 from safelm.inference import Greedy, SafeBeam
 from safelm.inference.engine import Engine
-from safelm.serving import models
+from safelm.serving import app, models
 from safelm.serving.limits import Limits
 
 ROOT = Path(__file__).parents[2]
@@ -166,9 +167,21 @@ def test_what_never_fits_the_cache_is_refused(model):
         body = {"prompt": "the cat", "max_tokens": 200, "safelm": {"method": "beam", "num_beams": 2}}
         answer = ask(server, "POST", "/v1/completions", body)
         assert answer.status == 400 and answer.error["code"] == "context_length_exceeded"
-        assert "the engine's has 128" in answer.error["message"]
+        assert "the engine's has 128" in answer.error["message"] and answer.error["param"] == "prompt"
         body["safelm"]["num_beams"] = 4
-        assert "more than the engine's 2 slots" in ask(server, "POST", "/v1/completions", body).error["message"]
+        error = ask(server, "POST", "/v1/completions", body).error
+        assert "more than the engine's 2 slots" in error["message"]
+        assert error["param"] == "safelm.method" and error["code"] is None
+
+    async def begin(method):
+        config = app.ServerConfig(Limits(), port=0, default_method=method)
+        async with app.serving(config, {"tiny": model}, {"tiny": engine}):
+            pass
+
+    asyncio.run(begin("greedy"))
+    for method, why in (("safe_beam", "num_beams=4 is more than the engine's 2 slots"), ("self_stop", "<note>")):
+        with pytest.raises(ValueError, match=rf"method={method}: model tiny: .*{why}"):
+            asyncio.run(begin(method))
 
 
 @pytest.fixture(scope="module")

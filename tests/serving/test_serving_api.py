@@ -243,6 +243,11 @@ def test_a_trace_on_request(server):
         ({"presence_penalty": 2.1}, "presence_penalty", "want a number from -2 to 2"),
         ({"frequency_penalty": 1, "safelm": {"method": "beam"}}, "frequency_penalty", "method beam does not take it"),
         ({"logit_bias": {"5": 1}, "safelm": {"method": "safe_beam"}}, "logit_bias", "method safe_beam does not"),
+        (
+            {"presence_penalty": 1, "safelm": {"method": "any_depth"}},
+            "presence_penalty",
+            "method any_depth does not take it",
+        ),
         ({"response_format": {"type": "yaml"}}, "response_format.type", "one of text, json_object, json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "want an object"),
         (
@@ -260,12 +265,12 @@ def test_a_trace_on_request(server):
         ({"top_p": 0}, "safelm", "top_p=0.0"),
         ({"stop": ["a"] * 9}, "stop", "up to 8 strings"),
         ({"stop": [""]}, "stop", "of 1 to 200 characters"),
+        *(({"stop": value}, "stop", "want a string or up to 8 strings") for value in (False, 0, {})),
         ({"stream": "yes"}, "stream", "want true or false"),
         ({"temprature": 1}, "temprature", "unknown field 'temprature'"),
         ({"stream_options": {"x": 1}}, "stream_options.x", "unknown field 'stream_options.x'"),
         ({"safelm": 4}, "safelm", "safelm='a number': want an object"),
         ({"safelm": {"methd": "beam"}}, "safelm.methd", "unknown field 'safelm.methd'"),
-        *(({"stop": value}, "stop", "want a string or up to 8 strings") for value in (False, 0, {})),
         ({"safelm": {"method": "beems"}}, "safelm.method", "want one of greedy, sample, beam, safe_beam, tag_penalty"),
         ({"safelm": {"method": "beam", "num_beams": 9}}, "safelm.num_beams", "want an integer from 1 to 8"),
         ({"safelm": {"method": "greedy", "num_beams": 2}}, "safelm.num_beams", "method greedy does not take it"),
@@ -298,13 +303,13 @@ def test_wrong_fields_are_named(server, script, fields, param, message):
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object", "x": 1}}, "response_format.x"),
+        ({"chat_template_kwargs": json.loads('{"a":' * 65 + "1" + "}" * 65)}, "chat_template_kwargs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
         ({"prompt": "hi"}, "prompt"),
     ],
     ids=str,
-        ({"chat_template_kwargs": json.loads('{"a":' * 65 + "1" + "}" * 65)}, "chat_template_kwargs"),
 )
 def test_wrong_chat_fields_are_named(server, fields, param):
     answer = chat(server, **fields)

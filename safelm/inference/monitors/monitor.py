@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
+from safelm.inference.prompts import TooLongError
 from safelm.models.config import ModelConfig
 from safelm.tags import MAX_SCORE
 
@@ -51,14 +52,14 @@ class Monitor(Protocol):
 
 
 def check_monitor(monitor: Monitor, config: ModelConfig, *, num_tokens: int = 0) -> None:
-    """Raises ValueError where a monitor doesn't fit a model, or its header no context behind `num_tokens` tokens."""
+    """Raises ValueError where a monitor doesn't fit a model, TooLongError where its header fits no context."""
     if monitor.layer is not None and not 0 <= monitor.layer <= config.num_layers:
         raise ValueError(f"monitor {monitor.name}: reads layer {monitor.layer}, the model has 0 to {config.num_layers}")
     for token in monitor.header_ids:
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"monitor {monitor.name}: id {token} of its header is not among the {config.vocab_size}")
     if num_tokens + len(monitor.header_ids) > config.max_seq_len:
-        raise ValueError(
+        raise TooLongError(
             f"monitor {monitor.name}: {num_tokens} tokens and its header of {len(monitor.header_ids)} don't fit the "
             f"context of {config.max_seq_len}"
         )
