@@ -222,7 +222,7 @@ def _header(method: AnyDepth, tokenizer: Tokenizer, is_chat: bool) -> tuple[int,
         return tuple(tokenizer.encode(method.header))
     if not is_chat:
         raise ValueError("any_depth re-inserts the assistant's header: it needs a chat, or a header that is given")
-    return tuple(assistant_header(tokenizer))
+    return assistant_header(tokenizer)
 
 
 def _verdicts(tokenizer: Tokenizer) -> tuple[tuple[int, ...], int, int]:

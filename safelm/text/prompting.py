@@ -76,7 +76,7 @@ def chat_prompt(
     return [*tokenizer.conventions.chat_begin_ids, *ids, *(tokenizer.encode(answer_start) if answer_start else [])]
 
 
-def assistant_header(tokenizer: Tokenizer) -> list[int]:
+def assistant_header(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that open the assistant's turn in the model's own template, behind the turn before it.
 
     Raises ValueError as `chat_prompt` does, or if the template doesn't add a header to what stands before.
@@ -86,8 +86,8 @@ def assistant_header(tokenizer: Tokenizer) -> list[int]:
     without = render_chat(tokenizer, messages, add_generation_prompt=False)
     with_header = render_chat(tokenizer, messages)
     if not with_header.startswith(without) or with_header == without:
-        raise ValueError(f"{tokenizer.origin}: its chat template has no header of the assistant's turn")
-    return encode_rendered(tokenizer, with_header[len(without) :])[0]
+        raise ValueError(f"{tokenizer.origin}: its chat template has no header of the assistant's turn; give one")
+    return tuple(encode_rendered(tokenizer, with_header[len(without) :])[0])
 
 
 def chat_example(tokenizer: Tokenizer, messages: Messages, *, is_tagged: bool = False) -> tuple[list[int], list[Span]]:

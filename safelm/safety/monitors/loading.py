@@ -12,7 +12,7 @@ from safelm.inference.monitors import Monitor, RefusalProbability, TagProbabilit
 from safelm.lm import LanguageModel
 from safelm.safety import spec as specs
 from safelm.safety.monitors.folder import is_head, read_head, stream_fingerprint
-from safelm.text import prompting
+from safelm.text.prompting import assistant_header
 from safelm.text.tokenizer import Tokenizer
 
 TAG, REFUSAL = "tag", "refusal"
@@ -62,20 +62,6 @@ def parse_monitors(flags: Sequence[str], usual: Sequence[str] = ()) -> dict[str,
             raise ValueError(f"--monitor={flag}: {name} is there already; NAME={spec} names it")
         found[name] = spec
     return found
-
-
-def assistant_header(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that open the assistant's turn in the model's chat template.
-
-    Raises ValueError for a model that knows no chats, or a template that has no such header.
-    """
-    message = [{"role": "user", "content": "x"}]
-    ids = prompting.chat_prompt(tokenizer, message)
-    closed = prompting.render_chat(tokenizer, message, add_generation_prompt=False)
-    before = [*tokenizer.conventions.chat_begin_ids, *prompting.encode_rendered(tokenizer, closed)[0]]
-    if ids[: len(before)] != before or len(ids) == len(before):
-        raise ValueError(f"{tokenizer.origin}: its chat template opens no assistant's turn: give ?header=TEXT")
-    return tuple(ids[len(before) :])
 
 
 def header_ids(tokenizer: Tokenizer, header: str) -> tuple[int, ...]:
