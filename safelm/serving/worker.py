@@ -125,7 +125,8 @@ class EngineWorker:
 
     async def compile_ahead(self, model: str, methods: Sequence[Method], *, longest: int) -> None:
         """`Engine.compile_ahead` between steps; raises what it raises."""
-        left = await self.call(lambda: self._engine(model).compile_ahead(methods, longest=longest))
+        await self.call(lambda: self._replace_failed(model))
+        left = await self.call(lambda: self._engines[model].compile_ahead(methods, longest=longest))
         while await self.call(lambda: next(left, self)) is not self:
             pass
 
@@ -170,20 +171,21 @@ class EngineWorker:
         if delivered:
             self._to_loop(_deliver, delivered)
 
-    def _engine(self, name: str) -> Engine:
-        """A model's engine, made anew if it failed. Raises RuntimeError if it can't be made."""
-        if name not in self._engines:
-            try:
-                self._engines[name] = self._make_engines[name]()
-            except Exception as error:
-                raise RuntimeError(f"the engine failed and can't be made anew ({type(error).__name__})") from error
-        return self._engines[name]
+    def _replace_failed(self, name: str) -> None:
+        """Makes a model's engine anew if it failed. Raises RuntimeError if it can't be made."""
+        if name in self._engines:
+            return
+        try:
+            self._engines[name] = self._make_engines[name]()
+        except Exception as error:
+            raise RuntimeError(f"the engine failed and can't be made anew ({type(error).__name__})") from error
 
     def _submit(self, ticket: Ticket) -> None:
         if ticket.is_cancelled:
             return
         try:
-            ticket.engine_id = self._engine(ticket.model).submit(ticket.request)
+            self._replace_failed(ticket.model)
+            ticket.engine_id = self._engines[ticket.model].submit(ticket.request)
         except Exception as error:
             if not isinstance(error, ValueError):
                 log_defect(f"model {ticket.model}: a request was not taken", error.__cause__ or error)
