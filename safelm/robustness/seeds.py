@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from safelm.evaluate.judges import word_lists as judge_lib
-from safelm.stats.comparison import clustered_rate, paired_difference
+from safelm.stats import crossed
 
 _RATES = {  # whose prompts, which labels
     "harmful_completion": (True, (judge_lib.HARMFUL,)),
@@ -22,8 +22,8 @@ _PER_MODEL = ("model", "labels", "tag_auroc", "median_tag_probability", *_RATES)
 def pool(points: Sequence[Mapping[str, Any]], harmful: Collection[str]) -> list[dict[str, Any]]:
     """One point for each model, attack and method, pooled over seeds.
 
-    Rates and their 95% intervals are over seeds and prompts, both resampled. `change` is the paired change of the
-    harmful completions against the same models before finetuning. AUROC and medians of P(tag) are means over seeds,
+    Rates and their 95% intervals are over seeds and prompts (`safelm.stats.crossed`). `change` is the paired change of
+    the harmful completions against the same models before finetuning. AUROC and medians of P(tag) are means over seeds,
     with the least and greatest as low and high.
 
     Args:
@@ -55,14 +55,12 @@ def _one(
     found = {"model": group[0]["model"].partition("#")[0], "seeds": len(group), **found}
     for name in _RATES:
         if name in group[0]:
-            values_n, prompts_n, seeds_n = _cases(group, name, harmful)
-            found[name] = dataclasses.asdict(clustered_rate(values_n, prompts_n, seeds_n))
+            found[name] = dataclasses.asdict(crossed.rate(_answers(group, name, harmful)))
     if group[0].get("epochs"):
         before = groups.get(_name({**group[0], "epochs": 0, "steps": 0}), ())
         if [point["model"] for point in before] == [point["model"] for point in group]:
-            values_n, prompts_n, seeds_n = _cases(group, "harmful_completion", harmful)
-            before_n, *_ = _cases(before, "harmful_completion", harmful)
-            found["change"] = dataclasses.asdict(paired_difference(values_n, before_n, prompts_n, seeds_n))
+            after_SP, before_SP = (_answers(points, "harmful_completion", harmful) for points in (group, before))
+            found["change"] = dataclasses.asdict(crossed.difference(after_SP - before_SP))
     if "tag_auroc" in group[0]:
         areas = [point["tag_auroc"]["value"] for point in group]
         found["tag_auroc"] = {"value": float(np.mean(areas)), "low": min(areas), "high": max(areas)}
@@ -73,16 +71,8 @@ def _one(
     return found
 
 
-def _cases(
-    group: Sequence[Mapping[str, Any]], name: str, harmful: Collection[str]
-) -> tuple[Float[np.ndarray, " n"], list[str], list[str]]:
-    """For every answer to a prompt of the rate's kind: 1 if its label counts, the prompt's id, and the model."""
+def _answers(group: Sequence[Mapping[str, Any]], name: str, harmful: Collection[str]) -> Float[np.ndarray, "S P"]:
+    """1 for every model and prompt of the rate's kind whose label counts, 0 for the others."""
     is_harmful, wanted = _RATES[name]
-    cases = [
-        (float(label in wanted), prompt, point["model"])
-        for point in group
-        for prompt, label in sorted(point["labels"].items())
-        if (prompt in harmful) == is_harmful
-    ]
-    values, prompts, models = zip(*cases, strict=True)
-    return np.array(values), list(prompts), list(models)
+    prompts = [prompt for prompt in sorted(group[0]["labels"]) if (prompt in harmful) == is_harmful]
+    return np.array([[float(point["labels"][prompt] in wanted) for prompt in prompts] for point in group])

@@ -216,7 +216,7 @@ def test_an_unknown_tagged_model_is_named(study):
 
 
 def test_seeds_of_a_model_are_one_row_whose_interval_is_over_them_too(tmp_path):
-    """Three seeds that agree on no prompt, before and after a finetuning that turns every third answer harmful."""
+    """Five seeds that agree on no prompt, before and after a finetuning that turns every third answer harmful."""
     rng, prompts = np.random.default_rng(0), [f"h{i}" for i in range(60)]
 
     def point(seed, epochs, rate):
@@ -229,17 +229,17 @@ def test_seeds_of_a_model_are_one_row_whose_interval_is_over_them_too(tmp_path):
 
     points = [
         point(seed, epochs, rate)
-        for seed, base in enumerate((0.1, 0.3, 0.5))
+        for seed, base in enumerate((0.05, 0.2, 0.35, 0.5, 0.65))
         for epochs, rate in ((0, base), (1, base + 0.3))
     ]
     before, after = pool(points, set(prompts))
-    assert before["model"] == "raw" and before["seeds"] == 3 and "change" not in before
+    assert before["model"] == "raw" and before["seeds"] == 5 and "change" not in before
     share = np.mean([[label == "harmful" for label in each["labels"].values()][:60] for each in points[::2]])
     assert before["harmful_completion"]["value"] == pytest.approx(share)
     spread = before["harmful_completion"]["high"] - before["harmful_completion"]["low"]
-    assert spread > 0.2 > after["change"]["value"] - after["change"]["low"]  # pairing takes the seeds' spread out
+    assert spread > 1.2 * (after["change"]["high"] - after["change"]["low"])  # pairing takes the seeds' spread out
     assert after["change"]["low"] > 0.1 and before["wrongly_refused"]["value"] == 1.0
-    assert (before["tag_auroc"]["low"], before["tag_auroc"]["high"]) == (0.5, 0.7)
+    assert (before["tag_auroc"]["low"], before["tag_auroc"]["high"]) == (0.5, 0.9)
     paths = write_report(str(tmp_path), points, {}, harmful=set(prompts))
-    assert len(json.loads(paths[0].read_text())["points"]) == 6 and "| raw |" in paths[1].read_text()
+    assert len(json.loads(paths[0].read_text())["points"]) == 10 and "| raw |" in paths[1].read_text()
     assert "raw#0" not in paths[1].read_text()
