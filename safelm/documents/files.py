@@ -1,5 +1,6 @@
 """Finds the files that an input names: a file, a folder or a pattern, local or remote. See `safelm.documents`."""
 
+import collections
 import dataclasses
 import fnmatch
 import glob
@@ -7,7 +8,7 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fsspec.utils import glob_translate
@@ -25,6 +26,7 @@ _SAMPLE_BYTES = 1 << 16
 _MAGIC = re.compile(r"[*?[]")
 # What file systems call the hash or version of a file's content, the surest first.
 _VERSIONS = ("md5Hash", "crc32c", "etag", "ETag", "blob_id")
+_REAL = "real"  # fact of a local file that a walk found: its path without links to folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +76,13 @@ def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFF
         if _is_readable(name.removeprefix(inner), (*SUFFIXES, *suffixes)) and outputs.hold(name)
     }
     outputs.check({name: file.bytes for name, file in found.items()}, is_complete=True)
-    return sorted(
-        file.path
-        for name, file in found.items()
+    named = [
+        name
+        for name in found
         if name.endswith(tuple(suffixes))
         and any(fnmatch.fnmatchcase(posixpath.basename(name), wanted) for wanted in names)
-    )
+    ]
+    return sorted(found[name].path for name in _once(named, entries))
 
 
 def file_at(path: str) -> DocumentFile:
@@ -210,7 +213,7 @@ def _find(pattern: str) -> list[DocumentFile]:
     outputs.check({name: file.bytes for name, file in chosen.items()}, is_complete=not rest)
     if not chosen:
         raise FileNotFoundError(f"{pattern}: no file there holds documents, as {MANIFEST_NAME} says")
-    return list(chosen.values())
+    return [chosen[name] for name in _once(chosen, found)]
 
 
 _FOUND_SUFFIXES = tuple(end for end in SUFFIXES if end != _PLAIN_JSON)
@@ -253,20 +256,30 @@ def _entries(files: Any, url: str, folder: str) -> dict[str, Any]:
 
 
 def _walk(folder: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, facts) of everything below a folder that isn't a folder, following links and visiting each folder once."""
-    pending, seen = [(folder, 1)], set()
-    while pending:
-        place, level = pending.pop()
-        if (real := os.path.realpath(place)) in seen:
+    """(path, facts) of everything below a folder that isn't a folder, in an order that depends on names only.
+
+    Links are followed, but not into a folder that they lie in. What is reached by several names is found by each, by
+    that without links first.
+    """
+    folders, links = collections.deque([(folder, 1, frozenset())]), collections.deque()
+    while folders or links:
+        place, level, around = (folders or links).popleft()
+        if (real := os.path.realpath(place)) in around:
             continue
-        seen.add(real)
         with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    if depth is None or level < depth:
-                        pending.append((entry.path, level + 1))
-                else:
-                    yield entry.path, {}
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if not entry.is_dir():
+                    yield entry.path, {_REAL: os.path.join(real, entry.name)}
+                elif depth is None or level < depth:
+                    (links if entry.is_symlink() else folders).append((entry.path, level + 1, around | {real}))
+
+
+def _once(names: Iterable[str], entries: Mapping[str, Any]) -> list[str]:
+    """The names without those that links to folders give a file besides its first one."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(entries[name].get(_REAL, name), name)
+    return list(first.values())
 
 
 def _is_readable(name: str, suffixes: Sequence[str] = SUFFIXES) -> bool:

@@ -249,6 +249,22 @@ def test_links_are_followed_and_one_to_nothing_is_an_error(tmp_path):
         documents.find(str(tmp_path / "web"))
 
 
+@pytest.mark.parametrize("link", ["0-first", "latest", ".hidden"])
+def test_a_linked_folder_takes_no_file_away_and_gives_none_twice(tmp_path, link):
+    for name in ("2024-01", "2024-02", ".store"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train-0.jsonl").write_bytes(LINES)
+    os.symlink("2024-02", tmp_path / link)
+    months = [str(tmp_path / name / "train-0.jsonl") for name in ("2024-01", "2024-02")]
+    assert documents.list_files(f"{tmp_path}/2024-*/*.jsonl") == months
+    assert documents.list_files(f"{tmp_path}/**/*.jsonl") == documents.list_files(str(tmp_path)) == months
+    assert WebDocumentSource(str(tmp_path)).list_shards("train") == months
+    if not link.startswith("."):
+        assert documents.list_files(f"{tmp_path}/{link[:2]}*/*.jsonl") == [str(tmp_path / link / "train-0.jsonl")]
+    os.symlink(".store", tmp_path / "web")
+    assert documents.list_files(str(tmp_path)) == [*months, str(tmp_path / "web" / "train-0.jsonl")]
+
+
 @pytest.mark.parametrize(("own", "neighbour"), [("web[1]", "web1"), ("web*", "web-of-others"), ("web?", "webs")])
 def test_a_name_that_is_there_is_no_pattern(tmp_path, own, neighbour):
     for folder in (own, neighbour):
