@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     """
     _set_compilation_cache(config.compilation_cache_dir)
     faults.check_config(config.faults)
-    trackers.check(config.log.trackers)
+    trackers.check(config.log.trackers, workdir)
     if dry_run:
         dry_runs.dry_run(config, workdir)
         return
@@ -152,12 +152,10 @@ class Run:
     def _open_log(self) -> metrics.MetricsLog:
         config, workdir, note = self._config, self._workdir, self._progress.note
         settings = json.loads(config.to_json_best_effort())
+        names, project = config.log.trackers, config.log.project
 
         def opened() -> list[trackers.Tracker]:
-            place = {"project": config.log.project, "start_step": self.step}
-            found = trackers.open_trackers(config.log.trackers, workdir, settings, **place)
-            # A full disk ends a run, and TensorBoard's events are on the disk.
-            return [each if each.name == "tensorboard" else trackers.Guarded(each, note) for each in found]
+            return trackers.open_trackers(names, workdir, settings, project=project, start_step=self.step, note=note)
 
         return metrics.MetricsLog(workdir, start_step=self.step, trackers=opened, enabled=self._is_main)
 

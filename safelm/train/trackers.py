@@ -5,7 +5,8 @@
 `MLFLOW_TRACKING_URI`); without a tracking URI MLflow writes into `<workdir>/mlflow.db`. No text and no code is sent.
 
 A resumed run goes on with its former run there (`<workdir>/trackers.json` has the ids). A service that is gone never
-stops a run: its failure is said once and the step is missing there, not in `metrics.jsonl`.
+stops a run: its failure is said once and the step is missing there, not in `metrics.jsonl`; one that is gone when the
+run starts or resumes has none of the steps until the next start.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from safelm.io import records, remote
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 _IDS_NAME = "trackers.json"
+_MLFLOW_URI = "MLFLOW_TRACKING_URI"
 _BATCH = 1000  # metrics in a request of MLflow
 
 
@@ -48,23 +50,32 @@ class Tracker(Protocol):
         """The run ends or pauses."""
 
 
-def check(names: Sequence[str]) -> None:
-    """ValueError for a name that isn't one, or whose package isn't installed."""
+def check(names: Sequence[str], workdir: str) -> None:
+    """ValueError for a name that isn't one, whose package isn't installed or which has no place to write to."""
     for name in names:
         if name not in NAMES:
             raise ValueError(f"log.trackers names {name!r}: known are {', '.join(NAMES)}")
         if name != "tensorboard" and importlib.util.find_spec(name) is None:
-            raise ValueError(f"log.trackers names {name}, which is not installed: pip install {name}")
+            raise ValueError(f"log.trackers names {name}, which is not installed: scripts/install.sh tracking")
+    if "mlflow" in names and not os.environ.get(_MLFLOW_URI) and remote.is_remote(workdir):
+        raise ValueError(f"log.trackers names mlflow and the workdir is {workdir}: set {_MLFLOW_URI}")
 
 
 def open_trackers(
-    names: Sequence[str], workdir: str, settings: Mapping[str, Any], *, project: str, start_step: int
+    names: Sequence[str],
+    workdir: str,
+    settings: Mapping[str, Any],
+    *,
+    project: str,
+    start_step: int,
+    note: Callable[[str], None],
 ) -> list[Tracker]:
-    """The trackers of a run that begins, or goes on, after `start_step`.
+    """The trackers of a run that begins, or goes on, after `start_step`; those of services are guarded.
 
     Args:
       settings: the run's config, which W&B and MLflow show.
       project: W&B's project and MLflow's experiment.
+      note: given a line for people about a service that fails.
     """
     ids = _read_ids(workdir)
     makers: Mapping[str, Callable[[], Tracker]] = {
@@ -72,7 +83,16 @@ def open_trackers(
         "wandb": lambda: Wandb(workdir, settings, project, ids),
         "mlflow": lambda: MLflow(workdir, settings, project, ids),
     }
-    found = [makers[name]() for name in names]
+    found: list[Tracker] = []
+    for name in names:
+        try:
+            tracker = makers[name]()
+        except Exception as error:
+            if name == "tensorboard":
+                raise  # a full disk ends a run, and its events are on the disk
+            note(_said(name, "opening", error))
+            continue
+        found.append(tracker if name == "tensorboard" else Guarded(tracker, note))
     if ids:
         records.write(f"{workdir.rstrip('/')}/{_IDS_NAME}", ids)
     return found
@@ -144,9 +164,7 @@ class MLflow:
         """`ids`: of the runs so far, to which this one's is added."""
         import mlflow
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        if not uri and remote.is_remote(workdir):
-            raise ValueError(f"log.trackers names mlflow and the workdir is {workdir}: set MLFLOW_TRACKING_URI")
+        uri = os.environ.get(_MLFLOW_URI)
         self._client = mlflow.MlflowClient(uri or f"sqlite:///{os.path.abspath(workdir)}/mlflow.db")
         self._metric, self._param = mlflow.entities.Metric, mlflow.entities.Param
         if "mlflow" in ids:
@@ -207,7 +225,11 @@ class Guarded:
         except Exception as error:  # a service may raise anything, and none of it is worth a run
             self._failures += 1
             if self._failures == 1:
-                self._note(f"{self.name}: {what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                self._note(_said(self.name, what, error))
+
+
+def _said(name: str, what: str, error: Exception) -> str:
+    return f"{name}: {what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _read_ids(workdir: str) -> dict[str, str]:

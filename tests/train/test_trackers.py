@@ -137,6 +137,27 @@ def test_a_service_that_is_gone_is_said_once_and_stops_nothing(inputs, tmp_path,
     assert "wandb: 6 writes failed; metrics.jsonl has all steps" in said
 
 
+def test_a_service_that_is_gone_at_the_start_or_a_resume_stops_nothing(inputs, tmp_path, fakes, monkeypatch, capsys):
+    wandb, mlflow = fakes
+
+    def refused(*_, **__):
+        raise ConnectionError("no route")
+
+    config = tiny_runs.tiny_config(inputs, **{"log.trackers": NAMES, "total_steps": 3})
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", refused)
+    run.train(config, str(tmp_path / "run"))
+    monkeypatch.setattr(wandb, "init", refused)
+    run.train(config, str(tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert said.count("mlflow: opening: ConnectionError: no route") == 2 and said.count("wandb: opening:") == 1
+    (rows,) = wandb.logged.values()
+    assert (
+        [row["step"] for row in rows]
+        == [1, 2, 3]
+        == [line["step"] for line in tiny_runs.metric_lines(tmp_path / "run")]
+    )
+
+
 def test_unknown_and_missing_trackers_are_named_before_anything_begins(inputs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"log.trackers names 'comet': known are tensorboard, wandb, mlflow"):
         run.train(tiny_runs.tiny_config(inputs, **{"log.trackers": ("comet",)}), str(tmp_path / "run"))
@@ -144,6 +165,11 @@ def test_unknown_and_missing_trackers_are_named_before_anything_begins(inputs, t
     with pytest.raises(ValueError, match=r"log.trackers names mlflow, which is not installed"):
         run.train(tiny_runs.tiny_config(inputs, **{"log.trackers": ("mlflow",)}), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_remote_run_must_say_where_mlflow_is(fakes):
+    with pytest.raises(ValueError, match=r"names mlflow and the workdir is gs://bucket/run: set MLFLOW_TRACKING_URI"):
+        trackers.check(("mlflow",), "gs://bucket/run")
 
 
 def test_the_real_packages_take_a_run_offline(inputs, tmp_path, monkeypatch):
