@@ -87,7 +87,7 @@ class MetricsLog:
         trackers: Callable[[], Sequence[Tracker]] = lambda: (),
         enabled: bool = True,
     ):
-        """`trackers` opens them, in process 0 only."""
+        """`start_step`: the last whose line stays; `trackers` opens them, in process 0 only."""
         self._enabled = enabled
         if not enabled:
             return

@@ -153,11 +153,12 @@ class Run:
         config, workdir, note = self._config, self._workdir, self._progress.note
         settings = json.loads(config.to_json_best_effort())
         names, project = config.log.trackers, config.log.project
+        start = self.step - ("unfinished" in self._meta)  # `_begin` writes that step's line, perhaps not the first time
 
         def opened() -> list[trackers.Tracker]:
-            return trackers.open_trackers(names, workdir, settings, project=project, start_step=self.step, note=note)
+            return trackers.open_trackers(names, workdir, settings, project=project, start_step=start, note=note)
 
-        return metrics.MetricsLog(workdir, start_step=self.step, trackers=opened, enabled=self._is_main)
+        return metrics.MetricsLog(workdir, start_step=start, trackers=opened, enabled=self._is_main)
 
     def _restore(self) -> None:
         self._source = restore.Source(self._checkpoints, self._program, self._resolved, self._data, self._tell)
@@ -265,6 +266,7 @@ class Run:
 
     def _evaluate(self, numbers: dict[str, float]) -> bool:
         """Runs the evaluators that are due and writes the step's line; returns False if one was stopped."""
+        drift = self._drift.record()
         for evaluator in self._evaluators:
             if not self._wants(evaluator):
                 continue
@@ -272,6 +274,7 @@ class Run:
                 with self._clock.aside("eval"):
                     found = evaluator(self.state.params, self.step)
             except Stopped:
+                self._drift.load(drift)  # all evaluators run again when the run is resumed
                 return False
             if found:
                 shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())

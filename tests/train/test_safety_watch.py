@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from safelm.checkpoints import checkpoint
 from safelm.data.store import ShardWriter, write_manifest
 from safelm.inference import Greedy, generate
 from safelm.models import decoder, sharding
 from safelm.models.decoder import ModelConfig
-from safelm.train import generation_sample, safety_watch
+from safelm.train import generation_sample, run, safety_watch
+from safelm.train.preemption import Preempted
 from safelm.train.run import train
 from safelm.train.safety_watch import DRIFT_LIMIT, Drift, page_measures, probe_auroc
 
@@ -161,6 +163,18 @@ def test_a_poisoned_phase_is_told_within_two_percent_of_the_tokens_and_a_clean_r
 
 def one_device():
     return NamedSharding(sharding.make_mesh({}, jax.local_devices()[:1]), PartitionSpec())
+
+
+def test_a_step_that_is_watched_again_counts_once(poisoned, tmp_path, monkeypatch):
+    every = {"watch.every_steps": 1, "watch.prompts": 0, "export.every_steps": 1}
+    config = watched(poisoned, total_steps=3, **every)
+    train(config, str(tmp_path / "whole"))
+    with monkeypatch.context() as patched, pytest.raises(Preempted):
+        patched.setattr(run.Run, "_should_stop", lambda self: self.step == 2)  # which the export asks, after the watch
+        train(config, str(tmp_path / "stopped"))
+    train(config, str(tmp_path / "stopped"))
+    whole, stopped = (checkpoint.open_checkpoint(str(tmp_path / name))[2] for name in ("whole", "stopped"))
+    assert whole["drift"] == stopped["drift"] and len(whole["drift"]["changes"]) == 2
 
 
 def test_a_sample_continues_as_the_engine_does_and_its_cost_is_bounded(poisoned):

@@ -9,6 +9,7 @@ import pytest
 import tiny_runs
 
 from safelm.train import run, trackers
+from safelm.train.preemption import Preempted
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 
@@ -125,6 +126,28 @@ def test_all_trackers_have_the_numbers_of_metrics_jsonl_once_though_the_run_was_
     assert first["id"] == second["id"] and second["resume"] == "allow" and first["project"] == "safelm"
     assert first["config"]["total_steps"] == 6 and first["settings"]["console"] == "off"
     assert (workdir / "tensorboard").is_dir()
+
+
+def test_a_step_whose_evaluation_is_made_up_for_twice_is_there_once(inputs, tmp_path, fakes, monkeypatch):
+    wandb, _ = fakes
+    options = {"log.trackers": ("wandb",), "eval.every_steps": 2, "eval.sources": ("safeweb",)}
+    config, workdir = tiny_runs.tiny_config(inputs, **options), tmp_path / "run"
+
+    def killed(self):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(Preempted):
+        patched.setattr(run.Run, "_should_stop", lambda self: self.step == 2)
+        run.train(config, str(workdir))
+    assert [line["step"] for line in tiny_runs.metric_lines(workdir)] == [1]
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(run.Run, "_next_batch", killed)
+        run.train(config, str(workdir))
+    assert "eval_loss/safeweb" in tiny_runs.metric_lines(workdir)[1]
+    run.train(config, str(workdir))
+    (rows,) = wandb.logged.values()
+    assert [line["step"] for line in tiny_runs.metric_lines(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_service_that_is_gone_is_said_once_and_stops_nothing(inputs, tmp_path, fakes, capsys):
