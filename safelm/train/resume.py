@@ -1,10 +1,11 @@
 """The record of a run in its checkpoints, and which runs may resume from it: the same one, a changed one, or a branch.
 
-What a run has trained on is fixed: its model, tokenizer, seed, batch and rows, the stores' contents and the rows taken
-from every source. Later settings may change on resume, but only where `accept_changes` names them:
+What a run has trained on is fixed: its model, tokenizer, seed, batch and rows, the stores' contents, the rows taken
+from every source, and the optimizer, whose state is no other's. Later settings may change on resume, but only where
+`accept_changes` names them:
 
-- "optimizer" for a field of `optimizer`, or for the length of a run whose learning rate depends on it; "data" for the
-  mixture's phases. New phases may begin only after the checkpoint (`safelm.data.schedule`).
+- "optimizer" for a field of `optimizer` but its name, or for the length of a run whose learning rate depends on it;
+  "data" for the mixture's phases. New phases may begin only after the checkpoint (`safelm.data.schedule`).
 - Under a wsd schedule, until the decay has begun, `total_steps`, `decay_steps` and `min_lr` have had no effect: a run
   may be made longer or shorter without asking.
 - What was changed, at which step, is kept in every later checkpoint as `history`.
@@ -100,6 +101,10 @@ def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, An
     for source, there in meta["data"]["stores"].items():
         if source in data["stores"] and there != (here := data["stores"][source]):
             raise ValueError(f"{where} is of another run: data.root's {source} is {there} there, {here} here")
+    if (plan := meta.get("plan")) is not None:
+        there, here = plan["optimizer"]["name"], resolved.config.optimizer.name
+        if there != here:  # whatever is accepted: one's state is of no use to the other
+            raise ValueError(f"{where} is of another run: optimizer.name is {there!r} there, {here!r} here")
     if (there := meta["data"]["rows_given"]) != (here := data["rows_given"]):
         raise ValueError(
             f"{where} is of another run: data.phases gave it {there} rows by step {meta['step']}, here they would have "

@@ -182,6 +182,8 @@ def test_a_changed_plan_is_accepted_only_by_name_and_recorded(inputs, stopped, c
 def test_another_past_is_refused_whatever_is_accepted(inputs, stopped):
     with pytest.raises(ValueError, match=r"data.phases gave it"):
         run(inputs, stopped, accept_changes=("data",), **{"data.phases": ({"start": 0.0, "rates": RATES},)})
+    with pytest.raises(ValueError, match=r"checkpoints/6 is of another run: optimizer.name is 'adamw' there, 'muon'"):
+        run(inputs, stopped, accept_changes=("optimizer",), **{"optimizer.name": "muon"})
 
 
 def test_a_finished_run_decays_again_only_if_asked(inputs, trunk, tmp_path):
