@@ -101,6 +101,15 @@ def pinned(source: str) -> str:
     return found
 
 
+def pinned_as(source: str, former: str) -> str:
+    """The name with the commit that `former` has of the same repository; any other source as it is."""
+    if not (is_name(source) and is_name(former)):
+        return source
+    name, recorded = parse(source), parse(former)
+    is_its_commit = recorded.is_pinned and recorded.repository == name.repository
+    return former if is_its_commit and not name.is_pinned else source
+
+
 def pinned_in(spec: str) -> str:
     """A scorer's, judge's or writer's string (`judge:hf:ORG/NAME?option=1`) with the names in it pinned."""
     return _NAME_IN_SPEC.sub(lambda found: pinned(found[0]), spec)

@@ -23,6 +23,8 @@ from safelm.train import config_fields
 from safelm.train.config_checks import check_numbers
 from safelm.train.defaults import NOT_TRAINED
 
+_OF_A_HUB = ("tokenizer", "init_checkpoint")  # what may be a name there
+
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -56,19 +58,26 @@ def resolve_sizes(config: ConfigDict) -> tuple[ConfigDict, ModelConfig]:
 
 def store(workdir: str, run: Resolved, note: Callable[[str], None]) -> None:
     """Keeps the resolved config and the tokenizer with the run; notes what has changed since it was last started."""
-    name = f"{workdir.rstrip('/')}/config.json"
-    path = epath.Path(name)
     new = json.loads(run.config.to_json_best_effort())
-    if path.exists():
-        try:
-            lines = config_fields.changed_fields(records.parse(path.read_bytes(), name, "written anew"), new)
-        except ValueError as error:
-            lines = [str(error)]
-        for line in lines:
-            note(f"changed since the last start: {line}")
-    records.write(name, new)
+    try:
+        lines = config_fields.changed_fields(_stored(workdir) or new, new)
+    except ValueError as error:
+        lines = [str(error)]
+    for line in lines:
+        note(f"changed since the last start: {line}")
+    records.write(_stored_at(workdir), new)
     documents.declare_no_documents(workdir, "safelm.train")
     checkpoint.save_tokenizer(workdir, run.tokenizer)
+
+
+def _stored(workdir: str) -> dict[str, Any]:
+    """The config that `store` kept, {} where there is none. Raises ValueError for a damaged one."""
+    path = epath.Path(_stored_at(workdir))
+    return records.parse(path.read_bytes(), str(path), "written anew") if path.exists() else {}
+
+
+def _stored_at(workdir: str) -> str:
+    return f"{workdir.rstrip('/')}/config.json"
 
 
 def _settle_run(config: ConfigDict) -> ConfigDict:
@@ -130,8 +139,9 @@ def _parse_phase(phase: Any) -> Phase:
 def _origin(config: ConfigDict, workdir: str) -> tuple[str, str, checkpoint.Meta] | None:
     """Name, folder and record of the checkpoint that the run will begin with, if any; names of a hub are pinned."""
     if workdir and (meta := _newest_record(workdir)):
+        _keep_commits(config, workdir)
         return f"checkpoint {workdir}", workdir, meta  # a hub that is gone stops no run that has begun
-    for field in ("tokenizer", "init_checkpoint"):
+    for field in _OF_A_HUB:
         config[field] = hub.pinned(config[field])
     if folder := config.branch.workdir:
         checkpoints, _, meta = checkpoint.open_checkpoint(folder, step=config.branch.step, setting="branch.step")
@@ -140,6 +150,16 @@ def _origin(config: ConfigDict, workdir: str) -> tuple[str, str, checkpoint.Meta
     if source := config.init_checkpoint:
         return f"init_checkpoint {source}", source, sources.read_meta(source)
     return None
+
+
+def _keep_commits(config: ConfigDict, workdir: str) -> None:
+    """Pins a hub's names as they were when the run began."""
+    try:
+        stored = _stored(workdir)
+    except ValueError:  # which `store` tells
+        return
+    for field in _OF_A_HUB:
+        config[field] = hub.pinned_as(config[field], stored.get(field, ""))
 
 
 def _newest_record(workdir: str) -> checkpoint.Meta | None:

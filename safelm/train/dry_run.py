@@ -6,6 +6,7 @@ import fsspec
 import jax
 from ml_collections import ConfigDict
 
+from safelm.io import hub
 from safelm.models import sharding
 from safelm.train import config as train_config
 from safelm.train import config_fields, safety_watch
@@ -51,8 +52,8 @@ def dry_run(config: ConfigDict, workdir: str = "") -> None:
 
 
 def _is_absent(path: str) -> bool:
-    """Whether a path is given and nothing is there."""
-    if not path:
+    """Whether a path is given and nothing is there; what a hub has is asked for when it is read."""
+    if not path or hub.is_name(path):
         return False
     filesystem, inner = fsspec.core.url_to_fs(path)
     return not filesystem.exists(inner)

@@ -90,7 +90,7 @@ def test_a_checkpoint_records_what_it_was_converted_from(hub, commit, folder, tm
     assert records[0]["fingerprints"] == records[1]["fingerprints"]
 
 
-def test_a_run_begins_with_a_model_by_name_and_records_its_commit(hub, commit, folder, tmp_path):
+def test_a_run_begins_with_a_model_by_name_and_records_its_commit(hub, commit, folder, tmp_path, capsys):
     inputs = tiny_runs.write_inputs(tmp_path / "inputs")
     train(tiny_runs.tiny_config(inputs, init_checkpoint=NAME, tokenizer="", total_steps=1), str(tmp_path / "named"))
     before, after = (
@@ -101,10 +101,23 @@ def test_a_run_begins_with_a_model_by_name_and_records_its_commit(hub, commit, f
     stored = json.loads((tmp_path / "named" / "config.json").read_text())
     assert stored["init_checkpoint"] == f"{NAME}@{commit}"
     hub.files.clear()  # what has begun needs the hub no more
-    again = tiny_runs.tiny_config(inputs, init_checkpoint=NAME, tokenizer=NAME, total_steps=1)
+    again = tiny_runs.tiny_config(inputs, init_checkpoint=NAME, tokenizer="", total_steps=1)
+    capsys.readouterr()
     train(again, str(tmp_path / "named"))
+    assert "changed since the last start" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "named" / "config.json").read_text()) == stored
+    train(tiny_runs.tiny_config(inputs, init_checkpoint=NAME, tokenizer=NAME, total_steps=1), str(tmp_path / "named"))
     with pytest.raises(FileNotFoundError, match=r"^hf:someone/nothing: no such model"):
         train(tiny_runs.tiny_config(inputs, init_checkpoint="hf:someone/nothing"), str(tmp_path / "none"))
+
+
+def test_a_dry_run_reads_a_tokenizer_by_name_and_the_data(hub, commit, tmp_path, capsys):
+    inputs = tiny_runs.write_inputs(tmp_path / "inputs")
+    train(tiny_runs.tiny_config(inputs, tokenizer=NAME), "", dry_run=True)
+    said = capsys.readouterr().out
+    assert "not there" not in said and "tokens (75.000% planned" in said
+    with pytest.raises(FileNotFoundError, match=r"^hf:someone/nothing: no such model"):
+        train(tiny_runs.tiny_config(inputs, tokenizer="hf:someone/nothing"), "", dry_run=True)
 
 
 def test_names_of_models_in_flags(hub, commit):
