@@ -8,7 +8,7 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from safelm.io import remote
@@ -16,8 +16,8 @@ from safelm.io import remote
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 _SKIPPABLE = b"\x2a\x4d\x18"  # bytes 1 to 3 of a zstd frame that holds no content
 _ZSTD_MAX_WINDOW = 1 << 31  # `zstd --long=31`, the format's own limit for 64-bit machines
-_ZSTD_FEED_BYTES = 1 << 10  # of compressed data at once: it can stand for 32 MiB at most
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)  # what reading a damaged file raises, and OSError
+_FEED_BYTES = 1 << 10  # of compressed data at once: it can stand for 32 MiB at most
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)  # what reading a damaged file raises, and OSError
 
 
 MAX_WHOLE_BYTES = 1 << 30
@@ -89,14 +89,16 @@ def _compression(file: io.IOBase) -> str:
     return next((kind for magic, kind in _MAGIC.items() if begin.startswith(magic)), "")
 
 
-class _ZstdReader(io.RawIOBase):
-    """Decompresses consecutive zstd frames. Raises EOFError if the file ends inside one."""
+class _FrameReader(io.RawIOBase):
+    """Decompresses consecutive frames, which bz2 and xz call streams.
 
-    def __init__(self, file: io.IOBase):
-        import zstandard
+    Raises EOFError if one is damaged or the file ends inside it. The classes of Python's `bz2` and `lzma` would end
+    before a later stream that is damaged, without a word.
+    """
 
-        self._file, self._error = file, zstandard.ZstdError
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
+    def __init__(self, file: io.IOBase, new_frame: Callable[[], Any], error: type[Exception]):
+        """`new_frame` makes what decompresses one frame, and raises `error` if that is damaged."""
+        self._file, self._new_frame, self._error = file, new_frame, error
         self._frame: Any = None
         self._output, self._at, self._input = b"", 0, b""
 
@@ -114,13 +116,16 @@ class _ZstdReader(io.RawIOBase):
 
     def _decompress_more(self) -> bool:
         """Adds decompressed bytes to the output, perhaps none; returns False at the end of the file."""
-        data = self._input or self._file.read(_ZSTD_FEED_BYTES)
+        data = self._input or self._file.read(_FEED_BYTES)
         self._input = b""
         if not data:
             if self._frame is not None:
-                raise EOFError("the file ends inside a zstd frame")
+                raise EOFError("the file ends inside a compressed frame")
             return False
-        self._frame = self._frame or self._decompressor.decompressobj()
+        if self._frame is None:
+            if not (data := data.lstrip(b"\0")):  # with which xz may fill up
+                return True
+            self._frame = self._new_frame()
         try:
             self._output, self._at = self._frame.decompress(data), 0
         except self._error as error:
@@ -130,9 +135,20 @@ class _ZstdReader(io.RawIOBase):
         return True
 
 
+def _frames(file: io.IOBase, new_frame: Callable[[], Any], error: type[Exception]) -> io.BufferedReader:
+    return io.BufferedReader(_FrameReader(file, new_frame, error), 1 << 20)
+
+
+def _zstd_frames(file: io.IOBase) -> io.BufferedReader:
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
+    return _frames(file, decompressor.decompressobj, zstandard.ZstdError)
+
+
 _DECOMPRESSORS: dict[str, Any] = {
     "gzip": lambda file: gzip.GzipFile(fileobj=file),
-    "bz2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
-    "zstd": lambda file: io.BufferedReader(_ZstdReader(file), 1 << 20),
+    "bz2": lambda file: _frames(file, bz2.BZ2Decompressor, OSError),
+    "xz": lambda file: _frames(file, lzma.LZMADecompressor, lzma.LZMAError),
+    "zstd": _zstd_frames,
 }

@@ -1,9 +1,11 @@
 """Odd, damaged and hostile files of documents: nothing is lost without a word, nothing is held or waited for."""
 
+import bz2
 import datetime
 import gzip
 import io
 import json
+import lzma
 import os
 import tracemalloc
 
@@ -17,7 +19,7 @@ from scoring_runs import score_one
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents
 from data_tasks.sources import WebDocumentSource
 from safelm import documents, generate, train_tokenizer
-from safelm.documents import json_lines
+from safelm.documents import json_lines, opening, tables
 from safelm.jobs.file_shards import ShardJob
 from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
 from safelm.safety.synthesis.sources import Selection, ShardRows
@@ -142,6 +144,29 @@ def test_what_a_file_is_packed_with_is_decided_by_its_content(tmp_path, name, pa
     assert len(used_by_tasks(path)) == 50
     counts = train_tokenizer.CorpusCounts()
     assert len(list(train_tokenizer.read_texts([str(path)], "text", counts))) == 50 and not counts.malformed
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_damaged_stream_is_an_error_that_names_the_file_wherever_it_is_read(tmp_path, pack, part):
+    packed, path = pack(LINES), tmp_path / "web.packed"
+    readers = [
+        lambda: list(json_lines.iter_json(str(path), pytest.fail, text_column="text")),
+        lambda: list(tables.iter_tsv(str(path), lambda malformed: None)),
+        lambda: tables.is_array(str(path)),
+        lambda: opening.read_text(str(path)),
+    ]
+    for place in (1, len(packed) // 2):
+        damaged = bytearray(packed * (part + 1))
+        damaged[part * len(packed) + place] ^= 0x55
+        path.write_bytes(bytes(damaged))
+        if (part, place) == (0, 1):
+            continue  # not packed, as its beginning says
+        for read in readers:
+            with pytest.raises(ValueError, match=r"web.packed: "):
+                read()
+    path.write_bytes(packed + bytes(8) + packed)  # padding
+    assert len(opening.read_text(str(path))) == 2 * len(LINES)
 
 
 def test_prompts_behind_a_byte_order_mark_are_read(tmp_path):
