@@ -14,7 +14,7 @@ BLOCK_BYTES = 1 << 16  # of a file's numbers, each with a checksum of its own
 
 
 def open_array(path: str, wanted_bytes: int) -> np.ndarray:
-    """A numpy file mapped into memory; FileNotFoundError or ValueError when it is gone or of another size (bytes).
+    """A numpy file mapped into memory; FileNotFoundError if it is gone, ValueError for another size (bytes) or damage.
 
     Every mapped file is an open file of the process, whose limit is raised as far as it may be when it is met; OSError
     says so where that is not enough.
@@ -25,11 +25,7 @@ def open_array(path: str, wanted_bytes: int) -> np.ndarray:
         raise FileNotFoundError(f"{path}: shard is missing, though the manifest lists it") from None
     if size != wanted_bytes:
         raise ValueError(f"{path}: truncated or replaced: {size} bytes, the manifest says {wanted_bytes}")
-    try:
-        array = _mapped(path)
-    except ValueError:
-        array = np.load(path, allow_pickle=False)  # numpy cannot map an empty array
-    return array.view(np.ndarray)
+    return _mapped(path).view(np.ndarray)
 
 
 def _mapped(path: str) -> np.ndarray:
@@ -43,6 +39,8 @@ def _mapped(path: str) -> np.ndarray:
                 reason = f"{error.strerror}: more shards than this process may map; cache fewer, larger ones"
                 raise OSError(error.errno, reason, path) from None
             raise
+        except Exception as error:  # numpy raises many kinds for a header
+            raise ValueError(f"{path}: damaged: its header is none of numpy's ({type(error).__name__})") from None
 
 
 def check_array(path: str, array: np.ndarray, dtype: np.dtype, length: int) -> None:
@@ -56,7 +54,7 @@ def write_array(path: str, array: np.ndarray) -> None:
     with open(path, "wb") as file:
         write_header(file, array.dtype, len(array))
         file.write(array.tobytes())
-        sync_and_close(file)
+        files.sync(file)
 
 
 def write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
@@ -70,13 +68,7 @@ def finish(file: BinaryIO, dtype: np.dtype, length: int) -> None:
     """Puts the final length into the header of a file written as a stream, and closes it."""
     file.seek(0)
     write_header(file, dtype, length)
-    sync_and_close(file)
-
-
-def sync_and_close(file: BinaryIO) -> None:
-    """Closes a file whose content is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+    files.sync(file)
     file.close()
 
 

@@ -44,7 +44,7 @@ class Assembly:
         ends, runs = pieces.place + pieces.length, _Runs(pieces)
         self._stream.prefetch(runs.shard, runs.start - runs.goes_on, runs.stop)
         before = self._copy_tokens(runs, targets)
-        self._check_ids(pieces, targets, before)
+        self._check_ids(pieces, runs, targets, before)
         inputs[1:] = targets[:-1]
         inputs[runs.place[runs.goes_on]] = before
         inputs[pieces.place[pieces.begins]] = self._stream.eos_id[pieces.shard[pieces.begins]]
@@ -103,14 +103,16 @@ class Assembly:
         for (channel, array), numbers in zip(chosen, found, strict=True):
             array.view(channel.batch_dtype)[pieces.place[0] : ends[-1]] = np.repeat(numbers, spans)
 
-    def _check_ids(self, pieces: Pieces, targets: np.ndarray, before: np.ndarray) -> None:
+    def _check_ids(self, pieces: Pieces, runs: "_Runs", targets: np.ndarray, before: np.ndarray) -> None:
         """ValueError names the shard if a token is not in the vocabulary: the model would compute with garbage."""
         highest = max((int(array.view(np.uint32).max()) for array in (targets, before) if len(array)), default=0)
         if highest < self._vocab_size:
             return
-        columns = (pieces.place, pieces.length, pieces.shard)
-        for place, length, shard in zip(*(column.tolist() for column in columns), strict=True):
-            token = int(targets[place : place + length].view(np.uint32).max())
+        columns = (pieces.place, pieces.length, pieces.shard)  # between them is what the memory had before
+        read = [(targets[at : at + n], shard) for at, n, shard in zip(*(c.tolist() for c in columns), strict=True)]
+        read += zip(before[:, None], runs.shard[runs.goes_on].tolist(), strict=True)
+        for tokens, shard in read:
+            token = int(tokens.view(np.uint32).max())
             if token >= self._vocab_size:
                 raise ValueError(
                     f"{self._stream.path(shard)}: damaged: token id {token}, the vocabulary has {self._vocab_size}; "

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from token_stores import HARM_TAG_ID, write_store
 
@@ -126,6 +126,24 @@ def test_truncated_missing_or_altered_shard(store, kind):
     os.remove(path)
     with pytest.raises(FileNotFoundError, match=re.escape(path)):
         TokenStore.open(store.directory)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(["tokens", "bounds"]), at=st.integers(0, 60), byte=st.integers(0, 255))
+def test_a_damaged_header_is_told_with_its_file(store, kind, at, byte):
+    path = os.path.join(store.directory, shard_file(kind, 1, 2))
+    with open(path, "r+b") as file:
+        whole = file.read()
+        file.seek(at)
+        file.write(bytes([byte]))
+    try:
+        damaged = TokenStore.open(store.directory)
+        assert [damaged.document(i).tolist() for i in range(5)] == DOCUMENTS  # numpy doesn't look at all of it
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: ") and "pickle" not in str(error)
+    finally:
+        with open(path, "wb") as file:
+            file.write(whole)
 
 
 def test_manifest_must_agree_with_its_shards(store):

@@ -9,7 +9,9 @@ import tiny_runs
 from token_stores import EOS_ID, HARM_TAG_ID, write_store
 
 from safelm.data import store as store_lib
+from safelm.data.assembly import Assembly
 from safelm.data.loader import eval_batches
+from safelm.data.packing import make_rows
 from safelm.data.shard import shard_file
 from safelm.data.store import TokenStore
 from safelm.data.verification import Verification
@@ -77,6 +79,14 @@ def test_an_id_outside_the_vocabulary_is_no_batch(tmp_path, all_are_large, packi
     rewrite(path, plant(1, 60_000))
     with pytest.raises(ValueError, match=f"{re.escape(path)}: damaged: token id 60000, the vocabulary has 1000"):
         list(eval_batches(TokenStore.open(tmp_path), batch_size=2, seq_len=4, packing=packing))
+
+
+def test_an_id_outside_the_vocabulary_that_is_only_an_input_is_no_batch(tmp_path, all_are_large):
+    path = os.path.join(write_store(tmp_path, DOCUMENTS, num_shards=2).directory, shard_file("tokens", 1, 2))
+    rewrite(path, plant(4, 60_000))  # row 2 goes on with it as its first input, row 1 has it as its last target
+    assembly = Assembly([make_rows(TokenStore.open(tmp_path), 6, "concat")])
+    with pytest.raises(ValueError, match=f"{re.escape(path)}: damaged: token id 60000, the vocabulary has 1000"):
+        assembly.batch(np.zeros(1, np.int32), np.array([2]), 2)
 
 
 @pytest.mark.parametrize("change", [backwards, plant(3, 60_000)])
