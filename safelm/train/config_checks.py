@@ -43,6 +43,8 @@ def check_numbers(config: ConfigDict) -> None:
             raise ValueError(f"{name} is {get_field(config, name)}: it must be in {low:g} .. {high:g}")
     if config.optimizer.min_lr > config.optimizer.peak_lr:
         raise ValueError(f"optimizer.min_lr is {config.optimizer.min_lr}, above peak_lr {config.optimizer.peak_lr}")
+    if config.eval.every_steps and not config.eval.sources:
+        raise ValueError(f"eval.every_steps is {config.eval.every_steps}: eval.sources must name what to evaluate on")
     if config.watch.every_steps and not config.watch.documents:
         raise ValueError(f"watch.every_steps is {config.watch.every_steps}: watch.documents must name pages to watch")
     routing = config.routing

@@ -68,6 +68,7 @@ def test_another_schedule_compiles_nothing_anew(inputs, tmp_path):
         ("optimizer.clip_norm", -1.0, r"optimizer.clip_norm is -1.0"),
         ("log.assumed_mfu", 0.0, r"log.assumed_mfu is 0.0: it must be in 0.001 .. 1"),
         ("branch.step", -1, r"branch.step is -1"),
+        ("eval.every_steps", 100, r"eval.every_steps is 100: eval.sources must name what to evaluate on"),
         ("accept_changes", ("schedule",), r"accept_changes names 'schedule': known are optimizer, data"),
     ],
 )
