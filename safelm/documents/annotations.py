@@ -132,10 +132,9 @@ class FileAnnotations:
 
         Raises as `of_file`, and ValueError for a column that two folders have.
         """
-        self._path, self._columns = path, _Columns(path)
+        self._path, self._columns = path, _Columns()
         self._readers = [_Reader(path, folder, self._columns, files, wanted) for folder in folders]
         self.names = tuple(name for reader in self._readers for name in reader.names)
-        self._rows = None
 
     def check_free(self, present: Collection[str]) -> None:
         """Raises ValueError if the file itself already has one of the columns."""
@@ -176,7 +175,6 @@ class FileAnnotations:
 class _Columns:
     """Which folder each added column comes from."""
 
-    path: str
     owners: dict[str, AnnotationFolder] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, folder: AnnotationFolder) -> None:

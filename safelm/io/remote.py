@@ -98,7 +98,7 @@ def download(url: str, size: int, target: BinaryIO, on_bytes: Callable[[int], ob
       size: of the file, in bytes.
       on_bytes: called with the number of bytes that have arrived since the last call.
 
-    Raises ValueError if the file is shorter than `size`.
+    Raises OSError naming the URL, also if the file is shorter than `size`.
     """
     parts = [(start, min(start + PART_BYTES, size)) for start in range(0, size, PART_BYTES)]
     target.seek(0)
@@ -176,7 +176,7 @@ def remove(url: str) -> None:
 
 
 def check_writable(folder: str) -> None:
-    """Writes, lists and removes a tiny file in a local or remote folder.
+    """Writes and removes a tiny file in a local or remote folder, which is made or, if it is remote, listed.
 
     Raises OSError saying which step was refused.
     """
