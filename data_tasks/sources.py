@@ -56,7 +56,7 @@ class WebDocumentSource(seqio.DataSource):
             raise ValueError(f"validation_fraction must be from 0 to below 1, got {validation_fraction}")
         super().__init__(splits=())
         self.folder = folder.rstrip("/")
-        self.last_report = ReadReport()
+        self._reports: dict[tuple[str, int, int], ReadReport] = {}
         self._row_format = row_format or WebDocuments(needs_score)
         self._validation_fraction = validation_fraction
         self._limit = limit or MalformedLimit()
@@ -101,7 +101,7 @@ class WebDocumentSource(seqio.DataSource):
             np.random.default_rng(seed).shuffle(files)
 
         def batches() -> Iterator[dict[str, Any]]:  # tf.data takes one Python call per batch instead of per document
-            return map(self._columns, self._batches(files, split, must_have_rows=num_shards == 1))
+            return map(self._columns, self._batches(files, split, index, num_shards))
 
         kinds = {"id": tf.string, "text": tf.string, "harm_score": tf.int32}
         kinds |= dict.fromkeys(self._annotated, tf.string)
@@ -110,7 +110,11 @@ class WebDocumentSource(seqio.DataSource):
 
     def document_batches(self, split: str, index: int, num_shards: int) -> Iterator[list[Document]]:
         """The documents of one shard as lists, in file order (`safelm.caching.batches`)."""
-        return self._batches(self._files_of(split, index, num_shards), split, must_have_rows=num_shards == 1)
+        return self._batches(self._files_of(split, index, num_shards), split, index, num_shards)
+
+    def shard_report(self, split: str, index: int, num_shards: int) -> ReadReport:
+        """What has been read of a shard, the last time that its documents were asked for."""
+        return self._reports[split, index, num_shards]
 
     def _files_of(self, split: str, index: int, num_shards: int) -> list[str]:
         files = list(self.list_shards(split))
@@ -154,8 +158,8 @@ class WebDocumentSource(seqio.DataSource):
                 first[document.harm_score] = min(rank, first.get(document.harm_score, rank))
         return {score: doc_id for score, (_, doc_id) in first.items() if counts[score] > 1}
 
-    def _batches(self, files: Sequence[str], split: str, *, must_have_rows: bool) -> Iterator[list[Document]]:
-        self.last_report = report = ReadReport()
+    def _batches(self, files: Sequence[str], split: str, index: int, num_shards: int) -> Iterator[list[Document]]:
+        report = self._reports[split, index, num_shards] = ReadReport()  # shards may be read at once, by threads
         batch: list[Document] = []
         characters = 0
         for path in files:
@@ -167,7 +171,7 @@ class WebDocumentSource(seqio.DataSource):
                     batch, characters = [], 0
         if batch:
             yield batch
-        if must_have_rows and report.rows == report.malformed:
+        if num_shards == 1 and report.rows == report.malformed:
             raise ValueError(
                 f"empty corpus: {self.folder} split {split!r} has no usable row in {len(files)} files "
                 f"({report.malformed} malformed)"

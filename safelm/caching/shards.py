@@ -140,8 +140,8 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
         else:
             _write_examples(examples, job, writer, tally, on_documents)
         counts = tally.counts(KIND.name in features)
-        report = getattr(task.source, "last_report", None)
-        if report:
+        if hasattr(task.source, "shard_report"):
+            report = task.source.shard_report(job.split, job.index, job.num_shards)
             counts |= {"num_quarantined": report.malformed, "num_rows": report.rows}
             counts["score_columns"] = dict(report.score_columns)
         if has_changed(job.path, content):

@@ -323,6 +323,16 @@ def test_empty_corpora_and_malformed_rows(tmp_path, caplog):
         source.list_shards("test")
 
 
+def test_shards_that_are_read_at_once_are_counted_apart(tmp_path):
+    (tmp_path / "train-0.jsonl").write_text('{"id": "a", "text": "x"}\n{\n{"id": "b", "text": "x"}\n')
+    (tmp_path / "train-1.jsonl").write_text('{"id": "c", "text": "x"}\n')
+    source = WebDocumentSource(str(tmp_path), validation_fraction=0.0)
+    batches = [source.document_batches("train", index, 2) for index in (0, 1)]
+    assert [[document.id for document in next(each)] for each in batches] == [["a", "b"], ["c"]]
+    reports = [source.shard_report("train", index, 2) for index in (0, 1)]
+    assert [(report.rows, report.malformed) for report in reports] == [(3, 1), (1, 0)]
+
+
 def test_registration_from_the_environment(monkeypatch, corpus, tokenizer, tmp_path):
     tokenizer.save(str(tmp_path))
     before = targets(examples("safelm_harm_tagged_web"))
