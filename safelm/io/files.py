@@ -47,7 +47,8 @@ def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[
 def whole_folder(target: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     """A folder beside `target` that takes its name when the block ends well and is removed otherwise.
 
-    `flag` names the target in messages. Raises FileExistsError if it is there by then.
+    What is in it is on the disk before it has the name. `flag` names the target in messages. Raises FileExistsError if
+    the target is there by then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -56,7 +57,10 @@ def whole_folder(target: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
         folder.chmod(0o755)
         if target.exists():
             raise FileExistsError(f"{flag}={target}: appeared while writing; nothing was overwritten")
+        for path in (*folder.rglob("*"), folder):
+            _sync_path(path)
         os.rename(folder, target)
+        _sync_path(target.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -93,14 +97,18 @@ def sync(file: IO[bytes]) -> None:
 
 def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Syncs a finished file to disk and renames it to `target`, durably: a power cut can't undo the rename."""
-    with open(source, "rb") as file:
-        os.fsync(file.fileno())
+    _sync_path(source)
     os.replace(source, target)
-    folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
+    _sync_path(os.path.dirname(os.path.abspath(target)))
+
+
+def _sync_path(path: str | os.PathLike[str]) -> None:
+    """Waits until the disk has a file's content, or a folder's names."""
+    file = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(file)
     finally:
-        os.close(folder)
+        os.close(file)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ with the harm tag, chat template. A folder appears whole or not at all. A resume
 the folder if it is of the same parameters, bit for bit, and writes it anew if not.
 """
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
@@ -75,12 +76,16 @@ class HuggingFaceExport:
         return bool(multihost_utils.broadcast_one_to_all(np.asarray(found)))
 
     def _write(self, target: str, params: Params, record: dict[str, Any]) -> None:
+        """Replaces what is there by an export of other parameters, and first of all the record that calls it whole."""
         if not remote.is_remote(target):
-            shutil.rmtree(target, ignore_errors=True)  # of other parameters
+            (Path(target) / RECORD).unlink(missing_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
             with whole_folder(Path(target), "exports") as folder:
                 self._fill(folder, params)
                 records.write(folder / RECORD, record)
             return
+        with contextlib.suppress(FileNotFoundError):
+            remote.remove(f"{target}/{RECORD}")
         with tempfile.TemporaryDirectory(prefix="safelm-export-") as folder:
             self._fill(Path(folder), params)
             for path in sorted(Path(folder).iterdir()):

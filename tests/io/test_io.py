@@ -38,6 +38,18 @@ def test_a_file_is_synced_with_its_folder_before_it_has_its_name(content, tmp_pa
     assert len(synced) == 2 and ".writing-" in synced[0] and synced[1] == str(target.parent)
 
 
+def test_a_folder_is_synced_with_all_that_is_in_it_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, target = [], tmp_path / "out" / "model"
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with files.whole_folder(target, "--out") as folder:
+        (folder / "inner").mkdir()
+        for name in ("a", "inner/b"):
+            (folder / name).write_text(name)
+    assert set(synced[:-1]) == {str(folder), *(str(folder / name) for name in ("a", "inner", "inner/b"))}
+    assert synced[-1] == str(target.parent)
+    assert (target / "inner" / "b").read_text() == "inner/b" and os.listdir(target.parent) == ["model"]
+
+
 def test_a_full_disk_leaves_the_former_file_and_names_it(tmp_path):
     target = files.write_whole(tmp_path / "file.json", "former")
     with pytest.raises(OSError, match=r"cannot write: No space left.*file\.json") as error:
@@ -172,7 +184,6 @@ def test_files_are_written_and_locked_in_one_place():
 # folders that are renamed whole.
 _OTHERS = {
     "safelm/safety/synthesis/journal.py",
-    "safelm/data/arrays.py",
     "safelm/data/shard.py",
     "safelm/io/cache.py",
     "safelm/jobs/output.py",

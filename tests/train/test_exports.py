@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
@@ -11,7 +12,9 @@ import tiny_runs
 
 from safelm.checkpoints import checkpoint
 from safelm.formats import huggingface
+from safelm.io import remote
 from safelm.models import decoder
+from safelm.models.config import ModelConfig
 from safelm.tags import HARM_TAG
 from safelm.text.tokenizer import Tokenizer
 from safelm.train import exports, run
@@ -93,6 +96,30 @@ def test_a_resumed_run_exports_nothing_twice_and_mends_what_is_of_other_paramete
         for path in (trained / "exports" / name).iterdir():
             assert path.read_bytes() == (workdir / "exports" / name / path.name).read_bytes(), path.name
     assert {path.name for path in (workdir / "exports").iterdir()} == {"2", "3", "6"}
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_an_export_that_is_being_replaced_is_not_called_whole(tmp_path, monkeypatch, is_local):
+    def killed(*_, **__):
+        raise RuntimeError("killed")
+
+    config = ModelConfig(**tiny_runs.model_fields())
+    place = str(tmp_path) if is_local else f"memory://{tmp_path.name}"
+    settings = {"dtype": "float32", "should_stop": lambda: False, "note": lambda text: None}
+    export = exports.HuggingFaceExport(1, (), place, config, tiny_runs.tokenizer(), **settings)
+    params = [
+        jax.tree.map(lambda leaf, value=value: jnp.full(leaf.shape, value), decoder.abstract_params(config))
+        for value in (0.0, 1.0)
+    ]
+    export(params[0], 1)
+    files, inner = remote.filesystem(f"{place}/exports/1")
+    assert files.exists(f"{inner}/{exports.RECORD}")
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(*((shutil, "rmtree") if is_local else (remote, "upload")), killed)
+        export(params[1], 1)
+    assert files.exists(f"{inner}/config.json") and not files.exists(f"{inner}/{exports.RECORD}")
+    export(params[1], 1)
+    assert files.exists(f"{inner}/{exports.RECORD}")
 
 
 @pytest.mark.parametrize(
