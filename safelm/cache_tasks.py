@@ -211,7 +211,7 @@ def _automatic_workers(plans: Sequence[StorePlan]) -> int:
     if sum(plan.pending_bytes for plan in plans) < _PROCESSES_FROM_BYTES:
         return 1
     if importlib.util.find_spec("apache_beam") is None:
-        _logger.info("one process does the work: for more, pip install 'safelm[beam]'")
+        _logger.info("one process does the work: for more, scripts/install.sh beam")
         return 1
     return len(os.sched_getaffinity(0))
 

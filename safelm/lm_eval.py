@@ -34,7 +34,7 @@ def _run(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "lm_eval":
             raise
-        raise ValueError("lm-evaluation-harness is not installed: pip install 'safelm[eval]'") from error
+        raise ValueError("lm-evaluation-harness is not installed: scripts/install.sh eval") from error
     sys.argv = ["lm_eval", *argv]
     cli_evaluate()
     own = argparse.ArgumentParser(add_help=False)

@@ -125,7 +125,7 @@ def devices(tpu: Slice) -> list[jax.Device]:
     from jax.experimental import topologies
 
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("compiling for a TPU needs libtpu: pip install 'safelm[tpu]' -c constraints.txt")
+        raise ValueError("compiling for a TPU needs libtpu: scripts/install.sh tpu")
     name = f"{tpu.generation}:{'x'.join(map(str, tpu.shape))}"
     options = dict(tpu.chip.options) | ({"num_slices": tpu.num_slices} if tpu.num_slices > 1 else {})
     if tpu.shape == (1, 1):

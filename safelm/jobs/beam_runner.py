@@ -209,7 +209,7 @@ def import_beam() -> Any:
         import apache_beam
         import apache_beam.runners.portability.fn_api_runner
     except ModuleNotFoundError as error:
-        raise ValueError(f"Apache Beam is not installed ({error}): pip install 'safelm[scoring]'") from error
+        raise ValueError(f"Apache Beam is not installed ({error}): scripts/install.sh scoring") from error
     finally:
         logging.disable(disabled)
     return apache_beam

@@ -248,7 +248,7 @@ async def _mask(model: ServedModel, schema: Schema | None) -> MakeMask | None:
     try:
         grammar = await asyncio.to_thread(model.json_grammar, schema)
     except ModuleNotFoundError:
-        message = "response_format: this server has no llguidance: pip install 'safelm[scoring]'"
+        message = "response_format: this server has no llguidance: scripts/install.sh scoring"
         raise ApiError(400, message, param="response_format", code="unsupported_field") from None
     except ValueError as error:
         raise ApiError(400, f"response_format: {str(error)[:200]}", param="response_format") from None

@@ -26,7 +26,7 @@ def capability_main(arguments: argparse.Namespace) -> None:
     """Runs every task on every checkpoint; writes capability.json and capability.md."""
     folders, options = cli.checkpoints(arguments.checkpoint), options_from(arguments)
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("lm-evaluation-harness is not installed: pip install 'safelm[eval]'")
+        raise ValueError("lm-evaluation-harness is not installed: scripts/install.sh eval")
     for task in options.tasks:
         documents.find(task, options.data)  # what is missing shows before any model is loaded
     output = pathlib.Path(arguments.output)

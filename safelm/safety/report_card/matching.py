@@ -30,7 +30,7 @@ class Matcher:
         try:
             import ahocorasick_rs
         except ModuleNotFoundError as error:
-            raise OSError("the report card needs ahocorasick_rs: pip install 'safelm[scoring]'") from error
+            raise OSError("the report card needs ahocorasick_rs: scripts/install.sh scoring") from error
         patterns = queries.patterns()
         self._automaton = ahocorasick_rs.BytesAhoCorasick(
             [pattern for pattern, _ in patterns], implementation=ahocorasick_rs.Implementation.DFA

@@ -76,7 +76,7 @@ def _library() -> Any:
     try:
         import datasketch
     except ModuleNotFoundError as error:
-        raise OSError("removing near-duplicates needs datasketch: pip install 'safelm[synthesis]'") from error
+        raise OSError("removing near-duplicates needs datasketch: scripts/install.sh synthesis") from error
     return datasketch
 
 

@@ -96,7 +96,7 @@ def language_identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError as error:
-        raise OSError("detecting languages needs py3langid: pip install 'safelm[synthesis]'") from error
+        raise OSError("detecting languages needs py3langid: scripts/install.sh synthesis") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
