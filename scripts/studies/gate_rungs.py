@@ -10,7 +10,7 @@ docs/results/data/gate_rungs.json (criteria) and gate_attacks.json (every attack
 What is asked was set down before any of these models was attacked: has a rung fewer harmful answers than raw by the
 mean of the gate's criteria (five tests, corrected by Holm), and by which criterion (thirty more, by themselves)? Rates
 are over reported prompts and seeds; of each criterion and seed the worst attack counts, as in the gate. Intervals and
-p-values draw seeds and prompts anew, as the ladder's.
+p-values are the ladder's.
 """
 
 import argparse
