@@ -159,10 +159,7 @@ def test_a_capability_file_and_other_harnesses_stand_in_their_models_row(tmp_pat
 
 
 def test_a_harness_that_has_all_wrong_is_not_certain(tmp_path):
-    wrong = LM_EVAL | {
-        "results": {"piqa": {"acc,none": 0.0, "acc_stderr,none": 0.0}},
-        "n-samples": {"piqa": {"original": 90, "effective": 30}},
-    }
+    wrong = LM_EVAL | {"results": {"piqa": {"acc,none": 0.0, "acc_stderr,none": 0.0, "sample_len": 30}}}
     write_json(tmp_path / "results_2026-01-01T00-00-00.json", wrong)
     (cell,) = cells(board_of(tmp_path), "piqa: acc")[0].values()
     assert (cell.value, cell.low, cell.high) == (0.0, 0.0, rate(0, 30).high)
