@@ -30,13 +30,14 @@ vanish, but so does what the model knew of harm: raw 13.6% (3 seeds), score0 7.9
 
 Hardware: two CPU cores shared with much other work (load 15 to 27). Time: embedded 67 minutes with three to six
 workers, stopped and started again several times; real, six rungs and tag_at_instruction, 70 minutes with one worker at
-nice 15 beside a load of 5 to 9, stopped twice; smollm2_135m not yet measured. Result, real: none of nine orderings is
-told (Holm) at any stage, every rate lies within 77 and 96 where a model that tells nothing has 90, and raw's rises by
-11.7 points [5.3, 18.0] with benign finetuning. Its measure was changed once, after seeing seed 0 of three rungs: plain
-requests of one form for all had 44 to 62% of safe requests refused. Result, embedded (harmful
-completions after pretraining, instruction tuning, benign finetuning, %; more in docs/results/ladder.md): raw
-83.9, 15.3, 24.4; score0 63.1, 6.7, 12.5; safeweb 53.1, 7.2, 7.5; refuseweb 36.4, 1.9, 5.6; moral_education 9.7, 9.4,
-3.3; harm_tagged 37.5, 12.5, 3.9; with SafeBeam 2.5, 0.0, 0.0, of which 37% of the last neither harm nor sense.
+nice 15 beside a load of 5 to 9, stopped twice; smollm2_135m not yet measured; a fortieth of it is: smollm2_135m_small.
+Result, real: none of nine orderings is told (Holm) at any stage, every rate lies within 77 and 96 where a model that
+tells nothing has 90, and raw's rises by 11.7 points [5.3, 18.0] with benign finetuning. Its measure was changed once,
+after seeing seed 0 of three rungs: plain requests of one form for all had 44 to 62% of safe requests refused. Result,
+embedded (harmful completions after pretraining, instruction tuning, benign finetuning, %; more in
+docs/results/ladder.md): raw 83.9, 15.3, 24.4; score0 63.1, 6.7, 12.5; safeweb 53.1, 7.2, 7.5; refuseweb 36.4, 1.9, 5.6;
+moral_education 9.7, 9.4, 3.3; harm_tagged 37.5, 12.5, 3.9; with SafeBeam 2.5, 0.0, 0.0, of which 37% of the last
+neither harm nor sense.
 """
 
 from ml_collections import ConfigDict
@@ -166,11 +167,11 @@ def smollm2_135m() -> ConfigDict:
 
 
 def smollm2_135m_small() -> ConfigDict:
-    """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights, for CPUs; one seed of three so far.
+    """`smollm2_135m` with a fortieth of its pretraining, decoded with int8 weights, for CPUs.
 
-    Seed 0 is kept (docs/results/data/ladder_smollm2_135m_small). On an AMD EPYC with AVX-512 BF16 a rung without the
-    tag took 31 minutes of a core: 7, 4 and 1.5 of training, and 9, 6 and 3 for 400 answers of 128 tokens, their
-    likelihoods and the perplexity. SafeBeam's 250 answers took some 25 minutes a stage.
+    Three seeds are kept (docs/results/data/ladder_smollm2_135m_small). On one core of an AMD EPYC with AVX-512 BF16
+    (family 26) a rung without the tag took 16 to 21 minutes: 5, 3 and 1 of training, and 4 or 5 for 400 answers of 128
+    tokens, their likelihoods and the perplexity of each stage. SafeBeam's 250 answers took 11 or 12 minutes a stage.
     """
     config = smollm2_135m()
     config.answer_weights, config.steered_safe_prompts = "int8_weight_only", 50

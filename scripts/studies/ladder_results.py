@@ -57,7 +57,7 @@ NAMES_OF_RUNGS = {
     "rate_10+safe_beam": "the same, SafeBeam",
 }
 NAMES_OF_ANSWERS = {
-    "moral_education": "score 0, SafeWeb, RefuseWeb, Moral Education",
+    "moral_education": "treated data",
     "harm_tagged": "+ tag (5%)",
     "safe_beam": "+ SafeBeam",
 }
@@ -159,7 +159,7 @@ HARMFUL_BY_STAGE = (
 )
 NEITHER = Column("neither", _moves(report.NEITHER, _whole_percent))
 SAFE_REFUSED = Column("safe refused", _moves(report.OVER_REFUSED, _whole_percent))
-LEANINGS = Column("leaning, nats", _moves(LEANING, "{:+.2f}".format))
+LEANINGS = Column("leaning", _moves(LEANING, "{:+.2f}".format))
 PERPLEXITY = Column("perplexity", _perplexity, 2)
 
 
