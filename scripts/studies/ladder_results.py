@@ -159,7 +159,7 @@ HARMFUL_BY_STAGE = (
 )
 NEITHER = Column("neither", _moves(report.NEITHER, _whole_percent))
 SAFE_REFUSED = Column("safe refused", _moves(report.OVER_REFUSED, _whole_percent))
-LEANINGS = Column("leaning", _moves(LEANING, "{:+.2f}".format))
+LEANINGS = Column("leans", _moves(LEANING, "{:.2f}".format))
 PERPLEXITY = Column("perplexity", _perplexity, 2)
 
 
