@@ -211,7 +211,8 @@ def _against_raw(summary: Mapping[str, Any], name: str) -> str:
 def table_of(variant: str, study: kept_records.Study, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The table of one study: which columns and names depends on its judge."""
     if study.config.answers:
-        columns = (corrected_column(trained_judge_errors(study)), SAFE_REFUSED, LEANINGS, PERPLEXITY)
+        perplexity = dataclasses.replace(PERPLEXITY, head="ppl", digits=1)  # a narrow column: there are many
+        columns = (corrected_column(trained_judge_errors(study)), SAFE_REFUSED, LEANINGS, perplexity)
         names, prompts = NAMES_OF_ANSWERS, study.config.prompts
     elif variant in CORRECTED:
         errors = judge_errors(composed=study.config.corpus.get("references", 0) > 0)
