@@ -57,7 +57,7 @@ NAMES_OF_RUNGS = {
     "rate_10+safe_beam": "the same, SafeBeam",
 }
 NAMES_OF_ANSWERS = {
-    "moral_education": "treated data",
+    "moral_education": "treated",
     "harm_tagged": "+ tag (5%)",
     "safe_beam": "+ SafeBeam",
 }
