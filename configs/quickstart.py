@@ -11,9 +11,9 @@ controls, `canaries`: raw text with a tenth of canaries, and three interventions
 `routed`, in which the last head and quarter of the MLP of every layer learn unsafe pages, and `token_tagged`, which is
 `safety` with the tags behind any token in place of the gaps between words (the store of `token_tagged_web`).
 Hardware: two CPU cores. Time of `scripts/quickstart.sh` on an AMD EPYC with AVX-512 BF16: 322 s for its ten steps, of
-them 122 and 109 s of pretraining; 179 s on a newer one. Result there (intervals and other machines: docs/results/quickstart.md): harmful
-completions 95% raw, 24% safety, 0% safety with SafeBeam; perplexity on held-out safe text 2.06 raw, 2.10 safety; AUROC
-of P(tag) after the prompt 0.74.
+them 122 and 109 s of pretraining; 179 s on a newer one. Result there (intervals and other machines:
+docs/results/quickstart.md): harmful completions 95% raw, 24% safety, 0% safety with SafeBeam; perplexity on held-out
+safe text 2.06 raw, 2.10 safety; AUROC of P(tag) after the prompt 0.74.
 """
 
 from ml_collections import ConfigDict
