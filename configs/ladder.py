@@ -20,7 +20,7 @@ set from the step's time on one core and not tuned; leanings between given sente
 the paper beside raw, score0 and harm_tagged; spans are sentences by the lexicon scorer, which reads the text and so
 also knows of the unsafe pages that were missed (masked_unsafe leaves those alone). Its design, before it was run: by
 the intervals of embedded, three seeds tell some 25 points after benign finetuning and 20 after pretraining (80% power,
-Holm over 14 orderings), five seeds 19 and 15. Three are run, as of notes: docs/results/ladder.md.
+Holm over 14 orderings), five seeds 19 and 15. Five are run, as of notes: docs/results/ladder.md.
 
 How the settings came about: those of the three stages were tried on models of the rungs raw and harm_tagged (seed 0),
 with 60 of the prompts. The attack's strength was chosen half-way through the run, of five, as the one that raised
