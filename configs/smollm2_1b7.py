@@ -19,7 +19,7 @@ remat dots, 2 or 4 rows a chip in a micro-batch; no measurements: the roofline, 
                0.42 s not hidden
     v5e:4x4    --config.mesh.data=1 --config.mesh.fsdp=16 --config.model.remat=dots --config.grad_accum_steps=32
                libtpu 0.0.42.1: 9.7 of 15.75 GiB a chip; 9.48 s a step at best (MFU 80%), 14.2 s by cycles (54%);
-               collectives 3.25 s, 0.07 s of them not hidden
+               collectives 3.25 s, 0.07 s of them not hidden; 15.0 s by cycles with the option of 8x8
                remat full, 16 micro-batches of 4 rows (libtpu 0.0.52, kernels not yet gathered before products):
                4.4 GiB, 13.1 s (58%), 27.6 s by cycles
 """
