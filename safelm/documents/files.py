@@ -26,6 +26,7 @@ _SAMPLE_BYTES = 1 << 16
 _MAGIC = re.compile(r"[*?[]")
 # What file systems call the hash or version of a file's content, the surest first.
 _VERSIONS = ("md5Hash", "crc32c", "etag", "ETag", "blob_id")
+_MOST_NAMES = 10_000  # of a folder that links lead to
 _REAL = "real"  # fact of a local file that a walk found: its path without links to folders
 
 
@@ -259,13 +260,18 @@ def _walk(folder: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]]
     """(path, facts) of everything below a folder that isn't a folder, in an order that depends on names only.
 
     Links are followed, but not into a folder that they lie in. What is reached by several names is found by each, by
-    that without links first.
+    that without links first. Raises ValueError for a folder with more names than `_MOST_NAMES`: folders that link to
+    each other have as many as there are ways through them.
     """
+    names: collections.Counter[str] = collections.Counter()
     folders, links = collections.deque([(folder, 1, frozenset())]), collections.deque()
     while folders or links:
         place, level, around = (folders or links).popleft()
         if (real := os.path.realpath(place)) in around:
             continue
+        names[real] += 1
+        if names[real] > _MOST_NAMES:
+            raise ValueError(f"{place}: links lead there in more than {_MOST_NAMES:,} ways")
         with os.scandir(place) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if not entry.is_dir():

@@ -19,7 +19,7 @@ from scoring_runs import score_one
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents
 from data_tasks.sources import WebDocumentSource
 from safelm import documents, generate, train_tokenizer
-from safelm.documents import json_lines, opening, tables
+from safelm.documents import files, json_lines, opening, tables
 from safelm.jobs.file_shards import ShardJob
 from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
 from safelm.safety.synthesis.sources import Selection, ShardRows
@@ -259,6 +259,22 @@ def test_a_pipe_or_a_device_is_refused_at_once(tmp_path):
     for read in (pages, used_by_tasks):
         with pytest.raises(ValueError, match=r"train-2.jsonl: not a file but a device"):
             read(tmp_path / "train-2.jsonl")
+
+
+def test_folders_that_all_link_to_each_other_are_an_error_and_no_endless_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MOST_NAMES", 20)
+    folders = [tmp_path / name for name in "abcdef"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    (folders[0] / "b").symlink_to(folders[1])
+    assert len(documents.find(str(tmp_path))) == len(folders)
+    for folder in folders:
+        for other in folders:
+            if other != folder and not (folder / other.name).exists():
+                (folder / other.name).symlink_to(other)
+    with pytest.raises(OSError, match="links lead there in more than 20 ways"):
+        documents.find(str(tmp_path))
 
 
 def test_links_are_followed_and_one_to_nothing_is_an_error(tmp_path):
