@@ -215,7 +215,8 @@ def toxicity() -> ConfigDict:
     config.rates = {rung: dict(shares) for rung, shares in TOXICITY.items()}
     sizes = {"num_layers": 3, "d_model": 256, "d_ff": 688, "num_heads": 4, "num_kv_heads": 4, "head_dim": 64}
     config.stages = {
-        "pretraining": _pretraining(1000, 32, 128, 3e-3, **sizes, max_seq_len=256),
+        # In float32 1.6 times as long on one core of an AMD EPYC with AVX-512 BF16 (4,490 tokens/s against 2,770).
+        "pretraining": _pretraining(1000, 32, 128, 3e-3, **sizes, max_seq_len=256, dtype="bfloat16"),
         "clean_finetuning": _stage(20, 32, 128, 1e-3),
         "relearning": _stage(5, 32, 128, 1e-3),
     }
