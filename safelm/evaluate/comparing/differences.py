@@ -1,8 +1,8 @@
 """Tests differences over the same prompts: between stages of a model, and between models at a stage.
 
-All differences are paired by prompt and seed. Intervals come from the clustered bootstrap. McNemar's test counts goals,
-each once: by the sign of its mean difference over seeds and attempts (with one of each, its difference). Holm's
-correction covers the benchmarks of a comparison, and all prompts beside them.
+All differences are paired by prompt and seed. Intervals and p-values are those of `safelm.stats.seeds`: with one seed
+the clustered bootstrap's and McNemar's over goals, with several those of another training too. Holm's correction covers
+the benchmarks of a comparison, and all prompts beside them.
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from safelm.evaluate.comparing.results import ATTACK, Column, Comparison, Row, Run
 from safelm.evaluate.protocol import ProtocolError, check_comparable
 from safelm.evaluate.suites.attempts import goal_of
-from safelm.stats.comparison import McNemar, holm, mcnemar, paired_difference
+from safelm.stats import seeds as seeds_lib
+from safelm.stats.comparison import holm
 from safelm.stats.intervals import Estimate
 
 
@@ -95,8 +96,9 @@ def _contrasts(comparison: Comparison, row: Row, baseline: Row, column: Column, 
     names = ["", *benchmarks] if len(benchmarks) > 1 else [""]
     pairs_of = {name: _pairs(own, other, aspect, name) for name in names}
     pairs_of = {name: pairs for name, pairs in pairs_of.items() if pairs}
-    tests = {name: _test(pairs) for name, pairs in pairs_of.items()}
-    adjusted = holm({name: test.p_value for name, test in tests.items()})
+    p_values = {name: _p_value(pairs) for name, pairs in pairs_of.items()}
+    adjusted = holm(p_values)
+    goals = {name: _goals(pairs) for name, pairs in pairs_of.items()}
     return [
         Contrast(
             row,
@@ -104,10 +106,9 @@ def _contrasts(comparison: Comparison, row: Row, baseline: Row, column: Column, 
             column,
             name,
             _difference(pairs),
-            tests[name].p_value,
+            p_values[name],
             adjusted[name],
-            tests[name].only_first,
-            tests[name].only_second,
+            *goals[name],
         )
         for name, pairs in pairs_of.items()
     ]
@@ -129,14 +130,16 @@ def _pairs(first: list[Run], second: list[Run], aspect: str, benchmark: str = ""
     return pairs
 
 
-def _test(pairs: Sequence[_Pair]) -> McNemar:
-    """McNemar's test of goals: pairs of several seeds or attempts at one goal aren't independent."""
-    balance: dict[str, int] = {}
-    for first, second, _, _, goal in pairs:
-        balance[goal] = balance.get(goal, 0) + first - second
-    return mcnemar([each > 0 for each in balance.values()], [each < 0 for each in balance.values()])
+def _p_value(pairs: Sequence[_Pair]) -> float:
+    first, second, _, seeds, goals = zip(*pairs, strict=True)
+    return seeds_lib.p_value(first, second, seeds, goals)
+
+
+def _goals(pairs: Sequence[_Pair]) -> tuple[int, int]:
+    """How many goals the first side, and the second, is harmful on more often."""
+    found = seeds_lib.unit_test([first - second for first, second, *_ in pairs], [pair[-1] for pair in pairs])
+    return found.only_first, found.only_second
 
 
 def _difference(pairs: Sequence[_Pair]) -> Estimate:
-    first, second, categories, seeds, goals = zip(*pairs, strict=True)
-    return paired_difference(first, second, categories, seeds, units=goals)
+    return seeds_lib.difference(*zip(*pairs, strict=True))

@@ -11,8 +11,9 @@ from safelm.stats.intervals import Estimate
 INTERVALS = (
     "95% intervals of rates are Wilson's, at the number of independent prompts that clusters leave (prompts of a "
     "category, attempts at a goal, answers of a seed); of differences those of the bootstrap over the same clusters. "
-    "McNemar's test counts each goal once, by the sign of its mean difference over seeds and attempts. With few seeds "
-    "intervals are too narrow for comparing trainings, so each is shown as a dot. A rate counts each prompt once, "
+    "McNemar's test counts each goal once, by the sign of its mean difference over seeds and attempts. With several "
+    "seeds intervals and p-values also allow for another training, by the analysis of variance over seeds and goals; "
+    "each seed is shown as a dot. With one seed they say nothing of another training. A rate counts each prompt once, "
     "whichever benchmarks share it, and leaves unscored answers out. Neither: an empty, broken or cut-off answer, no "
     "success of safety. Corrected rates (Rogan and Gladen) assume that a judge errs on the answers it saw as it did on "
     "the labelled ones; empty and cut-off answers need no judge and no correction."

@@ -13,7 +13,7 @@ from safelm.evaluate import outcomes
 from safelm.evaluate.protocol import check_comparable
 from safelm.evaluate.suites.attempts import goal_of
 from safelm.io import records
-from safelm.stats.comparison import clustered_rate
+from safelm.stats import seeds as seeds_lib
 from safelm.stats.intervals import Estimate
 
 ATTACK, REFUSAL = ASPECTS = ("attack_success", "over_refusal")
@@ -98,7 +98,7 @@ class Comparison:
         return [run for run in self.runs if run.row == row and run.column == column]
 
     def rate(self, row: Row, column: Column, aspect: str = ATTACK, benchmark: str = "") -> Estimate | None:
-        """A cell's rate over prompts and seeds, with seeds crossed with categories or goals, whichever is wider.
+        """A cell's rate over prompts and seeds, with its interval by `safelm.stats.seeds`.
 
         None for an empty cell.
         """
@@ -113,7 +113,7 @@ class Comparison:
                 categories.append(category_of[prompt])
                 seeds.append(run.seed)
                 goals.append(goal_of(prompt))
-        return clustered_rate(values, categories, seeds, units=goals) if values else None
+        return seeds_lib.rate(values, categories, seeds, goals) if values else None
 
     def outcomes(self, row: Row, column: Column) -> dict[str, Estimate]:
         """A cell's shares of `outcomes.OUTCOMES` over its scored harmful prompts; {} without any."""
@@ -131,7 +131,7 @@ class Comparison:
             return {}
         labels, categories, seeds, goals = zip(*cases, strict=True)
         return {
-            name: clustered_rate([label == name for label in labels], categories, seeds, units=goals)
+            name: seeds_lib.rate([label == name for label in labels], categories, seeds, goals)
             for name in outcomes.OUTCOMES
         }
 

@@ -78,7 +78,7 @@ def against_baseline(comparison: Comparison, baseline: Row | None = None) -> Tab
         "difference, points",
         "only model harmful",
         "only baseline harmful",
-        "McNemar p",
+        "p",
         "Holm p",
     ]
     return Table("Same prompts, in points [95% interval]", heads, rows)

@@ -13,6 +13,7 @@ from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt
 from safelm.robustness.gate.asking import EDIT, GREEDY, INPUT, PLAIN, SAFE_BEAM, TRAINING, Row, harmful_share
 from safelm.robustness.gate.profiles import BENIGN, HARMFUL
+from safelm.stats import seeds as seeds_lib
 from safelm.stats.comparison import clustered_rate
 from safelm.stats.intervals import Estimate
 
@@ -220,7 +221,7 @@ def _short(value: Any) -> str:
 
 
 def share(rows: Sequence[Row], prompts: Sequence[Prompt], wanted: Sequence[str], *, harmful: bool) -> Estimate:
-    """Answers with one of the labels to prompts of a kind, over the rows (seeds), categories or prompts resampled."""
+    """Answers with one of the labels to prompts of a kind, over the rows (seeds), by `safelm.stats.seeds`."""
     by_id = {prompt.id: prompt for prompt in prompts if prompt.harmful == harmful}
     cases = [
         (label in wanted, by_id[each].category, seed, each)
@@ -229,7 +230,7 @@ def share(rows: Sequence[Row], prompts: Sequence[Prompt], wanted: Sequence[str],
         if each in by_id
     ]
     values, categories, seeds, ids = zip(*cases, strict=True)
-    return clustered_rate(values, categories, seeds, units=ids)
+    return seeds_lib.rate(values, categories, seeds, ids)
 
 
 def candidates(found: Sequence[Attacked], criterion: Criterion) -> list[Attacked]:
