@@ -6,25 +6,33 @@ import gzip
 import hashlib
 import io
 import json
+import logging
+import os
 import pathlib
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from safelm.documents import declare_no_documents
-from safelm.io import records
-from safelm.io.files import write_whole
+from safelm.io import files as whole_files
+from safelm.io import records, remote
 from safelm.io.progress import Bar
+from safelm.jobs.output import OutputFolder
+from safelm.jobs.settings import check_same
 from safelm.synthetic_web.chats import CHAT_SETS
 from safelm.synthetic_web.counterparts import write_moral_education, write_refusal, write_safeweb
 from safelm.synthetic_web.documents import UNSAFE_SCORES, Draft, write_draft, write_reference
 from safelm.synthetic_web.prompts import write_chat_prompts, write_prompts
 from safelm.synthetic_web.topics import Topic, harmful_topics, protective_topics, safe_topics
 
+_logger = logging.getLogger("safelm.synthetic_web")
+
 VERSION = 1
 SOURCES = ("raw_web", "safeweb", "refuseweb", "moral_education")
 FORMATS = ("jsonl", "parquet")
 RECIPE_FILE = "corpus.json"
+BEGUN_FILE = "_begun.json"  # the recipe, while the folder is not complete
+_REMEDY = "remove the folder or choose another --output"
 # More unsafe text than the web has: enough for a model of a few million parameters to learn it from raw text.
 SCORE_SHARES = {0: 0.60, 1: 0.08, 2: 0.07, 3: 0.05, 4: 0.11, 5: 0.09}
 UNSAFE_SHARE = 0.20  # of scores 4 and 5 together
@@ -110,16 +118,75 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
 
     With `recipe.chats` it also writes the sets of `safelm.synthetic_web.chats` and `<output>/chat_prompts/*.jsonl`. The
     same recipe gives the same bytes. `corpus.json` is written last and marks the folder as complete; a second call then
-    returns at once. Raises ValueError if the folder holds a corpus made by another recipe.
+    writes what is missing, and nothing else.
+
+    Raises ValueError if the folder holds other files, a corpus of another recipe or a file that was changed, and
+    BusyError if another process writes there.
     """
+    if remote.is_remote(output):
+        raise ValueError(f"--output={output}: must be a local folder")
     folder = pathlib.Path(output)
-    wanted = {"version": VERSION, **dataclasses.asdict(recipe)}
-    if (folder / RECIPE_FILE).exists():
-        found = records.read(folder / RECIPE_FILE, "remove the folder or choose another --output")
-        made = found.get("recipe")
-        if not isinstance(made, dict) or dataclasses.asdict(Recipe()) | made != wanted:
-            raise ValueError(f"--output={output}: holds a corpus made by another recipe, {made}")
+    if (found := _complete(folder, recipe)) is not None:
         return found
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_files.locked(folder / ".lock", f"--output={output}: another process is writing there"):
+        if (found := _complete(folder, recipe)) is not None:
+            return found
+        _begin(folder, recipe)
+        files = {**_write_documents(folder, recipe), **_write_prompts(folder, recipe), **_write_chats(folder, recipe)}
+        summary = {"note": "synthetic, non-operational text", "recipe": _settings(recipe), "files": files}
+        _write(folder, RECIPE_FILE, (json.dumps(summary, indent=1) + "\n").encode(), 0)
+        (folder / BEGUN_FILE).unlink()
+    return summary
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {"version": VERSION, **dataclasses.asdict(recipe)}
+
+
+def _complete(folder: pathlib.Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The content of `corpus.json`; None if there is none or a file that it lists is missing.
+
+    Raises ValueError for another recipe and for a file of another size.
+    """
+    try:
+        found = records.read(folder / RECIPE_FILE, _REMEDY)
+    except FileNotFoundError:
+        return None
+    made, listed = found.get("recipe"), found.get("files")
+    if not isinstance(made, dict) or dataclasses.asdict(Recipe()) | made != _settings(recipe):
+        raise ValueError(f"--output={folder}: holds a corpus made by another recipe, {made}")
+    if not isinstance(listed, dict) or not all(isinstance(facts, dict) for facts in listed.values()):
+        raise ValueError(f"{folder / RECIPE_FILE}: damaged, lists no files; {_REMEDY}")
+    missing = [name for name in listed if not (folder / name).is_file()]
+    for name in set(listed) - set(missing):
+        if (size := os.path.getsize(folder / name)) != listed[name].get("bytes"):
+            was = f"{RECIPE_FILE} lists it with {listed[name].get('bytes')}"
+            raise ValueError(f"{folder / name}: has {size} bytes, and {was}: remove the file, and it is written again")
+    if missing:
+        _logger.info("%s: %s is missing (%d files in all): written again", folder, missing[0], len(missing))
+    return None if missing else found
+
+
+def _begin(folder: pathlib.Path, recipe: Recipe) -> None:
+    """Records the recipe of what is about to be written; `corpus.json` vouches for nothing until that is done.
+
+    Raises ValueError if the folder was begun with another recipe, or holds files and was not begun by this command.
+    """
+    begun = folder / BEGUN_FILE
+    if begun.exists():
+        flags = {field.name: f"--{field.name}" for field in dataclasses.fields(Recipe)}
+        former = dataclasses.asdict(Recipe()) | records.read(begun, _REMEDY)
+        check_same(f"--output={folder}", former, _settings(recipe), flags)
+    elif not (folder / RECIPE_FILE).exists() and not OutputFolder(str(folder)).is_empty():
+        raise ValueError(f"--output={folder}: it holds other files; choose a new folder, or remove that one")
+    records.write(begun, _settings(recipe))
+    (folder / RECIPE_FILE).unlink(missing_ok=True)
+    for unfinished in folder.rglob(f"{whole_files.UNFINISHED}*"):
+        unfinished.unlink()
+
+
+def _write_documents(folder: pathlib.Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {}
     for split, count in (("train", recipe.documents), ("validation", recipe.validation_documents)):
         by_source: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
@@ -128,6 +195,11 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
                 by_source[source].append(row)
         for source, found_rows in by_source.items():
             files |= _write_split(folder, source, split, found_rows, recipe.format)
+    return files
+
+
+def _write_prompts(folder: pathlib.Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
     for name in ("harmful", "safe"):
         prompts = write_prompts(recipe.seed, harmful=name == "harmful", count=recipe.prompts)
         files |= _write(folder, f"prompts/{name}.jsonl", _jsonl(prompts), len(prompts))
@@ -136,10 +208,7 @@ def write_corpus(output: str, recipe: Recipe) -> dict[str, Any]:
             files |= _write(folder, f"chat_prompts/{name}.jsonl", _jsonl(prompts), len(prompts))
     for name in ("prompts", *(["chat_prompts"] if recipe.chats else [])):
         declare_no_documents(str(folder / name), "safelm.synthetic_web")
-    files |= _write_chats(folder, recipe)
-    summary = {"note": "synthetic, non-operational text", "recipe": wanted, "files": files}
-    _write(folder, RECIPE_FILE, (json.dumps(summary, indent=1) + "\n").encode(), 0)
-    return summary
+    return files
 
 
 def _write_chats(folder: pathlib.Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -188,9 +257,6 @@ def _write_split(
 ) -> dict[str, dict[str, Any]]:
     """Writes a split's shards: four for training, so that caching runs in parallel, and one for validation."""
     shards = 4 if split == "train" else 1
-    (folder / source).mkdir(parents=True, exist_ok=True)
-    for stale in (folder / source).glob(f"{split}-*"):
-        stale.unlink()
     files = {}
     for shard in range(shards):
         part = found_rows[shard::shards]
@@ -244,6 +310,8 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
 
 
 def _write(folder: pathlib.Path, name: str, content: bytes, count: int) -> dict[str, dict[str, Any]]:
-    """Writes a file atomically; returns its entry in `corpus.json`."""
-    write_whole(folder / name, content)
+    """Writes a file atomically unless it is there; returns its entry in `corpus.json`."""
+    path = folder / name
+    if not path.is_file() or path.read_bytes() != content:
+        whole_files.write_whole(path, content)
     return {name: {"rows": count, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from safelm.io import files
+from safelm.synthetic_web import corpus as corpus_module
 from safelm.synthetic_web import phrases
 from safelm.synthetic_web.corpus import SCORE_SHARES, SOURCES, Recipe, draft, rows, write_corpus
 from safelm.synthetic_web.documents import MAX_WORDS, MIN_WORDS
@@ -177,6 +179,66 @@ def test_a_folder_of_another_recipe_is_left_alone(corpus, tmp_path):
         (tmp_path / "corpus.json").write_text(other)
         with pytest.raises(ValueError, match="another recipe"):
             write_corpus(str(tmp_path), RECIPE)
+
+
+SMALL = Recipe(seed=5, documents=12, validation_documents=2, prompts=2)
+
+
+def test_a_folder_with_files_of_someone_else_is_refused_untouched(tmp_path):
+    own = tmp_path / "raw_web" / "train-mine.jsonl"
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(ValueError, match=f"--output={tmp_path}: it holds other files"):
+        write_corpus(str(tmp_path), SMALL)
+    assert own.read_text() == "mine" and not list(tmp_path.rglob("*.gz"))
+    with pytest.raises(ValueError, match="must be a local folder"):
+        write_corpus("gs://bucket/corpus", SMALL)
+
+
+def test_what_is_missing_is_written_again_and_what_was_added_or_changed_is_kept(tmp_path):
+    facts = write_corpus(str(tmp_path), SMALL)
+    added, first, *_, last = tmp_path / "raw_web" / "train-mine.jsonl", *(tmp_path / name for name in facts["files"])
+    added.write_text("mine")
+    before = first.stat().st_mtime_ns
+    content = last.read_bytes()
+    last.unlink()
+    assert write_corpus(str(tmp_path), SMALL) == facts
+    assert last.read_bytes() == content and first.stat().st_mtime_ns == before and added.read_text() == "mine"
+    last.write_bytes(b"edited")
+    with pytest.raises(ValueError, match=f"{last}: has 6 bytes, and corpus.json lists it with {len(content)}"):
+        write_corpus(str(tmp_path), SMALL)
+    assert last.read_bytes() == b"edited"
+
+
+def test_a_stopped_run_is_gone_on_with_by_its_own_recipe_alone(corpus, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(corpus_module, "write_prompts", stop)
+        write_corpus(str(tmp_path), SMALL)
+    (tmp_path / "raw_web" / f"{files.UNFINISHED}abc.gz").write_bytes(b"half")
+    assert not (tmp_path / "corpus.json").exists()
+    with pytest.raises(ValueError, match="was begun with --seed 5, now it is 6"):
+        write_corpus(str(tmp_path), Recipe(**vars(SMALL) | {"seed": 6}))
+    listed = write_corpus(str(tmp_path), SMALL)["files"]
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert there == {*listed, "corpus.json", "prompts/manifest.json", ".lock"}
+
+
+def test_one_process_writes_a_folder_and_corpus_json_vouches_for_nothing_meanwhile(tmp_path, monkeypatch):
+    facts = write_corpus(str(tmp_path), SMALL)
+    (tmp_path / next(iter(facts["files"]))).unlink()
+    write = corpus_module.write_prompts
+
+    def meanwhile(*arguments, **options):
+        assert not (tmp_path / "corpus.json").exists()
+        with pytest.raises(files.BusyError, match=f"--output={tmp_path}: another process is writing there"):
+            write_corpus(str(tmp_path), SMALL)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(corpus_module, "write_prompts", meanwhile)
+    assert write_corpus(str(tmp_path), SMALL) == facts
 
 
 @pytest.mark.parametrize("flag", ["--documents=0", "--unsafe=1", "--references=-0.1"])
