@@ -7,12 +7,15 @@ from safelm.synthetic_web.corpus import FORMATS, Recipe, write_corpus
 
 
 def main(arguments: argparse.Namespace) -> None:
+    validation_documents = arguments.validation_documents
+    if validation_documents is None:
+        validation_documents = max(1, arguments.documents // 20)
     summary = write_corpus(
         arguments.output,
         Recipe(
             seed=arguments.seed,
             documents=arguments.documents,
-            validation_documents=arguments.validation_documents or max(1, arguments.documents // 20),
+            validation_documents=validation_documents,
             prompts=arguments.prompts,
             format=arguments.format,
             chats=arguments.chats,

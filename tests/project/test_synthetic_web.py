@@ -241,7 +241,7 @@ def test_one_process_writes_a_folder_and_corpus_json_vouches_for_nothing_meanwhi
     assert write_corpus(str(tmp_path), SMALL) == facts
 
 
-@pytest.mark.parametrize("flag", ["--documents=0", "--unsafe=1", "--references=-0.1"])
+@pytest.mark.parametrize("flag", ["--documents=0", "--validation_documents=0", "--unsafe=1", "--references=-0.1"])
 def test_command_reports_bad_input_in_one_line(tmp_path, flag):
     command = [sys.executable, "-m", "safelm.synthetic_web", f"--output={tmp_path}", flag]
     done = subprocess.run(command, capture_output=True, text=True)
