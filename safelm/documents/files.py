@@ -27,6 +27,8 @@ _MAGIC = re.compile(r"[*?[]")
 # What file systems call the hash or version of a file's content, the surest first.
 _VERSIONS = ("md5Hash", "crc32c", "etag", "ETag", "blob_id")
 _MOST_NAMES = 10_000  # of a folder that links lead to
+# A file of a numbered set; in what `jobs.file_shards` writes of one, a number of its own stands before.
+_OF_A_SET = re.compile(r"(?P<stem>.*(?<!-\d{6})-)(?P<index>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?(?P<suffix>\.[^/]*)")
 _REAL = "real"  # fact of a local file that a walk found: its path without links to folders
 
 
@@ -64,7 +66,10 @@ def find(patterns: str | Sequence[str]) -> list[DocumentFile]:
 
 
 def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[str]:
-    """Sorted paths of the files below a folder with one of the names (perhaps with `*`) and suffixes; may be empty."""
+    """Sorted paths of the files below a folder with one of the names (perhaps with `*`) and suffixes; may be empty.
+
+    Raises ValueError naming a file that a set of them, such as train-00000-of-00004.parquet, lacks.
+    """
     files, inner = remote.filesystem(folder)
     inner = inner.rstrip("/")
     if not remote.is_remote(folder) and not os.path.isdir(inner):
@@ -83,7 +88,21 @@ def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFF
         if name.endswith(tuple(suffixes))
         and any(fnmatch.fnmatchcase(posixpath.basename(name), wanted) for wanted in names)
     ]
+    _check_sets(named)
     return sorted(found[name].path for name in _once(named, entries))
+
+
+def _check_sets(names: Iterable[str]) -> None:
+    """Raises ValueError naming the first file that a set of numbered files lacks."""
+    sets: dict[tuple[str, str, str], set[int]] = collections.defaultdict(set)
+    for match in filter(None, map(_OF_A_SET.fullmatch, names)):
+        sets[match["stem"], match["count"], match["suffix"]].add(int(match["index"]))
+    for (stem, count, end), found in sorted(sets.items()):
+        if missing := set(range(int(count))) - found:
+            raise ValueError(
+                f"{stem}{min(missing):05d}-of-{count}{end}: is missing, there are {len(found):,} of {int(count):,}: "
+                "restore it, or rename the others to read them alone"
+            )
 
 
 def file_at(path: str) -> DocumentFile:

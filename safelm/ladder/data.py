@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from safelm import lm
+from safelm import documents, lm
 from safelm.data.store import MANIFEST_NAME
 from safelm.formats import sources
 from safelm.io import hub, records
@@ -104,9 +104,10 @@ def _prepare_interventions(
         if own:
             by_annotations.setdefault(_annotations(config, output, model, vocabulary), set()).update(own)
     if "alignment_text" in set().union(*by_annotations.values()):  # a quarter of the lessons, by themselves
-        (corpus / "alignment_text").mkdir(exist_ok=True)
+        (texts := corpus / "alignment_text").mkdir(exist_ok=True)
         shard = min((corpus / "moral_education").glob("train-*"))
-        if not (link := corpus / "alignment_text" / shard.name).exists():
+        if not any(texts.iterdir()):
+            link = texts / f"train-00000-of-00001{documents.suffix(shard.name)}"
             os.symlink(os.path.join("..", "moral_education", shard.name), link)
     flags = [f"--data_dir={corpus}", f"--tokenizer={vocabulary}", f"--output={folder}", "--workers=1"]
     if config.get("interventions"):
