@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from safelm.io import host_memory, progress
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
 _LONGEST_SHOWN = 300  # characters of a flag's value in an error
+_STOPPED = (130, 143)  # exit codes after an interrupt and a termination
 CHECKPOINT = "NAME=DIR"  # how help texts show the flag's value
 
 
@@ -113,7 +115,7 @@ def run(
     """Parses the command line and runs `main`; bad input ends the process with one line and code 2.
 
     A `ValueError` or `OSError` is taken for bad input (the message is the line), an interrupt ends with 130;
-    anything else is a defect and keeps its traceback.
+    anything else is a defect and keeps its traceback; the progress file says its kind and place.
 
     `decodes`: on a CPU it holds weights and caches, which are read from end to end for every token (`host_memory`).
     """
@@ -136,6 +138,23 @@ def run(
             sys.stderr.flush()
             os._exit(code)  # threads at work, such as a Beam worker's, would keep the process until they are done
         sys.exit(code)
+    except SystemExit as ended:
+        _end_by_exit(ended.code)
+        raise
+    except BaseException as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        progress.end("failed", f"{type(error).__name__} in {place.filename}, line {place.lineno}")
+        raise
+
+
+def _end_by_exit(code: Any) -> None:
+    """The progress file's end for `sys.exit(code)`."""
+    if not code:
+        progress.end("done")
+    elif code in _STOPPED:
+        progress.end("stopped")
+    else:
+        progress.end("failed", f"exit code {code}" if isinstance(code, int) else " ".join(str(code).split()))
 
 
 def named_by_flags(message: str, parsed: argparse.Namespace) -> str:

@@ -3,7 +3,8 @@
 One object, replaced whole at most every few seconds:
 
     command, pid, host   who writes it
-    state                running, done, stopped or failed; failed with `error`, the line that the command ended with
+    state                running, done, stopped or failed; failed with `error`, the line that the command ended with or
+                         the kind and place of a defect
     started, updated     seconds since 1970
     stage, unit          what is being counted
     done, total, rate, eta_seconds   total and eta are null where nobody knows; the rate is per second

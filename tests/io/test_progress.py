@@ -57,7 +57,10 @@ def test_of_bars_within_bars_the_outer_one_counts_and_the_inner_one_names_the_st
 
 @pytest.mark.parametrize(
     ("error", "state", "code"),
-    [(None, "done", 0), (ValueError("a\nb"), "failed", 2), (KeyboardInterrupt(), "stopped", 130)],
+    [
+        *((None, "done", 0), (ValueError("a\nb"), "failed", 2), (KeyboardInterrupt(), "stopped", 130)),
+        *((SystemExit(0), "done", 0), (SystemExit(143), "stopped", 143)),
+    ],
 )
 def test_every_command_takes_the_flag_and_says_how_it_ended(tmp_path, capsys, monkeypatch, error, state, code):
     monkeypatch.setattr(cli.os, "_exit", sys.exit)  # where another test's threads are left in this process
@@ -74,6 +77,25 @@ def test_every_command_takes_the_flag_and_says_how_it_ended(tmp_path, capsys, mo
     found = json.loads((tmp_path / "progress.json").read_text())
     assert ended == code and found["state"] == state and found["command"] == "python -m safelm.something"
     assert found.get("error") == ("a b" if code == 2 else None)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("a text"), f"KeyError in {__file__}, line "),
+        (SystemExit(3), "exit code 3"),
+        (SystemExit("what\nis wrong"), "what is wrong"),
+    ],
+)
+def test_a_defect_is_raised_and_its_kind_and_place_told(tmp_path, error, said):
+    def main(flags):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        cli.run(main, cli.parser("safelm.something", "What it does."), [f"--progress_file={tmp_path}/progress.json"])
+    found = json.loads((tmp_path / "progress.json").read_text())
+    assert raised.value is error and found["state"] == "failed"
+    assert found["error"].startswith(said) and "a text" not in found["error"]
 
 
 def test_the_variable_names_the_file_and_a_file_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
