@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app
+from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from safelm import cli, config_files
@@ -13,7 +13,7 @@ CONFIG = config_flags.DEFINE_config_file("config", help_string="File of configs/
 
 
 def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
-    """Parses the flags; `fail` is told in one line of a file, variant, field or argument that doesn't exist.
+    """Parses the flags; `fail` is told in one line of a file, variant, field or argument that can't be used.
 
     `--help` ends the process with code 0. The config is to be the flag "config".
     """
@@ -22,12 +22,12 @@ def parse(arguments: list[str], fail: Callable[[str], None]) -> list[str]:
         flag = _locate_config(arguments)
         config = config_files.load_config(flag) if flag else None
         sys.argv = arguments  # where ml_collections looks for --config.a.b
-        rest = app.parse_flags_with_usage(arguments)
+        rest = absl_flags.FLAGS(arguments)
     except SystemExit:
         if any(argument.lstrip("-") in ("help", "helpshort", "helpfull", "?") for argument in arguments):
             sys.exit(0)  # absl would end with 1
         raise
-    except cli.UserError as error:
+    except (cli.UserError, absl_flags.Error) as error:
         fail(str(error))
     except (AttributeError, KeyError, TypeError) as error:
         fail(config_fields.unknown_field(config, arguments) or str(error))

@@ -121,5 +121,7 @@ def test_safety_is_among_the_variants_of_the_quickstart(in_the_checkout, capsys)
             train_flags.parse(["train", *given, "--dry-run"], fail)
     with pytest.raises(FailedError, match=r"--config=configs/nothing\.py: no such file"):
         train_flags.parse(["train", "--config=configs/nothing.py"], fail)
+    with pytest.raises(FailedError, match="Unknown command line flag 'nothing'"):
+        train_flags.parse(["train", "--config=configs/quickstart.py", "--nothing=1"], fail)
     with pytest.raises(FailedError, match=r"--config=README\.md: not a config file"):
         train_flags.parse(["train", "--config=README.md"], fail)
