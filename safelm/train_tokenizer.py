@@ -3,13 +3,16 @@
 Files may be local or behind a URL (gs://, hf://). They are streamed, so memory holds word counts and no text. Unusable
 rows are counted up to a limit, and the first few are named. Files without the column, such as conversations beside web
 text, are named and skipped, unless no file has it.
-The result is a folder that `safelm.text.tokenizer.Tokenizer.from_pretrained` and `transformers` load.
+The result is a folder that `safelm.text.tokenizer.Tokenizer.from_pretrained` and `transformers` load. One that holds
+another vocabulary is left alone without --overwrite.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 
 from safelm import cli, documents
@@ -18,6 +21,7 @@ from safelm.io import remote
 from safelm.io.progress import Bar
 from safelm.text.control_tokens import with_control_tokens
 from safelm.text.tokenizer import Tokenizer
+from safelm.text.tokenizer_sources import TOKENIZER_FILE
 
 log = logging.getLogger(__name__)
 
@@ -88,24 +92,65 @@ def train_tokenizer(
     return tokenizer, counts
 
 
+@contextlib.contextmanager
+def writable_output(output: str, *, overwrite: bool) -> Iterator[None]:
+    """Checks that the folder can be written; if the block fails, a local one that was made for that is removed.
+
+    Raises ValueError or OSError naming --output.
+    """
+    remote.check_output(output)
+    filesystem, inner = remote.filesystem(output)
+    if filesystem.isfile(inner):
+        raise ValueError(f"--output={output}: is a file, not a folder")
+    is_new = not filesystem.exists(inner)
+    remote.check_writable(output)
+    if not overwrite and filesystem.exists(f"{inner.rstrip('/')}/{TOKENIZER_FILE}"):
+        log.warning("--output=%s holds a vocabulary: without --overwrite another one is refused in the end", output)
+    try:
+        yield
+    except BaseException:
+        if is_new and not remote.is_remote(output):
+            with contextlib.suppress(OSError):
+                os.rmdir(inner)
+        raise
+
+
+def save(tokenizer: Tokenizer, output: str, *, overwrite: bool) -> None:
+    """Writes the folder, unless it holds the same vocabulary.
+
+    Raises FileExistsError for one that holds another, if it is not to be overwritten.
+    """
+    try:
+        former = "" if overwrite else Tokenizer.from_pretrained(output).hash
+    except FileNotFoundError:
+        former = ""
+    except ValueError:
+        former = "of no known form"
+    if former not in ("", tokenizer.hash):
+        raise FileExistsError(
+            f"--output={output}: holds another vocabulary (sha256 {former}) than the trained one ({tokenizer.hash}); "
+            "nothing was written: choose another folder, or give --overwrite"
+        )
+    if not former:
+        tokenizer.save(output)
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Trains, saves and prints one line about the result."""
-    filesystem, inner = remote.filesystem(arguments.output)
-    if filesystem.isfile(inner):
-        raise ValueError(f"--output={arguments.output}: is a file, not a folder")
-    tokenizer, counts = train_tokenizer(
-        arguments.input,
-        text_column=arguments.text_column,
-        vocab_size=arguments.vocab_size,
-        limit=documents.limit_from_flags(arguments),
-    )
+    with writable_output(arguments.output, overwrite=arguments.overwrite):
+        tokenizer, counts = train_tokenizer(
+            arguments.input,
+            text_column=arguments.text_column,
+            vocab_size=arguments.vocab_size,
+            limit=documents.limit_from_flags(arguments),
+        )
     if tokenizer.vocab_size < arguments.vocab_size:
         log.warning(
             "the corpus is too small for --vocab_size=%d: it gave %d ids", arguments.vocab_size, tokenizer.vocab_size
         )
     if arguments.control_tokens:
         tokenizer = with_control_tokens(tokenizer, arguments.control_tokens.split(","))
-    tokenizer.save(arguments.output)
+    save(tokenizer, arguments.output, overwrite=arguments.overwrite)
     print(
         f"{arguments.output}: {tokenizer.vocab_size} ids from {counts.documents} documents ({counts.num_bytes} bytes), "
         f"{counts.malformed} malformed rows skipped, harm tag id {tokenizer.harm_tag_id}, sha256 {tokenizer.hash}"
@@ -129,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
         help="special tokens to add, such as <good>,<bad>",
     )
     arguments.add_argument("--output", required=True, help="folder for tokenizer.json")
+    arguments.add_argument("--overwrite", action="store_true", help="replace another vocabulary in the folder")
     documents.add_limit_flags(arguments)
     return arguments
 

@@ -437,6 +437,41 @@ def test_the_command_writes_a_tokenizer(corpus: pathlib.Path, capsys):
     side_files.assert_only_documents("train_tokenizer", corpus / "made")
 
 
+def test_another_vocabulary_is_overwritten_only_when_that_is_asked_for(corpus: pathlib.Path, capsys, caplog):
+    made = corpus / "made"
+
+    def run(*flags: str) -> int:
+        arguments = ["--input", str(corpus / "train-0.jsonl.gz"), "--output", str(made), *flags]
+        try:
+            cli.run(train_tokenizer.main, train_tokenizer.parser(), arguments)
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    assert run("--vocab_size=300") == 0 and "--overwrite" not in caplog.text
+    before, written = Tokenizer.from_pretrained(made).hash, (made / "tokenizer.json").stat().st_mtime_ns
+    assert run("--vocab_size=300") == 0 and (made / "tokenizer.json").stat().st_mtime_ns == written
+    capsys.readouterr()
+    assert run("--vocab_size=290") == 2 and Tokenizer.from_pretrained(made).hash == before
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"--output={made}: holds another vocabulary (sha256 {before})" in said and "--overwrite" in said
+    assert "without --overwrite another one is refused" in caplog.text
+    assert run("--vocab_size=290", "--overwrite") == 0 and Tokenizer.from_pretrained(made).vocab_size == 290
+    (made / "tokenizer.json").write_text("{}")
+    assert run("--vocab_size=290") == 2 and (made / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(corpus: pathlib.Path, monkeypatch):
+    def refused(folder: str) -> None:
+        raise OSError(30, "cannot write there: Read-only file system", folder)
+
+    monkeypatch.setattr(train_tokenizer.remote, "check_writable", refused)
+    monkeypatch.setattr(train_tokenizer, "train_tokenizer", None)
+    flags = ["--input", str(corpus / "train-0.jsonl.gz"), "--output", str(corpus / "made")]
+    with pytest.raises(OSError, match="cannot write there"):
+        train_tokenizer.main(train_tokenizer.parser().parse_args(flags))
+
+
 def test_a_full_disk_leaves_the_old_tokenizer(trained: Tokenizer, tmp_path: pathlib.Path, monkeypatch):
     trained.save(str(tmp_path))
 
