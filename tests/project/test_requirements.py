@@ -66,6 +66,26 @@ def test_the_hashed_list_has_the_same_pins_and_a_hash_for_each(python_version: s
     assert "://" not in text  # nothing says where they come from
 
 
+CI_EXTRAS = ("dev", "eval", "serve", "scoring", "synthesis", "tpu", "parity")  # those of scripts/test.sh for .ci/run
+BROUGHT = {"datasets": "lm-eval", "libtpu": "jax"}  # module: the requirement that brings it
+NOT_IN_CI = {
+    "inspect_ai": "its fsspec and click are older than our pins",
+    "wandb": "some forty packages with mlflow, not pinned",
+    "mlflow": "some forty packages with wandb, not pinned",
+}
+
+
+def test_continuous_integration_installs_what_tests_would_skip_without():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [line for extra in CI_EXTRAS for line in project["optional-dependencies"][extra]]
+    installed = {canonicalize_name(Requirement(line).name) for line in listed}
+    asked = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        asked |= set(re.findall(r'importorskip\(\s*"(\w+)', path.read_text()))
+    assert asked >= {"datatrove", *BROUGHT, *NOT_IN_CI}
+    assert not [name for name in asked - {*NOT_IN_CI} if canonicalize_name(BROUGHT.get(name, name)) not in installed]
+
+
 def _install(tmp_path: pathlib.Path, *extras: str, **environment: str) -> subprocess.CompletedProcess:
     """install.sh with a Python that only writes down what it is asked."""
     python = tmp_path / "venv" / "bin" / "python"
