@@ -150,8 +150,10 @@ def plan(config: ConfigDict, model_config: ModelConfig, tpu: Slice, *, max_compi
 
     Returns the best one's report with a list of all that were tried.
 
-    Raises ValueError if nothing divides over the slice.
+    Raises ValueError if nothing divides over the slice, or nothing is to be compiled.
     """
+    if max_compiles < 1:
+        raise ValueError(f"--max_compiles={max_compiles}: must be at least 1")
     every = candidates(config, model_config, tpu)
     if not every:
         raise ValueError(

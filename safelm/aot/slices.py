@@ -9,6 +9,7 @@ compiler's cycle counts, the collectives' share of the step and the part of it t
 extrapolates the number of chips from which the same batch would be bound by communication.
 """
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -76,6 +77,21 @@ def bound_from(found: dict) -> str:
     return f"bound by communication from about {chips:,.0f} chips on (fewer than {needed:.1f} rows a chip and step)"
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError naming a flag out of range, or that doesn't divide a slice."""
+    if arguments.rows < 1:
+        raise ValueError(f"--rows={arguments.rows}: must be at least 1")
+    if arguments.fsdp is not None and arguments.fsdp < 1:
+        raise ValueError(f"--fsdp={arguments.fsdp}: must be at least 1")
+    for topology in arguments.topologies.split(","):
+        try:
+            chips = aot_topology.parse(topology).num_chips
+        except ValueError as error:
+            raise ValueError(str(error).replace("--topology=", "--topologies: ", 1)) from None
+        if arguments.fsdp and not arguments.plan and chips % arguments.fsdp:
+            raise ValueError(f"--fsdp={arguments.fsdp}: must divide the {chips} chips of {topology}")
+
+
 def main() -> None:
     parser = cli.parser("safelm.aot.slices", __doc__)
     parser.add_argument("--config", required=True)
@@ -86,7 +102,12 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--output", help="folder for the JSON files")
     arguments, flags = parser.parse_known_args()
-    batch_size = config_files.load_config(arguments.config).batch_size
+    try:
+        check(arguments)
+        batch_size = config_files.load_config(arguments.config).batch_size
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(arguments.output or temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import side_files
 
 from safelm.aot import plan as aot_plan
 from safelm.aot import program as aot_program
+from safelm.aot import slices as aot_slices
 from safelm.aot import table as aot_table
 from safelm.aot import topology as aot_topology
 from safelm.train import config as train_config
@@ -47,6 +48,30 @@ def test_topologies_know_their_size_and_which_axes_are_rings():
     assert aot_topology.parse("v4:4x4x8", 2).num_chips == 256
     with pytest.raises(ValueError, match="--slices=0"):
         aot_topology.parse("v5e:4x4", 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rows=0"], "--rows=0: must be at least 1"),
+        (["--fsdp=0"], "--fsdp=0: must be at least 1"),
+        (["--topologies=v5e:8x8,v5e:4x4", "--fsdp=32"], "--fsdp=32: must divide the 16 chips of v5e:4x4"),
+        (["--topologies=v5e:3x3"], "--topologies: v5e:3x3: no such topology; v5e has"),
+        (["--config=configs/nothing.py"], "configs/nothing.py: no such file"),
+    ],
+)
+def test_a_flag_of_slices_that_cannot_be_is_named_in_one_line(flags, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["slices", "--config=configs/smollm2_1b7.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        aot_slices.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and told.count("\n") == 1
+
+
+def test_a_plan_that_compiles_nothing_is_refused():
+    config, model_config = sizes()
+    with pytest.raises(ValueError, match="--max_compiles=0: must be at least 1"):
+        aot_plan.plan(config, model_config, aot_topology.parse("v5e:1x1"), max_compiles=0)
 
 
 @pytest.mark.parametrize(
