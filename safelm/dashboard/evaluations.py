@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from safelm.dashboard.measures import HIGH, LOW, UNKNOWN, Board, CaseSet, Cell, Column, Labels, Protocol, Row
+from safelm.dashboard.measures import HIGH, LOW, UNKNOWN, Board, CaseSet, Cell, Column, Labels, Protocol, Row, cell_of
 from safelm.evaluate import outcomes
 from safelm.evaluate.capability.suite import TASKS
 from safelm.evaluate.comparing.results import ATTACK, REFUSAL, Comparison, Run, compare, split_name
@@ -65,8 +65,7 @@ def add_capability(board: Board, results: Mapping[str, Any], prefix: str, source
             shown = {"average": found["average"]} | {TASKS[task][2]: found["tasks"][task] for task in found["tasks"]}
             for title, value in shown.items():
                 column = Column(key, CAPABILITY, f"{title}, accuracy", HIGH, shown=title == "average")
-                cell = Cell(value["value"], value["low"], value["high"], value["cases"])
-                board.add(column, row, cell, source=source)
+                board.add(column, row, cell_of(value), source=source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source}: not results of safelm.evaluate capability (no {error})") from None
 

@@ -92,11 +92,7 @@ def _add_samples(board: Board, key: str, row: Row, seed: int, samples: Sequence[
         name: [_grade(((sample.get("scores") or {}).get(name) or {}).get("value")) for sample in samples]
         for name in scorers
     }
-    there = next((cases for cases in board.cases if cases.protocol == key and list(cases.ids) == ids), None)
-    if there is None:
-        there = CaseSet(key, ids, [""] * len(ids), [None] * len(ids), [])
-        board.cases.append(there)
-    there.runs.append(Labels(row, seed, labels))
+    board.cases.append(CaseSet(key, ids, [""] * len(ids), [None] * len(ids), [Labels(row, seed, labels)]))
 
 
 def _grade(value: Any) -> str | None:
@@ -121,6 +117,8 @@ def add_lm_eval(board: Board, found: Mapping[str, Any], name: str, source: str) 
     model, stage, _ = split_name(name or _model_name(found))
     row = Row(model, stage, "")
     for task, metrics in found["results"].items():
+        if not isinstance(metrics, Mapping):
+            raise ValueError(f"{source}: the metrics of {task} are no object")
         fields = {
             "task": task,
             "version": found["versions"].get(task),

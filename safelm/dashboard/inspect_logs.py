@@ -8,6 +8,7 @@ releases wrote `start.json`, `results.json` and `summary.json`. Samples' transcr
 import json
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 _MOST_BYTES = 1 << 30  # of one part, unpacked
@@ -22,9 +23,9 @@ def read_eval_log(path: pathlib.Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as packed:
             return _header(path, packed) | {"samples": _summaries(path, packed)}
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         raise ValueError(f"{path}: no log of Inspect: not a zip, or an unfinished one") from None
-    except NotImplementedError:
+    except RuntimeError:  # another compression, or encrypted
         raise ValueError(f"{path}: packed in a way this can't read; inspect log convert --to json gives JSON") from None
 
 

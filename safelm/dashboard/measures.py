@@ -5,6 +5,7 @@ protocols stand in two columns, whatever they are called, so that nothing on the
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,6 +86,16 @@ class Cell:
     by_category: Mapping[str, tuple[int, float, float, float]] = dataclasses.field(default_factory=dict)
 
 
+def cell_of(found: Mapping[str, Any]) -> Cell:
+    """The cell of a measure in a results file. Raises KeyError, TypeError or AttributeError for anything else."""
+    by_seed = {int(seed): value for seed, value in found.get("by_seed", {}).items()}
+    numbers = [found["value"], found["low"], found["high"], found.get("cases", 0)]
+    for number in (*numbers, *by_seed.values()):
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise TypeError(f"{number!r} is no number")
+    return Cell(*numbers, by_seed if len(by_seed) > 1 else {})
+
+
 @dataclasses.dataclass(frozen=True)
 class Labels:
     """The labels of one run's cases, in the order of their `CaseSet`; None for a case that the run doesn't have.
@@ -112,7 +123,7 @@ class CaseSet:
     ids: Sequence[str]
     categories: Sequence[str]
     harmful: Sequence[bool | None]
-    runs: Sequence[Labels]
+    runs: list[Labels]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +168,23 @@ class Board:
                 "another name: NAME=PATH"
             )
         there[row] = cell
+
+    def merge(self, other: "Board", *, source: str) -> None:
+        """Takes over what was read of one file; samples of the same ids and protocol stand side by side.
+
+        Raises ValueError, naming the file, for a cell that is there already.
+        """
+        self.protocols |= other.protocols
+        self.curves += other.curves
+        for column, of_row in other.cells.items():
+            for row, cell in of_row.items():
+                self.add(column, row, cell, source=source)
+        for cases in other.cases:
+            same = [there for there in self.cases if (there.protocol, there.ids) == (cases.protocol, cases.ids)]
+            if same:
+                same[0].runs.extend(cases.runs)
+            else:
+                self.cases.append(cases)
 
     @property
     def rows(self) -> list[Row]:

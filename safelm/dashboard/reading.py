@@ -1,6 +1,7 @@
 """Finds and reads what lies below the places that the command line names."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Collection, Sequence
@@ -9,6 +10,8 @@ from safelm.dashboard import evaluations, harnesses, inspect_logs, studies, trai
 from safelm.dashboard.measures import Board, Source
 from safelm.evaluate.comparing.results import Row, Run, runs_of
 from safelm.io import records, remote
+
+_logger = logging.getLogger("safelm.dashboard")
 
 METRICS, CAPABILITY, RESULTS = "metrics.jsonl", "capability.json", "results.json"
 _NOT_ENTERED = ("checkpoints", "tokenizer", "tokens", "tensorboard", "corpus", "compiled")
@@ -42,23 +45,24 @@ def parse_place(flag: str) -> Place:
 def read_board(places: Sequence[Place], *, may_differ: Collection[str] = (), show_texts: bool = False) -> Board:
     """Reads everything below the places.
 
-    Below a folder, files that the dashboard does not know are left out, and the list of sources says so; a file that
-    is named itself must be one it knows.
+    Below a folder, files that the dashboard does not know or that are damaged are left out, and the list of sources
+    says why; a file that is named itself must be one it knows.
 
     Raises ValueError or OSError naming the file; ValueError for a place with nothing to show.
     """
     board, runs = Board(), []
     for place in places:
         files = [place.path] if place.path.is_file() else _files(place.path)
-        found = [_read(board, runs, place, path) for path in files]
+        found = [_take(board, runs, place, path) for path in files]
         board.sources += found
         unknown = next((source for source in found if source.kind == LEFT_OUT), None)
         if unknown is not None and place.path.is_file():
             raise ValueError(f"{unknown.path}: {unknown.note}")
         if all(source.kind == LEFT_OUT for source in found):
+            why = f"; {unknown.path}: {unknown.note}" if unknown else ""
             raise ValueError(
                 f"{place.path}: nothing to show there: no {RESULTS} or {CAPABILITY} of safelm.evaluate, no {METRICS} "
-                "of a training run, no log of Inspect, no result file of lm-eval"
+                f"of a training run, no log of Inspect, no result file of lm-eval{why}"
             )
     evaluations.add_runs(board, runs, may_differ=may_differ, show_texts=show_texts)
     return board
@@ -69,7 +73,8 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _NOT_ENTERED and not name.startswith("."))
-        found += [pathlib.Path(root, name) for name in sorted(names) if _may_be_read(name)]
+        paths = [pathlib.Path(root, name) for name in sorted(names) if _may_be_read(name)]
+        found += [path for path in paths if path.is_file()]
     return found
 
 
@@ -79,8 +84,30 @@ def _may_be_read(name: str) -> bool:
     return name in (METRICS, CAPABILITY) or is_results or is_inspect or name.endswith(".eval")
 
 
+def _take(board: Board, runs: list[Run], place: Place, path: pathlib.Path) -> Source:
+    """Reads one file; one that was found below a folder and is not as its kind is written is left out.
+
+    Raises ValueError naming the file if it was named itself, or a number of it is there already.
+    """
+    own, own_runs = Board(), []
+    try:
+        source = _read(own, own_runs, place, path)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ValueError):
+            reason = str(error).removeprefix(f"{path}: ")
+        else:
+            reason = f"not as such a file is written ({type(error).__name__}: {error})"
+        if place.path.is_file():
+            raise ValueError(f"{path}: {reason}") from error
+        _logger.warning("left out: %s: %s", path, reason)
+        return Source(str(path), LEFT_OUT, reason)
+    board.merge(own, source=str(path))
+    runs += own_runs
+    return source
+
+
 def _read(board: Board, runs: list[Run], place: Place, path: pathlib.Path) -> Source:
-    """Reads one file."""
+    """Reads one file into an empty board."""
     prefix = f"{place.name}/" if place.name else ""
     if path.name == METRICS:
         inner = str(path.parent.relative_to(place.path)) if place.path.is_dir() else "."

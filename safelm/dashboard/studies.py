@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from safelm.dashboard.measures import HIGH, LOW, Board, Cell, Column, Protocol, Row
+from safelm.dashboard.measures import HIGH, LOW, Board, Column, Protocol, Row, cell_of
 from safelm.evaluate.comparing.results import split_name
 from safelm.io import records
 
@@ -19,7 +19,8 @@ _LADDER_MEASURES = {  # name in the ladder's results: which end is better, wheth
 
 def is_gate(values: Mapping[str, Any]) -> bool:
     """Whether an object is the results of the release gate."""
-    return "profile" in (values.get("about") or {}) and isinstance(values.get("models"), Mapping)
+    about = values.get("about")
+    return isinstance(about, Mapping) and "profile" in about and isinstance(values.get("models"), Mapping)
 
 
 def is_ladder(values: Mapping[str, Any]) -> bool:
@@ -38,10 +39,10 @@ def add_gate(board: Board, values: Mapping[str, Any], prefix: str, source: str) 
                 if each["rate"] is None:
                     continue  # finetuning broke the model at once
                 title = f"{each['says']} (limit {100 * each['limit']:g}%)"
-                board.add(Column(key, "Criteria", title, LOW, shown=True), row, _cell(each["rate"]), source=source)
+                board.add(Column(key, "Criteria", title, LOW, shown=True), row, cell_of(each["rate"]), source=source)
             for each in found["attacks"]:
                 title = f"harmful answers, {each['name'] if each['name'] != 'none' else 'nobody attacks'}"
-                board.add(Column(key, "By attack", title, LOW), row, _cell(each["rate"]), source=source)
+                board.add(Column(key, "By attack", title, LOW), row, cell_of(each["rate"]), source=source)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source}: not results of {GATE}, or of another version (no {error})") from None
 
@@ -55,7 +56,7 @@ def add_ladder(board: Board, values: Mapping[str, Any], prefix: str, source: str
                 for title, (better, shown) in _LADDER_MEASURES.items():
                     if title in measures:
                         column = Column(key, "Ladder", title, better, shown=shown)
-                        board.add(column, Row(prefix + name, stage, ""), _cell(measures[title]), source=source)
+                        board.add(column, Row(prefix + name, stage, ""), cell_of(measures[title]), source=source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source}: not results of {LADDER}, or of another version (no {error})") from None
 
@@ -64,8 +65,3 @@ def _protocol(board: Board, tool: str, name: str, fields: Mapping[str, Any]) -> 
     key = records.fingerprint([tool, fields])
     board.protocols[key] = Protocol(tool, name, fields)
     return key
-
-
-def _cell(found: Mapping[str, Any]) -> Cell:
-    by_seed = {int(seed): value for seed, value in found.get("by_seed", {}).items()}
-    return Cell(found["value"], found["low"], found["high"], found.get("cases", 0), by_seed if len(by_seed) > 1 else {})

@@ -298,6 +298,63 @@ def test_a_bad_file_is_named(name, content, message, tmp_path):
     assert name in str(caught.value)
 
 
+ODD = {
+    "results.json": [
+        "{",
+        {"about": 3, "models": {}},
+        {"about": ["profile"], "models": {}},
+        {"about": {"profile": "quick"}, "models": {"a": 3}},
+        {"rows": {"a": 3}, "orderings": []},
+        {"headline": 3, "runs": []},
+        {"headline": {}, "runs": 3},
+        {"headline": {}, "runs": [], "models": 3},
+        {"headline": {}, "runs": [{"checkpoint": "a", "method": "m", "protocol": {}, "cases": [{"labels": 3}]}]},
+        {"headline": {}, "suite": "s", "runs": [{"checkpoint": "a#x", "method": "m", "protocol": {}, "cases": []}]},
+    ],
+    "capability.json": [
+        {"a": 1},
+        {"a": {"protocol": {}, "tasks": {}, "average": {"value": "x", "low": 0, "high": 1, "cases": 1}}},
+        {"a": {"protocol": {}, "tasks": {}, "average": {"value": float("nan"), "low": 0, "high": 1, "cases": 1}}},
+    ],
+    "metrics.jsonl": ['{"epoch": 1}\n', '{"step": 1, "loss": 1' + "0" * 400 + "}\n", ""],
+    "results_1.json": [{"results": {"a": 3}, "versions": {}}, {"results": {"a": [1]}, "versions": {}}],
+    "2026.json": [{"eval": {"task": 3}, "status": "success", "results": {"scores": [3]}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(name, content) for name, contents in ODD.items() for content in contents],
+    ids=[f"{name}-{number}" for name, contents in ODD.items() for number in range(len(contents))],
+)
+def test_a_found_file_of_another_form_is_left_out_and_a_named_one_refused(name, content, tmp_path):
+    write_json(tmp_path / "good" / "results_1.json", LM_EVAL)
+    odd = tmp_path / "odd" / name
+    write_json(odd, {})
+    odd.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=f"^{odd}: ") as caught:
+        board_of(odd)
+    reason = str(caught.value).removeprefix(f"{odd}: ")
+    board = board_of(tmp_path)
+    left_out = {source.path: source.note for source in board.sources if source.kind == "left out"}
+    assert left_out == {str(odd): reason}
+    assert [str(row) for row in board.rows] == ["safety @ chat"] and not board.curves
+
+
+def test_a_broken_link_is_no_file_and_a_damaged_file_alone_is_named(tmp_path):
+    (tmp_path / "results.json").symlink_to(tmp_path / "gone")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"nothing to show there.*; .*/metrics.jsonl: holds no metrics"):
+        board_of(tmp_path)
+
+
+def test_a_number_that_two_found_files_hold_is_still_refused(tmp_path):
+    for folder in ("a", "b"):
+        write_json(tmp_path / folder / "results_1.json", LM_EVAL)
+    with pytest.raises(ValueError, match=r"b/results_1.json: .* is there already.*NAME=PATH"):
+        board_of(tmp_path)
+
+
 def test_places_that_hold_nothing_are_named(tmp_path):
     with pytest.raises(ValueError, match="nothing to show there"):
         board_of(tmp_path)

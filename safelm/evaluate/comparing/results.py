@@ -175,8 +175,9 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def runs_of(results: Mapping[str, Any], source: str) -> list[Run]:
-    """The runs of one results file."""
+    """The runs of one results file. Raises ValueError naming it for an object of another form."""
     try:
+        _check_form(results)
         return [
             Run(
                 row=Row(model, run["method"]),
@@ -193,8 +194,17 @@ def runs_of(results: Mapping[str, Any], source: str) -> list[Run]:
             for run in results["runs"]
             for model, stage, seed in [split_name(run["checkpoint"])]
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source}: not results of safelm.evaluate, or of an older version (no {error})") from None
+
+
+def _check_form(results: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError for results of another form."""
+    objects = [results["headline"], results.get("models", {})]
+    for run in results["runs"]:
+        objects += [run["protocol"], run.get("judged", {}), *run["cases"], *(case["labels"] for case in run["cases"])]
+    if not all(isinstance(each, Mapping) for each in objects):
+        raise TypeError("a field of another kind")
 
 
 def split_name(name: str) -> tuple[str, str, int]:
