@@ -47,23 +47,27 @@ def write_whole(target: str | os.PathLike[str], content: str | bytes | Callable[
 def whole_folder(target: pathlib.Path, flag: str) -> Iterator[pathlib.Path]:
     """A folder beside `target` that takes its name when the block ends well and is removed otherwise.
 
-    What is in it is on the disk before it has the name. `flag` names the target in messages. Raises FileExistsError if
-    the target is there by then.
+    What is in it is on the disk before it has the name. What a killed process left is removed by the next one with the
+    same target. `flag` names the target in messages. Raises FileExistsError if the target is there by then, BusyError
+    if another process writes it.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if target.exists():
-            raise FileExistsError(f"{flag}={target}: appeared while writing; nothing was overwritten")
-        for path in (*folder.rglob("*"), folder):
-            _sync_path(path)
-        os.rename(folder, target)
-        _sync_path(target.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    staging = target.parent / f".{target.name}.writing"
+    folder = staging / "files"
+    staging.mkdir(parents=True, exist_ok=True)
+    with locked(staging / ".lock", f"{flag}={target}: another process is writing it"):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+            folder.chmod(0o755)
+            if target.exists():
+                raise FileExistsError(f"{flag}={target}: appeared while writing; nothing was overwritten")
+            for path in (*folder.rglob("*"), folder):
+                _sync_path(path)
+            os.rename(folder, target)
+            _sync_path(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def append_whole(file: IO[bytes], data: bytes) -> None:
@@ -142,9 +146,17 @@ class BusyError(ValueError):
 def locked(path: str | os.PathLike[str], busy: str, *, shared: bool = False) -> Iterator[None]:
     """Context manager that holds a lock file; raises BusyError with the message `busy` if another process holds it."""
     with open(path, "a") as file:
-        if not try_lock(file, shared=shared):
+        if not try_lock(file, shared=shared) or not _is_at(file, path):
             raise BusyError(busy)
         yield
+
+
+def _is_at(file: IO[Any], path: str | os.PathLike[str]) -> bool:
+    """Whether an open file is the one at a path: what held its lock may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def allow_more_open_files() -> bool:

@@ -50,6 +50,36 @@ def test_a_folder_is_synced_with_all_that_is_in_it_before_it_has_its_name(tmp_pa
     assert (target / "inner" / "b").read_text() == "inner/b" and os.listdir(target.parent) == ["model"]
 
 
+def test_what_a_killed_process_left_of_a_folder_is_removed_and_two_never_write_one(tmp_path):
+    target = tmp_path / "model"
+    left = tmp_path / ".model.writing" / "files" / "weights"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    with files.whole_folder(target, "--out") as folder:
+        assert not list(folder.iterdir())
+        (folder / "whole").write_text("whole")
+        with pytest.raises(files.BusyError, match=f"--out={target}: another process is writing it"):
+            with files.whole_folder(target, "--out"):
+                pass
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(target) == ["whole"]
+    with pytest.raises(KeyboardInterrupt), files.whole_folder(tmp_path / "other", "--out"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_lock_file_that_its_holder_removed_is_no_lock(tmp_path, monkeypatch):
+    lock = tmp_path / "lock"
+    take = files.try_lock
+
+    def removed_meanwhile(file, **options):
+        lock.unlink()
+        return take(file, **options)
+
+    monkeypatch.setattr(files, "try_lock", removed_meanwhile)
+    with pytest.raises(files.BusyError, match="busy"), files.locked(lock, "busy"):
+        pass
+
+
 def test_a_full_disk_leaves_the_former_file_and_names_it(tmp_path):
     target = files.write_whole(tmp_path / "file.json", "former")
     with pytest.raises(OSError, match=r"cannot write: No space left.*file\.json") as error:
@@ -180,12 +210,10 @@ def test_files_are_written_and_locked_in_one_place():
     assert found == {"safelm/io/files.py", *_OTHERS}
 
 
-# Appended logs that are synced, arrays and downloads that are renamed together, a lock that is let go of at once, and
-# folders that are renamed whole.
+# Appended logs that are synced, arrays and downloads that are renamed together, a lock that is let go of at once.
 _OTHERS = {
     "safelm/safety/synthesis/journal.py",
     "safelm/data/shard.py",
     "safelm/io/cache.py",
     "safelm/jobs/output.py",
-    "safelm/safety/classifier/checkpoint.py",
 }

@@ -11,7 +11,6 @@ last.
 
 import hashlib
 import json
-import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from safelm.io import records, remote
+from safelm.io.files import whole_folder
 from safelm.safety.classifier.calibration import Calibration
 from safelm.safety.classifier.harm_kinds import KINDS
 from safelm.safety.classifier.metrics import CLASSES
@@ -70,21 +70,17 @@ def save(
     tensors = {HEAD_FILE: {name: np.asarray(value, np.float32) for name, value in head.items()}}
     if tuned is not None:
         tensors[BACKBONE_FILE] = _flat(tuned)
-    place = pathlib.Path(folder).absolute()
-    parent = None if remote.is_remote(folder) else place.parent
-    if parent:
-        parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{place.name}.partial-") as temporary:
-        whole = pathlib.Path(temporary) / "classifier"
-        whole.mkdir()
-        _write(whole, config, tensors)
-        if parent is None:
+    if remote.is_remote(folder):
+        with tempfile.TemporaryDirectory() as whole:
+            _write(pathlib.Path(whole), config, tensors)
             for name in (*tensors, CONFIG_FILE):
-                remote.upload(str(whole / name), f"{folder.rstrip('/')}/{name}")
-            return
+                remote.upload(f"{whole}/{name}", f"{folder.rstrip('/')}/{name}")
+        return
+    place = pathlib.Path(folder).absolute()
+    with whole_folder(place, "--output") as whole:
+        _write(whole, config, tensors)
         if place.is_dir():
             place.rmdir()  # empty: see `check_free`
-        os.replace(whole, place)
 
 
 def _write(folder: pathlib.Path, config: dict[str, Any], tensors: Mapping[str, Tensors]) -> None:
@@ -92,15 +88,8 @@ def _write(folder: pathlib.Path, config: dict[str, Any], tensors: Mapping[str, T
     for name, values in tensors.items():
         data = safetensors.save({key: np.ascontiguousarray(value) for key, value in values.items()})
         config["files"][name] = hashlib.sha256(data).hexdigest()
-        _write_bytes(folder / name, data)
-    _write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
-
-
-def _write_bytes(path: pathlib.Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        (folder / name).write_bytes(data)
+    (folder / CONFIG_FILE).write_bytes((json.dumps(config, indent=1) + "\n").encode())
 
 
 def read(
