@@ -8,6 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/help.sh
 . scripts/help.sh
+# shellcheck source=scripts/caller.sh
+. scripts/caller.sh
 
 find_python() {
   local candidate

@@ -9,13 +9,22 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/help.sh
 . scripts/help.sh
+# shellcheck source=scripts/caller.sh
+. scripts/caller.sh
 
-run_dir=runs/ladder variant=embedded flags=()
-if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then run_dir=$1; shift; fi
-for flag in "$@"; do
+run_dir=${here}runs/ladder variant=embedded flags=()
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then run_dir=$(from_caller "$1"); shift; fi
+paths='real init_checkpoint config.real config.init_checkpoint records pause_file'
+read_flags "$paths" safelm/ladder/command.py "$@"
+for flag in "${given[@]}"; do
   case $flag in
     --real=*) flags+=("--config.real=${flag#*=}"); [ $variant = embedded ] && variant=real ;;
-    --init_checkpoint=* | --init-checkpoint=*) flags+=("--config.init_checkpoint=${flag#*=}"); variant=smollm2_135m ;;
+    --init_checkpoint=*) flags+=("--config.init_checkpoint=${flag#*=}"); variant=smollm2_135m ;;
+    --config=*)
+      config=${flag#*=}
+      if [ -e "$caller/${config%:*}" ]; then config=$(from_caller "$config"); fi
+      flags+=("--config=$config")
+      ;;
     *) flags+=("$flag") ;;
   esac
 done

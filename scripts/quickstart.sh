@@ -7,10 +7,18 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/help.sh
 . scripts/help.sh
+# shellcheck source=scripts/caller.sh
+. scripts/caller.sh
 
-run_dir=${1:-runs/quickstart}
+run_dir=${1:-}
+if [ $# -gt 1 ] || [ "${run_dir#-}" != "$run_dir" ]; then
+  echo "quickstart.sh: takes a folder and no flags, got $*: see quickstart.sh --help" >&2
+  exit 2
+fi
+run_dir=$(from_caller "$run_dir")
+run_dir=${run_dir:-${here}runs/quickstart}
 scripts/install.sh dev eval serve synthesis
-python="${SAFELM_VENV:-.venv}/bin/python"
+python="${SAFELM_VENV:-${here}.venv}/bin/python"
 mkdir -p "$run_dir/logs"
 shown_dir=$run_dir
 run_dir=$(cd "$run_dir" && pwd)

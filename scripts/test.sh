@@ -7,6 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/help.sh
 . scripts/help.sh
+# shellcheck source=scripts/caller.sh
+. scripts/caller.sh
 
 extras=(dev eval serve synthesis)
 if [ "$(uname -sm)" = "Linux x86_64" ]; then extras+=(tpu); fi  # its compiler: no TPU is needed

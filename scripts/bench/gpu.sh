@@ -11,8 +11,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=scripts/help.sh
 . scripts/help.sh
+# shellcheck source=scripts/caller.sh
+. scripts/caller.sh
 
+read_flags output scripts/bench/gpu.py "$@"
 python=${SAFELM_PYTHON:-}
+wheels=$(from_caller "${SAFELM_WHEELS:-}")
 [ -n "$python" ] || { [ -x .venv/bin/python ] && python=.venv/bin/python || python=python3; }
 "$python" -c 'import jax' 2>/dev/null || { echo "gpu.sh: $python has no JAX (set SAFELM_PYTHON)" >&2; exit 2; }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_PREALLOCATE=false
@@ -25,7 +29,7 @@ if ! "$python" -c "$needed" 2>/dev/null; then
   # The image's Python may itself be a venv, whose packages --system-site-packages does not see.
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/image.pth"
-  from=(); [ -z "${SAFELM_WHEELS:-}" ] || from=(--no-index --find-links "$SAFELM_WHEELS")
+  from=(); [ -z "$wheels" ] || from=(--no-index --find-links "$wheels")
   grep -vE '^(#|jax[>= ])' requirements-train.txt > "$venv/needed.txt"
   grep -vE '^(jax|jaxlib|torch|nvidia)' constraints.txt > "$venv/pins.txt"
   "$venv/bin/python" -m pip install --quiet "${from[@]}" -r "$venv/needed.txt" -c "$venv/pins.txt" || {
@@ -37,4 +41,4 @@ if ! "$python" -c "$needed" 2>/dev/null; then
     echo "gpu.sh: no transformers; its sides will be left out" >&2
   python=$venv/bin/python
 fi
-exec "$python" scripts/bench/gpu.py "$@"
+exec "$python" scripts/bench/gpu.py "${given[@]}"

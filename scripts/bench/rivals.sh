@@ -5,8 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=scripts/help.sh
 . scripts/help.sh
-venv=${SAFELM_BENCH_VENV:-.venv-bench}
-[ -x "$venv/bin/python" ] || "${1:-.venv/bin/python}" -m venv "$venv"
+# shellcheck source=scripts/caller.sh
+. scripts/caller.sh
+venv=$(from_caller "${SAFELM_BENCH_VENV:-}") python=${1:-.venv/bin/python}
+venv=${venv:-.venv-bench}
+case ${1:-} in */*) python=$(from_caller "$1") ;; esac
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # torch first and by itself: so pip takes the build it is configured for (CPU or CUDA).
 "$venv/bin/python" -m pip install --quiet torch==2.13.0
 "$venv/bin/python" -m pip install --quiet torch==2.13.0 litgpt==0.5.13 litdata==0.2.76 datasets==5.0.1

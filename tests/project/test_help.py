@@ -24,7 +24,9 @@ SCRIPTS = sorted(
     if path.stem not in OTHER_VENV and '__name__ == "__main__"' in path.read_text()
 )
 SHELL_SCRIPTS = sorted(
-    path for path in (ROOT / "scripts").rglob("*.sh") if path.name not in ("help.sh", "tpu_vm_workers.sh")
+    path
+    for path in (ROOT / "scripts").rglob("*.sh")
+    if path.name not in ("help.sh", "caller.sh", "tpu_vm_workers.sh")
 )
 PARTS = (
     "safety.synthesis.review",

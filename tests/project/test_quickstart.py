@@ -1,4 +1,4 @@
-"""scripts/quickstart.sh with a stand-in for Python: what it prints, keeps, and ends with."""
+"""Shell scripts with a stand-in for Python: what they print and keep, and from which folder paths are meant."""
 
 import os
 import pathlib
@@ -68,3 +68,67 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
         pytest.skip("needs util-linux's script")
     done = _run(tmp_path, terminal=True)
     assert done.returncode == 0 and "[..........] a synthetic web" in done.stdout and "10/10" in done.stdout
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Lets scripts run with a Python that only writes down what it is asked, in the folder `tmp_path`."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" >>"$ASKED"\n')
+    python.chmod(0o755)
+    for extras in ("dev-eval", "dev-eval-serve-synthesis"):
+        (tmp_path / "venv" / f"installed-{extras}").touch()
+    monkeypatch.setenv("SAFELM_VENV", "venv")
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "asked"
+
+
+def _script(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(ROOT / "scripts" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def test_paths_are_meant_from_the_folder_of_the_call(asked, tmp_path):
+    done = _script("quickstart.sh", "run")
+    assert (tmp_path / "run" / "logs").is_dir() and f"Logs: {tmp_path}/run/logs" in done.stdout
+    assert f"{tmp_path}/venv/bin/safelm serve --checkpoint={tmp_path}/run/raw" in done.stdout
+    assert f"--output={tmp_path}/run/corpus" in asked.read_text().splitlines()
+    asked.unlink()
+    flags = ("--real=data", "--records", "kept", "--config.init-checkpoint=hf:a/b", "--plan", "--init_checkpoint=/w")
+    assert _script("ladder.sh", "study", *flags).returncode == 0
+    given = asked.read_text().splitlines()
+    assert given[2:4] == ["--config=configs/ladder.py:smollm2_135m", f"--output={tmp_path}/study"]
+    assert given[5:] == [
+        *(f"--config.real={tmp_path}/data", f"--records={tmp_path}/kept", "--config.init_checkpoint=hf:a/b"),
+        *("--plan", "--config.init_checkpoint=/w"),
+    ]
+
+
+def test_whoever_calls_from_the_checkout_gets_paths_as_given(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SAFELM_VENV", os.path.relpath(tmp_path / "venv"))
+    run_dir = os.path.relpath(tmp_path / "study")
+    assert _script("ladder.sh", run_dir, "--real=data", "--workers", "3").returncode == 0
+    assert asked.read_text().splitlines()[2:] == [
+        *("--config=configs/ladder.py:real", f"--output={run_dir}", "--workers=2", "--config.real=data", "--workers=3")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("quickstart.sh", ("--seed=3",), "takes a folder and no flags, got --seed=3"),
+        ("quickstart.sh", ("run", "other"), "takes a folder and no flags, got run other"),
+        ("ladder.sh", ("--seed=3",), "unknown argument --seed=3"),
+        ("ladder.sh", ("study", "other"), "unknown argument other"),
+        ("bench/gpu.sh", ("--part=x",), "unknown argument --part=x"),
+    ],
+)
+def test_an_unknown_argument_is_refused_before_anything_is_installed(tmp_path, monkeypatch, name, arguments, said):
+    monkeypatch.setenv("SAFELM_VENV", str(tmp_path / "venv"))
+    monkeypatch.setenv("SAFELM_PYTHON", "/absent/python")
+    done = _script(name, *arguments)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
