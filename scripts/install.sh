@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 . scripts/help.sh
 # shellcheck source=scripts/caller.sh
 . scripts/caller.sh
+# shellcheck source=scripts/venv.sh
+. scripts/venv.sh
 
 find_python() {
   local candidate
@@ -44,7 +46,10 @@ venv=${SAFELM_VENV:-.venv}
 pins=constraints.txt stamp="$venv/installed-${extras//,/-}"
 if [ "$hashed" = 1 ]; then pins=requirements-hashed.txt stamp="$venv/installed-hashed"; fi
 if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt "$pins" ]; then exit 0; fi
-[ -x "$venv/bin/python" ] || "$(find_python)" -m venv "$venv"
+if ! has_pip "$venv"; then
+  python=$(find_python)
+  make_venv "$python" "$venv"
+fi
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
 if [ "$hashed" = 1 ]; then

@@ -13,6 +13,8 @@ cd "$(dirname "$0")/../.."
 . scripts/help.sh
 # shellcheck source=scripts/caller.sh
 . scripts/caller.sh
+# shellcheck source=scripts/venv.sh
+. scripts/venv.sh
 
 read_flags output scripts/bench/gpu.py "$@"
 python=${SAFELM_PYTHON:-}
@@ -25,7 +27,7 @@ needed+=', safetensors, tokenizers, tqdm'
 if ! "$python" -c "$needed" 2>/dev/null; then
   venv=.venv-gpu
   echo "gpu.sh: installing what $python lacks into $venv" >&2
-  [ -x "$venv/bin/python" ] || "$python" -m venv --system-site-packages "$venv"
+  has_pip "$venv" || make_venv "$python" "$venv" --system-site-packages
   # The image's Python may itself be a venv, whose packages --system-site-packages does not see.
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/image.pth"

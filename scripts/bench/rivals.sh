@@ -7,10 +7,12 @@ cd "$(dirname "$0")/../.."
 . scripts/help.sh
 # shellcheck source=scripts/caller.sh
 . scripts/caller.sh
+# shellcheck source=scripts/venv.sh
+. scripts/venv.sh
 venv=$(from_caller "${SAFELM_BENCH_VENV:-}") python=${1:-.venv/bin/python}
 venv=${venv:-.venv-bench}
 case ${1:-} in */*) python=$(from_caller "$1") ;; esac
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+has_pip "$venv" || make_venv "$python" "$venv"
 # torch first and by itself: so pip takes the build it is configured for (CPU or CUDA).
 "$venv/bin/python" -m pip install --quiet torch==2.13.0
 "$venv/bin/python" -m pip install --quiet torch==2.13.0 litgpt==0.5.13 litdata==0.2.76 datasets==5.0.1

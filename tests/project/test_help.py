@@ -26,7 +26,7 @@ SCRIPTS = sorted(
 SHELL_SCRIPTS = sorted(
     path
     for path in (ROOT / "scripts").rglob("*.sh")
-    if path.name not in ("help.sh", "caller.sh", "tpu_vm_workers.sh")
+    if path.name not in ("help.sh", "caller.sh", "venv.sh", "tpu_vm_workers.sh")
 )
 PARTS = (
     "safety.synthesis.review",

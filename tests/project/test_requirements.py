@@ -90,7 +90,7 @@ def _install(tmp_path: pathlib.Path, *extras: str, **environment: str) -> subpro
     """install.sh with a Python that only writes down what it is asked."""
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked.txt\n')
+    python.write_text(f'#!/bin/sh\n[ "$3" = --version ] || echo "$*" >>{tmp_path}/asked.txt\n')
     python.chmod(0o755)
     env = {"PATH": os.environ["PATH"], "SAFELM_VENV": str(tmp_path / "venv"), **environment}
     command = ["bash", str(ROOT / "scripts" / "install.sh"), *extras]
@@ -116,6 +116,22 @@ def test_install_with_hashes(tmp_path):
     for extra in ("parity", "tracking"):
         done = _install(tmp_path, extra, SAFELM_HASHES="1")
         assert done.returncode == 2 and f"does not go with the extra {extra}" in done.stderr
+
+
+@pytest.mark.parametrize(("package", "flags"), [("pip", "--clear "), ("jax", "")])
+def test_install_makes_an_interrupted_environment_anew_but_clears_no_packages(tmp_path, package, flags):
+    venv = tmp_path / "venv"
+    (venv / "lib" / "python3.12" / "site-packages" / package).mkdir(parents=True)
+    (venv / "pyvenv.cfg").touch()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] || {{ echo "$*" >>{tmp_path}/asked.txt; exit 7; }}\n')
+    python.chmod(0o755)
+    (venv / "bin").mkdir()
+    (venv / "bin" / "python").symlink_to("/bin/false")
+    env = {"PATH": os.environ["PATH"], "SAFELM_VENV": str(venv), "SAFELM_PYTHON": str(python)}
+    done = subprocess.run(["bash", str(ROOT / "scripts" / "install.sh")], env=env, capture_output=True, timeout=60)
+    assert done.returncode == 7
+    assert (tmp_path / "asked.txt").read_text() == f"-m venv {flags}{venv}\n"
 
 
 def test_install_names_an_extra_that_is_none(tmp_path):

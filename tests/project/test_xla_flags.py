@@ -107,7 +107,7 @@ def test_install_takes_the_newest_python_that_runs_and_can_make_environments(tmp
     checkout, programs = tmp_path / "checkout", tmp_path / "bin"
     (checkout / "scripts").mkdir(parents=True)
     programs.mkdir()
-    for name in ("install.sh", "help.sh", "caller.sh"):
+    for name in ("install.sh", "help.sh", "caller.sh", "venv.sh"):
         shutil.copy(ROOT / "scripts" / name, checkout / "scripts")
     for name in ("pyproject.toml", "constraints.txt"):
         (checkout / name).touch()
