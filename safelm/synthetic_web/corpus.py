@@ -163,8 +163,6 @@ def _complete(folder: pathlib.Path, recipe: Recipe) -> dict[str, Any] | None:
         if (size := os.path.getsize(folder / name)) != listed[name].get("bytes"):
             was = f"{RECIPE_FILE} lists it with {listed[name].get('bytes')}"
             raise ValueError(f"{folder / name}: has {size} bytes, and {was}: remove the file, and it is written again")
-    if missing:
-        _logger.info("%s: %s is missing (%d files in all): written again", folder, missing[0], len(missing))
     return None if missing else found
 
 
@@ -180,6 +178,8 @@ def _begin(folder: pathlib.Path, recipe: Recipe) -> None:
         check_same(f"--output={folder}", former, _settings(recipe), flags)
     elif not (folder / RECIPE_FILE).exists() and not OutputFolder(str(folder)).is_empty():
         raise ValueError(f"--output={folder}: it holds other files; choose a new folder, or remove that one")
+    if (folder / RECIPE_FILE).exists():
+        _logger.info("%s: writes again what is missing of the files that %s lists", folder, RECIPE_FILE)
     records.write(begun, _settings(recipe))
     (folder / RECIPE_FILE).unlink(missing_ok=True)
     for unfinished in folder.rglob(f"{whole_files.UNFINISHED}*"):
