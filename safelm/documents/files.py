@@ -5,6 +5,7 @@ import dataclasses
 import fnmatch
 import glob
 import hashlib
+import logging
 import os
 import posixpath
 import re
@@ -16,6 +17,8 @@ from fsspec.utils import glob_translate
 from safelm.documents.opening import check_regular
 from safelm.documents.outputs import MANIFEST_NAME, Outputs, beside
 from safelm.io import hub, remote
+
+_logger = logging.getLogger(__name__)
 
 PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 PARQUET = ".parquet"
@@ -68,7 +71,7 @@ def find(patterns: str | Sequence[str]) -> list[DocumentFile]:
 def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[str]:
     """Sorted paths of the files below a folder with one of the names (perhaps with `*`) and suffixes; may be empty.
 
-    Raises ValueError naming a file that a set of them, such as train-00000-of-00004.parquet, lacks.
+    Warns of a set of numbered files, such as train-00000-of-00004.parquet, that isn't whole.
     """
     files, inner = remote.filesystem(folder)
     inner = inner.rstrip("/")
@@ -88,21 +91,19 @@ def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFF
         if name.endswith(tuple(suffixes))
         and any(fnmatch.fnmatchcase(posixpath.basename(name), wanted) for wanted in names)
     ]
-    _check_sets(named)
+    _warn_of_missing(named)
     return sorted(found[name].path for name in _once(named, entries))
 
 
-def _check_sets(names: Iterable[str]) -> None:
-    """Raises ValueError naming the first file that a set of numbered files lacks."""
+def _warn_of_missing(names: Iterable[str]) -> None:
+    """One line for each set of numbered files that lacks some: part of a published set, or an unfinished copy."""
     sets: dict[tuple[str, str, str], set[int]] = collections.defaultdict(set)
     for match in filter(None, map(_OF_A_SET.fullmatch, names)):
         sets[match["stem"], match["count"], match["suffix"]].add(int(match["index"]))
     for (stem, count, end), found in sorted(sets.items()):
         if missing := set(range(int(count))) - found:
-            raise ValueError(
-                f"{stem}{min(missing):05d}-of-{count}{end}: is missing, there are {len(found):,} of {int(count):,}: "
-                "restore it, or rename the others to read them alone"
-            )
+            first = f"{stem}{min(missing):05d}-of-{count}{end}"
+            _logger.warning("%s: is missing; there are %d of %d, which are read alone", first, len(found), int(count))
 
 
 def file_at(path: str) -> DocumentFile:
