@@ -24,7 +24,7 @@ arguments, under another prefix for a second set.
 | instructions    | instructions    | all                                                               |
 | refusal_...     | ultrachat, wildguardmix, wildjailbreak: every answer behind a refusal token         |
 | canaries        | canaries        | all, none held out (`safelm.canaries`)                            |
-| alignment_text  | alignment_text  | all: a folder of your own                                         |
+| alignment_text  | alignment_text  | all, none held out: a folder of your own                          |
 
 The tasks of `data_tasks.interventions` are made of raw_web too: masked_web, masked_unsafe_web, unlikelihood_web,
 weighted_web, span_tagged_web, red_flag_span_web (these need annotations with spans), token_tagged_web, red_flag_web,
@@ -62,7 +62,8 @@ from safelm.text.harm_tags import inject_harm_tag
 from safelm.text.tokenizer import Tokenizer
 
 TFDS_PREFIX = "tfds:"
-CANARIES = "canaries"
+CANARIES, ALIGNMENT_TEXT = "canaries", "alignment_text"
+_WHOLE = (CANARIES, ALIGNMENT_TEXT)  # of these nothing is held out: each document is there to be learned
 METADATA_COLUMNS = ("url", "metadata.url")
 NO_DATA_DIR = "(no --data_dir given)"  # what an error then names as the folder
 CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} | {
@@ -70,7 +71,7 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
     "harm_tagged_web": "raw_web",
     "harm_tagged_chat": "wildguardmix",
     CANARIES: CANARIES,
-    "alignment_text": "alignment_text",
+    ALIGNMENT_TEXT: ALIGNMENT_TEXT,
     **{source: source.removeprefix("refusal_") for source in rates.REFUSAL_SOURCES},
     **dict.fromkeys(INTERVENTIONS, "raw_web"),
 }
@@ -159,7 +160,7 @@ def register(
             source = WebDocumentSource(
                 place,
                 row_format=_row_format(source_name, parameters, columns | beside),
-                validation_fraction=0.0 if source_name == CANARIES else settings.validation_fraction,
+                validation_fraction=0.0 if source_name in _WHOLE else settings.validation_fraction,
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
             )

@@ -279,7 +279,7 @@ def test_parameters_and_missing_spans_are_named(cached):
 
 def test_alignment_text_is_read_as_often_as_its_share_of_a_phase_asks(cached):
     write_rows(cached / "corpus/alignment_text/train-0.jsonl", [{"text": f"an honest text {i}"} for i in range(3)])
-    cache(cached, "tokens", "alignment_text", validation_fraction=0)
+    cache(cached, "tokens", "alignment_text")
     config = tiny_runs.tiny_config(cached, total_steps=20)
     with config.unlocked():
         late = {"start": 0.5, "rates": {"raw_web": 0.75, "alignment_text": 0.25}}
