@@ -3,7 +3,8 @@
 A file of annotations (`safelm.documents.annotations`) that has the column `notes` says for every row a list of
 
     kind           "reflection", on what stands before its place, or "preflection", before the document
-    position       the place in characters (Unicode code points): the note belongs before the one with this number
+    position       the place in characters (Unicode code points): the note belongs before the one with this number; of a
+                   preflection 0, for which a place behind nothing but literal harm tags is taken
     token_index    the place in tokens, and
     vocab_hash     of the vocabulary that it was counted with
     first_person   the note in the first person, and
@@ -19,6 +20,8 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from safelm.text.harm_tags import remove_harm_tags
 
 COLUMN = "notes"
 KINDS = ("reflection", "preflection")
@@ -109,7 +112,9 @@ def _parse_one(value: Any, text: str, where: str) -> Note:
     if places["position"] > len(text):
         raise ValueError(f"{where}: position {places['position']} is beyond the text's {len(text)} characters")
     if kind == "preflection" and places["position"]:
-        raise ValueError(f"{where}: a preflection stands before the document, not at {places['position']}")
+        if remove_harm_tags(text[: places["position"]])[0]:
+            raise ValueError(f"{where}: a preflection stands before the document, not at {places['position']}")
+        places["position"] = 0
     strings = {name: _string(value, name, where) for name in _STRINGS}
     if strings["verdict"] not in ("", *VERDICTS):
         raise ValueError(f"{where}: verdict {strings['verdict'][:40]!r} is none of {', '.join(VERDICTS)}")

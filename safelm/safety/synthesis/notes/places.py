@@ -82,7 +82,8 @@ class ReadingPauses:
             seen = text[: int(offsets_N2[boundaries[-1] - 1, 1])] if self.settings.place == BEFORE else text[:place]
             if not seen.strip():
                 continue
-            position = place if kept is None else [*kept, len(source.text)][place]
+            # Of the text as it is in the corpus; what stands before the document also stands before a tag there.
+            position = place if kept is None or not place else [*kept, len(source.text)][place]
             identity = f"{source.id}#{number}" if self.settings.interval else source.id
             pause = Pause(position, index, self.tokenizer.hash)
             found.append(dataclasses.replace(source, id=identity, text=seen, pause=pause))
