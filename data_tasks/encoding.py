@@ -40,6 +40,7 @@ def encode_documents(
         lost_bytes=_counts([tokenizer.count_lost_bytes(text) for text in prepared]),
         removed_tags=_counts([count for _, count in cleaned]),
         cut_tokens=np.zeros(len(documents), np.int32),
+        unmarked=np.zeros(len(documents), np.int32),
     )
 
 
@@ -86,6 +87,7 @@ def encode_chats(
         lost_bytes=_counts(lost_bytes),
         removed_tags=_counts(removed),
         cut_tokens=np.zeros(len(documents), np.int32),
+        unmarked=np.zeros(len(documents), np.int32),
     )
 
 
@@ -113,6 +115,7 @@ def encode_marked(
         lost_bytes=_counts([tokenizer.count_lost_bytes(each.text) for each in documents]),
         removed_tags=_counts([each.removed_tags for each in made]),
         cut_tokens=_counts([each.cut_tokens for each in made]),
+        unmarked=_counts([intervention.needs_more and not each.is_marked for each in made]),
     )
 
 

@@ -8,7 +8,7 @@ together.
 Tokens are put in between tokens, never into one: without them the ids are those of the text.
 
 Notes (`safelm.documents.notes`) are put in at their places, each between two control tokens, in a window with room for
-them: the first `document_tokens` tokens of the document, and `note_tokens` more.
+them: the first `document_tokens` tokens of the document, and `note_tokens` more. A document without notes is cut alike.
 """
 
 import bisect
@@ -66,6 +66,7 @@ class Marks:
       inserted_weight: the loss weight of these.
       prefix: ids before the document; the loss doesn't count them.
       end_weight: the loss weight of the document's end.
+      is_text_learned: whether the loss counts the document's tokens and its end at all.
       kept: of the document's tokens, those that stay; None for all.
       inserted_kind: of `safelm.data.token_kinds`, what these are.
     """
@@ -76,13 +77,22 @@ class Marks:
     inserted_weight: float = 1
     prefix: Sequence[int] = ()
     end_weight: float = 1
+    is_text_learned: bool = True
     kept: int | None = None
     inserted_kind: int = TAG
+
+    @property
+    def are_there(self) -> bool:
+        """Whether the intervention found something in the document to mark."""
+        return bool(self.inserted or self.prefix or (self.loss_weight_N != 1).any() or self.unlikelihood_N.any())
 
 
 @dataclasses.dataclass(frozen=True)
 class MarkedDocument:
-    """A document's tokens with its end, their weights and kinds (`safelm.data.token_kinds`)."""
+    """A document's tokens with its end, their weights and kinds (`safelm.data.token_kinds`).
+
+    `is_marked`: whether there was anything to mark, such as a risky span, a note or a URL.
+    """
 
     tokens: Int32[np.ndarray, " tokens"]
     loss_weight: Float32[np.ndarray, " tokens"]
@@ -90,6 +100,7 @@ class MarkedDocument:
     kind: Int32[np.ndarray, " tokens"]
     removed_tags: int
     cut_tokens: int = 0
+    is_marked: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +115,11 @@ class Intervention:
     is_unsafe_only: bool = False  # only documents of at least `min_harm_score`
     is_safe_only: bool = False  # only documents of a lower score
     has_unlikelihood: bool = False
+
+    @property
+    def needs_more(self) -> bool:
+        """Whether it marks what is beside a document's text, which a document may lack."""
+        return self.needs_spans or self.needs_notes or self.needs_metadata
 
 
 def _mask(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
@@ -171,7 +187,7 @@ def _insert_flags(
     ]
     marks.inserted_kind = CONTROL
     if settings.flag_loss == "flag":
-        marks.loss_weight_N[:], marks.end_weight = 0, 0
+        marks.is_text_learned = False
 
 
 def _condition(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
@@ -199,6 +215,9 @@ def _put_metadata_before(text: TokenizedText, settings: InterventionSettings, ma
 
 
 def _insert_notes(kind: str, text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
+    total, kept = len(text.ids_N), min(len(text.ids_N), settings.document_tokens)
+    marks.kept, marks.end_weight = kept, float(kept == total)  # a cut document doesn't end there
+    marks.is_text_learned = settings.note_loss != "note"
     found = [note for note in text.notes if note.kind == kind]
     if not found:
         return
@@ -206,7 +225,6 @@ def _insert_notes(kind: str, text: TokenizedText, settings: InterventionSettings
     ends = [control_id(tokenizer, token) for token in (settings.note_open_token, settings.note_close_token)]
     spelled = [note_files.spelled(note, settings.note_voice, settings.note_form) for note in found]
     places = [_token_of(note, text, where) for note in found]
-    total, kept = len(text.ids_N), min(len(text.ids_N), settings.document_tokens)
     if beyond := [place for place in places if place > kept]:
         raise ValueError(f"{where}: a note belongs before token {beyond[0]}, document_tokens is {kept}")
     ids = [[ends[0], *encoded.tolist(), ends[1]] for encoded in tokenizer.encode_batch(spelled)]
@@ -215,10 +233,7 @@ def _insert_notes(kind: str, text: TokenizedText, settings: InterventionSettings
             f"{where}: its notes and its end need {needed} tokens, note_tokens reserves {settings.note_tokens}"
         )
     marks.inserted = [(place, each) for place, some in zip(places, ids, strict=True) for each in some]
-    marks.inserted_weight, marks.inserted_kind, marks.kept = float(settings.note_loss != "text"), NOTE, kept
-    if settings.note_loss == "note":
-        marks.loss_weight_N[:] = 0
-    marks.end_weight = float(settings.note_loss != "note" and kept == total)  # a cut document doesn't end there
+    marks.inserted_weight, marks.inserted_kind = float(settings.note_loss != "text"), NOTE
 
 
 def _token_of(note: Note, text: TokenizedText, where: str) -> int:
@@ -290,19 +305,20 @@ def mark_documents(
 
 def _assembled(document: TokenizedText, marks: Marks, removed: int) -> MarkedDocument:
     places, kept = [place for place, _ in marks.inserted], marks.kept
+    loss_weight_N, end_weight = marks.loss_weight_N * marks.is_text_learned, marks.end_weight * marks.is_text_learned
 
     def extended(values: np.ndarray, inserted: Any, prefix: Any, end: Any) -> np.ndarray:
         return np.concatenate([prefix, np.insert(values[:kept], places, inserted), [end]]).astype(values.dtype)
 
     tokens = extended(document.ids_N, [i for _, i in marks.inserted], marks.prefix, document.tokenizer.eos_id)
-    loss_weight = extended(marks.loss_weight_N, marks.inserted_weight, [0] * len(marks.prefix), marks.end_weight)
+    loss_weight = extended(loss_weight_N, marks.inserted_weight, [0] * len(marks.prefix), end_weight)
     unlikelihood = extended(marks.unlikelihood_N, 0, [0] * len(marks.prefix), 0)
-    of_text_N = np.where(marks.loss_weight_N > 0, TEXT, MASKED).astype(np.int32)
+    of_text_N = np.where(loss_weight_N > 0, TEXT, MASKED).astype(np.int32)
     of_text_N[marks.unlikelihood_N > 0] = UNLIKELY
-    end = TEXT if marks.end_weight else MASKED
+    end = TEXT if end_weight else MASKED
     kind = extended(of_text_N, marks.inserted_kind, [PREFIX] * len(marks.prefix), end)
     cut_tokens = len(document.ids_N[kept:]) if kept is not None else 0
-    return MarkedDocument(tokens, loss_weight, unlikelihood, kind, removed, cut_tokens)
+    return MarkedDocument(tokens, loss_weight, unlikelihood, kind, removed, cut_tokens, marks.are_there)
 
 
 def _without_tags(

@@ -24,7 +24,7 @@ from safelm.tags import MAX_SCORE
 
 _BATCH_DOCUMENTS = 256
 _BESIDE = ("spans", "notes", "metadata")  # strings that an example may have beside its text
-_COUNTS = ("lost_bytes", "removed_tags", "cut_tokens")
+_COUNTS = ("lost_bytes", "removed_tags", "cut_tokens", "unmarked")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,8 @@ class Encode:
         none = tf.fill(tf.shape(batch["id"]), "")
         inputs = [batch["id"], batch["text"], batch["harm_score"], *(batch.get(name, none) for name in _BESIDE)]
         dtypes = [tf.int32 if name == "kind" else tf.float32 for name in self.channel_names]
-        arrays = tf.numpy_function(self._arrays, inputs, [tf.int32, *dtypes, *[tf.int32] * 4], stateful=False)
+        outputs = [tf.int32, *dtypes, tf.int32, *[tf.int32] * len(_COUNTS)]
+        arrays = tf.numpy_function(self._arrays, inputs, outputs, stateful=False)
         arrays = [tf.ensure_shape(array, [None]) for array in arrays]
         named = dict(zip(("targets", *self.channel_names, "lengths", *_COUNTS), arrays, strict=True))
         lengths = named.pop("lengths")

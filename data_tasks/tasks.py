@@ -77,7 +77,7 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
 }
 _SCORED = ("filtered_web", "harm_tagged_web", *(name for name, each in INTERVENTIONS.items() if each.needs_score))
 _ANNOTATED = "raw_web"
-PREPROCESSING_VERSION = 1  # raise it when the same documents and settings would give other tokens
+PREPROCESSING_VERSION = 2  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256
 
 

@@ -26,6 +26,7 @@ class EncodedBatch:
       lost_bytes: bytes of the text without a token.
       removed_tags: literal tags that the text had.
       cut_tokens: tokens that were cut off.
+      unmarked: 1 where the task marks what is beside a text (spans, notes, metadata) and there was nothing to mark.
     """
 
     ids: Sequence[str]
@@ -35,6 +36,7 @@ class EncodedBatch:
     lost_bytes: Int32[np.ndarray, " documents"]
     removed_tags: Int32[np.ndarray, " documents"]
     cut_tokens: Int32[np.ndarray, " documents"]
+    unmarked: Int32[np.ndarray, " documents"]
 
     def one_by_one(self) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
         """Id, tokens and channels of each document."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.caching.shards import TOKEN_KINDS, CacheJob
+from safelm.caching.shards import TOKEN_KINDS, UNMARKED, CacheJob
 from safelm.caching.upload import SETTINGS_NAME, Bucket
 from safelm.data.channels import CHANNELS
 from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
@@ -81,7 +81,7 @@ class StorePlan:
                 "settings": dict(self.settings),
                 "score_columns": dict(sum((Counter(shard.extra.get("score_columns")) for shard in shards), Counter())),
                 **totals,
-                **_cut_tokens(shards),
+                **_rare_counts(shards),
                 **_token_kinds(shards),
             },
         )
@@ -92,10 +92,10 @@ class StorePlan:
         return manifest
 
 
-def _cut_tokens(shards: Sequence[ShardInfo]) -> dict[str, int]:
-    """The tokens that a task cut off documents with notes, if any."""
-    found = sum(shard.extra.get("num_cut_tokens", 0) for shard in shards)
-    return {"num_cut_tokens": found} if found else {}
+def _rare_counts(shards: Sequence[ShardInfo]) -> dict[str, int]:
+    """The tokens that a task of notes cut off, and the documents in which a task had nothing to mark, if any."""
+    found = {name: sum(shard.extra.get(name, 0) for shard in shards) for name in ("num_cut_tokens", UNMARKED)}
+    return {name: count for name, count in found.items() if count}
 
 
 def _token_kinds(shards: Sequence[ShardInfo]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ _LINE_OF_TENSORFLOW = re.compile(
     r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] (tensorflow|external|xla)/"
 )
 _REPORT_EVERY_DOCUMENTS = 256
-_COUNTED = ("lost_bytes", "removed_tags", "cut_tokens")  # of an example or batch
+_COUNTED = ("lost_bytes", "removed_tags", "cut_tokens", "unmarked")  # of an example or batch
+UNMARKED = "num_unmarked_documents"  # of a manifest: documents without a span, note or host that the task marks
 TOKEN_KINDS = "token_kinds"  # of a manifest: how many of its tokens are of each of `KINDS`, but for text
 
 
@@ -157,6 +158,7 @@ class _Tally:
     removed_tags: int = 0
     loss_tokens: int = 0
     cut_tokens: int = 0
+    unmarked: int = 0
     kinds: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(len(KINDS), np.int64))
 
     def add(self, num_tokens: int, channels: Mapping[str, np.ndarray], counted: Mapping[str, Any]) -> None:
@@ -173,9 +175,8 @@ class _Tally:
         found["num_loss_tokens"] = self.loss_tokens
         if has_kinds:
             found[TOKEN_KINDS] = dict(zip(KINDS[1:], self.kinds.tolist()[1:], strict=True))
-        if self.cut_tokens:
-            found["num_cut_tokens"] = self.cut_tokens
-        return found
+        rare = {"num_cut_tokens": self.cut_tokens, UNMARKED: self.unmarked}
+        return found | {name: count for name, count in rare.items() if count}
 
 
 def _write_batches(

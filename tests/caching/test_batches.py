@@ -86,7 +86,7 @@ def test_every_step_gives_the_same_called_with_examples_or_with_documents(regist
         of_examples = np.concatenate([each[name] for each in examples])
         assert of_batches.dtype == of_examples.dtype
         np.testing.assert_array_equal(of_batches, of_examples)
-    for name in ("lost_bytes", "removed_tags", "cut_tokens"):
+    for name in ("lost_bytes", "removed_tags", "cut_tokens", "unmarked"):
         assert [int(each[name]) for each in examples] == joined(found, name)
 
 
@@ -110,7 +110,7 @@ def test_stores_have_the_same_bytes_either_way(corpus, tokenizer, tmp_path, monk
 def made_of(numbers):
     zeros = np.zeros(len(numbers), np.int32)
     return batches.EncodedBatch(
-        list(map(str, numbers)), np.array(numbers, np.int32), zeros + 1, {}, zeros, zeros, zeros
+        list(map(str, numbers)), np.array(numbers, np.int32), zeros + 1, {}, zeros, zeros, zeros, zeros
     )
 
 
