@@ -115,7 +115,7 @@ def encode_marked(
         lost_bytes=_counts([tokenizer.count_lost_bytes(each.text) for each in documents]),
         removed_tags=_counts([each.removed_tags for each in made]),
         cut_tokens=_counts([each.cut_tokens for each in made]),
-        unmarked=_counts([intervention.needs_more and not each.is_marked for each in made]),
+        unmarked=_counts([intervention.sought is not None and not each.is_marked for each in made]),
     )
 
 

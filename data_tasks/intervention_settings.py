@@ -8,6 +8,7 @@ from safelm.documents.notes import FORMS, VOICES
 from safelm.documents.spans import Span
 from safelm.tags import MAX_SCORE, TAG_RATE
 
+METADATA_COLUMNS = ("url", "metadata.url")
 LOSSES = ("both", "note", "text")
 FLAG_LOSSES = ("both", "flag")
 _KINDS = (
@@ -84,6 +85,11 @@ class InterventionSettings:
                     f"{self.refuse_token}, of refusals of no category named, nor {self.respond_token}"
                 )
 
+    @property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """The columns of which the first that a row has is its metadata."""
+        return (self.metadata_column,) if self.metadata_column else METADATA_COLUMNS
+
     def is_risky(self, span: Span) -> bool:
         """Whether a span is one of those that are masked, made unlikely or tagged."""
         return self.is_looked_at(span) and (not self.labels or span.label in self.labels)
@@ -91,6 +97,23 @@ class InterventionSettings:
     def is_looked_at(self, span: Span) -> bool:
         """Whether a span is of a kind that counts."""
         return not self.kinds or span.kind in self.kinds
+
+    def a_risky_span(self) -> str:
+        """`is_risky` in words, for messages."""
+        return self._a_span(f"`labels` {', '.join(self.labels)}" if self.labels else "")
+
+    def a_weighted_span(self) -> str:
+        """The spans that have a weight, in words."""
+        return self._a_span(f"a label of `weights`, {', '.join(self.weights)}")
+
+    def metadata_wanted(self) -> str:
+        """What of a document's metadata stands before it, in words."""
+        what = "a host" if "{domain}" in self.metadata_form else "a value"
+        return f"{what} in {' or '.join(self.metadata_columns)} (`metadata_column`)"
+
+    def _a_span(self, labels: str) -> str:
+        kinds = f"`kinds` {', '.join(self.kinds)}" if self.kinds else ""
+        return " of ".join(filter(None, ("a span", " and ".join(filter(None, (labels, kinds))))))
 
 
 def read(given: Mapping[str, Any], **shared: Any) -> InterventionSettings:

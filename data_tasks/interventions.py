@@ -14,7 +14,6 @@ them: the first `document_tokens` tokens of the document, and `note_tokens` more
 import bisect
 import dataclasses
 import functools
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from data_tasks.hosts import host
 from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.readers import Document
 from safelm.data.token_kinds import CONTROL, MASKED, NOTE, PREFIX, TAG, TEXT, UNLIKELY
@@ -105,7 +105,10 @@ class MarkedDocument:
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """A task: which documents it takes of the raw web, and what it makes of one."""
+    """A task: which documents it takes of the raw web, and what it makes of one.
+
+    `sought`: of one that marks what is beside a text, such as spans, what a document must have, in words.
+    """
 
     mark: Callable[[TokenizedText, InterventionSettings, Marks], None]
     needs_spans: bool = False
@@ -115,11 +118,7 @@ class Intervention:
     is_unsafe_only: bool = False  # only documents of at least `min_harm_score`
     is_safe_only: bool = False  # only documents of a lower score
     has_unlikelihood: bool = False
-
-    @property
-    def needs_more(self) -> bool:
-        """Whether it marks what is beside a document's text, which a document may lack."""
-        return self.needs_spans or self.needs_notes or self.needs_metadata
+    sought: Callable[[InterventionSettings], str] | None = None
 
 
 def _mask(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
@@ -199,16 +198,9 @@ def _leave(text: TokenizedText, settings: InterventionSettings, marks: Marks) ->
     """As it is."""
 
 
-def _host(url: str) -> str:
-    try:
-        return urllib.parse.urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
-
-
 def _put_metadata_before(text: TokenizedText, settings: InterventionSettings, marks: Marks) -> None:
     """No loss on it; a document without any, or whose URL names no host, stays as it is."""
-    domain = _host(text.metadata)
+    domain = host(text.metadata)
     if text.metadata and (domain or "{domain}" not in settings.metadata_form):
         spelled = settings.metadata_form.replace("{domain}", domain).replace("{value}", text.metadata)
         marks.prefix = text.tokenizer.encode(spelled)
@@ -252,29 +244,41 @@ def _token_of(note: Note, text: TokenizedText, where: str) -> int:
     return note.token_index
 
 
+def _risky_and_unsafe(settings: InterventionSettings) -> str:
+    return f"{settings.a_risky_span()} and harm score {settings.min_harm_score} or more"
+
+
+def _of_notes(kind: str) -> Intervention:
+    mark = functools.partial(_insert_notes, kind)
+    return Intervention(mark, needs_notes=True, sought=lambda settings: f"a note of kind {kind!r}")
+
+
+_of_spans = functools.partial(Intervention, needs_spans=True, sought=InterventionSettings.a_risky_span)
 INTERVENTIONS: Mapping[str, Intervention] = MappingProxyType(
     {
         # SLUNG (arXiv 2505.03052): risky tokens are read, as what goes before others, and not learned ..
-        "masked_web": Intervention(_mask, needs_spans=True),
-        "masked_unsafe_web": Intervention(_mask_unsafe, needs_spans=True, needs_score=True),
+        "masked_web": _of_spans(_mask),
+        "masked_unsafe_web": _of_spans(_mask_unsafe, needs_score=True, sought=_risky_and_unsafe),
         # .. or made unlikely (its other form; Welleck et al. 2020).
-        "unlikelihood_web": Intervention(_make_unlikely, needs_spans=True, has_unlikelihood=True),
-        "weighted_web": Intervention(_weigh, needs_spans=True),
-        "span_tagged_web": Intervention(_tag_spans, needs_spans=True),
+        "unlikelihood_web": _of_spans(_make_unlikely, has_unlikelihood=True),
+        "weighted_web": _of_spans(_weigh, sought=InterventionSettings.a_weighted_span),
+        "span_tagged_web": _of_spans(_tag_spans),
         "token_tagged_web": Intervention(_tag_tokens, needs_score=True, is_unsafe_only=True),
         # Red-flag tokens (arXiv 2502.16366), in unsafe documents or in each risky span.
         "red_flag_web": Intervention(_raise_flag, needs_score=True),
-        "red_flag_span_web": Intervention(_raise_flags_in_spans, needs_spans=True),
+        "red_flag_span_web": _of_spans(_raise_flags_in_spans),
         # Conditional training (Korbak et al. 2023, arXiv 2302.08582).
         "conditioned_web": Intervention(_condition, needs_score=True),
         # The raw web in two by harm score, for gradient routing (`safelm.models.routing`), which goes by source.
         "unsafe_web": Intervention(_leave, needs_score=True, is_unsafe_only=True),
         "safer_web": Intervention(_leave, needs_score=True, is_safe_only=True),
         # MeCo (Gao et al. 2025, arXiv 2501.01956).
-        "metadata_web": Intervention(_put_metadata_before, needs_metadata=True),
+        "metadata_web": Intervention(
+            _put_metadata_before, needs_metadata=True, sought=InterventionSettings.metadata_wanted
+        ),
         # Notes in or before documents (arXiv 2606.19168).
-        "reflected_web": Intervention(functools.partial(_insert_notes, "reflection"), needs_notes=True),
-        "preflected_web": Intervention(functools.partial(_insert_notes, "preflection"), needs_notes=True),
+        "reflected_web": _of_notes("reflection"),
+        "preflected_web": _of_notes("preflection"),
     }
 )
 

@@ -52,11 +52,13 @@ class Encode:
     Attributes:
       encode: makes the batch of documents and `tokenizer`, which is loaded when it is first needed.
       channel_names: of the batch's channels.
+      sought: what the documents that are not `unmarked` have, in words; "" for tasks that mark nothing beside a text.
     """
 
     vocabulary: SafeLMVocabulary
     encode: Callable[..., EncodedBatch]
     channel_names: Sequence[str] = ()
+    sought: str = ""
 
     def on_documents(self, documents: Sequence[Document]) -> EncodedBatch:
         """A batch of documents encoded."""

@@ -26,6 +26,7 @@ __all__ = ["Document", "MalformedError", "MalformedLimit", "ReadReport", "RowFor
 _HARM_SCORE, _SPANS, _NOTES, _METADATA = "harm score", "spans", "notes", "metadata"
 
 _NOTES_ADVICE = "`safelm.synthesize --kind=reflection` writes some, --annotations names them"
+_SHOWN = 40  # characters of an annotator's name for something
 _logger = logging.getLogger(__name__)
 
 
@@ -49,14 +50,24 @@ class Document:
     notes: tuple[Note, ...] = ()
     metadata: str = ""
 
+    def beside(self) -> list[str]:
+        """What there is beside the text, a name for each, to be counted."""
+        found = [f"spans of kind {span.kind[:_SHOWN]!r} and label {span.label[:_SHOWN]!r}" for span in self.spans]
+        found += [f"notes of kind {note.kind!r}" for note in self.notes]
+        return found + (["values of metadata"] if self.metadata else [])
+
 
 @dataclasses.dataclass
 class ReadReport:
-    """Statistics of reading: rows with content, malformed rows among them, and the columns of harm scores."""
+    """Statistics of reading: rows with content, malformed rows among them, and the columns of harm scores.
+
+    `beside` counts what the documents that were taken have beside their text (`Document.beside`).
+    """
 
     rows: int = 0
     malformed: int = 0
     score_columns: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    beside: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
 @runtime_checkable

@@ -207,6 +207,7 @@ class WebDocumentSource(seqio.DataSource):
         )
         for document in documents:
             if self._is_held_out(document) == held_out:
+                report.beside.update(document.beside())
                 yield document
         if held_out:
             report.rows += tally.rows - tally.malformed

@@ -64,7 +64,6 @@ from safelm.text.tokenizer import Tokenizer
 TFDS_PREFIX = "tfds:"
 CANARIES, ALIGNMENT_TEXT = "canaries", "alignment_text"
 _WHOLE = (CANARIES, ALIGNMENT_TEXT)  # of these nothing is held out: each document is there to be learned
-METADATA_COLUMNS = ("url", "metadata.url")
 NO_DATA_DIR = "(no --data_dir given)"  # what an error then names as the folder
 CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} | {
     "filtered_web": "raw_web",
@@ -200,9 +199,8 @@ def _needed(source_name: str, parameters: InterventionSettings) -> dict[str, Any
     intervention = INTERVENTIONS.get(source_name)
     if intervention is None:
         return {}
-    named = (parameters.metadata_column,) if parameters.metadata_column else METADATA_COLUMNS
     has = {"has_spans": intervention.needs_spans, "has_notes": intervention.needs_notes}
-    return has | {"metadata_columns": named if intervention.needs_metadata else ()}
+    return has | {"metadata_columns": parameters.metadata_columns if intervention.needs_metadata else ()}
 
 
 def _intervention_settings(
@@ -236,7 +234,8 @@ def _add_intervention(
     if intervention.is_safe_only:
         steps.append(pipeline.KeepScores(range(SAFE_SCORE, parameters.min_harm_score)))
     encode = functools.partial(encoding.encode_marked, intervention=intervention, settings=parameters)
-    steps.append(pipeline.Encode(vocabulary, encode, encoding.intervention_channels(intervention)))
+    sought = intervention.sought(parameters) if intervention.sought else ""
+    steps.append(pipeline.Encode(vocabulary, encode, encoding.intervention_channels(intervention), sought))
     return _add(name, source, steps, vocabulary)
 
 

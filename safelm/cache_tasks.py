@@ -26,7 +26,7 @@ from typing import Any
 from safelm import cli, documents
 from safelm.caching.beam import write_on_beam
 from safelm.caching.plan import StorePlan, find_tasks, plan_store
-from safelm.caching.shards import CacheJob, TaskModule, write_shard
+from safelm.caching.shards import UNMARKED, CacheJob, TaskModule, write_shard
 from safelm.caching.upload import Bucket, push_folder, staging_folder
 from safelm.data.shard import ShardInfo
 from safelm.io import files, remote
@@ -239,10 +239,13 @@ def _complete(plan: StorePlan, started: float) -> None:
     if columns := extra["score_columns"]:
         shown = ", ".join(f"{name} ({rows} rows)" for name, rows in columns.items())
         _logger.info("%s: harm scores were read from %s", place, shown)
+    unmarked = extra.get(UNMARKED, 0)
+    if unmarked == manifest.num_documents:
+        _logger.warning("%s: nothing is marked: no document has %s", place, plan.sought)
     _logger.info(
-        "%s: %d documents, %d tokens, %d harm tags, %d literal tags removed, %d bytes lost, %d rows malformed; %.1f s",
+        "%s: %s, %d tokens, %d harm tags, %d literal tags removed, %d bytes lost, %d rows malformed; %.1f s",
         place,
-        manifest.num_documents,
+        f"{manifest.num_documents} documents" + (f" ({unmarked} without {plan.sought})" if unmarked else ""),
         manifest.num_tokens,
         manifest.num_tag_tokens,
         extra.get("num_removed_tags", 0),

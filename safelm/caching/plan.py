@@ -1,5 +1,6 @@
 """Plans a token cache: a store's settings and inputs, and which of its shards are missing."""
 
+import contextlib
 import dataclasses
 import os
 from collections import Counter
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.caching.shards import TOKEN_KINDS, UNMARKED, CacheJob
+from safelm.caching.shards import BESIDE, TOKEN_KINDS, UNMARKED, CacheJob
 from safelm.caching.upload import SETTINGS_NAME, Bucket
 from safelm.data.channels import CHANNELS
 from safelm.data.shard import ShardInfo, read_shard_info, shard_file, token_dtype
@@ -17,12 +18,15 @@ from safelm.io import records
 from safelm.jobs.settings import check_same
 from safelm.text.tokenizer import Tokenizer
 
+_SHOWN_NAMES = 8
+
 
 @dataclasses.dataclass
 class StorePlan:
     """One store: its finished shards, the jobs for the missing ones, and the content of its manifest.
 
-    With a `bucket`, a shard is finished if it is in the bucket, or here and waiting to be uploaded.
+    With a `bucket`, a shard is finished if it is in the bucket, or here and waiting to be uploaded. `sought` says what
+    the task marks in documents ("" for a task that marks nothing beside their text).
     """
 
     source_name: str
@@ -33,6 +37,7 @@ class StorePlan:
     settings: Mapping[str, Any]
     num_shards: int
     bucket: Bucket | None = None
+    sought: str = ""
     done: dict[int, ShardInfo] = dataclasses.field(default_factory=dict)
     jobs: list[CacheJob] = dataclasses.field(default_factory=list)
     pending_bytes: int = 0
@@ -50,7 +55,8 @@ class StorePlan:
     def finish(self) -> Manifest | None:
         """Writes and returns the manifest; None for a split other than train without documents.
 
-        Raises ValueError if the train split has no document.
+        Raises ValueError if the train split has no document, or if its task marks what is beside the text and nothing
+        of what is there is that.
         """
         shards = tuple(self.done[index] for index in range(self.num_shards))
         if not any(shard.num_documents for shard in shards):
@@ -58,6 +64,8 @@ class StorePlan:
                 return None
             rows = sum(shard.extra.get("num_rows", 0) for shard in shards)
             raise ValueError(f"empty corpus: task {self.task_name} keeps none of {rows} rows of split {self.split!r}")
+        if self.split == "train":
+            self._check_marks(shards)
         totals = {
             name: sum(shard.extra.get(name, 0) for shard in shards)
             for name in ("num_lost_bytes", "num_quarantined", "num_removed_tags", "num_loss_tokens", "num_rows")
@@ -82,6 +90,7 @@ class StorePlan:
                 "score_columns": dict(sum((Counter(shard.extra.get("score_columns")) for shard in shards), Counter())),
                 **totals,
                 **_rare_counts(shards),
+                **_beside(shards),
                 **_token_kinds(shards),
             },
         )
@@ -91,11 +100,30 @@ class StorePlan:
                 self.bucket.push(MANIFEST_NAME)
         return manifest
 
+    def _check_marks(self, shards: Sequence[ShardInfo]) -> None:
+        """Raises ValueError, and forgets the shards, if the store would be that of an unmarked corpus in disguise."""
+        documents_there = sum(shard.num_documents for shard in shards)
+        beside = _beside(shards).get(BESIDE, {})
+        if not self.sought or not beside or _rare_counts(shards).get(UNMARKED) != documents_there:
+            return
+        _drop_shards(self)
+        shown = ", ".join(f"{count:,} {name}" for name, count in list(beside.items())[:_SHOWN_NAMES])
+        raise ValueError(
+            f"{self.place}: {self.source_name} would mark nothing: none of {documents_there:,} documents has "
+            f"{self.sought}; there are {shown}{', ..' if len(beside) > _SHOWN_NAMES else ''}"
+        )
+
 
 def _rare_counts(shards: Sequence[ShardInfo]) -> dict[str, int]:
     """The tokens that a task of notes cut off, and the documents in which a task had nothing to mark, if any."""
     found = {name: sum(shard.extra.get(name, 0) for shard in shards) for name in ("num_cut_tokens", UNMARKED)}
     return {name: count for name, count in found.items() if count}
+
+
+def _beside(shards: Sequence[ShardInfo]) -> dict[str, Any]:
+    """What a store's documents had beside their text, the most frequent first, if anything."""
+    counts = sum((Counter(shard.extra.get(BESIDE)) for shard in shards), Counter())
+    return {BESIDE: dict(counts.most_common())} if counts else {}
 
 
 def _token_kinds(shards: Sequence[ShardInfo]) -> dict[str, Any]:
@@ -153,7 +181,8 @@ def plan_store(
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
     wanted |= {"format_version": FORMAT_VERSION, "channels": [dataclasses.asdict(channel) for channel in CHANNELS]}
     wanted |= {"document_end": tokenizer.special_token(tokenizer.eos_id), "chat_template": tokenizer.chat_template_hash}
-    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket)
+    sought = getattr(task.preprocessors[-1], "sought", "") if task.preprocessors else ""
+    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket, sought)
     former = _check_settings(plan)
     _drop_broken_manifest(plan)
     os.makedirs(directory, exist_ok=True)
@@ -266,6 +295,16 @@ def _drop_broken_manifest(plan: StorePlan) -> None:
             TokenStore.open(plan.place, vocab_hash=plan.tokenizer.hash, verify_checksums=False)
         except (FileNotFoundError, ValueError):
             _drop_manifest(plan)
+
+
+def _drop_shards(plan: StorePlan) -> None:
+    """Removes the shards' records, so that a run with other settings makes them anew."""
+    for index in range(plan.num_shards):
+        name = shard_file("shard", index, plan.num_shards)
+        if plan.bucket:
+            plan.bucket.drop(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(plan.directory, name))
 
 
 def _drop_manifest(plan: StorePlan) -> None:

@@ -31,8 +31,10 @@ _LINE_OF_TENSORFLOW = re.compile(
     r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] (tensorflow|external|xla)/"
 )
 _REPORT_EVERY_DOCUMENTS = 256
+_MOST_NAMES = 50
 _COUNTED = ("lost_bytes", "removed_tags", "cut_tokens", "unmarked")  # of an example or batch
 UNMARKED = "num_unmarked_documents"  # of a manifest: documents without a span, note or host that the task marks
+BESIDE = "beside_text"  # and what the documents have beside their text, by name, the most frequent of a shard
 TOKEN_KINDS = "token_kinds"  # of a manifest: how many of its tokens are of each of `KINDS`, but for text
 
 
@@ -145,6 +147,8 @@ def write_shard(job: CacheJob, on_documents: Callable[[int], object] = lambda co
             report = task.source.shard_report(job.split, job.index, job.num_shards)
             counts |= {"num_quarantined": report.malformed, "num_rows": report.rows}
             counts["score_columns"] = dict(report.score_columns)
+            if beside := getattr(report, "beside", None):
+                counts[BESIDE] = dict(beside.most_common(_MOST_NAMES))
         if has_changed(job.path, content):
             raise ValueError(f"{job.path}: it was changed while it was cached: run again")
         return writer.close(counts | {"input": content})

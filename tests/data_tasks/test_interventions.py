@@ -160,7 +160,9 @@ def test_metadata_stand_before_a_document_without_loss(tokenizer):
     assert kinds_of(found) == [0, len(prefix), 0, 0, 0]
     whole = made("metadata_web", tokenizer, text, metadata="News, 2020", metadata_form="{value}. ")
     assert tokenizer.decode(whole.tokens.tolist()).startswith("News, 2020. the cat")
-    for metadata in ("", "no url", "https://["):
+    for bare in ("En.example.org/page", "en.example.org", "en.example.org:80?b", "//en.example.org/a"):
+        assert made("metadata_web", tokenizer, text, metadata=bare).tokens.tolist() == found.tokens.tolist()
+    for metadata in ("", "no url", "https://[", "CC-MAIN-2020-05", "v1.2", "a.b@c.org", "page/en.example.org"):
         assert not made("metadata_web", tokenizer, text, metadata=metadata).kind.any()
     with pytest.raises(ValueError, match=r"metadata_form must have .domain. or .value., got 'URL: '"):
         InterventionSettings(metadata_form="URL: ")

@@ -10,7 +10,7 @@ from document_files import write_rows
 
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
 from data_tasks.readers import Document
-from safelm import cache_tasks, documents
+from safelm import annotate, cache_tasks, documents
 from safelm.data.store import TokenStore
 from safelm.documents import annotations
 from safelm.documents import notes as note_files
@@ -20,10 +20,12 @@ from safelm.text.tokenizer import Tokenizer
 
 TEXT = "The cat sat here. It was bad, and then it ended."
 
+CONTROLS = ("<note>", "</note>", "<risky>", "</risky>", "<red_flag>")
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return with_control_tokens(Tokenizer.train([TEXT] * 9, 300), ["<note>", "</note>"])
+    return with_control_tokens(Tokenizer.train([TEXT] * 9, 300), CONTROLS)
 
 
 def made(name, tokenizer, document, **settings):
@@ -73,6 +75,12 @@ def annotated(folder, name, values):
     (folder / name / "manifest.json").write_text("{}")
 
 
+def annotate_terms(folder, name, *terms):
+    (folder / f"{name}.txt").write_text("\n".join(terms))
+    argv = [f"--input={folder}/corpus/raw_web", f"--lexicon={folder}/{name}.txt", f"--output={folder}/{name}"]
+    annotate.main(annotate.arguments().parse_args([*argv, "--workers=1"]))
+
+
 def cache(folder, output, name, **flags):
     argv = [f"--tasks={name}", f"--data_dir={folder}/corpus", f"--tokenizer={folder}/tokenizer", "--workers=1"]
     argv += [f"--output={folder}/{output}", "--validation_fraction=0"]
@@ -87,3 +95,48 @@ def test_the_manifest_counts_documents_without_notes(folder):
     kinds = manifest.extra["token_kinds"]
     assert manifest.num_documents == 20 and manifest.extra["num_unmarked_documents"] == 17
     assert manifest.extra["num_loss_tokens"] == kinds["note"] == manifest.num_tokens - kinds["masked"] > 3
+
+
+def test_a_store_in_which_nothing_of_what_is_there_is_marked_is_refused(folder, caplog):
+    annotate_terms(folder, "terms", "bad", "cat")
+    given = {"annotations": folder / "terms"}
+    found = "none of 20 documents has a span of .labels. 4, 5; there are 40 spans of kind 'lexicon' and label ''"
+    for name in ("masked_web", "unlikelihood_web", "span_tagged_web", "red_flag_span_web"):
+        with pytest.raises(ValueError, match=f"terms/{name}/train: {name} would mark nothing: {found}"):
+            cache(folder, "terms", name, **given)
+    for name, settings, message in (
+        ("weighted_web", {}, "has a span of a label of .weights., 3, 4, 5; there"),
+        ("masked_web", {"labels": [], "kinds": ["sentence", "mine"]}, "has a span of .kinds. sentence, mine; there"),
+        ("masked_unsafe_web", {"labels": []}, "has a span and harm score 4 or more; there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cache(folder, "terms", name, **given, interventions=json.dumps(settings))
+    # The folder is free for the parameters that were meant.
+    manifest = cache(folder, "terms", "masked_web", **given, interventions='{"labels": []}')
+    assert manifest.extra["token_kinds"]["masked"] >= 40 and "num_unmarked_documents" not in manifest.extra
+    assert manifest.extra["beside_text"] == {"spans of kind 'lexicon' and label ''": 40}
+    # A corpus with no span at all is told, and its store made.
+    annotate_terms(folder, "absent", "dog")
+    assert cache(folder, "absent", "masked_web", annotations=folder / "absent").extra["num_unmarked_documents"] == 20
+    assert "nothing is marked: no document has a span of `labels` 4, 5" in caplog.text
+
+
+def test_a_file_without_a_wanted_label_is_no_error(folder, caplog):
+    caplog.set_level("INFO")
+    annotate_terms(folder, "some", "05\t5", "bad\t1")
+    assert cache(folder, "some", "masked_web", annotations=folder / "some").extra["num_unmarked_documents"] == 19
+    assert "20 documents (19 without a span of `labels` 4, 5), " in caplog.text
+
+
+def test_notes_of_another_kind_and_metadata_without_a_host_are_refused(folder):
+    with pytest.raises(ValueError, match="has a note of kind 'preflection'; there are 3 notes of kind 'reflection'"):
+        cache(folder, "kinds", "preflected_web", annotations=folder / "notes")
+    rows = [{"text": f"{TEXT} {i}", "dump": "CC-MAIN-2020-05", "host": "en.example.org" if i else ""} for i in range(4)]
+    write_rows(folder / "dumps/train-0.jsonl", rows)
+    flags = {"corpus": f"raw_web={folder}/dumps"}
+    with pytest.raises(ValueError, match=r"has a host in dump \(.metadata_column.\); there are 4 values of metadata"):
+        cache(folder, "dumps", "metadata_web", **flags, interventions='{"metadata_column": "dump"}')
+    whole = '{"metadata_column": "dump", "metadata_form": "{value}: "}'
+    assert "num_unmarked_documents" not in cache(folder, "dumps", "metadata_web", **flags, interventions=whole).extra
+    manifest = cache(folder, "hosts", "metadata_web", **flags, interventions='{"metadata_column": "host"}')
+    assert manifest.extra["num_unmarked_documents"] == 1 and manifest.extra["token_kinds"]["prefix"] > 3
