@@ -9,7 +9,7 @@
 A conversation travels as JSON in the `text` of a document whose harm score is 0, HARMFUL_SCORE for an answer that gives
 the harm (WildGuardMix: `response_harm_label` "harmful"; without a label, a harmful prompt that wasn't refused), or
 NO_SCORE without an answer, since WildGuardMix has bare prompts too. Rows with an `id` or `prompt_id` keep it; for
-others the id is a hash of the messages.
+others the id is a hash of the messages, the same in all tasks, whatever else they read of a row.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class ChatRows:
         messages, score = self.converse(row)
         text = json.dumps(messages, ensure_ascii=False)
         try:
-            digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+            digest = hashlib.blake2b(_said(messages).encode(), digest_size=12).hexdigest()
         except UnicodeEncodeError:
             raise MalformedError("half a Unicode pair in what is said") from None
         own = next((row[name] for name in ("id", "prompt_id") if isinstance(row.get(name), str | int)), "")
@@ -127,6 +127,12 @@ def map_content(text: str, change: Callable[[str, str], str]) -> str:
     """A document's conversation with every content replaced by `change(role, content)`."""
     messages = json.loads(text)
     return json.dumps([{**m, "content": change(m["role"], m["content"])} for m in messages], ensure_ascii=False)
+
+
+def _said(messages: Messages) -> str:
+    """The messages as JSON, without what labels say of them."""
+    plain = [{name: value for name, value in each.items() if name not in (REFUSES, CATEGORY)} for each in messages]
+    return json.dumps(plain, ensure_ascii=False)
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -31,7 +31,7 @@ def in_validation_split(doc_id: str, fraction: float) -> bool:
     """Whether a document is held out, for a corpus without validation files.
 
     Depends only on the id (whether its `validation_rank` is below `fraction`), so a document is held out of every task,
-    in every run, under every seed.
+    in every run, under every seed. For a rewrite `doc_id` is that of the page that it was made from.
     """
     return validation_rank(doc_id) < fraction
 

@@ -26,6 +26,7 @@ __all__ = ["Document", "MalformedError", "MalformedLimit", "ReadReport", "RowFor
 _HARM_SCORE, _SPANS, _NOTES, _METADATA = "harm score", "spans", "notes", "metadata"
 
 _NOTES_ADVICE = "`safelm.synthesize --kind=reflection` writes some, --annotations names them"
+_SOURCE_ID = "source_id"
 _SHOWN = 40  # characters of an annotator's name for something
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Document:
 
     Attributes:
       harm_score: 0 to 5, or NO_SCORE if the corpus has none.
+      source_id: of a rewrite, the id of the page that it was made from, where the row says so.
       score_column: the column that it was read from.
       spans: what annotators say of parts of the text, where the format reads them.
       notes: remarks for places in the text, likewise.
@@ -49,6 +51,12 @@ class Document:
     spans: tuple[Span, ...] = ()
     notes: tuple[Note, ...] = ()
     metadata: str = ""
+    source_id: str = ""
+
+    @property
+    def split_id(self) -> str:
+        """What decides whether it is held out: a page's rewrites go where the page goes."""
+        return self.source_id or self.id
 
     def beside(self) -> list[str]:
         """What there is beside the text, a name for each, to be counted."""
@@ -97,6 +105,7 @@ class WebDocuments:
       score_column: the only column to read harm scores from; None for those of `safelm.documents.harm`.
       has_spans, has_notes: read the spans or notes of the annotations, of which one folder must have some.
       metadata_columns: the first that a row has is its metadata; a file must have one of them.
+      are_rewrites: the column `source_id`, where a row has one, is the id of the page that its text was made from.
     """
 
     needs_score: bool = False
@@ -110,12 +119,14 @@ class WebDocuments:
     has_spans: bool = False
     has_notes: bool = False
     metadata_columns: Sequence[str] = ()
+    are_rewrites: bool = False
 
     @property
     def optional(self) -> Sequence[str]:
-        """The id, the harm score, the spans, the notes and the metadata."""
+        """The id, the harm score, the spans, the notes, the metadata and a rewrite's source."""
         beside = (*self.span_columns, *self.note_columns, *self.metadata_columns)
-        return (self.id_column, *harm.score_columns(self.score_column), *beside)
+        named = (self.id_column, *harm.score_columns(self.score_column), *beside)
+        return tuple(dict.fromkeys((*named, _SOURCE_ID) if self.are_rewrites else named))
 
     @property
     def span_columns(self) -> Sequence[str]:
@@ -154,7 +165,12 @@ class WebDocuments:
         metadata = next(filter(None, (documents.field(row, name) for name in self.metadata_columns)), "")
         if not isinstance(metadata, str):
             raise MalformedError(f"metadata are no string but {type(metadata).__name__}")
-        return Document(identity, text, value, score.column, self._spans(row, text, where), noted, metadata)
+        marked = self._spans(row, text, where)
+        return Document(identity, text, value, score.column, marked, noted, metadata, self._source_id(row))
+
+    def _source_id(self, row: Mapping[str, Any]) -> str:
+        is_told = self.are_rewrites and row.get(_SOURCE_ID) not in (None, "")
+        return documents.row_id(row, row[self.text_column], _SOURCE_ID) if is_told else ""
 
     def _spans(self, row: Mapping[str, Any], text: str, where: str) -> tuple[Span, ...]:
         """The spans of all annotators. ValueError for those that don't fit the text or each other, malformed or not."""

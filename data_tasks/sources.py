@@ -30,9 +30,10 @@ class WebDocumentSource(seqio.DataSource):
     A split's files are `<folder>/train-*` and `<folder>/validation-*`, also in subfolders as on the hub (a row format
     may use other names), in the formats of `safelm.documents` and in the order of their paths. A single such file may
     replace the folder. A corpus without validation files is split by `in_validation_split`: `validation_fraction` of
-    the document ids is held out of "train"; in a small corpus at least one document of every harm score that occurs
-    twice. Each file is a shard. Documents are streamed in batches. For malformed rows see `data_tasks.readers`; with
-    `quarantine_dir` they are kept in `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
+    the document ids (of rewrites: of the ids of the pages they were made from) is held out of "train"; in a small
+    corpus at least one document of every harm score that occurs twice. Each file is a shard. Documents are streamed in
+    batches. For malformed rows see `data_tasks.readers`; with `quarantine_dir` they are kept in
+    `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
 
     `num_input_examples` is None, since counting would read everything, so SeqIO's `Mixture.num_input_examples`, which
     adds the counts up, can't be used.
@@ -140,8 +141,8 @@ class WebDocumentSource(seqio.DataSource):
     def _is_held_out(self, document: Any) -> bool:
         if not self._is_hash_split:
             return False
-        is_first = self._first_ids.get(document.harm_score) == document.id
-        return is_first or in_validation_split(document.id, self._validation_fraction)
+        is_first = self._first_ids.get(document.harm_score) == document.split_id
+        return is_first or in_validation_split(document.split_id, self._validation_fraction)
 
     @functools.cached_property
     def _first_ids(self) -> dict[int, str]:
@@ -154,7 +155,7 @@ class WebDocumentSource(seqio.DataSource):
         for path in self._files[TRAIN]:
             for document in read_documents(path, row_format=self._row_format, limit=self._limit, report=ReadReport()):
                 counts[document.harm_score] += 1
-                rank = (validation_rank(document.id), document.id)
+                rank = (validation_rank(document.split_id), document.split_id)
                 first[document.harm_score] = min(rank, first.get(document.harm_score, rank))
         return {score: doc_id for score, (_, doc_id) in first.items() if counts[score] > 1}
 

@@ -76,6 +76,7 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
 }
 _SCORED = ("filtered_web", "harm_tagged_web", *(name for name, each in INTERVENTIONS.items() if each.needs_score))
 _ANNOTATED = "raw_web"
+_REWRITES = ("safeweb", "refuseweb", "moral_education")
 PREPROCESSING_VERSION = 2  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256
 
@@ -191,7 +192,8 @@ def _row_format(source_name: str, parameters: InterventionSettings, web: Mapping
     refusals = refusal_rows(source_name, parameters.refuse_column if parameters.refuse_tokens else "")
     if chats := refusals or CHAT_ROWS.get(CORPORA[source_name]):
         return chats
-    return WebDocuments(source_name in _SCORED, **_needed(source_name, parameters), **web)
+    needed = _needed(source_name, parameters) | {"are_rewrites": source_name in _REWRITES}
+    return WebDocuments(source_name in _SCORED, **needed, **web)
 
 
 def _needed(source_name: str, parameters: InterventionSettings) -> dict[str, Any]:
