@@ -47,7 +47,7 @@ class InterventionSettings:
     note_loss: str = LOSSES[0]  # what is learned: both, note or text
     note_open_token: str = "<note>"  # before a note
     note_close_token: str = "</note>"  # and behind it
-    document_tokens: int = 1920  # of a document with notes, what is kept
+    document_tokens: int = 1920  # reflected_web, preflected_web: what is kept of a document
     note_tokens: int = 128  # the room for all of its notes with the tokens around them, and its end
     tag_rate: float = TAG_RATE  # token_tagged_web: probability of the tag behind a token
     min_harm_score: int = 4

@@ -222,7 +222,8 @@ def _insert_notes(kind: str, text: TokenizedText, settings: InterventionSettings
     ids = [[ends[0], *encoded.tolist(), ends[1]] for encoded in tokenizer.encode_batch(spelled)]
     if (needed := sum(map(len, ids)) + 1) > settings.note_tokens:
         raise ValueError(
-            f"{where}: its notes and its end need {needed} tokens, note_tokens reserves {settings.note_tokens}"
+            f"{where}: its notes and its end need {needed} tokens, note_tokens reserves {settings.note_tokens}: "
+            "manifest.json of the notes' folder has as `note_tokens` what all documents need"
         )
     marks.inserted = [(place, each) for place, some in zip(places, ids, strict=True) for each in some]
     marks.inserted_weight, marks.inserted_kind = float(settings.note_loss != "text"), NOTE

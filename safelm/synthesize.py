@@ -34,6 +34,7 @@ endpoint unless --workers says otherwise.
 import argparse
 import dataclasses
 import functools
+import json
 import logging
 import time
 from typing import Any
@@ -111,7 +112,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--constitution", metavar="FILE", help="of notes: a text with numbered sections (## 2.1 Care for people)")
     add("--tokenizer", metavar="FOLDER", help="of notes: vocabulary in which places and lengths are counted")
     add("--note_place", help="of reflections: pause, every:N (tokens) or end (default pause)")
-    add("--note_tokens", type=int, help=f"of notes: most tokens of one (default {NoteSettings.note_tokens})")
+    add("--note_tokens", type=int, help=f"of notes: most tokens of one note (default {NoteSettings.note_tokens})")
     add(
         "--document_tokens",
         type=int,
@@ -280,6 +281,9 @@ def _report(output: str, manifest: dict[str, Any]) -> None:
         *(output, totals["published"], totals["rows"], totals["rejected"], totals["near_duplicates"]),
         *(totals["malformed"], speed["seconds"], speed["documents_per_second"]),
     )
+    if room := manifest.get("annotations", {}).get("note_tokens"):
+        needed = {"document_tokens": manifest["settings"]["notes"]["document_tokens"], "note_tokens": room}
+        _logger.info("%s: cache_tasks has room for the notes with --interventions='%s'", output, json.dumps(needed))
     columns = ", ".join(f"{name} ({count} rows)" for name, count in manifest["score_columns"].items())
     _logger.info("%s: harm scores were read from %s", output, columns)
     if left_out := totals["left_out"]:

@@ -1,5 +1,7 @@
 """Notes beside documents with literal tags, and how much room all notes of a document take."""
 
+import dataclasses
+
 import pytest
 
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
@@ -8,6 +10,7 @@ from safelm.documents import notes as note_files
 from safelm.safety.synthesis.kinds import Pause, Source
 from safelm.safety.synthesis.notes.constitution import Constitution
 from safelm.safety.synthesis.notes.places import NoteSettings, ReadingPauses
+from safelm.safety.synthesis.notes.room import note_tokens
 from safelm.tags import HARM_TAG
 from safelm.text.control_tokens import control_id, with_control_tokens
 from safelm.text.tokenizer import Tokenizer
@@ -34,3 +37,28 @@ def test_a_preflection_stands_before_a_tag_with_which_a_document_begins(tokenize
         assert made.tokens.tolist() == [*inside, *tokenizer.encode(TEXT), tokenizer.eos_id]
     with pytest.raises(ValueError, match="f, row 1, note 1: a preflection stands before the document, not at"):
         note_files.parse([row | {"position": text.index(TEXT) + 1}], text, "f, row 1")
+
+
+@pytest.mark.parametrize(
+    "lines", [("I see it.", "It is so, and it was so before."), ("I see it all by myself.", "So.")]
+)
+def test_the_room_is_what_the_longest_form_of_all_notes_of_one_document_takes(tokenizer, lines):
+    notes = [
+        note_files.Note(0, "reflection", 0, tokenizer.hash, f"{lines[0]} {i}", lines[1], "unsafe", "privacy")
+        for i in range(3)
+    ]
+    notes = [dataclasses.replace(note, position=at) for note, at in zip(notes, (0, 3, 10), strict=True)]
+    room = note_tokens([notes[:1], [], notes], tokenizer)
+    assert note_tokens([notes[:1]], tokenizer) < room and note_tokens([[], []], tokenizer) == 0
+
+    def mark(voice, room, form="verdict_note"):
+        settings = InterventionSettings(note_voice=voice, note_form=form, note_tokens=room)
+        document = Document("d", TEXT, 0, notes=tuple(dataclasses.replace(note, vocab_hash="") for note in notes))
+        return mark_documents(INTERVENTIONS["reflected_web"], settings, tokenizer, [document])
+
+    for voice in note_files.VOICES:
+        for form in note_files.FORMS:
+            mark(voice, room, form)
+    longer = max(note_files.VOICES, key=lambda voice: len(getattr(notes[0], voice)))
+    with pytest.raises(ValueError, match=f"id d: its notes and its end need {room} tokens, note_tokens reserves"):
+        mark(longer, room - 1)

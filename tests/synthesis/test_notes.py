@@ -365,8 +365,9 @@ def run(folder, output, *more, kind="reflection"):
     return synthesis_runs.run(folder / output, folder / "corpus/raw_web", *flags, kind=kind)
 
 
-def test_from_a_corpus_to_a_store_with_notes(inputs, monkeypatch):
+def test_from_a_corpus_to_a_store_with_notes(inputs, monkeypatch, caplog):
     no_charts(monkeypatch)
+    caplog.set_level("INFO")
     manifest = run(inputs, "notes", "--note_place=every:40", "--seed=3")
     totals, files = manifest["totals"], manifest["annotations"]["files"]
     assert totals["published"] == sum(facts["notes"] for facts in files.values()) > 5
@@ -391,14 +392,18 @@ def test_from_a_corpus_to_a_store_with_notes(inputs, monkeypatch):
     side_files.assert_only_documents("synthesize", inputs / "notes")
     with pytest.raises(ValueError, match="--note_tokens"):
         run(inputs, "notes", "--note_place=every:40", "--seed=3", "--note_tokens=64")
+    room = manifest["annotations"]["note_tokens"]
+    assert room == max(facts["note_tokens"] for facts in files.values()) > 128
+    assert f'--interventions=\'{{"document_tokens": 1920, "note_tokens": {room}}}\'' in caplog.text
     cached(
-        inputs, "tokens", notes="notes", interventions=json.dumps({"note_tokens": 700, "note_voice": "third_person"})
+        inputs, "tokens", notes="notes", interventions=json.dumps({"note_tokens": room, "note_voice": "third_person"})
     )
     store = TokenStore.open(str(inputs / "tokens/reflected_web/train"))
     kinds = store.manifest.extra["token_kinds"]
     assert kinds["note"] > 10 * count and not kinds["tag"] + kinds["masked"]
     with pytest.raises(
-        ValueError, match=r"train-0.*id doc-\d+: its notes and its end need \d+ tokens, note_tokens reserves 9"
+        ValueError,
+        match=r"train-0.*id doc-\d+: its notes and its end need \d+ tokens, note_tokens reserves 9: manifest",
     ):
         cached(inputs, "narrow", notes="notes", interventions='{"note_tokens": 9}')
 

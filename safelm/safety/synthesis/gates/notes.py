@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from safelm.documents.notes import FORMS, NO_CATEGORY, VERDICTS, VOICES, Note, spelled
+from safelm.documents.notes import NO_CATEGORY, VERDICTS, Note
 from safelm.safety.synthesis.gate import Finding
 from safelm.safety.synthesis.gates.faithfulness import details
 from safelm.safety.synthesis.gates.form import MAX_LANGUAGE_CHARS, language_identifier
@@ -13,11 +13,11 @@ from safelm.safety.synthesis.gates.words import words
 from safelm.safety.synthesis.kinds import Draft, Voices
 from safelm.safety.synthesis.notes.constitution import cited, without_citations
 from safelm.safety.synthesis.notes.places import NoteSettings
+from safelm.safety.synthesis.notes.room import note_tokens
 from safelm.safety.synthesis.requests import CATEGORIES
 from safelm.text.tokenizer import Tokenizer
 
 _I = re.compile(r"\b(?:I|me|my|mine|myself)\b")
-_FRAME_TOKENS = 3  # the control tokens before and behind a note, and the document's end
 _MEANINGFUL = 5  # letters of a word that tells what a text is about
 
 
@@ -75,10 +75,9 @@ class NoteForm:
         return Finding(self.name, not reason, reason, {"note_tokens": tokens})
 
     def _tokens(self, draft: Draft, voices: Voices) -> int:
-        """Tokens of the longer voice in the longest form, with what else the reserve is for."""
+        """Tokens of the note by itself in a document, with what else the reserve is for."""
         note = Note(0, draft.kind, verdict=voices.verdict, category=draft.category, **_texts(voices))
-        texts = [spelled(note, voice, FORMS[-1]) for voice in VOICES]
-        return max(map(len, self._rules.tokenizer.encode_batch(texts))) + _FRAME_TOKENS
+        return note_tokens([[note]], self._rules.tokenizer)
 
 
 class Grounded:

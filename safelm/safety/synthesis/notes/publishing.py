@@ -13,6 +13,8 @@ from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis import columns
 from safelm.safety.synthesis.kinds import Draft
 from safelm.safety.synthesis.notes.constitution import cited
+from safelm.safety.synthesis.notes.room import note_tokens
+from safelm.text.tokenizer import Tokenizer
 
 _GROUP_ROWS = 1 << 16
 
@@ -39,7 +41,7 @@ def note_row(draft: Draft, row: int) -> dict[str, Any]:
 def publish(
     out: OutputFolder, plan: Any, passed: Callable[[ShardJob], Iterable[Mapping[str, Any]]]
 ) -> dict[str, dict[str, Any]]:
-    """Writes the annotations of every input file; rows, notes, bytes and SHA-256 by name.
+    """Writes the annotations of every input file; rows, notes, their most tokens in a row, bytes and SHA-256 by name.
 
     Args:
       plan: a `SynthesisPlan`.
@@ -50,7 +52,7 @@ def publish(
     jobs: dict[str, list[ShardJob]] = {}
     for job in plan.shards:
         jobs.setdefault(job.path, []).append(job)
-    files = {}
+    files, tokenizer = {}, Tokenizer.from_pretrained(plan.work.notes.tokenizer)
     named = list(zip(jobs, annotations.names(list(jobs)), strict=True))
     for path, name in Bar(named, unit="file", desc="publishing", disable=None):
         found: dict[int, list[dict[str, Any]]] = {}
@@ -60,14 +62,20 @@ def publish(
         with out.staging() as staging:
             target = os.path.join(staging, "notes")
             rows = _write(path, plan.work.selection.text_column, found, target, plan.settings["notes"])
-            count = sum(map(len, found.values()))
-            files[name] = {"rows": rows, "notes": count} | out.publish(target, name)
+            facts = {"rows": rows, "notes": sum(map(len, found.values()))}
+            facts["note_tokens"] = note_tokens([[_note(each) for each in some] for some in found.values()], tokenizer)
+            files[name] = facts | out.publish(target, name)
     return files
 
 
 def described(files: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest says of the annotations."""
-    return {"files": dict(files), "columns": [notes.COLUMN], "offsets": "characters"}
+    most = max((facts["note_tokens"] for facts in files.values()), default=0)
+    return {"files": dict(files), "columns": [notes.COLUMN], "offsets": "characters", "note_tokens": most}
+
+
+def _note(values: Mapping[str, Any]) -> notes.Note:
+    return notes.Note(**values | {"sections": tuple(values["sections"])})
 
 
 def _write(path: str, text_column: str, found: Mapping[int, Any], target: str, settings: Mapping[str, Any]) -> int:
