@@ -56,6 +56,7 @@ def arguments() -> argparse.ArgumentParser:
         "python -m safelm.annotate --join --input='web/*.parquet' --annotations=runs/scores --output=runs/joined\n"
         "  python -m safelm.annotate --check --input='web/*.parquet' --annotations=runs/scores,judge=runs/judged\n"
         "  python -m safelm.annotate --unit=sentence --input='web/*.parquet' --output=runs/spans --scorers=bundled",
+        buckets=("output",),
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)

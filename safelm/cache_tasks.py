@@ -46,6 +46,7 @@ def arguments() -> argparse.ArgumentParser:
         "safelm.cache_tasks",
         __doc__,
         "python -m safelm.cache_tasks --tasks=raw_web,safeweb --data_dir=corpus --tokenizer=tokenizer --output=tokens",
+        buckets=("output",),
     )
     parser.add_argument(
         "--tasks", required=True, help="comma-separated names of sources, SeqIO tasks or mixtures (for all their tasks)"

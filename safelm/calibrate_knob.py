@@ -24,6 +24,7 @@ from safelm.inference.knob_values import Answering, knob_values
 from safelm.inference.knobs import KINDS, MESSAGE, NEVER, REFUSAL, VOCABULARY, Knob, logit_bias
 from safelm.inference.methods import METHODS, is_planned
 from safelm.inference.weights import WEIGHTS_DTYPES
+from safelm.io import remote
 from safelm.io.files import write_whole
 from safelm.safety.scoring.safe_bound import CONFIDENCE, conformal_threshold, pages_needed
 from safelm.stats.intervals import rate
@@ -72,6 +73,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(flags: argparse.Namespace) -> None:
     """Measures, chooses the threshold, writes and says it."""
+    remote.check_local_output(flags.output)
     share = flags.max_over_refusal
     if not 0 < share < 1:
         raise ValueError(f"--max_over_refusal={share}: must be above 0 and below 1")

@@ -16,15 +16,16 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from safelm.io import host_memory, progress
+from safelm.io import host_memory, progress, remote
 
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
 _LONGEST_SHOWN = 300  # characters of a flag's value in an error
 _STOPPED = (130, 143)  # exit codes after an interrupt and a termination
+_WRITTEN = ("output", "cache", "journals", "verdicts", "write")  # flags that name what a command writes
 CHECKPOINT = "NAME=DIR"  # how help texts show the flag's value
 
 
@@ -48,6 +49,8 @@ class UserError(ValueError):
 class _Parser(argparse.ArgumentParser):
     """An argument parser that takes dashes for the underscores in a flag's name."""
 
+    buckets: Collection[str] = ()
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         return super().parse_known_args(with_underscores(sys.argv[1:] if args is None else args), namespace)
 
@@ -65,10 +68,12 @@ def _flag_with_underscores(argument: str) -> str:
     return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def parser(module: str, doc: str, example: str = "") -> argparse.ArgumentParser:
+def parser(module: str, doc: str, example: str = "", *, buckets: Collection[str] = ()) -> argparse.ArgumentParser:
     """An argument parser whose `--help` shows what the command does and one runnable example.
 
-    `module` is run by `python -m`, but for "scripts.FOLDER.NAME", which is a file.
+    Args:
+      module: is run by `python -m`, but for "scripts.FOLDER.NAME", which is a file.
+      buckets: flags whose output may be in a bucket; `run` refuses a URL for the others.
     """
     is_script = module.startswith("scripts.")
     made = _Parser(
@@ -78,6 +83,7 @@ def parser(module: str, doc: str, example: str = "") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.buckets = buckets
     if not is_script:
         made.add_argument("--progress_file", default="", metavar="FILE", help=progress.HELP)
     return made
@@ -125,6 +131,7 @@ def run(
         host_memory.keep_freed_memory()
     progress.begin(getattr(parsed, "progress_file", ""), arguments.prog)
     try:
+        _check_local_outputs(parsed, getattr(arguments, "buckets", ()))
         main(parsed)
         progress.end("done")
     except (ValueError, OSError) as error:
@@ -155,6 +162,13 @@ def _end_by_exit(code: Any) -> None:
         progress.end("stopped")
     else:
         progress.end("failed", f"exit code {code}" if isinstance(code, int) else " ".join(str(code).split()))
+
+
+def _check_local_outputs(parsed: argparse.Namespace, buckets: Collection[str]) -> None:
+    for name in _WRITTEN:
+        value = getattr(parsed, name, None)
+        if name not in buckets and isinstance(value, str | os.PathLike):
+            remote.check_local_output(value, f"--{name}")
 
 
 def named_by_flags(message: str, parsed: argparse.Namespace) -> str:

@@ -62,8 +62,7 @@ def convert(
     if step is not None and kind != "safelm":
         raise ValueError(f"--step={step}: only our own checkpoints have steps, {source} is of kind {kind}")
     to = to or ("huggingface" if kind == "safelm" else "safelm")
-    if remote.is_remote(target):
-        raise ValueError(f"--target={target}: must be a local folder; copy the finished folder from there")
+    remote.check_local_output(target, "--target")
     if Path(target).exists():
         raise FileExistsError(f"--target={target}: exists already; nothing was written")
     if to == "peft":

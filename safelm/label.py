@@ -87,8 +87,7 @@ def main(flags: argparse.Namespace) -> None:
     journal.check_name(flags.annotator)
     if not 0 <= flags.port < 65536:
         raise ValueError(f"--port={flags.port}: want 0 to 65535")
-    if remote.is_remote(flags.output):
-        raise ValueError(f"--output={flags.output}: want a folder on this machine")
+    remote.check_local_output(flags.output)
     root = pathlib.Path(flags.output)
     if not root.is_dir() and not flags.input:
         raise ValueError(f"--output={root}: no such folder; give --input to begin one")

@@ -13,6 +13,7 @@ import os
 import sys
 
 from safelm import cli, documents
+from safelm.io import remote
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,6 +28,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--output_path", "-o", default="")
+    folder = own.parse_known_args(argv)[0].output_path
+    remote.check_local_output(folder, "--output_path")
     try:
         from lm_eval.__main__ import cli_evaluate
 
@@ -37,9 +42,6 @@ def _run(argv: list[str]) -> None:
         raise ValueError("lm-evaluation-harness is not installed: scripts/install.sh eval") from error
     sys.argv = ["lm_eval", *argv]
     cli_evaluate()
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--output_path", "-o", default="")
-    folder = own.parse_known_args(argv)[0].output_path
     if os.path.isdir(folder):  # its samples_*.jsonl would be taken for documents
         documents.declare_no_documents(folder, "safelm.lm_eval")
 

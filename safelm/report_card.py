@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         __doc__ + "\n" + beam_runner.__doc__.split("\n\n", 2)[2],
         "python -m safelm.report_card --input=W/scored --slice=SafeWeb='W/corpus/safeweb/*.jsonl.gz' --output=W/card\n"
         "  python -m safelm.report_card --diff W/before/card.json W/after/card.json --output=W/diff",
+        buckets=("output",),
     )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(

@@ -87,6 +87,7 @@ def arguments() -> argparse.ArgumentParser:
         "python -m safelm.score --input='web/*.parquet' --output=scored\n"
         "  python -m safelm.score --input='gs://bucket/web/*.parquet' --output=scored "
         "--scorers=classifier:DIR,judge:MODEL",
+        buckets=("output",),
     )
     parser.add_argument(
         "--input", nargs="+", required=True, action="extend", metavar="FILES", help="files, folders or patterns"

@@ -52,6 +52,7 @@ def arguments() -> argparse.ArgumentParser:
         "  python -m safelm.select --source=web='scored/web' --source=wiki='scored/wiki' --output=mixed "
         "--token_budget=200M --token_column=num_tokens --mix=source:web=0.8,wiki=0.2 --strata=source,score "
         "--exact_duplicates --decontaminate=advbench:advbench.csv",
+        buckets=("output",),
     )
     add = parser.add_argument
     add("--input", nargs="+", action="extend", default=[], metavar="FILES", help="files, folders or patterns")

@@ -69,6 +69,7 @@ def arguments() -> argparse.ArgumentParser:
         __doc__ + "\n" + beam_runner.__doc__.split("\n\n", 2)[2],
         "python -m safelm.synthesize --kind=safeweb --input=W/scored --output=W/corpus/safeweb --writer=template: "
         "--scorer=classifier:W/classifier",
+        buckets=("output",),
     )
     add = parser.add_argument
     add("--kind", required=True, choices=(*KINDS, *NOTE_KINDS))

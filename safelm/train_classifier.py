@@ -46,7 +46,7 @@ _EXAMPLE = "python -m safelm.train_classifier --config=configs/classifier_defaul
 
 def arguments() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = cli.parser("safelm.train_classifier", f"{__doc__}{labels.describe()}", _EXAMPLE)
+    parser = cli.parser("safelm.train_classifier", f"{__doc__}{labels.describe()}", _EXAMPLE, buckets=("output",))
     parser.add_argument("--config", help="a file of configs/; --config.FIELD=VALUE changes a field")
     parser.add_argument("--output", required=True, help="new folder, local or at a URL")
     parser.add_argument(

@@ -162,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
         "safelm.train_tokenizer",
         __doc__,
         "python -m safelm.train_tokenizer --input 'corpus/*/train-*.jsonl.gz' --vocab_size 2048 --output tokenizer",
+        buckets=("output",),
     )
     arguments.add_argument(
         "--input", nargs="+", action="extend", required=True, metavar="FILES", help="files, folders or patterns"

@@ -18,6 +18,7 @@ import tempfile
 
 from safelm import cli, config_files
 from safelm.aot import topology as aot_topology
+from safelm.io import remote
 from safelm.report import table
 
 _HEADS = (
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--output", help="folder for the JSON files")
     arguments, flags = parser.parse_known_args()
     try:
+        remote.check_local_output(arguments.output or "")
         check(arguments)
         batch_size = config_files.load_config(arguments.config).batch_size
     except (ValueError, OSError) as error:

@@ -50,6 +50,15 @@ def check_output(folder: str) -> None:
         raise ValueError(f"--output {folder}: must be a local folder or gs://")
 
 
+def check_local_output(place: str | os.PathLike[str], flag: str = "--output") -> None:
+    """Raises ValueError naming flag and value for a URL, which `pathlib` would take for a folder called `gs:`."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", os.fspath(place)):
+        raise ValueError(
+            f"{flag}={place}: is written to this machine only: give a local place and copy it when it is done "
+            "(gcloud storage cp --recursive)"
+        )
+
+
 def options(url: str) -> dict[str, Any]:
     """Arguments for fsspec: for `gs://` at most 60 s of silence, MD5 checks, and no cached listings."""
     if not url.startswith(_GCS):

@@ -12,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from safelm.io import records
+from safelm.io import records, remote
 from safelm.jobs.parent import end_with_parent
 from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
@@ -159,6 +159,8 @@ def _main(_: Sequence[str]) -> None:
         for flag, value, what in (("config", config, "a file of configs/"), ("output", _OUTPUT.value, "a folder")):
             if not value:
                 raise ValueError(f"--{flag} is needed: {what}")
+        remote.check_local_output(_OUTPUT.value)
+        remote.check_local_output(_RECORDS.value or "", "--records")
         if _WORKERS.value < 1:
             raise ValueError(f"--workers={_WORKERS.value}: must be at least 1")
         if _PLAN.value:

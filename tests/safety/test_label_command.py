@@ -164,7 +164,7 @@ def test_folders_that_are_none_of_ours_are_refused_and_stay_as_they_are(tmp_path
     documents.declare_no_documents(str(tmp_path / "full"), "safelm.score")
     with pytest.raises(ValueError, match=r"no folder of safelm\.label"):
         run(tmp_path / "full", path)
-    with pytest.raises(ValueError, match="want a folder on this machine"):
+    with pytest.raises(ValueError, match="is written to this machine only"):
         run("gs://bucket/labels", path)
     run(tmp_path / "labels", path, documents=3)
     with pytest.raises(ValueError, match="no document has a label yet"):

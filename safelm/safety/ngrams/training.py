@@ -72,8 +72,7 @@ def train(settings: NgramRecipe, sources: Sequence[str], output: str) -> dict[st
 
     Raises ValueError or OSError for bad input: data, columns, labels, a folder in use, too few texts of a kind.
     """
-    if remote.is_remote(output):
-        raise ValueError(f"--output={output}: an n-gram model is written to a local folder")
+    remote.check_local_output(output)
     checkpoint.check_free(output)
     texts = examples.read_all(sources)
     _check(texts)
