@@ -23,7 +23,7 @@ from safelm.checkpoints import checkpoint, integrity
 from safelm.formats import decoder_tensors, families, huggingface
 from safelm.formats.json_fields import JsonFields, read_json
 from safelm.formats.sources import source_kind
-from safelm.io import hub
+from safelm.io import hub, remote
 from safelm.io.files import write_whole
 from safelm.models import lora
 from safelm.models.config import PROJECTIONS, Lora, ModelConfig
@@ -92,10 +92,10 @@ def read_folder(folder: Path, config: ModelConfig, params: Params, *, where: str
 
 def read_adapter(source: str, config: ModelConfig, params: Params, *, where: str) -> tuple[ModelConfig, Params]:
     """`read_folder` for a folder of PEFT, a hub's by name, or a run of ours whose checkpoint has adapters."""
-    folder = Path(hub.folder(source) if hub.is_name(source) else source)
-    if (folder / CONFIG_FILE).exists():
-        return read_folder(folder, config, params, where=where)
-    if source_kind(str(folder)) != "safelm":
+    folder = hub.folder(source) if hub.is_name(source) else source
+    if not remote.is_remote(folder) and (Path(folder) / CONFIG_FILE).exists():
+        return read_folder(Path(folder), config, params, where=where)
+    if source_kind(folder) != "safelm":
         raise FileNotFoundError(f"{source}: has neither {CONFIG_FILE} (PEFT) nor checkpoints/ (ours)")
     theirs, theirs_params, _ = checkpoint.load(source)
     if theirs.lora is None:

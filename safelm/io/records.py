@@ -13,14 +13,17 @@ _MOST_LEVELS = 64  # of values from outside
 
 
 def read(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file, local or at a URL.
 
     Args:
       remedy: advice about a damaged file, for the message.
 
     Raises FileNotFoundError if there is no file, ValueError naming the file if it holds no JSON object.
     """
-    return parse(pathlib.Path(path).read_bytes(), os.fspath(path), remedy)
+    place = os.fspath(path)
+    return parse(
+        remote.read_bytes(place) if remote.is_remote(place) else pathlib.Path(path).read_bytes(), place, remedy
+    )
 
 
 def parse(data: str | bytes, where: str, remedy: str) -> dict[str, Any]:

@@ -74,11 +74,16 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(url, **options(url))
 
 
+def read_bytes(url: str) -> bytes:
+    """The content of a small remote file. Raises OSError naming the URL."""
+    files, path = filesystem(url)
+    return retrying(url, "reading", lambda: files.cat_file(path))
+
+
 def read_text(url: str) -> str:
     """The text of a small remote file (UTF-8). Raises OSError or ValueError naming the URL."""
-    files, path = filesystem(url)
     try:
-        return retrying(url, "reading", lambda: files.cat_file(path)).decode("utf-8")
+        return read_bytes(url).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{url}: unreadable: {error}") from error
 

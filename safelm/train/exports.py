@@ -107,7 +107,6 @@ def _gathered(leaf: jax.Array) -> np.ndarray | None:
 
 def _read(path: str) -> Any:
     try:
-        data = remote.read_text(path) if remote.is_remote(path) else Path(path).read_text(encoding="utf-8")
-        return records.parse(data, path, "")
+        return records.read(path, "")
     except (OSError, ValueError):
         return None

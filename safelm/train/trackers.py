@@ -13,7 +13,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import pathlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -235,8 +234,7 @@ def _said(name: str, what: str, error: Exception) -> str:
 def _read_ids(workdir: str) -> dict[str, str]:
     path = f"{workdir.rstrip('/')}/{_IDS_NAME}"
     try:
-        data = remote.read_text(path) if remote.is_remote(path) else pathlib.Path(path).read_text(encoding="utf-8")
-        return {name: str(value) for name, value in records.parse(data, path, "remove it").items()}
+        return {name: str(value) for name, value in records.read(path, "remove it").items()}
     except FileNotFoundError:
         return {}
 

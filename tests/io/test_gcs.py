@@ -4,6 +4,7 @@ Left out: TensorFlow's own `gs://` (it knows no endpoint but the real one, and S
 what real Cloud Storage adds: buckets with hierarchical namespaces. Slow and failing servers: test_gcs_faults.py.
 """
 
+import dataclasses
 import gzip
 import json
 import pickle
@@ -19,14 +20,16 @@ import pyarrow.parquet
 import pytest
 import tiny_runs
 from gcs_server import names, upload
+from safetensors import numpy as safetensors
 from token_stores import numbered_documents, write_store
 
-from safelm import train_tokenizer
+from safelm import convert, train_tokenizer
 from safelm.checkpoints import checkpoint
 from safelm.data.store import TokenStore
-from safelm.io import cache, remote
+from safelm.io import cache, records, remote
 from safelm.models import decoder as model
-from safelm.models.config import ModelConfig
+from safelm.models import lora
+from safelm.models.config import Lora, ModelConfig
 from safelm.text.tokenizer import Tokenizer
 from safelm.train.run import train
 
@@ -278,3 +281,24 @@ def test_a_run_on_gs_resumes_and_is_the_local_run_bit_for_bit(bucket, tmp_path):
         assert checkpoints.steps() == [3, 6]
     (remote_params, local_params) = (checkpoint.load_for_inference(run)[1] for run in (url, str(tmp_path / "local")))
     assert_equal_trees(remote_params, local_params)
+
+
+def test_adapters_of_a_run_in_a_bucket_are_converted_and_merged(bucket, tmp_path):
+    tokenizer = tiny_runs.tokenizer()
+    base = ModelConfig(**tiny_runs.model_fields())
+    adapted = dataclasses.replace(base, lora=Lora(2, 4.0, ["query", "value"]))
+    params = model.init(adapted, jax.random.key(0))
+    for folder in (str(tmp_path / "run"), f"{bucket}/adapted"):
+        checkpoint.save_params(folder, adapted, params, tokenizer)
+        records.write(f"{folder}/config.json", {"init_checkpoint": ""})
+    checkpoint.save_params(str(tmp_path / "base"), base, lora.split(adapted, params)[1], tokenizer)
+    for place, source in (("here", str(tmp_path / "run")), ("there", f"{bucket}/adapted")):
+        convert.convert(source, str(tmp_path / place / "peft"), to="peft")
+        convert.convert(str(tmp_path / "base"), str(tmp_path / place / "merged"), adapter=source)
+    for name in ("peft/adapter_model.safetensors", "merged/model.safetensors"):
+        here, there = (safetensors.load_file(tmp_path / place / name) for place in ("here", "there"))
+        assert_equal_trees(here, there)
+    records.write(f"{bucket}/adapted/config.json", {"init_checkpoint": "hf:org/name"})
+    assert records.read(f"{bucket}/adapted/config.json", "") == {"init_checkpoint": "hf:org/name"}
+    with pytest.raises(FileNotFoundError, match=f"^--adapter=no checkpoint at {bucket}/none: "):
+        convert.convert(str(tmp_path / "base"), str(tmp_path / "no"), adapter=f"{bucket}/none")
