@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from data_tasks.preprocessors import in_validation_split, validation_rank
 from data_tasks.readers import Document, MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
-from safelm.documents import find_named, notes, spans
+from safelm.documents import file_at, find_named, notes, spans
 from safelm.io import remote
 
 TRAIN, VALIDATION = "train", "validation"
@@ -147,7 +147,7 @@ class WebDocumentSource(seqio.DataSource):
     @functools.cached_property
     def _first_ids(self) -> dict[int, str]:
         """The first document of each harm score to hold out; empty for a corpus that surely holds some out anyway."""
-        sizes = [remote.filesystem(path)[0].size(path) or 0 for path in self._files[TRAIN]]
+        sizes = [file_at(path).bytes for path in self._files[TRAIN]]
         if sum(sizes) > _SMALL_CORPUS_BYTES:
             return {}
         first: dict[int, tuple[float, str]] = {}

@@ -99,19 +99,18 @@ def writable_output(output: str, *, overwrite: bool) -> Iterator[None]:
     Raises ValueError or OSError naming --output.
     """
     remote.check_output(output)
-    filesystem, inner = remote.filesystem(output)
-    if filesystem.isfile(inner):
+    before = remote.kind(output)
+    if before == "file":
         raise ValueError(f"--output={output}: is a file, not a folder")
-    is_new = not filesystem.exists(inner)
     remote.check_writable(output)
-    if not overwrite and filesystem.exists(f"{inner.rstrip('/')}/{TOKENIZER_FILE}"):
+    if not overwrite and remote.exists(f"{output.rstrip('/')}/{TOKENIZER_FILE}"):
         log.warning("--output=%s holds a vocabulary: without --overwrite another one is refused in the end", output)
     try:
         yield
     except BaseException:
-        if is_new and not remote.is_remote(output):
+        if before is None and not remote.is_remote(output):
             with contextlib.suppress(OSError):
-                os.rmdir(inner)
+                os.rmdir(output)
         raise
 
 

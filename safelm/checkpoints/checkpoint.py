@@ -270,8 +270,8 @@ def load(path: str, *, step: int | None = None) -> tuple[model_lib.ModelConfig, 
 
 def open_checkpoint(path: str, *, step: int | None = None, setting: str = "step") -> tuple[Checkpoints, int, Meta]:
     """Opens a folder's newest (or the given) checkpoint; FileNotFoundError, naming `setting`, if it isn't there."""
-    if not (epath.Path(path) / "checkpoints").is_dir():
-        raise FileNotFoundError(f"no checkpoint at {path}: it has no folder 'checkpoints'")
+    if not remote.is_dir(f"{path}/checkpoints"):
+        raise remote.missing(path, f"no checkpoint at {path}: it has no folder 'checkpoints'")
     checkpoints = Checkpoints(path, read_only=True)
     steps = checkpoints.steps()
     if not steps:

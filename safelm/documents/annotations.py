@@ -315,8 +315,7 @@ def _inner(path: str) -> str:
 
 
 def _exists(path: str) -> bool:
-    files, inner = remote.filesystem(path)
-    return remote.retrying(path, "reading", functools.partial(files.exists, inner))
+    return remote.exists(path)
 
 
 def _made_from(place: str, table: Any) -> Mapping[str, Any]:

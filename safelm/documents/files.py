@@ -120,7 +120,7 @@ def check_apart(patterns: Sequence[str], output: str) -> None:
     _, folder = remote.filesystem(output.rstrip("/"))
     for pattern in patterns:
         files, inner = remote.filesystem(pattern)
-        fixed, wanted = _fixed(files, inner)
+        fixed, wanted = _fixed(files, pattern, inner)
         written = [f"{folder}{place}/train-000000-web{end}" for place in ("", "/score=0") for end in SUFFIXES]
         is_here = remote.is_remote(pattern) == remote.is_remote(output)
         if is_here and any(re.fullmatch(wanted, name) and _is_readable(name.removeprefix(fixed)) for name in written):
@@ -203,12 +203,13 @@ def _find(pattern: str) -> list[DocumentFile]:
     if hub.is_name(pattern):
         raise ValueError(f"{pattern}: documents of a hub are named hf://datasets/ORG/NAME[@REVISION][/FILES]")
     files, inner = remote.filesystem(pattern)
-    literal, rest = _split(files, inner)
+    literal, rest = _split(files, pattern, inner)
 
     def entries() -> Mapping[str, Any]:
         if rest:
             return _matching(files, pattern, literal, rest)
-        return _entries(files, pattern, inner) if files.isdir(inner) else {inner: files.info(inner)}
+        facts = files.info(inner)
+        return _entries(files, pattern, inner) if facts["type"] == "directory" else {inner: facts}
 
     try:
         found = remote.retrying(pattern, "listing", entries)
@@ -217,7 +218,7 @@ def _find(pattern: str) -> list[DocumentFile]:
     if not rest and list(found) == [inner]:
         suffix(pattern)
         return [_document_file(files, pattern, inner, found[inner])]
-    fixed, _ = _fixed(files, inner)
+    fixed, _ = _fixed(files, pattern, inner)
     suffixes = SUFFIXES if rest.endswith(_PLAIN_JSON) else _FOUND_SUFFIXES
     readable = {name: facts for name, facts in found.items() if _is_readable(name.removeprefix(fixed), suffixes)}
     if not readable:
@@ -240,20 +241,24 @@ def _find(pattern: str) -> list[DocumentFile]:
 _FOUND_SUFFIXES = tuple(end for end in SUFFIXES if end != _PLAIN_JSON)
 
 
-def _split(files: Any, inner: str) -> tuple[str, str]:
+def _split(files: Any, pattern: str, inner: str) -> tuple[str, str]:
     """Splits a path before its first pattern component; a component that exists literally is not a pattern."""
-    if not _MAGIC.search(inner) or files.exists(inner):
+
+    def exists(name: str) -> bool:
+        return remote.retrying(pattern, "listing", lambda: files.exists(name))
+
+    if not _MAGIC.search(inner) or exists(inner):
         return inner, ""
     pieces = inner.split("/")
     for count, piece in enumerate(pieces):
-        if _MAGIC.search(piece) and not files.exists("/".join(pieces[: count + 1])):
+        if _MAGIC.search(piece) and not exists("/".join(pieces[: count + 1])):
             return "/".join(pieces[:count]), "/".join(pieces[count:])
     return inner, ""
 
 
-def _fixed(files: Any, inner: str) -> tuple[str, str]:
+def _fixed(files: Any, pattern: str, inner: str) -> tuple[str, str]:
     """The folder in which an input is searched, and a regular expression for the paths that it names."""
-    literal, rest = _split(files, inner)
+    literal, rest = _split(files, pattern, inner)
     if rest:
         return literal, glob_translate(f"{glob.escape(literal)}/{rest}")
     return inner, re.escape(inner.rstrip("/")) + "/.*"

@@ -5,7 +5,6 @@ Other files in such a folder (reports, pairs for review, logs) are never read as
 or their subfolder. A folder that a command began (`_settings.json`) and has not finished is refused.
 """
 
-import os
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -20,12 +19,7 @@ def declare_no_documents(folder: str, command: str) -> None:
     """Writes a manifest without files, if there is none, so that nothing in the folder is read as a document."""
     manifest = {WRITTEN_BY: command, "files": {}}
     path = f"{folder.rstrip('/')}/{MANIFEST_NAME}"
-    if remote.is_remote(path):
-        files, inner = remote.filesystem(path)
-        is_there = remote.retrying(path, "reading", lambda: files.exists(inner))
-    else:
-        is_there = os.path.exists(path)
-    if not is_there:
+    if not remote.exists(path):
         records.write(path, manifest)
 
 

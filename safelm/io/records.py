@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +20,7 @@ def read(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     Raises FileNotFoundError if there is no file, ValueError naming the file if it holds no JSON object.
     """
     place = os.fspath(path)
-    return parse(
-        remote.read_bytes(place) if remote.is_remote(place) else pathlib.Path(path).read_bytes(), place, remedy
-    )
+    return parse(remote.read_bytes(place), place, remedy)
 
 
 def parse(data: str | bytes, where: str, remedy: str) -> dict[str, Any]:

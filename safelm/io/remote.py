@@ -74,14 +74,46 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(url, **options(url))
 
 
-def read_bytes(url: str) -> bytes:
-    """The content of a small remote file. Raises OSError naming the URL."""
-    files, path = filesystem(url)
-    return retrying(url, "reading", lambda: files.cat_file(path))
+def kind(path: str) -> str | None:
+    """What stands at a local path or a URL: "file", "directory" or nothing (None). Raises OSError naming the URL."""
+    if not is_remote(path):
+        path = os.path.expanduser(path)
+        return "directory" if os.path.isdir(path) else "file" if os.path.exists(path) else None
+    files, inner = filesystem(path)
+    try:
+        found = retrying(path, "listing", lambda: files.info(inner), explain=_as_missing)
+    except FileNotFoundError:
+        return None
+    return "directory" if found["type"] == "directory" else "file"
+
+
+def exists(path: str) -> bool:
+    """Whether anything stands at a local path or a URL. Raises OSError naming a URL that can't be asked."""
+    return kind(path) is not None
+
+
+def is_dir(path: str) -> bool:
+    """Whether a local path or a URL is a folder. Raises OSError naming a URL that can't be asked."""
+    return kind(path) == "directory"
+
+
+def missing(path: str, otherwise: str) -> FileNotFoundError:
+    """The error for a path or URL where nothing stands: there is no such bucket, or the message `otherwise`."""
+    bucket = _missing_bucket(path)
+    return FileNotFoundError(f"{path}: there is no bucket {bucket!r}" if bucket else otherwise)
+
+
+def read_bytes(path: str, stop: int | None = None) -> bytes:
+    """The content of a small file at a local path or a URL, up to byte `stop`. Raises OSError naming it."""
+    if not is_remote(path):
+        with open(os.path.expanduser(path), "rb") as file:
+            return file.read(-1 if stop is None else stop)
+    files, inner = filesystem(path)
+    return retrying(path, "reading", lambda: files.cat_file(inner, 0 if stop else None, stop))
 
 
 def read_text(url: str) -> str:
-    """The text of a small remote file (UTF-8). Raises OSError or ValueError naming the URL."""
+    """The text of a small file (UTF-8) at a local path or a URL. Raises OSError or ValueError naming it."""
     try:
         return read_bytes(url).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -286,14 +318,17 @@ def _may_pass(error: Exception) -> bool:
 
 def _clear_error(url: str, action: str, error: Exception, seconds: float | None) -> OSError:
     status = _status(error)
-    if isinstance(error, FileNotFoundError) or status == 404:
-        bucket = _missing_bucket(url)
-        return FileNotFoundError(f"{url}: " + (f"there is no bucket {bucket!r}" if bucket else "no such file"))
+    if _as_missing(error):
+        return missing(url, f"{url}: no such file")
     if status in (401, 403):
         return PermissionError(f"{url}: {action} is refused ({status}: {_reason(error)}); {_CREDENTIALS}")
     if seconds is not None:
         return OSError(f"{url}: {action} failed for {seconds:.0f} s, the last time with {_reason(error)}")
     return OSError(f"{url}: {action} failed: {_reason(error)}")
+
+
+def _as_missing(error: Exception) -> FileNotFoundError | None:
+    return FileNotFoundError(str(error)) if isinstance(error, FileNotFoundError) or _status(error) == 404 else None
 
 
 def _missing_bucket(url: str) -> str | None:

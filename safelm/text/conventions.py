@@ -8,11 +8,11 @@ files of a Hugging Face folder. `safelm.text.prompting` uses it to turn prompts 
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
-
+from safelm.io import remote
 from safelm.io.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -79,9 +79,9 @@ class TextConventions:
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def declared_in_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> Declared:
+def declared_in_folder(folder: str) -> Declared:
     """Reads the declarations of a local or remote folder. Raises ValueError naming the file and field that is wrong."""
-    files = _Folder(filesystem, folder)
+    files = _Folder(folder)
     config = files.json(SPECIAL_TOKENS_MAP) | files.json(TOKENIZER_CONFIG)
     where = f"{folder}/{TOKENIZER_CONFIG}"
     tokens = [(name, _token_string(config.get(name), f"{where}: {name}")) for name in _NAMED_TOKENS]
@@ -146,28 +146,25 @@ def as_files(conventions: TextConventions, *, chat_template: str | None) -> dict
 
 def write_file(folder: str, name: str, text: str) -> None:
     """Writes a file of a folder, local or an fsspec URL, that is never seen half-written."""
-    filesystem, inner = fsspec.core.url_to_fs(folder)
-    target = f"{inner.rstrip('/')}/{name}"
-    filesystem.makedirs(inner, exist_ok=True)
-    if not isinstance(filesystem, fsspec.get_filesystem_class("file")):
-        filesystem.pipe_file(target, text.encode())  # an object store shows an object only when it is whole
-        return
-    write_whole(target, text)
+    target = f"{folder.rstrip('/')}/{name}"
+    if remote.is_remote(folder):
+        remote.write_text(target, text)  # an object store shows an object only when it is whole
+    else:
+        write_whole(os.path.expanduser(target), text)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
-    filesystem: fsspec.AbstractFileSystem
     folder: str
 
     def has(self, name: str) -> bool:
-        return self.filesystem.isfile(f"{self.folder}/{name}")
+        return remote.kind(f"{self.folder}/{name}") == "file"
 
     def text(self, name: str) -> str | None:
         if not self.has(name):
             return None
         try:
-            return self.filesystem.cat_file(f"{self.folder}/{name}").decode()
+            return remote.read_bytes(f"{self.folder}/{name}").decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.folder}/{name}: not UTF-8 ({error})") from error
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from safelm import documents
@@ -16,7 +15,7 @@ from safelm.checkpoints import checkpoint
 from safelm.checkpoints.integrity import CorruptCheckpointError
 from safelm.data.schedule import Phase
 from safelm.formats import sources
-from safelm.io import hub, records
+from safelm.io import hub, records, remote
 from safelm.models.config import ModelConfig
 from safelm.text.tokenizer import Tokenizer
 from safelm.train import config_fields
@@ -72,8 +71,10 @@ def store(workdir: str, run: Resolved, note: Callable[[str], None]) -> None:
 
 def _stored(workdir: str) -> dict[str, Any]:
     """The config that `store` kept, {} where there is none. Raises ValueError for a damaged one."""
-    path = epath.Path(_stored_at(workdir))
-    return records.parse(path.read_bytes(), str(path), "written anew") if path.exists() else {}
+    try:
+        return records.read(_stored_at(workdir), "written anew")
+    except FileNotFoundError:
+        return {}
 
 
 def _stored_at(workdir: str) -> str:
@@ -164,7 +165,7 @@ def _keep_commits(config: ConfigDict, workdir: str) -> None:
 
 def _newest_record(workdir: str) -> checkpoint.Meta | None:
     """The record of a folder's newest checkpoint that can be read, or None where there is none."""
-    if not (epath.Path(workdir) / "checkpoints").is_dir():
+    if not remote.is_dir(f"{workdir}/checkpoints"):
         return None
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         for step in reversed(checkpoints.steps()):

@@ -2,11 +2,10 @@
 
 import textwrap
 
-import fsspec
 import jax
 from ml_collections import ConfigDict
 
-from safelm.io import hub
+from safelm.io import hub, remote
 from safelm.models import sharding
 from safelm.train import config as train_config
 from safelm.train import config_fields, safety_watch
@@ -55,5 +54,4 @@ def _is_absent(path: str) -> bool:
     """Whether a path is given and nothing is there; what a hub has is asked for when it is read."""
     if not path or hub.is_name(path):
         return False
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return not filesystem.exists(inner)
+    return not remote.exists(path)

@@ -22,7 +22,6 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from safelm.data.token_kinds import KINDS
@@ -91,8 +90,7 @@ class MetricsLog:
         self._enabled = enabled
         if not enabled:
             return
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = f"{workdir}/metrics.jsonl"
         former = _former_lines(self._path)
         self._lines = [json.dumps(line) for line in former if line["step"] <= start_step]
         self._repeated = {line["step"]: line.get("loss") for line in former if line["step"] > start_step}
@@ -108,7 +106,7 @@ class MetricsLog:
             self._append(step, values)
         except OSError as error:
             reason = f"cannot write the metrics of step {step}: {error.strerror or error}"
-            raise OSError(error.errno, reason, str(self._path)) from error
+            raise OSError(error.errno, reason, self._path) from error
 
     def _append(self, step: int, values: Mapping[str, float | int]) -> None:
         line = json.dumps({"step": step, **values}, allow_nan=False)
@@ -152,15 +150,16 @@ class MetricsLog:
         if self._is_local:
             files.write_whole(self._path, text)
         else:
-            self._path.write_text(text)
+            remote.write_text(self._path, text)
 
 
-def _former_lines(path: epath.Path) -> list[dict[str, Any]]:
+def _former_lines(path: str) -> list[dict[str, Any]]:
     """The lines of a metrics file; a last line cut by a kill is dropped."""
-    if not path.exists():
+    try:
+        text = remote.read_bytes(path).decode("utf-8", "replace")
+    except FileNotFoundError:
         return []
-    text = path.read_bytes().decode("utf-8", "replace")
-    found = records.parse_lines(text, str(path), "remove that line, or move the file away")
+    found = records.parse_lines(text, path, "remove that line, or move the file away")
     return [record for record in found if isinstance(record.get("step"), int)]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import types
 
 import fsspec
 import gcs_server
@@ -19,12 +20,18 @@ from etils import epath
 from gcs_server import names, upload
 from token_stores import numbered_documents, write_store
 
+from safelm import documents
 from safelm.checkpoints import checkpoint
 from safelm.data import remote_shards
 from safelm.data.store import TokenStore
 from safelm.io import cache, remote
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
+from safelm.safety.classifier.checkpoint import check_free
+from safelm.safety.monitors import folder as monitors
+from safelm.text.tokenizer import Tokenizer
+from safelm.train import config as train_config
+from safelm.train import dry_run
 from safelm.train.run import train
 
 BUCKET = f"gs://{gcs_server.BUCKET}"
@@ -171,7 +178,7 @@ def test_a_refusing_or_missing_bucket_ends_a_run_before_its_first_step(proxy, tm
     proxy.rule = lambda method, path: 403 if method == "GET" and "prefix" in path else None
     with pytest.raises(PermissionError) as raised:
         train(config, url)
-    one_line(raised, f"{url}: listing is refused (403")
+    one_line(raised, f"{url}/checkpoints: listing is refused (403")
     proxy.reset()
     assert all(name.startswith(".probe-") for name in names(url))
 
@@ -194,6 +201,49 @@ def test_a_refusing_or_missing_bucket_of_data_is_named(proxy, tmp_path):
     with pytest.raises(PermissionError) as raised:
         remote.read_text(f"{BUCKET}/inputs/tokens/x")
     one_line(raised, "(401: ")
+
+
+READERS = {
+    "tokenizer": Tokenizer.from_pretrained,
+    "checkpoint": checkpoint.load,
+    "pattern": lambda url: documents.find(f"{url}/*.jsonl"),
+    "folder": documents.find,
+    "monitor": monitors.is_head,
+    "classifier": check_free,
+    "stored config": train_config._stored,
+    "newest checkpoint": train_config._newest_record,
+    "dry run": dry_run._is_absent,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_reads_a_bucket_names_it_when_it_refuses_or_fails(proxy, monkeypatch, reader):
+    url = f"{BUCKET}/asked"
+    proxy.rule = lambda method, path: 403
+    with pytest.raises(PermissionError) as raised:
+        READERS[reader](url)
+    one_line(raised, url, " is refused (403: someone does not have storage access)", "GOOGLE_APPLICATION_CREDENTIALS")
+    monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=at_once))
+    monkeypatch.setenv(remote.RETRY_VARIABLE, "1")
+    proxy.rule = lambda method, path: 503
+    with pytest.raises(OSError) as raised:
+        READERS[reader](url)
+    one_line(raised, url, " failed for 1 s, the last time with ", "503")
+
+
+async def at_once(seconds: float) -> None:
+    """In the place of gcsfs's own waits, half a minute in all."""
+
+
+def test_a_missing_bucket_or_folder_is_told_from_one_that_refuses(proxy):
+    for reader in (Tokenizer.from_pretrained, checkpoint.load):
+        with pytest.raises(FileNotFoundError, match="there is no bucket 'no-such-bucket'"):
+            reader("gs://no-such-bucket/run")
+    with pytest.raises(FileNotFoundError, match=f"^no checkpoint at {BUCKET}/none: it has no folder 'checkpoints'"):
+        checkpoint.load(f"{BUCKET}/none")
+    with pytest.raises(FileNotFoundError, match=f"^{BUCKET}/none: no such tokenizer file or folder"):
+        Tokenizer.from_pretrained(f"{BUCKET}/none")
+    assert not remote.exists(f"{BUCKET}/none") and not monitors.is_head(f"{BUCKET}/none")
 
 
 def test_credentials_come_from_the_environment_and_are_never_shown(server, proxy, tmp_path, monkeypatch, caplog, capfd):

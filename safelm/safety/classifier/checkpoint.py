@@ -36,8 +36,8 @@ Tensors = dict[str, np.ndarray]
 
 def check_free(folder: str) -> None:
     """Raises ValueError if something stands at `folder` already (an empty local folder is fine)."""
-    files, inner = remote.filesystem(folder)
-    if files.exists(inner) and (files.isfile(inner) or files.ls(inner, detail=False)):
+    found = remote.kind(folder)
+    if found == "file" or (found and (remote.is_remote(folder) or os.listdir(folder))):
         raise ValueError(f"--output={folder}: not empty; name a new folder")
 
 
@@ -166,9 +166,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def _bytes(folder: str, name: str) -> bytes:
-    files, inner = remote.filesystem(folder)
-    path = f"{inner.rstrip('/')}/{name}"
-    return remote.retrying(f"{folder}/{name}", "reading", lambda: files.cat_file(path))
+    return remote.read_bytes(f"{folder.rstrip('/')}/{name}")
 
 
 def _tensors(folder: str, name: str, config: Mapping[str, Any]) -> Tensors:

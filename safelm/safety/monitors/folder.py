@@ -141,13 +141,11 @@ def read_head(folder: str) -> SavedHead:
 
 def is_head(folder: str) -> bool:
     """Whether there is a monitor's folder, whole or damaged."""
-    files, inner = remote.filesystem(f"{folder.rstrip('/')}/{CONFIG_FILE}")
-    return files.exists(inner)
+    return remote.exists(f"{folder.rstrip('/')}/{CONFIG_FILE}")
 
 
 def _bytes(folder: str, name: str) -> bytes:
-    files, inner = remote.filesystem(f"{folder.rstrip('/')}/{name}")
     try:
-        return remote.retrying(f"{folder}/{name}", "reading", lambda: files.cat_file(inner))
+        return remote.read_bytes(f"{folder.rstrip('/')}/{name}")
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no monitor there (no {name})") from None

@@ -84,8 +84,7 @@ class NgramScorer:
 
 def is_ngrams(folder: str) -> bool:
     """Whether a folder, local or behind a URL, holds an n-gram model."""
-    files, inner = remote.filesystem(folder)
-    return remote.retrying(folder, "reading", lambda: files.exists(f"{inner.rstrip('/')}/{FILE}"))
+    return remote.exists(f"{folder.rstrip('/')}/{FILE}")
 
 
 def load_bundled() -> NgramScorer:
@@ -101,9 +100,7 @@ def load_bundled() -> NgramScorer:
 def load(folder: str) -> NgramScorer:
     """The n-gram model in a folder. Raises OSError if it can't be read, ValueError if it is damaged."""
     path = f"{folder.rstrip('/')}/{FILE}"
-    files, inner = remote.filesystem(path)
-    data = remote.retrying(path, "reading", lambda: files.cat_file(inner))
-    return _read(data, "classifier", path, "train it again, or copy it anew")
+    return _read(remote.read_bytes(path), "classifier", path, "train it again, or copy it anew")
 
 
 def _read(data: bytes, name: str, where: str, remedy: str) -> NgramScorer:

@@ -24,12 +24,7 @@ def read_card(path: str) -> dict[str, Any]:
 
     path = path if path.endswith(".json") else f"{path.rstrip('/')}/card.json"
     try:
-        if remote.is_remote(path):
-            text = remote.read_text(path)
-        else:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        card = json.loads(text)
+        card = json.loads(remote.read_text(path))
     except (ValueError, RecursionError) as error:
         raise cli.UserError(f"{path}: not a report card: {error}") from None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:

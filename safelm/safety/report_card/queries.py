@@ -6,7 +6,6 @@ import hashlib
 import importlib.resources
 import itertools
 import json
-import pathlib
 from typing import Any
 
 from safelm.io import remote
@@ -60,8 +59,7 @@ def load_queries(path: str | None = None) -> QuerySet:
         text = importlib.resources.files(__package__).joinpath("queries.json").read_text("utf-8")
         return parse(json.loads(text), "queries.json")
     try:
-        text = remote.read_text(path) if remote.is_remote(path) else pathlib.Path(path).read_text("utf-8")
-        value = json.loads(text)
+        value = json.loads(remote.read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON in UTF-8: {error}") from None
     return parse(value, path)
