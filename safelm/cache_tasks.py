@@ -29,7 +29,7 @@ from safelm.caching.plan import StorePlan, find_tasks, plan_store
 from safelm.caching.shards import UNMARKED, CacheJob, TaskModule, write_shard
 from safelm.caching.upload import Bucket, push_folder, staging_folder
 from safelm.data.shard import ShardInfo
-from safelm.io import files, remote
+from safelm.io import files, lease, remote
 from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.text import named_templates
@@ -104,6 +104,8 @@ def main(flags: argparse.Namespace) -> None:
             for split in _names("--splits", flags.splits):
                 directory = os.path.join(staging_folder(output), source_name, split)
                 locks.enter_context(_only_writer(directory))
+                if remote.is_remote(output):
+                    locks.enter_context(lease.held(f"{output}/{source_name}/{split}"))
                 bucket = Bucket(f"{output}/{source_name}/{split}", directory) if remote.is_remote(output) else None
                 plan = plan_store(source_name, task_name, split, directory, tokenizer, settings, bucket)
                 plans += [plan] if plan else []

@@ -2,8 +2,8 @@
 
 Shards are written to a local folder, `$SAFELM_CACHE/staging/<hash of the output>`, and uploaded one by one: the arrays,
 then the shard's JSON; the manifest comes last. Uploaded files are removed here, so the disk holds only unfinished
-shards. The bucket's content decides what is left to do, so a stopped run continues on any machine. Two machines that
-write the same output at once write the same bytes, since a shard is a function of its input file and the settings.
+shards. The bucket's content decides what is left to do, so a stopped run continues on any machine. A lease keeps a
+second machine out (`safelm.io.lease`); a shard is a function of its input file and the settings, whoever writes it.
 """
 
 import hashlib

@@ -15,9 +15,7 @@ fingerprints of all arrays, which a restore compares, so that a damaged checkpoi
 
 import contextlib
 import dataclasses
-import functools
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,7 +30,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from safelm.checkpoints import integrity as checkpoint_integrity
 from safelm.checkpoints.integrity import CorruptCheckpointError
-from safelm.io import remote
+from safelm.checkpoints.quiet import hush_what_is_under_way
+from safelm.io import lease, remote
 from safelm.models import decoder as model_lib
 from safelm.models import lora
 from safelm.models.config import FAMILY_OPTIONS
@@ -70,20 +69,30 @@ class Checkpoints:
     Keeps the newest `keep_last`, and each whose step is a multiple of `keep_every` (0: none) for good.
     """
 
-    def __init__(self, folder: str, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str,
+        *,
+        keep_last: int = 1,
+        keep_every: int = 0,
+        read_only: bool = False,
+        is_only_writer: bool = False,
+    ):
+        """`is_only_writer`: nobody else can be writing there (a lock or lease is held), so half-written steps go."""
+        self._place = folder
         path = epath.Path(folder)
         self.folder = path if remote.is_remote(folder) else path.resolve()  # Orbax wants it absolute
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
-        _hush_what_is_under_way()
+        hush_what_is_under_way()
         handler = ocp.StandardCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self.folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 save_root_metadata=not read_only,
-                cleanup_tmp_directories=not read_only,
+                cleanup_tmp_directories=is_only_writer and not read_only,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             ),
             item_handlers={"params": handler(), "optimizer": handler(), "meta": ocp.JsonCheckpointHandler()},
@@ -123,6 +132,7 @@ class Checkpoints:
         }
         if opt_state is not None:
             items["optimizer"] = ocp.args.StandardSave(opt_state)
+        remote.check_guards(self._place)
         with self._write_errors(step):
             self._manager.wait_until_finished()
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -133,6 +143,7 @@ class Checkpoints:
         Orbax's own `check_for_errors` would take the error away from the thread that finishes the save, which would
         then delete older checkpoints as if the save had succeeded.
         """
+        remote.check_guards(self._place, asks=False)
         with self._write_errors(None):
             if not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()
@@ -233,14 +244,16 @@ def save_params(
 
     `source`: where the parameters come from, kept in the record (of a hub's model with its commit).
 
-    Raises FileExistsError if the folder holds a checkpoint already, OSError if it can't be written.
+    Raises FileExistsError if the folder holds a checkpoint already, OSError if it can't be written, ValueError while
+    another process writes into a folder in a bucket.
     """
-    checkpoints = Checkpoints(folder)
-    if (step := checkpoints.latest_step()) is not None:
-        raise FileExistsError(f"{folder} already holds a checkpoint (step {step})")
-    save_tokenizer(folder, tokenizer)
-    checkpoints.save(0, model_meta(model_config, tokenizer) | ({"source": source} if source else {}), params)
-    checkpoints.close()
+    with lease.held(folder) if remote.is_remote(folder) else contextlib.nullcontext():
+        checkpoints = Checkpoints(folder, is_only_writer=True)
+        if (step := checkpoints.latest_step()) is not None:
+            raise FileExistsError(f"{folder} already holds a checkpoint (step {step})")
+        save_tokenizer(folder, tokenizer)
+        checkpoints.save(0, model_meta(model_config, tokenizer) | ({"source": source} if source else {}), params)
+        checkpoints.close()
 
 
 def load_for_inference(path: str, *, step: int | None = None) -> tuple[model_lib.ModelConfig, PyTree, Tokenizer]:
@@ -329,18 +342,6 @@ def save_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
 def load_tokenizer(folder: str) -> Tokenizer:
     """Reads `<folder>/tokenizer`; FileNotFoundError if there is none."""
     return Tokenizer.from_pretrained(f"{folder}/tokenizer")
-
-
-@functools.cache  # once
-def _hush_what_is_under_way() -> None:
-    """Silences tensorstore's other reads or writes after a failure, which report to an event loop that is gone."""
-    show = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            show(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

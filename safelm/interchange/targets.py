@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safelm.data.store import MANIFEST_NAME
-from safelm.io import cache, files, records, remote
+from safelm.io import cache, files, lease, records, remote
 
 log = logging.getLogger("safelm.convert_tokens")
 
@@ -49,7 +49,8 @@ def resumable_target(target: str, flag: str, settings: Mapping[str, Any]) -> Ite
     staging = _staging(target)
     staging.mkdir(parents=True, exist_ok=True)
     folder, whole = staging / _FILES, False
-    with files.locked(staging / ".lock", f"{flag}={target}: another process is writing it"):
+    there = lease.held(target) if remote.is_remote(target) else contextlib.nullcontext()
+    with files.locked(staging / ".lock", f"{flag}={target}: another process is writing it"), there:
         if _settings(staging) != settings:
             shutil.rmtree(folder, ignore_errors=True)
             records.write(staging / _SETTINGS, settings)

@@ -25,6 +25,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
+from safelm.io.range_reader import RangeReader
+
 RETRY_VARIABLE = "SAFELM_RETRY_SECONDS"
 PART_BYTES = 32 << 20
 _PARTS_AT_ONCE = 4
@@ -33,6 +35,9 @@ _CREDENTIALS = (
     "credentials come from GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login` or the machine's "
     "service account"
 )
+
+# Called before anything is written beside the object at a URL, or below: by URL, see `safelm.io.lease`.
+guards: dict[str, Callable[[bool], None]] = {}
 
 _logger = logging.getLogger(__name__)
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of what it raises
@@ -44,9 +49,21 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_bucket(path: str) -> bool:
+    """Whether the path is a URL of Cloud Storage."""
+    return path.startswith(_GCS)
+
+
+def check_guards(url: str, *, asks: bool = True) -> None:
+    """Raises what the guard of a folder does if this process may write there no more; it may ask the bucket first."""
+    for guarded, check in tuple(guards.items()):
+        if f"{url}/".startswith(f"{guarded.rpartition('/')[0]}/"):
+            check(asks)
+
+
 def check_output(folder: str) -> None:
     """Raises ValueError if --output is a URL of a kind that can't be written."""
-    if is_remote(folder) and not folder.startswith(_GCS):
+    if is_remote(folder) and not is_bucket(folder):
         raise ValueError(f"--output {folder}: must be a local folder or gs://")
 
 
@@ -61,7 +78,7 @@ def check_local_output(place: str | os.PathLike[str], flag: str = "--output") ->
 
 def options(url: str) -> dict[str, Any]:
     """Arguments for fsspec: for `gs://` at most 60 s of silence, MD5 checks, and no cached listings."""
-    if not url.startswith(_GCS):
+    if not is_bucket(url):
         return {}
     import aiohttp
 
@@ -155,40 +172,11 @@ def download(url: str, size: int, target: BinaryIO, on_bytes: Callable[[int], ob
     target.flush()
 
 
-class _RangeReader(io.RawIOBase):
-    """A remote file read in byte ranges, each with retries."""
-
-    def __init__(self, url: str, size: int):
-        self._url, self._size, self._at = url, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self._at + len(buffer), self._size)
-        if stop <= self._at:
-            return 0
-        (data,) = read_ranges([(self._url, self._at, stop)])
-        buffer[: len(data)] = data
-        self._at = stop
-        return len(data)
-
-
 def open_file(url: str) -> io.BufferedReader:
     """A remote file to stream or seek in, fetched 8 MiB at a time. Opening and reading raise OSError naming the URL."""
     files, path = filesystem(url)
     size = retrying(url, "reading", lambda: files.info(path)["size"])
-    return io.BufferedReader(_RangeReader(url, int(size)), 8 << 20)
+    return io.BufferedReader(RangeReader(lambda start, stop: read_ranges([(url, start, stop)])[0], int(size)), 8 << 20)
 
 
 def list_sizes(url: str) -> dict[str, int] | None:
@@ -206,18 +194,21 @@ def list_sizes(url: str) -> dict[str, int] | None:
 def upload(local: str, url: str) -> None:
     """Copies a local file to a URL, where it appears only once it is whole. Raises OSError naming the URL."""
     files, path = filesystem(url)
+    check_guards(url)
     retrying(url, "writing", lambda: files.put_file(local, path))
 
 
 def write_text(url: str, text: str) -> None:
     """Writes a small remote text file (UTF-8). Raises OSError naming the URL."""
     files, path = filesystem(url)
+    check_guards(url)
     retrying(url, "writing", lambda: files.pipe_file(path, text.encode()))
 
 
 def remove(url: str) -> None:
     """Removes a remote file. Raises OSError naming the URL."""
     files, path = filesystem(url)
+    check_guards(url)
     retrying(url, "removing", lambda: files.rm_file(path))
 
 
@@ -332,7 +323,7 @@ def _as_missing(error: Exception) -> FileNotFoundError | None:
 
 
 def _missing_bucket(url: str) -> str | None:
-    if not url.startswith(_GCS):
+    if not is_bucket(url):
         return None
     files, path = filesystem(url)
     bucket = path.split("/")[0]

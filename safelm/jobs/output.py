@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from safelm.io import files as whole_files
-from safelm.io import records, remote
+from safelm.io import lease, records, remote
 from safelm.io.files import file_sha256
 
 STAGING, FAILURES = "_staging", "_failures"
+_SLICE = ".slice-"
 _READ_AT_ONCE = 256
 
 
@@ -47,7 +48,8 @@ class OutputFolder:
         if self.is_remote:
             files, inner = remote.filesystem(self.root)
             try:
-                return not remote.retrying(self.root, "listing", lambda: files.ls(inner))
+                names = remote.retrying(self.root, "listing", lambda: files.ls(inner, detail=False))
+                return all(os.path.basename(name.rstrip("/")).startswith(".") for name in names)
             except FileNotFoundError:
                 return True
         names = os.listdir(self.root) if os.path.isdir(self.root) else []
@@ -137,10 +139,16 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def only_writer(self) -> Iterator[None]:
-        """Holds a local folder's lock, deletes a killed run's temporary files, checks that the folder is writable."""
+        """Keeps other writers out, deletes a killed run's temporary files, checks that the folder is writable.
+
+        Raises BusyError while another process holds the lock of a local folder or the lease of one in a bucket.
+        """
         remote.check_writable(self.root)
         if self.is_remote:
-            yield
+            self._wait_for_slices()  # before, too: two slices that end at once would refuse each other
+            with lease.held(self.root):
+                self._wait_for_slices()
+                yield
             return
         busy = f"{self.root}: another process is writing there"
         with whole_files.locked(self.path(".lock"), busy), open(self.path(".workers"), "w") as workers:
@@ -154,24 +162,33 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def only_writer_of_slice(self, index: int, count: int) -> Iterator[None]:
-        """Shares a local folder with the other slices of the same count; raises BusyError for any other writer.
+        """Shares the folder with the other slices of the same count; raises BusyError for any other writer.
 
         A slice waits for nobody and touches nothing that others write.
         """
         remote.check_writable(self.root)
+        name = f"{_SLICE}{index}-of-{count}"
         if self.is_remote:
-            yield
+            with lease.held(self.root, name):
+                lease.wait_until_free(self.root, lease.WRITER)
+                self._wait_for_slices(but=f"-of-{count}")
+                yield
             return
         busy = f"{self.root}: another process is writing there"
-        name = f".slice-{index}-of-{count}"
         with contextlib.ExitStack() as locks:
             locks.enter_context(whole_files.locked(self.path(".lock"), busy, shared=True))
             locks.enter_context(whole_files.locked(self.path(name), f"{busy}, slice {index} of {count}"))
-            for path in glob.glob(f"{glob.escape(self.root)}/.slice-*"):
+            for path in glob.glob(f"{glob.escape(self.root)}/{_SLICE}*"):
                 if not path.endswith(f"-of-{count}"):
                     with whole_files.locked(path, f"{busy}, a slice of another count ({os.path.basename(path)[7:]})"):
                         pass
             yield
+
+    def _wait_for_slices(self, but: str = "/") -> None:
+        """Waits for the leases of slices whose names don't end in `but`; raises BusyError for one at work."""
+        for name in self.sizes(""):
+            if name.startswith(_SLICE) and not name.endswith(but):
+                lease.wait_until_free(self.root, name)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:

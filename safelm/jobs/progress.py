@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from safelm.io import progress
+from safelm.io import progress, remote
 from safelm.jobs.output import OutputFolder
 
 
@@ -21,13 +21,14 @@ class FolderProgress:
         remote_seconds: float = 10.0,
     ):
         """`update` moves the bar; it is called at most every `seconds` (`remote_seconds` if the folder is remote)."""
-        self._bar, self._update, self._next = bar, update, 0.0
+        self._root, self._bar, self._update, self._next = out.root, bar, update, 0.0
         self._seconds = remote_seconds if out.is_remote else seconds
 
     def __call__(self) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + self._seconds
+            remote.check_guards(self._root, asks=False)
             self.show()
 
     def show(self) -> None:

@@ -106,6 +106,7 @@ class Run:
     def __enter__(self) -> "Run":
         config, note = self._config, self._progress.note
         keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
+        keep |= {"is_only_writer": True}  # by the lock or lease of `Events`
         with contextlib.ExitStack() as stack:
             self._events = stack.enter_context(Events(self._workdir, enabled=self._is_main))
             self._preemption = stack.enter_context(Preemption(grace_s=config.faults.grace_s, note=note))

@@ -191,6 +191,8 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif isinstance(answer, dict):
                 self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+            elif answer is None and self._is_of_another_generation():
+                self._send(412, {}, b'{"error": {"code": 412, "message": "conditionNotMet"}}')
             elif answer is not None:
                 reason = {403: "someone does not have storage access"}.get(answer, "injected")
                 self._send(answer, {}, f'{{"error": {{"code": {answer}, "message": "{reason}"}}}}'.encode())
@@ -199,6 +201,16 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
                 self._send(status, headers, proxy.change(self.path, found))
 
         do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = handle_any
+
+        def _is_of_another_generation(self) -> bool:
+            """The condition of a deletion, which the server doesn't look at (that of an upload it does)."""
+            wanted = re.search(r"[?&]ifGenerationMatch=(\d+)", self.path)
+            if self.command != "DELETE" or not wanted:
+                return False
+            with contextlib.suppress(urllib.error.HTTPError):
+                with _NO_PROXY.open(f"{proxy.upstream}{self.path.partition('?')[0]}", timeout=10) as found:
+                    return json.load(found)["generation"] != wanted[1]
+            return False
 
         def _body(self) -> bytes:
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):
