@@ -96,8 +96,8 @@ def pages(file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, int]]:
 def _chunk(facts: Any) -> Chunk:
     """A chunk by the ColumnMetaData of a footer; ValueError, KeyError or TypeError where it is damaged."""
     name = ".".join(part.decode() for part in facts[3])
-    begin = min(offset for offset in (facts[9], facts.get(11)) if offset)  # data pages, dictionary
-    if begin < 0:
+    begin = min((offset for offset in (facts[9], facts.get(11)) if offset), default=0)  # data pages, dictionary
+    if begin < 0 or (facts[7] and not begin):  # a chunk of no rows may have no page
         raise ValueError(f"begins at {begin}")
     num_nulls = facts.get(12, {}).get(3)
     if not isinstance(num_nulls, int | None):

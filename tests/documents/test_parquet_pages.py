@@ -52,6 +52,15 @@ def test_all_pages_of_every_chunk_are_found(tmp_path, version, codec, dictionary
     assert len(list(documents.read_rows(path))) == ROWS
 
 
+def test_a_column_of_flags_without_rows_has_no_pages(tmp_path):
+    table = pyarrow.table({"text": pyarrow.array([], pyarrow.string()), "flag": pyarrow.array([], pyarrow.bool_())})
+    path = write(tmp_path / "none.parquet", table)
+    with open(path, "rb") as file:
+        ((_, flag),) = parquet_pages.read_footer(path, file)
+        assert flag.name == "flag" and not list(parquet_pages.pages(file, flag))
+    assert not list(documents.read_rows(path))
+
+
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"use_dictionary": False, "row_group_size": 1}])
 def test_a_page_that_is_too_large_is_one_line(tmp_path, monkeypatch, options):
     monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 1 << 20)
