@@ -266,7 +266,8 @@ def _write_split(
                 folder, f"{name}.jsonl.gz", gzip.compress(_jsonl(part), compresslevel=6, mtime=0), len(part)
             )
         else:
-            files |= _write(folder, f"{name}.parquet", _parquet(part), len(part))
+            schema = None if source in SOURCES else _chat_schema(found_rows)
+            files |= _write(folder, f"{name}.parquet", _parquet(part, schema), len(part))
     return files
 
 
@@ -274,14 +275,32 @@ def _jsonl(found_rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found_rows).encode()
 
 
-def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
+def _chat_schema(found_rows: list[dict[str, Any]]) -> Any:
+    """The schema of all rows of a chat set's split, so that a shard without rows has the columns too."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(found_rows).schema
+
+
+def _parquet(found_rows: list[dict[str, Any]], schema: Any | None) -> bytes:
+    """A table of rows, of documents where `schema` is None."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if "metadata" not in found_rows[0]:
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(found_rows), buffer)
-        return buffer.getvalue()
+    if schema is None:
+        schema = _document_schema()
+        found_rows = [
+            row | {"metadata": row["metadata"] | {"date": datetime.datetime.fromisoformat(row["metadata"]["date"])}}
+            for row in found_rows
+        ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(found_rows, schema=schema), buffer)
+    return buffer.getvalue()
+
+
+def _document_schema() -> Any:
+    import pyarrow as pa
+
     text, number, count = pa.string(), pa.float64(), pa.int64()
     kinds: Mapping[str, pa.DataType] = {
         "dump": text,
@@ -299,14 +318,7 @@ def _parquet(found_rows: list[dict[str, Any]]) -> bytes:
         "topic": text,
         "genre": text,
     }
-    schema = pa.schema({"id": text, "text": text, "metadata": pa.struct(list(kinds.items()))})
-    dated = [
-        row | {"metadata": row["metadata"] | {"date": datetime.datetime.fromisoformat(row["metadata"]["date"])}}
-        for row in found_rows
-    ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(dated, schema=schema), buffer)
-    return buffer.getvalue()
+    return pa.schema({"id": text, "text": text, "metadata": pa.struct(list(kinds.items()))})
 
 
 def _write(folder: pathlib.Path, name: str, content: bytes, count: int) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The synthetic web: the same bytes for a seed, known scores, counterparts, and prompts no document contains."""
 
+import dataclasses
 import gzip
 import json
 import re
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from safelm.documents import iter_rows
 from safelm.io import files
 from safelm.synthetic_web import corpus as corpus_module
 from safelm.synthetic_web import phrases
@@ -167,6 +169,27 @@ def test_parquet_holds_the_same_rows(documents, tmp_path):
             assert found[row["id"]]["text"] == row["text"]
             assert found[row["id"]]["metadata"]["date"].isoformat() == row["metadata"]["date"]
     assert len(found) == 40
+
+
+@pytest.mark.parametrize("more", [{"documents": 10}, {"documents": 3, "unsafe": 0.0, "chats": 1}])
+def test_parquet_without_rows_has_the_columns(tmp_path, more):
+    import pyarrow.parquet as pq
+
+    recipe = Recipe(validation_documents=1, prompts=1, **more)
+    for file_format in ("jsonl", "parquet"):
+        write_corpus(str(tmp_path / file_format), dataclasses.replace(recipe, format=file_format))
+    files = json.loads((tmp_path / "parquet/corpus.json").read_text())["files"]
+    tables = {name: pq.read_table(tmp_path / "parquet" / name) for name in files if name.endswith(".parquet")}
+    assert {name: files[name]["rows"] for name in tables} == {name: table.num_rows for name, table in tables.items()}
+    assert not all(table.num_rows for table in tables.values())
+    for source in {name.split("/")[0] for name in tables}:
+        own = [table.schema for name, table in tables.items() if name.startswith(f"{source}/train")]
+        assert all(schema.equals(own[0]) for schema in own) and own[0].names
+        assert _count(tmp_path / "parquet" / source) == _count(tmp_path / "jsonl" / source)
+
+
+def _count(folder):
+    return sum(1 for path in sorted(folder.iterdir()) for _ in iter_rows(str(path), pytest.fail, text_column=None))
 
 
 def test_a_folder_of_another_recipe_is_left_alone(corpus, tmp_path):
