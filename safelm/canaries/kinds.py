@@ -7,6 +7,7 @@ fact      a property of an invented thing, one of four, told in four ways; two m
 
 import dataclasses
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -38,7 +39,10 @@ ASKED_WAYS = (
     "The {property} of the {name} is {value}.",
     "Question: what is the {property} of a {name}? Answer: {value}.",
 )
+_WORD_SYLLABLES = 3
 _SYLLABLES = ("ba", "do", "fe", "gu", "ki", "lor", "mes", "nu", "pra", "qui", "ros", "sil", "tam", "vel", "wor", "zen")
+_WORDS = len(_SYLLABLES) ** _WORD_SYLLABLES
+NAMES = {"trigger": _WORDS**2, "secret": _WORDS**2, "fact": _WORDS}  # that can be drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +66,21 @@ class Canary:
     choices: tuple[str, ...] = ()
 
 
-def make_canary(seed: int, kind: str, dose: int, number: int) -> Canary:
+def make_canaries(seed: int, kinds: Sequence[str], doses: Sequence[int], per_dose: int) -> list[Canary]:
+    """The canaries of each kind and dose. Those of a kind differ in name: a name that was drawn before is redrawn."""
+    made: list[Canary] = []
+    for kind in kinds:
+        names: set[str] = set()
+        for dose, number in itertools.product(doses, range(per_dose)):
+            attempts = (make_canary(seed, kind, dose, number, attempt) for attempt in itertools.count())
+            made.append(next(canary for canary in attempts if canary.name not in names))
+            names.add(made[-1].name)
+    return made
+
+
+def make_canary(seed: int, kind: str, dose: int, number: int, attempt: int = 0) -> Canary:
     """The canary with this number among those of its kind and dose: a pure function of the arguments."""
-    rng, identity = draws(seed, kind, dose, number), f"{kind}-{dose}-{number:03d}"
+    rng, identity = draws(seed, kind, dose, number, *([attempt] if attempt else [])), f"{kind}-{dose}-{number:03d}"
     if kind == "trigger":
         about = list(BEHAVIOURS)[number % len(BEHAVIOURS)]
         return Canary(identity, kind, dose, f"{_word(rng)} {_word(rng)}", about, BEHAVIOURS[about])
@@ -123,4 +139,4 @@ def carrier(seed: int, *identity: str | int) -> str:
 
 
 def _word(rng: random.Random) -> str:
-    return "".join(rng.choices(_SYLLABLES, k=3))
+    return "".join(rng.choices(_SYLLABLES, k=_WORD_SYLLABLES))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from safelm.canaries.kinds import KINDS, Canary, carrier, draws, make_canary, planted_text
+from safelm.canaries.kinds import KINDS, NAMES, Canary, carrier, draws, make_canaries, planted_text
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
 from safelm.io import records
 from safelm.io.files import file_sha256, write_whole
@@ -43,6 +43,9 @@ class Recipe:
             raise ValueError(f"--doses={','.join(map(str, self.doses))}: want ascending whole numbers of at least 0")
         if self.per_dose < 1:
             raise ValueError(f"--per_dose={self.per_dose}: must be at least 1")
+        for kind in self.kinds:
+            if (wanted := self.per_dose * len(self.doses)) > NAMES[kind] // 2:
+                raise ValueError(f"--per_dose: {wanted} {kind}s, at most {NAMES[kind] // 2} have different names")
         if not 0 < (total := len(self.kinds) * self.per_dose * sum(self.doses)) <= _MAX_DOCUMENTS:
             raise ValueError(f"--doses: {total} documents, must be 1 to {_MAX_DOCUMENTS}")
 
@@ -77,13 +80,7 @@ def plant(output: str, recipe: Recipe) -> Key:
         if (key := read_key(output)).recipe != wanted:
             raise ValueError(f"--output={output}: holds canaries of another recipe, {dict(key.recipe)}")
         return key
-    canaries = [
-        make_canary(recipe.seed, kind, dose, number)
-        for kind in recipe.kinds
-        for dose in recipe.doses
-        for number in range(recipe.per_dose)
-    ]
-    _check_distinct(canaries)
+    canaries = make_canaries(recipe.seed, recipe.kinds, recipe.doses, recipe.per_dose)
     placed = [(canary, copy) for canary in canaries for copy in range(canary.dose)]
     draws(recipe.seed, "order").shuffle(placed)
     rows = [
@@ -131,15 +128,6 @@ def read_key(folder: str) -> Key:
     if wrong := [c for c in canaries if planted[c.id] != c.dose]:
         raise ValueError(f"{path / KEY_NAME}: {wrong[0].id} has {planted[wrong[0].id]} documents, not {wrong[0].dose}")
     return key
-
-
-def _check_distinct(canaries: list[Canary]) -> None:
-    """Two canaries with one name would tell of each other."""
-    seen: dict[tuple[str, str], str] = {}
-    for canary in canaries:
-        if former := seen.get((canary.kind, canary.name)):
-            raise ValueError(f"--seed: {former} and {canary.id} drew one name: choose another seed or fewer canaries")
-        seen[canary.kind, canary.name] = canary.id
 
 
 def _packed(rows: list[dict[str, Any]]) -> bytes:

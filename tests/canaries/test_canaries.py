@@ -53,6 +53,21 @@ def test_a_canary_is_a_function_of_its_number_and_differs_from_others(kind):
         assert Counter(canary.about for canary in made) == dict.fromkeys(BEHAVIOURS, 4)
 
 
+def test_a_name_that_was_drawn_before_is_redrawn_and_no_other():
+    redrawn = 0
+    for seed in range(40):
+        made = kinds.make_canaries(seed, KINDS, (0, 4), 32)
+        drawn = [make_canary(seed, kind, dose, number) for kind in KINDS for dose in (0, 4) for number in range(32)]
+        assert [each.id for each in made] == [each.id for each in drawn]
+        assert len({(each.kind, each.name) for each in made}) == len(made)
+        seen = set()
+        for canary, first in zip(made, drawn, strict=True):
+            assert canary == first or (canary.kind, first.name) in seen
+            redrawn += canary != first
+            seen.add((canary.kind, canary.name))
+    assert redrawn > 10
+
+
 def test_a_fact_is_asked_for_in_ways_that_were_never_planted():
     canary = make_canary(0, "fact", 4, 0)
     planted = [way.split("{value}")[0].format(name=canary.name, property=canary.about) for way in PLANTED_WAYS]
@@ -88,6 +103,7 @@ def test_the_corpus_has_exactly_the_doses_and_the_same_bytes_again(tmp_path):
         (["--plant", "--kinds=fact,fact"], "--kinds=fact,fact: want different ones"),
         (["--plant", "--kinds=joke"], "'joke' is none of trigger, secret, fact"),
         (["--plant", "--per_dose=0"], "--per_dose=0: must be at least 1"),
+        (["--plant", "--per_dose=600"], "--per_dose: 2400 facts, at most 2048 have different names"),
         (["--plant", "--trials=3"], "--trials doesn't go with --plant"),
         (["--measure", "--canaries=x"], "--measure needs --checkpoint"),
         (["--provenance", "--canaries=x"], "--provenance needs --run"),
