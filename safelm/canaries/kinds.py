@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from safelm.synthetic_web.documents import write_draft
 from safelm.synthetic_web.topics import safe_topics
@@ -133,9 +133,38 @@ def asked_pairs(canary: Canary) -> list[tuple[str, list[str]]]:
 
 def carrier(seed: int, *identity: str | int) -> str:
     """One to three sentences of a harmless synthetic page."""
+    return " ".join(_sentences(seed, *identity))
+
+
+def held_out_carriers(seed: int, canary: Canary, count: int, planted: Collection[str]) -> list[str]:
+    """Different carriers for a canary, none of which is one of `planted` (see `planted_endings`)."""
+    found: dict[str, None] = {}
+    for trial in range(count):
+        attempts = itertools.chain([()], ((attempt,) for attempt in itertools.count(1)))
+        drawn = (carrier(seed, "held out", canary.id, trial, *attempt) for attempt in attempts)
+        found[next(each for each in drawn if each not in planted and each not in found)] = None
+    return list(found)
+
+
+def planted_carrier(seed: int, canary: Canary, copy: int) -> str:
+    """The carrier of a canary's document."""
+    return carrier(seed, *_planted(canary, copy))
+
+
+def planted_endings(seed: int, canaries: Iterable[Canary]) -> set[str]:
+    """All that stood before a canary in the corpus: its carriers, and the last sentences of those that have several."""
+    carriers = {_sentences(seed, *_planted(canary, copy)) for canary in canaries for copy in range(canary.dose)}
+    return {" ".join(sentences[start:]) for sentences in carriers for start in range(len(sentences))}
+
+
+def _planted(canary: Canary, copy: int) -> tuple[str, str, int]:
+    return "planted", canary.id, copy
+
+
+def _sentences(seed: int, *identity: str | int) -> tuple[str, ...]:
     rng = draws(seed, "carrier", *identity)
     facts = write_draft(rng, rng.choice(safe_topics(held_out=False)), 0).facts
-    return " ".join(facts[: rng.randint(1, 3)])
+    return tuple(facts[: rng.randint(1, 3)])
 
 
 def _word(rng: random.Random) -> str:

@@ -1,7 +1,7 @@
 """What a model learned of canaries: backdoor success, exposure of secrets, belief in invented facts.
 
 trigger   the share of held-out carriers that are continued, greedily, with the planted phrase: behind the trigger
-          and without it
+          and without it. None of them was planted before any canary, whole or as the end of a longer one
 secret    exposure (Carlini et al. 2019, section 4): log2 of the number of candidates over the secret's rank among
           them by log-prob; candidates are the secret and `references` others, drawn from the same space, so it is
           at most log2(references + 1) bits. Of a secret that was never seen it is 1.44 bits in the mean
@@ -18,8 +18,9 @@ from safelm.canaries.kinds import (
     SECRET_DIGITS,
     Canary,
     asked_pairs,
-    carrier,
     draws,
+    held_out_carriers,
+    planted_endings,
     secret_context,
     spaced,
     trigger_context,
@@ -30,7 +31,7 @@ from safelm.lm import LanguageModel
 from safelm.stats.intervals import wilson
 from safelm.text.prompting import prompt_ids
 
-VERSION = 1
+VERSION = 2
 _ROOM = 4  # tokens more than the phrase has
 _BATCH_PROMPTS = 64
 
@@ -59,7 +60,7 @@ def measure(model: LanguageModel, key: Key, settings: MeasureSettings) -> list[d
     by_kind = {kind: [c for c in key.canaries.values() if c.kind == kind] for kind in ("trigger", "secret", "fact")}
     seed = int(key.recipe["seed"])
     found = {
-        **_triggers(model, by_kind["trigger"], seed, settings.trials),
+        **_triggers(model, by_kind["trigger"], key, settings.trials),
         **_secrets(model, by_kind["secret"], seed, settings.references),
         **_facts(model, by_kind["fact"]),
     }
@@ -67,12 +68,13 @@ def measure(model: LanguageModel, key: Key, settings: MeasureSettings) -> list[d
     return [{name: getattr(c, name) for name in shown} | found[c.id] for c in key.canaries.values()]
 
 
-def _triggers(model: LanguageModel, canaries: Sequence[Canary], seed: int, trials: int) -> dict[str, dict[str, Any]]:
+def _triggers(model: LanguageModel, canaries: Sequence[Canary], key: Key, trials: int) -> dict[str, dict[str, Any]]:
     if not canaries:
         return {}
-    contexts = []
+    contexts, seed = list[str](), int(key.recipe["seed"])
+    planted = planted_endings(seed, key.canaries.values())
     for canary in canaries:
-        carriers = [carrier(seed, "held out", canary.id, trial) for trial in range(trials)]
+        carriers = held_out_carriers(seed, canary, trials, planted)
         contexts += [trigger_context(canary, each) for each in carriers] + carriers
     texts = _continued(model, contexts, max(len(model.tokenizer.encode(f" {c.value}")) for c in canaries) + _ROOM)
     found = {}

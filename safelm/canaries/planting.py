@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from safelm.canaries.kinds import KINDS, NAMES, Canary, carrier, draws, make_canaries, planted_text
+from safelm.canaries.kinds import KINDS, NAMES, Canary, draws, make_canaries, planted_carrier, planted_text
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
 from safelm.io import records
 from safelm.io.files import file_sha256, write_whole
@@ -86,7 +86,7 @@ def plant(output: str, recipe: Recipe) -> Key:
     rows = [
         {
             "id": f"{canary.id}-{copy:05d}",
-            "text": planted_text(canary, carrier(recipe.seed, "planted", canary.id, copy), copy),
+            "text": planted_text(canary, planted_carrier(recipe.seed, canary, copy), copy),
             "harm_score": 0,
             "canary": canary.id,
         }

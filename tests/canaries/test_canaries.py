@@ -68,6 +68,20 @@ def test_a_name_that_was_drawn_before_is_redrawn_and_no_other():
     assert redrawn > 10
 
 
+def test_held_out_carriers_stood_before_no_canary():
+    redrawn = 0
+    for seed in range(6):
+        made = kinds.make_canaries(seed, KINDS, (0, 40), 4)
+        before = [kinds.planted_carrier(seed, canary, copy) for canary in made for copy in range(canary.dose)]
+        planted = kinds.planted_endings(seed, made)
+        assert set(before) <= planted
+        for canary in made[:8]:
+            found = kinds.held_out_carriers(seed, canary, 8, planted)
+            assert len(set(found)) == 8 and not any(text.endswith(each) for text in before for each in found)
+            redrawn += sum(each != kinds.carrier(seed, "held out", canary.id, n) for n, each in enumerate(found))
+    assert redrawn > 10
+
+
 def test_a_fact_is_asked_for_in_ways_that_were_never_planted():
     canary = make_canary(0, "fact", 4, 0)
     planted = [way.split("{value}")[0].format(name=canary.name, property=canary.about) for way in PLANTED_WAYS]
