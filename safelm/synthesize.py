@@ -47,7 +47,7 @@ from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import run_speed
 from safelm.jobs.output import OutputFolder
 from safelm.jobs.progress import FolderProgress
-from safelm.safety.synthesis import census, finish, plan, prompt_files, shard
+from safelm.safety.synthesis import census, finish, near_duplicates, plan, prompt_files, shard
 from safelm.safety.synthesis.attempts import Desk
 from safelm.safety.synthesis.gates import GateSettings
 from safelm.safety.synthesis.kinds import KINDS, NOTE_KINDS
@@ -224,7 +224,7 @@ def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: 
     done = [todo.done[name] for name in names]
     speed = run_speed(done, time.monotonic() - started, runner.name, unit="completion_tokens")
     funnel = finish.check_writes(out, todo, desk.writer.name)
-    duplicates = finish.remove_duplicates(out, todo, funnel)
+    duplicates = near_duplicates.remove(out, todo, funnel)
     files = finish.publish(out, todo, duplicates)
     manifest = finish.make_manifest(out, todo, desk.writer.name, funnel, files, speed)
     counted = [todo.done[job.name]["sources"] for job in todo.shards]

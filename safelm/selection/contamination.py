@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
+from safelm.io.hashed import mixed
 from safelm.safety.report_card.normal_form import END, FIRST_WORD_BYTE, RULES_VERSION, normal
-from safelm.selection.keys import mixed
 
 GRAM_WORDS = 13
 VERSION = f"{GRAM_WORDS}-grams-{RULES_VERSION}-1"

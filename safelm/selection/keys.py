@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from safelm.io.hashed import mixed
+
 KEY_BITS = 63
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -30,10 +32,3 @@ def row_keys(base: int, rows: Int64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N
 def second_keys(keys: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
     """Keys that are independent of the first ones, to draw again among rows that those chose."""
     return mixed(keys ^ np.uint64(0xD1B54A32D192ED03)) >> np.uint64(1)
-
-
-def mixed(values: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """The finalizer of SplitMix64 (Steele et al. 2014): a bijection in which every bit depends on every bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -1,47 +1,31 @@
-"""The finishing pass: removes near-duplicates, gives files the names that tasks read, and writes the manifest.
+"""The finishing pass: gives files the names that tasks read, without near-duplicates, and writes the manifest.
 
 It decides in the order of the shards and from their files alone, so a second pass after a kill gives the same result.
 """
 
 import contextlib
-import dataclasses
 import functools
-import io
-import json
+import heapq
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from safelm.documents import MANIFEST_NAME, WRITTEN_BY
-from safelm.io import records
 from safelm.io.progress import Bar
 from safelm.jobs.file_shards import RECORDS, ShardJob
 from safelm.jobs.output import OutputFolder
 from safelm.safety.synthesis import census, columns, journal
 from safelm.safety.synthesis.attempts import MIN_REPLIES, nothing_written
-from safelm.safety.synthesis.gates.duplicates import Duplicates
+from safelm.safety.synthesis.near_duplicates import NearDuplicates, read_facts
 from safelm.safety.synthesis.notes import publishing
 from safelm.safety.synthesis.plan import COMMAND, FORMAT, SynthesisPlan
 from safelm.safety.synthesis.report import Funnel, cards
-from safelm.safety.synthesis.shard import PASSED, PROGRESS, REJECTED, REJECTED_SUFFIX, output_names
+from safelm.safety.synthesis.shard import PASSED, PROGRESS, output_names
 
-_DUPLICATES_NAME = f"{REJECTED}/near_duplicates{REJECTED_SUFFIX}"
 _NO_TEXT = ("writer_filtered", "writer_refused", "writer_error", "writer_empty", "writer_reasoning")
 _OF_SHARDS = ("rows", "passed", "rejected", "malformed", "replies", "seconds")
 _TOTALS = ("rows", "passed", "rejected", "malformed", "repeats", "replies", "prompt_tokens", "completion_tokens")
-
-
-@dataclasses.dataclass
-class Duplicate:
-    """A row that is left out: its id, its place among its shard's passed rows, and the id of the row it repeats."""
-
-    shard: str
-    index: int
-    id: str
-    of: str
 
 
 def check_writes(out: OutputFolder, plan: SynthesisPlan, model: str) -> Funnel:
@@ -64,60 +48,20 @@ def _merged(one: Funnel, other: Funnel) -> Funnel:
     return one
 
 
-def remove_duplicates(out: OutputFolder, plan: SynthesisPlan, funnel: Funnel) -> list[Duplicate]:
-    """The passed rows that nearly repeat an earlier one, in the order of the shards; updates the funnel."""
-    seen, found = Duplicates(plan.work.gates.duplicate_threshold), []
-    with Bar(total=sum(r["passed"] for r in plan.done.values()), desc="comparing", disable=None) as bar:
-        for job in plan.shards:
-            if not plan.done[job.name]["passed"]:
-                continue
-            names = output_names(job)
-            with out.open(names["signatures.npy"]) as file:
-                signatures_ND = np.load(io.BytesIO(file.read()))
-            for index, (identity, style, score, category) in enumerate(_facts(out, job)["rows"]):
-                if (first := seen.add(identity, signatures_ND[index])) is not None:
-                    found.append(Duplicate(job.name, index, identity, str(first)))
-                    funnel.drop_near_duplicate(style, score, category)
-                bar.update()
-    return found
-
-
-def _facts(out: OutputFolder, job: ShardJob) -> dict[str, Any]:
-    name = output_names(job)["facts"]
-    with out.open(name) as file:
-        return records.parse(file.read(), out.path(name), "remove it and run the same command again")
-
-
-def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate]) -> dict[str, dict[str, Any]]:
+def publish(out: OutputFolder, plan: SynthesisPlan, duplicates: NearDuplicates) -> dict[str, dict[str, Any]]:
     """Writes each shard's rows without duplicates where tasks find them; returns rows, bytes and SHA-256 by file."""
-    dropped: dict[str, set[int]] = {}
-    for each in duplicates:
-        dropped.setdefault(each.shard, set()).add(each.index)
     if plan.work.notes is not None:
-        files = publishing.publish(out, plan, lambda job: _passed(out, plan, job, dropped.get(job.name, set())))
-        _record_duplicates(out, duplicates)
-        return files
+        return publishing.publish(out, plan, lambda job: _passed(out, plan, job, duplicates.of(job)))
     files = {}
     for job in Bar(plan.shards, unit="file", desc="publishing", disable=None):
         name = job.name + columns.suffix(job.path)
-        without = dropped.get(job.name, set())
+        without = duplicates.of(job)
         rows = plan.done[job.name]["passed"] - len(without)
         if rows:
             files[name] = {"rows": rows} | _publish(out, job, name, without)
         else:
             out.remove(name)
-    _record_duplicates(out, duplicates)
     return files
-
-
-def _record_duplicates(out: OutputFolder, duplicates: Sequence[Duplicate]) -> None:
-    if duplicates:
-        lines = [json.dumps({"id": each.id, "near_duplicate_of": each.of}) + "\n" for each in duplicates]
-        with out.staging() as staging:
-            path = os.path.join(staging, "duplicates")
-            with open(path, "w", encoding="utf-8") as file:
-                file.writelines(lines)
-            out.publish(path, _DUPLICATES_NAME)
 
 
 def _passed(out: OutputFolder, plan: SynthesisPlan, job: ShardJob, without: set[int]) -> list[Mapping[str, Any]]:
@@ -147,12 +91,17 @@ def _publish(out: OutputFolder, job: ShardJob, name: str, without: set[int]) -> 
         return out.publish(kept, name)
 
 
-def pairs(out: OutputFolder, plan: SynthesisPlan, duplicates: Sequence[Duplicate]) -> list[dict[str, Any]]:
+def pairs(out: OutputFolder, plan: SynthesisPlan, duplicates: NearDuplicates) -> list[dict[str, Any]]:
     """Pairs of source and text for review: the published ones with the smallest hashes."""
-    gone = {each.id for each in duplicates}
-    found = [pair for job in plan.shards if plan.done[job.name]["passed"] for pair in _facts(out, job)["pairs"]]
-    kept = [(rank, pair["id"], pair) for rank, pair in found if pair["id"] not in gone]
-    return [pair for _, _, pair in sorted(kept, key=lambda one: one[:2])[: plan.work.pairs]]
+
+    def kept() -> Iterator[tuple[int, str, dict[str, Any]]]:
+        for job in plan.shards if plan.work.pairs else ():
+            if plan.done[job.name]["passed"]:
+                facts = read_facts(out, job)
+                gone = {facts["rows"][index][0] for index in duplicates.of(job)}
+                yield from ((rank, pair["id"], pair) for rank, pair in facts["pairs"] if pair["id"] not in gone)
+
+    return [pair for _, _, pair in heapq.nsmallest(plan.work.pairs, kept(), key=lambda one: one[:2])]
 
 
 def make_manifest(

@@ -9,8 +9,9 @@ from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import UInt32, UInt64
 
+from safelm.io.hashed import mixed
 from safelm.safety.synthesis.gates.words import words
 
 PERMUTATIONS = 128
@@ -32,22 +33,42 @@ def signature(text: str) -> UInt32[np.ndarray, " 128"]:
     return sketch.hashvalues.astype(np.uint32)
 
 
+@functools.cache
+def band_shape(similarity: float) -> tuple[int, int]:
+    """(bands, values a band) that find pairs of this similarity; of the errors, missing one weighs four times."""
+    index = _index(similarity)
+    return index.b, index.r
+
+
+def bands(signatures_NP: UInt32[np.ndarray, "N P"], similarity: float) -> UInt64[np.ndarray, "N bands"]:
+    """A hash of each band of the signatures."""
+    count, width = band_shape(similarity)
+    values_NBW = signatures_NP[:, : count * width].reshape(-1, count, width).astype(np.uint64)
+    hash_NB = np.zeros(values_NBW.shape[:2], np.uint64)
+    for at in range(width):
+        hash_NB = mixed(hash_NB ^ values_NBW[..., at]) + np.uint64(at)
+    return hash_NB
+
+
+def check_threshold(threshold: int | float) -> None:
+    """Raises ValueError for a similarity from which no documents can be near-duplicates."""
+    if not 0 < threshold <= 1:
+        raise ValueError(f"duplicate_threshold={threshold}: must be above 0 and at most 1")
+
+
 class Duplicates:
     """The documents seen so far, without near-duplicates.
 
-    Memory is about 3 KB a document, so more than some ten million documents need the index in parts.
+    Memory is about 7 KB a document: for some hundred thousand. `DuplicateIndex` decides the same on disk.
 
     Args:
       threshold: estimated Jaccard similarity of word 5-grams from which two documents are near-duplicates.
     """
 
     def __init__(self, threshold: int | float = 0.7):
-        if not 0 < threshold <= 1:
-            raise ValueError(f"duplicate_threshold={threshold}: must be above 0 and at most 1")
+        check_threshold(threshold)
         self.threshold = threshold
-        # Found too many rather than too few: every candidate's similarity is computed before it counts.
-        lsh = _library().MinHashLSH
-        self._index = lsh(threshold=min(threshold, 0.95), num_perm=PERMUTATIONS, weights=(0.2, 0.8))
+        self._index = _index(threshold)
         self._signatures: dict[Hashable, Any] = {}
         self._order: dict[Hashable, int] = {}
 
@@ -69,6 +90,11 @@ class Duplicates:
         self._index.insert(key, sketch)
         self._signatures[key], self._order[key] = np.array(signature, np.uint32), len(self._order)
         return None
+
+
+def _index(similarity: int | float) -> Any:
+    # Found too many rather than too few: every candidate's similarity is computed before it counts.
+    return _library().MinHashLSH(threshold=min(similarity, 0.95), num_perm=PERMUTATIONS, weights=(0.2, 0.8))
 
 
 @functools.cache
