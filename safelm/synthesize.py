@@ -221,7 +221,7 @@ def synthesize(out: OutputFolder, todo: plan.SynthesisPlan, desk: Desk, runner: 
     plan.refresh(out, todo)
     if todo.jobs:
         raise ValueError(f"{out.root}: {len(todo.jobs)} shards have no record, such as {todo.jobs[0].name}: run again")
-    done = [todo.done[name] for name in names]
+    done = [record | {"rows": finish.num_documents(record)} for record in (todo.done[name] for name in names)]
     speed = run_speed(done, time.monotonic() - started, runner.name, unit="completion_tokens")
     funnel = finish.check_writes(out, todo, desk.writer.name)
     duplicates = near_duplicates.remove(out, todo, funnel)
@@ -277,9 +277,12 @@ def _show_progress(out: OutputFolder, bar: Any, before: int, jobs: set[str]) -> 
 
 def _report(output: str, manifest: dict[str, Any]) -> None:
     totals, speed = manifest["totals"], manifest["speed"]
+    is_of_notes = "notes" in manifest["settings"]
     _logger.info(
-        "%s: %d of %d documents published, %d rejected, %d near-duplicates, %d malformed; %.1f s, %.2f documents/s",
-        *(output, totals["published"], totals["rows"], totals["rejected"], totals["near_duplicates"]),
+        "%s: %d of %d %s published, %d rejected, %d near-duplicates, %d malformed; %.1f s, %.2f documents/s",
+        *(output, totals["published"], totals["rows"]),
+        f"notes on {totals.get('documents', totals['rows'])} documents" if is_of_notes else "documents",
+        *(totals["rejected"], totals["near_duplicates"]),
         *(totals["malformed"], speed["seconds"], speed["documents_per_second"]),
     )
     if room := manifest.get("annotations", {}).get("note_tokens"):
@@ -295,7 +298,8 @@ def _report(output: str, manifest: dict[str, Any]) -> None:
     if totals["malformed"]:
         _logger.warning("%s/quarantine: %d rows are malformed", output, totals["malformed"])
     if not totals["published"]:
-        _logger.warning("%s: no document passed the gates, see %s/report", output, output)
+        what = "note" if is_of_notes else "document"
+        _logger.warning("%s: no %s passed the gates, see %s/report", output, what, output)
 
 
 if __name__ == "__main__":

@@ -408,6 +408,24 @@ def test_from_a_corpus_to_a_store_with_notes(inputs, monkeypatch, caplog):
         cached(inputs, "narrow", notes="notes", interventions='{"note_tokens": 9}')
 
 
+def test_the_report_counts_each_document_once_and_whole(inputs, monkeypatch, caplog):
+    no_charts(monkeypatch)
+    caplog.set_level("INFO")
+    cards = []
+    for output, place in (("several", "every:40"), ("one", "pause")):
+        totals = run(inputs, output, f"--note_place={place}")["totals"]
+        report = json.loads((inputs / output / "report/report.json").read_text())
+        assert "documents" not in report and report["notes"]["in"] == totals["rows"]
+        assert report["notes"]["documents"] == totals["documents"] == 29  # one of 30 is malformed
+        assert f"of {totals['rows']} notes on 29 documents published" in caplog.text
+        page = (inputs / output / "report/report.html").read_text()
+        assert f"of {totals['rows']:,} notes on 29 documents passed" in page and "notes published" in page
+        cards.append(report["card"]["sources"])
+    assert cards[0] == cards[1] and cards[0]["documents"] == 29
+    texts = [row["text"] for row in rows_of((0, 1, 2, 3, 4, 5), 30)[1:]]
+    assert sum(len(text.split()) for text in texts) <= cards[0]["tokens"]
+
+
 def cached(folder, output, notes, interventions):
     argv = [f"--data_dir={folder}/corpus", f"--tokenizer={folder}/tokenizer", f"--output={folder}/{output}"]
     argv += ["--tasks=reflected_web", f"--annotations={folder}/{notes}", f"--interventions={interventions}"]

@@ -115,6 +115,7 @@ def make_manifest(
     """Makes the manifest that completes the folder. Raises ValueError if counts don't agree."""
     records = [plan.done[job.name] for job in plan.shards]
     totals = {name: sum(record[name] for record in records) for name in _TOTALS}
+    totals["documents"] = sum(num_documents(record) for record in records)
     totals["near_duplicates"] = funnel.near_duplicates
     is_of_notes = plan.work.notes is not None
     totals["published"] = sum(facts["notes" if is_of_notes else "rows"] for facts in files.values())
@@ -141,6 +142,11 @@ def make_manifest(
         "shards": [job.summary(plan.done[job.name], _OF_SHARDS) for job in plan.shards],
         "speed": dict(speed),
     }
+
+
+def num_documents(record: Mapping[str, Any]) -> int:
+    """Source documents of a shard; it has a row a text, so with notes perhaps several of one document."""
+    return record.get("documents", record["rows"])
 
 
 def _sums(several: Any) -> dict[str, Any]:

@@ -137,13 +137,11 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
         rows = ShardRows(job, work.selection, results.quarantine, census.copies(out, job))
         progress = _ShardProgress(out, job, work)
         sources = SourceCounter(job.path)
-        for block in _blocks(_at_pauses(rows.sources(), desk.pauses)):
-            for trial in block:
-                sources.add(trial.row, trial.source)
+        for block in _blocks(_at_pauses(rows.sources(), desk.pauses, sources)):
             desk.work_through(block, journal, progress)
             for trial in block:
                 results.add(trial)
-            progress.done(len(block))
+            progress.done(sources.documents)
         files.close()
         journal.sync()
         record = results.publish(out)
@@ -157,6 +155,7 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
             | {
                 "replies": len(journal.replies),
                 "spent": dict(journal.spent),
+                "documents": sources.documents,
                 "sources": sources.to_json(),
                 "score_columns": rows.score_columns,
                 "repeats": rows.repeats,
@@ -167,9 +166,12 @@ def make_shard(job: ShardJob, work: SynthesisWork, desk: Desk, out: OutputFolder
         )
 
 
-def _at_pauses(sources: Iterator[tuple[int, Source]], pauses: ReadingPauses | None) -> Iterator[tuple[int, Source]]:
-    """The sources or, of notes, what is before each of their places."""
+def _at_pauses(
+    sources: Iterator[tuple[int, Source]], pauses: ReadingPauses | None, counter: SourceCounter
+) -> Iterator[tuple[int, Source]]:
+    """The sources or, of notes, what is before each of their places; whole sources are counted."""
     for row, source in sources:
+        counter.add(row, source)
         yield from [(row, source)] if pauses is None else [(row, each) for each in pauses.sources(source)]
 
 
@@ -200,7 +202,8 @@ class _ShardProgress:
             self._out.write_json(self._name, {"documents": self._done, "replies": self._replies})
 
     def done(self, documents: int) -> None:
-        self._done += documents
+        """Tells how many documents of the shard are done by now."""
+        self._done = documents
         self._replies = 0
 
 

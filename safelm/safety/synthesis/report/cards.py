@@ -21,13 +21,19 @@ _SETTINGS = CountSettings()
 
 
 class SourceCounter:
-    """Counts the source texts of a shard."""
+    """Counts the source texts of a shard.
+
+    Attributes:
+      documents: the number of sources.
+    """
 
     def __init__(self, path: str):
+        self.documents = 0
         self._counter = Counter(Piece(SOURCES, path, 0), _SETTINGS)
 
     def add(self, row: int, source: Source) -> None:
         """Counts a source; `row` is its place in its file."""
+        self.documents += 1
         self._counter.add(row, {"id": source.id, "text": source.text, "harm_score": source.harm_score})
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ from safelm.report.table import NOTHING, Cell, Table, amount, count, number, per
 from safelm.safety.report_card import difference
 from safelm.safety.synthesis.report import charts
 from safelm.safety.synthesis.report.funnel import HISTOGRAMS
+from safelm.safety.synthesis.report.summary import unit_of
 
 _TITLES = {"safeweb": "SafeWeb", "refuseweb": "RefuseWeb", "moral_education": "Moral Education"}
 _TITLES |= {"reflection": "Reflections", "preflection": "Preflections"}
@@ -21,7 +22,7 @@ def write(report: _Report) -> str:
     by = ", ".join(report["similarity_by"]) or "nothing"
     sections = [
         Section("Gates", [*_charts(drawn, "funnel"), _gates(report)]),
-        Section("Documents", [_documents(report)]),
+        Section(unit_of(report["kind"]).capitalize(), [_outcomes(report)]),
         Section("Harm before and after", [_matrix(report)]),
         Section("Report card", _card(report)),
         Section("Styles, categories, scores", [*_charts(drawn, "styles"), *_all_groups(report)]),
@@ -48,9 +49,14 @@ def _charts(drawn: Mapping[str, Any], name: str) -> list[Block]:
 
 
 def _headline(report: _Report) -> str:
-    documents = report["documents"]
-    text = f"{documents['published']:,} of {documents['in']:,} documents became {_TITLES[report['kind']]}"
-    worst = max(documents["rejected_by"].items(), key=lambda item: item[1], default=None)
+    unit = unit_of(report["kind"])
+    counts = report[unit]
+    text = f"{counts['published']:,} of {counts['in']:,} {unit}"
+    if unit == "notes":
+        text += f" on {counts['documents']:,} documents passed"
+    else:
+        text += f" became {_TITLES[report['kind']]}"
+    worst = max(counts["rejected_by"].items(), key=lambda item: item[1], default=None)
     return f"{text}; {worst[1]:,} failed at {worst[0].replace(':', ', ').replace('_', ' ')}." if worst else f"{text}."
 
 
@@ -59,11 +65,11 @@ def _about(report: _Report) -> str:
 
 
 def _facts(report: _Report) -> list[Fact]:
-    documents, drafts = report["documents"], report["drafts"]
-    published, passed = _rate(documents["publication_rate"]), _rate(drafts["pass_rate"])
+    unit, drafts = unit_of(report["kind"]), report["drafts"]
+    published, passed = _rate(report[unit]["publication_rate"]), _rate(drafts["pass_rate"])
     facts = [
-        Fact(f"{documents['published']:,}", "documents published"),
-        Fact(published.text, "of the documents", published.under),
+        Fact(f"{report[unit]['published']:,}", f"{unit} published"),
+        Fact(published.text, f"of the {unit}", published.under),
         Fact(passed.text, "of the drafts passed every gate", passed.under),
     ]
     if (change := report["card"]["difference"]) is not None:
@@ -74,16 +80,17 @@ def _facts(report: _Report) -> list[Fact]:
     return facts
 
 
-def _documents(report: _Report) -> Table:
-    documents = report["documents"]
-    rows = [[words("in"), count(documents["in"])], [words("published"), count(documents["published"])]]
-    rows += [[words(f"rejected: {reason}"), count(times)] for reason, times in documents["rejected_by"].items()]
-    rows.append([words("malformed, not counted above"), count(documents["malformed"])])
+def _outcomes(report: _Report) -> Table:
+    unit = unit_of(report["kind"])
+    counts = report[unit]
+    rows = [[words("documents"), count(counts["documents"])]] if "documents" in counts else []
+    rows += [[words("in"), count(counts["in"])], [words("published"), count(counts["published"])]]
+    rows += [[words(f"rejected: {reason}"), count(times)] for reason, times in counts["rejected_by"].items()]
+    rows.append([words("malformed documents, not counted above"), count(counts["malformed"])])
     rows += [
-        [words(f"left out: harm score {score}"), count(times)]
-        for score, times in documents["left_out_by_score"].items()
+        [words(f"left out: harm score {score}"), count(times)] for score, times in counts["left_out_by_score"].items()
     ]
-    return Table("What a document's last attempt failed decides.", ["documents", "number"], rows).without_zeros()
+    return Table(f"The last attempt at each of the {unit} decides.", [unit, "number"], rows).without_zeros()
 
 
 def _gates(report: _Report) -> Table:
@@ -121,6 +128,8 @@ def _matrix(report: _Report) -> Table:
 def _card(report: _Report) -> list[Block]:
     change = report["card"]["difference"]
     if change is None:
+        if unit_of(report["kind"]) == "notes":
+            return [Text("Notes stand beside the documents, whose text stays as it is: there is nothing to compare.")]
         return [Text("Nothing was published, so there is nothing to compare.")]
     (one,) = change["slices"]
     sizes = Table(
@@ -138,14 +147,14 @@ def _card(report: _Report) -> list[Block]:
 
 def _all_groups(report: _Report) -> list[Table]:
     named = (("styles", "style"), ("categories", "category"), ("scores", "harm score"))
-    return [_groups(report[key], name) for key, name in named]
+    return [_groups(report[key], name, unit_of(report["kind"])) for key, name in named]
 
 
-def _groups(groups: Sequence[_Report], name: str) -> Table:
+def _groups(groups: Sequence[_Report], name: str, unit: str) -> Table:
     keys = ("documents", "passed", "near_duplicates", "attempts", "written", "drafts_passed")
     rows = [[words(one["name"]), *(count(one[key]) for key in keys), _rate(one["pass_rate"])] for one in groups]
-    heads = [name, "documents", "passed", "of these near-duplicates", "attempts", "written", "drafts passed"]
-    caption = f"By {name}; documents count by their last attempt."
+    heads = [name, unit, "passed", "of these near-duplicates", "attempts", "written", "drafts passed"]
+    caption = f"By {name}; {unit} count by their last attempt."
     return Table(caption, [*heads, "attempts passed, share"], rows).without_zeros()
 
 
@@ -189,10 +198,11 @@ def _cost(report: _Report) -> list[Block]:
     if found["measured"]:
         measured = [amount(found["measured"].get(key)) for key in keys]
         rows.insert(0, [words(f"measured: this run's writer, {report['model']}"), NOTHING, *measured])
-    caption = "A million published documents, extrapolated by the formula below; only a row that says so is measured."
+    unit = unit_of(report["kind"])
+    caption = f"A million published {unit}, extrapolated by the formula below; only a row that says so is measured."
     header = ["machine and writer", "batch", "generated tokens/s", "times measured", "hours", "US dollars"]
     formula = [Text(part) for part in found["definition"].split("\n\n")]
-    return [run, Text(f"A million published documents: {sums}; {here}{spent}."), Table(caption, header, rows), *formula]
+    return [run, Text(f"A million published {unit}: {sums}; {here}{spent}."), Table(caption, header, rows), *formula]
 
 
 def _plain(value: Any) -> Cell:

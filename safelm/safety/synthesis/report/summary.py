@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelm.safety.synthesis.kinds import NOTE_KINDS
 from safelm.safety.synthesis.report import cost
 from safelm.safety.synthesis.report.funnel import HISTOGRAMS
 from safelm.stats.intervals import rate
@@ -31,7 +32,8 @@ def summarize(
         "model": manifest["model"],
         "prompt_version": settings["prompts"],
         "settings": {name: settings[name] for name in ("scores", "seed", "attempts", "max_new_tokens")},
-        "documents": {
+        unit_of(settings["kind"]): {
+            **({"documents": totals["documents"]} if settings["kind"] in NOTE_KINDS else {}),
             "in": totals["rows"],
             "published": totals["published"],
             "near_duplicates": totals["near_duplicates"],
@@ -55,6 +57,11 @@ def summarize(
         "cost_per_million": cost.per_million(totals, manifest["speed"]["tokens_per_second"]),
         "review_pairs": review_pairs,
     }
+
+
+def unit_of(kind: str) -> str:
+    """What a kind writes, and under which name the report counts it: a document has several notes."""
+    return "notes" if kind in NOTE_KINDS else "documents"
 
 
 def _drafts(funnel: _Facts, order: Sequence[str]) -> dict[str, Any]:
