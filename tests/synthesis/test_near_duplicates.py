@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from document_files import write_rows
+from synthesis_runs import data, no_charts, rows_of, run
 
 from safelm.io import hashed
 from safelm.jobs import beam_runner
@@ -77,6 +78,25 @@ def test_no_room_on_the_disk_is_an_error_that_names_the_file(tmp_path, monkeypat
     monkeypatch.setattr(duplicate_index.os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device: .*members"):
         list(decided(tmp_path, lambda: [np.ones((3, 128), np.uint32)], 0.7))
+
+
+@pytest.mark.parametrize("stop", ["first_like", "group"])
+def test_a_run_stopped_while_it_compares_ends_as_if_it_had_not_been(tmp_path, monkeypatch, stop):
+    no_charts(monkeypatch)
+    rows = rows_of((1, 2, 3), 6)
+    place = write_rows(tmp_path / "in.jsonl", [*rows, *(row | {"id": f"{row['id']}-copy"} for row in rows)])
+    run(tmp_path / "whole", place, "--gate=duplicate_threshold=0.3")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(DuplicateIndex, stop, stopped)
+        run(tmp_path / "out", place, "--gate=duplicate_threshold=0.3")
+    assert not (tmp_path / "out/_staging").exists() and not (tmp_path / "out/manifest.json").exists()
+    run(tmp_path / "out", place, "--gate=duplicate_threshold=0.3")
+    assert data(tmp_path / "out") == data(tmp_path / "whole")
+    assert any(name.endswith("near_duplicates.rejected") for name in data(tmp_path / "out"))
 
 
 def peak(work):
