@@ -113,7 +113,9 @@ def anonymous_kb() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python scripts/bench/finish.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--families", type=int, default=100_000)
     parser.add_argument("--rows", type=int, default=2_000_000, help="of the census")
