@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from etils import epath
 
 from safelm.data import store
 from safelm.data.shard import ShardInfo, StoredFile
@@ -146,15 +145,15 @@ def test_a_manifest_with_any_value_of_another_kind_is_named(tmp_path):
 
 
 def test_the_cut_last_line_of_metrics_is_left_out_and_any_other_damage_named(tmp_path):
-    path = epath.Path(tmp_path) / "metrics.jsonl"
+    path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2}\n{"step": 3}\n{"st')
-    assert train_metrics._former_lines(path) == [{"step": 1, "loss": 2.5}, {"step": 2}, {"step": 3}]
+    assert train_metrics._former_lines(str(path)) == [{"step": 1, "loss": 2.5}, {"step": 2}, {"step": 3}]
     with train_metrics.MetricsLog(str(tmp_path), start_step=2):
         pass
     assert path.read_text() == '{"step": 1, "loss": 2.5}\n{"step": 2}\n'
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: damaged, not JSON.*; remove that line"):
-        train_metrics._former_lines(path)
+        train_metrics._former_lines(str(path))
 
 
 def test_a_damaged_record_of_a_shard_is_made_again_and_damaged_settings_are_named(tmp_path):

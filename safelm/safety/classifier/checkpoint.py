@@ -11,6 +11,7 @@ last.
 
 import hashlib
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
