@@ -219,7 +219,7 @@ def test_a_multi_label_model_by_its_thresholds(tmp_path):
     with pytest.raises(ValueError, match="say which score"):
         sequence_classifier.load(str(tmp_path))
     scorer = safelm.load_scorer(f"hf:{tmp_path}?labels=toxic:2@0.4;severe toxic:5;threat:3&name=toxicity")
-    assert scorer.name == "toxicity" and scorer.settings["rule"] == "thresholds"
+    assert scorer.name == "toxicity" and scorer.manifest_settings["rule"] == "thresholds"
     logits_NL, _ = scorer.logits(TEXTS[:3])
     p_NL = 1 / (1 + np.exp(-logits_NL))
     for verdict, p_L in zip(scorer.score(TEXTS[:3]), p_NL, strict=True):
@@ -261,7 +261,8 @@ def test_folders_and_options_that_are_wrong_are_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             sequence_classifier.load(str(tmp_path), **options)
-    assert sequence_classifier.load(str(tmp_path)).settings["max_length"] == 64  # the model's own limit, below 512
+    by_default = sequence_classifier.load(str(tmp_path))
+    assert by_default.manifest_settings["max_length"] == 64  # the model's own limit, below 512
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("new.pooler")}
     safetensors.numpy.save_file(kept, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"tensor new\.pooler\.dense\.weight is missing"):

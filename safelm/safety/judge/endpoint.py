@@ -85,6 +85,7 @@ class EndpointScorer:
       name: prefix of output columns.
       fingerprint: sha256 (hex) over address, model, rubric and settings; the model behind an address can change unseen.
       ledger: requests, answers and tokens so far.
+      manifest_settings: what scores depend on besides address and model.
     """
 
     def __init__(self, url: str, model: str, settings: EndpointScorerSettings | None = None, *, name: str = "endpoint"):
@@ -102,6 +103,7 @@ class EndpointScorer:
             self._endpoint.left_out.add("response_format")
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _NOT_SHAPING}
         self.fingerprint = records.fingerprint([url, model, self._rubric.hash, shaping])
+        self.manifest_settings = shaping | {"rubric_sha256": self._rubric.hash}
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, its score None where no usable answer came.

@@ -70,7 +70,7 @@ class SequenceClassifier:
     Attributes:
       thresholds: by level, 1 and 3; None for the rule `decide`. Only where labels exclude each other.
       fingerprint: sha256 (hex) over weights, vocabulary, table and settings.
-      settings: what the manifest keeps: model, commit, labels, table and options.
+      manifest_settings: model, commit, labels, table and options.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class SequenceClassifier:
         self._head = head.logits  # one object, so that it is compiled once
         self._embedder = Embedder(backbone, batch_tokens=settings.batch_tokens or None, devices=settings.devices)
         self.batch_characters = self._embedder.batch_characters
-        self.settings: dict[str, Any] = {
+        self.manifest_settings: dict[str, Any] = {
             "model_type": None,
             "id2label": dict(enumerate(table.names)),
             "labels": table.to_json(),
@@ -95,7 +95,7 @@ class SequenceClassifier:
             **{name: getattr(settings, name) for name in ("max_length", "chunks", "dtype")},
         }
         digest = hashlib.sha256(backbone.fingerprint.encode())
-        digest.update(json.dumps([dataclasses.asdict(head), self.settings], sort_keys=True).encode())
+        digest.update(json.dumps([dataclasses.asdict(head), self.manifest_settings], sort_keys=True).encode())
         for name in sorted(head_params):
             digest.update(name.encode() + np.ascontiguousarray(head_params[name]).tobytes())
         self.fingerprint = digest.hexdigest()
@@ -107,7 +107,7 @@ class SequenceClassifier:
         changed = copy.copy(self)
         changed.thresholds = {**self.thresholds, **thresholds}
         told = {str(level): value for level, value in changed.thresholds.items()}
-        changed.settings = {**self.settings, "thresholds": told}
+        changed.manifest_settings = {**self.manifest_settings, "thresholds": told}
         changed.fingerprint += "".join(f"+{level}:{value!r}" for level, value in sorted(thresholds.items()))
         return changed
 
@@ -208,7 +208,11 @@ def load(source: str, **options: Any) -> SequenceClassifier:
         backbone = dataclasses.replace(backbone, tokenizer=backbone.tokenizer.first_only())
     scorer = SequenceClassifier(backbone, head, head_params, table, settings)
     name = hub.parse(pinned) if hub.is_name(pinned) else None
-    scorer.settings |= {"model_type": kind, "repository": name and name.repository, "commit": name and name.revision}
+    scorer.manifest_settings |= {
+        "model_type": kind,
+        "repository": name and name.repository,
+        "commit": name and name.revision,
+    }
     return scorer
 
 
