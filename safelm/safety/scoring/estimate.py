@@ -134,7 +134,7 @@ def _report(
     settings: EstimateSettings,
 ) -> dict[str, Any]:
     length_N = np.array([len(text or "") for text in sample.texts])
-    lengths = _whole(sample, length_N) or clustered_mean(length_N, sample.cluster_N.tolist())
+    lengths = _whole(sample, length_N) or clustered_mean(length_N, sample.cluster_N.tolist(), weights=sample.weight_N)
     documents = [sum(getattr(total.documents, end) for total in sample.totals) for end in ("value", "low", "high")]
     per_character = speed.seconds / max(speed.characters, 1)
     hours = [
@@ -223,11 +223,13 @@ def _usage(loaded: LoadedScorers) -> dict[str, int]:
 
 
 def _shares(sample: CorpusSample, score_N: Int64[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
-    """Shares of the documents by score, with intervals over resampled places."""
+    """Shares of the corpus's documents by score, with intervals over resampled places."""
     own = {str(score): score_N == score for score in range(MAX_SCORE + 1)}
     own |= {"3 or more": score_N >= 3, "unscored": score_N == _UNSCORED, "malformed": score_N == _MALFORMED}
     return {
-        name: dataclasses.asdict(_whole(sample, is_one) or clustered_rate(is_one, sample.cluster_N.tolist()))
+        name: dataclasses.asdict(
+            _whole(sample, is_one) or clustered_rate(is_one, sample.cluster_N.tolist(), weights=sample.weight_N)
+        )
         | {"count": int(is_one.sum())}
         for name, is_one in own.items()
     }
