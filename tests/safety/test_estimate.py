@@ -207,6 +207,7 @@ def test_a_stopped_estimate_goes_on_with_its_scores(web, tmp_path, monkeypatch):
     with contextlib.suppress(FileNotFoundError):
         assert not documents.find(str(tmp_path / "out"))
     shutil.copytree(tmp_path / "out", tmp_path / "other")
+    (tmp_path / "out/parts/.writing-abc.json").write_text('{"of"')
     again = []
     monkeypatch.setattr(
         "scorers_for_tests.LevelScorer.score", lambda self, texts: again.extend(texts) or real(self, texts)
@@ -216,6 +217,9 @@ def test_a_stopped_estimate_goes_on_with_its_scores(web, tmp_path, monkeypatch):
     assert report["speed"]["documents"] == whole["speed"]["documents"] and not (tmp_path / "out/parts").exists()
     estimate(tmp_path / "other", web, estimate=100, seed=1)
     assert len(again) == 60 + 100
+    (tmp_path / "first/parts").mkdir(parents=True)
+    (tmp_path / "first/parts/.writing-abc.json").write_text('{"of"')  # killed while it wrote its first part
+    assert estimate(tmp_path / "first", web, estimate=100)["scores"] == whole["scores"]
 
 
 class Compiling:

@@ -101,6 +101,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", tmp_path / "in", **flags)
     assert not (tmp_path / "out/manifest.json").exists()
+    for path in (tmp_path / "out").glob("_*/"):
+        (path / ".writing-abc.json").write_text('{"files"')
     done = []
     monkeypatch.setattr(module, name, lambda *arguments: done.append(1) or original(*arguments))
     again = run(tmp_path / "out", tmp_path / "in", **flags)

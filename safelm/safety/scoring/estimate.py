@@ -89,10 +89,7 @@ class _Parts:
 
     def remove(self) -> None:
         """Removes all parts."""
-        for name in self._names:
-            self._out.remove(f"{_PARTS}/{name}")
-        if not self._out.is_remote and os.path.isdir(self._out.path(_PARTS)):
-            os.rmdir(self._out.path(_PARTS))
+        self._out.remove_folder(_PARTS)
         self._names = []
 
 
@@ -275,5 +272,6 @@ def _cost(hours: Sequence[float], settings: EstimateSettings) -> dict[str, Any]:
 
 def check_output(out: OutputFolder) -> None:
     """Raises ValueError if the folder holds something else than an estimate, finished or not."""
-    if not out.is_empty() and REPORT not in out.sizes("") and not out.sizes(_PARTS):
+    has_parts = bool(out.sizes(_PARTS)) if out.is_remote else os.path.isdir(out.path(_PARTS))
+    if not out.is_empty() and REPORT not in out.sizes("") and not has_parts:
         raise ValueError(f"--output {out.root}: it holds other files than an estimate; choose a new folder")
