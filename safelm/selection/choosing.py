@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt64
 from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
 from safelm.selection import copies, keys, sampling
+from safelm.selection.licences import CorpusLicences
 from safelm.selection.measuring import MAX_KINDS, Kind, file_name
 from safelm.selection.settings import SCORE, SelectSettings
 
@@ -39,6 +40,7 @@ class Choice:
       documents, tokens: by kind and outcome.
       matched: documents and tokens of harmful and of safe marked rows.
       short: tokens of safe rows that matching lacks, by the strata other than the score.
+      licences: by name what was read and what stays.
       prompts: place of a prompt in the index -> documents left out because they hold it.
       rows: shard name -> rows that stay.
     """
@@ -47,6 +49,7 @@ class Choice:
     tokens: dict[Kind, Int[np.ndarray, " outcomes"]]
     matched: dict[str, dict[str, int]]
     short: dict[tuple[str, ...], int]
+    licences: dict[str, dict[str, int]]
     prompts: collections.Counter[int]
     rows: dict[str, int]
 
@@ -82,11 +85,12 @@ class Corpus:
         places: dict[Kind, int] = {}
         self._kinds_of: dict[str, np.ndarray] = {}
         for job in jobs:
-            found = [(score, tuple(strata), licence) for score, strata, licence in records[job.name]["kinds"]]
+            found = [(score, tuple(strata)) for score, strata in records[job.name]["kinds"]]
             self._kinds_of[job.name] = np.array([places.setdefault(kind, len(places)) for kind in found], np.int64)
         if len(places) > MAX_KINDS:
             raise ValueError(f"--strata={','.join(settings.strata)}: {len(places)} different values, over {MAX_KINDS}")
         self.kinds = list(places)
+        self.licences = CorpusLicences({job.name: records[job.name]["licences"] for job in jobs})
         self._outcome_K = np.array([_outcome(kind, settings) for kind in self.kinds], np.uint8)
         self._marks: dict[int, copies.Marks] = {}
         self._is_compared = False
@@ -107,7 +111,7 @@ class Corpus:
 
     def find_copies(self) -> None:
         """Finds the copies that the settings ask for; contaminated rows are out after them."""
-        score_K = np.array([-1 if score is None else score for score, _, _ in self.kinds], np.int64)
+        score_K = np.array([-1 if score is None else score for score, _ in self.kinds], np.int64)
         with self._out.staging() as folder:
             if self._settings.exact_duplicates:
                 marks = copies.Marks(self.documents)
@@ -132,7 +136,7 @@ class Corpus:
 
 def _outcome(kind: Kind, settings: SelectSettings) -> int:
     """Why rows of a kind are out, whatever else they are; SELECTED if they may stay."""
-    score, strata, _ = kind
+    score, strata = kind
     if score is None and settings.needs_scores:
         return UNSCORED
     if score is not None and not settings.min_score <= score <= settings.max_score:
@@ -148,23 +152,25 @@ def choose(corpus: Corpus, settings: SelectSettings, out: OutputFolder) -> Choic
     Raises ValueError for a budget that the corpus can't meet, saying what there is.
     """
     corpus.find_copies()
-    cells = sorted({strata for _, strata, _ in corpus.kinds})
+    cells = sorted({strata for _, strata in corpus.kinds})
     places = {cell: at for at, cell in enumerate(cells)}
-    cell_K = np.array([places[strata] for _, strata, _ in corpus.kinds], np.int64)
+    cell_K = np.array([places[strata] for _, strata in corpus.kinds], np.int64)
     limit_C = _limits(corpus, settings, cells, cell_K)
     matching = _matching(corpus, settings, cell_K, limit_C) if settings.matched_safe else None
     zeros = {kind: np.zeros(len(OUTCOMES), np.int64) for kind in corpus.kinds}
-    choice = Choice(zeros, {kind: each.copy() for kind, each in zeros.items()}, {}, {}, collections.Counter(), {})
+    choice = Choice(zeros, {kind: each.copy() for kind, each in zeros.items()}, {}, {}, {}, collections.Counter(), {})
     choice.short = matching.short if matching else {}
     choice.matched = {name: {"documents": 0, "tokens": 0} for name in ("harmful", "safe")} if matching else {}
     with out.staging() as staging:
         for job, shard in zip(corpus.jobs, corpus.shards(), strict=True):
             chosen = _finish(shard, cell_K, limit_C, matching, settings)
             _count(choice, corpus.kinds, shard, chosen)
+            corpus.licences.add(job.name, shard.arrays, shard.tokens_N, shard.outcome_N == SELECTED)
             path = os.path.join(staging, "chosen.npz")
             np.savez(path, **chosen)
             out.publish(path, f"{FOLDER}/{job.name}.npz")
             choice.rows[job.name] = len(chosen["row"])
+    choice.licences = corpus.licences.counts()
     return choice
 
 
@@ -220,11 +226,11 @@ class _Matching:
 def _matching(corpus: Corpus, settings: SelectSettings, cell_K: np.ndarray, limit_C: np.ndarray) -> _Matching:
     """Draws safe rows for the harmful ones of the same strata, the score aside, among the sampled rows."""
     kept = [at for at, name in enumerate(settings.strata) if name != SCORE]
-    group_of = [tuple(strata[at] for at in kept) for _, strata, _ in corpus.kinds]
+    group_of = [tuple(strata[at] for at in kept) for _, strata in corpus.kinds]
     groups = sorted(set(group_of))
     places = {group: at for at, group in enumerate(groups)}
     group_K = np.array([places[group] for group in group_of], np.int64)
-    is_harmful_K = np.array([score is not None and score >= settings.harmful_score for score, _, _ in corpus.kinds])
+    is_harmful_K = np.array([score is not None and score >= settings.harmful_score for score, _ in corpus.kinds])
     harmful_G = np.zeros(len(groups), np.int64)
 
     def rows(of_harmful: bool) -> Iterator[sampling.Draws]:

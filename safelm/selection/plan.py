@@ -38,7 +38,7 @@ from safelm.selection import choosing, contamination, copies, data_card, measuri
 from safelm.selection.contamination import PromptIndex, PromptSet
 from safelm.selection.settings import SelectSettings
 
-COMMAND, FORMAT = "safelm.select", 1
+COMMAND, FORMAT = "safelm.select", 2
 _CHOICE = "_choice.json"
 _SMALL_BYTES = 32 << 20  # up to so much a local run starts no workers, unless it is told how many
 _MEASURED = (  # the settings on which the first pass depends

@@ -12,6 +12,7 @@ from document_files import write_rows
 from selection_runs import corpus, files, ids, run, step
 
 from safelm import documents
+from safelm.selection import licences, measuring
 from safelm.text.tokenizer import Tokenizer
 
 
@@ -213,6 +214,27 @@ def test_licences_are_counted(tmp_path):
     manifest = run(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows))
     assert {name: counts["documents"] for name, counts in manifest["licences"].items()} == {"(none)": 4, "CC-BY-4.0": 8}
     assert "| CC-BY-4.0 | 8 |" in (tmp_path / "out/data_card.md").read_text()
+    manifest = run(tmp_path / "off", tmp_path / "in.jsonl", licence_column="")
+    assert manifest["licences"] == {} and "## Licences\n\nNot read." in (tmp_path / "off/data_card.md").read_text()
+
+
+def test_no_licence_keeps_a_row_out_or_ends_a_run(tmp_path, monkeypatch):
+    """Any value in a column that nobody asked for: lists, long texts, structures, a licence of its own in every row."""
+    monkeypatch.setattr(licences, "MAX_OF_SHARD", 60)
+    monkeypatch.setattr(licences, "MAX_OF_CARD", 5)
+    monkeypatch.setattr(measuring, "MAX_KINDS", 20)
+    odd = dict(enumerate([["mit", None, "apache"], "CC BY " * 40, {"name": "own", "since": 3}, 4.5, [], " ", "\ud800"]))
+    write_rows(tmp_path / "in/a.jsonl", corpus(100, license=lambda at: odd.get(at, f"author {at % 80}")))
+    write_rows(tmp_path / "in/b.jsonl", corpus(50, first=100, license=lambda at: ["mit", "apache"]))
+    manifest = run(tmp_path / "out", tmp_path / "in")
+    found = {name: counts["documents"] for name, counts in manifest["licences"].items()}
+    assert sum(found.values()) == 150 == manifest["selected"]["documents"]
+    assert found["mit, apache"] == 51 and found["(none)"] == 2 and len(found) == 6 and found["(other)"] > 80
+    rows = corpus(30, license=lambda at: "CC BY " * 40)
+    (name,) = run(tmp_path / "long", write_rows(tmp_path / "long.jsonl", rows))["licences"]
+    assert len(name) == 100 and name.endswith("…")
+    with pytest.raises(ValueError, match="--strata=id: more than 20 different values"):
+        run(tmp_path / "strata", tmp_path / "in", strata="id")
 
 
 def test_languages_are_detected(tmp_path):
