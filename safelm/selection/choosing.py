@@ -15,6 +15,7 @@ from safelm.selection import copies, keys, sampling
 from safelm.selection.licences import CorpusLicences
 from safelm.selection.measuring import MAX_KINDS, Kind, file_name
 from safelm.selection.settings import SCORE, SelectSettings
+from safelm.tags import MAX_SCORE
 
 FOLDER = "_chosen"
 OUTCOMES = (  # in the order in which they are decided
@@ -23,13 +24,15 @@ OUTCOMES = (  # in the order in which they are decided
     "no harm score",
     "outside the scores",
     "not in the mix",
+    "copy of a row above the scores",
     "exact duplicate",
     "near-duplicate",
     "contaminated",
     "not sampled",
     "not matched",
 )
-SELECTED, EMPTY, UNSCORED, OUTSIDE, NOT_IN_MIX, EXACT, NEAR, CONTAMINATED, NOT_SAMPLED, NOT_MATCHED = range(10)
+SELECTED, EMPTY, UNSCORED, OUTSIDE, NOT_IN_MIX, COPY_ABOVE = range(6)
+EXACT, NEAR, CONTAMINATED, NOT_SAMPLED, NOT_MATCHED = range(COPY_ABOVE + 1, len(OUTCOMES))
 
 
 @dataclasses.dataclass
@@ -92,7 +95,7 @@ class Corpus:
         self.kinds = list(places)
         self.licences = CorpusLicences({job.name: records[job.name]["licences"] for job in jobs})
         self._outcome_K = np.array([_outcome(kind, settings) for kind in self.kinds], np.uint8)
-        self._marks: dict[int, copies.Marks] = {}
+        self._marks: list[tuple[int, copies.Marks]] = []
         self._is_compared = False
 
     def shards(self) -> Iterator[_Shard]:
@@ -101,7 +104,7 @@ class Corpus:
         for job in self.jobs:
             with self._out.open(file_name(job)) as file, np.load(file) as arrays:
                 shard = _Shard(arrays, self._kinds_of[job.name], self._outcome_K, self._bases[job.path], first)
-                for outcome, marks in self._marks.items():
+                for outcome, marks in self._marks:
                     is_out = marks.get(first, first + len(shard.row_N)) & (shard.outcome_N == SELECTED)
                     shard.outcome_N[is_out] = outcome
                 if self._is_compared:
@@ -110,24 +113,39 @@ class Corpus:
             first += len(shard.row_N)
 
     def find_copies(self) -> None:
-        """Finds the copies that the settings ask for; contaminated rows are out after them."""
+        """Finds the copies that the settings ask for; contaminated rows are out after them.
+
+        Rows above the scores are compared too: what is known to be harmful by one copy is out in every copy.
+        """
+        settings = self._settings
         score_K = np.array([-1 if score is None else score for score, _ in self.kinds], np.int64)
         with self._out.staging() as folder:
-            if self._settings.exact_duplicates:
-                marks = copies.Marks(self.documents)
-                copies.mark(self._copies(score_K, "text_hash"), self.documents, folder, marks)
-                self._marks[EXACT] = marks
-            if self._settings.near_duplicates:
-                marks = copies.Marks(self.documents)
-                for band in range(copies.band_shape(self._settings.near_duplicates)[0]):
+            if settings.exact_duplicates:
+                marked = self._new_marks()
+                copies.mark(self._copies(score_K, "text_hash"), self.documents, folder, marked)
+                self._add_marks(EXACT, marked)
+            if settings.near_duplicates:
+                marked = self._new_marks()
+                for band in range(copies.band_shape(settings.near_duplicates)[0]):
                     parts = self._copies(score_K, "bands", band)
-                    copies.mark(parts, self.documents, folder, marks, self._settings.near_duplicates)
-                self._marks[NEAR] = marks
+                    copies.mark(parts, self.documents, folder, marked, settings.near_duplicates)
+                self._add_marks(NEAR, marked)
         self._is_compared = True
+
+    def _new_marks(self) -> copies.CopyMarks:
+        limit = copies.order(np.array([self._settings.max_score]), np.array([0], np.uint64))
+        above = copies.Marks(self.documents) if self._settings.max_score < MAX_SCORE else None
+        return copies.CopyMarks(copies.Marks(self.documents), above, int(limit[0]))
+
+    def _add_marks(self, outcome: int, marked: copies.CopyMarks) -> None:
+        if marked.early is not None:
+            self._marks.append((COPY_ABOVE, marked.early))
+        self._marks.append((outcome, marked.all))
 
     def _copies(self, score_K: np.ndarray, name: str, band: int | None = None) -> Iterator[copies.Copies]:
         for shard in self.shards():
-            at = np.flatnonzero(shard.outcome_N == SELECTED)
+            is_above_N = (shard.outcome_N == OUTSIDE) & (score_K[shard.kind_N] > self._settings.max_score)
+            at = np.flatnonzero((shard.outcome_N == SELECTED) | is_above_N)
             hashes = shard.arrays[name][at]
             order = copies.order(score_K[shard.kind_N[at]], shard.key_N[at])
             sketch = None if band is None else shard.arrays["sketch"][at]

@@ -46,6 +46,20 @@ class Marks:
 
 
 @dataclasses.dataclass(frozen=True)
+class CopyMarks:
+    """What `mark` finds.
+
+    Attributes:
+      all: the documents that are copies of one before them.
+      early: those of them whose first document comes before `limit` in the order; None where nobody asks.
+    """
+
+    all: Marks
+    early: Marks | None = None
+    limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Copies:
     """Some documents with what tells their copies.
 
@@ -96,7 +110,7 @@ def bands(signatures_NP: UInt32[np.ndarray, "N P"], similarity: float) -> UInt64
     return hash_NB
 
 
-def mark(parts: Iterable[Copies], total: int, folder: str, marks: Marks, similarity: float = 0.0) -> None:
+def mark(parts: Iterable[Copies], total: int, folder: str, marks: CopyMarks, similarity: float = 0.0) -> None:
     """Marks every document that is a copy of one before it.
 
     Args:
@@ -115,7 +129,10 @@ def mark(parts: Iterable[Copies], total: int, folder: str, marks: Marks, similar
             at_M = np.flatnonzero(is_copy_N)
             alike_M = _similarity(records["sketch"], at_M, first_N[at_M])
             is_copy_N[at_M[alike_M < similarity - 1e-9]] = False
-        marks.add(records["number"][is_copy_N].astype(np.int64))
+        marks.all.add(records["number"][is_copy_N].astype(np.int64))
+        if marks.early is not None:
+            is_early_N = is_copy_N & (records["order"][first_N] < np.uint64(marks.limit))
+            marks.early.add(records["number"][is_early_N].astype(np.int64))
 
 
 def _similarity(

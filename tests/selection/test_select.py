@@ -119,6 +119,27 @@ def test_copies_go_and_the_harshest_stays(tmp_path):
     assert step(manifest, "exact duplicate")[0] == 60 and {row["id"] for row in near} <= kept
 
 
+@pytest.mark.parametrize("flags", [{"exact_duplicates": True}, {"near_duplicates": 0.7}], ids=["exact", "near"])
+def test_what_is_above_the_scores_by_one_copy_is_out_in_every_copy(tmp_path, flags):
+    """However the copies lie in files; a copy below --min_score takes nothing away."""
+    text = " ".join(f"word{at % 97}" for at in range(200))
+    scores = {"harmful": 5, "mild": 1, "again": 2, "safe": 0, "better": 3, "worse": 1, "alone": 1, "unscored": None}
+    texts = {name: " ".join(f"{name}{at}" for at in range(200)) for name in ("safe", "better", "alone")}
+    texts["worse"] = texts["better"]
+    rows = [
+        {"id": name, "text": texts.get(name, text), "harm_score": score, "tokens": 5, "language": "en"}
+        for name, score in scores.items()
+    ]
+    for at, row in enumerate(rows):
+        write_rows(tmp_path / f"in/{at}.jsonl", [row])
+    manifest = run(tmp_path / "out", tmp_path / "in", max_score=3, **flags)
+    assert sorted(ids(tmp_path / "out")) == ["alone", "better", "safe"]
+    assert step(manifest, "copy of a row above the scores") == (2, 10)
+    assert step(manifest, "outside the scores")[0] == step(manifest, "no harm score")[0] == 1
+    run(tmp_path / "least", tmp_path / "in", min_score=2, **flags)
+    assert sorted(ids(tmp_path / "least")) == ["better", "harmful"]
+
+
 def test_near_duplicates_go_after_exact_ones(tmp_path):
     rng = random.Random(0)
     text = " ".join(rng.choice("abcdefgh") * 3 + str(rng.randint(0, 99)) for _ in range(200))
