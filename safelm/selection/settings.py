@@ -1,6 +1,7 @@
 """What decides a selection, and the forms in which its flags say so."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -87,7 +88,8 @@ class SelectSettings:
                 raise ValueError(f"--class_threshold={score}={threshold}: a probability lies from 0 to 1")
         if not 0 <= self.near_duplicates <= 1:
             raise ValueError(f"--near_duplicates={self.near_duplicates}: a similarity lies above 0 and up to 1")
-        if self.matched_safe < 0 or (self.only_matched and not self.matched_safe):
+        is_ratio = 0 <= self.matched_safe < math.inf
+        if not is_ratio or (self.only_matched and not self.matched_safe):
             raise ValueError(f"--matched_safe={self.matched_safe:g}: want more than 0 tokens for each harmful one")
         if self.min_prompt_words < 1:
             raise ValueError(f"--min_prompt_words={self.min_prompt_words}: must be at least 1")

@@ -37,6 +37,10 @@ BAD = {
     "token_column=language": "field 'language' is no number of tokens",
     "detect_language strata=score": "--detect_language: its place is the stratum language",
     "source=x": "--source=x: want NAME=FILES",
+    "matched_safe=nan": "--matched_safe=nan: want more than 0 tokens",
+    "matched_safe=inf": "--matched_safe=inf: want more than 0 tokens",
+    "near_duplicates=nan": "--near_duplicates=nan: a similarity lies",
+    "class_threshold=3=nan": "--class_threshold=3=nan: a probability lies from 0 to 1",
     "only_matched": "--matched_safe=0: want more than 0 tokens",
 }
 
