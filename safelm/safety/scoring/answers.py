@@ -5,8 +5,10 @@ is bounded, and a file of fewer texts, in one part, has each of them scored once
 """
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -24,6 +26,7 @@ FLAGS = ("", "empty", "unscored", "malformed")
 EMPTY, UNSCORED, MALFORMED = range(1, len(FLAGS))
 _FLUSH_ROWS = 1 << 16  # pending rows, of which many may be repetitions
 _DIGEST_BYTES = 16
+_MOST_WHOLE = (1 << 31) - 1
 
 
 def numeric(columns: Columns) -> dict[str, str]:
@@ -157,5 +160,18 @@ class Answers:
                 example = next(value for value in values if type(value) is kind)
                 self._columns.typed(column, example)
             if column in self._column:
-                value_T = np.array(values, np.float64)
-                value_TC[:, self._column[column]] = np.where(np.isfinite(value_T), value_T, np.nan)
+                value_TC[:, self._column[column]] = _numbers(column, self._columns.types[column], values)
+
+
+def _numbers(column: str, kind: str, values: Sequence[Any]) -> Float64[np.ndarray, " T"]:
+    """A column's values, NaN for those that are not finite as float32. Raises ValueError for one beyond int32."""
+    if kind == "int64":
+        for value in values:
+            if value is not None and not -_MOST_WHOLE <= value <= _MOST_WHOLE:
+                raise ValueError(
+                    f"column {column!r}: {value}: whole numbers of annotations lie within {_MOST_WHOLE:,} around 0; "
+                    "the scorer may give it as a float"
+                )
+    with np.errstate(over="ignore"):
+        value_T = np.array([math.nan if value is None else float(value) for value in values])
+        return np.where(np.isfinite(value_T.astype(np.float32)), value_T, np.nan)
