@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safelm import annotate, documents
 from safelm.documents import annotations, spans
 from safelm.documents.spans import Span
-from safelm.safety.scoring.units import Unit, find_terms, parse_unit, read_lexicon, terms_pattern
+from safelm.safety.scoring import span_files
+from safelm.safety.scoring.units import Lexicon, Unit, parse_unit, read_lexicon
 
 TEXT = "Fünf Bäume. 😀 two!"
 
@@ -76,12 +77,31 @@ def test_sentences():
 def test_terms_of_a_lexicon_at_borders_of_words():
     terms = read_lexicon("bad\tmild\n bad thing\tworse\n\nc++\n", "f")
     text = "Bad, badly a BAD THING, c++"
-    found = [(text[s.start : s.end], s.label) for s in find_terms(text, terms_pattern(terms), terms)]
+    found = [(text[s.start : s.end], s.label) for s in Lexicon(terms).find(text)]
     assert found == [("Bad", "mild"), ("BAD THING", "worse"), ("c++", "")]
     with pytest.raises(ValueError, match="f: line 2: a term for the second time"):
         read_lexicon("a\tx\nA\ty", "f")
     with pytest.raises(ValueError, match="f: no term there"):
         read_lexicon(" \n\tlabel", "f")
+
+
+@pytest.mark.parametrize("term", ["İstanbul", "ısı", "Straße", "ΣΟΦΟΣ", "ﬁne", "µm", "ſame", "K2", "Ⅷ", "ǅ"])
+def test_a_term_is_found_as_it_is_written_and_has_its_label(term):
+    """Also where its small letters are others than one finds by `lower`, or more."""
+    lexicon = Lexicon(read_lexicon(f"{term}\tits label\nother\t\n", "f"))
+    for text in {term, *(each for each in (term.lower(), term.upper()) if len(each) == len(term))}:
+        assert [(span.end, span.label) for span in lexicon.find(f"{text} there")] == [(len(text), "its label")], text
+
+
+def test_terms_that_are_one_but_for_case_are_all_found():
+    lexicon = Lexicon(read_lexicon("Straße\tway\nstrasse\tway", "f"))
+    assert [span.label for span in lexicon.find("straße, STRASSE")] == ["way", "way"]
+
+
+@given(st.text(min_size=1, max_size=6).map(str.strip).filter(lambda term: term and len(term.split()) == 1))
+def test_any_term_is_found_with_its_label(term):
+    lexicon = Lexicon(read_lexicon(f"{term}\tits label", "f"))
+    assert [span.label for span in lexicon.find(term)] == ["its label"]
 
 
 # ---- the command

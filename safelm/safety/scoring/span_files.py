@@ -37,7 +37,7 @@ class SpanWork:
       unit: what the scorers judge one by one.
       min_score: units with a lower harm score get no span.
       token_classifier: what `annotator.load` takes; token_facts: what it is, the same in every worker.
-      lexicon: terms in lower case with their labels.
+      lexicon: terms with their labels.
       own: the user's file of spans for each input file, by the name of its annotations.
     """
 
@@ -272,11 +272,11 @@ class _Terms:
     """The terms of a lexicon."""
 
     def __init__(self, terms: Mapping[str, str]):
-        self._terms, self._pattern = terms, units.terms_pattern(terms)
+        self._lexicon = units.Lexicon(terms)
 
     def find(self, numbers: Sequence[int], texts: Sequence[str | None]) -> list[list[Span]]:
         """The terms in each text."""
-        return [[] if text is None else units.find_terms(text, self._pattern, self._terms) for text in texts]
+        return [[] if text is None else self._lexicon.find(text) for text in texts]
 
     def finish(self) -> None:
         """Nothing to check."""
