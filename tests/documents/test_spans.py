@@ -165,6 +165,37 @@ def test_own_files_are_checked_against_the_text(corpus, tmp_path):
         run(*flags[:2], f"--output={tmp_path}/more")
 
 
+def test_spans_are_written_before_there_are_too_many(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(span_files, "_GROUP_SPANS", 3)
+    flags = (f"--input={corpus}", "--scorers=python:scorers_for_tests:LevelScorer", f"--output={tmp_path}/spans")
+    run("--unit=sentence", *flags, "--max_malformed_rows=5")
+    found = pyarrow.parquet.ParquetFile(tmp_path / "spans/train-0.parquet")
+    assert [found.metadata.row_group(at).num_rows for at in range(found.num_row_groups)] == [1, 3]
+
+
+@pytest.mark.parametrize("order", ["rising", "mixed"])
+def test_own_spans_come_to_their_rows_and_rising_ones_in_step(tmp_path, order):
+    rows = [{"row": row, "spans": one(end=row % 7 + 1)} for row in range(2, 601, 3)]
+    rows = rows if order == "rising" else rows[::-1]
+    path = write_rows(tmp_path / "own.jsonl", rows)
+    finder, most = span_files._OwnSpans(str(path), "web"), 0
+    for first in range(1, 601, 20):
+        numbers = list(range(first, first + 20))
+        for number, found in zip(numbers, finder.find(numbers, [TEXT] * 20), strict=True):
+            assert [span.end for span in found] == ([number % 7 + 1] if number % 3 == 2 else [])
+        most = max(most, len(finder._by_row))
+    finder.finish()
+    assert most <= 1 if order == "rising" else most > 100
+    write_rows(tmp_path / "own.jsonl", [*rows, rows[3]])
+    with pytest.raises(ValueError, match=f"row {rows[3]['row']} comes twice"):
+        span_files._OwnSpans(str(path), "web")
+    write_rows(tmp_path / "own.jsonl", [*rows[:0], {"row": 601, "spans": []}, {"row": 700, "spans": []}])
+    behind = span_files._OwnSpans(str(path), "web")
+    behind.find([1, 2], [TEXT] * 2)
+    with pytest.raises(ValueError, match="row 601: web has no such row"):
+        behind.finish()
+
+
 def test_a_lexicon_in_a_corpus(corpus, tmp_path):
     (tmp_path / "terms.txt").write_text("ümlaut\tword\nsafe\n")
     run(f"--lexicon={tmp_path}/terms.txt", f"--input={corpus}", f"--output={tmp_path}/spans", "--max_malformed_rows=5")
