@@ -101,6 +101,7 @@ def test_an_answer_that_is_not_finite_is_no_score(tmp_path):
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     verdicts = sequence_classifier.load(str(tmp_path)).score(["w1", "w9 w1", "w2"])
     assert [verdict.score is None for verdict in verdicts] == [False, True, False]
+    assert np.isnan([verdict.details["unsafe_probability"] for verdict in verdicts]).tolist() == [False, True, False]
 
 
 def test_labels_with_one_score_are_added():

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ class SequenceClassifier:
         return self._embedder.map_chunks(texts, self._head_params, self._head)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order; without a score where the model's answer is not finite."""
+        """One verdict a text, in order; without a score or probabilities where the model's answer is not finite."""
         logits_CL, text_C = self.logits(texts)
         is_finite_C = np.isfinite(logits_CL).all(axis=1)
         columns = self._columns(np.where(is_finite_C[:, None], logits_CL, 0))
@@ -137,7 +138,11 @@ class SequenceClassifier:
         return [
             Verdict(
                 int(score_N[i]) if is_usable_N[i] else None,
-                details={name: float(values[c]) for name, values in columns.items() if name != "score"}
+                details={
+                    name: float(values[c]) if is_usable_N[i] else math.nan
+                    for name, values in columns.items()
+                    if name != "score"
+                }
                 | ({"n_chunks": int(chunks_N[i])} if self._options.chunks else {}),
             )
             for i, c in enumerate(worst_N.tolist())
