@@ -231,6 +231,15 @@ def test_a_multi_label_model_by_its_thresholds(tmp_path):
     assert other.fingerprint != scorer.fingerprint
 
 
+def test_two_labels_that_would_share_a_column_are_refused(tmp_path):
+    names = ["Toxic!", "toxic?", "threat"]
+    sequence_classifiers.write(tmp_path, names, problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match=r"labels 'Toxic!' and 'toxic\?' would both be the column probability_toxic_:"):
+        sequence_classifier.load(str(tmp_path), labels="Toxic!:2;toxic?:5;threat:3")
+    sequence_classifiers.write(tmp_path, names)
+    assert sequence_classifier.load(str(tmp_path), labels="Toxic!:2;toxic?:5;threat:0").score(["a"])[0].details
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -206,6 +206,7 @@ def load(source: str, **options: Any) -> SequenceClassifier:
     settings = dataclasses.replace(settings, max_length=min(settings.max_length, config.max_tokens))
     head, head_params, count = heads.read_head(folder, config.d_model)
     table = _table(source, folder, settings, count)
+    _check_columns(source, table)
     backbone = load_backbone(
         str(folder), pooling=head.pooling, max_tokens=settings.max_length, normalize=False, dtype=settings.dtype
     )
@@ -228,6 +229,17 @@ def _check(source: str, settings: ClassifierSettings) -> None:
     check_least(f"scorer {source}", settings, batch_tokens=0, devices=0)
     if settings.max_length < 1:
         raise ValueError(f"scorer {source}: max_length={settings.max_length}: must be at least 1")
+
+
+def _check_columns(source: str, table: LabelTable) -> None:
+    """Raises ValueError where two labels would have one column."""
+    label_of: dict[str, str] = {}
+    for label in table.names if table.has_thresholds else ():
+        if (first := label_of.setdefault(_column(label), label)) != label:
+            raise ValueError(
+                f"scorer {source}: labels {first!r} and {label!r} would both be the column "
+                f"probability_{_column(label)}: rename one in config.json's id2label"
+            )
 
 
 def _table(source: str, folder: Path, settings: ClassifierSettings, count: int) -> LabelTable:
