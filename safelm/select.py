@@ -70,7 +70,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--text_column", default="text", help="(default %(default)s)")
     add("--score_column", help="column with harm scores 0 to 5 (default: see safelm.documents.harm)")
     add("--annotations", metavar="FOLDER,...", help="annotations of the inputs (safelm.annotate), perhaps NAME=FOLDER")
-    add("--licence_column", help="column of licences for the data card (default: license or licence, if there)")
+    add(
+        "--licence_column",
+        help="column of licences for the data card, empty for none (default: license or licence, if there)",
+    )
     _add_filters(parser)
     _add_sampling(parser)
     add(

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 
 from safelm.data.channels import LOSS_WEIGHT
 from safelm.data.shard import ShardInfo, ShardWriter, read_shard_info, token_dtype
 from safelm.data.store import Manifest, write_manifest
-from safelm.formats.token_files import TokenFile
+from safelm.formats.token_files import Block, TokenFile
 from safelm.interchange.checks import Checks
 from safelm.interchange.columns import Columns
 from safelm.interchange.sources import KEPT_SIDECAR, Source
@@ -53,6 +54,8 @@ def import_store(
     length longer than its window, files whose counts differ.
     """
     _check_declared(source, tokenizer, settings.unit)
+    if not source.num_sequences:
+        raise ValueError(f"{source.files[0].path}: no {settings.unit}s in {len(source.files)} files")
     columns, checks = Columns(source, settings.lengths), Checks(tokenizer, settings.unit)
     parts = [(file, part) for file in source.files for part in file.parts(settings.shard_tokens)]
     shards, sequence = [], 0
@@ -94,12 +97,29 @@ def _write_shard(
     before = checks.seen()
     for block in file.blocks(part):
         checks.check(file.path, sequence, block)
-        writer.add_many(block.tokens, block.lengths_n, **columns.numbers(file.path, sequence, block))
+        numbers = columns.numbers(file.path, sequence, block)
+        try:
+            writer.add_many(block.tokens, block.lengths_n, **numbers)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {_first_wrong(columns, block, numbers, sequence) or error}") from error
         sequence += len(block.lengths_n)
         progress(len(block.tokens))
     new = {special: count - before.get(special, 0) for special, count in checks.seen().items()}
     weights = {name: columns.extra[name] for name in (LOSS_WEIGHT.name,) if name in columns.extra}
     return writer.close({"special_tokens": {special: count for special, count in new.items() if count}, **weights})
+
+
+def _first_wrong(columns: Columns, block: Block, numbers: Mapping[str, np.ndarray], first: int) -> str:
+    """The first sequence, numbered from `first`, of which a channel can't take the numbers, and why; "" for none."""
+    stops_n = np.cumsum(block.lengths_n)
+    for at, (start, stop) in enumerate(zip(stops_n - block.lengths_n, stops_n, strict=True)):
+        for channel in columns.channels:
+            own = slice(start, stop) if channel.per == "token" else slice(at, at + 1)
+            try:
+                channel.parse(numbers.get(channel.name, np.zeros(0, channel.dtype))[own])
+            except ValueError as error:
+                return f"sequence {first + at}: {error}"
+    return ""
 
 
 def _check_declared(source: Source, tokenizer: Tokenizer, unit: str) -> None:

@@ -30,7 +30,7 @@ class OutputFolder:
         return f"{self.root}/{name}"
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Name and size (bytes) of every file directly in one of the folders ("" for the output itself)."""
+        """Name and size (bytes) of every whole file directly in one of the folders ("" for the output itself)."""
         place = self.path(folder) if folder else self.root
         if self.is_remote:
             found = remote.list_sizes(place)
@@ -39,9 +39,10 @@ class OutputFolder:
             return found
         try:
             with os.scandir(place) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         except FileNotFoundError:
             return {}
+        return {name: size for name, size in found.items() if not name.startswith(whole_files.UNFINISHED)}
 
     def is_empty(self) -> bool:
         """Whether the folder holds nothing but locks and temporary files of a killed run."""
@@ -114,6 +115,18 @@ class OutputFolder:
         """Removes a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             remote.remove(self.path(name)) if self.is_remote else os.remove(self.path(name))
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes the files directly in a folder, also half-written ones, and the folder if that leaves it empty."""
+        for name in self.sizes(folder):
+            self.remove(f"{folder}/{name}" if folder else name)
+        if self.is_remote:
+            return
+        place = self.path(folder) if folder else self.root
+        for path in glob.glob(f"{glob.escape(place)}/{whole_files.UNFINISHED}*"):
+            os.remove(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
 
     def record_failure(self, name: str, message: str) -> None:
         """Stores a worker's message about a shard that failed."""

@@ -17,9 +17,15 @@ A string names a scorer, and workers rebuild the scorer from it:
 each other) gives 1 or more, 3 or more.
 
 Your own scorer is any object with the three members of `Scorer`. Its module must be importable in every worker
-(installed, or on PYTHONPATH), and its fingerprint must change whenever its scores would. It may have two more: `usage`,
-a mapping of what it has done since it was loaded ("tokens", "positions" with padding, "programs" compiled), which
-estimates show, and `batch_characters`, how many it wants at once.
+(installed, or on PYTHONPATH), and its fingerprint must change whenever its scores would. It may have four more:
+
+    usage              a mapping of what it has done since it was loaded ("tokens", "positions" with padding, "programs"
+                       compiled), which estimates show
+    batch_characters   how many it wants at once
+    manifest_settings  a mapping of what its scores depend on, which manifests keep as `settings`
+    measured           a mapping of what is known of its errors, which manifests keep too
+
+Of both mappings JSON's values are kept as they are and others as text; an attribute that is no mapping is left out.
 """
 
 import dataclasses

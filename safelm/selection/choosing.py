@@ -12,8 +12,10 @@ from jaxtyping import Int, UInt64
 from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
 from safelm.selection import copies, keys, sampling
+from safelm.selection.licences import CorpusLicences
 from safelm.selection.measuring import MAX_KINDS, Kind, file_name
 from safelm.selection.settings import SCORE, SelectSettings
+from safelm.tags import MAX_SCORE
 
 FOLDER = "_chosen"
 OUTCOMES = (  # in the order in which they are decided
@@ -22,13 +24,15 @@ OUTCOMES = (  # in the order in which they are decided
     "no harm score",
     "outside the scores",
     "not in the mix",
+    "copy of a row above the scores",
     "exact duplicate",
     "near-duplicate",
     "contaminated",
     "not sampled",
     "not matched",
 )
-SELECTED, EMPTY, UNSCORED, OUTSIDE, NOT_IN_MIX, EXACT, NEAR, CONTAMINATED, NOT_SAMPLED, NOT_MATCHED = range(10)
+SELECTED, EMPTY, UNSCORED, OUTSIDE, NOT_IN_MIX, COPY_ABOVE = range(6)
+EXACT, NEAR, CONTAMINATED, NOT_SAMPLED, NOT_MATCHED = range(COPY_ABOVE + 1, len(OUTCOMES))
 
 
 @dataclasses.dataclass
@@ -39,6 +43,7 @@ class Choice:
       documents, tokens: by kind and outcome.
       matched: documents and tokens of harmful and of safe marked rows.
       short: tokens of safe rows that matching lacks, by the strata other than the score.
+      licences: by name what was read and what stays.
       prompts: place of a prompt in the index -> documents left out because they hold it.
       rows: shard name -> rows that stay.
     """
@@ -47,6 +52,7 @@ class Choice:
     tokens: dict[Kind, Int[np.ndarray, " outcomes"]]
     matched: dict[str, dict[str, int]]
     short: dict[tuple[str, ...], int]
+    licences: dict[str, dict[str, int]]
     prompts: collections.Counter[int]
     rows: dict[str, int]
 
@@ -82,13 +88,14 @@ class Corpus:
         places: dict[Kind, int] = {}
         self._kinds_of: dict[str, np.ndarray] = {}
         for job in jobs:
-            found = [(score, tuple(strata), licence) for score, strata, licence in records[job.name]["kinds"]]
+            found = [(score, tuple(strata)) for score, strata in records[job.name]["kinds"]]
             self._kinds_of[job.name] = np.array([places.setdefault(kind, len(places)) for kind in found], np.int64)
         if len(places) > MAX_KINDS:
             raise ValueError(f"--strata={','.join(settings.strata)}: {len(places)} different values, over {MAX_KINDS}")
         self.kinds = list(places)
+        self.licences = CorpusLicences({job.name: records[job.name]["licences"] for job in jobs})
         self._outcome_K = np.array([_outcome(kind, settings) for kind in self.kinds], np.uint8)
-        self._marks: dict[int, copies.Marks] = {}
+        self._marks: list[tuple[int, copies.Marks]] = []
         self._is_compared = False
 
     def shards(self) -> Iterator[_Shard]:
@@ -97,7 +104,7 @@ class Corpus:
         for job in self.jobs:
             with self._out.open(file_name(job)) as file, np.load(file) as arrays:
                 shard = _Shard(arrays, self._kinds_of[job.name], self._outcome_K, self._bases[job.path], first)
-                for outcome, marks in self._marks.items():
+                for outcome, marks in self._marks:
                     is_out = marks.get(first, first + len(shard.row_N)) & (shard.outcome_N == SELECTED)
                     shard.outcome_N[is_out] = outcome
                 if self._is_compared:
@@ -106,24 +113,39 @@ class Corpus:
             first += len(shard.row_N)
 
     def find_copies(self) -> None:
-        """Finds the copies that the settings ask for; contaminated rows are out after them."""
-        score_K = np.array([-1 if score is None else score for score, _, _ in self.kinds], np.int64)
+        """Finds the copies that the settings ask for; contaminated rows are out after them.
+
+        Rows above the scores are compared too: what is known to be harmful by one copy is out in every copy.
+        """
+        settings = self._settings
+        score_K = np.array([-1 if score is None else score for score, _ in self.kinds], np.int64)
         with self._out.staging() as folder:
-            if self._settings.exact_duplicates:
-                marks = copies.Marks(self.documents)
-                copies.mark(self._copies(score_K, "text_hash"), self.documents, folder, marks)
-                self._marks[EXACT] = marks
-            if self._settings.near_duplicates:
-                marks = copies.Marks(self.documents)
-                for band in range(copies.band_shape(self._settings.near_duplicates)[0]):
+            if settings.exact_duplicates:
+                marked = self._new_marks()
+                copies.mark(self._copies(score_K, "text_hash"), self.documents, folder, marked)
+                self._add_marks(EXACT, marked)
+            if settings.near_duplicates:
+                marked = self._new_marks()
+                for band in range(copies.band_shape(settings.near_duplicates)[0]):
                     parts = self._copies(score_K, "bands", band)
-                    copies.mark(parts, self.documents, folder, marks, self._settings.near_duplicates)
-                self._marks[NEAR] = marks
+                    copies.mark(parts, self.documents, folder, marked, settings.near_duplicates)
+                self._add_marks(NEAR, marked)
         self._is_compared = True
+
+    def _new_marks(self) -> copies.CopyMarks:
+        limit = copies.order(np.array([self._settings.max_score]), np.array([0], np.uint64))
+        above = copies.Marks(self.documents) if self._settings.max_score < MAX_SCORE else None
+        return copies.CopyMarks(copies.Marks(self.documents), above, int(limit[0]))
+
+    def _add_marks(self, outcome: int, marked: copies.CopyMarks) -> None:
+        if marked.early is not None:
+            self._marks.append((COPY_ABOVE, marked.early))
+        self._marks.append((outcome, marked.all))
 
     def _copies(self, score_K: np.ndarray, name: str, band: int | None = None) -> Iterator[copies.Copies]:
         for shard in self.shards():
-            at = np.flatnonzero(shard.outcome_N == SELECTED)
+            is_above_N = (shard.outcome_N == OUTSIDE) & (score_K[shard.kind_N] > self._settings.max_score)
+            at = np.flatnonzero((shard.outcome_N == SELECTED) | is_above_N)
             hashes = shard.arrays[name][at]
             order = copies.order(score_K[shard.kind_N[at]], shard.key_N[at])
             sketch = None if band is None else shard.arrays["sketch"][at]
@@ -132,7 +154,7 @@ class Corpus:
 
 def _outcome(kind: Kind, settings: SelectSettings) -> int:
     """Why rows of a kind are out, whatever else they are; SELECTED if they may stay."""
-    score, strata, _ = kind
+    score, strata = kind
     if score is None and settings.needs_scores:
         return UNSCORED
     if score is not None and not settings.min_score <= score <= settings.max_score:
@@ -148,23 +170,25 @@ def choose(corpus: Corpus, settings: SelectSettings, out: OutputFolder) -> Choic
     Raises ValueError for a budget that the corpus can't meet, saying what there is.
     """
     corpus.find_copies()
-    cells = sorted({strata for _, strata, _ in corpus.kinds})
+    cells = sorted({strata for _, strata in corpus.kinds})
     places = {cell: at for at, cell in enumerate(cells)}
-    cell_K = np.array([places[strata] for _, strata, _ in corpus.kinds], np.int64)
+    cell_K = np.array([places[strata] for _, strata in corpus.kinds], np.int64)
     limit_C = _limits(corpus, settings, cells, cell_K)
     matching = _matching(corpus, settings, cell_K, limit_C) if settings.matched_safe else None
     zeros = {kind: np.zeros(len(OUTCOMES), np.int64) for kind in corpus.kinds}
-    choice = Choice(zeros, {kind: each.copy() for kind, each in zeros.items()}, {}, {}, collections.Counter(), {})
+    choice = Choice(zeros, {kind: each.copy() for kind, each in zeros.items()}, {}, {}, {}, collections.Counter(), {})
     choice.short = matching.short if matching else {}
     choice.matched = {name: {"documents": 0, "tokens": 0} for name in ("harmful", "safe")} if matching else {}
     with out.staging() as staging:
         for job, shard in zip(corpus.jobs, corpus.shards(), strict=True):
             chosen = _finish(shard, cell_K, limit_C, matching, settings)
             _count(choice, corpus.kinds, shard, chosen)
+            corpus.licences.add(job.name, shard.arrays, shard.tokens_N, shard.outcome_N == SELECTED)
             path = os.path.join(staging, "chosen.npz")
             np.savez(path, **chosen)
             out.publish(path, f"{FOLDER}/{job.name}.npz")
             choice.rows[job.name] = len(chosen["row"])
+    choice.licences = corpus.licences.counts()
     return choice
 
 
@@ -220,11 +244,11 @@ class _Matching:
 def _matching(corpus: Corpus, settings: SelectSettings, cell_K: np.ndarray, limit_C: np.ndarray) -> _Matching:
     """Draws safe rows for the harmful ones of the same strata, the score aside, among the sampled rows."""
     kept = [at for at, name in enumerate(settings.strata) if name != SCORE]
-    group_of = [tuple(strata[at] for at in kept) for _, strata, _ in corpus.kinds]
+    group_of = [tuple(strata[at] for at in kept) for _, strata in corpus.kinds]
     groups = sorted(set(group_of))
     places = {group: at for at, group in enumerate(groups)}
     group_K = np.array([places[group] for group in group_of], np.int64)
-    is_harmful_K = np.array([score is not None and score >= settings.harmful_score for score, _, _ in corpus.kinds])
+    is_harmful_K = np.array([score is not None and score >= settings.harmful_score for score, _ in corpus.kinds])
     harmful_G = np.zeros(len(groups), np.int64)
 
     def rows(of_harmful: bool) -> Iterator[sampling.Draws]:

@@ -21,11 +21,36 @@ from safelm.safety.synthesis.gates.duplicates import PERMUTATIONS, VERSION, band
 from safelm.selection.keys import KEY_BITS
 from safelm.tags import MAX_SCORE
 
-__all__ = ["PERMUTATIONS", "VERSION", "Copies", "Marks", "band_shape", "bands", "mark", "order", "signature"]
+__all__ = [
+    "PERMUTATIONS",
+    "VERSION",
+    "Copies",
+    "CopyMarks",
+    "Marks",
+    "band_shape",
+    "bands",
+    "mark",
+    "order",
+    "signature",
+]
 
 PART_BYTES = 512 << 20
 _SCORE_BITS = 3
 _CHANCE = 1 / 256  # two bytes agree
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyMarks:
+    """What `mark` finds.
+
+    Attributes:
+      all: the documents that are copies of one before them.
+      early: those of them whose first document comes before `limit` in the order; None where nobody asks.
+    """
+
+    all: Marks
+    early: Marks | None = None
+    limit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +85,7 @@ def order(score_N: Int[np.ndarray, " N"], key_N: UInt64[np.ndarray, " N"]) -> UI
     return (rank_N << np.uint64(KEY_BITS - _SCORE_BITS + 1)) | (key_N >> np.uint64(_SCORE_BITS - 1))
 
 
-def mark(parts: Iterable[Copies], total: int, folder: str, marks: Marks, similarity: float = 0.0) -> None:
+def mark(parts: Iterable[Copies], total: int, folder: str, marks: CopyMarks, similarity: float = 0.0) -> None:
     """Marks every document that is a copy of one before it.
 
     Args:
@@ -79,7 +104,10 @@ def mark(parts: Iterable[Copies], total: int, folder: str, marks: Marks, similar
             at_M = np.flatnonzero(is_copy_N)
             alike_M = _similarity(records["sketch"], at_M, first_N[at_M])
             is_copy_N[at_M[alike_M < similarity - 1e-9]] = False
-        marks.add(records["number"][is_copy_N].astype(np.int64))
+        marks.all.add(records["number"][is_copy_N].astype(np.int64))
+        if marks.early is not None:
+            is_early_N = is_copy_N & (records["order"][first_N] < np.uint64(marks.limit))
+            marks.early.add(records["number"][is_early_N].astype(np.int64))
 
 
 def _similarity(

@@ -12,6 +12,7 @@ from safelm.jobs.output import OutputFolder
 from safelm.report.table import Table, count, words
 from safelm.selection.choosing import OUTCOMES, SELECTED, Choice
 from safelm.selection.contamination import GRAM_WORDS, PromptIndex
+from safelm.selection.licences import COUNTS
 from safelm.selection.settings import SelectSettings
 
 SCHEMA = "safelm.select/1"
@@ -38,8 +39,8 @@ def build(
         "score_columns": dict(totals["score_columns"]),
         "funnel": funnel,
         "strata": {"columns": list(settings.strata), "rows": _strata(choice)},
-        "scores": _by(choice, lambda kind: "none" if kind[0] is None else str(kind[0])),
-        "licences": _by(choice, lambda kind: kind[2]),
+        "scores": _summed(choice, lambda kind: "none" if kind[0] is None else str(kind[0])),
+        "licences": choice.licences,
         "matched": _matched(choice, settings),
         "contamination": _contamination(choice, index, settings),
     }
@@ -72,7 +73,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "## Harm scores",
         _shares("score", card["scores"]),
         "## Licences",
-        _shares("licence", card["licences"]),
+        _shares("licence", card["licences"]) if card["licences"] else "Not read.",
     ]
     if card["matched"]:
         parts += ["## Harmful rows and matched safe ones", *_matched_text(card["matched"])]
@@ -84,18 +85,13 @@ def _strata(choice: Choice) -> list[dict[str, Any]]:
     return [{"values": list(values), **counts} for values, counts in found.items()]
 
 
-def _by(choice: Choice, name: Any) -> dict[str, dict[str, int]]:
-    return dict(_summed(choice, name))
-
-
 def _summed(choice: Choice, name: Any) -> dict[Any, dict[str, int]]:
     """Documents and tokens that were read and that stay, by a name of each kind."""
     found: dict[Any, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for kind in choice.documents:
         documents, tokens = choice.documents[kind], choice.tokens[kind]
-        counts = {"documents_read": documents.sum(), "tokens_read": tokens.sum()}
-        counts |= {"documents": documents[SELECTED], "tokens": tokens[SELECTED]}
-        for key, value in counts.items():
+        counts = (documents.sum(), tokens.sum(), documents[SELECTED], tokens[SELECTED])
+        for key, value in zip(COUNTS, counts, strict=True):
             found[name(kind)][key] += int(value)
     return {key: dict(found[key]) for key in sorted(found)}
 
@@ -146,8 +142,7 @@ def _contamination_text(found: Mapping[str, Any] | None) -> Iterable[str]:
 
 def _strata_table(strata: Mapping[str, Any]) -> str:
     heads = [*strata["columns"], "documents read", "tokens read", "documents", "tokens"]
-    names = ("documents_read", "tokens_read", "documents", "tokens")
-    rows = [[*map(words, row["values"]), *(count(row[name]) for name in names)] for row in strata["rows"]]
+    rows = [[*map(words, row["values"]), *(count(row[name]) for name in COUNTS)] for row in strata["rows"]]
     return Table("", heads, rows).markdown()
 
 

@@ -1,7 +1,8 @@
 """The first pass: what of every row decides whether it stays, as arrays in one file a shard.
 
 row, tokens     number in the file (from 1), tokens of its text
-kind            place in the shard's list of (score, strata, licence)
+kind            place in the shard's list of (score, strata)
+licence         place in the shard's list of licences, if any column of them is read
 is_empty        whether its text has no characters but white space
 is_contaminated whether it holds a prompt of an evaluation set
 text_hash       two halves of a hash of the text, if exact duplicates are looked for
@@ -28,7 +29,8 @@ from safelm.safety.scoring.shard import batches
 from safelm.safety.synthesis.gates.form import MAX_LANGUAGE_CHARS, language_identifier
 from safelm.selection import copies, reading
 from safelm.selection.contamination import Decontaminator, PromptIndex
-from safelm.selection.settings import LANGUAGE, LICENCE_COLUMNS, NONE, SCORE, SOURCE, SelectSettings
+from safelm.selection.licences import ShardLicences
+from safelm.selection.settings import LANGUAGE, NONE, SCORE, SOURCE, SelectSettings
 from safelm.tags import MAX_SCORE
 from safelm.text.tokenizer import Tokenizer
 
@@ -36,7 +38,7 @@ FOLDER, PROMPTS = "_measured", "_prompts.json"
 MAX_KINDS = 10_000
 _MAX_VALUE_CHARACTERS = 100
 
-Kind = tuple[int | None, tuple[str, ...], str]  # harm score, values of the strata, licence
+Kind = tuple[int | None, tuple[str, ...]]  # harm score, values of the strata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,8 @@ def measure_shard(job: ShardJob, work: MeasureWork, loaded: Loaded, out: OutputF
         "malformed": tally.malformed,
         "documents": len(measures.rows),
         "tokens": int(sum(measures.tokens)),
-        "kinds": [[score, list(strata), licence] for score, strata, licence in measures.kinds],
+        "kinds": [[score, list(strata)] for score, strata in measures.kinds],
+        "licences": measures.licences.named(),
         "score_columns": dict(measures.score_columns),
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -137,6 +140,7 @@ class Measures:
         self.tokens: list[int] = []
         self.kinds: dict[Kind, int] = {}
         self.score_columns: collections.Counter[str] = collections.Counter()
+        self.licences = ShardLicences(settings.licence_columns)
         self._kind: list[int] = []
         self._is_empty: list[bool] = []
         self._text_hash: list[bytes] = []
@@ -155,12 +159,13 @@ class Measures:
             score = lowered(score, probabilities, settings.class_thresholds, settings.probabilities_column)
         tokens = _tokens(row, settings.token_column) if settings.token_column else 0
         strata = tuple(self._stratum(name, score, row, text) for name in settings.strata)
-        kind = (score, strata, self._licence(row))
+        kind = (score, strata)
         index = self.kinds.setdefault(kind, len(self.kinds))
         if index >= MAX_KINDS:
             raise ValueError(
                 f"{self._path}: --strata={','.join(settings.strata)}: more than {MAX_KINDS} different values"
             )
+        self.licences.add(row)
         self.score_columns.update([found.column] if found.value is not None else [])
         self.rows.append(number)
         self.tokens.append(tokens)
@@ -194,6 +199,7 @@ class Measures:
             "is_contaminated": np.isin(row, hits[:, 0]),
             "hit_row": hits[:, 0],
             "hit_prompt": hits[:, 1],
+            **self.licences.arrays(),
         }
         if self._settings.exact_duplicates:
             found["text_hash"] = np.frombuffer(b"".join(self._text_hash), np.uint64).reshape(-1, 2)
@@ -211,13 +217,6 @@ class Measures:
         if name == LANGUAGE and self._settings.detect_language:
             return language_identifier().classify((text or "")[:MAX_LANGUAGE_CHARS])[0]
         return _value(documents.field(row, name), name)
-
-    def _licence(self, row: Mapping[str, Any]) -> str:
-        own = self._settings.licence_column
-        for name in (own,) if own else LICENCE_COLUMNS:
-            if (found := documents.field(row, name)) is not None:
-                return _value(found, name)
-        return NONE
 
 
 def lowered(score: int, probabilities: Any, thresholds: Mapping[int, float], column: str) -> int:
@@ -243,7 +242,7 @@ def _tokens(row: Mapping[str, Any], column: str) -> int:
 @functools.lru_cache(1 << 14)
 def _named(value: str, column: str) -> str:
     if len(value) > _MAX_VALUE_CHARACTERS:
-        raise MalformedError(f"field {column!r} has {len(value)} characters, more than a stratum or licence can have")
+        raise MalformedError(f"field {column!r} has {len(value)} characters, more than a stratum can have")
     documents.check_text(value, column)
     return value
 

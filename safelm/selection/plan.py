@@ -11,7 +11,6 @@ begun: a budget that is too large costs no second measuring.
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +38,7 @@ from safelm.selection import choosing, contamination, copies, data_card, measuri
 from safelm.selection.contamination import PromptIndex, PromptSet
 from safelm.selection.settings import SelectSettings
 
-COMMAND, FORMAT = "safelm.select", 1
+COMMAND, FORMAT = "safelm.select", 2
 _CHOICE = "_choice.json"
 _SMALL_BYTES = 32 << 20  # up to so much a local run starts no workers, unless it is told how many
 _MEASURED = (  # the settings on which the first pass depends
@@ -113,7 +112,7 @@ def select(selection: Selection, runner: beam_runner.Runner) -> dict[str, Any]:
         manifest["files"] = {} if settings.index_only else _files(written)
         manifest["index"] = _files(written) if settings.index_only else {}
         out.write_json(MANIFEST_NAME, manifest)
-        _clear(out, jobs)
+        _clear(out)
         return manifest
 
 
@@ -275,12 +274,8 @@ def _files(written: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {name: facts for record in written.values() for name, facts in record["files"].items()}
 
 
-def _clear(out: OutputFolder, jobs: Sequence[ShardJob]) -> None:
+def _clear(out: OutputFolder) -> None:
     """Removes what only a run that goes on needs."""
-    for job in jobs:
-        for name in (measuring.file_name(job), f"{choosing.FOLDER}/{job.name}.npz", job.record):
-            out.remove(name)
     out.remove(measuring.PROMPTS)
     for folder in (measuring.FOLDER, choosing.FOLDER, RECORDS):
-        if not out.is_remote:
-            os.rmdir(out.path(folder))
+        out.remove_folder(folder)

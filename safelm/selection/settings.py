@@ -1,6 +1,7 @@
 """What decides a selection, and the forms in which its flags say so."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ class SelectSettings:
       probabilities_column: a list of six probabilities, of the scores 0 to 5, or what six columns' names begin with.
       strata: columns that share the budget in proportion; SCORE is the harm score, SOURCE the name of an input, if it
         has one, and LANGUAGE the detected language with `detect_language`.
+      licence_column: what the data card counts; None for LICENCE_COLUMNS, as far as they are there, "" for nothing.
       matched_safe: tokens of safe rows marked for each token of harmful ones; 0 marks nothing.
       harmful_score: the least harm score of a harmful row there.
       only_matched: whether only marked rows are written.
@@ -86,7 +88,8 @@ class SelectSettings:
                 raise ValueError(f"--class_threshold={score}={threshold}: a probability lies from 0 to 1")
         if not 0 <= self.near_duplicates <= 1:
             raise ValueError(f"--near_duplicates={self.near_duplicates}: a similarity lies above 0 and up to 1")
-        if self.matched_safe < 0 or (self.only_matched and not self.matched_safe):
+        is_ratio = 0 <= self.matched_safe < math.inf
+        if not is_ratio or (self.only_matched and not self.matched_safe):
             raise ValueError(f"--matched_safe={self.matched_safe:g}: want more than 0 tokens for each harmful one")
         if self.min_prompt_words < 1:
             raise ValueError(f"--min_prompt_words={self.min_prompt_words}: must be at least 1")
@@ -114,9 +117,16 @@ class SelectSettings:
     def columns(self, source: str) -> list[str]:
         """The columns to read beside the text, of which a file may lack some."""
         found = [*harm.score_columns(self.score_column), *self.stratum_columns(source)]
-        found += [self.licence_column] if self.licence_column else LICENCE_COLUMNS
+        found += self.licence_columns
         found += [self.token_column] if self.token_column else []
         return found + ([self.probabilities_column, *self.probability_columns] if self.class_thresholds else [])
+
+    @property
+    def licence_columns(self) -> Sequence[str]:
+        """The columns of licences, of which the first that has a value counts."""
+        if self.licence_column is None:
+            return LICENCE_COLUMNS
+        return (self.licence_column,) if self.licence_column else ()
 
     @property
     def probability_columns(self) -> list[str]:

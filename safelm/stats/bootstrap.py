@@ -18,12 +18,17 @@ def percentile_interval(value_d: Sequence[float] | Float[np.ndarray, " d"]) -> t
 
 
 def clustered_means(
-    value_n: Float[np.ndarray, " n"], codes: Sequence[Int[np.ndarray, " n"]], draws: int, seed: int
+    value_n: Float[np.ndarray, " n"],
+    codes: Sequence[Int[np.ndarray, " n"]],
+    draws: int,
+    seed: int,
+    weight_n: Float[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, " d"]:
     """Means of the resampled cases; a case's weight is the product of how often each of its clusters was drawn.
 
     Args:
       codes: for each factor, the number (from 0) of every case's cluster.
+      weight_n: further weights, such as those of cases drawn with unequal chances.
 
     Returns up to `draws` means: a draw of crossed factors that hits no case is left out.
     """
@@ -35,6 +40,8 @@ def clustered_means(
         weight_dn = np.ones((count, len(value_n)))
         for code_n in codes:
             weight_dn *= _times_drawn(rng, int(code_n.max()) + 1, count)[:, code_n]
+        if weight_n is not None:
+            weight_dn *= weight_n
         total_d = weight_dn.sum(1)
         good_d = total_d > 0
         means.append((weight_dn[good_d] @ value_n) / total_d[good_d])

@@ -5,6 +5,8 @@ prompts of a category, answers to a prompt, answers of models trained with one s
 crossed: each is resampled separately and a case's weight is the product (the pigeonhole bootstrap, Owen 2007), which
 makes intervals rather too wide than too narrow.
 
+`weights` are those of cases that were drawn with unequal chances: one over the chance of each.
+
 `units` says which cases are of one unit, such as a prompt that models of several seeds answered, or a goal of several
 attempts. Units lie within the clusters of the first factor (a prompt has one category), so they aren't crossed with it:
 the interval is the wider one of clusters by the first factor and by units in its place. As a number, `units` says only
@@ -17,13 +19,14 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from safelm.stats.bootstrap import clustered_means, percentile_interval
 from safelm.stats.intervals import Estimate, rate, wilson
 
 DRAWS = 4000
 Units = int | Sequence[Hashable]
+Weights = Float[np.ndarray, " n"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ def clustered_mean(
     draws: int = DRAWS,
     seed: int = 0,
     units: Units = 0,
+    weights: Weights = None,
 ) -> Estimate:
     """The mean with its 95% percentile interval over resampled clusters, or over resampled cases without factors.
 
@@ -52,36 +56,40 @@ def clustered_mean(
     """
     value_n = np.asarray(value_n, np.float64)
     ways = _ways(len(value_n), factors, units)
-    mean = float(value_n.mean())
-    if (value_n == mean).all():
-        return Estimate(mean, *_without_spread(mean, _num_units(units, ways)), len(value_n))
-    intervals = [percentile_interval(clustered_means(value_n, codes, draws, seed)) for codes in ways]
+    if (value_n == value_n[0]).all():
+        value = float(value_n[0])
+        return Estimate(value, *_without_spread(value, _num_units(units, ways, weights)), len(value_n))
+    mean = float(np.average(value_n, weights=weights))
+    intervals = [percentile_interval(clustered_means(value_n, codes, draws, seed, weights)) for codes in ways]
     lows, highs = zip(*intervals, strict=True)
     return Estimate(mean, min(mean, *lows), max(mean, *highs), len(value_n))
 
 
 def clustered_rate(
-    value_n: Sequence[float | int] | Shaped[np.ndarray, " n"], *factors: Sequence[Hashable], units: Units = 0
+    value_n: Sequence[float | int] | Shaped[np.ndarray, " n"],
+    *factors: Sequence[Hashable],
+    units: Units = 0,
+    weights: Weights = None,
 ) -> Estimate:
     """The share of ones, with Wilson's 95% interval at the effective number of independent cases.
 
-    The effective number is cases / design effect. The design effect, at least 1, is the variance over resampled
-    clusters (crossed, as above) divided by that of independent cases (Korn and Graubard 1998, with Wilson's interval
-    for theirs). So an interval is never narrower than Wilson's of the cases, not even near 0 and 1, where resampling
-    underestimates the spread. A sample of only 0s or only 1s has no spread and counts as as many independent cases as
-    there are units.
+    The effective number is cases / design effect. The design effect, at least 1 (with weights, Kish's), is the
+    variance over resampled clusters (crossed, as above) divided by that of independent cases (Korn and Graubard 1998,
+    with Wilson's interval for theirs). So an interval is never narrower than Wilson's of the cases, not even near 0
+    and 1, where resampling underestimates the spread. A sample of only 0s or only 1s has no spread and counts as as
+    many independent cases as there are units (with weights, as many as clusters of equal weight would tell as much).
 
     Raises ValueError if there are no cases or a factor has another length.
     """
     value_n = np.asarray(value_n, np.float64)
     ways = _ways(len(value_n), factors, units)
-    share, cases = float(value_n.mean()), len(value_n)
-    if share in (0.0, 1.0):
-        return Estimate(share, *wilson(share, _num_units(units, ways)), cases)
-    effect = 1.0
+    share, cases = float(np.average(value_n, weights=weights)), len(value_n)
+    if (value_n == value_n[0]).all():
+        return Estimate(float(value_n[0]), *wilson(float(value_n[0]), _num_units(units, ways, weights)), cases)
+    effect = 1.0 if weights is None else cases / _effective_number(weights)
     for codes in ways:
-        if len(codes) > 1 or _clusters(codes) < cases:
-            variance = float(clustered_means(value_n, codes, DRAWS, seed=0).var())
+        if len(codes) > 1 or _clusters(codes) < cases or weights is not None:
+            variance = float(clustered_means(value_n, codes, DRAWS, 0, weights).var())
             effect = max(effect, variance / (share * (1 - share) / cases))
     return Estimate(share, *wilson(share, cases / effect), cases)
 
@@ -140,13 +148,20 @@ def _ways(cases: int, factors: Sequence[Sequence[Hashable]], units: Units) -> li
     return ways
 
 
-def _num_units(units: Units, ways: Sequence[Sequence[Int[np.ndarray, " n"]]]) -> int:
-    if isinstance(units, int):
+def _num_units(units: Units, ways: Sequence[Sequence[Int[np.ndarray, " n"]]], weights: Weights = None) -> int | float:
+    if not isinstance(units, int):
+        return len(set(units))
+    if units or weights is None:
         return units or _clusters(ways[0])
-    return len(set(units))
+    return min(_effective_number(np.bincount(code_n, weights)) for code_n in ways[0])
 
 
-def _without_spread(value: float, units: int) -> tuple[float, float]:
+def _effective_number(weight_n: Float[np.ndarray, " n"]) -> float:
+    """How many cases of equal weight tell as much (Kish 1965)."""
+    return float(weight_n.sum() ** 2 / (weight_n**2).sum())
+
+
+def _without_spread(value: float, units: int | float) -> tuple[float, float]:
     """The interval of a value that all cases have: Wilson's for a share or difference of 0, 1 or -1, else itself."""
     if value == -1.0:
         low, high = wilson(1.0, units)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safelm import annotate, documents
 from safelm.documents import annotations, spans
 from safelm.documents.spans import Span
-from safelm.safety.scoring.units import Unit, find_terms, parse_unit, read_lexicon, terms_pattern
+from safelm.safety.scoring import span_files
+from safelm.safety.scoring.units import Lexicon, Unit, parse_unit, read_lexicon
 
 TEXT = "Fünf Bäume. 😀 two!"
 
@@ -76,12 +77,31 @@ def test_sentences():
 def test_terms_of_a_lexicon_at_borders_of_words():
     terms = read_lexicon("bad\tmild\n bad thing\tworse\n\nc++\n", "f")
     text = "Bad, badly a BAD THING, c++"
-    found = [(text[s.start : s.end], s.label) for s in find_terms(text, terms_pattern(terms), terms)]
+    found = [(text[s.start : s.end], s.label) for s in Lexicon(terms).find(text)]
     assert found == [("Bad", "mild"), ("BAD THING", "worse"), ("c++", "")]
     with pytest.raises(ValueError, match="f: line 2: a term for the second time"):
         read_lexicon("a\tx\nA\ty", "f")
     with pytest.raises(ValueError, match="f: no term there"):
         read_lexicon(" \n\tlabel", "f")
+
+
+@pytest.mark.parametrize("term", ["İstanbul", "ısı", "Straße", "ΣΟΦΟΣ", "ﬁne", "µm", "ſame", "K2", "Ⅷ", "ǅ"])
+def test_a_term_is_found_as_it_is_written_and_has_its_label(term):
+    """Also where its small letters are others than one finds by `lower`, or more."""
+    lexicon = Lexicon(read_lexicon(f"{term}\tits label\nother\t\n", "f"))
+    for text in {term, *(each for each in (term.lower(), term.upper()) if len(each) == len(term))}:
+        assert [(span.end, span.label) for span in lexicon.find(f"{text} there")] == [(len(text), "its label")], text
+
+
+def test_terms_that_are_one_but_for_case_are_all_found():
+    lexicon = Lexicon(read_lexicon("Straße\tway\nstrasse\tway", "f"))
+    assert [span.label for span in lexicon.find("straße, STRASSE")] == ["way", "way"]
+
+
+@given(st.text(min_size=1, max_size=6).map(str.strip).filter(lambda term: term and len(term.split()) == 1))
+def test_any_term_is_found_with_its_label(term):
+    lexicon = Lexicon(read_lexicon(f"{term}\tits label", "f"))
+    assert [span.label for span in lexicon.find(term)] == ["its label"]
 
 
 # ---- the command
@@ -143,6 +163,37 @@ def test_own_files_are_checked_against_the_text(corpus, tmp_path):
     write_rows(tmp_path / "own/train-2.jsonl", [{"row": 4, "spans": []}])
     with pytest.raises(ValueError, match=r"--spans: no file there has the name of .*train-1"):
         run(*flags[:2], f"--output={tmp_path}/more")
+
+
+def test_spans_are_written_before_there_are_too_many(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(span_files, "_GROUP_SPANS", 3)
+    flags = (f"--input={corpus}", "--scorers=python:scorers_for_tests:LevelScorer", f"--output={tmp_path}/spans")
+    run("--unit=sentence", *flags, "--max_malformed_rows=5")
+    found = pyarrow.parquet.ParquetFile(tmp_path / "spans/train-0.parquet")
+    assert [found.metadata.row_group(at).num_rows for at in range(found.num_row_groups)] == [1, 3]
+
+
+@pytest.mark.parametrize("order", ["rising", "mixed"])
+def test_own_spans_come_to_their_rows_and_rising_ones_in_step(tmp_path, order):
+    rows = [{"row": row, "spans": one(end=row % 7 + 1)} for row in range(2, 601, 3)]
+    rows = rows if order == "rising" else rows[::-1]
+    path = write_rows(tmp_path / "own.jsonl", rows)
+    finder, most = span_files._OwnSpans(str(path), "web"), 0
+    for first in range(1, 601, 20):
+        numbers = list(range(first, first + 20))
+        for number, found in zip(numbers, finder.find(numbers, [TEXT] * 20), strict=True):
+            assert [span.end for span in found] == ([number % 7 + 1] if number % 3 == 2 else [])
+        most = max(most, len(finder._by_row))
+    finder.finish()
+    assert most <= 1 if order == "rising" else most > 100
+    write_rows(tmp_path / "own.jsonl", [*rows, rows[3]])
+    with pytest.raises(ValueError, match=f"row {rows[3]['row']} comes twice"):
+        span_files._OwnSpans(str(path), "web")
+    write_rows(tmp_path / "own.jsonl", [*rows[:0], {"row": 601, "spans": []}, {"row": 700, "spans": []}])
+    behind = span_files._OwnSpans(str(path), "web")
+    behind.find([1, 2], [TEXT] * 2)
+    with pytest.raises(ValueError, match="row 601: web has no such row"):
+        behind.finish()
 
 
 def test_a_lexicon_in_a_corpus(corpus, tmp_path):

@@ -226,6 +226,24 @@ def test_tables_without_ids(folder, column, name, message):
         convert(folder, "--unit=document", source="table")
 
 
+def test_numbers_that_a_channel_refuses_name_file_and_sequence(folder):
+    (folder / "table").mkdir()
+    weights = [[1.0, 1.0], [1.0, float("nan"), 1.0]]
+    table = pa.table({"input_ids": [[5, 0], [6, 7, 0]], "loss_weight": weights})
+    pa.parquet.write_table(table, folder / "table/a.parquet")
+    with pytest.raises(ValueError, match=r"table/a\.parquet: sequence 1: loss_weight\[1\] is nan, must be"):
+        convert(folder, "--unit=document", source="table")
+
+
+def test_a_source_without_sequences_is_named_before_anything_is_written(folder):
+    (folder / "table").mkdir()
+    empty = pa.table({"input_ids": pa.array([], pa.list_(pa.int32()))})
+    pa.parquet.write_table(empty, folder / "table/a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: no documents in 1 files"):
+        convert(folder, "--unit=document", source="table")
+    assert not list((folder / "tokens").rglob("*.npy"))
+
+
 def test_flags_that_do_not_go_together(folder):
     plain.write_megatron(folder / "in/more", WINDOWS)
     for flags, message in (

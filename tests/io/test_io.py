@@ -173,6 +173,21 @@ def test_a_damaged_record_of_a_shard_is_made_again_and_damaged_settings_are_name
         file_shards.check_settings(out, {"format": 1}, {})
 
 
+def test_half_written_files_are_no_files_of_an_output_and_go_with_their_folder(tmp_path):
+    """As a killed process leaves them, with the suffix of the file that they would have become."""
+    out = OutputFolder(str(tmp_path / "out"))
+    out.write_json("_shards/a.json", {"files": {}})
+    (tmp_path / "out/_shards/.writing-abc.json").write_text('{"fi')
+    assert list(out.sizes("_shards")) == ["a.json"]
+    (tmp_path / "out/_shards/kept").mkdir()
+    out.remove_folder("_shards")
+    assert [path.name for path in (tmp_path / "out/_shards").iterdir()] == ["kept"]
+    (tmp_path / "out/_shards/kept").rmdir()
+    out.remove_folder("_shards")
+    assert not (tmp_path / "out/_shards").exists()
+    out.remove_folder("_shards")
+
+
 def test_damaged_events_hold_no_run_up(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'[]\n{"event": "a\xff"}\n{"event": "launch", "pi')

@@ -42,6 +42,9 @@ def test_340_gpu_hours_lost_a_barrier_at_the_end_hung_done_markers_were_written_
     assert annotate(out, web, array_task=f"1/{SLICES}") is None
     done = {path.name for path in (out / "_shards").glob("*.json")}
     assert 2 <= len(done) <= 3
+    for index in range(5):
+        (out / "_shards" / f".writing-{index}.json").write_text('{"files"')  # of a slice that was killed
+    assert annotate(out, web, array_task=f"1/{SLICES}") is None
     before = contents(out)
     whole = annotate(out, web)
     assert whole["speed"]["shards"] == 7 - len(done) and whole["totals"]["rows"] == sum(range(4, 11))

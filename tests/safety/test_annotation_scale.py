@@ -3,8 +3,11 @@
 import sys
 
 import numpy as np
+import pytest
 from annotation_runs import work_for
 from document_files import write_rows
+from hypothesis import given
+from hypothesis import strategies as st
 from scoring_runs import make_rows
 
 from safelm import documents
@@ -67,4 +70,33 @@ def test_what_is_remembered_of_texts_is_bounded(tmp_path, monkeypatch):
     blocks = annotation_rows.read(str(path), None, "text", "id", 1, lambda row: None)
     rows = sum(len(block.texts) for block, _ in answers.rows(blocks))
     assert rows == 3000 == answers.asked
-    assert len(answers._slots) == len(answers._keys) == 64 and len(answers._value_SC) == 1024
+    assert len(answers._slots) == 64 and len(answers._value_SC) == 1024
+
+
+@given(numbers=st.lists(st.integers(0, 12), max_size=120), block_rows=st.integers(1, 5), remembered=st.integers(1, 6))
+def test_every_row_gets_the_scores_of_its_own_text_whatever_is_remembered(numbers, block_rows, remembered):
+    """Against the texts themselves: right in every row, and a text is asked about again only where it may be."""
+    work = work_for("/nowhere")
+    blocks = [
+        annotation_rows.Block(
+            np.arange(at, at + len(some)), None, [f"level{n % 6} {n}".encode() for n in some], np.zeros(len(some), bool)
+        )
+        for at in range(0, len(numbers), block_rows)
+        if (some := numbers[at : at + block_rows])
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("safelm.safety.scoring.answers.REMEMBERED", remembered)
+        patched.setattr("safelm.safety.scoring.answers._FLUSH_ROWS", 8)
+        patched.setattr("safelm.safety.scoring.shard.BATCH_ROWS", 4)
+        answers = Answers(work.columns, work.load(), lambda row: None)
+        found = [value for _, value_NC in answers.rows(iter(blocks)) for value in value_NC[:, 1].tolist()]
+    assert found == [n % 6 for n in numbers]
+    between = [_others_since(numbers, at) for at in range(len(numbers))]
+    assert len(set(numbers)) <= answers.asked <= sum(others is None or others >= remembered for others in between)
+    assert len(answers._slots) <= remembered
+
+
+def _others_since(numbers, at):
+    """How many other numbers came since the last copy of one; None where there is none."""
+    earlier = [index for index in range(at) if numbers[index] == numbers[at]]
+    return len(set(numbers[earlier[-1] + 1 : at])) if earlier else None

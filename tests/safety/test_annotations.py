@@ -13,6 +13,7 @@ from scoring_runs import SCORER, make_rows
 
 from safelm.documents import Part, annotations
 from safelm.jobs.beam_runner import Runner
+from safelm.safety.scorer import Verdict
 from safelm.safety.scoring import annotation_plan, annotation_rows, annotation_run, answers, shard
 
 SECRET = "a page that only its corpus holds"
@@ -111,6 +112,36 @@ def test_a_text_is_remembered_until_too_many_others_came(monkeypatch, tmp_path):
     assert manifest["totals"]["asked"] == 6 + 14 + 6
     found = [row["harm_score"] for row in rows(tmp_path / "out/web.parquet")]
     assert found == [*range(6)] * 3 + [i % 6 for i in range(20)] + [*range(6)]
+
+
+class Counting:
+    """A scorer whose details are large numbers."""
+
+    name, fingerprint = "counting", "1"
+
+    def score(self, texts):
+        """`whole` is the number behind a text's first word, `much` a float beyond float32 where it says so."""
+        details = [
+            {"whole": int(text.split()[1]) if text[:2] == "n " else 0, "much": 1e300 if "much" in text else 0.5}
+            for text in texts
+        ]
+        return [Verdict(0, "", each) for each in details]
+
+
+def test_details_that_a_column_can_not_hold_are_refused_or_null(tmp_path):
+    spec = "python:test_annotations:Counting"
+    most = (1 << 31) - 1
+    texts = [f"n {most}", f"n -{most}", "n 3 much"]
+    write_rows(tmp_path / "web.jsonl", [{"text": text} for text in texts])
+    annotate(tmp_path / "out", tmp_path / "web.jsonl", scorers=spec)
+    found = rows(tmp_path / "out/web.parquet")
+    assert [row["counting_whole"] for row in found] == [most, -most, 3]
+    assert [row["counting_much"] for row in found] == [0.5, 0.5, None]
+    write_rows(tmp_path / "more.jsonl", [{"text": "n 5"}, {"text": "n 3000000000"}])
+    with pytest.raises(ValueError, match="column 'counting_whole': 3000000000: whole numbers of annotations lie"):
+        annotate(tmp_path / "more", tmp_path / "more.jsonl", scorers=spec)
+    with pytest.raises(ValueError, match=r"column 'n': 10+: whole"):
+        answers._numbers("n", "int64", [None, 10**400])
 
 
 def test_a_long_text_is_scored_by_its_beginning_and_flagged(tmp_path):

@@ -102,6 +102,22 @@ def trained(bag: Backbone, tmp_path_factory) -> Path:
     return folder
 
 
+def test_logits_that_are_not_finite_give_no_score(trained: Path, bag: Backbone, monkeypatch):
+    scorer = classifier.load(str(trained), bag)
+    texts = ["a page", "another one", "a third"]
+    before, real = scorer.score(texts), scorer.logits
+
+    def broken(texts):
+        logits_CL, text_C = real(texts)
+        return np.where(text_C[:, None] == 1, np.nan, logits_CL), text_C
+
+    monkeypatch.setattr(scorer, "logits", broken)
+    found = scorer.score(texts)
+    assert [verdict.score for verdict in found] == [before[0].score, None, before[2].score]
+    assert found[0].details == before[0].details and found[1].details["n_chunks"] == 1
+    assert np.isnan(found[1].details["unsafe_probability"]) and found[1].details.keys() == before[1].details.keys()
+
+
 def blobs(count: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Overlapping features of scores 0 and 4."""
     rng = np.random.default_rng(seed)

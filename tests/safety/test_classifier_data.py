@@ -333,6 +333,7 @@ def test_embeddings_are_computed_once_and_survive_an_interruption(tmp_path: Path
     first = CountingEmbedder()
     CachedEmbedder(first, str(tmp_path)).embed(["a", "long text"])
     (tmp_path / ("f" * 24) / "half.partial").write_bytes(b"half")
+    (tmp_path / ("f" * 24) / ".writing-abc.npz").write_bytes(b"half")
     second = CountingEmbedder()
     x, text = CachedEmbedder(second, str(tmp_path)).embed(["long text", "new", "a", "new"])
     assert sorted(first.texts) == ["a", "long text"] and second.texts == ["new"]

@@ -89,6 +89,8 @@ def test_rotary_positions_begin_anew_in_every_chunk(tmp_path: Path):
 def test_states_are_computed_once_and_survive_an_interruption(bert: Backbone, tmp_path: Path, monkeypatch):
     chunks = some_chunks()
     StateCache(bert, 1, str(tmp_path)).fill(chunks[:5])
+    index = next(tmp_path.glob("*/[!.]*.json"))
+    (index.parent / ".writing-abc.json").write_text('{"keys"')
     again = StateCache(bert, 1, str(tmp_path))
     asked: list[int] = []
     real = packed.plan
@@ -100,7 +102,6 @@ def test_states_are_computed_once_and_survive_an_interruption(bert: Backbone, tm
     for chunk in chunks:
         assert again.states(chunk).shape == (len(chunk), bert.config.d_model)
         np.testing.assert_allclose(again.states(chunk), in_memory.states(chunk), atol=4e-3)
-    index = next(tmp_path.glob("*/*.json"))
     index.write_text(json.dumps({"keys": [], "lengths": [3]}))
     with pytest.raises(ValueError, match=r"\.json: not a cache of token states; remove it"):
         StateCache(bert, 1, str(tmp_path))

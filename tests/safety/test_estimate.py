@@ -60,17 +60,18 @@ def test_a_sample_larger_than_the_corpus_is_the_corpus_and_certain(web, tmp_path
     assert "These are all documents there are" in capsys.readouterr().out
 
 
-def test_every_document_has_the_same_chance_whatever_file_it_lies_in(web, monkeypatch):
+def test_every_document_counts_as_much_whatever_file_it_lies_in(web, monkeypatch):
     """A dense file, a sparse one, row groups, ranges of lines and packed files: shares and counts over many seeds."""
     monkeypatch.setattr(corpus_sample, "RANGE_BYTES", 4000)
     found, totals, seeds = collections.Counter(), [], 40
     for seed in range(seeds):
         sample = draw(web, 80, seed)
         assert len(sample.texts) == 80 and not sample.is_all and sample.places <= 32
-        found.update(text[5] for text in sample.texts)
+        for text, weight in zip(sample.texts, sample.weight_N, strict=True):
+            found[text[5]] += weight / sample.weight_N.sum() / seeds
         totals.append(sum(total.documents.value for total in sample.totals))
     for level, many in TRUE.items():
-        assert found[level] / (80 * seeds) == pytest.approx(many / ALL, abs=0.04), level
+        assert found[level] == pytest.approx(many / ALL, abs=0.04), level
     assert np.mean(totals) == pytest.approx(ALL, rel=0.05)
 
 
@@ -87,6 +88,31 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say_although_files_are_
         independent = 2 * 1.96 * np.sqrt(0.105 * 0.895 / 80)
         wider += shares["5"]["high"] - shares["5"]["low"] > independent
     assert held >= 34 and wider >= 30
+
+
+@pytest.mark.parametrize("count", [60, 1000])
+@pytest.mark.parametrize(
+    ("common", "rare"), [((100, 60, 300), (100, 3, 300)), ((50, 60, 600), (50, 20, 40))], ids=["few rows", "few bytes"]
+)
+def test_shares_are_unbiased_and_covered_where_files_are_small(tmp_path, common, rare, count):
+    """Files of many harmless documents beside files of few, or short, harmful ones, which have the larger weights."""
+    from safelm.safety.scoring.estimate import _shares
+
+    for level, (files, rows, length) in ((0, common), (5, rare)):
+        for at in range(files):
+            write_rows(tmp_path / f"{level}-{at:03}.jsonl", make_levels(rows, level, length))
+    total = {level: files * rows for level, (files, rows, _) in ((0, common), (5, rare))}
+    truth, held, values, documents_held = total[5] / sum(total.values()), 0, [], 0
+    for seed in range(40):
+        sample = draw(tmp_path, count, seed)
+        share = _shares(sample, np.array([int(text[5]) for text in sample.texts]))["5"]
+        held += share["low"] <= truth <= share["high"]
+        values.append(share["value"])
+        (found,) = sample.totals
+        documents_held += found.documents.low <= sum(total.values()) <= found.documents.high
+    error = np.std(values) / 40**0.5
+    assert abs(np.mean(values) - truth) <= 3 * error + 0.003
+    assert held >= 35 and documents_held >= 34
 
 
 def test_of_very_many_files_some_are_looked_into_and_stand_for_the_others(web, tmp_path, monkeypatch):
@@ -181,6 +207,7 @@ def test_a_stopped_estimate_goes_on_with_its_scores(web, tmp_path, monkeypatch):
     with contextlib.suppress(FileNotFoundError):
         assert not documents.find(str(tmp_path / "out"))
     shutil.copytree(tmp_path / "out", tmp_path / "other")
+    (tmp_path / "out/parts/.writing-abc.json").write_text('{"of"')
     again = []
     monkeypatch.setattr(
         "scorers_for_tests.LevelScorer.score", lambda self, texts: again.extend(texts) or real(self, texts)
@@ -190,6 +217,9 @@ def test_a_stopped_estimate_goes_on_with_its_scores(web, tmp_path, monkeypatch):
     assert report["speed"]["documents"] == whole["speed"]["documents"] and not (tmp_path / "out/parts").exists()
     estimate(tmp_path / "other", web, estimate=100, seed=1)
     assert len(again) == 60 + 100
+    (tmp_path / "first/parts").mkdir(parents=True)
+    (tmp_path / "first/parts/.writing-abc.json").write_text('{"of"')  # killed while it wrote its first part
+    assert estimate(tmp_path / "first", web, estimate=100)["scores"] == whole["scores"]
 
 
 class Compiling:

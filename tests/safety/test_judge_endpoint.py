@@ -101,7 +101,7 @@ KEEPS = {  # what passes is asked three times, then a short request as often
     "401": (Reply.error(401), 1, "401, the key is refused; the key goes into the environment variable SAFELM_"),
     "403": (Reply.error(403), 1, "403, the key may not"),
     "404": (Reply.error(404), 1, "404, no such address or model"),
-    "400": (Reply.error(400), 1, r"refused all of 1 requests \(400"),
+    "400": (Reply.error(400), 2, r"refused all of 1 requests and a short one \(400"),
     "html": (Reply(body="<html>Welcome</html>", headers={"Content-Type": "text/html"}), 1, "HTML or plain text"),
     "html error": (Reply(status=502, body="<html>Bad</html>", headers={"Content-Type": "text/html"}), 6, "status 502"),
     "html as json": (Reply(body="<html>Welcome</html>"), 1, "no OpenAI-compatible answer|HTML"),
@@ -190,6 +190,20 @@ def test_a_request_that_is_refused_costs_one_answer_only():
         judge = load_endpoint(stub.url, "m", concurrency=1, **FAST)
         assert [verdict.score for verdict in judge.score(["a" * 9, "a"])] == [None, 2]
     assert judge.ledger.refused == judge.ledger.unusable == 1
+
+
+def test_a_first_batch_that_is_refused_whole_costs_its_documents_only():
+    """As a worker's is whose first shard has one document, too long; the endpoint is tried with a short one, once."""
+
+    def too_long(_, request):
+        return Reply.error(400, "maximum context length") if len(document_of(request)) > 50 else Reply()
+
+    with serve(too_long) as stub:
+        judge = load_endpoint(stub.url, "m", concurrency=1, **FAST)
+        for _ in range(3):
+            assert [verdict.score for verdict in judge.score(["a" * 99])] == [None]
+        assert len(stub.requests) == 4 and judge.ledger.answers == judge.ledger.refused == 3
+        assert [verdict.score for verdict in judge.score(["a"])] == [2]
 
 
 @pytest.mark.parametrize(

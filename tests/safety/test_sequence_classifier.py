@@ -101,6 +101,7 @@ def test_an_answer_that_is_not_finite_is_no_score(tmp_path):
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     verdicts = sequence_classifier.load(str(tmp_path)).score(["w1", "w9 w1", "w2"])
     assert [verdict.score is None for verdict in verdicts] == [False, True, False]
+    assert np.isnan([verdict.details["unsafe_probability"] for verdict in verdicts]).tolist() == [False, True, False]
 
 
 def test_labels_with_one_score_are_added():
@@ -219,7 +220,7 @@ def test_a_multi_label_model_by_its_thresholds(tmp_path):
     with pytest.raises(ValueError, match="say which score"):
         sequence_classifier.load(str(tmp_path))
     scorer = safelm.load_scorer(f"hf:{tmp_path}?labels=toxic:2@0.4;severe toxic:5;threat:3&name=toxicity")
-    assert scorer.name == "toxicity" and scorer.settings["rule"] == "thresholds"
+    assert scorer.name == "toxicity" and scorer.manifest_settings["rule"] == "thresholds"
     logits_NL, _ = scorer.logits(TEXTS[:3])
     p_NL = 1 / (1 + np.exp(-logits_NL))
     for verdict, p_L in zip(scorer.score(TEXTS[:3]), p_NL, strict=True):
@@ -228,6 +229,15 @@ def test_a_multi_label_model_by_its_thresholds(tmp_path):
         assert verdict.details["unsafe_probability_3"] == pytest.approx(max(p_L[1:]), abs=1e-6)
     other = safelm.load_scorer(f"hf:{tmp_path}?labels=toxic:2@0.5;severe toxic:5;threat:3")
     assert other.fingerprint != scorer.fingerprint
+
+
+def test_two_labels_that_would_share_a_column_are_refused(tmp_path):
+    names = ["Toxic!", "toxic?", "threat"]
+    sequence_classifiers.write(tmp_path, names, problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match=r"labels 'Toxic!' and 'toxic\?' would both be the column probability_toxic_:"):
+        sequence_classifier.load(str(tmp_path), labels="Toxic!:2;toxic?:5;threat:3")
+    sequence_classifiers.write(tmp_path, names)
+    assert sequence_classifier.load(str(tmp_path), labels="Toxic!:2;toxic?:5;threat:0").score(["a"])[0].details
 
 
 @pytest.mark.parametrize(
@@ -261,7 +271,8 @@ def test_folders_and_options_that_are_wrong_are_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             sequence_classifier.load(str(tmp_path), **options)
-    assert sequence_classifier.load(str(tmp_path)).settings["max_length"] == 64  # the model's own limit, below 512
+    by_default = sequence_classifier.load(str(tmp_path))
+    assert by_default.manifest_settings["max_length"] == 64  # the model's own limit, below 512
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("new.pooler")}
     safetensors.numpy.save_file(kept, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"tensor new\.pooler\.dense\.weight is missing"):

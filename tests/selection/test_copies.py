@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from safelm.selection import copies
-from safelm.selection.copies import Copies, Marks
+from safelm.selection.copies import Copies, CopyMarks, Marks
 
 
 def marked(parts, total, folder, **more):
     marks = Marks(total)
-    copies.mark(iter(parts), total, str(folder), marks, **more)
+    copies.mark(iter(parts), total, str(folder), CopyMarks(marks), **more)
     return marks.get(0, total)
 
 
@@ -56,7 +56,7 @@ def near_marks(texts, similarity, folder):
     marks = Marks(len(texts))
     for band in range(bands.shape[1]):
         part = Copies(number, number.astype(np.uint64), bands[:, band : band + 1], sketch)
-        copies.mark([part], len(texts), str(folder), marks, similarity)
+        copies.mark([part], len(texts), str(folder), CopyMarks(marks), similarity)
     return marks.get(0, len(texts)).tolist()
 
 

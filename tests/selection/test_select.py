@@ -12,6 +12,7 @@ from document_files import write_rows
 from selection_runs import corpus, files, ids, run, step
 
 from safelm import documents
+from safelm.selection import licences, measuring
 from safelm.text.tokenizer import Tokenizer
 
 
@@ -118,6 +119,27 @@ def test_copies_go_and_the_harshest_stays(tmp_path):
     assert step(manifest, "exact duplicate")[0] == 60 and {row["id"] for row in near} <= kept
 
 
+@pytest.mark.parametrize("flags", [{"exact_duplicates": True}, {"near_duplicates": 0.7}], ids=["exact", "near"])
+def test_what_is_above_the_scores_by_one_copy_is_out_in_every_copy(tmp_path, flags):
+    """However the copies lie in files; a copy below --min_score takes nothing away."""
+    text = " ".join(f"word{at % 97}" for at in range(200))
+    scores = {"harmful": 5, "mild": 1, "again": 2, "safe": 0, "better": 3, "worse": 1, "alone": 1, "unscored": None}
+    texts = {name: " ".join(f"{name}{at}" for at in range(200)) for name in ("safe", "better", "alone")}
+    texts["worse"] = texts["better"]
+    rows = [
+        {"id": name, "text": texts.get(name, text), "harm_score": score, "tokens": 5, "language": "en"}
+        for name, score in scores.items()
+    ]
+    for at, row in enumerate(rows):
+        write_rows(tmp_path / f"in/{at}.jsonl", [row])
+    manifest = run(tmp_path / "out", tmp_path / "in", max_score=3, **flags)
+    assert sorted(ids(tmp_path / "out")) == ["alone", "better", "safe"]
+    assert step(manifest, "copy of a row above the scores") == (2, 10)
+    assert step(manifest, "outside the scores")[0] == step(manifest, "no harm score")[0] == 1
+    run(tmp_path / "least", tmp_path / "in", min_score=2, **flags)
+    assert sorted(ids(tmp_path / "least")) == ["better", "harmful"]
+
+
 def test_near_duplicates_go_after_exact_ones(tmp_path):
     rng = random.Random(0)
     text = " ".join(rng.choice("abcdefgh") * 3 + str(rng.randint(0, 99)) for _ in range(200))
@@ -213,6 +235,27 @@ def test_licences_are_counted(tmp_path):
     manifest = run(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows))
     assert {name: counts["documents"] for name, counts in manifest["licences"].items()} == {"(none)": 4, "CC-BY-4.0": 8}
     assert "| CC-BY-4.0 | 8 |" in (tmp_path / "out/data_card.md").read_text()
+    manifest = run(tmp_path / "off", tmp_path / "in.jsonl", licence_column="")
+    assert manifest["licences"] == {} and "## Licences\n\nNot read." in (tmp_path / "off/data_card.md").read_text()
+
+
+def test_no_licence_keeps_a_row_out_or_ends_a_run(tmp_path, monkeypatch):
+    """Any value in a column that nobody asked for: lists, long texts, structures, a licence of its own in every row."""
+    monkeypatch.setattr(licences, "MAX_OF_SHARD", 60)
+    monkeypatch.setattr(licences, "MAX_OF_CARD", 5)
+    monkeypatch.setattr(measuring, "MAX_KINDS", 20)
+    odd = dict(enumerate([["mit", None, "apache"], "CC BY " * 40, {"name": "own", "since": 3}, 4.5, [], " ", "\ud800"]))
+    write_rows(tmp_path / "in/a.jsonl", corpus(100, license=lambda at: odd.get(at, f"author {at % 80}")))
+    write_rows(tmp_path / "in/b.jsonl", corpus(50, first=100, license=lambda at: ["mit", "apache"]))
+    manifest = run(tmp_path / "out", tmp_path / "in")
+    found = {name: counts["documents"] for name, counts in manifest["licences"].items()}
+    assert sum(found.values()) == 150 == manifest["selected"]["documents"]
+    assert found["mit, apache"] == 51 and found["(none)"] == 2 and len(found) == 6 and found["(other)"] > 80
+    rows = corpus(30, license=lambda at: "CC BY " * 40)
+    (name,) = run(tmp_path / "long", write_rows(tmp_path / "long.jsonl", rows))["licences"]
+    assert len(name) == 100 and name.endswith("…")
+    with pytest.raises(ValueError, match="--strata=id: more than 20 different values"):
+        run(tmp_path / "strata", tmp_path / "in", strata="id")
 
 
 def test_languages_are_detected(tmp_path):

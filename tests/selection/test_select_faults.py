@@ -37,6 +37,10 @@ BAD = {
     "token_column=language": "field 'language' is no number of tokens",
     "detect_language strata=score": "--detect_language: its place is the stratum language",
     "source=x": "--source=x: want NAME=FILES",
+    "matched_safe=nan": "--matched_safe=nan: want more than 0 tokens",
+    "matched_safe=inf": "--matched_safe=inf: want more than 0 tokens",
+    "near_duplicates=nan": "--near_duplicates=nan: a similarity lies",
+    "class_threshold=3=nan": "--class_threshold=3=nan: a probability lies from 0 to 1",
     "only_matched": "--matched_safe=0: want more than 0 tokens",
 }
 
@@ -101,6 +105,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", tmp_path / "in", **flags)
     assert not (tmp_path / "out/manifest.json").exists()
+    for path in (tmp_path / "out").glob("_*/"):
+        (path / ".writing-abc.json").write_text('{"files"')
     done = []
     monkeypatch.setattr(module, name, lambda *arguments: done.append(1) or original(*arguments))
     again = run(tmp_path / "out", tmp_path / "in", **flags)

@@ -8,7 +8,7 @@ import pytest
 
 from safelm.stats.comparison import clustered_mean, clustered_rate, holm, mcnemar, paired_difference
 from safelm.stats.correction import Counts, corrected_estimate, corrected_rate
-from safelm.stats.intervals import rate
+from safelm.stats.intervals import rate, wilson
 
 
 def test_without_clusters_the_interval_is_that_of_a_proportion():
@@ -25,6 +25,20 @@ def test_clusters_that_agree_widen_the_interval_by_the_root_of_their_size():
     apart, together = clustered_mean(value_n), clustered_mean(value_n, list(clusters))
     assert together.high - together.low == pytest.approx(2 * (apart.high - apart.low), rel=0.1)
     assert clustered_mean(value_n, ["one"] * 200) == apart  # a factor of one cluster tells nothing
+
+
+def test_weights_undo_unequal_chances_and_widen_the_interval():
+    """Of 2 in 10 that are ones, a sample drew every one and a fourth of the zeros."""
+    value_n, weight_n = np.repeat([1, 0], [50, 50]), np.repeat([1.0, 4.0], [50, 50])
+    for estimate in (clustered_mean, clustered_rate):
+        found = estimate(value_n, weights=weight_n)
+        assert found.value == pytest.approx(0.2) and found.low < 0.2 < found.high
+        same = estimate(value_n, weights=np.full(100, 3.0))
+        assert (same.low, same.high) == pytest.approx((estimate(value_n).low, estimate(value_n).high), abs=0.005)
+    cases = weight_n.sum() ** 2 / (weight_n**2).sum()
+    assert clustered_rate(value_n, weights=weight_n).high >= wilson(0.2, cases)[1] > wilson(0.2, 100)[1]
+    heavy = clustered_rate([0, 0, 0], ["a", "b", "c"], weights=np.array([98.0, 1.0, 1.0]))
+    assert heavy.high == pytest.approx(wilson(0.0, 100**2 / (98**2 + 2))[1])
 
 
 def test_crossed_factors_cover():

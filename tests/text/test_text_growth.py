@@ -191,7 +191,7 @@ def spans(text: str) -> None:
 
 
 BUNDLED = ngrams.load_bundled()
-LEXICON = units.terms_pattern(["aaab", "a a a b", "....!", "A warm-up"])
+LEXICON = units.Lexicon(dict.fromkeys(["aaab", "a a a b", "....!", "A warm-up"], ""))
 FUNCTIONS = {
     "parts.split": lambda text: parts.split(text, 25_000),
     "parts.split in small parts": lambda text: parts.split(text, 100),
@@ -226,7 +226,7 @@ FUNCTIONS = {
     "chunking": lambda text: list(chunking._parts(text)),
     "sentences": lambda text: list(units.Unit().spans(text)),
     "windows": lambda text: list(units.Unit(5).spans(text)),
-    "lexicon's terms": lambda text: units.find_terms(text, LEXICON, {}),
+    "lexicon's terms": LEXICON.find,
     "installed_text.prose": lambda text: list(installed_text.cut(installed_text.prose(text))),
     "remove_harm_tags": harm_tags.remove_harm_tags,
     "inject_harm_tag": lambda text: harm_tags.inject_harm_tag(text.replace(">", ""), harm_score=5, doc_id="id", seed=0),

@@ -2,7 +2,7 @@
 
     <folder>/<backbone's fingerprint>/<hash of the texts>.npz    one batch of texts: keys, chunks per text, vectors
 
-A file appears only when it is whole. No text is stored, only sha256 keys.
+A file appears under its name only when it is whole. No text is stored, only sha256 keys.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class CachedEmbedder:
         self._known: dict[str, np.ndarray] = {}
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self._folder.glob("*.npz")):
+            for path in sorted(self._folder.glob("[!.]*.npz")):
                 self._read(path)
 
     def embed(

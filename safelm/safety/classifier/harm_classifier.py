@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,16 +71,21 @@ class Classifier:
         return changed
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order."""
+        """One verdict a text, in order; without a score or probabilities where a chunk's logits are not finite."""
         logits_CL, text_C = self.logits(texts)
+        is_finite_C = np.isfinite(logits_CL).all(axis=1)
+        is_usable_N = np.bincount(text_C, ~is_finite_C, minlength=len(texts)) == 0
+        logits_CL = np.where(is_finite_C[:, None], logits_CL, 0)
         columns = highest(self.calibration, logits_CL[:, : head.CLASSES], text_C, len(texts))
         for i, kind in enumerate(self.kinds, start=head.CLASSES):
             columns[kind] = maximum_by_text(sigmoid(logits_CL[:, i]), text_C, len(texts))
         chunks_N = np.bincount(text_C, minlength=len(texts))
         return [
             Verdict(
-                int(columns["score"][i]),
-                details={name: float(columns[name][i]) for name in columns if name != "score"}
+                int(columns["score"][i]) if is_usable_N[i] else None,
+                details={
+                    name: float(columns[name][i]) if is_usable_N[i] else math.nan for name in columns if name != "score"
+                }
                 | {"n_chunks": int(chunks_N[i])},
             )
             for i in range(len(texts))

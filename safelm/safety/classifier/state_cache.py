@@ -3,7 +3,7 @@
     <folder>/<backbone's fingerprint>-layer<n>/<hash>.npy     states of some chunks end to end [tokens, D], float16
     <folder>/<backbone's fingerprint>-layer<n>/<hash>.json    sha256 keys of the chunks and their lengths, written last
 
-Files are mapped into memory, not read; a file appears only when it is whole; no text is stored.
+Files are mapped into memory, not read; a file appears under its name only when it is whole; no text is stored.
 """
 
 import functools
@@ -35,7 +35,7 @@ class StateCache:
         self._params = jax.device_put(backbone.params)
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self._folder.glob("*.json")):
+            for path in sorted(self._folder.glob("[!.]*.json")):
                 self._read(path)
 
     def fill(self, chunks: Sequence[np.ndarray], description: str = "frozen layers") -> None:

@@ -52,6 +52,7 @@ class EndpointScorerSettings(EndpointSettings):
 
 
 _MIN_ANSWERS = 20  # before their share of unusable ones says anything
+_HARMLESS = "The library opened at nine."  # asked about where every document so far was refused
 # Settings that no score depends on; of the rubric its text counts.
 _NOT_SHAPING = ("concurrency", "timeout_s", "retries", "max_unusable", "key_env", "rubric")
 
@@ -85,6 +86,7 @@ class EndpointScorer:
       name: prefix of output columns.
       fingerprint: sha256 (hex) over address, model, rubric and settings; the model behind an address can change unseen.
       ledger: requests, answers and tokens so far.
+      manifest_settings: what scores depend on besides address and model.
     """
 
     def __init__(self, url: str, model: str, settings: EndpointScorerSettings | None = None, *, name: str = "endpoint"):
@@ -97,11 +99,13 @@ class EndpointScorer:
         self.name, self.url, self.model, self.settings = name, url, model, settings or EndpointScorerSettings()
         self.ledger = Ledger()
         self._endpoint = self.settings.client(url, model)
+        self._has_taken_one = False  # a request that wasn't refused
         self._rubric = load_rubric(self.settings.rubric)
         if not self.settings.schema:
             self._endpoint.left_out.add("response_format")
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _NOT_SHAPING}
         self.fingerprint = records.fingerprint([url, model, self._rubric.hash, shaping])
+        self.manifest_settings = shaping | {"rubric_sha256": self._rubric.hash}
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, its score None where no usable answer came.
@@ -127,15 +131,26 @@ class EndpointScorer:
             self._endpoint, self._ask, deliver, book=self._book, concurrency=settings.concurrency
         )
         await queue.run(cut)
-        if self.ledger.refused == self.ledger.answers:
-            refused = f"refused all of {self.ledger.refused} requests (400, 413 or 422)"
-            raise EndpointError(f"{self._endpoint.label}: {refused}")
+        await self._check_not_all_refused()
         verdicts, start = [], 0
         for of_text in spans:
             places = range(start, start := start + len(of_text))
             is_whole = failed.isdisjoint(places)  # what a chunk that nobody read says is unknown
             verdicts.append(chunks.combine([(answers[at] if is_whole else None, {}) for at in places]))
         return verdicts
+
+    async def _check_not_all_refused(self) -> None:
+        """Raises EndpointError if every request was refused and that of a short harmless document is too."""
+        ledger = self.ledger
+        if self._has_taken_one or ledger.refused < ledger.answers:
+            self._has_taken_one = True
+            return
+        async with self._endpoint.open() as client:
+            reply = await self._ask(client, _HARMLESS)
+        if reply.is_refused:
+            refused = f"refused all of {ledger.refused} requests and a short one (400, 413 or 422)"
+            raise EndpointError(f"{self._endpoint.label}: {refused}")
+        self._has_taken_one = True
 
     def _count(self, reply: "_Reply | None") -> Answer | None:
         """Books a reply and reads it; EndpointError if too many can't be used."""

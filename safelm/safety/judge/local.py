@@ -66,6 +66,7 @@ class Judge:
       fingerprint: sha256 (hex) over weights, vocabulary, rubric, template and settings.
       num_unusable: answers so far that were no JSON of the kind asked for; only free answers can be.
       num_answers: answers so far, one a chunk.
+      manifest_settings: what scores depend on besides the model and the rubric.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Judge:
         )
         shaping = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in _NOT_SHAPING}
         self.fingerprint = model_fingerprint(config, params, tokenizer.hash, text=self._frame.text, settings=shaping)
+        self.manifest_settings = shaping
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text."""

@@ -56,7 +56,7 @@ class NgramRecipe:
     def __post_init__(self) -> None:
         if not 8 <= self.bits <= 24:
             raise ValueError(f"ngrams.bits={self.bits}: must be from 8 to 24")
-        if self.l2 <= 0 or self.steps < 1 or self.page_folds < 2 or not 0 < self.web_share <= 1:
+        if not self.l2 > 0 or self.steps < 1 or self.page_folds < 2 or not 0 < self.web_share <= 1:
             raise ValueError("ngrams: l2 and steps must be above 0, page_folds at least 2, web_share in (0, 1]")
 
 

@@ -124,11 +124,7 @@ def tell_scores(one: SliceInput, count: Count) -> None:
 
 def forget(folder: str) -> None:
     """Removes the counts that `count_corpus` stored."""
-    out = OutputFolder(folder)
-    for name in out.sizes(""):
-        out.remove(name)
-    if not out.is_remote and os.path.isdir(folder):
-        os.rmdir(folder)
+    OutputFolder(folder).remove_folder("")
 
 
 def _count_missing(jobs: list[CountJob], work: CountWork, out: OutputFolder, runner: beam_runner.Runner) -> None:

@@ -101,11 +101,7 @@ def _finish(out: OutputFolder, plan: AnnotatePlan, started: float, runner: str) 
     speed = run_speed(own, time.monotonic() - started, runner, unit="bytes")
     manifest = _manifest(plan, [done[job.name] for job in plan.shards], speed)
     out.write_json(MANIFEST_NAME, manifest)
-    for name in out.sizes(PARTS):
-        out.remove(f"{PARTS}/{name}")
-    with contextlib.suppress(OSError):
-        if not out.is_remote:
-            os.rmdir(out.path(PARTS))
+    out.remove_folder(PARTS)
     return manifest
 
 

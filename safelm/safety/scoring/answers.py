@@ -1,11 +1,14 @@
 """What scorers say of the texts of a shard, as a matrix with a row for each; texts that come again are not asked about.
 
-A text is known by a hash of 128 bits, as long as no more than REMEMBERED other texts came since. So memory is bounded,
-and a file of fewer texts, in one part, has each of them scored once.
+A text is known by a hash of 128 bits, as long as fewer than REMEMBERED other texts came since its last copy. So memory
+is bounded, and a file of fewer texts, in one part, has each of them scored once.
 """
 
 import hashlib
+import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -23,6 +26,7 @@ FLAGS = ("", "empty", "unscored", "malformed")
 EMPTY, UNSCORED, MALFORMED = range(1, len(FLAGS))
 _FLUSH_ROWS = 1 << 16  # pending rows, of which many may be repetitions
 _DIGEST_BYTES = 16
+_MOST_WHOLE = (1 << 31) - 1
 
 
 def numeric(columns: Columns) -> dict[str, str]:
@@ -48,9 +52,8 @@ class Answers:
         self.agreement = Agreement(loaded.ensemble.names)
         self._columns, self._loaded, self._on_malformed = columns, loaded, on_malformed
         self._column = {name: index for index, name in enumerate(numeric(columns), start=1)}
-        self._slots: dict[bytes, int] = {}
-        self._keys: list[bytes] = []
-        self._next = 0
+        self._slots: OrderedDict[bytes, int] = OrderedDict()  # the text that was not seen for longest comes first
+        self._free: list[int] = []
         self._value_SC = np.full((1024, 1 + len(self._column)), np.nan)
         self._pending: list[tuple[Block, list[int]]] = []
         self._texts: list[tuple[str, int]] = []  # of the pending rows, those to be asked about, and their slots
@@ -75,8 +78,10 @@ class Answers:
             key = b"" if text is None else blake2b(text, digest_size=_DIGEST_BYTES).digest()
             slot = known.get(key)
             if slot is None:
-                slot = new(key)
+                known[key] = slot = new()
                 fresh.append((text, slot))
+            else:
+                known.move_to_end(key)
             slots.append(slot)
         self._first_seen(fresh)
         is_malformed_N = self._value_SC[np.array(slots, np.int64), 0] == MALFORMED
@@ -102,21 +107,21 @@ class Answers:
                 self._texts.append((decoded, slot))
                 self._pending_characters += len(decoded)
 
-    def _new_slot(self, key: bytes) -> int:
-        """A place for the values of a text; beyond REMEMBERED that of the one that came first."""
-        slot = self._next % REMEMBERED
-        if self._next >= REMEMBERED:
-            self._slots.pop(self._keys[slot], None)
-            self._keys[slot] = key
-        else:
-            self._keys.append(key)
-            if slot == len(self._value_SC):
-                grown_SC = np.full((min(REMEMBERED, 2 * slot), self._value_SC.shape[1]), np.nan)
-                grown_SC[:slot] = self._value_SC
-                self._value_SC = grown_SC
-        self._slots[key] = slot
-        self._next += 1
+    def _new_slot(self) -> int:
+        """A place for the values of a text that is not known."""
+        if self._free:
+            return self._free.pop()
+        slot = len(self._slots)
+        if slot == len(self._value_SC):
+            more_SC = np.full((min(slot, _FLUSH_ROWS), self._value_SC.shape[1]), np.nan)
+            self._value_SC = np.concatenate([self._value_SC, more_SC])
         return slot
+
+    def _forget(self) -> None:
+        """Frees the places of the texts not seen for longest. Only where no row is pending: those read their places."""
+        while len(self._slots) > REMEMBERED:
+            _, slot = self._slots.popitem(last=False)
+            self._free.append(slot)
 
     def _flush(self) -> Iterator[tuple[Block, Float64[np.ndarray, "N C"]]]:
         for batch in shard.batches(iter(self._texts), self._loaded.batch_scale):
@@ -124,6 +129,7 @@ class Answers:
         for block, slots in self._pending:
             yield block, self._value_SC[np.array(slots, np.int64)]
         self._pending, self._texts, self._pending_rows, self._pending_characters = [], [], 0, 0
+        self._forget()
 
     def _ask(self, texts: Sequence[str], slots: Sequence[int]) -> None:
         value_TC = np.full((len(texts), self._value_SC.shape[1]), np.nan)
@@ -154,5 +160,18 @@ class Answers:
                 example = next(value for value in values if type(value) is kind)
                 self._columns.typed(column, example)
             if column in self._column:
-                value_T = np.array(values, np.float64)
-                value_TC[:, self._column[column]] = np.where(np.isfinite(value_T), value_T, np.nan)
+                value_TC[:, self._column[column]] = _numbers(column, self._columns.types[column], values)
+
+
+def _numbers(column: str, kind: str, values: Sequence[Any]) -> Float64[np.ndarray, " T"]:
+    """A column's values, NaN for those that are not finite as float32. Raises ValueError for one beyond int32."""
+    if kind == "int64":
+        for value in values:
+            if value is not None and not -_MOST_WHOLE <= value <= _MOST_WHOLE:
+                raise ValueError(
+                    f"column {column!r}: {value}: whole numbers of annotations lie within {_MOST_WHOLE:,} around 0; "
+                    "the scorer may give it as a float"
+                )
+    with np.errstate(over="ignore"):
+        value_T = np.array([math.nan if value is None else float(value) for value in values])
+        return np.where(np.isfinite(value_T.astype(np.float32)), value_T, np.nan)

@@ -1,10 +1,12 @@
-"""Draws documents at random from a corpus of any size, each with the same chance, and reads little of it.
+"""Draws documents at random from a corpus of any size, with known chances, and reads little of it.
 
 A place is a row group of a Parquet file, a megabyte of a file of JSON lines, or all of a compressed one. Places are
-drawn with chances in proportion to their bytes (systematically, in random order: Madow 1949), read whole, and the
-documents in them are drawn so that one of a dense place counts as much as one of a sparse place (exponential keys by
-the place's weight: Efraimidis and Spirakis 2006). What comes out may be counted without weights; documents of one place
-are alike, so intervals go by places (by files where only some of the files were looked at).
+drawn with chances in proportion to their rows, where a footer tells them, else by their bytes (systematically, in
+random order: Madow 1949), and read whole. The documents in them are drawn so that one of a dense place has as good a
+chance as one of a sparse place, as far as the places have as many (exponential keys by the place's weight: Efraimidis
+and Spirakis 2006). Each comes with one over its chance (Cohen and Kaplan 2007: given the smallest key not drawn), by
+which shares and means are weighted. Documents of one place are alike, so intervals go by places (by files where only
+some of the files were looked at).
 """
 
 import dataclasses
@@ -72,12 +74,14 @@ class CorpusSample:
       texts: None where a row has no text that can be used.
       is_cut: whether a text is longer than what was kept of it.
       cluster_N: which draw a document came from: its place, or its file where files were drawn.
+      weight_N: how many documents of the corpus each stands for.
       is_all: whether these are all documents there are.
     """
 
     texts: list[str | None] = dataclasses.field(repr=False)
     is_cut: list[bool]
     cluster_N: Int64[np.ndarray, " N"]
+    weight_N: Float[np.ndarray, " N"]
     files: int
     places: int
     read_bytes: int
@@ -97,7 +101,7 @@ def draw(
     """
     places, are_drawn = _places(files, np.random.default_rng([seed, 0]))
     weight_P = np.array([place.weight for place in places])
-    size_P = weight_P * [place.bytes for place in places]
+    size_P = weight_P * _sizes(places)
     wanted = max(FEWEST_PLACES, math.ceil(count / PER_PLACE))
     while True:
         hits_P, rate_P = np.ones(len(places), np.int64), weight_P
@@ -112,16 +116,18 @@ def draw(
         if sum(rows.values()) >= count or wanted >= len(places):
             break
         wanted *= 4  # places with few documents: of more of them
+    weight_N = kept.weights(rate_P)
     is_all = not are_drawn and wanted >= len(places) and len(kept.rows) == sum(rows.values())
     return CorpusSample(
         texts=[text for _, text, _ in kept.rows],
         is_cut=[is_cut for _, _, is_cut in kept.rows],
         cluster_N=np.array([places[index].file if are_drawn else index for index, _, _ in kept.rows], np.int64),
+        weight_N=weight_N,
         files=len({places[index].file for index in rows}),
         places=len(rows),
         read_bytes=sum(places[index].bytes for index in rows),
         is_all=is_all,
-        totals=_totals(files, places, rows, hits_P, are_drawn),
+        totals=_totals(files, places, rows, hits_P / np.maximum(size_P, 1) * weight_P, are_drawn),
     )
 
 
@@ -135,12 +141,35 @@ def systematic(size_N: Float[np.ndarray, " N"], count: int, rng: np.random.Gener
     return hits_N
 
 
+def _sizes(places: Sequence[Place]) -> Float[np.ndarray, " P"]:
+    """What places are drawn by, in bytes: rows times the mean row, or half their bytes and half those of a mean place.
+
+    So a place of few bytes, which may have many short documents, isn't left to luck.
+    """
+    byte_P = np.array([place.bytes for place in places], float)
+    row_P = np.array([math.nan if place.rows is None else place.rows for place in places])
+    size_P, known_P = np.zeros(len(places)), np.isfinite(row_P)
+    size_P[known_P] = row_P[known_P] * (byte_P[known_P].sum() / max(row_P[known_P].sum(), 1))
+    size_P[~known_P] = (byte_P[~known_P] + byte_P[~known_P].sum() / max((~known_P).sum(), 1)) / 2
+    return size_P
+
+
 class _Smallest:
     """The rows with the smallest keys of all that were seen: (place, text, whether it is cut)."""
 
     def __init__(self, count: int):
-        self._count, self._key_N = count, np.zeros(0)
+        self._count, self._key_N = count + 1, np.zeros(0)  # the key behind the last tells chances
         self.rows: list[tuple[int, str | None, bool]] = []
+
+    def weights(self, rate_P: Float[np.ndarray, " P"]) -> Float[np.ndarray, " N"]:
+        """Ends the sample: how many rows of the corpus each of its rows stands for, given the rate of every place."""
+        bound = math.inf
+        if len(self.rows) == self._count:
+            last = int(np.argmax(self._key_N))
+            bound = float(self._key_N[last])
+            del self.rows[last]
+        rate_N = np.array([rate_P[index] for index, _, _ in self.rows])
+        return rate_N / -np.expm1(-rate_N * bound)
 
     def add(self, index: int, block: annotation_rows.Block, key_N: Float[np.ndarray, " N"]) -> None:
         bound = self._key_N.max() if len(self.rows) == self._count else np.inf
@@ -203,10 +232,10 @@ def _totals(
     files: Sequence[DocumentFile],
     places: Sequence[Place],
     rows: dict[int, int],
-    hits_P: Int64[np.ndarray, " P"],
+    draw_P: Float[np.ndarray, " P"],
     are_drawn: bool,
 ) -> list[Total]:
-    """The documents of each format that the corpus has."""
+    """The documents of each format that the corpus has; `draw_P`: how often a place was drawn over its chance."""
     totals = []
     for kind in (_PARQUET, _LINES):
         own = [file.bytes for file in files if _kind(file.path) == kind]
@@ -221,7 +250,7 @@ def _totals(
         else:
             known_P = [rows.get(index) if place.rows is None else place.rows for index, place in enumerate(places)]
             by_file = kind == _PARQUET or len(rows) == len(places)
-            listed = _file_densities(files, places, known_P) if by_file else _place_densities(places, rows, hits_P)
+            listed = _file_densities(files, places, known_P) if by_file else _place_densities(places, rows, draw_P)
             chosen = [density for density in listed if _kind(density.path) == kind]
             estimate, how = _by_density(chosen, sum(own), "drawn files" if by_file else "drawn places")
         totals.append(Total(kind, len(own), sum(own), estimate, how))
@@ -230,10 +259,10 @@ def _totals(
 
 @dataclasses.dataclass
 class _Density:
-    """Documents and bytes of a file or place that was drawn so often in proportion to its bytes."""
+    """Documents and bytes of a file or place, and how often it was drawn in proportion to its bytes."""
 
     path: str
-    draws: int
+    draws: int | float
     rows: int
     bytes: int
 
@@ -250,19 +279,19 @@ def _file_densities(
     return list(found.values())
 
 
-def _place_densities(places: Sequence[Place], rows: dict[int, int], hits_P: Int64[np.ndarray, " P"]) -> list[_Density]:
+def _place_densities(places: Sequence[Place], rows: dict[int, int], draw_P: Float[np.ndarray, " P"]) -> list[_Density]:
     return [
-        _Density(places[index].path, int(hits_P[index]), count, places[index].bytes) for index, count in rows.items()
+        _Density(places[index].path, float(draw_P[index]) * places[index].bytes, count, places[index].bytes)
+        for index, count in rows.items()
     ]
 
 
 def _by_density(found: Sequence[_Density], corpus_bytes: int, what: str) -> tuple[Estimate, str]:
-    """Bytes of the corpus times the mean of documents per byte over what was drawn in proportion to bytes."""
+    """Bytes of the corpus times the mean of documents per byte, as if drawn in proportion to bytes."""
     if not found:
         return Estimate(0.0, 0.0, 0.0, 0), f"none of the {what} was of this format"
-    density_D = [each.rows / each.bytes for each in found for _ in range(each.draws)]
-    cluster_D = [number for number, each in enumerate(found) for _ in range(each.draws)]
-    mean = clustered_mean(density_D, cluster_D)
+    density_D = [each.rows / each.bytes for each in found]
+    mean = clustered_mean(density_D, range(len(found)), weights=np.array([each.draws for each in found], float))
     value, low, high = (number * corpus_bytes for number in (mean.value, mean.low, mean.high))
     how = f"{corpus_bytes:,} bytes * {1e6 * mean.value:,.2f} documents/MB, the mean over {len(found):,} {what}"
     return Estimate(value, low, high, len(found)), how

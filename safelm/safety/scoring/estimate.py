@@ -89,10 +89,7 @@ class _Parts:
 
     def remove(self) -> None:
         """Removes all parts."""
-        for name in self._names:
-            self._out.remove(f"{_PARTS}/{name}")
-        if not self._out.is_remote and os.path.isdir(self._out.path(_PARTS)):
-            os.rmdir(self._out.path(_PARTS))
+        self._out.remove_folder(_PARTS)
         self._names = []
 
 
@@ -134,7 +131,7 @@ def _report(
     settings: EstimateSettings,
 ) -> dict[str, Any]:
     length_N = np.array([len(text or "") for text in sample.texts])
-    lengths = _whole(sample, length_N) or clustered_mean(length_N, sample.cluster_N.tolist())
+    lengths = _whole(sample, length_N) or clustered_mean(length_N, sample.cluster_N.tolist(), weights=sample.weight_N)
     documents = [sum(getattr(total.documents, end) for total in sample.totals) for end in ("value", "low", "high")]
     per_character = speed.seconds / max(speed.characters, 1)
     hours = [
@@ -223,11 +220,13 @@ def _usage(loaded: LoadedScorers) -> dict[str, int]:
 
 
 def _shares(sample: CorpusSample, score_N: Int64[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
-    """Shares of the documents by score, with intervals over resampled places."""
+    """Shares of the corpus's documents by score, with intervals over resampled places."""
     own = {str(score): score_N == score for score in range(MAX_SCORE + 1)}
     own |= {"3 or more": score_N >= 3, "unscored": score_N == _UNSCORED, "malformed": score_N == _MALFORMED}
     return {
-        name: dataclasses.asdict(_whole(sample, is_one) or clustered_rate(is_one, sample.cluster_N.tolist()))
+        name: dataclasses.asdict(
+            _whole(sample, is_one) or clustered_rate(is_one, sample.cluster_N.tolist(), weights=sample.weight_N)
+        )
         | {"count": int(is_one.sum())}
         for name, is_one in own.items()
     }
@@ -273,5 +272,6 @@ def _cost(hours: Sequence[float], settings: EstimateSettings) -> dict[str, Any]:
 
 def check_output(out: OutputFolder) -> None:
     """Raises ValueError if the folder holds something else than an estimate, finished or not."""
-    if not out.is_empty() and REPORT not in out.sizes("") and not out.sizes(_PARTS):
+    has_parts = bool(out.sizes(_PARTS)) if out.is_remote else os.path.isdir(out.path(_PARTS))
+    if not out.is_empty() and REPORT not in out.sizes("") and not has_parts:
         raise ValueError(f"--output {out.root}: it holds other files than an estimate; choose a new folder")

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from safelm import documents
 from safelm.io.progress import Bar
-from safelm.safety.scorer import LEVELS, HeldOut, ThresholdScorer
+from safelm.safety.scorer import LEVELS, HeldOut, ThresholdScorer, Verdict
 from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 from safelm.safety.scoring.shard import batches, no_quotations
 
@@ -186,9 +186,14 @@ def _probabilities(scorer: Any, texts: Sequence[str]) -> dict[int, Float[np.ndar
             with no_quotations(f"scorer {scorer.name}", chosen):
                 verdicts = scorer.score(chosen)
             for level in LEVELS:
-                found[level] += [float(verdict.details[_DETAIL[level]]) for verdict in verdicts]
+                found[level] += [_probability(verdict, level) for verdict in verdicts]
             bar.update(len(batch))
     return {level: np.asarray(values) for level, values in found.items()}
+
+
+def _probability(verdict: Verdict, level: int) -> float:
+    """Of a page without a score 1, as if it was flagged: a threshold may not rely on it."""
+    return 1.0 if verdict.score is None else float(verdict.details[_DETAIL[level]])
 
 
 def _with_options(spec: str, thresholds: Mapping[int, float]) -> str:

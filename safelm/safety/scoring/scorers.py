@@ -1,9 +1,12 @@
 """The scorers a run asks, named by `--scorers`, and checked to be the same ones in every worker."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from safelm.io import hub
 from safelm.safety.scorer import BUNDLED, KINDS, Scorer, Verdict, load_scorer
@@ -18,7 +21,7 @@ _kept: dict[tuple["ScorerSpec", ...], list[Scorer]] = {}
 class ScorerSpec:
     """`spec` is what `load_scorer` takes; name and fingerprint are "" until the scorer was loaded once.
 
-    `measured` is what the scorer knows of its own errors, `settings` what the manifest keeps of it; both JSON-able.
+    `measured` and `settings` are what the manifest keeps of it (see `safelm.safety.scorer`), JSON-able.
     """
 
     spec: str
@@ -99,10 +102,29 @@ def forget() -> None:
 
 def describe(specs: Sequence[ScorerSpec], scorers: Sequence[Scorer]) -> tuple[ScorerSpec, ...]:
     """The specs with the names and fingerprints of what was loaded from them."""
-    pairs = zip(specs, scorers, strict=True)
     return tuple(
         ScorerSpec(
-            spec.spec, scorer.name, scorer.fingerprint, *(getattr(scorer, a, {}) for a in ("measured", "settings"))
+            spec.spec,
+            scorer.name,
+            scorer.fingerprint,
+            measured=_kept_of(scorer, "measured"),
+            settings=_kept_of(scorer, "manifest_settings"),
         )
-        for spec, scorer in pairs
+        for spec, scorer in zip(specs, scorers, strict=True)
     )
+
+
+def _kept_of(scorer: Scorer, attribute: str) -> dict[str, Any]:
+    """A mapping that a scorer may have, as JSON holds it; empty where it has none."""
+    found = getattr(scorer, attribute, None)
+    if not isinstance(found, Mapping):
+        return {}
+    named = {str(name): value for name, value in found.items()}
+    try:
+        return json.loads(json.dumps(named, default=_json_value, skipkeys=True))
+    except (ValueError, RecursionError):  # it holds itself
+        return {name: str(value) for name, value in named.items()}
+
+
+def _json_value(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)

@@ -25,7 +25,7 @@ from safelm.safety.scoring.scorers import ScorerSpec, load_scorers
 from safelm.safety.scoring.shard import LoadedScorers
 
 _DOCUMENTS_AT_ONCE = 256
-_GROUP_ROWS = 1 << 16
+_GROUP_ROWS, _GROUP_SPANS = 1 << 16, 200_000  # written at once: whichever is reached first
 _PROBABILITY = "unsafe_probability"  # of a scorer's details: what a span's score is, where there is one
 
 
@@ -37,7 +37,7 @@ class SpanWork:
       unit: what the scorers judge one by one.
       min_score: units with a lower harm score get no span.
       token_classifier: what `annotator.load` takes; token_facts: what it is, the same in every worker.
-      lexicon: terms in lower case with their labels.
+      lexicon: terms with their labels.
       own: the user's file of spans for each input file, by the name of its annotations.
     """
 
@@ -151,17 +151,18 @@ def write_file(
     finder = _finder(job, work, loaded, counts)
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         pending: list[dict[str, Any]] = []
+        written = 0
         for numbers, texts in _batches(job.path, work.text_column, tally, counts):
             for number, found in zip(numbers, finder.find(numbers, texts), strict=True):
                 rows = [span.as_row(with_tokens=with_tokens) for span in found]
                 pending.append({annotations.ROW: number, spans.COLUMN: rows})
                 labels.update(span.label for span in found)
                 counts["spans"] += len(found)
+                if len(pending) >= _GROUP_ROWS or counts["spans"] - written >= _GROUP_SPANS:
+                    writer.write_table(pyarrow.Table.from_pylist(pending, schema))
+                    pending, written = [], counts["spans"]
             counts["rows"] += len(numbers)
             tally.rows = counts["rows"]
-            if len(pending) >= _GROUP_ROWS:
-                writer.write_table(pyarrow.Table.from_pylist(pending, schema))
-                pending = []
         if pending:
             writer.write_table(pyarrow.Table.from_pylist(pending, schema))
     finder.finish()
@@ -272,32 +273,33 @@ class _Terms:
     """The terms of a lexicon."""
 
     def __init__(self, terms: Mapping[str, str]):
-        self._terms, self._pattern = terms, units.terms_pattern(terms)
+        self._lexicon = units.Lexicon(terms)
 
     def find(self, numbers: Sequence[int], texts: Sequence[str | None]) -> list[list[Span]]:
         """The terms in each text."""
-        return [[] if text is None else units.find_terms(text, self._pattern, self._terms) for text in texts]
+        return [[] if text is None else self._lexicon.find(text) for text in texts]
 
     def finish(self) -> None:
         """Nothing to check."""
 
 
 class _OwnSpans:
-    """The user's spans of one input file, from rows with `row` and `spans`; rows that aren't there have none."""
+    """The user's spans of one input file, from rows with `row` and `spans`; rows that aren't there have none.
+
+    A file whose rows rise is read in step with the input, any other at once.
+    """
 
     def __init__(self, path: str, input_path: str):
         self._path, self._input = path, input_path
-        self._by_row: dict[int, Any] = {}
-        for _, values in documents.read_rows(path, (annotations.ROW, spans.COLUMN), text_column=None):
-            row = values.get(annotations.ROW)
-            if isinstance(row, bool) or not isinstance(row, int) or row < 1:
-                raise ValueError(f"{path}: row {row!r}: must be the number of a row of {input_path}, from 1")
-            if row in self._by_row:
-                raise ValueError(f"{path}: row {row} comes twice")
-            self._by_row[row] = values.get(spans.COLUMN)
+        self._by_row: dict[int, Any] = {}  # read, and not asked for so far
+        self._rest = self._read((annotations.ROW, spans.COLUMN))
+        self._last = 0
+        if not self._rises():
+            self._read_up_to(None)
 
     def find(self, numbers: Sequence[int], texts: Sequence[str | None]) -> list[tuple[Span, ...]]:
         """The spans of rows, checked against their texts."""
+        self._read_up_to(max(numbers, default=0))
         return [
             spans.parse(self._by_row.pop(number, None), text or "", f"{self._path}, row {number}")
             for number, text in zip(numbers, texts, strict=True)
@@ -305,5 +307,33 @@ class _OwnSpans:
 
     def finish(self) -> None:
         """Raises ValueError if there are spans of a row that the input doesn't have."""
+        if not self._by_row:
+            self._read_up_to(self._last + 1)  # the rows behind the input's last one: one is enough
         if self._by_row:
             raise ValueError(f"{self._path}: row {min(self._by_row)}: {self._input} has no such row")
+
+    def _rises(self) -> bool:
+        last = 0
+        for row, _ in self._read((annotations.ROW,)):
+            if row <= last:
+                return False
+            last = row
+        return True
+
+    def _read_up_to(self, number: int | None) -> None:
+        """Reads on until the row of a number, or one behind it, was read; None for all."""
+        while number is None or self._last < number:
+            row, values = next(self._rest, (None, None))
+            if row is None:
+                return
+            if row in self._by_row:
+                raise ValueError(f"{self._path}: row {row} comes twice")
+            self._by_row[row], self._last = values, row
+
+    def _read(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """Numbers of rows with their spans. Raises ValueError for one that is no number of a row."""
+        for _, values in documents.read_rows(self._path, columns, text_column=None):
+            row = values.get(annotations.ROW)
+            if isinstance(row, bool) or not isinstance(row, int) or row < 1:
+                raise ValueError(f"{self._path}: row {row!r}: must be the number of a row of {self._input}, from 1")
+            yield row, values.get(spans.COLUMN)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from safelm.documents.spans import Span
 
@@ -41,29 +41,43 @@ def parse_unit(text: str) -> Unit:
 
 
 def read_lexicon(text: str, path: str) -> dict[str, str]:
-    """The terms of a lexicon by line, in lower case, with their labels behind a tab ("" without one).
+    """The terms of a lexicon by line, as written, with their labels behind a tab ("" without one).
 
     Raises ValueError naming the line for a term that comes twice with different labels, or if there is none.
     """
     terms: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         term, _, label = (part.strip() for part in line.partition("\t"))
-        if term and terms.setdefault(term.lower(), label) != label:
+        if term and labels.setdefault(_without_case(term), label) != label:
             raise ValueError(f"{path}: line {number}: a term for the second time, with another label")
+        if term:
+            terms[term] = label
     if not terms:
         raise ValueError(f"{path}: no term there: one a line, perhaps a tab and its label")
     return terms
 
 
-def find_terms(text: str, pattern: re.Pattern[str], terms: Mapping[str, str]) -> list[Span]:
-    """The terms of a lexicon in a text, at borders of words, in any case; of two that overlap the first and longer."""
-    return [Span(at.start(), at.end(), LEXICON, terms.get(at.group().lower(), "")) for at in pattern.finditer(text)]
+class Lexicon:
+    """Finds terms at borders of words, in any case; of two that overlap the first and longer."""
+
+    def __init__(self, terms: Mapping[str, str]):
+        """`terms` with their labels."""
+        self._labels = {_without_case(term): label for term, label in terms.items()}
+        longest_first = sorted(terms, key=len, reverse=True)
+        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+
+    def find(self, text: str) -> list[Span]:
+        """The terms in a text."""
+        return [
+            Span(at.start(), at.end(), LEXICON, self._labels[_without_case(at.group())])
+            for at in self._pattern.finditer(text)
+        ]
 
 
-def terms_pattern(terms: Iterable[str]) -> re.Pattern[str]:
-    """The pattern of `find_terms`."""
-    longest_first = sorted(terms, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+def _without_case(term: str) -> str:
+    """The same for two texts where `re.IGNORECASE` takes one for the other: there every i is one, dotted or not."""
+    return term.casefold().replace("i\u0307", "i").replace("\u0131", "i")
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:

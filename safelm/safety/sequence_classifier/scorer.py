@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ class SequenceClassifier:
     Attributes:
       thresholds: by level, 1 and 3; None for the rule `decide`. Only where labels exclude each other.
       fingerprint: sha256 (hex) over weights, vocabulary, table and settings.
-      settings: what the manifest keeps: model, commit, labels, table and options.
+      manifest_settings: model, commit, labels, table and options.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class SequenceClassifier:
         self._head = head.logits  # one object, so that it is compiled once
         self._embedder = Embedder(backbone, batch_tokens=settings.batch_tokens or None, devices=settings.devices)
         self.batch_characters = self._embedder.batch_characters
-        self.settings: dict[str, Any] = {
+        self.manifest_settings: dict[str, Any] = {
             "model_type": None,
             "id2label": dict(enumerate(table.names)),
             "labels": table.to_json(),
@@ -95,7 +96,7 @@ class SequenceClassifier:
             **{name: getattr(settings, name) for name in ("max_length", "chunks", "dtype")},
         }
         digest = hashlib.sha256(backbone.fingerprint.encode())
-        digest.update(json.dumps([dataclasses.asdict(head), self.settings], sort_keys=True).encode())
+        digest.update(json.dumps([dataclasses.asdict(head), self.manifest_settings], sort_keys=True).encode())
         for name in sorted(head_params):
             digest.update(name.encode() + np.ascontiguousarray(head_params[name]).tobytes())
         self.fingerprint = digest.hexdigest()
@@ -107,7 +108,7 @@ class SequenceClassifier:
         changed = copy.copy(self)
         changed.thresholds = {**self.thresholds, **thresholds}
         told = {str(level): value for level, value in changed.thresholds.items()}
-        changed.settings = {**self.settings, "thresholds": told}
+        changed.manifest_settings = {**self.manifest_settings, "thresholds": told}
         changed.fingerprint += "".join(f"+{level}:{value!r}" for level, value in sorted(thresholds.items()))
         return changed
 
@@ -121,7 +122,7 @@ class SequenceClassifier:
         return self._embedder.map_chunks(texts, self._head_params, self._head)
 
     def score(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order; without a score where the model's answer is not finite."""
+        """One verdict a text, in order; without a score or probabilities where the model's answer is not finite."""
         logits_CL, text_C = self.logits(texts)
         is_finite_C = np.isfinite(logits_CL).all(axis=1)
         columns = self._columns(np.where(is_finite_C[:, None], logits_CL, 0))
@@ -137,7 +138,11 @@ class SequenceClassifier:
         return [
             Verdict(
                 int(score_N[i]) if is_usable_N[i] else None,
-                details={name: float(values[c]) for name, values in columns.items() if name != "score"}
+                details={
+                    name: float(values[c]) if is_usable_N[i] else math.nan
+                    for name, values in columns.items()
+                    if name != "score"
+                }
                 | ({"n_chunks": int(chunks_N[i])} if self._options.chunks else {}),
             )
             for i, c in enumerate(worst_N.tolist())
@@ -201,6 +206,7 @@ def load(source: str, **options: Any) -> SequenceClassifier:
     settings = dataclasses.replace(settings, max_length=min(settings.max_length, config.max_tokens))
     head, head_params, count = heads.read_head(folder, config.d_model)
     table = _table(source, folder, settings, count)
+    _check_columns(source, table)
     backbone = load_backbone(
         str(folder), pooling=head.pooling, max_tokens=settings.max_length, normalize=False, dtype=settings.dtype
     )
@@ -208,7 +214,11 @@ def load(source: str, **options: Any) -> SequenceClassifier:
         backbone = dataclasses.replace(backbone, tokenizer=backbone.tokenizer.first_only())
     scorer = SequenceClassifier(backbone, head, head_params, table, settings)
     name = hub.parse(pinned) if hub.is_name(pinned) else None
-    scorer.settings |= {"model_type": kind, "repository": name and name.repository, "commit": name and name.revision}
+    scorer.manifest_settings |= {
+        "model_type": kind,
+        "repository": name and name.repository,
+        "commit": name and name.revision,
+    }
     return scorer
 
 
@@ -219,6 +229,17 @@ def _check(source: str, settings: ClassifierSettings) -> None:
     check_least(f"scorer {source}", settings, batch_tokens=0, devices=0)
     if settings.max_length < 1:
         raise ValueError(f"scorer {source}: max_length={settings.max_length}: must be at least 1")
+
+
+def _check_columns(source: str, table: LabelTable) -> None:
+    """Raises ValueError where two labels would have one column."""
+    label_of: dict[str, str] = {}
+    for label in table.names if table.has_thresholds else ():
+        if (first := label_of.setdefault(_column(label), label)) != label:
+            raise ValueError(
+                f"scorer {source}: labels {first!r} and {label!r} would both be the column "
+                f"probability_{_column(label)}: rename one in config.json's id2label"
+            )
 
 
 def _table(source: str, folder: Path, settings: ClassifierSettings, count: int) -> LabelTable:

@@ -3,7 +3,6 @@
 It decides in the order of the shards and from their files alone, so a second pass after a kill gives the same result.
 """
 
-import contextlib
 import functools
 import heapq
 import os
@@ -176,8 +175,4 @@ def clean_up(out: OutputFolder, plan: SynthesisPlan) -> None:
         journal.forget(out, job.name)
     cards.forget(out)
     for folder in (PASSED, PROGRESS, census.FOLDER, journal.FOLDER, RECORDS):
-        for name in out.sizes(folder):
-            out.remove(f"{folder}/{name}")
-        if not out.is_remote:
-            with contextlib.suppress(OSError):
-                os.rmdir(out.path(folder))
+        out.remove_folder(folder)
