@@ -183,3 +183,8 @@ def test_a_trained_classifier_takes_thresholds_and_is_another_one_then():
     assert usual.thresholds == fitted.thresholds and strict.fingerprint != usual.fingerprint == "abc"
     logits_NC = np.asarray([[0, 0, 0, 0, 0, 3.0]])
     assert (fitted.scores(logits_NC)[0], strict.calibration.scores(logits_NC)[0]) == (5, 1)
+
+
+def test_a_safe_page_without_a_score_counts_as_flagged():
+    unscored = Verdict(None, details={"unsafe_probability": float("nan"), "unsafe_probability_3": float("nan")})
+    assert safe_bound._probability(unscored, 1) == safe_bound._probability(unscored, 3) == 1.0
