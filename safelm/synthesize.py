@@ -102,11 +102,7 @@ def arguments() -> argparse.ArgumentParser:
         "--score_column",
         help="column with harm scores 0 to 5, e.g. metadata.harm_score (default: see safelm.documents.harm)",
     )
-    add(
-        "--annotations",
-        metavar="FOLDER,...",
-        help="folders by safelm.score with harm scores of --input beside its text",
-    )
+    add("--annotations", metavar="FOLDER,...", help="folders by safelm.score with harm scores beside --input's text")
     add("--dialogues", action="store_true", help="the input is RefuseWeb from elsewhere (for moral_education)")
     add("--keep_rejected_text", action="store_true", help="keep rejected texts too; they may be harmful")
     add("--review", type=int, default=0, metavar="N", help="keep N random pairs of source and text for human review")
