@@ -11,12 +11,13 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from safelm.inference import asked as asked_lib
 from safelm.inference import forward, kv_cache
 from safelm.inference.asked import NEVER, RUNNING, Asked
 from safelm.inference.kv_cache import Cache
+from safelm.inference.truncation import filtered
 from safelm.inference.weights import Weights
 from safelm.models.arrays import Leaf
 from safelm.models.config import ModelConfig
@@ -243,45 +244,3 @@ def _drawn(
     drawn_scores_PC, drawn_tokens_PC = jax.lax.top_k(filtered_PV + gumbel_PV, scores_PC.shape[1])
     is_sampled_P1 = asked.is_sampled_P[:, None]
     return jnp.where(is_sampled_P1, drawn_scores_PC, scores_PC), jnp.where(is_sampled_P1, drawn_tokens_PC, tokens_PC)
-
-
-FEW = 256  # likeliest tokens that a nucleus nearly always lies within: so the vocabulary need not be sorted
-
-
-def filtered(
-    log_probs_PV: Float[Array, "P V"],
-    *,
-    top_k_P: Int[Array, " P"],
-    top_p_P: Float[Array, " P"],
-    is_used_P: Bool[Array, " P"],
-) -> Float[Array, "P V"]:
-    """Log-probs with -inf outside the `top_k` likeliest tokens (0: all) and, of those, outside the nucleus of `top_p`.
-
-    Of equally likely tokens the one with the smaller id comes first; the likeliest token always stays. Unused rows are
-    undefined.
-    """
-    vocab_size = log_probs_PV.shape[1]
-    top_k_P = jnp.where(top_k_P == 0, vocab_size, jnp.minimum(top_k_P, vocab_size))
-    is_cut_P = is_used_P & ((top_k_P < vocab_size) | (top_p_P < 1))
-
-    def cut_to(num_sorted: int) -> tuple[Float[Array, "P V"], Bool[Array, ""]]:
-        sorted_PK, ids_PK = jax.lax.top_k(log_probs_PV, num_sorted)
-        is_in_PK = jnp.arange(num_sorted) < top_k_P[:, None]
-        peak_P1 = sorted_PK[:, :1]
-        in_top_k_P = jnp.where(is_in_PK, jnp.exp(sorted_PK - peak_P1), 0).sum(axis=1)
-        all_P = jnp.exp(log_probs_PV - peak_P1).sum(axis=1)
-        sum_P = jnp.where(top_k_P < vocab_size, in_top_k_P, all_P)
-        probs_PK = jnp.exp(sorted_PK - peak_P1) / sum_P[:, None]
-        before_PK = jnp.cumsum(probs_PK, axis=1) - probs_PK
-        is_kept_PK = (is_in_PK & ((before_PK < top_p_P[:, None]) | (top_p_P == 1)[:, None])).at[:, 0].set(True)
-        reaches_P = (top_k_P <= num_sorted) | ((top_k_P == vocab_size) & (before_PK[:, -1] >= top_p_P))
-        kept_PK = jnp.where(is_kept_PK, sorted_PK, NEVER)
-        rows_P1 = jnp.arange(log_probs_PV.shape[0])[:, None]
-        cut_PV = jnp.full_like(log_probs_PV, NEVER).at[rows_P1, ids_PK].set(kept_PK)
-        return jnp.where(is_cut_P[:, None], cut_PV, log_probs_PV), (reaches_P | ~is_cut_P).all()
-
-    def cut() -> Float[Array, "P V"]:
-        few_PV, is_enough = cut_to(min(FEW, vocab_size))
-        return jax.lax.cond(is_enough, lambda: few_PV, lambda: cut_to(vocab_size)[0])
-
-    return jax.lax.cond(is_cut_P.any(), cut, lambda: log_probs_PV)

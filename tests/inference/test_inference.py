@@ -17,7 +17,7 @@ from safelm.formats import huggingface
 from safelm.inference import Beam, Greedy, SafeBeam, Sampling, TagPenalty
 from safelm.inference.asked import ask
 from safelm.inference.prompts import batches
-from safelm.inference.sampling import filtered
+from safelm.inference.truncation import filtered
 from safelm.models import decoder as model
 from safelm.text.tokenizer import Tokenizer
 
