@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from data_tasks import chats, preprocessors
+from data_tasks import chats, hosts, preprocessors
 from safelm import documents
 from safelm.evaluate import coherence
 from safelm.evaluate.capability.documents import _LISTED_CHOICE
@@ -196,6 +196,7 @@ FUNCTIONS = {
     "parts.split": lambda text: parts.split(text, 25_000),
     "parts.split in small parts": lambda text: parts.split(text, 100),
     "examples.near_key": examples.near_key,
+    "hosts": hosts.host,
     "labels of toxic spans": spans,
     "named_templates": named_templates._TOKEN.findall,
     "ngrams": lambda text: BUNDLED.score([text]),
@@ -300,6 +301,7 @@ OWN_TEXT = {
 }
 # Modules whose expressions are run above.
 RUN = {
+    "data_tasks/hosts.py",
     "safelm/documents/tables.py",
     "safelm/safety/scoring/units.py",
     "safelm/safety/classifier/examples.py",
