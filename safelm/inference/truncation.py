@@ -49,9 +49,9 @@ def filtered(
 
 
 def _ordered(values: Float[Array, "P V"]) -> Int32[Array, "P V"]:
-    """Integers in the order of the numbers."""
+    """Integers in the order of the numbers; both zeros are 0."""
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
-    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+    return jnp.where(values == 0, 0, jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits))
 
 
 def _first(
