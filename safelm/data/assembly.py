@@ -52,7 +52,7 @@ class Assembly:
         inputs[runs.place[runs.goes_on]] = before
         begins = pieces.place[pieces.begins]
         inputs[begins] = self._stream.eos_id[pieces.shard[pieces.begins]] if self._begin_id is None else self._begin_id
-        doubled = begins[targets[begins] == (-1 if self._begin_id is None else self._begin_id)]
+        doubled = begins[:0] if self._begin_id is None else begins[targets[begins] == self._begin_id]
         for channel, out in zip(self._stream.channels, numbers, strict=True):
             if channel.per == "token":
                 self._copy_channel(channel, runs, out.view(channel.batch_dtype))

@@ -109,8 +109,8 @@ def make_program(
       harm_tag_id: to sum the loss by kind of token too, in which the harm tag is one; None: kinds aren't told apart.
       fused: what does the optimizer's update in its place.
 
-    Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh, and for dtypes to train in which
-    loses updates.
+    Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh, and for dtypes in which training
+    would lose updates.
     """
     _check_dtypes(config)
     abstract = _abstract_state(config, optimizer, mesh)
