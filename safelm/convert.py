@@ -14,9 +14,12 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from safelm import cli
 from safelm.checkpoints import checkpoint
-from safelm.formats import huggingface, peft
+from safelm.formats import huggingface, peft, sources
 from safelm.formats.sources import read_model, source_kind
 from safelm.io import hub, records, remote
 from safelm.io.files import whole_folder
@@ -69,8 +72,10 @@ def convert(
         _write_adapter(source, target, kind, step, adapter)
         return
     config, params, tokenizer = read_model(source, step=step, chat_template=chat_template)
+    saw_tag = sources.saw_tag(source, step=step)
     if adapter:
         config, params = lora.merged(*_adapted(adapter, config, params, source))
+        saw_tag = _either(saw_tag, peft.saw_tag(adapter))
     if ablate:
         try:
             config, params = routing.ablated(config, params)
@@ -80,12 +85,17 @@ def convert(
     name = source if hub.is_name(source) else ""
     with whole_folder(Path(target), "--target") as folder:
         if to == "huggingface":
-            huggingface.write_folder(folder, config, params, tokenizer, dtype=dtype)
+            huggingface.write_folder(folder, config, params, tokenizer, dtype=dtype, saw_tag=saw_tag)
         else:
-            checkpoint.save_params(
-                str(folder), dataclasses.replace(config, dtype=dtype), params, tokenizer, source=name
-            )
+            config = dataclasses.replace(config, dtype=dtype, param_dtype="float32")
+            params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+            checkpoint.save_params(str(folder), config, params, tokenizer, source=name, saw_tag=saw_tag)
     log.info("%s: %s, %d parameters, %d ids", target, to, config.num_params, config.vocab_size)
+
+
+def _either(base: bool | None, adapter: bool | None) -> bool | None:
+    """Whether one of two was trained on the tag: yes if one was, no only if both were not."""
+    return True if True in (base, adapter) else None if None in (base, adapter) else False
 
 
 def _adapted(adapter: str, config: ModelConfig, params: Params, source: str) -> tuple[ModelConfig, Params]:
@@ -104,7 +114,8 @@ def _write_adapter(source: str, target: str, kind: str, step: int | None, adapte
     settings = records.read(f"{source.rstrip('/')}/config.json", "train the run again") or {}
     base = settings.get("init_checkpoint", "")
     with whole_folder(Path(target), "--target") as folder:
-        peft.write_folder(folder, config, params, base=base if hub.is_name(base) else "")
+        saw_tag = checkpoint.saw_tag(source, step=step)
+        peft.write_folder(folder, config, params, base=base if hub.is_name(base) else "", saw_tag=saw_tag)
     log.info("%s: adapters of %d parameters", target, config.num_trained_params)
 
 

@@ -238,11 +238,18 @@ class Checkpoints:
 
 
 def save_params(
-    folder: str, model_config: model_lib.ModelConfig, params: PyTree, tokenizer: Tokenizer, *, source: str = ""
+    folder: str,
+    model_config: model_lib.ModelConfig,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    *,
+    source: str = "",
+    saw_tag: bool | None = None,
 ) -> None:
     """Writes a folder that `load_for_inference` and a config's `init_checkpoint` read: step 0, parameters only.
 
-    `source`: where the parameters come from, kept in the record (of a hub's model with its commit).
+    `source`: where the parameters come from, kept in the record (of a hub's model with its commit). `saw_tag`: as that
+    of the same name returns it.
 
     Raises FileExistsError if the folder holds a checkpoint already, OSError if it can't be written, ValueError while
     another process writes into a folder in a bucket.
@@ -252,7 +259,9 @@ def save_params(
         if (step := checkpoints.latest_step()) is not None:
             raise FileExistsError(f"{folder} already holds a checkpoint (step {step})")
         save_tokenizer(folder, tokenizer)
-        checkpoints.save(0, model_meta(model_config, tokenizer) | ({"source": source} if source else {}), params)
+        known = {"source": source or None, "saw_tag": saw_tag}
+        known = {name: value for name, value in known.items() if value is not None}
+        checkpoints.save(0, model_meta(model_config, tokenizer) | known, params)
         checkpoints.close()
 
 

@@ -18,9 +18,12 @@ _STRIP_TOKENS = 1 << 14  # what is computed at a time: 64 KiB, which stay in the
 class Assembly:
     """Makes batches of rows of several plans, all of one kind and of one `seq_len`."""
 
-    def __init__(self, plans: Sequence[RowPlan], channels: Sequence[Channel] = ()):
-        """`plans` by source; `channels`: what a batch has also where no store has it."""
-        self.plans = tuple(plans)
+    def __init__(self, plans: Sequence[RowPlan], channels: Sequence[Channel] = (), begin_id: int | None = None):
+        """`plans` by source; `channels`: what a batch has also where no store has it.
+
+        `begin_id`: the input before a document's first token (`safelm.data.rows`); None: the end of a document.
+        """
+        self.plans, self._begin_id = tuple(plans), begin_id
         self._seq_len = plans[0].seq_len
         self._vocab_size = min(plan.store.manifest.vocab_size for plan in plans)
         self._stream, self._buffers = Stream([plan.store for plan in plans], channels), Buffers()
@@ -47,7 +50,9 @@ class Assembly:
         self._check_ids(pieces, runs, targets, before)
         inputs[1:] = targets[:-1]
         inputs[runs.place[runs.goes_on]] = before
-        inputs[pieces.place[pieces.begins]] = self._stream.eos_id[pieces.shard[pieces.begins]]
+        begins = pieces.place[pieces.begins]
+        inputs[begins] = self._stream.eos_id[pieces.shard[pieces.begins]] if self._begin_id is None else self._begin_id
+        doubled = begins[:0] if self._begin_id is None else begins[targets[begins] == self._begin_id]
         for channel, out in zip(self._stream.channels, numbers, strict=True):
             if channel.per == "token":
                 self._copy_channel(channel, runs, out.view(channel.batch_dtype))
@@ -57,6 +62,7 @@ class Assembly:
             targets[self._is_unused(numbers)] = 0
         _number(pieces, ends, self._seq_len, segments, positions)
         _clear_padding(pieces.place, ends, arrays_AN)
+        arrays_AN[:, doubled] = 0
 
     def _is_unused(self, numbers: Sequence[np.ndarray]) -> np.ndarray:
         """Where no loss looks at the target: every channel that weights one is 0."""

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     """Rows of a batch: B rows, T positions. `safelm.data.rows` says how they are cut from documents.
 
     Attributes:
-      inputs_BT: the token before each target; the end-of-document token before a document's first.
+      inputs_BT: the token before each target; before a document's first the id with which the model's texts begin.
       targets_BT: the tokens to predict; 0 where loss weight and unlikelihood are 0, and at padding.
       positions_BT: of each input in its piece of a document.
       segment_ids_BT: number of the piece within the row, from 1; 0 is padding.

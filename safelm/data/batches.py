@@ -29,10 +29,11 @@ class Batches:
         *,
         packing: str = "concat",
         channels: Sequence[Channel] = (),
+        begin_id: int | None = None,
     ):
         """ValueError when a source of the schedule has no store, or stores differ in vocabulary or a channel.
 
-        `channels`: what batches have beside the stores' own.
+        `channels`: what batches have beside the stores' own; `begin_id` as in `Assembly`.
         """
         if missing := [name for name in schedule.sources if name not in stores]:
             raise ValueError(f"mixture schedule names unknown sources {missing}, there are stores for {sorted(stores)}")
@@ -47,7 +48,7 @@ class Batches:
                     f"{store.directory} has {store.manifest.vocab_hash}"
                 )
             plans.append(make_rows(store, schedule.seq_len, packing))
-        self._assembly = Assembly(plans, channels)
+        self._assembly = Assembly(plans, channels, begin_id)
         self._orders = EpochOrders(self.sources, [plan.num_rows for plan in plans])
 
     def rows_per_epoch(self) -> dict[str, int]:

@@ -119,11 +119,12 @@ def make_loader(
     start_step: int = 0,
     num_workers: int = 0,
     channels: Sequence[Channel] = (),
+    begin_id: int | None = None,
 ) -> Loader:
     """This host's batches from `start_step` on, of batch_size / process_count rows.
 
-    `batch_size` (rows) and `seq_len` (tokens) are the global batch's and must be the schedule's; `channels` as in
-    `Batches`.
+    `batch_size` (rows) and `seq_len` (tokens) are the global batch's and must be the schedule's; `channels` and
+    `begin_id` as in `Batches`.
     """
     if (batch_size, seq_len) != (schedule.batch_size, schedule.seq_len):
         raise ValueError(
@@ -131,7 +132,7 @@ def make_loader(
             f"batch_size={schedule.batch_size}, seq_len={schedule.seq_len}"
         )
     return Loader(
-        Batches(stores, schedule, packing=packing, channels=channels),
+        Batches(stores, schedule, packing=packing, channels=channels, begin_id=begin_id),
         seed=seed,
         process_index=process_index,
         process_count=process_count,
@@ -150,6 +151,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     channels: Sequence[Channel] = (),
+    begin_id: int | None = None,
 ) -> Iterator[Batch]:
     """This host's share of one pass over a store, every document once, the same each time; as `make_loader`'s batches.
 
@@ -166,7 +168,7 @@ def eval_batches(
     num_rows = min(plan.num_rows, num_batches * batch_size)
     rows = np.arange(num_rows) * plan.num_rows // num_rows
     shares = [rows[at : at + batch_size][start:stop] for at in range(0, num_rows, batch_size)]
-    assembly = Assembly([plan], channels)
+    assembly = Assembly([plan], channels, begin_id)
     return (assembly.batch(np.zeros(len(share), np.int32), share, stop - start) for share in shares)
 
 

@@ -3,7 +3,9 @@
 A piece is a run of one document's tokens inside a row. Targets are the stored tokens; a position's input is the token
 before its target in the same document, and before a document's first token the end-of-document token. So a row's
 targets are the stored tokens that it is cut from, every stored token is a target exactly once an epoch, nothing is
-predicted across documents, and a model learns to begin a text behind an end-of-document token. A piece that goes on
+predicted across documents, and a model learns to begin a text behind an end-of-document token. A run of a model whose
+texts begin with another id has that one there; a document that brings it (from a chat template, say) begins with its
+own, and the place before, which would hold it twice, is padding. A piece that goes on
 with a document begins with the input that the piece before it ended with as a target. Positions start at 0 with every
 piece; segment ids count a row's pieces from 1, and 0 is padding. A token's numbers in the store's channels stand where
 it is the target; one whose loss weight is 0 (in a chat what the user says) is no target.

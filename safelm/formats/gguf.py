@@ -7,15 +7,39 @@ from typing import Any
 import numpy as np
 
 from safelm.formats import decoder_tensors
-from safelm.formats.json_fields import check_expected
+from safelm.formats.json_fields import JsonFields, check_expected
 from safelm.io.gguf_file import GGUFFile, dequantized, shape_of
 from safelm.models import decoder as model
 
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "general.architecture": ("llama",),
     "llama.rope.scaling.type": ("none",),
+    "llama.rope.scaling.factor": (0, 1),  # llama.cpp scales linearly where no type says otherwise
+    "llama.rope.scale_linear": (0, 1),
+    "llama.rope.scaling.attn_factor": (1,),
+    "llama.attention.causal": (True,),
     "llama.expert_count": (0,),
 }
+_READ = (
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.attention.key_length",
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.attention.value_length",
+    "llama.block_count",
+    "llama.context_length",
+    "llama.embedding_length",
+    "llama.feed_forward_length",
+    "llama.rope.dimension_count",
+    "llama.rope.freq_base",
+)
+_WITHOUT_EFFECT = (
+    "llama.expert_used_count",  # without experts
+    "llama.rope.scaling.finetuned",
+    "llama.rope.scaling.original_context_length",  # without scaling
+    "llama.tensor_data_layout",
+    "llama.vocab_size",
+)
 _TENSORS = {
     "token_embd.weight": decoder_tensors.EMBEDDING,
     "output_norm.weight": decoder_tensors.FINAL_NORM,
@@ -85,6 +109,8 @@ def _huggingface_name(name: str) -> str:
 
 def _read_config(file: GGUFFile, names: Mapping[str, str]) -> model.ModelConfig:
     check_expected(file.path, file.scalars(), _SUPPORTED)
+    of_architecture = {key: file.value(key) for key in file.keys() if key.startswith("llama.")}
+    JsonFields(file.path, of_architecture).expect_no_others((*_SUPPORTED, *_READ, *_WITHOUT_EFFECT))
     if decoder_tensors.EMBEDDING not in names:
         raise ValueError(f"{file.path}: tensor token_embd.weight is missing")
     table = shape_of(file, names[decoder_tensors.EMBEDDING])

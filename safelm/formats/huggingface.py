@@ -21,6 +21,7 @@ from safelm.text.tokenizer import Tokenizer
 CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
+_SAW_TAG = "safelm_saw_tag"  # of config.json: ours alone, transformers leaves it as it is
 _READABLE = ("F32", "BF16", "F16", "F64")
 
 
@@ -72,12 +73,28 @@ def read_folder(folder: Path) -> tuple[model.ModelConfig, model.Params]:
     return config, decoder_tensors.params_from_tensors(config, shapes, read, where=str(folder))
 
 
+def saw_tag(folder: Path) -> bool | None:
+    """Whether the model in a folder was trained on the harm tag, as `write_folder` was told; None if it doesn't say.
+
+    Raises ValueError for another value than true and false.
+    """
+    fields = JsonFields(str(folder / CONFIG_FILE), read_json(folder / CONFIG_FILE))
+    return None if fields.values.get(_SAW_TAG) is None else fields.flag(_SAW_TAG, False)
+
+
 def write_folder(
-    folder: Path, config: model.ModelConfig, params: model.Params, tokenizer: Tokenizer, *, dtype: str = "float32"
+    folder: Path,
+    config: model.ModelConfig,
+    params: model.Params,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str = "float32",
+    saw_tag: bool | None = None,
 ) -> None:
     """Writes a folder that `transformers` loads with `from_pretrained`: config, weights in `dtype`, tokenizer.
 
-    The harm tag stays the last row of the embedding; padding rows are left out.
+    The harm tag stays the last row of the embedding; padding rows are left out. `saw_tag`: whether the model was
+    trained on the tag, None if unknown; kept in config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -87,7 +104,8 @@ def write_folder(
     }
     safetensors.numpy.save_file(tensors, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / _WEIGHTS_FILE).chmod(0o644)
-    write_whole(folder / CONFIG_FILE, json.dumps(_config_json(config, tokenizer, dtype), indent=2) + "\n")
+    fields = _config_json(config, tokenizer, dtype) | ({} if saw_tag is None else {_SAW_TAG: saw_tag})
+    write_whole(folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     tokenizer.save(str(folder))
 
 

@@ -52,7 +52,8 @@ class JsonFields:
     def expect_no_others(self, known: Iterable[str]) -> None:
         """Raises ValueError naming the first unknown key."""
         if unknown := sorted(self.values.keys() - set(known)):
-            raise ValueError(f"{self.where}: {unknown[0]} = {self.values[unknown[0]]!r} is not supported")
+            shown = repr(self.values[unknown[0]])[:200]
+            raise ValueError(f"{self.where}: {unknown[0]} = {shown} is not supported")
 
     def _value(self, key: str, default: Any) -> Any:
         value = default if self.values.get(key) is None else self.values[key]

@@ -3,7 +3,7 @@
 Source: "PEFT checkpoint format" of its documentation. A tensor is `base_model.model.`, the module's name in
 `transformers`, and `.lora_A.weight` [R, inputs] or `.lora_B.weight` [outputs, R]. Beside them, in the file's metadata,
 ours have fingerprints of the model they were trained beside, rounded to bfloat16 so that an export in that dtype is
-still that model.
+still that model, and whether it and they were trained on the harm tag.
 """
 
 import dataclasses
@@ -32,12 +32,15 @@ from safelm.models.decoder import Params
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_BASE = "safelm_base"  # key of the metadata
+_BASE, _SAW_TAG = "safelm_base", "safelm_saw_tag"  # keys of the metadata
 _EXPECTED = {
     "peft_type": ("LORA",),
+    # The others (pissa, olora, corda, loftq ...) train beside a base that they have changed.
+    "init_lora_weights": (True, False, "gaussian", "eva", None),
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
     "use_dora": (False, None),
+    "use_qalora": (False, None),
     "lora_bias": (False, None),
     "modules_to_save": (None, []),
     "rank_pattern": ({}, None),
@@ -46,11 +49,42 @@ _EXPECTED = {
     "layer_replication": (None, []),
     "trainable_token_indices": (None, []),
     "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
 }
+# Without effect on what the finished adapters compute, or said by the tensors' names.
+_WITHOUT_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "loftq_config",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+)
+_READ = ("r", "lora_alpha", "use_rslora")
 
 
-def write_folder(folder: Path, config: ModelConfig, params: Params, *, base: str = "") -> None:
-    """Writes the adapters of a model that has some; `base` is the frozen model's name, of a hub if it has one there."""
+def write_folder(
+    folder: Path, config: ModelConfig, params: Params, *, base: str = "", saw_tag: bool | None = None
+) -> None:
+    """Writes the adapters of a model that has some.
+
+    Args:
+      base: the frozen model's name, of a hub if it has one there.
+      saw_tag: whether model and adapters were trained on the harm tag; None if unknown.
+    """
     trained, frozen = lora.split(config, params)
     adapters = jax.tree.map(np.asarray, trained["layers"][lora.PART])
     tensors = {}
@@ -59,7 +93,7 @@ def write_folder(folder: Path, config: ModelConfig, params: Params, *, base: str
         for layer, values in enumerate(rank_first):
             tensors[_tensor_name(layer, module, tensor)] = np.ascontiguousarray(values.T, np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", _BASE: json.dumps(_fingerprints(frozen))}
+    metadata = {"format": "pt", _BASE: json.dumps(_fingerprints(frozen)), _SAW_TAG: json.dumps(saw_tag)}
     safetensors.numpy.save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
     (folder / WEIGHTS_FILE).chmod(0o644)
     write_whole(folder / CONFIG_FILE, json.dumps(_config_json(config, base), indent=2) + "\n")
@@ -74,6 +108,8 @@ def read_folder(folder: Path, config: ModelConfig, params: Params, *, where: str
     """
     fields = JsonFields(str(folder / CONFIG_FILE), read_json(folder / CONFIG_FILE))
     fields.expect(_EXPECTED)
+    asked = {key: value for key, value in fields.values.items() if value not in (None, False, "", [], {})}
+    JsonFields(fields.where, asked).expect_no_others((*_EXPECTED, *_WITHOUT_EFFECT, *_READ))
     rank = fields.size("r", 8)
     alpha = fields.number("lora_alpha", 8.0) * (math.sqrt(rank) if fields.flag("use_rslora", False) else 1.0)
     if not (folder / WEIGHTS_FILE).exists():
@@ -88,6 +124,15 @@ def read_folder(folder: Path, config: ModelConfig, params: Params, *, where: str
     adapters = _read_adapters(folder, adapted, stored, where)
     _check_base(metadata.get(_BASE), params, f"{folder}: an adapter of another model: ", where)
     return adapted, lora.joined({"layers": {lora.PART: adapters}}, params)
+
+
+def saw_tag(source: str) -> bool | None:
+    """Whether adapters, given as to `read_adapter`, were trained on the harm tag; None if nothing says so."""
+    folder = hub.folder(source) if hub.is_name(source) else source
+    if remote.is_remote(folder) or not (Path(folder) / CONFIG_FILE).exists():
+        return checkpoint.saw_tag(folder)
+    with huggingface.open_tensors(Path(folder) / WEIGHTS_FILE) as file:
+        return {"true": True, "false": False}.get((file.metadata() or {}).get(_SAW_TAG))
 
 
 def read_adapter(source: str, config: ModelConfig, params: Params, *, where: str) -> tuple[ModelConfig, Params]:
@@ -172,7 +217,7 @@ def _read_adapters(folder: Path, config: ModelConfig, stored: set[str], where: s
         raise ValueError(f"{path}: an adapter of another model: tensor {extra[0]} has no place in {where}")
     shapes = huggingface.tensor_shapes(dict.fromkeys(names.values(), path))
     for name, shape in ours.items():
-        stacked = np.empty((config.num_layers, *shape), np.dtype(config.param_dtype))
+        stacked = np.empty((config.num_layers, *shape), np.float32)
         flat = stacked[0].reshape(_flat(name, config.lora.rank)).shape[::-1]
         for layer in range(config.num_layers):
             tensor = names[layer, name]

@@ -60,12 +60,17 @@ def read_meta(source: str) -> checkpoint.Meta:
     return checkpoint.model_meta(dataclasses.replace(config, vocab_size=tokenizer.vocab_size), tokenizer)
 
 
-def saw_tag(source: str) -> bool | None:
-    """Whether the model at `source` was trained on the harm tag; None if nothing says so."""
+def saw_tag(source: str, *, step: int | None = None) -> bool | None:
+    """Whether the model at `source` was trained on the harm tag; None if nothing says so.
+
+    `step`: of a checkpoint of ours; None for the newest.
+    """
     kind = source_kind(source)
     if kind == "safelm":
-        return checkpoint.saw_tag(source)
-    return None if _has_tag(source, kind) else False
+        return checkpoint.saw_tag(source, step=step)
+    if not _has_tag(source, kind):
+        return False
+    return huggingface.saw_tag(Path(hub.folder(source, with_weights=False))) if kind == "huggingface" else None
 
 
 def _has_tag(source: str, kind: str) -> bool:

@@ -58,6 +58,7 @@ class FlatFile:
         """`lengths(start, stop)`: of some sequences; all of them together are the file's tokens."""
         self.path, self.num_sequences = path, num_sequences
         self._tokens, self._lengths = tokens, lengths
+        self._tokens_before_blocks = [0]  # of every _SEQUENCES_AT_ONCE sequences, as far as they were asked for
 
     def parts(self, max_tokens: int) -> list[tuple[int, int]]:
         """Ranges of sequences."""
@@ -91,7 +92,12 @@ class FlatFile:
         return self._lengths(start, min(start + _SEQUENCES_AT_ONCE, stop)).astype(np.int64)
 
     def _tokens_before(self, sequence: int) -> int:
-        return sum(
-            int(self._lengths(start, min(start + _SEQUENCES_AT_ONCE, sequence)).sum(dtype=np.int64))
-            for start in range(0, sequence, _SEQUENCES_AT_ONCE)
-        )
+        """Tokens before a sequence. Sums are kept, so that the parts of a file together read its lengths once."""
+        block, known = sequence // _SEQUENCES_AT_ONCE, self._tokens_before_blocks
+        while len(known) <= block:
+            start = (len(known) - 1) * _SEQUENCES_AT_ONCE
+            known.append(known[-1] + self._count(start, start + _SEQUENCES_AT_ONCE))
+        return known[block] + self._count(block * _SEQUENCES_AT_ONCE, sequence)
+
+    def _count(self, start: int, stop: int) -> int:
+        return int(self._lengths(start, stop).sum(dtype=np.int64))

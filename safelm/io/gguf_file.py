@@ -43,6 +43,10 @@ class GGUFFile:
         """Whether the file has a field."""
         return key in self._fields
 
+    def keys(self) -> list[str]:
+        """The names of all fields, in the file's order."""
+        return list(self._fields)
+
     def value(self, key: str) -> Any:
         """A field's value: a number, bool, string or list of them. Raises ValueError if it is missing or unreadable."""
         if key not in self._fields:

@@ -145,6 +145,7 @@ class ModelConfig:
       query_pre_attn_scalar: scores are divided by its square root; `head_dim` where not given.
       init_std: of a normal; output projections are divided by sqrt(2 * num_layers), as SmolLM2 was initialised.
       dtype: of the computation; norms, softmax and logits are float32 anyway.
+      param_dtype: of the parameters; those that are trained, adapters too, are float32 (`safelm.train.step`).
       remat: "none" saves every activation, "dots" those of matmuls with parameters and a fused attention kernel's
         output, "full" only each layer's input, "keep:NAMES" that and results by name, "keep:NAMES;offload:NAMES" some
         in the host's memory: see `safelm.models.remat`.

@@ -57,7 +57,10 @@ KERNEL_AXES["lora"] = lora.logical_axes(KERNEL_AXES["attention"] | KERNEL_AXES["
 
 
 class Kernels(nn.Module):
-    """The kernels of a block's part, which its name says: parameters in `param_dtype`, handed out in `dtype`."""
+    """The kernels of a block's part, which its name says: parameters in `param_dtype`, handed out in `dtype`.
+
+    Adapters are float32 whatever the model is, since they are trained.
+    """
 
     config: ModelConfig
 
@@ -73,7 +76,8 @@ class Kernels(nn.Module):
             std = lora.init_std(shape)
         draw = nn.initializers.zeros_init() if name.endswith(("_bias", "_b")) else normal(std)
         initializer = nn.with_logical_partitioning(draw, axes)
-        kernel = self.param(name, initializer, shape, self.config.param_dtype).astype(self.config.dtype)
+        dtype = "float32" if self.name == lora.PART else self.config.param_dtype
+        kernel = self.param(name, initializer, shape, dtype).astype(self.config.dtype)
         return sharding.gather(kernel, axes)  # in `dtype`: half the bytes
 
 

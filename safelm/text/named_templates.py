@@ -4,10 +4,11 @@ For models that are published without one, or whose own is not wanted. It takes 
 what is converted or trained, and counts in an evaluation's protocol.
 """
 
+import contextlib
 import logging
 import pathlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from safelm.text import chat_template
 
@@ -17,6 +18,8 @@ _FOLDER = pathlib.Path(__file__).with_name("chat_templates")
 NAMES = ("chatml", *sorted(path.stem for path in _FOLDER.glob("*.jinja")))
 HELP = f"{', '.join(NAMES)} or a .jinja file, in place of the model's own chat template"
 _TOKEN = re.compile(r"<\|?[a-z][a-z0-9_]*\|?>")  # as vocabularies spell what structures a chat
+# What no plain text is meant by: <|im_end|>, DeepSeek's with wide bars, and the names that families share.
+_TOKEN_FOR_SURE = re.compile(r"<[|\uff5c][^\s<>]+[|\uff5c]>|</?(?:s|bos|eos|start_of_turn|end_of_turn)>")
 _MOST_BYTES = 1 << 20
 
 
@@ -41,23 +44,30 @@ def source(template: str) -> str:
 def usable(template: str, vocabulary: Collection[str], special_tokens: Mapping[str, str], *, where: str) -> str:
     """`source`, tried once. `where` names the vocabulary.
 
-    Raises ValueError for one that can't be rendered, or one of ours with a token that the vocabulary lacks.
+    Raises ValueError for one that can't be rendered, or that writes a token which the vocabulary lacks: it would be
+    plain text. Of a file's words in tags (`<think>`) that is only told, since plain text may be meant.
     """
     text = source(template)
-    _check_tokens(template, text, vocabulary, where)
     turns = [{"role": role, "content": "a"} for role in ("user", chat_template.ASSISTANT)]
     try:
-        chat_template.render(text, turns, add_generation_prompt=True, special_tokens=special_tokens)
+        written = chat_template.render(text, turns, add_generation_prompt=True, special_tokens=special_tokens)
     except ValueError as error:
         raise ValueError(f"chat template {template}: {error}") from error
+    with contextlib.suppress(ValueError):  # some take no system message
+        turns = [{"role": "system", "content": "a"}, *turns]
+        written += chat_template.render(text, turns, add_generation_prompt=True, special_tokens=special_tokens)
+    _check_tokens(template, chat_template.without_marks(written), vocabulary, where)
     return text
 
 
-def _check_tokens(template: str, text: str, vocabulary: Collection[str], where: str) -> None:
-    missing = sorted(set(_TOKEN.findall(text)) - set(vocabulary))
-    if not missing:
-        return
-    message = f"chat template {template}: writes {missing[0]}, which is no token of the vocabulary of {where}"
-    if template in NAMES:
-        raise ValueError(f"{message}: take another one")
-    log.warning("%s: it will be plain text", message)
+def _check_tokens(template: str, written: str, vocabulary: Collection[str], where: str) -> None:
+    patterns = (_TOKEN, _TOKEN_FOR_SURE) if template in NAMES else (_TOKEN_FOR_SURE,)
+    lacking = "writes {}, which is no token of the vocabulary of " + where
+    if missing := _missing(patterns, written, vocabulary):
+        raise ValueError(f"chat template {template}: {lacking.format(missing[0])}: take another one")
+    if missing := _missing((_TOKEN,), written, vocabulary):
+        log.warning("chat template %s: %s: it will be plain text", template, lacking.format(missing[0]))
+
+
+def _missing(patterns: Iterable[re.Pattern[str]], written: str, vocabulary: Collection[str]) -> list[str]:
+    return sorted({token for pattern in patterns for token in pattern.findall(written)} - set(vocabulary))

@@ -94,12 +94,13 @@ class Tokenizer:
         template = self.conventions.chat_template or (chat_template.CHATML if self.has_chatml else "")
         return hashlib.sha256(template.encode()).hexdigest()[:16] if template else ""
 
-    def beginning_with(self, ids: Sequence[int]) -> "Tokenizer":
-        """A copy for a model whose training puts `ids` before every text and conversation.
+    def beginning_with(self, ids: Sequence[int], *, begins_chats: bool = True) -> "Tokenizer":
+        """A copy for a model whose training puts `ids` before every text and, with `begins_chats`, conversation.
 
-        `save` keeps the ids; the hash does not change.
+        Without `begins_chats` the chat template writes what conversations begin with. `save` keeps the ids; the hash
+        does not change.
         """
-        return self._declaring(begin_ids=tuple(ids), begins_chats=True)
+        return self._declaring(begin_ids=tuple(ids), begins_chats=begins_chats)
 
     def with_chat_template(self, template: str) -> "Tokenizer":
         """The same vocabulary with a chat template by name or file (`safelm.text.named_templates`), which `save` keeps.

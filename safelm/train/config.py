@@ -17,9 +17,10 @@ from safelm.data.schedule import Phase
 from safelm.formats import sources
 from safelm.io import hub, records, remote
 from safelm.models.config import ModelConfig
+from safelm.text import prompting
 from safelm.text.tokenizer import Tokenizer
 from safelm.train import config_fields
-from safelm.train.config_checks import check_numbers
+from safelm.train.config_checks import check_export_steps, check_numbers
 from safelm.train.defaults import NOT_TRAINED
 
 _OF_A_HUB = ("tokenizer", "init_checkpoint")  # what may be a name there
@@ -43,7 +44,7 @@ def resolve(config: ConfigDict, workdir: str = "") -> Resolved:
     config = _settle_run(config)
     origin = _origin(config, workdir)
     tokenizer = _load_tokenizer(config, origin)
-    tokenizer = tokenizer.beginning_with([tokenizer.eos_id])  # as `safelm.data.rows` begins every document
+    tokenizer = _beginning(tokenizer, origin)
     return Resolved(*_settle_model(config, _resolve_model(config, tokenizer, origin)), tokenizer)
 
 
@@ -86,6 +87,7 @@ def _settle_run(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references().unlock()
     check_numbers(config)
     config.total_steps = _total_steps(config)
+    check_export_steps(config)  # of a branch against the other run's steps: it is that run's command
     if config.branch.workdir:
         _plan_branch(config)
     config.total_tokens = config.total_steps * config.batch_size * config.seq_len
@@ -188,6 +190,24 @@ def _own_tokenizer(config: ConfigDict, origin: tuple[str, str, checkpoint.Meta] 
     if origin:
         return sources.load_tokenizer(origin[1])
     raise ValueError("tokenizer is not set: give --config.tokenizer=PATH or an init_checkpoint that has one")
+
+
+def _beginning(tokenizer: Tokenizer, origin: tuple[str, str, checkpoint.Meta] | None) -> Tokenizer:
+    """The tokenizer with the id with which the run's texts and chats begin, as `safelm.data.rows` has them.
+
+    It is the end of a document, or that of the model which the run begins with, if it is another single one.
+    """
+    own = origin and sources.load_tokenizer(origin[1])
+    begin_ids = own.conventions.begin_ids if own and own.hash == tokenizer.hash else ()
+    if len(begin_ids) != 1 or begin_ids == (own.eos_id,):
+        return tokenizer.beginning_with([tokenizer.eos_id])
+    begun = tokenizer.beginning_with(begin_ids)
+    try:
+        chat = prompting.chat_prompt(begun, [{"role": "user", "content": "a"}])
+    except ValueError:  # it has no chats
+        return begun
+    writes_it = tuple(chat[:2]) == begin_ids * 2  # the template itself, as most of such models' do
+    return tokenizer.beginning_with(begin_ids, begins_chats=False) if writes_it else begun
 
 
 def _resolve_model(

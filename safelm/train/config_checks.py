@@ -64,3 +64,9 @@ def check_numbers(config: ConfigDict) -> None:
         raise ValueError(
             f"batch_size {config.batch_size} is not a multiple of grad_accum_steps {config.grad_accum_steps}"
         )
+
+
+def check_export_steps(config: ConfigDict) -> None:
+    """Raises ValueError for a step of `export.at_steps` that the run never comes to; `total_steps` is settled."""
+    if beyond := [step for step in config.export.at_steps if step > config.total_steps]:
+        raise ValueError(f"export.at_steps has {beyond[0]}: the run has {config.total_steps} steps (total_steps)")

@@ -58,6 +58,8 @@ class TrainData:
         self.eval_stores = _open_all(config, tokenizer, "eval.sources", eval_sources, config.eval.split)
         every_store = [*self.stores.values(), *self.eval_stores.values()]
         _, *self.channels = merge_channels(every_store)  # beside the loss weight, which comes first
+        begin_ids = tokenizer.conventions.begin_ids
+        self._begin_id = begin_ids[-1] if begin_ids and begin_ids != (tokenizer.eos_id,) else None
         self._loader = make_loader(
             self.stores,
             self.schedule,
@@ -69,6 +71,7 @@ class TrainData:
             packing=config.data.packing,
             num_workers=config.data.num_workers,
             channels=self.channels,
+            begin_id=self._begin_id,
         )
         self.verification = Verification(every_store)
 
@@ -89,6 +92,7 @@ class TrainData:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             channels=self.channels,
+            begin_id=self._begin_id,
         ):
             yield _to_devices(batch, sharding)
 

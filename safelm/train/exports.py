@@ -44,11 +44,15 @@ class HuggingFaceExport:
         *,
         dtype: str,
         ablate: bool = False,
+        saw_tag: Callable[[], bool | None],
         should_stop: Callable[[], bool],
         note: Callable[[str], None],
     ):
-        """`dtype`: of the stored weights; `ablate`: without designated units; `note` is given a line for people."""
-        self._ablate = ablate
+        """`saw_tag`: whether the model was trained on the harm tag so far; `note` is given a line for people.
+
+        `dtype`: of the stored weights; `ablate`: without designated units.
+        """
+        self._ablate, self._saw_tag = ablate, saw_tag
         self.every_steps, self.at_steps = every_steps, frozenset(at_steps)
         self._folder = f"{workdir.rstrip('/')}/exports"
         self._model, self._tokenizer, self._dtype = model, tokenizer, dtype
@@ -94,7 +98,8 @@ class HuggingFaceExport:
 
     def _fill(self, folder: Path, params: Params) -> None:
         config, whole = (routing.ablated if self._ablate else lora.merged)(self._model, params)
-        huggingface.write_folder(folder, config, whole, self._tokenizer, dtype=self._dtype)
+        told = {"dtype": self._dtype, "saw_tag": self._saw_tag()}
+        huggingface.write_folder(folder, config, whole, self._tokenizer, **told)
 
 
 def _gathered(leaf: jax.Array) -> np.ndarray | None:

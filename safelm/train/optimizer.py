@@ -6,6 +6,7 @@ pulled towards 0 change the model without regularising it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -133,20 +134,22 @@ def _adamw(*, b1: Number, b2: Number, eps: Number, **_: Any) -> optax.GradientTr
 
 
 def _muon(*, b1: Number, b2: Number, eps: Number, momentum: Number, axes: LogicalAxes) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, Adam for embeddings and norms.
+    """Muon (Jordan et al. 2024) for the blocks' matrices, Adam for embeddings, norms and biases.
 
     Its steps have Adam's root mean square (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves both.
     """
-    muon = optax.contrib.muon(
-        learning_rate=1.0,
-        beta=momentum,
-        eps=eps,
-        adam_b1=b1,
-        adam_b2=b2,
-        muon_weight_dimension_numbers=_map_axes(_matrix_axes, axes),
-        consistent_rms=0.2,
-    )
-    return optax.chain(muon, optax.scale(-1.0))  # optax's direction points downhill
+    matrices = _map_axes(lambda each: _matrix_axes(each) or optax.MaskedNode(), axes)
+    muon = optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=matrices)
+    rms = optax.stateless(lambda updates, _: jax.tree.map(_with_rms_of_adam, updates, matrices))
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    groups = _map_axes(lambda each: "adam" if _matrix_axes(each) is None else "muon", axes)
+    return optax.partition({"muon": optax.chain(muon, rms), "adam": adam}, groups)
+
+
+def _with_rms_of_adam(orthogonal: Array, axes: optax.contrib.MuonDimensionNumbers) -> Array:
+    """An orthogonal matrix, or a stack of them, scaled to a root mean square of 0.2."""
+    sides = [math.prod(orthogonal.shape[axis] for axis in side) for side in (axes.reduction_axis, axes.output_axis)]
+    return orthogonal * (0.2 * math.sqrt(max(sides)))
 
 
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}

@@ -4,7 +4,7 @@ Memory is an estimate from shapes alone, in bytes on one device. With s the devi
 (`safelm.models.sharding`), P the parameters (padded vocabulary included), w the bytes of `model.dtype`, t the tokens of
 a micro-batch on a device, L layers and the axis letters of `safelm.models.decoder`:
 
-    parameters   P / s in `param_dtype`
+    parameters   P / s in `param_dtype`, adapters in float32
     optimizer    its state: of AdamW twice that (two moments), of Muon once for the blocks' matrices
     gradients    P / s in float32, twice when micro-batches are added up
     activations  what is kept for the backward pass, L times
@@ -107,7 +107,7 @@ def memory_estimate(
     else:
         kept = c.num_layers * tokens * c.kept_bytes_per_token(seq_len, tensor=tensor)
     return MemoryEstimate(
-        params=sum(mine.values()) * param_width,
+        params=sum(mine.values()) * param_width + _trained_count(sizes, mesh) * (4 - param_width),
         optimizer=_optimizer_bytes(optimizer, sizes, mesh),
         gradients=4 * _trained_count(sizes, mesh) * (1 if grad_accum_steps == 1 else 2),
         activations=kept,

@@ -4,13 +4,15 @@ What a run has trained on is fixed: its model, tokenizer, seed, batch and rows, 
 from every source, and the optimizer, whose state is no other's. Later settings may change on resume, but only where
 `accept_changes` names them:
 
-- "optimizer" for a field of `optimizer` but its name, or for the length of a run whose learning rate depends on it;
-  "data" for the mixture's phases. New phases may begin only after the checkpoint (`safelm.data.schedule`).
+- "optimizer" for a field of `optimizer` but its name, for `loss.z_loss` and `model.dtype`, or for the length of a run
+  whose learning rate depends on it; "data" for the mixture's phases. New phases may begin only after the checkpoint
+  (`safelm.data.schedule`).
 - Under a wsd schedule, until the decay has begun, `total_steps`, `decay_steps` and `min_lr` have had no effect: a run
   may be made longer or shorter without asking.
 - What was changed, at which step, is kept in every later checkpoint as `history`.
 
-Everything else (mesh, accumulation, cadence of logs, evaluation and checkpoints) may differ freely.
+Everything else (`FREE_FIELDS`: mesh, accumulation, kernels, cadence of logs, evaluation and checkpoints) may differ
+freely.
 
 A branch (`branch.workdir`, `branch.step`) is a run of its own, in its own folder, that begins with the parameters, the
 optimizer's state and the data position of another run's checkpoint, one of the stable phase of its wsd schedule; it
@@ -31,6 +33,26 @@ from safelm.train.defaults import CHANGES
 
 # Fields that fix what has been trained on so far; a resumed run must have them as they were.
 FIXED_FIELDS = ("seed", "batch_size", "seq_len", "data.packing")
+# Which change neither what is trained on nor, but for rounding, what an update is; names of fields or of groups.
+FREE_FIELDS = (
+    "grad_accum_steps",
+    "mesh",
+    "compilation_cache_dir",
+    "compiler_options",
+    "loss.vocab_chunks",
+    *(f"model.{name}" for name in ("max_seq_len", "init_std", "scan_layers", "remat", "attention", "products")),
+    "data.num_workers",
+    "eval",
+    "watch",
+    "export",
+    "checkpoint",
+    "log",
+    "faults",  # what is to happen at a fault; events.jsonl has each
+    "chat_template",  # of whoever asks the model; rows are cut before
+    "init_checkpoint",  # where it began
+    "branch.workdir",
+    "accept_changes",
+)
 DECAY_FIELDS = ("total_steps", "optimizer.decay_steps", "optimizer.min_lr")
 
 History = list[dict[str, Any]]
@@ -88,8 +110,12 @@ def check_branch(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, A
 def _check_past(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[str, Any], *, where: str) -> None:
     checkpoint.check_model(meta, resolved.model, where=where)
     checkpoint.check_vocabulary(meta, resolved.tokenizer, where=where)
-    _check_adapters(checkpoint.model_config_from_meta(meta, where=where).lora, resolved.model.lora, where)
-    there, here = checkpoint.model_config_from_meta(meta, where=where).routed, resolved.model.routed
+    recorded = checkpoint.model_config_from_meta(meta, where=where)
+    there, here = recorded.param_dtype, resolved.model.param_dtype
+    if there != here:
+        raise ValueError(f"{where} is of another run: model.param_dtype is {there!r} there, {here!r} here")
+    _check_adapters(recorded.lora, resolved.model.lora, where)
+    there, here = recorded.routed, resolved.model.routed
     if there != here:
         raise ValueError(f"{where} is of another run: routing is {there} there, {here} here")
     if "run" not in meta:
@@ -126,6 +152,9 @@ def _accepted_changes(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[s
     if (there := meta.get("plan")) is None:  # written before plans were
         return []
     here, groups = _plan(resolved.config), {}
+    # Of a record that has neither in its plan the loss is unknown, and the dtype is the model's.
+    dtype = checkpoint.model_config_from_meta(meta, where=where).dtype
+    there = {"loss": here["loss"], "model": {"dtype": dtype}, **there}
     groups["optimizer"] = changed_fields(there, here)
     groups["data"] = []
     if meta["data"]["schedule_hash"] != data["schedule_hash"]:
@@ -146,12 +175,13 @@ def _accepted_changes(meta: checkpoint.Meta, resolved: Resolved, data: Mapping[s
 
 
 def _plan(config: ConfigDict) -> dict[str, Any]:
-    """The settings that decide every step's learning rate and update."""
+    """The settings that decide every step's learning rate, objective and update."""
     optimizer = config.optimizer.to_dict()
     del optimizer["decay_fraction"]  # settled as decay_steps
     if optimizer["schedule"] != "wsd":
         del optimizer["decay_steps"]
-    return {"total_steps": config.total_steps, "optimizer": optimizer}
+    numerics = {"loss": {"z_loss": config.loss.z_loss}, "model": {"dtype": config.model.dtype}}
+    return {"total_steps": config.total_steps, "optimizer": optimizer, **numerics}
 
 
 def _decay_start(plan: Mapping[str, Any]) -> int:

@@ -202,6 +202,7 @@ class Run:
             run.tokenizer,
             dtype=fields.dtype,
             ablate=fields.ablate,
+            saw_tag=self._saw_tag,
             should_stop=self._should_stop,
             note=self._progress.note,
         )
@@ -285,12 +286,16 @@ class Run:
             self._log.write(self.step, numbers | self._clock.take())
         return True
 
+    def _saw_tag(self) -> bool | None:
+        """Whether the model was trained on the harm tag up to this step; None if its source doesn't say."""
+        return self._data.gave_tags(self.step) or self._source.saw_tag
+
     def _save(self, unfinished: dict[str, Any], leaving: bool) -> None:
         self._log.flush()
         self._events.flush()
         meta = resume.run_record(self._resolved, self._data.record(self.step), self._source.history)
         meta |= {name: part.record() for name, part in self._kept.items()} | unfinished
-        meta["saw_tag"] = self._data.gave_tags(self.step) or self._source.saw_tag
+        meta["saw_tag"] = self._saw_tag()
         self._preemption.saving(leaving)
         with self._clock.aside("checkpoint_stall"):
             is_first = self._checkpoints.latest_step() is None and not leaving  # a stop's grace is short

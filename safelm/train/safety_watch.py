@@ -80,7 +80,8 @@ def read_pages(config: ConfigDict, tokenizer: Tokenizer) -> Pages | None:
             score = documents.harm_score(row, file.path).value
             if score is None or 0 < score < watch.min_harm_score or len(found[score > 0]) == watch.texts:
                 continue
-            ids = [tokenizer.eos_id, *tokenizer.encode(row["text"])][: config.seq_len]
+            begin_ids = tokenizer.conventions.begin_ids or (tokenizer.eos_id,)
+            ids = [*begin_ids, *tokenizer.encode(row["text"])][: config.seq_len]
             found[score > 0] += [ids] if len(ids) > 1 else []
             if all(len(pages) == watch.texts for pages in found.values()):
                 return Pages([*found[True], *found[False]], len(found[True]))

@@ -109,8 +109,10 @@ def make_program(
       harm_tag_id: to sum the loss by kind of token too, in which the harm tag is one; None: kinds aren't told apart.
       fused: what does the optimizer's update in its place.
 
-    Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh.
+    Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh, and for dtypes in which training
+    would lose updates.
     """
+    _check_dtypes(config)
     abstract = _abstract_state(config, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     batch_sharding = sharding.batch_sharding(mesh, batch_size // grad_accum_steps)
@@ -162,6 +164,18 @@ def make_program(
             out_shardings=everywhere,
         ),
     )
+
+
+def _check_dtypes(config: ModelConfig) -> None:
+    if config.dtype == "float16":
+        raise ValueError(
+            "model.dtype is 'float16': training doesn't scale its loss, so small gradients would be 0; take bfloat16"
+        )
+    if config.lora is None and config.param_dtype != "float32":
+        raise ValueError(
+            f"model.param_dtype is {config.param_dtype!r}: parameters are trained in float32, since in fewer bits small"
+            " updates vanish; model.dtype may be bfloat16, and with lora.rank, whose adapters are float32, both may be"
+        )
 
 
 def abstract_batch(program: Program, batch_size: int, seq_len: int, channels: Sequence[Channel] = ()) -> Batch:

@@ -1,5 +1,6 @@
 """Batches: every token of every document exactly once an epoch, whatever the hosts, workers and restarts."""
 
+import itertools
 import pickle
 import re
 from collections import Counter
@@ -190,6 +191,30 @@ def test_rows_of_many_stores_are_those_made_token_by_token(tmp_path_factory, dat
             np.testing.assert_array_equal([array[i] for array in batch[:5]], wanted)
         assert batch.source_ids_B.tolist() == sources.tolist() + [0] * (6 - len(sources))
         del batch
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("seq_len", [3, 16, 200])
+def test_texts_begin_with_a_models_own_id_and_never_with_two(tmp_path, packing, seq_len):
+    begin_id, rng = 9_999, np.random.default_rng(0)
+    documents = numbered_documents(rng.integers(1, 40, 30))
+    brings_it = rng.random(len(documents)) < 0.4  # as a chat template does
+    documents = [np.append(begin_id, d) if b else d for d, b in zip(documents, brings_it, strict=True)]
+    plan = make_rows(write_store(tmp_path, documents, num_shards=3, vocab_size=10_000), seq_len, packing)
+    rows = (np.zeros(plan.num_rows, np.int32), np.arange(plan.num_rows), plan.num_rows)
+    batch, plain = Assembly([plan], begin_id=begin_id).batch(*rows), Assembly([plan]).batch(*rows)
+    wanted = Counter()
+    for document in documents:
+        tokens = document.tolist() if document[0] == begin_id else [begin_id, *document.tolist()]
+        wanted.update(itertools.pairwise(tokens))
+    assert pairs_of(batch) == wanted
+    first = (plain.inputs_BT == EOS_ID) & (plain.segment_ids_BT > 0)  # nothing else is predicted from it
+    padding = first & (plain.targets_BT == begin_id)
+    assert padding.sum() == brings_it.sum() > 5
+    for name, mine, other in zip(batch._fields[:5], batch[:5], plain[:5], strict=True):
+        np.testing.assert_array_equal(mine[padding], 0)
+        same = ~first if name == "inputs_BT" else ~padding
+        np.testing.assert_array_equal(mine[same], other[same])
 
 
 def test_a_batch_that_is_held_is_never_written_to(stores):

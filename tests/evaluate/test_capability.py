@@ -210,6 +210,21 @@ def test_an_empty_context_is_the_end_of_a_document(tiny, harness_model):
     assert logprob == pytest.approx(expected.logprob)
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_context_of_nothing_but_whitespace_is_an_empty_one(tiny, begins):
+    from safelm.evaluate.capability.lm_eval_model import SafeLM
+
+    config, params, vocabulary = tiny
+    vocabulary = vocabulary.beginning_with([vocabulary.eos_id]) if begins else vocabulary
+    harness_model = SafeLM(config, params, vocabulary)
+    for space in (" ", "\n\n"):
+        found = harness_model.loglikelihood(requests((space, "the cat"), ("", f"{space}the cat")))
+        assert found[0] == pytest.approx(found[1])
+        # A context that has words keeps its own way to be cut from the continuation.
+        pairs = [harness_model._encode_pair(*pair) for pair in ((f"a{space}", "the cat"), ("a", f"{space}the cat"))]
+        assert pairs[0] == pairs[1]
+
+
 def test_chat_prompts_are_the_ids_of_the_chat_and_text_forges_no_turn(tiny, harness_model):
     vocabulary = tiny[2]
     messages = [

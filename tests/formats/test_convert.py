@@ -16,7 +16,7 @@ import side_files
 
 from safelm import cli, convert
 from safelm.checkpoints import checkpoint
-from safelm.formats import decoder_tensors, gguf, huggingface
+from safelm.formats import decoder_tensors, gguf, huggingface, sources
 from safelm.models import decoder as model
 from safelm.tags import HARM_TAG
 from safelm.text.tokenizer import Tokenizer
@@ -80,6 +80,19 @@ def test_ours_to_huggingface_and_back_is_the_same(tmp_path, tokenizer, tied):
     assert files == expected
     assert {path.name for path in tmp_path.iterdir()} == {"ours", "hf", "again"}  # nothing temporary is left
     side_files.assert_only_documents("convert", tmp_path)
+
+
+@pytest.mark.parametrize("saw_tag", [True, False, None])
+def test_whether_a_model_saw_the_tag_goes_with_it(tmp_path, tokenizer, saw_tag):
+    checkpoint.save_params(str(tmp_path / "ours"), CONFIG, params_of(CONFIG), tokenizer, saw_tag=saw_tag)
+    for source, target, to in (("ours", "copy", "safelm"), ("copy", "hf", "huggingface"), ("hf", "back", "safelm")):
+        convert.convert(str(tmp_path / source), str(tmp_path / target), to=to)
+        assert sources.saw_tag(str(tmp_path / target)) is saw_tag, target
+    config = tmp_path / "hf" / "config.json"
+    assert ("safelm_saw_tag" in json.loads(config.read_text())) is (saw_tag is not None)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"safelm_saw_tag": "yes"}))
+    with pytest.raises(ValueError, match=r"config.json: safelm_saw_tag = 'yes': want true or false"):
+        sources.saw_tag(str(tmp_path / "hf"))
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -287,6 +300,30 @@ def test_rows_without_a_token_are_dropped(tmp_path, tokenizer, caplog):
     assert not params["embedder"]["embedding"][270:].any()
 
 
+CHANGE_THE_ARITHMETIC = (
+    ("rope.scaling.factor", 4.0),  # without a type llama.cpp scales linearly
+    ("rope.scale_linear", 4.0),
+    ("rope.scaling.attn_factor", 0.5),
+    ("attention.scale", 0.5),
+    ("attention.clamp_kqv", 1.0),
+    ("attention.causal", False),
+    ("attention.sliding_window", 8),
+    ("attention.sliding_window_pattern", [True, False]),
+    ("final_logit_softcapping", 30.0),
+    ("logit_scale", 0.5),
+    ("something.new", "x"),
+)
+CHANGE_NOTHING = (
+    ("rope.scaling.factor", 1.0),
+    ("rope.scaling.original_context_length", 64),
+    ("attention.causal", True),
+    ("vocab_size", 256),
+    ("expert_count", 0),
+    ("expert_used_count", 0),
+    ("tensor_data_layout", "Meta AI original pth"),
+)
+
+
 def write_gguf(path, config, params, *, extra_fields=(), extra_tensors=(), leave_out=()):
     """A float32 GGUF file with llama.cpp's order of query and key rows."""
     writer = gguf_package.GGUFWriter(path, "llama")
@@ -299,8 +336,9 @@ def write_gguf(path, config, params, *, extra_fields=(), extra_tensors=(), leave
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
+    adders = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool, int: writer.add_uint32}
     for key, value in extra_fields:
-        writer.add_string(key, value)
+        (writer.add_array if isinstance(value, list) else adders[type(value)])(key, value)
     names = {theirs: ours for ours, theirs in gguf._TENSORS.items()}
     names |= {
         decoder_tensors.tensor_name(i, theirs): f"blk.{i}.{ours}"
@@ -339,6 +377,10 @@ def test_gguf_that_the_decoder_lacks_is_refused_by_name(tmp_path):
 
     with pytest.raises(ValueError, match=r"llama.rope.scaling.type = 'yarn' is not supported"):
         read(extra_fields=[("llama.rope.scaling.type", "yarn")])
+    for key, value in CHANGE_THE_ARITHMETIC:
+        with pytest.raises(ValueError, match=rf"model.gguf: llama.{key} = .* is not supported"):
+            read(extra_fields=[(f"llama.{key}", value)])
+    read(extra_fields=[(f"llama.{key}", value) for key, value in CHANGE_NOTHING])
     with pytest.raises(ValueError, match=r"tensor blk.0.attn_q.bias has no place"):
         read(extra_tensors=[("blk.0.attn_q.bias", np.zeros(32, np.float32))])
     with pytest.raises(ValueError, match=r"tensor rope_freqs.weight has no place"):

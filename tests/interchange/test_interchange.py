@@ -307,3 +307,21 @@ def test_a_stopped_conversion_goes_on_and_ends_the_same(tmp_path, tokenizer_fold
         convert(*other)
     convert(*other, f"--shard_tokens={2 * T}")
     assert_same_stores(tmp_path / "c/train", tmp_path / "b/train")
+
+
+def test_the_parts_of_a_file_in_any_order_read_every_length_a_few_times(monkeypatch):
+    monkeypatch.setattr(blocks, "_SEQUENCES_AT_ONCE", 8)
+    lengths_n = np.random.default_rng(0).integers(1, 9, 1000)
+    tokens, asked = np.arange(lengths_n.sum()), []
+
+    def lengths(start, stop):
+        asked.append(len(lengths_n[start:stop]))
+        return lengths_n[start:stop]
+
+    file = blocks.FlatFile("web.bin", tokens, len(lengths_n), lengths)
+    parts = file.parts(64)
+    assert len(parts) > 50
+    asked.clear()
+    found = {part: np.concatenate([block.tokens for block in file.blocks(part)]) for part in reversed(parts)}
+    np.testing.assert_array_equal(np.concatenate([found[part] for part in parts]), tokens)
+    assert sum(asked) <= 2 * len(lengths_n) + 8 * len(parts)

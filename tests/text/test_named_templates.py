@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import chat_folders
 import pytest
@@ -93,6 +94,34 @@ def test_a_template_that_cannot_be_is_told_in_one_line(published, tmp_path):
     ):
         own.with_chat_template("llama-3")
     assert prompting.knows_chats(Tokenizer(chat_folders.backend()).with_chat_template("user-assistant"))
+
+
+@pytest.mark.parametrize(
+    "token", ["<|start|>", "<|\uff5cUser\uff5c|>", "<\uff5cUser\uff5c>", "<start_of_turn>", "</s>"]
+)
+def test_a_files_tokens_that_the_vocabulary_lacks_are_refused(published, tmp_path, token):
+    file = tmp_path / "mine.jinja"
+    for turn in ("{{ m.role }}: {{ m.content }}" + token, "{% if m.role == 'system' %}" + token + "{% endif %}"):
+        file.write_text("{% for m in messages %}" + turn + "{% endfor %}")
+        with pytest.raises(ValueError, match=rf"mine.jinja: writes {re.escape(token)}, which is no token of the"):
+            Tokenizer.from_pretrained(published).with_chat_template(str(file))
+
+
+@pytest.mark.parametrize(
+    ("turn", "is_told"),
+    [
+        ("User: {{ m.content }}\n", False),
+        ("<|im_start|>{{ m.content }}<|im_end|>{{ eos_token }}", False),
+        ("{% if m.tool_calls %}<|python_tag|>{% endif %}{{ m.content }}", False),  # which no conversation of ours has
+        ("<user>{{ m.content }}</user>", True),
+        ("{{ m.content }}<think>", True),
+    ],
+)
+def test_a_files_plain_words_stay_plain_words(published, tmp_path, caplog, turn, is_told):
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}" + turn + "{% endfor %}")
+    given = Tokenizer.from_pretrained(published).with_chat_template(str(tmp_path / "mine.jinja"))
+    assert "Bye." in given.decode(prompting.chat_prompt(given, TURNS))
+    assert ("it will be plain text" in caplog.text) is is_told
 
 
 def test_the_instruct_tokenizers_eos_is_im_end_pretraining_needs_endoftext(published, tmp_path):

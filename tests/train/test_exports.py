@@ -105,7 +105,7 @@ def test_an_export_that_is_being_replaced_is_not_called_whole(tmp_path, monkeypa
 
     config = ModelConfig(**tiny_runs.model_fields())
     place = str(tmp_path) if is_local else f"memory://{tmp_path.name}"
-    settings = {"dtype": "float32", "should_stop": lambda: False, "note": lambda text: None}
+    settings = {"dtype": "float32", "saw_tag": lambda: None, "should_stop": lambda: False, "note": lambda text: None}
     export = exports.HuggingFaceExport(1, (), place, config, tiny_runs.tokenizer(), **settings)
     params = [
         jax.tree.map(lambda leaf, value=value: jnp.full(leaf.shape, value), decoder.abstract_params(config))
@@ -127,6 +127,7 @@ def test_an_export_that_is_being_replaced_is_not_called_whole(tmp_path, monkeypa
     [
         ("export.dtype", "float16", "export.dtype is 'float16'"),
         ("export.at_steps", (0,), "export.at_steps has 0"),
+        ("export.at_steps", (6, 7), r"export.at_steps has 7: the run has 6 steps \(total_steps\)"),
         ("export.every_steps", -1, "export.every_steps is -1"),
     ],
 )

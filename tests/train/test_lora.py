@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import tiny_runs
 from safelm import convert
 from safelm.checkpoints import checkpoint
 from safelm.data.batch import Batch
-from safelm.formats import huggingface, peft
+from safelm.formats import huggingface, peft, sources
 from safelm.inference.weights import prepare
 from safelm.models import decoder, lora, sharding
 from safelm.models.config import PROJECTIONS, Lora, ModelConfig
@@ -31,6 +32,7 @@ GEMMA = dataclasses.replace(
 )
 TOKENS = np.random.default_rng(0).integers(1, 200, (8, 16)).astype(np.int32)
 apply = jax.jit(decoder.apply, static_argnums=0)
+CHANGE_THEIR_BASE = ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
 LORA = {"lora.rank": 4, "lora.alpha": 8.0, "optimizer.peak_lr": 1e-2, "optimizer.decay_fraction": 0.0}
 
 
@@ -183,6 +185,27 @@ def test_a_run_keeps_its_base_and_resumes_bit_for_bit(inputs, base_run, adapted,
         adapt(inputs, base_run, stopped, **{"lora.rank": 0})
 
 
+def test_a_base_in_bfloat16_has_adapters_in_float32(inputs, base_run, tmp_path):
+    run, small = tmp_path / "run", {"optimizer.peak_lr": 1e-6, "optimizer.weight_decay": 0.0, "total_steps": 3}
+    adapt(inputs, base_run, run, **small, **{"model.param_dtype": "bfloat16"})
+    config, params, _ = checkpoint.load(str(run))
+    trained, frozen = lora.split(config, params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), checkpoint.load(str(base_run))[1])
+    jax.tree.map(np.testing.assert_array_equal, frozen, rounded)
+    moments = jax.tree.leaves(checkpoint.Checkpoints(str(run), read_only=True)._manager.item_metadata(3).optimizer)
+    assert all(leaf.dtype != jnp.bfloat16 for leaf in moments)
+    first = np.asarray(trained["layers"]["lora"]["query_b"])  # which began as zeros
+    assert (np.abs(first) > 0).all() and np.abs(first).max() < 1e-5
+    convert.convert(str(run), str(tmp_path / "ours"), to="safelm")
+    config, converted, _ = checkpoint.load_for_inference(str(tmp_path / "ours"))
+    assert config.param_dtype == "float32" and {leaf.dtype.name for leaf in jax.tree.leaves(converted)} == {"float32"}
+    convert.convert(str(run), str(tmp_path / "peft"), to="peft")
+    base = tmp_path / "base"
+    convert.convert(str(base_run), str(base), to="safelm")
+    convert.convert(str(base), str(tmp_path / "merged"), to="safelm", adapter=str(tmp_path / "peft"))
+
+
 def test_settings_that_cannot_be_are_named(inputs, base_run, tmp_path):
     for settings, line in (
         ({"init_checkpoint": ""}, "lora.rank is 4: adapters need the model of an init_checkpoint"),
@@ -243,6 +266,14 @@ def test_a_peft_folder_comes_back_and_fits_no_other_model(inputs, adapted, base_
         jax.tree.map(functools.partial(np.testing.assert_allclose, **close), found, merged)
     with pytest.raises(ValueError, match=r"--adapter=.* another model: it was trained beside other values of layers"):
         convert.convert(str(adapted), str(tmp_path / "no"), to="safelm", adapter=str(tmp_path / "peft"))
+    # Base and adapters never saw the tag (the tiny stores have none); what says nothing leaves it open.
+    assert sources.saw_tag(str(adapted)) is peft.saw_tag(str(adapted)) is peft.saw_tag(str(tmp_path / "peft")) is False
+    assert sources.saw_tag(str(tmp_path / "exported")) is sources.saw_tag(str(tmp_path / "merged0")) is False
+    unsaid = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    shutil.copytree(tmp_path / "peft", tmp_path / "unsaid")
+    safetensors.numpy.save_file(unsaid, tmp_path / "unsaid" / "adapter_model.safetensors")
+    convert.convert(str(base_run), str(tmp_path / "open"), to="safelm", adapter=str(tmp_path / "unsaid"))
+    assert peft.saw_tag(str(tmp_path / "unsaid")) is sources.saw_tag(str(tmp_path / "open")) is None
     with pytest.raises(ValueError, match=r"has no adapters for --to=peft"):
         convert.convert(str(base_run), str(tmp_path / "no"), to="peft")
     with pytest.raises(ValueError, match=r"its checkpoint has no adapters"):
@@ -268,11 +299,19 @@ def test_peft_folders_of_other_kinds_are_refused(adapted, tmp_path):
         ({"peft_type": "IA3"}, "peft_type = 'IA3'"),
         ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        *(({"init_lora_weights": name}, rf"init_lora_weights = '{name}'") for name in CHANGE_THEIR_BASE),
+        ({"use_qalora": True}, "use_qalora = True"),
+        ({"alora_invocation_tokens": [5, 6]}, r"alora_invocation_tokens = \[5, 6\]"),
+        ({"use_something_new": {"a": 1}}, r"use_something_new = \{'a': 1\} is not supported"),
         ({"r": 5}, r"another model: tensor .*q_proj.lora_A.weight has shape \(4, 16\), BASE asks for \(5, 16\)"),
     ):
         rewrite(**changed)
         with pytest.raises(ValueError, match=line):
             read()
+    # What the library writes for plain adapters, keys of other versions without effect among it.
+    for init in (True, False, "gaussian", "eva", None):
+        rewrite(init_lora_weights=init, lora_dropout=0.1, qalora_group_size=16, loftq_config={}, use_something_new=None)
+        jax.tree.map(np.testing.assert_array_equal, read()[1], params)
     rewrite(use_rslora=True)
     assert read()[0].lora.scale == pytest.approx(8.0 / math.sqrt(4))
     rewrite()

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from safelm import convert
 from safelm.checkpoints import checkpoint
+from safelm.formats import sources
 from safelm.models import decoder as model
 from safelm.train import config_fields, trackers
 from safelm.train import data as train_data
@@ -152,6 +154,11 @@ def test_a_checkpoint_says_whether_the_model_ever_saw_the_tag(inputs, finished, 
     plain = {"data.phases": ({"start": 0.0, "rates": {"raw_web": 1.0}},), "init_checkpoint": str(tmp_path / "tagged")}
     train(tiny_runs.tiny_config(inputs, **root, **plain), str(tmp_path / "plain"))
     assert checkpoint.saw_tag(str(tmp_path / "plain")) is True, "what it once saw it still knows"
+    convert.convert(str(tmp_path / "tagged"), str(tmp_path / "export"))
+    exported = {"init_checkpoint": str(tmp_path / "export"), "export.at_steps": (1,)}
+    train(tiny_runs.tiny_config(inputs, **root, **(plain | exported)), str(tmp_path / "goes_on"))
+    assert checkpoint.saw_tag(str(tmp_path / "goes_on")) is True, "also what began with an export"
+    assert sources.saw_tag(str(tmp_path / "goes_on" / "exports" / "1")) is True
     config, params, tokenizer = checkpoint.load_for_inference(str(finished))
     checkpoint.save_params(str(tmp_path / "imported"), config, params, tokenizer)
     assert checkpoint.saw_tag(str(tmp_path / "imported")) is None

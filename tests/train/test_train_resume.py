@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+import re
 import shutil
+from operator import not_
 
 import pytest
 import tiny_runs
+from ml_collections import ConfigDict
 
 from safelm.checkpoints import checkpoint
+from safelm.models.config import ModelConfig
 from safelm.train import config as train_config
+from safelm.train import resume
+from safelm.train.config_fields import get_field
 from safelm.train.defaults import default_config
 from safelm.train.run import train
 
@@ -177,6 +183,87 @@ def test_a_changed_plan_is_accepted_only_by_name_and_recorded(inputs, stopped, c
         assert given["safeweb"] - before["safeweb"] == 3 * BATCH_TOKENS and sum(given.values()) == 12 * BATCH_TOKENS
         assert f"safeweb: {given['safeweb']:,} tokens" in told
     run(inputs, stopped, **overrides)  # there is nothing to accept any more
+
+
+# What is compared by other names than the config's own.
+BY_OTHER_NAMES = {
+    "tokenizer": "the vocabulary's hash",
+    "document_end": "that of the stores",
+    "data.root": "the stores' checksums",
+    "data.split": "the stores' checksums",
+    "data.phases": "the schedule's hash, and the rows given",
+    "total_tokens": "total_steps",
+    "optimizer.decay_fraction": "decay_steps",
+    "branch.step": "itself, in the run's record",
+    **dict.fromkeys(("lora.rank", "lora.alpha", "lora.targets"), "the model's adapters"),
+    **dict.fromkeys(("routing.labelled", "routing.mixed", "routing.heads", "routing.mlp_units"), "the model's routing"),
+    **{f"model.{name}": "the model" for name in (*checkpoint.ARCHITECTURE_FIELDS, "param_dtype")},
+}
+VALUES = {int: lambda value: value + 1, float: lambda value: value / 2 + 0.125, str: "other{}".format, bool: not_}
+ALLOWED = {"optimizer.name": "muon", "optimizer.schedule": "linear", "model.dtype": "float32", "data.packing": "fit"}
+
+
+def fields_of(config, prefix=""):
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields_of(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def is_free(name):
+    return any(name == free or name.startswith(f"{free}.") for free in resume.FREE_FIELDS)
+
+
+def settled(**overrides):
+    """A settled run without stores, and what a checkpoint of its step 500 says."""
+    config, vocabulary = default_config(), tiny_runs.tokenizer()
+    config.update(total_steps=1000, total_tokens=1000 * 8 * 256)
+    config.optimizer.decay_steps = 200
+    model = {name: overrides.pop(name) for name in ("dtype", "param_dtype") if name in overrides}
+    config.model.update(tiny_runs.model_fields(dtype="bfloat16") | model)
+    config.update_from_flattened_dict(overrides)
+    fields = {name: config.model[name] for name in ("dtype", "param_dtype", "max_seq_len") if config.model[name]}
+    run = train_config.Resolved(config, ModelConfig(**(tiny_runs.model_fields() | fields)), vocabulary)
+    data = {"stores": {}, "rows_given": {}, "schedule_hash": "", "phases": []}
+    return run, data, resume.run_record(run, data, []) | {"step": 500}
+
+
+def test_every_field_is_planned_or_fixed_or_free_and_no_other_may_change_unnoticed():
+    _, data, meta = settled()
+    meta["step"] = 900  # in the decay
+    planned = set(fields_of(ConfigDict(meta["plan"])))
+    names = set(fields_of(default_config()))
+    kinds = [planned, set(resume.FIXED_FIELDS), {name for name in names if is_free(name)}, set(BY_OTHER_NAMES)]
+    assert {name for kind in kinds for name in kind} == names
+    assert sum(map(len, kinds)) == len(names), "each is of one kind"
+    for name in sorted(names - set(BY_OTHER_NAMES)):
+        value = get_field(settled()[0].config, name)
+        if type(value) not in VALUES and name not in ALLOWED:
+            assert is_free(name)  # tuples, and what is taken from a model
+            continue
+        run, _, _ = settled(**{name: ALLOWED.get(name) or VALUES[type(value)](value)})
+        if is_free(name):
+            assert resume.check_resumable(meta, run, data, where="it") == []
+            continue
+        with pytest.raises(ValueError, match=re.escape(name)):
+            resume.check_resumable(meta, run, data, where="it")
+        if name in planned - {"optimizer.name"}:
+            run.config.accept_changes = ("optimizer",)
+            (entry,) = resume.check_resumable(meta, run, data, where="it")
+            assert entry["step"] == 900 and any(line.startswith(f"{name}: ") for line in entry["changed"])
+
+
+def test_the_dtype_of_parameters_is_fixed_and_older_records_say_the_others():
+    run, data, meta = settled(param_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"another run: model.param_dtype is 'float32' there, 'bfloat16' here"):
+        resume.check_resumable(settled()[2], run, data, where="it")
+    older = {**meta, "plan": {name: meta["plan"][name] for name in ("total_steps", "optimizer")}}
+    assert resume.check_resumable(older, run, data, where="it") == []
+    other, _, _ = settled(dtype="float32", param_dtype="bfloat16")
+    for check in (resume.check_resumable, resume.check_branch):
+        with pytest.raises(ValueError, match=r"model.dtype: bfloat16 -> float32. To go on .*accept_changes=optimizer"):
+            check(older, other, data, where="it")
 
 
 def test_another_past_is_refused_whatever_is_accepted(inputs, stopped):

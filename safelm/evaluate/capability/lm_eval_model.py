@@ -146,6 +146,9 @@ class SafeLM(TemplateLM):
         """Ids of context and continuation; after a chat prompt an answer has the same ids as when it is generated."""
         if self._is_rendered(context):
             return self.tok_encode(context), self.vocabulary.encode(continuation)
+        if not context.strip():  # the harness moves it into the continuation, and what is left is an empty context
+            begin_ids = list(self.vocabulary.conventions.begin_ids) or [self.prefix_token_id]
+            return begin_ids, self.vocabulary.encode(context + continuation)
         return super()._encode_pair(context, continuation)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
