@@ -65,13 +65,20 @@ class CorpusSplit:
     @functools.cached_property
     def _told(self) -> Mapping[str, bool]:
         """Whether documents are held out, by ids for which it isn't their hash that says so."""
-        pages = self._pages if self._pages and self._pages.is_by_hash and self._pages.files[TRAIN] else None
-        if pages is None:
+        pages = self._pages
+        if pages is None or not pages._decides():
             return tell(self._scores, self.fraction, {}) if self._is_small else {}
         of_pages = pages._told
         if not self._is_small or not pages._is_small:
             return of_pages
         return tell(self._scores, self.fraction, {page: pages.holds_out(page) for page in pages._scores})
+
+    def _decides(self) -> bool:
+        """Whether the corpus is there and has no validation files, so that rewrites of its pages follow it."""
+        try:
+            return self.is_by_hash and bool(self.files[TRAIN])
+        except FileNotFoundError:  # no such bucket or repository
+            return False
 
     @functools.cached_property
     def _is_small(self) -> bool:

@@ -6,7 +6,8 @@ import pytest
 import seqio
 from document_files import write_rows
 
-from data_tasks import tasks
+from data_tasks import held_out, tasks
+from safelm.documents import find_named
 from safelm.text.control_tokens import with_control_tokens
 from safelm.text.tokenizer import Tokenizer
 
@@ -160,6 +161,20 @@ def test_rewrites_of_unknown_pages_have_held_out_ones_too(tmp_path):
         tasks.register(str(tmp_path), TOKENIZER, prefix=prefix, settings={"validation_fraction": 0.0001})
         assert [each.harm_score for each in documents(f"{prefix}_refuseweb", "validation")] in ([0, 1], [1, 0])
         write_rows(tmp_path / "raw_web/validation-0.jsonl", [{"id": "v", "text": "the cat"}])
+
+
+def test_pages_in_a_place_that_is_not_there_decide_nothing(tmp_path, monkeypatch):
+    write_rows(tmp_path / "safeweb/train-0.jsonl", [{"id": f"r{i}", "text": f"a tale {i}"} for i in range(9)])
+    monkeypatch.setattr(held_out, "find_named", find_or_raise)
+    corpora = {"raw_web": "gs://no-such-bucket/raw_web"}
+    tasks.register(str(tmp_path), TOKENIZER, prefix="gone", corpora=corpora, settings={"validation_fraction": 0.0001})
+    assert len(documents("gone_safeweb", "train")) == 8 and len(documents("gone_safeweb", "validation")) == 1
+
+
+def find_or_raise(folder, *more):
+    if folder.startswith("gs://"):
+        raise FileNotFoundError(f"{folder}: there is no bucket 'no-such-bucket'")
+    return find_named(folder, *more)
 
 
 def test_tasks_that_read_less_of_a_conversation_hold_out_the_same(tmp_path):
