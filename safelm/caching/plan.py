@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,8 @@ class StorePlan:
                 return None
             rows = sum(shard.extra.get("num_rows", 0) for shard in shards)
             raise ValueError(f"empty corpus: task {self.task_name} keeps none of {rows} rows of split {self.split!r}")
-        if self.split == "train":
+        is_there = os.path.exists(os.path.join(self.directory, MANIFEST_NAME))
+        if self.split == "train" and not is_there:
             self._check_marks(shards)
         totals = {
             name: sum(shard.extra.get(name, 0) for shard in shards)
@@ -105,7 +107,7 @@ class StorePlan:
                 **_token_kinds(shards),
             },
         )
-        if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
+        if not is_there:
             write_manifest(self.directory, manifest, elsewhere=self.elsewhere)
             if self.bucket:
                 self.bucket.push(MANIFEST_NAME)
@@ -200,6 +202,7 @@ def plan_store(
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
     wanted |= {"format_version": FORMAT_VERSION, "channels": [dataclasses.asdict(channel) for channel in CHANNELS]}
     wanted |= {"document_end": tokenizer.special_token(tokenizer.eos_id), "chat_template": tokenizer.chat_template_hash}
+    wanted = json.loads(json.dumps(wanted))  # as a former run's are read
     sought = getattr(task.preprocessors[-1], "sought", "") if task.preprocessors else ""
     what = (source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket, sought)
     plan = StorePlan(*what, allows_unmarked)
