@@ -100,6 +100,8 @@ def main(flags: argparse.Namespace) -> None:
     runner = beam_runner.from_flags(flags)
     tokenizer = Tokenizer.from_pretrained(flags.tokenizer)
     tokenizer = tokenizer.with_document_end(flags.document_end).with_chat_template(flags.chat_template)
+    if remote.is_remote(output) and not remote.exists(output):
+        remote.check_writable(output)  # before much is read
     module = TaskModule(flags.module, _register_arguments(flags, tokenizer))
     registration = module.load()
     tasks = find_tasks(_names("--tasks", flags.tasks), registration)
@@ -112,8 +114,7 @@ def main(flags: argparse.Namespace) -> None:
                 what = (source_name, task_name, split, directory, tokenizer, settings)
                 plan_it = functools.partial(plan_store, *what, allows_unmarked=flags.allow_unmarked)
                 locks.enter_context(_only_writer(directory))
-                is_remote, url = remote.is_remote(output), f"{output}/{source_name}/{split}"
-                plan = _plan_in_bucket(plan_it, url, directory, locks) if is_remote else plan_it()
+                plan = _plan_in_bucket(plan_it, output, directory, locks) if remote.is_remote(output) else plan_it()
                 plans += [plan] if plan else []
         if not plans:
             raise ValueError(f"--splits {flags.splits}: no task has one of these splits")
@@ -126,14 +127,15 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def _plan_in_bucket(
-    plan_it: Callable[..., StorePlan | None], url: str, directory: str, locks: contextlib.ExitStack
+    plan_it: Callable[..., StorePlan | None], output: str, directory: str, locks: contextlib.ExitStack
 ) -> StorePlan | None:
     """Plans a store in a bucket: under its lease, which `locks` then hold, unless it is whole."""
+    url = f"{output}/{os.path.relpath(directory, staging_folder(output))}"
     with contextlib.suppress(NotHeldError):
         plan = plan_it(bucket=Bucket(url, directory, is_held=False))
         if plan is None or not plan.needs_writing:
             return plan
-    remote.check_writable(url)
+    remote.check_writable(output)
     locks.enter_context(lease.held(url))
     return plan_it(bucket=Bucket(url, directory))
 
