@@ -125,9 +125,8 @@ class Corpus:
                 self._mark(NEAR, folder, "bands", range(copies.band_shape(near)[0]), near)
         self._is_compared = True
 
-    def _mark(
-        self, outcome: int, folder: str, name: str, bands: Sequence[int | None], similarity: float | int = 0
-    ) -> None:
+    def _mark(self, outcome: int, folder: str, name: str, bands: Sequence[int | None], similarity: float = 0.0) -> None:
+        """Marks the copies of rows above the scores, then those among the rows that are left, with this outcome."""
         most = self._settings.max_score
         if any(score is not None and score > most for score, _ in self.kinds):
             (limit,) = copies.order(np.array([most]), np.array([0], np.uint64)).tolist()
