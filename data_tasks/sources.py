@@ -1,9 +1,7 @@
 """A SeqIO data source of web documents and conversations in files of rows, local or behind any fsspec URL."""
 
-import functools
 import os
 import posixpath
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,15 +9,13 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from data_tasks.preprocessors import in_validation_split, validation_rank
+from data_tasks.held_out import TRAIN, VALIDATION, CorpusSplit
 from data_tasks.readers import Document, MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
-from safelm.documents import file_at, find_named, notes, spans
+from safelm.documents import notes, spans
 from safelm.io import remote
 
-TRAIN, VALIDATION = "train", "validation"
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 1 << 20
-_SMALL_CORPUS_BYTES = 16 << 20  # thousands of documents, of which a share of 1% is never none
 
 
 class WebDocumentSource(seqio.DataSource):
@@ -29,10 +25,9 @@ class WebDocumentSource(seqio.DataSource):
 
     A split's files are `<folder>/train-*` and `<folder>/validation-*`, also in subfolders as on the hub (a row format
     may use other names), in the formats of `safelm.documents` and in the order of their paths. A single such file may
-    replace the folder. A corpus without validation files is split by `in_validation_split`: `validation_fraction` of
-    the document ids (of rewrites: of the ids of the pages they were made from) is held out of "train"; in a small
-    corpus at least one document of every harm score that occurs twice. Each file is a shard. Documents are streamed in
-    batches. For malformed rows see `data_tasks.readers`; with `quarantine_dir` they are kept in
+    replace the folder. Of a corpus without validation files `validation_fraction` of the document ids is held out of
+    "train", as `data_tasks.held_out` says. Each file is a shard. Documents are streamed in batches. For malformed rows
+    see `data_tasks.readers`; with `quarantine_dir` they are kept in
     `<quarantine_dir>/<split>/<file>.malformed` (for a hash split all under "train").
 
     `num_input_examples` is None, since counting would read everything, so SeqIO's `Mixture.num_input_examples`, which
@@ -48,25 +43,25 @@ class WebDocumentSource(seqio.DataSource):
         validation_fraction: float = 0.01,
         limit: MalformedLimit | None = None,
         quarantine_dir: str | None = None,
+        split: CorpusSplit | None = None,
     ):
         """`folder` is an fsspec URL or a local path; nothing is read until a split, a shard or data is asked for.
 
         `row_format`: what rows are, if not web documents with (`needs_score`) or without a harm score.
+        `split`: that of all tasks of this corpus, with its own fraction; by default the source is split by itself.
         """
-        if not 0.0 <= validation_fraction < 1.0:
-            raise ValueError(f"validation_fraction must be from 0 to below 1, got {validation_fraction}")
         super().__init__(splits=())
         self.folder = folder.rstrip("/")
         self._reports: dict[tuple[str, int, int], ReadReport] = {}
         self._row_format = row_format or WebDocuments(needs_score)
-        self._validation_fraction = validation_fraction
         self._limit = limit or MalformedLimit()
+        self._split = split or CorpusSplit(folder, self._row_format, validation_fraction, self._limit)
         self._quarantine_dir = quarantine_dir
 
     @property
     def splits(self) -> Sequence[str]:
         """ "train", and "validation" if the corpus has validation files or a hash split."""
-        has_validation = self._validation_fraction > 0 or bool(self._files[VALIDATION])
+        has_validation = self._split.fraction > 0 or bool(self._split.files[VALIDATION])
         return (TRAIN, VALIDATION) if has_validation else (TRAIN,)
 
     @property
@@ -78,9 +73,10 @@ class WebDocumentSource(seqio.DataSource):
         """URLs of the split's files. Raises FileNotFoundError if there are none, ValueError for an unknown split."""
         if split not in self.splits:
             raise ValueError(f"{self.folder}: no split {split!r}, it has {', '.join(self.splits)}")
-        files = self._files[TRAIN if self._is_hash_split else split]
+        files = self._split.files[TRAIN if self._split.is_by_hash else split]
         if not files:
-            pattern = f"{self.folder}/**/{self._names[split][0]}{{{','.join(self._row_format.suffixes)}}}"
+            named = {TRAIN: self._row_format.train_files, VALIDATION: self._row_format.validation_files}[split]
+            pattern = f"{self.folder}/**/{named[0]}{{{','.join(self._row_format.suffixes)}}}"
             raise FileNotFoundError(f"empty corpus: no file matches {pattern}")
         return files
 
@@ -123,42 +119,6 @@ class WebDocumentSource(seqio.DataSource):
             raise ValueError(f"{self.folder}: {len(files)} files can't make {num_shards} shards")
         return files[index::num_shards]
 
-    @functools.cached_property
-    def _files(self) -> dict[str, list[str]]:
-        if self.folder.endswith(self._row_format.suffixes):
-            return {TRAIN: [self.folder], VALIDATION: []}
-        suffixes = self._row_format.suffixes
-        return {split: find_named(self.folder, names, suffixes) for split, names in self._names.items()}
-
-    @property
-    def _names(self) -> dict[str, Sequence[str]]:
-        return {TRAIN: self._row_format.train_files, VALIDATION: self._row_format.validation_files}
-
-    @property
-    def _is_hash_split(self) -> bool:
-        return self._validation_fraction > 0 and not self._files[VALIDATION]
-
-    def _is_held_out(self, document: Any) -> bool:
-        if not self._is_hash_split:
-            return False
-        is_first = self._first_ids.get(document.harm_score) == document.split_id
-        return is_first or in_validation_split(document.split_id, self._validation_fraction)
-
-    @functools.cached_property
-    def _first_ids(self) -> dict[int, str]:
-        """The first document of each harm score to hold out; empty for a corpus that surely holds some out anyway."""
-        sizes = [file_at(path).bytes for path in self._files[TRAIN]]
-        if sum(sizes) > _SMALL_CORPUS_BYTES:
-            return {}
-        first: dict[int, tuple[float, str]] = {}
-        counts: Counter[int] = Counter()
-        for path in self._files[TRAIN]:
-            for document in read_documents(path, row_format=self._row_format, limit=self._limit, report=ReadReport()):
-                counts[document.harm_score] += 1
-                rank = (validation_rank(document.split_id), document.split_id)
-                first[document.harm_score] = min(rank, first.get(document.harm_score, rank))
-        return {score: doc_id for score, (_, doc_id) in first.items() if counts[score] > 1}
-
     def _batches(self, files: Sequence[str], split: str, index: int, num_shards: int) -> Iterator[list[Document]]:
         report = self._reports[split, index, num_shards] = ReadReport()  # shards may be read at once, by threads
         batch: list[Document] = []
@@ -200,14 +160,14 @@ class WebDocumentSource(seqio.DataSource):
 
     def _documents(self, path: str, split: str, report: ReadReport) -> Iterator[Document]:
         # Malformed rows of a hash split belong to neither part: "train" counts and keeps them, once.
-        held_out = self._is_hash_split and split == VALIDATION
+        held_out = self._split.is_by_hash and split == VALIDATION
         quarantine = None if held_out else self._quarantine_file(path, split)
         tally = ReadReport() if held_out else report
         documents = read_documents(
             path, row_format=self._row_format, limit=self._limit, report=tally, quarantine=quarantine
         )
         for document in documents:
-            if self._is_held_out(document) == held_out:
+            if self._split.holds_out(document.split_id) == held_out:
                 report.beside.update(document.beside())
                 yield document
         if held_out:

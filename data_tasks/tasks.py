@@ -50,6 +50,7 @@ import tensorflow as tf
 
 from data_tasks import encoding, intervention_settings, pipeline, rates
 from data_tasks.chats import CHAT_ROWS, Openings, refusal_rows
+from data_tasks.held_out import CorpusSplit
 from data_tasks.intervention_settings import InterventionSettings
 from data_tasks.interventions import INTERVENTIONS
 from data_tasks.preprocessors import SAFE_SCORE, replace_speaker_names
@@ -75,9 +76,9 @@ CORPORA = {source: source for source in (*rates.SOURCES, *rates.CHAT_SOURCES)} |
     **dict.fromkeys(INTERVENTIONS, "raw_web"),
 }
 _SCORED = ("filtered_web", "harm_tagged_web", *(name for name, each in INTERVENTIONS.items() if each.needs_score))
-_ANNOTATED = "raw_web"
+_PAGES = "raw_web"
 _REWRITES = ("safeweb", "refuseweb", "moral_education")
-PREPROCESSING_VERSION = 2  # raise it when the same documents and settings would give other tokens
+PREPROCESSING_VERSION = 3  # raise it when the same documents and settings would give other tokens
 _DOCUMENTS_MEASURED = 256
 
 
@@ -147,10 +148,12 @@ def register(
     parameters = _intervention_settings(interventions, settings)
     columns = dict(columns or {})
     folders = parse_annotations(annotations)
+    places = {corpus: corpora.get(corpus, f"{folder}/{corpus}") for corpus in CORPORA.values()}
+    splits = _splits(places, columns, {"annotations": folders}, settings.validation_fraction, limit)
     tasks = {}
     for source_name, corpus in CORPORA.items():
-        place = corpora.get(corpus, f"{folder}/{corpus}")
-        beside = {"annotations": folders} if corpus == _ANNOTATED else {}
+        place = places[corpus]
+        beside = {"annotations": folders} if corpus == _PAGES else {}
         if place.startswith(TFDS_PREFIX):
             if any(_needed(source_name, parameters).values()) and not (folders and beside):
                 continue  # of files only, which have annotations beside them
@@ -160,7 +163,7 @@ def register(
             source = WebDocumentSource(
                 place,
                 row_format=_row_format(source_name, parameters, columns | beside),
-                validation_fraction=0.0 if source_name in _WHOLE else settings.validation_fraction,
+                split=splits[corpus],
                 limit=limit,
                 quarantine_dir=quarantine_dir and os.path.join(quarantine_dir, source_name),
             )
@@ -177,6 +180,25 @@ def register(
     decides_tokens |= {"annotations": [folder.identity for folder in folders]} if folders else {}
     decides_tokens |= {"interventions": dataclasses.asdict(parameters)} if interventions else {}
     return Registration(tasks, mixtures, decides_tokens)
+
+
+def _splits(
+    places: Mapping[str, str],
+    columns: Mapping[str, str],
+    annotated: Mapping[str, Any],
+    fraction: float,
+    limit: MalformedLimit,
+) -> dict[str, CorpusSplit]:
+    """What is held out of each corpus of files. Rewrites go where the page goes."""
+    found: dict[str, CorpusSplit] = {}
+    for corpus in (_PAGES, *(corpus for corpus in places if corpus != _PAGES)):
+        if places[corpus].startswith(TFDS_PREFIX):
+            continue
+        beside = annotated if corpus == _PAGES else {"are_rewrites": corpus in _REWRITES}
+        rows = CHAT_ROWS.get(corpus) or WebDocuments(**columns, **beside)
+        pages = found.get(_PAGES) if corpus in _REWRITES else None
+        found[corpus] = CorpusSplit(places[corpus], rows, 0.0 if corpus in _WHOLE else fraction, limit, pages)
+    return found
 
 
 def _tfds_source(place: str, corpus: str, data_dir: str | None, *, has_annotations: bool) -> seqio.TfdsDataSource:

@@ -3,6 +3,7 @@
 For every task and split this writes the folder OUTPUT/<source name>/<split>, a token store (see safelm.data.store): a
 shard for each source file, and the manifest last, with the task, the vocabulary's hash, counts and checksums.
 A killed run leaves no store without its shards; the same command again keeps the finished shards and does the rest.
+Finished stores are only checked, which in a bucket takes no right to write.
 A folder begun with other settings, another vocabulary or other input files is an error that names the difference.
 Malformed rows are kept in OUTPUT/quarantine/<source name>/<split>/. With an OUTPUT on gs:// every finished shard is
 uploaded and removed here (see safelm.caching.upload). Document texts are never logged.
@@ -15,21 +16,23 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.util
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from safelm import cli, documents
 from safelm.caching.beam import write_on_beam
 from safelm.caching.plan import StorePlan, find_tasks, plan_store
 from safelm.caching.shards import UNMARKED, CacheJob, TaskModule, write_shard
-from safelm.caching.upload import Bucket, push_folder, staging_folder
+from safelm.caching.upload import Bucket, NotHeldError, push_folder
 from safelm.data.shard import ShardInfo
 from safelm.io import files, lease, remote
+from safelm.io.cache import staging_folder
 from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.text import named_templates
@@ -78,6 +81,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--interventions", metavar="JSON", help="parameters of interventions that aren't the defaults, as a JSON object"
     )
+    parser.add_argument(
+        "--allow_unmarked",
+        action="store_true",
+        help="make a store also where nothing of what is beside the text (such as spans) is what its task marks",
+    )
     documents.add_limit_flags(parser)
     beam_runner.add_flags(parser, default=None)
     return parser
@@ -92,8 +100,8 @@ def main(flags: argparse.Namespace) -> None:
     runner = beam_runner.from_flags(flags)
     tokenizer = Tokenizer.from_pretrained(flags.tokenizer)
     tokenizer = tokenizer.with_document_end(flags.document_end).with_chat_template(flags.chat_template)
-    if remote.is_remote(output):
-        remote.check_writable(output)
+    if remote.is_remote(output) and not remote.exists(output):
+        remote.check_writable(output)  # before much is read
     module = TaskModule(flags.module, _register_arguments(flags, tokenizer))
     registration = module.load()
     tasks = find_tasks(_names("--tasks", flags.tasks), registration)
@@ -103,11 +111,10 @@ def main(flags: argparse.Namespace) -> None:
         for source_name, task_name in tasks.items():
             for split in _names("--splits", flags.splits):
                 directory = os.path.join(staging_folder(output), source_name, split)
+                what = (source_name, task_name, split, directory, tokenizer, settings)
+                plan_it = functools.partial(plan_store, *what, allows_unmarked=flags.allow_unmarked)
                 locks.enter_context(_only_writer(directory))
-                if remote.is_remote(output):
-                    locks.enter_context(lease.held(f"{output}/{source_name}/{split}"))
-                bucket = Bucket(f"{output}/{source_name}/{split}", directory) if remote.is_remote(output) else None
-                plan = plan_store(source_name, task_name, split, directory, tokenizer, settings, bucket)
+                plan = _plan_in_bucket(plan_it, output, directory, locks) if remote.is_remote(output) else plan_it()
                 plans += [plan] if plan else []
         if not plans:
             raise ValueError(f"--splits {flags.splits}: no task has one of these splits")
@@ -115,8 +122,22 @@ def main(flags: argparse.Namespace) -> None:
             _run(plans, module, flags.workers, output, runner)
         except OSError as error:
             raise _advise(error) from error
-        if remote.is_remote(output):
+        if any(plan.bucket and plan.bucket.is_held for plan in plans):
             push_folder(_quarantine(output), f"{output}/quarantine")
+
+
+def _plan_in_bucket(
+    plan_it: Callable[..., StorePlan | None], output: str, directory: str, locks: contextlib.ExitStack
+) -> StorePlan | None:
+    """Plans a store in a bucket: under its lease, which `locks` then hold, unless it is whole."""
+    url = f"{output}/{os.path.relpath(directory, staging_folder(output))}"
+    with contextlib.suppress(NotHeldError):
+        plan = plan_it(bucket=Bucket(url, directory, is_held=False))
+        if plan is None or not plan.needs_writing:
+            return plan
+    remote.check_writable(output)
+    locks.enter_context(lease.held(url))
+    return plan_it(bucket=Bucket(url, directory))
 
 
 def _register_arguments(flags: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -14,22 +14,27 @@ from_caller() {
 }
 
 # read_flags PATHS FILE FLAG...: sets the array `given` to the flags as --name=value, with the paths from here of those
-# that PATHS names. Ends the script with 2 for a flag that neither PATHS nor the Python file FILE names.
+# that PATHS names. Ends the script with 2 for a flag that neither PATHS nor the Python file FILE names, a path that is
+# missing, and a word that no flag takes. FILE is read as text, since no Python may be installed yet.
 read_flags() {
-  local paths=" $1 " file=$2 flag name
+  local paths=" $1 " file=$2 flag name line error
   shift 2
   given=()
   while [ $# -gt 0 ]; do
-    flag=$1
+    flag=$1 error='' line=''
     shift
-    if [[ $flag == --?* && $flag != *=* && $# -gt 0 && ${1-} != -* ]]; then
-      flag+="=$1"
-      shift
-    fi
     name=${flag%%=*} name=${name#--} name=${name//-/_}
-    if [[ $flag != --?* ]] || { [[ ! $name =~ ^config(\.|$) && $paths != *" $name "* ]] &&
-        ! grep -qE "\\(\"(--)?${name#no}\"" "$file"; }; then
-      echo "${0##*/}: unknown argument $flag: see ${0##*/} --help" >&2
+    if [[ $name =~ ^[a-z0-9_]+$ ]]; then
+      line=$(grep -m 1 -E "(DEFINE_[a-z]+|add_argument)\\(\"(--)?($name|${name#no})\"" "$file" || true)
+    fi
+    if [[ $flag != --?* || ( -z $line && ! $name =~ ^config(\.|$) && $paths != *" $name "* ) ]]; then
+      error="unknown argument $flag"
+    elif [[ $flag != *=* && $line != *DEFINE_bool* && $line != *store_true* ]]; then
+      if [[ $# -gt 0 && $1 != -* ]]; then flag+="=$1" && shift; fi
+      if [[ $flag != *=* && $paths == *" $name "* ]]; then error="$flag needs a value"; fi
+    fi
+    if [ -n "$error" ]; then
+      echo "${0##*/}: $error: see ${0##*/} --help" >&2
       exit 2
     fi
     if [[ $flag == *=* && $paths == *" $name "* ]]; then flag="--$name=$(from_caller "${flag#*=}")"; fi

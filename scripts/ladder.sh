@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The ladder of data interventions through pretraining, instruction tuning and benign finetuning, measured after each.
-#   scripts/ladder.sh [DIR] [FLAG...]               the embedded corpus; DIR (default runs/ladder) keeps everything
+#   scripts/ladder.sh [DIR] [FLAG...]               the embedded corpus; DIR (default runs/ladder) keeps everything;
+#                                                   --output=DIR says the same
 #   scripts/ladder.sh DIR --real=DATA [FLAG...]     real text from a folder with text/, classifier/, sft/, eval_prompts/
 #   scripts/ladder.sh DIR --real=DATA --init_checkpoint=W/smollm2 [FLAG...]     SmolLM2-135M continued on that text
 # Run again to continue after any stop. WORKERS (default 2) says how many processes work. Other flags go to
@@ -14,10 +15,11 @@ cd "$(dirname "$0")/.."
 
 run_dir=${here}runs/ladder variant=embedded flags=()
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then run_dir=$(from_caller "$1"); shift; fi
-paths='real init_checkpoint config.real config.init_checkpoint records pause_file'
+paths='output real init_checkpoint config.real config.init_checkpoint records pause_file'
 read_flags "$paths" safelm/ladder/command.py "$@"
 for flag in "${given[@]}"; do
   case $flag in
+    --output=?*) run_dir=${flag#*=} ;;
     --real=*) flags+=("--config.real=${flag#*=}"); [ $variant = embedded ] && variant=real ;;
     --init_checkpoint=*) flags+=("--config.init_checkpoint=${flag#*=}"); variant=smollm2_135m ;;
     --config=*)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from safelm.caching.plan import StorePlan
 from safelm.caching.shards import CacheJob, TaskModule, write_shard
-from safelm.caching.upload import Bucket, push_folder, push_new_shard, staging_folder
+from safelm.caching.upload import Bucket, push_folder, push_new_shard
 from safelm.data.shard import read_shard_info
 from safelm.io import remote
+from safelm.io.cache import staging_folder
 from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.output import OutputFolder

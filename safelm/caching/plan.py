@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ class StorePlan:
     """One store: its finished shards, the jobs for the missing ones, and the content of its manifest.
 
     With a `bucket`, a shard is finished if it is in the bucket, or here and waiting to be uploaded. `sought` says what
-    the task marks in documents ("" for a task that marks nothing beside their text).
+    the task marks in documents ("" for a task that marks nothing beside their text), `allows_unmarked` that a store
+    may be made in which nothing is marked although there is something beside the text.
     """
 
     source_name: str
@@ -38,6 +40,7 @@ class StorePlan:
     num_shards: int
     bucket: Bucket | None = None
     sought: str = ""
+    allows_unmarked: bool = False
     done: dict[int, ShardInfo] = dataclasses.field(default_factory=dict)
     jobs: list[CacheJob] = dataclasses.field(default_factory=list)
     pending_bytes: int = 0
@@ -52,11 +55,20 @@ class StorePlan:
         """Names and sizes (bytes) of the files in the bucket."""
         return self.bucket.sizes if self.bucket else None
 
+    @property
+    def needs_writing(self) -> bool:
+        """Whether the store, in a bucket, isn't whole there."""
+        shards = [self.done[index] for index in sorted(self.done)]
+        if self.jobs or not all(self.bucket.holds(info, self.num_shards) for info in shards):
+            return True
+        is_empty = self.split != "train" and not any(info.num_documents for info in shards)
+        return not is_empty and MANIFEST_NAME not in self.bucket.sizes
+
     def finish(self) -> Manifest | None:
         """Writes and returns the manifest; None for a split other than train without documents.
 
-        Raises ValueError if the train split has no document, or if its task marks what is beside the text and nothing
-        of what is there is that.
+        Raises ValueError if the train split has no document, or if its task marks what is beside the text, nothing of
+        what is there is that, and that isn't allowed; the shards stay.
         """
         shards = tuple(self.done[index] for index in range(self.num_shards))
         if not any(shard.num_documents for shard in shards):
@@ -64,7 +76,8 @@ class StorePlan:
                 return None
             rows = sum(shard.extra.get("num_rows", 0) for shard in shards)
             raise ValueError(f"empty corpus: task {self.task_name} keeps none of {rows} rows of split {self.split!r}")
-        if self.split == "train":
+        is_there = os.path.exists(os.path.join(self.directory, MANIFEST_NAME))
+        if self.split == "train" and not is_there:
             self._check_marks(shards)
         totals = {
             name: sum(shard.extra.get(name, 0) for shard in shards)
@@ -94,24 +107,30 @@ class StorePlan:
                 **_token_kinds(shards),
             },
         )
-        if not os.path.exists(os.path.join(self.directory, MANIFEST_NAME)):
+        if not is_there:
             write_manifest(self.directory, manifest, elsewhere=self.elsewhere)
             if self.bucket:
                 self.bucket.push(MANIFEST_NAME)
         return manifest
 
     def _check_marks(self, shards: Sequence[ShardInfo]) -> None:
-        """Raises ValueError, and forgets the shards, if the store would be that of an unmarked corpus in disguise."""
-        documents_there = sum(shard.num_documents for shard in shards)
-        beside = _beside(shards).get(BESIDE, {})
-        if not self.sought or not beside or _rare_counts(shards).get(UNMARKED) != documents_there:
+        """Raises ValueError if the store would be that of an unmarked corpus in disguise."""
+        if not self.sought or self.allows_unmarked or not _marks_nothing(shards):
             return
-        _drop_shards(self)
+        beside = _beside(shards)[BESIDE]
         shown = ", ".join(f"{count:,} {name}" for name, count in list(beside.items())[:_SHOWN_NAMES])
         raise ValueError(
-            f"{self.place}: {self.source_name} would mark nothing: none of {documents_there:,} documents has "
-            f"{self.sought}; there are {shown}{', ..' if len(beside) > _SHOWN_NAMES else ''}"
+            f"{self.place}: {self.source_name} would mark nothing: none of "
+            f"{sum(shard.num_documents for shard in shards):,} documents has {self.sought}; there are {shown}"
+            f"{', ..' if len(beside) > _SHOWN_NAMES else ''}; if nothing is to be marked here, --allow_unmarked makes "
+            "the store of the shards that are done"
         )
+
+
+def _marks_nothing(shards: Sequence[ShardInfo]) -> bool:
+    """Whether documents have something beside their text, and none has what the task marks."""
+    unmarked = _rare_counts(shards).get(UNMARKED, 0)
+    return bool(_beside(shards)) and unmarked == sum(shard.num_documents for shard in shards)
 
 
 def _rare_counts(shards: Sequence[ShardInfo]) -> dict[str, int]:
@@ -162,11 +181,13 @@ def plan_store(
     tokenizer: Tokenizer,
     settings: Mapping[str, Any],
     bucket: Bucket | None = None,
+    *,
+    allows_unmarked: bool = False,
 ) -> StorePlan | None:
     """Plans one store; None if the task lacks the split (other than train).
 
-    Raises ValueError if the folder holds, or was begun with, another task, `settings`, vocabulary or input files, and
-    FileNotFoundError if there is no input.
+    Raises ValueError if the folder holds, or was begun with, another task, `settings`, vocabulary or input files,
+    FileNotFoundError if there is no input, and NotHeldError if the bucket may not be written although it must.
     """
     import seqio
 
@@ -181,13 +202,18 @@ def plan_store(
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
     wanted |= {"format_version": FORMAT_VERSION, "channels": [dataclasses.asdict(channel) for channel in CHANNELS]}
     wanted |= {"document_end": tokenizer.special_token(tokenizer.eos_id), "chat_template": tokenizer.chat_template_hash}
+    wanted = json.loads(json.dumps(wanted))  # as a former run's are read
     sought = getattr(task.preprocessors[-1], "sought", "") if task.preprocessors else ""
-    plan = StorePlan(source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket, sought)
+    what = (source_name, task_name, split, directory, tokenizer, wanted, len(inputs), bucket, sought)
+    plan = StorePlan(*what, allows_unmarked)
     former = _check_settings(plan)
     _drop_broken_manifest(plan)
+    is_new = bucket is not None and (SETTINGS_NAME not in bucket.sizes or former != wanted)
+    if is_new:
+        bucket.check_held()
     os.makedirs(directory, exist_ok=True)
     records.write(os.path.join(directory, SETTINGS_NAME), wanted)
-    if bucket and (SETTINGS_NAME not in bucket.sizes or former != wanted):
+    if is_new:
         bucket.push(SETTINGS_NAME)
     for index, (path, file) in enumerate(zip(paths, inputs, strict=True)):
         _plan_shard(plan, index, path, file)
@@ -258,7 +284,8 @@ def _describe_input(path: str) -> dict[str, Any]:
 def _check_settings(plan: StorePlan) -> Mapping[str, Any]:
     """Raises ValueError if a finished shard was made with other settings.
 
-    Input files of unfinished shards may change; without finished shards, so may every setting.
+    Input files of unfinished shards may change; without finished shards, so may every setting. The shards of a store
+    that was refused because nothing is marked in it make way for other settings.
     """
     path, wanted = os.path.join(plan.directory, SETTINGS_NAME), plan.settings
     try:
@@ -273,6 +300,10 @@ def _check_settings(plan: StorePlan) -> Mapping[str, Any]:
         read_shard_info(plan.directory, index, len(inputs), elsewhere=plan.elsewhere) for index in range(len(inputs))
     ]
     if not any(done):
+        return former
+    if all(done) and _marks_nothing(done) and not os.path.exists(os.path.join(plan.directory, MANIFEST_NAME)):
+        if former != wanted:
+            _drop_shards(plan, len(inputs))
         return former
     began_with = former
     if len(inputs) == len(wanted["inputs"]):
@@ -297,10 +328,10 @@ def _drop_broken_manifest(plan: StorePlan) -> None:
             _drop_manifest(plan)
 
 
-def _drop_shards(plan: StorePlan) -> None:
+def _drop_shards(plan: StorePlan, num_shards: int) -> None:
     """Removes the shards' records, so that a run with other settings makes them anew."""
-    for index in range(plan.num_shards):
-        name = shard_file("shard", index, plan.num_shards)
+    for index in range(num_shards):
+        name = shard_file("shard", index, num_shards)
         if plan.bucket:
             plan.bucket.drop(name)
         with contextlib.suppress(FileNotFoundError):

@@ -3,34 +3,33 @@
 Shards are written to a local folder, `$SAFELM_CACHE/staging/<hash of the output>`, and uploaded one by one: the arrays,
 then the shard's JSON; the manifest comes last. Uploaded files are removed here, so the disk holds only unfinished
 shards. The bucket's content decides what is left to do, so a stopped run continues on any machine. A lease keeps a
-second machine out (`safelm.io.lease`); a shard is a function of its input file and the settings, whoever writes it.
+second machine out (`safelm.io.lease`), taken where there is something to write: a whole store is checked without. A
+shard is a function of its input file and the settings, whoever writes it.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 
 from safelm.data.shard import ShardInfo, shard_file
 from safelm.data.store import MANIFEST_NAME
 from safelm.io import remote
-from safelm.io.cache import cache_root
 
 SETTINGS_NAME = "settings.json"
 
 
-def staging_folder(output: str) -> str:
-    """The local folder for an output: the output itself or, for a bucket, where shards wait for their upload."""
-    if not remote.is_remote(output):
-        return output
-    return os.path.join(cache_root(), "staging", hashlib.sha256(output.rstrip("/").encode()).hexdigest()[:24])
+class NotHeldError(Exception):
+    """Something is to be written in the bucket, without the folder's lease."""
 
 
 class Bucket:
     """A store's folder in a bucket (`url`) and the local folder that its files come from (`directory`)."""
 
-    def __init__(self, url: str, directory: str):
-        """Downloads settings, manifest and shard records of an earlier run. Raises OSError naming the URL."""
-        self.url, self.directory = url, directory
+    def __init__(self, url: str, directory: str, *, is_held: bool = True):
+        """Downloads settings, manifest and shard records of an earlier run. Raises OSError naming the URL.
+
+        `is_held`: whether this process holds the folder's lease; without it what writes raises NotHeldError.
+        """
+        self.url, self.directory, self.is_held = url, directory, is_held
         sizes = remote.list_sizes(url)
         if sizes is None:
             raise PermissionError(f"{url}: listing is refused, and without it finished shards can't be found")
@@ -63,8 +62,14 @@ class Bucket:
             if os.path.exists(path):
                 os.remove(path)
 
+    def check_held(self) -> None:
+        """Raises NotHeldError where nothing may be written."""
+        if not self.is_held:
+            raise NotHeldError(self.url)
+
     def push(self, name: str) -> None:
         """Uploads one file of the local folder."""
+        self.check_held()
         path = os.path.join(self.directory, name)
         remote.upload(path, f"{self.url}/{name}")
         self.sizes = {**self.sizes, name: os.path.getsize(path)}
@@ -72,6 +77,7 @@ class Bucket:
     def drop(self, name: str) -> None:
         """Removes a file from the bucket."""
         if name in self.sizes:
+            self.check_held()
             remote.remove(f"{self.url}/{name}")
             self.sizes = {other: size for other, size in self.sizes.items() if other != name}
 

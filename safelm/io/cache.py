@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from safelm.io import files
+from safelm.io import files, remote
 from safelm.io.files import file_sha256
 
 CACHE_VARIABLE = "SAFELM_CACHE"
@@ -31,6 +31,13 @@ _logger = logging.getLogger(__name__)
 def cache_root() -> str:
     """Folder for local copies: `$SAFELM_CACHE`, or `~/.cache/safelm`."""
     return os.environ.get(CACHE_VARIABLE) or os.path.join(os.path.expanduser("~"), ".cache", "safelm")
+
+
+def staging_folder(output: str) -> str:
+    """The local folder of an output's unfinished files: the output itself or, for a bucket, one of the cache folder."""
+    if not remote.is_remote(output):
+        return output
+    return os.path.join(cache_root(), "staging", hashlib.sha256(output.rstrip("/").encode()).hexdigest()[:24])
 
 
 class CacheFolder:

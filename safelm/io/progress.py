@@ -92,7 +92,7 @@ class ProgressFile:
         text = json.dumps(self._values | {"updated": time.time()}, indent=1) + "\n"
         try:
             if remote.is_remote(self._path):
-                remote.check_guards(self._path)
+                remote.check_guards(self._path, asks=False)  # nor waits for a bucket
                 filesystem, inner = remote.filesystem(self._path)
                 filesystem.pipe_file(inner, text.encode())  # without retries: the next one comes soon
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from safelm.io import files as whole_files
 from safelm.io import lease, records, remote
+from safelm.io.cache import staging_folder
 from safelm.io.files import file_sha256
 
 STAGING, FAILURES = "_staging", "_failures"
@@ -92,12 +93,22 @@ class OutputFolder:
         """Writes a small JSON file atomically. Raises OSError naming it."""
         records.write(self.path(name), values)
 
+    @property
+    def _staging(self) -> str:
+        """The folder of all of the output's unfinished files here; of a remote output, in the cache folder."""
+        return os.path.join(staging_folder(self.root), STAGING)
+
+    def _clear_staging(self) -> None:
+        shutil.rmtree(self._staging, ignore_errors=True)
+        if self.is_remote:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(self._staging))
+
     @contextlib.contextmanager
     def staging(self) -> Iterator[str]:
-        """A local folder for unfinished files; removed at the end."""
-        parent = None if self.is_remote else self.path(STAGING)
-        if parent:
-            os.makedirs(parent, exist_ok=True)
+        """A local folder for unfinished files; removed at the end, a killed run's by the next `only_writer`."""
+        parent = self._staging
+        os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="safelm-", dir=parent) as folder:
             yield folder
 
@@ -161,17 +172,21 @@ class OutputFolder:
             self._wait_for_slices()  # before, too: two slices that end at once would refuse each other
             with lease.held(self.root):
                 self._wait_for_slices()
-                yield
+                self._clear_staging()
+                try:
+                    yield
+                finally:
+                    self._clear_staging()
             return
         busy = f"{self.root}: another process is writing there"
         with whole_files.locked(self.path(".lock"), busy), open(self.path(".workers"), "w") as workers:
             whole_files.wait_for_lock(workers)  # workers of a killed run end within a second
             fcntl.flock(workers, fcntl.LOCK_UN)
-            shutil.rmtree(self.path(STAGING), ignore_errors=True)
+            self._clear_staging()
             try:
                 yield
             finally:
-                shutil.rmtree(self.path(STAGING), ignore_errors=True)
+                self._clear_staging()
 
     @contextlib.contextmanager
     def only_writer_of_slice(self, index: int, count: int) -> Iterator[None]:

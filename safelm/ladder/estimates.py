@@ -58,10 +58,10 @@ def estimate(counts: Counts, less: Counts | None = None) -> Estimate:
     A single seed has no spread, so its interval covers prompts only.
     """
     value_SP = differences(counts, less)
-    if less is not None:
-        return crossed.difference(value_SP)
-    is_rate = bool(((value_SP >= 0) & (value_SP <= 1)).all())
-    return crossed.rate(value_SP) if is_rate else crossed.mean(value_SP)
+    rows = (counts,) if less is None else (counts, less)
+    if not all(((value_P >= 0) & (value_P <= 1)).all() for row in rows for value_P in row.values()):
+        return crossed.mean(value_SP)
+    return crossed.rate(value_SP) if less is None else crossed.difference(value_SP)
 
 
 def p_value(counts: Counts, less: Counts) -> float:

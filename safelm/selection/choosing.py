@@ -15,7 +15,6 @@ from safelm.selection import copies, keys, sampling
 from safelm.selection.licences import CorpusLicences
 from safelm.selection.measuring import MAX_KINDS, Kind, file_name
 from safelm.selection.settings import SCORE, SelectSettings
-from safelm.tags import MAX_SCORE
 
 FOLDER = "_chosen"
 OUTCOMES = (  # in the order in which they are decided
@@ -115,37 +114,37 @@ class Corpus:
     def find_copies(self) -> None:
         """Finds the copies that the settings ask for; contaminated rows are out after them.
 
-        Rows above the scores are compared too: what is known to be harmful by one copy is out in every copy.
+        Rows above the scores are compared first: what is known to be harmful by one copy is out in every copy. Copies
+        of one another are then sought among the rows that are left, so that a row that is out takes no other with it.
         """
-        settings = self._settings
-        score_K = np.array([-1 if score is None else score for score, _ in self.kinds], np.int64)
+        near = self._settings.near_duplicates
         with self._out.staging() as folder:
-            if settings.exact_duplicates:
-                marked = self._new_marks()
-                copies.mark(self._copies(score_K, "text_hash"), self.documents, folder, marked)
-                self._add_marks(EXACT, marked)
-            if settings.near_duplicates:
-                marked = self._new_marks()
-                for band in range(copies.band_shape(settings.near_duplicates)[0]):
-                    parts = self._copies(score_K, "bands", band)
-                    copies.mark(parts, self.documents, folder, marked, settings.near_duplicates)
-                self._add_marks(NEAR, marked)
+            if self._settings.exact_duplicates:
+                self._mark(EXACT, folder, "text_hash", [None])
+            if near:
+                self._mark(NEAR, folder, "bands", range(copies.band_shape(near)[0]), near)
         self._is_compared = True
 
-    def _new_marks(self) -> copies.CopyMarks:
-        limit = copies.order(np.array([self._settings.max_score]), np.array([0], np.uint64))
-        above = copies.Marks(self.documents) if self._settings.max_score < MAX_SCORE else None
-        return copies.CopyMarks(copies.Marks(self.documents), above, int(limit[0]))
+    def _mark(self, outcome: int, folder: str, name: str, bands: Sequence[int | None], similarity: float = 0.0) -> None:
+        """Marks the copies of rows above the scores, then those among the rows that are left, with this outcome."""
+        most = self._settings.max_score
+        if any(score is not None and score > most for score, _ in self.kinds):
+            (limit,) = copies.order(np.array([most]), np.array([0], np.uint64)).tolist()
+            above = copies.Marks(self.documents)
+            for band in bands:
+                parts = self._copies(name, band, with_above=True)
+                copies.mark(parts, self.documents, folder, above, similarity, limit=limit)
+            self._marks.append((COPY_ABOVE, above))
+        marks = copies.Marks(self.documents)
+        for band in bands:
+            copies.mark(self._copies(name, band, with_above=False), self.documents, folder, marks, similarity)
+        self._marks.append((outcome, marks))
 
-    def _add_marks(self, outcome: int, marked: copies.CopyMarks) -> None:
-        if marked.early is not None:
-            self._marks.append((COPY_ABOVE, marked.early))
-        self._marks.append((outcome, marked.all))
-
-    def _copies(self, score_K: np.ndarray, name: str, band: int | None = None) -> Iterator[copies.Copies]:
+    def _copies(self, name: str, band: int | None, *, with_above: bool) -> Iterator[copies.Copies]:
+        score_K = np.array([-1 if score is None else score for score, _ in self.kinds], np.int64)
         for shard in self.shards():
             is_above_N = (shard.outcome_N == OUTSIDE) & (score_K[shard.kind_N] > self._settings.max_score)
-            at = np.flatnonzero((shard.outcome_N == SELECTED) | is_above_N)
+            at = np.flatnonzero((shard.outcome_N == SELECTED) | (is_above_N & with_above))
             hashes = shard.arrays[name][at]
             order = copies.order(score_K[shard.kind_N[at]], shard.key_N[at])
             sketch = None if band is None else shard.arrays["sketch"][at]

@@ -25,7 +25,6 @@ __all__ = [
     "PERMUTATIONS",
     "VERSION",
     "Copies",
-    "CopyMarks",
     "Marks",
     "band_shape",
     "bands",
@@ -37,20 +36,6 @@ __all__ = [
 PART_BYTES = 512 << 20
 _SCORE_BITS = 3
 _CHANCE = 1 / 256  # two bytes agree
-
-
-@dataclasses.dataclass(frozen=True)
-class CopyMarks:
-    """What `mark` finds.
-
-    Attributes:
-      all: the documents that are copies of one before them.
-      early: those of them whose first document comes before `limit` in the order; None where nobody asks.
-    """
-
-    all: Marks
-    early: Marks | None = None
-    limit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +70,15 @@ def order(score_N: Int[np.ndarray, " N"], key_N: UInt64[np.ndarray, " N"]) -> UI
     return (rank_N << np.uint64(KEY_BITS - _SCORE_BITS + 1)) | (key_N >> np.uint64(_SCORE_BITS - 1))
 
 
-def mark(parts: Iterable[Copies], total: int, folder: str, marks: CopyMarks, similarity: float = 0.0) -> None:
+def mark(
+    parts: Iterable[Copies],
+    total: int,
+    folder: str,
+    marks: Marks,
+    similarity: float = 0.0,
+    *,
+    limit: int | None = None,
+) -> None:
     """Marks every document that is a copy of one before it.
 
     Args:
@@ -93,6 +86,7 @@ def mark(parts: Iterable[Copies], total: int, folder: str, marks: CopyMarks, sim
       total: about how many there are.
       folder: a local one for the files of hashes; those are removed.
       similarity: from which two documents that agree in their hash are copies; 0 for all.
+      limit: only copies of documents before this place in the order are marked; None for all.
     """
     for records in _sorted_apart(parts, total, folder):
         records = records[np.lexsort((records["number"], records["order"], *records["hash"].T[::-1]))]
@@ -104,10 +98,9 @@ def mark(parts: Iterable[Copies], total: int, folder: str, marks: CopyMarks, sim
             at_M = np.flatnonzero(is_copy_N)
             alike_M = _similarity(records["sketch"], at_M, first_N[at_M])
             is_copy_N[at_M[alike_M < similarity - 1e-9]] = False
-        marks.all.add(records["number"][is_copy_N].astype(np.int64))
-        if marks.early is not None:
-            is_early_N = is_copy_N & (records["order"][first_N] < np.uint64(marks.limit))
-            marks.early.add(records["number"][is_early_N].astype(np.int64))
+        if limit is not None:
+            is_copy_N &= records["order"][first_N] < np.uint64(limit)
+        marks.add(records["number"][is_copy_N].astype(np.int64))
 
 
 def _similarity(

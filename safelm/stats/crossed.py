@@ -103,18 +103,19 @@ def rate(value_SP: Float[np.ndarray, "S P"]) -> Estimate:
 
 
 def difference(value_SP: Float[np.ndarray, "S P"]) -> Estimate:
-    """The mean of paired differences with its 95% interval; of counts (-1, 0 and 1) within -1 and 1.
+    """The mean of paired differences of shares, each from -1 to 1, with a 95% interval from -1 to 1.
 
-    Where all counts are equal, another prompt might differ: the interval is as wide as Wilson's over prompts.
+    Where all are equal counts (-1, 0 or 1), another prompt might differ: the interval is as wide as Wilson's over
+    prompts. Numbers beyond -1 and 1 are differences of no shares: their interval is that of `mean`.
     """
     found = mean(value_SP)
-    if not np.isin(value_SP, (-1.0, 0.0, 1.0)).all():
+    if np.abs(value_SP).max() > 1:
         return found
-    low, high = max(found.low, -1.0), min(found.high, 1.0)
-    if (value_SP == value_SP.flat[0]).all():
+    first, low, high = float(value_SP.flat[0]), found.low, found.high
+    if first in (-1.0, 0.0, 1.0) and (value_SP == first).all():
         width = intervals.rate(0, value_SP.shape[1]).high
-        low, high = max(found.value - width, -1.0), min(found.value + width, 1.0)
-    return Estimate(found.value, low, high, found.cases)
+        low, high = found.value - width, found.value + width
+    return Estimate(found.value, max(low, -1.0), min(high, 1.0), found.cases)
 
 
 def p_value(difference_SP: Float[np.ndarray, "S P"]) -> float:

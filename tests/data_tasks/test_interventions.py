@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data_tasks import intervention_settings, rates
+from data_tasks import hosts, intervention_settings, rates
 from data_tasks.interventions import INTERVENTIONS, InterventionSettings, mark_documents
 from data_tasks.readers import Document
 from safelm import annotate, cache_tasks
@@ -166,6 +166,17 @@ def test_metadata_stand_before_a_document_without_loss(tokenizer):
         assert not made("metadata_web", tokenizer, text, metadata=metadata).kind.any()
     with pytest.raises(ValueError, match=r"metadata_form must have .domain. or .value., got 'URL: '"):
         InterventionSettings(metadata_form="URL: ")
+
+
+def test_a_host_is_one_however_it_is_written_and_a_file_is_none():
+    for place in ("example.com", "Example.com.", "example.com:80", "example.com./x", "example.com/x"):
+        assert {hosts.host(f"{scheme}{place}") for scheme in ("", "//", "http://", "https://me@")} == {"example.com"}
+        assert hosts.host(place) == hosts.host(f"http://{place}") == "example.com"
+    for name in ("index.html", "README.md", "old.notes.txt", "index.html?x=1", "data.tar.gz", "setup.py"):
+        assert hosts.host(name) == "" and hosts.host(f"https://example.com/{name}") == "example.com"
+    for name in ("www.point.md", "point.md/page", "www.com.py", "onet.pl", "b92.rs"):
+        assert hosts.host(name) == name.partition("/")[0]
+    assert hosts.host("http://./x") == "" and hosts.host("http://index.html/x") == "index.html"
 
 
 def test_bad_parameters_and_vocabularies_are_one_line(tokenizer):

@@ -84,7 +84,7 @@ def annotate_terms(folder, name, *terms):
 def cache(folder, output, name, **flags):
     argv = [f"--tasks={name}", f"--data_dir={folder}/corpus", f"--tokenizer={folder}/tokenizer", "--workers=1"]
     argv += [f"--output={folder}/{output}", "--validation_fraction=0"]
-    argv += [f"--{flag}={value}" for flag, value in flags.items()]
+    argv += [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in flags.items()]
     cache_tasks.main(cache_tasks.arguments().parse_args(argv))
     return TokenStore.open(str(folder / output / name / "train")).manifest
 
@@ -119,6 +119,25 @@ def test_a_store_in_which_nothing_of_what_is_there_is_marked_is_refused(folder, 
     annotate_terms(folder, "absent", "dog")
     assert cache(folder, "absent", "masked_web", annotations=folder / "absent").extra["num_unmarked_documents"] == 20
     assert "nothing is marked: no document has a span of `labels` 4, 5" in caplog.text
+
+
+def test_a_corpus_that_is_clean_is_made_of_the_refused_stores_shards(folder, monkeypatch, caplog):
+    annotate_terms(folder, "clean", "bad\t1")
+    written, write_shard = [], cache_tasks.write_shard
+    monkeypatch.setattr(cache_tasks, "write_shard", lambda job, *more: written.append(job) or write_shard(job, *more))
+    given = {"annotations": folder / "clean"}
+    for name, settings in (("masked_web", {}), ("weighted_web", {"weights": {"1": 1.0}})):
+        given |= {"interventions": json.dumps(settings)}
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"; there are 20 spans of kind .*, --allow_unmarked makes the store"):
+                cache(folder, "clean", name, **given)
+        manifest = cache(folder, "clean", name, **given, allow_unmarked=True)
+        assert manifest.extra["num_unmarked_documents"] == manifest.num_documents == 20
+        assert f"clean/{name}/train: nothing is marked" in caplog.text
+        assert cache(folder, "clean", name, **given) == manifest  # is there, and whole
+        with pytest.raises(ValueError, match="was begun with interventions"):
+            cache(folder, "clean", name, **given | {"interventions": '{"labels": ["7"], "weights": {}}'})
+    assert [job.source_name for job in written] == ["masked_web"] * 2 + ["weighted_web"] * 2
 
 
 def test_a_file_without_a_wanted_label_is_no_error(folder, caplog):

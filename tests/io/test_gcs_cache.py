@@ -96,6 +96,32 @@ def test_the_store_in_a_bucket_is_the_local_one(make, tmp_path, monkeypatch, pro
     assert written == [1] and contents(url) == wanted
 
 
+def test_a_whole_store_is_checked_by_who_may_only_read(make, proxy):
+    """Without a lease too; a store that lacks something is refused as before."""
+    url = f"{BUCKET}/read_only"
+    make(url, "--splits=train,validation")
+    wanted = contents(url)
+
+    def read_only(method, path):
+        return None if method in ("GET", "HEAD") else 403
+
+    proxy.reset()
+    proxy.rule = read_only
+    for machine in ("here", "there"):
+        make(url, "--splits=train,validation", machine=machine)
+    assert not proxy.refused and contents(url) == wanted
+    proxy.reset()
+    filesystem, inner = fsspec.core.url_to_fs(f"{url}/raw_web/validation/manifest.json")
+    filesystem.rm(inner)
+    proxy.rule = read_only
+    with pytest.raises(PermissionError, match=f"^{url}: writing is refused"):
+        make(url, "--splits=train,validation")
+    proxy.reset()
+    make(url, "--splits=train,validation")
+    leases = {path for method, path, _ in proxy.requests if method == "POST" and ".writer" in path}
+    assert contents(url) == wanted and leases and all("validation" in path for path in leases)
+
+
 def test_workers_on_beam_put_the_same_store_in_a_bucket(make, tmp_path):
     make(str(tmp_path / "tokens"))
     url = f"{BUCKET}/beam"

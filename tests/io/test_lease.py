@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 
 from safelm import cache_tasks
-from safelm.caching.upload import staging_folder
 from safelm.checkpoints import checkpoint
 from safelm.io import cache, lease, remote
 from safelm.io.files import BusyError
@@ -232,6 +232,20 @@ def test_output_folders_and_slices():
     assert gcs_server.names(out.root) == []
 
 
+def test_unfinished_files_lie_in_the_cache_folder_until_the_next_writer(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    out = OutputFolder(f"{BUCKET}/staged")
+    with out.staging() as folder:
+        assert folder.startswith(f"{cache.staging_folder(out.root)}/") and folder.startswith(str(tmp_path / "cache"))
+    left = pathlib.Path(folder) / "index"
+    left.mkdir(parents=True)  # of a run that was killed
+    with out.only_writer():
+        assert not left.exists()
+        with out.staging() as folder:
+            pathlib.Path(folder, "file").write_text("")
+    assert not list((tmp_path / "cache/staging").iterdir())
+
+
 def test_a_second_cache_tasks_is_refused(tmp_path, monkeypatch):
     import tiny_runs
 
@@ -240,10 +254,13 @@ def test_a_second_cache_tasks_is_refused(tmp_path, monkeypatch):
     flags = cache_tasks.arguments().parse_args(
         [f"--output={BUCKET}/tokens", f"--tokenizer={tmp_path}/tokenizer", f"--data_dir={tmp_path}", "--tasks=raw_web"]
     )
+    (tmp_path / "raw_web").mkdir()
+    (tmp_path / "raw_web/train-0.jsonl").write_text('{"text": "a page"}\n')
     elsewhere(f"{BUCKET}/tokens/raw_web/train")._thread.start()
     with pytest.raises(BusyError, match=f"{BUCKET}/tokens/raw_web/train: in use by process 77 on other-host"):
         cache_tasks.main(flags)
-    assert not os.path.exists(os.path.join(staging_folder(f"{BUCKET}/tokens"), "raw_web", "train", "settings.json"))
+    staging = cache.staging_folder(f"{BUCKET}/tokens")
+    assert not os.path.exists(os.path.join(staging, "raw_web", "train", "settings.json"))
 
 
 def test_other_stores_say_that_nobody_is_kept_out(caplog):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from safelm import cli
-from safelm.io import progress
+from safelm.io import progress, remote
 
 
 @pytest.fixture
@@ -96,6 +96,23 @@ def test_a_defect_is_raised_and_its_kind_and_place_told(tmp_path, error, said):
     found = json.loads((tmp_path / "progress.json").read_text())
     assert raised.value is error and found["state"] == "failed"
     assert found["error"].startswith(said) and "a text" not in found["error"]
+
+
+def test_a_write_into_a_folder_with_a_guard_never_waits_for_its_bucket(monkeypatch):
+    """A guard that may ask the bucket asks for up to ten minutes; one whose folder is lost keeps the file as it is."""
+    url, asked = "memory://guarded/run/progress.json", []
+    files, inner = remote.filesystem(url)
+    monkeypatch.setitem(remote.guards, "memory://guarded/run/.writer", asked.append)
+    written = progress.ProgressFile(url, "a command")
+    written.update(done=1)
+    assert asked == [False] and json.loads(files.cat_file(inner))["done"] == 1
+
+    def lost(asks):
+        raise OSError("another process writes there")
+
+    monkeypatch.setitem(remote.guards, "memory://guarded/run/.writer", lost)
+    written.end("done")
+    assert json.loads(files.cat_file(inner))["state"] == "running"
 
 
 def test_the_variable_names_the_file_and_a_file_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):

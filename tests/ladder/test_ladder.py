@@ -292,6 +292,12 @@ def by_seed(counts_SP):
     return dict(enumerate(counts_SP))
 
 
+def test_a_difference_of_perplexities_may_reach_beyond_one():
+    worse, better = ({seed: np.array([value]) for seed, value in enumerate(row)} for row in ((5.9, 4.1), (5.0, 5.0)))
+    found = ladder_estimates.estimate(worse, better)
+    assert found.value == pytest.approx(0) and found.high == -found.low > 1
+
+
 def test_intervals_widen_with_seeds_that_disagree_and_pairing_narrows_a_difference():
     rng = np.random.default_rng(1)
     agree = (rng.random((3, 100)) < 0.5).astype(float)

@@ -106,6 +106,13 @@ def test_paths_are_meant_from_the_folder_of_the_call(asked, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("flags", [("--output=kept",), ("--output", "kept"), ("study", "--plan", "--output=kept")])
+def test_the_output_of_the_ladder_is_meant_from_the_folder_of_the_call(asked, tmp_path, flags):
+    assert _script("ladder.sh", *flags).returncode == 0
+    given = [each for each in asked.read_text().splitlines() if each.startswith("--output")]
+    assert given == [f"--output={tmp_path}/kept"] and (tmp_path / "kept").is_dir() and not (tmp_path / "study").exists()
+
+
 def test_whoever_calls_from_the_checkout_gets_paths_as_given(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("SAFELM_VENV", os.path.relpath(tmp_path / "venv"))
@@ -123,7 +130,11 @@ def test_whoever_calls_from_the_checkout_gets_paths_as_given(asked, tmp_path, mo
         ("quickstart.sh", ("run", "other"), "takes a folder and no flags, got run other"),
         ("ladder.sh", ("--seed=3",), "unknown argument --seed=3"),
         ("ladder.sh", ("study", "other"), "unknown argument other"),
+        ("ladder.sh", ("--report", "runs/x"), "unknown argument runs/x"),
+        ("ladder.sh", ("--nonsense",), "unknown argument --nonsense"),
+        ("ladder.sh", ("--plan", "--records"), "--records needs a value"),
         ("bench/gpu.sh", ("--part=x",), "unknown argument --part=x"),
+        ("bench/gpu.sh", ("--small", "runs/x"), "unknown argument runs/x"),
     ],
 )
 def test_an_unknown_argument_is_refused_before_anything_is_installed(tmp_path, monkeypatch, name, arguments, said):

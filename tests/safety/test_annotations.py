@@ -114,6 +114,10 @@ def test_a_text_is_remembered_until_too_many_others_came(monkeypatch, tmp_path):
     assert found == [*range(6)] * 3 + [i % 6 for i in range(20)] + [*range(6)]
 
 
+def _number(word):
+    return float(word) if word in ("nan", "inf", "-inf", "1.5") else int(word)
+
+
 class Counting:
     """A scorer whose details are large numbers."""
 
@@ -122,7 +126,7 @@ class Counting:
     def score(self, texts):
         """`whole` is the number behind a text's first word, `much` a float beyond float32 where it says so."""
         details = [
-            {"whole": int(text.split()[1]) if text[:2] == "n " else 0, "much": 1e300 if "much" in text else 0.5}
+            {"whole": _number(text.split()[1]) if text[:2] == "n " else 0, "much": 1e300 if "much" in text else 0.5}
             for text in texts
         ]
         return [Verdict(0, "", each) for each in details]
@@ -140,6 +144,12 @@ def test_details_that_a_column_can_not_hold_are_refused_or_null(tmp_path):
     write_rows(tmp_path / "more.jsonl", [{"text": "n 5"}, {"text": "n 3000000000"}])
     with pytest.raises(ValueError, match="column 'counting_whole': 3000000000: whole numbers of annotations lie"):
         annotate(tmp_path / "more", tmp_path / "more.jsonl", scorers=spec)
+    write_rows(tmp_path / "odd.jsonl", [{"text": f"n {value}"} for value in ("4", "nan", "inf", "-inf", "7")])
+    annotate(tmp_path / "odd", tmp_path / "odd.jsonl", scorers=spec)
+    assert [row["counting_whole"] for row in rows(tmp_path / "odd/odd.parquet")] == [4, None, None, None, 7]
+    write_rows(tmp_path / "half.jsonl", [{"text": "n nan"}, {"text": "n 1.5"}])
+    with pytest.raises(ValueError, match="column 'counting_whole': float64 here, int64 in the scorer's first answer"):
+        annotate(tmp_path / "half", tmp_path / "half.jsonl", scorers=spec)
     with pytest.raises(ValueError, match=r"column 'n': 10+: whole"):
         answers._numbers("n", "int64", [None, 10**400])
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from safelm.selection import copies
-from safelm.selection.copies import Copies, CopyMarks, Marks
+from safelm.selection.copies import Copies, Marks
 
 
 def marked(parts, total, folder, **more):
     marks = Marks(total)
-    copies.mark(iter(parts), total, str(folder), CopyMarks(marks), **more)
+    copies.mark(iter(parts), total, str(folder), marks, **more)
     return marks.get(0, total)
 
 
@@ -30,6 +30,15 @@ def test_of_equal_hashes_the_first_in_order_stays(monkeypatch, tmp_path, part_by
     assert marked(exact_parts(values, order), 200, tmp_path).tolist() == expected
     assert not list(tmp_path.iterdir())
     assert 100 < sum(expected) < 190
+
+
+def test_with_a_limit_only_copies_of_what_comes_before_it_are_marked(tmp_path):
+    rng = random.Random(1)
+    values, order = [rng.randrange(40) for _ in range(200)], rng.sample(range(1000), 200)
+    first = {value: min(order[at] for at in range(200) if values[at] == value) for value in values}
+    found = marked(exact_parts(values, order), 200, tmp_path, limit=100)
+    assert found.tolist() == [first[value] < min(place, 100) for value, place in zip(values, order, strict=True)]
+    assert 5 < found.sum() < 190
 
 
 def test_the_copy_with_the_highest_score_comes_first_then_the_lowest_key():
@@ -56,7 +65,7 @@ def near_marks(texts, similarity, folder):
     marks = Marks(len(texts))
     for band in range(bands.shape[1]):
         part = Copies(number, number.astype(np.uint64), bands[:, band : band + 1], sketch)
-        copies.mark([part], len(texts), str(folder), CopyMarks(marks), similarity)
+        copies.mark([part], len(texts), str(folder), marks, similarity)
     return marks.get(0, len(texts)).tolist()
 
 

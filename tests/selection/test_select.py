@@ -12,7 +12,7 @@ from document_files import write_rows
 from selection_runs import corpus, files, ids, run, step
 
 from safelm import documents
-from safelm.selection import licences, measuring
+from safelm.selection import copies, licences, measuring
 from safelm.text.tokenizer import Tokenizer
 
 
@@ -138,6 +138,39 @@ def test_what_is_above_the_scores_by_one_copy_is_out_in_every_copy(tmp_path, fla
     assert step(manifest, "outside the scores")[0] == step(manifest, "no harm score")[0] == 1
     run(tmp_path / "least", tmp_path / "in", min_score=2, **flags)
     assert sorted(ids(tmp_path / "least")) == ["better", "harmful"]
+
+
+def test_a_row_that_is_out_for_one_above_the_scores_takes_no_other_with_it(tmp_path):
+    """Of harmful, near and far, near repeats both others; and what is above hides no copies among those below."""
+    rng = random.Random(0)
+
+    def changed(words, count):
+        at = set(rng.sample(range(len(words)), count))
+        return [f"w{rng.randrange(5000)}" if i in at else word for i, word in enumerate(words)]
+
+    rows = []
+    for group in range(40):
+        base = [f"w{rng.randrange(5000)}" for _ in range(300)]
+        texts = {"harmful": changed(base, 14), "near": changed(base, 3)}
+        texts["far"] = changed(texts["near"], 7)
+        score = {"harmful": 5}
+        rows += [
+            {"id": f"{name}{group}", "text": " ".join(words), "harm_score": score.get(name, 1), "tokens": 1}
+            for name, words in texts.items()
+        ]
+    signatures = {row["id"]: copies.signature(row["text"]) for row in rows}
+    bands = {name: copies.bands(each[None], 0.7)[0] for name, each in signatures.items()}
+
+    def alike(one, other):
+        return (signatures[one] == signatures[other]).mean(), (bands[one] == bands[other]).any()
+
+    run(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), max_score=3, near_duplicates=0.7)
+    kept, gone = set(ids(tmp_path / "out")), 0
+    for harmful, near, far in ((f"harmful{at}", f"near{at}", f"far{at}") for at in range(40)):
+        gone += near not in kept and far in kept
+        assert {near, far} & kept or min(alike(harmful, near)[0], alike(harmful, far)[0]) > 0.69
+        assert not {near, far} <= kept or alike(near, far)[0] < 0.71 or not alike(near, far)[1]
+    assert gone > 5
 
 
 def test_near_duplicates_go_after_exact_ones(tmp_path):

@@ -85,3 +85,24 @@ def test_one_seed_covers_prompts_and_one_prompt_seeds():
     half = 4.302653 * numbers.std(ddof=1) / 3**0.5
     assert (found.value, found.high) == (4.0, pytest.approx(4 + half, rel=1e-6))
     assert crossed.mean(np.array([[5.0]])).high == 5.0
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3), (3, 2), (4, 30)])
+def test_a_difference_of_shares_stays_within_one(attempts, shape):
+    """Also of means of attempts, and of the whole seeds' where no goal is common (one column)."""
+    rng = np.random.default_rng(shape[1])
+    for rate_S in ((0.05, 0.95), (0.5, 0.5), (0.9, 1.0)):
+        share = np.resize(rate_S, shape[0])[:, None]
+        after_SP, before_SP = rng.binomial(attempts, share, shape), rng.binomial(attempts, 1 - share, shape)
+        value_SP = (after_SP - before_SP) / attempts
+        found = crossed.difference(value_SP)
+        assert -1 <= found.low <= found.value <= found.high <= 1
+        plain = crossed.mean(value_SP)
+        if 0 < plain.high - plain.low:
+            assert (found.low, found.high) == (max(plain.low, -1), min(plain.high, 1))
+
+
+def test_a_difference_of_other_numbers_is_not_held_within_one():
+    numbers = np.array([[0.5, -3.0], [2.0, 8.0]])
+    assert crossed.difference(numbers) == crossed.mean(numbers) and crossed.mean(numbers).high > 8

@@ -73,6 +73,21 @@ def test_seeds_without_a_unit_in_common_are_compared_by_their_means():
     assert seeds.p_value([1, 0, 1], [0, 0, 0], [0, 0, 1], ["a", "b", "c"]) > 0.05
 
 
+@pytest.mark.parametrize("draw", range(4))
+@pytest.mark.parametrize("is_common", [True, False])
+def test_the_difference_of_two_trainings_of_few_attempts_lies_within_one(draw, is_common):
+    """Their cells are means of attempts or, without a goal in common, of whole seeds."""
+    rng = np.random.default_rng(draw)
+    trained, goals = np.repeat([0, 1], 20), np.tile(np.repeat(np.arange(10), 2), 2)
+    first_n = (rng.random(40) < np.where(trained == 0, 0.2, 0.95)).astype(float)
+    second_n = (rng.random(40) < 0.3).astype(float)
+    units = goals if is_common else goals + 10 * trained
+    found = seeds.difference(first_n, second_n, (goals % 3).tolist(), trained.tolist(), units.tolist())
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    own = comparison.paired_difference(first_n, second_n, (goals % 3).tolist(), trained.tolist(), units=units.tolist())
+    assert found.low <= own.low <= own.high <= found.high
+
+
 def test_no_cases_is_an_error():
     with pytest.raises(ValueError, match="no cases"):
         seeds.rate([], [], [], [])

@@ -53,6 +53,9 @@ def test_what_is_decided_on_disk_is_what_is_decided_in_memory(tmp_path, monkeypa
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(hashed, "PART_BYTES", (300, 5_000, 64 << 20)[seed % 3])
     monkeypatch.setattr(duplicate_index, "_FIRST_ROWS", 2)
+    if seed % 2:  # as on macOS
+        monkeypatch.delattr(duplicate_index.os, "posix_fallocate")
+        monkeypatch.setattr(duplicate_index, "_ZEROS_AT_ONCE", 100)
     threshold = float(rng.choice([0.3, 0.5, 0.7, 0.9, 1.0]))
     whole_NP = signatures(rng, int(rng.integers(1, 500)), int(rng.integers(1, 40)))
     step = int(rng.integers(1, 90))

@@ -155,7 +155,7 @@ class Answers:
                 self._columns.values(verdict, {name: verdict})
         for detail in known:
             column = f"{name}_{detail}"
-            values = [verdict.details.get(detail) for verdict in verdicts]
+            values = [value if _is_finite(value) else None for value in (each.details.get(detail) for each in verdicts)]
             for kind in set(map(type, values)):
                 example = next(value for value in values if type(value) is kind)
                 self._columns.typed(column, example)
@@ -163,11 +163,16 @@ class Answers:
                 value_TC[:, self._column[column]] = _numbers(column, self._columns.types[column], values)
 
 
+def _is_finite(value: Any) -> bool:
+    """False for the floats that `Columns.typed` takes for null, whatever the column holds."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _numbers(column: str, kind: str, values: Sequence[Any]) -> Float64[np.ndarray, " T"]:
     """A column's values, NaN for those that are not finite as float32. Raises ValueError for one beyond int32."""
     if kind == "int64":
         for value in values:
-            if value is not None and not -_MOST_WHOLE <= value <= _MOST_WHOLE:
+            if value is not None and _is_finite(value) and not -_MOST_WHOLE <= value <= _MOST_WHOLE:
                 raise ValueError(
                     f"column {column!r}: {value}: whole numbers of annotations lie within {_MOST_WHOLE:,} around 0; "
                     "the scorer may give it as a float"

@@ -1,7 +1,7 @@
 """Leaves near-duplicates out of a finished run, in bounded memory: of two texts the earlier one stays.
 
-What it needs lies on disk, in a folder of the output that is removed at the end; a second pass after a kill begins anew
-and decides the same.
+What it needs lies on disk, in a folder of the output (of one in a bucket: of the cache folder) that is removed at the
+end; a second pass after a kill begins anew and decides the same.
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ at a threshold of 0.7) and document, and 0.6 KB for each that shares a band and 
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64, UInt32
@@ -25,6 +26,7 @@ _BAND = np.dtype([("hash", "<u8"), ("number", "<u4")])
 _ENTRY = np.dtype([("cell", "<u8"), ("number", "<u4")])
 _AT_ONCE = 1 << 14  # signatures
 _FIRST_ROWS = 1 << 10
+_ZEROS_AT_ONCE = 1 << 20  # bytes, where the system reserves none
 
 
 class DuplicateIndex:
@@ -145,10 +147,21 @@ def _mapped(path: str, length: int) -> np.ndarray:
     """A mapped file of 32-bit zeros. Raises OSError naming it if the disk has no room for it."""
     with open(path, "ab") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, max(4 * length, 1))  # a write to a hole on a full disk ends a process
+            _reserve(file, max(4 * length, 1))  # a write to a hole on a full disk ends a process
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
     return np.memmap(path, np.uint32, "r+", 0, (length,)) if length else np.zeros(0, np.uint32)
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Makes a file at least that long (bytes), of zeros behind its end, with the room for it on the disk."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    left = size - os.fstat(file.fileno()).st_size
+    while left > 0:
+        left -= file.write(bytes(min(left, _ZEROS_AT_ONCE)))
+    file.flush()
 
 
 class _Rows:
