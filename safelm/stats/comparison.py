@@ -49,8 +49,10 @@ def clustered_mean(
 ) -> Estimate:
     """The mean with its 95% percentile interval over resampled clusters, or over resampled cases without factors.
 
-    A factor with a single cluster says nothing about spread and is ignored. A sample of only 0s or only 1s (or -1s, of
-    differences) has no spread to resample; its interval is Wilson's for as many independent cases as there are units.
+    A factor with a single cluster says nothing about spread and is ignored. A sample of one value has no spread to
+    resample. If that is a share, from 0 to 1, the interval is Wilson's of that share for as many independent cases as
+    there are units: no numbers from 0 to 1 of this mean vary more than ones and zeros do. (-1, a difference, is as 1.)
+    Of any other number nothing bounds the spread, and the interval has no width.
 
     Raises ValueError if there are no cases or a factor has another length.
     """
@@ -104,7 +106,9 @@ def paired_difference(
 ) -> Estimate:
     """Mean of first - second over the same cases, with its clustered 95% interval.
 
-    If no case differs, the interval comes from Wilson's upper bound on the share of differing cases among `units`.
+    If no case differs, the interval comes from Wilson's upper bound on the share of differing cases among `units`. If
+    all differ alike, by a part of 1, it is Wilson's for numbers from -1 to 1 of this mean, which spread widest where
+    each is -1 or 1.
     """
     first_n, second_n = np.asarray(first_n, np.float64), np.asarray(second_n, np.float64)
     if first_n.shape != second_n.shape:
@@ -113,6 +117,10 @@ def paired_difference(
     if not difference_n.any():
         bound = rate(0, _num_units(units, _ways(len(difference_n), factors, units))).high
         return Estimate(0.0, -bound, bound, len(difference_n))
+    if (difference_n == difference_n[0]).all() and -1 < difference_n[0] < 1:
+        value = float(difference_n[0])
+        low, high = wilson((value + 1) / 2, _num_units(units, _ways(len(difference_n), factors, units)))
+        return Estimate(value, 2 * low - 1, 2 * high - 1, len(difference_n))
     return clustered_mean(difference_n, *factors, draws=draws, seed=seed, units=units)
 
 
@@ -162,11 +170,11 @@ def _effective_number(weight_n: Float[np.ndarray, " n"]) -> float:
 
 
 def _without_spread(value: float, units: int | float) -> tuple[float, float]:
-    """The interval of a value that all cases have: Wilson's for a share or difference of 0, 1 or -1, else itself."""
+    """The interval of a value that all cases have: Wilson's for a share, or a difference of -1, else itself."""
     if value == -1.0:
         low, high = wilson(1.0, units)
         return -high, -low
-    return wilson(value, units) if value in (0.0, 1.0) else (value, value)
+    return wilson(value, units) if 0 <= value <= 1 else (value, value)
 
 
 def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.ndarray, " n"]]:

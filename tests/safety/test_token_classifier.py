@@ -148,6 +148,12 @@ def test_a_folder_that_is_not_this_model_s_or_damaged_is_refused(place, tmp_path
         annotator.load(str(tmp_path / "probe"))
     with pytest.raises(ValueError, match="threshold=2: must be a probability"):
         annotator.load(f"{place / 'model_head'}?threshold=2")
+    for kernel, bias in (((8, 5), (6,)), ((8, 6), (5,)), ((8, 5), (5,)), ((8, 6, 1), (6,)), ((6,), (6,))):
+        wrong = dataclasses.replace(head, kernel_DC=np.zeros(kernel), bias_C=np.zeros(bias))
+        folder = str(tmp_path / f"{kernel}-{bias}")
+        save_head(folder, wrong)
+        with pytest.raises(ValueError, match=r"no kernel \[D, 6\] and bias \[6\]"):
+            read_head(folder)
     (tmp_path / "probe" / "head.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="damaged"):
         load_monitor(str(tmp_path / "probe"), lm)

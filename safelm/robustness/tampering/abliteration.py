@@ -71,14 +71,15 @@ def abliterate(
     if not harmful or not safe:
         raise ValueError(f"abliteration: {len(harmful)} harmful and {len(safe)} safe development prompts: want both")
     means_LD = mean_states(target, harmful) - mean_states(target, safe)
-    edited, found = {}, []
+    found = []
     for layer in range(1, target.config.num_layers + 1):
-        edited[layer] = project_out(target, means_LD[layer])
-        kl = divergence(target, edited[layer], safe)
-        found.append(Candidate(layer, kl, harmful_share(edited[layer]) if kl <= max_kl else None))
+        edited = project_out(target, means_LD[layer])
+        kl = divergence(target, edited, safe)
+        found.append(Candidate(layer, kl, harmful_share(edited) if kl <= max_kl else None))
+        del edited  # as large as the model: one at a time
     allowed = [each for each in found if each.harmful is not None]
     best = max(allowed, key=lambda each: (each.harmful, -each.kl)) if allowed else min(found, key=lambda each: each.kl)
-    return Abliterated(edited[best.layer], best, found)
+    return Abliterated(project_out(target, means_LD[best.layer]), best, found)
 
 
 def mean_states(target: Target, prompts: Sequence[Tokens]) -> Float[np.ndarray, "L D"]:

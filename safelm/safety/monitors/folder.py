@@ -132,7 +132,9 @@ def read_head(folder: str) -> SavedHead:
     except SafetensorError as error:
         raise ValueError(f"{folder}/{HEAD_FILE}: not a safetensors file ({error})") from None
     kernel_DC, bias_C = tensors.get("kernel"), tensors.get("bias")
-    if kernel_DC is None or bias_C is None or kernel_DC.shape[1:] != (MAX_SCORE + 1,) != bias_C.shape:
+    scores = (MAX_SCORE + 1,)
+    has_both = kernel_DC is not None and bias_C is not None
+    if not has_both or kernel_DC.ndim != 2 or kernel_DC.shape[1:] != scores or bias_C.shape != scores:
         raise ValueError(f"{folder}/{HEAD_FILE}: no kernel [D, {MAX_SCORE + 1}] and bias [{MAX_SCORE + 1}]")
     own = {name: config[name] for name in wanted if name not in ("files", "header_ids")}
     header_ids = tuple(map(int, config["header_ids"]))
