@@ -34,7 +34,7 @@ from safelm.robustness.suffix_rows import (
     placed,
     with_suffix,
 )
-from safelm.robustness.target import Target
+from safelm.robustness.target import NotTriedError, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def find_suffix(
       prompts, answers: harmful prompts and the beginnings of their harmful answers, to choose by.
       on_step: told the best suffix so far at step 0 and after every step.
 
-    Raises ValueError if a prompt with suffix and answer is longer than the model's context, or no token can be used.
+    Raises NotTriedError if a prompt with suffix and answer is longer than the model's context, or no token can be used.
     """
     rng = np.random.default_rng(search.seed)
     suffix_S = initial_suffix(target, search.tokens)
@@ -127,7 +127,7 @@ def usable_tokens(target: Target) -> Bool[np.ndarray, " V"]:
         usable_V[token] = bool(text) and tokenizer.encode(text) == [token]
     usable_V[[tokenizer.harm_tag_id, tokenizer.eos_id]] = False
     if not usable_V.any():
-        raise ValueError("the vocabulary has no token that stands for text by itself")
+        raise NotTriedError("the vocabulary has no token that stands for text by itself")
     return usable_V
 
 

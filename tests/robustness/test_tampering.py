@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import gc
+import re
+import types
 import weakref
 
 import jax
@@ -12,12 +14,13 @@ import pytest
 import random_decoders
 import tiny_runs
 
+from safelm.checkpoints.checkpoint import ARCHITECTURE_FIELDS
 from safelm.models import attention, attention_kernels, decoder
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import ModelConfig
 from safelm.robustness.tampering import abliteration, weight_edits
 from safelm.robustness.tampering.finetuning import Finetuner
-from safelm.robustness.target import Target
+from safelm.robustness.target import NotTriedError, Target
 
 CONFIG = ModelConfig(**tiny_runs.model_fields(num_kv_heads=2, max_seq_len=64))
 apply = jax.jit(decoder.apply, static_argnums=0)
@@ -135,6 +138,32 @@ def test_edits_of_weights(target):
         weight_edits.merge(target, small, 0.5)
     with pytest.raises(ValueError, match="share of 1"):
         weight_edits.prune(target, 1)
+
+
+def test_what_is_merged_has_one_architecture_however_it_is_computed(target):
+    """A field that only says how to compute is no reason to leave merging out; others are named."""
+
+    def other(**fields):
+        return dataclasses.replace(target, config=dataclasses.replace(CONFIG, **fields))
+
+    computing = {"remat": "full", "attention": "xla", "products": "xla", "init_std": 0.01, "max_seq_len": 999}
+    for name, value in (computing | {"banned_ids": (3,), "dtype": "bfloat16"}).items():
+        assert getattr(CONFIG, name) != value
+        merged = weight_edits.merge(target, other(**{name: value}), 0.5)
+        assert merged.config == CONFIG
+        jax.tree.map(np.testing.assert_array_equal, merged.params, target.params)
+    for name in ARCHITECTURE_FIELDS:
+        value = getattr(CONFIG, name)
+        unlike = types.SimpleNamespace(
+            config=types.SimpleNamespace(**{each: getattr(CONFIG, each) for each in ARCHITECTURE_FIELDS} | {name: "x"})
+        )
+        with pytest.raises(NotTriedError, match=f"merging: {name} is {re.escape(str(value))} here and x in") as told:
+            weight_edits.merge(target, unlike, 0.5)
+        assert not told.value.applies
+    stranger = types.SimpleNamespace(hash="another")
+    with pytest.raises(NotTriedError, match="another vocabulary") as told:
+        weight_edits.merge(target, dataclasses.replace(target, tokenizer=stranger), 0.5)
+    assert not told.value.applies
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])

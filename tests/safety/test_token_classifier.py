@@ -1,6 +1,7 @@
 """Token-level classifiers: trained on spans, used as annotators and monitors; what doesn't fit is named."""
 
 import dataclasses
+import hashlib
 import json
 
 import embedding_folders
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import random_decoders
+from safetensors import numpy as safetensors
 
 import safelm
 from safelm import annotate, generate, train_classifier
@@ -149,11 +151,13 @@ def test_a_folder_that_is_not_this_model_s_or_damaged_is_refused(place, tmp_path
     with pytest.raises(ValueError, match="threshold=2: must be a probability"):
         annotator.load(f"{place / 'model_head'}?threshold=2")
     for kernel, bias in (((8, 5), (6,)), ((8, 6), (5,)), ((8, 5), (5,)), ((8, 6, 1), (6,)), ((6,), (6,))):
-        wrong = dataclasses.replace(head, kernel_DC=np.zeros(kernel), bias_C=np.zeros(bias))
-        folder = str(tmp_path / f"{kernel}-{bias}")
-        save_head(folder, wrong)
+        data = safetensors.save({"kernel": np.zeros(kernel, np.float32), "bias": np.zeros(bias, np.float32)})
+        (tmp_path / "other" / "head.safetensors").write_bytes(data)
+        config = json.loads((tmp_path / "other" / "config.json").read_text())
+        config["files"]["head.safetensors"] = hashlib.sha256(data).hexdigest()
+        (tmp_path / "other" / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=r"no kernel \[D, 6\] and bias \[6\]"):
-            read_head(folder)
+            read_head(str(tmp_path / "other"))
     (tmp_path / "probe" / "head.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="damaged"):
         load_monitor(str(tmp_path / "probe"), lm)
