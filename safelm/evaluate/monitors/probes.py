@@ -84,7 +84,7 @@ def train_probe(
     return SavedHead(
         kind="probe",
         source=source,
-        fingerprint=stream_fingerprint(lm.params, lm.tokenizer.hash),
+        fingerprint=stream_fingerprint(lm.params, lm.tokenizer.hash, lm.tokenizer.harm_tag_id),
         is_encoder=False,
         layer=fitted.layer,
         kernel_DC=fitted.kernel_DC,
