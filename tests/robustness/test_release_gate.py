@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -23,7 +24,8 @@ from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_controls
 from safelm.robustness.gradient_suffix import SuffixSearch
 from safelm.robustness.soft_prompt import SoftPromptSearch
-from safelm.robustness.tampering.abliteration import project_out
+from safelm.robustness.tampering.abliteration import MAX_KL, Abliterated, Candidate, project_out
+from safelm.robustness.target import Labelled
 from safelm.stats.intervals import Estimate, rate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -434,6 +436,21 @@ def test_an_attack_that_does_not_fit_a_model_does_not_end_the_gate(inputs, tmp_p
         assert left["after"]["abliteration"][1] and "model.norms='after'" in left["after"]["abliteration"][0]
         assert list(left["raw"]) == ["abliteration"] and "same states" in left["raw"]["abliteration"][0]
     assert "left_out" not in (tmp_path / "out" / gate.JOURNAL).read_text()
+
+
+@pytest.mark.parametrize("kl", [0.05, 0.3])
+def test_an_edit_beyond_the_bound_on_kl_says_so(monkeypatch, kl):
+    target = types.SimpleNamespace(context=lambda prompt: [1])
+    best = Candidate(2, kl, 0.5 if kl < MAX_KL else None)
+    monkeypatch.setattr(battery, "abliterate", lambda *_: Abliterated(target, best, [best]))
+    monkeypatch.setattr(
+        asking, "label_answers", lambda _, contexts, *__, **___: Labelled(["answer"] * len(contexts), [], 0)
+    )
+    what = Material(PROMPTS[:2], PROMPTS[2:3] + PROMPTS[-1:], {}, is_chat=False)
+    found = battery.Battery(target, MICRO, what, None, knows_tag=False)._abliteration()
+    row_ = found | {"kind": asking.EDIT, "black_box": False}
+    (attack,) = criteria.attacked({"abliteration": row_}, PROMPTS[:2], {})
+    assert attack.chosen == f"layer 2, kl_on_safe {kl}" + (", beyond the bound of 0.1" if kl > MAX_KL else "")
 
 
 def test_rows_are_of_the_same_partner_and_the_same_stores(inputs, tmp_path, monkeypatch):
