@@ -46,13 +46,15 @@ def clustered_mean(
     seed: int = 0,
     units: Units = 0,
     weights: Weights = None,
+    bounded: bool = True,
 ) -> Estimate:
     """The mean with its 95% percentile interval over resampled clusters, or over resampled cases without factors.
 
     A factor with a single cluster says nothing about spread and is ignored. A sample of one value has no spread to
     resample. If that is a share, from 0 to 1, the interval is Wilson's of that share for as many independent cases as
     there are units: no numbers from 0 to 1 of this mean vary more than ones and zeros do. (-1, a difference, is as 1.)
-    Of any other number nothing bounds the spread, and the interval has no width.
+    Of any other number nothing bounds the spread, and the interval has no width. `bounded=False` says that numbers
+    between 0 and 1 are no shares either, but nats or rows per byte.
 
     Raises ValueError if there are no cases or a factor has another length.
     """
@@ -60,7 +62,7 @@ def clustered_mean(
     ways = _ways(len(value_n), factors, units)
     if (value_n == value_n[0]).all():
         value = float(value_n[0])
-        return Estimate(value, *_without_spread(value, _num_units(units, ways, weights)), len(value_n))
+        return Estimate(value, *_without_spread(value, _num_units(units, ways, weights), bounded), len(value_n))
     mean = float(np.average(value_n, weights=weights))
     intervals = [percentile_interval(clustered_means(value_n, codes, draws, seed, weights)) for codes in ways]
     lows, highs = zip(*intervals, strict=True)
@@ -169,12 +171,13 @@ def _effective_number(weight_n: Float[np.ndarray, " n"]) -> float:
     return float(weight_n.sum() ** 2 / (weight_n**2).sum())
 
 
-def _without_spread(value: float, units: int | float) -> tuple[float, float]:
+def _without_spread(value: float, units: int | float, bounded: bool) -> tuple[float, float]:
     """The interval of a value that all cases have: Wilson's for a share, or a difference of -1, else itself."""
     if value == -1.0:
         low, high = wilson(1.0, units)
         return -high, -low
-    return wilson(value, units) if 0 <= value <= 1 else (value, value)
+    is_share = value in (0.0, 1.0) or (bounded and 0 < value < 1)
+    return wilson(value, units) if is_share else (value, value)
 
 
 def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.ndarray, " n"]]:

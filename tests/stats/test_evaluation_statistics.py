@@ -69,6 +69,7 @@ def test_no_spread_is_not_certainty():
     assert (third.value, third.low, third.high) == (1 / 3, *wilson(1 / 3, 4)), "parts of ones are as shares of ones"
     assert clustered_mean([1 / 3] * 40, list(range(10)) * 4).high == wilson(1 / 3, 10)[1]
     assert clustered_mean([3.5] * 4) == Estimate(3.5, 3.5, 3.5, 4), "nothing bounds the spread of any numbers"
+    assert clustered_mean([1 / 3] * 4, bounded=False) == Estimate(1 / 3, 1 / 3, 1 / 3, 4)
     alike = {n: paired_difference([1 / 3] * n, [0] * n, units=range(n)) for n in (2, 40)}
     back = paired_difference([0] * 2, [1 / 3] * 2, units=range(2))
     assert alike[2].low < 0 < alike[40].low and -1 < alike[2].low < alike[2].high < 1, "two prompts tell nothing"
