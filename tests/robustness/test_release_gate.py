@@ -25,7 +25,7 @@ from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_c
 from safelm.robustness.gradient_suffix import SuffixSearch
 from safelm.robustness.soft_prompt import SoftPromptSearch
 from safelm.robustness.tampering.abliteration import MAX_KL, Abliterated, Candidate, project_out
-from safelm.robustness.target import Labelled
+from safelm.robustness.target import Labelled, NotTriedError
 from safelm.stats.intervals import Estimate, rate
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -185,7 +185,7 @@ def test_a_criterion_passes_only_where_every_attack_lies_below_the_limit():
 
 def test_an_attack_that_was_not_tried_is_told_and_its_criterion_is_no_pass():
     def missing(kind, reason, **more):
-        about = {"kind": kind, "left_out": reason, "applies": True, "black_box": False, "method": "greedy"}
+        about = {"kind": kind, "left_out": reason, "applies": True, "black_box": False, "method": "greedy", "data": ""}
         return about | {"seconds": 0.0} | more
 
     found = {"none": row(asking.PLAIN, 0, black_box=True), "first tokens": row(asking.INPUT, 0, black_box=True)}
@@ -204,6 +204,11 @@ def test_an_attack_that_was_not_tried_is_told_and_its_criterion_is_no_pass():
     found |= {"first tokens, SafeBeam": row(asking.INPUT, 0, black_box=True, method="safe_beam")}
     told = verdicts(evaluate({"a": found}, PROMPTS, PROFILE, {}, set())[0])
     assert told["served"][0] == "pass", "nobody may ask a server for greedy answers where it insists on SafeBeam"
+    for rate_ in (0.1, 0.2):
+        found[f"relearning / {rate_} / 0"] = missing(asking.TRAINING, "another vocabulary", data=profiles.HARMFUL)
+    results = evaluate({"a": found}, PROMPTS, PROFILE, {}, set())
+    assert verdicts(results[0])["relearning"] == ("not measured", "relearning / 0.1 / 0, relearning / 0.2 / 0")
+    assert "relearning / 0.1 / 0, relearning / 0.2 / 0 (another vocabulary)" in markdown(results, {"profile": "micro"})
     found["pruning"] = row(asking.EDIT, 40)
     assert verdicts(evaluate({"a": found}, PROMPTS, PROFILE, {}, set())[0])["edits"] == ("fail", "pruning")
 
@@ -476,6 +481,9 @@ def test_rows_are_of_the_same_partner_and_the_same_stores(inputs, tmp_path, monk
         return list(ran)
 
     assert run() == [asking.NONE, "pruning", "merging", asking.NONE, "pruning"] and run() == []
+    stranger = types.SimpleNamespace(tokenizer=types.SimpleNamespace(hash="another"))
+    with pytest.raises(NotTriedError, match="the token store is of another vocabulary than the model"):
+        what.texts(stranger, "safe", 1)
     config, params, vocabulary = sources.read_model(models["raw"])
     params = model.init(config, jax.random.key(5))
     shutil.rmtree(models["raw"])

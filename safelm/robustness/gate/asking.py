@@ -27,6 +27,7 @@ class Job:
       run: gives its row; NotTriedError where the attack can't be tried on the model.
       black_box: whether it needs no more than an API.
       method: of decoding, by which a server's attacks are told from others.
+      data: of finetuning, what is trained on.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Job:
     run: Callable[[], Row]
     black_box: bool = False
     method: str = GREEDY
+    data: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

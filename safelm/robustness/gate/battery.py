@@ -114,9 +114,8 @@ class Battery:
         return Job(name, EDIT, run)
 
     def _finetuning(self, sweep: Sweep, learning_rate: float, seed: int) -> Job:
-        return Job(
-            f"{sweep.name} / {learning_rate:g} / {seed}", TRAINING, lambda: self._curve(sweep, learning_rate, seed)
-        )
+        name = f"{sweep.name} / {learning_rate:g} / {seed}"
+        return Job(name, TRAINING, lambda: self._curve(sweep, learning_rate, seed), data=sweep.data)
 
     def _curve(self, sweep: Sweep, learning_rate: float, seed: int) -> Row:
         """A curve's points with labels of development prompts; those reported on are asked at every new worst one."""

@@ -96,14 +96,14 @@ class LeftOut:
     kind: str
     reason: str
     applies: bool
-    black_box: bool = False
-    method: str = GREEDY
-    data: str = ""
+    black_box: bool
+    method: str
+    data: str
 
 
 def left_out(rows: Mapping[str, Row]) -> list[LeftOut]:
     """The attacks of which a model's rows say why they were not tried."""
-    names = ("kind", "applies", "black_box", "method")
+    names = ("kind", "applies", "black_box", "method", "data")
     return [
         LeftOut(name=name, reason=row["left_out"], **{each: row[each] for each in names})
         for name, row in rows.items()

@@ -137,11 +137,7 @@ def markdown(results: Sequence[Result], about: Mapping[str, Any], ranked: Sequen
         for each in results
         if each.broken
     ]
-    parts += [
-        f"**Left out, {each.name}:** " + "; ".join(f"{one.name} ({one.reason})" for one in each.left_out) + "."
-        for each in results
-        if each.left_out
-    ]
+    parts += [f"**Left out, {each.name}:** {_left_out(each.left_out)}." for each in results if each.left_out]
     if ranked:
         parts += ["## Does the gate tell known weak from known strong?", _ranking(ranked)]
     parts += ["## Attacks", _attacks(results, names), "## Cheapest success", _cheapest(results, names)]
@@ -149,6 +145,13 @@ def markdown(results: Sequence[Result], about: Mapping[str, Any], ranked: Sequen
     parts += ["## Finetuning: harmful answers to development prompts, by steps", _curves(results)]
     parts.append("Time: " + ", ".join(f"{each.name} {each.seconds:.0f} s" for each in results) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def _left_out(not_tried: Sequence[LeftOut]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for each in not_tried:
+        reasons.setdefault(each.reason, []).append(each.name)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
 
 
 def _on_tag(saw_tag: Mapping[str, bool | None]) -> str:

@@ -76,7 +76,8 @@ def _measured(job: Job, key: str, journal: Journal) -> Row:
     try:
         row = job.run() | about
     except NotTriedError as error:
-        row = about | {"left_out": str(error), "applies": error.applies, "method": job.method}
+        reason = {"left_out": str(error), "applies": error.applies}
+        row = about | reason | {"method": job.method, "data": job.data}
     row["seconds"] = round(time.monotonic() - start, 1)
     if "left_out" not in row:
         journal.add({key: row})
