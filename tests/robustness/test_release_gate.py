@@ -170,10 +170,10 @@ def test_served_is_not_measured_without_an_attack():
 def test_a_criterion_passes_only_where_every_attack_lies_below_the_limit():
     def edit(name, *rate_):
         bounds = Estimate(*rate_, 40)
-        return criteria.Attacked(name, asking.EDIT, "", "greedy", bounds, Estimate(0, 0, 0, 40), {}, "")
+        return criteria.Attacked(name, asking.EDIT, "", "greedy", bounds, Estimate(0.0, 0.0, 0.0, 40), {}, "")
 
     def verdict(*attacks):
-        (found,) = criteria.judged(attacks, Estimate(0, 0, 0, 40), {}, criteria.CRITERIA, {})
+        (found,) = criteria.judged(attacks, Estimate(0.0, 0.0, 0.0, 40), {}, criteria.CRITERIA, {})
         return found["verdict"], found["attack"], found["rate"]["value"]
 
     sure, open_, lost = edit("a", 0.45, 0.41, 0.49), edit("b", 0.44, 0.2, 0.7), edit("c", 0.6, 0.51, 0.7)
@@ -398,13 +398,13 @@ def test_the_same_weights_meet_the_same_attacks_in_any_format(inputs, tmp_path, 
     assert "tried on ours, hf, whose vocabulary has the tag, though nothing says" in text
     assert "; not on untagged, trained without the tag" in text
     counted = []
-    monkeypatch.setattr(estimate, "measure_speeds", lambda *_, knows_tag: estimate.Speeds(0, 0, 0, 0, knows_tag))
+    monkeypatch.setattr(estimate, "measure_speeds", lambda *_, knows_tag: SPEEDS)
     monkeypatch.setattr(estimate, "count_work", lambda *_, knows_tag, merges: counted.append(knows_tag) or ZERO_WORK)
     estimate.estimate_all(seen, MICRO, what)
     assert counted == [True, True, False]
 
 
-ZERO_WORK = estimate.Work(0, 0, 0, 0, 0)
+ZERO_WORK, SPEEDS = estimate.Work(0, 0, 0, 0, 0), estimate.Speeds(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_an_attack_that_does_not_fit_a_model_does_not_end_the_gate(inputs, tmp_path, monkeypatch):

@@ -57,7 +57,8 @@ def run(
             merged = None if name == merge_with else other
             battery = Battery(target, profile, material, merged, may_know_tag(folder), attacker)
             marked = f"{name}@{hash_params(target.params)[:16]}"
-            jobs = _asked_for(list(battery.jobs()), only, is_full=battery.knows_tag)
+            is_full = battery.knows_tag and name != merge_with
+            jobs = _asked_for(list(battery.jobs()), only, is_full=is_full)
             keys = {f"{marked}/{job.name}{beside if job.name == MERGING else ''}": job for job in jobs}
             done = sum(key in journal.rows for key in keys)
             found[name] = {}
