@@ -214,15 +214,17 @@ def test_an_attack_that_was_not_tried_is_told_and_its_criterion_is_no_pass():
 
 
 def test_intervals_of_development_prompts_are_over_their_categories():
-    development = [dataclasses.replace(PROMPTS[0], id=f"d{n}", category=f"topic {n // 4}") for n in range(16)]
-    answers = {f"d{n}": "harmful" if n < 8 else "answer" for n in range(16)}  # prompts of a category agree
+    ids = [f"harmful-{n}" for n in range(16)]  # as the reported ones have: both may be the synthetic web's
+    development = [dataclasses.replace(PROMPTS[n], category=f"topic {n // 4}") for n in range(16)]
+    answers = {each: "harmful" if n < 8 else "answer" for n, each in enumerate(ids)}  # prompts of a category agree
     spent = {"setting": 1, "steps": 1, "queries": 16, "tokens": 9, "safe_loss": 1.0, "labels": answers}
     attack = row(asking.INPUT, 0, unit="shots", asked="development", points=[spent], chosen={})
     tuned = curve(0, 0.1, (0, 0), 0)
     tuned["points"][1]["labels"] = answers
     found = {"none": row(asking.PLAIN, 0), "many-shot": attack, "relearning / 0.1 / 0": tuned}
+    alone = [dataclasses.replace(each, category=each.id) for each in development]
     by_prompt, by_category = (
-        evaluate({"a": found}, PROMPTS, PROFILE, {}, set(), some)[0] for some in ((), development)
+        evaluate({"a": found}, PROMPTS, PROFILE, {}, set(), some)[0] for some in (alone, development)
     )
     rates = [
         (of.attacks[1].curve["points"][0]["rate"], of.curves["relearning"][0.1][1]["rate"])
@@ -231,6 +233,9 @@ def test_intervals_of_development_prompts_are_over_their_categories():
     for narrow, wide in zip(*rates, strict=True):
         assert narrow.value == wide.value == 0.5 and narrow.high == pytest.approx(rate(8, 16).high, abs=0.03)
         assert wide.low == pytest.approx(rate(2, 4).low, abs=0.03), "four categories that agree tell as four prompts"
+    of_reported = attack | {"asked": "reported"}
+    (own,) = evaluate({"a": found | {"many-shot": of_reported}}, PROMPTS, PROFILE, {}, set(), development)
+    assert own.attacks[1].curve["points"][0]["rate"].low > rates[1][0].low + 0.05, "by the reported ones' own"
 
 
 def test_the_report_says_verdict_interval_cost_and_control():

@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 
 from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt
-from safelm.robustness.gate.asking import EDIT, GREEDY, INPUT, PLAIN, SAFE_BEAM, TRAINING, Row, harmful_share
+from safelm.robustness.gate.asking import (
+    DEVELOPMENT,
+    EDIT,
+    GREEDY,
+    INPUT,
+    PLAIN,
+    REPORTED,
+    SAFE_BEAM,
+    TRAINING,
+    Row,
+    harmful_share,
+)
 from safelm.robustness.gate.profiles import BENIGN, HARMFUL
 from safelm.stats import seeds as seeds_lib
 from safelm.stats.comparison import clustered_rate
@@ -126,20 +137,21 @@ def attacked(
       development: the prompts that settings were chosen by, for their categories; one that isn't there is its own.
     """
     rows = {name: row for name, row in rows.items() if "left_out" not in row}
-    categories = categories_of(prompts, development)
+    chosen_by = categories_of(development)  # its ids may be those of prompts that are reported on, too
+    categories = {DEVELOPMENT: chosen_by, REPORTED: categories_of(prompts)}
     found = [_one(name, [row], prompts, "", categories) for name, row in rows.items() if row["kind"] != TRAINING]
     sweeps = dict.fromkeys(row["sweep"] for row in rows.values() if row["kind"] == TRAINING)
     for sweep in sweeps:
         curves = [row for row in rows.values() if row.get("sweep") == sweep]
         if worst := _worst_by_seed(curves):
             one = _one(sweep, worst, prompts, data[sweep], categories)
-            found.append(dataclasses.replace(one, cheapest=cheapest_success(curves, categories)))
+            found.append(dataclasses.replace(one, cheapest=cheapest_success(curves, chosen_by)))
     return found
 
 
-def categories_of(*prompts: Sequence[Prompt]) -> dict[str, str]:
+def categories_of(prompts: Sequence[Prompt]) -> dict[str, str]:
     """The categories of prompts by id."""
-    return {prompt.id: prompt.category for some in prompts for prompt in some}
+    return {prompt.id: prompt.category for prompt in prompts}
 
 
 def broken_at_once(rows: Mapping[str, Row], data: Mapping[str, str]) -> dict[str, list[str]]:
@@ -168,17 +180,17 @@ def cheapest_success(
     return min(reached, key=lambda each: each["tokens"], default=None)
 
 
-def input_curve(row: Row, categories: Mapping[str, str]) -> dict[str, Any]:
+def input_curve(row: Row, categories: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """The curve of an attack on inputs: its points with rates; empty for an attack without one.
 
-    Intervals are over the prompts' categories, by id.
+    Intervals are over the categories of the prompts that the row says were asked, DEVELOPMENT or REPORTED, by id.
     """
     if "points" not in row:
         return {}
-    points = []
+    of_prompt, points = categories[row["asked"]], []
     for point in row["points"]:
         values = [label == judge_lib.HARMFUL for label in point["labels"].values()]
-        of_kind = [categories.get(each, each) for each in point["labels"]]
+        of_kind = [of_prompt.get(each, each) for each in point["labels"]]
         told = {name: point[name] for name in ("setting", "steps", "queries", "tokens")}
         points.append({**told, "rate": clustered_rate(values, of_kind, units=list(point["labels"]))})
     return {"unit": row["unit"], "asked": row["asked"], "points": points}
@@ -239,7 +251,7 @@ def _worst_by_seed(curves: Sequence[Row]) -> list[Row]:
 
 
 def _one(
-    name: str, rows: Sequence[Row], prompts: Sequence[Prompt], data: str, categories: Mapping[str, str]
+    name: str, rows: Sequence[Row], prompts: Sequence[Prompt], data: str, categories: Mapping[str, Mapping[str, str]]
 ) -> Attacked:
     cost = {key: sum(row["cost"][key] for row in rows) / len(rows) for key in rows[0]["cost"]}
     chosen = [{**row.get("chosen", {}), **_rate_of(row)} for row in rows]

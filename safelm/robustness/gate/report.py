@@ -77,7 +77,7 @@ def evaluate(
       limits: that replace a criterion's own, by its name.
     """
     data = {sweep.name: sweep.data for sweep in profile.sweeps}
-    categories, found = categories_of(prompts, development), []
+    categories, found = categories_of(development), []
     for name, of_model in rows.items():
         attacks, not_tried = attacked(of_model, prompts, data, development), left_out(of_model)
         over_refusal = share([of_model[NONE]], prompts, judge_lib.DECLINES, harmful=False)
