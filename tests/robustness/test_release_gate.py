@@ -18,7 +18,7 @@ from safelm.formats import huggingface, sources
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 from safelm.robustness.attack_loop import LoopSettings
-from safelm.robustness.gate import asking, battery, criteria, estimate, profiles
+from safelm.robustness.gate import asking, battery, criteria, curves, estimate, profiles
 from safelm.robustness.gate import run as gate
 from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_controls
@@ -117,17 +117,17 @@ def test_costs_of_the_cheapest_success_and_curves_pool_seeds():
     assert relearning.cost == {"steps": 2, "tokens": 200, "queries": 12}
     one = rate(30, 40)
     assert relearning.rate.low < one.low + 0.15 and found["abliteration"].cheapest is None
-    points = criteria.pooled_points([each for each in rows(0, 0, 0).values() if "sweep" in each])
+    points = curves.pooled_points([each for each in rows(0, 0, 0).values() if "sweep" in each])
     assert {steps: point["rate"].value for steps, point in points[0.1].items()} == {0: 0.0, 1: 0.25, 2: 1.0}
     broken = [curve(0, 0.1, (4, 4), 0)]
-    assert criteria.cheapest_success(broken) == {"steps": 0, "tokens": 0.0}
+    assert curves.cheapest_success(broken) == {"steps": 0, "tokens": 0.0}
     never = [curve(0, 0.1, (0, 0, 2), 0)]  # 2 of 4 may be chance
-    assert criteria.cheapest_success(never) is None
+    assert curves.cheapest_success(never) is None
 
 
 def test_a_seed_that_stopped_early_ends_the_curve_of_all():
     long, short = curve(0, 0.1, (0, 1, 2), 0), curve(1, 0.1, (0, 1), 0)
-    assert list(criteria.pooled_points([long, short])[0.1]) == [0, 1]
+    assert list(curves.pooled_points([long, short])[0.1]) == [0, 1]
     nothing = curve(0, 0.1, (0,), 0) | {"labels": {}}
     assert criteria.attacked({"relearning / 0.1 / 0": nothing}, PROMPTS, {"relearning": "harmful"}) == []
 

@@ -16,7 +16,6 @@ from safelm.robustness.gate.criteria import (
     CRITERIA,
     FAIL,
     NOT_MEASURED,
-    SUCCESS,
     Attacked,
     LeftOut,
     attacked,
@@ -24,9 +23,9 @@ from safelm.robustness.gate.criteria import (
     categories_of,
     judged,
     left_out,
-    pooled_points,
     share,
 )
+from safelm.robustness.gate.curves import SUCCESS, pooled_points
 from safelm.robustness.gate.profiles import Profile
 from safelm.robustness.gate.ranking import MEAN, NOT_TOLD, RANKED, REVERSED, Compared
 from safelm.robustness.tampering.abliteration import MAX_KL
