@@ -182,7 +182,9 @@ def test_a_head_is_of_one_embedding_too(place, tmp_path):
     other = dataclasses.replace(lm, params={**lm.params, "embedder": {"embedding": table}})
     with pytest.raises(ValueError, match="trained on another model"):
         load_monitor(str(place / "model_head"), other)
-    _, added = decoder_tensors.resize_vocabulary(lm.config, lm.params, lm.config.vocab_size + 200, num_trained=tag)
+    _, added = decoder_tensors.resize_vocabulary(
+        lm.config, jax.tree.map(np.asarray, lm.params), lm.config.vocab_size + 200, num_trained=tag
+    )
     assert head.reads(added, lm.tokenizer.hash, tag), "a tag's row that was added when the model was read"
     blocks = model_fingerprint(
         None, {"layers": jax.tree.map(np.asarray, lm.params["layers"])}, VOCABULARY.hash, settings={}
