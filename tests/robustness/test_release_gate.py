@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -25,8 +24,9 @@ from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_c
 from safelm.robustness.gradient_suffix import SuffixSearch
 from safelm.robustness.soft_prompt import SoftPromptSearch
 from safelm.robustness.tampering.abliteration import MAX_KL, Abliterated, Candidate, project_out
-from safelm.robustness.target import Labelled, NotTriedError
+from safelm.robustness.target import Labelled, NotTriedError, Target
 from safelm.stats.intervals import Estimate, rate
+from safelm.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPTS = [
@@ -450,7 +450,7 @@ def test_an_attack_that_does_not_fit_a_model_does_not_end_the_gate(inputs, tmp_p
 
 @pytest.mark.parametrize("kl", [0.05, 0.3])
 def test_an_edit_beyond_the_bound_on_kl_says_so(monkeypatch, kl):
-    target = types.SimpleNamespace(context=lambda prompt: [1])
+    target = Target(ModelConfig(**tiny_runs.model_fields()), {}, tiny_runs.tokenizer(), is_chat=False)
     best = Candidate(2, kl, 0.5 if kl < MAX_KL else None)
     monkeypatch.setattr(battery, "abliterate", lambda *_: Abliterated(target, best, [best]))
     monkeypatch.setattr(
@@ -486,7 +486,8 @@ def test_rows_are_of_the_same_partner_and_the_same_stores(inputs, tmp_path, monk
         return list(ran)
 
     assert run() == [asking.NONE, "pruning", "merging", asking.NONE, "pruning"] and run() == []
-    stranger = types.SimpleNamespace(tokenizer=types.SimpleNamespace(hash="another"))
+    config, params, _ = sources.read_model(models["a"])
+    stranger = Target(config, params, Tokenizer.train(["word other"] * 20, 300), is_chat=False)
     with pytest.raises(NotTriedError, match="the token store is of another vocabulary than the model"):
         what.texts(stranger, "safe", 1)
     config, params, vocabulary = sources.read_model(models["raw"])

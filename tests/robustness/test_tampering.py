@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import gc
 import re
-import types
 import weakref
 
 import jax
@@ -21,6 +20,7 @@ from safelm.models.config import ModelConfig
 from safelm.robustness.tampering import abliteration, weight_edits
 from safelm.robustness.tampering.finetuning import Finetuner
 from safelm.robustness.target import NotTriedError, Target
+from safelm.text.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(**tiny_runs.model_fields(num_kv_heads=2, max_seq_len=64))
 apply = jax.jit(decoder.apply, static_argnums=0)
@@ -152,15 +152,14 @@ def test_what_is_merged_has_one_architecture_however_it_is_computed(target):
         merged = weight_edits.merge(target, other(**{name: value}), 0.5)
         assert merged.config == CONFIG
         jax.tree.map(np.testing.assert_array_equal, merged.params, target.params)
-    for name in ARCHITECTURE_FIELDS:
-        value = getattr(CONFIG, name)
-        unlike = types.SimpleNamespace(
-            config=types.SimpleNamespace(**{each: getattr(CONFIG, each) for each in ARCHITECTURE_FIELDS} | {name: "x"})
-        )
-        with pytest.raises(NotTriedError, match=f"merging: {name} is {re.escape(str(value))} here and x in") as told:
-            weight_edits.merge(target, unlike, 0.5)
+    unlike = {"rope_theta": 5e5, "norms": "after", "rms_norm_eps": 1e-3, "tie_embeddings": False, "activation": "gelu"}
+    assert unlike.keys() <= set(ARCHITECTURE_FIELDS)
+    for name, value in unlike.items():
+        here = re.escape(str(getattr(CONFIG, name)))
+        with pytest.raises(NotTriedError, match=f"merging: {name} is {here} here and {value} in") as told:
+            weight_edits.merge(target, other(**{name: value}), 0.5)
         assert not told.value.applies
-    stranger = types.SimpleNamespace(hash="another")
+    stranger = Tokenizer.train(["word other"] * 20, 300)
     with pytest.raises(NotTriedError, match="another vocabulary") as told:
         weight_edits.merge(target, dataclasses.replace(target, tokenizer=stranger), 0.5)
     assert not told.value.applies
