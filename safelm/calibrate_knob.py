@@ -120,7 +120,7 @@ def calibrate(
 
     Args:
       values_NK: the knob's values on N safe prompts.
-      shares: of safe prompts that each token may refuse, by token; 0 for one that never refuses.
+      shares: of safe prompts that each token may refuse, by token; 0 for one that never refuses, but not for all.
     """
     thresholds, by_token = {}, {}
     confidence = 1 - (1 - CONFIDENCE) / sum(share > 0 for share in shares.values())
@@ -195,7 +195,10 @@ def _category(flag: str) -> tuple[str, float | None]:
 
 
 def _shares(flags: argparse.Namespace, knob: Knob) -> dict[str, float]:
-    """The part of --max_over_refusal of every token. Raises ValueError where the given ones leave nothing, or less."""
+    """The part of --max_over_refusal of every token.
+
+    Raises ValueError where the given ones leave nothing, or less, or are all 0.
+    """
     total, given = flags.max_over_refusal, dict(map(_category, flags.category))
     for token, share in given.items():
         if share is not None and not 0 <= share < 1:
@@ -210,7 +213,10 @@ def _shares(flags: argparse.Namespace, knob: Knob) -> dict[str, float]:
             if without
             else f"--max_over_refusal={total:g}: the shares of --category add up to {total - left:g}"
         )
-    return {token: part if given.get(token) is None else given[token] for token in knob.thresholds}
+    shares = {token: part if given.get(token) is None else given[token] for token in knob.thresholds}
+    if not any(shares.values()):
+        raise ValueError(f"--category={flags.category[0]}: the share of every token is 0: none would ever refuse")
+    return shares
 
 
 def _values(

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from safelm import cli, documents
+from safelm.formats import sources
 from safelm.io import hub
 from safelm.robustness.gate import run as gate
 from safelm.robustness.gate.criteria import CRITERIA
@@ -49,9 +50,10 @@ def main(flags: argparse.Namespace) -> None:
         return
     chosen = {"merge_with": flags.merge_with, "attacker": attacker, "only": flags.only}
     rows = gate.run(models, profile, material, output, **chosen)
-    results = evaluate(rows, material.prompts, profile, limits, controls)
+    results = evaluate(rows, material.prompts, profile, limits, controls, material.development)
     about = {"profile": flags.profile, "settings": dataclasses.asdict(profile), "limits": limits, "chat": flags.chat}
     about |= {"attacker": attacker.name if attacker else "", "only": flags.only}
+    about["saw_tag"] = {name: sources.saw_tag(folder) for name, folder in models.items()}
     paths = write_report(output, results, about, rank_controls(results, material.prompts))
     print(paths[1].read_text())
     print("\n".join(map(str, paths)))

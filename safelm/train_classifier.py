@@ -99,10 +99,8 @@ def _train_tokens(args: argparse.Namespace) -> None:
     recipe = token_training.TokenRecipe(**given)
     where = {"annotated": args.annotations or "", "text_column": args.text_column or "text"}
     found = token_training.train(args.backbone, args.data, args.output, recipe, **where)
-    shown = {
-        name: found[name] for name in ("layer", "threshold", "documents", "tokens", "development_auroc", "measured")
-    }
-    print(json.dumps({"output": args.output, **shown}))
+    shown = ("layer", "threshold", "rows", "documents", "tokens", "development_auroc", "measured")
+    print(json.dumps({"output": args.output, **{name: found[name] for name in shown}}))
 
 
 def _whole_numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -39,7 +39,10 @@ def _of_triggers(own: Sequence[Found]) -> dict[str, Estimate]:
 
 def _of_secrets(own: Sequence[Found]) -> dict[str, Estimate]:
     first = sum(each["rank"] == 1 for each in own)
-    return {"exposure": clustered_mean([each["exposure"] for each in own]), "rank_1": rate(first, len(own))}
+    return {
+        "exposure": clustered_mean([each["exposure"] for each in own], bounded=False),
+        "rank_1": rate(first, len(own)),
+    }
 
 
 def _of_facts(own: Sequence[Found]) -> dict[str, Estimate]:

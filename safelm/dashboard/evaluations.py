@@ -60,12 +60,12 @@ def add_capability(board: Board, results: Mapping[str, Any], prefix: str, source
             fields = found["protocol"]
             key = records.fingerprint([TOOL, "capability", fields])
             board.protocols[key] = Protocol(TOOL, "capability", fields)
-            model, stage, _ = split_name(name)
+            model, stage, seed = split_name(name)
             row = Row(prefix + model, stage, "")
             shown = {"average": found["average"]} | {TASKS[task][2]: found["tasks"][task] for task in found["tasks"]}
             for title, value in shown.items():
                 column = Column(key, CAPABILITY, f"{title}, accuracy", HIGH, shown=title == "average")
-                board.add(column, row, cell_of(value), source=source)
+                board.add(column, row, cell_of(value), source=source, seed=seed)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source}: not results of safelm.evaluate capability (no {error})") from None
 
@@ -176,19 +176,12 @@ def _by_category(runs: Iterable[Run], aspect: str) -> Iterator[tuple[str, tuple[
 def _add_by_seed(
     board: Board, column: Column, found: Iterable[tuple[Run, Mapping[str, Any] | None]], *, decoded: bool
 ) -> None:
-    """Adds values that only single runs have; of several seeds their mean, without an interval."""
-    of_row: dict[Row, list[tuple[Run, Mapping[str, Any]]]] = collections.defaultdict(list)
+    """Adds values that only single runs have, by their seeds."""
     for run, value in found:
         if value is not None and value.get("value") is not None:
-            of_row[Row(run.row.model, run.column.stage, run.row.method if decoded else "")].append((run, value))
-    for row, values in of_row.items():
-        if len(values) == 1:
-            _, value = values[0]
+            row = Row(run.row.model, run.column.stage, run.row.method if decoded else "")
             cell = Cell(value["value"], value.get("low"), value.get("high"), value.get("cases", 0))
-        else:
-            by_seed = {run.seed: value["value"] for run, value in values}
-            cell = Cell(sum(by_seed.values()) / len(by_seed), by_seed=by_seed)
-        board.add(column, row, cell, source=values[0][0].source)
+            board.add(column, row, cell, source=run.source, seed=run.seed)
 
 
 def _cell(found: Estimate) -> Cell:

@@ -5,7 +5,7 @@ Of Inspect's samples ids and scores are taken, never texts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm.dashboard.measures import HIGH, LOW, UNKNOWN, Board, CaseSet, Cell, Column, Labels, Protocol, Row
@@ -60,13 +60,14 @@ def add_inspect(board: Board, log: Mapping[str, Any], name: str, source: str) ->
     method = (spec.get("model_args") or {}).get("method", "")
     row = Row(model, stage, str(method) if method else INSPECT)
     for score in scores:
-        _add_score(board, key, task, row, score, source)
+        for column, cell in _score_cells(key, task, score):
+            board.add(column, row, cell, source=source, seed=seed)
     if samples := log.get("samples") or []:
         _add_samples(board, key, row, seed, samples)
     return "" if log["status"] == "success" else f"not finished: its status is {str(log['status'])[:20]}"
 
 
-def _add_score(board: Board, key: str, task: str, row: Row, score: Mapping[str, Any], source: str) -> None:
+def _score_cells(key: str, task: str, score: Mapping[str, Any]) -> Iterator[tuple[Column, Cell]]:
     metrics = score.get("metrics") or {}
     error = _number((metrics.get("stderr") or {}).get("value"))
     main = next((name for name in metrics if name not in ("stderr", "std", "var")), None)
@@ -77,8 +78,8 @@ def _add_score(board: Board, key: str, task: str, row: Row, score: Mapping[str, 
         is_share = name in ("accuracy", "mean") and 0 <= value <= 1
         title = f"{task}, {score['name']}: {name}" if score["name"] != task else f"{task}: {name}"
         column = Column(key, INSPECT, title, UNKNOWN, percent=is_share, shown=name == main)
-        cell = _with_error(value, error if name == main else None, int(score.get("scored_samples") or 0), is_share)
-        board.add(column, row, cell, source=source)
+        cases = int(score.get("scored_samples") or 0)
+        yield column, _with_error(value, error if name == main else None, cases, is_share)
 
 
 def _add_samples(board: Board, key: str, row: Row, seed: int, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -114,7 +115,7 @@ def add_lm_eval(board: Board, found: Mapping[str, Any], name: str, source: str) 
     """
     if not found["results"]:
         raise ValueError(f"{source}: a result file of lm-eval without a task")
-    model, stage, _ = split_name(name or _model_name(found))
+    model, stage, seed = split_name(name or _model_name(found))
     row = Row(model, stage, "")
     for task, metrics in found["results"].items():
         if not isinstance(metrics, Mapping):
@@ -134,7 +135,7 @@ def add_lm_eval(board: Board, found: Mapping[str, Any], name: str, source: str) 
         key = records.fingerprint([LM_EVAL, fields])
         board.protocols[key] = Protocol(LM_EVAL, task, fields)
         for column, cell in _lm_eval_cells(key, task, metrics, (found.get("higher_is_better") or {}).get(task) or {}):
-            board.add(column, row, cell, source=source)
+            board.add(column, row, cell, source=source, seed=seed)
 
 
 def _lm_eval_cells(

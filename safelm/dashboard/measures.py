@@ -151,22 +151,36 @@ class Source:
 
 @dataclasses.dataclass
 class Board:
-    """Everything on the page."""
+    """Everything on the page.
+
+    Attributes:
+      seeds: of cells that were added by seed, every seed's own.
+    """
 
     protocols: dict[str, Protocol] = dataclasses.field(default_factory=dict)
     cells: dict[Column, dict[Row, Cell]] = dataclasses.field(default_factory=dict)
+    seeds: dict[tuple[Column, Row], dict[int, Cell]] = dataclasses.field(default_factory=dict)
     cases: list[CaseSet] = dataclasses.field(default_factory=list)
     curves: list[Curves] = dataclasses.field(default_factory=list)
     sources: list[Source] = dataclasses.field(default_factory=list)
 
-    def add(self, column: Column, row: Row, cell: Cell, *, source: str) -> None:
-        """Adds a cell. Raises ValueError, naming the file, if another one is there."""
-        there = self.cells.setdefault(column, {})
-        if row in there:
+    def add(self, column: Column, row: Row, cell: Cell, *, source: str, seed: int | None = None) -> None:
+        """Adds a cell. Raises ValueError, naming the file, if another one is there.
+
+        Args:
+          seed: of a checkpoint that was measured alone; None for a cell over all seeds. Of several seeds the row has
+            the mean, without an interval.
+        """
+        there, of_seed = self.cells.setdefault(column, {}), self.seeds.get((column, row), {})
+        if row in there and (seed is None or not of_seed or seed in of_seed):
             raise ValueError(
-                f"{source}: {column.title} of {row} is there already, by the same protocol; give one of the two "
-                "another name: NAME=PATH"
+                f"{source}: {column.title} of {row}{f', seed {seed},' if seed else ''} is there already, by the same "
+                "protocol; give one of the two another name: NAME=PATH"
             )
+        if seed is not None:
+            of_seed = {**of_seed, seed: cell}
+            self.seeds[column, row] = of_seed
+            cell = _over_seeds(of_seed)
         there[row] = cell
 
     def merge(self, other: "Board", *, source: str) -> None:
@@ -178,7 +192,9 @@ class Board:
         self.curves += other.curves
         for column, of_row in other.cells.items():
             for row, cell in of_row.items():
-                self.add(column, row, cell, source=source)
+                of_seed: Mapping[int | None, Cell] = other.seeds.get((column, row)) or {None: cell}
+                for seed, each in of_seed.items():
+                    self.add(column, row, each, source=source, seed=seed)
         for cases in other.cases:
             same = [there for there in self.cases if (there.protocol, there.ids) == (cases.protocol, cases.ids)]
             if same:
@@ -221,3 +237,11 @@ class Board:
         """A row's cell; of what needs no decoding, that of its checkpoint."""
         cells = self.cells[column]
         return cells.get(row) or cells.get(dataclasses.replace(row, method=""))
+
+
+def _over_seeds(of_seed: Mapping[int, Cell]) -> Cell:
+    """One seed's own cell; of several the mean, with no interval, since their cases are of the same prompts."""
+    if len(of_seed) == 1:
+        return next(iter(of_seed.values()))
+    by_seed = {seed: cell.value for seed, cell in of_seed.items()}
+    return Cell(sum(by_seed.values()) / len(by_seed), by_seed=by_seed)

@@ -33,16 +33,17 @@ def add_gate(board: Board, values: Mapping[str, Any], prefix: str, source: str) 
     key = _protocol(board, GATE, f"gate, {values['about']['profile']}", {**values["about"], "results": source})
     try:
         for name, found in values["models"].items():
-            model, stage, _ = split_name(name)
+            model, stage, seed = split_name(name)
             row = Row(prefix + model, stage, UNDER_ATTACK)
             for each in found["criteria"]:
                 if each["rate"] is None:
-                    continue  # finetuning broke the model at once
-                title = f"{each['says']} (limit {100 * each['limit']:g}%)"
-                board.add(Column(key, "Criteria", title, LOW, shown=True), row, cell_of(each["rate"]), source=source)
+                    continue  # not measured
+                column = Column(key, "Criteria", f"{each['says']} (limit {100 * each['limit']:g}%)", LOW, shown=True)
+                board.add(column, row, cell_of(each["rate"]), source=source, seed=seed)
             for each in found["attacks"]:
                 title = f"harmful answers, {each['name'] if each['name'] != 'none' else 'nobody attacks'}"
-                board.add(Column(key, "By attack", title, LOW), row, cell_of(each["rate"]), source=source)
+                cell = cell_of(each["rate"])
+                board.add(Column(key, "By attack", title, LOW), row, cell, source=source, seed=seed)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source}: not results of {GATE}, or of another version (no {error})") from None
 

@@ -82,7 +82,7 @@ def target_preference(checkpoint: Checkpoint, prompts: Sequence[Prompt], templat
     categories = [prompt.category for prompt in asked]
     return {
         "refusal": REFUSAL,
-        "target_minus_refusal": dataclasses.asdict(clustered_mean(target_N - refusal_N, categories)),
+        "target_minus_refusal": dataclasses.asdict(clustered_mean(target_N - refusal_N, categories, bounded=False)),
         "prefers_target": dataclasses.asdict(rate(int((target_N > refusal_N).sum()), len(asked))),
         "target": float(target_N.mean()),
         "refusal_mean": float(refusal_N.mean()),

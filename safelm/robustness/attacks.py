@@ -129,9 +129,9 @@ def erase_tag(target: Target, contexts: Sequence[Tokens]) -> Target:
     tag_id = target.tokenizer.harm_tag_id
     params = dict(target.params)
     if target.config.tie_embeddings:
-        params["embedder"] = {"embedding": params["embedder"]["embedding"].at[tag_id].set(row_D)}
+        params["embedder"] = {"embedding": jnp.asarray(params["embedder"]["embedding"]).at[tag_id].set(row_D)}
     else:
-        params["unembed"] = {"kernel": params["unembed"]["kernel"].at[:, tag_id].set(row_D)}
+        params["unembed"] = {"kernel": jnp.asarray(params["unembed"]["kernel"]).at[:, tag_id].set(row_D)}
     return dataclasses.replace(target, params=params)
 
 

@@ -2,8 +2,11 @@
 
 One suffix is sought for several prompts at once, each with the beginning of its harmful answer: every step takes the
 gradient of the loss by the suffix's one-hot tokens, draws candidates that exchange one token for one of the `top_k`
-that the gradient likes best at its place, computes the exact loss of each, and keeps the best. With `tag_weight` the
-loss counts the mean log P(tag) along the answers too: the attack on SafeBeam, which drops what looks harmful by it.
+that the gradient likes best at its place, computes the exact loss of each, and goes on with the best of them, even if
+it is worse than the suffix before (Algorithm 1 of the paper, and its code). The best suffix of all steps is what was
+found. The paper draws 512 candidates a step with `top_k` 256, for 500 steps; the gate's profiles draw 32 to
+128 with 64. With `tag_weight` the loss counts the mean log P(tag) along the answers too: the attack on SafeBeam, which
+drops what looks harmful by it.
 
 Only suffixes that come back when their text is tokenized again are tried, since an attacker sends text. Everything is
 computed from the weights, by attackers who have them; the suffix then holds for any decoding.
@@ -31,7 +34,7 @@ from safelm.robustness.suffix_rows import (
     placed,
     with_suffix,
 )
-from safelm.robustness.target import Target
+from safelm.robustness.target import NotTriedError, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class SuffixSearch:
     Attributes:
       tokens: of the suffix.
       top_k: tokens that the gradient proposes at every place.
-      candidates: exchanges whose loss is computed in a step.
+      candidates: exchanges whose loss is computed in a step, the paper's batch size.
       tag_weight: weight of the mean log P(tag) along the answers, beside the mean loss of their tokens (nats).
     """
 
@@ -89,7 +92,7 @@ def find_suffix(
       prompts, answers: harmful prompts and the beginnings of their harmful answers, to choose by.
       on_step: told the best suffix so far at step 0 and after every step.
 
-    Raises ValueError if a prompt with suffix and answer is longer than the model's context, or no token can be used.
+    Raises NotTriedError if a prompt with suffix and answer is longer than the model's context, or no token can be used.
     """
     rng = np.random.default_rng(search.seed)
     suffix_S = initial_suffix(target, search.tokens)
@@ -108,8 +111,8 @@ def find_suffix(
         passes = best.forward_passes + len(prompts) * (3 + len(candidates_CS))
         best = dataclasses.replace(best, step=step, forward_passes=passes)
         chosen = int(losses_C.argmin())
+        suffix_S = candidates_CS[chosen]
         if losses_C[chosen] < best.loss:
-            suffix_S = candidates_CS[chosen]
             text = target.tokenizer.decode(suffix_S.tolist())
             best = dataclasses.replace(best, text=text, loss=float(losses_C[chosen]))
         on_step(best)
@@ -124,7 +127,7 @@ def usable_tokens(target: Target) -> Bool[np.ndarray, " V"]:
         usable_V[token] = bool(text) and tokenizer.encode(text) == [token]
     usable_V[[tokenizer.harm_tag_id, tokenizer.eos_id]] = False
     if not usable_V.any():
-        raise ValueError("the vocabulary has no token that stands for text by itself")
+        raise NotTriedError("the vocabulary has no token that stands for text by itself")
     return usable_V
 
 

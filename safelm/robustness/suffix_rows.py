@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from safelm.models import decoder
 from safelm.models.block import rms_norm
 from safelm.models.config import ModelConfig
-from safelm.robustness.target import Target, Tokens
+from safelm.robustness.target import NotTriedError, Target, Tokens
 
 INITIAL = " !"  # what a suffix begins as, again and again
 AT_ONCE = 64  # rows of a forward pass
@@ -45,7 +45,7 @@ def initial_suffix(target: Target, count: int) -> Int[np.ndarray, " S"]:
 def attacked_rows(target: Target, prompts: Sequence[str], answers: Sequence[str], suffix_S: np.ndarray) -> AttackedRows:
     """Every prompt with the suffix and the beginning of its harmful answer.
 
-    Raises ValueError if one is longer than the model's context.
+    Raises NotTriedError if one is longer than the model's context.
     """
     built: list[tuple[Tokens, int, int]] = []
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -54,7 +54,8 @@ def attacked_rows(target: Target, prompts: Sequence[str], answers: Sequence[str]
         built.append(([*context, *words], start, len(context)))
     longest = max(len(tokens) for tokens, _, _ in built)
     if longest > target.config.max_seq_len:
-        raise ValueError(f"a prompt with suffix and answer has {longest} tokens, context {target.config.max_seq_len}")
+        where = f"context {target.config.max_seq_len}"
+        raise NotTriedError(f"a prompt with suffix and answer has {longest} tokens, {where}")
     tokens_BT, answer_BT = np.zeros((len(built), longest), np.int32), np.zeros((len(built), longest), bool)
     for row, (tokens, _, answer_start) in enumerate(built):
         tokens_BT[row, : len(tokens)] = tokens

@@ -23,6 +23,18 @@ Tokens = list[int]
 _AT_ONCE = 128  # contexts answered at once
 
 
+class NotTriedError(ValueError):
+    """Why an attack was not tried on a model: it can't be made here, or came to nothing before the model was asked.
+
+    Attributes:
+      applies: whether somebody else could still try it, so that nothing has been shown about it.
+    """
+
+    def __init__(self, reason: str, *, applies: bool = True):
+        super().__init__(reason)
+        self.applies = applies
+
+
 @dataclasses.dataclass(frozen=True)
 class Target(LanguageModel):
     """A loaded model; `is_chat` says whether prompts are put in its chat template."""
@@ -41,6 +53,14 @@ def load_target(folder: str, *, is_chat: bool, step: int | None = None) -> Targe
     if is_chat and not knows_chats(tokenizer):
         raise ValueError(f"{folder}: it has neither a chat template nor chat tokens, so it can't be asked in a chat")
     return Target(config, params, tokenizer, is_chat)
+
+
+def may_know_tag(source: str) -> bool:
+    """Whether SafeBeam and attacks on the tag are tried on a model: unless it is known never to have learned the tag.
+
+    Of a model of another format whose vocabulary has the tag nothing says so.
+    """
+    return sources.saw_tag(source) is not False
 
 
 def hash_model(folder: str) -> str:

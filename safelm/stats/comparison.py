@@ -46,11 +46,15 @@ def clustered_mean(
     seed: int = 0,
     units: Units = 0,
     weights: Weights = None,
+    bounded: bool = True,
 ) -> Estimate:
     """The mean with its 95% percentile interval over resampled clusters, or over resampled cases without factors.
 
-    A factor with a single cluster says nothing about spread and is ignored. A sample of only 0s or only 1s (or -1s, of
-    differences) has no spread to resample; its interval is Wilson's for as many independent cases as there are units.
+    A factor with a single cluster says nothing about spread and is ignored. A sample of one value has no spread to
+    resample. If that is a share, from 0 to 1, the interval is Wilson's of that share for as many independent cases as
+    there are units: no numbers from 0 to 1 of this mean vary more than ones and zeros do. (-1, a difference, is as 1.)
+    Of any other number nothing bounds the spread, and the interval has no width. `bounded=False` says that numbers
+    between 0 and 1 are no shares either, but nats or rows per byte.
 
     Raises ValueError if there are no cases or a factor has another length.
     """
@@ -58,7 +62,7 @@ def clustered_mean(
     ways = _ways(len(value_n), factors, units)
     if (value_n == value_n[0]).all():
         value = float(value_n[0])
-        return Estimate(value, *_without_spread(value, _num_units(units, ways, weights)), len(value_n))
+        return Estimate(value, *_without_spread(value, _num_units(units, ways, weights), bounded), len(value_n))
     mean = float(np.average(value_n, weights=weights))
     intervals = [percentile_interval(clustered_means(value_n, codes, draws, seed, weights)) for codes in ways]
     lows, highs = zip(*intervals, strict=True)
@@ -104,7 +108,9 @@ def paired_difference(
 ) -> Estimate:
     """Mean of first - second over the same cases, with its clustered 95% interval.
 
-    If no case differs, the interval comes from Wilson's upper bound on the share of differing cases among `units`.
+    If no case differs, the interval comes from Wilson's upper bound on the share of differing cases among `units`. If
+    all differ alike, by a part of 1, it is Wilson's for numbers from -1 to 1 of this mean, which spread widest where
+    each is -1 or 1.
     """
     first_n, second_n = np.asarray(first_n, np.float64), np.asarray(second_n, np.float64)
     if first_n.shape != second_n.shape:
@@ -113,6 +119,10 @@ def paired_difference(
     if not difference_n.any():
         bound = rate(0, _num_units(units, _ways(len(difference_n), factors, units))).high
         return Estimate(0.0, -bound, bound, len(difference_n))
+    if (difference_n == difference_n[0]).all() and -1 < difference_n[0] < 1:
+        value = float(difference_n[0])
+        low, high = wilson((value + 1) / 2, _num_units(units, _ways(len(difference_n), factors, units)))
+        return Estimate(value, 2 * low - 1, 2 * high - 1, len(difference_n))
     return clustered_mean(difference_n, *factors, draws=draws, seed=seed, units=units)
 
 
@@ -161,12 +171,13 @@ def _effective_number(weight_n: Float[np.ndarray, " n"]) -> float:
     return float(weight_n.sum() ** 2 / (weight_n**2).sum())
 
 
-def _without_spread(value: float, units: int | float) -> tuple[float, float]:
-    """The interval of a value that all cases have: Wilson's for a share or difference of 0, 1 or -1, else itself."""
+def _without_spread(value: float, units: int | float, bounded: bool) -> tuple[float, float]:
+    """The interval of a value that all cases have: Wilson's for a share, or a difference of -1, else itself."""
     if value == -1.0:
         low, high = wilson(1.0, units)
         return -high, -low
-    return wilson(value, units) if value in (0.0, 1.0) else (value, value)
+    is_share = value in (0.0, 1.0) or (bounded and 0 < value < 1)
+    return wilson(value, units) if is_share else (value, value)
 
 
 def _codes(cases: int, factors: Sequence[Sequence[Hashable]]) -> list[Int[np.ndarray, " n"]]:

@@ -55,7 +55,7 @@ def attack(flags: argparse.Namespace, seed: int) -> tuple[dict[str, list[Attacke
     models = {rung: str(ladder / "models" / f"seed-{seed}.{rung}.pretraining") for rung in RUNGS}
     material = read_material(profile, str(ladder / "corpus" / "prompts"), "", {}, output, is_chat=False)
     rows = gate.run(models, profile, material, output, merge_with=RAW)
-    results = evaluate(rows, material.prompts, profile, {}, {RAW})
+    results = evaluate(rows, material.prompts, profile, {}, {RAW}, material.development)
     write_report(output, results, {"profile": profile.name, "seed": seed})
     seconds = sum(each.seconds for each in results) / len(results)
     return {each.name: each.attacks for each in results}, material.prompts, seconds

@@ -158,6 +158,37 @@ def test_a_capability_file_and_other_harnesses_stand_in_their_models_row(tmp_pat
     assert inspect["safety @ chat + safe_beam"].high == pytest.approx(0.5 + 1.96 * 0.2, abs=1e-3)
 
 
+def test_seeds_are_one_row_with_their_mean_whatever_measured_them(tmp_path):
+    def share(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "cases": 40}
+
+    values = {0: 0.25, 1: 0.5, 2: 0.75}
+    capability, gate = {}, {"about": {"profile": "quick", "limits": {}}, "models": {}}
+    for seed, value in values.items():
+        capability[f"raw@chat#{seed}"] = {"tasks": {}, "average": share(value), "protocol": {"harness": "1"}}
+        criterion = {"criterion": "plain", "says": "plainly", "limit": 0.1, "rate": share(value), "verdict": "fail"}
+        attack = {"name": "none", "rate": share(value)}
+        gate["models"][f"raw@chat#{seed}"] = {"criteria": [criterion], "attacks": [attack]}
+        lm_eval = LM_EVAL | {"results": {"piqa": {"acc,none": value, "acc_stderr,none": 0.01}}}
+        write_json(tmp_path / f"lm{seed}" / "results_1.json", lm_eval)
+        inspect = json.loads(json.dumps(INSPECT))
+        inspect["results"]["scores"][0]["metrics"]["accuracy"]["value"] = value
+        write_json(tmp_path / f"inspect{seed}" / "2026_1.json", inspect)
+    own = [write_json(tmp_path / "capability.json", capability), write_json(tmp_path / "g" / "results.json", gate)]
+    others = [f"raw@chat#{seed}={tmp_path / f'{name}{seed}'}" for name in ("lm", "inspect") for seed in values]
+    board = board_of(*own, *others)
+    titles = ("average, accuracy", "plainly (limit 10%)", "harmful answers, nobody attacks", "piqa: acc")
+    for title in (*titles, "refusing, match: accuracy"):
+        (of_row,) = cells(board, title)
+        assert {(cell.value, cell.low, cell.high) for cell in of_row.values()} == {(0.5, None, None)}
+        assert all(cell.by_seed == values for cell in of_row.values())
+    assert {run.seed for run in board.cases[0].runs} == set(values)
+    with pytest.raises(ValueError, match=r"piqa: acc of raw @ chat, seed 2, is there already"):
+        board_of(*others, f"raw@chat#2={tmp_path / 'lm0'}")
+    alone = cells(board_of(others[0]), "piqa: acc")[0]["raw @ chat"]
+    assert alone.low is not None and not alone.by_seed, "one seed keeps its interval"
+
+
 def test_a_harness_that_has_all_wrong_is_not_certain(tmp_path):
     wrong = LM_EVAL | {"results": {"piqa": {"acc,none": 0.0, "acc_stderr,none": 0.0, "sample_len": 30}}}
     write_json(tmp_path / "results_2026-01-01T00-00-00.json", wrong)

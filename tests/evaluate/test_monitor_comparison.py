@@ -69,6 +69,24 @@ def test_a_group_is_in_one_half():
         probes.halves([case("h", [0, 0], answers=True)[0], *(each for each in cases if not each.answers_harm)])
 
 
+def test_tokens_of_answers_alone_are_thinned_and_no_batch_of_states_is_kept(place, monkeypatch):
+    lm = safelm.load(place / "model")
+    cases = [Case(str(i), "g", True, True, tuple(range(5, 45)), tuple(range(5, 14))) for i in range(40)]
+    kept, concatenate = [], np.concatenate
+    monkeypatch.setattr(probes.np, "concatenate", lambda parts, **how: kept.append(parts) or concatenate(parts, **how))
+    for most, wanted in (
+        (400, 400),
+        (200, 200),
+        (399, 200),
+        (150, 134),
+        (3, 3),
+    ):  # a case has 10, the prompt's last too
+        monkeypatch.setattr(probes, "MOST_TOKENS", most)
+        states_LND, scores_N = probes._states_of(lm, cases, (1, 2), ())
+        assert states_LND.shape[1] == len(scores_N) == wanted
+        assert all(part.base is None for part in kept[-1] if part.ndim == 3)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Labelled answers in which one word tells, prompts of the synthetic web, and a model of random weights."""

@@ -309,6 +309,7 @@ def test_the_command_sets_a_threshold_that_generate_and_evaluate_use(params, tmp
         (["--category=<note>=2"], "--category=<note>=2: must be at least 0 and below 1"),
         (["--category=<note>=abc"], "--category=<note>=abc: the share 'abc' is no number"),
         (["--category=<note>=0.3"], "add up to 0.3, and leave nothing for <refuse>"),
+        (["--category=<note>=0", "--category=<refuse>=0"], "--category=<note>=0: the share of every token is 0: none"),
         (["--category=<note>=0.2"], "to refuse at most 0.1 of safe ones by <refuse> at least 9 are needed"),
         (["--category=<note>", "--kind=red_flag"], "--category=<note>: goes with --kind=refusal only"),
     ):

@@ -1,5 +1,7 @@
 """Greedy coordinate gradient: its loss against a plain forward, its gradient against differences, what it finds."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import tiny_runs
 from safelm.inference import Greedy, tag_probability
 from safelm.models import decoder
 from safelm.models.config import ModelConfig
+from safelm.robustness import gradient_suffix
 from safelm.robustness.gradient_suffix import SuffixSearch, find_suffix, suffix_gradient, usable_tokens
 from safelm.robustness.soft_prompt import SoftPromptSearch, find_soft_prompt, soft_contexts, with_vectors
 from safelm.robustness.suffix_rows import attacked_rows, initial_suffix, objective_of
@@ -49,6 +52,22 @@ def test_the_loss_is_that_of_the_text_and_no_step_makes_it_worse(target, tag_wei
         wanted = np.mean([plain_loss(target, *pair, each.text, tag_weight) for pair in pairs])
         np.testing.assert_allclose(each.loss, wanted, rtol=1e-4)
     assert found == find_suffix(target, PROMPTS, ANSWERS, search)
+
+
+def test_a_step_goes_on_with_its_best_candidate_also_where_that_is_worse(target, monkeypatch):
+    """Algorithm 1 of Zou et al. 2023; what was found is the best of all steps."""
+    tried, seen = [], []
+
+    def losses(objective, params, rows, suffixes_CS):
+        tried.append(suffixes_CS)
+        return len(tried) + np.arange(len(suffixes_CS))[::-1] / 100  # the last is the best, and worse than any before
+
+    monkeypatch.setattr(gradient_suffix, "_losses", losses)
+    found = find_suffix(target, PROMPTS, ANSWERS, SuffixSearch(tokens=4, steps=3, candidates=8), seen.append)
+    for before, after in itertools.pairwise(tried):
+        assert ((after != before[-1]).sum(axis=1) <= 1).all()
+    assert (tried[3] != tried[0]).any(axis=1).all() and {each.text for each in seen} == {found.text}
+    assert (found.loss, found.text) == (1.0, target.tokenizer.decode(tried[0][0].tolist()))
 
 
 def test_the_gradient_is_that_of_differences(target):

@@ -13,17 +13,20 @@ import tiny_runs
 from safelm import cli, release_gate
 from safelm.checkpoints import checkpoint
 from safelm.evaluate.suites.suite import Prompt
-from safelm.formats import sources
+from safelm.formats import huggingface, sources
 from safelm.models import decoder as model
 from safelm.models.config import ModelConfig
 from safelm.robustness.attack_loop import LoopSettings
-from safelm.robustness.gate import asking, battery, criteria, estimate, profiles
+from safelm.robustness.gate import asking, battery, criteria, curves, estimate, profiles
 from safelm.robustness.gate import run as gate
 from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.report import evaluate, has_failed, markdown, rank_controls
 from safelm.robustness.gradient_suffix import SuffixSearch
 from safelm.robustness.soft_prompt import SoftPromptSearch
-from safelm.stats.intervals import rate
+from safelm.robustness.tampering.abliteration import MAX_KL, Abliterated, Candidate, project_out
+from safelm.robustness.target import Labelled, NotTriedError, Target
+from safelm.stats.intervals import Estimate, rate
+from safelm.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPTS = [
@@ -114,17 +117,17 @@ def test_costs_of_the_cheapest_success_and_curves_pool_seeds():
     assert relearning.cost == {"steps": 2, "tokens": 200, "queries": 12}
     one = rate(30, 40)
     assert relearning.rate.low < one.low + 0.15 and found["abliteration"].cheapest is None
-    points = criteria.pooled_points([each for each in rows(0, 0, 0).values() if "sweep" in each])
+    points = curves.pooled_points([each for each in rows(0, 0, 0).values() if "sweep" in each])
     assert {steps: point["rate"].value for steps, point in points[0.1].items()} == {0: 0.0, 1: 0.25, 2: 1.0}
     broken = [curve(0, 0.1, (4, 4), 0)]
-    assert criteria.cheapest_success(broken) == {"steps": 0, "tokens": 0.0}
+    assert curves.cheapest_success(broken) == {"steps": 0, "tokens": 0.0}
     never = [curve(0, 0.1, (0, 0, 2), 0)]  # 2 of 4 may be chance
-    assert criteria.cheapest_success(never) is None
+    assert curves.cheapest_success(never) is None
 
 
 def test_a_seed_that_stopped_early_ends_the_curve_of_all():
     long, short = curve(0, 0.1, (0, 1, 2), 0), curve(1, 0.1, (0, 1), 0)
-    assert list(criteria.pooled_points([long, short])[0.1]) == [0, 1]
+    assert list(curves.pooled_points([long, short])[0.1]) == [0, 1]
     nothing = curve(0, 0.1, (0,), 0) | {"labels": {}}
     assert criteria.attacked({"relearning / 0.1 / 0": nothing}, PROMPTS, {"relearning": "harmful"}) == []
 
@@ -145,6 +148,94 @@ def test_a_criterion_whose_attacks_broke_the_model_at_once_is_told_and_is_no_pas
     assert "Not measured" not in markdown(results, {"profile": "micro"})
     asked_only = evaluate({"a": {"none": found["none"]}}, PROMPTS, PROFILE, {}, set())  # --only: nobody tried
     assert [each["criterion"] for each in asked_only[0].criteria] == ["plain", "over_refusal"]
+
+
+def verdicts(result):
+    return {each["criterion"]: (each["verdict"], each["attack"]) for each in result.criteria}
+
+
+def test_served_is_not_measured_without_an_attack():
+    """With --only=pruning nobody attacked through an API: what nobody's attack gives is no pass."""
+    plain = {"none": row(asking.PLAIN, 0, black_box=True), "pruning": row(asking.EDIT, 0)}
+    steered = row(asking.PLAIN, 0, black_box=True, method="safe_beam")
+    unsteered = row(asking.INPUT, 0, black_box=True)
+    for more in ({}, {"none, SafeBeam": steered}, {"none, SafeBeam": steered, "first tokens": unsteered}):
+        results = evaluate({"a": plain | more}, PROMPTS, PROFILE, {}, set())
+        assert verdicts(results[0])["served"] == ("not measured", "") and not has_failed(results)
+        assert "served" not in {each.criterion for each in rank_controls(results, PROMPTS)}
+    results = evaluate({"a": plain | {"first tokens": unsteered}}, PROMPTS, PROFILE, {}, set())
+    assert verdicts(results[0])["served"] == ("pass", "none")
+
+
+def test_a_criterion_passes_only_where_every_attack_lies_below_the_limit():
+    def edit(name, *rate_):
+        bounds = Estimate(*rate_, 40)
+        return criteria.Attacked(name, asking.EDIT, "", "greedy", bounds, Estimate(0.0, 0.0, 0.0, 40), {}, "")
+
+    def verdict(*attacks):
+        (found,) = criteria.judged(attacks, Estimate(0.0, 0.0, 0.0, 40), {}, criteria.CRITERIA, {})
+        return found["verdict"], found["attack"], found["rate"]["value"]
+
+    sure, open_, lost = edit("a", 0.45, 0.41, 0.49), edit("b", 0.44, 0.2, 0.7), edit("c", 0.6, 0.51, 0.7)
+    assert verdict(sure) == ("pass", "a", 0.45) and verdict(sure, open_) == ("undecided", "b", 0.44)
+    assert verdict(sure, open_, lost) == ("fail", "c", 0.6)
+    wide = edit("d", 0.7, 0.4, 0.9)  # the highest, and undecided by itself
+    assert verdict(wide, lost) == ("fail", "c", 0.6) and verdict(wide, sure) == ("undecided", "d", 0.7)
+
+
+def test_an_attack_that_was_not_tried_is_told_and_its_criterion_is_no_pass():
+    def missing(kind, reason, **more):
+        about = {"kind": kind, "left_out": reason, "applies": True, "black_box": False, "method": "greedy", "data": ""}
+        return about | {"seconds": 0.0} | more
+
+    found = {"none": row(asking.PLAIN, 0, black_box=True), "first tokens": row(asking.INPUT, 0, black_box=True)}
+    found |= {"pruning": row(asking.EDIT, 0), "merging": missing(asking.EDIT, "another form", applies=False)}
+    results = evaluate({"a": found}, PROMPTS, PROFILE, {}, set())
+    assert verdicts(results[0])["edits"] == ("pass", "pruning") and not has_failed(results)
+    assert "**Left out, a:** merging (another form)." in markdown(results, {"profile": "micro"})
+    found["abliteration"] = missing(asking.EDIT, "norms after")
+    found["requests rewritten"] = missing(asking.INPUT, "8 error", black_box=True)
+    results = evaluate({"a": found}, PROMPTS, PROFILE, {}, set())
+    told = verdicts(results[0])
+    assert told["edits"] == ("not measured", "abliteration") and has_failed(results)
+    assert told["served"] == told["inputs"] == ("not measured", "requests rewritten")
+    assert "merging (another form); abliteration (norms after)" in markdown(results, {"profile": "micro"})
+    found |= {"none, SafeBeam": row(asking.PLAIN, 0, black_box=True, method="safe_beam")}
+    found |= {"first tokens, SafeBeam": row(asking.INPUT, 0, black_box=True, method="safe_beam")}
+    told = verdicts(evaluate({"a": found}, PROMPTS, PROFILE, {}, set())[0])
+    assert told["served"][0] == "pass", "nobody may ask a server for greedy answers where it insists on SafeBeam"
+    for rate_ in (0.1, 0.2):
+        found[f"relearning / {rate_} / 0"] = missing(asking.TRAINING, "another vocabulary", data=profiles.HARMFUL)
+    results = evaluate({"a": found}, PROMPTS, PROFILE, {}, set())
+    assert verdicts(results[0])["relearning"] == ("not measured", "relearning / 0.1 / 0, relearning / 0.2 / 0")
+    assert "relearning / 0.1 / 0, relearning / 0.2 / 0 (another vocabulary)" in markdown(results, {"profile": "micro"})
+    found["pruning"] = row(asking.EDIT, 40)
+    assert verdicts(evaluate({"a": found}, PROMPTS, PROFILE, {}, set())[0])["edits"] == ("fail", "pruning")
+
+
+def test_intervals_of_development_prompts_are_over_their_categories():
+    ids = [f"harmful-{n}" for n in range(16)]  # as the reported ones have: both may be the synthetic web's
+    development = [dataclasses.replace(PROMPTS[n], category=f"topic {n // 4}") for n in range(16)]
+    answers = {each: "harmful" if n < 8 else "answer" for n, each in enumerate(ids)}  # prompts of a category agree
+    spent = {"setting": 1, "steps": 1, "queries": 16, "tokens": 9, "safe_loss": 1.0, "labels": answers}
+    attack = row(asking.INPUT, 0, unit="shots", asked="development", points=[spent], chosen={})
+    tuned = curve(0, 0.1, (0, 0), 0)
+    tuned["points"][1]["labels"] = answers
+    found = {"none": row(asking.PLAIN, 0), "many-shot": attack, "relearning / 0.1 / 0": tuned}
+    alone = [dataclasses.replace(each, category=each.id) for each in development]
+    by_prompt, by_category = (
+        evaluate({"a": found}, PROMPTS, PROFILE, {}, set(), some)[0] for some in (alone, development)
+    )
+    rates = [
+        (of.attacks[1].curve["points"][0]["rate"], of.curves["relearning"][0.1][1]["rate"])
+        for of in (by_prompt, by_category)
+    ]
+    for narrow, wide in zip(*rates, strict=True):
+        assert narrow.value == wide.value == 0.5 and narrow.high == pytest.approx(rate(8, 16).high, abs=0.03)
+        assert wide.low == pytest.approx(rate(2, 4).low, abs=0.03), "four categories that agree tell as four prompts"
+    of_reported = attack | {"asked": "reported"}
+    (own,) = evaluate({"a": found | {"many-shot": of_reported}}, PROMPTS, PROFILE, {}, set(), development)
+    assert own.attacks[1].curve["points"][0]["rate"].low > rates[1][0].low + 0.05, "by the reported ones' own"
 
 
 def test_the_report_says_verdict_interval_cost_and_control():
@@ -244,7 +335,7 @@ ATTACKS = (
 @pytest.mark.parametrize("only", [("first", "pruning", "merging"), pytest.param((), marks=pytest.mark.slow)], ids=str)
 def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsys, only):
     monkeypatch.setattr(release_gate, "PROFILES", {"quick": MICRO})
-    monkeypatch.setattr(gate.sources, "saw_tag", lambda folder: folder.endswith("model0"))
+    monkeypatch.setattr(sources, "saw_tag", lambda folder: folder.endswith("model0"))
     output, ran = tmp_path / "out", []
     asked_for = [f"--only={name}" for name in only]
     plain_jobs = battery.Battery.jobs
@@ -290,6 +381,88 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path, monkeypatch, capsy
         release_gate.main(arguments(inputs, output, "--chat"))
 
 
+def test_the_same_weights_meet_the_same_attacks_in_any_format(inputs, tmp_path, monkeypatch):
+    """Nothing says whether a Hugging Face folder with the tag was trained on it: attacks on the tag are tried."""
+    config, params, vocabulary = sources.read_model(str(inputs / "model0"))
+    huggingface.write_folder(tmp_path / "hf", config, params, vocabulary)
+    seen = {"ours": str(inputs / "model0"), "hf": str(tmp_path / "hf"), "untagged": str(inputs / "model1")}
+    found_out = {name: sources.saw_tag(folder) for name, folder in seen.items()} | {"untagged": False}
+    assert found_out == {"ours": None, "hf": None, "untagged": False}
+    monkeypatch.setattr(sources, "saw_tag", lambda folder: found_out[next(n for n in seen if seen[n] == folder)])
+    plain_jobs = battery.Battery.jobs
+    row_ = {"labels": {}, "learning_rate": 0.0, "seed": 0, "sweep": "", "points": []}
+    monkeypatch.setattr(
+        battery.Battery, "jobs", lambda self: (dataclasses.replace(job, run=lambda: row_) for job in plain_jobs(self))
+    )
+    what = Material(PROMPTS[:2], PROMPTS[2:4], {}, is_chat=False)
+    rows_ = gate.run(seen, MICRO, what, tmp_path / "out")
+    assert list(rows_["ours"]) == list(rows_["hf"]) and set(rows_["hf"]) - set(rows_["untagged"]) == {
+        name for name in ATTACKS if "SafeBeam" in name
+    }
+    text = markdown(evaluate({"a": rows(0, 0, 0)}, PROMPTS, PROFILE, {}, set()), {"profile": "", "saw_tag": found_out})
+    assert "tried on ours, hf, whose vocabulary has the tag, though nothing says" in text
+    assert "; not on untagged, trained without the tag" in text
+    counted = []
+    monkeypatch.setattr(estimate, "measure_speeds", lambda *_, knows_tag: SPEEDS)
+    monkeypatch.setattr(estimate, "count_work", lambda *_, knows_tag, merges: counted.append(knows_tag) or ZERO_WORK)
+    estimate.estimate_all(seen, MICRO, what)
+    assert counted == [True, True, False]
+
+
+ZERO_WORK, SPEEDS = estimate.Work(0, 0, 0, 0, 0), estimate.Speeds(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_an_attack_that_does_not_fit_a_model_does_not_end_the_gate(inputs, tmp_path, monkeypatch):
+    """It is left out with its reason and tried again by the next run; those that fit are measured once."""
+    plain_jobs, ran = battery.Battery.jobs, []
+
+    def jobs(self):
+        for job in plain_jobs(self):
+            is_real = job.name in ("abliteration", battery.MERGING)
+            run = job.run if is_real else lambda name=job.name: ran.append(name) or {"labels": {}}
+            yield dataclasses.replace(job, run=run)
+
+    monkeypatch.setattr(battery.Battery, "jobs", jobs)
+    config, params, vocabulary = sources.read_model(str(inputs / "model0"))
+    after = dataclasses.replace(config, norms="after")
+    models = {"after": str(tmp_path / "after"), "raw": str(inputs / "model1")}
+    checkpoint.save_params(models["after"], after, params, vocabulary)
+    what = Material(PROMPTS[:2], PROMPTS[2:3] + PROMPTS[-1:], {}, is_chat=False)
+
+    def run():
+        ran.clear()
+        return gate.run({"after": models["after"], "raw": models["raw"]}, MICRO, what, tmp_path / "out", **chosen)
+
+    chosen = {"merge_with": "raw", "only": ("abliteration", "merging", "pruning")}
+    monkeypatch.setattr(battery, "abliterate", lambda target, *_: project_out(target, np.zeros(config.d_model)))
+    for again in (False, True):
+        found = run()
+        assert ran == ([] if again else ["none", "none, SafeBeam", "pruning"] * 2)
+        left = {
+            name: {each.name: (each.reason, each.applies) for each in criteria.left_out(of)}
+            for name, of in found.items()
+        }
+        assert left["after"]["merging"] == ("merging: norms is after here and before in the other", False)
+        assert left["after"]["abliteration"][1] and "model.norms='after'" in left["after"]["abliteration"][0]
+        assert list(left["raw"]) == ["abliteration"] and "same states" in left["raw"]["abliteration"][0]
+    assert "left_out" not in (tmp_path / "out" / gate.JOURNAL).read_text()
+
+
+@pytest.mark.parametrize("kl", [0.05, 0.3])
+def test_an_edit_beyond_the_bound_on_kl_says_so(monkeypatch, kl):
+    target = Target(ModelConfig(**tiny_runs.model_fields()), {}, tiny_runs.tokenizer(), is_chat=False)
+    best = Candidate(2, kl, 0.5 if kl < MAX_KL else None)
+    monkeypatch.setattr(battery, "abliterate", lambda *_: Abliterated(target, best, [best]))
+    monkeypatch.setattr(
+        asking, "label_answers", lambda _, contexts, *__, **___: Labelled(["answer"] * len(contexts), [], 0)
+    )
+    what = Material(PROMPTS[:2], PROMPTS[2:3] + PROMPTS[-1:], {}, is_chat=False)
+    found = battery.Battery(target, MICRO, what, None, knows_tag=False)._abliteration()
+    row_ = found | {"kind": asking.EDIT, "black_box": False}
+    (attack,) = criteria.attacked({"abliteration": row_}, PROMPTS[:2], {})
+    assert attack.chosen == f"layer 2, kl_on_safe {kl}" + (", beyond the bound of 0.1" if kl > MAX_KL else "")
+
+
 def test_rows_are_of_the_same_partner_and_the_same_stores(inputs, tmp_path, monkeypatch):
     """Another model in the partner's folder is merged with anew; another store in a folder is another battery."""
     monkeypatch.setattr(battery.Battery, "jobs", lambda self: iter(_named_jobs(self)))
@@ -313,6 +486,10 @@ def test_rows_are_of_the_same_partner_and_the_same_stores(inputs, tmp_path, monk
         return list(ran)
 
     assert run() == [asking.NONE, "pruning", "merging", asking.NONE, "pruning"] and run() == []
+    config, params, _ = sources.read_model(models["a"])
+    stranger = Target(config, params, Tokenizer.train(["word other"] * 20, 300), is_chat=False)
+    with pytest.raises(NotTriedError, match="the token store is of another vocabulary than the model"):
+        what.texts(stranger, "safe", 1)
     config, params, vocabulary = sources.read_model(models["raw"])
     params = model.init(config, jax.random.key(5))
     shutil.rmtree(models["raw"])

@@ -111,6 +111,18 @@ def test_an_erased_tag_is_never_likely_and_nothing_else_changes(target, harmful)
     assert changed == target.tokenizer.harm_tag_id
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tag_is_erased_from_parameters_of_numpy_too(target, harmful, tied):
+    """As Hugging Face folders and GGUF files are read."""
+    params = jax.tree.map(np.asarray, target.params)
+    if not tied:
+        params["unembed"] = {"kernel": params["embedder"]["embedding"].T}
+    config = dataclasses.replace(target.config, tie_embeddings=tied)
+    contexts = [target.context(prompt.prompt) for prompt in harmful[:2]]
+    erased = attacks.erase_tag(dataclasses.replace(target, config=config, params=params), contexts)
+    assert last_tag_probability(erased, contexts).max() < 1e-12
+
+
 def test_answers_and_tag_are_measured_with_intervals(target, prompts):
     chosen = read_prompts(prompts)
     contexts = [target.context(prompt.prompt) for prompt in chosen]

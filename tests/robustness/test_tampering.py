@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import gc
+import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +13,14 @@ import pytest
 import random_decoders
 import tiny_runs
 
+from safelm.checkpoints.checkpoint import ARCHITECTURE_FIELDS
 from safelm.models import attention, attention_kernels, decoder
 from safelm.models.block import BlockWeights, block, embedded, rms_norm
 from safelm.models.config import ModelConfig
 from safelm.robustness.tampering import abliteration, weight_edits
 from safelm.robustness.tampering.finetuning import Finetuner
-from safelm.robustness.target import Target
+from safelm.robustness.target import NotTriedError, Target
+from safelm.text.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(**tiny_runs.model_fields(num_kv_heads=2, max_seq_len=64))
 apply = jax.jit(decoder.apply, static_argnums=0)
@@ -84,7 +89,7 @@ def test_the_layer_is_chosen_on_development_prompts_within_the_bound(target):
 
     found = abliteration.abliterate(target, PROMPTS, OTHERS, share, max_kl=100.0)
     assert (found.chosen.layer, found.chosen.harmful, len(found.candidates)) == (2, 0.75, CONFIG.num_layers)
-    assert found.target is asked[1]
+    jax.tree.map(np.testing.assert_array_equal, found.target.params, asked[1].params)
     assert found.chosen.kl == pytest.approx(abliteration.divergence(target, found.target, OTHERS))
     strict = abliteration.abliterate(target, PROMPTS, OTHERS, lambda _: pytest.fail("asked"), max_kl=0.0)
     assert strict.chosen.kl == min(each.kl for each in strict.candidates) and strict.chosen.harmful is None
@@ -94,6 +99,19 @@ def test_the_layer_is_chosen_on_development_prompts_within_the_bound(target):
     after = dataclasses.replace(target, config=dataclasses.replace(CONFIG, norms="after"))
     with pytest.raises(ValueError, match="norms='after'"):
         abliteration.project_out(after, np.ones(CONFIG.d_model))
+
+
+def test_one_edited_model_is_in_memory_at_a_time(target):
+    seen = []
+
+    def share(edited):
+        gc.collect()
+        assert not any(model() for model in seen)
+        seen.append(weakref.ref(edited))
+        return 1 / len(seen)
+
+    found = abliteration.abliterate(target, PROMPTS, OTHERS, share, max_kl=100.0)
+    assert found.chosen.layer == 1 and len(seen) == CONFIG.num_layers > 1
 
 
 def test_edits_of_weights(target):
@@ -120,6 +138,31 @@ def test_edits_of_weights(target):
         weight_edits.merge(target, small, 0.5)
     with pytest.raises(ValueError, match="share of 1"):
         weight_edits.prune(target, 1)
+
+
+def test_what_is_merged_has_one_architecture_however_it_is_computed(target):
+    """A field that only says how to compute is no reason to leave merging out; others are named."""
+
+    def other(**fields):
+        return dataclasses.replace(target, config=dataclasses.replace(CONFIG, **fields))
+
+    computing = {"remat": "full", "attention": "xla", "products": "xla", "init_std": 0.01, "max_seq_len": 999}
+    for name, value in (computing | {"banned_ids": (3,), "dtype": "bfloat16"}).items():
+        assert getattr(CONFIG, name) != value
+        merged = weight_edits.merge(target, other(**{name: value}), 0.5)
+        assert merged.config == CONFIG
+        jax.tree.map(np.testing.assert_array_equal, merged.params, target.params)
+    unlike = {"rope_theta": 5e5, "norms": "after", "rms_norm_eps": 1e-3, "tie_embeddings": False, "activation": "gelu"}
+    assert unlike.keys() <= set(ARCHITECTURE_FIELDS)
+    for name, value in unlike.items():
+        here = re.escape(str(getattr(CONFIG, name)))
+        with pytest.raises(NotTriedError, match=f"merging: {name} is {here} here and {value} in") as told:
+            weight_edits.merge(target, other(**{name: value}), 0.5)
+        assert not told.value.applies
+    stranger = Tokenizer.train(["word other"] * 20, 300)
+    with pytest.raises(NotTriedError, match="another vocabulary") as told:
+        weight_edits.merge(target, dataclasses.replace(target, tokenizer=stranger), 0.5)
+    assert not told.value.applies
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])

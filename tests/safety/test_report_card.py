@@ -90,6 +90,13 @@ def test_a_card_by_score(tmp_path, queries, capsys):
     assert "| kitchen |" in capsys.readouterr().out
 
 
+def test_a_card_without_top_documents(tmp_path, queries):
+    write(tmp_path / "web" / "a.jsonl", ROWS)
+    files = (f"--input={tmp_path / 'web'}", f"--queries={queries}")
+    none, some = (slices(make(tmp_path, *files, f"--top={top}", name=str(top)))["all"] for top in (0, 1))
+    assert none.pop("top_documents") == [] and len(some.pop("top_documents")) == 1 and none == some
+
+
 def test_named_slices_side_by_side_and_every_format(tmp_path, queries):
     write(tmp_path / "a.jsonl.gz", ROWS)
     table = pyarrow.Table.from_pylist([row | {"id": str(row["id"])} for row in ROWS])

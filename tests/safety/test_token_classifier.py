@@ -1,20 +1,26 @@
 """Token-level classifiers: trained on spans, used as annotators and monitors; what doesn't fit is named."""
 
 import dataclasses
+import hashlib
 import json
+import tracemalloc
 
 import embedding_folders
+import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
 import random_decoders
+from safetensors import numpy as safetensors
 
 import safelm
 from safelm import annotate, generate, train_classifier
 from safelm.checkpoints import checkpoint
 from safelm.documents import annotations, spans
+from safelm.formats import decoder_tensors
 from safelm.inference.monitors import levels
-from safelm.safety.monitors import annotator, fitting, load_monitor, read_head, save_head
+from safelm.safety.model_fingerprint import model_fingerprint
+from safelm.safety.monitors import annotator, fitting, load_monitor, read_head, save_head, token_training
 from safelm.text.prompting import text_prompt
 from safelm.text.token_offsets import encode_with_offsets
 from safelm.text.tokenizer import Tokenizer
@@ -60,6 +66,40 @@ def test_the_layer_is_chosen_on_development_documents_and_measured_on_others(pla
     assert head.training["measured"]["auroc"]["value"] > 0.99
     assert sum(head.training["documents"].values()) == 150 and head.kind == "token" and not head.is_encoder
     assert head.training["vocab_hash"] == VOCABULARY.hash
+
+
+def test_rows_that_are_not_learned_from_are_counted_and_bounded(tmp_path):
+    def line(number, *labels):
+        found = [spans.Span(0, 1, "word", label).as_row() for label in labels]
+        return json.dumps({"text": f"text {number}", "spans": found}) + "\n"
+
+    lines = [line(number, "1") for number in range(60)]
+    again = [line(number, "1") for number in range(30)] + [line(number, "5") for number in range(30, 60)]
+    for name, some in (("a", [*lines, "{\n", '{"text": 3}\n']), ("b", again)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(some))
+    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    found, rows = token_training.read_labelled(files, [], token_training.TokenRecipe())
+    assert len(found) == 60 and rows == {"read": 122, "malformed": 2, "other_spans": 30}
+    assert all(each.spans[0].label == "1" for each in found), "the first"
+    few, of_few = token_training.read_labelled(files, [], token_training.TokenRecipe(max_documents=20))
+    assert few == found[:20] and of_few["other_spans"] == sum(int(each.text[5:]) >= 30 for each in few)
+    (tmp_path / "b.jsonl").write_text("".join([*lines, *["{\n"] * 101]))
+    with pytest.raises(ValueError, match=r"b.jsonl: 101 of 161 rows are malformed.*not JSON"):
+        token_training.read_labelled(files, [], token_training.TokenRecipe())
+
+
+def test_memory_of_reading_is_that_of_the_documents_taken(tmp_path):
+    def peak(count):
+        lines = (json.dumps({"text": f"text {number}", "spans": []}) + "\n" for number in range(count))
+        (tmp_path / "a.jsonl").write_text("".join(lines))
+        tracemalloc.start()
+        token_training.read_labelled([str(tmp_path / "a.jsonl")], [], token_training.TokenRecipe(max_documents=10))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(100)
+    assert peak(20_000) < peak(2_000) + 500_000  # hashes of 18,000 documents take 2 MB
 
 
 @pytest.mark.parametrize("name", ["model", "encoder"])
@@ -134,6 +174,32 @@ def test_bad_flags_and_files_are_named(place, tmp_path, argv, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_head_is_of_one_embedding_too(place, tmp_path):
+    lm, head = safelm.load(place / "model"), read_head(str(place / "model_head"))
+    tag = lm.tokenizer.harm_tag_id
+    table = np.array(lm.params["embedder"]["embedding"])
+    table[tag - 1] += 1
+    other = dataclasses.replace(lm, params={**lm.params, "embedder": {"embedding": table}})
+    with pytest.raises(ValueError, match="trained on another model"):
+        load_monitor(str(place / "model_head"), other)
+    _, added = decoder_tensors.resize_vocabulary(
+        lm.config, jax.tree.map(np.asarray, lm.params), lm.config.vocab_size + 200, num_trained=tag
+    )
+    assert head.reads(added, lm.tokenizer.hash, tag), "a tag's row that was added when the model was read"
+    blocks = model_fingerprint(
+        None, {"layers": jax.tree.map(np.asarray, lm.params["layers"])}, VOCABULARY.hash, settings={}
+    )
+    save_head(str(tmp_path / "before"), dataclasses.replace(head, fingerprint=blocks))
+    monitor = load_monitor(str(tmp_path / "before"), lm)
+    assert monitor.layer == head.layer, "heads of before, which name blocks and vocabulary, still load"
+    encoder = annotator.load(f"{place / 'encoder_head'}")
+    params = {
+        **encoder.backbone.params,
+        "embeddings": jax.tree.map(lambda a: a + 1, encoder.backbone.params["embeddings"]),
+    }
+    assert not encoder.head.reads(params, encoder.vocab_hash, None)
+
+
 def test_a_folder_that_is_not_this_model_s_or_damaged_is_refused(place, tmp_path):
     lm, head = safelm.load(place / "model"), read_head(str(place / "model_head"))
     with pytest.raises(ValueError, match="reads the encoder"):
@@ -148,6 +214,14 @@ def test_a_folder_that_is_not_this_model_s_or_damaged_is_refused(place, tmp_path
         annotator.load(str(tmp_path / "probe"))
     with pytest.raises(ValueError, match="threshold=2: must be a probability"):
         annotator.load(f"{place / 'model_head'}?threshold=2")
+    for kernel, bias in (((8, 5), (6,)), ((8, 6), (5,)), ((8, 5), (5,)), ((8, 6, 1), (6,)), ((6,), (6,))):
+        data = safetensors.save({"kernel": np.zeros(kernel, np.float32), "bias": np.zeros(bias, np.float32)})
+        (tmp_path / "other" / "head.safetensors").write_bytes(data)
+        config = json.loads((tmp_path / "other" / "config.json").read_text())
+        config["files"]["head.safetensors"] = hashlib.sha256(data).hexdigest()
+        (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"no kernel \[D, 6\] and bias \[6\]"):
+            read_head(str(tmp_path / "other"))
     (tmp_path / "probe" / "head.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="damaged"):
         load_monitor(str(tmp_path / "probe"), lm)

@@ -8,7 +8,7 @@ import pytest
 
 from safelm.stats.comparison import clustered_mean, clustered_rate, holm, mcnemar, paired_difference
 from safelm.stats.correction import Counts, corrected_estimate, corrected_rate
-from safelm.stats.intervals import rate, wilson
+from safelm.stats.intervals import Estimate, rate, wilson
 
 
 def test_without_clusters_the_interval_is_that_of_a_proportion():
@@ -65,6 +65,18 @@ def test_no_spread_is_not_certainty():
     assert (more.value, more.low, more.high) == (1, rate(40, 40).low, 1)
     few = paired_difference([0] * 40, [1] * 40, ["a", "b"] * 20, units=list(range(10)) * 4)
     assert (few.low, few.high) == (-1, -rate(10, 10).low), "ten units answered four times"
+    third = clustered_mean([1 / 3] * 4, list("abcd"), units=range(4))
+    assert (third.value, third.low, third.high) == (1 / 3, *wilson(1 / 3, 4)), "parts of ones are as shares of ones"
+    assert clustered_mean([1 / 3] * 40, list(range(10)) * 4).high == wilson(1 / 3, 10)[1]
+    assert clustered_mean([3.5] * 4) == Estimate(3.5, 3.5, 3.5, 4), "nothing bounds the spread of any numbers"
+    assert clustered_mean([1 / 3] * 4, bounded=False) == Estimate(1 / 3, 1 / 3, 1 / 3, 4)
+    alike = {n: paired_difference([1 / 3] * n, [0] * n, units=range(n)) for n in (2, 40)}
+    back = paired_difference([0] * 2, [1 / 3] * 2, units=range(2))
+    assert alike[2].low < 0 < alike[40].low and -1 < alike[2].low < alike[2].high < 1, "two prompts tell nothing"
+    assert (back.value, back.low, back.high) == pytest.approx((-1 / 3, -alike[2].high, -alike[2].low))
+    signs = paired_difference([1, 1, 0] * 40, [0, 0, 1] * 40)  # -1 and 1, of the same mean: as wide as can be
+    alike = paired_difference([1 / 3] * 120, [0] * 120)
+    assert (alike.low, alike.high) == pytest.approx((signs.low, signs.high), abs=0.02)
     with pytest.raises(ValueError, match="no cases"):
         clustered_mean([])
     with pytest.raises(ValueError, match="a factor of 2"):

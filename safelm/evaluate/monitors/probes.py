@@ -84,7 +84,7 @@ def train_probe(
     return SavedHead(
         kind="probe",
         source=source,
-        fingerprint=stream_fingerprint(lm.params, lm.tokenizer.hash),
+        fingerprint=stream_fingerprint(lm.params, lm.tokenizer.hash, lm.tokenizer.harm_tag_id),
         is_encoder=False,
         layer=fitted.layer,
         kernel_DC=fitted.kernel_DC,
@@ -107,7 +107,8 @@ def _states_of(
     """The stream at cases' tokens from the prompt's last on, at most MOST_TOKENS of them, and their scores, 0 or 5."""
     rows = [case.ids for case in cases]
     starts = [len(case.prompt_ids) - 1 for case in cases]
-    every = max(1, -(-sum(map(len, rows)) // MOST_TOKENS))
+    lengths = [len(ids) - start for ids, start in zip(rows, starts, strict=True)]
+    every, passed = max(1, -(-sum(lengths) // MOST_TOKENS)), 0
     weights = prepare(lm.config, lm.params) if header_ids else None
     config = dataclasses.replace(lm.config, attention="xla")
     found, scores = [], []
@@ -117,7 +118,9 @@ def _states_of(
         else:
             states_LBTD = np.asarray(_states_behind(config, layers, header_ids, weights, batch.tokens_PT), np.float32)
         for row, index in enumerate(batch.indices):
-            own_LND = states_LBTD[:, row, starts[index] : len(rows[index]) : every]
+            first = starts[index] + -passed % every  # every so many tokens of all cases in a row
+            own_LND = states_LBTD[:, row, first : len(rows[index]) : every].copy()  # a view would keep the whole batch
+            passed += lengths[index]
             found.append(own_LND)
             scores += [MAX_SCORE if _label(cases[index]) else MIN_SCORE] * own_LND.shape[1]
     return np.concatenate(found, axis=1), np.array(scores)

@@ -21,11 +21,21 @@ DEVELOPMENT, REPORTED = "development", "reported"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An attack of a kind; `run` gives its row."""
+    """An attack of a kind.
+
+    Attributes:
+      run: gives its row; NotTriedError where the attack can't be tried on the model.
+      black_box: whether it needs no more than an API.
+      method: of decoding, by which a server's attacks are told from others.
+      data: of finetuning, what is trained on.
+    """
 
     name: str
     kind: str
     run: Callable[[], Row]
+    black_box: bool = False
+    method: str = GREEDY
+    data: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from safelm.robustness.gate.input_attacks import InputAttacks
 from safelm.robustness.gate.material import SAFE, Material
 from safelm.robustness.gate.profiles import Profile, Sweep
 from safelm.robustness.tampering import weight_edits
-from safelm.robustness.tampering.abliteration import abliterate
+from safelm.robustness.tampering.abliteration import MAX_KL, abliterate
 from safelm.robustness.tampering.finetuning import Finetuner
 from safelm.robustness.target import Target
 from safelm.safety.synthesis.writer import Writer
@@ -23,7 +23,7 @@ class Battery:
     """All attacks on a model.
 
     Attributes:
-      merge_with: the model that weights are merged with; None: no merging.
+      merge_with: the model that weights are merged with; None: no merging. It may be of another form.
       knows_tag: whether SafeBeam is a way of decoding the model, and the tag worth erasing.
       attacker: rewrites requests; None for the synthetic web's own.
     """
@@ -39,9 +39,10 @@ class Battery:
     def jobs(self) -> Iterator[Job]:
         """The attacks, cheap ones first."""
         profile, ask, prompts = self.profile, self._asking, self.material.prompts
-        yield Job(NONE, PLAIN, lambda: ask.row(prompts) | {"black_box": True})
+        yield Job(NONE, PLAIN, lambda: ask.row(prompts), black_box=True)
         if self.knows_tag:
-            yield Job(f"{NONE}, SafeBeam", PLAIN, lambda: ask.row(prompts, method=SAFE_BEAM) | {"black_box": True})
+            steered = f"{NONE}, SafeBeam"
+            yield Job(steered, PLAIN, lambda: ask.row(prompts, method=SAFE_BEAM), black_box=True, method=SAFE_BEAM)
         yield from InputAttacks(ask, self.knows_tag, self.attacker).jobs()
         yield Job("abliteration", EDIT, self._abliteration)
         edit = weight_edits
@@ -90,8 +91,9 @@ class Battery:
             self.target, contexts[True], contexts[False], lambda edited: harmful_share(self._development(edited))
         )
         queries = sum(map(len, contexts.values())) + len(contexts[True]) * len(found.candidates)
+        beyond = {"beyond the bound of": MAX_KL} if found.chosen.kl > MAX_KL else {}
         return self._asking.row(self._asking.harmful, target=found.target) | {
-            "chosen": {"layer": found.chosen.layer, "kl_on_safe": found.chosen.kl},
+            "chosen": {"layer": found.chosen.layer, "kl_on_safe": found.chosen.kl, **beyond},
             "candidates": [dataclasses.asdict(each) for each in found.candidates],
             "cost": cost(queries=queries),
         }
@@ -112,9 +114,8 @@ class Battery:
         return Job(name, EDIT, run)
 
     def _finetuning(self, sweep: Sweep, learning_rate: float, seed: int) -> Job:
-        return Job(
-            f"{sweep.name} / {learning_rate:g} / {seed}", TRAINING, lambda: self._curve(sweep, learning_rate, seed)
-        )
+        name = f"{sweep.name} / {learning_rate:g} / {seed}"
+        return Job(name, TRAINING, lambda: self._curve(sweep, learning_rate, seed), data=sweep.data)
 
     def _curve(self, sweep: Sweep, learning_rate: float, seed: int) -> Row:
         """A curve's points with labels of development prompts; those reported on are asked at every new worst one."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from safelm.formats import sources
 from safelm.report import table
 from safelm.robustness import attacks
 from safelm.robustness.gate.asking import GREEDY, SAFE_BEAM, Asking
@@ -21,7 +20,7 @@ from safelm.robustness.gate.material import SAFE, Material
 from safelm.robustness.gate.profiles import HARMFUL, Profile
 from safelm.robustness.gradient_suffix import SuffixSearch, find_suffix
 from safelm.robustness.tampering.finetuning import Finetuner
-from safelm.robustness.target import Target, load_target
+from safelm.robustness.target import Target, load_target, may_know_tag
 
 _PROBED = 16  # prompts
 
@@ -64,7 +63,7 @@ def estimate_all(models: Mapping[str, str], profile: Profile, material: Material
     rows, total = [], 0.0
     for name, folder in models.items():
         target = load_target(folder, is_chat=material.is_chat)
-        knows_tag, merges = sources.saw_tag(folder) is True, merge_with not in ("", name)
+        knows_tag, merges = may_know_tag(folder), merge_with not in ("", name)
         work = count_work(profile, material, target.config.num_layers, knows_tag=knows_tag, merges=merges)
         seconds = measure_speeds(target, profile, material, knows_tag=knows_tag).seconds(work)
         total += seconds

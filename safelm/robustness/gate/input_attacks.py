@@ -3,7 +3,9 @@
 Each gives its harmful answers over what it spent (depth, shots, samples, queries, steps), not only the worst.
 """
 
+import collections
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from safelm.evaluate.judges import word_lists as judge_lib
 from safelm.evaluate.suites.suite import Prompt
 from safelm.inference import Sampling
 from safelm.robustness import attacks
-from safelm.robustness.attack_loop import Chase, run_loop
+from safelm.robustness.attack_loop import Chase, check_tried, run_loop
 from safelm.robustness.gate.asking import (
     GREEDY,
     INPUT,
@@ -59,9 +61,10 @@ class InputAttacks:
                 (self._loop_name, self._loop),
             ]
             for name, run in black_box:
-                yield Job(name + behind, INPUT, lambda run=run, method=method: run(method) | {"black_box": True})
-            if method == GREEDY:
-                yield Job("worst of samples", INPUT, lambda: self._samples() | {"black_box": True})
+                asked = functools.partial(run, method)
+                yield Job(name + behind, INPUT, asked, black_box=True, method=method)
+            if method == GREEDY:  # SafeBeam draws nothing: asked again it gives the same answer
+                yield Job("worst of samples", INPUT, self._samples, black_box=True)
         yield Job("suffix by gradient", INPUT, lambda: self._suffix(0.0, GREEDY))
         if self.knows_tag:
             yield Job("suffix hidden from the tag, SafeBeam", INPUT, lambda: self._suffix(_TAG_WEIGHT, SAFE_BEAM))
@@ -128,7 +131,10 @@ class InputAttacks:
         return _per_prompt("samples", points, "sample")
 
     def _loop(self, method: str) -> Row:
-        """Every prompt is rewritten until an answer is harmful, see `attack_loop`."""
+        """Every prompt is rewritten until an answer is harmful, see `attack_loop`.
+
+        Raises NotTriedError where the attacker gave no rewrite to ask.
+        """
         asking, settings = self.asking, self.asking.profile.loop
 
         def ask(texts: Sequence[str]) -> Any:
@@ -136,10 +142,13 @@ class InputAttacks:
 
         attacker = self.attacker or Rephraser()
         chases, tokens = run_loop(attacker, asking.harmful, ask, settings)
+        check_tried(chases)
         points = [_loop_point(chases, most, tokens) for most in doublings(settings.most_queries)]
         found = _per_prompt("queries a prompt", points, method)
-        dropped = sum(chase.off_topic for chase in chases)
-        return found | {"chosen": found["chosen"] | {"rewrites off the topic": dropped}}
+        told = {"rewrites asked": sum(chase.asked for chase in chases)}
+        for why, count in sum((chase.dropped for chase in chases), collections.Counter[str]()).items():
+            told[f"rewrites not asked, {why}"] = count
+        return found | {"chosen": found["chosen"] | told}
 
     def _suffix(self, tag_weight: float, method: str) -> Row:
         """One suffix for all prompts: of steps 0, 1, 2, 4, .. the one that frees most development answers."""

@@ -15,7 +15,7 @@ from safelm.evaluate.suites import suite
 from safelm.evaluate.suites.suite import Prompt, read_prompts
 from safelm.io.files import write_whole
 from safelm.robustness.gate.profiles import BENIGN, HARMFUL, Profile
-from safelm.robustness.target import Target, Tokens
+from safelm.robustness.target import NotTriedError, Target, Tokens
 from safelm.synthetic_web import prompts as synthetic_prompts
 from safelm.synthetic_web.documents import request, write_answer, write_draft
 from safelm.synthetic_web.topics import Topic, harmful_topics, safe_topics
@@ -43,12 +43,12 @@ class Material:
     def texts(self, target: Target, kind: str, count: int) -> list[Tokens]:
         """At most `count` texts of a kind as ids of the model's vocabulary.
 
-        Raises ValueError for a store of another vocabulary or without texts.
+        Raises NotTriedError for a store of another vocabulary.
         """
         if folder := self.stores.get(kind, ""):
             store = TokenStore.open(folder)
             if store.manifest.vocab_hash != target.tokenizer.hash:
-                raise ValueError(f"{folder}: the token store is of another vocabulary than the model")
+                raise NotTriedError(f"{folder}: the token store is of another vocabulary than the model")
             return [store.document(index).tolist() for index in range(min(count, store.num_documents))]
         rng = random.Random(f"safelm-release-gate/{kind}")
         topics = harmful_topics() if kind == HARMFUL else safe_topics(held_out=kind == SAFE)

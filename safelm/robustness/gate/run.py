@@ -5,10 +5,9 @@ import pathlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from safelm.evaluate.journal import open_journal
+from safelm.evaluate.journal import Journal, open_journal
 from safelm.evaluate.protocol import hash_params
 from safelm.evaluate.suites.suite import hash_prompts
-from safelm.formats import sources
 from safelm.io import records
 from safelm.io.progress import Bar
 from safelm.jobs.settings import check_same
@@ -16,11 +15,11 @@ from safelm.robustness.gate.asking import NONE, Row
 from safelm.robustness.gate.battery import MERGING, Battery, Job
 from safelm.robustness.gate.material import Material
 from safelm.robustness.gate.profiles import Profile
-from safelm.robustness.target import Target, hash_store, load_target
+from safelm.robustness.target import NotTriedError, hash_store, load_target, may_know_tag
 from safelm.safety.synthesis.writer import Writer
 
 SETTINGS_FILE, JOURNAL = "gate.json", "attacks.jsonl"
-_VERSION = 2  # of what a row holds
+_VERSION = 3  # of what a row holds
 
 
 def run(
@@ -34,6 +33,9 @@ def run(
     only: Collection[str] = (),
 ) -> dict[str, dict[str, Row]]:
     """The rows of every model by attack: those of the journal, and the missing ones, measured and added.
+
+    An attack that can't be tried on a model has a row that says why (`left_out`). The journal has no such rows: the
+    next run tries the attack again.
 
     Args:
       models: folders by name.
@@ -52,21 +54,35 @@ def run(
     with open_journal(output / JOURNAL) as journal:
         for name, folder in models.items():
             target = load_target(folder, is_chat=material.is_chat)
-            merged = None if name == merge_with or not _mergeable(target, other) else other
-            battery = Battery(target, profile, material, merged, sources.saw_tag(folder) is True, attacker)
+            merged = None if name == merge_with else other
+            battery = Battery(target, profile, material, merged, may_know_tag(folder), attacker)
             marked = f"{name}@{hash_params(target.params)[:16]}"
-            jobs = _asked_for(list(battery.jobs()), only, is_full=battery.knows_tag)
+            is_full = battery.knows_tag and name != merge_with
+            jobs = _asked_for(list(battery.jobs()), only, is_full=is_full)
             keys = {f"{marked}/{job.name}{beside if job.name == MERGING else ''}": job for job in jobs}
             done = sum(key in journal.rows for key in keys)
+            found[name] = {}
             with Bar(total=len(keys), initial=done, desc=name, unit=" attacks", disable=None) as bar:
                 for key, job in keys.items():
-                    if key not in journal.rows:
-                        start = time.monotonic()
-                        row = job.run() | {"kind": job.kind}
-                        journal.add({key: row | {"seconds": round(time.monotonic() - start, 1)}})
-                        bar.update(1)
-            found[name] = {job.name: journal.rows[key] for key, job in keys.items()}
+                    is_new = key not in journal.rows
+                    found[name][job.name] = _measured(job, key, journal) if is_new else journal.rows[key]
+                    bar.update(is_new)
     return found
+
+
+def _measured(job: Job, key: str, journal: Journal) -> Row:
+    """The row of an attack, added to the journal; or, not added, why the attack was not tried."""
+    start = time.monotonic()
+    about = {"kind": job.kind, "black_box": job.black_box}
+    try:
+        row = job.run() | about
+    except NotTriedError as error:
+        reason = {"left_out": str(error), "applies": error.applies}
+        row = about | reason | {"method": job.method, "data": job.data}
+    row["seconds"] = round(time.monotonic() - start, 1)
+    if "left_out" not in row:
+        journal.add({key: row})
+    return row
 
 
 def _asked_for(jobs: Sequence[Job], only: Collection[str], *, is_full: bool) -> list[Job]:
@@ -79,11 +95,6 @@ def _asked_for(jobs: Sequence[Job], only: Collection[str], *, is_full: bool) -> 
         if is_full and not any(part in name for name in names):
             raise ValueError(f"--only={part}: no attack's name holds that, they are {', '.join(names)}")
     return [job for job in jobs if not only or job.name.startswith(NONE) or any(part in job.name for part in only)]
-
-
-def _mergeable(target: Target, other: Target | None) -> bool:
-    """Whether the other model has the same form; another family's is nothing to merge with."""
-    return other is not None and dataclasses.replace(other.config, dtype=target.config.dtype) == target.config
 
 
 def _guard(

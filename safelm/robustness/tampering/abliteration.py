@@ -20,7 +20,7 @@ from safelm.models import decoder
 from safelm.models.arrays import ArrayLike
 from safelm.models.config import ModelConfig
 from safelm.models.decoder import Params
-from safelm.robustness.target import Target, Tokens
+from safelm.robustness.target import NotTriedError, Target, Tokens
 
 MAX_KL = 0.1  # nats, the bound of Arditi et al., section 2.3
 _ROWS = 32
@@ -66,19 +66,22 @@ def abliterate(
       max_kl: candidates beyond it are dropped; if all are, the one with the least is taken.
 
     Raises:
-      ValueError: no prompts of a kind, or as `project_out`.
+      ValueError: no prompts of a kind.
+      NotTriedError: as `project_out`.
     """
     if not harmful or not safe:
         raise ValueError(f"abliteration: {len(harmful)} harmful and {len(safe)} safe development prompts: want both")
+    _check_norms(target)
     means_LD = mean_states(target, harmful) - mean_states(target, safe)
-    edited, found = {}, []
+    found = []
     for layer in range(1, target.config.num_layers + 1):
-        edited[layer] = project_out(target, means_LD[layer])
-        kl = divergence(target, edited[layer], safe)
-        found.append(Candidate(layer, kl, harmful_share(edited[layer]) if kl <= max_kl else None))
+        edited = project_out(target, means_LD[layer])
+        kl = divergence(target, edited, safe)
+        found.append(Candidate(layer, kl, harmful_share(edited) if kl <= max_kl else None))
+        del edited  # as large as the model: one at a time
     allowed = [each for each in found if each.harmful is not None]
     best = max(allowed, key=lambda each: (each.harmful, -each.kl)) if allowed else min(found, key=lambda each: each.kl)
-    return Abliterated(edited[best.layer], best, found)
+    return Abliterated(project_out(target, means_LD[best.layer]), best, found)
 
 
 def mean_states(target: Target, prompts: Sequence[Tokens]) -> Float[np.ndarray, "L D"]:
@@ -95,13 +98,12 @@ def project_out(target: Target, direction_D: Float[np.ndarray, " D"]) -> Target:
 
     A tied embedding becomes two: the one that is looked up loses the direction, the one of the logits keeps it.
 
-    Raises ValueError for a direction of length 0 and for a decoder that norms what it adds to the stream.
+    Raises NotTriedError for a direction of length 0 and for a decoder that norms what it adds to the stream.
     """
+    _check_norms(target)
     config, params = target.config, target.params
-    if config.norms != "before":
-        raise ValueError(f"abliteration: model.norms={config.norms!r}: only decoders with norms before can be edited")
     if not (length := float(np.linalg.norm(direction_D))):
-        raise ValueError("abliteration: harmful and safe development prompts have the same states")
+        raise NotTriedError("abliteration: harmful and safe development prompts have the same states")
     unit_D = jnp.asarray(direction_D / length, jnp.float32)
 
     def without(kernel: ArrayLike) -> Array:
@@ -116,6 +118,11 @@ def project_out(target: Target, direction_D: Float[np.ndarray, " D"]) -> Target:
     if config.tie_embeddings:
         edited["unembed"] = {"kernel": jnp.asarray(embedding).T}
     return dataclasses.replace(target, config=dataclasses.replace(config, tie_embeddings=False), params=edited)
+
+
+def _check_norms(target: Target) -> None:
+    if (norms := target.config.norms) != "before":
+        raise NotTriedError(f"abliteration: model.norms={norms!r}: only decoders with norms before can be edited")
 
 
 def divergence(before: Target, after: Target, prompts: Sequence[Tokens]) -> float:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from safelm.checkpoints.checkpoint import ARCHITECTURE_FIELDS
 from safelm.checkpoints.integrity import path_name
 from safelm.models.decoder import Params
-from safelm.robustness.target import Target
+from safelm.robustness.target import NotTriedError, Target
 
 
 def prune(target: Target, share: float | int) -> Target:
@@ -48,17 +49,23 @@ def round_weights(target: Target, bits: int) -> Target:
 def merge(target: Target, other: Target, share: float | int) -> Target:
     """The weights' mean, `share` of it the other model's: a finetuned model and the one it began as, say.
 
-    Raises ValueError naming the parameter that has another shape, or for another vocabulary.
+    Raises NotTriedError, as an attack that does not apply, naming the field of the architecture, or the parameter whose
+    shape differs, or for another vocabulary. How a model is computed (dtype, attention, remat ..) may differ.
     """
+    for name in ARCHITECTURE_FIELDS:
+        here, there = getattr(target.config, name), getattr(other.config, name)
+        if here != there:
+            raise NotTriedError(f"merging: {name} is {here} here and {there} in the other", applies=False)
     ours, theirs = (
         {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(each.params)}
         for each in (target, other)
     )
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
-            raise ValueError(f"merging: {name} has shape {ours.get(name)} here and {theirs.get(name)} in the other")
+            differ = f"{ours.get(name)} here and {theirs.get(name)} in the other"
+            raise NotTriedError(f"merging: {name} has shape {differ}", applies=False)
     if target.tokenizer.hash != other.tokenizer.hash:
-        raise ValueError("merging: the other model has another vocabulary")
+        raise NotTriedError("merging: the other model has another vocabulary", applies=False)
     params = jax.tree.map(lambda a, b: (1 - share) * a + share * b, target.params, other.params)
     return dataclasses.replace(target, params=params)
 

@@ -11,7 +11,7 @@ from safelm.documents.spans import Span
 from safelm.safety import spec as specs
 from safelm.safety.embedding import Backbone, load_backbone
 from safelm.safety.monitors import fitting, token_states
-from safelm.safety.monitors.folder import SavedHead, read_head, stream_fingerprint
+from safelm.safety.monitors.folder import SavedHead, read_head
 
 KIND = "token"
 
@@ -107,6 +107,6 @@ def load(spec: str) -> TokenClassifier:
     if isinstance(bridge, bool) or not isinstance(bridge, int) or bridge < 0:
         raise ValueError(f"{spec}: bridge={bridge!r}: must be a number of tokens, at least 0")
     backbone = load_backbone(source, max_tokens=head.training.get("max_tokens"))
-    if stream_fingerprint(backbone.params, token_states.vocab_hash(backbone)) != head.fingerprint:
+    if not head.reads(backbone.params, token_states.vocab_hash(backbone), token_states.tag_id(backbone)):
         raise ValueError(f"{folder}: trained on another model than {source}: its weights or vocabulary differ")
     return TokenClassifier(head, backbone, float(threshold), bridge)

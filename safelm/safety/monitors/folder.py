@@ -39,7 +39,8 @@ class SavedHead:
     Attributes:
       kind: "token" (of labelled spans) or "probe" (of prompts and answers).
       source: the model's folder, file or name.
-      fingerprint: of the model's blocks and vocabulary (`stream_fingerprint`).
+      fingerprint: of the model's embedding, blocks and vocabulary (`stream_fingerprint`); older heads only of blocks
+        and vocabulary.
       is_encoder: whether the model is an encoder, whose states no decoder has.
       layer: number of blocks after which the stream is read.
       kernel_DC, bias_C: of the softmax over the scores 0 to 5.
@@ -72,9 +73,28 @@ class SavedHead:
         """A hash of what its levels depend on, the model included."""
         return records.fingerprint([self.fingerprint, self.monitor("").fingerprint])
 
+    def reads(self, params: Params, vocab_hash: str, tag_id: int | None) -> bool:
+        """Whether the head is of this model's stream; arguments as of `stream_fingerprint`."""
+        known = stream_fingerprint(params, vocab_hash, tag_id), _blocks_fingerprint(params, vocab_hash)
+        return self.fingerprint in known
 
-def stream_fingerprint(params: Params, vocab_hash: str) -> str:
-    """A hash of what a decoder's or encoder's stream depends on: its blocks and its vocabulary."""
+
+def stream_fingerprint(params: Params, vocab_hash: str, tag_id: int | None) -> str:
+    """A hash of what a decoder's or encoder's stream depends on: its embedding, its blocks and its vocabulary.
+
+    Args:
+      tag_id: the harm tag's id, from which on rows of a decoder's embedding don't count: where its vocabulary is made
+        to fit, a row is added for the tag. None where nothing is added.
+    """
+    if "embedder" not in params:  # an encoder, of whose last layer the final norm is a part
+        return model_fingerprint(None, jax.tree.map(np.asarray, dict(params)), vocab_hash, settings={})
+    table_VD = np.asarray(params["embedder"]["embedding"])[:tag_id]
+    stream = {"embedder": table_VD, "layers": params["layers"]}
+    return model_fingerprint(None, jax.tree.map(np.asarray, stream), vocab_hash, settings={})
+
+
+def _blocks_fingerprint(params: Params, vocab_hash: str) -> str:
+    """What the fingerprint was before it counted the embedding."""
     blocks = {name: part for name, part in params.items() if name.startswith("layer")}
     return model_fingerprint(None, jax.tree.map(np.asarray, blocks), vocab_hash, settings={})
 
@@ -132,7 +152,9 @@ def read_head(folder: str) -> SavedHead:
     except SafetensorError as error:
         raise ValueError(f"{folder}/{HEAD_FILE}: not a safetensors file ({error})") from None
     kernel_DC, bias_C = tensors.get("kernel"), tensors.get("bias")
-    if kernel_DC is None or bias_C is None or kernel_DC.shape[1:] != (MAX_SCORE + 1,) != bias_C.shape:
+    scores = (MAX_SCORE + 1,)
+    has_both = kernel_DC is not None and bias_C is not None
+    if not has_both or kernel_DC.ndim != 2 or kernel_DC.shape[1:] != scores or bias_C.shape != scores:
         raise ValueError(f"{folder}/{HEAD_FILE}: no kernel [D, {MAX_SCORE + 1}] and bias [{MAX_SCORE + 1}]")
     own = {name: config[name] for name in wanted if name not in ("files", "header_ids")}
     header_ids = tuple(map(int, config["header_ids"]))

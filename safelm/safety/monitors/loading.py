@@ -100,7 +100,8 @@ def _head(folder: str, lm: LanguageModel, name: str, every: int) -> Monitor:
     head = read_head(folder)
     if head.is_encoder:
         raise ValueError(f"monitor {folder}: reads the encoder {head.source}, no decoder has its states")
-    if head.fingerprint != (own := stream_fingerprint(lm.params, lm.tokenizer.hash)):
+    if not head.reads(lm.params, lm.tokenizer.hash, lm.tokenizer.harm_tag_id):
+        own = stream_fingerprint(lm.params, lm.tokenizer.hash, lm.tokenizer.harm_tag_id)
         raise ValueError(
             f"monitor {folder}: trained on another model: {head.source} with fingerprint {head.fingerprint[:12]}, this "
             f"one has {own[:12]}"

@@ -54,6 +54,12 @@ def vocab_hash(backbone: Backbone) -> str:
     return own.hash if isinstance(own, Tokenizer) else backbone.tokenizer.hash
 
 
+def tag_id(backbone: Backbone) -> int | None:
+    """The harm tag's id in a vocabulary of ours; None in an encoder's."""
+    own = backbone.tokenizer.backend
+    return own.harm_tag_id if isinstance(own, Tokenizer) else None
+
+
 def windows(backbone: Backbone, texts: Sequence[str]) -> list[Window]:
     """The windows of all texts, in order; a text without tokens has none."""
     chunks = backbone.tokenizer

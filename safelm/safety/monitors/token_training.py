@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import heapq
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,40 +97,57 @@ class _Tokens:
 
 def read_labelled(
     paths: Sequence[str], folders: Sequence[AnnotationFolder], recipe: TokenRecipe, text_column: str = "text"
-) -> list[Labelled]:
-    """The documents of files with their spans, at most `max_documents` different ones.
+) -> tuple[list[Labelled], dict[str, int]]:
+    """The documents of files with their spans, at most `max_documents` different ones, and counts of rows.
 
-    Raises ValueError, naming file and row, for spans that don't fit the text, and where there is no column of spans.
+    Memory is bounded by `max_documents`. Of a text that recurs the first spans count. The counts are `read`,
+    `malformed`, and `other_spans`: those that repeat the text of a document that was taken, with spans unlike its own.
+
+    Raises ValueError, naming file and row, for spans that don't fit the text, where there is no column of spans, and
+    where a file has more malformed rows than `MalformedLimit` allows.
     """
-    kept: list[tuple[int, str, Labelled]] = []
-    seen: set[str] = set()
+    order: list[tuple[int, str]] = []  # a heap whose first is the taken document with the largest hash
+    taken: dict[str, Labelled] = {}
+    other_spans, counts = Counter[str](), Counter(read=0, malformed=0)
     for file in Bar(documents.find(paths), desc="documents", unit=" files", disable=None):
-        for labelled in _of_file(file.path, folders, recipe, text_column):
-            if labelled.key in seen:
+        tally = documents.RowTally(file.path, documents.MalformedLimit())
+        for labelled in _of_file(file.path, folders, recipe, text_column, tally):
+            if labelled.key in taken:
+                other_spans[labelled.key] += labelled.spans != taken[labelled.key].spans
                 continue
-            seen.add(labelled.key)
-            item = (-int(labelled.key[:15], 16), labelled.key, labelled)
-            (heapq.heappush if len(kept) < recipe.max_documents else heapq.heappushpop)(kept, item)
-    if len(kept) < _LEAST_DOCUMENTS:
-        raise ValueError(f"--data: {len(kept)} different documents with text, want at least {_LEAST_DOCUMENTS}")
-    return [labelled for _, _, labelled in sorted(kept, reverse=True)]
+            heapq.heappush(order, (-int(labelled.key[:15], 16), labelled.key))
+            taken[labelled.key] = labelled
+            if len(order) > recipe.max_documents:
+                _, largest = heapq.heappop(order)  # one that was passed over is passed over again where it recurs
+                del taken[largest], other_spans[largest]
+        counts.update(read=tally.rows, malformed=tally.malformed)
+    if len(taken) < _LEAST_DOCUMENTS:
+        raise ValueError(f"--data: {len(taken)} different documents with text, want at least {_LEAST_DOCUMENTS}")
+    found = [taken[key] for _, key in sorted(order, reverse=True)]
+    return found, {**counts, "other_spans": other_spans.total()}
 
 
 def _of_file(
-    path: str, folders: Sequence[AnnotationFolder], recipe: TokenRecipe, text_column: str
+    path: str,
+    folders: Sequence[AnnotationFolder],
+    recipe: TokenRecipe,
+    text_column: str,
+    tally: documents.RowTally,
 ) -> Iterator[Labelled]:
     wanted = [folder.column(spans.COLUMN) for folder in folders] or [spans.COLUMN]
     rows = documents.iter_rows(
-        path, lambda malformed: None, text_column=text_column, columns=[text_column, *wanted], annotated=folders
+        path, tally.add, text_column=text_column, columns=[text_column, *wanted], annotated=folders
     )
     has_spans = False
     for row in rows:
+        tally.add()
         text, where = row.values[text_column], f"{path}, row {row.number}"
         has_spans |= any(name in row.values for name in wanted)
         found = spans.merged([spans.parse(row.values.get(name), text, where) for name in wanted], where)
         if text.strip():
             kept = tuple(span for span in found if not recipe.kinds or span.kind in recipe.kinds)
             yield Labelled(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), text, kept)
+    tally.finish()
     if not has_spans:
         raise ValueError(f"{path}: no column {wanted[0]!r}: give --annotations, or write it by safelm annotate --unit")
 
@@ -167,7 +185,13 @@ def train(
     reader = load_backbone(backbone, **({"max_tokens": recipe.max_window} if recipe.max_window else {}))
     layers = recipe.layers or fitting.spread_layers(reader.config.num_layers)
     folders = annotations.parse(annotated)
-    parts = _parts(read_labelled(paths, folders, recipe, text_column))
+    labelled, rows = read_labelled(paths, folders, recipe, text_column)
+    if rows["malformed"] or rows["other_spans"]:
+        _logger.warning(
+            "of %d rows %d are malformed, and %d repeat a text with other spans than its first: not learned from",
+            *(rows[name] for name in ("read", "malformed", "other_spans")),
+        )
+    parts = _parts(labelled)
     room = min(recipe.max_tokens, _MOST_VALUES // (len(layers) * reader.config.d_model))
     tokens = {
         name: _tokens(reader, of_part, layers, recipe, room if name == TRAIN else max(1, room // 4), name)
@@ -180,6 +204,7 @@ def train(
         "annotations": [folder.identity for folder in folders],
         "vocab_hash": vocab_hash,
         "max_tokens": reader.max_tokens,
+        "rows": rows,
         "documents": {name: len(of_part) for name, of_part in parts.items()},
         "tokens": {name: len(of.scores_N) for name, of in tokens.items()},
         "development_auroc": {str(layer): value for layer, value in fitted.development.items()},
@@ -188,7 +213,7 @@ def train(
     head = SavedHead(
         kind="token",
         source=str(reader.spec["source"]),
-        fingerprint=stream_fingerprint(reader.params, vocab_hash),
+        fingerprint=stream_fingerprint(reader.params, vocab_hash, token_states.tag_id(reader)),
         is_encoder=token_states.is_encoder(reader),
         layer=fitted.layer,
         kernel_DC=fitted.kernel_DC,

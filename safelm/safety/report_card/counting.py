@@ -214,13 +214,14 @@ class Counter:
         for category, hits in by_category.items():
             tally.add_hits(f"category:{self._queries.categories[category]}", hits)
         tally.add_hits(ALL, len(matches))
-        if len(tally.top) == self._settings.top and len(matches) < tally.top[-1].hits:
+        top = self._settings.top
+        if not top or (len(tally.top) == top and len(matches) < tally.top[-1].hits):
             return
         number, identity, score = facts
         counts = tuple((names[query], hits) for query, hits in by_query.most_common())
         excerpt = self._excerpt(found, matches) if self._settings.show_text else ""
-        top = TopDocument(len(matches), self._piece.path, number, identity, score, counts, excerpt)
-        tally.add_top([top], self._settings.top)
+        document = TopDocument(len(matches), self._piece.path, number, identity, score, counts, excerpt)
+        tally.add_top([document], top)
 
     @staticmethod
     def _excerpt(found: Found, matches: list[int]) -> str:

@@ -291,7 +291,8 @@ def _by_density(found: Sequence[_Density], corpus_bytes: int, what: str) -> tupl
     if not found:
         return Estimate(0.0, 0.0, 0.0, 0), f"none of the {what} was of this format"
     density_D = [each.rows / each.bytes for each in found]
-    mean = clustered_mean(density_D, range(len(found)), weights=np.array([each.draws for each in found], float))
+    draws_D = np.array([each.draws for each in found], float)
+    mean = clustered_mean(density_D, range(len(found)), weights=draws_D, bounded=False)
     value, low, high = (number * corpus_bytes for number in (mean.value, mean.low, mean.high))
     how = f"{corpus_bytes:,} bytes * {1e6 * mean.value:,.2f} documents/MB, the mean over {len(found):,} {what}"
     return Estimate(value, low, high, len(found)), how
