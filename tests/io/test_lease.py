@@ -256,9 +256,12 @@ def test_a_second_cache_tasks_is_refused(tmp_path, monkeypatch):
     )
     (tmp_path / "raw_web").mkdir()
     (tmp_path / "raw_web/train-0.jsonl").write_text('{"text": "a page"}\n')
-    elsewhere(f"{BUCKET}/tokens/raw_web/train")._thread.start()
+    other = elsewhere(f"{BUCKET}/tokens/raw_web/train")
+    other._thread.start()
     with pytest.raises(BusyError, match=f"{BUCKET}/tokens/raw_web/train: in use by process 77 on other-host"):
         cache_tasks.main(flags)
+    other._ended.set()
+    other._thread.join()
     staging = cache.staging_folder(f"{BUCKET}/tokens")
     assert not os.path.exists(os.path.join(staging, "raw_web", "train", "settings.json"))
 

@@ -42,7 +42,7 @@ def endings(tmp_path_factory):
     """How each command with `--output` ended, by name, and the folder where it ran."""
     folder, done = tmp_path_factory.mktemp("here"), {}
     extra = {key: MORE.get(key[0], []) for key in KEYS}
-    imports = ("jax", "safelm.checkpoints.checkpoint")
+    imports = ("seqio", "safelm.train.program")
     with gcs_server.emulator() as endpoint:
         place = {"STORAGE_EMULATOR_HOST": endpoint, "NO_PROXY": "127.0.0.1", "NO_GCE_CHECK": "true"}
         place |= {"GOOGLE_CLOUD_PROJECT": "p", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}

@@ -65,10 +65,12 @@ def test_kills_at_random_moments_change_no_bit(inputs, tmp_path):
             while child.is_alive() and _last_step(workdir) < goal:
                 time.sleep(0.002)
         time.sleep(rng.random() * (0.1 if kills % 3 else 2.0))
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()  # does nothing to a child that has ended
         child.join()
-        assert child.exitcode == -signal.SIGKILL, f"the run ended before kill {kills}"
-        kills += 1
+        assert child.exitcode in (0, -signal.SIGKILL)
+        if child.exitcode == 0:  # this machine is so busy that the kill came behind the last step
+            shutil.rmtree(workdir)
+        kills = kills + 1 if child.exitcode else 0
     assert 0 < _last_step(workdir) < 150
     child = _start(inputs, workdir, overrides)
     child.join()
