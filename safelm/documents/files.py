@@ -14,13 +14,12 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from safelm.documents.opening import check_regular
+from safelm.documents.opening import PACKED, check_regular
 from safelm.documents.outputs import MANIFEST_NAME, Outputs, beside
 from safelm.io import hub, remote
 
 _logger = logging.getLogger(__name__)
 
-PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 PARQUET = ".parquet"
 SUFFIXES = (*(f"{kind}{end}" for kind in (".jsonl", ".ndjson", ".json") for end in ("", *PACKED)), PARQUET)
 TSV_SUFFIXES = (".tsv", *(f".tsv{end}" for end in PACKED))
