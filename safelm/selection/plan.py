@@ -241,6 +241,8 @@ def _check_scores(selection: Selection, jobs: Sequence[ShardJob], records: Mappi
         raise ValueError(
             f"{selection.output}: {len(missing)} shards have no record, the first is {missing[0]}: run again"
         )
+    totals = _totals(records)
+    selection.settings.limit.check_any_left((job.path for job in jobs), totals["malformed"], totals["rows"])
     if not selection.settings.needs_scores:
         return
     rows, rewrites = (sum(record[name] for record in records.values()) for name in ("rows", "unscored_rewrites"))

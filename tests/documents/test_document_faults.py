@@ -209,6 +209,18 @@ def test_a_json_array_gives_the_rows_of_the_same_lines_to_every_command(tmp_path
     assert score_one(tmp_path / "scored", array)["rows"] == 3
 
 
+def test_rows_of_a_file_that_is_left_out_for_want_of_the_column_are_not_malformed(tmp_path, caplog):
+    files = [write_rows(tmp_path / "chats.jsonl", [{"messages": [i]} for i in range(30)])]
+    files.append(write_rows(tmp_path / "web.jsonl", [{"text": "a page"}, {"text": 3}, {"text": "another"}]))
+    counts = train_tokenizer.CorpusCounts()
+    read = train_tokenizer.read_texts([str(path) for path in files], "text", counts)
+    assert (list(read), counts.malformed) == (["a page", "another"], 1)
+    assert [line.partition(f"{tmp_path}/")[0::2] for line in caplog.messages] == [
+        ("skipped ", "web.jsonl row 2: field 'text' is not a string but int"),
+        ("left out: ", "chats.jsonl: missing column 'text'; it has messages"),
+    ]
+
+
 def test_prompts_behind_a_byte_order_mark_are_read(tmp_path):
     path = tmp_path / "prompts"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b\xe2\x80\xa8c", "n": 1}')
