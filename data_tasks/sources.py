@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from data_tasks.held_out import TRAIN, VALIDATION, CorpusSplit
 from data_tasks.readers import Document, MalformedLimit, ReadReport, RowFormat, WebDocuments, read_documents
-from safelm.documents import notes, spans
+from safelm.documents import annotations, notes, spans
 from safelm.io import remote
 
 _BATCH_DOCUMENTS = 256
@@ -79,6 +79,12 @@ class WebDocumentSource(seqio.DataSource):
             pattern = f"{self.folder}/**/{named[0]}{{{','.join(self._row_format.suffixes)}}}"
             raise FileNotFoundError(f"empty corpus: no file matches {pattern}")
         return files
+
+    def check_annotations(self, split: str) -> None:
+        """Raises FileNotFoundError or ValueError naming a file of the split that an annotation folder doesn't cover."""
+        for folder in self._row_format.annotations:
+            for path in self.list_shards(split):
+                annotations.of_file(path, folder)
 
     def get_dataset(
         self,

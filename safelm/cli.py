@@ -8,6 +8,7 @@ MODEL@STAGE#SEED. Without a name it is the folder's own; a relative folder with 
 """
 
 import argparse
+import difflib
 import inspect
 import logging
 import os
@@ -17,11 +18,12 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from safelm.io import host_memory, progress, remote
 
 _LOG_FORMAT = "%(levelname).1s %(name)s: %(message)s"
+_MISSING = re.compile(r"^(the following|one of the) arguments .* ?(are|is) required")  # argparse's own line
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[\w.+-]+)?(#\d+)?", re.ASCII)
 _LONGEST_SHOWN = 300  # characters of a flag's value in an error
 _STOPPED = (130, 143)  # exit codes after an interrupt and a termination
@@ -51,8 +53,26 @@ class _Parser(argparse.ArgumentParser):
 
     buckets: Collection[str] = ()
 
+    _given: Sequence[str] = ()
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        return super().parse_known_args(with_underscores(sys.argv[1:] if args is None else args), namespace)
+        self._given = with_underscores(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with 2 and a line, which names unknown flags too where others are missing: one may be misspelt."""
+        if unknown := self._unknown_flags() if _MISSING.search(message) else []:
+            message = f"unknown: {', '.join(unknown)}; {message}"
+        super().error(message)
+
+    def _unknown_flags(self) -> list[str]:
+        """Flags that were given and that there are not, with the one that is meant where its name is similar."""
+        end = self._given.index("--") if "--" in self._given else len(self._given)
+        names = [each.partition("=")[0] for each in self._given[:end] if re.match(r"--\w", each)]
+        known = self._option_string_actions
+        unknown = [name for name in dict.fromkeys(names) if name not in known]
+        similar = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+        return [name + "".join(f" (is {each} meant?)" for each in similar[name]) for name in unknown]
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:

@@ -10,7 +10,6 @@ another vocabulary is left alone without --overwrite.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -48,9 +47,9 @@ def read_texts(
     lacking: list[documents.MissingColumnError] = []
     for file in files:
         tally = documents.RowTally(file, limit or MalformedLimit())
-        report = functools.partial(_skip, file, counts, tally)
+        skipped = _Skipped(file, counts, tally)
         try:
-            for row in documents.iter_rows(file, report, text_column=text_column, columns=[]):
+            for row in documents.iter_rows(file, skipped.add, text_column=text_column, columns=[]):
                 tally.add()
                 text = row.values[text_column]
                 counts.documents += 1
@@ -59,6 +58,7 @@ def read_texts(
         except documents.MissingColumnError as error:
             lacking.append(error)
             continue
+        skipped.tell()
         tally.finish()
     if len(lacking) == len(files):
         raise lacking[0]
@@ -66,11 +66,24 @@ def read_texts(
         log.warning("left out: %s", error)
 
 
-def _skip(file: str, counts: CorpusCounts, tally: documents.RowTally, malformed: documents.Malformed) -> None:
-    tally.add(malformed)
-    counts.malformed += 1
-    if counts.malformed <= _MAX_NAMED:
-        log.warning("skipped %s row %d: %s", file, malformed.row, malformed.reason)
+class _Skipped:
+    """The malformed rows of one file, which are told once it is read: in one that lacks the column no row is."""
+
+    def __init__(self, file: str, counts: CorpusCounts, tally: documents.RowTally):
+        self._file, self._counts, self._tally = file, counts, tally
+        self._named: list[tuple[int, str]] = []
+
+    def add(self, malformed: documents.Malformed) -> None:
+        """Takes a row."""
+        self._tally.add(malformed)
+        if len(self._named) < _MAX_NAMED:
+            self._named.append((malformed.row, malformed.reason))
+
+    def tell(self) -> None:
+        """Adds the rows to the counts, and names the first of the corpus."""
+        for row, reason in self._named[: max(0, _MAX_NAMED - self._counts.malformed)]:
+            log.warning("skipped %s row %d: %s", self._file, row, reason)
+        self._counts.malformed += self._tally.malformed
 
 
 def train_tokenizer(
@@ -171,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--control_tokens",
         metavar="TOKEN,...",
-        help="special tokens to add, such as <good>,<bad>",
+        help="special tokens to add on top of --vocab_size, such as <good>,<bad>",
     )
     arguments.add_argument("--output", required=True, help="folder for tokenizer.json")
     arguments.add_argument("--overwrite", action="store_true", help="replace another vocabulary in the folder")

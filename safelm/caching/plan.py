@@ -187,7 +187,8 @@ def plan_store(
     """Plans one store; None if the task lacks the split (other than train).
 
     Raises ValueError if the folder holds, or was begun with, another task, `settings`, vocabulary or input files,
-    FileNotFoundError if there is no input, and NotHeldError if the bucket may not be written although it must.
+    FileNotFoundError if there is no input, or no annotations of some input file where the task needs them, and
+    NotHeldError if the bucket may not be written although it must.
     """
     import seqio
 
@@ -198,6 +199,8 @@ def plan_store(
         return None
     _check_vocabulary(task, tokenizer)
     paths = task.source.list_shards(split)
+    if check := getattr(task.source, "check_annotations", None):
+        check(split)  # before a shard is made with annotations that lack the next one's
     inputs = [_describe_input(path) for path in paths]
     wanted = dict(settings) | {"task": task_name, "split": split, "vocab_hash": tokenizer.hash, "inputs": inputs}
     wanted |= {"format_version": FORMAT_VERSION, "channels": [dataclasses.asdict(channel) for channel in CHANNELS]}

@@ -5,7 +5,7 @@ folder stands for every readable file below it, links followed, except names tha
 `.json` files, which are often side files. A name that exists literally is that file or folder, even if it contains
 pattern characters. A pipe or a device is an error. Formats: JSON lines (`.jsonl`, `.ndjson`, `.json`; also packed:
 `.gz`, `.zst`, `.bz2`, `.xz`) and Parquet; compression is detected from the content. A `.json` file may be one array of
-objects.
+objects. A file of 0 bytes has no rows.
 
 A row is malformed if it is not UTF-8, not JSON, not an object, longer than MAX_ROW_BYTES (64 MiB), or if its text is
 missing, null, not a string or contains a lone surrogate. It is reported with its number (from 1: the line of a JSON
@@ -64,6 +64,7 @@ from safelm.documents.parquet import (
     check_columns,
     codec_of,
     field_names,
+    has_no_columns,
     iter_parquet,
     may_be_null,
     open_parquet,
@@ -110,6 +111,7 @@ __all__ = [
     "find_named",
     "harm_score",
     "has_changed",
+    "has_no_columns",
     "is_compressed",
     "is_content_id",
     "iter_json",

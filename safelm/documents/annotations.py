@@ -114,6 +114,12 @@ def versions(path: str, folders: Sequence[AnnotationFolder]) -> list[Any]:
     return [[each.name, input_facts(file_at(of_file(path, each)))] for each in folders]
 
 
+def column_names(path: str, folders: Sequence[AnnotationFolder]) -> tuple[str, ...]:
+    """The columns that the annotations of a file add to its rows. Raises as `FileAnnotations` does."""
+    with contextlib.ExitStack() as files:
+        return FileAnnotations(path, folders, files).names
+
+
 class FileAnnotations:
     """The annotations of one file from every folder, to be joined to its rows in their order.
 

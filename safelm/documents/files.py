@@ -9,22 +9,23 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fsspec.utils import glob_translate
 
-from safelm.documents.opening import check_regular
+from safelm.documents.opening import PACKED, check_regular
 from safelm.documents.outputs import MANIFEST_NAME, Outputs, beside
 from safelm.io import hub, remote
 
 _logger = logging.getLogger(__name__)
 
-PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 PARQUET = ".parquet"
 SUFFIXES = (*(f"{kind}{end}" for kind in (".jsonl", ".ndjson", ".json") for end in ("", *PACKED)), PARQUET)
 TSV_SUFFIXES = (".tsv", *(f".tsv{end}" for end in PACKED))
 _PLAIN_JSON = ".json"  # often a side file: only taken where an input names it
+_NEVER_DOCUMENTS = (MANIFEST_NAME, ".md", ".png", ".svg", ".html", ".py")  # not worth a warning where they aren't read
+_SHOWN_UNREAD = 3  # names in that warning
 _SAMPLE_BYTES = 1 << 16
 _MAGIC = re.compile(r"[*?[]")
 # What file systems call the hash or version of a file's content, the surest first.
@@ -52,8 +53,8 @@ class DocumentFile:
 def list_files(patterns: str | Sequence[str]) -> list[str]:
     """The files that one or more inputs name, sorted, without duplicates.
 
-    Raises FileNotFoundError if an input names nothing, ValueError for an unsupported format or something that is not a
-    file.
+    A line warns of files in a folder that are not read. Raises FileNotFoundError if an input names nothing, ValueError
+    for an unsupported format or something that is not a file.
     """
     return [file.path for file in find(patterns)]
 
@@ -85,14 +86,16 @@ def find_named(folder: str, names: Sequence[str], suffixes: Sequence[str] = SUFF
         if _is_readable(name.removeprefix(inner), (*SUFFIXES, *suffixes)) and outputs.hold(name)
     }
     outputs.check({name: file.bytes for name, file in found.items()}, is_complete=True)
-    named = [
-        name
-        for name in found
-        if name.endswith(tuple(suffixes))
-        and any(fnmatch.fnmatchcase(posixpath.basename(name), wanted) for wanted in names)
-    ]
+    named = [name for name in found if name.endswith(tuple(suffixes)) and _has_name(name, names)]
     _warn_of_missing(named)
+    others = [name for name in entries if _has_name(name, names) and outputs.hold(name)]
+    if unread := [name for name in _unread(inner, others, named) if not name.endswith((*SUFFIXES, *suffixes))]:
+        _logger.warning("%s: %s", folder, _counted(inner, unread))
     return sorted(found[name].path for name in _once(named, entries))
+
+
+def _has_name(path: str, names: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(posixpath.basename(path), wanted) for wanted in names)
 
 
 def _warn_of_missing(names: Iterable[str]) -> None:
@@ -221,14 +224,18 @@ def _find(pattern: str) -> list[DocumentFile]:
     fixed, _ = _fixed(files, pattern, inner)
     suffixes = SUFFIXES if rest.endswith(_PLAIN_JSON) else _FOUND_SUFFIXES
     readable = {name: facts for name, facts in found.items() if _is_readable(name.removeprefix(fixed), suffixes)}
+    unread = _unread(fixed, found, readable)
     if not readable:
-        raise FileNotFoundError(f"{pattern}: no file there ends in {', '.join(SUFFIXES)}")
+        there = f"; {_counted(fixed, unread)}" if unread else ""
+        raise FileNotFoundError(f"{pattern}: no file there ends in {', '.join(suffixes)}{there}")
 
     def manifests() -> list[str]:
         return [name for name in beside(readable, fixed.rstrip("/")) if files.exists(name)]
 
     there = remote.retrying(pattern, "listing", manifests) if rest else found
     outputs = Outputs(files, pattern, there)
+    if unread := list(filter(outputs.hold, unread)):
+        _logger.warning("%s: %s", pattern, _counted(fixed, unread))
     chosen = {
         name: _document_file(files, pattern, name, facts) for name, facts in readable.items() if outputs.hold(name)
     }
@@ -239,6 +246,22 @@ def _find(pattern: str) -> list[DocumentFile]:
 
 
 _FOUND_SUFFIXES = tuple(end for end in SUFFIXES if end != _PLAIN_JSON)
+
+
+def _unread(folder: str, found: Iterable[str], read: Collection[str]) -> list[str]:
+    """Those of the files found below a folder that aren't read although they may be documents."""
+    left = (name for name in found if name not in read and not name.endswith(_NEVER_DOCUMENTS))
+    return sorted(name for name in left if not _is_hidden(name.removeprefix(folder)))
+
+
+def _counted(folder: str, unread: Sequence[str]) -> str:
+    """How many files aren't read, the first ones by name, and how plain `.json` is."""
+    names = ", ".join(name.removeprefix(folder).lstrip("/") for name in unread[:_SHOWN_UNREAD])
+    more = f" and {len(unread) - _SHOWN_UNREAD:,} more" if len(unread) > _SHOWN_UNREAD else ""
+    counted = f"{len(unread):,} files there aren't" if len(unread) > 1 else "1 file there isn't"
+    is_plain = any(name.endswith(_PLAIN_JSON) for name in unread)
+    how = f"; {_PLAIN_JSON} is read where an input names it, such as FOLDER/*{_PLAIN_JSON}" if is_plain else ""
+    return f"{counted} read: {names}{more}{how}"
 
 
 def _split(files: Any, pattern: str, inner: str) -> tuple[str, str]:
@@ -314,8 +337,11 @@ def _once(names: Iterable[str], entries: Mapping[str, Any]) -> list[str]:
 
 
 def _is_readable(name: str, suffixes: Sequence[str] = SUFFIXES) -> bool:
-    hidden = any(piece.startswith(("_", ".")) for piece in name.split("/"))
-    return name.endswith(tuple(suffixes)) and not hidden
+    return name.endswith(tuple(suffixes)) and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(piece.startswith(("_", ".")) for piece in name.split("/"))
 
 
 def _document_file(

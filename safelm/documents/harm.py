@@ -9,6 +9,9 @@ of these that the row has:
                                        moral_education), whose rows have metadata.dump and metadata.int_score
     safety_score                       of published annotations: rows that have safety_probs too
 
+A text made from another one keeps its source's score. What is asked of the text itself, by the report card, by
+`safelm.select` and by `safelm.label`, is `text_harm_score`: see there.
+
 Columns called just `score` or `int_score` are never read, because in FineWeb-Edu and its derivatives they say how
 educational a page is. Fractions are rounded, halves up.
 """
@@ -16,14 +19,16 @@ educational a page is. Fractions are rounded, halves up.
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from safelm.documents.json_lines import field
 from safelm.tags import MAX_SCORE, MIN_SCORE
 
-NAMED_COLUMNS = ("harm_score", "metadata.harm_score")
+_NAMED = "harm_score"
+NAMED_COLUMNS = (_NAMED, "metadata.harm_score")
 TEXT_COLUMNS = ("text_harm_score", "metadata.text_harm_score")
+_SCORED, _SCORER = "harm_reason", "score_"  # what safelm.score writes beside `harm_score`: the latter begins a column
 SYNTHETIC = ("prompt_version", "source_id")
 _PUBLISHED = ("metadata.dump", "metadata.int_score")
 _ANNOTATED = ("safety_score", "safety_probs")
@@ -71,9 +76,20 @@ def harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None
     return HarmScore()
 
 
-def text_harm_score(row: Mapping[str, Any], path: str = "", column: str | None = None) -> HarmScore:
-    """The harm score of a row's own text: for a rewritten document `text_harm_score`, not its source's score."""
+def text_harm_score(
+    row: Mapping[str, Any], path: str = "", column: str | None = None, annotated: Collection[str] = ()
+) -> HarmScore:
+    """The harm score of a row's own text, never that of the source that it was rewritten from.
+
+    Without a column that the user names it is the first of these: `harm_score` where annotations or `safelm.score` say
+    it, also that there is none; `text_harm_score`; for a text that was not rewritten, that of `harm_score`.
+
+    Args:
+      annotated: the columns that annotations add to the row.
+    """
     if column is None:
+        if _NAMED in annotated or (_NAMED in row and any(map(_is_of_scoring, row))):
+            return HarmScore() if row.get(_NAMED) is None else _score(_NAMED, row[_NAMED])
         for name in TEXT_COLUMNS:
             if (found := field(row, name)) is not None:
                 return _score(name, found)
@@ -90,6 +106,13 @@ def is_rewritten(row: Mapping[str, Any], path: str) -> bool:
 def score_columns(column: str | None = None) -> tuple[str, ...]:
     """The columns that `harm_score` needs, to be read from files that have them."""
     return (column,) if column else (*NAMED_COLUMNS, *SYNTHETIC, *_PUBLISHED, *_ANNOTATED)
+
+
+def text_score_columns(names: Iterable[str], column: str | None = None) -> list[str]:
+    """Those of a file's columns that `text_harm_score` needs."""
+    names = list(names)
+    wanted = {*score_columns(column), *TEXT_COLUMNS, *filter(_is_of_scoring, names)}
+    return [name for name in names if name in wanted]
 
 
 def choose_column(names: Collection[str], column: str | None = None) -> str | None:
@@ -129,6 +152,11 @@ def published_folder(path: str) -> str:
     """The part of a path that gives the harm score of a published set's rows, such as "score_4_refusal", or ""."""
     folders = re.split(r"[/\\]", path)[:-1]
     return next((name for name in reversed(folders) if _PUBLISHED_FOLDER.fullmatch(name)), "")
+
+
+def _is_of_scoring(name: str) -> bool:
+    """Whether `safelm.score` writes a column of that name beside `harm_score`; annotations have no reasons."""
+    return name == _SCORED or name.startswith(_SCORER)
 
 
 def _has_inside(names: Collection[str], name: str) -> bool:

@@ -1,4 +1,7 @@
-"""Reads rows of JSON lines in bounded memory: no more than MAX_ROW_BYTES of a line are ever held."""
+"""Reads rows of JSON lines in bounded memory: no more than MAX_ROW_BYTES of a line are ever held.
+
+A `.json` file that is one array of objects is read as if each were a line; it alone is held whole.
+"""
 
 import dataclasses
 import io
@@ -7,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from safelm.documents import json_arrays
 from safelm.documents.malformed import Malformed, MalformedError
 from safelm.documents.opening import DAMAGED, open_binary
 
@@ -28,7 +32,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class JsonRow:
-    """One object of a JSON lines file: its line number, its bytes without white space around them, and its value."""
+    """One object of a JSON lines file: its line number, its bytes without white space around them, and its value.
+
+    Of an array: its place, from 1, and the bytes of a line that says the same.
+    """
 
     number: int
     raw: bytes = dataclasses.field(repr=False)
@@ -74,7 +81,7 @@ def iter_json(
     on_bytes: Callable[[int], object] = lambda count: None,
     required: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[JsonRow]:
-    """Streams the objects of an uncompressed or compressed JSON lines file, or of a part of an uncompressed one.
+    """Streams the objects of JSON lines or of a JSON array, compressed or not, or of a part of uncompressed lines.
 
     Args:
       on_malformed: called with each unusable row.
@@ -83,9 +90,12 @@ def iter_json(
         `lines_before` gives the offset.
       on_bytes: called with the length of every line, in uncompressed bytes.
       required: as `wanted` of `ColumnCheck`.
+
+    Raises ValueError for a file that is damaged or lacks a column, OSError if it can't be read.
     """
     check = ColumnCheck(path, ({text_column: (text_column,)} if text_column else {}) | dict(required or {}))
-    for number, line in _lines(path, part):
+    is_array = part is None and json_arrays.is_array(path)
+    for number, line in _array_lines(path) if is_array else _lines(path, part):
         on_bytes(len(line))
         raw = line.removeprefix(_BOM).strip()
         if not raw:
@@ -188,6 +198,12 @@ def lines_before(path: str, start: int) -> int:
             count += block.count(b"\n")
             at, last = at + len(block), block[-1:]
     return count + (last != b"\n")
+
+
+def _array_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """(place from 1, line of JSON) of the values of an array."""
+    for number, value in json_arrays.iter_array(path):
+        yield number, json.dumps(value).encode()
 
 
 def _lines(path: str, part: Part | None) -> Iterator[tuple[int, bytes]]:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -59,6 +60,21 @@ class MalformedLimit:
             raise ValueError(f"{shown}, more than {self.rows} rows and {self.fraction:.2%}{more}")
         if self.fraction < 1 and is_whole and malformed > _FEW_ROWS and 2 * malformed > rows:
             raise ValueError(f"{shown}, more than half of them{more}")
+
+    def check_any_left(self, paths: Iterable[str], malformed: int, rows: int, *, more: str = "") -> None:
+        """Raises ValueError naming the files `paths` if all of their rows, and there are some, are malformed.
+
+        Args:
+          malformed, rows: of all files together; a file without a usable row among others is no error.
+          more: details of the malformed rows, for the message.
+        """
+        if not rows or malformed < rows or self.fraction >= 1:
+            return
+        first, *others = dict.fromkeys(paths)
+        place = f"{first} and {len(others)} more files" if others else first
+        raise ValueError(
+            f"{place}: {malformed} of {rows} rows are malformed, none is left{f'; {more}' if more else ''}"
+        )
 
 
 _FEW_ROWS = 20

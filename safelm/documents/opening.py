@@ -13,6 +13,7 @@ from typing import Any
 
 from safelm.io import remote
 
+PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")  # suffixes of compressed files
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 _SKIPPABLE = b"\x2a\x4d\x18"  # bytes 1 to 3 of a zstd frame that holds no content
 _ZSTD_MAX_WINDOW = 1 << 31  # `zstd --long=31`, the format's own limit for 64-bit machines

@@ -3,11 +3,14 @@
 A column that is only passed on stays in Arrow, so any date survives. INT96 timestamps (Spark's, Impala's) are read in
 microseconds, which cover the format's whole range but drop nanoseconds; read in Arrow's nanoseconds, dates after 2262
 would change. A date that Python can't represent (before year 1, after 9999, or with nanoseconds) becomes a string.
-Pages are looked at before Arrow decodes them (`parquet_pages`).
+Pages are looked at before Arrow decodes them (`parquet_pages`). A file of 0 bytes, as one is that was emptied where it
+lies, has no rows and no columns.
 """
 
 import contextlib
+import io
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +20,7 @@ from safelm.documents.malformed import Malformed, MalformedError
 from safelm.documents.opening import open_binary
 from safelm.io import remote
 
+_logger = logging.getLogger(__name__)
 _BATCH_BYTES = 8 << 20
 _MOST_BATCH_BYTES = 1 << 30  # should all values be as large as a dictionary allows
 _BATCH_ROWS = 1024
@@ -43,6 +47,9 @@ def iter_parquet(
 
     number = 0
     with open_parquet(path) as table, open_binary(path) as file:
+        if has_no_columns(table):
+            _logger.warning("%s: is empty, it has no rows", path)
+            return
         pages = _Pages(path, file)
         columns = columns(table) if callable(columns) else columns
         check_columns(path, table.schema_arrow, columns or (), text_column)
@@ -88,13 +95,26 @@ class _Pages:
         return max(1, min(rows, _BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
 
 
+def has_no_columns(table: Any) -> bool:
+    """Whether a ParquetFile has neither columns nor rows, as that of an emptied file."""
+    return not table.schema_arrow.names and not table.metadata.num_rows
+
+
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[Any]:
-    """Opens a pyarrow ParquetFile. Raises ValueError for another format, OSError from the file system."""
+    """Opens a pyarrow ParquetFile, of a file of 0 bytes one without rows and columns.
+
+    Raises ValueError for another format, OSError from the file system.
+    """
     import pyarrow
     import pyarrow.parquet
 
     with open_binary(path) as file:
+        if not file.seek(0, io.SEEK_END):
+            with _no_table() as table:
+                yield table
+            return
+        file.seek(0)
         try:
             table = pyarrow.parquet.ParquetFile(
                 file,
@@ -109,6 +129,14 @@ def open_parquet(path: str) -> Iterator[Any]:
             if stated != table.metadata.num_rows:
                 raise ValueError(f"{path}: damaged: {stated} rows in its row groups, {table.metadata.num_rows} in all")
             yield table
+
+
+def _no_table() -> Any:
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({}), sink)
+    return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(sink.getvalue()))
 
 
 def may_be_null(path: str, column: str) -> bool:
@@ -128,7 +156,7 @@ def codec_of(path: str) -> str:
     Raises ValueError for a damaged file.
     """
     with open_binary(path) as file:
-        groups = parquet_pages.read_footer(path, file)
+        groups = parquet_pages.read_footer(path, file) if file.seek(0, io.SEEK_END) else []
     return groups[0][0].codec if groups and groups[0] else "snappy"
 
 

@@ -78,9 +78,8 @@ def iter_rows(
         return
     if path.endswith(TSV_SUFFIXES):
         yield from _table(path, tables.iter_tsv(path, on_malformed), text_column, required, on_malformed)
-    elif not suffix(path).startswith((".jsonl", ".ndjson")) and tables.is_array(path):
-        yield from _table(path, tables.iter_array(path), text_column, required, on_malformed)
     else:
+        suffix(path)
         for row in json_lines.iter_json(path, on_malformed, text_column=text_column, required=required):
             yield Row(row.number, row.row, row.raw)
 

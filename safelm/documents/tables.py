@@ -1,4 +1,4 @@
-"""Reads files that are one table: delimited values, and JSON files with one array of objects."""
+"""Reads files that are one table of delimited values."""
 
 import csv
 import io
@@ -9,30 +9,9 @@ from typing import Any
 
 from safelm.documents.json_lines import MAX_ROW_BYTES, OnMalformed
 from safelm.documents.malformed import Malformed
-from safelm.documents.opening import DAMAGED, open_binary, read_text
+from safelm.documents.opening import DAMAGED, open_binary
 
-_BLANK = b" \t\r\n"
 _REMARKS = re.compile(r"(?:#[^\n]*+(?:\n|\Z))*+")  # lines of versions and remarks in front of a table, as PyRIT has
-
-
-def is_array(path: str) -> bool:
-    """Whether the content begins like a JSON array of objects and not like a line of JSON."""
-    try:
-        with open_binary(path, decompress=True) as file:
-            begin = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK)
-    except DAMAGED as error:
-        raise ValueError(f"{path}: damaged or cut short ({error})") from error
-    return begin.startswith(b"[") and begin[1:].lstrip(_BLANK)[:1] in (b"{", b"]", b"")
-
-
-def iter_array(path: str) -> Iterator[tuple[int, Any]]:
-    """Yields (row number from 1, row) of a JSON array, which is held in memory (see `read_text`)."""
-    text = read_text(path)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON, damaged or cut short ({error})") from error
-    yield from enumerate(found, 1)
 
 
 def delimited_rows(path: str, text: str, delimiter: str = ",") -> list[dict[str, str]]:

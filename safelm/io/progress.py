@@ -12,6 +12,8 @@ One object, replaced whole at most every few seconds:
 `updated` that stands still for minutes beside `running` means that the process is gone or hangs. `safelm.train` writes
 one into every workdir, with step, tokens and loss; other commands where `--progress_file` or `SAFELM_PROGRESS_FILE`
 says.
+
+Where no terminal shows a bar, a line of the log says about every half minute how far the command is.
 """
 
 import json
@@ -30,6 +32,7 @@ _logger = logging.getLogger(__name__)
 VARIABLE = "SAFELM_PROGRESS_FILE"
 HELP = f"write progress.json here every few seconds, for monitoring without a terminal (${VARIABLE})"
 SECONDS, REMOTE_SECONDS = 2.0, 30.0
+LOG_SECONDS = 30.0  # between two lines of a bar where no terminal shows it
 _STOPS = ("Preempted", "KeyboardInterrupt")
 
 
@@ -101,8 +104,24 @@ class ProgressFile:
             _logger.debug("%s: not written", self._path, exc_info=True)
 
 
+class _Lines:
+    """When the next line of the log is due."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def begin(self) -> None:
+        """From now on half a minute passes."""
+        self._next = time.monotonic() + LOG_SECONDS
+
+    def are_due(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() >= self._next
+
+
 _current: ProgressFile | None = None
 _open_bars: list["Bar"] = []
+_lines = _Lines()
 
 
 def begin(path: str, command: str) -> None:
@@ -115,8 +134,8 @@ def begin(path: str, command: str) -> None:
 
 
 def is_wanted() -> bool:
-    """Whether a file is written: then counting is worth while without a terminal too."""
-    return _current is not None
+    """Whether a file is written or a line of the log is due: counting is worth while without a terminal too."""
+    return _current is not None or (_lines.are_due() and any(bar._is_logged for bar in _open_bars))
 
 
 def end(state: str, error: str = "") -> None:
@@ -128,16 +147,21 @@ def end(state: str, error: str = "") -> None:
 
 
 class Bar(tqdm.tqdm):
-    """tqdm's bar, quiet where there is no terminal, which also writes the command's progress file.
+    """tqdm's bar, which also writes the command's progress file; where no terminal shows it, bars log a line each half
+    minute at most.
 
-    Of bars within bars the outermost counts; the innermost one's description is the stage.
+    Of bars within bars the outermost counts; the innermost one's description is the stage. One with `disable=True` is
+    not logged either.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **({"disable": None} | kwargs))
+        self._is_logged = self.disable and kwargs.get("disable") is None
         self._what, self._unit = kwargs.get("desc") or "", (kwargs.get("unit") or "it").strip()
         self._first = self._at = self.n
         self._since = time.monotonic()
+        if not _open_bars:
+            _lines.begin()
         _open_bars.append(self)
         self._tell()
 
@@ -173,7 +197,20 @@ class Bar(tqdm.tqdm):
         _open_bars[:] = [each for each in _open_bars if each is not self]  # tqdm's bars are equal by their places
         super().close()
 
+    def _described(self) -> str:
+        """How far it is, in words."""
+        seconds = time.monotonic() - self._since
+        rate = (self._at - self._first) / seconds if seconds > 0 else 0
+        left = "" if self.total is None or not rate else f", {(self.total - self._at) / rate / 60:.0f} min left"
+        of = "" if self.total is None else f" of {self.total:,}"
+        what = (getattr(self, "desc", None) or self._what).removesuffix(": ")
+        return f"{what}{': ' if what else ''}{self._at:,}{of} {self._unit}{left}"
+
     def _tell(self) -> None:
+        if self._is_logged and _lines.are_due():
+            _lines.begin()
+            told = [bar for bar in _open_bars if bar._is_logged]
+            _logger.info("%s", "; ".join(bar._described() for bar in told))
         if _current is None or not any(each is self for each in _open_bars):
             return
         outer, inner = _open_bars[0], _open_bars[-1]

@@ -6,7 +6,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm.io import files as whole_files
@@ -15,6 +15,8 @@ from safelm.io.cache import staging_folder
 from safelm.io.files import file_sha256
 
 STAGING, FAILURES = "_staging", "_failures"
+MOST_FAILURES = 10  # that one message tells
+NOT_BEGUN = "not begun after "  # in the message of a shard that another one's failure ended
 _SLICE = ".slice-"
 _READ_AT_ONCE = 256
 
@@ -152,14 +154,13 @@ class OutputFolder:
             shutil.rmtree(self.path(FAILURES), ignore_errors=True)
 
     def raise_failures(self, of: Collection[str] | None = None) -> None:
-        """Raises ValueError with the first failure (`of` some shards) and the number of others, if there are any."""
+        """Raises ValueError if there are failures (`of` some shards), with up to MOST_FAILURES of them."""
         names = sorted(name for name in self.sizes(FAILURES) if of is None or name.removesuffix(".json") in of)
         found = self.read_json([f"{FAILURES}/{name}" for name in names])
         messages = [str(failure["message"]) for failure in found if failure]
         if messages:
-            others = f" (and {len(messages) - 1} more shards failed)" if len(messages) > 1 else ""
             then = "finished shards are kept, run the same command again when that is mended"
-            raise ValueError(f"{messages[0]}{others}; {then}")
+            raise ValueError(f"{failures_in_a_line(messages)}; {then}")
 
     @contextlib.contextmanager
     def only_writer(self) -> Iterator[None]:
@@ -227,6 +228,17 @@ class OutputFolder:
         with open(self.path(".workers"), "a") as file:
             whole_files.wait_for_lock(file, shared=True)
             yield
+
+
+def failures_in_a_line(messages: Sequence[str]) -> str:
+    """The messages of shards that failed, the first MOST_FAILURES of those that differ, and how many shards are left.
+
+    Shards that were not begun because others failed are only counted, if there are those others.
+    """
+    told = [each for each in dict.fromkeys(messages) if NOT_BEGUN not in each] or list(dict.fromkeys(messages))
+    told = told[:MOST_FAILURES]
+    more = len(messages) - len(told)
+    return "; ".join(told) + (f" (and {more} more shards failed)" if more else "")
 
 
 def _read_local(path: str) -> bytes | None:

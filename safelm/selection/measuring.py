@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from safelm import documents
-from safelm.documents import Malformed, MalformedError, RowTally, harm
+from safelm.documents import Malformed, MalformedError, RowTally, annotations, harm
 from safelm.jobs.file_shards import ShardJob
 from safelm.jobs.output import OutputFolder
 from safelm.safety.scoring.shard import batches
@@ -38,7 +38,7 @@ FOLDER, PROMPTS = "_measured", "_prompts.json"
 MAX_KINDS = 10_000
 _MAX_VALUE_CHARACTERS = 100
 
-Kind = tuple[int | None, tuple[str, ...]]  # harm score, values of the strata
+Kind = tuple[int | None, tuple[str, ...]]  # harm score of the text itself, values of the strata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,7 @@ def measure_shard(job: ShardJob, work: MeasureWork, loaded: Loaded, out: OutputF
         "kinds": [[score, list(strata)] for score, strata in measures.kinds],
         "licences": measures.licences.named(),
         "score_columns": dict(measures.score_columns),
+        "unscored_rewrites": measures.unscored_rewrites,
         "seconds": round(time.monotonic() - started, 3),
     }
 
@@ -140,7 +141,9 @@ class Measures:
         self.tokens: list[int] = []
         self.kinds: dict[Kind, int] = {}
         self.score_columns: collections.Counter[str] = collections.Counter()
+        self.unscored_rewrites = 0
         self.licences = ShardLicences(settings.licence_columns)
+        self._annotated = annotations.column_names(path, settings.annotations)
         self._kind: list[int] = []
         self._is_empty: list[bool] = []
         self._text_hash: list[bytes] = []
@@ -150,7 +153,7 @@ class Measures:
     def add(self, number: int, row: Mapping[str, Any], text: str | None) -> None:
         """Takes a row's values. Raises MalformedError for one that can't be used."""
         settings = self._settings
-        found = harm.harm_score(row, self._path, settings.score_column)
+        found = harm.text_harm_score(row, self._path, settings.score_column, self._annotated)
         score = found.value
         if score and settings.class_thresholds:
             probabilities = documents.field(row, settings.probabilities_column)
@@ -167,6 +170,8 @@ class Measures:
             )
         self.licences.add(row)
         self.score_columns.update([found.column] if found.value is not None else [])
+        is_unnamed = settings.score_column is None and not found.column
+        self.unscored_rewrites += is_unnamed and harm.is_rewritten(row, self._path)
         self.rows.append(number)
         self.tokens.append(tokens)
         self._kind.append(index)

@@ -38,7 +38,7 @@ from safelm.selection import choosing, contamination, copies, data_card, measuri
 from safelm.selection.contamination import PromptIndex, PromptSet
 from safelm.selection.settings import SelectSettings
 
-COMMAND, FORMAT = "safelm.select", 2
+COMMAND, FORMAT = "safelm.select", 3
 _CHOICE = "_choice.json"
 _SMALL_BYTES = 32 << 20  # up to so much a local run starts no workers, unless it is told how many
 _MEASURED = (  # the settings on which the first pass depends
@@ -241,14 +241,25 @@ def _check_scores(selection: Selection, jobs: Sequence[ShardJob], records: Mappi
         raise ValueError(
             f"{selection.output}: {len(missing)} shards have no record, the first is {missing[0]}: run again"
         )
-    found = any(record["score_columns"] for record in records.values())
-    if selection.settings.needs_scores and not found:
-        rows = sum(record["rows"] for record in records.values())
-        names = selection.settings.score_column or ", ".join(harm.NAMED_COLUMNS)
+    totals = _totals(records)
+    selection.settings.limit.check_any_left((job.path for job in jobs), totals["malformed"], totals["rows"])
+    if not selection.settings.needs_scores:
+        return
+    rows, rewrites = (sum(record[name] for record in records.values()) for name in ("rows", "unscored_rewrites"))
+    where = f"{jobs[0].path}: " if len(selection.files) == 1 else f"{jobs[0].path} and others: "
+    told = (
+        f"{where}{rewrites} of {rows} rows are rewritten texts without a score of their own "
+        f"({harm.TEXT_COLUMNS[0]}), and their sources' scores are not theirs"
+    )
+    if not any(record["score_columns"] for record in records.values()):
+        names = selection.settings.score_column or ", ".join((*harm.NAMED_COLUMNS, harm.TEXT_COLUMNS[0]))
+        none = f"{jobs[0].path}: no harm score found in {rows} rows of {len(selection.files)} files"
         raise ValueError(
-            f"{jobs[0].path}: no harm score found in {rows} rows of {len(selection.files)} files (looked for {names}): "
-            "score them first (safelm.score), name the column (--score_column), or leave the score out of --strata"
+            f"{told if rewrites else none} (looked for {names}): score them first (safelm.score), name the column "
+            "(--score_column), or leave the score out of --strata"
         )
+    if rewrites:
+        _logger.warning("%s: they are left out; score them first (safelm.score)", told)
 
 
 def _totals(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

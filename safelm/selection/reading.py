@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safelm import documents
-from safelm.documents import OnMalformed, Part
+from safelm.documents import OnMalformed, Part, harm
 from safelm.documents.annotations import AnnotationFolder, FileAnnotations
 from safelm.jobs.file_shards import ShardJob
 
@@ -24,7 +24,7 @@ def values(
 
     Args:
       text_column: the column that must hold a text; None reads none.
-      columns: those to read of Parquet, where it has them.
+      columns: those to read of Parquet, where it has them, beside those of `harm.text_harm_score`.
       required: name -> columns of which the file or its annotations must have one.
       annotated: folders of annotations, of which those of `columns` that they have are joined to each row.
 
@@ -49,7 +49,7 @@ def values(
         for name, any_of in required.items():
             if not any(column in names for column in any_of):
                 raise documents.missing_column(job.path, name, names, any_of)
-        wanted = [*([text_column] if text_column else []), *columns]
+        wanted = [*([text_column] if text_column else []), *columns, *harm.text_score_columns(names)]
         return [name for name in dict.fromkeys(wanted) if name in names]
 
     for first, batch in documents.iter_parquet(job.path, choose, text_column=text_column, groups=job.part):

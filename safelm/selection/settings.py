@@ -116,7 +116,7 @@ class SelectSettings:
 
     def columns(self, source: str) -> list[str]:
         """The columns to read beside the text, of which a file may lack some."""
-        found = [*harm.score_columns(self.score_column), *self.stratum_columns(source)]
+        found = [*harm.score_columns(self.score_column), *harm.TEXT_COLUMNS, *self.stratum_columns(source)]
         found += self.licence_columns
         found += [self.token_column] if self.token_column else []
         return found + ([self.probabilities_column, *self.probability_columns] if self.class_thresholds else [])

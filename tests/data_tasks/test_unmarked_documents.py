@@ -159,3 +159,13 @@ def test_notes_of_another_kind_and_metadata_without_a_host_are_refused(folder):
     assert "num_unmarked_documents" not in cache(folder, "dumps", "metadata_web", **flags, interventions=whole).extra
     manifest = cache(folder, "hosts", "metadata_web", **flags, interventions='{"metadata_column": "host"}')
     assert manifest.extra["num_unmarked_documents"] == 1 and manifest.extra["token_kinds"]["prefix"] > 3
+
+
+def test_annotations_that_lack_a_file_are_refused_before_a_shard_is_made_with_them(folder):
+    note = {"kind": "reflection", "position": 0, "token_index": 0, "first_person": "I see."}
+    annotated(folder, "part", {0: [[note]] * 10})
+    (folder / "part" / "manifest.json").write_text('{"files": 1}')
+    with pytest.raises(FileNotFoundError, match=r"part: no annotations of .*train-1\.jsonl"):
+        cache(folder, "refused", "reflected_web", annotations=folder / "part")
+    assert not list((folder / "refused").rglob("shard-*"))
+    assert cache(folder, "refused", "reflected_web", annotations=folder / "notes").num_documents == 20

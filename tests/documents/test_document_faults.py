@@ -13,16 +13,19 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from annotation_runs import annotate
 from document_files import PACK, write_rows
 from scoring_runs import score_one
 
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents
 from data_tasks.sources import WebDocumentSource
 from safelm import documents, generate, train_tokenizer
-from safelm.documents import files, json_lines, opening, tables
+from safelm.documents import annotations, files, json_arrays, json_lines, opening, tables
 from safelm.jobs.file_shards import ShardJob
 from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
+from safelm.safety.scoring import annotation_rows, joining
 from safelm.safety.synthesis.sources import Selection, ShardRows
+from safelm.selection import reading as selection_reading
 
 LINES = b"".join(json.dumps({"id": str(i), "text": f"Page {i}."}).encode() + b"\n" for i in range(50))
 
@@ -149,11 +152,11 @@ def test_what_a_file_is_packed_with_is_decided_by_its_content(tmp_path, name, pa
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
 @pytest.mark.parametrize("part", [0, 1])
 def test_a_damaged_stream_is_an_error_that_names_the_file_wherever_it_is_read(tmp_path, pack, part):
-    packed, path = pack(LINES), tmp_path / "web.packed"
+    packed, path = pack(LINES), tmp_path / "web.json.xz"
     readers = [
         lambda: list(json_lines.iter_json(str(path), pytest.fail, text_column="text")),
         lambda: list(tables.iter_tsv(str(path), lambda malformed: None)),
-        lambda: tables.is_array(str(path)),
+        lambda: json_arrays.is_array(str(path)),
         lambda: opening.read_text(str(path)),
     ]
     for place in (1, len(packed) // 2):
@@ -163,10 +166,59 @@ def test_a_damaged_stream_is_an_error_that_names_the_file_wherever_it_is_read(tm
         if (part, place) == (0, 1):
             continue  # not packed, as its beginning says
         for read in readers:
-            with pytest.raises(ValueError, match=r"web.packed: "):
+            with pytest.raises(ValueError, match=r"web.json.xz: "):
                 read()
     path.write_bytes(packed + bytes(8) + packed)  # padding
     assert len(opening.read_text(str(path))) == 2 * len(LINES)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_json_array_gives_the_rows_of_the_same_lines_to_every_command(tmp_path, end):
+    rows = [{"id": str(i), "text": f"Page level{i}, \u00fc\u2028.", "harm_score": i} for i in (1, 2, 3)]
+    lines = write_rows(tmp_path / "lines.jsonl", [*rows, {"id": "no text"}, 5])
+    array = tmp_path / f"array.json{end}"
+    array.write_bytes(PACK.get(end, bytes)(json.dumps([*rows, {"id": "no text"}, 5], indent=1).encode()))
+
+    def everything(path, output):
+        bad = []
+        blocks = annotation_rows.read(str(path), None, "text", "id", 9, bad.append)
+        counted, _ = count_piece(Piece(None, str(path), 1), CountSettings(top=0))
+        annotate(output / "notes", path)
+        joining.join_file(str(path), annotations.parse(f"own={output / 'notes'}"), str(output / "joined"))
+        shard = ShardJob(0, "train-0", str(path))
+        return {
+            "read_rows": [row for _, row in documents.read_rows(str(path), on_malformed=bad.append)],
+            "annotations": [(block.row_N.tolist(), block.texts, block.ids.to_pylist()) for block in blocks],
+            "report card": counted.to_json(),
+            "synthesize": [(source.id, source.text, source.harm_score) for source in sources(path)],
+            "select": [(number, json.loads(line)) for number, line in selection_reading.lines(shard)],
+            "select, measured": list(selection_reading.values(shard, "text", ["id"], {}, bad.append)),
+            "joined": [json.loads(line) for line in gzip.open(output / "joined")],
+            "malformed": [(each.row, each.reason) for each in bad],
+            "tasks": [document.id for document in used_by_tasks(path)],
+        }
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    found, wanted = everything(array, tmp_path / "a"), everything(lines, tmp_path / "b")
+    assert found == wanted
+    assert len(found["read_rows"]) == 3 and found["malformed"][0] == (4, "field 'text' is missing or null")
+
+    unscored = [{name: row[name] for name in ("id", "text")} for row in rows]
+    array.write_bytes(PACK.get(end, bytes)(json.dumps(unscored, indent=1).encode()))
+    assert score_one(tmp_path / "scored", array)["rows"] == 3
+
+
+def test_rows_of_a_file_that_is_left_out_for_want_of_the_column_are_not_malformed(tmp_path, caplog):
+    files = [write_rows(tmp_path / "chats.jsonl", [{"messages": [i]} for i in range(30)])]
+    files.append(write_rows(tmp_path / "web.jsonl", [{"text": "a page"}, {"text": 3}, {"text": "another"}]))
+    counts = train_tokenizer.CorpusCounts()
+    read = train_tokenizer.read_texts([str(path) for path in files], "text", counts)
+    assert (list(read), counts.malformed) == (["a page", "another"], 1)
+    assert [line.partition(f"{tmp_path}/")[0::2] for line in caplog.messages] == [
+        ("skipped ", "web.jsonl row 2: field 'text' is not a string but int"),
+        ("left out: ", "chats.jsonl: missing column 'text'; it has messages"),
+    ]
 
 
 def test_prompts_behind_a_byte_order_mark_are_read(tmp_path):

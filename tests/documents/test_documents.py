@@ -1,6 +1,7 @@
 """Files of documents: what an input names, and rows with every column, malformed ones reported, whatever the bytes."""
 
 import json
+import re
 
 import fsspec
 import pyarrow
@@ -171,6 +172,30 @@ def test_an_input_that_names_nothing_is_an_error(tmp_path, name, message):
         list_files(str(tmp_path / name))
     with pytest.raises(ValueError, match="no input is named"):
         list_files([])
+
+
+def test_files_of_an_input_that_are_not_read_are_named(tmp_path, caplog):
+    folder = tmp_path / "web"
+    for name in ("a.json", "b.csv", "c.txt", "sub/d.csv", "README.md", "_log/e.csv", ".f.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("[]")
+    named = r"4 files there aren't read: a.json, b.csv, c.txt and 1 more; .json is read where an input names it"
+    with pytest.raises(FileNotFoundError, match=rf"no file there ends in (?!.*\.json, ).*; {named}"):
+        list_files(str(folder))
+    read = write(folder / "g.jsonl")
+    for pattern in (folder, f"{folder}/**/*"):
+        caplog.clear()
+        assert list_files(str(pattern)) == [read]
+        (line,) = caplog.messages
+        assert re.search(named, line)
+    caplog.clear()
+    assert list_files(f"{folder}/*.jsonl") == [read] and not caplog.messages
+    documents.declare_no_documents(str(folder / "sub"), "safelm.test")  # a folder of ours: it says what is in it
+    assert list_files(str(folder)) == [read] and "3 files there aren't read" in caplog.text
+    caplog.clear()
+    (folder / "train-1.csv").write_text("")
+    assert documents.find_named(str(folder), ["g*", "train-*"]) == [read]
+    assert "1 file there isn't read: train-1.csv" in caplog.text
 
 
 def test_a_file_is_described_by_its_size_and_content(tmp_path):

@@ -1,21 +1,28 @@
 """The harm score of a row: from columns that say so, the same for every command, and what was used is recorded."""
 
+import collections
 import json
 import logging
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from annotation_runs import annotate
 from document_files import write_rows
+from scoring_runs import run as run_score
+from selection_runs import ids
+from selection_runs import run as select
 from synthesis_runs import no_charts, rows_of
 from synthesis_runs import run as synthesize
 
 from data_tasks.readers import MalformedLimit, ReadReport, WebDocuments, read_documents
 from safelm import documents, report_card
-from safelm.documents import harm
+from safelm.documents import annotations, harm
 from safelm.jobs.file_shards import ShardJob
+from safelm.safety.labelling import pool
 from safelm.safety.report_card import charts
 from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
+from safelm.safety.scoring import joining
 from safelm.safety.synthesis.sources import Selection, ShardRows
 
 EDUCATION = {
@@ -168,3 +175,65 @@ def test_the_scores_of_a_published_folder_need_its_columns(tmp_path):
         pyarrow.parquet.write_table(table, path)
         ((_, row),) = documents.read_rows(path)
         assert documents.harm_score(row, path).value == score
+
+
+def rewrites(count):
+    """Texts of a level, rewritten from pages of score 5, of which another scorer said 4."""
+    made = {"prompt_version": "safeweb-v1", "source_id": "a", "metadata": {"int_score": 5, "text_harm_score": 4}}
+    return [{"id": str(i), "text": f"Retelling {i}, level{i % 4}.", "tokens": 10, **made} for i in range(count)]
+
+
+def scores_counted(files, folders=()):
+    """Harm score -> documents of the report card."""
+    counts = [count_piece(Piece(None, str(path), 1), CountSettings(annotations=folders))[0] for path in files]
+    tallies = [tally for count in counts for tally in count.tallies.values()]
+    return dict(sum((tally.documents_by_score for tally in tallies), collections.Counter()))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_the_users_own_scorer_says_of_a_text_comes_before_what_the_corpus_says(tmp_path, form):
+    web = write_rows(tmp_path / "web" / f"train-0.{form}", rewrites(8))
+    run_score(tmp_path / "scored", web)
+    annotate(tmp_path / "notes", web)
+    folders = annotations.parse(str(tmp_path / "notes"))
+    joined = tmp_path / f"joined.{'jsonl.gz' if form == 'jsonl' else form}"
+    joining.join_file(str(web), folders, str(joined))
+    scored = documents.list_files(str(tmp_path / "scored"))
+
+    assert scores_counted([web]) == {"4": 8}
+    own = {str(level): 2 for level in range(4)}
+    assert scores_counted(scored) == scores_counted([web], folders) == scores_counted([joined]) == own
+
+    for files in (scored, [str(joined)]):
+        found = pool.read(pool.PoolSettings(tuple(files)))
+        assert sorted(each.harm_score for each in found) == [0, 0, 1, 1, 2, 2, 3, 3]
+    low = sorted(str(i) for i in range(8) if i % 4 <= 1)
+    select(tmp_path / "a", *scored, max_score=1)
+    select(tmp_path / "b", web, max_score=1, annotations=tmp_path / "notes")
+    select(tmp_path / "c", joined, max_score=1)
+    assert [sorted(ids(tmp_path / each)) for each in "abc"] == [low] * 3
+
+
+def test_a_text_that_the_users_scorer_gave_no_score_has_none():
+    row = {"harm_score": None, "harm_reason": "no answer", "metadata": {"harm_score": 5, "text_harm_score": 4}}
+    assert harm.text_harm_score(row) == documents.HarmScore()
+    assert harm.text_harm_score({"harm_score": 3, "text_harm_score": 1}).value == 1  # nothing says who wrote the 3
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_selection_judges_rewrites_by_their_own_scores(tmp_path, form, caplog):
+    own = [row | {"metadata": {"int_score": 5, "text_harm_score": i % 3}} for i, row in enumerate(rewrites(6))]
+    bare = [row | {"metadata": {"int_score": 5}} for row in rewrites(6)]
+    made = write_rows(tmp_path / "made" / f"train-0.{form}", own)
+    chosen = select(tmp_path / "a", made, max_score=1)
+    assert ids(tmp_path / "a") == ["0", "1", "3", "4"]
+    assert chosen["score_columns"] == {"metadata.text_harm_score": 6}
+    matched = select(tmp_path / "b", made, matched_safe=1)["matched"]
+    assert matched["harmful"]["documents"] == 0
+
+    unscored = write_rows(tmp_path / "bare" / f"train-0.{form}", bare)
+    with pytest.raises(ValueError, match=r"6 of 6 rows are rewritten texts without a score of their own .*score them"):
+        select(tmp_path / "c", unscored, max_score=1)
+    assert select(tmp_path / "d", made, unscored, max_score=1)["selected"]["documents"] == 4
+    assert "6 of 12 rows are rewritten texts without a score of their own" in caplog.text
+    assert select(tmp_path / "e", unscored, strata="id")["selected"]["documents"] == 6

@@ -123,3 +123,31 @@ def test_the_variable_names_the_file_and_a_file_that_cannot_be_written_stops_not
     for _ in range(2):
         cli.run(lambda flags: None, cli.parser("safelm.x", "."), [f"--progress_file={tmp_path}/plain/progress.json"])
     assert not progress.is_wanted()
+
+
+def test_without_a_terminal_a_line_says_every_half_minute_how_far_it_is(now, caplog):
+    caplog.set_level("INFO")
+    for _ in progress.Bar(range(2), desc="models", unit="run"):
+        for _ in progress.Bar(range(20), desc="answers", unit=" answers"):
+            now.value += 5
+    assert caplog.messages == [
+        "models: 0 of 2 run; answers: 6 of 20 answers, 1 min left",
+        "models: 0 of 2 run; answers: 12 of 20 answers, 1 min left",
+        "models: 0 of 2 run; answers: 18 of 20 answers, 0 min left",
+        "models: 1 of 2 run, 2 min left; answers: 4 of 20 answers, 1 min left",
+        "models: 1 of 2 run, 2 min left; answers: 10 of 20 answers, 1 min left",
+        "models: 1 of 2 run, 3 min left; answers: 16 of 20 answers, 0 min left",
+    ]
+    caplog.clear()
+    for quiet in (True, None):
+        with progress.Bar(total=3, disable=quiet) as bar:
+            for _ in range(3):
+                assert not progress.is_wanted()
+                now.value += 25
+                bar.update()
+    assert caplog.messages == ["2 of 3 it, 0 min left"]
+    with progress.Bar(total=3, disable=None) as bar:
+        now.value += 31
+        assert progress.is_wanted()  # so that a bar which counts files is moved
+        bar.update()
+        assert not progress.is_wanted()

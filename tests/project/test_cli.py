@@ -25,6 +25,25 @@ def test_dashes_and_underscores_are_the_same_flag():
     assert cli.with_underscores(["--a-b=c-d", "-x", "--config.a-b=1"]) == ["--a_b=c-d", "-x", "--config.a_b=1"]
 
 
+def test_a_misspelt_flag_is_named_where_the_one_that_is_meant_is_missing(capsys):
+    parser = cli.parser("safelm.x", "A command.")
+    parser.add_argument("--input", required=True)
+    parser.add_argument("--text_column")
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("--join")
+    one.add_argument("--check")
+    expected = {
+        "--inputs=a --join=b": "unknown: --inputs (is --input meant?); the following arguments are required: --input",
+        "--input a --joint=b --zzz": "unknown: --joint (is --join meant?), --zzz; one of the arguments --join",
+        "--join=b -- --inputs": "error: the following arguments are required: --input",
+        "--input=a --join=b --zzz": "error: unrecognized arguments: --zzz",
+    }
+    for given, line in expected.items():
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(given.split())
+        assert ended.value.code == 2 and line in capsys.readouterr().err, given
+
+
 @pytest.mark.parametrize(
     ("flag", "expected"),
     [

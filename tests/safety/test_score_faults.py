@@ -15,17 +15,20 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from annotation_runs import annotate
 from document_files import write_rows
 from scoring_runs import SCORER, data, make_rows, rows_of, run, score_one
 
 from safelm import documents, score
+from safelm.documents import annotations
 from safelm.jobs import beam_jobs, beam_runner
 from safelm.jobs.beam_runner import Runner
-from safelm.jobs.output import OutputFolder
+from safelm.jobs.output import OutputFolder, failures_in_a_line
 from safelm.safety.classifier import calibration, checkpoint
 from safelm.safety.embedding import load_backbone
+from safelm.safety.report_card.counting import CountSettings, Piece, count_piece
 from safelm.safety.scorer import Verdict, load_scorer
-from safelm.safety.scoring import shard
+from safelm.safety.scoring import joining, shard
 
 
 def test_columns_of_string_views_are_kept(tmp_path):
@@ -88,6 +91,59 @@ def test_a_damaged_file_is_mended_in_its_place_and_costs_no_other_its_scores(tmp
     files[1].write_bytes(whole[:-12])  # one that is scored is another thing
     with pytest.raises(ValueError, match=r"begun with --input .*b\.jsonl\.gz"):
         run(tmp_path / "out", *files)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_damaged_file_may_be_emptied_where_it_lies(tmp_path, form):
+    whole, broken = write_rows(tmp_path / f"a.{form}", make_rows(9)), tmp_path / f"b.{form}.gz"
+    broken = broken if form == "jsonl" else tmp_path / "b.parquet"
+    broken.write_bytes(b"\x1f\x8b damaged")
+    with pytest.raises(ValueError, match=r"b\.(jsonl\.gz|parquet): .*damaged"):
+        run(tmp_path / "out", whole, broken)
+    before = data(tmp_path / "out")
+    broken.write_bytes(b"")
+    manifest = run(tmp_path / "out", whole, broken)
+    assert (manifest["speed"]["shards"], manifest["totals"]["rows"]) == (1, 9)
+    assert data(tmp_path / "out") == before
+
+    annotate(tmp_path / "notes", whole, broken)  # the same files go through annotations, a join and the card
+    folders = annotations.parse(str(tmp_path / "notes"))
+    assert joining.join_file(str(broken), folders, str(tmp_path / f"joined.{form}")) == 0
+    assert list(documents.read_rows(str(tmp_path / f"joined.{form}"))) == []
+    assert count_piece(Piece(None, str(broken), 0), CountSettings(annotations=folders))[0].rows == 0
+
+
+def test_every_file_that_failed_is_named_up_to_ten(tmp_path):
+    files = [tmp_path / f"{i:02}.jsonl.gz" for i in range(13)]
+    for each in files:
+        each.write_bytes(b"\x1f\x8b damaged")
+    for count in (3, 13):
+        with pytest.raises(ValueError) as error:
+            run(tmp_path / f"out{count}", *files[:count])
+        named = [each.name for each in files if each.name in str(error.value)]
+        assert named == [each.name for each in files[: min(count, 10)]]
+        assert ("(and 3 more shards failed)" in str(error.value)) == (count == 13)
+    assert (
+        failures_in_a_line(["b: not begun after 3 shards", "a: gone", "a: gone"])
+        == "a: gone (and 2 more shards failed)"
+    )
+
+
+@pytest.mark.parametrize("command", [run, annotate])
+def test_an_input_without_a_usable_row_is_an_error_and_can_be_mended(tmp_path, command):
+    path, empty = tmp_path / "web.jsonl", tmp_path / "empty.jsonl"
+    bad = '{"id": "x", "text": null}\n{"id": "y", "text": 5}\n'
+    path.write_text(bad)
+    empty.write_text("")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"empty.jsonl and 1 more files: 2 of 2 rows are malformed, none is left"):
+            command(tmp_path / "out", path, empty)
+        assert not (tmp_path / "out" / "manifest.json").exists()
+    path.write_text(bad + '{"id": "z", "text": "level2"}\n')
+    assert command(tmp_path / "out", path, empty)["totals"]["rows"] == 3
+    assert command(tmp_path / "nothing", empty)["totals"]["rows"] == 0
+    path.write_text(bad)
+    assert command(tmp_path / "all", path, max_malformed_fraction=1)["totals"]["rows"] == 2
 
 
 def test_a_file_of_many_shards_is_not_exchanged(tmp_path):

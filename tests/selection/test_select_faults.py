@@ -68,6 +68,14 @@ def test_an_unscored_corpus_is_refused_or_selected_without_scores(tmp_path):
     assert 70 < manifest["selected"]["tokens"] <= 100
 
 
+def test_an_input_without_a_usable_row_is_an_error(tmp_path):
+    bad = [row | {"tokens": "many"} for row in corpus(3)]
+    path = write_rows(tmp_path / "in.jsonl", bad)
+    with pytest.raises(ValueError, match=r"in.jsonl: 3 of 3 rows are malformed, none is left"):
+        run(tmp_path / "out", path)
+    assert run(tmp_path / "both", path, write_rows(tmp_path / "fine.jsonl", corpus(3)))["selected"]["documents"] == 3
+
+
 def test_a_budget_that_is_too_large_can_be_lowered_without_measuring_again(tmp_path, pages, monkeypatch):
     with pytest.raises(ValueError, match="only 1,785 tokens"):
         run(tmp_path / "out", pages, token_budget="2000")

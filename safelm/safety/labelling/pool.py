@@ -72,7 +72,7 @@ def _columns(path: str, settings: PoolSettings) -> list[str] | None:
         names = documents.field_names(table.schema_arrow)
     scorers = scorers_of(names)
     wanted = {f"score_{name}" for name in scorers} | {f"{name}_{detail}" for name in scorers for detail in DETAILS}
-    wanted |= {settings.id_column, *harm.TEXT_COLUMNS, *harm.score_columns(settings.score_column)}
+    wanted |= {settings.id_column, *harm.text_score_columns(names, settings.score_column)}
     return [name for name in names if name in wanted]
 
 

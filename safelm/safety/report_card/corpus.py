@@ -20,7 +20,7 @@ from safelm.io import remote
 from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
 from safelm.jobs.file_shards import split
-from safelm.jobs.output import OutputFolder
+from safelm.jobs.output import OutputFolder, failures_in_a_line
 from safelm.jobs.progress import FolderProgress
 from safelm.safety.report_card import queries as query_sets
 from safelm.safety.report_card.counting import CountSettings, Piece, count_piece, token_definition
@@ -151,7 +151,7 @@ def _count_missing(jobs: list[CountJob], work: CountWork, out: OutputFolder, run
         beam_runner.run_jobs(todo, work, runner, FolderProgress(out, bar, update))
     failed = sorted(name for name in out.sizes("") if name.endswith(".failed"))
     if failed:
-        raise cli.UserError(next(out.read_json(failed))["message"])
+        raise cli.UserError(failures_in_a_line([found["message"] for found in out.read_json(failed) if found]))
 
 
 def _pieces(one: SliceInput, result: Counted, folders: Sequence[AnnotationFolder]) -> Iterator[Piece]:

@@ -102,6 +102,7 @@ class Counter:
         self._piece, self._settings = piece, settings
         self._queries, self._matcher = _matcher(settings.queries)
         self._mistakable: Sequence[str] = ()
+        self._annotated: Sequence[str] = ()
         self._texts: list[str] = []
         self._facts: list[tuple[int, str, str]] = []
         self._characters = 0
@@ -117,6 +118,7 @@ class Counter:
         wanted = (*harm.score_columns(settings.score_column), *harm.TEXT_COLUMNS)
         with contextlib.ExitStack() as files:
             joined = FileAnnotations(piece.path, settings.annotations, files, wanted)
+            self._annotated = joined.names
             for number, row in self._rows():
                 yield number, joined.join(before + number, row)
 
@@ -139,8 +141,7 @@ class Counter:
             documents.check_columns(piece.path, table.schema_arrow, list(required), text)
             present = documents.field_names(table.schema_arrow)
             self._mistakable = harm.mistakable(present)
-            wanted = [text, self._settings.id_column, *harm.score_columns(self._settings.score_column)]
-            wanted += harm.TEXT_COLUMNS
+            wanted = [text, self._settings.id_column, *harm.text_score_columns(present, self._settings.score_column)]
             return [name for name in dict.fromkeys(wanted) if name in present]
 
         for first, batch in documents.iter_parquet(piece.path, choose, text_column=text, groups=piece.part):
@@ -169,7 +170,7 @@ class Counter:
             self.flush()
 
     def _score(self, row: Mapping[str, Any]) -> str:
-        score = harm.text_harm_score(row, self._piece.path, self._settings.score_column)
+        score = harm.text_harm_score(row, self._piece.path, self._settings.score_column, self._annotated)
         if not score.column:
             if not harm.is_rewritten(row, self._piece.path):
                 self.count.passed_over.update(self._mistakable or harm.mistakable(row))

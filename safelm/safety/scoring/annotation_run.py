@@ -28,6 +28,7 @@ from safelm.safety.scoring.manifest import scorer_records
 from safelm.safety.scoring.plan import COMMAND
 from safelm.safety.scoring.shard import rows_under_way
 
+_SHOWN_REASONS = 3
 _logger = logging.getLogger("safelm.score")
 
 
@@ -89,11 +90,15 @@ def _show_progress(out: OutputFolder, bar: Any) -> None:
 
 
 def _finish(out: OutputFolder, plan: AnnotatePlan, started: float, runner: str) -> dict[str, Any]:
-    """Puts parts together and writes the manifest. Raises ValueError where a shard has no record."""
+    """Puts parts together and writes the manifest.
+
+    Raises ValueError where a shard has no record, and where every row of the input is malformed.
+    """
     done = done_records(out, plan.shards)
     missing = [job.name for job in plan.shards if job.name not in done]
     if missing:
         raise ValueError(f"{out.root}: {len(missing)} shards have no record, the first is {missing[0]}: run again")
+    _check_any_left(out, plan, [done[job.name] for job in plan.shards])
     parted = {target: jobs for target, jobs in plan.files.items() if jobs[0].part is not None}
     for target, jobs in parted.items():
         _merge(out, target, jobs, done)
@@ -103,6 +108,19 @@ def _finish(out: OutputFolder, plan: AnnotatePlan, started: float, runner: str) 
     out.write_json(MANIFEST_NAME, manifest)
     out.remove_folder(PARTS)
     return manifest
+
+
+def _check_any_left(out: OutputFolder, plan: AnnotatePlan, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError, and forgets the shards, so that files can be mended, if every row is malformed."""
+    reasons = _summed(record["malformed"] for record in records)
+    more = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:_SHOWN_REASONS])
+    try:
+        paths, rows = (job.path for job in plan.shards), sum(record["rows"] for record in records)
+        plan.work.limit.check_any_left(paths, sum(reasons.values()), rows, more=more)
+    except ValueError:
+        for job in plan.shards:
+            out.remove(job.record)
+        raise
 
 
 def _merge(out: OutputFolder, target: str, jobs: Sequence[AnnotateJob], done: Mapping[str, Mapping[str, Any]]) -> None:

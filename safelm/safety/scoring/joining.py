@@ -165,13 +165,16 @@ def _join_parquet(path: str, joined: FileAnnotations, target: str | None, files:
     import pyarrow.parquet
 
     with documents.open_parquet(path) as table:
-        schema, facts = table.schema_arrow, table.metadata
+        schema, facts, is_empty = table.schema_arrow, table.metadata, documents.has_no_columns(table)
         codec = facts.row_group(0).column(0).compression.lower() if facts.num_row_groups else "snappy"
     joined.check_free(documents.field_names(schema))
     if target is None:
         for start in range(1, facts.num_rows + 1, _CHECKED_ROWS):
             joined.batches(range(start, min(start + _CHECKED_ROWS, facts.num_rows + 1)))
         return facts.num_rows
+    if is_empty:  # and stays a file that every reader takes for one without rows
+        open(target, "wb").close()
+        return 0
     for name, kind in joined.types():
         schema = schema.append(pyarrow.field(name, kind))
     codec = {"uncompressed": "none", "lz4_raw": "lz4"}.get(codec, codec)

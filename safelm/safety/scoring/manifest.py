@@ -16,7 +16,10 @@ _OF_SHARDS = ("rows", "folders", "empty", "seconds")
 
 
 def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the manifest when every shard has its record; the manifest. Raises ValueError where one lacks."""
+    """Writes the manifest when every shard has its record; the manifest.
+
+    Raises ValueError where one lacks, and where every row of the input is malformed.
+    """
     missing = [job.name for job in plan.shards if job.name not in plan.done]
     if missing:
         raise ValueError(f"{out.root}: {len(missing)} shards have no record, the first is {missing[0]}: run again")
@@ -24,6 +27,7 @@ def finish(out: OutputFolder, plan: ScorePlan, speed: Mapping[str, Any]) -> dict
     totals = {name: sum(record[name] for record in records) for name in _SUMMED}
     totals |= {name: sum(record["folders"][name] for record in records) for name in (*FOLDERS, QUARANTINE)}
     _check(out, totals)
+    _check_any_left(out, plan, totals)
     names = [spec.name for spec in plan.work.scorers]
     agreements = [Agreement.from_json(record["agreement"]) for record in records]
     manifest = {
@@ -58,6 +62,17 @@ def _check(out: OutputFolder, totals: Mapping[str, int]) -> None:
     written = sum(totals[name] for name in (*FOLDERS, QUARANTINE))
     if totals["rows"] != written:
         raise ValueError(f"{out.root}: {totals['rows']} rows were read, {written} written: the records don't agree")
+
+
+def _check_any_left(out: OutputFolder, plan: ScorePlan, totals: Mapping[str, int]) -> None:
+    """Raises ValueError, and forgets the shards, so that files can be mended, if every row is malformed."""
+    try:
+        paths, more = (job.path for job in plan.shards), f"they are kept in {out.path(QUARANTINE)}"
+        plan.work.limit.check_any_left(paths, totals[QUARANTINE], totals["rows"], more=more)
+    except ValueError:
+        for job in plan.shards:
+            out.remove(job.record)
+        raise
 
 
 def _document_files(record: Mapping[str, Any]) -> dict[str, Any]:

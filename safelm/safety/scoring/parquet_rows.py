@@ -17,6 +17,7 @@ from safelm.documents import (
     check_columns,
     codec_of,
     field_names,
+    has_no_columns,
     iter_parquet,
     open_parquet,
     raw_parquet,
@@ -90,7 +91,8 @@ def output_schema(path: str, text_column: str, id_column: str, columns: Columns)
     """The Arrow schema of the scored rows of a file, and its compression. Raises ValueError as `check_columns` does."""
     with open_parquet(path) as table:
         schema = table.schema_arrow
-        check_columns(path, schema, list(required_id(id_column)), text_column)
+        if not has_no_columns(table):
+            check_columns(path, schema, list(required_id(id_column)), text_column)
         check_free(path, schema.names, columns)
     added = {} if id_column in field_names(schema) else {id_column: "string"}
     return with_columns(schema, added | columns.types), codec_of(path)

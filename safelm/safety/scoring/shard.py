@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from safelm.documents import Malformed, MalformedLimit, RowTally
 from safelm.jobs.file_shards import ShardJob
-from safelm.jobs.output import STAGING, OutputFolder
+from safelm.jobs.output import NOT_BEGUN, STAGING, OutputFolder
 from safelm.safety.ensemble import Agreement, Ensemble
 from safelm.safety.scorer import Scorer, Verdict
 from safelm.safety.scoring import json_rows, parquet_rows
@@ -75,7 +75,7 @@ class LoadedScorers:
     def raise_if_unreachable(self) -> None:
         """Raises OSError once a scorer failed MAX_FAILED_IN_A_ROW times in a row: no further shard starts."""
         if self._failed_in_a_row >= MAX_FAILED_IN_A_ROW:
-            raise OSError(f"not begun after {self._failed_in_a_row} shards that ended so: {self._failure}")
+            raise OSError(f"{NOT_BEGUN}{self._failed_in_a_row} shards that ended so: {self._failure}")
 
     def ask(self, texts: Sequence[str]) -> list[dict[str, Verdict]]:
         """For each text the verdict of every scorer by name; none where it has no content, and none is asked."""

@@ -87,8 +87,12 @@ class SpanWork:
         return name
 
     def manifest(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the manifest says of the whole, from the records of its files."""
+        """What the manifest says of the whole, from the records of its files.
+
+        Raises ValueError where every row of the input is malformed.
+        """
         totals = {name: sum(record[name] for record in records) for name in ("rows", "spans", "unscored", "malformed")}
+        self.limit.check_any_left([self.output], totals["malformed"], totals["rows"])
         labels = sum((Counter(record["labels"]) for record in records), Counter())
         return {
             "output_rows": "annotations",

@@ -28,10 +28,14 @@ _TOTALS = ("rows", "passed", "rejected", "malformed", "repeats", "replies", "pro
 
 
 def check_writes(out: OutputFolder, plan: SynthesisPlan, model: str) -> Funnel:
-    """The funnel of all shards. Raises ValueError if the writer wrote (almost) nothing, and deletes those shards."""
+    """The funnel of all shards. Raises ValueError if the writer wrote (almost) nothing, and deletes those shards.
+
+    So it does if every row to use is malformed.
+    """
     empty = Funnel(plan.work.selection.kind)
     funnels = {job.name: Funnel.from_json(plan.done[job.name]["funnel"]) for job in plan.shards}
     whole = functools.reduce(_merged, funnels.values(), empty)
+    _check_any_left(out, plan)
     missing = {reason: whole.no_draft[reason] for reason in _NO_TEXT if whole.no_draft[reason]}
     lost, tried = sum(missing.values()), whole.attempts
     if lost and (lost == tried or (tried >= MIN_REPLIES and lost > plan.work.max_without_text * tried)):
@@ -40,6 +44,17 @@ def check_writes(out: OutputFolder, plan: SynthesisPlan, model: str) -> Funnel:
                 out.remove(job.record)
         raise ValueError(nothing_written(model, missing, tried))
     return whole
+
+
+def _check_any_left(out: OutputFolder, plan: SynthesisPlan) -> None:
+    """Raises ValueError, and forgets the shards, so that files can be mended, if every row to use is malformed."""
+    malformed, rows = (sum(plan.done[job.name][name] for job in plan.shards) for name in ("malformed", "rows"))
+    try:
+        plan.work.selection.limit.check_any_left((job.path for job in plan.shards), malformed, rows + malformed)
+    except ValueError:
+        for job in plan.shards:
+            out.remove(job.record)
+        raise
 
 
 def _merged(one: Funnel, other: Funnel) -> Funnel:
