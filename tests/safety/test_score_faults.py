@@ -114,12 +114,13 @@ def test_a_damaged_file_may_be_emptied_where_it_lies(tmp_path, form):
 
 
 def test_every_file_that_failed_is_named_up_to_ten(tmp_path):
-    files = [tmp_path / f"{i:02}.jsonl.gz" for i in range(13)]
+    whole = write_rows(tmp_path / "00.jsonl", make_rows(2))  # the first is read before all others
+    files = [tmp_path / f"{i:02}.jsonl.gz" for i in range(1, 14)]
     for each in files:
         each.write_bytes(b"\x1f\x8b damaged")
     for count in (3, 13):
         with pytest.raises(ValueError) as error:
-            run(tmp_path / f"out{count}", *files[:count])
+            run(tmp_path / f"out{count}", whole, *files[:count])
         named = [each.name for each in files if each.name in str(error.value)]
         assert named == [each.name for each in files[: min(count, 10)]]
         assert ("(and 3 more shards failed)" in str(error.value)) == (count == 13)

@@ -166,7 +166,7 @@ def _join_parquet(path: str, joined: FileAnnotations, target: str | None, files:
 
     with documents.open_parquet(path) as table:
         schema, facts, is_empty = table.schema_arrow, table.metadata, documents.has_no_columns(table)
-        codec = facts.row_group(0).column(0).compression.lower() if facts.num_row_groups else "snappy"
+        codec = facts.row_group(0).column(0).compression.lower() if facts.num_row_groups and not is_empty else "snappy"
     joined.check_free(documents.field_names(schema))
     if target is None:
         for start in range(1, facts.num_rows + 1, _CHECKED_ROWS):
