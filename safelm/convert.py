@@ -57,13 +57,7 @@ def convert(
       FileExistsError: `target` exists.
       ValueError, FileNotFoundError: the source can't be represented; the message names the key or the tensor.
     """
-    try:
-        source = hub.pinned(source)
-        kind = source_kind(source)
-    except (OSError, ValueError) as error:
-        raise type(error)(f"--source={error}") from error
-    if step is not None and kind != "safelm":
-        raise ValueError(f"--step={step}: only our own checkpoints have steps, {source} is of kind {kind}")
+    source, kind = _found(source, step)
     to = to or ("huggingface" if kind == "safelm" else "safelm")
     remote.check_local_output(target, "--target")
     if Path(target).exists():
@@ -91,6 +85,18 @@ def convert(
             params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
             checkpoint.save_params(str(folder), config, params, tokenizer, source=name, saw_tag=saw_tag)
     log.info("%s: %s, %d parameters, %d ids", target, to, config.num_params, config.vocab_size)
+
+
+def _found(source: str, step: int | None) -> tuple[str, str]:
+    """The source with a revision of a hub written out, and its kind."""
+    try:
+        source = hub.pinned(source)
+        kind = source_kind(source)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"--source={error}") from error
+    if step is not None and kind != "safelm":
+        raise ValueError(f"--step={step}: only our own checkpoints have steps, {source} is of kind {kind}")
+    return source, kind
 
 
 def _either(base: bool | None, adapter: bool | None) -> bool | None:

@@ -123,8 +123,13 @@ def read_labelled(
         counts.update(read=tally.rows, malformed=tally.malformed)
     if len(taken) < _LEAST_DOCUMENTS:
         raise ValueError(f"--data: {len(taken)} different documents with text, want at least {_LEAST_DOCUMENTS}")
-    found = [taken[key] for _, key in sorted(order, reverse=True)]
-    return found, {**counts, "other_spans": other_spans.total()}
+    counts["other_spans"] = other_spans.total()
+    if counts["malformed"] or counts["other_spans"]:
+        _logger.warning(
+            "of %d rows %d are malformed, and %d repeat a text with other spans than its first: not learned from",
+            *(counts[name] for name in ("read", "malformed", "other_spans")),
+        )
+    return [taken[key] for _, key in sorted(order, reverse=True)], dict(counts)
 
 
 def _of_file(
@@ -186,11 +191,6 @@ def train(
     layers = recipe.layers or fitting.spread_layers(reader.config.num_layers)
     folders = annotations.parse(annotated)
     labelled, rows = read_labelled(paths, folders, recipe, text_column)
-    if rows["malformed"] or rows["other_spans"]:
-        _logger.warning(
-            "of %d rows %d are malformed, and %d repeat a text with other spans than its first: not learned from",
-            *(rows[name] for name in ("read", "malformed", "other_spans")),
-        )
     parts = _parts(labelled)
     room = min(recipe.max_tokens, _MOST_VALUES // (len(layers) * reader.config.d_model))
     tokens = {
