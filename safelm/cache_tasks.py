@@ -31,7 +31,7 @@ from safelm.caching.plan import StorePlan, find_tasks, plan_store
 from safelm.caching.shards import UNMARKED, CacheJob, TaskModule, write_shard
 from safelm.caching.upload import Bucket, NotHeldError, push_folder
 from safelm.data.shard import ShardInfo
-from safelm.io import files, lease, remote
+from safelm.io import cores, files, lease, remote
 from safelm.io.cache import staging_folder
 from safelm.io.progress import Bar
 from safelm.jobs import beam_runner
@@ -237,7 +237,7 @@ def _automatic_workers(plans: Sequence[StorePlan]) -> int:
     if importlib.util.find_spec("apache_beam") is None:
         _logger.info("one process does the work: for more, scripts/install.sh beam")
         return 1
-    return len(os.sched_getaffinity(0))
+    return len(cores.usable())
 
 
 def _write_here(jobs: Sequence[CacheJob], bar: Bar) -> Iterator[tuple[CacheJob, ShardInfo]]:

@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from safelm.io import files
+from safelm.io import cores, files
 from safelm.jobs.beam_jobs import Work, Worker, kind_and_place
 from safelm.jobs.parent import LIVENESS_VARIABLE
 
@@ -154,7 +154,7 @@ def _require(runner: Runner, given: dict[str, Any], names: Sequence[str]) -> Non
 
 def local_workers(runner: Runner, jobs: int) -> int:
     """The number of processes of the local runner: the requested number or one per core, but no more than jobs."""
-    return max(1, min(runner.workers or len(os.sched_getaffinity(0)), jobs))
+    return max(1, min(runner.workers or len(cores.usable()), jobs))
 
 
 def run_jobs(jobs: Sequence[Any], work: Work, runner: Runner, on_tick: Callable[[], object] = lambda: None) -> None:
@@ -303,7 +303,7 @@ def _liveness(workers: int) -> Iterator[None]:
     if workers == 1:
         yield
         return
-    threads = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    threads = str(max(1, len(cores.usable()) // workers))
     with tempfile.NamedTemporaryFile(prefix="safelm-beam-") as file:
         files.wait_for_lock(file)
         wanted = dict.fromkeys(_WORKER_THREADS, threads) | {LIVENESS_VARIABLE: file.name}

@@ -12,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from safelm.io import records, remote
+from safelm.io import cores, records, remote
 from safelm.jobs.parent import end_with_parent
 from safelm.ladder import data as ladder_data
 from safelm.ladder import design as ladder_design
@@ -115,9 +115,9 @@ def _worker(settings: str, output: str, number: int, workers: int, records_folde
     log = (folder / "logs" / f"worker-{number}.txt").open("a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    cores = sorted(os.sched_getaffinity(0))
-    if workers > 1:
-        os.sched_setaffinity(0, {cores[number % len(cores)]})
+    if workers > 1 and hasattr(os, "sched_setaffinity"):
+        own = cores.usable()
+        os.sched_setaffinity(0, {own[number % len(own)]})
     absl_logging.set_verbosity(absl_logging.FATAL)
     from safelm.io import host_memory
 

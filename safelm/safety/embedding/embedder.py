@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int32, PyTree
 
+from safelm.io import cores
 from safelm.models.arrays import Params
 from safelm.safety.embedding import batch_plan
 from safelm.safety.embedding.backbone import Backbone
@@ -177,7 +178,7 @@ class Embedder:
 
 def _cores() -> int:
     """Number of cores for computing: as the variable for XLA's threads says, otherwise those given to this process."""
-    return int(os.environ.get("PJRT_NPROC") or len(os.sched_getaffinity(0)))
+    return int(os.environ.get("PJRT_NPROC") or len(cores.usable()))
 
 
 def _identity(_: PyTree, x_BD: jax.Array) -> jax.Array:
