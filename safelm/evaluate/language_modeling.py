@@ -40,14 +40,14 @@ def perplexity(
     """exp(mean negative log-likelihood per token, nats) over the store's documents, each scored separately.
 
     Every token of a document is predicted once, the first one after `begin_ids`; without `begin_ids` the first token is
-    only context. A document longer than the model's context is cut into pieces of that length, each preceded by one
-    token. A `batch_size` whose logits would be too large is lowered.
+    only context, as is one that the document itself begins with. A document longer than the model's context is cut into
+    pieces of that length, each preceded by one token. A `batch_size` whose logits would be too large is lowered.
 
     Raises ValueError if there is nothing to predict.
     """
     count = min(store.num_documents, max_documents or store.num_documents)
     begin = np.asarray(begin_ids[-1:], np.int32)
-    documents = [np.concatenate([begin, store.document(index).astype(np.int32)]) for index in range(count)]
+    documents = [_begun(store.document(index).astype(np.int32), begin) for index in range(count)]
     width = min(config.max_seq_len, max(map(len, documents), default=1) - 1)
     pieces = [piece for document in documents for piece in _cut(document, width)]
     if not pieces:
@@ -75,6 +75,11 @@ def tag_separation(
         "mean": auroc(np.array([p.mean() for p in harmful_P]), np.array([p.mean() for p in safe_P])),
         "last": auroc(np.array([p[-1] for p in harmful_P]), np.array([p[-1] for p in safe_P])),
     }
+
+
+def _begun(document: Int[np.ndarray, " T"], begin: Int[np.ndarray, " B"]) -> Int[np.ndarray, " n"]:
+    """The document behind `begin`, unless it begins with that itself."""
+    return document if np.array_equal(document[: len(begin)], begin) else np.concatenate([begin, document])
 
 
 def _cut(tokens: Int[np.ndarray, " n"], width: int) -> list[Int[np.ndarray, " piece"]]:

@@ -146,6 +146,18 @@ def test_perplexity_against_plain_loops(small, begin_ids):
     assert found["loss_nats"] == pytest.approx(nll / count, rel=1e-4)
 
 
+def test_perplexity_has_a_beginning_once_that_the_document_brings(small):
+    class Begun:
+        num_documents = small["store"].num_documents
+
+        def document(self, index):
+            return np.concatenate([[3], small["store"].document(index)])
+
+    known = (small["config"], small["params"])
+    found = perplexity(*known, Begun(), begin_ids=[3], batch_size=4)
+    assert found == perplexity(*known, small["store"], begin_ids=[3], batch_size=4)
+
+
 def test_tag_separation_by_hand():
     separation = tag_separation(lambda lists: [np.array(tokens, float) for tokens in lists], [[1, 9], [5, 8]], [[7, 2]])
     assert separation["mean"].value == 1.0 and separation["last"].value == 1.0

@@ -185,6 +185,15 @@ def test_curves_learn_what_they_are_given_and_begin_anew(target, rank):
     assert jax.tree.structure(points[2].target.params) == jax.tree.structure(target.params)
 
 
+def test_rows_begin_as_the_models_texts_do(target):
+    begun = dataclasses.replace(target, tokenizer=target.tokenizer.beginning_with([3]))
+    for model, begin in ((target, target.tokenizer.eos_id), (begun, 3)):
+        for safe in ([9, 10], [begin, 9, 10]):
+            tuner = Finetuner(model, [safe], batch_size=1, seq_len=4)
+            first = tuner._safe[0]
+            assert first.inputs_BT.tolist() == [[begin, 9, 10, 0]] and first.targets_BT.tolist() == [[9, 10, 0, 0]]
+
+
 def test_a_curve_stops_where_safe_text_suffers(target):
     tuner = Finetuner(target, OTHERS, batch_size=2, seq_len=8)
     wild = {"learning_rate": 1.0, "seed": 0, "points": (0, 1, 8)}

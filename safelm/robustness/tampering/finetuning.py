@@ -57,10 +57,10 @@ class Finetuner:
         self._program = train_step.make_program(
             self._config, optimizer, self._mesh, batch_size=batch_size, grad_accum_steps=1
         )
-        eos = target.tokenizer.eos_id
+        self._begin = (target.tokenizer.conventions.begin_ids or (target.tokenizer.eos_id,))[-1]
         if not safe:
             raise ValueError("finetuning: no safe texts, whose loss is to be watched")
-        rows = [self._row(tokens, eos) for tokens in safe[:_SAFE_ROWS]]
+        rows = [self._row(tokens) for tokens in safe[:_SAFE_ROWS]]
         rows = [rows[at % len(rows)] for at in range(-(-len(rows) // batch_size) * batch_size)]
         self._safe = [self._batch(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
 
@@ -103,7 +103,7 @@ class Finetuner:
             while len(order) < self._batch_size:
                 order += rng.permutation(len(documents)).tolist()
             numbers, order = order[: self._batch_size], order[self._batch_size :]
-            yield self._batch([self._row(documents[number], self._target.tokenizer.eos_id) for number in numbers])
+            yield self._batch([self._row(documents[number]) for number in numbers])
 
     def _start(self, seed: int) -> train_step.TrainState:
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self._target.params)
@@ -124,10 +124,10 @@ class Finetuner:
                 total += self._program.evaluate(params, batch)
         return float(total.mean_cross_entropy())
 
-    def _row(self, tokens: Tokens, begin: int) -> Int[np.ndarray, " T"]:
-        """The text behind the token that begins it, cut to a row; -1 behind its end."""
+    def _row(self, tokens: Tokens) -> Int[np.ndarray, " T"]:
+        """The text behind the token with which the model's texts begin, cut to a row; -1 behind its end."""
         row = np.full(self._seq_len + 1, -1, np.int32)
-        text = (list(tokens) if tokens[:1] == [begin] else [begin, *tokens])[: self._seq_len + 1]
+        text = (list(tokens) if tokens[:1] == [self._begin] else [self._begin, *tokens])[: self._seq_len + 1]
         row[: len(text)] = text
         return row
 
