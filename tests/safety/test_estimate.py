@@ -90,7 +90,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say_although_files_are_
     assert held >= 34 and wider >= 30
 
 
-@pytest.mark.parametrize("count", [60, 1000])
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("common", "rare"), [((100, 60, 300), (100, 3, 300)), ((50, 60, 600), (50, 20, 40))], ids=["few rows", "few bytes"]
 )
