@@ -28,7 +28,8 @@ class CorruptCheckpointError(OSError):
 def fingerprints(tree: PyTree) -> dict[str, str]:
     """Dtype and sixteen hex digits by the path of every array; equal on any mesh, and different if any bit is."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = jax.device_get([_fingerprint_of(leaf)(leaf) for _, leaf in leaves])
+    # One at a time: sums over several hosts that are under way together may wait for each other for ever on CPUs.
+    sums = [jax.device_get(_fingerprint_of(leaf)(leaf)) for _, leaf in leaves]
     return {
         path_name(path): f"{leaf.dtype}:{first:08x}{second:08x}"
         for (path, leaf), (first, second) in zip(leaves, sums, strict=True)
