@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from safelm.models.config import ModelConfig
 from safelm.train import compiler
 from safelm.train.config_fields import get_field
 from safelm.train.defaults import CHANGES
@@ -70,3 +71,16 @@ def check_export_steps(config: ConfigDict) -> None:
     """Raises ValueError for a step of `export.at_steps` that the run never comes to; `total_steps` is settled."""
     if beyond := [step for step in config.export.at_steps if step > config.total_steps]:
         raise ValueError(f"export.at_steps has {beyond[0]}: the run has {config.total_steps} steps (total_steps)")
+
+
+def check_dtypes(config: ModelConfig) -> None:
+    """Raises ValueError for dtypes in which training would lose updates."""
+    if config.dtype == "float16":
+        raise ValueError(
+            "model.dtype is 'float16': training doesn't scale its loss, so small gradients would be 0; take bfloat16"
+        )
+    if config.lora is None and config.param_dtype != "float32":
+        raise ValueError(
+            f"model.param_dtype is {config.param_dtype!r}: parameters are trained in float32, since in fewer bits small"
+            " updates vanish; model.dtype may be bfloat16, and with lora.rank, whose adapters are float32, both may be"
+        )

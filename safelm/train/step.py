@@ -26,6 +26,7 @@ from safelm.models.chunked_loss import next_token_loss
 from safelm.models.decoder import ModelConfig
 from safelm.models.loss import LossSums, TokenKinds
 from safelm.models.routing import Routes
+from safelm.train.config_checks import check_dtypes
 from safelm.train.fused_adamw import FusedAdamW
 from safelm.train.optimizer import PlainUpdate
 from safelm.train.types import Batch, Gradients, OptState, Params, Scalar, Shardings
@@ -112,7 +113,7 @@ def make_program(
     Raises ValueError if a micro-batch or a parameter doesn't divide over the mesh, and for dtypes in which training
     would lose updates.
     """
-    _check_dtypes(config)
+    check_dtypes(config)
     abstract = _abstract_state(config, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     batch_sharding = sharding.batch_sharding(mesh, batch_size // grad_accum_steps)
@@ -164,18 +165,6 @@ def make_program(
             out_shardings=everywhere,
         ),
     )
-
-
-def _check_dtypes(config: ModelConfig) -> None:
-    if config.dtype == "float16":
-        raise ValueError(
-            "model.dtype is 'float16': training doesn't scale its loss, so small gradients would be 0; take bfloat16"
-        )
-    if config.lora is None and config.param_dtype != "float32":
-        raise ValueError(
-            f"model.param_dtype is {config.param_dtype!r}: parameters are trained in float32, since in fewer bits small"
-            " updates vanish; model.dtype may be bfloat16, and with lora.rank, whose adapters are float32, both may be"
-        )
 
 
 def abstract_batch(program: Program, batch_size: int, seq_len: int, channels: Sequence[Channel] = ()) -> Batch:
